@@ -1,0 +1,72 @@
+"""Train, measure and publish reward models with the Hugging Face Trainer.
+
+Names are imported when they are first used, so that `import hf_reward` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_reward.baselines import length_rule as length_rule
+    from hf_reward.baselines import tfidf_bradley_terry as tfidf_bradley_terry
+    from hf_reward.checkpoint_record import CheckpointRecord as CheckpointRecord
+    from hf_reward.data_collator import DataCollatorForPreference as DataCollatorForPreference
+    from hf_reward.export import save_merged as save_merged
+    from hf_reward.losses import PreferenceLoss as PreferenceLoss
+    from hf_reward.metrics import accuracy_reading as accuracy_reading
+    from hf_reward.metrics import preference_metrics as preference_metrics
+    from hf_reward.modeling import AutoModelForRewardScoring as AutoModelForRewardScoring
+    from hf_reward.modeling import merge_adapter as merge_adapter
+    from hf_reward.modeling import register_classifier as register_classifier
+    from hf_reward.preferences import PreferenceFormatError as PreferenceFormatError
+    from hf_reward.preferences import PreferencePair as PreferencePair
+    from hf_reward.preferences import to_pairs as to_pairs
+    from hf_reward.preparation import PreparationRule as PreparationRule
+    from hf_reward.preparation import prepare_preferences as prepare_preferences
+    from hf_reward.rewards import compute_rewards as compute_rewards
+    from hf_reward.sources import Source as Source
+    from hf_reward.splits import split_by_prompt as split_by_prompt
+    from hf_reward.tokenization import FormatRule as FormatRule
+    from hf_reward.tokenization import prepare_tokenizer as prepare_tokenizer
+    from hf_reward.trainer import RewardTrainer as RewardTrainer
+    from hf_reward.training_args import RewardConfig as RewardConfig
+
+__version__ = "0.1.0"
+
+_STATIONS = {
+    "AutoModelForRewardScoring": "modeling",
+    "CheckpointRecord": "checkpoint_record",
+    "DataCollatorForPreference": "data_collator",
+    "FormatRule": "tokenization",
+    "PreferenceFormatError": "preferences",
+    "PreferenceLoss": "losses",
+    "PreferencePair": "preferences",
+    "PreparationRule": "preparation",
+    "RewardConfig": "training_args",
+    "RewardTrainer": "trainer",
+    "Source": "sources",
+    "accuracy_reading": "metrics",
+    "compute_rewards": "rewards",
+    "length_rule": "baselines",
+    "merge_adapter": "modeling",
+    "preference_metrics": "metrics",
+    "prepare_preferences": "preparation",
+    "prepare_tokenizer": "tokenization",
+    "register_classifier": "modeling",
+    "save_merged": "export",
+    "split_by_prompt": "splits",
+    "tfidf_bradley_terry": "baselines",
+    "to_pairs": "preferences",
+}
+
+__all__ = sorted(_STATIONS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _STATIONS:
+        raise AttributeError(f"module 'hf_reward' has no attribute {name!r}")
+    return getattr(import_module(f"hf_reward.{_STATIONS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

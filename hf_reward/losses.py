@@ -1,0 +1,401 @@
+"""Rewards and ranks of a batch of groups -> one loss.
+
+Pure torch: nothing here knows about models, tokens or trainers. A *group* is one preference row, that is one
+prompt with K responses. Every loss is a weighted mean over groups of a per-group value in nats, so that
+a batch can be split into micro-batches or over processes and still give the same gradient: divide by
+the `normalizer` of the whole batch instead of the micro-batch's own.
+
+Shapes: G groups, K responses in a group (padded with rank -100).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, relu
+
+PADDING_RANK = -100
+"""Rank of a padded place in a `(G, K)` batch: the value that transformers' evaluation loop pads with."""
+
+
+def strict_pairs(ranks: Tensor) -> Tensor:
+    """Mark every ordered pair (i, j) of a group in which response i is strictly preferred to response j.
+
+    Args:
+        ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, integer.
+
+    Returns:
+        Boolean mask, shape `(G, K, K)`.
+    """
+    return (ranks.unsqueeze(2) < ranks.unsqueeze(1)) & present_pairs(ranks)
+
+
+def tied_pairs(ranks: Tensor) -> Tensor:
+    """Mark every unordered pair i < j of a group whose two responses have equal rank.
+
+    Args:
+        ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, integer.
+
+    Returns:
+        Boolean mask, shape `(G, K, K)`, upper triangle only.
+    """
+    return (ranks.unsqueeze(2) == ranks.unsqueeze(1)).triu(diagonal=1) & present_pairs(ranks)
+
+
+def present_pairs(ranks: Tensor) -> Tensor:
+    """Mark every pair of places of a group that both hold a response, shape `(G, K, K)`."""
+    present = ranks != PADDING_RANK
+    return present.unsqueeze(2) & present.unsqueeze(1)
+
+
+def group_weights(
+    ranks: Tensor,
+    probabilities: Tensor | None = None,
+    weights: Tensor | None = None,
+    *,
+    models_ties: bool = False,
+) -> Tensor:
+    """Weight with which each group enters the loss: zero when the group says nothing that the loss can use.
+
+    Args:
+        ranks: Ranks, shape `(G, K)`, -100 is padding.
+        probabilities: P(first response preferred) where a row states one, else NaN, shape `(G,)`.
+        weights: Row weights, shape `(G,)`; 1 when absent.
+        models_ties: Whether the loss uses tied pairs.
+
+    Returns:
+        Weights, shape `(G,)`, float32.
+    """
+    informative = strict_pairs(ranks).flatten(1).any(1)
+    if models_ties:
+        informative = informative | tied_pairs(ranks).flatten(1).any(1)
+    if probabilities is not None:
+        informative = informative | ~probabilities.isnan()
+    weights = torch.ones_like(informative, dtype=torch.float32) if weights is None else weights.float()
+    return torch.where(informative, weights, torch.zeros_like(weights))
+
+
+def bradley_terry_loss(
+    rewards: Tensor,
+    ranks: Tensor,
+    margins: Tensor | None = None,
+    probabilities: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Negative log-likelihood of the preferences under the Bradley-Terry model, per group.
+
+    With z = r_i - r_j - margin for a pair in which i is preferred, and target t = 1 - label_smoothing:
+    `-t log sigmoid(z) - (1 - t) log sigmoid(-z)`, averaged over the strict pairs of the group. A row that states a
+    probability p that its first response is preferred has one pair, first against second, with
+    t = p (1 - 2 label_smoothing) + label_smoothing.
+
+    Args:
+        rewards: Rewards, shape `(G, K)`, float32.
+        ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, int64.
+        margins: Reward gap that a preference should at least have, in reward units, shape `(G,)`.
+        probabilities: P(first response preferred), NaN for rows that state none, shape `(G,)`.
+        label_smoothing: Probability that a label is wrong, in [0, 0.5).
+
+    Returns:
+        Loss of each group in nats, shape `(G,)`; 0 for a group without a strict pair.
+
+    Source:
+        Bradley and Terry (1952); margin: Touvron et al. (2023), "Llama 2", eq. 2; label smoothing: Mitchell (2023),
+        "A note on DPO with noisy preferences".
+    """
+    gaps = _gaps(rewards, margins)  # (G, K, K)
+    pairs = strict_pairs(ranks)
+    losses = -(1 - label_smoothing) * logsigmoid(gaps) - label_smoothing * logsigmoid(-gaps)
+    strict = _mean_over_pairs(losses, pairs)
+    if probabilities is None:
+        return strict
+    stated = ~probabilities.isnan()
+    target = probabilities.nan_to_num(0.5).to(rewards.dtype) * (1 - 2 * label_smoothing) + label_smoothing
+    gap = gaps[:, 0, 1]
+    soft = -target * logsigmoid(gap) - (1 - target) * logsigmoid(-gap)
+    return torch.where(stated, soft, strict)
+
+
+def hinge_loss(rewards: Tensor, ranks: Tensor, margins: Tensor | None = None) -> Tensor:
+    """Distance by which each preferred response fails to lead by one reward unit, per group.
+
+    `max(0, 1 - (r_i - r_j - margin))`, averaged over the strict pairs of the group.
+
+    Args:
+        rewards: Rewards, shape `(G, K)`, float32.
+        ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, int64.
+        margins: Extra gap required beside the one unit, in reward units, shape `(G,)`.
+
+    Returns:
+        Loss of each group in reward units, shape `(G,)`.
+
+    Source:
+        Joachims (2002), "Optimizing search engines using clickthrough data", the pairwise hinge of ranking SVMs.
+    """
+    return _mean_over_pairs(relu(1 - _gaps(rewards, margins)), strict_pairs(ranks))
+
+
+def rao_kupper_loss(rewards: Tensor, ranks: Tensor, *, tie_parameter: float = 2.0) -> Tensor:
+    """Negative log-likelihood of preferences and ties under the Rao-Kupper model, per group.
+
+    With threshold theta >= 1 and eta = log theta: P(i preferred) = sigmoid(r_i - r_j - eta) and
+    P(tie) = (theta^2 - 1) sigmoid(r_i - r_j - eta) sigmoid(r_j - r_i - eta). Two responses of equal reward tie with
+    probability (theta - 1) / (theta + 1). Averaged over the strict and tied pairs of the group.
+
+    Args:
+        rewards: Rewards, shape `(G, K)`, float32.
+        ranks: Rank of each response, equal ranks are a tie, -100 is padding, shape `(G, K)`, int64.
+        tie_parameter: theta; 1 is Bradley-Terry, where ties are impossible.
+
+    Returns:
+        Loss of each group in nats, shape `(G,)`.
+
+    Source:
+        Rao and Kupper (1967), "Ties in paired-comparison experiments", eq. 2.
+    """
+    gaps, eta = _gaps(rewards, None), math.log(tie_parameter)
+    win = -logsigmoid(gaps - eta)
+    # theta^2 - 1 is 0 at theta = 1: a tie then has probability 0 and costs infinitely much, as it should.
+    log_scale = math.log(tie_parameter**2 - 1) if tie_parameter > 1 else -math.inf
+    tie = -log_scale - logsigmoid(gaps - eta) - logsigmoid(-gaps - eta)
+    return _mean_over_two_kinds(win, strict_pairs(ranks), tie, tied_pairs(ranks))
+
+
+def davidson_loss(rewards: Tensor, ranks: Tensor, *, tie_parameter: float = 1.0) -> Tensor:
+    """Negative log-likelihood of preferences and ties under the Davidson model, per group.
+
+    P(i preferred) = e^{r_i} / Z and P(tie) = nu e^{(r_i + r_j) / 2} / Z, with
+    Z = e^{r_i} + e^{r_j} + nu e^{(r_i + r_j) / 2}. Two responses of equal reward tie with probability
+    nu / (2 + nu). Averaged over the strict and tied pairs of the group.
+
+    Args:
+        rewards: Rewards, shape `(G, K)`, float32.
+        ranks: Rank of each response, equal ranks are a tie, -100 is padding, shape `(G, K)`, int64.
+        tie_parameter: nu >= 0; 0 is Bradley-Terry, where ties are impossible.
+
+    Returns:
+        Loss of each group in nats, shape `(G,)`.
+
+    Source:
+        Davidson (1970), "On extending the Bradley-Terry model to accommodate ties", eq. 2.
+    """
+    gaps = _gaps(rewards, None)
+    log_nu = math.log(tie_parameter) if tie_parameter > 0 else -math.inf
+    # log Z relative to the winner's reward; logaddexp keeps it exact for gaps of any size.
+    log_z = torch.logaddexp(torch.logaddexp(torch.zeros_like(gaps), -gaps), log_nu - gaps / 2)
+    tie = log_z - (log_nu - gaps / 2)
+    return _mean_over_two_kinds(log_z, strict_pairs(ranks), tie, tied_pairs(ranks))
+
+
+def plackett_luce_loss(rewards: Tensor, ranks: Tensor) -> Tensor:
+    """Negative log-likelihood of each group's full ranking under the Plackett-Luce model.
+
+    P(ranking) = prod_k e^{r_k} / sum_{j >= k} e^{r_j}, with the responses taken best first. For K = 2 this is
+    `bradley_terry_loss`. Computed with `logcumsumexp`, so rewards of any size are safe.
+
+    Args:
+        rewards: Rewards, shape `(G, K)`, float32.
+        ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, int64. A strict order.
+
+    Returns:
+        Loss of each group in nats, shape `(G,)`.
+
+    Raises:
+        ValueError: If a group holds tied responses.
+
+    Source:
+        Plackett (1975), "The analysis of permutations"; Luce (1959), "Individual choice behavior".
+    """
+    if tied_pairs(ranks).any():
+        raise ValueError(
+            "The Plackett-Luce loss needs a strict order, but some group holds tied responses. "
+            "Break the ties, drop those rows, or use loss_type='davidson'."
+        )
+    present = ranks != PADDING_RANK
+    order = torch.where(present, ranks, torch.iinfo(ranks.dtype).max).argsort(dim=1, stable=True)
+    rewards, present = rewards.gather(1, order), present.gather(1, order)
+    # Padded places come last; a very small finite reward keeps the gradient of logcumsumexp finite there.
+    masked = rewards.masked_fill(~present, torch.finfo(rewards.dtype).min / 2)
+    log_remaining = masked.flip(1).logcumsumexp(1).flip(1)  # log of the sum over this response and all worse ones
+    return ((log_remaining - masked) * present).sum(1)
+
+
+def centering_penalty(rewards: Tensor, ranks: Tensor) -> Tensor:
+    """Mean of (r_i + r_j)^2 over the pairs of each group, which draws rewards towards mean zero.
+
+    Args:
+        rewards: Rewards, shape `(G, K)`, float32.
+        ranks: Ranks, -100 is padding, shape `(G, K)`, int64.
+
+    Returns:
+        Penalty of each group in squared reward units, shape `(G,)`.
+
+    Source:
+        Eisenstein et al. (2023), "Helping or herding?", eq. 2.
+    """
+    sums = rewards.unsqueeze(2) + rewards.unsqueeze(1)
+    return _mean_over_pairs(sums.square(), present_pairs(ranks).triu(diagonal=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossKind:
+    """What a loss function can use beside rewards and ranks."""
+
+    function: Callable[..., Tensor]
+    uses_margins: bool = False
+    uses_probabilities: bool = False
+    models_ties: bool = False
+    strict_order: bool = False
+    options: tuple[str, ...] = ()
+    """Names of the keyword settings that the function takes."""
+    default_tie_parameter: float | None = None
+
+
+LOSSES: dict[str, LossKind] = {
+    "bradley_terry": LossKind(
+        function=bradley_terry_loss,
+        uses_margins=True,
+        uses_probabilities=True,
+        options=("label_smoothing",),
+    ),
+    "hinge": LossKind(function=hinge_loss, uses_margins=True),
+    "rao_kupper": LossKind(
+        function=rao_kupper_loss, models_ties=True, options=("tie_parameter",), default_tie_parameter=2.0
+    ),
+    "davidson": LossKind(
+        function=davidson_loss, models_ties=True, options=("tie_parameter",), default_tie_parameter=1.0
+    ),
+    "plackett_luce": LossKind(function=plackett_luce_loss, strict_order=True),
+}
+"""The losses by the name that `RewardConfig.loss_type` takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceLoss:
+    """A loss with its settings checked, called with a batch.
+
+    Raises:
+        ValueError: If a setting is out of range, or has no effect on this loss.
+    """
+
+    loss_type: str = "bradley_terry"
+    label_smoothing: float = 0.0
+    center_rewards_coefficient: float | None = None
+    tie_parameter: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.loss_type not in LOSSES:
+            raise ValueError(f"`loss_type` must be one of {sorted(LOSSES)}, but is {self.loss_type!r}.")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"`label_smoothing={self.label_smoothing}` must be in [0, 0.5): at 0.5 a label carries no information."
+            )
+        neutral = {"label_smoothing": 0.0, "tie_parameter": None}
+        for field in fields(self):
+            unused = field.name in neutral and field.name not in self.kind.options
+            if unused and getattr(self, field.name) != neutral[field.name]:
+                takers = sorted(name for name, kind in LOSSES.items() if field.name in kind.options)
+                raise ValueError(
+                    f"`{field.name}` has no effect with loss_type={self.loss_type!r}; "
+                    f"it belongs to {', '.join(takers)}. Remove it or change `loss_type`."
+                )
+        self._check_tie_parameter()
+
+    def _check_tie_parameter(self) -> None:
+        lowest = {"rao_kupper": 1.0, "davidson": 0.0}.get(self.loss_type)
+        if lowest is not None and self.tie_parameter is not None and not self.tie_parameter > lowest:
+            raise ValueError(
+                f"`tie_parameter={self.tie_parameter}` must be above {lowest} for loss_type={self.loss_type!r}: "
+                "there ties become impossible (use 'bradley_terry' for rows without ties)."
+            )
+
+    @property
+    def kind(self) -> LossKind:
+        """What this loss uses."""
+        return LOSSES[self.loss_type]
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The keyword settings passed to the loss function, defaults filled in."""
+        options: dict[str, float] = {}
+        if "label_smoothing" in self.kind.options:
+            options["label_smoothing"] = self.label_smoothing
+        if self.kind.default_tie_parameter is not None:
+            options["tie_parameter"] = (
+                self.kind.default_tie_parameter if self.tie_parameter is None else self.tie_parameter
+            )
+        return options
+
+    def weights(self, ranks: Tensor, probabilities: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Weight of each group in this loss, shape `(G,)`; their sum over a whole batch is its `normalizer`."""
+        return group_weights(ranks, probabilities, weights, models_ties=self.kind.models_ties)
+
+    def __call__(
+        self,
+        rewards: Tensor,
+        ranks: Tensor,
+        margins: Tensor | None = None,
+        probabilities: Tensor | None = None,
+        weights: Tensor | None = None,
+        normalizer: Tensor | float | None = None,
+    ) -> Tensor:
+        """Weighted mean of the loss over the groups of a batch.
+
+        Args:
+            rewards: Rewards, shape `(G, K)`.
+            ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, int64.
+            margins: Reward gaps, shape `(G,)`.
+            probabilities: P(first response preferred), NaN where none is stated, shape `(G,)`.
+            weights: Row weights, shape `(G,)`.
+            normalizer: What to divide the weighted sum by; the sum of this batch's weights when absent.
+
+        Returns:
+            Loss, shape `()`, float32, in nats (reward units for `hinge`).
+
+        Raises:
+            ValueError: If the rows carry margins or probabilities that this loss cannot use.
+        """
+        for name, values, used in (
+            ("margin", margins, self.kind.uses_margins),
+            ("probability", probabilities, self.kind.uses_probabilities),
+        ):
+            if values is not None and not used:
+                raise ValueError(
+                    f"The rows carry a `{name}`, which loss_type={self.loss_type!r} cannot use. "
+                    "Drop that column or use loss_type='bradley_terry'."
+                )
+        extra = {"margins": margins, "probabilities": probabilities}
+        extra = {name: values for name, values in extra.items() if values is not None}
+        rewards = rewards.float()
+        losses = self.kind.function(rewards, ranks, **extra, **self.options)
+        if self.center_rewards_coefficient:
+            losses = losses + self.center_rewards_coefficient * centering_penalty(rewards, ranks)
+        group_weight = self.weights(ranks, probabilities, weights)
+        total = group_weight.sum() if normalizer is None else normalizer
+        # A batch without any usable group has loss 0 and gradient 0, not 0 / 0.
+        return (losses * group_weight).sum() / torch.as_tensor(total, device=losses.device).clamp(min=1e-12)
+
+
+def _gaps(rewards: Tensor, margins: Tensor | None) -> Tensor:
+    """r_i - r_j - margin for every ordered pair of a group, shape `(G, K, K)`."""
+    gaps = rewards.unsqueeze(2) - rewards.unsqueeze(1)
+    if margins is None:
+        return gaps
+    if margins.shape != rewards.shape[:1]:
+        raise ValueError(f"`margins` must have shape ({rewards.shape[0]},), one per group, but has {margins.shape}.")
+    return gaps - margins.to(rewards.dtype)[:, None, None]
+
+
+def _mean_over_pairs(values: Tensor, pairs: Tensor) -> Tensor:
+    """Mean of `values` over the marked pairs of each group, 0 where there are none, shape `(G,)`."""
+    # `where`, not multiplication: an infinite value at an unmarked pair must not become NaN.
+    total = torch.where(pairs, values, torch.zeros_like(values)).sum((1, 2))
+    return total / pairs.sum((1, 2)).clamp(min=1)
+
+
+def _mean_over_two_kinds(win: Tensor, wins: Tensor, tie: Tensor, ties: Tensor) -> Tensor:
+    """Mean over the pairs of each group, some valued by `win` and some by `tie`, shape `(G,)`."""
+    return _mean_over_pairs(torch.where(ties, tie, win), wins | ties)

@@ -1,0 +1,230 @@
+"""Rewards of a whole split -> numbers with their uncertainty.
+
+Pure numpy and scipy. Rewards come as one `(R, K)` array with a row per preference row and -100 in `ranks` for padded
+places, so a metric sees every row once instead of averaging over batches. Lists count as all their strict pairs.
+
+Shapes: R rows, K responses in a row, M strict pairs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+PADDING_RANK = -100
+FEW_CLUSTERS = 20
+"""Fewer prompts than this are too few to trust an interval (Cameron, Gelbach and Miller, 2008)."""
+
+FloatArray = NDArray[np.floating]
+IntArray = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% interval for a fraction, and on how many prompts it rests."""
+
+    low: float
+    high: float
+    num_clusters: int
+    method: str
+    """`clustered-t`, `wilson`, or `none` when one prompt allows no interval (bounds are then NaN)."""
+
+    @property
+    def too_few_clusters(self) -> bool:
+        """Whether the interval rests on fewer than 20 prompts."""
+        return self.num_clusters < FEW_CLUSTERS
+
+
+@dataclass(frozen=True)
+class StrictPairs:
+    """Every (preferred, other) pair of a split, shape `(M,)` each."""
+
+    row: IntArray
+    better: IntArray
+    """Place of the preferred response in its row."""
+    worse: IntArray
+
+
+def strict_pairs(ranks: IntArray) -> StrictPairs:
+    """List the pairs in which one response of a row is strictly preferred to another.
+
+    Args:
+        ranks: Rank of each response, 0 is best, -100 is padding, shape `(R, K)`.
+
+    Returns:
+        The pairs in row order.
+    """
+    present = ranks != PADDING_RANK
+    mask = (ranks[:, :, None] < ranks[:, None, :]) & present[:, :, None] & present[:, None, :]
+    return StrictPairs(*np.nonzero(mask))
+
+
+def clustered_interval(credits: FloatArray, clusters: IntArray) -> Interval:
+    """95% interval for the mean of `credits` when rows of one prompt are not independent.
+
+    The cluster-robust standard error sqrt(G / (G - 1) * sum_g (sum_{i in g} (c_i - mean))^2) / n, with the t
+    distribution of G - 1 degrees of freedom. When all credits are equal that error is 0, so the Wilson interval
+    with one trial per prompt is given instead. One prompt allows no interval.
+
+    Args:
+        credits: Credit of each pair in [0, 1], shape `(M,)`.
+        clusters: Prompt that each pair belongs to, any integers, shape `(M,)`.
+
+    Returns:
+        The interval, clipped to [0, 1].
+
+    Source:
+        Miller (2024), "Adding error bars to evals", section 2.2; Wilson (1927).
+    """
+    names, place = np.unique(clusters, return_inverse=True)
+    num_clusters = len(names)
+    if num_clusters < 2:
+        return Interval(np.nan, np.nan, num_clusters, "none")
+    mean = credits.mean()
+    if np.all(credits == credits[0]) and mean in (0.0, 1.0):
+        bounds = stats.binomtest(int(mean * num_clusters), num_clusters).proportion_ci(method="wilson")
+        return Interval(float(bounds.low), float(bounds.high), num_clusters, "wilson")
+    sums = np.bincount(place, weights=credits - mean, minlength=num_clusters)
+    error = np.sqrt(num_clusters / (num_clusters - 1) * np.sum(sums**2)) / len(credits)
+    reach = stats.t.ppf(0.975, num_clusters - 1) * error
+    return Interval(float(max(0.0, mean - reach)), float(min(1.0, mean + reach)), num_clusters, "clustered-t")
+
+
+def pairwise_credit(gaps: FloatArray) -> FloatArray:
+    """Half-credit of each pair: 1 for a positive gap, 0.5 for a tie, 0 otherwise, shape `(M,)`."""
+    return (gaps > 0) + 0.5 * (gaps == 0)
+
+
+def log_loss(gaps: FloatArray) -> float:
+    """Mean of -log sigmoid(gap) over pairs, in nats: ln 2 = 0.693 is what knowing nothing scores."""
+    return float(np.mean(-special.log_expit(gaps)))
+
+
+def brier_score(gaps: FloatArray) -> float:
+    """Mean of (1 - sigmoid(gap))^2 over pairs: 0.25 is what knowing nothing scores.
+
+    Args:
+        gaps: Reward of the preferred response minus that of the other, shape `(M,)`.
+
+    Returns:
+        The score, in [0, 1].
+
+    Source:
+        Brier (1950), with the outcome "the preferred response wins" always 1.
+    """
+    return float(np.mean(special.expit(-gaps) ** 2))
+
+
+def length_rule_credit(lengths: IntArray, pairs: StrictPairs) -> FloatArray:
+    """Credit of the rule "prefer the longer response" on each pair, ties half, shape `(M,)`."""
+    return pairwise_credit((lengths[pairs.row, pairs.better] - lengths[pairs.row, pairs.worse]).astype(float))
+
+
+def preference_metrics(
+    rewards: FloatArray,
+    ranks: IntArray,
+    lengths: IntArray | None = None,
+    groups: IntArray | None = None,
+) -> dict[str, float]:
+    """All metrics of a split, by the names that the trainer logs (without its `eval_` prefix).
+
+    Args:
+        rewards: Rewards, shape `(R, K)`.
+        ranks: Rank of each response, 0 is best, -100 is padding, shape `(R, K)`.
+        lengths: Length of each response in tokens, shape `(R, K)`. Without it the length metrics are left out.
+        groups: Prompt of each row, any integers, shape `(R,)`. Without it every row is its own prompt.
+
+    Returns:
+        `accuracy` (strict: a tie of rewards is wrong), its `accuracy_ci_low` and `accuracy_ci_high`,
+        `accuracy_half_credit`, `tie_rate`, `margin`, `median_margin`, `log_loss`, `brier_score`, `mean_reward`,
+        `std_reward`, `min_reward`, `max_reward`, `num_pairs`, `num_prompts`, and with lengths `length_baseline`,
+        `accuracy_preferred_longer`, `accuracy_preferred_shorter` with the number of pairs of each.
+
+    Raises:
+        ValueError: If no row holds a strict preference, or a reward is not finite.
+    """
+    present = ranks != PADDING_RANK
+    if not np.isfinite(rewards[present]).all():
+        bad = sorted({int(row) for row in np.nonzero(~np.isfinite(np.where(present, rewards, 0)))[0]})
+        raise ValueError(
+            f"Rewards must be finite, but {len(bad)} rows hold NaN or infinity, the first is row {bad[0]}."
+        )
+    pairs = strict_pairs(ranks)
+    if len(pairs.row) == 0:
+        raise ValueError("No row holds a strict preference, so no accuracy can be computed. Check the `ranks`.")
+    gaps = (rewards[pairs.row, pairs.better] - rewards[pairs.row, pairs.worse]).astype(np.float64)
+    clusters = pairs.row if groups is None else groups[pairs.row]
+    correct = (gaps > 0).astype(float)
+    interval = clustered_interval(correct, clusters)
+    present_rewards = rewards[present].astype(np.float64)
+    metrics = {
+        "accuracy": float(correct.mean()),
+        "accuracy_ci_low": interval.low,
+        "accuracy_ci_high": interval.high,
+        "accuracy_half_credit": float(pairwise_credit(gaps).mean()),
+        "tie_rate": float(np.mean(gaps == 0)),
+        "margin": float(gaps.mean()),
+        "median_margin": float(np.median(gaps)),
+        "log_loss": log_loss(gaps),
+        "brier_score": brier_score(gaps),
+        "mean_reward": float(present_rewards.mean()),
+        "std_reward": float(present_rewards.std()),
+        "min_reward": float(present_rewards.min()),
+        "max_reward": float(present_rewards.max()),
+        "num_pairs": len(gaps),
+        "num_prompts": interval.num_clusters,
+    }
+    return metrics if lengths is None else metrics | _length_metrics(correct, lengths, pairs)
+
+
+def _length_metrics(correct: FloatArray, lengths: IntArray, pairs: StrictPairs) -> dict[str, float]:
+    """The length rule's accuracy, and the model's where the preferred response is longer and where it is shorter."""
+    credit = length_rule_credit(lengths, pairs)
+    longer, shorter = credit == 1, credit == 0
+    return {
+        "length_baseline": float(credit.mean()),
+        "accuracy_preferred_longer": float(correct[longer].mean()) if longer.any() else np.nan,
+        "num_preferred_longer": int(longer.sum()),
+        "accuracy_preferred_shorter": float(correct[shorter].mean()) if shorter.any() else np.nan,
+        "num_preferred_shorter": int(shorter.sum()),
+    }
+
+
+def accuracy_reading(metrics: dict[str, float]) -> str:
+    """Say what an accuracy means, in the field's usual bands and always beside the length rule.
+
+    Below 60% is read as noise-dominated, 65-80% as usual, above 85% as suspiciously easy; between two bands both are
+    named. The bands certify nothing alone: a rule that looks only at length can land in any of them.
+
+    Args:
+        metrics: What `preference_metrics` returned, with lengths.
+
+    Returns:
+        One or two sentences.
+
+    Raises:
+        ValueError: If the metrics lack the length rule.
+    """
+    if "length_baseline" not in metrics:
+        raise ValueError("An accuracy is only read beside the length rule: call `preference_metrics` with `lengths`.")
+    accuracy, rule = metrics["accuracy"], metrics["length_baseline"]
+    low, high = metrics["accuracy_ci_low"], metrics["accuracy_ci_high"]
+    bands = [
+        (0.0, 0.60, "noise-dominated"),
+        (0.60, 0.65, "between noise-dominated and usual"),
+        (0.65, 0.80, "usual"),
+        (0.80, 0.85, "between usual and suspiciously easy"),
+        (0.85, 1.01, "suspiciously easy"),
+    ]
+    band = next(name for start, end, name in bands if start <= accuracy < end)
+    interval = "no interval from one prompt" if np.isnan(low) else f"95% interval {low:.1%} to {high:.1%}"
+    text = (
+        f"Accuracy {accuracy:.1%} ({interval}, {metrics['num_pairs']:.0f} pairs, {metrics['num_prompts']:.0f} prompts) "
+        f"is in the band usually read as {band}; preferring the longer response scores {rule:.1%}."
+    )
+    if metrics["num_prompts"] < FEW_CLUSTERS:
+        text += f" Fewer than {FEW_CLUSTERS} prompts: the interval cannot be trusted."
+    if not np.isnan(low) and low <= max(rule, 1 - rule):
+        text += " It is not shown to know more than a rule that looks only at length."
+    return text

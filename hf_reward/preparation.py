@@ -1,0 +1,400 @@
+"""Raw datasets -> tokenised datasets, and a summary of what was kept, cut, merged and dropped.
+
+Rows are read and tokenised in one batched pass. Each input row gives exactly one output row with a `problem` column, so
+that counts survive the cache and worker processes of `datasets`; unusable rows are filtered out afterwards.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    interleave_datasets,
+)
+from transformers import PreTrainedTokenizerBase
+
+from hf_reward.metrics import length_rule_credit, strict_pairs
+from hf_reward.preferences import PreferenceFormatError, PreferenceRow, detect_layout, rename_columns, to_preference_row
+from hf_reward.sources import RawDataset, Source, as_sources, load_source
+from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_rows
+
+logger = logging.getLogger(__name__)
+
+TOKENIZED_FEATURES = Features(
+    {
+        "input_ids": List(List(Value("int32"))),
+        "token_type_ids": List(List(Value("int8"))),
+        "ranks": List(Value("int32")),
+        "prefix_length": Value("int32"),
+        "length": Value("int32"),
+        "margin": Value("float32"),
+        "probability": Value("float32"),
+        "weight": Value("float32"),
+        "group": Value("int64"),
+        "row": Value("int64"),
+        "id": Value("string"),
+        "source": Value("string"),
+        "content_hash": Value("int64"),
+        "cut_tokens": Value("int32"),
+        "merged": Value("int32"),
+        "prompts_differed": Value("bool"),
+        "problem": Value("string"),
+    }
+)
+"""Columns of a prepared dataset. `length` is the number of tokens of all sequences; `row` the place in the raw data."""
+
+_BATCH_SIZE = 1000
+_SAMPLE_SIZE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparationRule:
+    """Everything that decides how raw rows become training rows."""
+
+    format: FormatRule = field(default_factory=FormatRule)
+    models_ties: bool = False
+    """Whether rows without a strict preference are of use to the loss."""
+    strict_order: bool = False
+    """Whether rows with ties are of no use to the loss."""
+    skip_bad_rows: bool = False
+    """Count unreadable rows instead of stopping at the first."""
+
+
+@dataclass
+class DataSummary:
+    """What became of the rows of one dataset."""
+
+    name: str
+    rows: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Reason -> rows. Unreadable rows appear here only with `skip_bad_rows`."""
+    cut: int = 0
+    """Kept rows whose prompt was cut to fit `max_length`."""
+    merged: int = 0
+    """Responses that equalled another of their row."""
+    prompts_differed: int = 0
+    duplicates: int = 0
+    """Kept rows that repeat the tokens of an earlier one."""
+    prompts: int = 0
+    sources: list[str] = field(default_factory=list)
+    token_quantiles: dict[str, int] = field(default_factory=dict)
+    """Tokens of the longest sequence of a row, at the named quantiles."""
+    longer_preferred: float = float("nan")
+    """Share of strict pairs whose preferred response has more tokens, ties half."""
+    num_pairs: int = 0
+    sampled: bool = False
+    """Whether a stream was summarised by its first rows only."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
+        quantiles = ", ".join(f"{name} {value}" for name, value in self.token_quantiles.items())
+        scope = f"the first {self.rows}" if self.sampled else f"{self.rows}"
+        return (
+            f"{self.name}: {self.kept} of {scope} rows kept ({self.prompts} prompts); dropped: {dropped}; "
+            f"{self.cut} cut to fit, {self.merged} equal responses merged, {self.duplicates} duplicate rows, "
+            f"{self.prompts_differed} rows whose sides had different prompts. Tokens of the longest sequence: {quantiles}. "
+            f"The longer response (in tokens, ties half) is preferred in {self.longer_preferred:.1%} of {self.num_pairs} pairs."
+        )
+
+
+def prepare_preferences(
+    data: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rule: PreparationRule | None = None,
+    *,
+    name: str = "data",
+    num_proc: int | None = None,
+    seed: int = 42,
+    **source_defaults: Any,
+) -> tuple[RawDataset, DataSummary]:
+    """Read, tokenise and filter preference data of any accepted form.
+
+    Args:
+        data: What `as_sources` takes, or a dataset that was prepared before (returned as it is).
+        tokenizer: The model's tokenizer.
+        rule: Length limit and what the loss can use.
+        name: What to call the data in messages.
+        num_proc: Processes for tokenising.
+        seed: Which random rows a mixture with weights takes.
+        **source_defaults: `split`, `columns` and `layout` for sources that name none.
+
+    Returns:
+        The tokenised rows (streamed if the data is), and the summary.
+
+    Raises:
+        PreferenceFormatError: If a row fits no layout and `skip_bad_rows` is off.
+        ValueError: If no row is left.
+    """
+    rule = rule or PreparationRule()
+    if is_prepared(data):
+        return data, summarize(data, name)
+    parts, marked = [], []
+    sources = as_sources(data, **source_defaults)
+    for source in sources:
+        mapped = tokenize_source(load_source(source), source, tokenizer, rule, num_proc=num_proc)
+        marked.append(mapped)
+        parts.append(_usable(mapped))
+    summary = _summarize_all(marked, parts, name)
+    logger.info("%s", summary)
+    _require_rows(summary, rule, marked)
+    return _mix(parts, sources, seed), summary
+
+
+def is_prepared(data: Any) -> bool:
+    """Whether a dataset already has the columns that `prepare_preferences` makes."""
+    names = getattr(data, "column_names", None)
+    return isinstance(data, (Dataset, IterableDataset)) and {"input_ids", "ranks", "prefix_length"} <= set(names or [])
+
+
+def tokenize_source(
+    raw: RawDataset,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    rule: PreparationRule,
+    *,
+    num_proc: int | None = None,
+) -> RawDataset:
+    """Tokenise one raw dataset; unusable rows stay in, with the reason in `problem`."""
+    if isinstance(raw, Dataset) and len(raw) == 0:
+        raise ValueError(f"The data {source.name!r} holds no rows.")
+    columns = _column_names(raw)
+    if source.layout == "auto":
+        detect_layout(rename_columns(dict.fromkeys(columns), source.columns))
+    settings: dict[str, Any] = {
+        "function": _prepare_batch,
+        "with_indices": True,
+        "batched": True,
+        "batch_size": _BATCH_SIZE,
+        "remove_columns": columns,
+        "features": TOKENIZED_FEATURES,
+        "fn_kwargs": {"tokenizer": tokenizer, "rule": rule, "source": _fingerprintable(source)},
+    }
+    if isinstance(raw, Dataset):
+        settings |= {"num_proc": num_proc, "desc": f"Tokenizing {source.name}"}
+    return raw.map(**settings)
+
+
+def _fingerprintable(source: Source) -> dict[str, Any]:
+    """What of a source decides its tokens; the data itself is not hashed again."""
+    return {"name": source.name, "columns": dict(source.columns or {}), "layout": source.layout}
+
+
+def _column_names(raw: RawDataset) -> list[str]:
+    names = raw.column_names
+    if names is None:  # a stream of unknown features: its first row tells
+        names = list(next(iter(raw)))
+    return list(names)
+
+
+def _prepare_batch(
+    batch: Mapping[str, Sequence[Any]],
+    indices: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    rule: PreparationRule,
+    source: Mapping[str, Any],
+) -> dict[str, list[Any]]:
+    names = list(batch)
+    rows: list[PreferenceRow] = []
+    problems: dict[int, str] = {}
+    for place, values in enumerate(zip(*batch.values(), strict=True)):
+        try:
+            raw = dict(zip(names, values, strict=True))
+            row = to_preference_row(raw, layout=source["layout"], columns=source["columns"], row_index=indices[place])
+        except PreferenceFormatError as error:
+            if not rule.skip_bad_rows:
+                raise
+            problems[place] = f"unreadable ({error.field or 'row'})"
+            row = PreferenceRow(prompt="", responses=["", ""], ranks=[0, 1], token_ids=[[0], [0]])
+        rows.append(row)
+    tokenized = _tokenize(rows, tokenizer, rule.format, indices)
+    for place, result in enumerate(tokenized):
+        result.problem = problems.get(place) or result.problem or _no_use(rows[place], result, rule)
+    return _as_columns(rows, tokenized, indices, source["name"])
+
+
+def _tokenize(
+    rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: FormatRule, indices: Sequence[int]
+) -> list[TokenizedRow]:
+    """Tokenise a batch; a row that stops it is looked for alone, so that the message can name it."""
+    try:
+        return tokenize_rows(rows, tokenizer, rule)
+    except PreferenceFormatError as error:
+        if error.field is not None:  # concerns the tokenizer, not one row
+            raise
+        for row, index in zip(rows, indices, strict=True):
+            try:
+                tokenize_rows([row], tokenizer, rule)
+            except PreferenceFormatError as single:
+                raise PreferenceFormatError(single.message, index, single.field) from None
+        raise
+
+
+def _no_use(row: PreferenceRow, result: TokenizedRow, rule: PreparationRule) -> str:
+    """Why a readable row says nothing that the loss can use, or empty."""
+    if row.probability is not None and len(result.ranks) == 2:
+        return ""
+    distinct = len(set(result.ranks))
+    if distinct < 2 and not rule.models_ties:
+        return "tied"
+    if distinct < len(result.ranks) and rule.strict_order:
+        return "with ties, where the loss needs a strict order"
+    return ""
+
+
+def _as_columns(
+    rows: Sequence[PreferenceRow], tokenized: Sequence[TokenizedRow], indices: Sequence[int], source: str
+) -> dict[str, list[Any]]:
+    return {
+        "input_ids": [result.input_ids for result in tokenized],
+        "token_type_ids": [result.token_type_ids for result in tokenized],
+        "ranks": [result.ranks for result in tokenized],
+        "prefix_length": [result.prefix_length for result in tokenized],
+        "length": [sum(map(len, result.input_ids)) for result in tokenized],
+        "margin": [row.margin for row in rows],
+        "probability": [row.probability for row in rows],
+        "weight": [row.weight for row in rows],
+        "group": [_group_number(row.group) for row in rows],
+        "row": list(indices),
+        "id": [row.id for row in rows],
+        "source": [row.source or source for row in rows],
+        # Python hashes tuples of integers the same way in every process.
+        "content_hash": [hash(tuple(map(tuple, result.input_ids))) for result in tokenized],
+        "cut_tokens": [result.cut_tokens for result in tokenized],
+        "merged": [result.merged for result in tokenized],
+        "prompts_differed": [row.prompts_differed for row in rows],
+        "problem": [result.problem for result in tokenized],
+    }
+
+
+def _group_number(group: str | None) -> int:
+    """A group's name as a positive 60-bit number, so that it fits a tensor."""
+    return int(hashlib.sha256(str(group).encode()).hexdigest()[:15], 16)
+
+
+def _usable(mapped: RawDataset) -> RawDataset:
+    if isinstance(mapped, IterableDataset):
+        return mapped.filter(lambda problem: problem == "", input_columns=["problem"])
+    usable = np.flatnonzero([problem == "" for problem in mapped["problem"]])
+    return mapped if len(usable) == len(mapped) else mapped.select(usable)
+
+
+def _mix(parts: Sequence[RawDataset], sources: Sequence[Source], seed: int) -> RawDataset:
+    if all(isinstance(part, IterableDataset) for part in parts):
+        if len(parts) == 1:
+            return parts[0]
+        total = sum(source.weight for source in sources)
+        shares = [source.weight / total for source in sources]
+        return interleave_datasets(list(parts), probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
+    datasets = [part for part in parts if isinstance(part, Dataset)]
+    if len(datasets) < len(parts):
+        raise ValueError("A mixture is either streamed or not, but some of its sources are streams and some are not.")
+    weighted = [_repeat(part, source.weight, seed) for part, source in zip(datasets, sources, strict=True)]
+    return weighted[0] if len(weighted) == 1 else concatenate_datasets(weighted)
+
+
+def _repeat(data: Dataset, weight: float, seed: int) -> Dataset:
+    """Each row `weight` times: whole copies, and a random part for what is left."""
+    copies, part = divmod(weight, 1)
+    rest = np.random.default_rng(seed).permutation(len(data))[: round(part * len(data))]
+    places = np.concatenate([np.tile(np.arange(len(data)), int(copies)), np.sort(rest)])
+    return data if weight == 1 else data.select(places.astype(int))
+
+
+def _require_rows(summary: DataSummary, rule: PreparationRule, marked: Sequence[RawDataset]) -> None:
+    if summary.kept:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.dropped.items())) or "there were none"
+    cure = "Check the data."
+    if summary.dropped.get("too long"):
+        cure = f"`max_length={rule.format.max_length}` is below the length of the responses; raise it."
+    raise ValueError(f"{summary.name}: no row of {summary.rows} can be used ({reasons}). {cure}")
+
+
+# --- summaries -------------------------------------------------------------------------------------------------------
+
+
+def summarize(prepared: RawDataset, name: str) -> DataSummary:
+    """Summarise a dataset that was prepared before.
+
+    Args:
+        prepared: Tokenised rows.
+        name: What to call it.
+
+    Returns:
+        The summary; what was dropped earlier is unknown to it.
+    """
+    return _summarize_all([prepared], [prepared], name)
+
+
+def _summarize_all(marked: Sequence[RawDataset], usable: Sequence[RawDataset], name: str) -> DataSummary:
+    streamed = any(isinstance(part, IterableDataset) for part in marked)
+    rows = [_columns(part) for part in marked]
+    problems = Counter(problem for part in rows for problem in part["problem"])
+    kept = {key: [v for part in rows for v, problem in zip(part[key], part["problem"], strict=True) if not problem]
+            for key in _SUMMARY_COLUMNS}  # fmt: skip
+    summary = DataSummary(name=name, rows=sum(problems.values()), sampled=streamed)
+    summary.dropped = {reason: count for reason, count in problems.items() if reason}
+    summary.kept = problems[""]
+    summary.cut = sum(cut > 0 for cut in kept["cut_tokens"])
+    summary.merged = sum(merged for part in rows for merged in part["merged"])
+    summary.prompts_differed = sum(kept["prompts_differed"])
+    summary.duplicates = summary.kept - len(set(kept["content_hash"]))
+    summary.prompts = len(set(kept["group"]))
+    summary.sources = sorted(set(kept["source"]))
+    if summary.kept:
+        _describe_lengths(summary, kept["input_ids"], kept["prefix_length"], kept["ranks"])
+    return summary
+
+
+_SUMMARY_COLUMNS = (
+    *("problem", "input_ids", "prefix_length", "ranks", "cut_tokens", "merged"),
+    *("prompts_differed", "content_hash", "group", "source"),
+)
+
+
+def _columns(data: RawDataset) -> dict[str, list[Any]]:
+    if isinstance(data, IterableDataset):
+        sample = list(data.take(_SAMPLE_SIZE))
+        return {name: [_sizes(name, row[name]) for row in sample] for name in _SUMMARY_COLUMNS}
+    columns: dict[str, list[Any]] = {name: [] for name in _SUMMARY_COLUMNS}
+    # Batches keep memory bounded: of the ids only their lengths stay.
+    for batch in data.select_columns(list(_SUMMARY_COLUMNS)).iter(batch_size=_BATCH_SIZE):
+        for name in _SUMMARY_COLUMNS:
+            columns[name] += [_sizes(name, value) for value in batch[name]]
+    return columns
+
+
+def _sizes(name: str, value: Any) -> Any:
+    return [len(ids) for ids in value] if name == "input_ids" else value
+
+
+def _describe_lengths(
+    summary: DataSummary, sizes: Sequence[list[int]], prefixes: Sequence[int], ranks: Sequence[list[int]]
+) -> None:
+    longest = [max(row) for row in sizes]
+    points = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    summary.token_quantiles = {name: int(np.quantile(longest, point)) for name, point in points.items()}
+    width = max(map(len, ranks))
+    lengths, padded = np.zeros((len(ranks), width), int), np.full((len(ranks), width), -100)
+    for place, (row, prefix, rank) in enumerate(zip(sizes, prefixes, ranks, strict=True)):
+        lengths[place, : len(row)] = np.asarray(row) - prefix
+        padded[place, : len(rank)] = rank
+    pairs = strict_pairs(padded)
+    summary.num_pairs = len(pairs.row)
+    if summary.num_pairs:
+        summary.longer_preferred = float(length_rule_credit(lengths, pairs).mean())

@@ -1,0 +1,485 @@
+"""Model + data + settings -> trained reward model. `RewardTrainer` joins the stations; each job is done in its own.
+
+The heart is `compute_loss`: rewards of the batch, then the loss that the settings name.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from transformers import (
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_reward.callbacks import TrainingCurves, epoch_history
+from hf_reward.checkpoint_record import CheckpointRecord, library_versions, template_hash, tokenizer_hash
+from hf_reward.data_collator import DataCollatorForPreference, source_number
+from hf_reward.metrics import preference_metrics
+from hf_reward.model_card import write_model_card
+from hf_reward.modeling import (
+    AutoModelForRewardScoring,
+    RewardModel,
+    add_adapter,
+    as_reward_model,
+    check_head_is_trained,
+    disable_dropout,
+    head_parameters,
+    match_pad_token,
+    reads_positions,
+)
+from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
+from hf_reward.rewards import compute_rewards
+from hf_reward.tokenization import prepare_tokenizer
+from hf_reward.training_args import RewardConfig
+from hf_reward.training_statistics import BatchStatistics
+
+logger = logging.getLogger(__name__)
+
+LABELS = ("ranks", "lengths", "groups", "sources", "row")
+"""What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
+
+
+class RewardTrainer(Trainer):
+    """Trains a reward model from preferences.
+
+    Takes what TRL's `RewardTrainer` takes: change the import. The model may be a name, a stock one-label classifier or a
+    PEFT model; data may come in every layout that `preferences` reads. The caller's tokenizer and settings are not
+    changed: the trainer works on copies.
+
+    Args:
+        model: A name or folder, a sequence classifier with one label, or PEFT's wrapper of one.
+        args: Settings; by default written to `<model>-Reward`.
+        data_collator: Replaces `DataCollatorForPreference`.
+        train_dataset: Preference data in any form that `prepare_preferences` takes.
+        eval_dataset: The same, or a dict of several.
+        processing_class: The tokenizer; by default the model's own.
+        model_init: Makes a fresh model, for `hyperparameter_search`.
+        compute_metrics: Further metrics, from an `EvalPrediction` whose `predictions` are the rewards and whose `label_ids` are
+            the ranks, both `(R, K)` with rank -100 at padded places. They are added to the built-in ones.
+        callbacks: As in `Trainer`.
+        optimizers: As in `Trainer`.
+        optimizer_cls_and_kwargs: As in `Trainer`.
+        preprocess_logits_for_metrics: As in `Trainer`; sees rewards and `LABELS`.
+        quantization_config: For a `model` given by name.
+        peft_config: Wrap the model with this adapter; its head is trained and saved whatever `task_type` says.
+
+    Raises:
+        ValueError: If data or settings cannot lead to a reward model; the message says what to change.
+    """
+
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the weights of the whole accumulated batch itself
+    _tag_names = ("reward-model", "hf_reward")
+
+    def __init__(
+        self,
+        model: str | RewardModel | None = None,
+        args: RewardConfig | None = None,
+        data_collator: Callable[..., Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[..., Any] | None = None,
+        quantization_config: Any | None = None,
+        peft_config: PeftConfig | None = None,
+    ) -> None:
+        args = copy.copy(args) if args is not None else RewardConfig(output_dir=_default_output_dir(model))
+        _refuse_data_parallel(args)
+        set_seed(args.seed)  # an encoder's new head is random
+        self.processing_tokenizer = prepare_tokenizer(
+            processing_class or _own_tokenizer(model, args),
+            pad_token=args.pad_token,
+            eos_token=args.eos_token,
+            chat_template_path=args.chat_template_path,
+            trust_remote_code=args.trust_remote_code,
+        )
+        self.user_peft_config, self.user_metrics = peft_config, compute_metrics
+        self.loss_function = args.loss
+        self.data_summaries: dict[str, DataSummary] = {}
+        self.reward_statistics: dict[str, float] = {}
+        self._source_names: dict[int, str] = {}
+        self._statistics = BatchStatistics()
+        if isinstance(model, str):
+            model = _load_model(model, args, quantization_config)
+        elif quantization_config is not None or args.model_init_kwargs:
+            raise ValueError(
+                "`quantization_config` and `model_init_kwargs` need `model` as a name; it is already loaded."
+            )
+        if model is not None:
+            model = self._prepare_model(model, args)
+        args = _without_dispatch(args, train_dataset)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or self._collator(args),
+            train_dataset=self._prepare_data(train_dataset, "train", args),
+            eval_dataset=self._prepare_eval(eval_dataset, args),
+            processing_class=self.processing_tokenizer,
+            model_init=model_init,
+            compute_metrics=self._compute_metrics,
+            callbacks=[_EpochLog(self), *([TrainingCurves()] if args.plot_curves else []), *(callbacks or [])],
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self.label_names = list(LABELS)
+        self.model.add_model_tags(list(self._tag_names))
+
+    # --- what goes in ---
+
+    def _prepare_model(self, model: RewardModel, args: RewardConfig) -> RewardModel:
+        """Check a loaded model and give it head, pad token and adapter."""
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        as_reward_model(inner)
+        _fit_embeddings(model, inner, self.processing_tokenizer)
+        if args.eos_token is not None:
+            inner.config.get_text_config().eos_token_id = self.processing_tokenizer.eos_token_id
+        if self.user_peft_config is not None:
+            if isinstance(model, PeftModel):
+                raise ValueError(
+                    "The model already has an adapter. Drop `peft_config` to go on training it, or merge it first "
+                    "(`hf_reward.merge_adapter`)."
+                )
+            model = add_adapter(model, self.user_peft_config)
+        check_head_is_trained(model)
+        if args.disable_dropout:
+            disable_dropout(model)
+        if isinstance(model, PeftModel) and args.activation_checkpointing:
+            model.enable_input_require_grads()  # transformers#42489: else no gradient reaches the adapter
+        return model
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make a fresh model for a trial, prepared like one passed in."""
+        return self._prepare_model(super().call_model_init(trial), self.args)
+
+    def _collator(self, args: RewardConfig) -> DataCollatorForPreference:
+        multiple = args.pad_to_multiple_of
+        assert multiple is None or isinstance(multiple, int)
+        return DataCollatorForPreference(int(self.processing_tokenizer.pad_token_id), multiple)
+
+    def _prepare_data(self, data: Any, name: str, args: RewardConfig) -> Any:
+        if data is None:
+            return None
+        kind = self.loss_function.kind
+        rule = PreparationRule(
+            format=args.format_rule,
+            models_ties=kind.models_ties,
+            strict_order=kind.strict_order,
+            skip_bad_rows=args.skip_bad_rows,
+        )
+        with args.main_process_first(desc=f"tokenizing {name}"):
+            prepared, summary = prepare_preferences(
+                data, self.processing_tokenizer, rule, name=name, num_proc=args.dataset_num_proc, seed=args.seed
+            )
+        self.data_summaries[name] = summary
+        self._source_names |= {source_number(source): source for source in summary.sources}
+        return prepared
+
+    def _prepare_eval(self, data: Any, args: RewardConfig) -> Any:
+        if isinstance(data, Mapping) and not data.keys() & {"path", "data"}:
+            return {name: self._prepare_data(part, f"eval_{name}", args) for name, part in data.items()}
+        return self._prepare_data(data, "eval", args)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Data loader of the evaluation data, which may be raw preference data."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str) and not is_prepared(eval_dataset):
+            eval_dataset = self._prepare_data(eval_dataset, "eval", self.args)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Data loader for `predict`, which may be raw preference data."""
+        if not is_prepared(test_dataset):
+            test_dataset = self._prepare_data(test_dataset, "test", self.args)
+        return super().get_test_dataloader(test_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        # Length grouping for training would also permute predictions; they come back in dataset order.
+        return None if isinstance(eval_dataset, IterableDataset) else SequentialSampler(eval_dataset)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = [
+            *("input_ids", "token_type_ids", "ranks", "prefix_length", "length"),
+            *("margin", "probability", "weight", "group", "row", "source"),
+        ]
+
+    # --- the heart ---
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Rewards of the batch, then the loss named in the settings.
+
+        Args:
+            model: The (wrapped) model.
+            inputs: A collated batch.
+            return_outputs: Whether to return the rewards too.
+            num_items_in_batch: Sum of the group weights over the whole accumulated batch of all processes.
+
+        Returns:
+            The loss, or (loss, {"rewards": (G, K)}).
+
+        Raises:
+            FloatingPointError: If the training loss is not finite; the message names the rows.
+        """
+        rewards = compute_rewards(model, inputs)
+        margins, probabilities = inputs.get("margins"), inputs.get("probabilities")
+        loss = self.loss_function(
+            rewards, inputs["ranks"], margins, probabilities, inputs["weights"], normalizer=num_items_in_batch
+        )
+        if model.training:
+            self._require_finite(loss, rewards, inputs)
+            weight = self.loss_function.weights(inputs["ranks"], probabilities, inputs["weights"]).sum()
+            own_mean = loss.detach() if num_items_in_batch is None else loss.detach() * num_items_in_batch / weight
+            self._statistics.add(own_mean, weight, rewards.detach(), inputs["ranks"])
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # the gradient is averaged over processes afterwards
+        return (loss, {"rewards": rewards}) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
+        """Sum of the group weights of an accumulated batch, over all processes: what its loss is divided by."""
+        if not batch_samples:
+            return None
+        weights = [
+            self.loss_function.weights(batch["ranks"], batch.get("probabilities"), batch["weights"]).sum()
+            for batch in batch_samples
+        ]
+        total = torch.stack(weights).sum().to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
+
+    def _require_finite(self, loss: Tensor, rewards: Tensor, inputs: Mapping[str, Tensor]) -> None:
+        if torch.isfinite(loss):
+            return
+        bad = ~torch.isfinite(rewards).all(1)
+        rows = inputs["row"][bad if bad.any() else slice(None)].tolist()
+        checkpoint = self.state.best_model_checkpoint or self.args.output_dir
+        raise FloatingPointError(
+            f"The loss is {loss.item()} at step {self.state.global_step}, from the data rows {rows}. Training stopped before "
+            f"this step changed the weights; earlier checkpoints in {checkpoint} are untouched. Look at those rows, lower "
+            "the learning rate, or train in bfloat16 or float32 instead of float16."
+        )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward, with activations kept in CPU memory if asked for."""
+        with _offload_activations(self.args.activation_offloading):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer, with groups of its own for the head if it has a learning rate of its own."""
+        optimizer = super().create_optimizer(model)
+        rate = self.args.head_learning_rate
+        if rate is None:
+            return optimizer
+        head = {id(parameter) for _, parameter in head_parameters(model or self.model)}
+        for group in list(optimizer.param_groups):
+            mine = [parameter for parameter in group["params"] if id(parameter) in head]
+            if mine:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
+                optimizer.add_param_group({**group, "params": mine, "lr": rate})
+        return optimizer
+
+    # --- what comes out ---
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """Evaluate one batch.
+
+        Args:
+            model: The (wrapped) model.
+            inputs: A collated batch.
+            prediction_loss_only: Whether rewards are not needed.
+            ignore_keys: Unused; there is one output.
+
+        Returns:
+            Loss, rewards `(G, K)`, and `LABELS`, each with one leading entry per dataset row.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        return loss.detach(), outputs["rewards"], tuple(inputs[name] for name in LABELS)
+
+    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        rewards, labels = np.asarray(prediction.predictions), dict(zip(LABELS, prediction.label_ids, strict=True))
+        metrics = _split_metrics(rewards, labels)
+        self.reward_statistics = {
+            "mean": metrics["mean_reward"],
+            "std": metrics["std_reward"],
+            "num_rewards": int((labels["ranks"] != -100).sum()),
+        }
+        present = np.unique(labels["sources"])
+        if len(present) > 1:
+            for number in present:
+                rows = labels["sources"] == number
+                part = _split_metrics(rewards[rows], {name: values[rows] for name, values in labels.items()})
+                name = self._source_names.get(int(number), str(number))
+                metrics |= {f"{name}_{key}": part[key] for key in _PER_SOURCE}
+        if self.user_metrics is not None:
+            metrics |= self.user_metrics(EvalPrediction(predictions=rewards, label_ids=labels["ranks"]))
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, adding accuracy, margin and rewards of the training rows since the last log."""
+        if "loss" in logs:
+            logs |= self._statistics.since_last_log(self.accelerator)
+        super().log(logs, start_time)
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Training loss and accuracy of each finished epoch."""
+        return epoch_history(self.state.log_history)
+
+    def record(self) -> CheckpointRecord:
+        """What travels with every save of this model."""
+        tokenizer = self.processing_tokenizer
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        config = model.config
+        return CheckpointRecord(
+            format=self.args.format_rule.to_dict(),
+            reads="last_token" if reads_positions(model) else "pooled",
+            pad_token_id=config.get_text_config().pad_token_id,
+            template_hash=template_hash(tokenizer),
+            tokenizer_hash=tokenizer_hash(tokenizer),
+            loss={"loss_type": self.loss_function.loss_type, **self.loss_function.options},
+            reward_statistics=self.reward_statistics,
+            training={
+                "steps": self.state.global_step,
+                "data": {name: _json_safe(summary.to_dict()) for name, summary in self.data_summaries.items()},
+            },
+            base_model=getattr(config, "_name_or_path", None) or None,
+            versions=library_versions(),
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = output_dir or self.args.output_dir
+        if self.args.should_save and folder is not None:
+            self.record().save(folder)
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+        """Write README.md into the output folder.
+
+        Args:
+            model_name: Title; by default the folder's name.
+            **kwargs: `license`, `language`, `dataset`, `tags` and what else goes into the card's metadata.
+        """
+        if self.is_world_process_zero() and self.args.output_dir is not None:
+            write_model_card(
+                self.args.output_dir, self.record(), self.state.log_history, model_name=model_name, **kwargs
+            )
+
+
+_PER_SOURCE = (
+    *("accuracy", "accuracy_ci_low", "accuracy_ci_high", "num_pairs", "num_prompts", "length_baseline"),
+    "log_loss",
+)
+
+
+class _EpochLog(TrainerCallback):
+    """Logs the training loss and accuracy of each epoch when it ends (after a resume, of the rows since)."""
+
+    def __init__(self, trainer: RewardTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        logs = self.trainer._statistics.since_last_epoch(self.trainer.accelerator)
+        if logs:
+            self.trainer.log(logs)
+
+
+def _split_metrics(rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return preference_metrics(rewards, labels["ranks"], labels["lengths"], labels["groups"])
+
+
+def _json_safe(values: dict[str, Any]) -> dict[str, Any]:
+    """NaN is no JSON value; a number that does not exist is null."""
+    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in values.items()}
+
+
+def _default_output_dir(model: str | RewardModel | None) -> str:
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "") or "model"
+    return f"{name.rstrip('/').split('/')[-1]}-Reward"
+
+
+def _refuse_data_parallel(args: RewardConfig) -> None:
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, which `Trainer` would use through `nn.DataParallel`; it splits pairs wrongly. "
+            "Start with `accelerate launch` (or `torchrun`), or set CUDA_VISIBLE_DEVICES to one GPU."
+        )
+
+
+def _own_tokenizer(model: str | RewardModel | None, args: RewardConfig) -> PreTrainedTokenizerBase:
+    options = dict(args.model_init_kwargs or {}) if isinstance(args.model_init_kwargs, Mapping) else {}
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ValueError("The model does not say where it came from, so pass its tokenizer as `processing_class`.")
+    kept = {key: options[key] for key in ("revision", "gguf_file") if key in options}
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code, **kept)
+
+
+def _load_model(name: str, args: RewardConfig, quantization_config: Any | None) -> RewardModel:
+    options = dict(args.model_init_kwargs or {}) if isinstance(args.model_init_kwargs, Mapping) else {}
+    if quantization_config is not None:
+        if "quantization_config" in options:
+            raise ValueError("`quantization_config` is given twice: as an argument and in `model_init_kwargs`.")
+        options["quantization_config"] = quantization_config
+    options.setdefault("trust_remote_code", args.trust_remote_code)
+    options.pop("num_labels", None)  # always 1
+    return AutoModelForRewardScoring.from_pretrained(name, **options)
+
+
+def _fit_embeddings(model: RewardModel, inner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the model the tokenizer's pad token; a new one needs an embedding, which an adapter must not miss."""
+    if isinstance(model, PeftModel) and len(tokenizer) > inner.get_input_embeddings().num_embeddings:
+        raise ValueError(
+            "The tokenizer needs a new pad token, but the model already has an adapter and cannot be resized. Load it with "
+            "`AutoModelForRewardScoring.from_pretrained(name, peft_config=...)`."
+        )
+    match_pad_token(inner, tokenizer)
+
+
+def _without_dispatch(args: RewardConfig, train_dataset: Any) -> RewardConfig:
+    """Streams of ragged rows cannot be concatenated by accelerate's main process; each process reads its own."""
+    if isinstance(train_dataset, IterableDataset):
+        args.accelerator_config = copy.copy(args.accelerator_config)
+        args.accelerator_config.dispatch_batches = False
+    return args
+
+
+def _offload_activations(wanted: bool) -> AbstractContextManager[Any]:
+    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()) if wanted else nullcontext()

@@ -1,0 +1,136 @@
+"""`RewardConfig`: only what `TrainingArguments` lacks.
+
+Every field of TRL 1.16's `RewardConfig` is taken with its meaning; the README's table lists the defaults that differ.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from hf_reward.losses import PreferenceLoss
+from hf_reward.tokenization import FormatRule
+
+
+@dataclass
+class RewardConfig(TrainingArguments):
+    """Settings of a reward-model training run, beside those of `TrainingArguments`."""
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012 - read by transformers
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the model, checkpoints, metrics and curves."}
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (TRL's default)."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1, a ratio of all."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bfloat16 autocast. Unset: on where the accelerator supports it, off on a CPU."},
+    )
+
+    # model
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments for `AutoModelForRewardScoring.from_pretrained` when `model` is a name."},
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Let models and tokenizers from the Hub run their own code."}
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Set the backbone's dropout to 0; an adapter's own dropout stays."}
+    )
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the reward head; unset, `learning_rate`."}
+    )
+
+    # data
+    max_length: int | None = field(
+        default=1024, metadata={"help": "Longest sequence in tokens, prompt and response together; None for no limit."}
+    )
+    over_length: str = field(
+        default="truncate_prompt",
+        metadata={"help": "Rows beyond `max_length`: 'truncate_prompt', 'drop' (as TRL does) or 'error'."},
+    )
+    separator: str = field(default="", metadata={"help": "Text between prompt and response of plain-text rows."})
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "Jinja file, or tokenizer, whose chat template to use."}
+    )
+    eos_token: str | None = field(default=None, metadata={"help": "End-of-sequence token; unset, the tokenizer's."})
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Pad token; unset, a safe one is chosen. Never one that ends a sequence."}
+    )
+    pad_to_multiple_of: int | str | None = field(
+        default="auto", metadata={"help": "Pad batches to a multiple of this; 'auto' does not pad further."}
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes for tokenising."})
+    skip_bad_rows: bool = field(
+        default=False, metadata={"help": "Count unreadable rows and go on instead of stopping at the first."}
+    )
+
+    # loss
+    loss_type: str = field(
+        default="bradley_terry",
+        metadata={"help": "'bradley_terry', 'hinge', 'rao_kupper', 'davidson' (ties) or 'plackett_luce' (lists)."},
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "Probability that a preference label is wrong, in [0, 0.5)."}
+    )
+    center_rewards_coefficient: float | None = field(
+        default=None, metadata={"help": "Weight of the penalty that draws rewards to mean zero; 0.01 is usual."}
+    )
+    tie_parameter: float | None = field(
+        default=None, metadata={"help": "theta of 'rao_kupper' (above 1, default 2) or nu of 'davidson' (default 1)."}
+    )
+
+    # memory
+    activation_offloading: bool = field(
+        default=False, metadata={"help": "Keep activations in CPU memory between forward and backward."}
+    )
+
+    # output
+    plot_curves: bool = field(default=True, metadata={"help": "Draw training_curves.png into `output_dir`."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
+        self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
+        super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor={self.label_smoothing_factor}` smooths class labels, which reward models do not "
+                "have. Use `label_smoothing` for the probability that a preference is wrong."
+            )
+        self.loss  # noqa: B018 - builds the loss, so that a wrong setting stops the run here
+        self.format_rule  # noqa: B018
+
+    @property
+    def loss(self) -> PreferenceLoss:
+        """The loss with its settings checked."""
+        return PreferenceLoss(
+            loss_type=self.loss_type,
+            label_smoothing=self.label_smoothing,
+            center_rewards_coefficient=self.center_rewards_coefficient,
+            tie_parameter=self.tie_parameter,
+        )
+
+    @property
+    def format_rule(self) -> FormatRule:
+        """How rows become tokens."""
+        return FormatRule(max_length=self.max_length, over_length=self.over_length, separator=self.separator)
+
+
+def _multiple(value: int | str | None) -> int | None:
+    """`pad_to_multiple_of` as the command line or Python gives it."""
+    if value is None or (isinstance(value, str) and value.lower() in ("auto", "none", "null")):
+        return None
+    multiple = int(value)
+    if multiple < 1:
+        raise ValueError(f"`pad_to_multiple_of` must be 1 or more, 'auto' or None, but is {value}.")
+    return multiple
+
+
+def cpu_only() -> bool:
+    """Whether this machine has no accelerator."""
+    return not torch.accelerator.is_available()

@@ -1,0 +1,73 @@
+"""Rewards of training batches -> what the log shows, summed on the device without waiting for it.
+
+Kept apart from `metrics`, which sees a whole split at once: these are running sums over batches and processes.
+"""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hf_reward.losses import PADDING_RANK, strict_pairs
+
+_NAMES = ("loss", "weight", "correct", "pairs", "gap", "reward", "rewards")
+
+
+class BatchStatistics:
+    """Sums over the training batches since the last log and since the last epoch."""
+
+    def __init__(self) -> None:
+        self._log: Tensor | None = None
+        self._epoch: Tensor | None = None
+        self._extremes: Tensor | None = None
+
+    def add(self, loss: Tensor, weight: Tensor, rewards: Tensor, ranks: Tensor) -> None:
+        """Add one batch.
+
+        Args:
+            loss: Its mean loss, shape `()`.
+            weight: Sum of its group weights, shape `()`.
+            rewards: Rewards, shape `(G, K)`.
+            ranks: Ranks, -100 is padding, shape `(G, K)`.
+        """
+        pairs, present = strict_pairs(ranks), ranks != PADDING_RANK
+        gaps = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
+        shown = rewards[present]
+        counts = [weight, (gaps > 0).sum(), pairs.sum(), gaps.sum(), shown.sum(), present.sum()]
+        sums = torch.stack([loss * weight, *(count.to(loss.dtype) for count in counts)]).double()
+        extremes = torch.stack([-shown.min(), shown.max()])
+        self._log = sums if self._log is None else self._log + sums
+        self._epoch = sums if self._epoch is None else self._epoch + sums
+        self._extremes = extremes if self._extremes is None else torch.maximum(self._extremes, extremes)
+
+    def since_last_log(self, accelerator: Accelerator) -> dict[str, float]:
+        """Accuracy (strict), margin and rewards since the last call, over all processes."""
+        if self._log is None or self._extremes is None:
+            return {}
+        sums = _reduced(accelerator, self._log)
+        extremes = accelerator.gather(self._extremes.unsqueeze(0)).max(0).values.tolist()
+        self._log = self._extremes = None
+        return {
+            "accuracy": sums["correct"] / max(sums["pairs"], 1),
+            "margin": sums["gap"] / max(sums["pairs"], 1),
+            "mean_reward": sums["reward"] / sums["rewards"],
+            "min_reward": -extremes[0],
+            "max_reward": extremes[1],
+        }
+
+    def since_last_epoch(self, accelerator: Accelerator) -> dict[str, float]:
+        """Mean loss and accuracy since the last call, over all processes."""
+        if self._epoch is None:
+            return {}
+        sums = _reduced(accelerator, self._epoch)
+        self._epoch = None
+        return {
+            "epoch_loss": sums["loss"] / max(sums["weight"], 1e-12),
+            "epoch_accuracy": sums["correct"] / max(sums["pairs"], 1),
+        }
+
+
+def _reduced(accelerator: Accelerator, sums: Tensor) -> dict[str, Any]:
+    total: Any = accelerator.reduce(sums, reduction="sum")
+    return dict(zip(_NAMES, total.tolist(), strict=True))

@@ -1,0 +1,194 @@
+"""Train a reward model: `accelerate launch recipes/train.py --config recipes/quickstart.yaml [--learning_rate 3e-5 ...]`.
+
+`hf-reward train` runs this same file from the wheel. Read it from top to bottom: it uses only the public API.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import IterableDataset
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoTokenizer
+
+from hf_reward import (
+    AutoModelForRewardScoring,
+    RewardConfig,
+    RewardTrainer,
+    accuracy_reading,
+    length_rule,
+    save_merged,
+    split_by_prompt,
+    tfidf_bradley_terry,
+)
+from hf_reward.preferences import PreferenceRow, to_preference_row
+from hf_reward.run_arguments import RunArguments, parse_run_arguments
+from hf_reward.sources import Source, as_sources, load_source
+from hf_reward.tokenization import require_same_template
+
+console = Console(width=110)
+
+
+def main(argv: list[str]) -> None:
+    """Load, train, evaluate, save, and say what came out."""
+    run, args = parse_run_arguments(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if PartialState().is_main_process else logging.ERROR)
+    for noisy in ("httpx", "datasets", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    require_empty_output(run, args)
+
+    train_sources, eval_sources = load_data(run, args)
+    trainer = build_trainer(run, args, train_sources, eval_sources)
+    baselines = score_baselines(run, train_sources, eval_sources) if PartialState().is_main_process else []
+
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    metrics = result.metrics | (trainer.evaluate() if eval_sources else {})
+    metrics |= {f"baseline_{baseline.name}": baseline.accuracy for baseline in baselines}
+
+    trainer.save_metrics("all", metrics, combined=False)
+    trainer.save_state()
+    save_model(trainer, args)
+    report(trainer, metrics, baselines, args)
+    trainer.end()
+
+
+def require_empty_output(run: RunArguments, args: RewardConfig) -> None:
+    """Two runs in one folder would rotate each other's checkpoints away."""
+    folder = Path(args.output_dir or "")
+    if args.resume_from_checkpoint or run.overwrite_output_dir or not folder.is_dir() or not any(folder.iterdir()):
+        return
+    raise SystemExit(
+        f"The output folder {folder} is not empty. Name another `--output_dir`, go on with "
+        "`--resume_from_checkpoint true`, or allow it with `--overwrite_output_dir`."
+    )
+
+
+def load_data(run: RunArguments, args: RewardConfig) -> tuple[list[Source], list[Source]]:
+    """Read the raw training and evaluation rows; without evaluation data, hold out whole prompts if asked."""
+    options = {"columns": run.column_mapping(), "layout": run.layout}
+    train = [read(source, run) for source in as_sources(run.train_data, split=run.train_split, **options)]
+    if run.max_train_rows is not None:
+        train = [with_data(source, first_rows(source.data, run.max_train_rows, args.seed)) for source in train]
+    if run.eval_data is not None:
+        return train, [read(source) for source in as_sources(run.eval_data, split=run.eval_split, **options)]
+    if run.test_size is None:
+        return train, []
+    parts = [
+        split_by_prompt(
+            source.data, test_size=run.test_size, seed=args.seed, layout=source.layout, columns=source.columns
+        )
+        for source in train
+    ]
+    kept = [with_data(source, part[0]) for source, part in zip(train, parts, strict=True)]
+    return kept, [with_data(source, part[1]) for source, part in zip(train, parts, strict=True)]
+
+
+def read(source: Source, run: RunArguments | None = None) -> Source:
+    """The source with its rows loaded."""
+    return with_data(source, load_source(source, streaming=run is not None and run.streaming))
+
+
+def with_data(source: Source, data: object) -> Source:
+    """The same source with other rows."""
+    return Source(
+        data=data,
+        name=source.name,
+        weight=source.weight,
+        split=source.split,
+        columns=source.columns,
+        layout=source.layout,
+    )
+
+
+def first_rows(data: object, count: int, seed: int) -> object:
+    """A random part of the rows; of a stream its first ones."""
+    if isinstance(data, IterableDataset):
+        return data.take(count)
+    return data.shuffle(seed=seed).select(range(min(count, len(data))))  # type: ignore[attr-defined]
+
+
+def build_trainer(
+    run: RunArguments, args: RewardConfig, train_sources: list[Source], eval_sources: list[Source]
+) -> RewardTrainer:
+    """Load tokenizer and model, and hand everything to the trainer."""
+    hub = {"revision": run.model_revision, "trust_remote_code": args.trust_remote_code}
+    hub = {name: value for name, value in hub.items() if value}
+    gguf = {"gguf_file": run.gguf_file} if run.gguf_file else {}
+    tokenizer = AutoTokenizer.from_pretrained(run.model_name_or_path, **hub, **gguf)
+    if run.require_chat_template:
+        require_same_template(run.model_name_or_path, tokenizer, args.chat_template_path)
+    attention = {"attn_implementation": run.attn_implementation} if run.attn_implementation else {}
+    model = AutoModelForRewardScoring.from_pretrained(
+        run.model_name_or_path,
+        freeze_backbone=run.freeze_backbone,
+        quantization_config=run.quantization_config(),
+        dtype=run.dtype,
+        **attention,
+        **hub,
+        **gguf,
+    )
+    layers = AutoConfig.for_model(model.config.model_type).num_hidden_layers if run.use_lora else 0
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", layers)
+    return RewardTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_sources,
+        eval_dataset=eval_sources or None,
+        processing_class=tokenizer,
+        peft_config=run.lora_config(layers),
+    )
+
+
+def score_baselines(run: RunArguments, train_sources: list[Source], eval_sources: list[Source]) -> list:
+    """Rules that a reward model has to beat, on the same held-out rows."""
+    if not (run.baselines and eval_sources):
+        return []
+    train, held_out = canonical_rows(train_sources), canonical_rows(eval_sources)
+    return [tfidf_bradley_terry(train, held_out), length_rule(held_out)]
+
+
+def canonical_rows(sources: list[Source]) -> list[PreferenceRow]:
+    """Every row of some sources in the canonical form."""
+    return [
+        to_preference_row(row, layout=source.layout, columns=source.columns, row_index=index)
+        for source in sources
+        for index, row in enumerate(source.data)
+    ]
+
+
+def save_model(trainer: RewardTrainer, args: RewardConfig) -> None:
+    """Save the plain model, with LoRA merged in float32 and the adapter kept beside it."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.save_model()  # sharded: each process holds a part, so nothing can be merged here
+    elif trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        save_merged(model, trainer.processing_tokenizer, args.output_dir or ".", record=trainer.record())
+    trainer.create_model_card()
+    trainer.accelerator.wait_for_everyone()
+
+
+def report(trainer: RewardTrainer, metrics: dict, baselines: list, args: RewardConfig) -> None:
+    """Print the metrics, what they mean, and the paths written."""
+    if not trainer.is_world_process_zero():
+        return
+    table = Table(title="Reward model", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        if not name.startswith("baseline_"):
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    for baseline in baselines:
+        table.add_row(f"baseline: {baseline.name}", str(baseline).split(": ", 1)[1])
+    console.print(table)
+    shown = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+    if "length_baseline" in shown:
+        console.print(accuracy_reading(shown))
+    console.print("Written:")
+    for path in sorted(Path(args.output_dir or ".").iterdir()):
+        console.print(f"  {path}{'/' if path.is_dir() else ''}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

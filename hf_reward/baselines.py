@@ -22,10 +22,9 @@ class Baseline:
     num_pairs: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}: {self.accuracy:.1%} "
-            f"({self.interval.low:.1%} to {self.interval.high:.1%}, {self.num_pairs} pairs)"
-        )
+        low, high = self.interval.low, self.interval.high
+        interval = "no interval from one prompt" if np.isnan(low) else f"{low:.1%} to {high:.1%}"
+        return f"{self.name}: {self.accuracy:.1%} ({interval}, {self.num_pairs} pairs)"
 
 
 def length_rule(rows: Sequence[PreferenceRow]) -> Baseline:
@@ -36,6 +35,9 @@ def length_rule(rows: Sequence[PreferenceRow]) -> Baseline:
 
     Returns:
         Its accuracy. The metrics of a model report the same rule in tokens.
+
+    Raises:
+        ValueError: If no row holds a strict preference.
     """
     better, worse, clusters = _strict_texts(rows)
     gaps = np.array([len(a) - len(b) for a, b in zip(better, worse, strict=True)], float)

@@ -71,7 +71,9 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     content = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        content["backend"] = backend.to_str()
+        settings = json.loads(backend.to_str())
+        # Padding and truncation are left over from the last call, and say nothing about the tokenizer.
+        content["backend"] = {name: value for name, value in settings.items() if name not in ("padding", "truncation")}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.modeling import RewardModel, merge_adapter
+from hf_reward.modeling import AutoModelForRewardScoring, RewardModel, merge_adapter
 
 ADAPTER_FOLDER = "adapter"
 
@@ -22,7 +22,9 @@ def save_merged(
 ) -> Path:
     """Save a model as a plain sequence classifier; of an adapter model, the merged one and the adapter beside it.
 
-    The adapter goes to `adapter/` before the merge, which happens in float32 and changes the model passed in.
+    The adapter goes to `adapter/` before the merge, which happens in float32 and changes the model passed in. An
+    adapter on a quantised base (QLoRA) is merged into the base as it was before, loaded again: quantised weights
+    cannot hold the merge. The rewards of the result differ from those seen in training by what quantisation changed.
 
     Args:
         model: A reward model, perhaps with an adapter.
@@ -38,11 +40,15 @@ def save_merged(
     folders = [folder]
     if isinstance(model, PeftModel):
         model.save_pretrained(folder / ADAPTER_FOLDER)
+        tokenizer.save_pretrained(folder / ADAPTER_FOLDER)  # the base below takes its pad token from it
         folders.append(folder / ADAPTER_FOLDER)
+        if getattr(model.get_base_model(), "is_quantized", False):
+            model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, is_trainable=False)
+        assert isinstance(model, PeftModel)
         model = merge_adapter(model)
     model.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     for place in folders:
-        tokenizer.save_pretrained(place)
         if record is not None:
             record.save(place)
     return folder

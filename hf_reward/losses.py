@@ -90,7 +90,7 @@ def bradley_terry_loss(
     With z = r_i - r_j - margin for a pair in which i is preferred, and target t = 1 - label_smoothing:
     `-t log sigmoid(z) - (1 - t) log sigmoid(-z)`, averaged over the strict pairs of the group. A row that states a
     probability p that its first response is preferred has one pair, first against second, with
-    t = p (1 - 2 label_smoothing) + label_smoothing.
+    t = p (1 - 2 label_smoothing) + label_smoothing; its margin is asked of the likelier side, of neither at p = 0.5.
 
     Args:
         rewards: Rewards, shape `(G, K)`, float32.
@@ -112,9 +112,14 @@ def bradley_terry_loss(
     strict = _mean_over_pairs(losses, pairs)
     if probabilities is None:
         return strict
+    _check_per_group(rewards, probabilities=probabilities)
     stated = ~probabilities.isnan()
-    target = probabilities.nan_to_num(0.5).to(rewards.dtype) * (1 - 2 * label_smoothing) + label_smoothing
-    gap = gaps[:, 0, 1]
+    probabilities = probabilities.nan_to_num(0.5).to(rewards.dtype)
+    target = probabilities * (1 - 2 * label_smoothing) + label_smoothing
+    gap = rewards[:, 0] - rewards[:, 1]
+    if margins is not None:
+        # Swapping the responses (and p with 1 - p) must not change the loss.
+        gap = gap - margins.to(rewards.dtype) * (probabilities - 0.5).sign()
     soft = -target * logsigmoid(gap) - (1 - target) * logsigmoid(-gap)
     return torch.where(stated, soft, strict)
 
@@ -302,14 +307,20 @@ class PreferenceLoss:
                     f"`{field.name}` has no effect with loss_type={self.loss_type!r}; "
                     f"it belongs to {', '.join(takers)}. Remove it or change `loss_type`."
                 )
+        if self.center_rewards_coefficient is not None and not 0 <= self.center_rewards_coefficient < math.inf:
+            raise ValueError(
+                f"`center_rewards_coefficient={self.center_rewards_coefficient}` must be a finite number of 0 or more; "
+                "None or 0 is no centering."
+            )
         self._check_tie_parameter()
 
     def _check_tie_parameter(self) -> None:
         lowest = {"rao_kupper": 1.0, "davidson": 0.0}.get(self.loss_type)
-        if lowest is not None and self.tie_parameter is not None and not self.tie_parameter > lowest:
+        if lowest is not None and self.tie_parameter is not None and not lowest < self.tie_parameter < math.inf:
             raise ValueError(
-                f"`tie_parameter={self.tie_parameter}` must be above {lowest} for loss_type={self.loss_type!r}: "
-                "there ties become impossible (use 'bradley_terry' for rows without ties)."
+                f"`tie_parameter={self.tie_parameter}` must be finite and above {lowest} for "
+                f"loss_type={self.loss_type!r}: there ties become impossible (use 'bradley_terry' for rows without "
+                "ties), at infinity certain."
             )
 
     @property
@@ -356,8 +367,14 @@ class PreferenceLoss:
             Loss, shape `()`, float32, in nats (reward units for `hinge`).
 
         Raises:
-            ValueError: If the rows carry margins or probabilities that this loss cannot use.
+            ValueError: If the rows carry margins or probabilities that this loss cannot use, or shapes disagree.
         """
+        if rewards.shape != ranks.shape:
+            raise ValueError(
+                f"`rewards` and `ranks` must have the same shape (G, K), but have {tuple(rewards.shape)} and "
+                f"{tuple(ranks.shape)}. Pad the ranks with {PADDING_RANK}."
+            )
+        _check_per_group(rewards, margins=margins, probabilities=probabilities, weights=weights)
         for name, values, used in (
             ("margin", margins, self.kind.uses_margins),
             ("probability", probabilities, self.kind.uses_probabilities),
@@ -384,9 +401,17 @@ def _gaps(rewards: Tensor, margins: Tensor | None) -> Tensor:
     gaps = rewards.unsqueeze(2) - rewards.unsqueeze(1)
     if margins is None:
         return gaps
-    if margins.shape != rewards.shape[:1]:
-        raise ValueError(f"`margins` must have shape ({rewards.shape[0]},), one per group, but has {margins.shape}.")
+    _check_per_group(rewards, margins=margins)
     return gaps - margins.to(rewards.dtype)[:, None, None]
+
+
+def _check_per_group(rewards: Tensor, **values: Tensor | None) -> None:
+    """Refuse values that would broadcast in silence instead of standing for one group each."""
+    for name, value in values.items():
+        if value is not None and value.shape != rewards.shape[:1]:
+            raise ValueError(
+                f"`{name}` must have shape ({rewards.shape[0]},), one per group, but has {tuple(value.shape)}."
+            )
 
 
 def _mean_over_pairs(values: Tensor, pairs: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ of them, and it computes in float32 whatever the backbone's precision.
 """
 
 import logging
+import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,7 +71,7 @@ class ReadsLastToken:
             input_ids: Token ids, shape `(N, L)`.
             attention_mask: 1 for tokens and 0 for padding, shape `(N, L)`.
             reward_positions: Position at which each reward is read, shape `(N,)`.
-            **kwargs: Passed to the backbone.
+            **kwargs: Passed to the backbone; with `packed_layout` the batch is one packed row (see `packing`).
 
         Returns:
             A `SequenceClassifierOutputWithPast` with `logits` of shape `(N, 1)`, float32.
@@ -82,7 +84,8 @@ class ReadsLastToken:
         hidden = outputs.last_hidden_state  # (N, L, H)
         if reward_positions is None:
             reward_positions = last_token_positions(input_ids, self.config.get_text_config().pad_token_id)  # type: ignore[attr-defined]
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        # A packed batch is one row that holds all sequences; a padded one has a row for each.
+        rows = 0 if "packed_layout" in kwargs else torch.arange(hidden.shape[0], device=hidden.device)
         return SequenceClassifierOutputWithPast(
             logits=self.score(hidden[rows, reward_positions.to(hidden.device)]),  # type: ignore[attr-defined]
             past_key_values=outputs.get("past_key_values"),
@@ -91,8 +94,11 @@ class ReadsLastToken:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class is made at run time and shares its name with the stock class, so pickle finds it through that.
-        return _new_reward_model, (type(self).__mro__[2],), self.__dict__
+        # The class is made at run time and shares its name with the stock class, so pickle finds it through that; a
+        # stock class that was itself made at run time (Granite, ...) is found through its configuration.
+        stock = type(self).__mro__[2]
+        is_made = not hasattr(sys.modules[stock.__module__], stock.__name__)
+        return _new_reward_model, (stock.config_class if is_made else stock,), self.__dict__
 
 
 def last_token_positions(input_ids: Tensor, pad_token_id: int | None) -> Tensor:
@@ -122,7 +128,9 @@ def _reward_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return type(stock.__name__, (ReadsLastToken, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})
 
 
-def _new_reward_model(stock: type[PreTrainedModel]) -> PreTrainedModel:
+def _new_reward_model(origin: type[PreTrainedModel] | type[PretrainedConfig]) -> PreTrainedModel:
+    """An empty model for unpickling, from its stock class or from the configuration of one made at run time."""
+    stock = _classifier_class(origin()) if issubclass(origin, PretrainedConfig) else origin
     cls = _reward_class(stock)
     return cls.__new__(cls)
 
@@ -183,6 +191,8 @@ class AutoModelForRewardScoring:
                     f"{name} is already an adapter of a reward model. Load it without `peft_config` to go on "
                     "training it, or merge it first (`hf_reward.merge_adapter`) to add a new one."
                 )
+            if gguf_file is not None:
+                kwargs["gguf_file"] = gguf_file
             model = _load_adapter(name, dtype=dtype, is_trainable=is_trainable, **kwargs)
         else:
             model = _load_classifier(name, gguf_file=gguf_file, dtype=dtype, **kwargs)
@@ -225,35 +235,53 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def bare_model(model: Any) -> PreTrainedModel:
+    """The classifier itself, without PEFT's wrapper."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def reads_positions(model: nn.Module) -> bool:
     """Whether a model, perhaps wrapped by PEFT, takes `reward_positions`."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = bare_model(model)
     return isinstance(inner, ReadsLastToken)
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """Names of the top-level modules outside the backbone, the parts that turn hidden states into a reward."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    """Names of the modules that turn hidden states into a reward: those outside the backbone, and its pooler.
+
+    BERT keeps its pooler inside the backbone, yet language-model checkpoints lack it as they lack the classifier.
+    """
+    inner = bare_model(model)
     prefix = inner.base_model_prefix
-    return [name for name, child in inner.named_children() if name != prefix and any(True for _ in child.parameters())]
+    parts = {name: child for name, child in inner.named_children() if name != prefix}
+    pooler = getattr(getattr(inner, prefix, None), "pooler", None)
+    if isinstance(pooler, nn.Module):
+        parts = {f"{prefix}.pooler": pooler, **parts}
+    return [name for name, part in parts.items() if any(True for _ in part.parameters())]
+
+
+def _in_head(name: str, heads: Iterable[str]) -> bool:
+    """Whether a parameter or module, perhaps inside PEFT's wrapper, belongs to the head."""
+    name = name.removeprefix("base_model.model.")
+    return any(name == head or name.startswith(f"{head}.") for head in heads)
 
 
 def head_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The trainable parameters of the head, with their names in `model.named_parameters()`."""
-    heads = set(head_modules(model))
-    inner = "base_model.model." if isinstance(model, PeftModel) else ""
+    heads = head_modules(model)
     return [
         (name, parameter)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and name.removeprefix(inner).split(".")[0] in heads
+        if parameter.requires_grad and _in_head(name, heads)
     ]
 
 
 def freeze_all_but_head(model: nn.Module) -> None:
     """Stop training everything but the head, in place."""
-    heads = set(head_modules(model))
+    heads = head_modules(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.split(".")[0] in heads)
+        # PEFT keeps a frozen copy of the head beside the trained one, so what is frozen stays so.
+        parameter.requires_grad_(parameter.requires_grad and _in_head(name, heads))
 
 
 def check_head_is_trained(model: nn.Module) -> None:
@@ -269,7 +297,7 @@ def check_head_is_trained(model: nn.Module) -> None:
     if isinstance(model, PeftModel):
         config = model.active_peft_config
         saved = set(getattr(config, "modules_to_save", None) or [])
-        unsaved = [name for name in names if name not in saved]
+        unsaved = [name for name in names if not saved & {name, name.split(".")[-1]}]
         if unsaved or not head_parameters(model):
             raise ValueError(
                 f"The reward head ({', '.join(names)}) would stay random or be lost on saving: the adapter trains and "
@@ -308,7 +336,7 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
     """Copy an adapter configuration so that the head is trained in full and saved.
 
     PEFT adds `score` and `classifier` only for `task_type='SEQ_CLS'`, and never the other parts of an encoder's
-    head (DeBERTa's pooler, ModernBERT's head), which would then stay random and unsaved.
+    head (the poolers of BERT and DeBERTa, ModernBERT's head), which would then stay random and unsaved.
 
     Args:
         model: The model to be wrapped.
@@ -337,7 +365,7 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
     changes: dict[str, Any] = {"task_type": "SEQ_CLS"}
     changes["modules_to_save"] = sorted({*(values.get("modules_to_save") or []), *heads})
     if "exclude_modules" in values and not values["exclude_modules"]:
-        changes["exclude_modules"] = rf"(.*\.)?({'|'.join(heads)})(\..*)?"
+        changes["exclude_modules"] = rf"(.*\.)?({'|'.join(map(re.escape, heads))})(\..*)?"
     import copy  # noqa: PLC0415
 
     result = copy.deepcopy(peft_config)
@@ -428,7 +456,8 @@ def _load_classifier(
         config=config,
         dtype=_torch_dtype(dtype),
         output_loading_info=True,
-        **_without(kwargs, "trust_remote_code"),
+        ignore_mismatched_sizes=True,  # so that `_check_loaded` can say which, and refuse
+        **_without(kwargs, "trust_remote_code", "ignore_mismatched_sizes"),
     )
     report = _LoadReport(sorted(info["missing_keys"]), [str(key[0]) for key in info["mismatched_keys"]])
     _check_loaded(name, model, report)
@@ -438,7 +467,7 @@ def _load_classifier(
     if _is_decoder(model) and any(key.startswith("score.") for key in report.missing):
         _zero_head(model)
     tokenizer = _load_tokenizer(tokenizer_name_or_path, name, **kwargs)
-    keep_pad = not any(key.split(".")[0] in head_modules(model) for key in report.missing)
+    keep_pad = not any(_in_head(key, head_modules(model)) for key in report.missing)
     return _set_pad_token(model, tokenizer, keep_existing=keep_pad)
 
 
@@ -530,11 +559,11 @@ def _zero_head(model: PreTrainedModel) -> None:
 
 def _output_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     """The linear layers of the head that give the reward itself."""
-    heads = set(head_modules(model))
+    heads = head_modules(model)
     return [
         (name, layer)
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer.out_features == 1 and name.split(".")[0] in heads
+        if isinstance(layer, nn.Linear) and layer.out_features == 1 and _in_head(name, heads)
     ]
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from itertools import combinations
 from typing import Any
@@ -205,31 +206,37 @@ def prompt_group(row: PreferenceRow) -> str:
         16 hexadecimal digits.
     """
     if row.token_ids is not None:
-        key = json.dumps(common_prefix(row.token_ids)[:64])
+        key = json.dumps(common_prefix(row.token_ids)[:64] or row.token_ids)
     elif row.prompt:
         key = json.dumps(row.prompt, sort_keys=True, default=str)
     elif row.is_conversational():
         key = ""
     else:
         key = shared_text([str(response) for response in row.responses])
-    key = key or json.dumps(row.responses, sort_keys=True, default=str)  # nothing shared: a prompt of its own
-    return hashlib.sha256(key.strip().encode()).hexdigest()[:16]
+    # Nothing shared: a prompt of its own.
+    key = key.strip() or json.dumps(row.responses, sort_keys=True, default=str)
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def common_prefix(sequences: Sequence[Sequence[Any]]) -> list[Any]:
-    """Longest prefix that all sequences share."""
+def common_prefix(sequences: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    """Longest prefix that all sequences share, as a part of one of them: text of texts, a list of lists."""
     first, last = min(sequences), max(sequences)  # any other lies between these two, and shares what they share
-    for place, (a, b) in enumerate(zip(first, last, strict=False)):
-        if a != b:
-            return list(first[:place])
-    return list(first[: min(len(first), len(last))])
+    # Bisection: comparing slices is far faster than a loop over characters or tokens.
+    same, differ = 0, min(len(first), len(last)) + 1
+    while differ - same > 1:
+        middle = (same + differ) // 2
+        if first[same:middle] == last[same:middle]:
+            same = middle
+        else:
+            differ = middle
+    return first[:same]
 
 
 def shared_text(texts: Sequence[str]) -> str:
     """What texts have in common, cut back to the last line break or sentence end."""
-    shared = "".join(common_prefix(texts))
-    ends = list(re.finditer(r"[\n:.?!]", shared))
-    return shared[: ends[-1].end()] if ends else shared
+    shared = str(common_prefix(texts))
+    end = max(shared.rfind(mark) for mark in "\n:.?!")
+    return shared[: end + 1] if end >= 0 else shared
 
 
 def to_pairs(
@@ -258,10 +265,12 @@ def to_pairs(
 
     Raises:
         PreferenceFormatError: If a score is missing or not a finite number, or the lists have unequal lengths.
-        ValueError: If `min_gap` is negative or NaN.
+        ValueError: If `min_gap` is negative or NaN, or `max_pairs_per_prompt` is below 1.
     """
     if not min_gap >= 0:
         raise ValueError(f"`min_gap={min_gap}` must be 0 or more, in units of the score.")
+    if max_pairs_per_prompt is not None and max_pairs_per_prompt < 1:
+        raise ValueError(f"`max_pairs_per_prompt={max_pairs_per_prompt}` must be 1 or more, or None for all.")
     rated = _gather_by_prompt(rows, columns)
     pairs: list[dict[str, Any]] = []
     for prompt_key, (prompt, responses, scores) in rated.items():
@@ -291,6 +300,7 @@ def _gather_by_prompt(
                 scores = [_finite(row.get("score", row.get("rating")), "score")]
             else:
                 responses, scores = _scored_list(row)
+            prompt = _prompt_of_kind(prompt, responses)
             responses = [_response(value, prompt, "responses") for value in responses]
         except PreferenceFormatError as error:
             raise PreferenceFormatError(error.message, index, error.field) from None
@@ -327,9 +337,7 @@ def _read_pairs(row: Mapping[str, Any]) -> PreferenceRow:
     chosen, rejected = row["chosen"], row["rejected"]
     if row.get("prompt") is None:
         return _read_implicit_prompt(chosen, rejected)
-    prompt = _prompt(row["prompt"])
-    if isinstance(prompt, str) and isinstance(chosen, list):
-        prompt = [{"role": "user", "content": prompt}]
+    prompt = _prompt_of_kind(_prompt(row["prompt"]), [chosen, rejected])
     responses = [_response(chosen, prompt, "chosen"), _response(rejected, prompt, "rejected")]
     return PreferenceRow(prompt=prompt, responses=responses, ranks=[0, 1])
 
@@ -338,7 +346,7 @@ def _read_implicit_prompt(chosen: Any, rejected: Any) -> PreferenceRow:
     if isinstance(chosen, str) and isinstance(rejected, str):
         responses: list[Response] = [_text(chosen, "chosen"), _text(rejected, "rejected")]
         return PreferenceRow(prompt="", responses=responses, ranks=[0, 1])
-    chosen, rejected = _messages(chosen, "chosen"), _messages(rejected, "rejected")
+    chosen, rejected = _conversation(chosen, "chosen"), _conversation(rejected, "rejected")
     return _split_turns(chosen, rejected)
 
 
@@ -396,8 +404,7 @@ def _read_ranked(row: Mapping[str, Any]) -> PreferenceRow:
     responses = _list(row.get("responses"), "responses")
     if len(responses) < 2:
         raise PreferenceFormatError(f"`responses` needs two or more, but has {len(responses)}.", field="responses")
-    if isinstance(prompt, str) and all(isinstance(response, list) for response in responses):
-        prompt = [{"role": "user", "content": prompt}]
+    prompt = _prompt_of_kind(prompt, responses)
     if row.get("ranks") is not None:
         ranks = _ranks(row["ranks"], responses)
     else:
@@ -410,8 +417,9 @@ def _read_ranked(row: Mapping[str, Any]) -> PreferenceRow:
 
 
 def _read_votes(row: Mapping[str, Any]) -> PreferenceRow:
-    prompt = _prompt(row.get("prompt"))
-    responses = [_response(row.get(name), prompt, name) for name in ("response_a", "response_b")]
+    names = ("response_a", "response_b")
+    prompt = _prompt_of_kind(_prompt(row.get("prompt")), [row.get(name) for name in names])
+    responses = [_response(row.get(name), prompt, name) for name in names]
     result = PreferenceRow(prompt=prompt, responses=responses, ranks=[0, 1])
     lead, probability = _verdict(row)
     result.ranks = [0, 0] if lead == 0 else [0, 1] if lead > 0 else [1, 0]
@@ -444,7 +452,7 @@ _WINNERS = {
 
 
 def _winner(value: Any) -> int:
-    key = str(int(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    key = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value  # 1.0 is 1
     if isinstance(key, str) and key in _WINNERS:
         return _WINNERS[key]
     raise PreferenceFormatError(f"`winner` must be 'a', 'b' or 'tie' (or 1, 2, 0), but is {value!r}.", field="winner")
@@ -491,10 +499,10 @@ def _read_common_fields(result: PreferenceRow, row: Mapping[str, Any]) -> None:
     for name in ("id", "group", "source"):
         if row.get(name) is not None:
             setattr(result, name, str(row[name]))
-    tools = row.get("tools")
-    if tools is not None:
-        result.template["tools"] = json.loads(tools) if isinstance(tools, str) else tools
-    result.template |= row.get("chat_template_kwargs") or {}
+    if row.get("tools") is not None:
+        result.template["tools"] = _structure(row["tools"], "tools", list)
+    if row.get("chat_template_kwargs") is not None:
+        result.template |= _structure(row["chat_template_kwargs"], "chat_template_kwargs", dict)
     result.meta = {name: value for name, value in row.items() if name not in _LAYOUT_COLUMNS}
 
 
@@ -542,15 +550,40 @@ def _prompt(value: Any) -> Prompt:
     return _messages(value, "prompt") if value != [] else []
 
 
+def _prompt_of_kind(prompt: Prompt, responses: Sequence[Any]) -> Prompt:
+    """The prompt as its responses are: before messages, a text is one user turn."""
+    if isinstance(prompt, str) and responses and all(isinstance(response, list) for response in responses):
+        return [{"role": "user", "content": prompt}]
+    return prompt
+
+
 def _response(value: Any, prompt: Prompt, name: str) -> Response:
     """A response of its prompt's kind: text after a text prompt, messages after messages."""
     if isinstance(prompt, str):
         return _text(value, name)
     if isinstance(value, str):
         return [{"role": "assistant", "content": _text(value, name)}]
+    messages = _conversation(value, name)
+    # Some data repeats the prompt at the start of each side; the model must not read it twice.
+    repeated = bool(prompt) and len(messages) > len(prompt) and messages[: len(prompt)] == prompt
+    return messages[len(prompt) :] if repeated else messages
+
+
+def _conversation(value: Any, name: str) -> list[Message]:
+    """Messages of which the last says something."""
     messages = _messages(value, name)
-    _text(messages[-1].get("content"), name) if not messages[-1].get("tool_calls") else None
+    if not messages[-1].get("tool_calls"):
+        _text(messages[-1].get("content"), name)
     return messages
+
+
+def _structure(value: Any, name: str, kind: type) -> Any:
+    """A list or dict, given as such or as JSON text."""
+    with suppress(ValueError):  # text that is no JSON is refused below, with its field
+        value = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(value, kind):
+        raise PreferenceFormatError(f"`{name}` must be a {kind.__name__} or its JSON, but is {value!r}.", field=name)
+    return value
 
 
 def _list(value: Any, name: str) -> list[Any]:

@@ -142,7 +142,9 @@ def prepare_preferences(
     """
     rule = rule or PreparationRule()
     if is_prepared(data):
-        return data, summarize(data, name)
+        summary = summarize(data, name)
+        _require_rows(summary, rule, [data])
+        return data, summary
     parts, marked = [], []
     sources = as_sources(data, **source_defaults)
     for source in sources:
@@ -172,7 +174,7 @@ def tokenize_source(
     """Tokenise one raw dataset; unusable rows stay in, with the reason in `problem`."""
     if isinstance(raw, Dataset) and len(raw) == 0:
         raise ValueError(f"The data {source.name!r} holds no rows.")
-    columns = _column_names(raw)
+    columns = _column_names(raw, source.name)
     if source.layout == "auto":
         detect_layout(rename_columns(dict.fromkeys(columns), source.columns))
     settings: dict[str, Any] = {
@@ -194,10 +196,12 @@ def _fingerprintable(source: Source) -> dict[str, Any]:
     return {"name": source.name, "columns": dict(source.columns or {}), "layout": source.layout}
 
 
-def _column_names(raw: RawDataset) -> list[str]:
+def _column_names(raw: RawDataset, name: str) -> list[str]:
     names = raw.column_names
     if names is None:  # a stream of unknown features: its first row tells
-        names = list(next(iter(raw)))
+        names = next(iter(raw), None)
+    if names is None:
+        raise ValueError(f"The data {name!r} holds no rows.")
     return list(names)
 
 
@@ -219,7 +223,7 @@ def _prepare_batch(
             if not rule.skip_bad_rows:
                 raise
             problems[place] = f"unreadable ({error.field or 'row'})"
-            row = PreferenceRow(prompt="", responses=["", ""], ranks=[0, 1], token_ids=[[0], [0]])
+            row = PreferenceRow(prompt="", responses=["", ""], ranks=[0, 1], token_ids=[[0], [1]])
         rows.append(row)
     tokenized = _tokenize(rows, tokenizer, rule.format, indices)
     for place, result in enumerate(tokenized):

@@ -4,6 +4,7 @@ A YAML file gives settings, the command line overrides them, and what neither kn
 `RunArguments` and of `RewardConfig` can stand in either.
 """
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,18 @@ class RunArguments:
 
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
 
+    def __post_init__(self) -> None:
+        if self.use_lora and self.freeze_backbone:
+            raise ValueError(
+                "`freeze_backbone` trains the head only, but `use_lora` asks for an adapter. Set one of them."
+            )
+        if self.eval_data is not None and self.test_size is not None:
+            raise ValueError("`eval_data` is given, so nothing is held out by `test_size`. Set one of them.")
+        if self.streaming and (self.test_size is not None or self.baselines):
+            raise ValueError(
+                "`test_size` and `baselines` need all training rows at hand. Leave them out with `streaming`."
+            )
+
     def lora_config(self, num_layers: int) -> LoraConfig | None:
         """The adapter that these settings ask for, or None.
 
@@ -73,16 +86,21 @@ class RunArguments:
             PEFT's configuration.
 
         Raises:
-            ValueError: If `lora_first_layer` leaves no layer.
+            ValueError: If `lora_first_layer` leaves no layer, or the modules are not named.
         """
         if not self.use_lora:
             return None
-        layers = None
+        layers, targets = None, self.lora_target_modules
         if self.lora_first_layer:
+            if targets == ["all-linear"]:
+                raise ValueError(
+                    "`lora_first_layer` needs the modules by name: PEFT takes 'all-linear' for all layers only. Set "
+                    "`lora_target_modules`, for Llama-like models to "
+                    "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj."
+                )
             if not 0 < self.lora_first_layer < num_layers:
                 raise ValueError(f"`lora_first_layer={self.lora_first_layer}` must be below the {num_layers} layers.")
             layers = list(range(self.lora_first_layer, num_layers))
-        targets = self.lora_target_modules
         return LoraConfig(
             task_type="SEQ_CLS",
             r=self.lora_r,
@@ -118,20 +136,25 @@ def parse_run_arguments(argv: Sequence[str]) -> tuple[RunArguments, RewardConfig
         What to train on, and how.
 
     Raises:
-        ValueError: If the file is no mapping of settings. Unknown or malformed settings end the program with
-            argparse's message and exit code 2.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no mapping of settings, or settings contradict each other. Unknown or malformed
+            settings end the program with argparse's message and exit code 2.
     """
-    rest, config = list(argv), None
-    if "--config" in rest:
-        place = rest.index("--config")
-        if place + 1 >= len(rest):
-            raise ValueError("`--config` needs the path of a YAML file.")
-        config = rest[place + 1]
-        del rest[place : place + 2]
+    first = argparse.ArgumentParser(prog="train", add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    known, rest = first.parse_known_args(list(argv))
     # Later options override earlier ones in argparse, so the file's settings simply go first.
-    words = [*(yaml_as_argv(config) if config else []), *rest]
-    parser = HfArgumentParser([RunArguments, RewardConfig], prog="train", allow_abbrev=False)  # type: ignore[arg-type]
-    run, args = parser.parse_args_into_dataclasses(args=words)
+    words = [*(yaml_as_argv(known.config) if known.config else []), *rest]
+    parser = HfArgumentParser(
+        [RunArguments, RewardConfig],  # type: ignore[arg-type]
+        prog="train",
+        usage="train [--config FILE.yaml] [--SETTING VALUE ...]",
+        allow_abbrev=False,
+    )
+    run, args, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+    if unknown:
+        names = [word for word in unknown if word.startswith("--")] or unknown
+        parser.error(f"there is no setting {', '.join(names)}. `--help` lists all settings.")
     return run, args
 
 

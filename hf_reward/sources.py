@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict,
 from hf_reward.preferences import as_mapping
 
 RawDataset = Dataset | IterableDataset
+DEMONSTRATION = "demonstration"
+"""Name of the preference set that the package carries, with the splits `train` and `test`."""
+
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
     """
     data = source.data
     if isinstance(data, (DatasetDict, IterableDatasetDict)):
-        return _pick_split(data, source.split, source.name)
+        return _pick_split(data, source)
     if isinstance(data, (Dataset, IterableDataset)):
         return data
     if isinstance(data, (str, Path)):
@@ -97,18 +102,27 @@ def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
 
 
 def _load_named(name: str, source: Source, streaming: bool) -> RawDataset:
-    path = Path(name)
+    path = Path(str(files("hf_reward"))) / DEMONSTRATION if name == DEMONSTRATION else Path(name)
     if path.is_file():
         return _load_files([path], source.name, streaming)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in _BUILDERS and file.is_file())
-        if not files:
+        found = sorted(file for file in path.iterdir() if file.suffix in _BUILDERS and file.is_file())
+        if not found:
             raise FileNotFoundError(f"{path} holds no {', '.join(_BUILDERS)} file.")
-        named = [file for file in files if file.stem == source.split or file.stem.startswith(f"{source.split}-")]
-        return _load_files(named or files, source.name, streaming)
+        return _load_files(_files_of_split(found, source), source.name, streaming)
     if path.suffix in _BUILDERS or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"There is no file or folder {name!r} (looked in {Path.cwd()}).")
     return load_dataset(name, split=source.split, streaming=streaming)
+
+
+def _files_of_split(found: Sequence[Path], source: Source) -> Sequence[Path]:
+    """`train.jsonl` and `train-00000-of-00002.parquet` are of the split `train`; without such names all files are."""
+    named = [file for file in found if file.stem == source.split or file.stem.startswith(f"{source.split}-")]
+    splits = {file.stem.split("-")[0] for file in found} & _SPLITS
+    if splits and not named:
+        # Falling back to all files would mix the test split into the training data.
+        _require_split(sorted(splits), source)
+    return named or found
 
 
 def _load_files(files: Sequence[Path], name: str, streaming: bool) -> RawDataset:
@@ -136,26 +150,37 @@ def _read_json_lines(files: Sequence[Path]) -> list[dict[str, Any]]:
     for file in files:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
-            rows += json.loads(text)
-            continue
-        for number, line in enumerate(text.splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{file}, line {number}: not valid JSON ({error.msg}). Correct or remove the line."
-                ) from error
+            values = _parse_json(text, f"{file}")
+            if not isinstance(values, list):
+                raise ValueError(f"{file}: must hold a list of objects, but holds a {type(values).__name__}.")
+            numbered = [(f"{file}, entry {number}", value) for number, value in enumerate(values, start=1)]
+        else:  # not splitlines(): JSON texts may hold other line breaks, such as U+2028
+            lines = [(f"{file}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1)]
+            numbered = [(where, _parse_json(line, where)) for where, line in lines if line.strip()]
+        for where, value in numbered:
+            if not isinstance(value, dict):
+                raise ValueError(f"{where}: a row must be a JSON object, but is a {type(value).__name__}. Correct it.")
+            rows.append(value)
     return rows
 
 
-def _pick_split(data: DatasetDict | IterableDatasetDict, split: str, name: str) -> RawDataset:
-    if split not in data:
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error}). Correct or remove it.") from error
+
+
+def _pick_split(data: DatasetDict | IterableDatasetDict, source: Source) -> RawDataset:
+    _require_split(sorted(map(str, data)), source)
+    return data[source.split]
+
+
+def _require_split(splits: Sequence[str], source: Source) -> None:
+    if source.split not in splits:
         raise ValueError(
-            f"{name or 'The data'} has the splits {sorted(map(str, data))}, not {split!r}. Name one of them."
+            f"{source.name or 'The data'} has the splits {splits}, not {source.split!r}. Name one of them."
         )
-    return data[split]
 
 
 def _is_mixture(data: Any) -> bool:

@@ -38,16 +38,10 @@ def split_by_prompt(
     Raises:
         ValueError: If there are fewer than two groups, or nothing would be left on one side.
     """
-    groups = np.asarray(
-        data["group"]
-        if "group" in data.column_names
-        else [
-            to_preference_row(row, layout=layout, columns=columns, row_index=index).group
-            for index, row in enumerate(data)
-        ]
-    )
+    groups = _groups(data, layout, columns)
     names, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    wanted = test_size * len(data) if isinstance(test_size, float) else test_size
+    # Rounded, because 0.07 * 100 is a little more than 7.
+    wanted = round(test_size * len(data), 6) if isinstance(test_size, float) else test_size
     if len(names) < 2 or not 0 < wanted < len(data):
         raise ValueError(
             f"Cannot hold out test_size={test_size} of {len(data)} rows with {len(names)} different prompts: both sides need "
@@ -59,3 +53,13 @@ def split_by_prompt(
     num_held = min(int(np.searchsorted(reached, wanted)) + 1, len(names) - 1)
     held = np.isin(place, order[:num_held])
     return data.select(np.flatnonzero(~held)), data.select(np.flatnonzero(held))
+
+
+def _groups(data: Dataset, layout: str, columns: Mapping[str, str] | None) -> np.ndarray:
+    """Prompt group of each row: its `group` column where every row fills it, else what the row's reader says."""
+    if "group" in data.column_names and "group" not in (columns or {}):
+        groups = data["group"][:]
+        if None not in groups:
+            return np.asarray(groups)
+    rows = (to_preference_row(row, layout=layout, columns=columns, row_index=i) for i, row in enumerate(data))
+    return np.asarray([row.group for row in rows])

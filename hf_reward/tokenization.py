@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_reward.preferences import Message, PreferenceFormatError, PreferenceRow, common_prefix
+from hf_reward.shared_text import encode_groups
 
 NEW_PAD_TOKEN = "<|pad|>"
 OVER_LENGTH_POLICIES = ("truncate_prompt", "drop", "error")
@@ -137,13 +139,17 @@ def _encode_conversations(
             "`chat_template_path` in `RewardConfig`), or pass text columns.",
             field="prompt",
         )
-    texts = [
-        str(tokenizer.apply_chat_template([*row.prompt, *response], tokenize=False, **row.template))
-        for row in rows
-        for response in row.responses
-    ]
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [_Encoded(part) for part in _split(ids, rows)]
+    texts = [[_render(row, response, tokenizer) for response in row.responses] for row in rows]
+    return [_Encoded(ids) for ids in encode_groups(texts, tokenizer, add_special_tokens=False)]
+
+
+def _render(row: PreferenceRow, response: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+    try:
+        return str(tokenizer.apply_chat_template([*row.prompt, *response], tokenize=False, **row.template))
+    except TemplateError as error:  # templates refuse roles or an order of turns that the model never saw
+        raise PreferenceFormatError(
+            f"the chat template cannot render the conversation: {error}. Correct or drop the row."
+        ) from error
 
 
 def _encode_texts(
@@ -155,12 +161,12 @@ def _encode_texts(
     texts = []
     for row in rows:
         start = f"{row.prompt}{rule.separator}" if row.prompt else ""
-        for response in row.responses:
-            texts.append(f"{start}{response}" if eos and str(response).endswith(eos) else f"{start}{response}{eos}")
-    ids = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
-    if eos and ids[0][-2:] == [tokenizer.eos_token_id] * 2:  # a tokenizer that appends EOS by itself
-        ids = [sequence[:-1] for sequence in ids]
-    return [_Encoded(part) for part in _split(ids, rows)]
+        ends = ["" if eos and str(response).endswith(eos) else eos for response in row.responses]
+        texts.append([f"{start}{response}{end}" for response, end in zip(row.responses, ends, strict=True)])
+    groups = encode_groups(texts, tokenizer, add_special_tokens=True)
+    if eos and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:  # it appends EOS by itself
+        groups = [[ids[:-1] for ids in group] for group in groups]
+    return [_Encoded(ids) for ids in groups]
 
 
 def _encode_text_pairs(rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase) -> list[_Encoded]:
@@ -247,10 +253,12 @@ def _fit_tokens(
     cut = encoded.longest() - rule.max_length
     first = encoded.input_ids[0][0]
     lead = 1 if first in (tokenizer.bos_token_id, tokenizer.cls_token_id) else 0
-    shared = len(common_prefix(encoded.input_ids))
+    shared = shared_prefix_length(encoded.input_ids)
     if row.prompt:
-        prompt_ids = tokenizer(f"{row.prompt}{rule.separator}", add_special_tokens=False, verbose=False)["input_ids"]
-        shared = min(shared, lead + len(prompt_ids))
+        prompt = row.prompt if uses_text_pairs(tokenizer) else f"{row.prompt}{rule.separator}"
+        prompt_ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        # Where the prompt's end and the response's start make one token, that token belongs to the response.
+        shared = min(shared, lead + len(common_prefix([prompt_ids, encoded.input_ids[0][lead:]])))
     if lead + cut > shared:
         return None
     return _Encoded(

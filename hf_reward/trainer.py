@@ -31,19 +31,21 @@ from transformers import (
 from hf_reward.callbacks import TrainingCurves, epoch_history
 from hf_reward.checkpoint_record import CheckpointRecord, library_versions, template_hash, tokenizer_hash
 from hf_reward.data_collator import DataCollatorForPreference, source_number
-from hf_reward.metrics import preference_metrics
+from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
 from hf_reward.modeling import (
     AutoModelForRewardScoring,
     RewardModel,
     add_adapter,
     as_reward_model,
+    bare_model,
     check_head_is_trained,
     disable_dropout,
     head_parameters,
     match_pad_token,
     reads_positions,
 )
+from hf_reward.packing import DataCollatorForPackedPreference, packed_model, packing_error, why_not_packed
 from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
 from hf_reward.rewards import compute_rewards
 from hf_reward.tokenization import prepare_tokenizer
@@ -106,6 +108,7 @@ class RewardTrainer(Trainer):
     ) -> None:
         args = copy.copy(args) if args is not None else RewardConfig(output_dir=_default_output_dir(model))
         _refuse_data_parallel(args)
+        _refuse_two_head_rates(args, optimizers[0])
         set_seed(args.seed)  # an encoder's new head is random
         self.processing_tokenizer = prepare_tokenizer(
             processing_class or _own_tokenizer(model, args),
@@ -119,6 +122,7 @@ class RewardTrainer(Trainer):
         self.data_summaries: dict[str, DataSummary] = {}
         self.reward_statistics: dict[str, float] = {}
         self._source_names: dict[int, str] = {}
+        self._packing_checked = False
         self._statistics = BatchStatistics()
         if isinstance(model, str):
             model = _load_model(model, args, quantization_config)
@@ -128,13 +132,14 @@ class RewardTrainer(Trainer):
             )
         if model is not None:
             model = self._prepare_model(model, args)
-        args = _without_dispatch(args, train_dataset)
+        train_data, eval_data = self._prepare_data(train_dataset, "train", args), self._prepare_eval(eval_dataset, args)
+        args = _without_dispatch(args, train_data, eval_data)
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or self._collator(args),
-            train_dataset=self._prepare_data(train_dataset, "train", args),
-            eval_dataset=self._prepare_eval(eval_dataset, args),
+            data_collator=data_collator or self._choose_collator(model, args),
+            train_dataset=train_data,
+            eval_dataset=eval_data,
             processing_class=self.processing_tokenizer,
             model_init=model_init,
             compute_metrics=self._compute_metrics,
@@ -150,7 +155,7 @@ class RewardTrainer(Trainer):
 
     def _prepare_model(self, model: RewardModel, args: RewardConfig) -> RewardModel:
         """Check a loaded model and give it head, pad token and adapter."""
-        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        inner = bare_model(model)
         as_reward_model(inner)
         _fit_embeddings(model, inner, self.processing_tokenizer)
         if args.eos_token is not None:
@@ -173,10 +178,55 @@ class RewardTrainer(Trainer):
         """Make a fresh model for a trial, prepared like one passed in."""
         return self._prepare_model(super().call_model_init(trial), self.args)
 
-    def _collator(self, args: RewardConfig) -> DataCollatorForPreference:
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if trial is not None:
+            self.loss_function = self.args.loss  # a trial may have changed its settings
+
+    def _choose_collator(self, model: RewardModel | None, args: RewardConfig) -> Callable[..., Any]:
+        """Packed batches where the model allows them and the settings do not forbid it, else padded ones."""
         multiple = args.pad_to_multiple_of
         assert multiple is None or isinstance(multiple, int)
-        return DataCollatorForPreference(int(self.processing_tokenizer.pad_token_id), multiple)
+        self._padded_collator = DataCollatorForPreference(int(self.processing_tokenizer.pad_token_id), multiple)
+        if args.packing == "false":
+            return self._padded_collator
+        reason = "torch_compile would compile every batch anew" if args.torch_compile else None
+        if model is not None:
+            reason = reason or why_not_packed(bare_model(model))
+        if reason is None:
+            return DataCollatorForPackedPreference()
+        if args.packing == "true":
+            raise ValueError(f"`packing=True` is not possible with this model: {reason}. Use 'auto' or False.")
+        logger.info("Batches are padded, not packed: %s.", reason)
+        return self._padded_collator
+
+    def _check_packing(self, data: Any) -> None:
+        """Compare the two paths on the first groups, once, before the packed one is trusted."""
+        if self._packing_checked or not isinstance(self.data_collator, DataCollatorForPackedPreference):
+            return
+        self._packing_checked = True
+        rows = list(data.take(2)) if isinstance(data, IterableDataset) else [data[i] for i in range(min(2, len(data)))]
+        model = bare_model(self.model)
+        with packed_model(model):
+            error = packing_error(model, self._padded_collator(rows), self.data_collator(rows))
+        tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
+        if error <= tolerance:
+            return
+        message = f"Packed and padded batches differ by {error:.1e} (relative, at most {tolerance} expected)"
+        if self.args.packing == "true":
+            raise ValueError(f"{message}, so `packing=True` would train another model. Use 'auto' or False.")
+        logger.warning("%s; batches are padded instead.", message)
+        self.data_collator = self._padded_collator
+
+    def _packed(self) -> AbstractContextManager[Any]:
+        """Within this, the model takes packed batches; outside it is as it was."""
+        packs = isinstance(self.data_collator, DataCollatorForPackedPreference)
+        return packed_model(bare_model(self.accelerator.unwrap_model(self.model))) if packs else nullcontext()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Data loader of the training data."""
+        self._check_packing(self.train_dataset)
+        return super().get_train_dataloader()
 
     def _prepare_data(self, data: Any, name: str, args: RewardConfig) -> Any:
         if data is None:
@@ -202,15 +252,28 @@ class RewardTrainer(Trainer):
         return self._prepare_data(data, "eval", args)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Data loader of the evaluation data, which may be raw preference data."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str) and not is_prepared(eval_dataset):
+        """Data loader of the evaluation data, which may be raw preference data or a name in a dict of several."""
+        named = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, Mapping)
+        if eval_dataset is not None and not named and not is_prepared(eval_dataset):
             eval_dataset = self._prepare_data(eval_dataset, "eval", self.args)
+        data = self._find_eval_dataset(eval_dataset)
+        if data is not None:  # else `Trainer` says what is missing
+            _require_rows(data)
+            self._check_packing(data)
         return super().get_eval_dataloader(eval_dataset)
+
+    def _find_eval_dataset(self, data: Any) -> Any:
+        """The dataset that `evaluate` means by nothing, by a name, or by the data itself."""
+        if data is None:
+            return self.eval_dataset
+        return self.eval_dataset[data] if isinstance(data, str) else data
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Data loader for `predict`, which may be raw preference data."""
         if not is_prepared(test_dataset):
             test_dataset = self._prepare_data(test_dataset, "test", self.args)
+        _require_rows(test_dataset)
+        self._check_packing(test_dataset)
         return super().get_test_dataloader(test_dataset)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
@@ -287,14 +350,15 @@ class RewardTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward, with activations kept in CPU memory if asked for."""
-        with _offload_activations(self.args.activation_offloading):
+        with self._packed(), _offload_activations(self.args.activation_offloading):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with groups of its own for the head if it has a learning rate of its own."""
+        ready_made = self.optimizer is not None  # by the caller, or by an earlier call of `train`
         optimizer = super().create_optimizer(model)
         rate = self.args.head_learning_rate
-        if rate is None:
+        if rate is None or ready_made:
             return optimizer
         head = {id(parameter) for _, parameter in head_parameters(model or self.model)}
         for group in list(optimizer.param_groups):
@@ -325,7 +389,7 @@ class RewardTrainer(Trainer):
             Loss, rewards `(G, K)`, and `LABELS`, each with one leading entry per dataset row.
         """
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with self._packed(), torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
@@ -343,6 +407,8 @@ class RewardTrainer(Trainer):
         if len(present) > 1:
             for number in present:
                 rows = labels["sources"] == number
+                if len(strict_pairs(labels["ranks"][rows]).row) == 0:  # ties alone have no accuracy
+                    continue
                 part = _split_metrics(rewards[rows], {name: values[rows] for name, values in labels.items()})
                 name = self._source_names.get(int(number), str(number))
                 metrics |= {f"{name}_{key}": part[key] for key in _PER_SOURCE}
@@ -388,6 +454,12 @@ class RewardTrainer(Trainer):
         if self.args.should_save and folder is not None:
             self.record().save(folder)
 
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        record = CheckpointRecord.load(str(self.state.best_model_checkpoint))
+        if record is not None:  # rewards of the last evaluation belong to weights that are gone
+            self.reward_statistics = record.reward_statistics
+
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write README.md into the output folder.
 
@@ -421,6 +493,14 @@ class _EpochLog(TrainerCallback):
             self.trainer.log(logs)
 
 
+def _require_rows(data: Any) -> None:
+    """An empty split would give no metrics without a word."""
+    if not isinstance(data, IterableDataset) and len(data) == 0:
+        raise ValueError(
+            "The evaluation data holds no rows, so there is nothing to measure. Check how it was filtered."
+        )
+
+
 def _split_metrics(rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
     return preference_metrics(rewards, labels["ranks"], labels["lengths"], labels["groups"])
 
@@ -440,6 +520,14 @@ def _refuse_data_parallel(args: RewardConfig) -> None:
         raise ValueError(
             f"One process sees {args.n_gpu} GPUs, which `Trainer` would use through `nn.DataParallel`; it splits pairs wrongly. "
             "Start with `accelerate launch` (or `torchrun`), or set CUDA_VISIBLE_DEVICES to one GPU."
+        )
+
+
+def _refuse_two_head_rates(args: RewardConfig, optimizer: Any) -> None:
+    if args.head_learning_rate is not None and optimizer is not None:
+        raise ValueError(
+            f"`head_learning_rate={args.head_learning_rate}` has no effect on the ready-made optimizer in `optimizers`. "
+            "Give the head a group of its own there and drop the setting, or pass `optimizer_cls_and_kwargs` instead."
         )
 
 
@@ -473,9 +561,10 @@ def _fit_embeddings(model: RewardModel, inner: PreTrainedModel, tokenizer: PreTr
     match_pad_token(inner, tokenizer)
 
 
-def _without_dispatch(args: RewardConfig, train_dataset: Any) -> RewardConfig:
+def _without_dispatch(args: RewardConfig, *prepared: Any) -> RewardConfig:
     """Streams of ragged rows cannot be concatenated by accelerate's main process; each process reads its own."""
-    if isinstance(train_dataset, IterableDataset):
+    parts = [part for data in prepared for part in (data.values() if isinstance(data, Mapping) else [data])]
+    if any(isinstance(part, IterableDataset) for part in parts):
         args.accelerator_config = copy.copy(args.accelerator_config)
         args.accelerator_config.dispatch_batches = False
     return args

@@ -69,6 +69,15 @@ class RewardConfig(TrainingArguments):
         default=False, metadata={"help": "Count unreadable rows and go on instead of stopping at the first."}
     )
 
+    # speed
+    packing: str = field(
+        default="auto",
+        metadata={
+            "help": "Compute each shared prompt once and no padding: 'auto' where the model allows it, 'true' (else an "
+            "error) or 'false'."
+        },
+    )
+
     # loss
     loss_type: str = field(
         default="bradley_terry",
@@ -96,11 +105,20 @@ class RewardConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
+        self.packing = str(self.packing).lower()
+        if self.packing not in ("auto", "true", "false"):
+            raise ValueError(f"`packing` must be 'auto', True or False, but is {self.packing!r}.")
         super().__post_init__()
         if self.label_smoothing_factor:
             raise ValueError(
                 f"`label_smoothing_factor={self.label_smoothing_factor}` smooths class labels, which reward models do not "
                 "have. Use `label_smoothing` for the probability that a preference is wrong."
+            )
+        if self.batch_eval_metrics or not self.eval_do_concat_batches:
+            raise ValueError(
+                "`batch_eval_metrics=True` and `eval_do_concat_batches=False` hand over the rewards batch by batch, but "
+                "accuracy and its interval are computed once over the whole split. Leave both unset; "
+                "`eval_accumulation_steps` saves memory."
             )
         self.loss  # noqa: B018 - builds the loss, so that a wrong setting stops the run here
         self.format_rule  # noqa: B018

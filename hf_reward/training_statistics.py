@@ -35,7 +35,8 @@ class BatchStatistics:
         gaps = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
         shown = rewards[present]
         counts = [weight, (gaps > 0).sum(), pairs.sum(), gaps.sum(), shown.sum(), present.sum()]
-        sums = torch.stack([loss * weight, *(count.to(loss.dtype) for count in counts)]).double()
+        sums = torch.stack([loss * weight, *(count.to(loss.dtype) for count in counts)])
+        sums = sums if sums.device.type == "mps" else sums.double()  # Apple's GPUs have no float64
         extremes = torch.stack([-shown.min(), shown.max()])
         self._log = sums if self._log is None else self._log + sums
         self._epoch = sums if self._epoch is None else self._epoch + sums

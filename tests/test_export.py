@@ -1,0 +1,161 @@
+"""A saved model gives the same rewards in stock transformers, in a process that never imports hf_reward."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DECODERS, ENCODERS, randomize_head
+from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from hf_reward import AutoModelForRewardScoring, CheckpointRecord, merge_adapter, prepare_tokenizer, save_merged
+from hf_reward.export import ADAPTER_FOLDER
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "parity.py"
+TEXTS = ["Paris is the capital.", "Two is even, and three is not.", "No.", "ice melts at zero " * 5]
+
+
+def rewards(model: torch.nn.Module, tokenizer) -> torch.Tensor:
+    inputs = tokenizer(TEXTS, padding=True, add_special_tokens=False, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        return model.eval()(**inputs).logits[:, 0]
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool(((one - other).abs() <= 1e-5 * other.abs().clamp(min=1)).all())
+
+
+def load(folder: Path, **options):
+    return AutoModelForRewardScoring.from_pretrained(folder, **options).eval()
+
+
+def load_with_adapter(folder: Path, **options):
+    lora = LoraConfig(r=4, lora_alpha=2, target_modules="all-linear", init_lora_weights=False)
+    model = load(folder, peft_config=lora, **options)
+    randomize_head(model)
+    return model
+
+
+@pytest.mark.parametrize("arch", [arch for arch in (*DECODERS, *ENCODERS) if arch != "granite"])
+def test_a_merged_model_is_a_stock_classifier_with_the_same_rewards(arch, make_model_folder, tmp_path):
+    folder = make_model_folder(arch)
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
+    model = load_with_adapter(folder)
+    expected = rewards(model, tokenizer)
+    assert expected.std() > 0.01
+    assert save_merged(model, tokenizer, tmp_path / "out") == tmp_path / "out"
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert "lora" not in "".join(stock.state_dict())
+    assert close(rewards(stock, AutoTokenizer.from_pretrained(tmp_path / "out")), expected)
+
+
+def test_the_adapter_lies_beside_the_merged_model_and_gives_the_same_rewards(make_model_folder, tmp_path):
+    folder = make_model_folder("llama")
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
+    model = load_with_adapter(folder)
+    expected = rewards(model, tokenizer)
+    record = CheckpointRecord(
+        format={}, reads="last_token", pad_token_id=0, template_hash=None, tokenizer_hash="hash", base_model="base"
+    )
+    save_merged(model, tokenizer, tmp_path / "out", record=record)
+    adapter = tmp_path / "out" / ADAPTER_FOLDER
+    assert close(rewards(load(adapter), AutoTokenizer.from_pretrained(adapter)), expected)
+    assert CheckpointRecord.load(adapter) == CheckpointRecord.load(tmp_path / "out") == record
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").padding_side == "right"
+
+
+def test_a_model_without_adapter_is_saved_as_it_is(make_model_folder, tmp_path):
+    folder = make_model_folder("llama")
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
+    model = load(folder)
+    randomize_head(model)
+    save_merged(model, tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out" / ADAPTER_FOLDER).exists()
+    assert torch.equal(load(tmp_path / "out").score.weight, model.score.weight)
+
+
+def test_a_bfloat16_export_differs_within_its_stated_bound(make_model_folder, tmp_path):
+    folder = make_model_folder("llama")
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
+    model = load(folder)
+    randomize_head(model)
+    model.score.weight.data *= 0.1
+    save_merged(model, tokenizer, tmp_path / "full")
+    expected = rewards(model, tokenizer)
+    save_merged(load(tmp_path / "full"), tokenizer, tmp_path / "half", dtype=torch.bfloat16)
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    found = rewards(load(tmp_path / "half"), tokenizer)
+    assert ((found - expected).abs() <= 2**-6 * expected.abs().clamp(min=1)).all()
+
+
+def test_an_adapter_on_a_bfloat16_backbone_is_merged_in_float32(make_model_folder, tmp_path):
+    model = load_with_adapter(make_model_folder("llama"), dtype="bfloat16")
+    merged = merge_adapter(model)
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2", "bert"])
+def test_the_text_classification_pipeline_gives_the_reward_itself(arch, make_model_folder, tmp_path):
+    folder = make_model_folder(arch)
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
+    model = load(folder)
+    randomize_head(model)
+    save_merged(model, tokenizer, tmp_path / "out")
+    classify = pipeline("text-classification", model=str(tmp_path / "out"), batch_size=2)
+    results = classify(TEXTS, add_special_tokens=False)
+    assert {result["label"] for result in results} == {"reward"}
+    found = torch.tensor([result["score"] for result in results])
+    assert close(found, rewards(model, tokenizer))
+
+
+# --- fresh processes -----------------------------------------------------------------------------------------------
+
+
+RELOAD_ADAPTERS = """
+import json, sys
+from pathlib import Path
+import torch
+from hf_reward import AutoModelForRewardScoring
+
+torch.set_num_threads(1)
+found = {}
+for folder in sorted(Path(sys.argv[1]).glob("*/adapter")):
+    torch.manual_seed(99)  # a part of the head that was not saved would be another one here
+    model = AutoModelForRewardScoring.from_pretrained(folder).eval()
+    with torch.no_grad():
+        found[folder.parent.name] = model(torch.arange(5, 35).reshape(3, 10)).logits[:, 0].tolist()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_adapters_load_with_equal_rewards_in_a_fresh_process(make_model_folder, tmp_path):
+    expected = {}
+    for arch in ("llama", "gpt2", *ENCODERS):
+        model = load_with_adapter(make_model_folder(arch))
+        model.save_pretrained(tmp_path / arch / "adapter")
+        with torch.no_grad():
+            expected[arch] = model(torch.arange(5, 35).reshape(3, 10)).logits[:, 0]
+    command = [sys.executable, "-c", RELOAD_ADAPTERS, str(tmp_path)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = json.loads(output.splitlines()[-1])
+    assert found.keys() == expected.keys()
+    for arch, values in expected.items():
+        assert close(torch.tensor(found[arch]), values), arch
+
+
+@pytest.mark.slow
+def test_trained_reloaded_stock_pipeline_and_merged_models_agree_across_processes(tmp_path):
+    spec = importlib.util.spec_from_file_location("parity", RECIPE)
+    parity = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(parity)
+    rows = parity.measure(tmp_path)
+    assert [row[0] for row in rows] == list(parity.ARCHITECTURES)
+    for name, spread, *differences in rows:
+        assert spread > 0.1, name
+        assert max(differences) <= 1e-5, (name, differences)

@@ -1,0 +1,328 @@
+"""Metrics against arithmetic done by hand, loops, independent formulae and simulation."""
+
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from hf_reward.metrics import (
+    Interval,
+    StrictPairs,
+    accuracy_reading,
+    brier_score,
+    clustered_interval,
+    length_rule_credit,
+    log_loss,
+    pairwise_credit,
+    preference_metrics,
+    strict_pairs,
+)
+
+PAD = -100
+
+
+def pairs_of(*gaps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and ranks of pairs with these gaps, the first response preferred."""
+    return np.array([[gap, 0.0] for gap in gaps]), np.tile([0, 1], (len(gaps), 1))
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_a_small_split_are_those_of_the_arithmetic():
+    """Gaps 2, -1, 0, 1: two of four right, one tie.
+
+    Accuracy 0.5, half credit 2.5 / 4, margin 2 / 4, median 0.5.
+    Log loss (0.126928 + 1.313262 + 0.693147 + 0.313262) / 4 = 0.611650.
+    Brier (0.119203^2 + 0.731059^2 + 0.5^2 + 0.268941^2) / 4 = (0.014209 + 0.534447 + 0.25 + 0.072329) / 4 = 0.217746.
+    """
+    metrics = preference_metrics(*pairs_of(2, -1, 0, 1))
+    assert metrics["accuracy"] == 0.5
+    assert metrics["accuracy_half_credit"] == 0.625
+    assert metrics["tie_rate"] == 0.25
+    assert metrics["margin"] == 0.5
+    assert metrics["median_margin"] == 0.5
+    assert metrics["log_loss"] == pytest.approx(0.611650, abs=1e-6)
+    assert metrics["brier_score"] == pytest.approx(0.217746, abs=1e-6)
+    assert metrics["mean_reward"] == 0.25  # (2 + 0 - 1 + 0 + 0 + 0 + 1 + 0) / 8
+    assert metrics["std_reward"] == pytest.approx(math.sqrt(6 / 8 - 0.25**2))
+    assert (metrics["min_reward"], metrics["max_reward"]) == (-1, 2)
+    assert (metrics["num_pairs"], metrics["num_prompts"]) == (4, 4)
+
+
+def test_knowing_nothing_scores_ln_2_and_a_quarter():
+    assert log_loss(np.zeros(3)) == pytest.approx(math.log(2))
+    assert brier_score(np.zeros(3)) == 0.25
+
+
+def test_scores_stay_finite_at_any_gap():
+    assert log_loss(np.array([-1e4])) == pytest.approx(1e4)
+    assert brier_score(np.array([1e4, -1e4])) == 0.5
+
+
+def test_credit_is_one_half_or_nothing():
+    assert pairwise_credit(np.array([3.0, 0.0, -0.5])).tolist() == [1, 0.5, 0]
+
+
+def test_a_tie_of_rewards_is_wrong_in_the_strict_accuracy_only():
+    metrics = preference_metrics(*pairs_of(0, 0))
+    assert (metrics["accuracy"], metrics["accuracy_half_credit"], metrics["tie_rate"]) == (0, 0.5, 1)
+
+
+def test_ragged_lists_count_as_all_their_strict_pairs():
+    """Ranks 0, 1, 1 give two pairs, 0, 1 one, a lone response none: gaps 3, -1 and 2."""
+    rewards = np.array([[5.0, 2.0, 6.0], [1.0, 3.0, 777.0], [9.0, 777.0, 777.0]])
+    ranks = np.array([[0, 1, 1], [1, 0, PAD], [0, PAD, PAD]])
+    metrics = preference_metrics(rewards, ranks)
+    assert metrics["num_pairs"] == 3
+    assert metrics["num_prompts"] == 2
+    assert metrics["accuracy"] == pytest.approx(2 / 3)
+    assert metrics["margin"] == pytest.approx(4 / 3)
+    assert metrics["max_reward"] == 9  # what stands at padded places is never read
+
+
+@given(
+    ranks=st.integers(2, 5).flatmap(
+        lambda k: st.lists(st.lists(st.sampled_from([PAD, 0, 1, 2]), min_size=k, max_size=k), min_size=1, max_size=5)
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_pairs_are_those_that_a_loop_finds(ranks: list[list[int]]):
+    found = strict_pairs(np.array(ranks))
+    expected = [
+        (r, i, j)
+        for r, row in enumerate(ranks)
+        for i, a in enumerate(row)
+        for j, b in enumerate(row)
+        if PAD not in (a, b) and a < b
+    ]
+    assert list(zip(found.row, found.better, found.worse, strict=True)) == expected
+
+
+def test_a_reward_of_minus_100_is_legal():
+    metrics = preference_metrics(np.array([[-100.0, -101.0], [-100.0, -99.0]]), np.array([[0, 1], [0, 1]]))
+    assert metrics["num_pairs"] == 2
+    assert metrics["accuracy"] == 0.5
+    assert metrics["min_reward"] == -101
+    assert metrics["mean_reward"] == -100
+
+
+def test_rewards_of_low_precision_are_summed_in_float64():
+    rewards = np.tile(np.array([[1.0, 0.9]], np.float16), (4000, 1))
+    metrics = preference_metrics(rewards, np.tile([0, 1], (4000, 1)))
+    assert metrics["mean_reward"] == pytest.approx(float(rewards[0].astype(float).mean()))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite_is_refused_with_its_row(bad: float):
+    rewards, ranks = pairs_of(1, 1, 1, 1)
+    rewards[2, 1] = rewards[3, 0] = bad
+    with pytest.raises(ValueError, match="2 rows hold NaN or infinity, the first is row 2"):
+        preference_metrics(rewards, ranks)
+
+
+def test_nan_at_a_padded_place_is_no_error():
+    metrics = preference_metrics(np.array([[1.0, 0.0, math.nan]]), np.array([[0, 1, PAD]]))
+    assert metrics["accuracy"] == 1
+
+
+def test_a_split_without_any_strict_preference_is_refused():
+    with pytest.raises(ValueError, match=r"No row holds a strict preference.*Check the `ranks`"):
+        preference_metrics(np.zeros((2, 2)), np.array([[0, 0], [0, PAD]]))
+
+
+# --- intervals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copies", [1, 2, 7])
+def test_copies_of_a_prompts_pairs_add_no_certainty(copies: int):
+    """100 prompts, half of them all right: error sqrt(100 / 99 * 100 * 0.5^2) / 100 = 0.050252.
+
+    Times t(0.975, 99) = 1.984217 that is 0.099710; with c copies of each pair the sums grow by c, and so does n.
+    """
+    interval = clustered_interval(np.repeat([1.0, 0.0] * 50, copies), np.repeat(np.arange(100), copies))
+    assert (interval.low, interval.high) == pytest.approx((0.400290, 0.599710), abs=1e-6)
+
+
+def test_a_wide_interval_is_clipped_to_fractions():
+    """Credits 1, 1 and 1, 0 of two prompts: 0.75 -+ 12.706 * 0.25."""
+    interval = clustered_interval(np.array([1.0, 1.0, 1.0, 0.0]), np.array([7, 7, 3, 3]))
+    assert interval == Interval(0.0, 1.0, 2, "clustered-t")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_clustered_interval_agrees_with_an_independent_implementation(seed: int):
+    """The sandwich of an intercept-only regression, written with loops: X = 1, meat = sum_g X'e e'X."""
+    rng = np.random.default_rng(seed)
+    clusters = rng.integers(100, 130, size=200)
+    credits = rng.choice([0.0, 0.5, 1.0], size=200, p=[0.3, 0.1, 0.6])
+    by_cluster = defaultdict(list)
+    for credit, cluster in zip(credits, clusters, strict=True):
+        by_cluster[cluster].append(credit)
+    beta = sum(map(sum, by_cluster.values())) / 200
+    meat = 0.0
+    for members in by_cluster.values():
+        ones, residuals = np.ones((len(members), 1)), np.array([[c - beta] for c in members])
+        meat += (ones.T @ residuals @ residuals.T @ ones).item()
+    count = len(by_cluster)
+    error = math.sqrt(count / (count - 1) * meat / 200 / 200)
+    low, high = stats.t.interval(0.95, count - 1, loc=beta, scale=error)
+    interval = clustered_interval(credits, clusters)
+    assert (interval.low, interval.high) == pytest.approx((low, high))
+    assert (interval.num_clusters, interval.method) == (count, "clustered-t")
+
+
+def test_with_one_pair_per_prompt_the_interval_is_that_of_a_plain_mean():
+    credits = np.random.default_rng(0).integers(0, 2, 60).astype(float)
+    expected = stats.t.interval(0.95, 59, loc=credits.mean(), scale=stats.sem(credits))
+    interval = clustered_interval(credits, np.arange(60))
+    assert (interval.low, interval.high) == pytest.approx(expected)
+
+
+def test_the_clustered_interval_covers_the_truth_at_about_its_level_where_a_naive_one_does_not():
+    """400 seeds, 40 prompts of 5 pairs whose accuracies vary between prompts around 0.7."""
+    covered = naive = 0
+    clusters = np.repeat(np.arange(40), 5)
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        credits = (rng.random(200) < np.repeat(rng.beta(1.4, 0.6, 40), 5)).astype(float)
+        interval = clustered_interval(credits, clusters)
+        covered += interval.low <= 0.7 <= interval.high
+        independent = clustered_interval(credits, np.arange(200))
+        naive += independent.low <= 0.7 <= independent.high
+    assert 0.92 <= covered / 400 <= 0.98
+    assert naive / 400 < 0.88
+
+
+@pytest.mark.parametrize(("right", "low", "high"), [(1.0, 0.722467, 1.0), (0.0, 0.0, 0.277533)])
+def test_all_right_or_all_wrong_gets_a_wilson_interval_with_one_trial_per_prompt(right: float, low: float, high: float):
+    """10 prompts: z^2 / (n + z^2) = 3.841459 / 13.841459 = 0.277533."""
+    interval = clustered_interval(np.full(30, right), np.repeat(np.arange(10), 3))
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-6)
+    assert (interval.method, interval.num_clusters) == ("wilson", 10)
+
+
+def test_one_prompt_allows_no_interval():
+    interval = clustered_interval(np.array([1.0, 0.0, 1.0]), np.array([4, 4, 4]))
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
+    assert (interval.method, interval.num_clusters) == ("none", 1)
+
+
+def test_too_few_prompts_are_flagged():
+    assert Interval(0.1, 0.9, 19, "clustered-t").too_few_clusters
+    assert not Interval(0.1, 0.9, 20, "clustered-t").too_few_clusters
+
+
+def test_the_interval_of_a_split_is_clustered_by_its_groups():
+    rewards, ranks = pairs_of(1, 1, 1, -1, -1, -1, 1, 1)
+    groups = np.array([5, 5, 5, 9, 9, 9, 2, 2])
+    alone, grouped = preference_metrics(rewards, ranks), preference_metrics(rewards, ranks, groups=groups)
+    assert (alone["num_prompts"], grouped["num_prompts"]) == (8, 3)
+    assert grouped["accuracy"] == alone["accuracy"]
+    assert (
+        grouped["accuracy_ci_high"] - grouped["accuracy_ci_low"] > alone["accuracy_ci_high"] - alone["accuracy_ci_low"]
+    )
+    expected = clustered_interval((np.array([1, 1, 1, -1, -1, -1, 1, 1]) > 0).astype(float), groups)
+    assert (grouped["accuracy_ci_low"], grouped["accuracy_ci_high"]) == (expected.low, expected.high)
+
+
+def test_the_pairs_of_one_list_are_one_prompt():
+    metrics = preference_metrics(np.array([[3.0, 1.0, 2.0]]), np.array([[0, 1, 2]]))
+    assert metrics["num_prompts"] == 1
+    assert math.isnan(metrics["accuracy_ci_low"])
+
+
+# --- the length rule and the reading ---------------------------------------------------------------------------------
+
+
+def test_the_length_rule_prefers_the_longer_and_halves_ties():
+    lengths = np.array([[9, 4, 0], [2, 2, 0], [3, 5, 8]])
+    pairs = StrictPairs(np.array([0, 1, 2, 2]), np.array([0, 0, 0, 2]), np.array([1, 1, 1, 0]))
+    assert length_rule_credit(lengths, pairs).tolist() == [1, 0.5, 0, 1]
+
+
+def test_accuracy_is_told_apart_where_the_preferred_is_longer_and_where_it_is_shorter():
+    """Preferred longer in rows 0-1 (right, wrong), shorter in 2-4 (right, right, wrong), equal in 5."""
+    rewards, ranks = pairs_of(1, -1, 1, 1, -1, 1)
+    lengths = np.array([[5, 3], [5, 3], [1, 2], [1, 2], [1, 2], [4, 4]])
+    metrics = preference_metrics(rewards, ranks, lengths)
+    assert metrics["length_baseline"] == pytest.approx(2.5 / 6)
+    assert metrics["accuracy_preferred_longer"] == 0.5
+    assert metrics["accuracy_preferred_shorter"] == pytest.approx(2 / 3)
+    assert (metrics["num_preferred_longer"], metrics["num_preferred_shorter"]) == (2, 3)
+
+
+def test_without_a_longer_side_there_is_no_accuracy_there():
+    metrics = preference_metrics(*pairs_of(1, 1), np.array([[1, 2], [1, 2]]))
+    assert math.isnan(metrics["accuracy_preferred_longer"])
+    assert metrics["num_preferred_longer"] == 0
+    assert metrics["length_baseline"] == 0
+
+
+def test_metrics_say_nothing_of_length_without_lengths():
+    assert not [name for name in preference_metrics(*pairs_of(1)) if "length" in name or "longer" in name]
+
+
+def reading(accuracy: float, rule: float = 0.5, low: float | None = None, prompts: int = 500) -> str:
+    low = accuracy - 0.02 if low is None else low
+    return accuracy_reading(
+        {
+            "accuracy": accuracy,
+            "accuracy_ci_low": low,
+            "accuracy_ci_high": min(1, accuracy + 0.02),
+            "num_pairs": 1000,
+            "num_prompts": prompts,
+            "length_baseline": rule,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "band"),
+    [
+        (0.0, "noise-dominated"),
+        (0.599, "noise-dominated"),
+        (0.60, "between noise-dominated and usual"),
+        (0.65, "usual"),
+        (0.799, "usual"),
+        (0.80, "between usual and suspiciously easy"),
+        (0.85, "suspiciously easy"),
+        (1.0, "suspiciously easy"),
+    ],
+)
+def test_an_accuracy_is_read_in_the_usual_bands(accuracy: float, band: str):
+    assert f"usually read as {band};" in reading(accuracy)
+
+
+def test_a_reading_names_the_interval_the_counts_and_the_length_rule():
+    text = reading(0.72, rule=0.61)
+    assert "72.0%" in text
+    assert "95% interval 70.0% to 74.0%, 1000 pairs, 500 prompts" in text
+    assert "preferring the longer response scores 61.0%" in text
+    assert "only at length" not in text
+
+
+@pytest.mark.parametrize("rule", [0.75, 0.25])
+def test_an_accuracy_that_the_length_rule_or_its_opposite_reaches_certifies_nothing(rule: float):
+    assert "not shown to know more than a rule that looks only at length" in reading(0.72, rule=rule)
+
+
+def test_few_prompts_are_said_and_one_prompt_has_no_interval():
+    assert "Fewer than 20 prompts" in reading(0.7, prompts=19)
+    assert "Fewer than 20 prompts" not in reading(0.7, prompts=20)
+    assert "no interval from one prompt" in reading(0.7, low=math.nan, prompts=1)
+
+
+def test_an_accuracy_without_the_length_rule_is_not_read():
+    with pytest.raises(ValueError, match="beside the length rule: call `preference_metrics` with `lengths`"):
+        accuracy_reading(preference_metrics(*pairs_of(1, -1)))
+
+
+def test_what_the_metrics_return_can_be_read():
+    metrics = preference_metrics(*pairs_of(*[1] * 15, *[-1] * 7), np.tile([2, 2], (22, 1)))
+    assert "68.2%" in accuracy_reading(metrics)

@@ -1,0 +1,665 @@
+"""Every accepted layout becomes the canonical row; what fits none says which row, which field, and what to do."""
+
+import copy
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_reward.preferences import (
+    PreferenceFormatError,
+    PreferencePair,
+    PreferenceRow,
+    common_prefix,
+    dense_ranks,
+    detect_layout,
+    parse_hh_transcript,
+    prompt_group,
+    shared_text,
+    to_pairs,
+    to_preference_row,
+)
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+quick = settings(max_examples=40, deadline=None)
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+PAIR = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+CHAT = {"prompt": [user("Why?")], "chosen": [assistant("Because.")], "rejected": [assistant("No.")]}
+RANKED = {"prompt": "Why?", "responses": ["a", "b", "c"], "ranks": [2, 0, 1]}
+VOTES = {"prompt": "Why?", "response_a": "a", "response_b": "b"}
+HH = {
+    "chosen": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant: Because.",
+    "rejected": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant: No.",
+}
+TOKENS = {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 2, 4, 5]}
+RATED = {"prompt": "Why?", "response": "a", "score": 1.0}
+
+
+def shape(row: PreferenceRow) -> tuple[Any, list[Any], list[int]]:
+    return row.prompt, row.responses, row.ranks
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_pair_keeps_its_texts():
+    row = to_preference_row(PAIR)
+    assert shape(row) == ("Why?", ["Because.", "No."], [0, 1])
+    assert not row.is_conversational()
+    assert not row.prompts_differed
+
+
+def test_a_text_pair_without_a_prompt_is_two_whole_texts():
+    assert shape(to_preference_row({"chosen": "Q: x A: y", "rejected": "Q: x A: z"})) == (
+        "",
+        ["Q: x A: y", "Q: x A: z"],
+        [0, 1],
+    )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        CHAT,
+        {"chosen": [user("Why?"), assistant("Because.")], "rejected": [user("Why?"), assistant("No.")]},
+        {**CHAT, "prompt": "Why?"},
+        {**CHAT, "chosen": "Because.", "rejected": "No."},
+        # UltraFeedback's layout: the prompt as text, and again at the start of each side.
+        {
+            "prompt": "Why?",
+            "chosen": [user("Why?"), assistant("Because.")],
+            "rejected": [user("Why?"), assistant("No.")],
+        },
+    ],
+    ids=["explicit", "implicit", "text prompt", "text responses", "prompt repeated"],
+)
+def test_every_way_to_write_one_conversation_is_one_row(raw: dict[str, Any]):
+    row = to_preference_row(raw)
+    assert shape(row) == ([user("Why?")], [[assistant("Because.")], [assistant("No.")]], [0, 1])
+    assert row.is_conversational()
+    assert row.group == to_preference_row(CHAT).group
+
+
+def test_a_null_prompt_is_an_implicit_one():
+    raw = {
+        "prompt": None,
+        "chosen": [*CHAT["prompt"], *CHAT["chosen"]],
+        "rejected": [*CHAT["prompt"], *CHAT["rejected"]],
+    }
+    assert to_preference_row(raw).prompt == [user("Why?")]
+
+
+def test_fields_of_messages_that_arrow_filled_with_none_are_left_out():
+    raw = {**CHAT, "prompt": [{"role": "user", "content": "Why?", "name": None, "tool_calls": None}]}
+    assert to_preference_row(raw).prompt == [user("Why?")]
+
+
+def test_sides_whose_prompts_differ_keep_the_turns_they_share_and_say_so():
+    raw = {
+        "chosen": [user("Hi"), assistant("Hello."), user("Why?"), assistant("Because.")],
+        "rejected": [user("Hi"), assistant("Go away."), user("Why?"), assistant("No.")],
+    }
+    row = to_preference_row(raw)
+    assert row.prompt == [user("Hi")]
+    assert row.responses == [raw["chosen"][1:], raw["rejected"][1:]]
+    assert row.prompts_differed
+
+
+def test_sides_of_different_length_leave_each_a_response():
+    """All turns of the shorter side are shared: its last turn must stay its response."""
+    shorter = [user("Hi"), assistant("Hello.")]
+    raw = {"chosen": [*shorter, user("So?"), assistant("Yes.")], "rejected": shorter}
+    row = to_preference_row(raw)
+    assert row.prompt == [user("Hi")]
+    assert row.responses == [raw["chosen"][1:], [assistant("Hello.")]]
+    assert row.prompts_differed
+
+
+def test_an_hh_transcript_is_a_conversation_only_when_asked_for():
+    row = to_preference_row(HH, layout="hh")
+    assert shape(row) == (
+        [user("Hi"), assistant("Hello."), user("Why?")],
+        [[assistant("Because.")], [assistant("No.")]],
+        [0, 1],
+    )
+    assert to_preference_row(HH).responses == [HH["chosen"], HH["rejected"]]
+
+
+def test_hh_turns_of_one_role_in_a_row_stay_turns():
+    turns = parse_hh_transcript("\n\nHuman: a\n\nHuman: b\n\nAssistant: c\n\nnot a turn: d")
+    assert turns == [user("a"), user("b"), assistant("c\n\nnot a turn: d")]
+
+
+def test_a_ranked_list_keeps_order_and_dense_ranks():
+    assert shape(to_preference_row(RANKED)) == ("Why?", ["a", "b", "c"], [2, 0, 1])
+    assert to_preference_row({**RANKED, "ranks": [7, 3, 7]}).ranks == [1, 0, 1]
+
+
+def test_scores_rank_the_highest_first_and_equal_ones_tie():
+    raw = {"prompt": "Why?", "responses": ["a", "b", "c", "d"], "scores": [0.5, 3, -1.0, 3.0]}
+    assert to_preference_row(raw).ranks == [1, 0, 2, 0]
+
+
+def test_a_ranked_list_of_messages_may_have_a_text_prompt():
+    raw = {"prompt": "Why?", "responses": [[assistant("a")], [assistant("b")]], "ranks": [1, 0]}
+    assert shape(to_preference_row(raw)) == ([user("Why?")], [[assistant("a")], [assistant("b")]], [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "ranks", "probability"),
+    [
+        *[({"winner": value}, [0, 1], None) for value in ("a", "A", "model_a", "response_a", "1", 1, 1.0, "first")],
+        *[({"winner": value}, [1, 0], None) for value in ("b", "B", "model_b", "response_b", "2", 2, "second")],
+        *[({"winner": value}, [0, 0], None) for value in ("tie", "both", "tie (bothbad)", 0, "equal")],
+        ({"score": 0.25}, [0, 1], None),
+        ({"score": -2}, [1, 0], None),
+        ({"score": 0}, [0, 0], None),
+        ({"probability": 0.75}, [0, 1], 0.75),
+        ({"probability": 0.0}, [1, 0], 0.0),
+        ({"probability": 0.5}, [0, 0], 0.5),
+        ({"votes_a": 3, "votes_b": 1}, [0, 1], None),
+        ({"votes_a": 0, "votes_b": 4}, [1, 0], None),
+        ({"votes_a": 2, "votes_b": 2}, [0, 0], None),
+        ({"annotators": ["a", "tie", 1]}, [0, 1], None),
+        ({"annotators": [2, 2, 1]}, [1, 0], None),
+        ({"annotators": [1, 2, 0]}, [0, 0], None),
+        ({"winner": None, "score": 1}, [0, 1], None),
+    ],
+    ids=str,
+)
+def test_every_verdict_of_a_vote_ranks_the_two_sides(verdict: dict, ranks: list[int], probability: float | None):
+    row = to_preference_row({**VOTES, **verdict})
+    assert shape(row) == ("Why?", ["a", "b"], ranks)
+    assert row.probability == probability
+
+
+def test_votes_may_be_conversations():
+    raw = {"prompt": "Why?", "response_a": [assistant("a")], "response_b": [assistant("b")], "winner": "b"}
+    assert shape(to_preference_row(raw)) == ([user("Why?")], [[assistant("a")], [assistant("b")]], [1, 0])
+
+
+@pytest.mark.parametrize("suffix", ["ids", "input_ids"])
+def test_token_ids_come_through_under_the_present_and_the_legacy_name(suffix: str):
+    row = to_preference_row({f"chosen_{suffix}": [1, 2, 3], f"rejected_{suffix}": [1, 2, 4, 5]})
+    assert row.token_ids == [[1, 2, 3], [1, 2, 4, 5]]
+    assert row.ranks == [0, 1]
+
+
+def test_a_preference_pair_is_a_row():
+    pair = PreferencePair(
+        prompt="Why?", chosen="Because.", rejected="No.", margin=2, probability=0.9, group="g", source="s"
+    )
+    row = to_preference_row(pair)
+    assert shape(row) == shape(to_preference_row(PAIR))
+    assert (row.margin, row.probability, row.weight, row.group, row.source) == (2.0, 0.9, 1.0, "g", "s")
+    assert row.meta == {}
+
+
+def test_columns_give_our_names_to_theirs_and_may_swap_sides():
+    theirs = {"question": "Why?", "good": "Because.", "bad": "No.", "topic": 7}
+    row = to_preference_row(
+        theirs, columns={"prompt": "question", "chosen": "good", "rejected": "bad", "group": "topic"}
+    )
+    assert shape(row) == shape(to_preference_row(PAIR))
+    assert (row.group, row.meta) == ("7", {})
+    swapped = to_preference_row(PAIR, columns={"chosen": "rejected", "rejected": "chosen"})
+    assert swapped.responses == ["No.", "Because."]
+
+
+def test_a_mapped_column_takes_the_name_from_one_that_has_it():
+    row = to_preference_row({**PAIR, "chosen": "old", "best": "Because."}, columns={"chosen": "best"})
+    assert row.responses == ["Because.", "No."]
+
+
+def test_optional_fields_are_read_and_every_other_column_is_meta():
+    extra = {"margin": 1, "probability": 0.8, "weight": 2, "id": 5, "source": "web", "language": "en", "votes": [1, 2]}
+    row = to_preference_row(PAIR | extra, row_index=3)
+    assert (row.margin, row.probability, row.weight, row.id, row.source) == (1.0, 0.8, 2.0, "5", "web")
+    assert row.meta == {"language": "en", "votes": [1, 2]}
+
+
+def test_what_a_row_does_not_state_has_its_default():
+    row = to_preference_row(PAIR | {"margin": None, "weight": None, "group": None, "id": None}, row_index=3)
+    assert (row.margin, row.probability, row.weight, row.id, row.source) == (None, None, 1.0, "3", None)
+    assert row.group == to_preference_row(PAIR).group
+    assert to_preference_row(PAIR).id is None
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["values", "JSON"])
+def test_tools_and_template_settings_reach_the_chat_template(as_text: bool):
+    tools, kwargs = [{"type": "function", "function": {"name": "add"}}], {"enable_thinking": False}
+    write = json.dumps if as_text else copy.deepcopy
+    row = to_preference_row(CHAT | {"tools": write(tools), "chat_template_kwargs": write(kwargs)})
+    assert row.template == {"tools": tools, "enable_thinking": False}
+    assert row.meta == {}
+
+
+def test_an_answer_that_only_calls_a_tool_is_an_answer():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+    row = to_preference_row({**CHAT, "chosen": [call]})
+    assert row.responses[0] == [{"role": "assistant", "tool_calls": call["tool_calls"]}]
+
+
+@pytest.mark.parametrize(
+    ("raw", "layout"),
+    [
+        (PAIR, "auto"), (CHAT, "auto"), (RANKED, "auto"), (VOTES | {"winner": "a"}, "auto"), (HH, "hh"),
+        (TOKENS, "auto"),
+        ({"chosen": [*CHAT["prompt"], *CHAT["chosen"]], "rejected": [*CHAT["prompt"], *CHAT["rejected"]]}, "auto"),
+    ],
+)  # fmt: skip
+def test_the_input_is_never_mutated_nor_shared_with_the_result(raw: dict[str, Any], layout: str):
+    raw = copy.deepcopy({**raw, "tools": [{"name": "t"}], "chat_template_kwargs": {"a": 1}, "extra": [1]})
+    before = copy.deepcopy(raw)
+    row = to_preference_row(raw, layout=layout)
+    row.responses.append("x")
+    row.ranks.append(9)
+    row.template["new"] = 1
+    row.meta["new"] = 1
+    for part in (row.prompt, *row.responses[:-1], *(row.token_ids or [])):
+        if isinstance(part, list):
+            part.append("x")
+    assert raw == before
+
+
+@pytest.mark.parametrize(
+    ("columns", "layout"),
+    [
+        (PAIR, "pairs"), (RANKED, "ranked"), ({**VOTES, "score": 0}, "votes"), (TOKENS, "tokenized"),
+        ({"prompt": "", "responses": [], "scores": []}, "ranked"),
+        ({"chosen_input_ids": [], "rejected_input_ids": []}, "tokenized"),
+        ({**PAIR, **TOKENS}, "tokenized"),
+    ],
+)  # fmt: skip
+def test_a_layout_is_known_by_its_columns(columns: dict[str, Any], layout: str):
+    assert detect_layout(columns) == layout
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+BAD_ROWS: list[tuple[dict[str, Any], str | None, str]] = [
+    ({"prompt": "Why?", "chosen": "Because."}, None, r"fit no layout.*Found: chosen, prompt.*columns=\{'chosen'"),
+    ({"prompt": "Why?", "better": "a", "worse": "b"}, None, "Found: better, prompt, worse"),
+    (RATED, None, r"one rated response each.*to_pairs\(rows, min_gap=1.0\)"),
+    ({**PAIR, "chosen": True}, "chosen", "must be text, but is bool True. Correct or drop"),
+    ({**PAIR, "rejected": None}, "rejected", "must be text, but is NoneType"),
+    ({**PAIR, "rejected": math.nan}, "rejected", "must be text, but is float nan"),
+    ({**PAIR, "rejected": ""}, "rejected", "`rejected` is empty. Correct or drop"),
+    ({**PAIR, "chosen": " \n"}, "chosen", "`chosen` is empty"),
+    ({"chosen": "", "rejected": "b"}, "chosen", "`chosen` is empty"),
+    ({"chosen": "a", "rejected": False}, "chosen", "must be text or a non-empty list of messages"),
+    ({**PAIR, "prompt": 3}, "prompt", "must be text or a non-empty list of messages, but is int 3"),
+    ({**CHAT, "prompt": ["Why?"]}, "prompt", "must hold messages with `role` and `content`, but holds 'Why"),
+    ({**CHAT, "chosen": [{"from": "gpt", "value": "x"}]}, "chosen", "must hold messages with `role` and `content`"),
+    ({**CHAT, "chosen": []}, "chosen", "non-empty list of messages"),
+    ({**CHAT, "chosen": [assistant("")]}, "chosen", "`chosen` is empty"),
+    ({**CHAT, "rejected": [assistant("ok"), {"role": "assistant", "content": None}]}, "rejected", "must be text"),
+    ({"chosen": [user("a"), assistant("")], "rejected": [user("a"), assistant("b")]}, "chosen", "`chosen` is empty"),
+    ({**RANKED, "ranks": [0, 1]}, "ranks", r"`ranks` has 2 entries but `responses` has 3.*0 = best, equal = tie"),
+    ({**RANKED, "ranks": [0, 1, None]}, "ranks", "must be a finite number, but is None"),
+    ({**RANKED, "ranks": [0, 1, True]}, "ranks", "must be a finite number, but is True"),
+    ({**RANKED, "ranks": "012"}, "ranks", "must be a list"),
+    ({**RANKED, "ranks": None}, "scores", "`scores` must be a list, but is None"),
+    ({**RANKED, "ranks": None, "scores": [1, 2]}, "scores", "`scores` has 2 entries but `responses` has 3"),
+    ({**RANKED, "ranks": None, "scores": [1, 2, math.nan]}, "scores", "must be a finite number, but is nan"),
+    ({**RANKED, "responses": ["a", "b", ""]}, "responses", "is empty"),
+    ({**RANKED, "responses": ["a", "b", False]}, "responses", "must be text, but is bool False"),
+    ({**RANKED, "responses": ["a"], "ranks": [0]}, "responses", "needs two or more, but has 1"),
+    ({"responses": ["a", "b"], "ranks": [0, 1]}, "prompt", r"`prompt` is missing. Name your column with columns="),
+    ({**VOTES, "winner": "C"}, "winner", "must be 'a', 'b' or 'tie' .* but is 'C'"),
+    ({**VOTES, "winner": True}, "winner", "but is True"),
+    ({**VOTES, "winner": math.nan}, "winner", "but is nan"),
+    ({**VOTES, "winner": 1.5}, "winner", "but is 1.5"),
+    ({**VOTES, "winner": None}, "winner", "None of .* holds a verdict"),
+    ({**VOTES, "votes_a": 3}, "winner", "None of .* holds a verdict"),
+    ({**VOTES, "votes_a": 3, "votes_b": "1"}, "votes_b", "must be a finite number, but is '1'"),
+    ({**VOTES, "score": math.inf}, "score", "must be a finite number, but is inf"),
+    ({**VOTES, "annotators": "aab"}, "annotators", "must be a list"),
+    ({**VOTES, "annotators": ["a", "x"]}, "winner", "but is 'x'"),
+    ({**VOTES, "winner": "a", "response_b": ""}, "response_b", "`response_b` is empty"),
+    ({**PAIR, "probability": 1.2}, "probability", r"must be in \[0, 1\], but is 1.2"),
+    ({**PAIR, "probability": math.nan}, "probability", "must be a finite number"),
+    ({**RANKED, "probability": 0.5}, "probability", "needs exactly two responses"),
+    ({**PAIR, "margin": "big"}, "margin", "must be a finite number, but is 'big'"),
+    ({**PAIR, "weight": -1}, "weight", "must be 0 or more, but is -1.0"),
+    ({**PAIR, "weight": math.nan}, "weight", "must be a finite number"),
+    ({**CHAT, "tools": "[not json"}, "tools", "must be a list or its JSON"),
+    ({**CHAT, "tools": {"name": "x"}}, "tools", "must be a list or its JSON"),
+    ({**CHAT, "chat_template_kwargs": "on"}, "chat_template_kwargs", "must be a dict or its JSON"),
+    ({**TOKENS, "chosen_ids": []}, "chosen_ids", "must be a non-empty list of token ids"),
+    ({**TOKENS, "rejected_ids": [1, 2.5]}, "rejected_ids", "must be a non-empty list of token ids"),
+    ({**TOKENS, "rejected_ids": None}, "rejected_ids", "must be a list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "field", "message"), BAD_ROWS)
+def test_a_bad_row_is_refused_with_its_index_its_field_and_a_cure(raw: dict[str, Any], field: str | None, message: str):
+    before = copy.deepcopy(raw)
+    with pytest.raises(PreferenceFormatError, match=f"(?s)^Row 41: .*{message}") as caught:
+        to_preference_row(raw, row_index=41)
+    assert (caught.value.row_index, caught.value.field) == (41, field)
+    assert str(raw) == str(before)  # as text, because NaN differs from itself
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"chosen": "Hi", "rejected": "Ho"}, r"`chosen` is no transcript .*layout='pairs' for plain text"),
+        ({**HH, "rejected": "Human: Hi\n\nAssistant: Ho"}, "`rejected` is no transcript"),
+        ({**HH, "rejected": "\n\nHuman: Hi\n\nAssistant:  "}, "`rejected` must end with a non-empty Assistant turn"),
+        (
+            {**HH, "chosen": "\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: So?"},
+            "`chosen` must end with a non-empty Assistant",
+        ),
+        ({**HH, "chosen": ""}, "`chosen` is empty"),
+        ({"chosen": HH["chosen"]}, "`rejected` must be text, but is NoneType"),
+    ],
+)
+def test_a_transcript_that_is_none_is_refused(raw: dict[str, Any], message: str):
+    with pytest.raises(PreferenceFormatError, match=message) as caught:
+        to_preference_row(raw, layout="hh", row_index=0)
+    assert caught.value.row_index == 0
+    assert caught.value.field in {"chosen", "rejected"}
+
+
+def test_a_renamed_column_is_refused_with_the_mapping_that_names_it():
+    with pytest.raises(
+        PreferenceFormatError, match=r"Row 2: `columns` names 'good', which the data lacks. Found: prompt"
+    ):
+        to_preference_row(PAIR, columns={"chosen": "good"}, row_index=2)
+    with pytest.raises(PreferenceFormatError, match=r"`rejected` is missing.*columns=\{'rejected': 'your_column'\}"):
+        to_preference_row({"chosen": "a", "bad": "b"}, layout="pairs")
+
+
+def test_an_unknown_layout_and_a_row_that_is_no_row_are_refused():
+    with pytest.raises(PreferenceFormatError, match="must be 'auto' or one of pairs, hh, ranked, votes, tokenized"):
+        to_preference_row(PAIR, layout="trl")
+    with pytest.raises(PreferenceFormatError, match="Row 1: A row must be a dict or a `PreferencePair`, but is a list"):
+        to_preference_row(["a", "b"], row_index=1)
+
+
+def test_the_error_survives_the_way_out_of_a_worker_process():
+    error = PreferenceFormatError("`chosen` is empty.", 7, "chosen")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is PreferenceFormatError
+    assert str(again) == str(error) == "Row 7: `chosen` is empty."
+    assert (again.row_index, again.field, again.message) == (7, "chosen", "`chosen` is empty.")
+    assert isinstance(again, ValueError)
+
+
+# --- ratings to pairs ------------------------------------------------------------------------------------------------
+
+FLAT = [
+    {"prompt": "p", "response": "good", "score": 9},
+    {"prompt": "q", "response": "fine", "score": 3.0},
+    {"prompt": "p", "response": "bad", "score": 2},
+    {"prompt": "p", "response": "middling", "score": 8},
+    {"prompt": "q", "response": "just as fine", "score": 3},
+]
+
+
+def sides(pairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(pair["chosen"], pair["rejected"]) for pair in pairs]
+
+
+def test_flat_rated_rows_pair_within_their_prompt_by_falling_gap():
+    pairs = to_pairs(FLAT)
+    assert sides(pairs) == [("good", "bad"), ("middling", "bad"), ("good", "middling")]
+    assert {pair["prompt"] for pair in pairs} == {"p"}  # q's responses are rated alike
+    assert "margin" not in pairs[0]
+
+
+def test_lists_give_the_pairs_that_flat_rows_give():
+    lists = [
+        {"prompt": "p", "responses": ["good", "bad", "middling"], "scores": [9, 2, 8]},
+        {"prompt": "q", "responses": ["fine", "just as fine"], "scores": [3, 3]},
+    ]
+    assert to_pairs(lists, margin_from_scores=True) == to_pairs(FLAT, margin_from_scores=True)
+
+
+def test_a_pair_needs_the_minimal_gap():
+    assert sides(to_pairs(FLAT, min_gap=6)) == [("good", "bad"), ("middling", "bad")]
+    assert sides(to_pairs(FLAT, min_gap=6.5)) == [("good", "bad")]
+    assert to_pairs(FLAT, min_gap=100) == []
+
+
+def test_the_margin_is_the_difference_of_scores():
+    assert [pair["margin"] for pair in to_pairs(FLAT, margin_from_scores=True)] == [7, 6, 1]
+
+
+def test_a_prompt_may_be_limited_to_its_clearest_pairs():
+    assert sides(to_pairs(FLAT, max_pairs_per_prompt=2)) == [("good", "bad"), ("middling", "bad")]
+
+
+def test_ranks_prefer_the_lower():
+    raw = [{"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 0, 1]}]
+    assert sorted(sides(to_pairs(raw))) == [("b", "a"), ("b", "c")]
+
+
+def test_rated_conversations_may_have_a_text_prompt():
+    raw = {"prompt": "Why?", "responses": [[assistant("a")], [assistant("b")]], "scores": [1, 2]}
+    assert to_pairs([raw])[0] | {"group": ""} == {
+        "prompt": [user("Why?")],
+        "chosen": [assistant("b")],
+        "rejected": [assistant("a")],
+        "group": "",
+    }
+
+
+def test_pairs_read_as_rows_of_the_group_that_their_prompt_has():
+    pairs = to_pairs(FLAT, margin_from_scores=True)
+    rows = [to_preference_row(pair) for pair in pairs]
+    assert [row.margin for row in rows] == [7, 6, 1]
+    assert {row.group for row in rows} == {to_preference_row({**PAIR, "prompt": "p"}).group}
+
+
+def test_pairs_can_be_made_from_other_column_names_without_changing_the_rows():
+    theirs = [{"q": row["prompt"], "a": row["response"], "stars": row["score"]} for row in FLAT]
+    before = copy.deepcopy(theirs)
+    assert to_pairs(theirs, columns={"prompt": "q", "response": "a", "rating": "stars"}) == to_pairs(FLAT)
+    assert theirs == before
+
+
+@given(scores=st.lists(st.integers(-3, 3), min_size=1, max_size=6), min_gap=st.integers(0, 4))
+@quick
+def test_pairs_are_exactly_those_of_a_double_loop(scores: list[int], min_gap: int):
+    names = [f"r{place}" for place in range(len(scores))]
+    made = to_pairs([{"prompt": "p", "responses": names, "scores": scores}], min_gap=min_gap, margin_from_scores=True)
+    expected = {
+        (a, b, x - y)
+        for a, x in zip(names, scores, strict=True)
+        for b, y in zip(names, scores, strict=True)
+        if x > y and x - y >= min_gap
+    }
+    assert {(pair["chosen"], pair["rejected"], pair["margin"]) for pair in made} == expected
+    assert len(made) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("bad", "field", "message"),
+    [
+        ({**RATED, "score": math.nan}, "score", "must be a finite number, but is nan"),
+        ({"prompt": "p", "response": "a"}, "score", "must be a finite number, but is None"),
+        ({**RATED, "response": ""}, "responses", "is empty"),
+        ({"response": "a", "score": 1}, "prompt", "`prompt` is missing"),
+        ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "scores", "has 1 entries but `responses` has 2"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranks": [0]}, "ranks", "has 1 entries but `responses` has 2"),
+        ({"prompt": "p", "text": "a"}, "responses", "must be a list"),
+    ],
+)
+def test_a_bad_rating_is_refused_with_its_row(bad: dict[str, Any], field: str, message: str):
+    with pytest.raises(PreferenceFormatError, match=f"^Row 1: .*{message}") as caught:
+        to_pairs([RATED, bad])
+    assert (caught.value.row_index, caught.value.field) == (1, field)
+
+
+@pytest.mark.parametrize("bad", [{"min_gap": -1.0}, {"min_gap": math.nan}, {"max_pairs_per_prompt": 0}])
+def test_settings_out_of_range_are_refused(bad: dict[str, Any]):
+    with pytest.raises(ValueError, match=f"`{next(iter(bad))}=.*or more"):
+        to_pairs(FLAT, **bad)
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_one_prompt_share_a_group_whatever_their_responses_and_layout():
+    groups = {
+        to_preference_row(row).group
+        for row in (
+            PAIR,
+            {**PAIR, "chosen": "x", "rejected": "y", "source": "elsewhere"},
+            RANKED,
+            VOTES | {"winner": "a"},
+        )
+    }
+    assert len(groups) == 1
+    assert len(groups.pop()) == 16
+
+
+@given(first=st.text(min_size=1), second=st.text(min_size=1))
+@quick
+def test_different_prompts_have_different_groups(first: str, second: str):
+    groups = [to_preference_row({**PAIR, "prompt": prompt}).group for prompt in (first, second)]
+    assert (groups[0] == groups[1]) == (first == second)
+
+
+def test_a_stated_group_is_kept():
+    assert to_preference_row({**PAIR, "group": 12}).group == "12"
+
+
+def test_the_group_of_messages_does_not_depend_on_the_order_of_their_keys():
+    turned = {**CHAT, "prompt": [{"content": "Why?", "role": "user"}]}
+    assert to_preference_row(turned).group == to_preference_row(CHAT).group
+
+
+def test_texts_without_a_prompt_share_the_group_of_what_they_have_in_common():
+    first = to_preference_row({"chosen": "Q: why?\nA: because", "rejected": "Q: why?\nA: no"})
+    again = to_preference_row({"chosen": "Q: why?\nA: but", "rejected": "Q: why?\nA: cause"})
+    other = to_preference_row({"chosen": "Q: how?\nA: because", "rejected": "Q: how?\nA: no"})
+    assert first.group == again.group != other.group
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"chosen": "abc", "rejected": "xyz"}, {"chosen": "abd", "rejected": "xyw"}),
+        ({"chosen": "\nA", "rejected": "\nB"}, {"chosen": "\nC", "rejected": "\nD"}),
+        ({"chosen_ids": [1, 2], "rejected_ids": [3, 4]}, {"chosen_ids": [5, 2], "rejected_ids": [6, 4]}),
+        (
+            {"chosen": [assistant("a")], "rejected": [assistant("b")]},
+            {"chosen": [assistant("c")], "rejected": [assistant("d")]},
+        ),
+    ],
+    ids=["text", "line break only", "token ids", "messages"],
+)  # fmt: skip
+def test_rows_whose_sides_share_nothing_are_prompts_of_their_own(first: dict[str, Any], second: dict[str, Any]):
+    assert to_preference_row(first).group != to_preference_row(second).group
+    assert to_preference_row(first).group == to_preference_row(first).group
+
+
+def test_token_ids_are_grouped_by_their_shared_prefix():
+    same = {"chosen_ids": [1, 2, 9], "rejected_ids": [1, 2, 8]}
+    assert to_preference_row(TOKENS).group == to_preference_row(same).group
+    assert to_preference_row({**same, "rejected_ids": [1, 7]}).group != to_preference_row(same).group
+
+
+def test_the_group_is_the_same_in_every_process_and_version():
+    """sha256('"Why?"'), first 16 digits: a changed rule would leak prompts between splits made before and after."""
+    assert prompt_group(to_preference_row(PAIR)) == "499f097cf704535e"
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=4))
+@quick
+def test_the_common_prefix_is_the_longest_that_all_share(sequences: list[list[int]]):
+    prefix = common_prefix(sequences)
+    assert all(sequence[: len(prefix)] == prefix for sequence in sequences)
+    nexts = {tuple(sequence[len(prefix) : len(prefix) + 1]) for sequence in sequences}
+    assert len(nexts) > 1 or () in nexts
+
+
+def test_shared_text_ends_with_a_sentence_or_a_line():
+    assert shared_text(["Q: one? Yes, I", "Q: one? Yes, you"]) == "Q: one?"
+    assert shared_text(["same words here", "same words there"]) == "same words "
+
+
+@given(st.lists(st.floats(allow_nan=False), min_size=1))
+@quick
+def test_dense_ranks_keep_order_and_ties_and_leave_no_gaps(keys: list[float]):
+    ranks = dense_ranks(keys)
+    assert sorted(set(ranks)) == list(range(len(set(ranks))))
+    for a, x in zip(keys, ranks, strict=True):
+        for b, y in zip(keys, ranks, strict=True):
+            assert (a < b) == (x < y)
+
+
+# --- real data -------------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(name: str, count: int | None = None) -> list[dict[str, Any]]:
+    path = REAL_DATA / name
+    if not path.exists():
+        pytest.skip(f"{name} is not here")
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line, _ in zip(lines, range(count or 10**9), strict=False)]
+
+
+def test_pandalm_rows_with_booleans_or_empty_sides_are_refused_and_no_others():
+    names = {"prompt": "instruction", "response_a": "response1", "response_b": "response2", "annotators": "votes"}
+    refused, unusable = set(), set()
+    sides = {"response1": "response_a", "response2": "response_b"}
+    for index, raw in enumerate(read_jsonl("pandalm_test/testset-v1.jsonl")):
+        raw["votes"] = [raw[f"annotator{number}"] for number in (1, 2, 3)]
+        bad = [ours for side, ours in sides.items() if not isinstance(raw[side], str) or not raw[side].strip()]
+        unusable |= {(index, name) for name in bad[:1]}
+        try:
+            row = to_preference_row(raw, columns=names, row_index=index)
+        except PreferenceFormatError as error:
+            refused.add((error.row_index, error.field))
+            continue
+        lead = sum({0: 0, 1: 1, 2: -1}[vote] for vote in raw["votes"])
+        assert row.ranks == ([0, 0] if lead == 0 else [0, 1] if lead > 0 else [1, 0])
+    assert refused == unusable
+    assert {(157, "response_a"), (161, "response_b")} <= refused  # JSON booleans
+
+
+def test_finegrained_questions_rank_four_answers_and_their_pairs_read():
+    pairs = [
+        to_preference_row(raw, row_index=i) for i, raw in enumerate(read_jsonl("finegrained_rlhf_qa/pairs.jsonl", 60))
+    ]
+    assert all(row.group.startswith("fg") and "chosen_idx" in row.meta for row in pairs)
+    for raw in read_jsonl("finegrained_rlhf_qa/dev_feedback.jsonl", 20):
+        responses = [raw[f"prediction {number}"] for number in (1, 2, 3, 4)]
+        wins = [0.0] * 4
+        order = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+        for (i, j), label in zip(order, raw["preference"], strict=True):
+            wins[i] += {0: 0.5, 1: 1, 2: 0}[label]
+            wins[j] += {0: 0.5, 1: 0, 2: 1}[label]
+        row = to_preference_row({"prompt": raw["question"], "responses": responses, "scores": wins})
+        assert row.ranks == [len({other for other in wins if other > won}) for won in wins]
+
+
+def test_hh_transcripts_read_as_conversations():
+    transcripts = [
+        raw
+        for raw in read_jsonl("hh/harmless_test.jsonl", 200)
+        if all(text.rpartition("\n\nAssistant:")[2].strip() for text in raw.values())
+    ]
+    assert len(transcripts) > 150
+    for raw in transcripts:
+        row = to_preference_row(raw, layout="hh")
+        assert row.prompt[0]["role"] == "user"
+        assert all(response[-1]["role"] == "assistant" for response in row.responses)

@@ -1,0 +1,111 @@
+"""Every recipe parses and says what it was seen or is expected to need; every accelerate configuration loads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from hf_reward.run_arguments import RunArguments, parse_run_arguments
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+RUNS = sorted(RECIPES.glob("*.yaml"))
+LAUNCHES = sorted((RECIPES / "accelerate_configs").glob("*.yaml"))
+
+
+def header(path: Path) -> str:
+    """The comment at the top of a file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(lines[: next(place for place, line in enumerate(lines) if not line.startswith("#"))])
+
+
+def named(paths: list[Path]) -> list:
+    return [pytest.param(path, id=path.stem) for path in paths]
+
+
+@pytest.mark.parametrize("path", named(RUNS))
+def test_every_setting_of_a_recipe_reaches_its_dataclass(path):
+    run, args = parse_run_arguments(["--config", str(path)])
+    for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        parsed = getattr(run if name in RunArguments.__dataclass_fields__ else args, name)
+        if name == "report_to":
+            assert parsed == [] or parsed == value
+        elif isinstance(value, dict):
+            assert run.column_mapping() == value
+        elif isinstance(value, str) and not isinstance(parsed, str):
+            assert parsed == float(value), name  # YAML reads 1e-5 as text
+        else:
+            assert parsed == value, name
+    assert args.output_dir.startswith("outputs/")
+    assert run.eval_data or run.test_size  # no recipe trains without measuring
+
+
+@pytest.mark.parametrize("path", named([*RUNS, *LAUNCHES]))
+def test_header_says_whether_it_was_seen_or_is_expected(path):
+    assert any(line.startswith(("# Seen", "# Expected")) or ". Seen:" in line or ". Expected," in line
+               for line in header(path).splitlines())  # fmt: skip
+
+
+@pytest.mark.parametrize("path", named(RUNS))
+def test_no_recipe_claims_to_have_been_run_on_a_gpu(path):
+    if "GPU" in header(path) and "no GPU" not in header(path):
+        assert "# Expected, not run" in header(path)
+
+
+@pytest.mark.parametrize("path", named([path for path in RUNS if "train_data: [path/to" not in path.read_text()]))
+def test_ready_recipes_name_no_local_data(path):
+    run, _ = parse_run_arguments(["--config", str(path)])
+    assert all(name == "demonstration" or name.count("/") == 1 for name in run.train_data)
+
+
+@pytest.mark.parametrize("path", named(LAUNCHES))
+def test_accelerate_config_loads(path):
+    config = load_config_from_file(str(path))  # refuses keys that it does not know
+    assert config.mixed_precision == "no"  # RewardConfig decides, and accelerate needs text rather than false
+    assert config.num_machines == 1
+
+
+def test_accelerate_configs_say_what_their_names_say():
+    configs = {path.stem: load_config_from_file(str(path)) for path in LAUNCHES}
+    assert sorted(configs) == ["cpu", "fsdp2", "multi_gpu", "single_gpu", "zero3"]
+    assert (configs["cpu"].use_cpu, configs["cpu"].num_processes, configs["cpu"].distributed_type.value) == (
+        True,
+        1,
+        "NO",
+    )
+    assert (configs["single_gpu"].distributed_type.value, configs["single_gpu"].num_processes) == ("NO", 1)
+    assert configs["multi_gpu"].distributed_type.value == "MULTI_GPU"
+    assert configs["fsdp2"].fsdp_config["fsdp_version"] == 2
+    assert configs["fsdp2"].fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+    assert configs["zero3"].deepspeed_config["zero_stage"] == 3
+    assert configs["zero3"].deepspeed_config["zero3_save_16bit_model"] is True
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+def test_nested_keys_are_options_of_accelerate_launch(name):
+    """Accelerate checks no keys inside `fsdp_config` and `deepspeed_config`: a misspelt one would do nothing."""
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file(str(RECIPES / "accelerate_configs" / f"{name}.yaml"))
+    options = {action.dest for action in launch_command_parser()._actions}
+    assert {*config.fsdp_config, *config.deepspeed_config} <= options
+
+
+def test_readme_names_every_yaml():
+    text = (RECIPES / "README.md").read_text(encoding="utf-8")
+    missing = [path.name for path in [*RUNS, *LAUNCHES] if path.name not in text]
+    assert not missing
+
+
+@pytest.mark.slow
+def test_cpu_config_launches_a_script(tmp_path):
+    script = tmp_path / "hello.py"
+    script.write_text(
+        "from accelerate import Accelerator\na = Accelerator()\nprint(a.device, a.num_processes, a.mixed_precision)\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [*launch, "--config_file", str(RECIPES / "accelerate_configs" / "cpu.yaml"), str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "cpu 1 no"

@@ -1,0 +1,170 @@
+"""YAML and command line -> settings: types, overrides, refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig
+
+from hf_reward.run_arguments import RunArguments, parse_run_arguments, yaml_as_argv
+from hf_reward.sources import as_sources
+
+NEEDED = ["--model_name_or_path", "m", "--train_data", "a.jsonl"]
+
+
+@pytest.fixture
+def write_yaml(tmp_path):
+    """Write settings as they stand, beside the two that every run needs."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "run.yaml"
+        path.write_text(f"model_name_or_path: m\ntrain_data: [a.jsonl]\n{text}\n", encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def run_with(**changes) -> RunArguments:
+    return RunArguments(model_name_or_path="m", train_data=["a.jsonl"], **changes)
+
+
+# --- values ---
+
+
+def test_scientific_notation_in_yaml_is_a_number(write_yaml):
+    _, args = parse_run_arguments(["--config", write_yaml("learning_rate: 1e-5\nhead_learning_rate: 2e-4")])
+    assert (args.learning_rate, args.head_learning_rate) == (1e-5, 2e-4)
+
+
+def test_values_of_every_kind(write_yaml):
+    text = (
+        "bf16: false\nuse_cpu: true\neval_strategy: 'no'\nmax_steps: -1\nwarmup_steps: 0.1\nseparator: \"\\n\"\n"
+        "lora_target_modules: [q_proj, v_proj]\ncolumns: {chosen: better}\nplot_curves: false"
+    )
+    run, args = parse_run_arguments(["--config", write_yaml(text)])
+    assert (args.bf16, args.use_cpu, args.eval_strategy, args.max_steps) == (False, True, "no", -1)
+    assert (args.warmup_steps, args.separator, args.plot_curves) == (0.1, "\n", False)
+    assert run.lora_target_modules == ["q_proj", "v_proj"]
+    assert run.column_mapping() == {"chosen": "better"}
+
+
+def test_null_is_skipped(write_yaml):
+    run, args = parse_run_arguments(["--config", write_yaml("columns: null\nlearning_rate: null\nmodel_revision: ~")])
+    assert (run.columns, run.column_mapping(), run.model_revision, args.learning_rate) == (None, None, None, 1e-4)
+
+
+def test_mixture_of_sources(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model_name_or_path: m\ntrain_data:\n  - a.jsonl\n"
+        "  - {path: b.jsonl, weight: 0.5, name: half, columns: {chosen: better}}\n"
+    )
+    run, _ = parse_run_arguments(["--config", str(path)])
+    assert json.loads(run.train_data[1])["weight"] == 0.5
+    plain, half = as_sources(run.train_data)
+    assert (plain.name, plain.weight, plain.columns) == ("a", 1.0, None)
+    assert (half.name, half.weight, half.data, half.columns) == ("half", 0.5, "b.jsonl", {"chosen": "better"})
+
+
+def test_command_line_overrides_the_file_wherever_it_stands(write_yaml):
+    path = write_yaml("learning_rate: 1e-5\nseed: 3\nuse_lora: true")
+    words = ["--seed", "7", "--config", path, "--learning_rate", "2e-5", "--train_data", "x.jsonl", "y.jsonl"]
+    run, args = parse_run_arguments([*words, "--use_lora", "false"])
+    assert (args.learning_rate, args.seed, run.train_data, run.use_lora) == (2e-5, 7, ["x.jsonl", "y.jsonl"], False)
+
+
+def test_config_with_an_equals_sign(write_yaml):
+    _, args = parse_run_arguments([f"--config={write_yaml('seed: 5')}"])
+    assert args.seed == 5
+
+
+# --- refusals ---
+
+
+def exit_message(argv: list[str], capsys: pytest.CaptureFixture) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse_run_arguments(argv)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["group_by_length: true", "learnin_rate: 1e-5", "warmup_ratio: 0.1"])
+def test_unknown_key_is_refused(key, write_yaml, capsys):
+    message = exit_message(["--config", write_yaml(key)], capsys)
+    assert f"--{key.split(':')[0]}" in message
+    assert len(message.splitlines()) < 8  # not the usage of two hundred settings
+
+
+def test_unknown_option_is_refused(capsys):
+    assert "--nonsense" in exit_message([*NEEDED, "--nonsense", "3"], capsys)
+
+
+def test_abbreviation_is_refused(capsys):
+    assert "--learning" in exit_message([*NEEDED, "--learning", "1e-5"], capsys)
+
+
+def test_malformed_value_is_refused(write_yaml, capsys):
+    assert "learning_rate" in exit_message(["--config", write_yaml("learning_rate: fast")], capsys)
+    # YAML reads a bare `no` as false.
+    assert "eval_strategy" in exit_message(["--config", write_yaml("eval_strategy: no")], capsys)
+
+
+def test_missing_model_and_missing_config_value_are_refused(capsys):
+    assert "model_name_or_path" in exit_message(["--train_data", "a.jsonl"], capsys)
+    assert "--config" in exit_message(["--config"], capsys)
+
+
+def test_missing_file():
+    with pytest.raises(FileNotFoundError, match=r"no configuration file 'nowhere\.yaml'"):
+        parse_run_arguments(["--config", "nowhere.yaml"])
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text"])
+def test_file_that_is_no_mapping(text, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="must hold settings"):
+        yaml_as_argv(Path(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_lora": True, "freeze_backbone": True}, "`freeze_backbone`"),
+        ({"eval_data": ["b.jsonl"], "test_size": 0.1}, "`test_size`"),
+        ({"streaming": True, "test_size": 0.1}, "`streaming`"),
+        ({"streaming": True, "baselines": True}, "`streaming`"),
+    ],
+)
+def test_settings_that_contradict_each_other(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_with(**changes)
+
+
+# --- adapters and quantisation ---
+
+
+def test_lora_config():
+    assert run_with().lora_config(2) is None
+    config = run_with(use_lora=True, lora_r=4, lora_alpha=8, lora_dropout=0.1).lora_config(2)
+    assert isinstance(config, LoraConfig)
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (4, 8, 0.1, "all-linear")
+    assert config.task_type == "SEQ_CLS"
+
+
+def test_lora_on_the_upper_layers():
+    run = run_with(use_lora=True, lora_first_layer=2, lora_target_modules=["q_proj"])
+    assert run.lora_config(5).layers_to_transform == [2, 3, 4]
+    with pytest.raises(ValueError, match="must be below the 2 layers"):
+        run.lora_config(2)
+
+
+def test_lora_on_the_upper_layers_needs_named_modules():
+    with pytest.raises(ValueError, match="`lora_target_modules`"):
+        run_with(use_lora=True, lora_first_layer=1).lora_config(2)
+
+
+def test_quantization_config():
+    assert run_with().quantization_config() is None
+    config = run_with(load_in_4bit=True).quantization_config()
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)

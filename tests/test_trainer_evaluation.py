@@ -1,0 +1,207 @@
+"""Evaluation sees every row once, in dataset order, and measures the whole split."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import randomize_head
+from datasets import Dataset
+from test_trainer import ranked_lists, with_ties
+from training_runs import load, make_trainer
+
+from hf_reward import CheckpointRecord, preference_metrics
+
+
+def of_lengths(count: int) -> list[dict[str, str]]:
+    """Text pairs whose lengths jump about."""
+    return [
+        {
+            "prompt": f"{'word ' * (number * 7 % 11)}number {number}: ",
+            "chosen": "yes " * (1 + number * 5 % 7) + str(number),
+            "rejected": "no " * (1 + number * 3 % 5) + str(number),
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.fixture
+def scorer(make_model_folder, tmp_path):
+    """Make a trainer whose head is random, so that its rewards differ."""
+
+    def make(train: Any, evaluation: Any = None, **changes: Any) -> Any:
+        model = load(make_model_folder("llama"))
+        randomize_head(model)
+        return make_trainer(model, train, tmp_path / "run", evaluation=evaluation, **changes)
+
+    return make
+
+
+def scored_alone(trainer: Any, data: Dataset) -> np.ndarray:
+    """Rewards of a prepared dataset, each sequence by itself, 0 at padded places."""
+    rows = data["input_ids"]
+    rewards = np.zeros((len(rows), max(map(len, rows))))
+    with torch.no_grad():
+        for row, sequences in enumerate(rows):
+            for place, ids in enumerate(sequences):
+                rewards[row, place] = trainer.model(input_ids=torch.tensor([ids])).logits.item()
+    return rewards
+
+
+def expected_metrics(trainer: Any, data: Dataset) -> dict[str, float]:
+    """The metrics of a prepared dataset, from rewards scored one by one."""
+    rewards = scored_alone(trainer, data)
+    ranks, lengths = np.full(rewards.shape, -100), np.full(rewards.shape, -100)
+    for row, (values, ids, prefix) in enumerate(
+        zip(data["ranks"], data["input_ids"], data["prefix_length"], strict=True)
+    ):
+        ranks[row, : len(values)] = values
+        lengths[row, : len(values)] = [len(sequence) - prefix for sequence in ids]
+    return preference_metrics(rewards, ranks, lengths, np.asarray(data["group"]))
+
+
+def same_numbers(found: dict[str, float], expected: dict[str, float], prefix: str) -> None:
+    for name, value in expected.items():
+        assert found[prefix + name] == pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True), name
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+@pytest.mark.parametrize("count", [10, 9, 8, 3])
+def test_predictions_are_one_row_per_dataset_row_in_dataset_order(scorer, strategy, count):
+    trainer = scorer(of_lengths(16), train_sampling_strategy=strategy, per_device_eval_batch_size=4)
+    output = trainer.predict(of_lengths(count))
+    data = trainer.get_test_dataloader(of_lengths(count)).dataset
+    assert output.label_ids[-1].tolist() == list(range(count))
+    assert np.abs(output.predictions - scored_alone(trainer, data)).max() < 1e-5
+    assert output.predictions.std() > 0.1
+
+
+def test_predictions_on_lists_of_differing_length_keep_the_padding_apart_from_rewards(scorer):
+    trainer = scorer(ranked_lists(), per_device_eval_batch_size=3)
+    output = trainer.predict(trainer.train_dataset)
+    ranks = output.label_ids[0]
+    assert output.predictions.shape == ranks.shape == (8, 4)
+    assert (ranks != -100).sum(1).tolist() == [len(row["responses"]) for row in ranked_lists()]
+    present = ranks != -100
+    assert np.abs(output.predictions - scored_alone(trainer, trainer.train_dataset))[present].max() < 1e-5
+
+
+@pytest.mark.parametrize("rows", [of_lengths(10), ranked_lists(10)], ids=["pairs", "lists"])
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_metrics_are_those_of_the_whole_split_whatever_the_batch_size(scorer, rows, size):
+    trainer = scorer(rows, rows, per_device_eval_batch_size=size)
+    metrics = trainer.evaluate()
+    same_numbers(metrics, expected_metrics(trainer, trainer.eval_dataset), "eval_")
+
+
+def test_the_evaluation_loss_of_plain_pairs_is_the_log_loss_also_with_a_short_last_batch(scorer):
+    metrics = scorer(of_lengths(16), of_lengths(10), per_device_eval_batch_size=4).evaluate()
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_log_loss"], rel=1e-5)
+
+
+def test_intervals_are_clustered_by_prompt(scorer):
+    rows = [{**row, "group": f"prompt {place // 4}"} for place, row in enumerate(of_lengths(16))]
+    assert scorer(of_lengths(4), rows).evaluate()["eval_num_prompts"] == 4
+
+
+def test_several_evaluation_sets_are_each_measured_under_their_name(scorer):
+    trainer = scorer(of_lengths(8), {"one": of_lengths(6), "two": ranked_lists(5)})
+    metrics = trainer.evaluate()
+    for name, data in trainer.eval_dataset.items():
+        same_numbers(metrics, expected_metrics(trainer, data), f"eval_{name}_")
+
+
+def test_a_mixture_is_also_measured_source_by_source(scorer):
+    mixture = [{"data": of_lengths(6), "name": "alpha"}, {"data": ranked_lists(5), "name": "beta"}]
+    trainer = scorer(of_lengths(8), mixture, per_device_eval_batch_size=4)
+    metrics = trainer.evaluate()
+    same_numbers(metrics, expected_metrics(trainer, trainer.eval_dataset), "eval_")
+    for name, start, stop in (("alpha", 0, 6), ("beta", 6, 11)):
+        part = expected_metrics(trainer, trainer.eval_dataset.select(range(start, stop)))
+        same_numbers(metrics, {key: part[key] for key in ("accuracy", "num_pairs", "length_baseline")}, f"eval_{name}_")
+    assert not any(key.startswith("eval_alpha") for key in scorer(of_lengths(8), of_lengths(6)).evaluate())
+
+
+def test_a_source_of_ties_alone_does_not_stop_the_evaluation_of_the_others(scorer):
+    ties = [{**row, "ranks": [0, 0]} for row in with_ties(4)]
+    mixture = [{"data": with_ties(6), "name": "mixed"}, {"data": ties, "name": "ties"}]
+    metrics = scorer(with_ties(6), mixture, loss_type="davidson").evaluate()
+    assert metrics["eval_mixed_num_pairs"] == metrics["eval_num_pairs"] == 4
+    assert "eval_ties_accuracy" not in metrics
+
+
+def test_user_metrics_are_added_and_see_rewards_and_ranks_alone(scorer):
+    seen = {}
+
+    def mine(prediction: Any) -> dict[str, float]:
+        seen["shapes"] = (prediction.predictions.shape, prediction.label_ids.shape)
+        return {"best_is_first": float((prediction.predictions.argmax(1) == prediction.label_ids.argmin(1)).mean())}
+
+    trainer = scorer(of_lengths(8), of_lengths(10), compute_metrics=mine, per_device_eval_batch_size=4)
+    metrics = trainer.evaluate()
+    assert seen["shapes"] == ((10, 2), (10, 2))
+    assert metrics["eval_best_is_first"] == metrics["eval_accuracy"]
+    assert "eval_length_baseline" in metrics
+
+
+def test_raw_rows_files_and_prepared_data_evaluate_the_same(scorer, tmp_path):
+    rows = of_lengths(6)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    trainer = scorer(of_lengths(8), rows)
+    expected = trainer.evaluate()["eval_log_loss"]
+    assert trainer.evaluate(rows)["eval_log_loss"] == expected
+    assert trainer.evaluate(Dataset.from_list(rows))["eval_log_loss"] == expected
+    assert trainer.evaluate(str(path))["eval_log_loss"] == expected
+    assert trainer.evaluate({"named": rows})["eval_named_log_loss"] == expected
+    assert trainer.predict(rows).metrics["test_log_loss"] == expected
+    assert trainer.predict(str(path)).metrics["test_log_loss"] == expected
+
+
+def test_the_saved_record_states_mean_and_deviation_of_the_evaluated_rewards(scorer, tmp_path):
+    trainer = scorer(of_lengths(8), ranked_lists(8))
+    trainer.evaluate()
+    trainer.save_model(str(tmp_path / "saved"))
+    rewards = scored_alone(trainer, trainer.eval_dataset)
+    present = np.array([[place < len(row["responses"]) for place in range(4)] for row in ranked_lists(8)])
+    record = CheckpointRecord.load(tmp_path / "saved")
+    assert record is not None
+    assert record.reward_statistics["mean"] == pytest.approx(rewards[present].mean(), rel=1e-4)
+    assert record.reward_statistics["std"] == pytest.approx(rewards[present].std(), rel=1e-4)
+    assert record.reward_statistics["num_rewards"] == present.sum() == 23
+
+
+def test_evaluation_without_metrics_gives_the_loss_alone(scorer):
+    trainer = scorer(of_lengths(8), of_lengths(6), prediction_loss_only=True)
+    metrics = trainer.evaluate()
+    assert np.isfinite(metrics["eval_loss"])
+    assert "eval_accuracy" not in metrics
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_moving_predictions_to_the_cpu_along_the_way_changes_nothing(scorer, steps):
+    rows = ranked_lists(10)
+    whole = scorer(rows, rows, per_device_eval_batch_size=3).evaluate()
+    parts = scorer(rows, rows, per_device_eval_batch_size=3, eval_accumulation_steps=steps).evaluate()
+    assert parts["eval_log_loss"] == whole["eval_log_loss"]
+
+
+def test_no_rows_to_evaluate_are_refused_whether_raw_or_prepared(scorer):
+    trainer = scorer(of_lengths(8), of_lengths(6))
+    with pytest.raises(ValueError, match="holds no rows"):
+        scorer(of_lengths(8), [])
+    with pytest.raises(ValueError, match="holds no rows"):
+        trainer.evaluate(Dataset.from_list([]))
+    with pytest.raises(ValueError, match="holds no rows"):
+        trainer.evaluate(trainer.eval_dataset.select([]))
+    with pytest.raises(ValueError, match="eval: no row of 0 can be used"):
+        scorer(of_lengths(8), trainer.eval_dataset.select([]))
+
+
+def test_a_reward_that_is_not_finite_stops_the_evaluation(scorer):
+    trainer = scorer(of_lengths(8), of_lengths(6))
+    with torch.no_grad():
+        trainer.model.score.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="6 rows hold NaN"):
+        trainer.evaluate()

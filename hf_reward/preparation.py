@@ -293,7 +293,7 @@ def _group_number(group: str | None) -> int:
 def _usable(mapped: RawDataset) -> RawDataset:
     if isinstance(mapped, IterableDataset):
         return mapped.filter(lambda problem: problem == "", input_columns=["problem"])
-    usable = np.flatnonzero([problem == "" for problem in mapped["problem"]])
+    usable = np.flatnonzero([problem == "" for problem in mapped["problem"][:]])  # [:] reads the column at once
     return mapped if len(usable) == len(mapped) else mapped.select(usable)
 
 

@@ -1,7 +1,7 @@
 """Texts of one prompt -> token ids, with what the texts share tokenised once.
 
 Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM, ...) looks at one word at a time, and a word never reaches across a single
-space between two letters. A text may therefore be cut there and its parts tokenised alone, with the same ids as the whole.
+space between two letters. A text may therefore be cut there and its parts tokenised alone, with the ids of the whole.
 Where that is not certain (SentencePiece, WordPiece, unusual added tokens), every text is tokenised whole.
 """
 

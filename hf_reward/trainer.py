@@ -309,7 +309,8 @@ class RewardTrainer(Trainer):
         Raises:
             FloatingPointError: If the training loss is not finite; the message names the rows.
         """
-        rewards = compute_rewards(model, inputs)
+        with self._packed():  # `training_step` is inside already; who calls this alone is not
+            rewards = compute_rewards(model, inputs)
         margins, probabilities = inputs.get("margins"), inputs.get("probabilities")
         loss = self.loss_function(
             rewards, inputs["ranks"], margins, probabilities, inputs["weights"], normalizer=num_items_in_batch

@@ -116,9 +116,15 @@ class RewardConfig(TrainingArguments):
             )
         if self.batch_eval_metrics or not self.eval_do_concat_batches:
             raise ValueError(
-                "`batch_eval_metrics=True` and `eval_do_concat_batches=False` hand over the rewards batch by batch, but "
-                "accuracy and its interval are computed once over the whole split. Leave both unset; "
+                "`batch_eval_metrics=True` and `eval_do_concat_batches=False` hand over the rewards batch by batch, "
+                "but accuracy and its interval are computed once over the whole split. Leave both unset; "
                 "`eval_accumulation_steps` saves memory."
+            )
+        if self.include_for_metrics:
+            raise ValueError(
+                f"`include_for_metrics={self.include_for_metrics}` is not available: `compute_metrics` gets "
+                "rewards and ranks with one row per dataset row, which tokens and losses of a batch do not have. "
+                "Leave it unset."
             )
         self.loss  # noqa: B018 - builds the loss, so that a wrong setting stops the run here
         self.format_rule  # noqa: B018

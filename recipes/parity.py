@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -87,17 +88,18 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    table = Table(title=f"Largest |difference| / max(1, |reward|), {len(ROWS)} chat pairs, float32")
-    for name in ("architecture", "std of rewards", "reload", "stock", "pipeline", "merged LoRA"):
+    table = Table(title=f"Largest |difference of rewards|, {len(ROWS)} chat pairs, float32")
+    for name in ("architecture", "std of rewards", "reload", "stock", "pipeline", "merged LoRA", "of allowed"):
         table.add_column(name, justify="left" if name == "architecture" else "right")
     with tempfile.TemporaryDirectory() as temporary:
         for row in measure(Path(temporary)):
-            table.add_row(row[0], f"{row[1]:.2f}", *(f"{number:.1e}" for number in row[2:]))
+            table.add_row(row[0], f"{row[1]:.2f}", *(f"{number:.1e}" for number in row[2:6]), f"{row[6]:.0%}")
+    table.caption = "of allowed: the largest |difference| / (1e-5 max(1, |reward|)) of the row"
     Console(width=110).print(table)
 
 
-def measure(root: Path) -> list[tuple[str, float, float, float, float, float]]:
-    """The differences of every architecture: its name, the spread of its rewards, and four columns of the table."""
+def measure(root: Path) -> list[tuple[str, float, float, float, float, float, float]]:
+    """The differences of every architecture: its name, the spread of its rewards, and the table's other columns."""
     tokenizer = make_tokenizer()
     texts = [
         tokenizer.apply_chat_template([*row["prompt"], *row[side]], tokenize=False)
@@ -116,13 +118,16 @@ def measure(root: Path) -> list[tuple[str, float, float, float, float, float]]:
     for arch, (trained, reloaded, adapted) in ours.items():
         plain, merged = stock[f"{arch}/plain"], stock[f"{arch}/merged"]
         pairs = ((reloaded, trained), (plain[0], trained), (plain[1], trained), (merged, adapted))
-        rows.append((arch, float(trained.std()), *(largest_difference(one, other) for one, other in pairs)))
+        rows.append((arch, float(trained.std()), *largest_differences(pairs)))
     return rows
 
 
-def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference, relative where rewards are larger than one."""
-    return float(((one - other).abs() / other.abs().clamp(min=1)).max())
+def largest_differences(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[float]:
+    """The largest difference of each pair, and the largest of all as a share of what is allowed."""
+    differences = [(one - other).abs() for one, other in pairs]
+    allowed = [1e-5 * other.abs().clamp(min=1) for _, other in pairs]
+    share = max(float((found / most).max()) for found, most in zip(differences, allowed, strict=True))
+    return [*(float(found.max()) for found in differences), share]
 
 
 def save_and_reload(arch: str, folder: Path, tokenizer: PreTrainedTokenizerFast, batches: list) -> list[torch.Tensor]:
@@ -137,7 +142,7 @@ def save_and_reload(arch: str, folder: Path, tokenizer: PreTrainedTokenizerFast,
     save_merged(model, tokenizer, folder / "plain")
     reloaded = score(AutoModelForRewardScoring.from_pretrained(folder / "plain"), batches)
 
-    lora = LoraConfig(r=4, lora_alpha=2, target_modules="all-linear", init_lora_weights=False)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     adapter = with_random_head(AutoModelForRewardScoring.from_pretrained(folder / "base", peft_config=lora))
     adapted = score(adapter, batches)
     save_merged(adapter, tokenizer, folder / "merged")

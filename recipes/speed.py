@@ -3,7 +3,7 @@
     python recipes/speed.py prepare                                     # made-up rows as long as those of HH
     python recipes/speed.py prepare --data harmless_test.jsonl --tokenizer models/SmolLM2-135M-Instruct [--layout hh]
 
-`prepare` turns raw preferences into token ids: TRL adds EOS, tokenises and filters; we also hash, measure and summarise.
+`prepare` turns raw preferences into token ids: TRL adds EOS, tokenises and filters; we also measure and summarise.
 Both get max_length 1024 and drop what is longer, and their ids are compared before any time is believed.
 """
 
@@ -62,14 +62,14 @@ def benchmark_preparation(options: Namespace) -> None:
         rows = as_conversations(rows)
     sides: dict[str, Callable[[Dataset, PreTrainedTokenizerBase], Callable[[], Ids]]]
     sides = {"TRL": prepare_as_trl, "hf_reward": prepare_as_ours}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for turn in range(options.rounds + 1):  # the first round warms imports and disk, and is not counted
         ids = {}
         for name in sorted(sides, reverse=bool(turn % 2)):
             with fresh_dataset(rows) as data:
-                start = time.perf_counter()
+                wall, cpu = time.perf_counter(), time.process_time()
                 read_ids = sides[name](data, tokenizer)
-                elapsed = time.perf_counter() - start
+                elapsed = time.perf_counter() - wall, time.process_time() - cpu
                 ids[name] = read_ids()
             seconds[name] += [elapsed] if turn else []
         if ids["TRL"] != ids["hf_reward"]:
@@ -155,23 +155,29 @@ def small_tokenizer(rows: list[Row]) -> PreTrainedTokenizerFast:
         vocab_size=4000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator((row["chosen"] for row in rows[:1000]), trainer)
-    template = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    message = "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    template = "{% for message in messages %}" + message + "{% endfor %}"
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", chat_template=template)
 
 
 # --- report ----------------------------------------------------------------------------------------------------------
 
 
-def report(title: str, rows: int, seconds: dict[str, list[float]]) -> None:
-    """Print rows per second of each side, and the ratio of the medians; the first side is the peer."""
+def report(title: str, rows: int, seconds: dict[str, list[tuple[float, float]]]) -> None:
+    """Print rows per second of each side and the ratio of the medians; the first side is the peer.
+
+    CPU seconds of all threads stand beside, since they vary less than wall time on a machine that others use too.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     table = Table(title=title, caption=f"{rows} rows, {cores} CPU cores (load {os.getloadavg()[0]:.1f}), same ids")
-    for heading in ("", "rows/s (median)", "min", "max", "ratio"):
+    for heading in ("", "rows/s (median)", "min", "max", "ratio", "CPU s (median)", "ratio"):
         table.add_column(heading, justify="right" if heading else "left")
-    peer = median(next(iter(seconds.values())))
+    peer_wall, peer_cpu = (median(times) for times in zip(*next(iter(seconds.values())), strict=True))
     for name, times in seconds.items():
-        rates = [rows / value for value in (median(times), max(times), min(times))]
-        table.add_row(name, *(f"{rate:,.0f}" for rate in rates), f"{peer / median(times):.2f}")
+        walls, cpus = zip(*times, strict=True)
+        rates = [f"{rows / value:,.0f}" for value in (median(walls), max(walls), min(walls))]
+        cpu = median(cpus)
+        table.add_row(name, *rates, f"{peer_wall / median(walls):.2f}", f"{cpu:.2f}", f"{peer_cpu / cpu:.2f}")
     Console(width=100).print(table)
 
 

@@ -1,5 +1,6 @@
 """A saved model gives the same rewards in stock transformers, in a process that never imports hf_reward."""
 
+import copy
 import importlib.util
 import json
 import subprocess
@@ -14,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord, merge_adapter, prepare_tokenizer, save_merged
 from hf_reward.export import ADAPTER_FOLDER
+from hf_reward.modeling import Float32Linear
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "parity.py"
 TEXTS = ["Paris is the capital.", "Two is even, and three is not.", "No.", "ice melts at zero " * 5]
@@ -34,10 +36,19 @@ def load(folder: Path, **options):
     return AutoModelForRewardScoring.from_pretrained(folder, **options).eval()
 
 
+def shrink_head(model: torch.nn.Module) -> None:
+    """Bring rewards to the scale of one, as trained ones have: the bound has a floor there, rounding has not."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "score." in name or "classifier." in name:
+                parameter *= 0.1
+
+
 def load_with_adapter(folder: Path, **options):
-    lora = LoraConfig(r=4, lora_alpha=2, target_modules="all-linear", init_lora_weights=False)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     model = load(folder, peft_config=lora, **options)
     randomize_head(model)
+    shrink_head(model)
     return model
 
 
@@ -99,6 +110,21 @@ def test_an_adapter_on_a_bfloat16_backbone_is_merged_in_float32(make_model_folde
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "bert", "deberta_v2"])
+def test_a_merge_is_exact_but_for_rounding(arch, make_model_folder):
+    model = load_with_adapter(make_model_folder(arch)).double()
+    for layer in model.modules():
+        if isinstance(layer, Float32Linear):
+            layer.__class__ = torch.nn.Linear
+    ids = torch.arange(5, 35).reshape(3, 10)
+    with torch.no_grad():
+        adapted = model(ids).logits
+        with_adapter_off = copy.deepcopy(model).unload()(ids).logits
+        merged = model.merge_and_unload()(ids).logits
+    assert (adapted - with_adapter_off).abs().max() > 0.01, "the adapter must change something"
+    torch.testing.assert_close(merged, adapted, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("arch", ["qwen3", "gpt2", "bert"])
 def test_the_text_classification_pipeline_gives_the_reward_itself(arch, make_model_folder, tmp_path):
     folder = make_model_folder(arch)
@@ -156,6 +182,10 @@ def test_trained_reloaded_stock_pipeline_and_merged_models_agree_across_processe
     spec.loader.exec_module(parity)
     rows = parity.measure(tmp_path)
     assert [row[0] for row in rows] == list(parity.ARCHITECTURES)
-    for name, spread, *differences in rows:
+    for name, spread, *differences, share_of_allowed in rows:
         assert spread > 0.1, name
-        assert max(differences) <= 1e-5, (name, differences)
+        reload, stock, piped, _ = differences
+        assert max(reload, stock, piped) <= 1e-5, (name, differences)
+        # PEFT's random adapters are far larger than trained ones: rounding took 0.95 of what is allowed here,
+        # 1.6 for llama on other rows, perhaps more on another CPU. That a merge is exact is tested in float64 above.
+        assert share_of_allowed <= 3, (name, differences)

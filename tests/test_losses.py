@@ -404,6 +404,12 @@ def test_huge_rewards_and_padded_groups_give_finite_values_and_gradients(name: s
     assert loss > 1000  # -1e4 against 1e4 must cost, in whichever row it stands
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_padded_place_weighs_nothing_beside_the_lowest_rewards(name: str):
+    rewards, ranks = torch.tensor([[-1e4, -1e4 - 1, 5.0]]), torch.tensor([[0, 1, PAD]])
+    torch.testing.assert_close(by_name(name)(rewards, ranks), by_name(name)(rewards[:, :2], ranks[:, :2]))
+
+
 def test_low_precision_rewards_give_a_float32_loss():
     loss = PreferenceLoss()(torch.tensor([[1.5, 0.5]], dtype=torch.bfloat16), torch.tensor([[0, 1]]))
     assert loss.dtype == torch.float32

@@ -52,9 +52,7 @@ def rewards(model: torch.nn.Module, **changes) -> torch.Tensor:
 
 def lora(**changes) -> LoraConfig:
     """LoRA on all linear layers, with both factors random, so that the adapter changes the rewards."""
-    return LoraConfig(
-        **{"r": 4, "target_modules": "all-linear", "lora_alpha": 2, "init_lora_weights": False, **changes}
-    )
+    return LoraConfig(**{"r": 4, "target_modules": "all-linear", "init_lora_weights": False, **changes})
 
 
 def stock_name(arch: str) -> str:
@@ -265,6 +263,11 @@ def test_lora_trains_and_saves_every_part_of_the_head(arch, task_type, make_mode
     assert all(any(name.startswith(f"{part}.modules_to_save") for name in trained) for part in head_modules(model))
 
     randomize_head(model)
+    with (
+        torch.no_grad()
+    ):  # rewards of the scale of one, as trained ones have: rounding grows with it, the bound's floor not
+        for name, parameter in model.named_parameters():
+            parameter *= 0.1 if "score." in name or "classifier." in name else 1
     model.save_pretrained(tmp_path / "adapter")
     reloaded = load(tmp_path / "adapter")
     assert close(rewards(model), rewards(reloaded))

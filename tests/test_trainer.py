@@ -66,8 +66,7 @@ def test_the_loss_of_a_batch_is_the_formula_applied_to_rewards_scored_one_by_one
         train_sampling_strategy="sequential", packing=packing,
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
-    with trainer._packed():
-        found = trainer.compute_loss(trainer.model.eval(), batch)
+    found = trainer.compute_loss(trainer.model.eval(), batch)
 
     total = 0.0
     for row, ids in zip(rows, trainer.train_dataset["input_ids"], strict=True):
@@ -84,8 +83,7 @@ def test_compute_loss_can_return_the_rewards_in_the_layout_of_the_ranks(make_mod
     randomize_head(model)
     trainer = make_trainer(model, ranked_lists(), tmp_path / "run")
     batch = next(iter(trainer.get_train_dataloader()))
-    with trainer._packed():
-        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     assert outputs["rewards"].shape == batch["ranks"].shape == (8, 4)
     assert loss.dtype == outputs["rewards"].dtype == torch.float32
     assert (outputs["rewards"][batch["ranks"] == -100] == 0).all()

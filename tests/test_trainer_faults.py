@@ -32,13 +32,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the
         return output.masked_fill((inputs[0] == rare).unsqueeze(-1), float("nan"))
 
     model.get_input_embeddings().register_forward_hook(plant)
-    with pytest.raises(
-        FloatingPointError, match=rf"loss is nan at step 2, from the data rows \[.*\b{marked}\b.*\]"
-    ) as error:
+    with pytest.raises(FloatingPointError, match=rf"loss is nan at step 2, from the data rows \[{marked}\]\.") as error:
         trainer.train()
     assert str(tmp_path / "run") in str(error.value)
-    if packing == "false":
-        assert f"rows [{marked}]" in str(error.value)
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "checkpoint-2")
     assert largest_difference(weights(saved), weights(trainer.model)) == 0
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]

@@ -111,6 +111,7 @@ def test_pad_to_multiple_of_is_read_from_python_and_the_command_line(given, expe
         ({"max_length": 1}, "`max_length=1` must be at least 2"),
         ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of` must be 1 or more"),
         ({"batch_eval_metrics": True}, "`batch_eval_metrics=True`.*over the whole split"),
+        ({"include_for_metrics": ["loss"]}, r"`include_for_metrics=\['loss'\]` is not available"),
         ({"eval_do_concat_batches": False}, "`eval_do_concat_batches=False`.*over the whole split"),
     ],
 )

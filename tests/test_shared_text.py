@@ -1,0 +1,92 @@
+"""Cutting texts where a space lies between two letters changes no id, or is not done."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hf_reward.shared_text import can_be_cut, encode_groups, last_cut
+from tests.conftest import _byte_level
+
+LLAMA_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+
+
+def bpe(pre_tokenizer: str) -> PreTrainedTokenizerFast:
+    backend = _byte_level(["<|end|>"])
+    if pre_tokenizer == "llama":
+        words = pre_tokenizers.Split(Regex(LLAMA_WORDS), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+        backend.normalizer = normalizers.NFC()
+    return wrap(backend)
+
+
+TOKENIZERS = {name: bpe(name) for name in ("gpt2", "llama")}
+PIECES = st.sampled_from(
+    [*" abZ\n\t.,'5é", "e\u0301", "  ", " a", "b c", "'s", " 're", "<|end|>", "中", "\n\n", "🙂", "Human: what is it"]
+)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(
+    start=st.lists(PIECES, max_size=12).map("".join),
+    ends=st.lists(st.lists(PIECES, max_size=6).map("".join), min_size=2, max_size=3),
+)
+def test_ids_are_those_of_whole_texts(name, start, ends):
+    tokenizer = TOKENIZERS[name]
+    groups = [[start + end for end in ends]] * 8  # fewer are not cut
+    whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in groups[0]]
+    assert encode_groups(groups, tokenizer, add_special_tokens=False) == [whole] * 8
+
+
+def test_special_tokens_stay_around_the_whole(pair_tokenizer, chat_tokenizer, text_tokenizer):
+    groups = [["the capital of France is near", "the capital of France is far"]] * 9
+    for tokenizer in (pair_tokenizer, chat_tokenizer, text_tokenizer):
+        assert can_be_cut(tokenizer)
+        assert encode_groups(groups, tokenizer, add_special_tokens=True) == [
+            [tokenizer(text)["input_ids"] for text in group] for group in groups
+        ]
+
+
+def test_last_cut_is_inside_what_all_texts_share():
+    assert last_cut(["one two three", "one two four"]) == 3  # not before "three", which begins like no other
+    assert last_cut(["a b. c", "a b. c"]) == 1
+    assert last_cut(["xy", "ab cd"]) == 0
+
+
+def added(content: str) -> PreTrainedTokenizerFast:
+    tokenizer = bpe("gpt2")
+    tokenizer.add_tokens([AddedToken(content)])
+    return tokenizer
+
+
+def unlike_gpt2(change: str) -> PreTrainedTokenizerFast:
+    backend = _byte_level(["<|end|>"])
+    if change == "lower case":
+        backend.normalizer = normalizers.Lowercase()
+    elif change == "no words":
+        backend.pre_tokenizer = None
+    elif change == "dropout":
+        backend.model.dropout = 0.1
+    elif change == "several words":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(False, use_regex=False)
+    elif change == "unigram":
+        backend = Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)], 0, False))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    return wrap(backend)
+
+
+@pytest.mark.parametrize("change", ["lower case", "no words", "dropout", "several words", "unigram"])
+def test_other_kinds_of_tokenizers_are_not_cut(change):
+    assert not can_be_cut(unlike_gpt2(change))
+
+
+@pytest.mark.parametrize(
+    ("content", "cut"), [("New York", False), ("word", False), (" b", False), ("    ", True), ("[/INST]", True)]
+)
+def test_added_tokens_that_could_lie_at_a_cut_forbid_it(content, cut):
+    assert can_be_cut(added(content)) == cut

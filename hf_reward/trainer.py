@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import IterableDataset
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import (
-    AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,26 +29,31 @@ from transformers import (
 
 from hf_reward.callbacks import TrainingCurves, epoch_history
 from hf_reward.checkpoint_record import CheckpointRecord, library_versions, template_hash, tokenizer_hash
-from hf_reward.data_collator import DataCollatorForPreference, source_number
+from hf_reward.data_collator import source_number
 from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
 from hf_reward.modeling import (
-    AutoModelForRewardScoring,
     RewardModel,
-    add_adapter,
-    as_reward_model,
     bare_model,
-    check_head_is_trained,
-    disable_dropout,
     head_parameters,
-    match_pad_token,
     reads_positions,
 )
-from hf_reward.packing import DataCollatorForPackedPreference, packed_model, packing_error, why_not_packed
+from hf_reward.packing import DataCollatorForPackedPreference, packed_model, packing_problem
 from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
 from hf_reward.rewards import compute_rewards
 from hf_reward.tokenization import prepare_tokenizer
 from hf_reward.training_args import RewardConfig
+from hf_reward.training_setup import (
+    choose_collator,
+    default_output_dir,
+    load_model,
+    own_tokenizer,
+    padded_collator,
+    prepare_model,
+    refuse_data_parallel,
+    refuse_two_head_rates,
+    without_dispatch,
+)
 from hf_reward.training_statistics import BatchStatistics
 
 logger = logging.getLogger(__name__)
@@ -106,12 +110,12 @@ class RewardTrainer(Trainer):
         quantization_config: Any | None = None,
         peft_config: PeftConfig | None = None,
     ) -> None:
-        args = copy.copy(args) if args is not None else RewardConfig(output_dir=_default_output_dir(model))
-        _refuse_data_parallel(args)
-        _refuse_two_head_rates(args, optimizers[0])
+        args = copy.copy(args) if args is not None else RewardConfig(output_dir=default_output_dir(model))
+        refuse_data_parallel(args)
+        refuse_two_head_rates(args, optimizers[0])
         set_seed(args.seed)  # an encoder's new head is random
         self.processing_tokenizer = prepare_tokenizer(
-            processing_class or _own_tokenizer(model, args),
+            processing_class or own_tokenizer(model, args),
             pad_token=args.pad_token,
             eos_token=args.eos_token,
             chat_template_path=args.chat_template_path,
@@ -125,19 +129,19 @@ class RewardTrainer(Trainer):
         self._packing_checked = False
         self._statistics = BatchStatistics()
         if isinstance(model, str):
-            model = _load_model(model, args, quantization_config)
+            model = load_model(model, args, quantization_config)
         elif quantization_config is not None or args.model_init_kwargs:
             raise ValueError(
                 "`quantization_config` and `model_init_kwargs` need `model` as a name; it is already loaded."
             )
         if model is not None:
-            model = self._prepare_model(model, args)
+            model = prepare_model(model, args, self.processing_tokenizer, peft_config)
         train_data, eval_data = self._prepare_data(train_dataset, "train", args), self._prepare_eval(eval_dataset, args)
-        args = _without_dispatch(args, train_data, eval_data)
+        args = without_dispatch(args, train_data, eval_data)
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or self._choose_collator(model, args),
+            data_collator=data_collator or choose_collator(model, args, self.processing_tokenizer),
             train_dataset=train_data,
             eval_dataset=eval_data,
             processing_class=self.processing_tokenizer,
@@ -153,70 +157,30 @@ class RewardTrainer(Trainer):
 
     # --- what goes in ---
 
-    def _prepare_model(self, model: RewardModel, args: RewardConfig) -> RewardModel:
-        """Check a loaded model and give it head, pad token and adapter."""
-        inner = bare_model(model)
-        as_reward_model(inner)
-        _fit_embeddings(model, inner, self.processing_tokenizer)
-        if args.eos_token is not None:
-            inner.config.get_text_config().eos_token_id = self.processing_tokenizer.eos_token_id
-        if self.user_peft_config is not None:
-            if isinstance(model, PeftModel):
-                raise ValueError(
-                    "The model already has an adapter. Drop `peft_config` to go on training it, or merge it first "
-                    "(`hf_reward.merge_adapter`)."
-                )
-            model = add_adapter(model, self.user_peft_config)
-        check_head_is_trained(model)
-        if args.disable_dropout:
-            disable_dropout(model)
-        if isinstance(model, PeftModel) and args.activation_checkpointing:
-            model.enable_input_require_grads()  # transformers#42489: else no gradient reaches the adapter
-        return model
-
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Make a fresh model for a trial, prepared like one passed in."""
-        return self._prepare_model(super().call_model_init(trial), self.args)
+        model = super().call_model_init(trial)
+        return prepare_model(model, self.args, self.processing_tokenizer, self.user_peft_config)
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
         if trial is not None:
             self.loss_function = self.args.loss  # a trial may have changed its settings
 
-    def _choose_collator(self, model: RewardModel | None, args: RewardConfig) -> Callable[..., Any]:
-        """Packed batches where the model allows them and the settings do not forbid it, else padded ones."""
-        multiple = args.pad_to_multiple_of
-        assert multiple is None or isinstance(multiple, int)
-        self._padded_collator = DataCollatorForPreference(int(self.processing_tokenizer.pad_token_id), multiple)
-        if args.packing == "false":
-            return self._padded_collator
-        reason = "torch_compile would compile every batch anew" if args.torch_compile else None
-        if model is not None:
-            reason = reason or why_not_packed(bare_model(model))
-        if reason is None:
-            return DataCollatorForPackedPreference()
-        if args.packing == "true":
-            raise ValueError(f"`packing=True` is not possible with this model: {reason}. Use 'auto' or False.")
-        logger.info("Batches are padded, not packed: %s.", reason)
-        return self._padded_collator
-
     def _check_packing(self, data: Any) -> None:
-        """Compare the two paths on the first groups, once, before the packed one is trusted."""
+        """Before packed batches are trusted, once: pad instead if they give another result."""
         if self._packing_checked or not isinstance(self.data_collator, DataCollatorForPackedPreference):
             return
         self._packing_checked = True
         rows = list(data.take(2)) if isinstance(data, IterableDataset) else [data[i] for i in range(min(2, len(data)))]
-        model = bare_model(self.model)
-        with packed_model(model):
-            error = packing_error(model, self._padded_collator(rows), self.data_collator(rows))
-        tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
-        if error <= tolerance:
+        padded = padded_collator(self.args, self.processing_tokenizer)
+        problem = packing_problem(bare_model(self.model), padded(rows), self.data_collator(rows))
+        if problem is None:
             return
-        message = f"Packed and padded batches differ by {error:.1e} (relative, at most {tolerance} expected)"
         if self.args.packing == "true":
-            raise ValueError(f"{message}, so `packing=True` would train another model. Use 'auto' or False.")
-        logger.warning("%s; batches are padded instead.", message)
-        self.data_collator = self._padded_collator
+            raise ValueError(f"`packing=True` would train another model: {problem}. Use 'auto' or False.")
+        logger.warning("Batches are padded, not packed: %s.", problem)
+        self.data_collator = padded
 
     def _packed(self) -> AbstractContextManager[Any]:
         """Within this, the model takes packed batches; outside it is as it was."""
@@ -509,66 +473,6 @@ def _split_metrics(rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dic
 def _json_safe(values: dict[str, Any]) -> dict[str, Any]:
     """NaN is no JSON value; a number that does not exist is null."""
     return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in values.items()}
-
-
-def _default_output_dir(model: str | RewardModel | None) -> str:
-    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "") or "model"
-    return f"{name.rstrip('/').split('/')[-1]}-Reward"
-
-
-def _refuse_data_parallel(args: RewardConfig) -> None:
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"One process sees {args.n_gpu} GPUs, which `Trainer` would use through `nn.DataParallel`; it splits pairs wrongly. "
-            "Start with `accelerate launch` (or `torchrun`), or set CUDA_VISIBLE_DEVICES to one GPU."
-        )
-
-
-def _refuse_two_head_rates(args: RewardConfig, optimizer: Any) -> None:
-    if args.head_learning_rate is not None and optimizer is not None:
-        raise ValueError(
-            f"`head_learning_rate={args.head_learning_rate}` has no effect on the ready-made optimizer in `optimizers`. "
-            "Give the head a group of its own there and drop the setting, or pass `optimizer_cls_and_kwargs` instead."
-        )
-
-
-def _own_tokenizer(model: str | RewardModel | None, args: RewardConfig) -> PreTrainedTokenizerBase:
-    options = dict(args.model_init_kwargs or {}) if isinstance(args.model_init_kwargs, Mapping) else {}
-    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
-    if not name:
-        raise ValueError("The model does not say where it came from, so pass its tokenizer as `processing_class`.")
-    kept = {key: options[key] for key in ("revision", "gguf_file") if key in options}
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code, **kept)
-
-
-def _load_model(name: str, args: RewardConfig, quantization_config: Any | None) -> RewardModel:
-    options = dict(args.model_init_kwargs or {}) if isinstance(args.model_init_kwargs, Mapping) else {}
-    if quantization_config is not None:
-        if "quantization_config" in options:
-            raise ValueError("`quantization_config` is given twice: as an argument and in `model_init_kwargs`.")
-        options["quantization_config"] = quantization_config
-    options.setdefault("trust_remote_code", args.trust_remote_code)
-    options.pop("num_labels", None)  # always 1
-    return AutoModelForRewardScoring.from_pretrained(name, **options)
-
-
-def _fit_embeddings(model: RewardModel, inner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the model the tokenizer's pad token; a new one needs an embedding, which an adapter must not miss."""
-    if isinstance(model, PeftModel) and len(tokenizer) > inner.get_input_embeddings().num_embeddings:
-        raise ValueError(
-            "The tokenizer needs a new pad token, but the model already has an adapter and cannot be resized. Load it with "
-            "`AutoModelForRewardScoring.from_pretrained(name, peft_config=...)`."
-        )
-    match_pad_token(inner, tokenizer)
-
-
-def _without_dispatch(args: RewardConfig, *prepared: Any) -> RewardConfig:
-    """Streams of ragged rows cannot be concatenated by accelerate's main process; each process reads its own."""
-    parts = [part for data in prepared for part in (data.values() if isinstance(data, Mapping) else [data])]
-    if any(isinstance(part, IterableDataset) for part in parts):
-        args.accelerator_config = copy.copy(args.accelerator_config)
-        args.accelerator_config.dispatch_batches = False
-    return args
 
 
 def _offload_activations(wanted: bool) -> AbstractContextManager[Any]:

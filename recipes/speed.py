@@ -40,7 +40,7 @@ Ids = list[list[int]]
 
 def main() -> None:
     """Read the command line and run one benchmark."""
-    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = ArgumentParser(description="Benchmarks beside peer libraries.")
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="raw rows to token ids, beside TRL's RewardTrainer")
     prepare.add_argument("--data", type=Path, help="JSONL of `chosen` and `rejected`, with or without `prompt`")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import randomize_head
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -22,7 +23,6 @@ from hf_reward import (
     prepare_tokenizer,
 )
 from hf_reward.preferences import to_preference_row
-from tests.conftest import randomize_head
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.interop
@@ -69,7 +69,6 @@ def quick_start(trainer_class: Any, folder: Path, rows: list[dict[str, Any]]) ->
     return trainer
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="says what happens on a machine without accelerator")
 def test_quick_start_runs_with_only_the_import_changed(make_model_folder, chat_pairs, monkeypatch):
     folder = make_model_folder("qwen2")
@@ -157,7 +156,6 @@ def test_defaults_of_fields_differ_only_as_listed():
     assert {name: (theirs[name], ours[name]) for name in theirs if theirs[name] != ours[name]} == DIFFERENT_FIELDS
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="says what happens on a machine without accelerator")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_behaviour_differs_only_as_listed(make_model_folder, chat_tokenizer, chat_pairs):
@@ -343,14 +341,13 @@ def test_same_loss_and_gradient_on_the_same_batch(arch, center, margin, make_mod
         loss.backward()
         losses.append(loss.item())
         gradients.append(trainer.model.score.weight.grad)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
 # --- what we trained, in TRL -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_saved_model_is_a_reward_function_of_grpo(make_model_folder, chat_pairs, chat_tokenizer):
     model = AutoModelForRewardScoring.from_pretrained(make_model_folder("qwen3"))
     randomize_head(model)

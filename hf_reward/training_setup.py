@@ -1,0 +1,206 @@
+"""Names and settings -> tokenizer, model and batch form of a run: what `RewardTrainer` needs before it can train."""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from datasets import IterableDataset
+from peft import PeftConfig, PeftModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_reward.data_collator import DataCollatorForPreference
+from hf_reward.modeling import (
+    AutoModelForRewardScoring,
+    RewardModel,
+    add_adapter,
+    as_reward_model,
+    bare_model,
+    check_head_is_trained,
+    disable_dropout,
+    match_pad_token,
+)
+from hf_reward.packing import DataCollatorForPackedPreference, why_not_packed
+from hf_reward.training_args import RewardConfig
+
+logger = logging.getLogger(__name__)
+
+
+def default_output_dir(model: Any) -> str:
+    """`<model>-Reward`, as TRL names it."""
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "") or "model"
+    return f"{name.rstrip('/').split('/')[-1]}-Reward"
+
+
+def refuse_data_parallel(args: RewardConfig) -> None:
+    """Stop where `Trainer` would fall back to `nn.DataParallel`.
+
+    Args:
+        args: Settings of the run.
+
+    Raises:
+        ValueError: If one process sees several GPUs.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, which `Trainer` would use through `nn.DataParallel`; it splits pairs "
+            "wrongly. Start with `accelerate launch` (or `torchrun`), or set CUDA_VISIBLE_DEVICES to one GPU."
+        )
+
+
+def refuse_two_head_rates(args: RewardConfig, optimizer: Any) -> None:
+    """Stop where a learning rate for the head would have no effect.
+
+    Args:
+        args: Settings of the run.
+        optimizer: The caller's own optimizer, if any.
+
+    Raises:
+        ValueError: If both are given.
+    """
+    if args.head_learning_rate is not None and optimizer is not None:
+        raise ValueError(
+            f"`head_learning_rate={args.head_learning_rate}` has no effect on the ready-made optimizer in `optimizers`. "
+            "Give the head a group of its own there and drop the setting, or pass `optimizer_cls_and_kwargs` instead."
+        )
+
+
+def own_tokenizer(model: Any, args: RewardConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that a model came with.
+
+    Args:
+        model: A name, or a loaded model.
+        args: Settings of the run.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: If the model does not say where it came from.
+    """
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ValueError("The model does not say where it came from, so pass its tokenizer as `processing_class`.")
+    kept = {key: value for key, value in _init_kwargs(args).items() if key in ("revision", "gguf_file")}
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code, **kept)
+
+
+def load_model(name: str, args: RewardConfig, quantization_config: Any | None) -> RewardModel:
+    """Load a model by name, with the settings' `model_init_kwargs`.
+
+    Args:
+        name: Hub id or folder.
+        args: Settings of the run.
+        quantization_config: As in transformers.
+
+    Returns:
+        The reward model.
+
+    Raises:
+        ValueError: If the quantisation is given twice.
+    """
+    options = _init_kwargs(args)
+    if quantization_config is not None:
+        if "quantization_config" in options:
+            raise ValueError("`quantization_config` is given twice: as an argument and in `model_init_kwargs`.")
+        options["quantization_config"] = quantization_config
+    options.setdefault("trust_remote_code", args.trust_remote_code)
+    options.pop("num_labels", None)  # always 1
+    return AutoModelForRewardScoring.from_pretrained(name, **options)
+
+
+def prepare_model(
+    model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizerBase, peft_config: PeftConfig | None
+) -> RewardModel:
+    """Check a loaded model and give it head, pad token and adapter, in place.
+
+    Args:
+        model: A one-label classifier, perhaps with an adapter.
+        args: Settings of the run.
+        tokenizer: The prepared tokenizer.
+        peft_config: An adapter to add.
+
+    Returns:
+        The model to train.
+
+    Raises:
+        ValueError: If there is an adapter already, or the head would not be trained and saved.
+    """
+    inner = bare_model(model)
+    as_reward_model(inner)
+    _fit_embeddings(model, inner, tokenizer)
+    if args.eos_token is not None:
+        inner.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                "The model already has an adapter. Drop `peft_config` to go on training it, or merge it first "
+                "(`hf_reward.merge_adapter`)."
+            )
+        model = add_adapter(model, peft_config)
+    check_head_is_trained(model)
+    if args.disable_dropout:
+        disable_dropout(model)
+    if isinstance(model, PeftModel) and args.activation_checkpointing:
+        model.enable_input_require_grads()  # transformers#42489: else no gradient reaches the adapter
+    return model
+
+
+def padded_collator(args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> DataCollatorForPreference:
+    """The collator that works for every model."""
+    multiple = args.pad_to_multiple_of
+    assert multiple is None or isinstance(multiple, int)
+    return DataCollatorForPreference(int(tokenizer.pad_token_id), multiple)  # type: ignore[arg-type]
+
+
+def choose_collator(
+    model: RewardModel | None, args: RewardConfig, tokenizer: PreTrainedTokenizerBase
+) -> Callable[..., Any]:
+    """Packed batches where the model allows them and the settings do not forbid it, else padded ones.
+
+    Args:
+        model: The model, None where each trial makes its own.
+        args: Settings of the run.
+        tokenizer: The prepared tokenizer.
+
+    Returns:
+        The collator.
+
+    Raises:
+        ValueError: If packing is asked for and not possible.
+    """
+    padded = padded_collator(args, tokenizer)
+    if args.packing == "false":
+        return padded
+    reason = "torch_compile would compile every batch anew" if args.torch_compile else None
+    if model is not None:
+        reason = reason or why_not_packed(bare_model(model))
+    if reason is None:
+        return DataCollatorForPackedPreference()
+    if args.packing == "true":
+        raise ValueError(f"`packing=True` is not possible with this model: {reason}. Use 'auto' or False.")
+    logger.info("Batches are padded, not packed: %s.", reason)
+    return padded
+
+
+def without_dispatch(args: RewardConfig, *prepared: Any) -> RewardConfig:
+    """Streams of ragged rows cannot be concatenated by accelerate's main process; each process reads its own."""
+    parts = [part for data in prepared for part in (data.values() if isinstance(data, Mapping) else [data])]
+    if any(isinstance(part, IterableDataset) for part in parts):
+        args.accelerator_config = copy.copy(args.accelerator_config)
+        args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
+    return args
+
+
+def _init_kwargs(args: RewardConfig) -> dict[str, Any]:
+    return dict(args.model_init_kwargs) if isinstance(args.model_init_kwargs, Mapping) else {}
+
+
+def _fit_embeddings(model: RewardModel, inner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the model the tokenizer's pad token; a new one needs an embedding, which an adapter must not miss."""
+    if isinstance(model, PeftModel) and len(tokenizer) > inner.get_input_embeddings().num_embeddings:
+        raise ValueError(
+            "The tokenizer needs a new pad token, but the model already has an adapter and cannot be resized. Load it "
+            "with `AutoModelForRewardScoring.from_pretrained(name, peft_config=...)`."
+        )
+    match_pad_token(inner, tokenizer)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_reward.architectures import register_classifier as register_classifier
     from hf_reward.baselines import length_rule as length_rule
     from hf_reward.baselines import tfidf_bradley_terry as tfidf_bradley_terry
     from hf_reward.checkpoint_record import CheckpointRecord as CheckpointRecord
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
     from hf_reward.metrics import preference_metrics as preference_metrics
     from hf_reward.modeling import AutoModelForRewardScoring as AutoModelForRewardScoring
     from hf_reward.modeling import merge_adapter as merge_adapter
-    from hf_reward.modeling import register_classifier as register_classifier
-    from hf_reward.preferences import PreferenceFormatError as PreferenceFormatError
-    from hf_reward.preferences import PreferencePair as PreferencePair
-    from hf_reward.preferences import to_pairs as to_pairs
+    from hf_reward.preference_row import PreferenceFormatError as PreferenceFormatError
+    from hf_reward.preference_row import PreferencePair as PreferencePair
     from hf_reward.preparation import PreparationRule as PreparationRule
     from hf_reward.preparation import prepare_preferences as prepare_preferences
+    from hf_reward.ratings import to_pairs as to_pairs
     from hf_reward.rewards import compute_rewards as compute_rewards
     from hf_reward.sources import Source as Source
     from hf_reward.splits import split_by_prompt as split_by_prompt
@@ -38,9 +38,9 @@ _STATIONS = {
     "CheckpointRecord": "checkpoint_record",
     "DataCollatorForPreference": "data_collator",
     "FormatRule": "tokenization",
-    "PreferenceFormatError": "preferences",
+    "PreferenceFormatError": "preference_row",
     "PreferenceLoss": "losses",
-    "PreferencePair": "preferences",
+    "PreferencePair": "preference_row",
     "PreparationRule": "preparation",
     "RewardConfig": "training_args",
     "RewardTrainer": "trainer",
@@ -52,11 +52,11 @@ _STATIONS = {
     "preference_metrics": "metrics",
     "prepare_preferences": "preparation",
     "prepare_tokenizer": "tokenization",
-    "register_classifier": "modeling",
+    "register_classifier": "architectures",
     "save_merged": "export",
     "split_by_prompt": "splits",
     "tfidf_bradley_terry": "baselines",
-    "to_pairs": "preferences",
+    "to_pairs": "ratings",
 }
 
 __all__ = sorted(_STATIONS)

@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from hf_reward.metrics import Interval, clustered_interval, pairwise_credit
-from hf_reward.preferences import PreferenceRow
+from hf_reward.preference_row import PreferenceRow
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
     add_help_option=False,
 )
 def train(context: typer.Context) -> None:
-    """Train a reward model: `hf-reward train --config x.yaml [--learning_rate 1e-5 ...]`; `--help` lists all settings."""
+    """Train a reward model: `hf-reward train --config x.yaml [--learning_rate 1e-5 ...]`; `--help` lists settings."""
     script = recipe("train.py")
     sys.argv = [str(script), *context.args]
     runpy.run_path(str(script), run_name="__main__")

@@ -31,8 +31,9 @@ class DataCollatorForPreference:
             rows: Rows as `prepare_preferences` makes them.
 
         Returns:
-            `ranks` and `lengths` `(G, K)`, `groups`, `row`, `sources` and `weights` `(G,)`, `margins` and `probabilities` `(G,)` where a
-            row has one, `input_ids` and `attention_mask` `(N, L)`, and `token_type_ids` where the tokenizer makes them.
+            `ranks` and `lengths` `(G, K)`, `groups`, `row`, `sources` and `weights` `(G,)`, `margins` and
+            `probabilities` `(G,)` where a row has one, `input_ids` and `attention_mask` `(N, L)`, and `token_type_ids`
+            where the tokenizer makes them.
         """
         batch = group_columns(rows)
         sequences = [ids for row in rows for ids in row["input_ids"]]

@@ -1,5 +1,6 @@
 """Trained model -> folder that stock transformers loads with the same rewards."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -7,7 +8,8 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.modeling import AutoModelForRewardScoring, RewardModel, merge_adapter
+from hf_reward.modeling import AutoModelForRewardScoring, merge_adapter
+from hf_reward.reward_head import RewardModel
 
 ADAPTER_FOLDER = "adapter"
 
@@ -46,7 +48,9 @@ def save_merged(
             model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, is_trainable=False)
         assert isinstance(model, PeftModel)
         model = merge_adapter(model)
-    model.to(dtype).save_pretrained(folder)
+    elif model.dtype != dtype:
+        model = copy.deepcopy(model)  # a cast would change the caller's model
+    model.to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
     for place in folders:
         if record is not None:

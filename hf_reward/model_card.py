@@ -23,7 +23,7 @@ def write_model_card(
     log_history: list[dict[str, Any]],
     *,
     model_name: str | None = None,
-    license: str | None = None,  # noqa: A002 - the metadata's own name
+    license: str | None = None,
     language: str | list[str] | None = None,
     dataset: str | list[str] | None = None,
     tags: str | list[str] | None = None,

@@ -1,141 +1,43 @@
 """Name of a model -> a stock sequence classifier with one label, with LoRA or frozen if asked.
 
-`AutoModelForRewardScoring` is a factory. What it returns is the architecture's own `...ForSequenceClassification`
-(as a subclass of the same name), so everything that loads such a model loads ours and gives the same reward. The subclass
-changes two things only: the head is read at the last token of each sequence instead of being computed at all
-of them, and it computes in float32 whatever the backbone's precision.
+`AutoModelForRewardScoring` is a factory. What it returns is the architecture's own `...ForSequenceClassification`, so
+everything that loads such a model loads ours and gives the same reward.
 """
 
+import copy
 import logging
 import re
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_layers import GenericForSequenceClassification
-from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.utils.peft_utils import find_adapter_config_file
 
+from hf_reward.architectures import classifier_class
+from hf_reward.reward_head import (
+    RewardModel,
+    _in_head,
+    as_reward_model,
+    freeze_all_but_head,
+    head_modules,
+    is_decoder,
+    output_layers,
+    state_regression,
+    zero_head,
+)
 from hf_reward.tokenization import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
-
-RewardModel = PreTrainedModel | PeftModel
-
-
-class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32, under autocast too.
-
-    In bfloat16 rewards around 8 are 0.06 apart, so near pairs become ties. Parameters keep their names.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's own name
-        """Apply the layer to hidden states of any dtype, shape `(..., H)` -> `(..., 1)`, float32."""
-        with torch.autocast(input.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            return nn.functional.linear(input.float(), self.weight.float(), bias)
-
-
-class ReadsLastToken:
-    """Mixin for decoders: the head runs on one position of each sequence instead of on all.
-
-    Without `reward_positions` that is the position that the stock class reads, the rightmost token that is not
-    the pad token. The backbone runs inside this `forward`, so hooks of DDP, FSDP, ZeRO and PEFT fire as usual.
-    """
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        reward_positions: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Score sequences.
-
-        Args:
-            input_ids: Token ids, shape `(N, L)`.
-            attention_mask: 1 for tokens and 0 for padding, shape `(N, L)`.
-            reward_positions: Position at which each reward is read, shape `(N,)`.
-            **kwargs: Passed to the backbone; with `packed_layout` the batch is one packed row (see `packing`).
-
-        Returns:
-            A `SequenceClassifierOutputWithPast` with `logits` of shape `(N, 1)`, float32.
-        """
-        if input_ids is None or kwargs.get("labels") is not None:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
-        kwargs.pop("return_dict", None)
-        kwargs.pop("labels", None)
-        outputs = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[attr-defined]
-        hidden = outputs.last_hidden_state  # (N, L, H)
-        if reward_positions is None:
-            reward_positions = last_token_positions(input_ids, self.config.get_text_config().pad_token_id)  # type: ignore[attr-defined]
-        # A packed batch is one row that holds all sequences; a padded one has a row for each.
-        rows = 0 if "packed_layout" in kwargs else torch.arange(hidden.shape[0], device=hidden.device)
-        return SequenceClassifierOutputWithPast(
-            logits=self.score(hidden[rows, reward_positions.to(hidden.device)]),  # type: ignore[attr-defined]
-            past_key_values=outputs.get("past_key_values"),
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The class is made at run time and shares its name with the stock class, so pickle finds it through that; a
-        # stock class that was itself made at run time (Granite, ...) is found through its configuration.
-        stock = type(self).__mro__[2]
-        is_made = not hasattr(sys.modules[stock.__module__], stock.__name__)
-        return _new_reward_model, (stock.config_class if is_made else stock,), self.__dict__
-
-
-def last_token_positions(input_ids: Tensor, pad_token_id: int | None) -> Tensor:
-    """Position of the rightmost token that is not the pad token, the stock classifiers' reading rule.
-
-    Args:
-        input_ids: Token ids, shape `(N, L)`.
-        pad_token_id: The pad token; None only for batches of one.
-
-    Returns:
-        Positions, shape `(N,)`, int64.
-
-    Raises:
-        ValueError: If a batch of several sequences comes without a pad token.
-    """
-    if pad_token_id is None:
-        if input_ids.shape[0] > 1:
-            raise ValueError("A batch of several sequences needs `config.pad_token_id`. Set it, or score one by one.")
-        return torch.full((1,), input_ids.shape[1] - 1, device=input_ids.device)
-    places = torch.arange(input_ids.shape[1], device=input_ids.device)
-    return (places * (input_ids != pad_token_id)).argmax(-1)
-
-
-@lru_cache(maxsize=None)
-def _reward_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The stock class with our reading rule, under the stock class's own name (it is what config.json records)."""
-    return type(stock.__name__, (ReadsLastToken, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})
-
-
-def _new_reward_model(origin: type[PreTrainedModel] | type[PretrainedConfig]) -> PreTrainedModel:
-    """An empty model for unpickling, from its stock class or from the configuration of one made at run time."""
-    stock = _classifier_class(origin()) if issubclass(origin, PretrainedConfig) else origin
-    cls = _reward_class(stock)
-    return cls.__new__(cls)
-
-
-# --- the factory -----------------------------------------------------------------------------------------------------
 
 
 class AutoModelForRewardScoring:
@@ -185,7 +87,7 @@ class AutoModelForRewardScoring:
         name = str(name_or_path)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        if (Path(name) / "adapter_config.json").is_file():
+        if _is_adapter(name, **kwargs):
             if peft_config is not None and _adapter_has_head(name):
                 raise ValueError(
                     f"{name} is already an adapter of a reward model. Load it without `peft_config` to go on "
@@ -202,117 +104,6 @@ class AutoModelForRewardScoring:
             assert isinstance(model, PreTrainedModel)
             model = add_adapter(model, peft_config)
         return model
-
-
-def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Give a loaded one-label classifier our reading rule and float32 head, in place.
-
-    Args:
-        model: A `...ForSequenceClassification` with one label.
-
-    Returns:
-        The same object.
-
-    Raises:
-        ValueError: If it has another number of labels or no head that gives one number.
-    """
-    labels = getattr(model.config, "num_labels", None)
-    if labels != 1:
-        raise ValueError(
-            f"Reward models need `num_labels=1`, but {model.config.name_or_path or type(model).__name__!r} has {labels}. "
-            "Reload it with `AutoModelForRewardScoring.from_pretrained`."
-        )
-    outputs = [layer for _, layer in _output_layers(model)]
-    if not outputs:
-        raise ValueError(f"{type(model).__name__} has no layer that gives one number for a sequence.")
-    for layer in outputs:
-        if type(layer) is nn.Linear:
-            layer.__class__ = Float32Linear
-            layer.float()
-    _state_regression(model.config)
-    if _is_decoder(model) and not isinstance(model, ReadsLastToken):
-        model.__class__ = _reward_class(type(model))
-    return model
-
-
-def bare_model(model: Any) -> PreTrainedModel:
-    """The classifier itself, without PEFT's wrapper."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def reads_positions(model: nn.Module) -> bool:
-    """Whether a model, perhaps wrapped by PEFT, takes `reward_positions`."""
-    inner = bare_model(model)
-    return isinstance(inner, ReadsLastToken)
-
-
-def head_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that turn hidden states into a reward: those outside the backbone, and its pooler.
-
-    BERT keeps its pooler inside the backbone, yet language-model checkpoints lack it as they lack the classifier.
-    """
-    inner = bare_model(model)
-    prefix = inner.base_model_prefix
-    parts = {name: child for name, child in inner.named_children() if name != prefix}
-    pooler = getattr(getattr(inner, prefix, None), "pooler", None)
-    if isinstance(pooler, nn.Module):
-        parts = {f"{prefix}.pooler": pooler, **parts}
-    return [name for name, part in parts.items() if any(True for _ in part.parameters())]
-
-
-def _in_head(name: str, heads: Iterable[str]) -> bool:
-    """Whether a parameter or module, perhaps inside PEFT's wrapper, belongs to the head."""
-    name = name.removeprefix("base_model.model.")
-    return any(name == head or name.startswith(f"{head}.") for head in heads)
-
-
-def head_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters of the head, with their names in `model.named_parameters()`."""
-    heads = head_modules(model)
-    return [
-        (name, parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and _in_head(name, heads)
-    ]
-
-
-def freeze_all_but_head(model: nn.Module) -> None:
-    """Stop training everything but the head, in place."""
-    heads = head_modules(model)
-    for name, parameter in model.named_parameters():
-        # PEFT keeps a frozen copy of the head beside the trained one, so what is frozen stays so.
-        parameter.requires_grad_(parameter.requires_grad and _in_head(name, heads))
-
-
-def check_head_is_trained(model: nn.Module) -> None:
-    """Refuse a model whose head would stay as it is, or would not be saved.
-
-    Args:
-        model: A reward model, perhaps wrapped by PEFT.
-
-    Raises:
-        ValueError: If no head parameter is trainable, or the adapter would not save the head.
-    """
-    names = head_modules(model)
-    if isinstance(model, PeftModel):
-        config = model.active_peft_config
-        saved = set(getattr(config, "modules_to_save", None) or [])
-        unsaved = [name for name in names if not saved & {name, name.split(".")[-1]}]
-        if unsaved or not head_parameters(model):
-            raise ValueError(
-                f"The reward head ({', '.join(names)}) would stay random or be lost on saving: the adapter trains and "
-                f"saves {sorted(saved) or 'no whole module'}. Pass the plain model and `peft_config` to `RewardTrainer` or to "
-                f"`AutoModelForRewardScoring.from_pretrained`, or use "
-                f"LoraConfig(task_type='SEQ_CLS', modules_to_save={names}, ...)."
-            )
-    elif not head_parameters(model):
-        raise ValueError(
-            f"The reward head ({', '.join(names)}) is frozen, so rewards would never be learned. "
-            "Set `requires_grad` on its parameters, or use `freeze_backbone=True` to freeze the rest only."
-        )
-
-
-# --- adapters --------------------------------------------------------------------------------------------------------
 
 
 def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
@@ -359,14 +150,14 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
     named = [targets] if isinstance(targets, str) else list(targets or [])
     if set(named) & set(heads):
         raise ValueError(
-            f"`target_modules` names the reward head ({', '.join(sorted(set(named) & set(heads)))}). The head is small and is "
+            f"`target_modules` names the reward head ({', '.join(sorted(set(named) & set(heads)))}). The head is "
+            "small and is "
             "trained in full; remove it from `target_modules`."
         )
     changes: dict[str, Any] = {"task_type": "SEQ_CLS"}
     changes["modules_to_save"] = sorted({*(values.get("modules_to_save") or []), *heads})
     if "exclude_modules" in values and not values["exclude_modules"]:
         changes["exclude_modules"] = rf"(.*\.)?({'|'.join(map(re.escape, heads))})(\..*)?"
-    import copy  # noqa: PLC0415
 
     result = copy.deepcopy(peft_config)
     for name, value in changes.items():
@@ -389,6 +180,17 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
     return as_reward_model(merged)
 
 
+def _is_adapter(name: str, **kwargs: Any) -> bool:
+    """Whether a folder or Hub repository holds an adapter and no whole model."""
+    if Path(name).is_dir():
+        return (Path(name) / "adapter_config.json").is_file()
+    options = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
+    try:
+        return find_adapter_config_file(name, **options) is not None
+    except OSError:  # not reachable; loading the model will say so better
+        return False
+
+
 def _adapter_has_head(path: str) -> bool:
     config = PeftConfig.from_pretrained(path)
     return config.task_type == "SEQ_CLS" or bool(
@@ -406,7 +208,7 @@ def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **
     kwargs.setdefault("tokenizer_name_or_path", path if (Path(path) / "tokenizer_config.json").is_file() else None)
     model = _load_classifier(str(base), dtype=dtype, **kwargs)
     wrapped = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
-    for _, layer in _output_layers(model):
+    for _, layer in output_layers(model):
         layer.float()
     return wrapped
 
@@ -417,15 +219,12 @@ def _load_sft_adapter(path: str, base: str, *, dtype: str | torch.dtype, **kwarg
     language_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **kwargs)
     merged = PeftModel.from_pretrained(language_model, path).merge_and_unload()
     config = _reward_config(AutoConfig.from_pretrained(base, **_config_kwargs(kwargs)))
-    stock = _classifier_class(config)
+    stock = classifier_class(config)
     model = stock(config)
     model.base_model.load_state_dict(merged.base_model.state_dict())
     model = as_reward_model(model.to(_torch_dtype(dtype)))
-    _zero_head(model)
+    zero_head(model)
     return _set_pad_token(model, _load_tokenizer(path, base, **kwargs))
-
-
-# --- loading one model -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -447,7 +246,7 @@ def _load_classifier(
     stored = AutoConfig.from_pretrained(name, **_config_kwargs(kwargs))
     _refuse_other_heads(name, stored)
     config = _reward_config(stored)
-    stock = _classifier_class(config)
+    stock = classifier_class(config)
     if kwargs.get("quantization_config") is not None:
         kwargs["quantization_config"] = _keep_head_unquantized(kwargs["quantization_config"], stock, config)
     # The class's own `from_pretrained` would read the config again when remote code is involved, so it is passed.
@@ -464,8 +263,8 @@ def _load_classifier(
     if gguf_file is not None:
         _forget_gguf(model)
     as_reward_model(model)
-    if _is_decoder(model) and any(key.startswith("score.") for key in report.missing):
-        _zero_head(model)
+    if is_decoder(model) and any(key.startswith("score.") for key in report.missing):
+        zero_head(model)
     tokenizer = _load_tokenizer(tokenizer_name_or_path, name, **kwargs)
     keep_pad = not any(_in_head(key, head_modules(model)) for key in report.missing)
     return _set_pad_token(model, tokenizer, keep_existing=keep_pad)
@@ -476,66 +275,16 @@ def _refuse_other_heads(name: str, config: PretrainedConfig) -> None:
     is_classifier = any(arch.endswith("ForSequenceClassification") for arch in config.architectures or [])
     if is_classifier and config.num_labels != 1:
         raise ValueError(
-            f"Reward models need one label, but {name} holds a trained classifier with `num_labels={config.num_labels}`. "
+            f"Reward models need one label, but {name} holds a trained classifier with "
+            f"`num_labels={config.num_labels}`. "
             "Start from the model it was made from, or from a checkpoint with one label."
         )
 
 
 def _reward_config(config: PretrainedConfig) -> PretrainedConfig:
     config.num_labels = 1
-    _state_regression(config)
+    state_regression(config)
     return config
-
-
-def _state_regression(config: PretrainedConfig) -> None:
-    # Without problem_type, pipelines and servers put a sigmoid on a single label.
-    config.problem_type = "regression"
-    config.id2label = {0: "reward"}
-    config.label2id = {"reward": 0}
-
-
-def _classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The architecture's own sequence classifier; for causal backbones without one, transformers' generic one."""
-    if type(config) not in AutoModelForSequenceClassification._model_mapping:
-        _register_generic_classifier(config)
-    cls = AutoModelForSequenceClassification._model_mapping[type(config)]
-    return cls[0] if isinstance(cls, tuple) else cls
-
-
-def _register_generic_classifier(config: PretrainedConfig) -> None:
-    """Make and register `<Arch>ForSequenceClassification` for a causal backbone (Granite, Cohere, ...)."""
-    kind = type(config)
-    if kind not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(
-            f"{kind.__name__} belongs to no language model or sequence classifier that transformers knows, so it cannot "
-            "score text. Start from a decoder or an encoder."
-        )
-    base = AutoModel._model_mapping[kind]
-    base = base[0] if isinstance(base, tuple) else base
-    pretrained = next(
-        cls for cls in base.__mro__ if cls.__name__.endswith("PreTrainedModel") and cls is not PreTrainedModel
-    )
-    causal = AutoModelForCausalLM._model_mapping[kind]
-    name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
-    members = {"__module__": pretrained.__module__, "base_model_prefix": "model", "config_class": kind}
-    made = type(name, (GenericForSequenceClassification, pretrained), members)
-    AutoModelForSequenceClassification.register(kind, made, exist_ok=True)
-    logger.warning(
-        "transformers has no %s; one was made. Stock transformers loads the saved folder only after `import hf_reward` "
-        "and `hf_reward.register_classifier(%s)`.",
-        name,
-        kind.__name__,
-    )
-
-
-def register_classifier(config_class: type[PretrainedConfig]) -> None:
-    """Let `AutoModelForSequenceClassification` load saved reward models of a backbone that has no such class.
-
-    Args:
-        config_class: The backbone's configuration class, such as `GraniteConfig`.
-    """
-    if config_class not in AutoModelForSequenceClassification._model_mapping:
-        _register_generic_classifier(config_class())
 
 
 def _check_loaded(name: str, model: PreTrainedModel, report: _LoadReport) -> None:
@@ -546,31 +295,9 @@ def _check_loaded(name: str, model: PreTrainedModel, report: _LoadReport) -> Non
         found = ", ".join((lost + report.mismatched)[:3])
         raise ValueError(
             f"{name} does not fit {type(model).__name__}: {len(lost)} backbone weights are missing and "
-            f"{len(report.mismatched)} have another shape (such as {found}). Check that the folder holds the whole model."
+            f"{len(report.mismatched)} have another shape (such as {found}). Check that the folder holds the whole "
+            "model."
         )
-
-
-def _zero_head(model: PreTrainedModel) -> None:
-    for _, layer in _output_layers(model):
-        nn.init.zeros_(layer.weight)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-
-
-def _output_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """The linear layers of the head that give the reward itself."""
-    heads = head_modules(model)
-    return [
-        (name, layer)
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer.out_features == 1 and _in_head(name, heads)
-    ]
-
-
-def _is_decoder(model: PreTrainedModel) -> bool:
-    """Whether the stock class reads its bias-free `score` at the last token, as all causal classifiers do."""
-    score = getattr(model, "score", None)
-    return isinstance(score, nn.Linear) and not getattr(model.config, "is_encoder_decoder", False)
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:
@@ -588,7 +315,6 @@ def _keep_head_unquantized(quantization_config: Any, stock: type[PreTrainedModel
     """Leave every part of the head out of quantisation: transformers spares only the last parameter's module."""
     if not hasattr(quantization_config, "llm_int8_skip_modules"):
         return quantization_config
-    import copy  # noqa: PLC0415
 
     with torch.device("meta"):
         heads = head_modules(stock(config))
@@ -655,20 +381,3 @@ def _torch_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ValueError(f"`dtype` must be 'float32', 'bfloat16', 'float16' or 'auto', but is {dtype!r}.")
     return found
-
-
-def disable_dropout(model: nn.Module, skip: Iterable[str] = ("lora_dropout",)) -> None:
-    """Set every dropout of the backbone to 0, in place; an adapter's own dropout was asked for and stays.
-
-    Args:
-        model: Any model.
-        skip: Parts of module names to leave alone.
-    """
-    for name, module in model.named_modules():
-        if any(part in name for part in skip):
-            continue
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for attribute in ("attention_dropout", "activation_dropout", "dropout"):
-            if isinstance(getattr(module, attribute, None), float):
-                setattr(module, attribute, 0.0)

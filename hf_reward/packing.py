@@ -1,9 +1,9 @@
-"""Tokenised rows -> one row without padding in which each group's shared prefix stands once, and the attention that reads it.
+"""Tokenised rows -> one row without padding that holds each shared prefix once, and the attention that reads it.
 
-A pair shares its prompt, so encoding both sides computes the prompt twice, and padding computes tokens that do not exist. Here
-a batch of G groups is one row of T tokens: for each group the shared prefix, then each response's own tokens, with
-position ids that go on from the prefix. A response attends to its prefix and itself, causally; groups do not see each other.
-The rewards are those of the padded batch.
+A pair shares its prompt, so encoding both sides computes the prompt twice, and padding computes tokens that do not
+exist. Here a batch of G groups is one row of T tokens: for each group the shared prefix, then each response's own
+tokens, with position ids that go on from the prefix. A response attends to its prefix and itself, causally; groups do
+not see each other. The rewards are those of the padded batch.
 
 Shapes: G groups, K responses in a group, N sequences (sum of K), T packed tokens, H hidden size.
 """
@@ -24,7 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_reward.data_collator import group_columns
-from hf_reward.modeling import ReadsLastToken
+from hf_reward.reward_head import ReadsLastToken
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +207,19 @@ def packed_model(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+def require_packed_model(model: PreTrainedModel) -> None:
+    """Stop before a model reads a packed row as one long text, which would give wrong rewards in silence.
+
+    Args:
+        model: The bare reward model, without PEFT's wrapper.
+
+    Raises:
+        ValueError: If it is not inside `packed_model`.
+    """
+    if not str(model.config._attn_implementation).startswith("hf_reward_"):
+        raise ValueError("A packed batch needs its model inside `packed_model(model)`. Enter it, or collate padded.")
+
+
 @contextmanager
 def packed_batch() -> Iterator[None]:
     """Mark that the backbone is running on a packed batch."""
@@ -236,7 +249,7 @@ def _attention(
     packed_layout: PackedLayout | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: the layout comes with the batch, through every decoder layer."""
+    """The attention function that transformers calls: the layout comes with the batch, through every decoder layer."""
     if packed_layout is None:
         return padded(module, query, key, value, attention_mask, **options)
     taken = {name: options.get(name) for name in ("scaling", "sliding_window")}

@@ -24,7 +24,8 @@ from datasets import (
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.metrics import length_rule_credit, strict_pairs
-from hf_reward.preferences import PreferenceFormatError, PreferenceRow, detect_layout, rename_columns, to_preference_row
+from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
+from hf_reward.preferences import detect_layout, to_preference_row
 from hf_reward.sources import RawDataset, Source, as_sources, load_source
 from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_rows
 
@@ -107,8 +108,10 @@ class DataSummary:
         return (
             f"{self.name}: {self.kept} of {scope} rows kept ({self.prompts} prompts); dropped: {dropped}; "
             f"{self.cut} cut to fit, {self.merged} equal responses merged, {self.duplicates} duplicate rows, "
-            f"{self.prompts_differed} rows whose sides had different prompts. Tokens of the longest sequence: {quantiles}. "
-            f"The longer response (in tokens, ties half) is preferred in {self.longer_preferred:.1%} of {self.num_pairs} pairs."
+            f"{self.prompts_differed} rows whose sides had different prompts. Tokens of the longest sequence: "
+            f"{quantiles}. "
+            f"The longer response (in tokens, ties half) is preferred in {self.longer_preferred:.1%} of "
+            f"{self.num_pairs} pairs."
         )
 
 
@@ -225,27 +228,32 @@ def _prepare_batch(
             problems[place] = f"unreadable ({error.field or 'row'})"
             row = PreferenceRow(prompt="", responses=["", ""], ranks=[0, 1], token_ids=[[0], [1]])
         rows.append(row)
-    tokenized = _tokenize(rows, tokenizer, rule.format, indices)
+    tokenized = _tokenize(rows, tokenizer, rule, indices)
     for place, result in enumerate(tokenized):
         result.problem = problems.get(place) or result.problem or _no_use(rows[place], result, rule)
     return _as_columns(rows, tokenized, indices, source["name"])
 
 
 def _tokenize(
-    rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: FormatRule, indices: Sequence[int]
+    rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: PreparationRule, indices: Sequence[int]
 ) -> list[TokenizedRow]:
-    """Tokenise a batch; a row that stops it is looked for alone, so that the message can name it."""
+    """Tokenise a batch; rows that stop it are looked for alone, to be named or, if asked, counted."""
     try:
-        return tokenize_rows(rows, tokenizer, rule)
+        return tokenize_rows(rows, tokenizer, rule.format)
     except PreferenceFormatError as error:
         if error.field is not None:  # concerns the tokenizer, not one row
             raise
-        for row, index in zip(rows, indices, strict=True):
-            try:
-                tokenize_rows([row], tokenizer, rule)
-            except PreferenceFormatError as single:
-                raise PreferenceFormatError(single.message, index, single.field) from None
-        raise
+    results = []
+    for row, index in zip(rows, indices, strict=True):
+        try:
+            results += tokenize_rows([row], tokenizer, rule.format)
+        except PreferenceFormatError as error:
+            if not rule.skip_bad_rows:
+                raise PreferenceFormatError(error.message, index, error.field) from None
+            unusable = TokenizedRow(input_ids=[], token_type_ids=None, ranks=[], prefix_length=0)
+            unusable.problem = "unreadable (chat template or length)"
+            results.append(unusable)
+    return results
 
 
 def _no_use(row: PreferenceRow, result: TokenizedRow, rule: PreparationRule) -> str:

@@ -8,8 +8,8 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from hf_reward.losses import PADDING_RANK
-from hf_reward.modeling import reads_positions
-from hf_reward.packing import packed_batch
+from hf_reward.packing import packed_batch, require_packed_model
+from hf_reward.reward_head import bare_model, reads_positions
 
 _PADDED_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _PACKED_INPUTS = ("input_ids", "position_ids", "reward_positions", "packed_layout")
@@ -22,13 +22,17 @@ def compute_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
     Args:
         model: A reward model, perhaps wrapped for distributed training, by PEFT or by torch.compile.
-        batch: What `DataCollatorForPreference` or `DataCollatorForPackedPreference` returns; for the latter the model has to be
-            inside `packed_model`.
+        batch: What `DataCollatorForPreference` or `DataCollatorForPackedPreference` returns; for the latter the model
+            has to be inside `packed_model`.
 
     Returns:
         Rewards laid out like `batch["ranks"]`, 0 at padded places, shape `(G, K)`, float32.
+
+    Raises:
+        ValueError: If the batch is packed and the model is not inside `packed_model`.
     """
     if "packed_layout" in batch:
+        require_packed_model(bare_model(extract_model_from_parallel(model, keep_torch_compile=False)))
         with packed_batch():
             outputs = model(**{name: batch[name] for name in _PACKED_INPUTS}, use_cache=False)
     else:

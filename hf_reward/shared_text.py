@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tokenizers import models, normalizers
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.preferences import common_prefix
+from hf_reward.preference_row import common_prefix
 
 _CUT = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
 _PROBES = ("Ab cd", "x. ab cd, ef's GH ij\n\nkl 2 mn op-qr St", " this IS a TEST of it's Words")

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
-from hf_reward.preferences import as_mapping
+from hf_reward.preference_row import as_mapping
 
 RawDataset = Dataset | IterableDataset
 DEMONSTRATION = "demonstration"

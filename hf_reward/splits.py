@@ -26,8 +26,8 @@ def split_by_prompt(
 
     Args:
         data: Raw or prepared preference rows.
-        test_size: Rows to hold out: a fraction in (0, 1), or a number of rows. Groups are held out whole, in random order,
-            until it is reached.
+        test_size: Rows to hold out: a fraction in (0, 1), or a number of rows. Groups are held out whole, in random
+            order, until it is reached.
         seed: Which groups.
         layout: Row layout of raw rows.
         columns: Our name -> the raw rows' own column name.
@@ -44,7 +44,8 @@ def split_by_prompt(
     wanted = round(test_size * len(data), 6) if isinstance(test_size, float) else test_size
     if len(names) < 2 or not 0 < wanted < len(data):
         raise ValueError(
-            f"Cannot hold out test_size={test_size} of {len(data)} rows with {len(names)} different prompts: both sides need "
+            f"Cannot hold out test_size={test_size} of {len(data)} rows with {len(names)} different prompts: both "
+            "sides need "
             "at least one whole prompt. Change `test_size`, or give an evaluation set of its own."
         )
     order = np.random.default_rng(seed).permutation(len(names))

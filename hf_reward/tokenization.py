@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_reward.preferences import Message, PreferenceFormatError, PreferenceRow, common_prefix
+from hf_reward.preference_row import Message, PreferenceFormatError, PreferenceRow, common_prefix
 from hf_reward.shared_text import encode_groups
 
 NEW_PAD_TOKEN = "<|pad|>"
@@ -448,7 +448,8 @@ def read_chat_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remo
     ]
     if missing:
         raise ValueError(
-            f"The chat template of {path!r} uses tokens that this tokenizer lacks: {', '.join(missing)}. Add them to the "
+            f"The chat template of {path!r} uses tokens that this tokenizer lacks: {', '.join(missing)}. Add them to "
+            "the "
             "tokenizer and resize the model's embeddings first, or use a template made for this model."
         )
     return other.chat_template
@@ -476,12 +477,14 @@ def require_same_template(name: str, tokenizer: PreTrainedTokenizerBase, chat_te
     own = AutoTokenizer.from_pretrained(name).chat_template
     if own is None:
         raise ValueError(
-            f"{name} came without a chat template, so it cannot be checked that training uses the one of its SFT. Save the "
+            f"{name} came without a chat template, so it cannot be checked that training uses the one of its SFT. "
+            "Save the "
             "SFT tokenizer with its template into that folder, or set `require_chat_template: false`."
         )
     used = read_chat_template(chat_template_path, tokenizer) if chat_template_path else tokenizer.chat_template
     if used != own:
         raise ValueError(
-            f"The chat template in use is not the one that {name} was tuned with, so the model would see turns it never "
+            f"The chat template in use is not the one that {name} was tuned with, so the model would see turns it "
+            "never "
             "learned. Remove `chat_template_path`, or set `require_chat_template: false` if the change is intended."
         )

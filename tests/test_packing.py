@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from hf_reward import AutoModelForRewardScoring, DataCollatorForPreference, compute_rewards
-from hf_reward.modeling import as_reward_model
 from hf_reward.packing import (
     DataCollatorForPackedPreference,
     PackedLayout,
@@ -18,6 +17,7 @@ from hf_reward.packing import (
     packing_error,
     why_not_packed,
 )
+from hf_reward.reward_head import as_reward_model
 from tests.conftest import DECODERS, randomize_head
 
 SHAPES = ((20, (7, 5)), (3, (11, 2, 4)), (0, (4, 9)), (15, (1, 1)), (1, (3, 6, 2, 2, 5)))
@@ -167,7 +167,9 @@ def test_the_check_sees_a_leak_between_groups(llama: Any) -> None:
 def test_the_check_sees_a_response_that_misses_its_prefix(llama: Any) -> None:
     def forget(packed: dict[str, Any]) -> None:
         first, *rest = packed["packed_layout"].groups
-        split = dataclasses.replace(first, prefix=(first.prefix[0], first.prefix[0]), responses=(first.prefix, *first.responses))
+        split = dataclasses.replace(
+            first, prefix=(first.prefix[0], first.prefix[0]), responses=(first.prefix, *first.responses)
+        )
         packed["packed_layout"] = PackedLayout((split, *rest))
 
     assert error_after(llama, forget) > 1e-3

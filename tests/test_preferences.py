@@ -11,19 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reward.preferences import (
+from hf_reward.preference_row import (
     PreferenceFormatError,
     PreferencePair,
     PreferenceRow,
     common_prefix,
     dense_ranks,
-    detect_layout,
-    parse_hh_transcript,
     prompt_group,
     shared_text,
-    to_pairs,
-    to_preference_row,
 )
+from hf_reward.preferences import detect_layout, parse_hh_transcript, to_preference_row
+from hf_reward.ratings import to_pairs
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 quick = settings(max_examples=40, deadline=None)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, IterableDataset
 
-from hf_reward.preferences import PreferenceFormatError, to_preference_row
+from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.preferences import to_preference_row
 from hf_reward.preparation import (
     TOKENIZED_FEATURES,
     PreparationRule,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from hf_reward.preferences import PreferenceFormatError, PreferencePair, to_preference_row
+from hf_reward.preference_row import PreferenceFormatError, PreferencePair
+from hf_reward.preferences import to_preference_row
 from hf_reward.preparation import PreparationRule, prepare_preferences
 from hf_reward.sources import Source, as_sources, load_source
 from hf_reward.tokenization import FormatRule

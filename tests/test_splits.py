@@ -7,7 +7,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reward.preferences import PreferenceFormatError, to_preference_row
+from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.preferences import to_preference_row
 from hf_reward.splits import split_by_prompt
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.preferences import PreferenceFormatError, PreferenceRow, to_preference_row
+from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.preferences import to_preference_row
 from hf_reward.tokenization import (
     NEW_PAD_TOKEN,
     FormatRule,

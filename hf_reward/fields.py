@@ -1,0 +1,124 @@
+"""Raw value of one field -> checked value. Every error names the field, what was found, and the cure."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from hf_reward.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks
+
+
+def read_text(value: Any, name: str) -> str:
+    """Text that says something."""
+    if not isinstance(value, str):
+        raise PreferenceFormatError(
+            f"`{name}` must be text, but is {type(value).__name__} {value!r}. Correct or drop the row.", field=name
+        )
+    if not value.strip():
+        raise PreferenceFormatError(f"`{name}` is empty. Correct or drop the row.", field=name)
+    return value
+
+
+def read_messages(value: Any, name: str) -> list[Message]:
+    """Messages with role and content, without the empty fields that Arrow adds."""
+    if not isinstance(value, list) or not value:
+        raise PreferenceFormatError(
+            f"`{name}` must be text or a non-empty list of messages, but is {type(value).__name__} {value!r}.",
+            field=name,
+        )
+    for message in value:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise PreferenceFormatError(
+                f"`{name}` must hold messages with `role` and `content`, but holds {message!r}.", field=name
+            )
+    # Arrow fills fields that only some messages have with None; a chat template would print them.
+    return [{key: part for key, part in message.items() if part is not None} for message in value]
+
+
+def read_prompt(value: Any) -> Prompt:
+    """A prompt: text, perhaps empty, or messages."""
+    if value is None:
+        raise PreferenceFormatError(
+            "`prompt` is missing. Name your column with columns={'prompt': 'your_column'}.", field="prompt"
+        )
+    if isinstance(value, str):
+        return value
+    return read_messages(value, "prompt") if value != [] else []
+
+
+def prompt_of_kind(prompt: Prompt, responses: Sequence[Any]) -> Prompt:
+    """The prompt as its responses are: before messages, a text is one user turn."""
+    if isinstance(prompt, str) and responses and all(isinstance(response, list) for response in responses):
+        return [{"role": "user", "content": prompt}]
+    return prompt
+
+
+def read_response(value: Any, prompt: Prompt, name: str) -> Response:
+    """A response of its prompt's kind: text after a text prompt, messages after messages."""
+    if isinstance(prompt, str):
+        return read_text(value, name)
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": read_text(value, name)}]
+    messages = read_conversation(value, name)
+    # Some data repeats the prompt at the start of each side; the model must not read it twice.
+    repeated = bool(prompt) and len(messages) > len(prompt) and messages[: len(prompt)] == prompt
+    return messages[len(prompt) :] if repeated else messages
+
+
+def read_conversation(value: Any, name: str) -> list[Message]:
+    """Messages of which the last says something."""
+    messages = read_messages(value, name)
+    if not messages[-1].get("tool_calls"):
+        read_text(messages[-1].get("content"), name)
+    return messages
+
+
+def read_structure(value: Any, name: str, kind: type) -> Any:
+    """A list or dict, given as such or as JSON text."""
+    with suppress(ValueError):  # text that is no JSON is refused below, with its field
+        value = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(value, kind):
+        raise PreferenceFormatError(f"`{name}` must be a {kind.__name__} or its JSON, but is {value!r}.", field=name)
+    return value
+
+
+def read_list(value: Any, name: str) -> list[Any]:
+    """A list."""
+    if not isinstance(value, (list, tuple)):
+        raise PreferenceFormatError(f"`{name}` must be a list, but is {value!r}.", field=name)
+    return list(value)
+
+
+def read_number(value: Any, name: str) -> float:
+    """A finite number; a boolean is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise PreferenceFormatError(f"`{name}` must be a finite number, but is {value!r}.", field=name)
+    return float(value)
+
+
+def read_probability(value: Any) -> float:
+    """A number in [0, 1]."""
+    probability = read_number(value, "probability")
+    if not 0 <= probability <= 1:
+        raise PreferenceFormatError(f"`probability` must be in [0, 1], but is {probability}.", field="probability")
+    return probability
+
+
+def require_same_length(values: Sequence[Any], responses: Sequence[Any], name: str) -> None:
+    """Stop where a list does not have one entry for each response."""
+    if len(values) != len(responses):
+        raise PreferenceFormatError(
+            f"`{name}` has {len(values)} entries but `responses` has {len(responses)}. Give one per response"
+            + (" (0 = best, equal = tie)." if name == "ranks" else "."),
+            field=name,
+        )
+
+
+def read_ranks(value: Any, responses: Sequence[Any]) -> list[int]:
+    """Ranks of responses without gaps, 0 is best."""
+    ranks = read_list(value, "ranks")
+    require_same_length(ranks, responses, "ranks")
+    for rank in ranks:
+        read_number(rank, "ranks")
+    return dense_ranks(ranks)

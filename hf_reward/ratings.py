@@ -1,0 +1,100 @@
+"""Rated or ranked responses -> preference pairs."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from typing import Any
+
+from hf_reward.fields import (
+    prompt_of_kind,
+    read_list,
+    read_number,
+    read_prompt,
+    read_ranks,
+    read_response,
+    require_same_length,
+)
+from hf_reward.preference_row import PreferenceFormatError, Prompt, Response, as_mapping, rename_columns
+
+
+def to_pairs(
+    rows: Iterable[Any],
+    *,
+    min_gap: float = 0.0,
+    margin_from_scores: bool = False,
+    max_pairs_per_prompt: int | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Make preference pairs from rated or ranked responses.
+
+    Takes rows of one rated response (`prompt`, `response`, `score`), which are grouped by prompt, and rows of a list
+    (`prompt`, `responses`, and `scores`, higher is better, or `ranks`, lower is better). A pair is made of every two
+    responses of a prompt whose scores differ by at least `min_gap`, and by more than 0.
+
+    Args:
+        rows: Raw rows.
+        min_gap: Smallest difference of scores (or ranks) that counts as a preference.
+        margin_from_scores: Whether each pair carries that difference as its `margin`, in units of the score.
+        max_pairs_per_prompt: Keep only this many pairs of a prompt, those of largest gap first.
+        columns: Our name -> the rows' own column name.
+
+    Returns:
+        Rows `prompt`, `chosen`, `rejected`, `group`, and `margin` if asked for.
+
+    Raises:
+        PreferenceFormatError: If a score is missing or not a finite number, or the lists have unequal lengths.
+        ValueError: If `min_gap` is negative or NaN, or `max_pairs_per_prompt` is below 1.
+    """
+    if not min_gap >= 0:
+        raise ValueError(f"`min_gap={min_gap}` must be 0 or more, in units of the score.")
+    if max_pairs_per_prompt is not None and max_pairs_per_prompt < 1:
+        raise ValueError(f"`max_pairs_per_prompt={max_pairs_per_prompt}` must be 1 or more, or None for all.")
+    rated = _gather_by_prompt(rows, columns)
+    pairs: list[dict[str, Any]] = []
+    for prompt_key, (prompt, responses, scores) in rated.items():
+        gaps = []
+        for i, j in combinations(range(len(responses)), 2):
+            gap = scores[i] - scores[j]
+            if gap != 0 and abs(gap) >= min_gap:
+                gaps.append((abs(gap), (i, j) if gap > 0 else (j, i)))
+        gaps.sort(key=lambda item: -item[0])
+        for gap, (best, worst) in gaps[:max_pairs_per_prompt]:
+            group = hashlib.sha256(prompt_key.encode()).hexdigest()[:16]
+            pair = {"prompt": prompt, "chosen": responses[best], "rejected": responses[worst], "group": group}
+            pairs.append(pair | {"margin": gap} if margin_from_scores else pair)
+    return pairs
+
+
+def _gather_by_prompt(
+    rows: Iterable[Any], columns: Mapping[str, str] | None
+) -> dict[str, tuple[Prompt, list[Response], list[float]]]:
+    rated: dict[str, tuple[Prompt, list[Response], list[float]]] = {}
+    for index, raw in enumerate(rows):
+        try:
+            row = rename_columns(as_mapping(raw), columns)
+            prompt = read_prompt(row.get("prompt"))
+            if "response" in row:
+                responses = [row["response"]]
+                scores = [read_number(row.get("score", row.get("rating")), "score")]
+            else:
+                responses, scores = _scored_list(row)
+            prompt = prompt_of_kind(prompt, responses)
+            responses = [read_response(value, prompt, "responses") for value in responses]
+        except PreferenceFormatError as error:
+            raise PreferenceFormatError(error.message, index, error.field) from None
+        key = json.dumps(prompt, sort_keys=True, default=str)
+        _, all_responses, all_scores = rated.setdefault(key, (prompt, [], []))
+        all_responses += responses
+        all_scores += scores
+    return rated
+
+
+def _scored_list(row: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
+    responses = read_list(row.get("responses"), "responses")
+    if row.get("scores") is not None:
+        scores = [read_number(score, "scores") for score in read_list(row["scores"], "scores")]
+        require_same_length(scores, responses, "scores")
+        return responses, scores
+    ranks = read_ranks(row.get("ranks"), responses)
+    return responses, [-float(rank) for rank in ranks]

@@ -59,7 +59,7 @@ _STATIONS = {
     "to_pairs": "ratings",
 }
 
-__all__ = sorted(_STATIONS)
+__all__ = sorted(_STATIONS)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Configuration of a backbone -> the class of its sequence classifier, made at run time where transformers has none."""
 
 import logging
+from typing import Any
 
 from transformers import (
     AutoModel,
@@ -16,9 +17,10 @@ logger = logging.getLogger(__name__)
 
 def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The architecture's own sequence classifier; for causal backbones without one, transformers' generic one."""
-    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+    mapping: Any = AutoModelForSequenceClassification._model_mapping
+    if type(config) not in mapping:
         _register_generic_classifier(config)
-    cls = AutoModelForSequenceClassification._model_mapping[type(config)]
+    cls = mapping[type(config)]
     return cls[0] if isinstance(cls, tuple) else cls
 
 
@@ -31,12 +33,12 @@ def _register_generic_classifier(config: PretrainedConfig) -> None:
             "cannot "
             "score text. Start from a decoder or an encoder."
         )
-    base = AutoModel._model_mapping[kind]
+    base: Any = AutoModel._model_mapping[kind]
     base = base[0] if isinstance(base, tuple) else base
     pretrained = next(
         cls for cls in base.__mro__ if cls.__name__.endswith("PreTrainedModel") and cls is not PreTrainedModel
     )
-    causal = AutoModelForCausalLM._model_mapping[kind]
+    causal: Any = AutoModelForCausalLM._model_mapping[kind]
     name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
     members = {"__module__": pretrained.__module__, "base_model_prefix": "model", "config_class": kind}
     made = type(name, (GenericForSequenceClassification, pretrained), members)

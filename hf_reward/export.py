@@ -41,7 +41,7 @@ def save_merged(
     folder = Path(folder)
     folders = [folder]
     if isinstance(model, PeftModel):
-        model.save_pretrained(folder / ADAPTER_FOLDER)
+        model.save_pretrained(str(folder / ADAPTER_FOLDER))
         tokenizer.save_pretrained(folder / ADAPTER_FOLDER)  # the base below takes its pad token from it
         folders.append(folder / ADAPTER_FOLDER)
         if getattr(model.get_base_model(), "is_quantized", False):

@@ -35,7 +35,7 @@ from hf_reward.reward_head import (
     state_regression,
     zero_head,
 )
-from hf_reward.tokenization import prepare_tokenizer
+from hf_reward.tokenization import prepare_tokenizer, token_id
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,12 @@ def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **
     if not _adapter_has_head(path):
         return _load_sft_adapter(path, str(base), dtype=dtype, **kwargs)
     kwargs.setdefault("tokenizer_name_or_path", path if (Path(path) / "tokenizer_config.json").is_file() else None)
-    model = _load_classifier(str(base), dtype=dtype, **kwargs)
+    if _is_adapter(str(base)):  # trained on top of an SFT adapter
+        model: Any = _load_adapter(
+            str(base), dtype=dtype, is_trainable=False, **_without(kwargs, "tokenizer_name_or_path")
+        )
+    else:
+        model = _load_classifier(str(base), dtype=dtype, **kwargs)
     wrapped = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
     for _, layer in output_layers(model):
         layer.float()
@@ -220,10 +225,12 @@ def _load_sft_adapter(path: str, base: str, *, dtype: str | torch.dtype, **kwarg
     merged = PeftModel.from_pretrained(language_model, path).merge_and_unload()
     config = _reward_config(AutoConfig.from_pretrained(base, **_config_kwargs(kwargs)))
     stock = classifier_class(config)
-    model = stock(config)
+    model: Any = stock(config)
     model.base_model.load_state_dict(merged.base_model.state_dict())
     model = as_reward_model(model.to(_torch_dtype(dtype)))
     zero_head(model)
+    # An adapter trained on top names this folder as its base, and not the language model without the SFT.
+    model.name_or_path = model.config._name_or_path = path
     return _set_pad_token(model, _load_tokenizer(path, base, **kwargs))
 
 
@@ -250,7 +257,7 @@ def _load_classifier(
     if kwargs.get("quantization_config") is not None:
         kwargs["quantization_config"] = _keep_head_unquantized(kwargs["quantization_config"], stock, config)
     # The class's own `from_pretrained` would read the config again when remote code is involved, so it is passed.
-    model, info = stock.from_pretrained(
+    loaded: Any = stock.from_pretrained(
         name,
         config=config,
         dtype=_torch_dtype(dtype),
@@ -258,6 +265,7 @@ def _load_classifier(
         ignore_mismatched_sizes=True,  # so that `_check_loaded` can say which, and refuse
         **_without(kwargs, "trust_remote_code", "ignore_mismatched_sizes"),
     )
+    model, info = loaded
     report = _LoadReport(sorted(info["missing_keys"]), [str(key[0]) for key in info["mismatched_keys"]])
     _check_loaded(name, model, report)
     if gguf_file is not None:
@@ -308,7 +316,7 @@ def _forget_gguf(model: PreTrainedModel) -> None:
         if name in model.__dict__:
             delattr(model, name)
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        delattr(model.config, "quantization_config")
 
 
 def _keep_head_unquantized(quantization_config: Any, stock: type[PreTrainedModel], config: PretrainedConfig) -> Any:
@@ -357,11 +365,11 @@ def match_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     Returns:
         The same model.
     """
-    embeddings = model.get_input_embeddings()
+    embeddings: Any = model.get_input_embeddings()
     if len(tokenizer) > embeddings.num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.get_text_config().pad_token_id = int(tokenizer.pad_token_id)
-    model.config.pad_token_id = int(tokenizer.pad_token_id)
+    model.config.get_text_config().pad_token_id = token_id(tokenizer.pad_token_id)
+    model.config.pad_token_id = token_id(tokenizer.pad_token_id)
     return model
 
 

@@ -142,14 +142,14 @@ def _attend(
         keys = torch.cat([key[:, :, slice(*before)], keys], dim=2)
         values = torch.cat([value[:, :, slice(*before)], values], dim=2)
     total = keys.shape[2]
-    windowed = sliding_window is not None and total > sliding_window
+    window = total if sliding_window is None else sliding_window
     mask = None
-    if offset or windowed:
+    if offset or window < total:
         places = torch.arange(total, device=query.device)
         mine = places[offset:, None]  # place of each query among the keys: causality is aligned at the last token
         mask = places <= mine
-        if windowed:
-            mask &= places > mine - sliding_window
+        if window < total:
+            mask &= places > mine - window
     return scaled_dot_product_attention(
         query[:, :, slice(*own)],
         keys,
@@ -196,8 +196,8 @@ def packed_model(model: PreTrainedModel) -> Iterator[None]:
     Args:
         model: The bare reward model, without PEFT's wrapper.
     """
-    before = model.config._attn_implementation
-    if str(before).startswith("hf_reward_"):  # already inside
+    before = str(model.config._attn_implementation)
+    if before.startswith("hf_reward_"):  # already inside
         yield
         return
     model.set_attn_implementation(_register(before if before in ALL_ATTENTION_FUNCTIONS else "sdpa"))

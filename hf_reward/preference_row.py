@@ -142,7 +142,7 @@ def prompt_group(row: PreferenceRow) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def common_prefix(sequences: Sequence[Sequence[Any]]) -> Sequence[Any]:
+def common_prefix(sequences: Sequence[Any]) -> Sequence[Any]:
     """Longest prefix that all sequences share, as a part of one of them: text of texts, a list of lists."""
     first, last = min(sequences), max(sequences)  # any other lies between these two, and shares what they share
     # Bisection: comparing slices is far faster than a loop over characters or tokens.

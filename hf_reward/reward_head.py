@@ -157,7 +157,8 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
 
 def bare_model(model: Any) -> PreTrainedModel:
     """The classifier itself, without PEFT's wrapper."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return bare
 
 
 def reads_positions(model: nn.Module) -> bool:

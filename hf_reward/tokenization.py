@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_reward.preference_row import Message, PreferenceFormatError, PreferenceRow, common_prefix
-from hf_reward.shared_text import encode_groups
+from hf_reward.text_encoding import encode_texts
 
 NEW_PAD_TOKEN = "<|pad|>"
 OVER_LENGTH_POLICIES = ("truncate_prompt", "drop", "error")
@@ -139,13 +139,14 @@ def _encode_conversations(
             "`chat_template_path` in `RewardConfig`), or pass text columns.",
             field="prompt",
         )
-    texts = [[_render(row, response, tokenizer) for response in row.responses] for row in rows]
-    return [_Encoded(ids) for ids in encode_groups(texts, tokenizer, add_special_tokens=False)]
+    texts = [_render(row, response, tokenizer) for row in rows for response in row.responses]
+    return [_Encoded(ids) for ids in _split(encode_texts(texts, tokenizer, add_special_tokens=False), rows)]
 
 
 def _render(row: PreferenceRow, response: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     try:
-        return str(tokenizer.apply_chat_template([*row.prompt, *response], tokenize=False, **row.template))
+        messages: Any = [*row.prompt, *response]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **row.template))
     except TemplateError as error:  # templates refuse roles or an order of turns that the model never saw
         raise PreferenceFormatError(
             f"the chat template cannot render the conversation: {error}. Correct or drop the row."
@@ -157,21 +158,21 @@ def _encode_texts(
 ) -> list[_Encoded]:
     if uses_text_pairs(tokenizer):
         return _encode_text_pairs(rows, tokenizer)
-    eos = tokenizer.eos_token or ""
+    eos = str(tokenizer.eos_token or "")
     texts = []
     for row in rows:
         start = f"{row.prompt}{rule.separator}" if row.prompt else ""
-        ends = ["" if eos and str(response).endswith(eos) else eos for response in row.responses]
-        texts.append([f"{start}{response}{end}" for response, end in zip(row.responses, ends, strict=True)])
-    groups = encode_groups(texts, tokenizer, add_special_tokens=True)
+        for response in row.responses:
+            texts.append(f"{start}{response}" if eos and str(response).endswith(eos) else f"{start}{response}{eos}")
+    ids = encode_texts(texts, tokenizer, add_special_tokens=True)
     if eos and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:  # it appends EOS by itself
-        groups = [[ids[:-1] for ids in group] for group in groups]
-    return [_Encoded(ids) for ids in groups]
+        ids = [sequence[:-1] for sequence in ids]
+    return [_Encoded(part) for part in _split(ids, rows)]
 
 
 def _encode_text_pairs(rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase) -> list[_Encoded]:
-    prompts = [row.prompt for row in rows for _ in row.responses]
-    responses = [response for row in rows for response in row.responses]
+    prompts: Any = [row.prompt for row in rows for _ in row.responses]
+    responses: Any = [response for row in rows for response in row.responses]
     if all(prompts):
         batch = tokenizer(prompts, responses, return_attention_mask=False, verbose=False)
     elif not any(prompts):
@@ -255,7 +256,7 @@ def _fit_tokens(
     lead = 1 if first in (tokenizer.bos_token_id, tokenizer.cls_token_id) else 0
     shared = shared_prefix_length(encoded.input_ids)
     if row.prompt:
-        prompt = row.prompt if uses_text_pairs(tokenizer) else f"{row.prompt}{rule.separator}"
+        prompt = str(row.prompt) if uses_text_pairs(tokenizer) else f"{row.prompt}{rule.separator}"
         prompt_ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         # Where the prompt's end and the response's start make one token, that token belongs to the response.
         shared = min(shared, lead + len(common_prefix([prompt_ids, encoded.input_ids[0][lead:]])))
@@ -274,7 +275,8 @@ def _fit_conversation(
     """Drop whole oldest turns, then the oldest tokens of the first turn that is left; the system turn stays."""
     assert rule.max_length is not None
     before = encoded.longest()
-    system, turns = _split_system(list(row.prompt))
+    assert isinstance(row.prompt, list)
+    system, turns = _split_system(row.prompt)
     current: _Encoded | None = encoded
     while current is not None and current.longest() > rule.max_length:
         later = [place for place in range(1, len(turns)) if turns[place]["role"] == "user"]
@@ -302,7 +304,7 @@ def _cut_first_turn(
     ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
     # A cut can make neighbouring text merge into other tokens, so a few more may have to go.
     for cut in range(excess, min(excess + 9, len(ids))):
-        shorter = {**turns[0], "content": tokenizer.decode(ids[cut:]).lstrip("\ufffd")}
+        shorter = {**turns[0], "content": str(tokenizer.decode(ids[cut:])).lstrip("\ufffd")}
         attempt = _reencode(row, [*system, shorter, *turns[1:]], tokenizer, rule)
         if attempt.longest() <= (rule.max_length or 0):
             return attempt
@@ -329,11 +331,16 @@ _PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"
 _RESERVED = re.compile(r"pad|reserved|unused|filler|extra", re.IGNORECASE)
 
 
+def token_id(value: Any) -> int:
+    """A special token's id; the annotations of transformers also allow lists and text there."""
+    return int(value)
+
+
 def last_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids with which a formatted sequence of this tokenizer can end: of text, of a text pair, of its chat template."""
     ends = set()
     if tokenizer.eos_token_id is not None:
-        ends.add(int(tokenizer.eos_token_id))
+        ends.add(token_id(tokenizer.eos_token_id))
     if uses_text_pairs(tokenizer):
         ends.add(int(tokenizer("a", "b")["input_ids"][-1]))
     if tokenizer.chat_template is not None:
@@ -361,18 +368,18 @@ def find_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
         The token; `NEW_PAD_TOKEN` may still have to be added to the vocabulary.
     """
     ends = last_token_ids(tokenizer)
-    if tokenizer.pad_token_id is not None and int(tokenizer.pad_token_id) not in ends:
+    if tokenizer.pad_token_id is not None and token_id(tokenizer.pad_token_id) not in ends:
         return str(tokenizer.pad_token)
     emitted = set(ends)
     if tokenizer.chat_template is not None:
         emitted |= set(_template_ids(tokenizer))
-    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id}
+    named: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id)
     free = {
-        token_id: token.content
-        for token_id, token in tokenizer.added_tokens_decoder.items()
-        if token.special and token_id not in emitted
+        place: token.content
+        for place, token in tokenizer.added_tokens_decoder.items()
+        if token.special and place not in emitted
     }
-    reserved = [token for token_id, token in sorted(free.items()) if _RESERVED.search(token) and token_id not in named]
+    reserved = [token for place, token in sorted(free.items()) if _RESERVED.search(token) and place not in named]
     # GPT-style vocabularies end documents with <|endoftext|>; once a chat template uses another end, it is free.
     documents = [token for token in free.values() if token == "<|endoftext|>"]
     return next(iter([*reserved, *documents]), NEW_PAD_TOKEN)
@@ -412,7 +419,7 @@ def prepare_tokenizer(
     token = pad_token or find_pad_token(result)
     if token != result.pad_token:
         result.add_special_tokens({"pad_token": token})
-    if int(result.pad_token_id) in last_token_ids(result):
+    if token_id(result.pad_token_id) in last_token_ids(result):
         raise ValueError(
             f"The pad token {token!r} is also the last token of a formatted sequence, so stock models would read the "
             "reward one token early. Leave `pad_token` unset to have a safe one chosen."

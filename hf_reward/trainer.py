@@ -86,6 +86,7 @@ class RewardTrainer(Trainer):
         ValueError: If data or settings cannot lead to a reward model; the message says what to change.
     """
 
+    args: RewardConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the weights of the whole accumulated batch itself
     _tag_names = ("reward-model", "hf_reward")
 
@@ -149,7 +150,7 @@ class RewardTrainer(Trainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self.label_names = list(LABELS)
-        self.model.add_model_tags(list(self._tag_names))
+        bare_model(self.model).add_model_tags(list(self._tag_names))
 
     # --- what goes in ---
 
@@ -224,9 +225,10 @@ class RewardTrainer(Trainer):
 
     def _find_eval_dataset(self, data: Any) -> Any:
         """The dataset that `evaluate` means by nothing, by a name, or by the data itself."""
+        own: Any = self.eval_dataset
         if data is None:
-            return self.eval_dataset
-        return self.eval_dataset[data] if isinstance(data, str) else data
+            return own
+        return own[data] if isinstance(data, str) else data
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Data loader for `predict`, which may be raw preference data."""
@@ -294,7 +296,8 @@ class RewardTrainer(Trainer):
         ]
         total = torch.stack(weights).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
+            gathered: Any = self.accelerator.gather(total)
+            total = gathered.sum()
         return total
 
     def _require_finite(self, loss: Tensor, rewards: Tensor, inputs: Mapping[str, Tensor]) -> None:
@@ -323,7 +326,7 @@ class RewardTrainer(Trainer):
         rate = self.args.head_learning_rate
         if rate is None or ready_made:
             return optimizer
-        head = {id(parameter) for _, parameter in head_parameters(model or self.model)}
+        head = {id(parameter) for _, parameter in head_parameters(model or bare_model(self.model))}
         for group in list(optimizer.param_groups):
             mine = [parameter for parameter in group["params"] if id(parameter) in head]
             if mine:
@@ -359,7 +362,8 @@ class RewardTrainer(Trainer):
         return loss.detach(), outputs["rewards"], tuple(inputs[name] for name in LABELS)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        rewards, labels = np.asarray(prediction.predictions), dict(zip(LABELS, prediction.label_ids, strict=True))
+        rewards = np.asarray(prediction.predictions)
+        labels: dict[str, Any] = dict(zip(LABELS, prediction.label_ids, strict=True))
         metrics = _split_metrics(rewards, labels)
         self.reward_statistics = {
             "mean": metrics["mean_reward"],
@@ -423,7 +427,9 @@ class RewardTrainer(Trainer):
         if record is not None:  # rewards of the last evaluation belong to weights that are gone
             self.reward_statistics = record.reward_statistics
 
-    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+    def create_model_card(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest comes by keyword
+        self, model_name: str | None = None, **kwargs: Any
+    ) -> None:
         """Write README.md into the output folder.
 
         Args:

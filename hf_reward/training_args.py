@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from hf_reward.losses import PreferenceLoss
 from hf_reward.tokenization import FormatRule
@@ -25,7 +25,7 @@ class RewardConfig(TrainingArguments):
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (TRL's default)."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1, a ratio of all."})
-    bf16: bool | None = field(
+    bf16: bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride] - None until `__post_init__`
         default=None,
         metadata={"help": "bfloat16 autocast. Unset: on where the accelerator supports it, off on a CPU."},
     )

@@ -13,6 +13,7 @@ from hf_reward.data_collator import DataCollatorForPreference
 from hf_reward.modeling import AutoModelForRewardScoring, add_adapter, match_pad_token
 from hf_reward.packing import DataCollatorForPackedPreference, why_not_packed
 from hf_reward.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained, disable_dropout
+from hf_reward.tokenization import token_id
 from hf_reward.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def padded_collator(args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> D
     """The collator that works for every model."""
     multiple = args.pad_to_multiple_of
     assert multiple is None or isinstance(multiple, int)
-    return DataCollatorForPreference(int(tokenizer.pad_token_id), multiple)  # type: ignore[arg-type]
+    return DataCollatorForPreference(token_id(tokenizer.pad_token_id), multiple)
 
 
 def choose_collator(
@@ -191,7 +192,8 @@ def _init_kwargs(args: RewardConfig) -> dict[str, Any]:
 
 def _fit_embeddings(model: RewardModel, inner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the model the tokenizer's pad token; a new one needs an embedding, which an adapter must not miss."""
-    if isinstance(model, PeftModel) and len(tokenizer) > inner.get_input_embeddings().num_embeddings:
+    embeddings: Any = inner.get_input_embeddings()
+    if isinstance(model, PeftModel) and len(tokenizer) > embeddings.num_embeddings:
         raise ValueError(
             "The tokenizer needs a new pad token, but the model already has an adapter and cannot be resized. Load it "
             "with `AutoModelForRewardScoring.from_pretrained(name, peft_config=...)`."

@@ -47,7 +47,8 @@ class BatchStatistics:
         if self._log is None or self._extremes is None:
             return {}
         sums = _reduced(accelerator, self._log)
-        extremes = accelerator.gather(self._extremes.unsqueeze(0)).max(0).values.tolist()
+        gathered: Any = accelerator.gather(self._extremes.unsqueeze(0))
+        extremes = gathered.max(0).values.tolist()
         self._log = self._extremes = None
         return {
             "accuracy": sums["correct"] / max(sums["pairs"], 1),

@@ -22,7 +22,7 @@ from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from hf_reward import (
@@ -33,6 +33,8 @@ from hf_reward import (
     prepare_tokenizer,
     save_merged,
 )
+from hf_reward.reward_head import RewardModel
+from hf_reward.tokenization import token_id
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
 MLP = {"intermediate_size": 48}
@@ -107,9 +109,9 @@ def measure(root: Path) -> list[tuple[str, float, float, float, float, float, fl
         for side in ("chosen", "rejected")
     ]
     (root / "texts.json").write_text(json.dumps(texts))
-    data, _ = prepare_preferences(ROWS, tokenizer)
-    collate = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
-    batches = [collate(list(data.select(range(start, start + 8)))) for start in range(0, len(data), 8)]
+    data = list(prepare_preferences(ROWS, tokenizer)[0])
+    collate = DataCollatorForPreference(pad_token_id=token_id(tokenizer.pad_token_id))
+    batches = [collate(data[start : start + 8]) for start in range(0, len(data), 8)]
     ours = {arch: save_and_reload(arch, root / arch, tokenizer, batches) for arch in ARCHITECTURES}
     subprocess.run([sys.executable, "-c", STOCK, str(root)], check=True, capture_output=True, text=True)
     stock = {name: torch.tensor(values) for name, values in json.loads((root / "stock.json").read_text()).items()}
@@ -130,7 +132,7 @@ def largest_differences(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> l
     return [*(float(found.max()) for found in differences), share]
 
 
-def save_and_reload(arch: str, folder: Path, tokenizer: PreTrainedTokenizerFast, batches: list) -> list[torch.Tensor]:
+def save_and_reload(arch: str, folder: Path, tokenizer: PreTrainedTokenizerBase, batches: list) -> list[torch.Tensor]:
     """Rewards of a model, of the same model reloaded, and of the same backbone with LoRA; all are left on disk."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(arch, vocab_size=len(tokenizer), pad_token_id=0, **SMALL, **ARCHITECTURES[arch])
@@ -149,7 +151,7 @@ def save_and_reload(arch: str, folder: Path, tokenizer: PreTrainedTokenizerFast,
     return [trained, reloaded, adapted]
 
 
-def with_random_head(model: torch.nn.Module) -> torch.nn.Module:
+def with_random_head(model: RewardModel) -> RewardModel:
     """A new head is zero, and with a zero head every comparison would pass."""
     for name, parameter in model.named_parameters():
         if "score." in name or "classifier." in name:
@@ -164,7 +166,7 @@ def score(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> tor
         return torch.cat([compute_rewards(model, batch).flatten() for batch in batches])
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerBase:
     """A byte-level tokenizer with a ChatML template."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -30,7 +30,7 @@ def convert(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     # transformers refuses to save what came from a GGUF file although its weights are plain by now.
-    del model.config.quantization_config
+    delattr(model.config, "quantization_config")
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict())
     unfinished = folder.with_name(folder.name + ".unfinished")

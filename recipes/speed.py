@@ -80,18 +80,19 @@ def benchmark_preparation(options: Namespace) -> None:
 
 def prepare_as_trl(data: Dataset, tokenizer: PreTrainedTokenizerBase) -> Callable[[], Ids]:
     """What TRL's `RewardTrainer.__init__` does with its dataset; returns how to read the ids."""
-    from trl import RewardTrainer
+    from trl.trainer.reward_trainer import RewardTrainer
 
     limits = Namespace(dataset_num_proc=None, max_length=MAX_LENGTH)
     # The method reads nothing of the trainer, so no model has to be built for it.
-    prepared = RewardTrainer._prepare_dataset(None, data, tokenizer, limits, "train")  # type: ignore[arg-type]
-    return lambda: [ids for row in prepared for ids in (row["chosen_ids"], row["rejected_ids"])]
+    nobody: Any = None
+    prepared: Any = RewardTrainer._prepare_dataset(nobody, data, tokenizer, limits, "train")  # type: ignore[arg-type]
+    return lambda: [ids for pair in zip(prepared["chosen_ids"], prepared["rejected_ids"], strict=True) for ids in pair]
 
 
 def prepare_as_ours(data: Dataset, tokenizer: PreTrainedTokenizerBase) -> Callable[[], Ids]:
     """Our preparation with TRL's policy for long rows, summary included; returns how to read the ids."""
     rule = PreparationRule(format=FormatRule(max_length=MAX_LENGTH, over_length="drop"))
-    prepared, _ = prepare_preferences(data, tokenizer, rule)
+    prepared: Any = prepare_preferences(data, tokenizer, rule)[0]
     return lambda: [ids for row in prepared for ids in row["input_ids"]]
 
 

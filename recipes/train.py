@@ -6,6 +6,7 @@
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import IterableDataset
@@ -120,13 +121,13 @@ def build_trainer(
     run: RunArguments, args: RewardConfig, train_sources: list[Source], eval_sources: list[Source]
 ) -> RewardTrainer:
     """Load tokenizer and model, and hand everything to the trainer."""
-    hub = {"revision": run.model_revision, "trust_remote_code": args.trust_remote_code}
-    hub = {name: value for name, value in hub.items() if value}
-    gguf = {"gguf_file": run.gguf_file} if run.gguf_file else {}
+    asked = {"revision": run.model_revision, "trust_remote_code": args.trust_remote_code}
+    hub: dict[str, Any] = {name: value for name, value in asked.items() if value}
+    gguf: dict[str, Any] = {"gguf_file": run.gguf_file} if run.gguf_file else {}
     tokenizer = AutoTokenizer.from_pretrained(run.model_name_or_path, **hub, **gguf)
     if run.require_chat_template:
         require_same_template(run.model_name_or_path, tokenizer, args.chat_template_path)
-    attention = {"attn_implementation": run.attn_implementation} if run.attn_implementation else {}
+    attention: dict[str, Any] = {"attn_implementation": run.attn_implementation} if run.attn_implementation else {}
     model = AutoModelForRewardScoring.from_pretrained(
         run.model_name_or_path,
         freeze_backbone=run.freeze_backbone,

@@ -1,4 +1,6 @@
-"""Cutting texts where a space lies between two letters changes no id, or is not done."""
+"""Cutting texts between two words changes no id, or is not done."""
+
+import random
 
 import pytest
 from conftest import _byte_level
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_reward.shared_text import can_be_cut, encode_groups, last_cut
+from hf_reward.text_encoding import can_be_cut, encode_texts
 
 LLAMA_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -35,30 +37,26 @@ PIECES = st.sampled_from(
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@given(
-    start=st.lists(PIECES, max_size=12).map("".join),
-    ends=st.lists(st.lists(PIECES, max_size=6).map("".join), min_size=2, max_size=3),
-)
-def test_ids_are_those_of_whole_texts(name, start, ends):
+@given(texts=st.lists(st.lists(PIECES, max_size=16).map("".join), min_size=1, max_size=4))
+def test_ids_are_those_of_whole_texts(name, texts):
     tokenizer = TOKENIZERS[name]
-    groups = [[start + end for end in ends]] * 8  # fewer are not cut
-    whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in groups[0]]
-    assert encode_groups(groups, tokenizer, add_special_tokens=False) == [whole] * 8
+    whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert encode_texts(texts * 32, tokenizer, add_special_tokens=False) == whole * 32  # fewer are not cut
 
 
-def test_special_tokens_stay_around_the_whole(pair_tokenizer, chat_tokenizer, text_tokenizer):
-    groups = [["the capital of France is near", "the capital of France is far"]] * 9
-    for tokenizer in (pair_tokenizer, chat_tokenizer, text_tokenizer):
-        assert can_be_cut(tokenizer)
-        assert encode_groups(groups, tokenizer, add_special_tokens=True) == [
-            [tokenizer(text)["input_ids"] for text in group] for group in groups
-        ]
+def test_long_and_many_texts_keep_their_ids(chat_tokenizer):
+    pick = random.Random(0)
+    words = ["".join(pick.choices("abcdeABC", k=pick.randint(1, 9))) + pick.choice(["", ",", "."]) for _ in range(999)]
+    texts = [" ".join(pick.choices(words, k=200)) for _ in range(50)]
+    assert encode_texts(texts, chat_tokenizer, add_special_tokens=True) == chat_tokenizer(texts)["input_ids"]
 
 
-def test_last_cut_is_inside_what_all_texts_share():
-    assert last_cut(["one two three", "one two four"]) == 3  # not before "three", which begins like no other
-    assert last_cut(["a b. c", "a b. c"]) == 1
-    assert last_cut(["xy", "ab cd"]) == 0
+@pytest.mark.parametrize("name", ["pair", "chat", "text"])
+def test_special_tokens_stay_around_the_whole(name, request):
+    tokenizer = request.getfixturevalue(f"{name}_tokenizer")
+    texts = ["the capital of France is near", "Rome", ""] * 20
+    assert can_be_cut(tokenizer)
+    assert encode_texts(texts, tokenizer, add_special_tokens=True) == tokenizer(texts)["input_ids"]
 
 
 def added(content: str) -> PreTrainedTokenizerFast:

@@ -1,0 +1,125 @@
+"""Texts -> token ids, with every stretch of words that comes back tokenised once.
+
+The two sides of a preference share their prompt, and any text repeats its words. Byte-level BPE (GPT-2, Llama 3, Qwen,
+SmolLM, ...) looks at one word at a time, and no word reaches across the single space between a letter (or one of ,.?!)
+and a letter. A text may therefore be cut there and its pieces tokenised alone, with the ids of the whole. Where that is
+not certain (SentencePiece, WordPiece, unusual added tokens), every text is tokenised whole.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
+
+import numpy as np
+from tokenizers import models, normalizers
+from transformers import PreTrainedTokenizerBase
+
+_CUT = re.compile(r" (?<=[A-Za-z,.?!] )(?=[A-Za-z])")
+_ENDS_AT_CUT = re.compile(r"[A-Za-z,.?!]\Z")
+# An added token is looked for in the text before its words are; one like these could lie across or beside a cut.
+_ADDED_AT_CUT = re.compile(r"[A-Za-z,.?!] [A-Za-z]|^ ?[A-Za-z]|[A-Za-z,.?!] ?$")
+_PROBES = ("Ab cd", "x. ab cd, ef's GH ij\n\nkl 2 mn op-qr St", " this IS a TEST of it's Words! no? Yes, it is.")
+_FEW = 32
+"""So few texts take less time than asking the tokenizer where they may be cut."""
+_JOINED = 2000
+"""Characters of the strings in which pieces are tokenised together."""
+
+
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool
+) -> list[list[int]]:
+    """Tokenise texts.
+
+    Args:
+        texts: Any texts.
+        tokenizer: Any tokenizer.
+        add_special_tokens: As in the call of a tokenizer.
+
+    Returns:
+        For each text the ids that `tokenizer(text)` has.
+    """
+    if len(texts) < _FEW or not can_be_cut(tokenizer):
+        return _ids(texts, tokenizer, add_special_tokens)
+    pieces = [_CUT.split(text) for text in texts]
+    starts = list({piece[0] for piece in pieces})
+    rest = list(set(chain.from_iterable(piece[1:] for piece in pieces)))
+    start_ids = dict(zip(starts, _ids(starts, tokenizer), strict=True))
+    rest_ids = dict(zip(rest, _ids_of_pieces([f" {piece}" for piece in rest], tokenizer), strict=True))
+    lead, trail = _special_ids(tokenizer) if add_special_tokens else ([], [])
+    return [
+        [*lead, *start_ids[piece[0]], *chain.from_iterable(map(rest_ids.__getitem__, piece[1:])), *trail]
+        for piece in pieces
+    ]
+
+
+def can_be_cut(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the ids of a text are those of its pieces, when cut before a space between two words.
+
+    Args:
+        tokenizer: Any tokenizer.
+
+    Returns:
+        True where it is certain: byte-pair encoding of single words, without a normalizer that sees more than a letter.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.pre_tokenizer is None:
+        return False
+    if not isinstance(backend.model, models.BPE) or backend.model.dropout:
+        return False
+    if not isinstance(backend.normalizer, (type(None), normalizers.NFC)):
+        return False
+    if any(_ADDED_AT_CUT.search(token.content) for token in tokenizer.added_tokens_decoder.values()):
+        return False
+    return all(_keeps_ids(probe, tokenizer) for probe in _PROBES)
+
+
+def _keeps_ids(probe: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether each cut of a text is the start of a word and changes no id."""
+    places = [match.start() for match in _CUT.finditer(probe)]
+    words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(probe)  # type: ignore[attr-defined]
+    pieces = [probe[start:end] for start, end in zip([0, *places], [*places, None], strict=True)]
+    whole, *cut = _ids([probe, *pieces], tokenizer)
+    return {start for _, (start, _) in words} >= set(places) and whole == [token for ids in cut for token in ids]
+
+
+def _ids_of_pieces(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Ids of pieces that each begin with a space and a letter, joined where that is the rule for a cut."""
+    together = [_ENDS_AT_CUT.search(piece) is not None for piece in pieces]
+    joined = _ids_of_joined([piece for piece, joins in zip(pieces, together, strict=True) if joins], tokenizer)
+    alone = iter(_ids([piece for piece, joins in zip(pieces, together, strict=True) if not joins], tokenizer))
+    return (next(joined if joins else alone) for joins in together)
+
+
+def _ids_of_joined(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Ids of pieces that may lie side by side: a string of many pieces costs little more than a string of one."""
+    if not pieces:
+        return
+    ends = np.cumsum([len(piece) for piece in pieces])
+    strings = np.split(np.arange(len(pieces)), np.flatnonzero(np.diff(ends // _JOINED)) + 1)
+    texts = ["".join(pieces[places[0] : places[-1] + 1]) for places in strings]
+    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    for places, text, tokens, offsets in zip(strings, texts, batch["input_ids"], batch["offset_mapping"], strict=True):
+        piece_ends = ends[places] - ends[places[-1]] + len(text)
+        # A token ends inside its piece; the next piece's first token holds at least the space after it.
+        stops = np.searchsorted([end for _, end in offsets], piece_ends, side="right").tolist()
+        yield from (tokens[start:stop] for start, stop in pairwise([0, *stops]))
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after a text."""
+    (plain,), (whole,) = (_ids(["a"], tokenizer, add) for add in (False, True))
+    start = next(place for place in range(len(whole)) if whole[place : place + len(plain)] == plain)
+    return whole[:start], whole[start + len(plain) :]
+
+
+def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool = False) -> list[list[int]]:
+    if not texts:
+        return []
+    batch = tokenizer(
+        list(texts),
+        add_special_tokens=add_special_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return batch["input_ids"]

@@ -42,7 +42,9 @@ def _register_generic_classifier(config: PretrainedConfig) -> None:
     name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
     members = {"__module__": pretrained.__module__, "base_model_prefix": "model", "config_class": kind}
     made = type(name, (GenericForSequenceClassification, pretrained), members)
-    AutoModelForSequenceClassification.register(kind, made, exist_ok=True)
+    # `register` itself ignores the configurations of transformers in some releases (5.17), so it is gone round.
+    mapping: Any = AutoModelForSequenceClassification._model_mapping
+    mapping._extra_content[kind] = made
     logger.warning(
         "transformers has no %s; one was made. Stock transformers loads the saved folder only after `import hf_reward` "
         "and `hf_reward.register_classifier(%s)`.",

@@ -95,6 +95,15 @@ class RewardConfig(TrainingArguments):
     )
 
     # memory
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute activations again in the backward pass (formerly `gradient_checkpointing`)."
+        },
+    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of activation checkpointing."}
+    )
     activation_offloading: bool = field(
         default=False, metadata={"help": "Keep activations in CPU memory between forward and backward."}
     )
@@ -104,7 +113,7 @@ class RewardConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
+            self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()  # pyright: ignore[reportIncompatibleVariableOverride]
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         self.max_length = self.max_length or None
         self.packing = str(self.packing).lower()
@@ -112,6 +121,13 @@ class RewardConfig(TrainingArguments):
             self.dataloader_pin_memory = False  # it would only warn on every run
         if self.packing not in ("auto", "true", "false"):
             raise ValueError(f"`packing` must be 'auto', True or False, but is {self.packing!r}.")
+        if "activation_checkpointing" not in TrainingArguments.__dataclass_fields__:  # as in transformers 5.17
+            self.gradient_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
+            self.gradient_checkpointing_kwargs = (
+                self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
+            )
+            self.activation_checkpointing = self.gradient_checkpointing
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         super().__post_init__()
         if self.label_smoothing_factor:
             raise ValueError(

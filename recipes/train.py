@@ -180,21 +180,39 @@ def report(trainer: RewardTrainer, metrics: dict, baselines: list, args: RewardC
     """Print the metrics, what they mean, and the paths written."""
     if not trainer.is_world_process_zero():
         return
-    table = Table(title="Reward model", title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
+    sources = trainer.data_summaries["eval"].sources if "eval" in trainer.data_summaries else []
+    of_sources = tuple(f"eval_{source}_" for source in sources if len(sources) > 1)
+    table = Table("measure", "value", title="Reward model", title_justify="left")
     for name, value in metrics.items():
-        if not name.startswith("baseline_"):
+        if not name.startswith(("baseline_", *of_sources)):
             table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     for baseline in baselines:
         table.add_row(f"baseline: {baseline.name}", str(baseline).split(": ", 1)[1])
     console.print(table)
+    if of_sources:
+        console.print(source_table(metrics, sources))
     shown = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
     if "length_baseline" in shown:
         console.print(accuracy_reading(shown))
     console.print("Written:")
     for path in sorted(Path(args.output_dir or ".").iterdir()):
         console.print(f"  {path}{'/' if path.is_dir() else ''}", highlight=False, soft_wrap=True)
+
+
+def source_table(metrics: dict, sources: list[str]) -> Table:
+    """Accuracy of each source beside its length rule."""
+    table = Table("source", "accuracy", "95% interval", "pairs", "longer preferred", title="By source")
+    table.title_justify = "left"
+    for source in sources:
+        found = {
+            key: metrics.get(f"eval_{source}_{key}") for key in ("accuracy", "accuracy_ci_low", "accuracy_ci_high")
+        }
+        if found["accuracy"] is None:  # a source of ties alone has no accuracy
+            continue
+        interval = f"{found['accuracy_ci_low']:.1%} to {found['accuracy_ci_high']:.1%}"
+        pairs, rule = metrics[f"eval_{source}_num_pairs"], metrics[f"eval_{source}_length_baseline"]
+        table.add_row(source, f"{found['accuracy']:.1%}", interval, str(pairs), f"{rule:.1%}")
+    return table
 
 
 if __name__ == "__main__":

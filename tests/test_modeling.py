@@ -376,6 +376,16 @@ def test_an_sft_adapter_is_merged_and_gets_a_zero_head(make_model_folder, tmp_pa
     check_head_is_trained(reward_adapter)
 
 
+def test_a_reward_adapter_on_an_sft_adapter_reloads_with_the_sft(make_model_folder, tmp_path):
+    """Its base is the SFT model: with the language model alone below it every reward would be another."""
+    base = AutoModelForCausalLM.from_pretrained(make_model_folder("llama"))
+    get_peft_model(base, lora(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "sft")
+    model = load(tmp_path / "sft", peft_config=lora())
+    randomize_head(model)
+    model.save_pretrained(tmp_path / "reward")
+    assert close(rewards(model), rewards(load(tmp_path / "reward")))
+
+
 # --- backbones without a class of their own --------------------------------------------------------------------------
 
 

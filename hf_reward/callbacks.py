@@ -19,7 +19,7 @@ _PANELS = (
 
 
 class TrainingCurves(TrainerCallback):
-    """Draws loss, accuracy, margin and learning rate into the output folder when training ends."""
+    """Draws loss, accuracy, margin and learning rate into the output folder when training ends, and after it."""
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -27,6 +27,11 @@ class TrainingCurves(TrainerCallback):
         """Draw the curves of the main process's history."""
         if state.is_world_process_zero and args.output_dir is not None:
             draw_curves(state.log_history, Path(args.output_dir) / CURVES_FILE)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Draw again with an evaluation made after the last step."""
+        if 0 < state.max_steps <= state.global_step:
+            self.on_train_end(args, state, control)
 
 
 def epoch_history(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:

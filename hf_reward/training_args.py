@@ -97,9 +97,7 @@ class RewardConfig(TrainingArguments):
     # memory
     activation_checkpointing: bool | None = field(
         default=None,
-        metadata={
-            "help": "Compute activations again in the backward pass (formerly `gradient_checkpointing`)."
-        },
+        metadata={"help": "Compute activations again in the backward pass (formerly `gradient_checkpointing`)."},
     )
     activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments of activation checkpointing."}

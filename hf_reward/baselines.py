@@ -1,5 +1,6 @@
 """Rules that never read a response as a language model does -> the accuracy that a reward model has to beat."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ class Baseline:
     accuracy: float
     interval: Interval
     num_pairs: int
+
+    @property
+    def key(self) -> str:
+        """The name as part of a metric's name."""
+        return re.sub(r"\W+", "_", self.name.lower()).strip("_")
 
     def __str__(self) -> str:
         low, high = self.interval.low, self.interval.high

@@ -221,7 +221,7 @@ def accuracy_reading(metrics: dict[str, float]) -> str:
     interval = "no interval from one prompt" if np.isnan(low) else f"95% interval {low:.1%} to {high:.1%}"
     text = (
         f"Accuracy {accuracy:.1%} ({interval}, {metrics['num_pairs']:.0f} pairs, {metrics['num_prompts']:.0f} prompts) "
-        f"is in the band usually read as {band}; preferring the longer response scores {rule:.1%}."
+        f"falls in the band that is read as {band}; preferring the longer response scores {rule:.1%}."
     )
     if metrics["num_prompts"] < FEW_CLUSTERS:
         text += f" Fewer than {FEW_CLUSTERS} prompts: the interval cannot be trusted."

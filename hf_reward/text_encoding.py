@@ -6,6 +6,7 @@ and a letter. A text may therefore be cut there and its pieces tokenised alone, 
 not certain (SentencePiece, WordPiece, unusual added tokens), every text is tokenised whole.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
@@ -14,6 +15,8 @@ import numpy as np
 from tokenizers import models, normalizers
 from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 _CUT = re.compile(r" (?<=[A-Za-z,.?!] )(?=[A-Za-z])")
 _ENDS_AT_CUT = re.compile(r"[A-Za-z,.?!]\Z")
 # An added token is looked for in the text before its words are; one like these could lie across or beside a cut.
@@ -21,6 +24,8 @@ _ADDED_AT_CUT = re.compile(r"[A-Za-z,.?!] [A-Za-z]|^ ?[A-Za-z]|[A-Za-z,.?!] ?$")
 _PROBES = ("Ab cd", "x. ab cd, ef's GH ij\n\nkl 2 mn op-qr St", " this IS a TEST of it's Words! no? Yes, it is.")
 _FEW = 32
 """So few texts take less time than asking the tokenizer where they may be cut."""
+_CHECKED = 8
+"""Texts of each batch that are tokenised both ways."""
 _JOINED = 2000
 """Characters of the strings in which pieces are tokenised together."""
 
@@ -46,10 +51,16 @@ def encode_texts(
     start_ids = dict(zip(starts, _ids(starts, tokenizer), strict=True))
     rest_ids = dict(zip(rest, _ids_of_pieces([f" {piece}" for piece in rest], tokenizer), strict=True))
     lead, trail = _special_ids(tokenizer) if add_special_tokens else ([], [])
-    return [
+    encoded = [
         [*lead, *start_ids[piece[0]], *chain.from_iterable(map(rest_ids.__getitem__, piece[1:])), *trail]
         for piece in pieces
     ]
+    # Wrong ids would train another model in silence, so some of each batch are tokenised whole and compared.
+    sample = range(0, len(texts), max(1, len(texts) // _CHECKED))
+    if _ids([texts[place] for place in sample], tokenizer, add_special_tokens) == [encoded[place] for place in sample]:
+        return encoded
+    logger.warning("Texts tokenised in pieces differ from whole ones with this tokenizer; they are tokenised whole.")
+    return _ids(texts, tokenizer, add_special_tokens)
 
 
 def can_be_cut(tokenizer: PreTrainedTokenizerBase) -> bool:

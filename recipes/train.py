@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
 
     result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     metrics = result.metrics | (trainer.evaluate() if eval_sources else {})
-    metrics |= {f"baseline_{baseline.name}": baseline.accuracy for baseline in baselines}
+    metrics |= {f"baseline_{baseline.key}": baseline.accuracy for baseline in baselines}
 
     trainer.save_metrics("all", metrics, combined=False)
     trainer.save_state()

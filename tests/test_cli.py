@@ -150,7 +150,7 @@ def test_train_end_to_end(call, make_model_folder, chat_pairs, write_rows, run_w
     found = results(folder)
     names = ("accuracy", "accuracy_ci_low", "accuracy_ci_high", "length_baseline", "loss")
     assert {*(f"eval_{name}" for name in names), "train_loss", "train_samples_per_second"} <= found.keys()
-    assert {"baseline_TF-IDF Bradley-Terry", "baseline_length rule (characters)"} <= found.keys()
+    assert {"baseline_tf_idf_bradley_terry", "baseline_length_rule_characters"} <= found.keys()
     assert "TF-IDF" in out
     for name in ("adapter/adapter_model.safetensors", "training_curves.png", "README.md", "reward_config.json"):
         assert (folder / name).is_file(), name

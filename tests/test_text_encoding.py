@@ -91,3 +91,12 @@ def test_other_kinds_of_tokenizers_are_not_cut(change):
 )
 def test_added_tokens_that_could_lie_at_a_cut_forbid_it(content, cut):
     assert can_be_cut(added(content)) == cut
+
+
+def test_pieces_that_give_other_ids_are_noticed_and_not_used(monkeypatch, caplog):
+    tokenizer = TOKENIZERS["gpt2"]
+    texts = [f"the capital of France is number {number} in the list" for number in range(40)]
+    whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    monkeypatch.setattr("hf_reward.text_encoding._ids_of_pieces", lambda pieces, _: [[0] for _ in pieces])
+    assert encode_texts(texts, tokenizer, add_special_tokens=False) == whole
+    assert "tokenised whole" in caplog.text

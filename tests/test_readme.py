@@ -1,0 +1,39 @@
+"""The README's Python runs, with local stand-ins for its Hub ids, and its tree names every station."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def pairs_for_the_hub(monkeypatch: pytest.MonkeyPatch, chat_pairs: list[dict[str, Any]]) -> None:
+    split = datasets.Dataset.from_list(chat_pairs)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(train=split, test=split))
+
+
+@pytest.mark.usefixtures("pairs_for_the_hub")
+def test_the_python_of_the_readme_runs(
+    make_model_folder: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train, score = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(train.replace("Qwen/Qwen3-0.6B", str(make_model_folder("qwen3"))), scope)
+    assert "preferring the longer response" in capsys.readouterr().out
+    exec(score, scope)
+    assert isinstance(scope["reward"], float)
+
+
+def test_the_tree_names_every_station() -> None:
+    missing = [path.name for path in sorted((ROOT / "hf_reward").glob("[a-z]*.py")) if f"  {path.name} " not in README]
+    assert missing == []
+
+
+def test_every_recipe_is_in_the_readme() -> None:
+    assert [path.name for path in (ROOT / "recipes").glob("*.yaml") if f"`{path.name}`" not in README] == []

@@ -42,6 +42,7 @@ def save_merged(
     folders = [folder]
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder / ADAPTER_FOLDER))
+        (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # PEFT's blank card says nothing
         tokenizer.save_pretrained(folder / ADAPTER_FOLDER)  # the base below takes its pad token from it
         folders.append(folder / ADAPTER_FOLDER)
         if getattr(model.get_base_model(), "is_quantized", False):

@@ -30,8 +30,7 @@ def _register_generic_classifier(config: PretrainedConfig) -> None:
     if kind not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
             f"{kind.__name__} belongs to no language model or sequence classifier that transformers knows, so it "
-            "cannot "
-            "score text. Start from a decoder or an encoder."
+            "cannot score text. Start from a decoder or an encoder."
         )
     base: Any = AutoModel._model_mapping[kind]
     base = base[0] if isinstance(base, tuple) else base

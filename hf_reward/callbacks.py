@@ -54,7 +54,6 @@ def draw_curves(log_history: list[dict[str, Any]], path: Path) -> None:
         path: The PNG to write.
     """
     # matplotlib takes a second to import and is needed once, at the end of a run.
-    import matplotlib  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=(10, 6.4), layout="constrained")
@@ -68,8 +67,7 @@ def draw_curves(log_history: list[dict[str, Any]], path: Path) -> None:
         if axes.get_legend_handles_labels()[1]:
             axes.legend(frameon=False)
     figure.suptitle(f"Training curves, {_last_step(log_history)} steps")
-    with matplotlib.rc_context({"path.simplify": True}):
-        figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120)
 
 
 def _draw_series(axes: Any, log_history: list[dict[str, Any]], key: str, name: str) -> None:

@@ -151,8 +151,7 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
     if set(named) & set(heads):
         raise ValueError(
             f"`target_modules` names the reward head ({', '.join(sorted(set(named) & set(heads)))}). The head is "
-            "small and is "
-            "trained in full; remove it from `target_modules`."
+            "small and is trained in full; remove it from `target_modules`."
         )
     changes: dict[str, Any] = {"task_type": "SEQ_CLS"}
     changes["modules_to_save"] = sorted({*(values.get("modules_to_save") or []), *heads})

@@ -111,8 +111,7 @@ class DataSummary:
             f"{self.name}: {self.kept} of {scope} rows kept ({self.prompts} prompts); dropped: {dropped}; "
             f"{self.cut} cut to fit, {self.merged} equal responses merged, {self.duplicates} duplicate rows, "
             f"{self.prompts_differed} rows whose sides had different prompts. Tokens of the longest sequence: "
-            f"{quantiles}. "
-            f"The longer response (in tokens, ties half) is preferred in {self.longer_preferred:.1%} of "
+            f"{quantiles}. The longer response (in tokens, ties half) is preferred in {self.longer_preferred:.1%} of "
             f"{self.num_pairs} pairs."
         )
 

@@ -4,7 +4,6 @@ The class keeps the stock class's name, so what is saved is a stock model. It ch
 the last token of each sequence instead of at all of them, and it computes in float32 whatever the backbone's precision.
 """
 
-import logging
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -20,8 +19,6 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from hf_reward.architectures import classifier_class
-
-logger = logging.getLogger(__name__)
 
 RewardModel = PreTrainedModel | PeftModel
 
@@ -139,8 +136,7 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
     if labels != 1:
         raise ValueError(
             f"Reward models need `num_labels=1`, but {model.config.name_or_path or type(model).__name__!r} has "
-            f"{labels}. "
-            "Reload it with `AutoModelForRewardScoring.from_pretrained`."
+            f"{labels}. Reload it with `AutoModelForRewardScoring.from_pretrained`."
         )
     outputs = [layer for _, layer in output_layers(model)]
     if not outputs:

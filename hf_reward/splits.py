@@ -45,8 +45,7 @@ def split_by_prompt(
     if len(names) < 2 or not 0 < wanted < len(data):
         raise ValueError(
             f"Cannot hold out test_size={test_size} of {len(data)} rows with {len(names)} different prompts: both "
-            "sides need "
-            "at least one whole prompt. Change `test_size`, or give an evaluation set of its own."
+            "sides need at least one whole prompt. Change `test_size`, or give an evaluation set of its own."
         )
     order = np.random.default_rng(seed).permutation(len(names))
     reached = np.cumsum(counts[order])

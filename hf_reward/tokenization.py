@@ -456,8 +456,7 @@ def read_chat_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remo
     if missing:
         raise ValueError(
             f"The chat template of {path!r} uses tokens that this tokenizer lacks: {', '.join(missing)}. Add them to "
-            "the "
-            "tokenizer and resize the model's embeddings first, or use a template made for this model."
+            "the tokenizer and resize the model's embeddings first, or use a template made for this model."
         )
     return other.chat_template
 
@@ -485,8 +484,7 @@ def require_same_template(name: str, tokenizer: PreTrainedTokenizerBase, chat_te
     if own is None:
         raise ValueError(
             f"{name} came without a chat template, so it cannot be checked that training uses the one of its SFT. "
-            "Save the "
-            "SFT tokenizer with its template into that folder, or set `require_chat_template: false`."
+            "Save the SFT tokenizer with its template into that folder, or set `require_chat_template: false`."
         )
     used = read_chat_template(chat_template_path, tokenizer) if chat_template_path else tokenizer.chat_template
     if used != own:

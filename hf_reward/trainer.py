@@ -67,7 +67,7 @@ class RewardTrainer(Trainer):
     Args:
         model: A name or folder, a sequence classifier with one label, or PEFT's wrapper of one.
         args: Settings; by default written to `<model>-Reward`.
-        data_collator: Replaces `DataCollatorForPreference`.
+        data_collator: Replaces the packed or padded collator that suits the model.
         train_dataset: Preference data in any form that `prepare_preferences` takes.
         eval_dataset: The same, or a dict of several.
         processing_class: The tokenizer; by default the model's own.
@@ -310,8 +310,7 @@ class RewardTrainer(Trainer):
             f"The loss is {loss.item()} at step {self.state.global_step}, from the data rows {rows}. Training stopped "
             "before "
             f"this step changed the weights; earlier checkpoints in {checkpoint} are untouched. Look at those rows, "
-            "lower "
-            "the learning rate, or train in bfloat16 or float32 instead of float16."
+            "lower the learning rate, or train in bfloat16 or float32 instead of float16."
         )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -355,7 +354,7 @@ class RewardTrainer(Trainer):
             Loss, rewards `(G, K)`, and `LABELS`, each with one leading entry per dataset row.
         """
         inputs = self._prepare_inputs(inputs)
-        with self._packed(), torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None

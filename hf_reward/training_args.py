@@ -130,8 +130,7 @@ class RewardConfig(TrainingArguments):
         if self.label_smoothing_factor:
             raise ValueError(
                 f"`label_smoothing_factor={self.label_smoothing_factor}` smooths class labels, which reward models do "
-                "not "
-                "have. Use `label_smoothing` for the probability that a preference is wrong."
+                "not have. Use `label_smoothing` for the probability that a preference is wrong."
             )
         if self.batch_eval_metrics or not self.eval_do_concat_batches:
             raise ValueError(

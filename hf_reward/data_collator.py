@@ -44,6 +44,11 @@ class DataCollatorForPreference:
             batch["token_type_ids"] = _pad([types for row in rows for types in row["token_type_ids"]], length, 0)
         return batch
 
+    def tokens(self, rows: Sequence[dict[str, Any]]) -> int:
+        """Tokens that the model computes for these rows, padding included."""
+        lengths = [len(ids) for row in rows for ids in row["input_ids"]]
+        return len(lengths) * self._padded_length(max(lengths))
+
     def _padded_length(self, longest: int) -> int:
         multiple = self.pad_to_multiple_of or 1
         return (longest + multiple - 1) // multiple * multiple

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from hf_reward.architectures import classifier_class
 
 RewardModel = PreTrainedModel | PeftModel
+_DROPOUT_ATTRIBUTES = ("attention_dropout", "activation_dropout", "dropout")
 
 
 class Float32Linear(nn.Linear):
@@ -48,6 +49,7 @@ class ReadsLastToken:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         reward_positions: Tensor | None = None,
+        reward_features: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Score sequences.
@@ -56,11 +58,15 @@ class ReadsLastToken:
             input_ids: Token ids, shape `(N, L)`.
             attention_mask: 1 for tokens and 0 for padding, shape `(N, L)`.
             reward_positions: Position at which each reward is read, shape `(N,)`.
+            reward_features: Final hidden states at those positions if they are known, shape `(N, H)`; the head alone
+                runs then, and all else is ignored.
             **kwargs: Passed to the backbone; with `packed_layout` the batch is one packed row (see `packing`).
 
         Returns:
             A `SequenceClassifierOutputWithPast` with `logits` of shape `(N, 1)`, float32.
         """
+        if reward_features is not None:
+            return SequenceClassifierOutputWithPast(logits=self.score(reward_features))  # type: ignore[attr-defined]
         if input_ids is None or kwargs.get("labels") is not None:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         kwargs.pop("return_dict", None)
@@ -274,6 +280,15 @@ def disable_dropout(model: nn.Module, skip: Iterable[str] = ("lora_dropout",)) -
             continue
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for attribute in ("attention_dropout", "activation_dropout", "dropout"):
+        for attribute in _DROPOUT_ATTRIBUTES:
             if isinstance(getattr(module, attribute, None), float):
                 setattr(module, attribute, 0.0)
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether some dropout of a model would be at work in training."""
+    return any(
+        (isinstance(module, nn.Dropout) and module.p > 0)
+        or any(isinstance(value := getattr(module, name, None), float) and value > 0 for name in _DROPOUT_ATTRIBUTES)
+        for module in model.modules()
+    )

@@ -1,4 +1,7 @@
-"""Model + batch -> rewards (G, K): the one meeting point of every batch form with every loss and metric."""
+"""Model + batch -> rewards (G, K): the one meeting point of every batch form with every loss and metric.
+
+Three forms: padded, packed, and cached features, which skip the backbone.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +11,11 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from hf_reward.losses import PADDING_RANK
-from hf_reward.packing import packed_batch, require_packed_model
+from hf_reward.packing import require_packed_model
 from hf_reward.reward_head import bare_model, reads_positions
 
 _PADDED_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_PACKED_INPUTS = ("input_ids", "position_ids", "reward_positions", "packed_layout")
+_PACKED_INPUTS = ("input_ids", "position_ids", "packed_layout")
 
 
 def compute_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -22,8 +25,8 @@ def compute_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
     Args:
         model: A reward model, perhaps wrapped for distributed training, by PEFT or by torch.compile.
-        batch: What `DataCollatorForPreference` or `DataCollatorForPackedPreference` returns; for the latter the model
-            has to be inside `packed_model`.
+        batch: What a collator of ours returns: padded, packed (the model has to be inside `packed_model`), features (of
+            a decoder), or micro-batches of these, whose rewards come back in the order of the whole batch.
 
     Returns:
         Rewards laid out like `batch["ranks"]`, 0 at padded places, shape `(G, K)`, float32.
@@ -31,22 +34,64 @@ def compute_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     Raises:
         ValueError: If the batch is packed and the model is not inside `packed_model`.
     """
-    if "packed_layout" in batch:
-        require_packed_model(bare_model(extract_model_from_parallel(model, keep_torch_compile=False)))
-        with packed_batch():
-            outputs = model(**{name: batch[name] for name in _PACKED_INPUTS}, use_cache=False)
+    if "micro_batches" in batch:
+        return _rewards_in_parts(model, batch)
+    bare = extract_model_from_parallel(model, keep_torch_compile=False)
+    if "features" in batch:
+        inputs = {"reward_features": batch["features"]}
     else:
-        inputs = {name: batch[name] for name in _PADDED_INPUTS if name in batch}
-        if reads_positions(extract_model_from_parallel(model, keep_torch_compile=False)):
-            inputs |= {"reward_positions": last_attended(batch["attention_mask"]), "use_cache": False}
-        outputs = model(**inputs)
+        inputs = _backbone_inputs(bare, batch)
+        if reads_positions(bare):
+            inputs["reward_positions"] = _read_positions(batch)
     present = batch["ranks"] != PADDING_RANK
-    flat = outputs.logits.reshape(-1).float()  # (N,)
+    flat = model(**inputs).logits.reshape(-1).float()  # (N,)
     rewards = flat.new_zeros(present.shape)
     return rewards.masked_scatter(present, flat)
+
+
+def _rewards_in_parts(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    rewards = torch.zeros(batch["ranks"].shape, device=batch["ranks"].device)
+    for part, rows in zip(batch["micro_batches"], batch["micro_rows"], strict=True):
+        found = compute_rewards(model, part)
+        if len(rows):  # none: it only keeps step with another process
+            rewards[rows, : found.shape[1]] = found
+    return rewards
+
+
+def compute_features(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Final hidden states of a decoder at the positions where rewards are read: what its head gets.
+
+    Args:
+        model: A decoder reward model, not wrapped for distributed training.
+        batch: A padded or packed batch, on the model's device.
+
+    Returns:
+        One row for each response of the batch, group by group, shape `(N, H)`.
+
+    Raises:
+        ValueError: If the batch is packed and the model is not inside `packed_model`.
+    """
+    bare: Any = bare_model(model)
+    hidden = bare.base_model(**_backbone_inputs(bare, batch)).last_hidden_state
+    positions = _read_positions(batch)
+    return hidden[0 if "packed_layout" in batch else torch.arange(len(positions)), positions]
 
 
 def last_attended(attention_mask: Tensor) -> Tensor:
     """Position of the last attended token of each sequence, shape `(N, L)` -> `(N,)`."""
     places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return (places * attention_mask).argmax(-1)
+
+
+def _backbone_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    if "packed_layout" in batch:
+        require_packed_model(bare_model(model))
+        # transformers takes a mask with four dimensions as it is, instead of making one of T x T. Nobody reads it.
+        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch["input_ids"].device)
+        return {**{name: batch[name] for name in _PACKED_INPUTS}, "attention_mask": unread, "use_cache": False}
+    inputs = {name: batch[name] for name in _PADDED_INPUTS if name in batch}
+    return {**inputs, "use_cache": False} if reads_positions(model) else inputs
+
+
+def _read_positions(batch: Mapping[str, Any]) -> Tensor:
+    return batch["reward_positions"] if "packed_layout" in batch else last_attended(batch["attention_mask"])

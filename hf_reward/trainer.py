@@ -5,21 +5,18 @@ The heart is `compute_loss`: rewards of the batch, then the loss that the settin
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import IterableDataset
 from peft import PeftConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -29,25 +26,20 @@ from transformers import (
 
 from hf_reward.callbacks import TrainingCurves, epoch_history
 from hf_reward.checkpoint_record import CheckpointRecord, library_versions, template_hash, tokenizer_hash
-from hf_reward.data_collator import source_number
 from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
-from hf_reward.packing import DataCollatorForPackedPreference, packed_model, packing_problem
-from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
+from hf_reward.preference_data import PreferenceDataTrainer
 from hf_reward.reward_head import RewardModel, bare_model, head_parameters, reads_positions
 from hf_reward.rewards import compute_rewards
 from hf_reward.tokenization import prepare_tokenizer
 from hf_reward.training_args import RewardConfig
 from hf_reward.training_setup import (
-    choose_collator,
     default_output_dir,
     load_model,
     own_tokenizer,
-    padded_collator,
     prepare_model,
     refuse_data_parallel,
     refuse_two_head_rates,
-    without_dispatch,
 )
 from hf_reward.training_statistics import BatchStatistics
 
@@ -57,7 +49,7 @@ LABELS = ("ranks", "lengths", "groups", "sources", "row")
 """What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(PreferenceDataTrainer):
     """Trains a reward model from preferences.
 
     Takes what TRL's `RewardTrainer` takes: change the import. The model may be a name, a stock one-label classifier or
@@ -111,7 +103,7 @@ class RewardTrainer(Trainer):
         refuse_data_parallel(args)
         refuse_two_head_rates(args, optimizers[0])
         set_seed(args.seed)  # an encoder's new head is random
-        self.processing_tokenizer = prepare_tokenizer(
+        tokenizer = prepare_tokenizer(
             processing_class or own_tokenizer(model, args),
             pad_token=args.pad_token,
             eos_token=args.eos_token,
@@ -119,11 +111,7 @@ class RewardTrainer(Trainer):
             trust_remote_code=args.trust_remote_code,
         )
         self.user_peft_config, self.user_metrics = peft_config, compute_metrics
-        self.loss_function = args.loss
-        self.data_summaries: dict[str, DataSummary] = {}
         self.reward_statistics: dict[str, float] = {}
-        self._source_names: dict[int, str] = {}
-        self._packing_checked = False
         self._statistics = BatchStatistics()
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
@@ -132,16 +120,15 @@ class RewardTrainer(Trainer):
                 "`quantization_config` and `model_init_kwargs` need `model` as a name; it is already loaded."
             )
         if model is not None:
-            model = prepare_model(model, args, self.processing_tokenizer, peft_config)
-        train_data, eval_data = self._prepare_data(train_dataset, "train", args), self._prepare_eval(eval_dataset, args)
-        args = without_dispatch(args, train_data, eval_data)
+            model = prepare_model(model, args, tokenizer, peft_config)
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or choose_collator(model, args, self.processing_tokenizer),
-            train_dataset=train_data,
-            eval_dataset=eval_data,
-            processing_class=self.processing_tokenizer,
+            tokenizer=tokenizer,
+            loss_function=args.loss,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             model_init=model_init,
             compute_metrics=self._compute_metrics,
             callbacks=[_EpochLog(self), *([TrainingCurves()] if args.plot_curves else []), *(callbacks or [])],
@@ -163,90 +150,6 @@ class RewardTrainer(Trainer):
         super()._hp_search_setup(trial)
         if trial is not None:
             self.loss_function = self.args.loss  # a trial may have changed its settings
-
-    def _check_packing(self, data: Any) -> None:
-        """Before packed batches are trusted, once: pad instead if they give another result."""
-        if self._packing_checked or not isinstance(self.data_collator, DataCollatorForPackedPreference):
-            return
-        self._packing_checked = True
-        rows = list(data.take(2)) if isinstance(data, IterableDataset) else [data[i] for i in range(min(2, len(data)))]
-        padded = padded_collator(self.args, self.processing_tokenizer)
-        problem = packing_problem(bare_model(self.model), padded(rows), self.data_collator(rows))
-        if problem is None:
-            return
-        if self.args.packing == "true":
-            raise ValueError(f"`packing=True` would train another model: {problem}. Use 'auto' or False.")
-        logger.warning("Batches are padded, not packed: %s.", problem)
-        self.data_collator = padded
-
-    def _packed(self) -> AbstractContextManager[Any]:
-        """Within this, the model takes packed batches; outside it is as it was."""
-        packs = isinstance(self.data_collator, DataCollatorForPackedPreference)
-        return packed_model(bare_model(self.accelerator.unwrap_model(self.model))) if packs else nullcontext()
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Data loader of the training data."""
-        self._check_packing(self.train_dataset)
-        return super().get_train_dataloader()
-
-    def _prepare_data(self, data: Any, name: str, args: RewardConfig) -> Any:
-        if data is None:
-            return None
-        kind = self.loss_function.kind
-        rule = PreparationRule(
-            format=args.format_rule,
-            models_ties=kind.models_ties,
-            strict_order=kind.strict_order,
-            skip_bad_rows=args.skip_bad_rows,
-        )
-        with args.main_process_first(desc=f"tokenizing {name}"):
-            prepared, summary = prepare_preferences(
-                data, self.processing_tokenizer, rule, name=name, num_proc=args.dataset_num_proc, seed=args.seed
-            )
-        self.data_summaries[name] = summary
-        self._source_names |= {source_number(source): source for source in summary.sources}
-        return prepared
-
-    def _prepare_eval(self, data: Any, args: RewardConfig) -> Any:
-        if isinstance(data, Mapping) and not data.keys() & {"path", "data"}:
-            return {name: self._prepare_data(part, f"eval_{name}", args) for name, part in data.items()}
-        return self._prepare_data(data, "eval", args)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Data loader of the evaluation data, which may be raw preference data or a name in a dict of several."""
-        named = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, Mapping)
-        if eval_dataset is not None and not named and not is_prepared(eval_dataset):
-            eval_dataset = self._prepare_data(eval_dataset, "eval", self.args)
-        data = self._find_eval_dataset(eval_dataset)
-        if data is not None:  # else `Trainer` says what is missing
-            _require_rows(data)
-            self._check_packing(data)
-        return super().get_eval_dataloader(eval_dataset)
-
-    def _find_eval_dataset(self, data: Any) -> Any:
-        """The dataset that `evaluate` means by nothing, by a name, or by the data itself."""
-        own: Any = self.eval_dataset
-        if data is None:
-            return own
-        return own[data] if isinstance(data, str) else data
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Data loader for `predict`, which may be raw preference data."""
-        if not is_prepared(test_dataset):
-            test_dataset = self._prepare_data(test_dataset, "test", self.args)
-        _require_rows(test_dataset)
-        self._check_packing(test_dataset)
-        return super().get_test_dataloader(test_dataset)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
-        # Length grouping for training would also permute predictions; they come back in dataset order.
-        return None if isinstance(eval_dataset, IterableDataset) else SequentialSampler(eval_dataset)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = [
-            *("input_ids", "token_type_ids", "ranks", "prefix_length", "length"),
-            *("margin", "probability", "weight", "group", "row", "source"),
-        ]
 
     # --- the heart ---
 
@@ -314,9 +217,66 @@ class RewardTrainer(Trainer):
         )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward, with activations kept in CPU memory if asked for."""
+        """Forward and backward of one batch, in micro-batches if it was split, with activations in CPU memory if asked.
+
+        Args:
+            model: The (wrapped) model.
+            inputs: A collated batch.
+            num_items_in_batch: Sum of the group weights over the whole accumulated batch of all processes.
+
+        Returns:
+            The loss, detached.
+        """
         with self._packed(), _offload_activations(self.args.activation_offloading):
-            return super().training_step(model, inputs, num_items_in_batch)
+            if "micro_batches" not in inputs:
+                return super().training_step(model, inputs, num_items_in_batch)
+            return self._step_in_parts(model, inputs, num_items_in_batch)
+
+    def _step_in_parts(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
+        """Add up losses and gradients of micro-batches, each divided by the groups of the whole batch."""
+        if num_items_in_batch is None:
+            num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
+        inputs = self._in_step(inputs)
+        last, total = len(inputs["micro_batches"]) - 1, torch.zeros((), device=self.args.device)
+        for number, (part, rows) in enumerate(zip(inputs["micro_batches"], inputs["micro_rows"], strict=True)):
+            with self._gradients_kept_back(model, number < last):
+                if len(rows):
+                    total += super().training_step(model, part, num_items_in_batch)
+                else:
+                    with self.compute_loss_context_manager():
+                        nothing = compute_rewards(model, self._prepare_inputs(part)).sum() * 0
+                    self.accelerator.backward(nothing)
+        return total
+
+    def _in_step(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch with as many micro-batches as any other process has; those added have no rows.
+
+        Sharded models wait for each other in every forward and backward pass, so one pass less would hang them all.
+        """
+        parts, rows = inputs["micro_batches"], inputs["micro_rows"]
+        if self.args.world_size == 1:
+            return inputs
+        counts: Any = self.accelerator.gather(torch.tensor(len(parts), device=self.args.device))
+        missing = int(counts.max()) - len(parts)
+        smallest = min(parts, key=lambda part: part["input_ids"].numel())
+        nobody = torch.tensor([], dtype=torch.long)
+        return {
+            **inputs,
+            "micro_batches": [*parts, *[smallest] * missing],
+            "micro_rows": [*rows, *[nobody] * missing],
+        }
+
+    @contextmanager
+    def _gradients_kept_back(self, model: nn.Module, keep: bool) -> Iterator[None]:
+        """Do not exchange gradients between processes yet."""
+        state, deepspeed = self.accelerator.gradient_state, self.is_deepspeed_enabled
+        before = state.sync_gradients
+        state._set_sync_gradients(before and not keep)  # DeepSpeed steps its optimizer where this is set
+        try:
+            with self.accelerator.no_sync(model) if keep and not deepspeed else nullcontext():
+                yield
+        finally:
+            state._set_sync_gradients(before)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with groups of its own for the head if it has a learning rate of its own."""
@@ -353,7 +313,7 @@ class RewardTrainer(Trainer):
         Returns:
             Loss, rewards `(G, K)`, and `LABELS`, each with one leading entry per dataset row.
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._prepare_inputs(self._in_step(inputs) if "micro_batches" in inputs else inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
@@ -361,8 +321,8 @@ class RewardTrainer(Trainer):
         return loss.detach(), outputs["rewards"], tuple(inputs[name] for name in LABELS)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        rewards = np.asarray(prediction.predictions)
-        labels: dict[str, Any] = dict(zip(LABELS, prediction.label_ids, strict=True))
+        rewards = self._in_dataset_order(np.asarray(prediction.predictions))
+        labels: dict[str, Any] = dict(zip(LABELS, self._in_dataset_order(prediction.label_ids), strict=True))
         metrics = _split_metrics(rewards, labels)
         self.reward_statistics = {
             "mean": metrics["mean_reward"],
@@ -459,14 +419,6 @@ class _EpochLog(TrainerCallback):
         logs = self.trainer._statistics.since_last_epoch(self.trainer.accelerator)
         if logs:
             self.trainer.log(logs)
-
-
-def _require_rows(data: Any) -> None:
-    """An empty split would give no metrics without a word."""
-    if not isinstance(data, IterableDataset) and len(data) == 0:
-        raise ValueError(
-            "The evaluation data holds no rows, so there is nothing to measure. Check how it was filtered."
-        )
 
 
 def _split_metrics(rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:

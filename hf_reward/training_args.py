@@ -78,6 +78,27 @@ class RewardConfig(TrainingArguments):
             "error) or 'false'."
         },
     )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Bound memory: split a batch into micro-batches of at most so many tokens; the gradient stays that "
+            "of the whole batch."
+        },
+    )
+    length_bucketing: str = field(
+        default="auto",
+        metadata={
+            "help": "Batches of about equally long rows: 'auto' where batches are padded, 'true' or 'false'. "
+            "Evaluation results keep the order of the data."
+        },
+    )
+    cache_features: str = field(
+        default="auto",
+        metadata={
+            "help": "Compute a frozen backbone's features once and train the head on them: 'auto' for several epochs, "
+            "'true' (else an error) or 'false'."
+        },
+    )
 
     # loss
     loss_type: str = field(
@@ -114,11 +135,12 @@ class RewardConfig(TrainingArguments):
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()  # pyright: ignore[reportIncompatibleVariableOverride]
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         self.max_length = self.max_length or None
-        self.packing = str(self.packing).lower()
+        for name in ("packing", "length_bucketing", "cache_features"):
+            setattr(self, name, _choice(name, getattr(self, name)))
+        if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
+            raise ValueError(f"`max_tokens_per_batch` must be 1 or more, or None, but is {self.max_tokens_per_batch}.")
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # it would only warn on every run
-        if self.packing not in ("auto", "true", "false"):
-            raise ValueError(f"`packing` must be 'auto', True or False, but is {self.packing!r}.")
         if "activation_checkpointing" not in TrainingArguments.__dataclass_fields__:  # as in transformers 5.17
             self.gradient_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
             self.gradient_checkpointing_kwargs = (
@@ -161,6 +183,14 @@ class RewardConfig(TrainingArguments):
     def format_rule(self) -> FormatRule:
         """How rows become tokens."""
         return FormatRule(max_length=self.max_length, over_length=self.over_length, separator=self.separator)
+
+
+def _choice(name: str, value: Any) -> str:
+    """A setting that is 'auto', true or false, as the command line, YAML or Python gives it."""
+    choice = str(value).lower()
+    if choice not in ("auto", "true", "false"):
+        raise ValueError(f"`{name}` must be 'auto', True or False, but is {value!r}.")
+    return choice
 
 
 def _multiple(value: int | str | None) -> int | None:

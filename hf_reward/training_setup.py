@@ -10,9 +10,11 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_reward.data_collator import DataCollatorForPreference
+from hf_reward.feature_cache import DataCollatorForFeatures
 from hf_reward.modeling import AutoModelForRewardScoring, add_adapter, match_pad_token
 from hf_reward.packing import DataCollatorForPackedPreference, why_not_packed
 from hf_reward.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained, disable_dropout
+from hf_reward.samplers import DataCollatorWithTokenBudget
 from hf_reward.tokenization import token_id
 from hf_reward.training_args import RewardConfig
 
@@ -166,15 +168,44 @@ def choose_collator(
     padded = padded_collator(args, tokenizer)
     if args.packing == "false":
         return padded
-    reason = "torch_compile would compile every batch anew" if args.torch_compile else None
-    if model is not None:
-        reason = reason or why_not_packed(bare_model(model))
+    reason = why_not_packed(bare_model(model)) if model is not None else None
     if reason is None:
         return DataCollatorForPackedPreference()
     if args.packing == "true":
         raise ValueError(f"`packing=True` is not possible with this model: {reason}. Use 'auto' or False.")
     logger.info("Batches are padded, not packed: %s.", reason)
     return padded
+
+
+def budgeted(collator: Callable[..., Any], args: RewardConfig) -> Callable[..., Any]:
+    """A collator that keeps to `max_tokens_per_batch`, if that is set.
+
+    Args:
+        collator: Ours, or the user's own.
+        args: Settings of the run.
+
+    Returns:
+        The collator.
+
+    Raises:
+        ValueError: If the user's own collator cannot say what a batch costs.
+    """
+    if args.max_tokens_per_batch is None:
+        return collator
+    if not hasattr(collator, "tokens"):
+        raise ValueError(
+            "`max_tokens_per_batch` needs a data collator with a method `tokens(rows)`, which "
+            f"{type(collator).__name__} lacks. Add it (see `DataCollatorForPreference`), or leave one of the two unset."
+        )
+    counting: Any = collator
+    return DataCollatorWithTokenBudget(counting, args.max_tokens_per_batch)
+
+
+def inner_collator(collator: Any) -> Callable[..., Any]:
+    """The collator that makes token batches, inside those that split batches or stand in for them."""
+    while isinstance(collator, (DataCollatorWithTokenBudget, DataCollatorForFeatures)):
+        collator = collator.collator
+    return collator
 
 
 def without_dispatch(args: RewardConfig, *prepared: Any) -> RewardConfig:

@@ -10,14 +10,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from hf_reward import AutoModelForRewardScoring, DataCollatorForPreference, compute_rewards
-from hf_reward.packing import (
-    DataCollatorForPackedPreference,
-    PackedLayout,
-    packed_model,
-    packing_error,
-    packing_problem,
-    why_not_packed,
-)
+from hf_reward.packed_attention import PackedLayout
+from hf_reward.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
+from hf_reward.packing_check import packing_error, packing_problem
 from hf_reward.reward_head import as_reward_model
 from tests.conftest import DECODERS, randomize_head
 

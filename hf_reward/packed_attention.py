@@ -1,0 +1,216 @@
+"""Attention within a packed row: a response sees its shared prefix and itself, and no other group.
+
+Two back ends compute the same segments. On CUDA in half precision one variable-length flash-attention call does them
+all; anywhere else `scaled_dot_product_attention` does one after the other.
+
+Shapes: G groups, N sequences, T packed tokens, T_k keys with each prefix repeated for its responses.
+"""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+
+Span = tuple[int, int]
+"""The places [start, end) of consecutive tokens in a packed row."""
+
+_FLASH_DTYPES = (torch.float16, torch.bfloat16)
+_FLASH_HEAD_SIZE = 256
+_GROUPED_VARLEN = "enable_gqa" in inspect.signature(varlen_attn).parameters  # not yet in torch 2.11
+
+
+@dataclass(frozen=True)
+class GroupSegments:
+    """Where the tokens of one group stand in the packed row."""
+
+    prefix: Span
+    responses: tuple[Span, ...]
+
+
+@dataclass(eq=False)
+class PackedLayout:
+    """The segments of every group of a packed row, in the order in which they stand there.
+
+    A class and not a tuple, so that transformers and accelerate hand it on as it is; compared by identity and not
+    frozen, so that `torch.compile` does not compile anew for each layout.
+    """
+
+    groups: tuple[GroupSegments, ...]
+
+    @cached_property
+    def segments(self) -> tuple[tuple[Span, Span], ...]:
+        """Each segment with the one before it that it also sees, which for a prefix is empty."""
+        return tuple(self._segments())
+
+    def _segments(self) -> Iterator[tuple[Span, Span]]:
+        for group in self.groups:
+            start, end = group.prefix
+            if end > start:
+                yield group.prefix, (start, start)
+            for response in group.responses:
+                yield response, group.prefix
+
+
+@torch.compiler.disable
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """Attention within a packed row.
+
+    Args:
+        query: Queries, shape `(1, heads, T, head size)`.
+        key: Keys, shape `(1, key heads, T, head size)`.
+        value: Values, shape `(1, key heads, T, value head size)`.
+        layout: Segments of each group.
+        scaling: Scale of the products; 1 / sqrt(head size) when absent.
+        dropout: Attention dropout.
+        sliding_window: A token sees only so many tokens, itself included.
+
+    Returns:
+        Shape `(1, T, heads, value head size)`.
+    """
+    if dropout == 0 and _flash_dtype(query, value) is not None:
+        return varlen_attention(query, key, value, layout, scaling=scaling, sliding_window=sliding_window)
+    attend = partial(_attend, query, key, value, scaling=scaling, dropout=dropout, sliding_window=sliding_window)
+    return torch.cat([attend(own, before) for own, before in layout.segments], dim=2).transpose(1, 2).contiguous()
+
+
+# --- anywhere: one call per segment ----------------------------------------------------------------------------------
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    own: Span,
+    before: Span,
+    *,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """Tokens of the segment `own` attend to the segment `before` and, causally, to themselves."""
+    keys, values = key[:, :, slice(*own)], value[:, :, slice(*own)]
+    offset = before[1] - before[0]
+    if offset:
+        keys = torch.cat([key[:, :, slice(*before)], keys], dim=2)
+        values = torch.cat([value[:, :, slice(*before)], values], dim=2)
+    total = keys.shape[2]
+    window = total if sliding_window is None else sliding_window
+    mask = None
+    if offset or window < total:
+        places = torch.arange(total, device=query.device)
+        mine = places[offset:, None]  # place of each query among the keys: causality is aligned at the last token
+        mask = places <= mine
+        if window < total:
+            mask &= places > mine - window
+    return scaled_dot_product_attention(
+        query[:, :, slice(*own)],
+        keys,
+        values,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+# --- CUDA in half precision: one call for all ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _VarlenPlan:
+    """What the variable-length kernel needs to know of a layout, on the device."""
+
+    query_starts: Tensor  # (segments + 1,), int32
+    key_starts: Tensor  # (segments + 1,), int32
+    keys: Tensor  # (T_k,): places of the keys, each prefix again for each of its responses
+    longest_query: int
+    longest_key: int
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """`packed_attention` through one call of `torch.nn.attention.varlen.varlen_attn`.
+
+    Queries are `[prefix | response 1 | response 2 ...]` and keys `[prefix | prefix + response 1 | ...]`. The kernel
+    aligns causality at the last query and the last key of a segment, so a response sees its whole prefix.
+
+    Args:
+        query: Queries, shape `(1, heads, T, head size)`, CUDA.
+        key: Keys, shape `(1, key heads, T, head size)`.
+        value: Values, shaped like the keys.
+        layout: Segments of each group.
+        scaling: Scale of the products; 1 / sqrt(head size) when absent.
+        sliding_window: A token sees only so many tokens, itself included.
+
+    Returns:
+        Shape `(1, T, heads, head size)`, in the half precision that the kernel ran in.
+    """
+    plan = _varlen_plan(layout, query.device)
+    dtype = _flash_dtype(query, value) or query.dtype
+    # (1, heads, T, head size) -> (T, heads, head size); norms of queries and keys leave float32 under autocast
+    query, key, value = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and not _GROUPED_VARLEN:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    attended = varlen_attn(
+        query.contiguous(),
+        key[plan.keys],
+        value[plan.keys],
+        plan.query_starts,
+        plan.key_starts,
+        plan.longest_query,
+        plan.longest_key,
+        scale=scaling,
+        # (tokens to the left, tokens to the right); the window of transformers counts the token itself
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        **({"enable_gqa": grouped} if _GROUPED_VARLEN else {}),
+    )
+    assert isinstance(attended, Tensor)
+    return attended.unsqueeze(0)
+
+
+@lru_cache(maxsize=8)  # every layer of a forward and backward pass asks for the same
+def _varlen_plan(layout: PackedLayout, device: torch.device) -> _VarlenPlan:
+    queries = [end - start for (start, end), _ in layout.segments]
+    places = [torch.arange(*span) for own, before in layout.segments for span in (before, own)]
+    keys = [own[1] - own[0] + before[1] - before[0] for own, before in layout.segments]
+
+    def starts(lengths: list[int]) -> Tensor:
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+    return _VarlenPlan(starts(queries), starts(keys), torch.cat(places).to(device), max(queries), max(keys))
+
+
+def _flash_dtype(query: Tensor, value: Tensor) -> torch.dtype | None:
+    """The half precision in which flash attention can take these tensors, or None where it cannot."""
+    if query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < (8, 0):
+        return None
+    size = query.shape[-1]
+    if size > _FLASH_HEAD_SIZE or size % 8 or value.shape[-1] != size:
+        return None
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    return dtype if dtype in _FLASH_DTYPES else None

@@ -1,0 +1,312 @@
+"""Preference data -> the batches of a run: the half of the trainer that has to do with rows.
+
+Prepares datasets, chooses packed or padded batches and checks the choice, sorts rows of like length into padded
+batches, and lets cached features stand in for a frozen backbone.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_reward.data_collator import source_number
+from hf_reward.feature_cache import DataCollatorForFeatures, FeatureRows, why_not_cached, with_features
+from hf_reward.losses import PreferenceLoss
+from hf_reward.packing import DataCollatorForPackedPreference, packed_model
+from hf_reward.packing_check import packing_problem
+from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
+from hf_reward.reward_head import RewardModel, bare_model
+from hf_reward.rewards import compute_features
+from hf_reward.samplers import (
+    FixedOrderSampler,
+    LengthBucketSampler,
+    consecutive_batches,
+    longest_first,
+    longest_sequences,
+)
+from hf_reward.training_args import RewardConfig
+from hf_reward.training_setup import (
+    budgeted,
+    choose_collator,
+    inner_collator,
+    padded_collator,
+    without_dispatch,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class PreferenceDataTrainer(Trainer):
+    """A `Trainer` whose rows are preferences; `RewardTrainer` adds what is learned from them.
+
+    Args:
+        model: The prepared model.
+        args: Settings; the trainer's own copy.
+        tokenizer: The prepared tokenizer.
+        loss_function: The loss; what it can use decides which rows are kept.
+        data_collator: The user's own, if any.
+        train_dataset: Preference data in any form.
+        eval_dataset: The same, or a dict of several.
+        **kwargs: For `Trainer`.
+    """
+
+    args: RewardConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        *,
+        model: RewardModel | None,
+        args: RewardConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        loss_function: PreferenceLoss,
+        data_collator: Callable[..., Any] | None,
+        train_dataset: Any,
+        eval_dataset: Any,
+        **kwargs: Any,
+    ) -> None:
+        self.processing_tokenizer, self.loss_function = tokenizer, loss_function
+        self.data_summaries: dict[str, DataSummary] = {}
+        self._source_names: dict[int, str] = {}
+        self._packing_checked = False
+        self._eval_order: np.ndarray | None = None  # in which the rows at hand are evaluated; None is their own
+        self._feature_rows: dict[Any, FeatureRows] = {}
+        train_data, eval_data = self._prepare_data(train_dataset, "train", args), self._prepare_eval(eval_dataset, args)
+        args = without_dispatch(args, train_data, eval_data)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=budgeted(data_collator or choose_collator(model, args, tokenizer), args),
+            train_dataset=train_data,
+            eval_dataset=eval_data,
+            processing_class=tokenizer,
+            **kwargs,
+        )
+
+    # --- rows ---
+
+    def _prepare_data(self, data: Any, name: str, args: RewardConfig) -> Any:
+        if data is None:
+            return None
+        kind = self.loss_function.kind
+        rule = PreparationRule(
+            format=args.format_rule,
+            models_ties=kind.models_ties,
+            strict_order=kind.strict_order,
+            skip_bad_rows=args.skip_bad_rows,
+        )
+        with args.main_process_first(desc=f"tokenizing {name}"):
+            prepared, summary = prepare_preferences(
+                data, self.processing_tokenizer, rule, name=name, num_proc=args.dataset_num_proc, seed=args.seed
+            )
+        self.data_summaries[name] = summary
+        self._source_names |= {source_number(source): source for source in summary.sources}
+        return prepared
+
+    def _prepare_eval(self, data: Any, args: RewardConfig) -> Any:
+        if isinstance(data, Mapping) and not data.keys() & {"path", "data"}:
+            return {name: self._prepare_data(part, f"eval_{name}", args) for name, part in data.items()}
+        return self._prepare_data(data, "eval", args)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = [
+            *("input_ids", "token_type_ids", "features", "ranks", "prefix_length", "length"),
+            *("margin", "probability", "weight", "group", "row", "source"),
+        ]
+
+    # --- data loaders ---
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Data loader of the training data."""
+        self._check_packing(self.train_dataset)
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Data loader of the evaluation data, which may be raw preference data or a name in a dict of several."""
+        named = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, Mapping)
+        if eval_dataset is not None and not named and not is_prepared(eval_dataset):
+            eval_dataset = self._prepare_data(eval_dataset, "eval", self.args)
+        data = self._find_eval_dataset(eval_dataset)
+        if data is not None:  # else `Trainer` says what is missing
+            _require_rows(data)
+            self._check_packing(data)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def _find_eval_dataset(self, data: Any) -> Any:
+        """The dataset that `evaluate` means by nothing, by a name, or by the data itself."""
+        own: Any = self.eval_dataset
+        if data is None:
+            return own
+        return own[data] if isinstance(data, str) else data
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Data loader for `predict`, which may be raw preference data."""
+        if not is_prepared(test_dataset):
+            test_dataset = self._prepare_data(test_dataset, "test", self.args)
+        _require_rows(test_dataset)
+        self._check_packing(test_dataset)
+        return super().get_test_dataloader(test_dataset)
+
+    def _get_dataloader(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest is handed on
+        self, dataset: Any, description: str, *args: Any, **kwargs: Any
+    ) -> DataLoader:
+        if description in ("Training", "Evaluation") and self._caches_features(dataset):
+            dataset = self._rows_with_features(dataset)
+            if not isinstance(self.data_collator, DataCollatorForFeatures):
+                self.data_collator = DataCollatorForFeatures(self.data_collator)
+        return super()._get_dataloader(dataset, description, *args, **kwargs)
+
+    # --- packed or padded ---
+
+    def _packs(self) -> bool:
+        return isinstance(inner_collator(self.data_collator), DataCollatorForPackedPreference)
+
+    def _packed(self) -> AbstractContextManager[Any]:
+        """Within this, the model takes packed batches; outside it is as it was."""
+        return packed_model(self._bare_model()) if self._packs() else nullcontext()
+
+    def _bare_model(self) -> PreTrainedModel:
+        return bare_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+
+    def _check_packing(self, data: Any) -> None:
+        """Before packed batches are trusted, once: pad instead if they give another result."""
+        if self._packing_checked or not self._packs():
+            return
+        self._packing_checked = True
+        if is_deepspeed_zero3_enabled():
+            logger.info("Packed batches are used unchecked: under ZeRO-3 no process has the whole model at the start.")
+            return
+        problem = None
+        if self.accelerator.is_main_process:  # under FSDP with memory-saving loading only this one has the weights
+            problem = self._packing_problem(data)
+        [problem] = broadcast_object_list([problem])
+        if problem is None:
+            return
+        if self.args.packing == "true":
+            raise ValueError(f"`packing=True` would train another model: {problem}. Use 'auto' or False.")
+        logger.warning("Batches are padded, not packed: %s.", problem)
+        self.data_collator = budgeted(padded_collator(self.args, self.processing_tokenizer), self.args)
+
+    def _packing_problem(self, data: Any) -> str | None:
+        rows = list(data.take(2)) if isinstance(data, IterableDataset) else [data[i] for i in range(min(2, len(data)))]
+        padded = padded_collator(self.args, self.processing_tokenizer)(rows)
+        with self.accelerator.autocast():  # the kernels that training will use
+            return packing_problem(self._bare_model(), padded, inner_collator(self.data_collator)(rows))
+
+    # --- rows of like length ---
+
+    def _buckets(self, data: Any) -> bool:
+        if not isinstance(data, Dataset) or self.args.length_bucketing == "false":
+            return False
+        return self.args.length_bucketing == "true" or not self._packs()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "random" or not self._buckets(data):
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthBucketSampler(longest_sequences(data), self._train_batch_size * self.args.world_size, seed=seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        # `Trainer` would let the strategy for training permute predictions.
+        if isinstance(eval_dataset, IterableDataset):
+            return None
+        if not self._buckets(eval_dataset):
+            return SequentialSampler(eval_dataset)
+        return FixedOrderSampler(longest_first(longest_sequences(eval_dataset)))
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate; predictions and labels come back in the order of the dataset."""
+        data: Any = dataloader.dataset
+        self._eval_order = longest_first(longest_sequences(data)) if self._buckets(data) else None
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+            found = {name: self._in_dataset_order(getattr(output, name)) for name in ("predictions", "label_ids")}
+        finally:
+            self._eval_order = None
+        return output._replace(**found)
+
+    def _in_dataset_order(self, values: Any) -> Any:
+        """Undo the order of evaluation."""
+        if self._eval_order is None or values is None:
+            return values
+        if isinstance(values, tuple):
+            return tuple(self._in_dataset_order(part) for part in values)
+        back = np.empty_like(self._eval_order)
+        back[self._eval_order] = np.arange(len(back))
+        return values[back]
+
+    # --- cached features ---
+
+    def _caches_features(self, data: Any) -> bool:
+        if self.args.cache_features == "false":
+            return False
+        reason = why_not_cached(self._unwrapped(), data)
+        if reason is None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            reason = "the model is sharded over processes"
+        if reason is None and not hasattr(inner_collator(self.data_collator), "tokens"):
+            reason = "the data collator is your own"
+        if self.args.cache_features == "true":
+            if reason is not None:
+                raise ValueError(f"`cache_features=True` is not possible: {reason}. Use 'auto' or False.")
+            return True
+        return reason is None and self._passes() > 1
+
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _passes(self) -> float:
+        """How often training goes over its rows."""
+        if not isinstance(self.train_dataset, Dataset):
+            return 0
+        if self.args.max_steps <= 0:
+            return self.args.num_train_epochs
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return self.args.max_steps * step / len(self.train_dataset)
+
+    def _rows_with_features(self, data: Dataset) -> FeatureRows:
+        model = self._bare_model()
+        # Weights changed in place have another version, and new ones another address.
+        weights = tuple((tensor.data_ptr(), tensor._version) for tensor in model.base_model.state_dict().values())
+        key = (data._fingerprint, weights)
+        if key not in self._feature_rows:
+            compute = partial(self._compute_features, data)
+            self._feature_rows[key] = with_features(data, model, compute, self.accelerator)
+        return self._feature_rows[key]
+
+    def _compute_features(self, data: Dataset, share: range) -> Iterator[Tensor]:
+        """Features of some consecutive rows of a dataset."""
+        model = self._bare_model()
+        collator: Any = inner_collator(self.data_collator)
+        training = model.training
+        batches = consecutive_batches(
+            data, share, collator.tokens, self.args.eval_batch_size, self.args.max_tokens_per_batch
+        )
+        model.eval()
+        try:
+            with torch.no_grad(), self._packed(), tqdm(total=len(share), disable=self.args.disable_tqdm) as progress:
+                for rows in batches:
+                    with self.accelerator.autocast():
+                        yield compute_features(model, self._prepare_inputs(collator(rows)))
+                    progress.update(len(rows))
+        finally:
+            model.train(training)
+
+
+def _require_rows(data: Any) -> None:
+    """An empty split would give no metrics without a word."""
+    if not isinstance(data, IterableDataset) and len(data) == 0:
+        raise ValueError(
+            "The evaluation data holds no rows, so there is nothing to measure. Check how it was filtered."
+        )

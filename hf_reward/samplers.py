@@ -1,0 +1,188 @@
+"""Which rows share a batch, and which rows of a batch share a forward pass: length buckets and token budgets.
+
+A batch keeps its number of groups whatever their lengths, so that neither changes what is learned: buckets decide who
+is in it, budgets split it into micro-batches whose gradients add up to its own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+
+from hf_reward.data_collator import group_columns
+
+_BATCHES_PER_WINDOW = 32
+
+
+def longest_sequences(data: Dataset) -> np.ndarray:
+    """Tokens of the longest sequence of each prepared row: what its group costs in a padded batch, per response.
+
+    Args:
+        data: Rows as `prepare_preferences` makes them.
+
+    Returns:
+        Lengths, shape `(R,)`, int64.
+    """
+    parts = []
+    for batch in data.select_columns("input_ids").with_format("arrow").iter(10_000):
+        table: Any = batch
+        for rows in pa.table(table).column("input_ids").chunks:
+            lengths = np.asarray(rows.flatten().value_lengths())
+            first = np.cumsum(np.asarray(rows.value_lengths())) - np.asarray(rows.value_lengths())
+            parts.append(np.maximum.reduceat(lengths, first))
+    return np.concatenate(parts).astype(np.int64)
+
+
+class LengthBucketSampler(Sampler[int]):
+    """Rows in random order, except that the rows of a batch are about equally long.
+
+    Shuffled rows are cut into windows of 32 batches; each window is sorted by length and its batches are shuffled. A
+    row may meet every other row of about its length, and every epoch draws anew.
+    """
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray, batch_size: int, *, seed: int = 0) -> None:
+        """Take the lengths of the rows.
+
+        Args:
+            lengths: Tokens of each row, shape `(R,)`.
+            batch_size: Rows that are computed at once, over all processes.
+            seed: Seed of the order; each epoch has an order of its own.
+        """
+        self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; accelerate calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        shuffled = generator.permutation(len(self.lengths))
+        size = self.batch_size * _BATCHES_PER_WINDOW
+        windows = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
+        ordered = np.concatenate([window[np.argsort(self.lengths[window], kind="stable")] for window in windows])
+        # Whole batches trade places; what is left over stays last, or every later batch would straddle two buckets.
+        whole = len(ordered) // self.batch_size * self.batch_size
+        batches = ordered[:whole].reshape(-1, self.batch_size)
+        order = [*batches[generator.permutation(len(batches))].ravel(), *ordered[whole:]]
+        return iter([int(place) for place in order])
+
+
+class FixedOrderSampler(Sampler[int]):
+    """Rows in a stated order."""
+
+    def __init__(self, order: Sequence[int] | np.ndarray) -> None:
+        self.order = [int(place) for place in order]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+
+def longest_first(lengths: np.ndarray) -> np.ndarray:
+    """Order in which to evaluate: equally long rows together, and what could run out of memory at once.
+
+    Args:
+        lengths: Tokens of each row, shape `(R,)`.
+
+    Returns:
+        Places of the rows, shape `(R,)`.
+    """
+    return np.argsort(-lengths, kind="stable")
+
+
+# --- token budgets ---------------------------------------------------------------------------------------------------
+
+
+class CountsTokens(Protocol):
+    """A collator that can say what a batch of rows would cost."""
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows."""
+        ...
+
+    def tokens(self, rows: Sequence[dict[str, Any]]) -> int:
+        """Tokens that the model computes for these rows, padding included."""
+        ...
+
+
+def consecutive_batches(
+    data: Dataset,
+    share: range,
+    tokens: Callable[[Sequence[dict[str, Any]]], int],
+    batch_size: int,
+    max_tokens: int | None,
+) -> Iterator[list[dict[str, Any]]]:
+    """Cut consecutive rows into batches that keep their order.
+
+    Args:
+        data: Rows as `prepare_preferences` makes them.
+        share: Which of them.
+        tokens: Tokens that the model computes for some rows.
+        batch_size: At most so many rows.
+        max_tokens: At most so many tokens, unless one row alone has more; None for no limit.
+
+    Yields:
+        The rows of each batch.
+    """
+    batch: list[dict[str, Any]] = []
+    for place in share:
+        row: Any = data[place]
+        full = len(batch) == batch_size
+        if batch and (full or (max_tokens is not None and tokens([*batch, row]) > max_tokens)):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+@dataclass
+class DataCollatorWithTokenBudget:
+    """Collates a batch as micro-batches of at most `max_tokens` tokens each.
+
+    A group is never split, because its loss needs all its rewards: a larger one is a micro-batch of its own.
+    """
+
+    collator: CountsTokens
+    max_tokens: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows.
+
+        Args:
+            rows: Rows as `prepare_preferences` makes them.
+
+        Returns:
+            What `group_columns` returns, `micro_batches`, a list of batches of the inner collator, and `micro_rows`,
+            for each the places of its rows in the batch, int64.
+        """
+        parts = self._split(rows)
+        return {
+            **group_columns(rows),
+            "micro_batches": [self.collator([rows[place] for place in part]) for part in parts],
+            "micro_rows": [torch.tensor(part) for part in parts],
+        }
+
+    def _split(self, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+        """First fit, longest first: each row goes into the first micro-batch that has room for it."""
+        costs = [self.collator.tokens([row]) for row in rows]
+        parts: list[list[int]] = []
+        for place in sorted(range(len(rows)), key=lambda place: -costs[place]):
+            for part in parts:
+                if self.collator.tokens([rows[i] for i in (*part, place)]) <= self.max_tokens:
+                    part.append(place)
+                    break
+            else:
+                parts.append([place])
+        return parts

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hf_reward.preparation import prepare_preferences as prepare_preferences
     from hf_reward.ratings import to_pairs as to_pairs
     from hf_reward.rewards import compute_rewards as compute_rewards
+    from hf_reward.scoring import score_rows as score_rows
     from hf_reward.sources import Source as Source
     from hf_reward.splits import split_by_prompt as split_by_prompt
     from hf_reward.tokenization import FormatRule as FormatRule
@@ -54,6 +55,7 @@ _STATIONS = {
     "prepare_tokenizer": "tokenization",
     "register_classifier": "architectures",
     "save_merged": "export",
+    "score_rows": "scoring",
     "split_by_prompt": "splits",
     "tfidf_bradley_terry": "baselines",
     "to_pairs": "ratings",

@@ -90,9 +90,7 @@ def why_not_packed(model: nn.Module) -> str | None:
     reasons = {
         "it caps attention scores": getattr(config, "attn_logit_softcapping", None) is not None,
         "it has attention sinks": any("sink" in name for name, _ in model.named_parameters()),
-        "it carries a state from token to token (state space or linear attention)": getattr(
-            model, "_is_stateful", False
-        ),
+        "it carries a state from token to token (state space or linear attention)": stateful,
         f"it has layers of the kind {', '.join(other)}": bool(other),
         "transformers does not let its attention be replaced": not replaceable,
     }

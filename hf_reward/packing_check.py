@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_reward.packing import packed_model, why_not_packed
-from hf_reward.rewards import compute_features
+from hf_reward.rewards import compute_features, on_device
 
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 # In half precision both paths round: tiny models of ten architectures differ by up to 2% (tests/test_packing.py).
@@ -33,7 +33,7 @@ def packing_error(model: PreTrainedModel, padded: Mapping[str, Any], packed: Map
     model.eval()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            plain, shared = (compute_features(model, _on(device, batch)).float() for batch in (padded, packed))
+            plain, shared = (compute_features(model, on_device(batch, device)).float() for batch in (padded, packed))
     finally:
         model.train(training)
     return float((plain - shared).abs().max() / plain.abs().max().clamp(min=1e-12))
@@ -58,7 +58,3 @@ def packing_problem(model: PreTrainedModel, padded: Mapping[str, Any], packed: M
     half = torch.is_autocast_enabled(model.device.type) or model.dtype not in _TOLERANCES
     tolerance = _HALF_TOLERANCE if half else _TOLERANCES[model.dtype]
     return None if error <= tolerance else f"they differ from padded ones by {error:.1e}, at most {tolerance} expected"
-
-
-def _on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}

@@ -4,7 +4,7 @@ A batch keeps its number of groups whatever their lengths, so that neither chang
 is in it, budgets split it into micro-batches whose gradients add up to its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -118,16 +118,16 @@ class CountsTokens(Protocol):
 
 def consecutive_batches(
     data: Dataset,
-    share: range,
+    places: Iterable[int],
     tokens: Callable[[Sequence[dict[str, Any]]], int],
     batch_size: int,
     max_tokens: int | None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Cut consecutive rows into batches that keep their order.
+    """Cut rows into batches that keep their order.
 
     Args:
         data: Rows as `prepare_preferences` makes them.
-        share: Which of them.
+        places: Which of them, in which order.
         tokens: Tokens that the model computes for some rows.
         batch_size: At most so many rows.
         max_tokens: At most so many tokens, unless one row alone has more; None for no limit.
@@ -136,8 +136,8 @@ def consecutive_batches(
         The rows of each batch.
     """
     batch: list[dict[str, Any]] = []
-    for place in share:
-        row: Any = data[place]
+    for place in places:
+        row: Any = data[int(place)]
         full = len(batch) == batch_size
         if batch and (full or (max_tokens is not None and tokens([*batch, row]) > max_tokens)):
             yield batch

@@ -1,23 +1,52 @@
 """Packed batches give the rewards and gradients of padded ones."""
 
+import copy
 import dataclasses
+import random
+from argparse import Namespace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForSequenceClassification, LlamaConfig
+from peft import LoraConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BloomConfig,
+    Gemma2Config,
+    GptOssConfig,
+    JambaConfig,
+    LlamaConfig,
+    MiniMaxConfig,
+    Qwen3NextConfig,
+)
 
-from hf_reward import AutoModelForRewardScoring, DataCollatorForPreference, compute_rewards
+from hf_reward import (
+    AutoModelForRewardScoring,
+    DataCollatorForPreference,
+    RewardConfig,
+    compute_rewards,
+    packed_attention,
+)
+from hf_reward.modeling import add_adapter
 from hf_reward.packed_attention import PackedLayout
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
 from hf_reward.packing_check import packing_error, packing_problem
-from hf_reward.reward_head import as_reward_model
+from hf_reward.reward_head import as_reward_model, bare_model, disable_dropout
+from hf_reward.training_setup import choose_collator
 from tests.conftest import DECODERS, randomize_head
+from tests.training_runs import largest_difference, make_trainer, weights
 
 SHAPES = ((20, (7, 5)), (3, (11, 2, 4)), (0, (4, 9)), (15, (1, 1)), (1, (3, 6, 2, 2, 5)))
 """Prefix length and own tokens of each response: empty prefix, all but one token shared, K of 2, 3 and 5."""
+
+TINY: dict[str, Any] = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
 
 
 def make_rows(shapes: Any = SHAPES, vocabulary: int = 300, seed: int = 0) -> list[dict[str, Any]]:
@@ -37,6 +66,14 @@ def make_rows(shapes: Any = SHAPES, vocabulary: int = 300, seed: int = 0) -> lis
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    largest = max(gradient.norm() for gradient in expected.values())
+    for name, gradient in expected.items():
+        # An absolute floor: OPT's key biases have a true gradient of zero.
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-5 * largest, name
 
 
 def weighted_sum(rewards: torch.Tensor) -> torch.Tensor:
@@ -68,20 +105,25 @@ def test_packed_equals_padded_in_rewards_and_gradients(arch: str, make_model_fol
         packed = compute_rewards(model, DataCollatorForPackedPreference()(rows))
         weighted_sum(packed).backward()
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
-    found = gradients(model)
-    assert found.keys() == expected.keys()
-    largest = max(gradient.norm() for gradient in expected.values())
-    for name, gradient in expected.items():
-        # An absolute floor: OPT's key biases have a true gradient of zero.
-        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-5 * largest, name
+    assert_same_gradients(gradients(model), expected)
 
 
 @pytest.mark.parametrize("arch", [arch for arch in DECODERS if arch != "gemma2"])
-def test_in_bfloat16_the_two_paths_differ_by_rounding_alone(arch: str, make_model_folder: Any) -> None:
-    model = AutoModelForRewardScoring.from_pretrained(make_model_folder(arch), dtype="bfloat16")
-    rows = make_rows(vocabulary=model.config.vocab_size)
-    padded = DataCollatorForPreference(model.config.pad_token_id)(rows)
-    assert packing_problem(model, padded, DataCollatorForPackedPreference()(rows)) is None
+def test_in_bfloat16_packing_rounds_no_more_than_padding(arch: str, make_model_folder: Any) -> None:
+    half = AutoModelForRewardScoring.from_pretrained(make_model_folder(arch), dtype="bfloat16")
+    randomize_head(half)
+    exact = copy.deepcopy(half).float()
+    draw = random.Random(1)
+    shapes = [(draw.randint(0, 30), [draw.randint(1, 20) for _ in range(draw.randint(2, 4))]) for _ in range(24)]
+    rows = make_rows(shapes, vocabulary=half.config.vocab_size)
+    padded, packed = DataCollatorForPreference(half.config.pad_token_id)(rows), DataCollatorForPackedPreference()(rows)
+    with torch.no_grad(), packed_model(half):
+        right = compute_rewards(exact, padded)
+        of_padded, of_packed = (
+            (compute_rewards(half, batch) - right).square().mean().sqrt() for batch in (padded, packed)
+        )
+    assert 0 < of_packed <= 1.5 * of_padded
+    assert packing_problem(half, padded, packed) is None
 
 
 def test_gemma2_says_why_it_stays_padded(make_model_folder: Any) -> None:
@@ -185,3 +227,270 @@ def test_a_zero_head_does_not_hide_a_fault(llama: Any) -> None:
         packed["position_ids"] = torch.zeros_like(packed["position_ids"])
 
     assert error_after(llama, shift) > 1e-3
+
+
+# --- which models are left out, and why ------------------------------------------------------------------------------
+
+LEFT_OUT: dict[str, tuple[Any, str]] = {
+    "soft-capping": (lambda: Gemma2Config(**TINY), "caps attention scores"),
+    "sinks": (lambda: GptOssConfig(**TINY, num_local_experts=2, num_experts_per_tok=1), "attention sinks"),
+    "linear attention": (
+        lambda: Qwen3NextConfig(**TINY, num_experts=2, layer_types=["linear_attention", "full_attention"]),
+        "carries a state",
+    ),
+    "state space": (
+        lambda: JambaConfig(**TINY, num_experts=2, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1),
+        "carries a state",
+    ),
+    "unknown layers": (
+        lambda: MiniMaxConfig(**TINY, num_local_experts=2, layer_types=["linear_attention", "full_attention"]),
+        "layers of the kind linear_attention",
+    ),
+    "alibi": (lambda: BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4), "does not let its attention"),
+    "encoder": (lambda: BertConfig(**{**TINY, "num_key_value_heads": 4}), "an encoder"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_models_that_cannot_share_a_prefix_say_why(name: str, tmp_path: Any) -> None:
+    make, reason = LEFT_OUT[name]
+    config = make()
+    config.num_labels, config.pad_token_id = 1, 0
+    with torch.device("meta"):
+        model = as_reward_model(AutoModelForSequenceClassification.from_config(config))
+    assert reason in str(why_not_packed(model))
+    tokenizer: Any = Namespace(pad_token_id=0)
+    auto = RewardConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert isinstance(choose_collator(model, auto, tokenizer), DataCollatorForPreference)
+    with pytest.raises(ValueError, match=reason):
+        choose_collator(model, RewardConfig(output_dir=str(tmp_path), use_cpu=True, packing=True), tokenizer)  # type: ignore[arg-type]
+
+
+# --- the variable-length kernel --------------------------------------------------------------------------------------
+
+
+def documented_varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int,
+    *, scale: Any = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """What `torch.nn.attention.varlen.varlen_attn` says it computes, on any device: causality ends bottom right."""
+    assert window_size[1] == 0
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert max_q == cu_seq_q.diff().max()
+    assert max_k == cu_seq_k.diff().max()
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    outputs = []
+    for (q0, q1), (k0, k1) in zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True):
+        mine = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0)
+        places = torch.arange(k1 - k0)
+        mask = places <= mine
+        if window_size[0] >= 0:
+            mask &= places >= mine - window_size[0]
+        q, k, v = (part.transpose(0, 1) for part in (query[q0:q1], key[k0:k1], value[k0:k1]))
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=enable_gqa
+        )
+        outputs.append(attended[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in DECODERS if arch != "gemma2"])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_varlen_back_end_asks_the_kernel_for_the_padded_result(
+    arch: str, grouped: bool, make_model_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def kernel(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(kwargs.get("enable_gqa"))
+        return documented_varlen(*args, **kwargs)
+
+    monkeypatch.setattr(packed_attention, "varlen_attn", kernel)
+    monkeypatch.setattr(packed_attention, "_flash_dtype", lambda query, value: query.dtype)
+    monkeypatch.setattr(packed_attention, "_GROUPED_VARLEN", grouped)  # False: torch 2.11, keys are repeated instead
+    model = AutoModelForRewardScoring.from_pretrained(make_model_folder(arch))
+    randomize_head(model)
+    rows = make_rows(vocabulary=model.config.vocab_size)
+    padded = compute_rewards(model, DataCollatorForPreference(model.config.pad_token_id)(rows))
+    weighted_sum(padded).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    with packed_model(model):
+        packed = compute_rewards(model, DataCollatorForPackedPreference()(rows))
+    weighted_sum(packed).backward()
+    assert len(calls) == 2  # one call for each of the two layers, whatever the number of segments
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(gradients(model), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("window", [None, 8])
+def test_on_cuda_the_kernel_agrees_with_the_other_back_end(window: int | None) -> None:
+    layout = DataCollatorForPackedPreference()(make_rows())["packed_layout"]
+    total = max(end for group in layout.groups for _, end in group.responses)
+    query, key, value = (torch.randn(1, heads, total, 64, device="cuda") for heads in (8, 4, 4))
+    exact = packed_attention.packed_attention(query, key, value, layout, sliding_window=window)
+    half = [tensor.bfloat16().requires_grad_() for tensor in (query, key, value)]
+    assert packed_attention._flash_dtype(half[0], half[2]) is torch.bfloat16
+    found = packed_attention.packed_attention(*half, layout, sliding_window=window)
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
+    found.float().square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in half)
+
+
+# --- beside what else a run may use ----------------------------------------------------------------------------------
+
+
+def test_torch_compile_compiles_no_layout_anew(llama: Any) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(llama, backend="eager")
+    draw = random.Random(0)
+
+    def rewards(model: Any, number: int) -> torch.Tensor:
+        shapes = [(draw.randint(0, 9), (draw.randint(1, 5), draw.randint(1, 5))) for _ in range(3)]
+        with packed_model(llama):
+            return compute_rewards(model, DataCollatorForPackedPreference()(make_rows(shapes, seed=number)))
+
+    for number in range(2):  # once with the first lengths, once with lengths left open
+        rewards(compiled, number)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for number in range(2, 7):
+        state = draw.getstate()
+        found = rewards(compiled, number)
+        draw.setstate(state)
+        torch.testing.assert_close(found, rewards(llama, number))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
+
+
+@pytest.mark.parametrize("extra", ["lora", "checkpointing", "both"])
+def test_lora_and_activation_checkpointing_change_nothing(extra: str, make_model_folder: Any) -> None:
+    model = AutoModelForRewardScoring.from_pretrained(make_model_folder("llama"))
+    if extra != "checkpointing":
+        model = add_adapter(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    if extra != "lora":
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    randomize_head(model)
+    model.train()
+    disable_dropout(model)
+    bare, rows = bare_model(model), make_rows()
+    padded = compute_rewards(model, DataCollatorForPreference(bare.config.pad_token_id)(rows))
+    weighted_sum(padded).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    with packed_model(bare):
+        packed = compute_rewards(model, DataCollatorForPackedPreference()(rows))
+        weighted_sum(packed).backward()
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(gradients(model), expected)
+
+
+def test_under_autocast_packed_rewards_stay_within_rounding(llama: Any) -> None:
+    rows = make_rows()
+    exact = compute_rewards(llama, DataCollatorForPreference(0)(rows))
+    with torch.autocast("cpu", torch.bfloat16), packed_model(llama):
+        padded = compute_rewards(llama, DataCollatorForPreference(0)(rows))
+        packed = compute_rewards(llama, DataCollatorForPackedPreference()(rows))
+    assert packed.dtype == torch.float32
+    assert (packed - exact).square().mean() < 1.5**2 * (padded - exact).square().mean()
+    assert not torch.equal(packed, exact)  # autocast was at work
+
+
+def test_a_response_that_begins_another_is_not_taken_for_its_prefix(llama: Any) -> None:
+    """Both begin at the same place when the shared prefix is empty, which once fooled a draft."""
+    rows = make_rows(((0, (3, 8)), (4, (2, 6))))
+    for row in rows:
+        shared, first = row["prefix_length"], row["input_ids"][0]
+        row["input_ids"][1][: len(first)] = first
+        row["prefix_length"] = shared  # the preparation would share more; less must be right as well
+    with packed_model(llama):
+        packed = compute_rewards(llama, DataCollatorForPackedPreference()(rows))
+    torch.testing.assert_close(packed, compute_rewards(llama, DataCollatorForPreference(0)(rows)), rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_reaches_the_prefix_from_every_response(llama: Any) -> None:
+    rows = make_rows(((6, (3, 4, 2)),))
+    embeddings = llama.get_input_embeddings()
+    rows[0]["input_ids"] = [[*range(10, 16), *sequence[6:]] for sequence in rows[0]["input_ids"]]
+
+    def prefix_gradient(response: int) -> torch.Tensor:
+        llama.zero_grad()
+        with packed_model(llama):
+            compute_rewards(llama, DataCollatorForPackedPreference()(rows))[0, response].backward()
+        return embeddings.weight.grad[10:16].clone()
+
+    each = [prefix_gradient(response) for response in range(3)]
+    assert all(gradient.abs().sum(1).min() > 0 for gradient in each)
+    llama.zero_grad()
+    with packed_model(llama):
+        compute_rewards(llama, DataCollatorForPackedPreference()(rows)).sum().backward()
+    torch.testing.assert_close(embeddings.weight.grad[10:16], sum(each), rtol=1e-4, atol=1e-6)
+
+
+def test_the_check_leaves_mode_and_random_state(llama: Any) -> None:
+    llama.train()
+    before = torch.random.get_rng_state()
+    padded, packed = (
+        collator(make_rows()) for collator in (DataCollatorForPreference(0), DataCollatorForPackedPreference())
+    )
+    assert packing_problem(llama, padded, packed) is None
+    assert llama.training
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# --- what a run does when the two ways differ ------------------------------------------------------------------------
+
+
+def lose_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant a fault: no response sees its prefix."""
+    segments = property(lambda layout: tuple((own, (own[0], own[0])) for own, _ in layout._segments()))
+    monkeypatch.setattr(PackedLayout, "segments", segments)
+
+
+def test_a_run_that_finds_a_difference_pads_and_says_so(
+    make_model_folder: Any, chat_pairs: Any, tmp_path: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    lose_the_prefix(monkeypatch)
+    trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path, max_steps=1)
+    assert isinstance(trainer.data_collator, DataCollatorForPackedPreference)
+    with caplog.at_level("WARNING", "hf_reward"):
+        trainer.train()
+        trainer.evaluate(chat_pairs)
+    assert isinstance(trainer.data_collator, DataCollatorForPreference)
+    assert caplog.text.count("Batches are padded, not packed: they differ from padded ones by") == 1
+
+
+def test_a_run_that_must_pack_stops_at_a_difference(
+    make_model_folder: Any, chat_pairs: Any, tmp_path: Any, monkeypatch: Any
+) -> None:
+    lose_the_prefix(monkeypatch)
+    trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path, max_steps=1, packing=True)
+    with pytest.raises(ValueError, match="would train another model: they differ"):
+        trainer.train()
+
+
+def test_a_run_leaves_its_model_with_the_attention_it_came_with(
+    make_model_folder: Any, chat_pairs: Any, tmp_path: Any
+) -> None:
+    model = AutoModelForRewardScoring.from_pretrained(make_model_folder("llama"))
+    implementation = model.config._attn_implementation
+    trainer = make_trainer(model, chat_pairs, tmp_path, max_steps=1, processing_class=None, evaluation=chat_pairs)
+    trainer.train()
+    trainer.evaluate()
+    assert model.config._attn_implementation == model.base_model.config._attn_implementation == implementation
+
+
+def test_a_packed_batch_is_refused_by_a_model_that_would_read_it_as_one_text(llama: Any) -> None:
+    with pytest.raises(ValueError, match="packed_model"):
+        compute_rewards(llama, DataCollatorForPackedPreference()(make_rows()))
+
+
+def test_torch_compile_trains_as_without_it(make_model_folder: Any, chat_pairs: Any, tmp_path: Any) -> None:
+    def trained(**changes: Any) -> Any:
+        trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path, max_steps=2, seed=3, **changes)
+        trainer.train()
+        assert isinstance(trainer.data_collator, DataCollatorForPackedPreference)
+        return weights(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False))
+
+    compiled = trained(torch_compile=True, torch_compile_backend="eager")
+    assert largest_difference(compiled, trained()) < 1e-6

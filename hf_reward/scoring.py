@@ -1,0 +1,82 @@
+"""Model + prepared rows -> rewards in bulk, each shared prompt computed once where the model allows it."""
+
+import logging
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from hf_reward.data_collator import DataCollatorForPreference
+from hf_reward.packing import DataCollatorForPackedPreference, packed_model
+from hf_reward.packing_check import packing_problem
+from hf_reward.reward_head import RewardModel, bare_model
+from hf_reward.rewards import compute_rewards, on_device
+from hf_reward.samplers import consecutive_batches, longest_first, longest_sequences
+
+logger = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def score_rows(
+    model: RewardModel,
+    data: Dataset,
+    *,
+    batch_size: int = 16,
+    packing: str | bool = "auto",
+    max_tokens_per_batch: int | None = None,
+) -> np.ndarray:
+    """Reward of every response of prepared rows.
+
+    Rows of like length are computed together, the longest first; results come back in the order of the data.
+
+    Args:
+        model: A reward model, perhaps wrapped by PEFT, on the device to use. Its mode is left as it was.
+        data: Rows as `prepare_preferences` makes them.
+        batch_size: Rows in a batch, at most.
+        packing: Compute each shared prompt once and no padding: "auto" where the model allows it, True (else an error)
+            or False.
+        max_tokens_per_batch: Tokens in a batch, at most, unless one row alone has more.
+
+    Returns:
+        Rewards, NaN where a row has fewer responses than the longest list, shape `(R, K)`, float32.
+
+    Raises:
+        ValueError: If packing is asked for and not possible.
+    """
+    bare, training = bare_model(model), model.training
+    model.eval()
+    try:
+        collator = _collator(model, data, packing)
+        rewards = np.full((len(data), max(map(len, data["ranks"][:]))), np.nan, dtype=np.float32)
+        order = longest_first(longest_sequences(data))
+        done = 0
+        packs = isinstance(collator, DataCollatorForPackedPreference)
+        with packed_model(bare) if packs else nullcontext():
+            for rows in consecutive_batches(data, order, collator.tokens, batch_size, max_tokens_per_batch):
+                found = compute_rewards(model, on_device(collator(rows), bare.device)).cpu().numpy()
+                for place, row, values in zip(order[done : done + len(rows)], rows, found, strict=True):
+                    rewards[place, : len(row["ranks"])] = values[: len(row["ranks"])]
+                done += len(rows)
+        return rewards
+    finally:
+        model.train(training)
+
+
+def _collator(model: RewardModel, data: Dataset, packing: str | bool) -> Any:
+    bare = bare_model(model)
+    padded = DataCollatorForPreference(bare.config.get_text_config().pad_token_id)
+    choice = str(packing).lower()
+    if choice not in ("auto", "true", "false"):
+        raise ValueError(f"`packing` must be 'auto', True or False, but is {packing!r}.")
+    if choice == "false":
+        return padded
+    packed, first = DataCollatorForPackedPreference(), [data[place] for place in range(min(2, len(data)))]
+    problem = packing_problem(bare, padded(first), packed(first))
+    if problem is None:
+        return packed
+    if choice == "true":
+        raise ValueError(f"`packing=True` is not possible with this model: {problem}. Use 'auto' or False.")
+    logger.info("Batches are padded, not packed: %s.", problem)
+    return padded

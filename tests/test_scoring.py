@@ -1,0 +1,85 @@
+"""Rewards in bulk are those of each row alone, in the order of the data, whichever way they are computed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import randomize_head
+from training_runs import load
+
+from hf_reward import FormatRule, PreparationRule, prepare_preferences, prepare_tokenizer, score_rows
+from hf_reward.packing import why_not_packed
+
+
+def lists(count: int) -> list[dict[str, Any]]:
+    """Ranked lists of two to four responses; prompts and responses of many lengths."""
+    return [
+        {
+            "prompt": [{"role": "user", "content": "word " * (number * 7 % 11) + f"number {number}?"}],
+            "responses": [
+                [{"role": "assistant", "content": f"answer {place} " * (1 + (number + 3 * place) % 5)}]
+                for place in range(2 + number % 3)
+            ],
+            "ranks": list(range(2 + number % 3)),
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.fixture
+def model_and_rows(make_model_folder: Any, chat_tokenizer: Any) -> Any:
+    def make(arch: str) -> tuple[Any, Any]:
+        model = load(make_model_folder(arch))
+        randomize_head(model)
+        tokenizer = prepare_tokenizer(chat_tokenizer)
+        rule = PreparationRule(format=FormatRule(max_length=None))
+        return model, prepare_preferences(lists(23), tokenizer, rule)[0]
+
+    return make
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "mistral", "gemma2"])
+@pytest.mark.parametrize("packing", ["auto", False])
+@pytest.mark.parametrize("limits", [{}, {"batch_size": 1}, {"max_tokens_per_batch": 150}])
+def test_every_way_gives_the_reward_of_the_row_alone(arch: str, packing: Any, limits: Any, model_and_rows: Any) -> None:
+    model, rows = model_and_rows(arch)
+    found = score_rows(model, rows, packing=packing, **limits)
+    assert found.shape == (23, 4)
+    with torch.no_grad():
+        for row, rewards in zip(rows, found, strict=True):
+            alone = [float(model.eval()(torch.tensor([ids])).logits) for ids in row["input_ids"]]
+            np.testing.assert_allclose(rewards[: len(alone)], alone, rtol=1e-5, atol=1e-5)
+            assert np.isnan(rewards[len(alone) :]).all()
+
+
+def test_packing_computes_each_token_once_and_keeps_to_its_budget(model_and_rows: Any) -> None:
+    model, rows = model_and_rows("llama")
+    seen: list[int] = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    score_rows(model, rows, max_tokens_per_batch=200)
+    of_check, of_rows = seen[:2], seen[2:]
+    distinct = [sum(map(len, row["input_ids"])) - (len(row["ranks"]) - 1) * row["prefix_length"] for row in rows]
+    assert len(of_check) == 2
+    assert sum(of_rows) == sum(distinct)
+    assert max(of_rows) <= max(200, *distinct)
+
+
+def test_a_model_that_cannot_pack_says_why_if_it_must(model_and_rows: Any) -> None:
+    model, rows = model_and_rows("gemma2")
+    with pytest.raises(ValueError, match="caps attention scores"):
+        score_rows(model, rows, packing=True)
+    with pytest.raises(ValueError, match="'auto', True or False"):
+        score_rows(model, rows, packing="yes")
+
+
+def test_the_model_is_left_as_it_was(model_and_rows: Any) -> None:
+    model, rows = model_and_rows("llama")
+    assert why_not_packed(model) is None
+    model.train()
+    implementation = model.config._attn_implementation
+    score_rows(model, rows)
+    assert model.training
+    assert model.config._attn_implementation == implementation

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,7 @@ from hf_reward.reward_head import ReadsLastToken, has_dropout, head_modules
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 
@@ -168,14 +169,15 @@ def open_features(folder: Path, sequences: int) -> FeatureStore | None:
     Returns:
         The features, or None if there are none, the writing was interrupted or a file was changed since.
     """
+    if not (folder / _MANIFEST).exists():
+        return None
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         parts = [FeaturePart(**part) for part in manifest["parts"]]
         store = FeatureStore(folder, parts)
-        whole = len(store) == sequences and all(_checksum(folder / part.file) == part.checksum for part in parts)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = manifest["checksum"] == _checksum_of_parts(parts) and len(store) == sequences
+        whole = whole and all(_checksum(folder / part.file) == part.checksum for part in parts)
+    except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         logger.warning("The cached features in %s are damaged or incomplete; they are computed again.", folder)
@@ -183,7 +185,7 @@ def open_features(folder: Path, sequences: int) -> FeatureStore | None:
     return store
 
 
-def write_part(folder: Path, file: str, features: Iterator[Tensor]) -> FeaturePart:
+def write_part(folder: Path, file: str, features: Iterable[Tensor]) -> FeaturePart:
     """Write the features of one process; the file appears under its name when it is whole.
 
     Args:
@@ -218,12 +220,17 @@ def write_manifest(folder: Path, parts: Sequence[FeaturePart]) -> None:
         parts: Its parts, in the order of their sequences.
     """
     unfinished = folder / f"{_MANIFEST}.{os.getpid()}.unfinished"
-    unfinished.write_text(json.dumps({"parts": [vars(part) for part in parts]}, indent=1), encoding="utf-8")
+    manifest = {"checksum": _checksum_of_parts(parts), "parts": [vars(part) for part in parts]}
+    unfinished.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     unfinished.replace(folder / _MANIFEST)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def _checksum_of_parts(parts: Sequence[FeaturePart]) -> str:
+    return xxhash.xxh3_128(json.dumps([vars(part) for part in parts], sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(path: Path) -> str:
@@ -264,6 +271,11 @@ class FeatureRows(torch.utils.data.Dataset):
         return self.store.read(end - len(row["ranks"]), end)
 
 
+def without_features(data: Any) -> Any:
+    """The rows themselves, without features if they have any."""
+    return data.data if isinstance(data, FeatureRows) else data
+
+
 @dataclass
 class DataCollatorForFeatures:
     """Collates rows with features for the head alone; rows without any go to another collator."""
@@ -285,13 +297,13 @@ class DataCollatorForFeatures:
 
 
 def with_features(
-    data: Dataset, model: Any, compute: Callable[[range], Iterator[Tensor]], accelerator: Accelerator
+    data: Dataset, fingerprint: str, compute: Callable[[range], Generator[Tensor]], accelerator: Accelerator
 ) -> FeatureRows:
     """Rows with their features, read from the cache or computed now, each process a share of them.
 
     Args:
         data: Prepared rows.
-        model: The decoder that computes the features.
+        fingerprint: What `feature_fingerprint` returns.
         compute: Gives the features of consecutive rows, batch by batch.
         accelerator: Of the run.
 
@@ -305,14 +317,15 @@ def with_features(
     folder: Path | None = None
     store: FeatureStore | None = None
     if accelerator.is_main_process:
-        folder = cache_folder(data, feature_fingerprint(model, data, accelerator.mixed_precision))
+        folder = cache_folder(data, fingerprint)
         store = open_features(folder, int(ends[-1]))
     [folder, found] = broadcast_object_list([folder, store is not None])
     if not found:
         process, processes = accelerator.process_index, accelerator.num_processes
         mine = range(len(data) * process // processes, len(data) * (process + 1) // processes)
         logger.info("Computing the features of %s rows once, into %s.", len(data), folder)
-        part = write_part(folder, f"part-{process}-of-{processes}.bin", compute(mine))
+        with closing(compute(mine)) as features:
+            part = write_part(folder, f"part-{process}-of-{processes}.bin", features)
         parts = gather_object([part])
         if accelerator.is_main_process:
             write_manifest(folder, parts)

@@ -84,8 +84,15 @@ def packed_attention(
     """
     if dropout == 0 and _flash_dtype(query, value) is not None:
         return varlen_attention(query, key, value, layout, scaling=scaling, sliding_window=sliding_window)
-    attend = partial(_attend, query, key, value, scaling=scaling, dropout=dropout, sliding_window=sliding_window)
-    return torch.cat([attend(own, before) for own, before in layout.segments], dim=2).transpose(1, 2).contiguous()
+    attend = partial(_attend, scaling=scaling, dropout=dropout, sliding_window=sliding_window)
+    # One split and no slices: the backward pass of each slice would fill a gradient of the whole row with zeros.
+    lengths = [end - start for (start, end), _ in layout.segments]
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    seen = {own: (keys[place], values[place]) for place, (own, _) in enumerate(layout.segments)}
+    outputs = [
+        attend(queries[place], *seen[own], seen.get(before)) for place, (own, before) in enumerate(layout.segments)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
 # --- anywhere: one call per segment ----------------------------------------------------------------------------------
@@ -95,20 +102,18 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    own: Span,
-    before: Span,
+    before: tuple[Tensor, Tensor] | None,
     *,
     scaling: float | None,
     dropout: float,
     sliding_window: int | None,
 ) -> Tensor:
-    """Tokens of the segment `own` attend to the segment `before` and, causally, to themselves."""
-    keys, values = key[:, :, slice(*own)], value[:, :, slice(*own)]
-    offset = before[1] - before[0]
-    if offset:
-        keys = torch.cat([key[:, :, slice(*before)], keys], dim=2)
-        values = torch.cat([value[:, :, slice(*before)], values], dim=2)
-    total = keys.shape[2]
+    """The tokens of a segment attend to keys and values of the one before it and, causally, to themselves."""
+    offset = 0
+    if before is not None:
+        offset = before[0].shape[2]
+        key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+    total = key.shape[2]
     window = total if sliding_window is None else sliding_window
     mask = None
     if offset or window < total:
@@ -118,9 +123,9 @@ def _attend(
         if window < total:
             mask &= places > mine - window
     return scaled_dot_product_attention(
-        query[:, :, slice(*own)],
-        keys,
-        values,
+        query,
+        key,
+        value,
         attn_mask=mask,
         dropout_p=dropout,
         is_causal=mask is None,

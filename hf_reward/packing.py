@@ -131,7 +131,7 @@ def require_packed_model(model: PreTrainedModel) -> None:
 @cache
 def _register(padded: str) -> str:
     """Register our attention under a name of its own; batches without a layout go to the implementation `padded`."""
-    name = f"hf_reward_{padded}"
+    name = f"hf_reward_{padded.encode().hex()}"  # transformers takes a name with "sdpa" or "flash" in it for theirs
     AttentionInterface.register(name, partial(_attention, ALL_ATTENTION_FUNCTIONS[padded]))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[padded])
     return name

@@ -5,7 +5,7 @@ batches, and lets cached features stand in for a frozen backbone.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -21,8 +21,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_reward.data_collator import source_number
-from hf_reward.feature_cache import DataCollatorForFeatures, FeatureRows, why_not_cached, with_features
+from hf_reward.data_collator import DataCollatorForPreference, source_number
+from hf_reward.feature_cache import (
+    DataCollatorForFeatures,
+    FeatureRows,
+    feature_fingerprint,
+    why_not_cached,
+    with_features,
+    without_features,
+)
 from hf_reward.losses import PreferenceLoss
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model
 from hf_reward.packing_check import packing_problem
@@ -46,6 +53,8 @@ from hf_reward.training_setup import (
 )
 
 logger = logging.getLogger(__name__)
+
+_OUR_COLLATORS = (DataCollatorForPreference, DataCollatorForPackedPreference)
 
 
 class PreferenceDataTrainer(Trainer):
@@ -141,6 +150,8 @@ class PreferenceDataTrainer(Trainer):
         if data is not None:  # else `Trainer` says what is missing
             _require_rows(data)
             self._check_packing(data)
+            if self._caches_features(data):  # persistent workers would go on with the features of other weights
+                self._eval_dataloaders = {}
         return super().get_eval_dataloader(eval_dataset)
 
     def _find_eval_dataset(self, data: Any) -> Any:
@@ -206,29 +217,34 @@ class PreferenceDataTrainer(Trainer):
 
     # --- rows of like length ---
 
+    # Rows with features are sampled as without, so that caching them changes nothing else.
+
     def _buckets(self, data: Any) -> bool:
         if not isinstance(data, Dataset) or self.args.length_bucketing == "false":
             return False
         return self.args.length_bucketing == "true" or not self._packs()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        data = self.train_dataset if train_dataset is None else train_dataset
+        data: Any = without_features(self.train_dataset if train_dataset is None else train_dataset)
         if self.args.train_sampling_strategy != "random" or not self._buckets(data):
-            return super()._get_train_sampler(train_dataset)
+            return super()._get_train_sampler(data)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthBucketSampler(longest_sequences(data), self._train_batch_size * self.args.world_size, seed=seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         # `Trainer` would let the strategy for training permute predictions.
-        if isinstance(eval_dataset, IterableDataset):
+        data = without_features(eval_dataset)
+        if isinstance(data, IterableDataset):
             return None
-        if not self._buckets(eval_dataset):
-            return SequentialSampler(eval_dataset)
-        return FixedOrderSampler(longest_first(longest_sequences(eval_dataset)))
+        return (
+            FixedOrderSampler(longest_first(longest_sequences(data)))
+            if self._buckets(data)
+            else SequentialSampler(data)
+        )
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; predictions and labels come back in the order of the dataset."""
-        data: Any = dataloader.dataset
+        data: Any = without_features(dataloader.dataset)
         self._eval_order = longest_first(longest_sequences(data)) if self._buckets(data) else None
         try:
             output = super().evaluation_loop(dataloader, *args, **kwargs)
@@ -255,7 +271,7 @@ class PreferenceDataTrainer(Trainer):
         reason = why_not_cached(self._unwrapped(), data)
         if reason is None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             reason = "the model is sharded over processes"
-        if reason is None and not hasattr(inner_collator(self.data_collator), "tokens"):
+        if reason is None and type(inner_collator(self.data_collator)) not in _OUR_COLLATORS:
             reason = "the data collator is your own"
         if self.args.cache_features == "true":
             if reason is not None:
@@ -276,30 +292,33 @@ class PreferenceDataTrainer(Trainer):
         return self.args.max_steps * step / len(self.train_dataset)
 
     def _rows_with_features(self, data: Dataset) -> FeatureRows:
-        model = self._bare_model()
-        # Weights changed in place have another version, and new ones another address.
-        weights = tuple((tensor.data_ptr(), tensor._version) for tensor in model.base_model.state_dict().values())
-        key = (data._fingerprint, weights)
-        if key not in self._feature_rows:
-            compute = partial(self._compute_features, data)
-            self._feature_rows[key] = with_features(data, model, compute, self.accelerator)
-        return self._feature_rows[key]
+        fingerprint = ""
+        if self.accelerator.is_main_process:
+            # Taken from the weights each time: features of other weights would be wrong rewards without a word.
+            fingerprint = feature_fingerprint(self._bare_model(), data, self.accelerator.mixed_precision)
+        [fingerprint] = broadcast_object_list([fingerprint])
+        if fingerprint not in self._feature_rows:
+            compute = partial(self._features_of_share, data)
+            self._feature_rows[fingerprint] = with_features(data, fingerprint, compute, self.accelerator)
+        return self._feature_rows[fingerprint]
 
-    def _compute_features(self, data: Dataset, share: range) -> Iterator[Tensor]:
-        """Features of some consecutive rows of a dataset."""
-        model = self._bare_model()
+    def _features_of_share(self, data: Dataset, share: range) -> Generator[Tensor]:
+        """Features of some consecutive rows of a dataset, batch by batch."""
         collator: Any = inner_collator(self.data_collator)
+        size, budget = self.args.eval_batch_size, self.args.max_tokens_per_batch
+        with tqdm(total=len(share), desc="Computing features", disable=self.args.disable_tqdm) as progress:
+            for rows in consecutive_batches(data, share, collator.tokens, size, budget):
+                yield self._features_of_batch(collator(rows))
+                progress.update(len(rows))
+
+    @torch.no_grad()
+    def _features_of_batch(self, batch: dict[str, Any]) -> Tensor:
+        model, inputs = self._bare_model(), self._prepare_inputs(batch)
         training = model.training
-        batches = consecutive_batches(
-            data, share, collator.tokens, self.args.eval_batch_size, self.args.max_tokens_per_batch
-        )
         model.eval()
         try:
-            with torch.no_grad(), self._packed(), tqdm(total=len(share), disable=self.args.disable_tqdm) as progress:
-                for rows in batches:
-                    with self.accelerator.autocast():
-                        yield compute_features(model, self._prepare_inputs(collator(rows)))
-                    progress.update(len(rows))
+            with self._packed(), self.accelerator.autocast():
+                return compute_features(model, inputs)
         finally:
             model.train(training)
 

@@ -21,7 +21,6 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from hf_reward.architectures import classifier_class
 
 RewardModel = PreTrainedModel | PeftModel
-_DROPOUT_ATTRIBUTES = ("attention_dropout", "activation_dropout", "dropout")
 
 
 class Float32Linear(nn.Linear):
@@ -278,17 +277,17 @@ def disable_dropout(model: nn.Module, skip: Iterable[str] = ("lora_dropout",)) -
     for name, module in model.named_modules():
         if any(part in name for part in skip):
             continue
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for attribute in _DROPOUT_ATTRIBUTES:
-            if isinstance(getattr(module, attribute, None), float):
-                setattr(module, attribute, 0.0)
+        for attribute in _dropouts(module):
+            setattr(module, attribute, 0.0)
 
 
 def has_dropout(model: nn.Module) -> bool:
     """Whether some dropout of a model would be at work in training."""
-    return any(
-        (isinstance(module, nn.Dropout) and module.p > 0)
-        or any(isinstance(value := getattr(module, name, None), float) and value > 0 for name in _DROPOUT_ATTRIBUTES)
-        for module in model.modules()
-    )
+    return any(_dropouts(module) for module in model.modules())
+
+
+def _dropouts(module: nn.Module) -> list[str]:
+    """Names of a module's own attributes that are probabilities of dropout, under whichever name, and above 0."""
+    if isinstance(module, nn.Dropout):
+        return ["p"] if module.p > 0 else []
+    return [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float) and value > 0]

@@ -1,15 +1,31 @@
-"""How fast is it? Each row of the table runs a peer and hf_reward on the same rows, in the same process, taking turns.
+"""How fast is it? Each row of the tables runs a peer and hf_reward on the same rows, taking turns.
 
     python recipes/speed.py prepare                                     # made-up rows as long as those of HH
     python recipes/speed.py prepare --data harmless_test.jsonl --tokenizer models/SmolLM2-135M-Instruct [--layout hh]
+    python recipes/speed.py train --json speed.json                     # all cases, hours on a CPU
+    python recipes/speed.py train --cases a,c --geometry tiny --steps 1 --rounds 1
 
 `prepare` turns raw preferences into token ids: TRL adds EOS, tokenises and filters; we also measure and summarise.
 Both get max_length 1024 and drop what is longer, and their ids are compared before any time is believed.
+
+`train` trains TRL's RewardTrainer and ours from the same random weights on the same token ids in the same order, 8 rows
+a step, in float32 on a CPU and bfloat16 autocast on CUDA, each measurement in a process of its own:
+
+    a       a long prompt and two short responses, as in HH; `a+ckpt` with activation checkpointing on both sides
+    b       a short prompt and two long responses
+    c       lists of four ranked responses; TRL gets their six pairs as rows and takes six steps where we take one
+    d       rows as in `a`, five epochs, only the head trains; epoch 1 begins with the call of `train`,
+            so the checks before training and the making of features are in it
+    e       the rows of `a`, LoRA (r=16) on all linear layers
+
+`speed_rows.py` states the length distributions. `--data` replaces the made-up rows of a, d and e by pairs of text.
+`--json` writes `machine`, `settings`, `matmul_flops` (before and after), `parameters` (of each geometry's backbone,
+without embeddings), `rows` (by geometry and case, see `speed_rows.describe`) and `measurements`: what
+`speed_measure.measure_training` returns or `error`, with `geometry`, `case`, `round` and `side`.
 """
 
 import json
 import os
-import random
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
@@ -23,19 +39,16 @@ import datasets
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from speed_measure import GEOMETRIES
+from speed_rows import Row, text_and_tokenizer
+from speed_training import benchmark_training, core_count
+from transformers import PreTrainedTokenizerBase
 
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import to_preference_row
 from hf_reward.preparation import PreparationRule, prepare_preferences
 from hf_reward.tokenization import FormatRule
 
 MAX_LENGTH = 1024
-MEAN_WORDS = {"prompt": 95, "chosen": 30, "rejected": 38}
-"""Mean lengths of made-up rows in words, about 125, 40 and 50 tokens: those of Anthropic's HH harmless-base."""
 
-Row = dict[str, Any]
 Ids = list[list[int]]
 
 
@@ -44,12 +57,20 @@ def main() -> None:
     parser = ArgumentParser(description="Benchmarks beside peer libraries.")
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="raw rows to token ids, beside TRL's RewardTrainer")
-    prepare.add_argument("--data", type=Path, help="JSONL of `chosen` and `rejected`, with or without `prompt`")
-    prepare.add_argument("--layout", choices=["text", "hh"], default="text", help="hh: HH transcripts as conversations")
-    prepare.add_argument("--tokenizer", help="folder or Hub id; by default a small BPE is trained here")
+    train = commands.add_parser("train", help="training steps, beside TRL's RewardTrainer")
+    for command in (prepare, train):
+        command.add_argument("--data", type=Path, help="JSONL of `chosen` and `rejected`, with or without `prompt`")
+        command.add_argument("--layout", choices=["text", "hh"], default="text", help="hh: transcripts as messages")
+        command.add_argument("--tokenizer", help="folder or Hub id; by default a small BPE is trained here")
+        command.add_argument("--rounds", type=int, default=3)
     prepare.add_argument("--rows", type=int, default=2000, help="at most so many")
-    prepare.add_argument("--rounds", type=int, default=3)
-    benchmark_preparation(parser.parse_args())
+    train.add_argument("--cases", default="a,b,c,d,e", help="by default a,b,c,d,e")
+    train.add_argument("--geometry", nargs="+", choices=list(GEOMETRIES), help="by default one that suits the device")
+    train.add_argument("--steps", type=int, default=3, help="counted optimizer steps; one more comes before them")
+    train.add_argument("--max-length", type=int, default=512, help="longer rows are left out")
+    train.add_argument("--json", type=Path, help="write the raw results into this file")
+    options = parser.parse_args()
+    {"prepare": benchmark_preparation, "train": benchmark_training}[options.command](options)
 
 
 # --- preparation -----------------------------------------------------------------------------------------------------
@@ -57,10 +78,7 @@ def main() -> None:
 
 def benchmark_preparation(options: Namespace) -> None:
     """Time TRL's `RewardTrainer._prepare_dataset` and our `prepare_preferences`."""
-    rows = read_rows(options.data, options.rows) if options.data else made_up_rows(options.rows)
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else small_tokenizer(rows)
-    if options.layout == "hh":
-        rows = as_conversations(rows)
+    rows, tokenizer = text_and_tokenizer(options, options.rows)
     sides: dict[str, Callable[[Dataset, PreTrainedTokenizerBase], Callable[[], Ids]]]
     sides = {"TRL": prepare_as_trl, "hf_reward": prepare_as_ours}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
@@ -107,71 +125,14 @@ def fresh_dataset(rows: list[Row]) -> Iterator[Dataset]:
         yield Dataset.from_json(str(path), cache_dir=folder)  # type: ignore[misc]
 
 
-# --- rows and tokenizer ----------------------------------------------------------------------------------------------
-
-
-def read_rows(path: Path, limit: int) -> list[Row]:
-    """The first rows of a JSONL file."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line, _ in zip(lines, range(limit), strict=False)]
-
-
-def made_up_rows(count: int, seed: int = 0) -> list[Row]:
-    """Text rows with an implicit prompt; lengths are geometric about `MEAN_WORDS`, words Zipf-like."""
-    pick = random.Random(seed)
-    syllables = [a + b for a in "bdfgklmnprstvw" for b in ("a", "e", "i", "o", "u", "ar", "en", "is", "or")]
-    words = ["".join(pick.choices(syllables, k=1 + place % 4)) for place in range(8000)]
-    weights = [1 / (place + 10) for place in range(len(words))]
-
-    def text(mean: int) -> str:
-        return " ".join(pick.choices(words, weights, k=1 + int(pick.expovariate(1 / mean)))) + "."
-
-    rows = []
-    for _ in range(count):
-        prompt = f"\n\nHuman: {text(MEAN_WORDS['prompt'])}\n\nAssistant: "
-        rows.append({side: prompt + text(MEAN_WORDS[side]) for side in ("chosen", "rejected")})
-    return rows
-
-
-def as_conversations(rows: list[Row]) -> list[Row]:
-    """HH transcripts as prompt, chosen and rejected message lists; the few that are none are left out."""
-    conversations = []
-    for row in rows:
-        try:
-            parsed = to_preference_row(row, layout="hh")
-        except PreferenceFormatError:
-            continue
-        chosen, rejected = parsed.responses
-        conversations.append({"prompt": parsed.prompt, "chosen": chosen, "rejected": rejected})
-    return conversations
-
-
-def small_tokenizer(rows: list[Row]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 4,000 tokens with a ChatML template, trained on the rows."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[misc]
-    backend.decoder = decoders.ByteLevel()  # type: ignore[misc]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator((row["chosen"] for row in rows[:1000]), trainer)
-    message = "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    template = "{% for message in messages %}" + message + "{% endfor %}"
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", chat_template=template)
-
-
-# --- report ----------------------------------------------------------------------------------------------------------
-
-
 def report(title: str, rows: int, seconds: dict[str, list[tuple[float, float]]]) -> None:
     """Print rows per second of each side and the ratio of the medians; the first side is the peer.
 
     CPU seconds of all threads stand beside, since they vary less than wall time on a machine that others use too.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    table = Table(title=title, caption=f"{rows} rows, {cores} CPU cores (load {os.getloadavg()[0]:.1f}), same ids")
+    table = Table(
+        title=title, caption=f"{rows} rows, {core_count()} CPU cores (load {os.getloadavg()[0]:.1f}), same ids"
+    )
     for heading in ("", "rows/s (median)", "min", "max", "ratio", "CPU s (median)", "ratio"):
         table.add_column(heading, justify="right" if heading else "left")
     peer_wall, peer_cpu = (median(times) for times in zip(*next(iter(seconds.values())), strict=True))

@@ -126,6 +126,20 @@ def test_in_bfloat16_packing_rounds_no_more_than_padding(arch: str, make_model_f
     assert packing_problem(half, padded, packed) is None
 
 
+def test_gemma2_packs_once_its_scores_are_not_capped() -> None:
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        **TINY, sliding_window=8, attn_logit_softcapping=None, num_labels=1, pad_token_id=0, initializer_range=0.2,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = as_reward_model(AutoModelForSequenceClassification.from_config(config)).eval()
+    randomize_head(model)
+    assert set(config.layer_types) == {"full_attention", "sliding_attention"}
+    with packed_model(model):
+        packed = compute_rewards(model, DataCollatorForPackedPreference()(make_rows()))
+    torch.testing.assert_close(packed, compute_rewards(model, DataCollatorForPreference(0)(make_rows())))
+
+
 def test_gemma2_says_why_it_stays_padded(make_model_folder: Any) -> None:
     model = AutoModelForRewardScoring.from_pretrained(make_model_folder("gemma2"))
     assert "caps attention scores" in str(why_not_packed(model))

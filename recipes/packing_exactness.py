@@ -1,0 +1,128 @@
+"""Does packing change the model? `python recipes/packing_exactness.py` prints the largest differences by architecture.
+
+For tiny models with random weights and random heads: rewards and the gradients of every parameter of packed batches
+against padded ones in float32, and the root mean square error of both against float32 when the model is in bfloat16.
+Models that cannot be packed are listed with the reason. Offline, CPU, a few seconds.
+"""
+
+import copy
+import os
+import random
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from parity import GROUPED, MLP, SMALL, with_random_head
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from hf_reward import DataCollatorForPreference, compute_rewards
+from hf_reward.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
+from hf_reward.reward_head import as_reward_model
+
+VOCABULARY = 300
+WINDOW = {"sliding_window": 8}
+PLAIN = {**MLP, "num_key_value_heads": 2}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("llama", "qwen3"), GROUPED),
+    **dict.fromkeys(("qwen2", "phi3", "olmo2", "smollm3"), PLAIN),
+    "mistral": {**GROUPED, **WINDOW},
+    "gemma2": {**GROUPED, **WINDOW, "attn_logit_softcapping": None},
+    "gemma3_text": {**GROUPED, **WINDOW},
+    "gpt2": {},
+    "gpt_neox": MLP,
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2},
+}
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "gemma2": GROUPED,
+    "gpt_oss": {**PLAIN, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "qwen3_next": {**PLAIN, "num_experts": 2, "layer_types": ["linear_attention", "full_attention"]},
+    "jamba": {**PLAIN, "num_experts": 2, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "minimax": {**PLAIN, "num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"]},
+    "bloom": {},
+    "bert": MLP,
+    "modernbert": MLP,
+}
+
+
+def main() -> None:
+    """Print both tables."""
+    table = Table(title="packed against padded batches", caption="64 rows of 2 to 4 responses, prefixes of 0 to 30")
+    for heading in ("architecture", "rewards, relative", "gradients, relative", "bfloat16 error, packed / padded"):
+        table.add_column(heading, justify="left" if heading == "architecture" else "right")
+    for arch, settings in ARCHITECTURES.items():
+        rewards, gradients, ratio = differences(make_model(arch, settings), make_rows())
+        table.add_row(arch, f"{rewards:.0e}", f"{gradients:.0e}", f"{ratio:.2f}")
+    reasons = Table(title="padded instead, and why")
+    for heading in ("architecture", "reason"):
+        reasons.add_column(heading)
+    for arch, settings in LEFT_OUT.items():
+        with torch.device("meta"):
+            reasons.add_row(arch, str(why_not_packed(make_model(arch, settings))))
+    Console(width=120).print(table, reasons)
+
+
+def make_model(arch: str, settings: dict[str, Any]) -> PreTrainedModel:
+    """A tiny reward model without dropout, with random weights and a random head."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(arch, vocab_size=VOCABULARY, num_labels=1, pad_token_id=0, **{**SMALL, **settings})
+    model = as_reward_model(AutoModelForSequenceClassification.from_config(config)).eval()
+    with_random_head(model)
+    return model
+
+
+def make_rows(count: int = 64) -> list[dict[str, Any]]:
+    """Rows of random ids with two to four responses to a prompt."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(count):
+        prefix = draw.choices(range(3, VOCABULARY), k=draw.randint(0, 30))
+        responses = [draw.choices(range(3, VOCABULARY), k=draw.randint(1, 20)) for _ in range(draw.randint(2, 4))]
+        row = {"input_ids": [prefix + own for own in responses], "prefix_length": len(prefix)}
+        row |= {"ranks": list(range(len(responses))), "group": number, "row": number, "source": "random"}
+        rows.append({**row, "weight": 1.0, "margin": None, "probability": None})
+    return rows
+
+
+def differences(model: PreTrainedModel, rows: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """How far packed batches are from padded ones.
+
+    Args:
+        model: A model in float32.
+        rows: Tokenised rows.
+
+    Returns:
+        Largest difference of rewards r, over max(1, |r|); largest difference of a parameter's gradient in norm, relative to its own norm or
+        to a hundredth of the largest one if that is more; bfloat16 error of packed over padded rewards.
+    """
+    padded, packed = DataCollatorForPreference(0)(rows), DataCollatorForPackedPreference()(rows)
+    with packed_model(model):
+        expected, found = (rewards_and_gradients(model, batch) for batch in (padded, packed))
+    floor = max(gradient.norm() for gradient in expected[1].values()) / 100
+    gradients = [
+        (found[1][name] - gradient).norm() / torch.maximum(gradient.norm(), floor)
+        for name, gradient in expected[1].items()
+    ]
+    half = copy.deepcopy(model).bfloat16()
+    exact = copy.deepcopy(half).float()
+    with torch.no_grad(), packed_model(half):
+        right = compute_rewards(exact, padded)
+        errors = [(compute_rewards(half, batch) - right).square().mean().sqrt() for batch in (packed, padded)]
+    rewards = (found[0] - expected[0]).abs() / expected[0].abs().clamp(min=1)
+    return float(rewards.max()), float(max(gradients)), float(errors[0] / errors[1])
+
+
+def rewards_and_gradients(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Rewards, and the gradients of a weighted sum of them in which no two weigh the same."""
+    model.zero_grad()
+    rewards = compute_rewards(model, batch)
+    (rewards * torch.linspace(0, 1, rewards.numel()).view_as(rewards)).sum().backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    return rewards.detach(), gradients
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""One measurement of `speed.py train`, made in a process of its own so that its peak memory belongs to one side.
+
+    python recipes/speed_measure.py task.json result.json
+
+`TASKS` are what such a process can do; each takes JSON values and returns some.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from speed_rows import BATCH_SIZE, Group, made_up_rows, our_dataset, small_tokenizer, trl_dataset
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+_QWEN: dict[str, Any] = {"model_type": "qwen2", "vocab_size": 151936, "num_key_value_heads": 2}
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "model_type": "llama",
+        "vocab_size": 4096,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "smollm2-135m": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "qwen2.5-0.5b": {
+        **_QWEN,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+    },
+    "qwen2.5-1.5b": {
+        **_QWEN,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+    },
+}
+"""Shapes from the models' public configurations. Weights are random: speed does not depend on them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process trains."""
+
+    side: str
+    """TRL or hf_reward."""
+    mode: str
+    """full, lora or frozen."""
+    checkpointing: bool
+    epochs: int
+    max_length: int
+    model: str
+    """Folder of `build_model`."""
+    rows: str
+    """JSON file of `warm_up` and `counted`, each a list of groups, each a list of responses."""
+
+
+def run_task(specification: Path, result: Path) -> None:
+    """Do the task that a JSON file names and write what it returns into another.
+
+    Args:
+        specification: `task`, a name of `TASKS`, and its arguments.
+        result: Where to write.
+    """
+    _be_ended_first()
+    values = json.loads(specification.read_text(encoding="utf-8"))
+    result.write_text(json.dumps(TASKS[values.pop("task")](**values)), encoding="utf-8")
+
+
+def _be_ended_first() -> None:
+    """Where memory runs out, let Linux end this measurement and not the benchmark or something else."""
+    place = Path("/proc/self/oom_score_adj")
+    if place.exists():
+        place.write_text("1000", encoding="ascii")
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def build_model(geometry: str, folder: str) -> dict[str, Any]:
+    """Save a random one-label classifier with a tokenizer.
+
+    Args:
+        geometry: Key of `GEOMETRIES`.
+        folder: Where to.
+
+    Returns:
+        `parameters` of the backbone without embeddings.
+    """
+    tokenizer = small_tokenizer(made_up_rows(200))
+    tokenizer.pad_token = "<|endoftext|>"
+    torch.manual_seed(0)
+    shape = {**GEOMETRIES[geometry], "tie_word_embeddings": True, "max_position_embeddings": 8192}
+    config = AutoConfig.for_model(**shape, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    embeddings = model.get_input_embeddings().weight.numel()
+    return {"parameters": sum(weight.numel() for weight in model.base_model.parameters()) - embeddings}
+
+
+def matmul_peak(size: int | None = None) -> dict[str, Any]:
+    """The most floating-point operations a second that square matrix products reach, the best of ten.
+
+    Args:
+        size: Rows; by default 8192 on CUDA and 2048 on a CPU.
+
+    Returns:
+        `flops`, in bfloat16 on CUDA and float32 on a CPU.
+    """
+    cuda = torch.cuda.is_available()
+    size = size or (8192 if cuda else 2048)
+    kind: dict[str, Any] = {"device": "cuda" if cuda else "cpu", "dtype": torch.bfloat16 if cuda else torch.float32}
+    one, other = torch.randn(size, size, **kind), torch.randn(size, size, **kind)
+    seconds = []
+    for _ in range(10):
+        start = _now()
+        torch.mm(one, other)
+        seconds.append(_now() - start)
+    return {"flops": 2 * size**3 / min(seconds)}
+
+
+def measure_training(**values: Any) -> dict[str, Any]:
+    """Train and take the time from the end of one optimizer step to the end of the next.
+
+    Without warm-up rows, epochs are timed instead; the first one from the call of `train`.
+
+    Args:
+        **values: The fields of `Run`.
+
+    Returns:
+        `seconds` and `tokens_computed` of each counted step or epoch, `pairs` and `useful_tokens` of all of them
+        together, and `peak_bytes`.
+    """
+    run = Run(**values)
+    rows = json.loads(Path(run.rows).read_text(encoding="utf-8"))
+    warm_up, counted = ([Group(responses) for responses in rows[part]] for part in ("warm_up", "counted"))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = {"TRL": trl_trainer, "hf_reward": our_trainer}[run.side](run, warm_up, counted, folder)
+        assert trainer.model is not None
+        clock = Clock(trainer.model)
+        trainer.add_callback(clock)
+        start = clock.reading()
+        trainer.train()
+    marks = clock.steps if warm_up else [start, *clock.epochs]
+    return {
+        "seconds": [after[0] - before[0] for before, after in pairwise(marks)],
+        "tokens_computed": [after[1] - before[1] for before, after in pairwise(marks)],
+        "pairs": run.epochs * sum(len(group.pairs) for group in counted),
+        "useful_tokens": run.epochs * sum(group.useful_tokens for group in counted),
+        "peak_bytes": peak_bytes(),
+    }
+
+
+TASKS = {"build": build_model, "peak": matmul_peak, "train": measure_training}
+
+
+# --- the two trainers ------------------------------------------------------------------------------------------------
+
+
+def trl_trainer(run: Run, warm_up: list[Group], counted: list[Group], folder: str) -> Trainer:
+    """TRL's trainer on every pair of the groups."""
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    model: Any = run.model
+    if run.mode == "frozen":
+        model = AutoModelForSequenceClassification.from_pretrained(run.model, dtype=torch.float32)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name.startswith("score.")
+    return RewardTrainer(
+        model=model,
+        args=RewardConfig(**_settings(run, folder), gradient_checkpointing=run.checkpointing),
+        train_dataset=trl_dataset(warm_up, counted),
+        processing_class=AutoTokenizer.from_pretrained(run.model),
+        peft_config=_adapter(run),
+    )
+
+
+def our_trainer(run: Run, warm_up: list[Group], counted: list[Group], folder: str) -> Trainer:
+    """Our trainer on the groups."""
+    from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
+
+    model: Any = run.model
+    settings = {**_settings(run, folder), "activation_checkpointing": run.checkpointing}
+    settings |= {"over_length": "drop", "plot_curves": False}
+    if run.mode == "frozen":
+        model = AutoModelForRewardScoring.from_pretrained(run.model, freeze_backbone=True)
+        if "cache_features" in RewardConfig.__dataclass_fields__:
+            settings["cache_features"] = "auto"
+    return RewardTrainer(
+        model=model,
+        args=RewardConfig(**settings),
+        train_dataset=our_dataset(warm_up, counted),
+        processing_class=AutoTokenizer.from_pretrained(run.model),
+        peft_config=_adapter(run),
+    )
+
+
+def _settings(run: Run, folder: str) -> dict[str, Any]:
+    """What both trainers get: nothing is logged or saved, and the rows come in their order."""
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "num_train_epochs": run.epochs,
+        "train_sampling_strategy": "sequential",
+        "max_length": run.max_length,
+        "learning_rate": 1e-4,
+        "seed": 42,
+        "disable_dropout": True,
+        "use_cpu": not cuda,
+        "bf16": cuda,
+        "dataloader_pin_memory": cuda,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def _adapter(run: Run) -> LoraConfig | None:
+    return LoraConfig(task_type="SEQ_CLS", r=16, target_modules="all-linear") if run.mode == "lora" else None
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+class Clock(TrainerCallback):
+    """Takes the time and the number of tokens that went through the backbone so far, at ends of steps and epochs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tokens = 0
+        self.steps: list[tuple[float, int]] = []
+        self.epochs: list[tuple[float, int]] = []
+        bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        bare.base_model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, _: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        ids = options["input_ids"] if "input_ids" in options else arguments[0]
+        self.tokens += ids.numel()
+
+    def reading(self) -> tuple[float, int]:
+        """Seconds and tokens, once the device has done all its work."""
+        return _now(), self.tokens
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """After an optimizer step."""
+        self.steps.append(self.reading())
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After an epoch."""
+        self.epochs.append(self.reading())
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_bytes() -> int:
+    """Most memory so far: of tensors on CUDA, else of the whole process, imports included."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # `ru_maxrss` of a started process begins at its parent's
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    run_task(Path(sys.argv[1]), Path(sys.argv[2]))

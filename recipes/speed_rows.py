@@ -1,0 +1,296 @@
+"""Rows and tokenizers of `speed.py`: made-up text, made-up token ids, or the user's own pairs.
+
+Token ids are drawn from stated length distributions (`HH_LIKE`, `LONG_RESPONSES`, `LISTS`), so that no tokenizer's
+speed is in a training loop and every machine gets the same rows.
+"""
+
+import json
+import random
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from scipy import stats
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.preferences import to_preference_row
+from hf_reward.preparation import TOKENIZED_FEATURES, PreparationRule, prepare_preferences
+from hf_reward.tokenization import FormatRule
+
+MEAN_WORDS = {"prompt": 95, "chosen": 30, "rejected": 38}
+"""Mean lengths of made-up text in words, about 125, 40 and 50 tokens: those of Anthropic's HH harmless-base."""
+
+BATCH_SIZE = 8
+_FIRST_ID = 3  # the ids below are the special tokens of `small_tokenizer`, the first of them its pad token
+
+Row = dict[str, Any]
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path, limit: int) -> list[Row]:
+    """The first rows of a JSONL file."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line, _ in zip(lines, range(limit), strict=False)]
+
+
+def made_up_rows(count: int, seed: int = 0) -> list[Row]:
+    """Text rows with an implicit prompt; lengths are geometric about `MEAN_WORDS`, words Zipf-like."""
+    pick = random.Random(seed)
+    syllables = [a + b for a in "bdfgklmnprstvw" for b in ("a", "e", "i", "o", "u", "ar", "en", "is", "or")]
+    words = ["".join(pick.choices(syllables, k=1 + place % 4)) for place in range(8000)]
+    weights = [1 / (place + 10) for place in range(len(words))]
+
+    def text(mean: int) -> str:
+        return " ".join(pick.choices(words, weights, k=1 + int(pick.expovariate(1 / mean)))) + "."
+
+    rows = []
+    for _ in range(count):
+        prompt = f"\n\nHuman: {text(MEAN_WORDS['prompt'])}\n\nAssistant: "
+        rows.append({side: prompt + text(MEAN_WORDS[side]) for side in ("chosen", "rejected")})
+    return rows
+
+
+def text_and_tokenizer(options: Namespace, limit: int) -> tuple[list[Row], PreTrainedTokenizerBase]:
+    """The user's rows or made-up ones, at most so many, in the layout asked for, and the tokenizer."""
+    rows = read_rows(options.data, limit) if options.data else made_up_rows(limit)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else small_tokenizer(rows)
+    return (as_conversations(rows) if options.layout == "hh" else rows), tokenizer
+
+
+def as_conversations(rows: list[Row]) -> list[Row]:
+    """HH transcripts as prompt, chosen and rejected message lists; the few that are none are left out."""
+    conversations = []
+    for row in rows:
+        try:
+            parsed = to_preference_row(row, layout="hh")
+        except PreferenceFormatError:
+            continue
+        chosen, rejected = parsed.responses
+        conversations.append({"prompt": parsed.prompt, "chosen": chosen, "rejected": rejected})
+    return conversations
+
+
+def small_tokenizer(rows: list[Row]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 4,000 tokens with a ChatML template, trained on the rows."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[misc]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[misc]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator((row["chosen"] for row in rows[:1000]), trainer)
+    message = "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    template = "{% for message in messages %}" + message + "{% endfor %}"
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", chat_template=template)
+
+
+# --- token ids -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A distribution of token counts with a stated mean."""
+
+    mean: float
+    shape: float
+    """Sigma of a lognormal, shape of a gamma distribution."""
+    family: str = "lognormal"
+
+    def draw(self, count: int, chance: np.random.Generator) -> np.ndarray:
+        """Token counts of at least 1, one from each of `count` equal parts of the distribution, in random order.
+
+        Parts, so that a few rows have the stated mean and spread too.
+        """
+        places = chance.permutation((np.arange(count) + chance.random(count)) / count)
+        if self.family == "gamma":
+            values = stats.gamma.ppf(places, self.shape, scale=self.mean / self.shape)
+        else:
+            values = stats.lognorm.ppf(places, self.shape, scale=self.mean * np.exp(-(self.shape**2) / 2))
+        return np.maximum(1, values.round()).astype(int)
+
+    def __str__(self) -> str:
+        return f"{self.mean:g} {self.family} {self.shape:g}"
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """How long the shared prefix and the responses of a row are, the best response first."""
+
+    source: str
+    prefix: Lengths
+    responses: tuple[Lengths, ...]
+
+    def __str__(self) -> str:
+        return f"drawn from {', '.join(map(str, dict.fromkeys((self.prefix, *self.responses))))}: {self.source}"
+
+
+_HH_PREFIX = Lengths(125, 1.2, "gamma")
+HH_LIKE = RowLengths("fitted to HH harmless-base test", _HH_PREFIX, (Lengths(40, 0.88), Lengths(50, 0.93)))
+"""Its 2,312 rows with SmolLM2's tokenizer have these means, and 10%, 50% and 90% quantiles of 19, 98, 273 (here 18, 92,
+275) for the prefix, 9, 28, 88 (9, 27, 84) for chosen and 10, 36, 108 (10, 32, 107) for rejected. Batches of 8 pairs,
+padded as TRL pads them, have 3.9 (here 3.8) times the tokens that exist; without rows beyond 512 tokens 3.5 (3.5)."""
+
+LONG_RESPONSES = RowLengths(
+    "chosen to look like UltraFeedback, not measured from it",
+    Lengths(60, 0.6),
+    (Lengths(260, 0.6), Lengths(220, 0.6)),
+)
+LISTS = RowLengths("lists of 4, prompts and responses as long as those of HH", _HH_PREFIX, (Lengths(45, 0.9),) * 4)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Token ids of the responses to one prompt, the prompt included, best first."""
+
+    responses: list[list[int]]
+
+    @property
+    def prefix_length(self) -> int:
+        """Number of tokens with which all begin, each keeping one of its own."""
+        most = min(map(len, self.responses)) - 1
+        differ = (place for place in range(most) if len({ids[place] for ids in self.responses}) > 1)
+        return next(differ, most)
+
+    @property
+    def useful_tokens(self) -> int:
+        """Each token that exists, the shared prefix counted once."""
+        return sum(map(len, self.responses)) - (len(self.responses) - 1) * self.prefix_length
+
+    @property
+    def pairs(self) -> list[tuple[list[int], list[int]]]:
+        """Every (better, worse) pair."""
+        return list(combinations(self.responses, 2))
+
+
+def made_up_groups(lengths: RowLengths, count: int, *, max_length: int, vocabulary: int, seed: int = 0) -> list[Group]:
+    """Groups of random ids none of which is over length.
+
+    Args:
+        lengths: Distributions to draw from; rows beyond `max_length` are drawn and left out.
+        count: How many to return.
+        max_length: Longest sequence, prefix included.
+        vocabulary: One above the largest id.
+        seed: The same one gives the same groups.
+
+    Returns:
+        The groups.
+
+    Raises:
+        ValueError: If nearly all rows are over length.
+    """
+    drawn = count
+    while drawn <= 20 * count:
+        chance = np.random.default_rng(seed)
+        parts = [part.draw(drawn, chance) for part in (lengths.prefix, *lengths.responses)]
+        sizes = [row for row in zip(*parts, strict=True) if row[0] + max(row[1:]) <= max_length]
+        if len(sizes) >= count:
+            return [_random_group(row, vocabulary, chance) for row in sizes[:count]]
+        drawn += count - len(sizes)  # no more than needed, so that the parts that are kept stay even
+    raise ValueError(f"`max_length={max_length}` is below the length of nearly all rows; raise it.")
+
+
+def _random_group(sizes: Sequence[int], vocabulary: int, chance: np.random.Generator) -> Group:
+    prefix, *responses = (chance.integers(_FIRST_ID, vocabulary, size).tolist() for size in sizes)
+    return Group([prefix + response for response in responses])
+
+
+def groups_of_text(
+    rows: list[Row], count: int, *, tokenizer: PreTrainedTokenizerBase, max_length: int, vocabulary: int
+) -> list[Group]:
+    """Groups of a user's own pairs, in random order, without those over length.
+
+    Args:
+        rows: Pairs in any layout that hf_reward reads.
+        count: How many to return.
+        tokenizer: Makes the ids.
+        max_length: Longest sequence.
+        vocabulary: Of the model.
+
+    Returns:
+        The groups.
+
+    Raises:
+        ValueError: If there are too few rows, or the tokenizer's ids do not fit the model.
+    """
+    rule = PreparationRule(format=FormatRule(max_length=max_length, over_length="drop"))
+    rows = random.Random(0).sample(rows, len(rows))
+    prepared: Any = prepare_preferences(rows[: 4 * count], tokenizer, rule)[0]
+    groups = [Group([ids for _, ids in sorted(zip(row["ranks"], row["input_ids"], strict=True))]) for row in prepared]
+    if len(groups) < count:
+        raise ValueError(f"{count} rows of at most {max_length} tokens are needed, but the data has {len(groups)}.")
+    largest = max(token for group in groups for ids in group.responses for token in ids)
+    if largest >= vocabulary:
+        raise ValueError(f"The tokenizer makes id {largest}, but the model has {vocabulary} embeddings.")
+    return groups[:count]
+
+
+# --- what each side is given -----------------------------------------------------------------------------------------
+
+
+def trl_dataset(warm_up: list[Group], counted: list[Group]) -> Dataset:
+    """Every pair of every group as a row of its own; of the warm-up groups only the first batch of pairs.
+
+    The pairs of a list stay together, which favours TRL: a batch pads to the longest of one or two prompts.
+    """
+    pairs = [pair for group in warm_up for pair in group.pairs][:BATCH_SIZE]
+    pairs += [pair for group in counted for pair in group.pairs]
+    return Dataset.from_list([{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in pairs])
+
+
+def our_dataset(warm_up: list[Group], counted: list[Group]) -> Dataset:
+    """Every group as a row of a dataset as `prepare_preferences` makes it."""
+    rows = [_prepared_row(number, group) for number, group in enumerate([*warm_up, *counted])]
+    return Dataset.from_list(rows, features=TOKENIZED_FEATURES)
+
+
+def _prepared_row(number: int, group: Group) -> Row:
+    return {
+        **dict.fromkeys(TOKENIZED_FEATURES),
+        "input_ids": group.responses,
+        "ranks": list(range(len(group.responses))),
+        "prefix_length": group.prefix_length,
+        "length": sum(map(len, group.responses)),
+        "weight": 1.0,
+        "group": number,
+        "row": number,
+        "source": "speed",
+        "content_hash": number,
+        "cut_tokens": 0,
+        "merged": 0,
+        "prompts_differed": False,
+        "problem": "",
+    }
+
+
+def describe(groups: list[Group]) -> dict[str, Any]:
+    """Mean tokens of rows as they are used, and how much padding TRL's batches hold.
+
+    Args:
+        groups: Groups of equally many responses.
+
+    Returns:
+        `prefix` and `responses`, mean numbers of tokens, and `padded_to_existing`, the tokens of TRL's padded batches
+        of pairs over those that exist, a pair's prefix counted once.
+    """
+    prefixes = [group.prefix_length for group in groups]
+    own = [[len(ids) - group.prefix_length for ids in group.responses] for group in groups]
+    pairs = [pair for group in groups for pair in group.pairs]
+    batches = [pairs[start : start + BATCH_SIZE] for start in range(0, len(pairs), BATCH_SIZE)]
+    padded = sum(2 * len(batch) * max(len(ids) for pair in batch for ids in pair) for batch in batches)
+    existing = sum(Group(list(pair)).useful_tokens for pair in pairs)
+    return {
+        "prefix": float(np.mean(prefixes)),
+        "responses": [float(mean) for mean in np.mean(own, axis=0)],
+        "padded_to_existing": padded / existing,
+    }

@@ -1,0 +1,964 @@
+"""A frozen backbone runs once per row; what is trained and measured is what it would be without the cache."""
+
+import copy
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from conftest import CHAT_TEMPLATE, randomize_head
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from test_trainer import ranked_lists
+from test_trainer_distributed import free_port
+from training_runs import largest_difference, load, losses, make_trainer, weights
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from hf_reward import DataCollatorForPreference, RewardTrainer
+from hf_reward.feature_cache import (
+    FeatureStore,
+    cache_folder,
+    feature_fingerprint,
+    open_features,
+    why_not_cached,
+    write_manifest,
+    write_part,
+)
+from hf_reward.reward_head import as_reward_model, disable_dropout, freeze_all_but_head
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """The cache of `datasets`, empty at the start of each test."""
+    folder = tmp_path / "datasets-cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    return folder
+
+
+def frozen(folder: Path, head: int = 1, **options: Any) -> Any:
+    model = load(folder, freeze_backbone=True, **options)
+    randomize_head(model, head)
+    return model
+
+
+def cached_trainer(model: Any, rows: Any, out: Path, **changes: Any) -> RewardTrainer:
+    """A trainer that takes features from the cache unless told otherwise, and evaluates its training rows."""
+    model = frozen(model) if isinstance(model, Path) else model
+    changes = {"evaluation": rows, "cache_features": True, "learning_rate": 1e-2, **changes}
+    return make_trainer(model, rows, out, **changes)
+
+
+def rewards(trainer: RewardTrainer, data: Any = None) -> torch.Tensor:
+    """Rewards of the evaluation rows, on the way that `evaluate` goes."""
+    output = trainer.evaluation_loop(trainer.get_eval_dataloader(data), "Evaluation")
+    assert isinstance(output.label_ids, tuple)
+    return torch.from_numpy(output.predictions).masked_fill(torch.from_numpy(output.label_ids[0]) == -100, 0.0)
+
+
+def uncached_rewards(trainer: RewardTrainer) -> torch.Tensor:
+    """The same rewards from the model as it is, each sequence by itself."""
+    rows = trainer.eval_dataset["input_ids"]
+    found = torch.zeros(len(rows), max(map(len, rows)))
+    trainer.model.eval()
+    with torch.no_grad():
+        for row, sequences in enumerate(rows):
+            for place, ids in enumerate(sequences):
+                found[row, place] = trainer.model(input_ids=torch.tensor([ids])).logits.item()
+    return found
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@contextmanager
+def backbone_tokens(model: Any) -> Iterator[list[int]]:
+    """Tokens of each run of the backbone."""
+    seen: list[int] = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def computed_tokens(trainer: RewardTrainer) -> int:
+    """Tokens that the backbone computes for an evaluation."""
+    trainer._packing_checked = True  # the check runs the backbone on two rows of its own
+    with backbone_tokens(trainer.model) as seen:
+        trainer.evaluate()
+    return sum(seen)
+
+
+def stored(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("features-*"))
+
+
+# --- the same result -------------------------------------------------------------------------------------------------
+
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "gpt2": ("gpt2", {}),
+    "opt": ("opt", {}),
+    "mistral with a sliding window": ("mistral", {}),
+    "gemma2, which cannot be packed": ("gemma2", {}),
+    "padded": ("llama", {"packing": False}),
+    "padded without buckets": ("llama", {"packing": False, "length_bucketing": False}),
+    "packed with buckets": ("llama", {"length_bucketing": True}),
+    "grouped by length": ("llama", {"train_sampling_strategy": "group_by_length"}),
+    "a small token budget": ("llama", {"max_tokens_per_batch": 40}),
+    "a small token budget, padded": (
+        "llama",
+        {"max_tokens_per_batch": 40, "packing": False, "length_bucketing": False},
+    ),
+    "accumulated": ("llama", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
+    "plackett_luce": ("llama", {"loss_type": "plackett_luce"}),
+    "two learning rates and weight decay": ("llama", {"head_learning_rate": 3e-2, "weight_decay": 0.1}),
+    "all columns kept": ("llama", {"remove_unused_columns": False}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_cached_run_equals_an_uncached_one(make_model_folder, tmp_path, name):
+    arch, changes = RUNS[name]
+    folder, results = make_model_folder(arch), []
+    before = weights(frozen(folder))
+    for cached in (False, True):
+        trainer = cached_trainer(
+            folder, ranked_lists(10), tmp_path / "run", evaluation=ranked_lists(7), cache_features=cached,
+            num_train_epochs=3, eval_strategy="epoch", seed=3,
+            **{"per_device_train_batch_size": 4, "per_device_eval_batch_size": 3, **changes},
+        )  # fmt: skip
+        trainer.train()
+        measured = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
+        results.append((weights(trainer.model), losses(trainer), measured, rewards(trainer)))
+    (plain, plain_losses, plain_metrics, plain_rewards), (fast, fast_losses, metrics, found) = results
+    assert largest_difference({"score.weight": plain["score.weight"]}, {"score.weight": before["score.weight"]}) > 1e-2
+    assert {name for name in fast if not torch.equal(fast[name], before[name])} == {"score.weight"}
+    assert largest_difference(fast, plain) < 1e-5
+    assert fast_losses == pytest.approx(plain_losses, rel=1e-5, abs=1e-5)
+    close(found, plain_rewards)
+    assert len(metrics) == len(plain_metrics) == 3
+    for one, other in zip(metrics, plain_metrics, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in other.items():
+            if "second" not in key and "time" not in key:
+                assert one[key] == pytest.approx(value, rel=1e-5, abs=1e-5, nan_ok=True), key
+
+
+def test_predictions_after_cached_training_are_those_of_the_model(make_model_folder, tmp_path):
+    trainer = cached_trainer(make_model_folder("llama"), ranked_lists(), tmp_path / "run", num_train_epochs=2)
+    trainer.train()
+    close(torch.from_numpy(trainer.predict(trainer.eval_dataset).predictions), uncached_rewards(trainer))
+    close(torch.from_numpy(trainer.predict(ranked_lists()).predictions), uncached_rewards(trainer))
+
+
+def test_each_of_several_evaluation_sets_gets_its_own_features(make_model_folder, tmp_path):
+    parts = {"first": ranked_lists(3), "second": ranked_lists(7)[3:]}
+    found = []
+    for cached in (True, False):
+        trainer = cached_trainer(
+            make_model_folder("llama"), ranked_lists(), tmp_path / "run", evaluation=parts, cache_features=cached
+        )  # fmt: skip
+        metrics = trainer.evaluate() | trainer.evaluate(ranked_lists(5), metric_key_prefix="raw")
+        found.append({key: value for key, value in metrics.items() if key.endswith(("mean_reward", "accuracy"))})
+    assert {"eval_first_mean_reward", "eval_second_mean_reward", "raw_mean_reward"} <= found[0].keys()
+    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_rows_may_be_read_by_worker_processes(make_model_folder, tmp_path):
+    folder, found = make_model_folder("llama"), []
+    for workers in (0, 2):
+        trainer = cached_trainer(
+            folder, ranked_lists(), tmp_path / "run", num_train_epochs=2, per_device_train_batch_size=4,
+            dataloader_num_workers=workers,
+        )  # fmt: skip
+        trainer.train()
+        found.append((losses(trainer), rewards(trainer)))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    close(found[1][1], found[0][1])
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(make_model_folder, tmp_path, step):
+    folder = make_model_folder("llama")
+
+    def trainer() -> RewardTrainer:
+        return cached_trainer(
+            folder, ranked_lists(12), tmp_path / "run", per_device_train_batch_size=4, num_train_epochs=3,
+            save_strategy="steps", save_steps=1,
+        )  # fmt: skip
+
+    whole, resumed = trainer(), trainer()
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+    assert resumed.state.global_step == 9
+    assert largest_difference(weights(resumed.model), weights(whole.model)) == 0
+    assert losses(resumed) == losses(whole)
+
+
+# --- how often the backbone runs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_backbone_reads_each_row_once_whatever_the_number_of_epochs(make_model_folder, tmp_path, packing):
+    trainer = cached_trainer(
+        make_model_folder("llama"), ranked_lists(), tmp_path / "run", packing=packing, num_train_epochs=4,
+        eval_strategy="epoch", evaluation=ranked_lists(11)[8:], per_device_eval_batch_size=4,
+    )  # fmt: skip
+    rows = [*trainer.train_dataset, *trainer.eval_dataset]
+    own = sum(len(ids) for row in rows for ids in row["input_ids"])
+    repeated = sum((len(row["ranks"]) - 1) * row["prefix_length"] for row in rows)
+    assert repeated > 0
+    trainer._packing_checked = True
+    with backbone_tokens(trainer.model) as seen:
+        trainer.train()
+    assert len(seen) == 3
+    assert sum(seen) == own - repeated if packing else own <= sum(seen) < 2 * own
+
+    again = cached_trainer(
+        tmp_path / "llama", ranked_lists(), tmp_path / "run", packing=packing, num_train_epochs=2,
+        eval_strategy="epoch", evaluation=ranked_lists(11)[8:],
+    )  # fmt: skip
+    again._packing_checked = True
+    with backbone_tokens(again.model) as seen:
+        again.train()
+    assert seen == []
+
+
+def test_a_cache_larger_than_a_batch_is_computed_within_the_token_budget(make_model_folder, tmp_path):
+    trainer = cached_trainer(make_model_folder("llama"), ranked_lists(), tmp_path / "run", max_tokens_per_batch=100)
+    longest = max(row["length"] for row in trainer.train_dataset)
+    trainer._packing_checked = True
+    with backbone_tokens(trainer.model) as seen:
+        trainer.evaluate()
+    assert len(seen) > 2
+    assert max(seen) <= max(100, longest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "computed_twice"),
+    [
+        ({"num_train_epochs": 1}, True),
+        ({"num_train_epochs": 2}, False),
+        ({"max_steps": 2}, True),
+        ({"max_steps": 3}, False),
+        ({"num_train_epochs": 2, "cache_features": False}, True),
+    ],
+)
+def test_auto_caches_where_training_passes_over_its_rows_more_than_once(
+    make_model_folder, tmp_path, cache, changes, computed_twice
+):
+    changes = {"cache_features": "auto", "per_device_train_batch_size": 4, **changes}
+    trainer = cached_trainer(make_model_folder("llama"), ranked_lists(8), tmp_path / "run", **changes)
+    trainer.train()
+    assert bool(stored(cache)) is not computed_twice
+    assert (computed_tokens(trainer) > 0) is computed_twice
+
+
+def test_loading_the_best_checkpoint_needs_no_further_run_of_the_backbone(make_model_folder, tmp_path):
+    trainer = cached_trainer(
+        make_model_folder("llama"), ranked_lists(), tmp_path / "run", num_train_epochs=2, eval_strategy="epoch",
+        save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="loss",
+    )  # fmt: skip
+    trainer.train()
+    assert computed_tokens(trainer) == 0
+    close(rewards(trainer), uncached_rewards(trainer))
+
+
+# --- what the features depend on -------------------------------------------------------------------------------------
+
+
+def test_features_lie_beside_the_cache_of_rows_that_were_read_from_a_file(make_model_folder, tmp_path, cache):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in ranked_lists()))
+    folder = make_model_folder("llama")
+    trainer = cached_trainer(folder, str(source), tmp_path / "run")
+    assert computed_tokens(trainer) > 0
+    [features] = stored(cache)
+    assert features.parent == Path(trainer.eval_dataset.cache_files[0]["filename"]).parent
+    assert computed_tokens(cached_trainer(folder, str(source), tmp_path / "run")) == 0
+
+
+def nudged(model: Any) -> Any:
+    """The smallest change of one backbone weight."""
+    with torch.no_grad():
+        weight = model.model.layers[0].mlp.up_proj.weight
+        weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(10.0))
+    return model
+
+
+def otherwise_configured(model: Any) -> Any:
+    """The same weights under another configuration."""
+    model.config.rms_norm_eps = 1e-2
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.variance_epsilon = 1e-2
+    return model
+
+
+def with_other_text(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = copy.deepcopy(rows)
+    rows[4]["chosen"][0]["content"] += "!"
+    return rows
+
+
+CHANGES: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = {
+    "one backbone weight": (lambda path: nudged(frozen(path)), list, {}),
+    "the configuration": (lambda path: otherwise_configured(frozen(path)), list, {}),
+    "the text of a row": (frozen, with_other_text, {}),
+    "the order of the rows": (frozen, lambda rows: rows[::-1], {}),
+    "fewer rows": (frozen, lambda rows: rows[:-1], {}),
+    "truncation": (frozen, list, {"max_length": 58}),
+    "precision of the backbone": (lambda path: frozen(path, dtype="bfloat16"), list, {}),
+    "precision of the run": (frozen, list, {"bf16": True}),
+    "chat template": (frozen, list, {"chat_template_path": CHAT_TEMPLATE.replace("<|im_end|>", "?<|im_end|>")}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_what_the_features_depend_on_computes_them_again(
+    make_model_folder, chat_pairs, tmp_path, cache, name
+):
+    make_model, make_rows, changes = CHANGES[name]
+    folder = make_model_folder("llama")
+    if "chat_template_path" in changes:
+        template = tmp_path / "template.jinja"
+        template.write_text(changes["chat_template_path"])
+        changes = {"chat_template_path": str(template)}
+    assert computed_tokens(cached_trainer(folder, chat_pairs, tmp_path / "run")) > 0
+    trainer = cached_trainer(make_model(folder), make_rows(chat_pairs), tmp_path / "run", **changes)
+    assert computed_tokens(trainer) > 0
+    assert len(stored(cache)) == 2
+    found = rewards(trainer)
+    plain = cached_trainer(
+        make_model(folder), make_rows(chat_pairs), tmp_path / "run", cache_features=False, **changes
+    )  # fmt: skip
+    tolerance = 0.05 * float(found.abs().max()) if "precision" in name else 1e-5
+    torch.testing.assert_close(found, rewards(plain), rtol=1e-5, atol=tolerance)
+
+
+UNRELATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "the head": ({"head": 2}, {}),
+    "a maximal length that cuts nothing": ({}, {"max_length": 900}),
+    "padded batches of another size": ({}, {"packing": False, "per_device_eval_batch_size": 3}),
+    "the loss": ({}, {"loss_type": "hinge", "seed": 9}),
+}
+
+
+@pytest.mark.parametrize("name", UNRELATED)
+def test_a_change_of_anything_else_keeps_them(make_model_folder, chat_pairs, tmp_path, name):
+    options, changes = UNRELATED[name]
+    folder = make_model_folder("llama")
+    first = cached_trainer(folder, chat_pairs, tmp_path / "run")
+    assert computed_tokens(first) > 0
+    trainer = cached_trainer(frozen(folder, **options), chat_pairs, tmp_path / "run", **changes)
+    assert computed_tokens(trainer) == 0
+    close(rewards(trainer), uncached_rewards(trainer))
+
+
+def test_other_ranks_and_weights_come_with_the_same_features(make_model_folder, tmp_path):
+    folder, rows = make_model_folder("llama"), ranked_lists()
+    turned = [{**row, "ranks": [-rank for rank in row["ranks"]], "weight": 3.0} for row in rows]
+    first, second = (cached_trainer(folder, data, tmp_path / "run") for data in (rows, turned))
+    assert computed_tokens(first) > 0
+    assert computed_tokens(second) == 0
+    one, other = first.evaluate(), second.evaluate()
+    assert other["eval_accuracy"] == pytest.approx(1 - one["eval_accuracy"])
+    assert 0 < one["eval_accuracy"] != 0.5
+
+
+def test_a_copy_of_the_model_in_another_folder_finds_the_features(make_model_folder, chat_pairs, tmp_path):
+    assert computed_tokens(cached_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run")) > 0
+    other = make_model_folder("llama", name="moved")
+    assert computed_tokens(cached_trainer(other, chat_pairs, tmp_path / "run")) == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [[[5, 6, 7], [5, 8]], [[9, 4], [9, 3, 3]]],
+        [[[5, 6], [7, 5, 8]], [[9, 4], [9, 3, 3]]],
+        [[[5, 6, 7], [5, 8], [9, 4]], [[9, 3, 2]]],
+        [[[9, 4], [9, 3, 2]], [[5, 6, 7], [5, 8]]],
+        [[[5, 8], [5, 6, 7]], [[9, 4], [9, 3, 2]]],
+        [[[5, 6, 7], [5, 8]], [[9, 4], [9, 3, 2], [0]]],
+    ],
+    ids=["token", "border of a sequence", "border of a row", "rows", "responses", "one more response"],
+)
+def test_the_fingerprint_tells_token_ids_apart(make_model_folder, other):
+    model = frozen(make_model_folder("llama"))
+
+    def fingerprint(rows: list[list[list[int]]]) -> str:
+        data = Dataset.from_dict({"input_ids": rows, "prefix_length": [1] * len(rows)})
+        return feature_fingerprint(model, data, "no")
+
+    rows = [[[5, 6, 7], [5, 8]], [[9, 4], [9, 3, 2]]]
+    assert fingerprint(rows) == fingerprint(copy.deepcopy(rows)) != fingerprint(other)
+    chosen = Dataset.from_dict({"input_ids": [*other, *rows], "prefix_length": [1] * (len(other) + 2)})
+    chosen = chosen.select([len(other), len(other) + 1])
+    assert feature_fingerprint(model, chosen, "no") == fingerprint(rows)
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def flip_a_byte(folder: Path) -> None:
+    [part] = folder.glob("*.bin")
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    part.write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    [part] = folder.glob("*.bin")
+    part.write_bytes(part.read_bytes()[:-4])
+
+
+def delete_the_part(folder: Path) -> None:
+    [part] = folder.glob("*.bin")
+    part.unlink()
+
+
+def edit_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / "manifest.json").read_text())
+        change(content["parts"][0])
+        (folder / "manifest.json").write_text(json.dumps(content))
+
+    return edit
+
+
+def halve_the_hidden_size(part: dict[str, Any]) -> None:
+    part["hidden_size"] //= 2
+
+
+def double_the_hidden_size(part: dict[str, Any]) -> None:
+    part["hidden_size"] *= 2
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "a flipped byte": flip_a_byte,
+    "a truncated part": truncate,
+    "a deleted part": delete_the_part,
+    "an empty manifest": lambda folder: (folder / "manifest.json").write_text(""),
+    "a manifest cut short": lambda folder: (folder / "manifest.json").write_text('{"parts": [{"file": "part-0'),
+    "a manifest that is no text": lambda folder: (folder / "manifest.json").write_bytes(b"\xff\x00\xfe"),
+    "a manifest of another kind": lambda folder: (folder / "manifest.json").write_text("[1, 2]"),
+    "a manifest without parts": lambda folder: (folder / "manifest.json").write_text('{"parts": []}'),
+    "a wrong number of sequences": edit_manifest(lambda part: part.update(sequences=part["sequences"] - 1)),
+    "a missing field": edit_manifest(lambda part: part.pop("dtype")),
+    "a text as a number": edit_manifest(lambda part: part.update(sequences="24")),
+    "an unknown type": edit_manifest(lambda part: part.update(dtype="float33")),
+    "another type of the same size": edit_manifest(lambda part: part.update(dtype="int32")),
+    "another type of half the size": edit_manifest(lambda part: part.update(dtype="bfloat16")),
+    "half the hidden size": edit_manifest(halve_the_hidden_size),
+    "twice the hidden size": edit_manifest(double_the_hidden_size),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_cache_is_noticed_and_computed_again(make_model_folder, tmp_path, cache, caplog, name):
+    folder = make_model_folder("llama")
+    expected = rewards(cached_trainer(folder, ranked_lists(), tmp_path / "run"))
+    [features] = stored(cache)
+    DAMAGE[name](features)
+    with caplog.at_level(logging.WARNING):
+        trainer = cached_trainer(folder, ranked_lists(), tmp_path / "run")
+        assert computed_tokens(trainer) > 0
+    close(rewards(trainer), expected)
+    assert "damaged or incomplete" in caplog.text
+    assert str(features) in caplog.text
+    assert stored(cache) == [features]
+    assert open_features(features, sum(map(len, trainer.eval_dataset["ranks"]))) is not None
+
+
+def leave_unfinished_files(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    [part] = folder.glob("*.bin")
+    for number in (os.getpid(), 1):
+        (folder / f"{part.name}.{number}.unfinished").write_bytes(b"half")
+        (folder / f"manifest.json.{number}.unfinished").write_text('{"parts"')
+    part.unlink()
+
+
+@pytest.mark.parametrize("interrupt", [lambda folder: (folder / "manifest.json").unlink(), leave_unfinished_files])
+def test_a_half_written_cache_is_computed_again(make_model_folder, tmp_path, cache, interrupt):
+    folder = make_model_folder("llama")
+    expected = rewards(cached_trainer(folder, ranked_lists(), tmp_path / "run"))
+    [features] = stored(cache)
+    interrupt(features)
+    trainer = cached_trainer(folder, ranked_lists(), tmp_path / "run")
+    assert computed_tokens(trainer) > 0
+    close(rewards(trainer), expected)
+    assert computed_tokens(cached_trainer(folder, ranked_lists(), tmp_path / "run")) == 0
+
+
+def test_an_exception_while_computing_leaves_nothing_behind(make_model_folder, tmp_path, cache):
+    trainer = cached_trainer(
+        make_model_folder("llama"), ranked_lists(), tmp_path / "run", per_device_eval_batch_size=3, num_train_epochs=2
+    )  # fmt: skip
+    trainer._packing_checked = True
+    trainer.model.train()
+    before, calls = trainer.model.config._attn_implementation, []
+
+    def interrupt(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    handle = trainer.model.base_model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluate()
+    handle.remove()
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    assert trainer.model.config._attn_implementation == before
+    assert trainer.model.training
+    assert torch.is_grad_enabled()
+    trainer.train()
+    assert computed_tokens(trainer) == 0
+    close(rewards(trainer), uncached_rewards(trainer))
+
+
+def test_a_full_disk_leaves_the_model_and_torch_as_they_were(make_model_folder, tmp_path, cache, monkeypatch):
+    trainer = cached_trainer(
+        make_model_folder("llama"), ranked_lists(), tmp_path / "run", per_device_eval_batch_size=3, num_train_epochs=2
+    )  # fmt: skip
+    trainer._packing_checked = True
+    trainer.model.train()
+    before, open_file = trainer.model.config._attn_implementation, Path.open
+
+    def full(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        return open("/dev/full", "wb", buffering=0) if mode == "wb" else open_file(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        trainer.evaluate()
+    monkeypatch.undo()
+    after = (torch.is_grad_enabled(), trainer.model.training, trainer.model.config._attn_implementation)
+    del caught
+    torch.set_grad_enabled(True)
+    assert after == (True, True, before)
+
+
+# --- where it is not possible ----------------------------------------------------------------------------------------
+
+
+def own_collator(rows: list[dict[str, Any]]) -> Any:
+    return DataCollatorForPreference(0)(rows)
+
+
+class DoubledWeights(DataCollatorForPreference):
+    """A collator of one's own that can count tokens, as `max_tokens_per_batch` asks of it."""
+
+    def __call__(self, rows: Any) -> Any:
+        batch = super().__call__(rows)
+        return {**batch, "weights": batch["weights"] * 2}
+
+
+def loader_with(arch: str = "llama", **options: Any) -> Callable[..., Any]:
+    def make(make_model_folder: Callable[..., Path]) -> Any:
+        model = load(make_model_folder(arch), **{"freeze_backbone": True, **options})
+        randomize_head(model)
+        return model
+
+    return make
+
+
+def one_layer_trained(make_model_folder: Callable[..., Path]) -> Any:
+    model = frozen(make_model_folder("llama"))
+    model.model.layers[1].mlp.up_proj.weight.requires_grad_(True)
+    return model
+
+
+def attention_dropout(make_model_folder: Callable[..., Path]) -> Any:
+    folder = make_model_folder("llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
+    return frozen(folder)
+
+
+LORA = LoraConfig(r=2, target_modules=["q_proj"])
+IMPOSSIBLE: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
+    "encoder": (loader_with("bert"), {}, "the model is an encoder"),
+    "trained backbone": (loader_with(freeze_backbone=False), {}, "the backbone is trained"),
+    "one trained layer": (one_layer_trained, {}, "the backbone is trained"),
+    "adapter": (loader_with(freeze_backbone=False), {"peft_config": LORA}, "the model has an adapter"),
+    "dropout modules": (loader_with("gpt2"), {"disable_dropout": False}, "dropout is on"),
+    "dropout attributes": (attention_dropout, {"disable_dropout": False}, "dropout is on"),
+    "own collator": (loader_with(), {"data_collator": own_collator}, "the data collator is your own"),
+    "own collator with tokens": (loader_with(), {"data_collator": DoubledWeights(0)}, "the data collator is your own"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_true_names_the_reason_why_it_is_not_possible(make_model_folder, text_pairs, tmp_path, name):
+    make_model, changes, reason = IMPOSSIBLE[name]
+    with pytest.raises(ValueError, match=f"`cache_features=True` is not possible: .*{reason}"):
+        cached_trainer(make_model(make_model_folder), text_pairs[:6], tmp_path / "run", **changes).train()
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_auto_trains_as_usual_where_it_is_not_possible(make_model_folder, text_pairs, tmp_path, cache, caplog, name):
+    make_model, changes, _ = IMPOSSIBLE[name]
+    changes = {"num_train_epochs": 2, **changes}
+    results = []
+    with caplog.at_level(logging.WARNING, logger="hf_reward"):
+        for choice in ("auto", False):
+            trainer = cached_trainer(
+                make_model(make_model_folder), text_pairs[:6], tmp_path / "run", cache_features=choice, **changes
+            )
+            trainer.train()
+            results.append((losses(trainer), weights(trainer.model)))
+    assert stored(cache) == []
+    assert results[0][0] == results[1][0]
+    assert largest_difference(results[0][1], results[1][1]) == 0
+    assert "feature" not in caplog.text
+
+
+def test_a_stream_cannot_be_cached(make_model_folder, text_pairs, tmp_path, cache):
+    stream = Dataset.from_list(text_pairs).to_iterable_dataset()
+    folder = make_model_folder("llama")
+    with pytest.raises(ValueError, match="the data is a stream"):
+        cached_trainer(folder, stream, tmp_path / "run", max_steps=4).train()
+    trainer = cached_trainer(folder, stream, tmp_path / "run", max_steps=4, cache_features="auto")
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert stored(cache) == []
+
+
+def test_a_streamed_evaluation_stands_beside_cached_training(make_model_folder, text_pairs, tmp_path, cache):
+    stream = Dataset.from_list(text_pairs[:5]).to_iterable_dataset()
+    results = []
+    for choice in ("auto", False):
+        trainer = cached_trainer(
+            make_model_folder("llama"), text_pairs, tmp_path / "run", evaluation=stream, num_train_epochs=2,
+            cache_features=choice, max_tokens_per_batch=80,
+        )  # fmt: skip
+        trainer.train()
+        results.append(trainer.evaluate())
+        assert len(stored(cache)) == 1
+    assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"], abs=1e-5)
+
+
+def test_a_sharded_model_cannot_be_cached(make_model_folder, text_pairs, tmp_path):
+    trainer = cached_trainer(make_model_folder("llama"), text_pairs, tmp_path / "run")
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="sharded over processes"):
+        trainer.get_train_dataloader()
+
+
+_SMALL: dict[str, Any] = {"vocab_size": 60, "num_labels": 1, "pad_token_id": 0}
+_HIDDEN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+DROPOUTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "starcoder2, residual": ("starcoder2", {**_HIDDEN, "num_key_value_heads": 2, "residual_dropout": 0.4}),
+    "starcoder2, embedding": ("starcoder2", {**_HIDDEN, "num_key_value_heads": 2, "embedding_dropout": 0.4}),
+    "gpt_bigcode, attention": (
+        "gpt_bigcode",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "attn_pdrop": 0.4, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    ),
+    "bloom, hidden": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "hidden_dropout": 0.4}),
+    "opt, whole layers": (
+        "opt",
+        {
+            "hidden_size": 32,
+            "word_embed_proj_dim": 32,
+            "ffn_dim": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "layerdrop": 0.5,
+        },
+    ),
+    "gpt_neox, hidden": ("gpt_neox", {**_HIDDEN, "hidden_dropout": 0.4}),
+}
+
+
+@pytest.mark.parametrize("switched_off", [False, True])
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_a_backbone_is_cached_only_if_training_mode_changes_nothing(name, switched_off):
+    arch, options = DROPOUTS[name]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(arch, **{**_SMALL, **options})
+    model = as_reward_model(AutoModelForSequenceClassification.from_config(config))
+    freeze_all_but_head(model)
+    if switched_off:
+        disable_dropout(model)
+    data = Dataset.from_dict({"input_ids": [[[1]]]})
+    model.train()
+    with torch.no_grad():
+        runs = [model.base_model(torch.arange(1, 20)[None]).last_hidden_state for _ in range(6)]
+    is_random = not all(torch.equal(run, runs[0]) for run in runs)
+    assert is_random is not switched_off
+    assert why_not_cached(model, data) == ("the backbone's dropout is on" if is_random else None)
+
+
+# --- on disk ---------------------------------------------------------------------------------------------------------
+
+
+@hypothesis_settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.lists(st.integers(1, 4), max_size=3), min_size=1, max_size=5).filter(any),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    st.integers(1, 5),
+)
+def test_reads_across_parts_equal_one_tensor(parts: list[list[int]], dtype: torch.dtype, hidden: int) -> None:
+    generator = torch.Generator().manual_seed(len(parts))
+    batches = [[torch.randn(size, hidden, generator=generator).to(dtype) for size in part] for part in parts]
+    expected = torch.cat([batch for part in batches for batch in part])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        written = [write_part(folder, f"part-{place}.bin", iter(part)) for place, part in enumerate(batches)]
+        write_manifest(folder, written)
+        store = open_features(folder, len(expected))
+        assert store is not None
+        assert len(store) == len(expected)
+        for start in range(len(expected)):
+            for end in range(start + 1, len(expected) + 1):
+                found = store.read(start, end)
+                assert found.dtype == dtype
+                assert torch.equal(found, expected[start:end])
+        assert open_features(folder, len(expected) + 1) is None
+        del store
+
+
+@pytest.fixture
+def large_store(tmp_path):
+    values = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
+    parts = [write_part(tmp_path / "large", f"{place}.bin", iter([values[place::2]])) for place in (0, 1)]
+    return FeatureStore(tmp_path / "large", parts), torch.cat([values[::2], values[1::2]])
+
+
+def test_pickled_features_do_not_carry_their_data(large_store):
+    store, values = large_store
+    assert torch.equal(store.read(1990, 2010), values[1990:2010])
+    carried = pickle.dumps(store)
+    assert len(carried) < 2000
+    assert torch.equal(pickle.loads(carried).read(1990, 2010), values[1990:2010])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs a list of what the process has mapped")
+def test_features_are_mapped_not_read(large_store):
+    store, _ = large_store
+    store.read(0, 1)
+    maps = Path("/proc/self/maps").read_text()
+    assert all(str(store.folder / part.file) in maps for part in store.parts)
+
+
+def test_a_change_of_what_was_read_stays_out_of_the_store(large_store):
+    store, values = large_store
+    store.read(5, 9).zero_()
+    assert torch.equal(store.read(5, 9), values[5:9])
+
+
+def test_features_of_a_bfloat16_backbone_are_stored_as_they_are(make_model_folder, tmp_path, cache):
+    trainer = cached_trainer(frozen(make_model_folder("llama"), dtype="bfloat16"), ranked_lists(), tmp_path / "run")
+    trainer.evaluate()
+    [features] = stored(cache)
+    [part] = json.loads((features / "manifest.json").read_text())["parts"]
+    assert part["dtype"] == "bfloat16"
+    assert (features / part["file"]).stat().st_size == part["sequences"] * part["hidden_size"] * 2
+    [batch] = trainer.get_eval_dataloader()
+    assert batch["features"].dtype == torch.bfloat16
+    found = trainer.model.score(batch["features"])
+    assert found.dtype == torch.float32
+    assert torch.equal(rewards(trainer)[batch["ranks"] != -100], found.detach().ravel())
+
+
+def test_the_folder_is_named_by_the_fingerprint(make_model_folder, tmp_path, cache):
+    trainer = cached_trainer(make_model_folder("llama"), ranked_lists(), tmp_path / "run")
+    trainer.evaluate()
+    fingerprint = feature_fingerprint(trainer.model, trainer.eval_dataset, "no")
+    assert stored(cache) == [cache_folder(trainer.eval_dataset, fingerprint)]
+
+
+# --- a backbone that changes -----------------------------------------------------------------------------------------
+
+
+def add_in_place(model: Any) -> None:
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.add_(0.3)
+
+
+def add_to_data(model: Any) -> None:
+    model.model.layers[0].mlp.up_proj.weight.data.add_(0.3)
+
+
+def assign_data(model: Any) -> None:
+    weight = model.model.layers[0].mlp.up_proj.weight
+    weight.data = weight.data + 0.3
+
+
+def replace_parameter(model: Any) -> None:
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach() + 0.3, requires_grad=False)
+
+
+def load_other_state(model: Any) -> None:
+    model.load_state_dict({name: value + 0.3 for name, value in model.state_dict().items()})
+
+
+@pytest.mark.parametrize(
+    "change", [add_in_place, add_to_data, assign_data, replace_parameter, load_other_state], ids=lambda f: f.__name__
+)
+def test_features_of_changed_weights_are_not_served_again(make_model_folder, tmp_path, change):
+    trainer = cached_trainer(make_model_folder("llama"), ranked_lists(), tmp_path / "run")
+    first = rewards(trainer)
+    for _ in range(4):
+        change(trainer.model)
+        found = rewards(trainer)
+        assert not torch.allclose(found, first, atol=1e-3)
+        close(found, uncached_rewards(trainer))
+        first = found
+
+
+@pytest.mark.slow
+def test_worker_processes_that_stay_alive_do_not_serve_features_of_changed_weights(make_model_folder, tmp_path):
+    trainer = cached_trainer(
+        make_model_folder("llama"), ranked_lists(), tmp_path / "run", dataloader_num_workers=1,
+        dataloader_persistent_workers=True,
+    )  # fmt: skip
+    close(rewards(trainer), uncached_rewards(trainer))
+    add_in_place(trainer.model)
+    close(rewards(trainer), uncached_rewards(trainer))
+
+
+@pytest.mark.parametrize("choice", [True, "auto"])
+def test_an_unfrozen_backbone_is_used_again(make_model_folder, tmp_path, choice):
+    trainer = cached_trainer(
+        make_model_folder("llama"), ranked_lists(), tmp_path / "run", num_train_epochs=2, cache_features=choice
+    )  # fmt: skip
+    trainer.evaluate()
+    assert computed_tokens(trainer) == 0
+    trainer.model.requires_grad_(True)
+    if choice is True:
+        with pytest.raises(ValueError, match="the backbone is trained"):
+            trainer.evaluate()
+        return
+    assert computed_tokens(trainer) > 0
+    before = weights(trainer.model)
+    trainer.train()
+    close(rewards(trainer), uncached_rewards(trainer))
+    assert largest_difference(before, weights(trainer.model)) > 0
+    assert not torch.equal(before["model.embed_tokens.weight"], trainer.model.model.embed_tokens.weight)
+
+
+def test_each_model_that_model_init_makes_has_features_of_its_own(make_model_folder, tmp_path):
+    folders = [make_model_folder("llama", name=f"llama-{seed}", seed=seed) for seed in range(6)]
+    made = iter(folders)
+    trainer = cached_trainer(
+        None, ranked_lists(), tmp_path / "run", model_init=lambda: frozen(next(made)), num_train_epochs=2,
+        processing_class=AutoTokenizer.from_pretrained(folders[0]),
+    )  # fmt: skip
+    for _ in folders[1:]:
+        trainer.train()
+        close(rewards(trainer), uncached_rewards(trainer))
+
+
+# --- two processes ---------------------------------------------------------------------------------------------------
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import torch
+sys.path[:0] = [{tests!r}, {root!r}]
+from test_feature_cache import SIZES, shared_run
+from training_runs import weights
+
+folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+for rows in SIZES:
+    trainer, report = shared_run(rows, folder, out / "run")
+    rank = trainer.args.process_index
+    (out / f"{{rows}}-{{rank}}.json").write_text(json.dumps(report))
+    torch.save(weights(trainer.accelerator.unwrap_model(trainer.model)), out / f"{{rows}}-{{rank}}.pt")
+trainer.end()
+"""
+SIZES = (8, 7, 1)
+
+
+def shared_run(rows: int, folder: Path, out: Path) -> tuple[RewardTrainer, dict[str, Any]]:
+    """Three steps of eight rows and an evaluation of some others, whichever the number of processes."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    trainer = cached_trainer(
+        folder, ranked_lists(8), out, evaluation=ranked_lists(8 + rows)[8:], num_train_epochs=3, optim="sgd",
+        learning_rate=0.1, per_device_train_batch_size=8 // processes, per_device_eval_batch_size=2,
+    )  # fmt: skip
+    trainer._packing_checked = True
+    with backbone_tokens(trainer.model) as seen:
+        trainer.train()
+        metrics = trainer.evaluate()
+        output = trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation")
+    return trainer, {
+        "world_size": trainer.args.world_size,
+        "computed": sum(seen),
+        "losses": losses(trainer),
+        "rows": output.label_ids[-1].tolist(),
+        "rewards": output.predictions.tolist(),
+        "metrics": {key: metrics[key] for key in ("eval_accuracy", "eval_mean_reward", "eval_log_loss")},
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_give_the_result_of_one(make_model_folder, tmp_path, monkeypatch, cache):
+    folder, script, shared = make_model_folder("llama"), tmp_path / "worker.py", tmp_path / "shared-cache"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1])))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+        *("--master_port", str(free_port()), str(script), str(folder), str(tmp_path)),
+    ]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_DATASETS_CACHE": str(shared),
+    }
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(stored(shared)) == 4  # the training rows, and three sets of evaluation rows
+    sizes = []
+    for features in stored(shared):
+        assert sorted(path.name for path in features.iterdir()) == [
+            "manifest.json", "part-0-of-2.bin", "part-1-of-2.bin"
+        ]  # fmt: skip
+        parts = json.loads((features / "manifest.json").read_text())["parts"]
+        sizes.append(tuple(part["sequences"] for part in parts))
+    assert (0, 4) in sizes  # a single row falls to one process
+
+    for rows in SIZES:
+        trainer, one = shared_run(rows, folder, tmp_path / "run")
+        reports = [json.loads((tmp_path / f"{rows}-{rank}.json").read_text()) for rank in (0, 1)]
+        parameters = [torch.load(tmp_path / f"{rows}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        assert [one["world_size"], *(report["world_size"] for report in reports)] == [1, 2, 2]
+        assert largest_difference(parameters[0], parameters[1]) == 0
+        assert largest_difference(parameters[0], weights(trainer.model)) < 1e-5
+        for report in reports:
+            assert report["losses"] == pytest.approx(one["losses"], rel=1e-5)
+            assert report["rows"] == one["rows"] == list(range(rows))
+            torch.testing.assert_close(
+                torch.tensor(report["rewards"]), torch.tensor(one["rewards"]), rtol=1e-5, atol=1e-5
+            )
+            assert report["metrics"] == pytest.approx(one["metrics"], rel=1e-4, abs=1e-6, nan_ok=True)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", shared)
+        _, reread = shared_run(rows, folder, tmp_path / "run")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        assert reread["computed"] == 0 < one["computed"]
+        assert reread["losses"] == pytest.approx(one["losses"], rel=1e-5)

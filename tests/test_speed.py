@@ -1,0 +1,153 @@
+"""The benchmark beside TRL measures what it says: the same rows on both sides, tokens counted as stated."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from hf_reward import RewardConfig
+
+sys.path.append(str(Path(__file__).parent.parent / "recipes"))
+rows = import_module("speed_rows")
+measure = import_module("speed_measure")
+training = import_module("speed_training")
+speed = import_module("speed")
+
+pytestmark = pytest.mark.slow
+
+
+def made_up(lengths, count, **changes):
+    return rows.made_up_groups(lengths, count, **{"max_length": 512, "vocabulary": 4096, **changes})
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [rows.HH_LIKE, rows.LONG_RESPONSES, rows.LISTS])
+def test_made_up_rows_have_the_stated_means(lengths):
+    groups = made_up(lengths, 400, max_length=100_000)
+    found = rows.describe(groups)
+    stated = [lengths.prefix.mean, *(part.mean for part in lengths.responses)]
+    assert [found["prefix"], *found["responses"]] == pytest.approx(stated, rel=0.1)
+
+
+def test_rows_like_hh_are_spread_and_padded_as_stated():
+    groups = made_up(rows.HH_LIKE, 2000, max_length=100_000)
+    quantiles = np.quantile([group.prefix_length for group in groups], [0.1, 0.5, 0.9])
+    assert quantiles == pytest.approx([19, 98, 273], rel=0.1)
+    assert rows.describe(groups)["padded_to_existing"] == pytest.approx(3.9, rel=0.1)
+
+
+def test_few_rows_have_nearly_the_stated_means_too():
+    found = rows.describe(made_up(rows.HH_LIKE, 24, max_length=100_000))
+    assert [found["prefix"], *found["responses"]] == pytest.approx([125, 40, 50], rel=0.15)
+
+
+def test_no_row_is_over_length_and_the_seed_decides():
+    groups = made_up(rows.LONG_RESPONSES, 40, max_length=300)
+    assert len(groups) == 40
+    assert max(len(ids) for group in groups for ids in group.responses) <= 300
+    assert min(token for group in groups for ids in group.responses for token in ids) >= 3  # never the pad token
+    assert groups == made_up(rows.LONG_RESPONSES, 40, max_length=300)
+    assert groups != made_up(rows.LONG_RESPONSES, 40, max_length=300, seed=1)
+    with pytest.raises(ValueError, match="nearly all rows"):
+        made_up(rows.LONG_RESPONSES, 40, max_length=30)
+
+
+@pytest.mark.parametrize(
+    ("responses", "prefix", "useful"),
+    [
+        ([[5, 6, 7], [5, 6, 8, 9]], 2, 5),
+        ([[5, 6], [5, 6, 7]], 1, 4),  # each keeps a token of its own
+        ([[5, 6], [7, 8]], 0, 4),
+        ([[5, 6, 7], [5, 6, 8], [5, 9]], 1, 6),
+    ],
+)
+def test_shared_tokens_are_useful_once(responses, prefix, useful):
+    group = rows.Group(responses)
+    assert (group.prefix_length, group.useful_tokens) == (prefix, useful)
+
+
+def test_text_rows_become_groups_of_the_tokenizers_ids(text_tokenizer, text_pairs):
+    limits = {"tokenizer": text_tokenizer, "max_length": 512}
+    groups = rows.groups_of_text(text_pairs, 8, vocabulary=len(text_tokenizer), **limits)
+    chosen = {row["prompt"] + row["chosen"] + text_tokenizer.eos_token for row in text_pairs}
+    assert {text_tokenizer.decode(group.responses[0]) for group in groups} <= chosen
+    with pytest.raises(ValueError, match="embeddings"):
+        rows.groups_of_text(text_pairs, 8, vocabulary=50, **limits)
+    with pytest.raises(ValueError, match="40 rows"):
+        rows.groups_of_text(text_pairs, 40, vocabulary=len(text_tokenizer), **limits)
+
+
+# --- both sides ------------------------------------------------------------------------------------------------------
+
+
+def test_both_sides_are_given_the_same_pairs_in_the_same_order():
+    warm_up, counted = made_up(rows.HH_LIKE, 8), made_up(rows.HH_LIKE, 16, seed=1)
+    trl, ours = rows.trl_dataset(warm_up, counted), rows.our_dataset(warm_up, counted)
+    assert [[row["chosen_ids"], row["rejected_ids"]] for row in trl] == ours["input_ids"][:]
+    assert len(trl) == 24
+    assert all(ranks == [0, 1] for ranks in ours["ranks"])
+
+
+def test_trl_is_given_all_six_pairs_of_each_list_in_order():
+    warm_up, counted = made_up(rows.LISTS, 8), made_up(rows.LISTS, 8, seed=1)
+    trl, ours = rows.trl_dataset(warm_up, counted), rows.our_dataset(warm_up, counted)
+    assert all(ranks == [0, 1, 2, 3] for ranks in ours["ranks"])
+    assert len(trl) == 8 + 48  # one warm-up step, then the counted lists, all of them
+    for number, group in enumerate(counted):
+        best, second, third, worst = group.responses
+        pairs = [(row["chosen_ids"], row["rejected_ids"]) for row in trl.select(range(8 + 6 * number, 14 + 6 * number))]
+        assert pairs == [(best, second), (best, third), (best, worst), (second, third), (second, worst), (third, worst)]
+        assert ours[8 + number]["input_ids"] == group.responses
+
+
+# --- the whole benchmark ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.interop
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+def test_tiny_benchmark_counts_tokens_as_stated(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("trl")
+    # In this process, since starting twelve would take two minutes.
+    monkeypatch.setattr(training, "in_own_process", lambda _, task, /, **values: measure.TASKS[task](**values))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(measure.matmul_peak, "__defaults__", (256,))
+    command = "speed train --geometry tiny --cases a,c,d --steps 1 --rounds 1 --json"
+    monkeypatch.setattr(sys, "argv", [*command.split(), str(tmp_path / "speed.json")])
+    speed.main()
+    report = json.loads((tmp_path / "speed.json").read_text())
+    assert set(report) == {"machine", "settings", "matmul_flops", "parameters", "rows", "measurements"}
+    assert len(report["matmul_flops"]) == 2
+    found = {(row["case"], row["side"]): row for row in report["measurements"]}
+    assert set(found) == {(case, side) for case in ("a", "a+ckpt", "c", "d") for side in training.SIDES}
+    for row in found.values():
+        assert min(row["seconds"]) > 0
+        assert row["peak_bytes"] > 0
+        assert training.rate(row, slice(None)) > 0
+    for case, steps in {"a": (1, 1), "a+ckpt": (1, 1), "c": (6, 1), "d": (5, 5)}.items():
+        trl, ours = found[case, "TRL"], found[case, "hf_reward"]
+        assert (len(trl["seconds"]), len(ours["seconds"])) == steps
+        assert (trl["pairs"], trl["useful_tokens"]) == (ours["pairs"], ours["useful_tokens"])
+        assert sum(trl["tokens_computed"]) > trl["useful_tokens"]
+        if case != "d":
+            assert sum(ours["tokens_computed"]) == ours["useful_tokens"]
+    assert found["c", "TRL"]["pairs"] == 48
+    first, *later = found["d", "hf_reward"]["tokens_computed"]
+    assert first >= found["d", "hf_reward"]["useful_tokens"] / 5  # making features is in the time of the first epoch
+    if "cache_features" in RewardConfig.__dataclass_fields__:
+        assert not any(later)
+    printed = capsys.readouterr().out
+    assert "d epochs 2-5" in printed
+    assert "ours / TRL" in printed
+
+
+def test_a_measurement_has_a_process_of_its_own_and_may_fail(tmp_path):
+    assert training.in_own_process(str(tmp_path), "peak", size=64)["flops"] > 0
+    failed = training.in_own_process(str(tmp_path), "build", geometry="unknown", folder=str(tmp_path))
+    assert failed == {"error": "KeyError: 'unknown'"}
+    assert training.training_cells([failed], slice(None), 1.0, None) == ["failed: KeyError: 'unknown'", *"-----"]

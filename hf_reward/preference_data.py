@@ -4,8 +4,9 @@ Prepares datasets, chooses packed or padded batches and checks the choice, sorts
 batches, and lets cached features stand in for a frozen backbone.
 """
 
+import copy
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -17,7 +18,15 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -40,6 +49,7 @@ from hf_reward.samplers import (
     FixedOrderSampler,
     LengthBucketSampler,
     consecutive_batches,
+    fixed_order,
     longest_first,
     longest_sequences,
 )
@@ -68,6 +78,7 @@ class PreferenceDataTrainer(Trainer):
         data_collator: The user's own, if any.
         train_dataset: Preference data in any form.
         eval_dataset: The same, or a dict of several.
+        callbacks: For `Trainer`.
         **kwargs: For `Trainer`.
     """
 
@@ -83,6 +94,7 @@ class PreferenceDataTrainer(Trainer):
         data_collator: Callable[..., Any] | None,
         train_dataset: Any,
         eval_dataset: Any,
+        callbacks: Sequence[TrainerCallback],
         **kwargs: Any,
     ) -> None:
         self.processing_tokenizer, self.loss_function = tokenizer, loss_function
@@ -90,7 +102,8 @@ class PreferenceDataTrainer(Trainer):
         self._source_names: dict[int, str] = {}
         self._packing_checked = False
         self._eval_order: np.ndarray | None = None  # in which the rows at hand are evaluated; None is their own
-        self._feature_rows: dict[Any, FeatureRows] = {}
+        self._bucket_sampler: LengthBucketSampler | None = None
+        self._feature_rows: dict[str, FeatureRows] = {}
         train_data, eval_data = self._prepare_data(train_dataset, "train", args), self._prepare_eval(eval_dataset, args)
         args = without_dispatch(args, train_data, eval_data)
         super().__init__(
@@ -100,6 +113,7 @@ class PreferenceDataTrainer(Trainer):
             train_dataset=train_data,
             eval_dataset=eval_data,
             processing_class=tokenizer,
+            callbacks=[_EpochOrder(self), *callbacks],
             **kwargs,
         )
 
@@ -176,7 +190,14 @@ class PreferenceDataTrainer(Trainer):
             dataset = self._rows_with_features(dataset)
             if not isinstance(self.data_collator, DataCollatorForFeatures):
                 self.data_collator = DataCollatorForFeatures(self.data_collator)
-        return super()._get_dataloader(dataset, description, *args, **kwargs)
+        own = self.args
+        try:
+            if description != "Training":  # a metric is over the whole split; this setting is for training
+                self.args = copy.copy(own)
+                self.args.dataloader_drop_last = False
+            return super()._get_dataloader(dataset, description, *args, **kwargs)
+        finally:
+            self.args = own
 
     # --- packed or padded ---
 
@@ -229,7 +250,9 @@ class PreferenceDataTrainer(Trainer):
         if self.args.train_sampling_strategy != "random" or not self._buckets(data):
             return super()._get_train_sampler(data)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthBucketSampler(longest_sequences(data), self._train_batch_size * self.args.world_size, seed=seed)
+        size = self._train_batch_size * self.args.world_size
+        self._bucket_sampler = LengthBucketSampler(longest_sequences(data), size, seed=seed)
+        return self._bucket_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         # `Trainer` would let the strategy for training permute predictions.
@@ -244,8 +267,7 @@ class PreferenceDataTrainer(Trainer):
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; predictions and labels come back in the order of the dataset."""
-        data: Any = without_features(dataloader.dataset)
-        self._eval_order = longest_first(longest_sequences(data)) if self._buckets(data) else None
+        self._eval_order = fixed_order(dataloader)
         try:
             output = super().evaluation_loop(dataloader, *args, **kwargs)
             found = {name: self._in_dataset_order(getattr(output, name)) for name in ("predictions", "label_ids")}
@@ -259,9 +281,7 @@ class PreferenceDataTrainer(Trainer):
             return values
         if isinstance(values, tuple):
             return tuple(self._in_dataset_order(part) for part in values)
-        back = np.empty_like(self._eval_order)
-        back[self._eval_order] = np.arange(len(back))
-        return values[back]
+        return values[np.argsort(self._eval_order)]
 
     # --- cached features ---
 
@@ -321,6 +341,19 @@ class PreferenceDataTrainer(Trainer):
                 return compute_features(model, inputs)
         finally:
             model.train(training)
+
+
+class _EpochOrder(TrainerCallback):
+    """Tells the sampler which epoch it is: after a resume with several processes nobody else does."""
+
+    def __init__(self, trainer: PreferenceDataTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer._bucket_sampler is not None:
+            self.trainer._bucket_sampler.set_epoch(int(state.epoch or 0))
 
 
 def _require_rows(data: Any) -> None:

@@ -89,6 +89,15 @@ class FixedOrderSampler(Sampler[int]):
         return iter(self.order)
 
 
+def fixed_order(loader: Any) -> np.ndarray | None:
+    """The order of a data loader's `FixedOrderSampler`, which accelerate may have wrapped; None if it has another."""
+    batches = getattr(loader, "batch_sampler", None)
+    while hasattr(batches, "batch_sampler"):
+        batches = batches.batch_sampler
+    sampler = getattr(batches, "sampler", None)
+    return np.asarray(sampler.order) if isinstance(sampler, FixedOrderSampler) else None
+
+
 def longest_first(lengths: np.ndarray) -> np.ndarray:
     """Order in which to evaluate: equally long rows together, and what could run out of memory at once.
 
@@ -164,13 +173,15 @@ class DataCollatorWithTokenBudget:
             rows: Rows as `prepare_preferences` makes them.
 
         Returns:
-            What `group_columns` returns, `micro_batches`, a list of batches of the inner collator, and `micro_rows`,
-            for each the places of its rows in the batch, int64.
+            What `group_columns` returns, `micro_batches`, a list of batches of the inner collator, `micro_rows`, for
+            each the places of its rows in the batch, int64, and `input_ids`, all their tokens `(1, T)`.
         """
         parts = self._split(rows)
+        batches = [self.collator([rows[place] for place in part]) for part in parts]
         return {
             **group_columns(rows),
-            "micro_batches": [self.collator([rows[place] for place in part]) for part in parts],
+            "input_ids": torch.cat([batch["input_ids"].view(-1) for batch in batches])[None],  # for `Trainer` to count
+            "micro_batches": batches,
             "micro_rows": [torch.tensor(part) for part in parts],
         }
 

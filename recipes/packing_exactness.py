@@ -95,8 +95,9 @@ def differences(model: PreTrainedModel, rows: list[dict[str, Any]]) -> tuple[flo
         rows: Tokenised rows.
 
     Returns:
-        Largest difference of rewards r, over max(1, |r|); largest difference of a parameter's gradient in norm, relative to its own norm or
-        to a hundredth of the largest one if that is more; bfloat16 error of packed over padded rewards.
+        Largest difference of rewards r over max(1, |r|); largest difference of a parameter's gradient in norm, relative
+        to its own norm or to a hundredth of the largest one if that is more; bfloat16 error of packed over padded
+        rewards.
     """
     padded, packed = DataCollatorForPreference(0)(rows), DataCollatorForPackedPreference()(rows)
     with packed_model(model):

@@ -1,0 +1,836 @@
+"""A token budget bounds each forward pass and changes nothing that is learned; length buckets change no result."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import randomize_head
+from peft import LoraConfig
+from test_trainer import ranked_lists, with_ties
+from test_trainer_distributed import free_port
+from test_trainer_evaluation import of_lengths
+from torch.utils.data import DataLoader, RandomSampler
+from training_runs import largest_difference, load, losses, make_trainer, settings, weights
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from hf_reward import DataCollatorForPreference, RewardTrainer
+from hf_reward.packing import packed_model
+from hf_reward.reward_head import bare_model
+from hf_reward.rewards import compute_rewards
+
+SGD: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+TIMES = ("runtime", "per_second", "total_flos", "model_preparation_time")
+
+
+def long_then_short() -> list[dict[str, Any]]:
+    """Four long lists and four short ones: two processes that take one half each need unlike numbers of passes."""
+    long = [{**row, "prompt": "many words " * (6 + place) + row["prompt"]} for place, row in enumerate(ranked_lists(4))]
+    return [*long, *ranked_lists(8)[4:]]
+
+
+def jumping(count: int = 32) -> list[dict[str, Any]]:
+    """Pairs from very short to rather long, in no order of length."""
+    return [{**row, "prompt": "so on " * (number * 13 % 29)} for number, row in enumerate(of_lengths(count))]
+
+
+def scorer(folder: Path, train: Any, out: Path, **changes: Any) -> RewardTrainer:
+    """A trainer whose head is random, so that rewards differ."""
+    model = load(folder)
+    randomize_head(model)
+    return make_trainer(model, train, out, **changes)
+
+
+def rows_seen(trainer: RewardTrainer) -> list[list[int]]:
+    """A list that will hold the rows of each batch that the trainer computes."""
+    seen: list[list[int]] = []
+    inner = trainer.compute_loss
+
+    def note(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(inputs["row"].tolist())
+        return inner(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = note  # type: ignore[method-assign]
+    return seen
+
+
+class Passes:
+    """The tokens of every forward pass of a trainer's backbone while it is open."""
+
+    def __init__(self, trainer: RewardTrainer) -> None:
+        self.model, self.tokens = trainer._bare_model().base_model, list[int]()
+
+    def __enter__(self) -> "Passes":
+        def note(module: Any, args: Any, inputs: dict[str, Any]) -> None:
+            self.tokens.append((args[0] if args else inputs["input_ids"]).numel())  # BERT hands it on by place
+
+        self.hook = self.model.register_forward_pre_hook(note, with_kwargs=True)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.hook.remove()
+
+
+def numbers(entry: dict[str, Any]) -> dict[str, Any]:
+    """A log entry without what a clock measured."""
+    return {name: value for name, value in entry.items() if not any(part in name for part in TIMES)}
+
+
+def alone(trainer: RewardTrainer, data: Any) -> np.ndarray:
+    """Rewards of a prepared dataset, each sequence by itself, 0 at padded places."""
+    model, rows = trainer._bare_model().eval(), list(data)
+    rewards = np.zeros((len(rows), max(len(row["ranks"]) for row in rows)))
+    with torch.no_grad():
+        for number, row in enumerate(rows):
+            for place, ids in enumerate(row["input_ids"]):
+                inputs = {"input_ids": torch.tensor([ids])}
+                if row.get("token_type_ids") is not None:
+                    inputs["token_type_ids"] = torch.tensor([row["token_type_ids"][place]])
+                rewards[number, place] = model(**inputs).logits.item()
+    return rewards
+
+
+# --- one step ---
+
+STEPS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "packed": (of_lengths(8), {}),
+    "padded": (of_lengths(8), {"packing": "false"}),
+    "padded to multiples": (of_lengths(8), {"packing": "false", "pad_to_multiple_of": 8}),
+    "weighted lists": (ranked_lists(8), {}),
+    "weighted lists, padded": (ranked_lists(8), {"packing": "false"}),
+    "plackett_luce": (ranked_lists(8), {"loss_type": "plackett_luce"}),
+    "ties and centering": (with_ties(8), {"loss_type": "davidson", "center_rewards_coefficient": 0.1}),
+    "a margin in some rows": ([{**row, "margin": 0.3 * k} for k, row in enumerate(of_lengths(8))], {}),
+    "soft labels": ([{**row, "probability": 0.55 + 0.05 * k} for k, row in enumerate(of_lengths(8))], {}),
+    "accumulated": (ranked_lists(8), {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),
+    "accumulated, short": (ranked_lists(7), {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 3}),
+    "an adapter": (ranked_lists(8), {"adapter": True}),
+    "checkpointing": (ranked_lists(8), {"activation_checkpointing": True}),
+    "checkpointing, reentrant": (
+        ranked_lists(8),
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}},
+    ),
+    "checkpointing with an adapter": (ranked_lists(8), {"adapter": True, "activation_checkpointing": True}),
+    "offloading": (ranked_lists(8), {"activation_offloading": True}),
+    "a clipped gradient": (ranked_lists(8), {"max_grad_norm": 0.05}),
+}
+
+
+def one_step(folder: Path, name: str, out: Path, budget: int | None) -> tuple[Any, dict[str, Any], list[int]]:
+    """Weights, log and passes of one optimizer step."""
+    rows, changes = STEPS[name]
+    changes = {**SGD, **changes}
+    config = LoraConfig(**LORA) if changes.pop("adapter", False) else None
+    trainer = scorer(folder, rows, out, max_steps=1, peft_config=config, max_tokens_per_batch=budget, **changes)
+    trainer.get_train_dataloader()  # what is checked before training is not counted
+    with Passes(trainer) as passes:
+        trainer.train()
+    return weights(trainer.model), numbers(trainer.state.log_history[0]), passes.tokens
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_one_step_under_any_budget_is_the_step_without_one(make_model_folder, tmp_path, name):
+    folder = make_model_folder("llama")
+    expected, log, whole = one_step(folder, name, tmp_path, None)
+    start = load(folder)
+    randomize_head(start)
+    head = next(value for name, value in expected.items() if name.endswith(("score.weight", "default.weight")))
+    assert (head - start.score.weight).abs().max() > 5e-5
+    assert {"loss", "grad_norm", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"} <= log.keys()
+    most = sum(whole)
+    for budget in (1, 2 * most // 5, most):
+        found, its_log, passes = one_step(folder, name, tmp_path, budget)
+        if budget < most:
+            assert len(passes) > len(whole)
+        elif len(whole) == 1:
+            assert passes == whole
+        assert largest_difference(found, expected) < 2e-6
+        assert its_log == pytest.approx(log, rel=2e-5, abs=1e-6)
+
+
+def test_the_loss_of_each_epoch_is_that_without_a_budget(make_model_folder, tmp_path):
+    folder, found = make_model_folder("llama"), []
+    for budget in (None, 90):
+        trainer = scorer(folder, ranked_lists(10), tmp_path, num_train_epochs=2, max_tokens_per_batch=budget, **SGD)
+        trainer.train()
+        assert trainer.state.global_step == 4
+        found.append(trainer)
+    for one, other in zip(found[0].history, found[1].history, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert losses(found[1]) == pytest.approx(losses(found[0]), rel=1e-4)
+
+
+@pytest.mark.parametrize("packing", ["auto", "false"])
+def test_no_pass_of_a_run_exceeds_the_budget(make_model_folder, tmp_path, packing):
+    trainer = scorer(
+        make_model_folder("llama"), jumping(), tmp_path, evaluation=jumping(12), max_tokens_per_batch=220,
+        packing=packing, eval_strategy="epoch", num_train_epochs=2,
+    )  # fmt: skip
+    trainer.get_train_dataloader()  # what is checked before training is not counted
+    rows = list(trainer.train_dataset)
+    count = trainer.data_collator.collator.tokens
+    assert max(count([row]) for row in rows) <= 300
+    assert count(rows[:8]) > 1.5 * 300  # there is something to bound
+    with Passes(trainer) as passes:
+        trainer.train()
+        trainer.predict(jumping(12))
+    assert max(passes.tokens) <= 300
+    assert len(passes.tokens) > 1.5 * (2 * 4 + 2 * 2 + 2)  # batches that were split
+
+
+@pytest.mark.parametrize("packing", ["auto", "false"])
+def test_a_group_larger_than_the_budget_trains_in_a_pass_of_its_own(make_model_folder, tmp_path, packing):
+    rows = of_lengths(8)
+    rows[3] = {**rows[3], "prompt": "a long story " * 20}
+    trainer = scorer(
+        make_model_folder("llama"), rows, tmp_path, max_tokens_per_batch=150, packing=packing, max_steps=1, **SGD
+    )
+    trainer.get_train_dataloader()
+    cost = trainer.data_collator.collator.tokens([trainer.train_dataset[3]])
+    with Passes(trainer) as passes:
+        trainer.train()
+    assert [tokens for tokens in passes.tokens if tokens > 150] == [cost]
+    assert len(passes.tokens) > 1
+
+
+def test_a_frozen_backbone_with_cached_features_learns_the_same_under_a_budget(make_model_folder, tmp_path):
+    found = []
+    for budget, cached in ((None, "false"), (90, "false"), (90, "true")):
+        model = load(make_model_folder("llama"), freeze_backbone=True)
+        randomize_head(model)
+        trainer = make_trainer(
+            model, ranked_lists(), tmp_path, evaluation=ranked_lists(5), max_steps=4, max_tokens_per_batch=budget,
+            cache_features=cached, **SGD,
+        )  # fmt: skip
+        trainer._check_packing(trainer.train_dataset)  # not counted
+        with Passes(trainer) as passes:
+            trainer.train()
+            log_loss = trainer.evaluate()["eval_log_loss"]
+            predictions = trainer.predict(ranked_lists(7)).predictions
+        assert budget is None or max(passes.tokens) <= 90
+        found.append((weights(trainer.model), log_loss, predictions))
+    for moved, log_loss, predictions in found[1:]:
+        assert largest_difference(moved, found[0][0]) < 1e-5
+        assert log_loss == pytest.approx(found[0][1], rel=1e-4)
+        assert np.abs(predictions - found[0][2]).max() < 1e-4
+
+
+# --- evaluation ---
+
+
+@pytest.mark.parametrize("packing", ["auto", "false"])
+@pytest.mark.parametrize("size", [3, 8])
+def test_evaluation_and_prediction_under_a_budget_are_those_without_one_in_dataset_order(
+    make_model_folder, tmp_path, packing, size
+):
+    folder, rows, found = make_model_folder("llama"), [*ranked_lists(7), *long_then_short()[:3]], []
+    for budget in (None, 1, 170):
+        trainer = scorer(
+            folder, rows, tmp_path, evaluation=rows, per_device_eval_batch_size=size, packing=packing,
+            max_tokens_per_batch=budget,
+        )  # fmt: skip
+        metrics, output = trainer.evaluate(), trainer.predict(rows)
+        assert output.label_ids[-1].tolist() == list(range(10))
+        present = output.label_ids[0] != -100
+        assert present.sum(1).tolist() == [len(row["responses"]) for row in rows]
+        assert np.abs(output.predictions - alone(trainer, trainer.eval_dataset))[present].max() < 1e-4
+        found.append((numbers(metrics), [np.where(present, output.predictions, 0), *output.label_ids]))
+    for metrics, arrays in found[1:]:
+        assert metrics == pytest.approx(found[0][0], rel=1e-4, abs=1e-6, nan_ok=True)
+        for one, other in zip(arrays, found[0][1], strict=True):
+            assert np.allclose(one, other, atol=1e-4)
+
+
+def test_rewards_of_a_split_batch_come_back_in_its_order(make_model_folder, tmp_path):
+    trainer = scorer(make_model_folder("llama"), long_then_short(), tmp_path, max_tokens_per_batch=100)
+    rows = list(trainer.train_dataset)
+    batch, whole = trainer.data_collator(rows), trainer.data_collator.collator(rows)
+    assert len(batch["micro_batches"]) > 3
+    assert torch.cat(batch["micro_rows"]).tolist() != list(range(8))
+    with torch.no_grad(), packed_model(trainer.model):
+        found, expected = compute_rewards(trainer.model, batch), compute_rewards(trainer.model, whole)
+    assert found.shape == expected.shape == (8, 4)
+    assert (found - expected).abs().max() < 1e-5
+
+
+# --- resuming, faults, settings ---
+
+
+@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("packing", ["auto", "false"])
+def test_a_run_stopped_within_an_epoch_ends_like_one_never_stopped(make_model_folder, tmp_path, packing, step):
+    def trainer() -> RewardTrainer:
+        return scorer(
+            make_model_folder("llama"), jumping(16), tmp_path / "run", max_steps=8, per_device_train_batch_size=4,
+            save_strategy="steps", save_steps=3, max_tokens_per_batch=150, packing=packing, learning_rate=1e-2,
+        )  # fmt: skip
+
+    whole = trainer()
+    whole.train()
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+    assert resumed.state.global_step == 8
+    assert losses(resumed) == losses(whole)
+    assert largest_difference(weights(resumed.model), weights(whole.model)) == 0
+
+
+@pytest.mark.parametrize("packing", ["auto", "false"])
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_a_loss_that_is_not_finite_in_a_later_micro_batch_leaves_the_weights_as_they_were(
+    make_model_folder, tmp_path, packing, bad
+):
+    rows, marked = jumping(8), 5
+    rows[marked] = {"prompt": "", "chosen": "\x07", "rejected": "no"}  # the shortest, so computed last
+    trainer = scorer(
+        make_model_folder("llama"),
+        rows,
+        tmp_path,
+        max_tokens_per_batch=1,
+        packing=packing,
+        learning_rate=1.0,
+        max_steps=1,
+    )
+    rare = trainer.processing_class("\x07", add_special_tokens=False)["input_ids"][-1]
+    trainer.get_train_dataloader()
+    before = weights(trainer.model)
+
+    def plant(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((inputs[0] == rare).unsqueeze(-1), float(bad))
+
+    trainer.model.get_input_embeddings().register_forward_hook(plant)
+    with (
+        Passes(trainer) as passes,
+        pytest.raises(FloatingPointError, match=rf"at step 0, from the data rows \[{marked}\]\."),
+    ):
+        trainer.train()
+    assert len(passes.tokens) == 8  # seven went well
+    assert trainer.model.score.weight.grad.abs().max() > 0
+    assert largest_difference(before, weights(trainer.model)) == 0
+
+
+def test_a_collator_that_cannot_count_tokens_is_refused_with_the_cure(make_model_folder, tmp_path):
+    class Mine:
+        def __call__(self, rows: Any) -> Any:
+            return DataCollatorForPreference(0)(rows)
+
+    with pytest.raises(ValueError, match=r"method `tokens\(rows\)`, which Mine lacks\. Add it .*or leave one"):
+        scorer(make_model_folder("llama"), of_lengths(8), tmp_path, max_tokens_per_batch=50, data_collator=Mine())
+    scorer(make_model_folder("llama"), of_lengths(8), tmp_path, data_collator=Mine(), max_steps=1).train()
+
+
+def test_a_collator_of_the_users_own_that_counts_tokens_is_kept_to_the_budget_by_its_count(make_model_folder, tmp_path):
+    class Mine(DataCollatorForPreference):
+        def tokens(self, rows: Any) -> int:
+            return 10 * len(rows)
+
+    trainer = scorer(
+        make_model_folder("llama"), of_lengths(8), tmp_path, max_tokens_per_batch=30, data_collator=Mine(0), max_steps=1
+    )
+    with Passes(trainer) as passes:
+        trainer.train()
+    assert len(passes.tokens) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_tokens_per_batch": 0}, r"`max_tokens_per_batch` must be 1 or more, or None, but is 0"),
+        ({"max_tokens_per_batch": -5}, r"`max_tokens_per_batch` must be 1 or more, or None, but is -5"),
+        ({"length_bucketing": "sometimes"}, r"`length_bucketing` must be 'auto', True or False, but is 'sometimes'"),
+        ({"length_bucketing": None}, r"`length_bucketing` must be 'auto', True or False, but is None"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("value", [True, "true", "True"])
+def test_packed_batches_are_bucketed_only_where_asked(make_model_folder, tmp_path, value):
+    folder = make_model_folder("llama")
+    shuffled = spread(scorer(folder, jumping(64), tmp_path, per_device_train_batch_size=4))
+    asked = scorer(folder, jumping(64), tmp_path, per_device_train_batch_size=4, length_bucketing=value)
+    assert spread(asked) < 0.2 * shuffled
+    assert (
+        np.abs(asked.predict(jumping(9)).predictions - alone(asked, asked.train_dataset.select(range(9)))).max() < 1e-4
+    )
+
+
+# --- length buckets ---
+
+
+def order_of(loader: DataLoader) -> list[int]:
+    return [row for batch in loader for row in batch["row"].tolist()]
+
+
+def spread(trainer: RewardTrainer) -> float:
+    """Mean difference between the longest and the shortest row of a batch, in tokens."""
+    longest = [max(map(len, row)) for row in trainer.train_dataset["input_ids"]]
+    batches = [[longest[row] for row in batch["row"].tolist()] for batch in trainer.get_train_dataloader()]
+    return float(np.mean([max(batch) - min(batch) for batch in batches]))
+
+
+PADDED = [("bert", {}), ("llama", {"packing": "false"}), ("gemma2", {})]
+
+
+@pytest.mark.parametrize(("arch", "changes"), PADDED)
+def test_padded_batches_hold_rows_of_like_length_by_default_and_each_row_once(
+    make_model_folder, tmp_path, arch, changes
+):
+    trainer = scorer(make_model_folder(arch), jumping(64), tmp_path, per_device_train_batch_size=4, **changes)
+    assert sorted(order_of(trainer.get_train_dataloader())) == list(range(64))
+    plain = scorer(
+        make_model_folder(arch), jumping(64), tmp_path, per_device_train_batch_size=4, length_bucketing=False, **changes
+    )
+    assert isinstance(plain._get_train_sampler(), RandomSampler)
+    assert spread(trainer) < 0.2 * spread(plain)
+
+
+@pytest.mark.parametrize("budget", [None, 120])
+@pytest.mark.parametrize(("arch", "changes"), PADDED)
+def test_what_evaluation_returns_is_in_dataset_order_although_rows_are_sorted_by_length(
+    make_model_folder, tmp_path, arch, changes, budget
+):
+    rows, seen = jumping(11), []
+    trainer = scorer(
+        make_model_folder(arch), jumping(8), tmp_path, evaluation=rows, per_device_eval_batch_size=4,
+        compute_metrics=lambda prediction: seen.append(prediction) or {"mine": 1.0}, max_tokens_per_batch=budget,
+        **changes,
+    )  # fmt: skip
+    order = order_of(trainer.get_eval_dataloader())
+    longest = [max(map(len, row)) for row in trainer.eval_dataset["input_ids"]]
+    assert [longest[row] for row in order] == sorted(longest, reverse=True)
+    assert order != list(range(11))
+
+    expected = alone(trainer, trainer.eval_dataset)
+    assert expected.std() > 0.1
+    metrics, output = trainer.evaluate(), trainer.predict(rows)
+    assert metrics["eval_mine"] == 1.0
+    assert output.label_ids[-1].tolist() == list(range(11))
+    lengths = [[len(ids) - row["prefix_length"] for ids in row["input_ids"]] for row in trainer.eval_dataset]
+    assert output.label_ids[1].tolist() == lengths
+    assert np.abs(output.predictions - expected).max() < 1e-4
+    assert len(seen) == 2
+    for prediction in seen:
+        assert np.abs(prediction.predictions - expected).max() < 1e-4
+        assert prediction.label_ids.tolist() == trainer.eval_dataset["ranks"][:]
+    assert metrics["eval_accuracy"] == pytest.approx(float((expected[:, 0] > expected[:, 1]).mean()))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_lists_of_unequal_width_keep_their_places_when_evaluated_in_order_of_length(make_model_folder, tmp_path, steps):
+    rows = [{**row, "prompt": "and so on " * (k * 5 % 7)} for k, row in enumerate(ranked_lists(10))]
+    trainer = scorer(
+        make_model_folder("llama"), rows, tmp_path, packing="false", per_device_eval_batch_size=3,
+        eval_accumulation_steps=steps,
+    )  # fmt: skip
+    output = trainer.predict(rows)
+    present = output.label_ids[0] != -100
+    assert present.sum(1).tolist() == [len(row["responses"]) for row in rows]
+    assert np.abs(output.predictions - alone(trainer, trainer.train_dataset))[present].max() < 1e-4
+
+
+def test_metrics_see_each_reward_beside_its_own_rank_and_source(make_model_folder, tmp_path):
+    rows = [{**row, "prompt": "and so on " * (k * 5 % 7)} for k, row in enumerate(ranked_lists(10))]
+    mixture, found, seen = [{"data": rows[:4], "name": "alpha"}, {"data": rows[4:], "name": "beta"}], [], []
+    for bucketing in (False, True):
+        trainer = scorer(
+            make_model_folder("llama"), rows, tmp_path, evaluation=mixture, packing="false", length_bucketing=bucketing,
+            per_device_eval_batch_size=4, compute_metrics=lambda prediction: seen.append(prediction) or {},
+        )  # fmt: skip
+        metrics = numbers(trainer.evaluate())
+        found.append({name: value for name, value in metrics.items() if name != "eval_loss"})  # a mean over batches
+    assert "eval_alpha_accuracy" in found[0]
+    assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-6, nan_ok=True)
+    assert seen[1].label_ids.tolist() == seen[0].label_ids.tolist()
+    present = seen[0].label_ids != -100
+    assert [labels[kept].tolist() for labels, kept in zip(seen[1].label_ids, present, strict=True)] == [
+        row["ranks"] for row in rows
+    ]
+    assert np.abs(seen[1].predictions - seen[0].predictions)[present].max() < 1e-4
+
+
+def test_the_order_of_one_evaluation_does_not_reach_the_next(make_model_folder, tmp_path):
+    sets = {"one": jumping(11), "two": jumping(7)[::-1]}
+    trainer = scorer(make_model_folder("bert"), jumping(8), tmp_path, evaluation=sets, per_device_eval_batch_size=4)
+    trainer.evaluate()
+    for name, rows in sets.items():
+        predictions = trainer.predict(rows).predictions
+        assert np.abs(predictions - alone(trainer, trainer.eval_dataset[name])).max() < 1e-4
+
+
+def test_prediction_without_built_in_metrics_is_in_dataset_order_too(make_model_folder, tmp_path):
+    trainer = scorer(make_model_folder("bert"), jumping(8), tmp_path, per_device_eval_batch_size=4)
+    trainer.compute_metrics = None
+    output = trainer.predict(jumping(8))
+    assert output.label_ids[-1].tolist() == list(range(8))
+    assert np.abs(output.predictions - alone(trainer, trainer.train_dataset)).max() < 1e-4
+    trainer.args.prediction_loss_only = True
+    assert trainer.predict(jumping(8)).predictions is None
+
+
+def test_a_loader_of_the_users_own_comes_back_in_its_own_order(make_model_folder, tmp_path):
+    class Mine(RewardTrainer):
+        def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+            data = super().get_test_dataloader(test_dataset).dataset
+            return self.accelerator.prepare(DataLoader(data, batch_size=4, collate_fn=self.data_collator))
+
+    model = load(make_model_folder("bert"))
+    randomize_head(model)
+    trainer = Mine(model, settings(tmp_path), train_dataset=jumping(11))
+    output = trainer.predict(trainer.train_dataset)
+    assert output.label_ids[-1].tolist() == list(range(11))
+    assert np.abs(output.predictions - alone(trainer, trainer.train_dataset)).max() < 1e-4
+
+
+def test_a_dropped_last_batch_is_no_obstacle_to_evaluation(make_model_folder, tmp_path):
+    trainer = scorer(
+        make_model_folder("bert"), jumping(10), tmp_path, evaluation=jumping(10), per_device_eval_batch_size=4,
+        per_device_train_batch_size=4, dataloader_drop_last=True, max_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    assert 8 <= trainer.evaluate()["eval_num_pairs"] <= 10
+    output = trainer.predict(trainer.eval_dataset)
+    expected = alone(trainer, trainer.eval_dataset)
+    assert np.abs(output.predictions - expected[output.label_ids[-1]]).max() < 1e-4
+    assert output.label_ids[-1].tolist() == sorted(output.label_ids[-1].tolist())
+
+
+def test_a_strategy_that_is_asked_for_wins_over_buckets(make_model_folder, tmp_path):
+    folder = make_model_folder("bert")
+    trainer = scorer(folder, jumping(), tmp_path, train_sampling_strategy="sequential")
+    assert order_of(trainer.get_train_dataloader()) == list(range(32))
+    trainer = scorer(folder, jumping(), tmp_path, train_sampling_strategy="group_by_length")
+    assert isinstance(trainer._get_train_sampler(), LengthGroupedSampler)
+
+
+def test_each_epoch_of_a_run_draws_other_batches_and_a_seed_repeats_them(make_model_folder, tmp_path):
+    def rows_per_step(**changes: Any) -> list[list[int]]:
+        trainer = scorer(
+            make_model_folder("bert"), jumping(), tmp_path, per_device_train_batch_size=4, num_train_epochs=3, **changes
+        )
+        seen = rows_seen(trainer)
+        trainer.train()
+        return seen
+
+    steps = rows_per_step(seed=3)
+    epochs = [steps[start : start + 8] for start in (0, 8, 16)]
+    assert len(steps) == 24
+    assert all(sorted(chain(*epoch)) == list(range(32)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert rows_per_step(seed=3) == steps
+    assert rows_per_step(seed=4) != steps
+    assert rows_per_step(seed=4, data_seed=3) == steps
+
+
+# --- two processes ---
+
+WORKER = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import test_trainer_budgets
+test_trainer_budgets.{job}(*sys.argv[1:])
+"""
+
+
+def in_two_processes(job: str, out: Path, *arguments: Any, timeout: float = 200) -> None:
+    """Run a function of this module in two processes."""
+    script = out / f"{job}.py"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1]), job=job))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+        *("--master_port", str(free_port()), str(script), *map(str, arguments)),
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        _, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torch.distributed.run ends its workers
+        _, errors = process.communicate(timeout=60)
+        pytest.fail(f"two processes still wait for each other after {timeout} s:\n{errors[-3000:]}")
+    assert process.returncode == 0, errors[-3000:]
+
+
+PACKED: dict[str, Any] = {"train_sampling_strategy": "sequential", "max_tokens_per_batch": 130}
+PADDED_WIDE: dict[str, Any] = {"packing": "false", "max_tokens_per_batch": 360}
+CASES: dict[str, dict[str, Any]] = {
+    "packed": PACKED,
+    "padded": {**PADDED_WIDE, "train_sampling_strategy": "sequential"},
+    "accumulated": {**PACKED, "gradient_accumulation_steps": 2},
+    "adapter": {**PACKED, "adapter": True},
+    "checkpointing": {**PACKED, "activation_checkpointing": True},
+    "ties": {**PACKED, "loss_type": "davidson", "center_rewards_coefficient": 0.1},
+    "encoder": {**PADDED_WIDE, "arch": "bert"},
+    "bucketed": PADDED_WIDE,
+}
+
+
+def run_case(name: str, llama: str, bert: str, out: Path) -> tuple[RewardTrainer, dict[str, Any]]:
+    """One step over eight rows and an evaluation of eleven, whichever the number of processes."""
+    changes = dict(CASES[name])
+    rows = long_then_short()
+    if name == "accumulated":
+        rows = [rows[place] for place in (0, 1, 4, 5, 6, 7, 2, 3)]  # each process has one long batch, at its own time
+    if name == "ties":
+        rows = [{**row, "responses": row["responses"][:2], "ranks": [0, k % 3 % 2]} for k, row in enumerate(rows)]
+    folder = Path(bert if changes.pop("arch", None) else llama)
+    config = LoraConfig(**LORA) if changes.pop("adapter", False) else None
+    size = 8 // int(os.environ.get("WORLD_SIZE", "1")) // changes.get("gradient_accumulation_steps", 1)
+    trainer = scorer(
+        folder, rows, out / name, evaluation=[*rows, *ranked_lists(3)], per_device_train_batch_size=size,
+        per_device_eval_batch_size=4, max_steps=1, peft_config=config, **SGD, **changes,
+    )  # fmt: skip
+    own = [len(batch["micro_batches"]) for batch in trainer.get_train_dataloader()]
+    own_eval = [len(batch["micro_batches"]) for batch in trainer.get_eval_dataloader()]
+    with Passes(trainer) as training:
+        trainer.train()
+    with Passes(trainer) as evaluating:
+        output = trainer.predict(trainer.eval_dataset)
+    metrics = trainer.evaluate()
+    report = {
+        "own": own,
+        "own_eval": own_eval,
+        "passes": len(training.tokens),
+        "eval_passes": len(evaluating.tokens),
+        "tokens": max(*training.tokens, *evaluating.tokens),
+        "log": numbers(trainer.state.log_history[0]),
+        "history": [entry["epoch_loss"] for entry in trainer.history],
+        "rows": output.label_ids[-1].tolist(),
+        "rewards": output.predictions.tolist(),
+        "metrics": {key: value for key, value in numbers(metrics).items() if key != "eval_loss"},
+    }
+    return trainer, report
+
+
+RESUMED: dict[str, dict[str, Any]] = {"buckets": {"packing": "false"}, "random order": {}}
+
+
+def run_resumed(name: str, folder: str, out: Path) -> dict[str, Any]:
+    """Rows of each step of a run of three epochs, and of one that goes on from the middle of the second."""
+    found = {}
+    for run, checkpoint in (("whole", None), ("resumed", str(out / name / "checkpoint-6"))):
+        trainer = scorer(
+            Path(folder), jumping(32), out / name, per_device_train_batch_size=4, num_train_epochs=3,
+            save_strategy="steps", save_steps=6, learning_rate=1e-4, **RESUMED[name],
+        )  # fmt: skip
+        assert len(trainer.get_train_dataloader()) == 4
+        seen = rows_seen(trainer)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        found[run] = seen
+    return found
+
+
+def work(llama: str, bert: str, folder: str) -> None:
+    """What each of two processes does for the tests below."""
+    out = Path(folder)
+    for name in CASES:
+        trainer, report = run_case(name, llama, bert, out / "run")
+        rank = trainer.args.process_index
+        (out / f"{name}-{rank}.json").write_text(json.dumps(report))
+        torch.save(weights(trainer.accelerator.unwrap_model(trainer.model)), out / f"{name}-{rank}.pt")
+    for name in RESUMED:
+        (out / f"{name}-{rank}.json").write_text(json.dumps(run_resumed(name, llama, out / "resumed")))
+    torch.distributed.barrier()  # neither leaves while the other still talks
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Do `work` in two processes, once; the models' folders come from the first test that asks."""
+    done: dict[str, Path] = {}
+
+    def run(llama: Path, bert: Path) -> Path:
+        if not done:
+            done["out"] = tmp_path_factory.mktemp("two")
+            in_two_processes("work", done["out"], llama, bert, done["out"])
+        return done["out"]
+
+    return run
+
+
+def reports_of(name: str, out: Path) -> list[Any]:
+    return [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_of_unlike_lengths_keep_step_and_learn_what_one_does(
+    make_model_folder, two_processes, tmp_path, name
+):
+    llama, bert = make_model_folder("llama"), make_model_folder("bert")
+    out = two_processes(llama, bert)
+    trainer, one = run_case(name, str(llama), str(bert), tmp_path)
+    reports = reports_of(name, out)
+    if "train_sampling_strategy" in CASES[name]:
+        assert reports[0]["own"] != reports[1]["own"]  # else there would be nothing to keep step with
+        assert sum(map(max, zip(reports[0]["own"], reports[1]["own"], strict=True))) == reports[0]["passes"]
+        assert name == "accumulated" or reports[0]["own_eval"] != reports[1]["own_eval"]
+    assert reports[0]["passes"] == reports[1]["passes"] > 1
+    assert sum(map(max, zip(reports[0]["own_eval"], reports[1]["own_eval"], strict=True))) == reports[0]["eval_passes"]
+    assert reports[0]["eval_passes"] == reports[1]["eval_passes"]
+    assert max(report["tokens"] for report in reports) <= CASES[name]["max_tokens_per_batch"]
+
+    found = [torch.load(out / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert largest_difference(found[0], found[1]) == 0
+    assert largest_difference(found[0], weights(trainer.model)) < 2e-6
+    for report in reports:
+        assert report["log"] == pytest.approx(one["log"], rel=1e-5, abs=1e-6)
+        assert report["history"] == pytest.approx(one["history"], rel=1e-5)
+        assert report["rows"] == one["rows"] == list(range(11))
+        present = [[place < len(row) for place in range(4)] for row in trainer.eval_dataset["ranks"]]
+        for expected in (np.array(one["rewards"]), alone(trainer, trainer.eval_dataset)):
+            assert np.abs(np.array(report["rewards"]) - expected)[np.array(present)].max() < 1e-4
+        assert report["metrics"] == pytest.approx(one["metrics"], rel=1e-4, abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_processes_that_go_on_within_a_later_epoch_see_the_rows_that_were_left(
+    make_model_folder, two_processes, name
+):
+    out = two_processes(make_model_folder("llama"), make_model_folder("bert"))
+    reports = reports_of(name, out)
+    both = [[*one, *other] for one, other in zip(reports[0]["whole"], reports[1]["whole"], strict=True)]
+    for start in (0, 4, 8):
+        assert sorted(chain(*both[start : start + 4])) == list(range(32))
+    for report in reports:
+        assert report["resumed"] == report["whole"][6:]
+
+
+# --- sharded models ---
+
+SHARDED: dict[str, Any] = {
+    "fsdp": True,
+    "fsdp_config": {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
+    },
+}
+
+
+def squares(rewards: torch.Tensor) -> torch.Tensor:
+    return (rewards[:, 0] - rewards[:, 1]).square().sum() + rewards.sum()
+
+
+def sharding_example(folder: Path) -> tuple[Any, list[list[dict[str, Any]]]]:
+    """A model and the packed micro-batches of two processes, two of the first and one of the second."""
+    trainer = scorer(folder, long_then_short(), folder / "run")
+    rows, pack = list(trainer.train_dataset), trainer.data_collator
+    return trainer.model.train(), [[pack(rows[:2]), pack(rows[2:4])], [pack(rows[4:])]]
+
+
+def shard_and_differentiate(folder: str, out: str) -> None:
+    """Gradients of a model sharded over two processes; one of them has a micro-batch without rows."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    model, parts = sharding_example(Path(folder))
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in bare_model(model).base_model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    with packed_model(model):
+        for number in (0, 1):
+            mine = parts[rank][number] if number < len(parts[rank]) else None
+            rewards = compute_rewards(model, parts[rank][0] if mine is None else mine)
+            (rewards.sum() * 0 if mine is None else squares(rewards)).backward()
+    gradients = {name: parameter.grad.full_tensor() * 2 for name, parameter in model.named_parameters()}
+    torch.save(gradients, Path(out) / f"gradients-{rank}.pt")
+    torch.distributed.barrier()  # neither leaves while the other still talks
+    torch.distributed.destroy_process_group()
+
+
+def sharded_case(folder: Path, out: Path, name: str, sharded: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights and report of one step over eight rows and an evaluation of eleven, whichever the number of processes."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from torch.distributed.tensor import DTensor
+
+    parts = 2 if name == "accumulated" else 1
+    model = load(folder)
+    randomize_head(model)
+    changes = {**PACKED, **SGD, **(SHARDED if sharded else {}), "gradient_accumulation_steps": parts}
+    size = 8 // int(os.environ.get("WORLD_SIZE", "1")) // parts
+    args = settings(
+        out, max_steps=1, per_device_train_batch_size=size, per_device_eval_batch_size=4,
+        activation_checkpointing=name == "checkpointing", **changes,
+    )  # fmt: skip
+    if sharded:
+        assert args.device.type == "cpu"
+        # accelerate shards on accelerators alone, and on CPUs falls back to whole models without a word.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    rows = long_then_short()
+    if parts == 2:
+        rows = [rows[place] for place in (0, 1, 4, 5, 6, 7, 2, 3)]
+    trainer = RewardTrainer(model, args, train_dataset=rows, eval_dataset=[*rows, *ranked_lists(3)])
+    own = [len(batch["micro_batches"]) for batch in trainer.get_train_dataloader()]
+    with Passes(trainer) as passes:
+        trainer.train()
+    log, moved = numbers(trainer.state.log_history[0]), weights(trainer.model)
+    if sharded:
+        assert trainer.accelerator.distributed_type == DistributedType.FSDP
+        assert all(isinstance(value, DTensor) for value in moved.values())
+        moved = {name: value.full_tensor() for name, value in moved.items()}  # type: ignore[attr-defined]
+    output = trainer.predict(trainer.eval_dataset)
+    rewards = np.where(output.label_ids[0] == -100, 0, output.predictions).tolist()
+    return moved, {"own": own, "passes": len(passes.tokens), "log": log, "rewards": rewards}
+
+
+SHARDED_CASES = ["one batch", "accumulated", "checkpointing"]
+
+
+def train_in_shards(folder: str, out: str) -> None:
+    """Train under FSDP2 in each of two processes."""
+    for name in SHARDED_CASES:
+        moved, report = sharded_case(Path(folder), Path(out) / "run", name, sharded=True)
+        rank = torch.distributed.get_rank()
+        torch.save(moved, Path(out) / f"{name}-{rank}.pt")
+        (Path(out) / f"{name}-{rank}.json").write_text(json.dumps(report))
+    torch.distributed.barrier()  # neither leaves while the other still talks
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_model_in_shards_has_the_gradients_of_one_in_one_piece(make_model_folder, tmp_path):
+    folder = make_model_folder("llama")
+    in_two_processes("shard_and_differentiate", tmp_path, folder, tmp_path, timeout=120)
+    model, parts = sharding_example(folder)
+    with packed_model(model):
+        for part in (*parts[0], *parts[1]):
+            squares(compute_rewards(model, part)).backward()
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"gradients-{rank}.pt", weights_only=True)
+        assert found.keys() == dict(model.named_parameters()).keys()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad.abs().max() > 0
+            assert (found[name] - parameter.grad).abs().max() < 1e-4 * max(1.0, float(parameter.grad.abs().max())), name
+
+
+@pytest.mark.slow
+def test_a_model_in_shards_whose_processes_have_unlike_micro_batches_neither_hangs_nor_learns_something_else(
+    make_model_folder, tmp_path
+):
+    folder = make_model_folder("llama")
+    in_two_processes("train_in_shards", tmp_path, folder, tmp_path, timeout=120)
+    for name in SHARDED_CASES:
+        expected, one = sharded_case(folder, tmp_path / "one", name, sharded=False)
+        reports = reports_of(name, tmp_path)
+        assert reports[0]["own"] != reports[1]["own"]
+        assert reports[0]["passes"] == reports[1]["passes"]
+        assert reports[0]["passes"] == sum(map(max, zip(reports[0]["own"], reports[1]["own"], strict=True)))
+        for rank, report in enumerate(reports):
+            found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
+            assert largest_difference(found, expected) < 2e-6, name
+            assert report["log"] == pytest.approx(one["log"], rel=1e-5, abs=1e-6)
+            assert np.allclose(report["rewards"], one["rewards"], atol=1e-4)

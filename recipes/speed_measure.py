@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -128,25 +129,29 @@ def build_model(geometry: str, folder: str) -> dict[str, Any]:
     return {"parameters": sum(weight.numel() for weight in model.base_model.parameters()) - embeddings}
 
 
-def matmul_peak(size: int | None = None) -> dict[str, Any]:
-    """The most floating-point operations a second that square matrix products reach, the best of ten.
+def matmul_rate(seconds: float = 3.0) -> float:
+    """Floating-point operations a second that square matrix products sustain: the median over some seconds.
+
+    Not the best product: on a machine that varies, training cannot keep up what one product reached once. Measured
+    before and after each training run, so that both met the same machine.
 
     Args:
-        size: Rows; by default 8192 on CUDA and 2048 on a CPU.
+        seconds: How long to measure.
 
     Returns:
-        `flops`, in bfloat16 on CUDA and float32 on a CPU.
+        The rate, in bfloat16 on CUDA and float32 on a CPU.
     """
     cuda = torch.cuda.is_available()
-    size = size or (8192 if cuda else 2048)
+    size = 8192 if cuda else 2048
     kind: dict[str, Any] = {"device": "cuda" if cuda else "cpu", "dtype": torch.bfloat16 if cuda else torch.float32}
     one, other = torch.randn(size, size, **kind), torch.randn(size, size, **kind)
-    seconds = []
-    for _ in range(10):
+    torch.mm(one, other)
+    times: list[float] = []
+    while sum(times) < seconds:
         start = _now()
         torch.mm(one, other)
-        seconds.append(_now() - start)
-    return {"flops": 2 * size**3 / min(seconds)}
+        times.append(_now() - start)
+    return 2 * size**3 / median(times)
 
 
 def measure_training(**values: Any) -> dict[str, Any]:
@@ -159,9 +164,9 @@ def measure_training(**values: Any) -> dict[str, Any]:
 
     Returns:
         `seconds` and `tokens_computed` of each counted step or epoch, `pairs` and `useful_tokens` of all of them
-        together, and `peak_bytes`.
+        together, `peak_bytes`, and `matmul_flops` before and after.
     """
-    run = Run(**values)
+    run, rate = Run(**values), matmul_rate()
     rows = json.loads(Path(run.rows).read_text(encoding="utf-8"))
     warm_up, counted = ([Group(responses) for responses in rows[part]] for part in ("warm_up", "counted"))
     with tempfile.TemporaryDirectory() as folder:
@@ -178,10 +183,11 @@ def measure_training(**values: Any) -> dict[str, Any]:
         "pairs": run.epochs * sum(len(group.pairs) for group in counted),
         "useful_tokens": run.epochs * sum(group.useful_tokens for group in counted),
         "peak_bytes": peak_bytes(),
+        "matmul_flops": [rate, matmul_rate()],
     }
 
 
-TASKS = {"build": build_model, "peak": matmul_peak, "train": measure_training}
+TASKS = {"build": build_model, "train": measure_training}
 
 
 # --- the two trainers ------------------------------------------------------------------------------------------------

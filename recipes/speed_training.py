@@ -72,16 +72,14 @@ def benchmark_training(options: Namespace) -> None:
     cases = [case for case in CASES if case.name[0] in letters]
     options.geometry = options.geometry or default_geometries()
     report: dict[str, Any] = {"machine": machine(), "settings": json.loads(json.dumps(vars(options), default=str))}
-    report |= {"matmul_flops": [], "parameters": {}, "rows": {}, "measurements": []}
+    report |= {"parameters": {}, "rows": {}, "measurements": []}
     with tempfile.TemporaryDirectory() as folder:
-        report["matmul_flops"].append(require(folder, "peak"))
         for geometry in options.geometry:
             print(f"building {geometry}", file=sys.stderr)
             model = str(Path(folder) / geometry)
             report["parameters"][geometry] = require(folder, "build", geometry=geometry, folder=model)
             for case in cases:
                 measure_case(case, geometry, model, options, report)
-        report["matmul_flops"].append(require(folder, "peak"))
     save_json(options.json, report)
     for geometry in options.geometry:
         print_training(geometry, cases, report)
@@ -188,7 +186,7 @@ def print_training(geometry: str, cases: list[Case], report: dict[str, Any]) -> 
     """Print the table of one geometry, and below it the seconds of epochs."""
     memory = "GPU memory" if report["machine"]["gpu"] else "RSS"
     headings = ("case", "side", "pairs/s", "computed", "useful", f"peak {memory}", "pairs/s", "useful /")
-    units = ("", "", "median (min-max)", "tokens / pair", "tokens / pair", "GiB", "x TRL", "matmul peak")
+    units = ("", "", "median (min-max)", "tokens / pair", "tokens / pair", "GiB", "x TRL", "matmul rate")
     table = Table(
         title=f"Training {geometry}", caption=escape(training_caption(geometry, cases, report)), caption_justify="left"
     )
@@ -214,7 +212,7 @@ def training_cells(rows: list[dict[str, Any]], part: slice, speed: float, peer: 
     Args:
         rows: Its measurements, one a round.
         part: Which steps or epochs to report.
-        speed: What a useful token a second is as a share of the machine's peak.
+        speed: What a useful token a second is as a share of the machine's matmul rate.
         peer: TRL's pairs a second.
 
     Returns:
@@ -249,8 +247,15 @@ def median_rate(rows: list[dict[str, Any]], part: slice) -> float | None:
 
 
 def operations_share(case: Case, geometry: str, report: dict[str, Any]) -> float:
-    """A useful token a second as a share of the measured matmul peak."""
-    return FLOPS_PER_PARAMETER[case.mode] * report["parameters"][geometry] / max(report["matmul_flops"])
+    """A useful token a second as a share of the matmul rate that was measured around the case."""
+    return FLOPS_PER_PARAMETER[case.mode] * report["parameters"][geometry] / matmul_rate(report, geometry, case.name)
+
+
+def matmul_rate(report: dict[str, Any], geometry: str, case: str | None = None) -> float:
+    """Median of what was measured beside the training of one case, or of all; NaN if all of them failed."""
+    rows = [row for row in report["measurements"] if row["geometry"] == geometry and case in (None, row["case"])]
+    rates = [rate for row in rows for rate in row.get("matmul_flops", [])]
+    return median(rates) if rates else float("nan")
 
 
 def epoch_line(label: str, rows: list[dict[str, Any]], part: slice) -> str:
@@ -273,10 +278,10 @@ def training_caption(geometry: str, cases: list[Case], report: dict[str, Any]) -
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     lines = [
         f"{device}; {versions}; {settings['rounds']} rounds of {settings['steps']} counted steps; max_length "
-        f"{settings['max_length']}; matmul peak {max(report['matmul_flops']) / 1e9:,.0f} GFLOP/s",
+        f"{settings['max_length']}; matmul rate {matmul_rate(report, geometry) / 1e9:,.0f} GFLOP/s",
         "computed: tokens through the backbone, padding included; useful: those that exist, a shared prefix once",
-        "useful / matmul peak: FLOP of useful tokens, 6 x parameters without embeddings (LoRA 4, frozen 2), attention "
-        "left out, over the machine's best matmul" + (" (MFU)" if about["gpu"] else ""),
+        "useful / matmul rate: FLOP of useful tokens, 6 x parameters without embeddings (LoRA 4, frozen 2), attention "
+        "left out, over the median rate of square matmuls before and after" + (" (MFU)" if about["gpu"] else ""),
     ]
     return "\n".join([*lines, *row_lines(report["rows"][geometry], cases, settings["data"])])
 

@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -28,11 +27,12 @@ import xxhash
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
+from datasets import config as datasets_config
 from peft import PeftModel
 from torch import Tensor, nn
 
 from hf_reward.data_collator import group_columns
-from hf_reward.reward_head import ReadsLastToken, has_dropout, head_modules
+from hf_reward.reward_head import ReadsLastToken, has_dropout, trains_head_alone
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,7 @@ def why_not_cached(model: nn.Module, data: Any) -> str | None:
         return "the model has an adapter"
     if not isinstance(model, ReadsLastToken):
         return "the model is an encoder, whose pooling belongs to the head"
-    heads = tuple(f"{name}." for name in head_modules(model))
-    if any(parameter.requires_grad for name, parameter in model.named_parameters() if not name.startswith(heads)):
+    if not trains_head_alone(model):
         return "the backbone is trained"
     if has_dropout(model.base_model):  # type: ignore[arg-type]
         return "the backbone's dropout is on"
@@ -86,11 +85,11 @@ def feature_fingerprint(model: Any, data: Dataset, precision: str) -> str:
     for name, tensor in model.base_model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
-    for batch in data.select_columns(["input_ids", "prefix_length"]).with_format("arrow").iter(10_000):
+    for batch in data.select_columns("input_ids").with_format("arrow").iter(10_000):
         table: Any = batch
         for rows in pa.table(table).column("input_ids").chunks:
             for part in (rows.value_lengths(), rows.flatten().value_lengths(), rows.flatten().flatten()):
-                digest.update(np.ascontiguousarray(part.to_numpy(zero_copy_only=False)))
+                digest.update(part.to_numpy(zero_copy_only=False).tobytes())
     return digest.hexdigest()
 
 
@@ -104,7 +103,7 @@ def cache_folder(data: Dataset, fingerprint: str) -> Path:
     Returns:
         The folder, which may not exist yet.
     """
-    shared = Path(datasets.config.HF_DATASETS_CACHE) / "hf_reward"
+    shared = Path(datasets_config.HF_DATASETS_CACHE) / "hf_reward"
     beside = Path(data.cache_files[0]["filename"]).parent if data.cache_files else shared
     return (beside if os.access(beside, os.W_OK) else shared) / f"features-{fingerprint}"
 
@@ -171,17 +170,17 @@ def open_features(folder: Path, sequences: int) -> FeatureStore | None:
     """
     if not (folder / _MANIFEST).exists():
         return None
+    store = None
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         parts = [FeaturePart(**part) for part in manifest["parts"]]
-        store = FeatureStore(folder, parts)
-        whole = manifest["checksum"] == _checksum_of_parts(parts) and len(store) == sequences
-        whole = whole and all(_checksum(folder / part.file) == part.checksum for part in parts)
+        whole = manifest["checksum"] == _checksum_of_parts(parts) and sum(part.sequences for part in parts) == sequences
+        if whole and all(_checksum(folder / part.file) == part.checksum for part in parts):
+            store = FeatureStore(folder, parts)
     except (OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        pass  # unreadable is damaged
+    if store is None:
         logger.warning("The cached features in %s are damaged or incomplete; they are computed again.", folder)
-        return None
     return store
 
 
@@ -226,7 +225,8 @@ def write_manifest(folder: Path, parts: Sequence[FeaturePart]) -> None:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    values: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(values)
 
 
 def _checksum_of_parts(parts: Sequence[FeaturePart]) -> str:
@@ -296,10 +296,10 @@ class DataCollatorForFeatures:
         return {**group_columns(rows), "features": torch.cat([row["features"] for row in rows])}
 
 
-def with_features(
+def stored_features(
     data: Dataset, fingerprint: str, compute: Callable[[range], Generator[Tensor]], accelerator: Accelerator
-) -> FeatureRows:
-    """Rows with their features, read from the cache or computed now, each process a share of them.
+) -> FeatureStore:
+    """Features of some rows, read from the cache or computed now, each process a share of them.
 
     Args:
         data: Prepared rows.
@@ -308,18 +308,16 @@ def with_features(
         accelerator: Of the run.
 
     Returns:
-        The rows.
+        The features of all responses, row by row.
 
     Raises:
         OSError: If the processes do not see the same folder.
     """
-    ends = sequence_ends(data)
-    folder: Path | None = None
-    store: FeatureStore | None = None
+    sequences = int(sequence_ends(data)[-1])
+    folder, store = cache_folder(data, fingerprint), None
     if accelerator.is_main_process:
-        folder = cache_folder(data, fingerprint)
-        store = open_features(folder, int(ends[-1]))
-    [folder, found] = broadcast_object_list([folder, store is not None])
+        store = open_features(folder, sequences)
+    [folder, found] = broadcast_object_list([folder, store is not None])  # all write where the main process does
     if not found:
         process, processes = accelerator.process_index, accelerator.num_processes
         mine = range(len(data) * process // processes, len(data) * (process + 1) // processes)
@@ -330,10 +328,10 @@ def with_features(
         if accelerator.is_main_process:
             write_manifest(folder, parts)
         accelerator.wait_for_everyone()
-    store = store or open_features(folder, int(ends[-1]))
+    store = store or open_features(folder, sequences)
     if store is None:
         raise OSError(
             f"The features in {folder} cannot be read. With several machines that folder has to be on a disk that all "
             "of them share: set HF_DATASETS_CACHE to one, or set `cache_features=False`."
         )
-    return FeatureRows(data, store)
+    return store

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,6 @@ class PackedLayout:
                 yield response, group.prefix
 
 
-@torch.compiler.disable
 def packed_attention(
     query: Tensor,
     key: Tensor,
@@ -178,6 +178,7 @@ def varlen_attention(
     # (1, heads, T, head size) -> (T, heads, head size); norms of queries and keys leave float32 under autocast
     query, key, value = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
+    options: dict[str, Any] = {"enable_gqa": grouped} if _GROUPED_VARLEN else {}
     if grouped and not _GROUPED_VARLEN:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -192,7 +193,7 @@ def varlen_attention(
         scale=scaling,
         # (tokens to the left, tokens to the right); the window of transformers counts the token itself
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        **({"enable_gqa": grouped} if _GROUPED_VARLEN else {}),
+        **options,
     )
     assert isinstance(attended, Tensor)
     return attended.unsqueeze(0)
@@ -212,7 +213,12 @@ def _varlen_plan(layout: PackedLayout, device: torch.device) -> _VarlenPlan:
 
 def _flash_dtype(query: Tensor, value: Tensor) -> torch.dtype | None:
     """The half precision in which flash attention can take these tensors, or None where it cannot."""
-    if query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < (8, 0):
+    # Under ROCm, which also says "cuda", nobody has seen where the kernel aligns causality.
+    if (
+        query.device.type != "cuda"
+        or torch.version.hip is not None
+        or torch.cuda.get_device_capability(query.device) < (8, 0)
+    ):
         return None
     size = query.shape[-1]
     if size > _FLASH_HEAD_SIZE or size % 8 or value.shape[-1] != size:

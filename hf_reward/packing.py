@@ -8,10 +8,10 @@ not see each other (`packed_attention`). The rewards are those of the padded bat
 Shapes: G groups, K responses in a group, N sequences (sum of K), T packed tokens, H hidden size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from hf_reward.packed_attention import GroupSegments, PackedLayout, packed_atten
 from hf_reward.reward_head import ReadsLastToken
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_NAME = "hf_reward_packed"
+_STOCK_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention", "kernels-community/", _NAME)
 
 
 @dataclass
@@ -86,6 +88,8 @@ def why_not_packed(model: nn.Module) -> str | None:
     config = model.config.get_text_config()
     other = sorted(set(getattr(config, "layer_types", None) or []) - _KNOWN_LAYERS)
     replaceable = getattr(model.base_model, "_supports_attention_backend", False)
+    replaceable = replaceable and model._can_set_attn_implementation()
+    attention = str(model.config._attn_implementation)
     stateful = getattr(model, "_is_stateful", False)
     reasons = {
         "it caps attention scores": getattr(config, "attn_logit_softcapping", None) is not None,
@@ -93,22 +97,24 @@ def why_not_packed(model: nn.Module) -> str | None:
         "it carries a state from token to token (state space or linear attention)": stateful,
         f"it has layers of the kind {', '.join(other)}": bool(other),
         "transformers does not let its attention be replaced": not replaceable,
+        f"its attention is one of your own, {attention!r}": not attention.startswith(_STOCK_ATTENTION),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 @contextmanager
 def packed_model(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model take packed batches, and padded ones as before; on leaving it is as it was.
+    """Let a model take packed batches, and padded ones through SDPA; on leaving it is as it was.
 
     Args:
         model: The bare reward model, without PEFT's wrapper.
     """
     before = str(model.config._attn_implementation)
-    if before.startswith("hf_reward_"):  # already inside
+    if before == _NAME:  # already inside
         yield
         return
-    model.set_attn_implementation(_register(before if before in ALL_ATTENTION_FUNCTIONS else "sdpa"))
+    _register()
+    model.set_attn_implementation(_NAME)
     try:
         yield
     finally:
@@ -124,21 +130,22 @@ def require_packed_model(model: PreTrainedModel) -> None:
     Raises:
         ValueError: If it is not inside `packed_model`.
     """
-    if not str(model.config._attn_implementation).startswith("hf_reward_"):
+    if model.config._attn_implementation != _NAME:
         raise ValueError("A packed batch needs its model inside `packed_model(model)`. Enter it, or collate padded.")
 
 
+# A graph of its own for each layout would be compiled, batch by batch.
+_uncompiled_attention: Any = torch.compiler.disable(packed_attention)
+
+
 @cache
-def _register(padded: str) -> str:
-    """Register our attention under a name of its own; batches without a layout go to the implementation `padded`."""
-    name = f"hf_reward_{padded.encode().hex()}"  # transformers takes a name with "sdpa" or "flash" in it for theirs
-    AttentionInterface.register(name, partial(_attention, ALL_ATTENTION_FUNCTIONS[padded]))
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[padded])
-    return name
+def _register() -> None:
+    # Padded batches go to SDPA, whatever the model came with: flash attention looks for its own name in the config.
+    AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def _attention(
-    padded: Any,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -149,6 +156,24 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: the layout comes with the batch, through every decoder layer."""
     if packed_layout is None:
-        return padded(module, query, key, value, attention_mask, **options)
-    taken = {name: options.get(name) for name in ("scaling", "sliding_window")}
-    return packed_attention(query, key, value, packed_layout, dropout=options.get("dropout") or 0.0, **taken), None
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **options)
+    attended = _uncompiled_attention(
+        query,
+        key,
+        value,
+        packed_layout,
+        scaling=options.get("scaling"),
+        dropout=options.get("dropout") or 0.0,
+        sliding_window=_window(module, options),
+    )
+    return attended, None
+
+
+def _window(module: Any, options: Mapping[str, Any]) -> int | None:
+    """The sliding window of a layer; some (Qwen2-MoE, PhiMoE) have it in their mask alone, which is not made."""
+    if options.get("sliding_window") is not None:
+        return options["sliding_window"]
+    config = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds is None or kinds[module.layer_idx] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if slides else None

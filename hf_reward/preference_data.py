@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import (
@@ -27,23 +28,24 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_reward.data_collator import DataCollatorForPreference, source_number
 from hf_reward.feature_cache import (
     DataCollatorForFeatures,
     FeatureRows,
+    FeatureStore,
     feature_fingerprint,
+    stored_features,
     why_not_cached,
-    with_features,
     without_features,
 )
 from hf_reward.losses import PreferenceLoss
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model
-from hf_reward.packing_check import packing_problem
+from hf_reward.packing_check import kernel_error, packing_problem
 from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
-from hf_reward.reward_head import RewardModel, bare_model
+from hf_reward.reward_head import RewardModel, bare_model, trains_head_alone
 from hf_reward.rewards import compute_features
 from hf_reward.samplers import (
     FixedOrderSampler,
@@ -103,13 +105,14 @@ class PreferenceDataTrainer(Trainer):
         self._packing_checked = False
         self._eval_order: np.ndarray | None = None  # in which the rows at hand are evaluated; None is their own
         self._bucket_sampler: LengthBucketSampler | None = None
-        self._feature_rows: dict[str, FeatureRows] = {}
+        self._said_uncached = False
+        self._feature_stores: dict[str, FeatureStore] = {}
         train_data, eval_data = self._prepare_data(train_dataset, "train", args), self._prepare_eval(eval_dataset, args)
         args = without_dispatch(args, train_data, eval_data)
         super().__init__(
             model=model,
             args=args,
-            data_collator=budgeted(data_collator or choose_collator(model, args, tokenizer), args),
+            data_collator=budgeted(choose_collator(model, args, tokenizer, data_collator), args),
             train_dataset=train_data,
             eval_dataset=eval_data,
             processing_class=tokenizer,
@@ -142,6 +145,10 @@ class PreferenceDataTrainer(Trainer):
             return {name: self._prepare_data(part, f"eval_{name}", args) for name, part in data.items()}
         return self._prepare_data(data, "eval", args)
 
+    def _prepare_input(self, data: Any) -> Any:
+        # Under DeepSpeed `Trainer` would round margins, probabilities and weights to half precision.
+        return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
+
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = [
             *("input_ids", "token_type_ids", "features", "ranks", "prefix_length", "length"),
@@ -164,7 +171,9 @@ class PreferenceDataTrainer(Trainer):
         if data is not None:  # else `Trainer` says what is missing
             _require_rows(data)
             self._check_packing(data)
-            if self._caches_features(data):  # persistent workers would go on with the features of other weights
+            own = eval_dataset is None or named
+            cached = self._caches_features(data) or isinstance(self.data_collator, DataCollatorForFeatures)
+            if cached or not own:  # `Trainer` would hand out persistent workers with other rows, or stale features
                 self._eval_dataloaders = {}
         return super().get_eval_dataloader(eval_dataset)
 
@@ -213,15 +222,12 @@ class PreferenceDataTrainer(Trainer):
 
     def _check_packing(self, data: Any) -> None:
         """Before packed batches are trusted, once: pad instead if they give another result."""
-        if self._packing_checked or not self._packs():
+        if self._packing_checked or not self._packs() or data is None:
             return
         self._packing_checked = True
-        if is_deepspeed_zero3_enabled():
-            logger.info("Packed batches are used unchecked: under ZeRO-3 no process has the whole model at the start.")
-            return
         problem = None
         if self.accelerator.is_main_process:  # under FSDP with memory-saving loading only this one has the weights
-            problem = self._packing_problem(data)
+            problem = self._kernel_problem() or (None if self._is_sharded() else self._packing_problem(data))
         [problem] = broadcast_object_list([problem])
         if problem is None:
             return
@@ -230,15 +236,35 @@ class PreferenceDataTrainer(Trainer):
         logger.warning("Batches are padded, not packed: %s.", problem)
         self.data_collator = budgeted(padded_collator(self.args, self.processing_tokenizer), self.args)
 
+    def _is_sharded(self) -> bool:
+        """Whether no process holds the whole model, so that one alone cannot run it."""
+        return is_deepspeed_zero3_enabled() or any(isinstance(weight, DTensor) for weight in self.model.parameters())  # type: ignore[union-attr]
+
+    def _kernel_problem(self) -> str | None:
+        """Whether the kernel of this device can be trusted, also for a model that is elsewhere (FSDP, ZeRO) so far."""
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        device, model = self.args.device, self._bare_model()
+        dtype = kinds.get(str(self.accelerator.mixed_precision), model.dtype)
+        if device.type != "cuda" or dtype not in kinds.values():
+            return None
+        config: Any = model.config.get_text_config()
+        heads = config.num_attention_heads
+        error = kernel_error(
+            device,
+            dtype,
+            heads=heads,
+            key_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+        return None if error <= 0.1 else f"the attention kernel of this device is off by {error:.1e}"
+
     def _packing_problem(self, data: Any) -> str | None:
         rows = list(data.take(2)) if isinstance(data, IterableDataset) else [data[i] for i in range(min(2, len(data)))]
         padded = padded_collator(self.args, self.processing_tokenizer)(rows)
         with self.accelerator.autocast():  # the kernels that training will use
             return packing_problem(self._bare_model(), padded, inner_collator(self.data_collator)(rows))
 
-    # --- rows of like length ---
-
-    # Rows with features are sampled as without, so that caching them changes nothing else.
+    # --- rows of like length; with features they are sampled as without, so that caching changes nothing else ---
 
     def _buckets(self, data: Any) -> bool:
         if not isinstance(data, Dataset) or self.args.length_bucketing == "false":
@@ -259,11 +285,9 @@ class PreferenceDataTrainer(Trainer):
         data = without_features(eval_dataset)
         if isinstance(data, IterableDataset):
             return None
-        return (
-            FixedOrderSampler(longest_first(longest_sequences(data)))
-            if self._buckets(data)
-            else SequentialSampler(data)
-        )
+        if self._buckets(data):
+            return FixedOrderSampler(longest_first(longest_sequences(data)))
+        return SequentialSampler(data)
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; predictions and labels come back in the order of the dataset."""
@@ -288,16 +312,29 @@ class PreferenceDataTrainer(Trainer):
     def _caches_features(self, data: Any) -> bool:
         if self.args.cache_features == "false":
             return False
-        reason = why_not_cached(self._unwrapped(), data)
-        if reason is None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            reason = "the model is sharded over processes"
-        if reason is None and type(inner_collator(self.data_collator)) not in _OUR_COLLATORS:
-            reason = "the data collator is your own"
+        reason = self._why_not_cached(data)
         if self.args.cache_features == "true":
             if reason is not None:
                 raise ValueError(f"`cache_features=True` is not possible: {reason}. Use 'auto' or False.")
             return True
+        if self._passes() > 1 and reason is not None and not self._said_uncached:
+            self._said_uncached = True
+            if trains_head_alone(self._unwrapped()):  # else nobody expects a cache
+                logger.warning("The frozen backbone runs in every epoch: %s.", reason)
         return reason is None and self._passes() > 1
+
+    def _why_not_cached(self, data: Any) -> str | None:
+        args = self.args
+        reasons = {
+            "the model is sharded over processes": self.is_fsdp_enabled
+            or self.is_deepspeed_enabled
+            or self._is_sharded(),
+            "the data collator is your own": type(inner_collator(self.data_collator)) not in _OUR_COLLATORS,
+            "the model is cast for evaluation": args.bf16_full_eval or args.fp16_full_eval,
+            "NEFTune changes its input": args.neftune_noise_alpha is not None,
+        }
+        others = (reason for reason, holds in reasons.items() if holds)
+        return why_not_cached(self._unwrapped(), data) or next(others, None)
 
     def _unwrapped(self) -> Any:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -317,10 +354,10 @@ class PreferenceDataTrainer(Trainer):
             # Taken from the weights each time: features of other weights would be wrong rewards without a word.
             fingerprint = feature_fingerprint(self._bare_model(), data, self.accelerator.mixed_precision)
         [fingerprint] = broadcast_object_list([fingerprint])
-        if fingerprint not in self._feature_rows:
+        if fingerprint not in self._feature_stores:
             compute = partial(self._features_of_share, data)
-            self._feature_rows[fingerprint] = with_features(data, fingerprint, compute, self.accelerator)
-        return self._feature_rows[fingerprint]
+            self._feature_stores[fingerprint] = stored_features(data, fingerprint, compute, self.accelerator)
+        return FeatureRows(data, self._feature_stores[fingerprint])
 
     def _features_of_share(self, data: Dataset, share: range) -> Generator[Tensor]:
         """Features of some consecutive rows of a dataset, batch by batch."""

@@ -206,6 +206,12 @@ def freeze_all_but_head(model: nn.Module) -> None:
         parameter.requires_grad_(parameter.requires_grad and _in_head(name, heads))
 
 
+def trains_head_alone(model: nn.Module) -> bool:
+    """Whether no parameter outside the head is trainable."""
+    heads = head_modules(model)
+    return not any(p.requires_grad and not _in_head(name, heads) for name, p in model.named_parameters())
+
+
 def check_head_is_trained(model: nn.Module) -> None:
     """Refuse a model whose head would stay as it is, or would not be saved.
 

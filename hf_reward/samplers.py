@@ -1,11 +1,12 @@
 """Which rows share a batch, and which rows of a batch share a forward pass: length buckets and token budgets.
 
-A batch keeps its number of groups whatever their lengths, so that neither changes what is learned: buckets decide who
-is in it, budgets split it into micro-batches whose gradients add up to its own.
+A batch keeps its number of groups whatever their lengths. Buckets choose them, about equally long ones at random;
+budgets split the batch into micro-batches whose gradients add up to its own.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 
 from hf_reward.data_collator import group_columns
+
+logger = logging.getLogger(__name__)
 
 _BATCHES_PER_WINDOW = 32
 
@@ -91,7 +94,7 @@ class FixedOrderSampler(Sampler[int]):
 
 def fixed_order(loader: Any) -> np.ndarray | None:
     """The order of a data loader's `FixedOrderSampler`, which accelerate may have wrapped; None if it has another."""
-    batches = getattr(loader, "batch_sampler", None)
+    batches: Any = getattr(loader, "batch_sampler", None)
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
     sampler = getattr(batches, "sampler", None)
@@ -132,7 +135,7 @@ def consecutive_batches(
     batch_size: int,
     max_tokens: int | None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Cut rows into batches that keep their order.
+    """Cut rows into batches that keep their order, one after the other.
 
     Args:
         data: Rows as `prepare_preferences` makes them.
@@ -142,7 +145,7 @@ def consecutive_batches(
         max_tokens: At most so many tokens, unless one row alone has more; None for no limit.
 
     Yields:
-        The rows of each batch.
+        list[dict[str, Any]]: The rows of a batch.
     """
     batch: list[dict[str, Any]] = []
     for place in places:
@@ -160,11 +163,13 @@ def consecutive_batches(
 class DataCollatorWithTokenBudget:
     """Collates a batch as micro-batches of at most `max_tokens` tokens each.
 
-    A group is never split, because its loss needs all its rewards: a larger one is a micro-batch of its own.
+    A group is never split, because its loss needs all its rewards: a larger one is a micro-batch of its own, with a
+    warning for the first.
     """
 
     collator: CountsTokens
     max_tokens: int
+    _warned: bool = field(default=False, init=False, repr=False)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows.
@@ -188,6 +193,14 @@ class DataCollatorWithTokenBudget:
     def _split(self, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
         """First fit, longest first: each row goes into the first micro-batch that has room for it."""
         costs = [self.collator.tokens([row]) for row in rows]
+        if max(costs) > self.max_tokens and not self._warned:
+            self._warned = True
+            logger.warning(
+                "A row has %s tokens, more than `max_tokens_per_batch=%s`; such rows run alone. To bound memory, lower "
+                "`max_length` or raise the budget to what fits.",
+                max(costs),
+                self.max_tokens,
+            )
         parts: list[list[int]] = []
         for place in sorted(range(len(rows)), key=lambda place: -costs[place]):
             for part in parts:

@@ -78,5 +78,5 @@ def _collator(model: RewardModel, data: Dataset, packing: str | bool) -> Any:
         return packed
     if choice == "true":
         raise ValueError(f"`packing=True` is not possible with this model: {problem}. Use 'auto' or False.")
-    logger.info("Batches are padded, not packed: %s.", problem)
+    logger.warning("Batches are padded, not packed: %s.", problem)
     return padded

@@ -183,8 +183,8 @@ class RewardTrainer(PreferenceDataTrainer):
         if model.training:
             self._require_finite(loss, rewards, inputs)
             weight = self.loss_function.weights(inputs["ranks"], probabilities, inputs["weights"]).sum()
-            own_mean = loss.detach() if num_items_in_batch is None else loss.detach() * num_items_in_batch / weight
-            self._statistics.add(own_mean, weight, rewards.detach(), inputs["ranks"])
+            total = loss.detach() * (weight if num_items_in_batch is None else num_items_in_batch)
+            self._statistics.add(total, weight, rewards.detach(), inputs["ranks"])
             if num_items_in_batch is not None and self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes  # the gradient is averaged over processes afterwards
         return (loss, {"rewards": rewards}) if return_outputs else loss
@@ -269,11 +269,13 @@ class RewardTrainer(PreferenceDataTrainer):
     @contextmanager
     def _gradients_kept_back(self, model: nn.Module, keep: bool) -> Iterator[None]:
         """Do not exchange gradients between processes yet."""
-        state, deepspeed = self.accelerator.gradient_state, self.is_deepspeed_enabled
+        state = self.accelerator.gradient_state
         before = state.sync_gradients
+        # FSDP2 would keep a whole gradient on each device meanwhile, and a budget is there to save memory.
+        always = self.is_deepspeed_enabled or self.accelerator.is_fsdp2 or state.plugin_kwargs.get("sync_each_batch")
         state._set_sync_gradients(before and not keep)  # DeepSpeed steps its optimizer where this is set
         try:
-            with self.accelerator.no_sync(model) if keep and not deepspeed else nullcontext():
+            with self.accelerator.no_sync(model) if keep and not always else nullcontext():
                 yield
         finally:
             state._set_sync_gradients(before)

@@ -137,6 +137,11 @@ class RewardConfig(TrainingArguments):
         self.max_length = self.max_length or None
         for name in ("packing", "length_bucketing", "cache_features"):
             setattr(self, name, _choice(name, getattr(self, name)))
+        if self.length_bucketing == "true" and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"`length_bucketing=True` and `train_sampling_strategy={self.train_sampling_strategy!r}` both say "
+                "which rows share a batch. Set one of them."
+            )
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise ValueError(f"`max_tokens_per_batch` must be 1 or more, or None, but is {self.max_tokens_per_batch}.")
         if not torch.accelerator.is_available():

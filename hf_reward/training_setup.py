@@ -150,14 +150,18 @@ def padded_collator(args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> D
 
 
 def choose_collator(
-    model: RewardModel | None, args: RewardConfig, tokenizer: PreTrainedTokenizerBase
+    model: RewardModel | None,
+    args: RewardConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    own: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Packed batches where the model allows them and the settings do not forbid it, else padded ones.
+    """The user's own collator; else packed batches where the model allows them and the settings do not forbid it.
 
     Args:
         model: The model, None where each trial makes its own.
         args: Settings of the run.
         tokenizer: The prepared tokenizer.
+        own: The user's own collator, if any.
 
     Returns:
         The collator.
@@ -165,15 +169,22 @@ def choose_collator(
     Raises:
         ValueError: If packing is asked for and not possible.
     """
+    if own is not None:
+        if args.packing == "true" and not isinstance(own, DataCollatorForPackedPreference):
+            raise ValueError("`packing=True` has no effect beside a `data_collator` of your own. Drop one of the two.")
+        return own
     padded = padded_collator(args, tokenizer)
     if args.packing == "false":
         return padded
     reason = why_not_packed(bare_model(model)) if model is not None else None
+    if args.neftune_noise_alpha is not None:
+        reason = "NEFTune scales its noise by the length of a row, which packing changes"
     if reason is None:
         return DataCollatorForPackedPreference()
     if args.packing == "true":
         raise ValueError(f"`packing=True` is not possible with this model: {reason}. Use 'auto' or False.")
-    logger.info("Batches are padded, not packed: %s.", reason)
+    if args.process_index == 0:
+        logger.warning("Batches are padded, not packed: %s.", reason)
     return padded
 
 
@@ -209,9 +220,22 @@ def inner_collator(collator: Any) -> Callable[..., Any]:
 
 
 def without_dispatch(args: RewardConfig, *prepared: Any) -> RewardConfig:
-    """Streams of ragged rows cannot be concatenated by accelerate's main process; each process reads its own."""
+    """Streams of ragged rows cannot be concatenated by accelerate's main process; each process reads its own.
+
+    Args:
+        args: Settings of the run; changed in place.
+        *prepared: Its datasets, or dicts of them.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If a stream is to be sorted by length.
+    """
     parts = [part for data in prepared for part in (data.values() if isinstance(data, Mapping) else [data])]
     if any(isinstance(part, IterableDataset) for part in parts):
+        if args.length_bucketing == "true":
+            raise ValueError("`length_bucketing=True` needs rows that can be sorted; a stream has none. Use 'auto'.")
         args.accelerator_config = copy.copy(args.accelerator_config)
         args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
     return args

@@ -26,7 +26,7 @@ class BatchStatistics:
         """Add one batch.
 
         Args:
-            loss: Its mean loss, shape `()`.
+            loss: Sum of its groups' losses times their weights, shape `()`.
             weight: Sum of its group weights, shape `()`.
             rewards: Rewards, shape `(G, K)`.
             ranks: Ranks, -100 is padding, shape `(G, K)`.
@@ -35,7 +35,7 @@ class BatchStatistics:
         gaps = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
         shown = rewards[present]
         counts = [weight, (gaps > 0).sum(), pairs.sum(), gaps.sum(), shown.sum(), present.sum()]
-        sums = torch.stack([loss * weight, *(count.to(loss.dtype) for count in counts)])
+        sums = torch.stack([loss, *(count.to(loss.dtype) for count in counts)])
         sums = sums if sums.device.type == "mps" else sums.double()  # Apple's GPUs have no float64
         extremes = torch.stack([-shown.min(), shown.max()])
         self._log = sums if self._log is None else self._log + sums

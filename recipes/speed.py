@@ -19,9 +19,9 @@ a step, in float32 on a CPU and bfloat16 autocast on CUDA, each measurement in a
     e       the rows of `a`, LoRA (r=16) on all linear layers
 
 `speed_rows.py` states the length distributions. `--data` replaces the made-up rows of a, d and e by pairs of text.
-`--json` writes `machine`, `settings`, `parameters` (of each geometry's backbone,
-without embeddings), `rows` (by geometry and case, see `speed_rows.describe`) and `measurements`: what
-`speed_measure.measure_training` returns or `error`, with `geometry`, `case`, `round` and `side`.
+`--json` writes `machine`, `settings`, `operations` (of each geometry, see `speed_measure.build_model`), `rows` (by
+geometry and case, see `speed_rows.describe`) and `measurements`: what `speed_measure.measure_training` returns or
+`error`, with `geometry`, `case`, `round` and `side`.
 """
 
 import json

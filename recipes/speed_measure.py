@@ -115,7 +115,8 @@ def build_model(geometry: str, folder: str) -> dict[str, Any]:
         folder: Where to.
 
     Returns:
-        `parameters` of the backbone without embeddings.
+        `parameters` of the backbone without embeddings, and `attention`, what one pair of tokens that see each other
+        costs in parameters: each layer multiplies query and key, and then the weight and the value.
     """
     tokenizer = small_tokenizer(made_up_rows(200))
     tokenizer.pad_token = "<|endoftext|>"
@@ -126,7 +127,8 @@ def build_model(geometry: str, folder: str) -> dict[str, Any]:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     embeddings = model.get_input_embeddings().weight.numel()
-    return {"parameters": sum(weight.numel() for weight in model.base_model.parameters()) - embeddings}
+    parameters = sum(weight.numel() for weight in model.base_model.parameters()) - embeddings
+    return {"parameters": parameters, "attention": 2 * config.num_hidden_layers * config.hidden_size}
 
 
 def matmul_rate(seconds: float = 3.0) -> float:

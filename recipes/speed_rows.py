@@ -168,6 +168,13 @@ class Group:
         return sum(map(len, self.responses)) - (len(self.responses) - 1) * self.prefix_length
 
     @property
+    def attended(self) -> int:
+        """Pairs of a token and one that it sees, itself included: what attention has to compute."""
+        prefix = self.prefix_length
+        own = [len(ids) - prefix for ids in self.responses]
+        return prefix * (prefix + 1) // 2 + sum(length * prefix + length * (length + 1) // 2 for length in own)
+
+    @property
     def pairs(self) -> list[tuple[list[int], list[int]]]:
         """Every (better, worse) pair."""
         return list(combinations(self.responses, 2))
@@ -280,8 +287,9 @@ def describe(groups: list[Group]) -> dict[str, Any]:
         groups: Groups of equally many responses.
 
     Returns:
-        `prefix` and `responses`, mean numbers of tokens, and `padded_to_existing`, the tokens of TRL's padded batches
-        of pairs over those that exist, a pair's prefix counted once.
+        `prefix` and `responses`, mean numbers of tokens; `padded_to_existing`, the tokens of TRL's padded batches of
+        pairs over those that exist, a pair's prefix counted once; `attended_per_token`, how many tokens one of those
+        that exist sees, itself included, on average.
     """
     prefixes = [group.prefix_length for group in groups]
     own = [[len(ids) - group.prefix_length for ids in group.responses] for group in groups]
@@ -293,4 +301,5 @@ def describe(groups: list[Group]) -> dict[str, Any]:
         "prefix": float(np.mean(prefixes)),
         "responses": [float(mean) for mean in np.mean(own, axis=0)],
         "padded_to_existing": padded / existing,
+        "attended_per_token": sum(group.attended for group in groups) / sum(group.useful_tokens for group in groups),
     }

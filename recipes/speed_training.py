@@ -61,7 +61,7 @@ CASES = (
 )
 SIDES = ("TRL", "hf_reward")
 FLOPS_PER_PARAMETER = {"full": 6, "lora": 4, "frozen": 2}
-"""Forward, backward to the activations and backward to the weights are 2 each; attention's own are left out."""
+"""Forward, backward to the activations and backward to the weights are 2 each."""
 
 
 def benchmark_training(options: Namespace) -> None:
@@ -72,12 +72,12 @@ def benchmark_training(options: Namespace) -> None:
     cases = [case for case in CASES if case.name[0] in letters]
     options.geometry = options.geometry or default_geometries()
     report: dict[str, Any] = {"machine": machine(), "settings": json.loads(json.dumps(vars(options), default=str))}
-    report |= {"parameters": {}, "rows": {}, "measurements": []}
+    report |= {"operations": {}, "rows": {}, "measurements": []}
     with tempfile.TemporaryDirectory() as folder:
         for geometry in options.geometry:
             print(f"building {geometry}", file=sys.stderr)
             model = str(Path(folder) / geometry)
-            report["parameters"][geometry] = require(folder, "build", geometry=geometry, folder=model)
+            report["operations"][geometry] = require(folder, "build", geometry=geometry, folder=model)
             for case in cases:
                 measure_case(case, geometry, model, options, report)
     save_json(options.json, report)
@@ -142,12 +142,12 @@ def in_own_process(folder: str, task: str, /, **values: Any) -> dict[str, Any]:
     return {"error": (done.stderr.strip() or "no message").splitlines()[-1][:200]}
 
 
-def require(folder: str, task: str, /, **values: Any) -> Any:
-    """The one value that a task returns, without which there is no benchmark."""
+def require(folder: str, task: str, /, **values: Any) -> dict[str, Any]:
+    """What a task returns, without which there is no benchmark."""
     result = in_own_process(folder, task, **values)
     if "error" in result:
         raise SystemExit(f"{task}: {result['error']}")
-    return next(iter(result.values()))
+    return result
 
 
 def default_geometries() -> list[str]:
@@ -248,7 +248,10 @@ def median_rate(rows: list[dict[str, Any]], part: slice) -> float | None:
 
 def operations_share(case: Case, geometry: str, report: dict[str, Any]) -> float:
     """A useful token a second as a share of the matmul rate that was measured around the case."""
-    return FLOPS_PER_PARAMETER[case.mode] * report["parameters"][geometry] / matmul_rate(report, geometry, case.name)
+    size, attended = report["operations"][geometry], report["rows"][geometry][case.name]["attended_per_token"]
+    flops = FLOPS_PER_PARAMETER[case.mode] * size["parameters"]
+    flops += (2 if case.mode == "frozen" else 6) * size["attention"] * attended  # it has no weights to save on
+    return flops / matmul_rate(report, geometry, case.name)
 
 
 def matmul_rate(report: dict[str, Any], geometry: str, case: str | None = None) -> float:
@@ -280,8 +283,8 @@ def training_caption(geometry: str, cases: list[Case], report: dict[str, Any]) -
         f"{device}; {versions}; {settings['rounds']} rounds of {settings['steps']} counted steps; max_length "
         f"{settings['max_length']}; matmul rate {matmul_rate(report, geometry) / 1e9:,.0f} GFLOP/s",
         "computed: tokens through the backbone, padding included; useful: those that exist, a shared prefix once",
-        "useful / matmul rate: FLOP of useful tokens, 6 x parameters without embeddings (LoRA 4, frozen 2), attention "
-        "left out, over the median rate of square matmuls before and after" + (" (MFU)" if about["gpu"] else ""),
+        "useful / matmul rate: FLOP of useful tokens, 6 x parameters without embeddings (LoRA 4, frozen 2) and causal "
+        "attention, over the median rate of square matmuls before and after",
     ]
     return "\n".join([*lines, *row_lines(report["rows"][geometry], cases, settings["data"])])
 

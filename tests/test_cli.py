@@ -1,6 +1,7 @@
 """The `hf-reward` command: exit codes and one-line errors; a whole run on a tiny model."""
 
 import json
+import subprocess
 import sys
 from importlib.metadata import version
 
@@ -43,6 +44,23 @@ def test_help_lists_the_commands(call):
 
 def test_version(call):
     assert call("--version") == (0, f"hf-reward {version('hf_reward')}\n", "")
+
+
+@pytest.mark.parametrize("statement", ["import hf_reward", "from hf_reward.cli import main; main()"])
+def test_importing_and_help_do_not_load_torch(statement):
+    """Which takes seconds; without it both take a fraction of one."""
+    heavy = ("torch", "transformers", "datasets", "accelerate", "peft", "sklearn", "scipy", "matplotlib")
+    program = f"""
+import sys
+sys.argv = ["hf-reward", "--help"]
+try:
+    {statement}
+except SystemExit:
+    pass
+print([name for name in {heavy} if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_recipes_are_listed_and_printed(call):

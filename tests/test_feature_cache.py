@@ -385,6 +385,15 @@ def test_other_ranks_and_weights_come_with_the_same_features(make_model_folder, 
     assert 0 < one["eval_accuracy"] != 0.5
 
 
+def test_one_trainer_tells_rows_apart_that_share_their_features(make_model_folder, tmp_path):
+    rows = ranked_lists()
+    turned = [{**row, "ranks": [-rank for rank in row["ranks"]]} for row in rows]
+    trainer = cached_trainer(make_model_folder("llama"), rows, tmp_path / "run")
+    one, other = trainer.evaluate(), trainer.evaluate(turned)
+    assert other["eval_accuracy"] == pytest.approx(1 - one["eval_accuracy"])
+    assert 0 < one["eval_accuracy"] != 0.5
+
+
 def test_a_copy_of_the_model_in_another_folder_finds_the_features(make_model_folder, chat_pairs, tmp_path):
     assert computed_tokens(cached_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run")) > 0
     other = make_model_folder("llama", name="moved")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from transformers import (
+    AttentionInterface,
     AutoModelForSequenceClassification,
     BertConfig,
     BloomConfig,
@@ -21,6 +22,7 @@ from transformers import (
     JambaConfig,
     LlamaConfig,
     MiniMaxConfig,
+    Qwen2MoeConfig,
     Qwen3NextConfig,
 )
 
@@ -34,7 +36,7 @@ from hf_reward import (
 from hf_reward.modeling import add_adapter
 from hf_reward.packed_attention import PackedLayout
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
-from hf_reward.packing_check import packing_error, packing_problem
+from hf_reward.packing_check import kernel_error, packing_error, packing_problem
 from hf_reward.reward_head import as_reward_model, bare_model, disable_dropout
 from hf_reward.training_setup import choose_collator
 from tests.conftest import DECODERS, randomize_head
@@ -280,6 +282,59 @@ def test_models_that_cannot_share_a_prefix_say_why(name: str, tmp_path: Any) -> 
         choose_collator(model, RewardConfig(output_dir=str(tmp_path), use_cpu=True, packing=True), tokenizer)  # type: ignore[arg-type]
 
 
+def test_a_window_that_stands_in_the_mask_alone_is_kept() -> None:
+    """Qwen2-MoE does not hand its window to the attention function; rows shorter than it would hide that."""
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        **TINY, moe_intermediate_size=16, shared_expert_intermediate_size=16, num_experts=2, num_experts_per_tok=1,
+        use_sliding_window=True, sliding_window=8, max_window_layers=1, num_labels=1, pad_token_id=0,
+        initializer_range=0.2,
+    )  # fmt: skip
+    assert "sliding_attention" in config.layer_types
+    model = as_reward_model(AutoModelForSequenceClassification.from_config(config)).eval()
+    randomize_head(model)
+    with packed_model(model):
+        packed = compute_rewards(model, DataCollatorForPackedPreference()(make_rows()))
+    torch.testing.assert_close(packed, compute_rewards(model, DataCollatorForPreference(0)(make_rows())))
+
+
+def test_flash_attention_packs_as_well(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded batches then go to SDPA meanwhile: flash attention looks its own name up in the configuration."""
+    monkeypatch.setattr(llama.config, "_attn_implementation_internal", "flash_attention_2")
+    restored: list[str] = []
+    stock = type(llama).set_attn_implementation
+
+    def switch(model: Any, name: str) -> None:
+        # The package is not installed here, so going back to it is only noted down.
+        restored.append(name) if name.startswith("flash") else stock(model, name)
+
+    monkeypatch.setattr(type(llama), "set_attn_implementation", switch)
+    padded, packed = DataCollatorForPreference(0)(make_rows()), DataCollatorForPackedPreference()(make_rows())
+    assert packing_problem(llama, padded, packed) is None
+    assert restored == ["flash_attention_2"]
+
+
+def test_an_attention_function_of_ones_own_is_not_replaced(llama: Any) -> None:
+    AttentionInterface.register("mine", lambda *args, **kwargs: None)
+    llama.config._attn_implementation_internal = "mine"
+    assert "one of your own, 'mine'" in str(why_not_packed(llama))
+
+
+def test_neftune_is_a_reason_to_pad(llama: Any, tmp_path: Any) -> None:
+    args = RewardConfig(output_dir=str(tmp_path), use_cpu=True, neftune_noise_alpha=5.0)
+    tokenizer: Any = Namespace(pad_token_id=0)
+    assert isinstance(choose_collator(llama, args, tokenizer), DataCollatorForPreference)
+
+
+def test_packing_beside_a_collator_of_ones_own_is_refused(llama: Any, tmp_path: Any) -> None:
+    args = RewardConfig(output_dir=str(tmp_path), use_cpu=True, packing=True)  # type: ignore[arg-type]
+    tokenizer: Any = Namespace(pad_token_id=0)
+    with pytest.raises(ValueError, match="beside a `data_collator` of your own"):
+        choose_collator(llama, args, tokenizer, DataCollatorForPreference(0))
+    own = DataCollatorForPackedPreference()
+    assert choose_collator(llama, args, tokenizer, own) is own
+
+
 # --- the variable-length kernel --------------------------------------------------------------------------------------
 
 
@@ -348,8 +403,28 @@ def test_on_cuda_the_kernel_agrees_with_the_other_back_end(window: int | None) -
     assert packed_attention._flash_dtype(half[0], half[2]) is torch.bfloat16
     found = packed_attention.packed_attention(*half, layout, sliding_window=window)
     torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
-    found.float().square().sum().backward()
-    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in half)
+    assert kernel_error(torch.device("cuda"), torch.bfloat16, heads=8, key_heads=4, head_size=64) < 0.05
+
+
+def test_the_kernel_of_a_device_is_compared_with_the_other_back_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def error() -> float:
+        return kernel_error(torch.device("cpu"), torch.bfloat16, heads=4, key_heads=2, head_size=16)
+
+    monkeypatch.setattr(packed_attention, "_flash_dtype", lambda q, v: q.dtype if q.dtype == torch.bfloat16 else None)
+    monkeypatch.setattr(packed_attention, "varlen_attn", documented_varlen)
+    assert 1e-4 < error() < 0.05  # bfloat16 rounds
+
+    def top_left(query: Any, key: Any, value: Any, starts: Any, key_starts: Any, *rest: Any, **options: Any) -> Any:
+        """Causality aligned at the first key: every response loses the end of its prefix."""
+        kept = [
+            range(k, k + q1 - q) for (q, q1), k in zip(pairwise(starts.tolist()), key_starts.tolist(), strict=False)
+        ]
+        places = torch.tensor([place for part in kept for place in part])
+        longest = int(starts.diff().max())
+        return documented_varlen(query, key[places], value[places], starts, starts, longest, longest, **options)
+
+    monkeypatch.setattr(packed_attention, "varlen_attn", top_left)
+    assert error() > 0.3
 
 
 # --- beside what else a run may use ----------------------------------------------------------------------------------

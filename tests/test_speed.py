@@ -121,7 +121,7 @@ def test_tiny_benchmark_counts_tokens_as_stated(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*command.split(), str(tmp_path / "speed.json")])
     speed.main()
     report = json.loads((tmp_path / "speed.json").read_text())
-    assert set(report) == {"machine", "settings", "parameters", "rows", "measurements"}
+    assert set(report) == {"machine", "settings", "operations", "rows", "measurements"}
     assert all(len(row["matmul_flops"]) == 2 for row in report["measurements"])
     found = {(row["case"], row["side"]): row for row in report["measurements"]}
     assert set(found) == {(case, side) for case in ("a", "a+ckpt", "c", "d") for side in training.SIDES}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import randomize_head
+from datasets import IterableDataset
 from peft import LoraConfig
 from test_trainer import ranked_lists, with_ties
 from test_trainer_distributed import free_port
@@ -834,3 +835,29 @@ def test_a_model_in_shards_whose_processes_have_unlike_micro_batches_neither_han
             assert largest_difference(found, expected) < 2e-6, name
             assert report["log"] == pytest.approx(one["log"], rel=1e-5, abs=1e-6)
             assert np.allclose(report["rewards"], one["rewards"], atol=1e-4)
+
+
+def test_a_micro_batch_without_weight_leaves_the_epoch_its_loss(make_model_folder, tmp_path):
+    rows = [{**row, "weight": float(number > 0)} for number, row in enumerate(ranked_lists(4))]
+    trainer = scorer(make_model_folder("llama"), rows, tmp_path, num_train_epochs=1, max_tokens_per_batch=1, **SGD)
+    trainer.train()
+    [epoch] = trainer.history
+    assert epoch["epoch_loss"] == pytest.approx(losses(trainer)[0])
+
+
+def test_buckets_that_are_asked_for_and_cannot_be_are_refused(make_model_folder, tmp_path, text_pairs):
+    with pytest.raises(ValueError, match="both say which rows"):
+        settings(tmp_path, length_bucketing=True, train_sampling_strategy="group_by_length")
+    stream = IterableDataset.from_generator(lambda: iter(text_pairs))
+    with pytest.raises(ValueError, match="a stream has none"):
+        make_trainer(make_model_folder("llama"), text_pairs, tmp_path, evaluation=stream, length_bucketing=True)
+
+
+def test_persistent_workers_do_not_answer_for_other_rows(make_model_folder, tmp_path, text_pairs):
+    trainer = make_trainer(
+        make_model_folder("llama"), text_pairs, tmp_path, evaluation=text_pairs,
+        dataloader_num_workers=1, dataloader_persistent_workers=True,
+    )  # fmt: skip
+    assert trainer.evaluate()["eval_num_pairs"] == 16
+    assert trainer.evaluate(text_pairs[:5])["eval_num_pairs"] == 5
+    assert trainer.evaluate()["eval_num_pairs"] == 16

@@ -124,7 +124,7 @@ def test_two_processes_take_the_step_and_measure_the_rows_of_one(make_model_fold
         assert report["accuracy"] == pytest.approx(one["accuracy"], abs=1e-7)
         assert report["rows"] == list(range(11))
         for found, expected in zip(report["rewards"], one["rewards"], strict=True):
-            assert found == pytest.approx(expected, abs=1e-5)
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
         for key, value in one["metrics"].items():
             if key != "eval_loss":  # a mean over batches, of which some hold a repeated row
                 assert report["metrics"][key] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), key

@@ -41,7 +41,7 @@ from hf_reward.feature_cache import (
     why_not_cached,
     without_features,
 )
-from hf_reward.losses import PreferenceLoss
+from hf_reward.losses import PADDING_RANK, PreferenceLoss
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model
 from hf_reward.packing_check import kernel_error, packing_problem
 from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
@@ -290,14 +290,16 @@ class PreferenceDataTrainer(Trainer):
         return SequentialSampler(data)
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; predictions and labels come back in the order of the dataset."""
+        """Evaluate; predictions and labels come back in dataset order, with reward 0 where there is no response."""
         self._eval_order = fixed_order(dataloader)
         try:
             output = super().evaluation_loop(dataloader, *args, **kwargs)
-            found = {name: self._in_dataset_order(getattr(output, name)) for name in ("predictions", "label_ids")}
+            rewards, labels = (self._in_dataset_order(values) for values in (output.predictions, output.label_ids))
         finally:
             self._eval_order = None
-        return output._replace(**found)
+        if isinstance(labels, tuple):
+            rewards = without_padding(rewards, labels[0])
+        return output._replace(predictions=rewards, label_ids=labels)
 
     def _in_dataset_order(self, values: Any) -> Any:
         """Undo the order of evaluation."""
@@ -391,6 +393,21 @@ class _EpochOrder(TrainerCallback):
     ) -> None:
         if self.trainer._bucket_sampler is not None:
             self.trainer._bucket_sampler.set_epoch(int(state.epoch or 0))
+
+
+def without_padding(rewards: Any, ranks: np.ndarray) -> Any:
+    """Rewards with 0 where there is no response; `Trainer` leaves -100 there in batches of shorter lists.
+
+    Args:
+        rewards: Rewards, shape `(R, K)`, or what the user's own preprocessing made of them, which stays.
+        ranks: Ranks, -100 is padding, shape `(R, K)`.
+
+    Returns:
+        Shaped like the rewards.
+    """
+    if np.shape(rewards) != ranks.shape:
+        return rewards
+    return np.where(ranks == PADDING_RANK, np.zeros_like(rewards), rewards)
 
 
 def _require_rows(data: Any) -> None:

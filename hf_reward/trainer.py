@@ -28,7 +28,7 @@ from hf_reward.callbacks import TrainingCurves, epoch_history
 from hf_reward.checkpoint_record import CheckpointRecord, library_versions, template_hash, tokenizer_hash
 from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
-from hf_reward.preference_data import PreferenceDataTrainer
+from hf_reward.preference_data import PreferenceDataTrainer, without_padding
 from hf_reward.reward_head import RewardModel, bare_model, head_parameters, reads_positions
 from hf_reward.rewards import compute_rewards
 from hf_reward.tokenization import prepare_tokenizer
@@ -65,7 +65,7 @@ class RewardTrainer(PreferenceDataTrainer):
         processing_class: The tokenizer; by default the model's own.
         model_init: Makes a fresh model, for `hyperparameter_search`.
         compute_metrics: Further metrics, from an `EvalPrediction` whose `predictions` are the rewards and whose
-            `label_ids` are the ranks, both `(R, K)` with rank -100 at padded places. They are added to the built-in
+            `label_ids` are the ranks, both `(R, K)` with reward 0 and rank -100 at padded places. They are added to the built-in
             ones.
         callbacks: As in `Trainer`.
         optimizers: As in `Trainer`.
@@ -323,8 +323,8 @@ class RewardTrainer(PreferenceDataTrainer):
         return loss.detach(), outputs["rewards"], tuple(inputs[name] for name in LABELS)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        rewards = self._in_dataset_order(np.asarray(prediction.predictions))
         labels: dict[str, Any] = dict(zip(LABELS, self._in_dataset_order(prediction.label_ids), strict=True))
+        rewards = without_padding(self._in_dataset_order(np.asarray(prediction.predictions)), labels["ranks"])
         metrics = _split_metrics(rewards, labels)
         self.reward_statistics = {
             "mean": metrics["mean_reward"],

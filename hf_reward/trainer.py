@@ -65,8 +65,8 @@ class RewardTrainer(PreferenceDataTrainer):
         processing_class: The tokenizer; by default the model's own.
         model_init: Makes a fresh model, for `hyperparameter_search`.
         compute_metrics: Further metrics, from an `EvalPrediction` whose `predictions` are the rewards and whose
-            `label_ids` are the ranks, both `(R, K)` with reward 0 and rank -100 at padded places. They are added to the built-in
-            ones.
+            `label_ids` are the ranks, both `(R, K)` with reward 0 and rank -100 at padded places. They are added to
+            the built-in ones.
         callbacks: As in `Trainer`.
         optimizers: As in `Trainer`.
         optimizer_cls_and_kwargs: As in `Trainer`.

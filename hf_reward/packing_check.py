@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
 from hf_reward.packed_attention import GroupSegments, PackedLayout, packed_attention
 from hf_reward.packing import packed_model, why_not_packed
-from hf_reward.rewards import compute_features, on_device
+from hf_reward.rewards import compute_features
 
 _TOLERANCE = 1e-4
-# In half precision, and in float32 with TF32, both paths round. A fault moves hidden states by much more: by 0.3 and up
-# in tests/test_packing.py.
-_ROUNDING_TOLERANCE = 0.1
+# In half precision, and in float32 with TF32, both paths round. The faults planted in tests/test_packing.py are larger.
+ROUNDING_TOLERANCE = 0.1
 
 
 @torch.no_grad()
@@ -35,7 +35,9 @@ def packing_error(model: PreTrainedModel, padded: Mapping[str, Any], packed: Map
     model.eval()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            plain, shared = (compute_features(model, on_device(batch, device)).float() for batch in (padded, packed))
+            plain, shared = (
+                compute_features(model, send_to_device(batch, device)).float() for batch in (padded, packed)
+            )
     finally:
         model.train(training)
     return float(((plain - shared).norm(dim=1) / plain.norm(dim=1).clamp(min=1e-12)).max())
@@ -89,5 +91,5 @@ def packing_problem(model: PreTrainedModel, padded: Mapping[str, Any], packed: M
         error = packing_error(model, padded, packed)
     rounds = torch.is_autocast_enabled(model.device.type) or model.dtype not in (torch.float32, torch.float64)
     rounds = rounds or (model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest")
-    tolerance = _ROUNDING_TOLERANCE if rounds else _TOLERANCE
+    tolerance = ROUNDING_TOLERANCE if rounds else _TOLERANCE
     return None if error <= tolerance else f"they differ from padded ones by {error:.1e}, at most {tolerance} expected"

@@ -43,7 +43,7 @@ from hf_reward.feature_cache import (
 )
 from hf_reward.losses import PADDING_RANK, PreferenceLoss
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model
-from hf_reward.packing_check import kernel_error, packing_problem
+from hf_reward.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_problem
 from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
 from hf_reward.reward_head import RewardModel, bare_model, trains_head_alone
 from hf_reward.rewards import compute_features
@@ -256,7 +256,7 @@ class PreferenceDataTrainer(Trainer):
             key_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         )
-        return None if error <= 0.1 else f"the attention kernel of this device is off by {error:.1e}"
+        return None if error <= ROUNDING_TOLERANCE else f"the attention kernel of this device is off by {error:.1e}"
 
     def _packing_problem(self, data: Any) -> str | None:
         rows = list(data.take(2)) if isinstance(data, IterableDataset) else [data[i] for i in range(min(2, len(data)))]

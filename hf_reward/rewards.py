@@ -83,11 +83,6 @@ def last_attended(attention_mask: Tensor) -> Tensor:
     return (places * attention_mask).argmax(-1)
 
 
-def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch without micro-batches, with its tensors on a device."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-
 def _backbone_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     if "packed_layout" in batch:
         require_packed_model(bare_model(model))

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 
 from hf_reward.data_collator import DataCollatorForPreference
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model
 from hf_reward.packing_check import packing_problem
 from hf_reward.reward_head import RewardModel, bare_model
-from hf_reward.rewards import compute_rewards, on_device
+from hf_reward.rewards import compute_rewards
 from hf_reward.samplers import consecutive_batches, longest_first, longest_sequences
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def score_rows(
         packs = isinstance(collator, DataCollatorForPackedPreference)
         with packed_model(bare) if packs else nullcontext():
             for rows in consecutive_batches(data, order, collator.tokens, batch_size, max_tokens_per_batch):
-                found = compute_rewards(model, on_device(collator(rows), bare.device)).cpu().numpy()
+                found = compute_rewards(model, send_to_device(collator(rows), bare.device)).cpu().numpy()
                 for place, row, values in zip(order[done : done + len(rows)], rows, found, strict=True):
                     rewards[place, : len(row["ranks"])] = values[: len(row["ranks"])]
                 done += len(rows)

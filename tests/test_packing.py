@@ -36,7 +36,7 @@ from hf_reward import (
 from hf_reward.modeling import add_adapter
 from hf_reward.packed_attention import PackedLayout
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
-from hf_reward.packing_check import kernel_error, packing_error, packing_problem
+from hf_reward.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_error, packing_problem
 from hf_reward.reward_head import as_reward_model, bare_model, disable_dropout
 from hf_reward.training_setup import choose_collator
 from tests.conftest import DECODERS, randomize_head
@@ -78,6 +78,21 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
         assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-5 * largest, name
 
 
+def assert_packed_equals_padded(model: Any) -> None:
+    """The same rewards, and the same gradient of every parameter."""
+    bare = bare_model(model)
+    rows = make_rows(vocabulary=bare.config.vocab_size)
+    padded = compute_rewards(model, DataCollatorForPreference(bare.config.pad_token_id)(rows))
+    weighted_sum(padded).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    with packed_model(bare):
+        packed = compute_rewards(model, DataCollatorForPackedPreference()(rows))
+        weighted_sum(packed).backward()
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(gradients(model), expected)
+
+
 def weighted_sum(rewards: torch.Tensor) -> torch.Tensor:
     return (rewards * torch.arange(1, rewards.numel() + 1).view_as(rewards)).sum()
 
@@ -98,16 +113,7 @@ def llama() -> Any:
 def test_packed_equals_padded_in_rewards_and_gradients(arch: str, make_model_folder: Any) -> None:
     model = AutoModelForRewardScoring.from_pretrained(make_model_folder(arch))
     randomize_head(model)
-    rows = make_rows(vocabulary=model.config.vocab_size)
-    padded = compute_rewards(model, DataCollatorForPreference(model.config.pad_token_id)(rows))
-    weighted_sum(padded).backward()
-    expected = gradients(model)
-    model.zero_grad()
-    with packed_model(model):
-        packed = compute_rewards(model, DataCollatorForPackedPreference()(rows))
-        weighted_sum(packed).backward()
-    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
-    assert_same_gradients(gradients(model), expected)
+    assert_packed_equals_padded(model)
 
 
 @pytest.mark.parametrize("arch", [arch for arch in DECODERS if arch != "gemma2"])
@@ -212,7 +218,7 @@ def test_the_check_sees_wrong_position_ids(llama: Any) -> None:
     def shift(packed: dict[str, Any]) -> None:
         packed["position_ids"] = torch.arange(packed["input_ids"].shape[1])[None]
 
-    assert error_after(llama, shift) > 1e-3
+    assert error_after(llama, shift) > ROUNDING_TOLERANCE
 
 
 def test_the_check_sees_a_leak_between_groups(llama: Any) -> None:
@@ -222,7 +228,7 @@ def test_the_check_sees_a_leak_between_groups(llama: Any) -> None:
     # The second group's responses see the first group's prefix, which is as long as their own.
     packed["packed_layout"] = PackedLayout((first, dataclasses.replace(second, prefix=first.prefix)))
     with packed_model(llama):
-        assert packing_error(llama, DataCollatorForPreference(0)(rows), packed) > 1e-3
+        assert packing_error(llama, DataCollatorForPreference(0)(rows), packed) > ROUNDING_TOLERANCE
 
 
 def test_the_check_sees_a_response_that_misses_its_prefix(llama: Any) -> None:
@@ -233,7 +239,7 @@ def test_the_check_sees_a_response_that_misses_its_prefix(llama: Any) -> None:
         )
         packed["packed_layout"] = PackedLayout((split, *rest))
 
-    assert error_after(llama, forget) > 1e-3
+    assert error_after(llama, forget) > ROUNDING_TOLERANCE
 
 
 def test_a_zero_head_does_not_hide_a_fault(llama: Any) -> None:
@@ -242,7 +248,7 @@ def test_a_zero_head_does_not_hide_a_fault(llama: Any) -> None:
     def shift(packed: dict[str, Any]) -> None:
         packed["position_ids"] = torch.zeros_like(packed["position_ids"])
 
-    assert error_after(llama, shift) > 1e-3
+    assert error_after(llama, shift) > ROUNDING_TOLERANCE
 
 
 # --- which models are left out, and why ------------------------------------------------------------------------------
@@ -379,17 +385,8 @@ def test_the_varlen_back_end_asks_the_kernel_for_the_padded_result(
     monkeypatch.setattr(packed_attention, "_GROUPED_VARLEN", grouped)  # False: torch 2.11, keys are repeated instead
     model = AutoModelForRewardScoring.from_pretrained(make_model_folder(arch))
     randomize_head(model)
-    rows = make_rows(vocabulary=model.config.vocab_size)
-    padded = compute_rewards(model, DataCollatorForPreference(model.config.pad_token_id)(rows))
-    weighted_sum(padded).backward()
-    expected = gradients(model)
-    model.zero_grad()
-    with packed_model(model):
-        packed = compute_rewards(model, DataCollatorForPackedPreference()(rows))
-    weighted_sum(packed).backward()
+    assert_packed_equals_padded(model)
     assert len(calls) == 2  # one call for each of the two layers, whatever the number of segments
-    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
-    assert_same_gradients(gradients(model), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -462,16 +459,7 @@ def test_lora_and_activation_checkpointing_change_nothing(extra: str, make_model
     randomize_head(model)
     model.train()
     disable_dropout(model)
-    bare, rows = bare_model(model), make_rows()
-    padded = compute_rewards(model, DataCollatorForPreference(bare.config.pad_token_id)(rows))
-    weighted_sum(padded).backward()
-    expected = gradients(model)
-    model.zero_grad()
-    with packed_model(bare):
-        packed = compute_rewards(model, DataCollatorForPackedPreference()(rows))
-        weighted_sum(packed).backward()
-    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
-    assert_same_gradients(gradients(model), expected)
+    assert_packed_equals_padded(model)
 
 
 def test_under_autocast_packed_rewards_stay_within_rounding(llama: Any) -> None:

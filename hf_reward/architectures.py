@@ -11,6 +11,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,11 @@ def _register_generic_classifier(config: PretrainedConfig) -> None:
         name,
         kind.__name__,
     )
+
+
+def has_stock_class(config: PretrainedConfig) -> bool:
+    """Whether transformers itself, with nothing of ours imported, has a sequence classifier for a configuration."""
+    return config.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 
 def register_classifier(config_class: type[PretrainedConfig]) -> None:

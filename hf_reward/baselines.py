@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.sparse import vstack
@@ -26,6 +27,12 @@ class Baseline:
     def key(self) -> str:
         """The name as part of a metric's name."""
         return re.sub(r"\W+", "_", self.name.lower()).strip("_")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a model's record keeps of it."""
+        bounds = {"ci_low": self.interval.low, "ci_high": self.interval.high}
+        known = {name: None if np.isnan(value) else value for name, value in bounds.items()}
+        return {"name": self.name, "accuracy": self.accuracy, **known, "num_pairs": self.num_pairs}
 
     def __str__(self) -> str:
         low, high = self.interval.low, self.interval.high

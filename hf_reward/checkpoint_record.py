@@ -6,12 +6,19 @@ file; ours reads it to give the same reward again. Nothing in it is needed to lo
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from hf_reward.probes import probe_record, weight_dtype
+from hf_reward.reward_head import bare_model, reads_positions
+from hf_reward.tokenization import FormatRule
 
 FILE_NAME = "reward_config.json"
 
@@ -28,13 +35,27 @@ class CheckpointRecord:
     template_hash: str | None
     """SHA-256 of the chat template, None without one."""
     tokenizer_hash: str
+    dtype: str = "float32"
+    """Precision of the saved weights."""
+    probes: dict[str, Any] = field(default_factory=dict)
+    """The probe conversations with their token ids and rewards; see `probes.probe_record`."""
     loss: dict[str, Any] = field(default_factory=dict)
     """Name and settings of the training loss, tie parameter included."""
     reward_statistics: dict[str, float] = field(default_factory=dict)
     """`mean` and `std` of rewards on the evaluation split and their number, for those who normalise rewards in RL."""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the last whole evaluation, as `preference_metrics` names them."""
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    """Rules that never read, on the same split: `name`, `accuracy`, `ci_low`, `ci_high`, `num_pairs`."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Rows, steps and data summaries."""
+    """`steps`, `data` (summaries by split), `settings` that differ from the defaults, and the `command` of the run."""
     base_model: str | None = None
+    quantization: dict[str, Any] = field(default_factory=dict)
+    """How the backbone was quantised in training, as transformers states it; an adapter was fitted to those weights."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from if they were not trained here: `imported_from`, `averaged`, `merged`, ..."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """What the user says of the model: `model_name`, `license`, `language`, `dataset`, `tags`."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> Path:
@@ -52,9 +73,86 @@ class CheckpointRecord:
 
     @classmethod
     def load(cls, folder: str | Path) -> "CheckpointRecord | None":
-        """Read the record of a model folder, None if it has none."""
+        """Read the record of a model folder, None if it has none.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            The record. Fields that a later version added are left out.
+
+        Raises:
+            ValueError: If the file is not a record.
+        """
         path = Path(folder) / FILE_NAME
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        known = {each.name for each in fields(cls)}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{name: value for name, value in content.items() if name in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not a record of this package ({error}). Take it from a fresh copy of the model, or remove "
+                "it: the weights load without it."
+            ) from error
+
+    @classmethod
+    def find(cls, name_or_path: str | Path, **hub: Any) -> "CheckpointRecord | None":
+        """Read the record of a folder or of a model on the Hub, None if it has none or the Hub cannot be reached.
+
+        Args:
+            name_or_path: Folder or Hub id.
+            **hub: `revision`, `token`, `cache_dir`, `subfolder`.
+
+        Returns:
+            The record.
+        """
+        if Path(name_or_path).is_dir():
+            return cls.load(name_or_path)
+        quiet = ("gated_repo", "missing_entries", "connection_errors")
+        options = {f"_raise_exceptions_for_{name}": False for name in quiet}
+        path = cached_file(str(name_or_path), FILE_NAME, **hub, **options)  # type: ignore[arg-type]
+        return cls.load(Path(path).parent) if path else None
+
+
+def describe(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rule: FormatRule | None = None,
+    *,
+    half: torch.dtype | None = None,
+    probes: dict[str, Any] | None = None,
+) -> CheckpointRecord:
+    """Make the record of a model as it is now, its probes scored.
+
+    Args:
+        model: A reward model, perhaps wrapped by PEFT; not sharded, unless `probes` are given.
+        tokenizer: Its prepared tokenizer.
+        rule: How its texts are formatted.
+        half: Score the probes under autocast in this precision too.
+        probes: The probes' rewards, if they are known already.
+
+    Returns:
+        The record, without training and evaluation.
+    """
+    rule = rule or FormatRule()
+    config = bare_model(model).config
+    if probes is None:
+        probes = probe_record(model, tokenizer, separator=rule.separator, half=half)
+    quantization: Any = getattr(config, "quantization_config", None) or {}
+    return CheckpointRecord(
+        format=rule.to_dict(),
+        reads="last_token" if reads_positions(model) else "pooled",
+        pad_token_id=config.get_text_config().pad_token_id,
+        template_hash=template_hash(tokenizer),
+        tokenizer_hash=tokenizer_hash(tokenizer),
+        dtype=str(weight_dtype(model)).removeprefix("torch."),
+        probes=probes,
+        base_model=getattr(config, "_name_or_path", None) or None,
+        quantization=quantization if isinstance(quantization, dict) else quantization.to_dict(),
+        versions=library_versions(),
+    )
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -80,3 +178,58 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def library_versions() -> dict[str, str]:
     """Versions of what decides a reward."""
     return {name: version(name) for name in ("hf_reward", "torch", "transformers", "tokenizers", "peft")}
+
+
+def drift(record: CheckpointRecord, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Say in which ways a tokenizer is not the one that a model was saved with.
+
+    Args:
+        record: What travels with the model.
+        tokenizer: The tokenizer about to be used.
+
+    Returns:
+        One clause for each difference that changes token ids or the position at which the reward is read.
+    """
+    found = []
+    if tokenizer_hash(tokenizer) != record.tokenizer_hash:
+        found.append("the tokenizer's vocabulary, special tokens or merges have changed")
+    if template_hash(tokenizer) != record.template_hash:
+        found.append("the chat template has changed" if tokenizer.chat_template else "the chat template is gone")
+    if record.pad_token_id is not None and tokenizer.pad_token_id != record.pad_token_id:
+        found.append(f"the tokenizer's pad token has id {tokenizer.pad_token_id} instead of {record.pad_token_id}")
+    if tokenizer.padding_side != "right":
+        found.append(f"the tokenizer pads on the {tokenizer.padding_side}")
+    return found
+
+
+def adapter_base(folder: str | Path, base_model: str | None = None) -> str:
+    """Where the base of a saved adapter is.
+
+    Args:
+        folder: The adapter's folder.
+        base_model: Where it is now, if not where `adapter_config.json` says.
+
+    Returns:
+        Folder or Hub id.
+
+    Raises:
+        ValueError: If no base is named, or it cannot be found.
+    """
+    base = base_model
+    if base is None:
+        content = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        base = content.get("base_model_name_or_path")
+    where = "Say where it is: `--base-model FOLDER_OR_ID` (`base_model_name_or_path=...` when loading it)."
+    if not base:
+        raise ValueError(f"The adapter {folder} names no base model, without which it cannot be loaded. {where}")
+    if Path(base).is_dir():
+        return base
+    try:
+        found = cached_file(base, "config.json")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The base model {base!r} of the adapter {folder} cannot be found: no such folder, and nothing of that "
+            f"name could be had from the Hub. {where}"
+        ) from error
+    assert found is not None
+    return base

@@ -1,9 +1,11 @@
 """`hf-reward`: the command line. Each command imports what it needs when it runs, so that `--help` is instant."""
 
+import json
 import runpy
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +43,190 @@ def recipes(name: str = typer.Argument(None, help="Print this recipe, such as qu
         typer.echo(recipe(name).read_text(encoding="utf-8"))
 
 
+# --- saved models ---------------------------------------------------------------------------------------------------
+
+Folder = Annotated[Path, typer.Argument(help="Folder of a saved model or adapter.")]
+BaseModel = Annotated[str, typer.Option(help="Where the adapter's base model is, if not where it says.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs instead of a table.")]
+AllowPickle = Annotated[bool, typer.Option(help="Read weights that are pickles (tensors only).")]
+Overwrite = Annotated[bool, typer.Option(help="Replace the target folder if it is there.")]
+Dtype = Annotated[str, typer.Option(help="Precision of the weights: float32, bfloat16 or float16.")]
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    base_model: BaseModel = "",
+    dtype: Annotated[list[str] | None, typer.Option(help="Check only this compute precision; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Reload a saved model with stock transformers in a fresh process: does it give the rewards it was saved with?
+
+    Exit code 0: equal. 1: it differs, or cannot be loaded.
+    """
+    from hf_reward.verify import verify_checkpoint
+
+    found = verify_checkpoint(folder, base_model=base_model or None, dtypes=dtype or None)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        _print_checks(found)
+    raise typer.Exit(0 if found.equal else 1)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        list[str],
+        typer.Argument(help="Folder or Hub id of a model or adapter, then the new folder.", metavar="FROM OUT"),
+    ],
+    average: Annotated[
+        bool, typer.Option("--average", help="Average the weights of several models: `--average A B C OUT`.")
+    ] = False,
+    dtype: Dtype = "float32",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
+    legacy_rope: Annotated[bool, typer.Option(help="Also write `rope_theta`, which transformers 4 reads.")] = False,
+    strip: Annotated[
+        bool, typer.Option(help="Leave out reward_config.json; nobody can verify the folder then.")
+    ] = False,
+    allow_unserved: Annotated[bool, typer.Option(help="Write a model that no server can load.")] = False,
+    original_base: Annotated[
+        bool, typer.Option(help="QLoRA: merge into the base as it was before quantisation, and say what that moves.")
+    ] = False,
+    base_model: BaseModel = "",
+    allow_pickle: AllowPickle = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model or adapter as one stock folder, merged in float32 and verified before it appears."""
+    from hf_reward.export import ExportRule, average_reward_models, export_reward_model
+
+    *sources, target = source
+    rule = ExportRule(
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        legacy_rope=legacy_rope,
+        strip=strip,
+        allow_unserved=allow_unserved,
+    )
+    options: dict[str, Any] = {"allow_pickle": allow_pickle, "overwrite": overwrite}
+    if average:
+        if original_base or base_model:
+            raise typer.BadParameter("--average takes whole models and adapters that know their base.")
+        report = average_reward_models(sources, target, rule, **options)
+    elif len(sources) != 1:
+        raise typer.BadParameter("give FROM and OUT, or `--average A B [C ...] OUT`")
+    else:
+        options |= {"base_model": base_model or None, "original_base": original_base}
+        report = export_reward_model(sources[0], target, rule, **options)
+    _print_report(report, as_json)
+
+
+@app.command(name="import")
+def import_model(
+    source: Annotated[Path, typer.Option("--from", help="Folder of a reward model in another layout.")],
+    out: Annotated[Path, typer.Option("--out", help="The new folder.")],
+    format: Annotated[str, typer.Option(help="Its layout; `auto` recognises it.")] = "auto",
+    dtype: Dtype = "float32",
+    base_model: Annotated[
+        str,
+        typer.Option(
+            help="The base of an adapter, and whose configuration and tokenizer to use if the folder has none."
+        ),
+    ] = "",
+    allow_pickle: AllowPickle = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a reward model of another library into a stock folder with the same rewards."""
+    from hf_reward.export import ExportRule
+    from hf_reward.importers.stock_folder import import_reward_model
+
+    options: dict[str, Any] = {"base_model": base_model or None, "allow_pickle": allow_pickle, "overwrite": overwrite}
+    _print_report(import_reward_model(source, out, format=format, rule=ExportRule(dtype=dtype), **options), as_json)
+
+
+@app.command()
+def push(
+    folder: Folder,
+    repo_id: Annotated[str, typer.Argument(help="`user/name` on the Hub.")],
+    branch: Annotated[str, typer.Option(help="Branch to move.")] = "main",
+    create_pr: Annotated[bool, typer.Option(help="Open a pull request instead.")] = False,
+    private: Annotated[bool | None, typer.Option("--private/--public", help="Who sees the repository.")] = None,
+    gated: Annotated[str, typer.Option(help="`auto` or `manual`: readers have to ask; `off` ends that.")] = "",
+    adapter: Annotated[bool, typer.Option(help="Publish the adapter too, under adapter/.")] = False,
+    replace: Annotated[bool, typer.Option(help="Allow a repository that holds another model.")] = False,
+    base_model: Annotated[str, typer.Option(help="Hub id of the base, if the files name a local folder.")] = "",
+    training_state: Annotated[
+        str, typer.Option(help="Publish optimizer and random state too, under this folder of the repository.")
+    ] = "",
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Reward model",
+    as_json: AsJson = False,
+) -> None:
+    """Publish a saved model: staged, downloaded back, verified, and only then visible. Log in with `hf auth login`."""
+    from dataclasses import asdict
+
+    from hf_reward.push import PushRule, push_reward_model
+
+    rule = PushRule(
+        branch=branch,
+        create_pr=create_pr,
+        private=private,
+        gated={"": None, "off": False, "False": False}.get(gated, gated),
+        adapter=adapter,
+        replace=replace,
+        base_model=base_model or None,
+        training_state=training_state or None,
+        message=message,
+    )
+    report = push_reward_model(folder, repo_id, rule)
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+        return
+    typer.echo(f"Pushed to {report.pull_request or report.url} (commit {report.commit[:8]}, {len(report.files)} files)")
+    for note in report.notes:
+        typer.echo(f"  {note}")
+
+
+def _print_checks(found: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "checked", "found", title=found.folder, title_justify="left")
+    for check in found.checks:
+        table.add_row("ok" if check.passed else "DIFFERS", check.name, check.detail)
+    console = Console()
+    console.print(table)
+    for note in found.notes:
+        console.print(f"  {note}", highlight=False)
+    console.print("Equal." if found.equal else "Not equal: rewards are not those that the model was saved with.")
+
+
+def _print_report(report: Any, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+        return
+    console = Console()
+    console.print(f"Written: {report.folder} ({report.dtype})", highlight=False, soft_wrap=True)
+    for step, difference in report.differences.items():
+        console.print(f"  {step}: rewards move by at most {difference:.1e}", highlight=False, soft_wrap=True)
+    if report.verification is not None:
+        console.print(f"  verified in a fresh process: {report.verification}", highlight=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(f"  {note}", highlight=False, soft_wrap=True)
+    table = Table("consumer", "reward", "note")
+    for verdict in report.consumers:
+        table.add_row(verdict.consumer, verdict.outcome, verdict.note)
+    console.print(table)
+    console.print("transformers was run; the others are said from their sources.")
+
+
+# --- the program itself ---------------------------------------------------------------------------------------------
+
+
 def recipe(name: str) -> Path:
     """A file of `recipes/`: in the wheel beside this file, in a checkout at the repository's root.
 
@@ -65,7 +251,7 @@ def main() -> None:
     """Run the command line; an error that a user can mend is one line, not a traceback."""
     try:
         app()
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         typer.echo(f"hf-reward: {error}", err=True)
         raise SystemExit(1) from error
 

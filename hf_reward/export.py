@@ -1,17 +1,188 @@
-"""Trained model -> folder that stock transformers loads with the same rewards."""
+"""Trained model -> folder that every consumer loads with the same rewards, checked before it appears.
+
+Files are written beside their place, loaded again by stock transformers in a fresh process, and only then renamed.
+"""
 
 import copy
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.modeling import AutoModelForRewardScoring, merge_adapter
-from hf_reward.reward_head import RewardModel
+from hf_reward.architectures import has_stock_class
+from hf_reward.checkpoint_record import FILE_NAME, CheckpointRecord, describe
+from hf_reward.consumers import Verdict, as_rows, can_be_served, consumers, why_unserved
+from hf_reward.model_card import write_model_card
+from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer, merge_adapter
+from hf_reward.probes import format_probes, position_limit, probe_rewards, relative_differences
+from hf_reward.reward_head import RewardModel, bare_model, output_layers, reads_positions
+from hf_reward.tokenization import FormatRule
+from hf_reward.verify import Verification, VerificationError, verify_checkpoint
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
+MERGE_TOLERANCE = 1e-4
+"""A merge in float32 adds rounding of its own, in which large adapters were seen to exceed `FLOAT32_TOLERANCE`."""
+
+
+@dataclass(kw_only=True)
+class RewardChanges:
+    """What happened to the rewards on the way to the written folder."""
+
+    differences: dict[str, float] = field(default_factory=dict)
+    """Largest change of a probe's reward relative to max(1, |reward|), by the step that changed it."""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class ExportReport:
+    """What an export wrote, and what is known of it."""
+
+    folder: Path
+    dtype: str
+    verification: Verification | None
+    consumers: list[Verdict]
+    differences: dict[str, float] = field(default_factory=dict)
+    """Largest change of a probe's reward relative to max(1, |reward|), by the step that changed it."""
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        checked = None if self.verification is None else self.verification.to_dict()
+        verdicts = [asdict(verdict) for verdict in self.consumers]
+        return {**asdict(self), "folder": str(self.folder), "verification": checked, "consumers": verdicts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRule:
+    """How a model is written."""
+
+    dtype: str = "float32"
+    """Precision of the weights; the head stays float32."""
+    max_shard_size: str = "5GB"
+    legacy_rope: bool = False
+    """Also write `rope_theta`, which transformers 4 reads."""
+    strip: bool = False
+    """Leave out `reward_config.json`; nobody can verify the folder then."""
+    allow_unserved: bool = False
+    """Write a model that no server could load."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"`dtype` must be 'float32', 'bfloat16' or 'float16', but is {self.dtype!r}.")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch has it."""
+        return getattr(torch, self.dtype)
+
+
+def export_reward_model(
+    source: str | Path,
+    folder: str | Path,
+    rule: ExportRule | None = None,
+    *,
+    base_model: str | None = None,
+    original_base: bool = False,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Turn a saved model or adapter into one folder that every consumer can load.
+
+    An adapter is merged in float32; only then are weights cast. One that was trained on a quantised base (QLoRA) is
+    merged into those same weights, dequantised, because it was fitted to them.
+
+    Args:
+        source: Folder or Hub id of a reward model or an adapter.
+        folder: Where to.
+        rule: How to write it.
+        base_model: Where the adapter's base lies now.
+        original_base: Merge a QLoRA adapter into the base as it was before quantisation instead; how far rewards move
+            is reported.
+        allow_pickle: Read weights that are pickles, tensors only.
+        overwrite: Replace a folder that is there.
+
+    Returns:
+        What was written, verified.
+
+    Raises:
+        VerificationError: If the written folder does not give the model's rewards; nothing is left behind.
+        ValueError: If the source is damaged, or no server could load the result.
+        FileExistsError: If the folder is there and not empty.
+    """
+    rule = rule or ExportRule()
+    require_free(Path(folder), overwrite)
+    model, tokenizer, record = _load(source, base_model=base_model, allow_pickle=allow_pickle)
+    changes = RewardChanges()
+    if isinstance(model, PeftModel) and original_base and record.quantization:
+        unquantized = _load_model(source, base_model=base_model, allow_pickle=allow_pickle)
+        changes.differences["original base instead of the quantised one"] = _moved(
+            model, unquantized, tokenizer, record
+        )
+        changes.notes.append("The adapter was merged into the original base; it was trained on the quantised one.")
+        model = unquantized
+    plain = _merged(model, tokenizer, record, changes)
+    return write_verified(plain, tokenizer, folder, record, rule, changes)
+
+
+def average_reward_models(
+    sources: Sequence[str | Path],
+    folder: str | Path,
+    rule: ExportRule | None = None,
+    *,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Average the weights of reward models that were fine-tuned from one model.
+
+    Args:
+        sources: Two or more folders or Hub ids; adapters are merged first.
+        folder: Where to.
+        rule: How to write it.
+        allow_pickle: Read weights that are pickles, tensors only.
+        overwrite: Replace a folder that is there.
+
+    Returns:
+        What was written, verified.
+
+    Raises:
+        ValueError: If the models do not fit together; the message names what differs.
+
+    Source:
+        Ramé et al. (2024), "WARM: On the Benefits of Weight Averaged Reward Models", equation 2.
+    """
+    rule = rule or ExportRule()
+    if len(sources) < 2:
+        raise ValueError(f"An average needs two models or more, but got {len(sources)}.")
+    require_free(Path(folder), overwrite)
+    model, tokenizer, record = _load(sources[0], allow_pickle=allow_pickle)
+    mean = _merged(model, tokenizer, record, RewardChanges())
+    parameters = dict(mean.named_parameters())  # tied ones once
+    for count, source in enumerate(sources[1:], start=2):
+        other_model, _, other_record = _load(source, allow_pickle=allow_pickle)
+        other = _merged(other_model, tokenizer, other_record, RewardChanges())
+        _require_same_kind(sources[0], record, mean, source, other_record, other)
+        with torch.no_grad():
+            for name, value in other.named_parameters():
+                parameters[name].add_((value - parameters[name]) / count)
+    note = f"Average of {len(sources)} models. Its evaluation is not that of any of them: evaluate it again."
+    changes = RewardChanges(notes=[note])
+    for source in sources:
+        member = _load_model(source, allow_pickle=allow_pickle)
+        changes.differences[f"from {source} to the average"] = _moved(member, mean, tokenizer, record)
+    record = replace(record, evaluation={}, reward_statistics={}, origin={"averaged": list(map(str, sources))})
+    return write_verified(mean, tokenizer, folder, record, rule, changes)
 
 
 def save_merged(
@@ -21,39 +192,336 @@ def save_merged(
     *,
     record: CheckpointRecord | None = None,
     dtype: torch.dtype = torch.float32,
+    verify: bool = True,
 ) -> Path:
-    """Save a model as a plain sequence classifier; of an adapter model, the merged one and the adapter beside it.
+    """Save a live model as a plain sequence classifier; of an adapter model, the merged one and the adapter beside it.
 
     The adapter goes to `adapter/` before the merge, which happens in float32 and changes the model passed in. An
-    adapter on a quantised base (QLoRA) is merged into the base as it was before, loaded again: quantised weights
-    cannot hold the merge. The rewards of the result differ from those seen in training by what quantisation changed.
+    adapter on a quantised base (QLoRA) is merged into the dequantised base.
 
     Args:
         model: A reward model, perhaps with an adapter.
         tokenizer: Its prepared tokenizer.
-        folder: Where to.
-        record: What to write into `reward_config.json`.
+        folder: Where to; other files in it stay.
+        record: What to write into `reward_config.json`; its probes are scored anew.
         dtype: Precision of the saved weights.
+        verify: Whether to load the folder in a fresh process before it gets its name.
 
     Returns:
         The folder.
+
+    Raises:
+        VerificationError: If what was written does not give the model's rewards.
     """
     folder = Path(folder)
-    folders = [folder]
+    rule = ExportRule(dtype=str(dtype).removeprefix("torch."), allow_unserved=True)
+    current = describe(model, tokenizer, _format_rule(record))
+    record = current if record is None else _with_model_facts(record, current)
+    changes = RewardChanges()
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder / ADAPTER_FOLDER))
-        (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # PEFT's blank card says nothing
-        tokenizer.save_pretrained(folder / ADAPTER_FOLDER)  # the base below takes its pad token from it
-        folders.append(folder / ADAPTER_FOLDER)
+        save_adapter(model, tokenizer, folder / ADAPTER_FOLDER, record)
         if getattr(model.get_base_model(), "is_quantized", False):
-            model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, is_trainable=False)
-        assert isinstance(model, PeftModel)
-        model = merge_adapter(model)
-    elif model.dtype != dtype:
-        model = copy.deepcopy(model)  # a cast would change the caller's model
-    model.to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
-    tokenizer.save_pretrained(folder)
-    for place in folders:
-        if record is not None:
-            record.save(place)
+            quantized = _probe_rewards(model, tokenizer, record)
+            base: Any = {"quantization_config": record.quantization, "dequantize": True}
+            model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, is_trainable=False, **base)
+            dequantized = _probe_rewards(model, tokenizer, record)
+            changes.differences["dequantised"] = max(relative_differences(quantized, dequantized))
+        plain = _merged(model, tokenizer, record, changes)
+    else:
+        plain = copy.deepcopy(model) if model.dtype != dtype else model  # a cast would change the caller's model
+        assert isinstance(plain, PreTrainedModel)
+    write_verified(plain, tokenizer, folder, record, rule, changes, verify=verify, into_existing=True)
     return folder
+
+
+def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, record: CheckpointRecord) -> None:
+    """Save an adapter with its head, tokenizer, record and card."""
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(folder)  # the base takes its pad token from it
+    record.save(folder)
+    write_model_card(folder, record)
+
+
+def write_verified(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    record: CheckpointRecord,
+    rule: ExportRule,
+    changes: RewardChanges | None = None,
+    *,
+    verify: bool = True,
+    into_existing: bool = False,
+) -> ExportReport:
+    """Write a plain reward model beside its place, verify it there, and rename it.
+
+    Args:
+        model: The model, without adapter; cast in place to the precision asked for.
+        tokenizer: Its prepared tokenizer.
+        folder: Where to.
+        record: What to write into `reward_config.json`; its probes are scored anew.
+        rule: How to write it.
+        changes: What earlier steps did to the rewards; this one adds its own.
+        verify: Whether to load the folder in a fresh process before it gets its name.
+        into_existing: Move the files into a folder that may hold others, instead of replacing it.
+
+    Returns:
+        What was written.
+
+    Raises:
+        VerificationError: If the folder does not give the model's rewards; it is removed.
+        ValueError: If no server could load it.
+    """
+    folder, changes = Path(folder), changes or RewardChanges()
+    verdicts = consumers(model.config, is_stock=has_stock_class(model.config), is_decoder=reads_positions(model))
+    if not (can_be_served(verdicts) or rule.allow_unserved):
+        raise ValueError(why_unserved(model.config))
+    record = _cast(model, tokenizer, record, rule, changes)
+    if changes.differences:
+        record.origin = {**record.origin, "differences": changes.differences}
+    with _aside(folder) as aside:
+        model.save_pretrained(aside, max_shard_size=rule.max_shard_size)
+        tokenizer.save_pretrained(aside)
+        if rule.legacy_rope:
+            _add_legacy_rope(aside / "config.json")
+        record.save(aside)
+        for name in ("audit_summary.json", "benchmark_results.json"):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, aside / name)
+        write_model_card(aside, record, consumers=as_rows(verdicts), title=folder.resolve().name)
+        found = verify_checkpoint(aside) if verify else None
+        if found is not None and not found.equal:
+            raise VerificationError(
+                f"What was written does not give the model's rewards, so it was removed. {found}", found
+            )
+        if rule.strip:
+            (aside / FILE_NAME).unlink()
+        _move(aside, folder, into_existing)
+    if found is not None:
+        found.folder = str(folder)
+    return ExportReport(
+        folder=folder,
+        dtype=rule.dtype,
+        verification=found,
+        consumers=verdicts,
+        differences=changes.differences,
+        notes=changes.notes,
+    )
+
+
+# --- rewards on the way -------------------------------------------------------------------------------------------
+
+
+def _cast(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: CheckpointRecord,
+    rule: ExportRule,
+    changes: RewardChanges,
+) -> CheckpointRecord:
+    """Cast the backbone in place, the head staying float32, and score the probes with the weights that are saved."""
+    half = None if rule.dtype == "float32" else rule.torch_dtype
+    if half is not None:
+        before = _probe_rewards(model.float(), tokenizer, record)
+        _cast_parameters(model, half)
+        # As float32 again the rounded weights are what every reader gets, and can be checked to the last digit.
+        _cast_parameters(model, torch.float32)
+        after = _probe_rewards(model, tokenizer, record)
+        changes.differences[f"cast to {rule.dtype}"] = max(relative_differences(before, after))
+    current = describe(model, tokenizer, _format_rule(record), half=torch.bfloat16 if half is None else None)
+    if half is not None:
+        _cast_parameters(model, half)
+        current.probes["rewards"] |= describe(model, tokenizer, _format_rule(record)).probes["rewards"]
+    result = _with_model_facts(record, current)
+    result.dtype, result.quantization = rule.dtype, {}
+    return result
+
+
+def _cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast in place all but the head, which stays float32, and buffers: rotary frequencies are never rounded."""
+    head = {id(layer.weight) for _, layer in output_layers(model)}
+    head |= {id(layer.bias) for _, layer in output_layers(model)}
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and id(parameter) not in head:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _merged(
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: CheckpointRecord,
+    changes: RewardChanges,
+) -> PreTrainedModel:
+    """The plain float32 model, an adapter merged into it."""
+    if not isinstance(model, PeftModel):
+        return model.float()
+    before = _probe_rewards(model.float(), tokenizer, record)
+    plain = merge_adapter(model)
+    difference = max(relative_differences(before, _probe_rewards(plain, tokenizer, record)))
+    if difference > MERGE_TOLERANCE:
+        raise VerificationError(
+            f"Merging the adapter moves rewards by {difference:.1e}, more than rounding can explain "
+            f"({MERGE_TOLERANCE:.0e}). Nothing was written. Publish the adapter itself, or report this model."
+        )
+    changes.differences["merge"] = difference
+    return plain
+
+
+def _probe_rewards(model: Any, tokenizer: PreTrainedTokenizerBase, record: CheckpointRecord) -> list[float]:
+    limit = position_limit(bare_model(model).config)
+    return probe_rewards(model, format_probes(tokenizer, separator=_format_rule(record).separator, limit=limit))
+
+
+def _moved(
+    before: RewardModel, after: RewardModel, tokenizer: PreTrainedTokenizerBase, record: CheckpointRecord
+) -> float:
+    rewards = [_probe_rewards(each, tokenizer, record) for each in (before, after)]
+    return max(relative_differences(*rewards))
+
+
+def _format_rule(record: CheckpointRecord | None) -> FormatRule:
+    return FormatRule() if record is None else FormatRule(**record.format)
+
+
+def _with_model_facts(record: CheckpointRecord, current: CheckpointRecord) -> CheckpointRecord:
+    """The record with what can be read off the model as it is now."""
+    facts = ("reads", "pad_token_id", "template_hash", "tokenizer_hash", "dtype", "probes", "versions")
+    return replace(record, **{name: getattr(current, name) for name in facts})
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def _load_model(source: str | Path, *, base_model: str | None = None, **options: Any) -> RewardModel:
+    where = {"base_model_name_or_path": base_model} if base_model else {}
+    return AutoModelForRewardScoring.from_pretrained(source, is_trainable=False, **where, **options)
+
+
+def _load(
+    source: str | Path, *, base_model: str | None = None, allow_pickle: bool = False
+) -> tuple[RewardModel, PreTrainedTokenizerBase, CheckpointRecord]:
+    """A saved model in float32, its tokenizer and its record; a damaged one is refused."""
+    record = CheckpointRecord.find(source)
+    options: dict[str, Any] = {"allow_pickle": allow_pickle}
+    if record is not None and record.quantization:
+        options |= {"quantization_config": record.quantization, "dequantize": True}
+    model = _load_model(source, base_model=base_model, verify=record is not None and not record.quantization, **options)
+    tokenizer = load_tokenizer(source)
+    if tokenizer is None:
+        raise ValueError(f"{source} has no tokenizer, without which nobody can score with it. Save it there first.")
+    if record is None:
+        _require_head(model, source)
+        record = describe(model, tokenizer)
+    return model, tokenizer, record
+
+
+def _require_head(model: RewardModel, source: str | Path) -> None:
+    if all(not layer.weight.any() for _, layer in output_layers(bare_model(model))):
+        raise ValueError(
+            f"{source} has no reward head (or one that is zero), so there is no reward to export. Train it first, or "
+            "bring a foreign reward model in with `hf-reward import`."
+        )
+
+
+def _require_same_kind(
+    first: str | Path,
+    record: CheckpointRecord,
+    model: PreTrainedModel,
+    second: str | Path,
+    other_record: CheckpointRecord,
+    other: PreTrainedModel,
+) -> None:
+    wrong = [
+        f"{label} ({getattr(record, name)} and {getattr(other_record, name)})"
+        for name, label in (
+            ("tokenizer_hash", "tokenizers"),
+            ("template_hash", "chat templates"),
+            ("pad_token_id", "pad tokens"),
+            ("base_model", "base models"),
+        )
+        if getattr(record, name) != getattr(other_record, name)
+    ]
+    shapes, other_shapes = (
+        {name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (model, other)
+    )
+    if shapes != other_shapes:
+        wrong.append("weights' names or shapes")
+    if wrong:
+        raise ValueError(
+            f"{first} and {second} differ in their {', '.join(wrong)}. Only models fine-tuned from the same model, in "
+            "the same format, can be averaged."
+        )
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def require_free(folder: Path, overwrite: bool) -> None:
+    """Stop before a folder that holds something is written over.
+
+    Args:
+        folder: The target.
+        overwrite: Whether that is allowed.
+
+    Raises:
+        FileExistsError: If it holds something.
+    """
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file. Name a folder.")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"The folder {folder} is not empty. Name another one, or allow it with `--overwrite`.")
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A folder beside (or inside) the final one, on the same disk; removed whatever happens."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield aside
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{folder} could not be written ({error.strerror or error}). Nothing was changed; free some space.",
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move(aside: Path, folder: Path, into_existing: bool) -> None:
+    os.chmod(aside, 0o777 & ~_umask())
+    if into_existing and folder.is_dir():
+        _remove_weights(folder)
+        for path in sorted(aside.iterdir()):
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+            else:
+                path.replace(folder / path.name)
+        return
+    old = folder.with_name(f".{folder.name}-old")
+    if folder.is_dir():
+        folder.replace(old)
+    aside.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _remove_weights(folder: Path) -> None:
+    """Shards of an earlier save would be taken for part of this one."""
+    for pattern in ("model*.safetensors", "model.safetensors.index.json", "adapter_model*", "adapter_config.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _add_legacy_rope(path: Path) -> None:
+    """Say rope's base where transformers 4 looks for it; transformers 5 reads both and builds the same model."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    if theta is None:
+        raise ValueError("`legacy_rope` has no effect: this architecture has no single `rope_theta`. Leave it out.")
+    path.write_text(json.dumps({**config, "rope_theta": theta}, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, PeftModelForSequenceClassification, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,13 +21,26 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_reward.architectures import classifier_class
+from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
+from hf_reward.probes import (
+    HALF_TOLERANCE,
+    differing,
+    format_probes,
+    position_limit,
+    probe_rewards,
+    tolerance,
+    weight_dtype,
+)
 from hf_reward.reward_head import (
+    PublishesVerified,
     RewardModel,
     _in_head,
     as_reward_model,
+    bare_model,
     freeze_all_but_head,
     head_modules,
     is_decoder,
@@ -57,6 +70,9 @@ class AutoModelForRewardScoring:
         quantization_config: Any | None = None,
         dtype: str | torch.dtype = "float32",
         is_trainable: bool = True,
+        dequantize: bool = False,
+        allow_pickle: bool = False,
+        verify: bool = False,
         **kwargs: Any,
     ) -> RewardModel:
         """Load a model that gives one reward for each sequence.
@@ -73,20 +89,26 @@ class AutoModelForRewardScoring:
             quantization_config: As in transformers; the head is left out of quantisation.
             dtype: Precision of the backbone, float32 unless stated; the head is always float32.
             is_trainable: Whether the adapter of a saved adapter directory goes on training.
+            dequantize: With `quantization_config`: turn the quantised weights into floats again, with what they lost.
+            allow_pickle: Load weights that are pickles if there are no safetensors (tensors only).
+            verify: Score the probes that the model was saved with and refuse it if a reward has changed.
             **kwargs: Passed to transformers' `from_pretrained` (`revision`, `trust_remote_code`, `device_map`, ...).
 
         Returns:
             The architecture's own sequence classifier with one label, or PEFT's wrapper of it.
 
         Raises:
-            ValueError: If the checkpoint holds a classifier with several labels, lacks backbone weights, or the
-                options contradict each other.
+            ValueError: If the checkpoint holds a classifier with several labels, lacks backbone weights, is a pickle,
+                or the options contradict each other; with `verify`, if its rewards are not those it was saved with.
         """
         if peft_config is not None and freeze_backbone:
             raise ValueError("`freeze_backbone` trains the head only; with `peft_config` it is LoRA. Give one of them.")
         name = str(name_or_path)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
+            kwargs["dequantize"] = dequantize
+        record = CheckpointRecord.find(name, **_hub_kwargs(kwargs))
+        kwargs["use_safetensors"] = None if allow_pickle or gguf_file is not None else True
         if _is_adapter(name, **kwargs):
             if peft_config is not None and _adapter_has_head(name):
                 raise ValueError(
@@ -98,12 +120,53 @@ class AutoModelForRewardScoring:
             model = _load_adapter(name, dtype=dtype, is_trainable=is_trainable, **kwargs)
         else:
             model = _load_classifier(name, gguf_file=gguf_file, dtype=dtype, **kwargs)
+        if record is not None:
+            _warn_of_drift(name, record, **kwargs)
+        if verify:
+            _verify_rewards(name, model, record, **kwargs)
         if freeze_backbone:
             freeze_all_but_head(model)
         if peft_config is not None:
             assert isinstance(model, PreTrainedModel)
             model = add_adapter(model, peft_config)
         return model
+
+
+def _warn_of_drift(name: str, record: CheckpointRecord, **kwargs: Any) -> None:
+    tokenizer = load_tokenizer(name, **kwargs)
+    wrong = ["it has no tokenizer"] if tokenizer is None else drift(record, tokenizer)
+    if wrong:
+        logger.warning(
+            "%s is not as it was saved, so its rewards may differ: %s. `hf-reward verify` says by how much.",
+            name,
+            "; ".join(wrong),
+        )
+
+
+def _verify_rewards(name: str, model: RewardModel, record: CheckpointRecord | None, **kwargs: Any) -> None:
+    """Compare the rewards of the stored probes with those of the model as it is now."""
+    tokenizer = load_tokenizer(name, **kwargs)
+    if record is None or not record.probes or tokenizer is None:
+        raise ValueError(
+            f"{name} cannot be verified: it has no tokenizer, or no probe rewards in `reward_config.json`."
+        )
+    dtype = str(weight_dtype(bare_model(model))).removeprefix("torch.")
+    recorded = record.probes["rewards"]
+    expected = recorded.get(dtype) or next(iter(recorded.values()))
+    allowed = max(tolerance(dtype), min(map(tolerance, recorded)) if dtype in recorded else HALF_TOLERANCE)
+    limit = position_limit(bare_model(model).config)
+    probes = format_probes(tokenizer, separator=record.format.get("separator", ""), limit=limit)
+    names = [probe.name for probe in probes]
+    if names != [each["name"] for each in record.probes["conversations"]]:
+        raise ValueError(f"{name} no longer formats the probes that it was saved with. Was its template changed?")
+    found = probe_rewards(model, probes)
+    wrong = differing(expected, found, allowed)
+    if wrong:
+        first = wrong[0]
+        raise ValueError(
+            f"{name} does not give the rewards that it was saved with: {found[first]} instead of {expected[first]} for "
+            f"the probe {names[first]!r}, and {len(wrong)} of {len(names)} probes differ. `hf-reward verify` says why."
+        )
 
 
 def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
@@ -120,7 +183,18 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         ValueError: If the adapter adds virtual tokens, or names the head as a target.
     """
     config = adapter_config(model, peft_config)
-    return get_peft_model(model, config)
+    return as_publishable(get_peft_model(model, config))
+
+
+class RewardPeftModel(PublishesVerified, PeftModelForSequenceClassification):
+    """PEFT's wrapper, whose `push_to_hub` verifies what it publishes."""
+
+
+def as_publishable(model: Any) -> PeftModel:
+    """Let an adapter model publish itself verified, in place."""
+    if type(model) is PeftModelForSequenceClassification:
+        model.__class__ = RewardPeftModel
+    return model
 
 
 def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfig:
@@ -183,9 +257,8 @@ def _is_adapter(name: str, **kwargs: Any) -> bool:
     """Whether a folder or Hub repository holds an adapter and no whole model."""
     if Path(name).is_dir():
         return (Path(name) / "adapter_config.json").is_file()
-    options = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
     try:
-        return find_adapter_config_file(name, **options) is not None
+        return find_adapter_config_file(name, **_hub_kwargs(kwargs)) is not None
     except OSError:  # not reachable; loading the model will say so better
         return False
 
@@ -198,10 +271,11 @@ def _adapter_has_head(path: str) -> bool:
 
 
 def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **kwargs: Any) -> RewardModel:
-    config = PeftConfig.from_pretrained(path)
-    base = kwargs.pop("base_model_name_or_path", None) or config.base_model_name_or_path
-    if not base:
-        raise ValueError(f"{path}/adapter_config.json names no base model. Give `base_model_name_or_path`.")
+    base = kwargs.pop("base_model_name_or_path", None)
+    if base is not None or Path(path).is_dir():
+        base = adapter_base(path, base)
+    else:
+        base = PeftConfig.from_pretrained(path).base_model_name_or_path
     if not _adapter_has_head(path):
         return _load_sft_adapter(path, str(base), dtype=dtype, **kwargs)
     kwargs.setdefault("tokenizer_name_or_path", path if (Path(path) / "tokenizer_config.json").is_file() else None)
@@ -211,7 +285,7 @@ def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **
         )
     else:
         model = _load_classifier(str(base), dtype=dtype, **kwargs)
-    wrapped = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+    wrapped = as_publishable(PeftModel.from_pretrained(model, path, is_trainable=is_trainable))
     for _, layer in output_layers(model):
         layer.float()
     return wrapped
@@ -220,7 +294,7 @@ def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **
 def _load_sft_adapter(path: str, base: str, *, dtype: str | torch.dtype, **kwargs: Any) -> PreTrainedModel:
     """An SFT model that was trained with LoRA: merge its adapter, and put a new head on the result."""
     logger.info("%s is an adapter of a language model; it is merged into %s and gets a new head.", path, base)
-    language_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **kwargs)
+    language_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **_without(kwargs, "dequantize"))
     merged = PeftModel.from_pretrained(language_model, path).merge_and_unload()
     config = _reward_config(AutoConfig.from_pretrained(base, **_config_kwargs(kwargs)))
     stock = classifier_class(config)
@@ -230,7 +304,7 @@ def _load_sft_adapter(path: str, base: str, *, dtype: str | torch.dtype, **kwarg
     zero_head(model)
     # An adapter trained on top names this folder as its base, and not the language model without the SFT.
     model.name_or_path = model.config._name_or_path = path
-    return _set_pad_token(model, _load_tokenizer(path, base, **kwargs))
+    return _set_pad_token(model, load_tokenizer(path, base, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -245,8 +319,10 @@ def _load_classifier(
     gguf_file: str | None = None,
     dtype: str | torch.dtype,
     tokenizer_name_or_path: str | None = None,
+    dequantize: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel:
+    _refuse_pickles(name, kwargs)
     if gguf_file is not None:
         kwargs["gguf_file"] = gguf_file
     stored = AutoConfig.from_pretrained(name, **_config_kwargs(kwargs))
@@ -268,11 +344,13 @@ def _load_classifier(
     report = _LoadReport(sorted(info["missing_keys"]), [str(key[0]) for key in info["mismatched_keys"]])
     _check_loaded(name, model, report)
     if gguf_file is not None:
-        _forget_gguf(model)
+        _forget_quantizer(model)
+    if dequantize:
+        model = _dequantized(model)
     as_reward_model(model)
     if is_decoder(model) and any(key.startswith("score.") for key in report.missing):
         zero_head(model)
-    tokenizer = _load_tokenizer(tokenizer_name_or_path, name, **kwargs)
+    tokenizer = load_tokenizer(tokenizer_name_or_path, name, **kwargs)
     keep_pad = not any(_in_head(key, head_modules(model)) for key in report.missing)
     return _set_pad_token(model, tokenizer, keep_existing=keep_pad)
 
@@ -307,8 +385,8 @@ def _check_loaded(name: str, model: PreTrainedModel, report: _LoadReport) -> Non
         )
 
 
-def _forget_gguf(model: PreTrainedModel) -> None:
-    """A GGUF file is dequantised on loading, yet transformers still refuses to save what came from one."""
+def _forget_quantizer(model: PreTrainedModel) -> None:
+    """Weights that were dequantised are plain ones, yet transformers still refuses to save them (GGUF files, ...)."""
     model.hf_quantizer = None  # type: ignore[assignment]
     model.is_quantized = False  # type: ignore[assignment]
     for name in ("quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
@@ -318,8 +396,31 @@ def _forget_gguf(model: PreTrainedModel) -> None:
         delattr(model.config, "quantization_config")
 
 
+def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its quantised weights as floats: what an adapter that was trained on them is merged into."""
+    result: Any = model.dequantize(dtype=torch.float32)
+    result = (model if result is None else result).float()
+    _forget_quantizer(result)
+    return result
+
+
+def _refuse_pickles(name: str, kwargs: dict[str, Any]) -> None:
+    """Say what to do before transformers says that a file is missing."""
+    if kwargs.get("use_safetensors") is not True or not Path(name).is_dir():
+        return
+    pickles = sorted(path.name for path in Path(name).glob("pytorch_model*.bin"))
+    if pickles and not any(Path(name).glob("*.safetensors")):
+        raise ValueError(
+            f"The weights in {name} are pickles ({', '.join(pickles[:3])}), which can run code when they are loaded. "
+            "If you trust their origin, load them with `allow_pickle=True` (only tensors are read), or convert them with "
+            "`hf-reward export FROM TO --allow-pickle`."
+        )
+
+
 def _keep_head_unquantized(quantization_config: Any, stock: type[PreTrainedModel], config: PretrainedConfig) -> Any:
     """Leave every part of the head out of quantisation: transformers spares only the last parameter's module."""
+    if isinstance(quantization_config, dict):  # as a configuration or our record states it
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     if not hasattr(quantization_config, "llm_int8_skip_modules"):
         return quantization_config
 
@@ -330,8 +431,16 @@ def _keep_head_unquantized(quantization_config: Any, stock: type[PreTrainedModel
     return result
 
 
-def _load_tokenizer(*names: str | None, **kwargs: Any) -> PreTrainedTokenizerBase | None:
-    """The first tokenizer that one of the names has; a folder of weights alone has none."""
+def load_tokenizer(*names: str | Path | None, **kwargs: Any) -> PreTrainedTokenizerBase | None:
+    """Load the first tokenizer that one of some names has; a folder of weights alone has none.
+
+    Args:
+        *names: Folders or Hub ids; None is passed over.
+        **kwargs: As for transformers' `from_pretrained`; what a tokenizer does not take is left out.
+
+    Returns:
+        The tokenizer, or None.
+    """
     for name in names:
         if name is None:
             continue
@@ -375,6 +484,10 @@ def match_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def _config_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     names = ("revision", "trust_remote_code", "cache_dir", "token", "local_files_only", "subfolder", "gguf_file")
     return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in ("revision", "cache_dir", "token", "subfolder") if name in kwargs}
 
 
 def _without(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:

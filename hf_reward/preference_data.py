@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from tqdm.auto import tqdm
@@ -238,7 +239,9 @@ class PreferenceDataTrainer(Trainer):
 
     def _is_sharded(self) -> bool:
         """Whether no process holds the whole model, so that one alone cannot run it."""
-        return is_deepspeed_zero3_enabled() or any(isinstance(weight, DTensor) for weight in self.model.parameters())  # type: ignore[union-attr]
+        if is_deepspeed_zero3_enabled() or isinstance(self.model_wrapped, FullyShardedDataParallel):
+            return True
+        return any(isinstance(weight, DTensor) for weight in self.model.parameters())  # type: ignore[union-attr]
 
     def _kernel_problem(self) -> str | None:
         """Whether the kernel of this device can be trusted, also for a model that is elsewhere (FSDP, ZeRO) so far."""

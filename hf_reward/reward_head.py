@@ -36,7 +36,39 @@ class Float32Linear(nn.Linear):
             return nn.functional.linear(input.float(), self.weight.float(), bias)
 
 
-class ReadsLastToken:
+class PublishesVerified:
+    """Mixin for reward models: `push_to_hub` verifies what it publishes instead of uploading it as it is."""
+
+    def push_to_hub(self, repo_id: str, *, tokenizer: Any | None = None, token: str | None = None, **rule: Any) -> Any:
+        """Publish this model, merged if it has an adapter; see `push.push_reward_model`.
+
+        Args:
+            repo_id: `user/name` on the Hub.
+            tokenizer: Its tokenizer; by default the one of the folder that the model came from.
+            token: Write token; by default the one that `hf auth login` stored.
+            **rule: Fields of `push.PushRule`, and transformers' names for them (`revision`, `commit_message`).
+
+        Returns:
+            A `push.PushReport`.
+        """
+        from hf_reward.push import push_model  # noqa: PLC0415 - the last station; only this method reaches up to it
+
+        return push_model(self, repo_id, tokenizer=tokenizer, token=token, **rule)
+
+
+class RewardClassifier(PublishesVerified):
+    """Mixin for stock classifiers that were made reward models: their class keeps its name and can be pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made at run time and shares its name with the stock class, so pickle finds it through that; a
+        # stock class that was itself made at run time (Granite, ...) is found through its configuration.
+        stock: Any = next(cls for cls in type(self).__mro__[1:] if not issubclass(cls, PublishesVerified))
+        is_made = not hasattr(sys.modules[stock.__module__], stock.__name__)
+        reads = isinstance(self, ReadsLastToken)
+        return _new_reward_model, (stock.config_class if is_made else stock, reads), self.__dict__
+
+
+class ReadsLastToken(RewardClassifier):
     """Mixin for decoders: the head runs on one position of each sequence instead of on all.
 
     Without `reward_positions` that is the position that the stock class reads, the rightmost token that is not
@@ -83,13 +115,6 @@ class ReadsLastToken:
             attentions=outputs.get("attentions"),
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The class is made at run time and shares its name with the stock class, so pickle finds it through that; a
-        # stock class that was itself made at run time (Granite, ...) is found through its configuration.
-        stock = type(self).__mro__[2]
-        is_made = not hasattr(sys.modules[stock.__module__], stock.__name__)
-        return _new_reward_model, (stock.config_class if is_made else stock,), self.__dict__
-
 
 def last_token_positions(input_ids: Tensor, pad_token_id: int | None) -> Tensor:
     """Position of the rightmost token that is not the pad token, the stock classifiers' reading rule.
@@ -113,15 +138,16 @@ def last_token_positions(input_ids: Tensor, pad_token_id: int | None) -> Tensor:
 
 
 @cache
-def _reward_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The stock class with our reading rule, under the stock class's own name (it is what config.json records)."""
-    return type(stock.__name__, (ReadsLastToken, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})
+def _reward_class(stock: type[PreTrainedModel], reads: bool) -> type[PreTrainedModel]:
+    """The stock class with what we add, under the stock class's own name (it is what config.json records)."""
+    ours = ReadsLastToken if reads else RewardClassifier
+    return type(stock.__name__, (ours, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})
 
 
-def _new_reward_model(origin: type[PreTrainedModel] | type[PretrainedConfig]) -> PreTrainedModel:
+def _new_reward_model(origin: type[PreTrainedModel] | type[PretrainedConfig], reads: bool) -> PreTrainedModel:
     """An empty model for unpickling, from its stock class or from the configuration of one made at run time."""
     stock = classifier_class(origin()) if issubclass(origin, PretrainedConfig) else origin
-    cls = _reward_class(stock)
+    cls = _reward_class(stock, reads)
     return cls.__new__(cls)
 
 
@@ -151,8 +177,8 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
             layer.__class__ = Float32Linear
             layer.float()
     state_regression(model.config)
-    if is_decoder(model) and not isinstance(model, ReadsLastToken):
-        model.__class__ = _reward_class(type(model))
+    if not isinstance(model, RewardClassifier):
+        model.__class__ = _reward_class(type(model), is_decoder(model))
     return model
 
 

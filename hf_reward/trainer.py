@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ from transformers import (
 )
 
 from hf_reward.callbacks import TrainingCurves, epoch_history
-from hf_reward.checkpoint_record import CheckpointRecord, library_versions, template_hash, tokenizer_hash
+from hf_reward.checkpoint_record import CheckpointRecord, describe
+from hf_reward.hub_trainer import HubTrainer
 from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
-from hf_reward.preference_data import PreferenceDataTrainer, without_padding
-from hf_reward.reward_head import RewardModel, bare_model, head_parameters, reads_positions
+from hf_reward.preference_data import without_padding
+from hf_reward.probes import probe_record
+from hf_reward.reward_head import RewardModel, bare_model, head_parameters
 from hf_reward.rewards import compute_rewards
 from hf_reward.tokenization import prepare_tokenizer
 from hf_reward.training_args import RewardConfig
@@ -40,6 +43,7 @@ from hf_reward.training_setup import (
     prepare_model,
     refuse_data_parallel,
     refuse_two_head_rates,
+    training_settings,
 )
 from hf_reward.training_statistics import BatchStatistics
 
@@ -49,7 +53,7 @@ LABELS = ("ranks", "lengths", "groups", "sources", "row")
 """What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
 
 
-class RewardTrainer(PreferenceDataTrainer):
+class RewardTrainer(HubTrainer):
     """Trains a reward model from preferences.
 
     Takes what TRL's `RewardTrainer` takes: change the import. The model may be a name, a stock one-label classifier or
@@ -112,6 +116,12 @@ class RewardTrainer(PreferenceDataTrainer):
         )
         self.user_peft_config, self.user_metrics = peft_config, compute_metrics
         self.reward_statistics: dict[str, float] = {}
+        self.evaluation: dict[str, Any] = {}
+        self.baselines: list[dict[str, Any]] = []
+        """Rules that never read, on the evaluation data, for the card: see `CheckpointRecord.baselines`."""
+        self.command: str | None = None
+        """The command line that started this run, for the card."""
+        self._probes: dict[str, Any] | None = None
         self._statistics = BatchStatistics()
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
@@ -331,6 +341,7 @@ class RewardTrainer(PreferenceDataTrainer):
             "std": metrics["std_reward"],
             "num_rewards": int((labels["ranks"] != -100).sum()),
         }
+        self.evaluation = _json_safe({"step": self.state.global_step, **metrics})
         present = np.unique(labels["sources"])
         if len(present) > 1:
             for number in present:
@@ -357,36 +368,62 @@ class RewardTrainer(PreferenceDataTrainer):
 
     def record(self) -> CheckpointRecord:
         """What travels with every save of this model."""
-        tokenizer = self.processing_tokenizer
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        config = model.config
-        return CheckpointRecord(
-            format=self.args.format_rule.to_dict(),
-            reads="last_token" if reads_positions(model) else "pooled",
-            pad_token_id=config.get_text_config().pad_token_id,
-            template_hash=template_hash(tokenizer),
-            tokenizer_hash=tokenizer_hash(tokenizer),
+        probes = self._probes if self._is_sharded() else self._score_probes()
+        data = {name: _json_safe(summary.to_dict()) for name, summary in self.data_summaries.items()}
+        return replace(
+            describe(model, self.processing_tokenizer, self.args.format_rule, probes=probes or {}),
             loss={"loss_type": self.loss_function.loss_type, **self.loss_function.options},
             reward_statistics=self.reward_statistics,
+            evaluation=self.evaluation,
+            baselines=self.baselines,
             training={
                 "steps": self.state.global_step,
-                "data": {name: _json_safe(summary.to_dict()) for name, summary in self.data_summaries.items()},
+                "data": data,
+                "settings": training_settings(self.args, model),
+                "command": self.command,
             },
-            base_model=getattr(config, "_name_or_path", None) or None,
-            versions=library_versions(),
+            card=dict(self.args.model_card or {}),
         )
 
+    def _score_probes(self) -> dict[str, Any]:
+        half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+        sharded = self._is_sharded()
+        model = self.model_wrapped if sharded else self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        options: dict[str, Any] = {"separator": self.args.separator, "half": half}
+        if sharded:  # its mixed-precision policy cannot be left out
+            return probe_record(model, self.processing_tokenizer, float32=half is None, **options)
+        with _without_autocast(model):
+            return probe_record(model, self.processing_tokenizer, **options)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model, tokenizer, record and card; with `push_to_hub` publish them too, as `Trainer` does.
+
+        Args:
+            output_dir: Where to; by default `args.output_dir`.
+            _internal_call: Whether `Trainer` saves a checkpoint of its own accord.
+        """
+        if self._is_sharded():
+            self._probes = self._score_probes()  # on all processes, as saving itself is
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        token, self.args.hub_token = self.args.hub_token, None  # `Trainer` pickles its settings beside the model
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
         folder = output_dir or self.args.output_dir
         if self.args.should_save and folder is not None:
-            self.record().save(folder)
+            record = self.record()
+            record.save(folder)
+            write_model_card(folder, record)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         record = CheckpointRecord.load(str(self.state.best_model_checkpoint))
         if record is not None:  # rewards of the last evaluation belong to weights that are gone
-            self.reward_statistics = record.reward_statistics
+            self.reward_statistics, self.evaluation = record.reward_statistics, record.evaluation
 
     def create_model_card(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest comes by keyword
         self, model_name: str | None = None, **kwargs: Any
@@ -395,12 +432,14 @@ class RewardTrainer(PreferenceDataTrainer):
 
         Args:
             model_name: Title; by default the folder's name.
-            **kwargs: `license`, `language`, `dataset`, `tags` and what else goes into the card's metadata.
+            **kwargs: `license`, `language`, `dataset`, `tags`, `base_model` and what else the card's metadata knows;
+                all of it is remembered for later saves.
         """
+        said = {"model_name": model_name, **kwargs}
+        self.args.model_card = dict(self.args.model_card or {}) | {k: v for k, v in said.items() if v is not None}
         if self.is_world_process_zero() and self.args.output_dir is not None:
-            write_model_card(
-                self.args.output_dir, self.record(), self.state.log_history, model_name=model_name, **kwargs
-            )
+            record = CheckpointRecord.load(self.args.output_dir) or self.record()
+            write_model_card(self.args.output_dir, replace(record, card=dict(self.args.model_card)))
 
 
 _PER_SOURCE = (
@@ -425,6 +464,20 @@ class _EpochLog(TrainerCallback):
 
 def _split_metrics(rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
     return preference_metrics(rewards, labels["ranks"], labels["lengths"], labels["groups"])
+
+
+@contextmanager
+def _without_autocast(model: nn.Module) -> Iterator[None]:
+    """Take off the mixed precision that accelerate puts around a model's `forward`."""
+    wrapped, original = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+    if wrapped is None or original is None:
+        yield
+        return
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward = wrapped
 
 
 def _json_safe(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from hf_reward.losses import PreferenceLoss
@@ -18,7 +19,7 @@ from hf_reward.tokenization import FormatRule
 class RewardConfig(TrainingArguments):
     """Settings of a reward-model training run, beside those of `TrainingArguments`."""
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012 - read by transformers
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "model_card"]  # noqa: RUF012 - read by transformers
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for the model, checkpoints, metrics and curves."}
@@ -128,6 +129,19 @@ class RewardConfig(TrainingArguments):
     )
 
     # output
+    model_card: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "What the card says beside what was measured: `license`, `language`, `dataset` (Hub ids), "
+            "`model_name`, `tags`, `base_model` (Hub id)."
+        },
+    )
+    hub_training_state: bool = field(
+        default=False,
+        metadata={
+            "help": "Allow the `hub_strategy` values that publish the optimizer's and random generators' state too."
+        },
+    )
     plot_curves: bool = field(default=True, metadata={"help": "Draw training_curves.png into `output_dir`."})
 
     def __post_init__(self) -> None:
@@ -171,8 +185,18 @@ class RewardConfig(TrainingArguments):
                 "rewards and ranks with one row per dataset row, which tokens and losses of a batch do not have. "
                 "Leave it unset."
             )
+        self._refuse_public_training_state()
         self.loss  # noqa: B018 - builds the loss, so that a wrong setting stops the run here
         self.format_rule  # noqa: B018
+
+    def _refuse_public_training_state(self) -> None:
+        publishes = self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+        if self.push_to_hub and publishes and not self.hub_training_state:
+            raise ValueError(
+                f"`hub_strategy={HubStrategy(self.hub_strategy).value!r}` publishes the optimizer's and the random "
+                "generators' state with the model. Use 'every_save' or 'end', or allow it with "
+                "`hub_training_state=True`."
+            )
 
     @property
     def loss(self) -> PreferenceLoss:

@@ -142,6 +142,35 @@ def prepare_model(
     return model
 
 
+def training_settings(args: RewardConfig, model: RewardModel) -> dict[str, Any]:
+    """The settings of a run that a reader of its card wants to know.
+
+    Args:
+        args: Settings of the run.
+        model: Its model, which knows its adapter.
+
+    Returns:
+        Names and JSON values.
+    """
+    settings: dict[str, Any] = {
+        "learning_rate": args.learning_rate,
+        "head_learning_rate": args.head_learning_rate,
+        "num_train_epochs": args.num_train_epochs,
+        "rows_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "max_length": args.max_length,
+        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "processes": args.world_size,
+        "seed": args.seed,
+    }
+    if isinstance(model, PeftModel):
+        adapter: Any = model.active_peft_config
+        settings |= {"adapter": str(adapter.peft_type).removeprefix("PeftType.")}
+        settings |= {name: getattr(adapter, name) for name in ("r", "lora_alpha") if hasattr(adapter, name)}
+    elif not any(p.requires_grad for p in bare_model(model).base_model.parameters()):
+        settings["frozen_backbone"] = True
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def padded_collator(args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> DataCollatorForPreference:
     """The collator that works for every model."""
     multiple = args.pad_to_multiple_of

@@ -4,6 +4,7 @@
 """
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def main(argv: list[str]) -> None:
     trainer = build_trainer(run, args, train_sources, eval_sources)
     baselines = score_baselines(run, train_sources, eval_sources) if PartialState().is_main_process else []
 
+    trainer.baselines = [baseline.to_dict() for baseline in baselines]
+    trainer.command = command_line(argv)
+
     result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     metrics = result.metrics | (trainer.evaluate() if eval_sources else {})
     metrics |= {f"baseline_{baseline.key}": baseline.accuracy for baseline in baselines}
@@ -54,6 +58,15 @@ def main(argv: list[str]) -> None:
     save_model(trainer, args)
     report(trainer, metrics, baselines, args)
     trainer.end()
+
+
+def command_line(argv: list[str]) -> str:
+    """The command that repeats this run, for the card; a token on it is left out."""
+    words = [word for word in argv if not word.startswith("--hub_token=")]
+    if "--hub_token" in words:
+        place = words.index("--hub_token")
+        del words[place : place + 2]
+    return shlex.join(["accelerate", "launch", "recipes/train.py", *words])
 
 
 def require_empty_output(run: RunArguments, args: RewardConfig) -> None:

@@ -13,7 +13,15 @@ from conftest import DECODERS, ENCODERS, randomize_head
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from hf_reward import AutoModelForRewardScoring, CheckpointRecord, merge_adapter, prepare_tokenizer, save_merged
+from hf_reward import (
+    AutoModelForRewardScoring,
+    CheckpointRecord,
+    FormatRule,
+    merge_adapter,
+    prepare_tokenizer,
+    save_merged,
+)
+from hf_reward.checkpoint_record import tokenizer_hash
 from hf_reward.export import ADAPTER_FOLDER
 from hf_reward.reward_head import Float32Linear
 
@@ -71,12 +79,22 @@ def test_the_adapter_lies_beside_the_merged_model_and_gives_the_same_rewards(mak
     model = load_with_adapter(folder)
     expected = rewards(model, tokenizer)
     record = CheckpointRecord(
-        format={}, reads="last_token", pad_token_id=0, template_hash=None, tokenizer_hash="hash", base_model="base"
+        format=FormatRule(max_length=64).to_dict(),
+        reads="last_token",
+        pad_token_id=0,
+        template_hash=None,
+        tokenizer_hash="hash",
+        base_model="base",
+        training={"steps": 3},
     )
     save_merged(model, tokenizer, tmp_path / "out", record=record)
     adapter = tmp_path / "out" / ADAPTER_FOLDER
     assert close(rewards(load(adapter), AutoTokenizer.from_pretrained(adapter)), expected)
-    assert CheckpointRecord.load(adapter) == CheckpointRecord.load(tmp_path / "out") == record
+    for place in (adapter, tmp_path / "out"):
+        found = CheckpointRecord.load(place)
+        assert (found.format, found.base_model, found.training) == (record.format, "base", {"steps": 3})
+        assert found.tokenizer_hash == tokenizer_hash(tokenizer), "facts are read off the model, whatever was passed"
+        assert len(found.probes["conversations"]) == 8
     assert AutoTokenizer.from_pretrained(tmp_path / "out").padding_side == "right"
 
 

@@ -21,7 +21,7 @@ assert "site" in str(template_path())
 assert recipe("train.py").is_file() and recipe("quickstart.yaml").is_file()
 assert len(load_source(as_sources("demonstration")[0])) > 400
 record = CheckpointRecord(format={}, reads="last_token", pad_token_id=0, template_hash=None, tokenizer_hash="x")
-print(write_model_card(".", record, []).read_text()[:40])
+print(write_model_card(".", record).read_text()[:40])
 """
 
 

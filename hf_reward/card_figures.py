@@ -1,0 +1,113 @@
+"""Audit effects -> the picture of the model card."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.lines import Line2D
+
+_WIDTH = 7.0
+_DPI, _DPI_OF_MANY, _MANY = 130, 100, 24
+_STEP = 51
+"""Colours are rounded to multiples of this, which halves the file."""
+_ROW = 0.36
+_LABEL_WIDTH = 30
+_MARKS = {
+    "biased": ("D", "#cc3300", "#cc3300", "biased"),
+    "equivalent": ("o", "#0066cc", "#0066cc", "no effect that matters"),
+    "inconclusive": ("s", "#333333", "white", "cannot tell"),
+    "not_assessed": ("X", "#666666", "#666666", "not assessed"),
+}
+"""Shape, line colour, fill and legend of each verdict: told apart by shape alone too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """One row of the picture; what is None is not drawn."""
+
+    label: str
+    unit: str
+    verdict: str
+    """One of `biased`, `equivalent`, `inconclusive`, `not_assessed`."""
+    estimate: float | None
+    low: float | None
+    high: float | None
+    delta: float | None
+    """Half the width of the band of effects that are too small to matter."""
+
+
+def draw_audit_effects(effects: Sequence[Effect], path: str | Path) -> None:
+    """Draw each effect with its interval beside the band of effects that do not matter.
+
+    Effects in different units get panels of their own. The same effects give the same bytes.
+
+    Args:
+        effects: One or more effects.
+        path: The PNG to write.
+    """
+    panels = _by_unit(effects)
+    heights = [len(rows) for rows in panels.values()]
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        figure = Figure(figsize=(_WIDTH, 0.6 + 0.75 * len(panels) + _ROW * sum(heights)), layout="constrained")
+        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[count + 0.6 for count in heights])
+        for place, (unit, rows) in enumerate(panels.items()):
+            _draw_panel(axes[place, 0], unit, rows)
+        figure.legend(handles=_legend(effects), loc="outside upper center", ncols=4, frameon=False, fontsize=10)
+        figure.set_dpi(_DPI if sum(heights) <= _MANY else _DPI_OF_MANY)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.round(np.asarray(canvas.buffer_rgba())[..., :3] / _STEP) * _STEP
+        imsave(path, pixels.astype(np.uint8), metadata={"Software": "hf_reward"}, pil_kwargs={"optimize": True})
+
+
+def _by_unit(effects: Sequence[Effect]) -> dict[str, list[Effect]]:
+    panels: dict[str, list[Effect]] = {}
+    for effect in effects:
+        panels.setdefault(effect.unit, []).append(effect)
+    return panels
+
+
+def _draw_panel(axes: Axes, unit: str, rows: Sequence[Effect]) -> None:
+    places = np.arange(len(rows))
+    bands = np.array([row.delta or 0.0 for row in rows])
+    axes.barh(places, 2 * bands, left=-bands, height=1.0, color="#cccccc", zorder=1)
+    axes.axvline(0, color="#333333", linewidth=0.8, zorder=2)
+    for place, row in zip(places, rows, strict=True):
+        _draw_effect(axes, float(place), row)
+    labels = [fill(row.label, _LABEL_WIDTH) for row in rows]
+    axes.set_yticks(places, labels, fontsize=10, parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.use_sticky_edges = False
+    axes.margins(x=0.06)
+    axes.locator_params(axis="x", nbins=7)
+    name = f"effect, {unit}" if unit else "effect"
+    axes.set_xlabel(f"{name} (grey: too small to matter)", fontsize=10, parse_math=False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _draw_effect(axes: Axes, place: float, effect: Effect) -> None:
+    shape, line, inside, _ = _MARKS[effect.verdict]
+    if effect.low is not None and effect.high is not None:
+        axes.plot([effect.low, effect.high], [place, place], color=line, linewidth=1.8, zorder=3)
+    if effect.estimate is None:
+        axes.annotate("no estimate", (0, place), (6, 0), textcoords="offset points", va="center", color=line, zorder=4)
+        return
+    style = {"marker": shape, "markersize": 7, "markeredgecolor": line, "markerfacecolor": inside}
+    axes.plot([effect.estimate], [place], linestyle="none", zorder=4, **style)
+
+
+def _legend(effects: Sequence[Effect]) -> list[Line2D]:
+    present = {effect.verdict for effect in effects}
+    return [
+        Line2D([], [], marker=shape, color=line, markerfacecolor=inside, markersize=7, linestyle="none", label=name)
+        for verdict, (shape, line, inside, name) in _MARKS.items()
+        if verdict in present
+    ]

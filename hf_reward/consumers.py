@@ -1,0 +1,157 @@
+"""Configuration of a saved model -> which programs can hold it, and whether they give the same reward.
+
+Read from the programs' own sources (transformers 5.23, TRL 1.16, vLLM 0.33, SGLang 0.5.23, text-embeddings-inference
+of July 2026, OpenRLHF of August 2026, verl 0.9). Only transformers and TRL were run; the others follow from what
+their loaders look for. What was checked by running is checked by `verify`, not here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig
+
+SAME, SHIFTED, WITH_OPTION, CANNOT = "same reward", "same up to a constant", "same with an option", "cannot load"
+
+_VLLM_DECODERS = frozenset(
+    (
+        *(
+            "Llama",
+            "Qwen2",
+            "Qwen2Moe",
+            "Qwen3",
+            "Qwen3Moe",
+            "Qwen3Next",
+            "Qwen3_5",
+            "Mistral",
+            "Mixtral",
+            "Ministral3",
+        ),
+        *(
+            "Gemma",
+            "Gemma2",
+            "Gemma3",
+            "Phi",
+            "Phi3",
+            "Olmo",
+            "Olmo2",
+            "Olmo3",
+            "GPT2",
+            "GPTBigCode",
+            "GPTNeoX",
+            "GPTJ",
+        ),
+        *("OPT", "Bloom", "Falcon", "Mpt", "SmolLM3", "StableLm", "Starcoder2", "DeepseekV2", "DeepseekV3", "Glm"),
+        *("Glm4", "GptOss", "Jamba", "Zamba2", "SeedOss", "Nemotron", "Exaone4", "Arcee", "Persimmon", "MiniCPM3"),
+        *("Granite", "GraniteMoe", "Cohere", "Cohere2", "Olmoe", "Bamba"),
+    )
+)
+_VLLM_ENCODERS = frozenset(("Bert", "Roberta", "XLMRoberta", "ModernBert"))
+_SGLANG = {"Llama": SAME, "Gemma2": SAME, "Qwen2": SHIFTED, "Qwen3": SHIFTED}
+_SGLANG_ENCODERS = frozenset(("Bert", "XLMRoberta"))
+_TEI = frozenset(("Bert", "Camembert", "Roberta", "XLMRoberta", "DistilBert", "DebertaV2", "ModernBert"))
+SERVERS = ("vLLM", "SGLang", "TEI")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether one program gives a saved model's rewards."""
+
+    consumer: str
+    outcome: str
+    """`SAME`, `SHIFTED`, `WITH_OPTION` or `CANNOT`."""
+    note: str = ""
+
+    @property
+    def loads(self) -> bool:
+        """Whether the program can hold the model at all."""
+        return self.outcome != CANNOT
+
+
+def consumers(config: PretrainedConfig, *, is_stock: bool = True, is_decoder: bool = True) -> list[Verdict]:
+    """Say which programs can hold a model.
+
+    Args:
+        config: Configuration of the saved classifier.
+        is_stock: Whether transformers itself has the classifier's class.
+        is_decoder: Whether the reward is read at the last token by a bias-free `score`.
+
+    Returns:
+        A verdict for each program.
+    """
+    architecture = (config.architectures or ["?"])[0]
+    kind = architecture.removesuffix("ForSequenceClassification")
+    if is_stock:
+        transformers = Verdict("transformers, pipeline", SAME)
+        trl = Verdict("TRL (reward_funcs)", SAME, "pads on the right, reads raw logits")
+    else:
+        note = f"transformers has no {architecture}; `import hf_reward` and `register_classifier` first"
+        transformers = Verdict("transformers, pipeline", WITH_OPTION, note)
+        trl = Verdict("TRL (reward_funcs)", WITH_OPTION, note)
+    vllm, sglang = _vllm(kind, is_decoder), _sglang(kind)
+    return [
+        transformers,
+        trl,
+        vllm,
+        sglang,
+        _tei(kind),
+        _open_rlhf(is_decoder, is_stock),
+        Verdict("verl", *_best((vllm, sglang)), "served by vLLM or SGLang") if is_decoder else Verdict("verl", CANNOT),
+    ]
+
+
+def can_be_served(verdicts: list[Verdict]) -> bool:
+    """Whether some server can hold the model."""
+    return any(verdict.loads for verdict in verdicts if verdict.consumer in SERVERS)
+
+
+def _vllm(kind: str, is_decoder: bool) -> Verdict:
+    if kind in ("Gemma3Text", "Qwen3_5Text"):
+        name = kind.removesuffix("Text")
+        option = f"""--hf-overrides '{{"architectures": ["{name}ForSequenceClassification"]}}'"""
+        return Verdict("vLLM", WITH_OPTION, option)
+    if kind in _VLLM_DECODERS or kind in _VLLM_ENCODERS:
+        return Verdict("vLLM", SAME, "--runner pooling; `problem_type` says that no sigmoid is wanted")
+    if is_decoder:
+        return Verdict("vLLM", WITH_OPTION, """--pooler-config '{"pooling_type": "LAST"}'""")
+    return Verdict("vLLM", CANNOT, "it has no such encoder")
+
+
+def _sglang(kind: str) -> Verdict:
+    if kind in _SGLANG_ENCODERS:
+        return Verdict("SGLang", SAME, "--is-embedding")
+    if kind not in _SGLANG:
+        return Verdict("SGLang", CANNOT, "it would return an embedding: it has no score head for this architecture")
+    if _SGLANG[kind] == SHIFTED:
+        return Verdict("SGLang", SHIFTED, "--is-embedding; it adds a random bias when it loads a Qwen head")
+    return Verdict("SGLang", SAME, "--is-embedding, native /classify; /v1/classify puts a softmax on one label")
+
+
+def _tei(kind: str) -> Verdict:
+    if kind in _TEI:
+        return Verdict("TEI", WITH_OPTION, '"raw_scores": true in the request, else a sigmoid')
+    return Verdict("TEI", CANNOT, "it serves encoders' classifiers only")
+
+
+def _open_rlhf(is_decoder: bool, is_stock: bool) -> Verdict:
+    if is_decoder and is_stock:
+        return Verdict("OpenRLHF", SAME, "reads `score` at the last attended token")
+    return Verdict("OpenRLHF", CANNOT, "it reads decoders' `score` heads only")
+
+
+def _best(verdicts: tuple[Verdict, ...]) -> tuple[str]:
+    order = (SAME, WITH_OPTION, SHIFTED, CANNOT)
+    return (min((verdict.outcome for verdict in verdicts), key=order.index),)
+
+
+def as_rows(verdicts: list[Verdict]) -> list[tuple[str, str, str]]:
+    """Verdicts as table rows: consumer, outcome, note."""
+    return [(verdict.consumer, verdict.outcome, verdict.note) for verdict in verdicts]
+
+
+def why_unserved(config: Any) -> str:
+    """Why no server can hold a model, and what to do."""
+    return (
+        f"No server (vLLM, SGLang, TEI) can load {(config.architectures or ['?'])[0]}: decoders need a `score` head, "
+        "encoders one of the architectures that servers know. Start from another backbone, or export for "
+        "transformers alone with `allow_unserved=True` (`--allow-unserved`)."
+    )

@@ -1,0 +1,306 @@
+"""Eight conversations that travel with every save, and their rewards: what a reloaded model is checked against.
+
+They were written for this package and come from no user's data. Each asks something else of a tokenizer, a template or
+a padding rule: several turns, a system turn, other scripts, code, an empty answer, length.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_reward.preference_row import Message, PreferenceRow
+from hf_reward.reward_head import bare_model
+from hf_reward.tokenization import FormatRule, tokenize_rows, uses_text_pairs
+
+logger = logging.getLogger(__name__)
+
+FLOAT32_TOLERANCE = 1e-5
+"""Rewards are the same if they differ by at most this times max(1, |reward|), computed in float32."""
+HALF_TOLERANCE = 2.0**-6
+"""The same for bfloat16 and float16: two units of bfloat16's last place."""
+
+
+def _turns(*contents: str, system: str | None = None) -> list[Message]:
+    roles = ("user", "assistant")
+    turns = [{"role": roles[place % 2], "content": content} for place, content in enumerate(contents)]
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+PROBES: dict[str, list[Message]] = {
+    "short": _turns("Which is heavier, a litre of water or a litre of oil?", "A litre of water."),
+    "multi_turn": _turns(
+        "I want to learn to bake bread.",
+        "Good idea. Do you have yeast at home, or would you rather start with a flat bread?",
+        "No yeast, only flour, salt and a pan.",
+        "Then mix two cups of flour with a pinch of salt and warm water, rest the dough, and bake it in the dry pan.",
+    ),
+    "system": _turns(
+        "How long may I park here?",
+        "Two hours on working days, with a parking disc behind the windscreen.",
+        system="You answer questions about the rules of a small town, in one sentence.",
+    ),
+    "unicode": _turns(
+        "Übersetze bitte „Schönen Abend noch!“ ins Japanische und ins Griechische. 🙂",
+        "Japanisch: 良い夜を！ Griechisch: Καλό βράδυ! — naïve façade, e\u0301 ≠ é, 𝒙² ≥ 0.",
+    ),
+    "code": _turns(
+        "Write a function that says whether a year is a leap year.",
+        "```python\ndef is_leap(year: int) -> bool:\n"
+        "    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)\n"
+        '```\n\n\tIt is <true> for 2000 & false for 1900; {"year": 2024} passes.',
+    ),
+    "empty": _turns("Say nothing at all.", ""),
+    "whitespace": _turns("List three\n\n\ncolours.  ", "\n- red\n- green\n- blue\n\n"),
+    "long": _turns(
+        "Summarise these notes. "
+        + " ".join(
+            f"Day {day}: the river stood at {40 + 3 * day % 17} centimetres; the ferry made {day % 5 + 2} crossings."
+            for day in range(1, 9)
+        ),
+        "The river rose and fell by some centimetres over eight days; the ferry made between two and six crossings a "
+        "day, and nothing in the notes links the two.",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One probe as a certain tokenizer formats it."""
+
+    name: str
+    messages: list[Message] | None
+    """The conversation, where the tokenizer has a chat template."""
+    text: str | None
+    """Else the text (of a text pair, the prompt)."""
+    text_pair: str | None
+    """The response, where an encoder gets a text pair."""
+    input_ids: list[int]
+    token_type_ids: list[int] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; ids on one line, so that the file stays readable."""
+        given = {"messages": self.messages, "text": self.text, "text_pair": self.text_pair}
+        return {
+            "name": self.name,
+            **{key: value for key, value in given.items() if value is not None},
+            "input_ids": " ".join(map(str, self.input_ids)),
+        }
+
+
+def format_probes(tokenizer: PreTrainedTokenizerBase, *, separator: str = "", limit: int | None = None) -> list[Probe]:
+    """Format the probes as training formats its rows.
+
+    A system turn that the template refuses goes in front of the first user turn, as people do by hand. A text too long
+    for the model is shortened; one that the template cannot render at all is left out.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        separator: Text between prompt and response where there is no chat template.
+        limit: Longest sequence that the model takes, in tokens.
+
+    Returns:
+        The probes.
+    """
+    rule = FormatRule(max_length=None, separator=separator)
+    found = []
+    for name, messages in PROBES.items():
+        probe = _format(name, messages, tokenizer, rule)
+        while probe is not None and limit is not None and len(probe.input_ids) > limit:
+            shorter = _halved(messages)
+            probe = None if shorter == messages else _format(name, shorter, tokenizer, rule)
+            messages = shorter
+        if probe is not None:
+            found.append(probe)
+    return found
+
+
+def _format(name: str, messages: list[Message], tokenizer: PreTrainedTokenizerBase, rule: FormatRule) -> Probe | None:
+    for form in (messages, _without_system(messages)):
+        prompt, response = form[:-1], form[-1]["content"]
+        text = "\n\n".join(turn["content"] for turn in prompt)
+        is_chat = tokenizer.chat_template is not None
+        # A row needs two responses to be a preference; the second one only keeps the first company.
+        answers = [response, f"{response} Other."]
+        responses = [[{"role": "assistant", "content": each}] for each in answers] if is_chat else answers
+        row = PreferenceRow(prompt=prompt if is_chat else text, responses=responses, ranks=[0, 1])  # type: ignore[arg-type]
+        try:
+            tokens = tokenize_rows([row], tokenizer, rule)[0]
+        except (TemplateError, ValueError):
+            continue
+        if not tokens.input_ids:
+            continue
+        pair = not is_chat and uses_text_pairs(tokenizer)
+        return Probe(
+            name=name,
+            messages=form if is_chat else None,
+            text=None if is_chat else (text if pair else _with_eos(text + rule.separator + response, tokenizer)),
+            text_pair=response if pair else None,
+            input_ids=list(tokens.input_ids[0]),
+            token_type_ids=None if tokens.token_type_ids is None else list(tokens.token_type_ids[0]),
+        )
+    logger.info("The probe %r cannot be rendered by this chat template and is left out.", name)
+    return None
+
+
+def _with_eos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text as stock tokenizers have to get it: with EOS, unless the tokenizer appends that by itself."""
+    appends = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    return text if appends or not tokenizer.eos_token else text + str(tokenizer.eos_token)
+
+
+def _without_system(messages: list[Message]) -> list[Message]:
+    if messages[0]["role"] != "system":
+        return messages
+    first = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
+
+
+def _halved(messages: list[Message]) -> list[Message]:
+    """The same conversation with its longest turn cut in half."""
+    longest = max(range(len(messages)), key=lambda place: len(messages[place]["content"]))
+    content = messages[longest]["content"]
+    cut = {**messages[longest], "content": content[: len(content) // 2]}
+    return [*messages[:longest], cut, *messages[longest + 1 :]]
+
+
+def position_limit(config: Any) -> int | None:
+    """Longest sequence that a model takes, in tokens, with some places to spare for those that start counting late."""
+    text = config.get_text_config()
+    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions")]
+    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+    return min(known) - 4 if known else None
+
+
+def probe_record(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    separator: str = "",
+    half: torch.dtype | None = None,
+    float32: bool = True,
+) -> dict[str, Any]:
+    """Score the probes: what `CheckpointRecord.probes` holds.
+
+    Args:
+        model: A reward model, wrapped or not; its mode is left as it was. A sharded one must be called on all
+            processes.
+        tokenizer: Its tokenizer.
+        separator: Text between prompt and response where there is no chat template.
+        half: Score under autocast in this precision too.
+        float32: Whether rewards without autocast count as float32; False for sharded models that cast by themselves.
+
+    Returns:
+        `conversations` (messages or text, and token ids), `rewards` by compute dtype, `left_padding` (whether rewards
+        stay the same in batches padded on the left; None where float32 cannot tell), and `device`.
+    """
+    bare: Any = bare_model(model)
+    limit = position_limit(bare.config)
+    probes = format_probes(tokenizer, separator=separator, limit=limit)
+    own = weight_dtype(bare) if float32 else (half or torch.float32)
+    wanted: dict[torch.dtype, torch.dtype | None] = {own: None}
+    if half is not None:
+        wanted.setdefault(half, half)
+    rewards = {
+        str(dtype).removeprefix("torch."): probe_rewards(model, probes, autocast=cast) for dtype, cast in wanted.items()
+    }
+    return {
+        "conversations": [probe.to_dict() for probe in probes],
+        "rewards": {name: [_json_number(value) for value in values] for name, values in rewards.items()},
+        "left_padding": _holds_left_padding(model, probes, rewards["float32"]) if "float32" in rewards else None,
+        "device": next(model.parameters()).device.type,
+    }
+
+
+@torch.no_grad()
+def probe_rewards(
+    model: nn.Module, probes: Sequence[Probe], *, autocast: torch.dtype | None = None, left: bool | None = None
+) -> list[float]:
+    """Rewards of probes, each scored alone, or all in one padded batch.
+
+    Args:
+        model: A reward model.
+        probes: The probes.
+        autocast: Compute in this precision under autocast.
+        left: None for each alone; else pad one batch on the left (True) or right (False).
+
+    Returns:
+        One reward for each probe.
+    """
+    device = next(model.parameters()).device
+    pad = bare_model(model).config.get_text_config().pad_token_id or 0
+    batches = [[probe] for probe in probes] if left is None else [list(probes)]
+    context = torch.autocast(device.type, dtype=autocast) if autocast is not None else nullcontext()
+    with _evaluating(model), context:
+        found = [model(**_padded(batch, pad, bool(left), device)).logits[:, 0].float() for batch in batches]
+    return torch.cat(found).tolist()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _padded(probes: Sequence[Probe], pad: int, left: bool, device: torch.device) -> dict[str, Tensor]:
+    length = max(len(probe.input_ids) for probe in probes)
+
+    def fill(values: list[int], filler: int) -> list[int]:
+        rest = [filler] * (length - len(values))
+        return [*rest, *values] if left else [*values, *rest]
+
+    batch = {
+        "input_ids": [fill(probe.input_ids, pad) for probe in probes],
+        "attention_mask": [fill([1] * len(probe.input_ids), 0) for probe in probes],
+    }
+    if probes[0].token_type_ids is not None:
+        batch["token_type_ids"] = [fill(probe.token_type_ids or [], 0) for probe in probes]
+    return {name: torch.tensor(values, device=device) for name, values in batch.items()}
+
+
+def _holds_left_padding(model: nn.Module, probes: Sequence[Probe], alone: Sequence[float]) -> bool:
+    """Whether a batch padded on the left gives the rewards of texts alone: so it is where positions are relative."""
+    return not differing(alone, probe_rewards(model, probes, left=True), FLOAT32_TOLERANCE)
+
+
+def weight_dtype(model: nn.Module) -> torch.dtype:
+    """Precision of the backbone's weights; the head is float32 in any case, and packed 4-bit weights do not count."""
+    floating = [p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize >= 2]
+    return min(floating, key=lambda dtype: dtype.itemsize)
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def tolerance(dtype: str) -> float:
+    """Allowed difference relative to max(1, |reward|), by the name of the compute dtype."""
+    return FLOAT32_TOLERANCE if dtype == "float32" else HALF_TOLERANCE
+
+
+def relative_differences(expected: Sequence[float | None], found: Sequence[float | None]) -> list[float]:
+    """|found - expected| / max(1, |expected|); infinite where only one of the two is a finite number."""
+    return [
+        0.0 if one == other else math.inf if one is None or other is None else abs(other - one) / max(1.0, abs(one))
+        for one, other in zip(expected, map(_finite, found), strict=True)
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
+def differing(expected: Sequence[float | None], found: Sequence[float | None], allowed: float) -> list[int]:
+    """Places at which rewards are not the same within what is allowed."""
+    return [place for place, value in enumerate(relative_differences(expected, found)) if value > allowed]

@@ -1,0 +1,395 @@
+"""Verified folder -> model on the Hub, in one step that happens wholly or not at all.
+
+Files go to a staging branch, are downloaded back and scored again; only then does one commit move the branch that
+people load. A push that fails at any point leaves that branch as it was, and running it again goes on from there.
+"""
+
+import filecmp
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from peft import PeftModel
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from hf_reward.architectures import has_stock_class
+from hf_reward.checkpoint_record import CheckpointRecord, describe
+from hf_reward.consumers import as_rows, consumers
+from hf_reward.export import ADAPTER_FOLDER, ExportRule, export_reward_model, save_adapter, write_verified
+from hf_reward.model_card import is_generated, write_model_card
+from hf_reward.modeling import load_tokenizer
+from hf_reward.reward_head import bare_model
+from hf_reward.tokenization import prepare_tokenizer
+from hf_reward.verify import VerificationError, refuse_pickles, verify_checkpoint
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED = (
+    *("config.json", "generation_config.json", "reward_config.json"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
+    *("README.md", ".eval_results/*.yaml", "audit_summary.json", "audit_effects.png", "benchmark_results.json"),
+)
+"""What may be published, as patterns of paths in the folder; nothing else ever is."""
+PUBLISHED_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "reward_config.json", "README.md")
+TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json")
+"""Published only where asked for by name."""
+
+
+class PushError(RuntimeError):
+    """A push that did not happen: says why, and that the published branch is as it was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushRule:
+    """How a model is published."""
+
+    branch: str = "main"
+    private: bool | None = None
+    """Whether only its owners see it; None leaves a repository as it is."""
+    gated: str | bool | None = None
+    """'auto' or 'manual': readers have to ask for access; False ends that; None leaves it as it is."""
+    create_pr: bool = False
+    """Open a pull request instead of moving the branch."""
+    adapter: bool = False
+    """Publish the adapter too, under `adapter/`."""
+    replace: bool = False
+    """Allow a repository that holds something else than a reward model of ours."""
+    base_model: str | None = None
+    """Hub id of the model that this one was trained from, where its files name a local folder."""
+    training_state: str | None = None
+    """Publish optimizer and random state under this folder of the repository."""
+    message: str = "Reward model"
+
+    def __post_init__(self) -> None:
+        if self.gated not in (None, False, "auto", "manual"):
+            raise ValueError(f"`gated` must be 'auto', 'manual', False or None, but is {self.gated!r}.")
+
+
+@dataclass(kw_only=True)
+class PushReport:
+    """What was published."""
+
+    repo_id: str
+    commit: str
+    url: str
+    files: list[str] = field(default_factory=list)
+    pull_request: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def push_reward_model(
+    folder: str | Path, repo_id: str, rule: PushRule | None = None, *, token: str | None = None
+) -> PushReport:
+    """Publish a saved reward model.
+
+    Args:
+        folder: A merged or full model, or an adapter (which is merged first).
+        repo_id: `user/name` on the Hub; `name` alone is the token's own user's.
+        rule: How to publish it.
+        token: Write token; by default the one that `hf auth login` stored. It is never written or logged.
+
+    Returns:
+        What was published.
+
+    Raises:
+        VerificationError: If the folder, or what came back from the Hub, does not give the recorded rewards.
+        PushError: If the Hub refuses or fails; the published branch is as it was.
+        ValueError: If the folder cannot be published as it is.
+    """
+    rule = rule or PushRule()
+    folder = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="hf-reward-push-") as place:
+        assembled = Path(place) / "model"
+        _assemble(folder, assembled, repo_id, rule)
+        found = verify_checkpoint(assembled)
+        if not found.equal:
+            raise VerificationError(f"Nothing was pushed, because the folder is not as it was saved. {found}", found)
+        with _explained(repo_id, rule.branch):
+            return _publish(HfApi(token=token), assembled, repo_id, rule, Path(place) / "downloaded")
+
+
+def push_model(
+    model: Any,
+    repo_id: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    **rule: Any,
+) -> PushReport:
+    """Publish a live model, which stays as it is; an adapter is merged in a copy.
+
+    Args:
+        model: A reward model, perhaps with an adapter.
+        repo_id: `user/name` on the Hub.
+        tokenizer: Its tokenizer; by default the one of the folder that the model came from.
+        token: Write token.
+        revision: Transformers' name for `branch`.
+        commit_message: Transformers' name for `message`.
+        **rule: Fields of `PushRule`.
+
+    Returns:
+        What was published.
+
+    Raises:
+        ValueError: If the tokenizer has to be given, or an option is not known.
+    """
+    renamed = {"branch": revision, "message": commit_message}
+    rule |= {name: value for name, value in renamed.items() if value is not None}
+    unknown = sorted(set(rule) - {each.name for each in fields(PushRule)})
+    if unknown:
+        raise ValueError(f"`push_to_hub` has no option {', '.join(unknown)}. It takes the fields of `PushRule`.")
+    source = bare_model(model).config.name_or_path
+    tokenizer = tokenizer or load_tokenizer(source or None)
+    if tokenizer is None:
+        raise ValueError(
+            "Pass `tokenizer`: rewards cannot be verified without it, and the model does not name its own."
+        )
+    with tempfile.TemporaryDirectory(prefix="hf-reward-push-") as place:
+        folder = Path(place) / repo_id.split("/")[-1]
+        record = describe(model, prepare_tokenizer(tokenizer))
+        if isinstance(model, PeftModel):
+            save_adapter(model, prepare_tokenizer(tokenizer), folder, record)
+        else:
+            dtype = ExportRule(dtype=record.dtype, allow_unserved=True)
+            write_verified(model, prepare_tokenizer(tokenizer), folder, record, dtype)
+        return push_reward_model(folder, repo_id, PushRule(**rule), token=token)
+
+
+# --- what is published ----------------------------------------------------------------------------------------------
+
+
+def _assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> None:
+    """Gather what may be published in a folder of its own, with paths of this machine taken out."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r} (looked in {Path.cwd()}).")
+    adapter = folder if (folder / "adapter_config.json").is_file() else folder / ADAPTER_FOLDER
+    if adapter == folder:
+        export_reward_model(folder, assembled)
+    elif (folder / "config.json").is_file():
+        refuse_pickles(folder)
+        _take(folder, assembled, PUBLISHED)
+    else:
+        raise ValueError(f"{folder} is no saved model: it has neither config.json nor adapter_config.json.")
+    if rule.adapter:
+        if not adapter.is_dir():
+            raise ValueError(f"`adapter` is asked for, but there is no {adapter}. Leave it out, or train with LoRA.")
+        _take(adapter, assembled / ADAPTER_FOLDER, PUBLISHED_ADAPTER)
+        _name_base(assembled / ADAPTER_FOLDER, rule)
+    if rule.training_state is not None:
+        _take(folder, assembled / rule.training_state, TRAINING_STATE)
+    _finish_card(folder, assembled, repo_id, rule)
+
+
+def _take(folder: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    """Link (or copy, across disks) the files that match."""
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            try:
+                os.link(path.resolve(), place)
+                continue
+            except OSError:
+                pass
+        shutil.copyfile(path, place)  # small files may be rewritten here, which a link would carry back
+
+
+def _name_base(adapter: Path, rule: PushRule) -> None:
+    path = adapter / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    base = rule.base_model or content.get("base_model_name_or_path")
+    if base is None or not is_hub_id(base):
+        raise ValueError(
+            f"The adapter's base model is the local folder {base!r}, which nobody else has. Name its Hub id: "
+            "`--base-model ORG/NAME`. The merged model can be pushed without."
+        )
+    path.write_text(json.dumps({**content, "base_model_name_or_path": base}, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be a Hub id and is no folder of this machine."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+
+
+def _finish_card(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> None:
+    """Name the repository in record and card; a card that somebody edited stays as it is."""
+    record = CheckpointRecord.load(assembled)
+    if record is None:
+        raise ValueError(
+            f"{folder} has no reward_config.json, so nobody could verify what is pushed. Run `hf-reward export "
+            f"{folder} OUT` first."
+        )
+    card_file = assembled / "README.md"
+    edited = card_file.is_file() and not is_generated(card_file)
+    base = rule.base_model or record.base_model
+    known = base if base is not None and is_hub_id(base) else None
+    card = {**record.card, **({"base_model": rule.base_model} if rule.base_model else {})}
+    record = replace(record, base_model=known, card={"model_name": repo_id.split("/")[-1], **card})
+    record.save(assembled)
+    if not edited:
+        config = AutoConfig.from_pretrained(assembled)
+        decoder = record.reads == "last_token"
+        verdicts = consumers(config, is_stock=has_stock_class(config), is_decoder=decoder)
+        write_model_card(assembled, record, consumers=as_rows(verdicts), model_id=repo_id)
+
+
+# --- how it is published --------------------------------------------------------------------------------------------
+
+
+def _publish(api: HfApi, assembled: Path, repo_id: str, rule: PushRule, downloaded: Path) -> PushReport:
+    card = assembled / "README.md"
+    _validate_card(card)
+    url = api.create_repo(repo_id, private=rule.private, exist_ok=True)
+    repo_id = url.repo_id
+    if rule.branch != "main" and not rule.create_pr:
+        api.create_branch(repo_id, branch=rule.branch, exist_ok=True)
+    info = api.model_info(repo_id, revision=rule.branch)
+    present = [each.rfilename for each in info.siblings or []]
+    _require_ours(repo_id, present, rule)
+    if rule.private and not info.private:
+        api.update_repo_settings(repo_id, private=True)  # before anything new can be seen
+    if rule.gated is not None and info.gated != rule.gated:
+        api.update_repo_settings(repo_id, gated=rule.gated)  # type: ignore[arg-type]
+    files = {path.relative_to(assembled).as_posix(): path for path in sorted(assembled.rglob("*")) if path.is_file()}
+    report = PushReport(repo_id=repo_id, commit=str(info.sha), url=str(url), files=list(files))
+    if rule.create_pr:
+        return _open_pull_request(api, files, present, rule, report, downloaded)
+    staging = f"hf-reward-staging-{_digest(files)[:12]}"
+    api.create_branch(repo_id, branch=staging, revision=rule.branch, exist_ok=True)
+    staged = api.create_commit(
+        repo_id, operations=_additions(files), commit_message=f"Staged: {rule.message}", revision=staging
+    )
+    _check_download(repo_id, staged.oid, files, downloaded, api.token)
+    done = api.create_commit(
+        repo_id,
+        operations=[*_additions(files), *_deletions(present, files)],
+        commit_message=rule.message,
+        revision=rule.branch,
+        parent_commit=info.sha,
+    )
+    report.commit = done.oid
+    if rule.private is False and info.private:
+        api.update_repo_settings(repo_id, private=False)
+    try:
+        api.delete_branch(repo_id, branch=staging)
+    except (HfHubHTTPError, OSError) as error:
+        report.notes.append(f"The staging branch {staging} could not be deleted ({_reason(error)}); nothing needs it.")
+    return report
+
+
+def _open_pull_request(
+    api: HfApi, files: dict[str, Path], present: list[str], rule: PushRule, report: PushReport, downloaded: Path
+) -> PushReport:
+    """The pull request is its own staging branch: the branch that people load is not touched at all."""
+    done = api.create_commit(
+        report.repo_id,
+        operations=[*_additions(files), *_deletions(present, files)],
+        commit_message=rule.message,
+        revision=rule.branch,
+        create_pr=True,
+    )
+    report.commit, report.pull_request = done.oid, done.pr_url
+    _check_download(report.repo_id, done.oid, files, downloaded, api.token)
+    return report
+
+
+def _additions(files: dict[str, Path]) -> list[CommitOperationAdd]:
+    return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
+
+
+def _deletions(present: list[str], files: dict[str, Path]) -> list[CommitOperationDelete]:
+    """Files of an earlier version that this one lacks, such as further shards; what others put there stays."""
+    adapter = [f"{ADAPTER_FOLDER}/{pattern}" for pattern in PUBLISHED_ADAPTER]
+    stale = [name for name in present if name not in files and _matches(name, (*PUBLISHED, *adapter))]
+    return [CommitOperationDelete(path_in_repo=name) for name in stale]
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    parts = PurePosixPath(name).parts
+    return any(len(parts) == len(PurePosixPath(each).parts) and PurePosixPath(name).match(each) for each in patterns)
+
+
+def _digest(files: dict[str, Path]) -> str:
+    """Name of what is pushed: the same files go on with the same staging branch."""
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        with path.open("rb") as file:
+            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _require_ours(repo_id: str, present: list[str], rule: PushRule) -> None:
+    foreign = [name for name in present if _matches(name, ("config.json", "*.safetensors", "*.bin", "*.gguf"))]
+    if foreign and "reward_config.json" not in present and not rule.replace:
+        raise ValueError(
+            f"{repo_id} already holds another model ({', '.join(foreign[:3])}). Choose another name, push to a branch "
+            "(`--branch`), or replace it knowingly with `--replace`."
+        )
+
+
+def _validate_card(path: Path) -> None:
+    try:
+        ModelCard.load(path, ignore_metadata_errors=False).validate()
+    except ValueError as error:
+        raise ValueError(
+            f"The card's metadata is not valid, so nothing was pushed: {error}. Correct README.md."
+        ) from error
+
+
+def _check_download(repo_id: str, commit: str, files: dict[str, Path], target: Path, token: Any) -> None:
+    """Download what was staged, compare it byte by byte, and score the probes with it."""
+    snapshot_download(repo_id, revision=commit, allow_patterns=list(files), local_dir=target, token=token)
+    wrong = [
+        name
+        for name, path in files.items()
+        if not (target / name).is_file() or not filecmp.cmp(path, target / name, shallow=False)
+    ]
+    if wrong:
+        raise PushError(f"{len(wrong)} files came back from {repo_id} changed or not at all, such as {wrong[0]}.")
+    found = verify_checkpoint(target)
+    if not found.equal:
+        raise VerificationError(f"What came back from {repo_id} does not give the recorded rewards. {found}", found)
+
+
+@contextmanager
+def _explained(repo_id: str, branch: str) -> Iterator[None]:
+    """Say in one sentence what the Hub did not like, and that nothing was changed."""
+    after = f"The branch {branch!r} of {repo_id} was not changed by halves: it is the old version or the whole new one."
+    try:
+        yield
+    except (PushError, VerificationError):
+        raise
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no Hub id: {error}") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise PushError(
+            f"The push to {repo_id} failed: {_reason(error)} {after} Run the same command again."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+        return (
+            f"the token has no right to write there (status {status}). Log in with `hf auth login`, or ask its owner."
+        )
+    if status == 412:
+        return "somebody else's commit came first."
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0] if first else 'no message'}"

@@ -1,0 +1,101 @@
+"""Folder -> rewards of its probes, by stock transformers (and PEFT for adapters) alone.
+
+`verify` runs this file in a process of its own, as a program that never imports hf_reward: what it finds is what every
+other user of the folder gets. It prints one line of JSON. The one exception is `--with-hf-reward`, for architectures
+whose classifier transformers does not have.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+WAYS = ("alone", "right", "left", "pipeline")
+
+
+def main(argv: list[str]) -> None:
+    """Score the probes of a folder in each precision and way asked for, and print what was found."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["alone", "right"])
+    parser.add_argument("--base")
+    parser.add_argument("--with-hf-reward", action="store_true")
+    options = parser.parse_args(argv)
+    folder = Path(options.folder)
+    conversations = json.loads((folder / "reward_config.json").read_text(encoding="utf-8"))["probes"]["conversations"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [as_text(probe, tokenizer) for probe in conversations]
+    ids = [as_inputs([text], tokenizer, special)["input_ids"][0] for text, special in texts]
+    result: dict[str, Any] = {"input_ids": ids, "missing": [], "rewards": {}}
+    for dtype in options.dtypes:
+        if options.with_hf_reward:
+            model, missing = load_with_hf_reward(folder, dtype, options.base), []
+        else:
+            model, missing = load(folder, dtype, options.base, tokenizer)
+        result["missing"] = missing
+        result["rewards"][dtype] = {way: score(model.eval(), tokenizer, texts, way) for way in options.ways}
+        del model
+    print(json.dumps(result))  # noqa: T201 - the answer of this program
+
+
+def as_text(probe: dict[str, Any], tokenizer: Any) -> tuple[tuple[str, ...], bool]:
+    """A probe as the tokenizer gets it: one text or two, and whether the tokenizer adds its special tokens."""
+    if "messages" in probe:  # the template writes all special tokens itself
+        return (tokenizer.apply_chat_template(probe["messages"], tokenize=False),), False
+    return tuple(probe[name] for name in ("text", "text_pair") if name in probe), True
+
+
+def load(folder: Path, dtype: str, base: str | None, tokenizer: Any) -> tuple[Any, list[str]]:
+    """Load a whole model, or an adapter on its base, and name the weights that the folder lacks."""
+    options = {"dtype": getattr(torch, dtype), "num_labels": 1, "output_loading_info": True}
+    if not (folder / "adapter_config.json").is_file():
+        model, info = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+        return model, sorted(info["missing_keys"])
+    from peft import PeftModel  # noqa: PLC0415 - only adapters need it
+
+    base = base or json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    model, _ = AutoModelForSequenceClassification.from_pretrained(base, **options)  # its head is in the adapter
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    return PeftModel.from_pretrained(model, folder), []
+
+
+def load_with_hf_reward(folder: Path, dtype: str, base: str | None) -> Any:
+    """Load a folder whose architecture has a classifier in hf_reward only."""
+    from hf_reward import AutoModelForRewardScoring  # noqa: PLC0415
+
+    options: dict[str, Any] = {"base_model_name_or_path": base} if base else {}
+    return AutoModelForRewardScoring.from_pretrained(folder, dtype=dtype, is_trainable=False, **options)
+
+
+@torch.no_grad()
+def score(model: Any, tokenizer: Any, texts: list[tuple[tuple[str, ...], bool]], way: str) -> list[float]:
+    """Rewards of texts, each alone, in one batch padded on the right or left, or by the stock pipeline."""
+    special = texts[0][1]
+    if way == "pipeline":
+        classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)
+        pairs = [text[0] if len(text) == 1 else {"text": text[0], "text_pair": text[1]} for text, _ in texts]
+        return [float(classify([pair], add_special_tokens=special)[0]["score"]) for pair in pairs]
+    batches = [[text] for text, _ in texts] if way == "alone" else [[text for text, _ in texts]]
+    rewards = []
+    for batch in batches:
+        side = {} if way == "alone" else {"padding": True, "padding_side": way}
+        inputs = as_inputs(batch, tokenizer, special, return_tensors="pt", **side)
+        rewards.append(model(**inputs).logits[:, 0].float())
+    return torch.cat(rewards).tolist()
+
+
+def as_inputs(batch: list[tuple[str, ...]], tokenizer: Any, special: bool, **options: Any) -> Any:
+    """Token ids of texts or text pairs, as a list: a single pair loses its second text if that is empty."""
+    columns = [list(column) for column in zip(*batch, strict=True)]
+    return tokenizer(*columns, add_special_tokens=special, **options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

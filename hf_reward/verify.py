@@ -1,0 +1,275 @@
+"""Folder -> does it still give the rewards that it was saved with, in stock transformers and in a fresh process?"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from hf_reward.architectures import has_stock_class
+from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
+from hf_reward.probes import differing, relative_differences, tolerance
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    passed: bool
+    detail: str
+    difference: float | None = None
+    """Largest difference of rewards relative to max(1, |reward|)."""
+    allowed: float | None = None
+
+
+@dataclass(kw_only=True)
+class Verification:
+    """What `verify_checkpoint` found."""
+
+    folder: str
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """Whether everything that was looked at is as it was saved."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def failures(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"equal": self.equal, **asdict(self)}
+
+    def __str__(self) -> str:
+        if self.equal:
+            found = [
+                check.difference for check in self.checks if check.difference is not None and check.allowed == 1e-5
+            ]
+            return f"{self.folder}: equal (largest difference in float32 {max(found, default=0.0):.1e})"
+        return f"{self.folder}: differs: " + "; ".join(f"{each.name}: {each.detail}" for each in self.failures)
+
+
+class VerificationError(ValueError):
+    """A folder does not give the rewards that it should."""
+
+    def __init__(self, message: str, verification: Verification | None = None) -> None:
+        super().__init__(message)
+        self.verification = verification
+
+
+def verify_checkpoint(
+    folder: str | Path, *, base_model: str | None = None, dtypes: list[str] | None = None
+) -> Verification:
+    """Load a folder in a fresh process with stock transformers and compare it with its record.
+
+    Args:
+        folder: A saved model or adapter with its `reward_config.json`.
+        base_model: Where the base of an adapter lies now, if not where `adapter_config.json` says.
+        dtypes: Compute precisions to check; by default those that rewards were recorded in.
+
+    Returns:
+        What was looked at: configuration, tokenizer, template, token ids, and the rewards of each probe alone, in
+        right-padded batches, in left-padded ones where that held when it was saved, and in the text-classification
+        pipeline.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the folder has no record or no probes, or cannot be loaded at all.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r} (looked in {Path.cwd()}).")
+    record = CheckpointRecord.load(folder)
+    if record is None or not record.probes.get("conversations"):
+        missing = "no reward_config.json" if record is None else "a reward_config.json without probes"
+        raise ValueError(
+            f"{folder} has {missing}, so there is nothing to compare with. Save it again with `hf-reward export`, or "
+            "bring a foreign model in with `hf-reward import`."
+        )
+    refuse_pickles(folder)
+    result = Verification(folder=str(folder))
+    is_adapter = (folder / "adapter_config.json").is_file()
+    result.checks += [] if is_adapter else [_check_config(folder, record)]
+    result.checks.append(_check_tokenizer(folder, record))
+    recorded = {name: values for name, values in record.probes["rewards"].items() if dtypes is None or name in dtypes}
+    if not recorded:
+        raise ValueError(f"Rewards were recorded in {list(record.probes['rewards'])}, none of which is in {dtypes}.")
+    made_here = _is_made_here(folder, base_model)
+    if made_here:
+        result.notes.append(
+            "transformers has no classifier for this architecture: it was loaded through hf_reward, as others must."
+        )
+    ways = ["alone", "right"]
+    if record.probes.get("left_padding"):
+        ways.append("left")
+    if not is_adapter and not made_here:
+        ways.append("pipeline")
+    found = run_stock_scoring(folder, list(recorded), ways, base_model=base_model, with_hf_reward=made_here)
+    result.checks += _compare(record, recorded, found)
+    if record.probes.get("device", "cpu") != "cpu":
+        result.notes.append(f"Rewards were recorded on {record.probes['device']} and checked on the default device.")
+    return result
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Stop at a folder whose weights are pickles, which can run code when they are loaded.
+
+    Args:
+        folder: A model folder.
+
+    Raises:
+        ValueError: If it holds weights as pickles and none as safetensors.
+    """
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES and "model" in path.name)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"The weights in {folder} are pickles ({', '.join(pickles[:3])}), which can run code when they are loaded. "
+            "If you trust their origin, convert them: `hf-reward export FROM TO --allow-pickle` reads tensors only and "
+            "writes safetensors."
+        )
+
+
+def _check_config(folder: Path, record: CheckpointRecord) -> Check:
+    config = AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    wrong = []
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        wrong.append(f"`architectures` is {config.architectures}, which is no sequence classifier")
+    if config.num_labels != 1:
+        wrong.append(f"it has {config.num_labels} labels instead of 1")
+    if config.problem_type != "regression":
+        wrong.append(f"`problem_type` is {config.problem_type!r}, so pipelines and servers put a sigmoid on the reward")
+    if text.pad_token_id != record.pad_token_id:
+        wrong.append(f"the pad token's id is {text.pad_token_id}, but was {record.pad_token_id} when saved")
+    return Check(name="config.json", passed=not wrong, detail="; ".join(wrong) or "as saved")
+
+
+def _check_tokenizer(folder: Path, record: CheckpointRecord) -> Check:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    wrong = drift(record, tokenizer)
+    return Check(name="tokenizer", passed=not wrong, detail="; ".join(wrong) or "as saved")
+
+
+def _is_made_here(folder: Path, base_model: str | None) -> bool:
+    """Whether transformers itself lacks a classifier for the folder's architecture, or cannot stack its adapters."""
+    if not (folder / "adapter_config.json").is_file():
+        return not has_stock_class(AutoConfig.from_pretrained(folder))
+    base = adapter_base(folder, base_model)
+    if (Path(base) / "adapter_config.json").is_file():
+        return True
+    return not has_stock_class(AutoConfig.from_pretrained(base))
+
+
+def run_stock_scoring(
+    folder: Path, dtypes: list[str], ways: list[str], *, base_model: str | None = None, with_hf_reward: bool = False
+) -> dict[str, Any]:
+    """Run `stock_scoring` on a folder in a fresh process.
+
+    Args:
+        folder: The folder.
+        dtypes: Compute precisions.
+        ways: Of `stock_scoring.WAYS`.
+        base_model: Where the base of an adapter lies.
+        with_hf_reward: Load through hf_reward, where stock transformers cannot.
+
+    Returns:
+        What the program printed: `input_ids`, `missing` and `rewards` by precision and way.
+
+    Raises:
+        ValueError: If the folder cannot be loaded.
+    """
+    # -P: this package's own folder must not come first on the path of a program that is to be stock.
+    program = Path(__file__).with_name("stock_scoring.py")
+    command = [sys.executable, "-P", str(program), str(folder), "--dtypes", *dtypes, "--ways", *ways]
+    command += ["--base", base_model] if base_model else []
+    command += ["--with-hf-reward"] if with_hf_reward else []
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+        raise ValueError(f"Stock transformers cannot load {folder}: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _compare(record: CheckpointRecord, recorded: dict[str, list[float | None]], found: dict[str, Any]) -> list[Check]:
+    conversations = record.probes["conversations"]
+    names = [probe["name"] for probe in conversations]
+    missing = found["missing"]
+    checks = [
+        Check(
+            name="weights",
+            passed=not missing,
+            detail=f"missing and therefore random: {', '.join(missing[:4])}" if missing else "all there",
+        ),
+        _check_ids(conversations, found["input_ids"]),
+    ]
+    for dtype, expected in recorded.items():
+        for way, rewards in found["rewards"][dtype].items():
+            allowed = _allowed(dtype, way, record)
+            if way == "pipeline":  # it drops the second text of a pair if that is empty
+                rewards = [
+                    known if probe.get("text_pair") == "" else reward
+                    for probe, known, reward in zip(conversations, expected, rewards, strict=True)
+                ]
+            differences = relative_differences(expected, rewards)
+            places = differing(expected, rewards, allowed)
+            bound = f"allowed {allowed:.1e}" if math.isfinite(allowed) else "reported only"
+            detail = f"largest difference {max(differences):.1e}, {bound}"
+            if places:
+                worst = max(places, key=differences.__getitem__)
+                detail += f", at the probe {names[worst]!r}: {rewards[worst]} instead of {expected[worst]}"
+            checks.append(
+                Check(
+                    name=f"rewards, {dtype}, {_WAY_NAMES[way]}",
+                    passed=not places,
+                    detail=detail,
+                    difference=max(differences),
+                    allowed=allowed if math.isfinite(allowed) else None,
+                )
+            )
+    return checks
+
+
+def _allowed(dtype: str, way: str, record: CheckpointRecord) -> float:
+    """Allowed relative difference; infinite where a difference says nothing against the folder.
+
+    Float32 weights are rounded when they are loaded in another precision, and padding on the left shifts rotary
+    positions, which half precisions round otherwise.
+    """
+    if dtype == "float32":
+        return tolerance(dtype)
+    return tolerance(dtype) if dtype == record.dtype and way != "left" else math.inf
+
+
+_WAY_NAMES = {
+    "alone": "each alone",
+    "right": "padded on the right",
+    "left": "padded on the left",
+    "pipeline": "text-classification pipeline",
+}
+
+
+def _check_ids(conversations: list[dict[str, Any]], found: list[list[int]]) -> Check:
+    for probe, ids in zip(conversations, found, strict=True):
+        expected = [int(word) for word in probe["input_ids"].split()]
+        if ids != expected:
+            pairs = enumerate(zip(expected, ids, strict=False))
+            place = next((at for at, (one, other) in pairs if one != other), min(len(expected), len(ids)))
+            detail = (
+                f"the probe {probe['name']!r} now has {len(ids)} tokens instead of {len(expected)}; the first that "
+                f"differs is number {place}: {ids[place : place + 3]} instead of {expected[place : place + 3]}"
+            )
+            return Check(name="token ids", passed=False, detail=detail)
+    return Check(name="token ids", passed=True, detail="as saved")

@@ -412,8 +412,8 @@ def _refuse_pickles(name: str, kwargs: dict[str, Any]) -> None:
     if pickles and not any(Path(name).glob("*.safetensors")):
         raise ValueError(
             f"The weights in {name} are pickles ({', '.join(pickles[:3])}), which can run code when they are loaded. "
-            "If you trust their origin, load them with `allow_pickle=True` (only tensors are read), or convert them with "
-            "`hf-reward export FROM TO --allow-pickle`."
+            "If you trust their origin, load them with `allow_pickle=True` (only tensors are read), or convert them "
+            "with `hf-reward export FROM TO --allow-pickle`."
         )
 
 

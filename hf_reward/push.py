@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from hf_reward.architectures import has_stock_class
 from hf_reward.checkpoint_record import CheckpointRecord, describe
 from hf_reward.consumers import as_rows, consumers
+from hf_reward.evaluation_entries import hub_id, without_paths
 from hf_reward.export import ADAPTER_FOLDER, ExportRule, export_reward_model, save_adapter, write_verified
 from hf_reward.model_card import is_generated, write_model_card
 from hf_reward.modeling import load_tokenizer
@@ -35,16 +35,19 @@ from hf_reward.verify import VerificationError, refuse_pickles, verify_checkpoin
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED = (
-    *("config.json", "generation_config.json", "reward_config.json"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+_TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     *("chat_template.jinja", "additional_chat_templates/*.jinja"),
+)
+PUBLISHED = (
+    *("config.json", "generation_config.json", "reward_config.json"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("README.md", ".eval_results/*.yaml", "audit_summary.json", "audit_effects.png", "benchmark_results.json"),
+    *_TOKENIZER,
 )
 """What may be published, as patterns of paths in the folder; nothing else ever is."""
-PUBLISHED_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "reward_config.json", "README.md")
+PUBLISHED_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "reward_config.json", "README.md", *_TOKENIZER)
 TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json")
 """Published only where asked for by name."""
 
@@ -214,17 +217,12 @@ def _name_base(adapter: Path, rule: PushRule) -> None:
     path = adapter / "adapter_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     base = rule.base_model or content.get("base_model_name_or_path")
-    if base is None or not is_hub_id(base):
+    if hub_id(base) is None:
         raise ValueError(
             f"The adapter's base model is the local folder {base!r}, which nobody else has. Name its Hub id: "
             "`--base-model ORG/NAME`. The merged model can be pushed without."
         )
     path.write_text(json.dumps({**content, "base_model_name_or_path": base}, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name can be a Hub id and is no folder of this machine."""
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
 def _finish_card(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> None:
@@ -237,16 +235,37 @@ def _finish_card(folder: Path, assembled: Path, repo_id: str, rule: PushRule) ->
         )
     card_file = assembled / "README.md"
     edited = card_file.is_file() and not is_generated(card_file)
-    base = rule.base_model or record.base_model
-    known = base if base is not None and is_hub_id(base) else None
-    card = {**record.card, **({"base_model": rule.base_model} if rule.base_model else {})}
-    record = replace(record, base_model=known, card={"model_name": repo_id.split("/")[-1], **card})
+    record = _for_others(record, repo_id, rule)
     record.save(assembled)
+    adapter_record = CheckpointRecord.load(assembled / ADAPTER_FOLDER)
+    if adapter_record is not None:
+        _for_others(adapter_record, repo_id, rule).save(assembled / ADAPTER_FOLDER)
     if not edited:
         config = AutoConfig.from_pretrained(assembled)
         decoder = record.reads == "last_token"
         verdicts = consumers(config, is_stock=has_stock_class(config), is_decoder=decoder)
         write_model_card(assembled, record, consumers=as_rows(verdicts), model_id=repo_id)
+
+
+def _for_others(record: CheckpointRecord, repo_id: str, rule: PushRule) -> CheckpointRecord:
+    """The record without the paths of this machine."""
+    card = {**record.card, **({"base_model": rule.base_model} if rule.base_model else {})}
+    return replace(
+        record,
+        base_model=hub_id(rule.base_model or record.base_model),
+        training=_shortened(record.training),
+        origin=_shortened(record.origin),
+        card={"model_name": repo_id.split("/")[-1], **card},
+    )
+
+
+def _shortened(value: Any) -> Any:
+    """JSON values with every absolute path cut to its last part."""
+    if isinstance(value, dict):
+        return {_shortened(name): _shortened(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_shortened(each) for each in value]
+    return without_paths(value) if isinstance(value, str) else value
 
 
 # --- how it is published --------------------------------------------------------------------------------------------

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from hf_reward.baselines import tfidf_bradley_terry as tfidf_bradley_terry
     from hf_reward.checkpoint_record import CheckpointRecord as CheckpointRecord
     from hf_reward.data_collator import DataCollatorForPreference as DataCollatorForPreference
+    from hf_reward.export import ExportRule as ExportRule
+    from hf_reward.export import average_reward_models as average_reward_models
+    from hf_reward.export import export_reward_model as export_reward_model
     from hf_reward.export import save_merged as save_merged
+    from hf_reward.importers.stock_folder import import_reward_model as import_reward_model
     from hf_reward.losses import PreferenceLoss as PreferenceLoss
     from hf_reward.metrics import accuracy_reading as accuracy_reading
     from hf_reward.metrics import preference_metrics as preference_metrics
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
     from hf_reward.preference_row import PreferencePair as PreferencePair
     from hf_reward.preparation import PreparationRule as PreparationRule
     from hf_reward.preparation import prepare_preferences as prepare_preferences
+    from hf_reward.push import PushError as PushError
+    from hf_reward.push import PushRule as PushRule
+    from hf_reward.push import push_reward_model as push_reward_model
     from hf_reward.ratings import to_pairs as to_pairs
     from hf_reward.rewards import compute_rewards as compute_rewards
     from hf_reward.scoring import score_rows as score_rows
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
     from hf_reward.tokenization import prepare_tokenizer as prepare_tokenizer
     from hf_reward.trainer import RewardTrainer as RewardTrainer
     from hf_reward.training_args import RewardConfig as RewardConfig
+    from hf_reward.verify import VerificationError as VerificationError
+    from hf_reward.verify import verify_checkpoint as verify_checkpoint
 
 __version__ = "0.1.0"
 
@@ -38,27 +47,36 @@ _STATIONS = {
     "AutoModelForRewardScoring": "modeling",
     "CheckpointRecord": "checkpoint_record",
     "DataCollatorForPreference": "data_collator",
+    "ExportRule": "export",
     "FormatRule": "tokenization",
     "PreferenceFormatError": "preference_row",
     "PreferenceLoss": "losses",
     "PreferencePair": "preference_row",
     "PreparationRule": "preparation",
+    "PushError": "push",
+    "PushRule": "push",
     "RewardConfig": "training_args",
     "RewardTrainer": "trainer",
     "Source": "sources",
+    "VerificationError": "verify",
     "accuracy_reading": "metrics",
+    "average_reward_models": "export",
     "compute_rewards": "rewards",
+    "export_reward_model": "export",
+    "import_reward_model": "importers.stock_folder",
     "length_rule": "baselines",
     "merge_adapter": "modeling",
     "preference_metrics": "metrics",
     "prepare_preferences": "preparation",
     "prepare_tokenizer": "tokenization",
+    "push_reward_model": "push",
     "register_classifier": "architectures",
     "save_merged": "export",
     "score_rows": "scoring",
     "split_by_prompt": "splits",
     "tfidf_bradley_terry": "baselines",
     "to_pairs": "ratings",
+    "verify_checkpoint": "verify",
 }
 
 __all__ = sorted(_STATIONS)  # pyright: ignore[reportUnsupportedDunderAll]

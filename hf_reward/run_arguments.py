@@ -46,6 +46,9 @@ class RunArguments:
     gguf_file: str | None = field(default=None, metadata={"help": "Name of a GGUF file in the model's folder."})
     attn_implementation: str | None = field(default=None, metadata={"help": "As in transformers."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Load a model whose weights are pickles (tensors only are read)."}
+    )
     freeze_backbone: bool = field(default=False, metadata={"help": "Train only the head."})
     require_chat_template: bool = field(
         default=False,

@@ -146,6 +146,7 @@ def build_trainer(
         freeze_backbone=run.freeze_backbone,
         quantization_config=run.quantization_config(),
         dtype=run.dtype,
+        allow_pickle=run.allow_pickle,
         **attention,
         **hub,
         **gguf,

@@ -536,15 +536,17 @@ def test_each_epoch_of_a_run_draws_other_batches_and_a_seed_repeats_them(make_mo
 WORKER = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
-import test_trainer_budgets
-test_trainer_budgets.{job}(*sys.argv[1:])
+import {module}
+{module}.{job}(*sys.argv[1:])
 """
 
 
-def in_two_processes(job: str, out: Path, *arguments: Any, timeout: float = 200) -> None:
-    """Run a function of this module in two processes."""
+def in_two_processes(job: str, out: Path, *arguments: Any, timeout: float = 200, module: str = __name__) -> None:
+    """Run a function of this module, or another one, in two processes."""
     script = out / f"{job}.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1]), job=job))
+    script.write_text(
+        WORKER.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1]), job=job, module=module)
+    )
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
         *("--master_port", str(free_port()), str(script), *map(str, arguments)),

@@ -1,0 +1,123 @@
+"""A client of the test Hub that stays: one process that imports once and then runs command after command.
+
+    with Client(hub_environment(hub, tmp_path)) as client:
+        done = client.run("push", str(folder), "user/model")
+        assert done.code == 0, done.error
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hub_server import QUICK_RETRIES
+
+TESTS = Path(__file__).parent
+
+LOOP = """
+import contextlib, io, json, os, sys, traceback
+import torch
+from types import SimpleNamespace
+import hf_reward.push
+from hf_reward import cli
+
+torch.set_num_threads(1)
+answers, requests = os.fdopen(os.dup(1), "w"), sys.stdin
+os.dup2(2, 1)
+real, checked = hf_reward.push.verify_checkpoint, []
+
+def cheap(folder, **options):
+    checked.append(str(folder))
+    return SimpleNamespace(equal=True)
+
+for line in requests:
+    asked = json.loads(line)
+    hf_reward.push.verify_checkpoint = real if asked["verified"] else cheap
+    sys.argv, code, unexpected = ["hf-reward", *asked["arguments"]], 0, None
+    checked.clear()
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as error:
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException as exception:
+            code, unexpected = 99, "".join(traceback.format_exception(exception))
+    answer = {"code": code, "out": out.getvalue(), "error": error.getvalue()}
+    print(json.dumps({**answer, "unexpected": unexpected, "checked": len(checked)}), file=answers, flush=True)
+"""
+
+
+@dataclass
+class Outcome:
+    """What a command did."""
+
+    code: int
+    out: str
+    error: str
+    unexpected: str | None
+    """Traceback of an error that the command line does not explain."""
+    checked: int
+    """How often the cheap check stood in for the real one."""
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What `--json` printed."""
+        return json.loads(self.out)
+
+
+class Client:
+    """Runs `hf-reward` commands one after the other in one child process.
+
+    Args:
+        environment: From `hub_environment`.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
+
+    def __enter__(self) -> Self:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", QUICK_RETRIES + LOOP]
+        self.process = subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL, **pipes)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.kill()
+        self.process.wait()
+
+    def run(self, *arguments: str, verified: bool = False, timeout: float = 120) -> Outcome:
+        """Run one command; without `verified` a push takes the rewards of a folder for right."""
+        self.send(*arguments, verified=verified)
+        return self.answer(timeout)
+
+    def send(self, *arguments: str, verified: bool = False) -> None:
+        """Start one command."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"arguments": arguments, "verified": verified}) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self, timeout: float = 120) -> Outcome:
+        """Wait for what was started."""
+        assert self.process.stdout is not None
+        watchdog = threading.Timer(timeout, self.process.kill)
+        watchdog.start()
+        line = self.process.stdout.readline()
+        watchdog.cancel()
+        assert line, f"the client died with {self.process.wait()}"
+        return Outcome(**json.loads(line))
+
+    def kill(self) -> None:
+        """End the process as `kill -9` does."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()

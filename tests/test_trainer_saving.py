@@ -1,0 +1,144 @@
+"""What `RewardTrainer` saves can be verified: probe rewards, record and card travel with every checkpoint."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomize_head
+from peft import LoraConfig
+from test_trainer_budgets import SHARDED, in_two_processes
+from training_runs import QUIET, load, losses, make_trainer, settings
+
+from hf_reward import AutoModelForRewardScoring, CheckpointRecord, RewardTrainer
+from hf_reward.probes import PROBES
+from hf_reward.verify import verify_checkpoint
+
+TOKEN = "hf_tOkEnThatMustNotBeWritten"
+
+
+def trained(folder: Path, rows, out: Path, **changes):
+    model = load(folder)
+    randomize_head(model)
+    trainer = make_trainer(model, rows, out, evaluation=rows[:6], max_steps=2, **changes)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_every_checkpoint_carries_record_probes_and_card(make_model_folder, tmp_path, chat_pairs, adapter):
+    changes = {"peft_config": LoraConfig(r=2, target_modules="all-linear")} if adapter else {}
+    trainer = trained(
+        make_model_folder("llama"), chat_pairs, tmp_path / "run", save_strategy="steps", save_steps=1,
+        eval_strategy="steps", eval_steps=1, **changes,
+    )  # fmt: skip
+    trainer.save_model()
+    records = {}
+    for place in ("checkpoint-1", "checkpoint-2", "."):
+        folder = tmp_path / "run" / place
+        records[place] = record = CheckpointRecord.load(folder)
+        assert [each["name"] for each in record.probes["conversations"]] == list(PROBES)
+        assert record.training["steps"] == (1 if place == "checkpoint-1" else 2)
+        assert record.evaluation["step"] == record.training["steps"]
+        assert 0 <= record.evaluation["accuracy"] <= 1
+        assert "Results on held-out pairs" in (folder / "README.md").read_text()
+        AutoModelForRewardScoring.from_pretrained(folder, verify=True)
+    rewards = {place: record.probes["rewards"]["float32"] for place, record in records.items()}
+    assert rewards["checkpoint-1"] != rewards["checkpoint-2"] == rewards["."]
+    assert all(map(math.isfinite, rewards["."]))
+    assert "adapter" in records["."].training["settings"] or not adapter
+
+
+def test_the_saved_model_is_verified_in_a_fresh_process(make_model_folder, tmp_path, chat_pairs):
+    trainer = trained(make_model_folder("llama"), chat_pairs, tmp_path / "run")
+    trainer.save_model()
+    found = verify_checkpoint(tmp_path / "run")
+    assert found.equal, str(found)
+
+
+def test_under_autocast_float32_rewards_are_recorded_beside_those_of_training(make_model_folder, tmp_path, chat_pairs):
+    trainer = trained(make_model_folder("llama"), chat_pairs, tmp_path / "run", bf16=True)
+    rewards = trainer.record().probes["rewards"]
+    assert rewards.keys() == {"float32", "bfloat16"}
+    assert rewards["float32"] != rewards["bfloat16"], "accelerate's autocast around the model was not taken off"
+    plain = make_trainer(trainer.model, chat_pairs, tmp_path / "plain").record().probes["rewards"]
+    assert rewards["float32"] == pytest.approx(plain["float32"], abs=1e-6)
+    assert trainer.evaluate()["eval_loss"] > 0, "and was put on again"
+
+
+def test_scoring_the_probes_changes_no_step_of_training(make_model_folder, tmp_path, chat_pairs):
+    folder, every = make_model_folder("llama"), {"save_strategy": "steps", "save_steps": 1}
+    lora = {"peft_config": LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.5)}
+    with_saves = trained(folder, chat_pairs, tmp_path / "a", **every, **lora)
+    without = trained(folder, chat_pairs, tmp_path / "b", **lora)
+    assert losses(with_saves) == losses(without)
+
+
+def test_a_hub_token_is_not_pickled_beside_the_model(make_model_folder, tmp_path, chat_pairs):
+    trainer = trained(
+        make_model_folder("llama"), chat_pairs, tmp_path / "run", hub_token=TOKEN, save_strategy="steps", save_steps=1
+    )
+    trainer.save_model()
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in files)
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
+    assert trainer.args.hub_token == TOKEN
+
+
+def test_what_the_user_says_stands_in_every_card(make_model_folder, tmp_path, chat_pairs):
+    said = {"license": "apache-2.0", "dataset": "org/pairs", "language": "en"}
+    trainer = trained(make_model_folder("llama"), chat_pairs, tmp_path / "run", model_card=said)
+    trainer.save_model()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "- org/pairs" in card
+    trainer.create_model_card(model_name="A better name", tags=["mine"])
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "# A better name" in card
+    assert "license: apache-2.0" in card
+    assert "- mine" in card
+
+
+def test_strategies_that_publish_training_state_need_a_word(tmp_path):
+    for strategy in ("checkpoint", "all_checkpoints"):
+        with pytest.raises(ValueError, match="hub_training_state"):
+            settings(tmp_path, push_to_hub=True, hub_strategy=strategy)
+        settings(tmp_path, push_to_hub=True, hub_strategy=strategy, hub_training_state=True)
+    settings(tmp_path, push_to_hub=True)
+
+
+def save_in_shards(folder: str, out: str) -> None:
+    """Train two steps under FSDP2 in each of two processes, and save."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    model = load(Path(folder))
+    randomize_head(model)
+    args = settings(Path(out) / "run", max_steps=2, save_strategy="steps", save_steps=1, **SHARDED)
+    # accelerate shards on accelerators alone, and on CPUs falls back to whole models without a word.
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    rows = [{"prompt": f"{n} ", "chosen": "yes " * n, "rejected": "no"} for n in range(1, 9)]
+    trainer = RewardTrainer(model, args, train_dataset=rows)
+    trainer.train()
+    assert trainer._is_sharded()
+    trainer.save_model(str(Path(out) / "saved"))
+    torch.distributed.barrier()  # neither leaves while the other still talks
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_model_saved_from_shards_has_the_rewards_it_had_in_shards(make_model_folder, tmp_path):
+    in_two_processes("save_in_shards", tmp_path, make_model_folder("llama"), tmp_path, timeout=120, module=__name__)
+    for folder in (tmp_path / "saved", tmp_path / "run" / "checkpoint-1"):
+        record = json.loads((folder / "reward_config.json").read_text())
+        assert len(record["probes"]["rewards"]["float32"]) == 8
+        found = verify_checkpoint(folder)
+        assert found.equal, str(found)
+
+
+def test_settings_of_the_run_are_in_the_record(make_model_folder, tmp_path, chat_pairs):
+    trainer = trained(make_model_folder("llama"), chat_pairs, tmp_path / "run", gradient_accumulation_steps=2)
+    kept = trainer.record().training["settings"]
+    assert kept["rows_per_step"] == 2 * QUIET["per_device_train_batch_size"]
+    assert kept["precision"] == "float32"

@@ -90,11 +90,13 @@ class CheckpointRecord:
         known = {each.name for each in fields(cls)}
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{name: value for name, value in content.items() if name in known})
-        except (ValueError, TypeError, AttributeError) as error:
+            record = cls(**{name: value for name, value in content.items() if name in known})
+            _check_probes(record.probes)
+            return record
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise ValueError(
-                f"{path} is not a record of this package ({error}). Take it from a fresh copy of the model, or remove "
-                "it: the weights load without it."
+                f"{path} is not a record of this package ({error!r}). Take it from a fresh copy of the model, or "
+                "remove it: the weights load without it."
             ) from error
 
     @classmethod
@@ -107,13 +109,30 @@ class CheckpointRecord:
 
         Returns:
             The record.
+
+        Raises:
+            FileNotFoundError: If it is a path that can be no Hub id, and there is no such folder.
         """
         if Path(name_or_path).is_dir():
             return cls.load(name_or_path)
+        if Path(name_or_path).is_absolute() or str(name_or_path).startswith(("./", "../", "~")):
+            raise FileNotFoundError(f"There is no folder {str(name_or_path)!r} (looked in {Path.cwd()}).")
         quiet = ("gated_repo", "missing_entries", "connection_errors")
         options = {f"_raise_exceptions_for_{name}": False for name in quiet}
         path = cached_file(str(name_or_path), FILE_NAME, **hub, **options)  # type: ignore[arg-type]
         return cls.load(Path(path).parent) if path else None
+
+
+def _check_probes(probes: dict[str, Any]) -> None:
+    """Raise what reading the probes would raise later."""
+    names = [probe["name"] for probe in probes.get("conversations", [])]
+    for probe in probes.get("conversations", []):
+        [int(word) for word in probe["input_ids"].split()]
+    if names and not probes["rewards"]:
+        raise ValueError("probes without rewards")
+    for dtype, rewards in probes.get("rewards", {}).items():
+        if len(rewards) != len(names) or not all(isinstance(reward, float | int | None) for reward in rewards):
+            raise ValueError(f"{len(names)} probes do not have that many rewards in {dtype}")
 
 
 def describe(

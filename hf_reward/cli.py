@@ -1,15 +1,23 @@
 """`hf-reward`: the command line. Each command imports what it needs when it runs, so that `--help` is instant."""
 
 import json
+import logging
+import os
 import runpy
 import sys
+import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train, measure and publish reward models.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # they could show a token among the local names
+    help="Train, measure and publish reward models.",
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -48,8 +56,8 @@ def recipes(name: str = typer.Argument(None, help="Print this recipe, such as qu
 Folder = Annotated[Path, typer.Argument(help="Folder of a saved model or adapter.")]
 BaseModel = Annotated[str, typer.Option(help="Where the adapter's base model is, if not where it says.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs instead of a table.")]
-AllowPickle = Annotated[bool, typer.Option(help="Read weights that are pickles (tensors only).")]
-Overwrite = Annotated[bool, typer.Option(help="Replace the target folder if it is there.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are pickles (tensors only).")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the target folder if it is there.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the weights: float32, bfloat16 or float16.")]
 
 
@@ -64,6 +72,7 @@ def verify(
 
     Exit code 0: equal. 1: it differs, or cannot be loaded.
     """
+    _quiet()
     from hf_reward.verify import verify_checkpoint
 
     found = verify_checkpoint(folder, base_model=base_model or None, dtypes=dtype or None)
@@ -85,13 +94,20 @@ def export(
     ] = False,
     dtype: Dtype = "float32",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
-    legacy_rope: Annotated[bool, typer.Option(help="Also write `rope_theta`, which transformers 4 reads.")] = False,
-    strip: Annotated[
-        bool, typer.Option(help="Leave out reward_config.json; nobody can verify the folder then.")
+    legacy_rope: Annotated[
+        bool, typer.Option("--legacy-rope", help="Also write `rope_theta`, which transformers 4 reads.")
     ] = False,
-    allow_unserved: Annotated[bool, typer.Option(help="Write a model that no server can load.")] = False,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="Leave out reward_config.json; nobody can verify the folder then.")
+    ] = False,
+    allow_unserved: Annotated[
+        bool, typer.Option("--allow-unserved", help="Write a model that no server can load.")
+    ] = False,
     original_base: Annotated[
-        bool, typer.Option(help="QLoRA: merge into the base as it was before quantisation, and say what that moves.")
+        bool,
+        typer.Option(
+            "--original-base", help="QLoRA: merge into the base as it was before quantisation, and say what that moves."
+        ),
     ] = False,
     base_model: BaseModel = "",
     allow_pickle: AllowPickle = False,
@@ -99,6 +115,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a model or adapter as one stock folder, merged in float32 and verified before it appears."""
+    _quiet()
     from hf_reward.export import ExportRule, average_reward_models, export_reward_model
 
     *sources, target = source
@@ -139,6 +156,7 @@ def import_model(
     as_json: AsJson = False,
 ) -> None:
     """Turn a reward model of another library into a stock folder with the same rewards."""
+    _quiet()
     from hf_reward.export import ExportRule
     from hf_reward.importers.stock_folder import import_reward_model
 
@@ -151,11 +169,11 @@ def push(
     folder: Folder,
     repo_id: Annotated[str, typer.Argument(help="`user/name` on the Hub.")],
     branch: Annotated[str, typer.Option(help="Branch to move.")] = "main",
-    create_pr: Annotated[bool, typer.Option(help="Open a pull request instead.")] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     private: Annotated[bool | None, typer.Option("--private/--public", help="Who sees the repository.")] = None,
     gated: Annotated[str, typer.Option(help="`auto` or `manual`: readers have to ask; `off` ends that.")] = "",
-    adapter: Annotated[bool, typer.Option(help="Publish the adapter too, under adapter/.")] = False,
-    replace: Annotated[bool, typer.Option(help="Allow a repository that holds another model.")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Publish the adapter too, under adapter/.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Allow a repository that holds another model.")] = False,
     base_model: Annotated[str, typer.Option(help="Hub id of the base, if the files name a local folder.")] = "",
     training_state: Annotated[
         str, typer.Option(help="Publish optimizer and random state too, under this folder of the repository.")
@@ -166,6 +184,7 @@ def push(
     """Publish a saved model: staged, downloaded back, verified, and only then visible. Log in with `hf auth login`."""
     from dataclasses import asdict
 
+    _quiet()
     from hf_reward.push import PushRule, push_reward_model
 
     rule = PushRule(
@@ -186,6 +205,16 @@ def push(
     typer.echo(f"Pushed to {report.pull_request or report.url} (commit {report.commit[:8]}, {len(report.files)} files)")
     for note in report.notes:
         typer.echo(f"  {note}")
+
+
+def _quiet() -> None:
+    """Keep what libraries print while they load models out of a command's own answer."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def _print_checks(found: Any) -> None:

@@ -1,32 +1,32 @@
 """Trained model -> folder that every consumer loads with the same rewards, checked before it appears.
 
-Files are written beside their place, loaded again by stock transformers in a fresh process, and only then renamed.
+Files are written beside their place, loaded again by stock transformers in a fresh process, and only then moved there.
 """
 
 import copy
 import json
 import logging
-import os
+import math
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_reward.architectures import has_stock_class
+from hf_reward.atomic_folder import require_free, written_aside
 from hf_reward.checkpoint_record import FILE_NAME, CheckpointRecord, describe
 from hf_reward.consumers import Verdict, as_rows, can_be_served, consumers, why_unserved
 from hf_reward.model_card import write_model_card
-from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer, merge_adapter
+from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer, match_pad_token, merge_adapter
 from hf_reward.probes import format_probes, position_limit, probe_rewards, relative_differences
 from hf_reward.reward_head import RewardModel, bare_model, output_layers, reads_positions
-from hf_reward.tokenization import FormatRule
+from hf_reward.tokenization import FormatRule, prepare_tokenizer
 from hf_reward.verify import Verification, VerificationError, verify_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -118,14 +118,18 @@ def export_reward_model(
 
     Raises:
         VerificationError: If the written folder does not give the model's rewards; nothing is left behind.
-        ValueError: If the source is damaged, or no server could load the result.
+        ValueError: If the source is damaged, no server could load the result, or `original_base` has no effect.
         FileExistsError: If the folder is there and not empty.
     """
     rule = rule or ExportRule()
     require_free(Path(folder), overwrite)
-    model, tokenizer, record = _load(source, base_model=base_model, allow_pickle=allow_pickle)
     changes = RewardChanges()
-    if isinstance(model, PeftModel) and original_base and record.quantization:
+    model, tokenizer, record = _load(source, changes, base_model=base_model, allow_pickle=allow_pickle)
+    if original_base:
+        if not record.quantization:
+            raise ValueError(
+                f"`original_base` has no effect: {source} was not trained on a quantised base. Leave it out."
+            )
         unquantized = _load_model(source, base_model=base_model, allow_pickle=allow_pickle)
         changes.differences["original base instead of the quantised one"] = _moved(
             model, unquantized, tokenizer, record
@@ -166,11 +170,11 @@ def average_reward_models(
     if len(sources) < 2:
         raise ValueError(f"An average needs two models or more, but got {len(sources)}.")
     require_free(Path(folder), overwrite)
-    model, tokenizer, record = _load(sources[0], allow_pickle=allow_pickle)
+    model, tokenizer, record = _load(sources[0], RewardChanges(), allow_pickle=allow_pickle)
     mean = _merged(model, tokenizer, record, RewardChanges())
     parameters = dict(mean.named_parameters())  # tied ones once
     for count, source in enumerate(sources[1:], start=2):
-        other_model, _, other_record = _load(source, allow_pickle=allow_pickle)
+        other_model, _, other_record = _load(source, RewardChanges(), allow_pickle=allow_pickle)
         other = _merged(other_model, tokenizer, other_record, RewardChanges())
         _require_same_kind(sources[0], record, mean, source, other_record, other)
         with torch.no_grad():
@@ -212,24 +216,31 @@ def save_merged(
 
     Raises:
         VerificationError: If what was written does not give the model's rewards.
+        ValueError: If an earlier save merged the adapter already.
     """
     folder = Path(folder)
+    if isinstance(model, PeftModel) and not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "The model's adapter was merged into it by an earlier save, so it is no adapter any more. Load the saved "
+            "one with `AutoModelForRewardScoring.from_pretrained`."
+        )
     rule = ExportRule(dtype=str(dtype).removeprefix("torch."), allow_unserved=True)
     current = describe(model, tokenizer, _format_rule(record))
     record = current if record is None else _with_model_facts(record, current)
     changes = RewardChanges()
     if isinstance(model, PeftModel):
-        save_adapter(model, tokenizer, folder / ADAPTER_FOLDER, record)
+        with written_aside(folder / ADAPTER_FOLDER) as aside:
+            save_adapter(model, tokenizer, aside, record)
         if getattr(model.get_base_model(), "is_quantized", False):
-            quantized = _probe_rewards(model, tokenizer, record)
+            quantized = next(iter(current.probes["rewards"].values()))
             base: Any = {"quantization_config": record.quantization, "dequantize": True}
             model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, is_trainable=False, **base)
             dequantized = _probe_rewards(model, tokenizer, record)
-            changes.differences["dequantised"] = max(relative_differences(quantized, dequantized))
+            changes.differences["quantised weights, dequantised"] = max(relative_differences(quantized, dequantized))
         plain = _merged(model, tokenizer, record, changes)
     else:
-        plain = copy.deepcopy(model) if model.dtype != dtype else model  # a cast would change the caller's model
-        assert isinstance(plain, PreTrainedModel)
+        is_cast = {dtype, *(parameter.dtype for parameter in model.parameters())} != {torch.float32}
+        plain = copy.deepcopy(model) if is_cast else model  # a cast would change the caller's model
     write_verified(plain, tokenizer, folder, record, rule, changes, verify=verify, into_existing=True)
     return folder
 
@@ -279,7 +290,7 @@ def write_verified(
     record = _cast(model, tokenizer, record, rule, changes)
     if changes.differences:
         record.origin = {**record.origin, "differences": changes.differences}
-    with _aside(folder) as aside:
+    with written_aside(folder, into_existing=into_existing) as aside:
         model.save_pretrained(aside, max_shard_size=rule.max_shard_size)
         tokenizer.save_pretrained(aside)
         if rule.legacy_rope:
@@ -289,16 +300,9 @@ def write_verified(
             if (folder / name).is_file():
                 shutil.copy(folder / name, aside / name)
         write_model_card(aside, record, consumers=as_rows(verdicts), title=folder.resolve().name)
-        found = verify_checkpoint(aside) if verify else None
-        if found is not None and not found.equal:
-            raise VerificationError(
-                f"What was written does not give the model's rewards, so it was removed. {found}", found
-            )
+        found = _verified(aside, folder) if verify else None
         if rule.strip:
             (aside / FILE_NAME).unlink()
-        _move(aside, folder, into_existing)
-    if found is not None:
-        found.folder = str(folder)
     return ExportReport(
         folder=folder,
         dtype=rule.dtype,
@@ -307,6 +311,16 @@ def write_verified(
         differences=changes.differences,
         notes=changes.notes,
     )
+
+
+def _verified(aside: Path, folder: Path) -> Verification:
+    found = verify_checkpoint(aside)
+    found.folder = str(folder)
+    if not found.equal:
+        raise VerificationError(
+            f"What was written does not give the model's rewards, so it was removed. {found}", found
+        )
+    return found
 
 
 # --- rewards on the way -------------------------------------------------------------------------------------------
@@ -321,19 +335,24 @@ def _cast(
 ) -> CheckpointRecord:
     """Cast the backbone in place, the head staying float32, and score the probes with the weights that are saved."""
     half = None if rule.dtype == "float32" else rule.torch_dtype
+    model.float()
     if half is not None:
-        before = _probe_rewards(model.float(), tokenizer, record)
+        before = _probe_rewards(model, tokenizer, record)
         _cast_parameters(model, half)
         # As float32 again the rounded weights are what every reader gets, and can be checked to the last digit.
         _cast_parameters(model, torch.float32)
         after = _probe_rewards(model, tokenizer, record)
-        changes.differences[f"cast to {rule.dtype}"] = max(relative_differences(before, after))
+        changes.differences[f"cast to {rule.dtype}"] = difference = max(relative_differences(before, after))
+        if not math.isfinite(difference):
+            raise ValueError(
+                f"{rule.dtype} cannot hold this model: rewards are no numbers any more. Use another `dtype`."
+            )
     current = describe(model, tokenizer, _format_rule(record), half=torch.bfloat16 if half is None else None)
     if half is not None:
         _cast_parameters(model, half)
         current.probes["rewards"] |= describe(model, tokenizer, _format_rule(record)).probes["rewards"]
     result = _with_model_facts(record, current)
-    result.dtype, result.quantization = rule.dtype, {}
+    result.dtype = rule.dtype
     return result
 
 
@@ -385,7 +404,7 @@ def _format_rule(record: CheckpointRecord | None) -> FormatRule:
 
 def _with_model_facts(record: CheckpointRecord, current: CheckpointRecord) -> CheckpointRecord:
     """The record with what can be read off the model as it is now."""
-    facts = ("reads", "pad_token_id", "template_hash", "tokenizer_hash", "dtype", "probes", "versions")
+    facts = ("reads", "pad_token_id", "template_hash", "tokenizer_hash", "dtype", "probes", "quantization", "versions")
     return replace(record, **{name: getattr(current, name) for name in facts})
 
 
@@ -398,25 +417,51 @@ def _load_model(source: str | Path, *, base_model: str | None = None, **options:
 
 
 def _load(
-    source: str | Path, *, base_model: str | None = None, allow_pickle: bool = False
+    source: str | Path, changes: RewardChanges, *, base_model: str | None = None, allow_pickle: bool = False
 ) -> tuple[RewardModel, PreTrainedTokenizerBase, CheckpointRecord]:
     """A saved model in float32, its tokenizer and its record; a damaged one is refused."""
     record = CheckpointRecord.find(source)
-    options: dict[str, Any] = {"allow_pickle": allow_pickle}
+    has_probes = record is not None and bool(record.probes)
+    options: dict[str, Any] = {"allow_pickle": allow_pickle, "verify": has_probes}
     if record is not None and record.quantization:
         options |= {"quantization_config": record.quantization, "dequantize": True}
-    model = _load_model(source, base_model=base_model, verify=record is not None and not record.quantization, **options)
+    model = _load_model(source, base_model=base_model, **options)
     tokenizer = load_tokenizer(source)
     if tokenizer is None:
         raise ValueError(f"{source} has no tokenizer, without which nobody can score with it. Save it there first.")
-    if record is None:
+    if not has_probes:
         _require_head(model, source)
+    if record is None:
+        tokenizer = _padding_as(model, tokenizer)
         record = describe(model, tokenizer)
+        if not isinstance(model, PeftModel):
+            record.base_model = None  # it is the folder itself
+    elif record.quantization and has_probes:
+        recorded = next(iter(record.probes["rewards"].values()))
+        found = _probe_rewards(model, tokenizer, record)
+        changes.differences["quantised weights, dequantised"] = max(relative_differences(recorded, found))
     return model, tokenizer, record
 
 
+def _padding_as(model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that pads on the right, with the pad token by which stock classes find the model's last token."""
+    bare = bare_model(model)
+    pad = bare.config.get_text_config().pad_token_id
+    if pad not in tokenizer.added_tokens_decoder:  # none yet, or an ordinary word, which cannot be made special
+        result = prepare_tokenizer(tokenizer)
+        match_pad_token(bare, result)
+        return result
+    result = copy.deepcopy(tokenizer)
+    result.padding_side = "right"
+    if result.pad_token_id != pad:
+        result.pad_token = str(result.convert_ids_to_tokens(pad))
+    return result
+
+
 def _require_head(model: RewardModel, source: str | Path) -> None:
-    if all(not layer.weight.any() for _, layer in output_layers(bare_model(model))):
+    bare = bare_model(model)
+    is_new = not isinstance(model, PeftModel) and getattr(bare, "has_new_head", False)
+    if is_new or all(not layer.weight.any() for _, layer in output_layers(bare)):
         raise ValueError(
             f"{source} has no reward head (or one that is zero), so there is no reward to export. Train it first, or "
             "bring a foreign reward model in with `hf-reward import`."
@@ -440,6 +485,7 @@ def _require_same_kind(
             ("base_model", "base models"),
         )
         if getattr(record, name) != getattr(other_record, name)
+        and not (name == "base_model" and None in (record.base_model, other_record.base_model))
     ]
     shapes, other_shapes = (
         {name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (model, other)
@@ -451,71 +497,6 @@ def _require_same_kind(
             f"{first} and {second} differ in their {', '.join(wrong)}. Only models fine-tuned from the same model, in "
             "the same format, can be averaged."
         )
-
-
-# --- writing --------------------------------------------------------------------------------------------------------
-
-
-def require_free(folder: Path, overwrite: bool) -> None:
-    """Stop before a folder that holds something is written over.
-
-    Args:
-        folder: The target.
-        overwrite: Whether that is allowed.
-
-    Raises:
-        FileExistsError: If it holds something.
-    """
-    if folder.is_file():
-        raise FileExistsError(f"{folder} is a file. Name a folder.")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"The folder {folder} is not empty. Name another one, or allow it with `--overwrite`.")
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A folder beside (or inside) the final one, on the same disk; removed whatever happens."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield aside
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{folder} could not be written ({error.strerror or error}). Nothing was changed; free some space.",
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _move(aside: Path, folder: Path, into_existing: bool) -> None:
-    os.chmod(aside, 0o777 & ~_umask())
-    if into_existing and folder.is_dir():
-        _remove_weights(folder)
-        for path in sorted(aside.iterdir()):
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-            else:
-                path.replace(folder / path.name)
-        return
-    old = folder.with_name(f".{folder.name}-old")
-    if folder.is_dir():
-        folder.replace(old)
-    aside.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _remove_weights(folder: Path) -> None:
-    """Shards of an earlier save would be taken for part of this one."""
-    for pattern in ("model*.safetensors", "model.safetensors.index.json", "adapter_model*", "adapter_config.json"):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 def _add_legacy_rope(path: Path) -> None:

@@ -1,5 +1,6 @@
 """The trainer's half that publishes: every push goes through `push`, during training in a process of its own."""
 
+import atexit
 import logging
 import os
 import shutil
@@ -10,21 +11,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HfHubHTTPError
+import torch
 from transformers.trainer_utils import HubStrategy
 
 from hf_reward.preference_data import PreferenceDataTrainer
-from hf_reward.push import PushError, PushReport, PushRule, push_reward_model
+from hf_reward.push import PushReport, PushRule, explained, push_reward_model
 from hf_reward.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
+
+_OF_DISTRIBUTED_RUNS = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_", "MASTER_", "TORCHELASTIC_"),
+    *("ACCELERATE_", "FSDP_"),
+)
+"""Beginnings of environment variables that would make one process wait for others."""
 
 
 class BackgroundPush:
     """A push that runs beside training, as the command `hf-reward push`, on the CPU.
 
     A process of its own, because verification and merging load models: in this one that would draw random numbers and
-    memory from training.
+    memory from training. This process does not end before it.
 
     Args:
         folder: What to push; removed when done.
@@ -34,14 +41,17 @@ class BackgroundPush:
 
     def __init__(self, folder: Path, command: list[str], token: str | None) -> None:
         self.folder = folder
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **({"HF_TOKEN": token} if token else {})}
-        self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - read when the process has ended
+        environment = {name: text for name, text in os.environ.items() if not name.startswith(_OF_DISTRIBUTED_RUNS)}
+        environment |= {"CUDA_VISIBLE_DEVICES": "", **({"HF_TOKEN": token} if token else {})}
+        self.log = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115 - read when the process has ended
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hf_reward.cli", "push", str(folder), *command],
             env=environment,
+            stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
+        atexit.register(self.wait_until_done)
 
     def is_done(self) -> bool:
         """Whether it has ended; a failure is logged then, and training goes on."""
@@ -52,8 +62,10 @@ class BackgroundPush:
             lines = self.log.read().strip().splitlines()
             self.log.close()
             shutil.rmtree(self.folder, ignore_errors=True)
+            atexit.unregister(self.wait_until_done)
             if self.process.returncode != 0:
-                logger.error("A checkpoint was not pushed: %s", lines[-1] if lines else "no message")
+                said = [line for line in lines if line.startswith("hf-reward: ")] or lines or ["no message"]
+                logger.error("A checkpoint was not pushed: %s", said[-1].removeprefix("hf-reward: "))
         return True
 
     def wait_until_done(self) -> None:
@@ -78,13 +90,9 @@ class HubTrainer(PreferenceDataTrainer):
         Raises:
             PushError: If that is not possible.
         """
-        try:
+        name = self.args.hub_model_id or Path(self.args.output_dir or ".").absolute().name
+        with explained(name, "The repository could not be created or found."):
             super().init_hf_repo(token=token, private=private)
-        except (HfHubHTTPError, OSError) as error:
-            raise PushError(
-                f"The repository {self.args.hub_model_id or Path(self.args.output_dir or '.').name!r} cannot be "
-                f"created or written: {type(error).__name__}. Check the name, and the token's rights (`hf auth login`)."
-            ) from error
 
     def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride] - the report says more than a commit
         self,
@@ -129,7 +137,8 @@ class HubTrainer(PreferenceDataTrainer):
                 return None
             self._finish_current_push()
             if blocking:
-                return push_reward_model(folder, str(self.hub_model_id), rule, token=token)
+                with torch.random.fork_rng(devices=[]):  # merging an adapter makes a head first, at random
+                    return push_reward_model(folder, str(self.hub_model_id), rule, token=token)
             self.push_in_progress = BackgroundPush(folder, self._command(rule), token)
             return self.push_in_progress
         finally:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, PeftModelForSequenceClassification, get_peft_model
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +28,6 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from hf_reward.architectures import classifier_class
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
 from hf_reward.probes import (
-    HALF_TOLERANCE,
     differing,
     format_probes,
     position_limit,
@@ -51,6 +51,9 @@ from hf_reward.reward_head import (
 from hf_reward.tokenization import prepare_tokenizer, token_id
 
 logger = logging.getLogger(__name__)
+
+COARSE_TOLERANCE = 2.0**-4
+"""Rewards are compared with this where weights are rounded as they are loaded, or quantised ones are dequantised."""
 
 
 class AutoModelForRewardScoring:
@@ -153,7 +156,9 @@ def _verify_rewards(name: str, model: RewardModel, record: CheckpointRecord | No
     dtype = str(weight_dtype(bare_model(model))).removeprefix("torch.")
     recorded = record.probes["rewards"]
     expected = recorded.get(dtype) or next(iter(recorded.values()))
-    allowed = max(tolerance(dtype), min(map(tolerance, recorded)) if dtype in recorded else HALF_TOLERANCE)
+    as_saved = dtype in recorded and dtype in ("float32", record.dtype)
+    unquantized = bool(record.quantization) and kwargs.get("quantization_config") is None
+    allowed = tolerance(dtype) if as_saved and (unquantized or not record.quantization) else COARSE_TOLERANCE
     limit = position_limit(bare_model(model).config)
     probes = format_probes(tokenizer, separator=record.format.get("separator", ""), limit=limit)
     names = [probe.name for probe in probes]
@@ -163,9 +168,10 @@ def _verify_rewards(name: str, model: RewardModel, record: CheckpointRecord | No
     wrong = differing(expected, found, allowed)
     if wrong:
         first = wrong[0]
+        cure = "Pass the `quantization_config` it was trained with." if unquantized else "`hf-reward verify` says why."
         raise ValueError(
             f"{name} does not give the rewards that it was saved with: {found[first]} instead of {expected[first]} for "
-            f"the probe {names[first]!r}, and {len(wrong)} of {len(names)} probes differ. `hf-reward verify` says why."
+            f"the probe {names[first]!r}, and {len(wrong)} of {len(names)} probes differ. {cure}"
         )
 
 
@@ -271,6 +277,7 @@ def _adapter_has_head(path: str) -> bool:
 
 
 def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **kwargs: Any) -> RewardModel:
+    _refuse_pickles(path, kwargs)
     base = kwargs.pop("base_model_name_or_path", None)
     if base is not None or Path(path).is_dir():
         base = adapter_base(path, base)
@@ -285,10 +292,31 @@ def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **
         )
     else:
         model = _load_classifier(str(base), dtype=dtype, **kwargs)
+    _require_saved_head(path, model)
     wrapped = as_publishable(PeftModel.from_pretrained(model, path, is_trainable=is_trainable))
     for _, layer in output_layers(model):
         layer.float()
     return wrapped
+
+
+def _require_saved_head(path: str, model: PreTrainedModel) -> None:
+    """Stop at an adapter whose head was lost: PEFT raises a bare KeyError, or loads it and rewards are random."""
+    weights = Path(path) / "adapter_model.safetensors"
+    if not weights.is_file():
+        return
+    with safe_open(weights, "pt") as file:
+        keys = list(file.keys())
+    promised = set(getattr(PeftConfig.from_pretrained(path), "modules_to_save", None) or [])
+    lost = [
+        head
+        for head in head_modules(model)
+        if promised & {head, head.split(".")[-1]} and not any(f".{head}." in key for key in keys)
+    ]
+    if lost:
+        raise ValueError(
+            f"The adapter {path} lacks the reward head that it says it saves ({', '.join(lost)}), so its rewards would "
+            "be random. Take it from a fresh copy."
+        )
 
 
 def _load_sft_adapter(path: str, base: str, *, dtype: str | torch.dtype, **kwargs: Any) -> PreTrainedModel:
@@ -302,6 +330,7 @@ def _load_sft_adapter(path: str, base: str, *, dtype: str | torch.dtype, **kwarg
     model.base_model.load_state_dict(merged.base_model.state_dict())
     model = as_reward_model(model.to(_torch_dtype(dtype)))
     zero_head(model)
+    model.has_new_head = True  # type: ignore[assignment]
     # An adapter trained on top names this folder as its base, and not the language model without the SFT.
     model.name_or_path = model.config._name_or_path = path
     return _set_pad_token(model, load_tokenizer(path, base, **kwargs))
@@ -351,8 +380,9 @@ def _load_classifier(
     if is_decoder(model) and any(key.startswith("score.") for key in report.missing):
         zero_head(model)
     tokenizer = load_tokenizer(tokenizer_name_or_path, name, **kwargs)
-    keep_pad = not any(_in_head(key, head_modules(model)) for key in report.missing)
-    return _set_pad_token(model, tokenizer, keep_existing=keep_pad)
+    has_new_head = any(_in_head(key, head_modules(model)) for key in report.missing)
+    model.has_new_head = has_new_head  # type: ignore[assignment]
+    return _set_pad_token(model, tokenizer, keep_existing=not has_new_head)
 
 
 def _refuse_other_heads(name: str, config: PretrainedConfig) -> None:
@@ -408,8 +438,8 @@ def _refuse_pickles(name: str, kwargs: dict[str, Any]) -> None:
     """Say what to do before transformers says that a file is missing."""
     if kwargs.get("use_safetensors") is not True or not Path(name).is_dir():
         return
-    pickles = sorted(path.name for path in Path(name).glob("pytorch_model*.bin"))
-    if pickles and not any(Path(name).glob("*.safetensors")):
+    pickles = sorted(path.name for path in Path(name).glob("*_model*.bin"))
+    if pickles and not any(Path(name).glob("*model*.safetensors")):
         raise ValueError(
             f"The weights in {name} are pickles ({', '.join(pickles[:3])}), which can run code when they are loaded. "
             "If you trust their origin, load them with `allow_pickle=True` (only tensors are read), or convert them "

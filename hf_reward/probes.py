@@ -114,9 +114,8 @@ def format_probes(tokenizer: PreTrainedTokenizerBase, *, separator: str = "", li
     for name, messages in PROBES.items():
         probe = _format(name, messages, tokenizer, rule)
         while probe is not None and limit is not None and len(probe.input_ids) > limit:
-            shorter = _halved(messages)
-            probe = None if shorter == messages else _format(name, shorter, tokenizer, rule)
-            messages = shorter
+            messages = _halved(messages)
+            probe = _format(name, messages, tokenizer, rule) if messages else None
         if probe is not None:
             found.append(probe)
     return found
@@ -164,9 +163,11 @@ def _without_system(messages: list[Message]) -> list[Message]:
 
 
 def _halved(messages: list[Message]) -> list[Message]:
-    """The same conversation with its longest turn cut in half."""
+    """The same conversation with its longest turn cut in half; no messages where that would empty a turn."""
     longest = max(range(len(messages)), key=lambda place: len(messages[place]["content"]))
     content = messages[longest]["content"]
+    if len(content) < 2:
+        return []
     cut = {**messages[longest], "content": content[: len(content) // 2]}
     return [*messages[:longest], cut, *messages[longest + 1 :]]
 
@@ -213,7 +214,7 @@ def probe_record(
     }
     return {
         "conversations": [probe.to_dict() for probe in probes],
-        "rewards": {name: [_json_number(value) for value in values] for name, values in rewards.items()},
+        "rewards": {name: [_finite(value) for value in values] for name, values in rewards.items()},
         "left_padding": _holds_left_padding(model, probes, rewards["float32"]) if "float32" in rewards else None,
         "device": next(model.parameters()).device.type,
     }
@@ -245,12 +246,13 @@ def probe_rewards(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
+    training = [module for module in model.modules() if module.training]  # parts of a model may be switched one by one
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def _padded(probes: Sequence[Probe], pad: int, left: bool, device: torch.device) -> dict[str, Tensor]:
@@ -280,20 +282,16 @@ def weight_dtype(model: nn.Module) -> torch.dtype:
     return min(floating, key=lambda dtype: dtype.itemsize)
 
 
-def _json_number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def tolerance(dtype: str) -> float:
     """Allowed difference relative to max(1, |reward|), by the name of the compute dtype."""
     return FLOAT32_TOLERANCE if dtype == "float32" else HALF_TOLERANCE
 
 
 def relative_differences(expected: Sequence[float | None], found: Sequence[float | None]) -> list[float]:
-    """|found - expected| / max(1, |expected|); infinite where only one of the two is a finite number."""
+    """|found - expected| / max(1, |expected|); infinite where one alone is a finite number, 0 where none is."""
     return [
         0.0 if one == other else math.inf if one is None or other is None else abs(other - one) / max(1.0, abs(one))
-        for one, other in zip(expected, map(_finite, found), strict=True)
+        for one, other in zip(map(_finite, expected), map(_finite, found), strict=True)
     ]
 
 

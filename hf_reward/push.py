@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,18 +18,34 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token, snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - httpx or httpx2, whichever the client has
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedTokenizerBase
+from yaml import YAMLError
 
 from hf_reward.architectures import has_stock_class
+from hf_reward.card.text import hub_id, without_paths
 from hf_reward.checkpoint_record import CheckpointRecord, describe
 from hf_reward.consumers import as_rows, consumers
-from hf_reward.evaluation_entries import hub_id, without_paths
-from hf_reward.export import ADAPTER_FOLDER, ExportRule, export_reward_model, save_adapter, write_verified
+from hf_reward.export import (
+    ADAPTER_FOLDER,
+    MERGE_TOLERANCE,
+    ExportRule,
+    export_reward_model,
+    save_adapter,
+    write_verified,
+)
 from hf_reward.model_card import is_generated, write_model_card
 from hf_reward.modeling import load_tokenizer
+from hf_reward.probes import differing
 from hf_reward.reward_head import bare_model
 from hf_reward.tokenization import prepare_tokenizer
 from hf_reward.verify import VerificationError, refuse_pickles, verify_checkpoint
@@ -48,8 +65,22 @@ PUBLISHED = (
 )
 """What may be published, as patterns of paths in the folder; nothing else ever is."""
 PUBLISHED_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "reward_config.json", "README.md", *_TOKENIZER)
-TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json")
-"""Published only where asked for by name."""
+TRAINING_STATE = (
+    *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json", "config.json"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("adapter_config.json", "adapter_model.safetensors", "reward_config.json", *_TOKENIZER),
+)
+"""A checkpoint that training can go on from; published only where asked for by name."""
+_ENTRIES = (".eval_results/*.yaml", ".eval_results/hf_reward--*.yaml")
+_REPLACED = (
+    *(_ENTRIES[1] if pattern == _ENTRIES[0] else pattern for pattern in PUBLISHED),
+    *(f"{ADAPTER_FOLDER}/{pattern}" for pattern in PUBLISHED_ADAPTER),
+    *("adapter_config.json", "adapter_model.*", "pytorch_model*.bin", "pytorch_model.bin.index.json"),
+)
+"""What is removed from the repository if this version lacks it: earlier files of ours, and whatever else
+`from_pretrained` would load in place of the model or on top of it."""
+NETWORK_ERRORS: tuple[type[Exception], ...] = (HTTPError, OSError, json.JSONDecodeError)
+"""What the client raises: errors of its HTTP library (httpx or httpx2) and of the system, answers cut short."""
 
 
 class PushError(RuntimeError):
@@ -115,14 +146,17 @@ def push_reward_model(
     """
     rule = rule or PushRule()
     folder = Path(folder)
-    with tempfile.TemporaryDirectory(prefix="hf-reward-push-") as place:
+    with explained(repo_id, "Nothing was changed."):
+        api = HfApi(token=token)
+        repo_id = _full_name(api, repo_id)
+    beside = folder.resolve().parent  # on the folder's own disk weights are linked, and there is room to download them
+    with tempfile.TemporaryDirectory(prefix=".hf-reward-push-", dir=_if_writable(beside)) as place:
         assembled = Path(place) / "model"
         _assemble(folder, assembled, repo_id, rule)
         found = verify_checkpoint(assembled)
         if not found.equal:
             raise VerificationError(f"Nothing was pushed, because the folder is not as it was saved. {found}", found)
-        with _explained(repo_id, rule.branch):
-            return _publish(HfApi(token=token), assembled, repo_id, rule, Path(place) / "downloaded")
+        return _publish(api, assembled, repo_id, rule, Path(place) / "downloaded")
 
 
 def push_model(
@@ -174,6 +208,10 @@ def push_model(
         return push_reward_model(folder, repo_id, PushRule(**rule), token=token)
 
 
+def _if_writable(folder: Path) -> Path | None:
+    return folder if os.access(folder, os.W_OK) else None
+
+
 # --- what is published ----------------------------------------------------------------------------------------------
 
 
@@ -183,7 +221,8 @@ def _assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> No
         raise FileNotFoundError(f"There is no folder {str(folder)!r} (looked in {Path.cwd()}).")
     adapter = folder if (folder / "adapter_config.json").is_file() else folder / ADAPTER_FOLDER
     if adapter == folder:
-        export_reward_model(folder, assembled)
+        export_reward_model(folder, assembled, base_model=_base_to_load(folder, rule))
+        _take(folder, assembled, ("README.md", "audit_summary.json", "audit_effects.png", "benchmark_results.json"))
     elif (folder / "config.json").is_file():
         refuse_pickles(folder)
         _take(folder, assembled, PUBLISHED)
@@ -192,10 +231,13 @@ def _assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> No
     if rule.adapter:
         if not adapter.is_dir():
             raise ValueError(f"`adapter` is asked for, but there is no {adapter}. Leave it out, or train with LoRA.")
+        if adapter != folder:  # one that was merged just now was verified on the way
+            _require_same_rewards(adapter, folder, rule)
         _take(adapter, assembled / ADAPTER_FOLDER, PUBLISHED_ADAPTER)
         _name_base(assembled / ADAPTER_FOLDER, rule)
     if rule.training_state is not None:
         _take(folder, assembled / rule.training_state, TRAINING_STATE)
+        _hide_paths(assembled / rule.training_state)
     _finish_card(folder, assembled, repo_id, rule)
 
 
@@ -211,6 +253,35 @@ def _take(folder: Path, target: Path, patterns: tuple[str, ...]) -> None:
             except OSError:
                 pass
         shutil.copyfile(path, place)  # small files may be rewritten here, which a link would carry back
+
+
+def _base_to_load(adapter: Path, rule: PushRule) -> str | None:
+    """Where to load an adapter's base from, if not from where the adapter says."""
+    named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return None if named and (Path(named).is_dir() or hub_id(named)) else rule.base_model
+
+
+def _require_same_rewards(adapter: Path, folder: Path, rule: PushRule) -> None:
+    """Stop where the adapter beside a merged model is damaged or another one."""
+    found = verify_checkpoint(adapter, base_model=_base_to_load(adapter, rule))
+    if not found.equal:
+        raise VerificationError(f"Nothing was pushed, because the adapter is not as it was saved. {found}", found)
+    records = [CheckpointRecord.load(each) for each in (adapter, folder)]
+    one, other = (each.probes.get("rewards", {}).get("float32", []) if each else [] for each in records)
+    if len(one) != len(other) or differing(one, other, MERGE_TOLERANCE):
+        raise ValueError(
+            f"The adapter {adapter} gives other rewards than the merged model {folder}: they are from different "
+            "trainings. Merge it again with `hf-reward export`, or leave `adapter` out."
+        )
+
+
+def _hide_paths(checkpoint: Path) -> None:
+    """Cut the paths of this machine in the files that training goes on from."""
+    for name in ("adapter_config.json", "reward_config.json", "trainer_state.json"):
+        path = checkpoint / name
+        if path.is_file():
+            content = _shortened(json.loads(path.read_text(encoding="utf-8")))
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _name_base(adapter: Path, rule: PushRule) -> None:
@@ -271,72 +342,154 @@ def _shortened(value: Any) -> Any:
 # --- how it is published --------------------------------------------------------------------------------------------
 
 
+def _full_name(api: HfApi, repo_id: str) -> str:
+    """The id with its owner; who has no token, or gives no id, is told before anything is done."""
+    validate_repo_id(repo_id)
+    if api.token is None and get_token() is None:
+        raise LocalTokenNotFoundError("no token")
+    return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Remote:
+    """What the repository holds before the push."""
+
+    sha: str
+    files: list[str]
+    private: bool
+    gated: str | bool
+    has_branch: bool
+    branches: list[str]
+
+
 def _publish(api: HfApi, assembled: Path, repo_id: str, rule: PushRule, downloaded: Path) -> PushReport:
-    card = assembled / "README.md"
-    _validate_card(card)
-    url = api.create_repo(repo_id, private=rule.private, exist_ok=True)
-    repo_id = url.repo_id
-    if rule.branch != "main" and not rule.create_pr:
-        api.create_branch(repo_id, branch=rule.branch, exist_ok=True)
-    info = api.model_info(repo_id, revision=rule.branch)
-    present = [each.rfilename for each in info.siblings or []]
-    _require_ours(repo_id, present, rule)
-    if rule.private and not info.private:
-        api.update_repo_settings(repo_id, private=True)  # before anything new can be seen
-    if rule.gated is not None and info.gated != rule.gated:
-        api.update_repo_settings(repo_id, gated=rule.gated)  # type: ignore[arg-type]
-    files = {path.relative_to(assembled).as_posix(): path for path in sorted(assembled.rglob("*")) if path.is_file()}
-    report = PushReport(repo_id=repo_id, commit=str(info.sha), url=str(url), files=list(files))
-    if rule.create_pr:
-        return _open_pull_request(api, files, present, rule, report, downloaded)
-    staging = f"hf-reward-staging-{_digest(files)[:12]}"
-    api.create_branch(repo_id, branch=staging, revision=rule.branch, exist_ok=True)
-    staged = api.create_commit(
-        repo_id, operations=_additions(files), commit_message=f"Staged: {rule.message}", revision=staging
-    )
-    _check_download(repo_id, staged.oid, files, downloaded, api.token)
-    done = api.create_commit(
-        repo_id,
-        operations=[*_additions(files), *_deletions(present, files)],
-        commit_message=rule.message,
-        revision=rule.branch,
-        parent_commit=info.sha,
-    )
-    report.commit = done.oid
-    if rule.private is False and info.private:
-        api.update_repo_settings(repo_id, private=False)
-    try:
-        api.delete_branch(repo_id, branch=staging)
-    except (HfHubHTTPError, OSError) as error:
-        report.notes.append(f"The staging branch {staging} could not be deleted ({_reason(error)}); nothing needs it.")
+    with explained(repo_id, f"The branch {rule.branch!r} was not changed."):
+        _validate_card(assembled / "README.md")
+        url = api.create_repo(repo_id, private=rule.private, exist_ok=True)
+        remote = _look(api, repo_id, rule)
+        if rule.private and not remote.private:
+            api.update_repo_settings(repo_id, private=True)  # before anything new can be seen
+        if rule.gated and remote.gated != rule.gated:
+            api.update_repo_settings(repo_id, gated=rule.gated)  # type: ignore[arg-type]
+        files = {
+            path.relative_to(assembled).as_posix(): path for path in sorted(assembled.rglob("*")) if path.is_file()
+        }
+        report = PushReport(repo_id=repo_id, commit=remote.sha, url=str(url), files=list(files))
+        if rule.create_pr:
+            return _open_pull_request(api, files, remote, rule, report, downloaded)
+        with _staging(api, files, remote, rule, report) as staging:
+            staged = api.create_commit(
+                repo_id, operations=_operations(files, remote), commit_message=rule.message, revision=staging
+            ).oid
+            _check_download(repo_id, staged, files, downloaded, api.token)
+            report.commit = _move(api, files, remote, rule, repo_id, staged)
+    with explained(repo_id, f"The new version is on the branch {rule.branch!r}, but not all settings are made."):
+        if rule.private is False and remote.private:
+            api.update_repo_settings(repo_id, private=False)
+        if rule.gated is False and remote.gated:
+            api.update_repo_settings(repo_id, gated=False)
     return report
 
 
+def _look(api: HfApi, repo_id: str, rule: PushRule) -> _Remote:
+    branches = [each.name for each in api.list_repo_refs(repo_id).branches]
+    has_branch = rule.branch in branches
+    info = api.model_info(repo_id, revision=rule.branch if has_branch or rule.create_pr else "main")
+    files = [each.rfilename for each in info.siblings or []]
+    if has_branch:
+        _require_ours(repo_id, files, rule)
+    return _Remote(
+        sha=str(info.sha),
+        files=files,
+        private=bool(info.private),
+        gated=info.gated or False,
+        has_branch=has_branch,
+        branches=branches,
+    )
+
+
+@contextmanager
+def _staging(api: HfApi, files: dict[str, Path], remote: _Remote, rule: PushRule, report: PushReport) -> Iterator[str]:
+    """A fresh branch for this version, removed at the end together with those that killed pushes left."""
+    prefix = f"hf-reward-staging-{rule.branch}-"
+    for name in remote.branches:
+        if re.fullmatch(rf"{re.escape(prefix)}[0-9a-f]{{12}}", name):
+            api.delete_branch(report.repo_id, branch=name)
+    staging = f"{prefix}{_digest(files)[:12]}"
+    try:
+        api.create_branch(report.repo_id, branch=staging, revision=remote.sha, exist_ok=True)
+        yield staging
+    finally:
+        try:
+            api.delete_branch(report.repo_id, branch=staging)
+        except NETWORK_ERRORS as error:
+            report.notes.append(f"The branch {staging} could not be deleted ({_reason(error)}); the next push does it.")
+
+
+def _move(api: HfApi, files: dict[str, Path], remote: _Remote, rule: PushRule, repo_id: str, staged: str) -> str:
+    """Let the branch be what was staged, in one step."""
+    if staged == remote.sha and remote.has_branch:
+        return staged
+    try:
+        if not remote.has_branch:
+            api.create_branch(repo_id, branch=rule.branch, revision=staged)
+            return staged
+        operations, start = _operations(files, remote), remote.sha
+        return api.create_commit(
+            repo_id, operations=operations, commit_message=rule.message, revision=rule.branch, parent_commit=start
+        ).oid
+    except NETWORK_ERRORS as error:
+        head = _head_if_moved(api, repo_id, rule, staged, error)
+        if head is None:
+            raise
+        return head
+
+
+def _head_if_moved(api: HfApi, repo_id: str, rule: PushRule, staged: str, error: Exception) -> str | None:
+    """The branch's commit if it holds what was staged, although the answer to that was an error or got lost."""
+    try:
+        there, wanted = (
+            api.model_info(repo_id, revision=revision, files_metadata=True) for revision in (rule.branch, staged)
+        )
+    except RevisionNotFoundError:
+        return None
+    except NETWORK_ERRORS:
+        raise PushError(
+            f"The push to {repo_id} failed at its last step: {_reason(error)} Whether the branch {rule.branch!r} moved "
+            "could not be asked: it is the old version or the whole new one. Run the same command again."
+        ) from error
+    trees = [{each.rfilename: each.blob_id for each in info.siblings or []} for info in (there, wanted)]
+    return str(there.sha) if trees[0] == trees[1] else None
+
+
 def _open_pull_request(
-    api: HfApi, files: dict[str, Path], present: list[str], rule: PushRule, report: PushReport, downloaded: Path
+    api: HfApi, files: dict[str, Path], remote: _Remote, rule: PushRule, report: PushReport, downloaded: Path
 ) -> PushReport:
     """The pull request is its own staging branch: the branch that people load is not touched at all."""
     done = api.create_commit(
         report.repo_id,
-        operations=[*_additions(files), *_deletions(present, files)],
+        operations=_operations(files, remote),
         commit_message=rule.message,
         revision=rule.branch,
         create_pr=True,
     )
     report.commit, report.pull_request = done.oid, done.pr_url
-    _check_download(report.repo_id, done.oid, files, downloaded, api.token)
+    try:
+        _check_download(report.repo_id, done.oid, files, downloaded, api.token)
+    except (PushError, VerificationError, *NETWORK_ERRORS) as error:
+        raise PushError(f"Close the pull request {done.pr_url}, which was opened but not verified. {error}") from error
     return report
 
 
-def _additions(files: dict[str, Path]) -> list[CommitOperationAdd]:
-    return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
-
-
-def _deletions(present: list[str], files: dict[str, Path]) -> list[CommitOperationDelete]:
-    """Files of an earlier version that this one lacks, such as further shards; what others put there stays."""
-    adapter = [f"{ADAPTER_FOLDER}/{pattern}" for pattern in PUBLISHED_ADAPTER]
-    stale = [name for name in present if name not in files and _matches(name, (*PUBLISHED, *adapter))]
-    return [CommitOperationDelete(path_in_repo=name) for name in stale]
+def _operations(files: dict[str, Path], remote: _Remote) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """What makes a branch hold exactly these files, and what others put there."""
+    states = {name.split("/")[0] for name in files if name.endswith("/trainer_state.json")}
+    replaced = (*_REPLACED, *(f"{state}/{pattern}" for state in states for pattern in TRAINING_STATE))
+    stale = [name for name in remote.files if name not in files and _matches(name, replaced)]
+    return [
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
+        *(CommitOperationDelete(path_in_repo=name) for name in stale),
+    ]
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -365,9 +518,10 @@ def _require_ours(repo_id: str, present: list[str], rule: PushRule) -> None:
 def _validate_card(path: Path) -> None:
     try:
         ModelCard.load(path, ignore_metadata_errors=False).validate()
-    except ValueError as error:
+    except (ValueError, YAMLError) as error:
+        said = " ".join(str(error).split())
         raise ValueError(
-            f"The card's metadata is not valid, so nothing was pushed: {error}. Correct README.md."
+            f"The card's metadata is not valid, so nothing was pushed: {said}. Correct README.md."
         ) from error
 
 
@@ -387,28 +541,38 @@ def _check_download(repo_id: str, commit: str, files: dict[str, Path], target: P
 
 
 @contextmanager
-def _explained(repo_id: str, branch: str) -> Iterator[None]:
-    """Say in one sentence what the Hub did not like, and that nothing was changed."""
-    after = f"The branch {branch!r} of {repo_id} was not changed by halves: it is the old version or the whole new one."
+def explained(repo_id: str, state: str) -> Iterator[None]:
+    """Say in one sentence what the Hub did not like, and how things stand.
+
+    Args:
+        repo_id: What was pushed to.
+        state: What is on the Hub now.
+
+    Raises:
+        PushError: Instead of the client's errors.
+        ValueError: If the id is none.
+    """
     try:
         yield
-    except (PushError, VerificationError):
-        raise
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is no Hub id: {error}") from error
-    except (HfHubHTTPError, OSError) as error:
+    except NETWORK_ERRORS as error:
         raise PushError(
-            f"The push to {repo_id} failed: {_reason(error)} {after} Run the same command again."
+            f"The push to {repo_id} failed: {_reason(error)} {state} Run the same command again."
         ) from error
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no token. Log in with `hf auth login`, or set HF_TOKEN."
     status = getattr(getattr(error, "response", None), "status_code", None)
+    said = " ".join(str(getattr(error, "server_message", None) or "").split())
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         return (
-            f"the token has no right to write there (status {status}). Log in with `hf auth login`, or ask its owner."
+            f"the token has no right to write there (status {status}{said and ': '}{said}). Log in with "
+            "`hf auth login`, or ask its owner."
         )
     if status == 412:
         return "somebody else's commit came first."
-    first = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {first[0] if first else 'no message'}"
+    lines = said or next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return f"{type(error).__name__}: {lines.rstrip('.')}."

@@ -39,7 +39,7 @@ class Float32Linear(nn.Linear):
 class PublishesVerified:
     """Mixin for reward models: `push_to_hub` verifies what it publishes instead of uploading it as it is."""
 
-    def push_to_hub(self, repo_id: str, *, tokenizer: Any | None = None, token: str | None = None, **rule: Any) -> Any:
+    def push_to_hub(self, repo_id: str, *, tokenizer: Any | None = None, token: Any = None, **rule: Any) -> Any:
         """Publish this model, merged if it has an adapter; see `push.push_reward_model`.
 
         Args:
@@ -58,6 +58,9 @@ class PublishesVerified:
 
 class RewardClassifier(PublishesVerified):
     """Mixin for stock classifiers that were made reward models: their class keeps its name and can be pickled."""
+
+    has_new_head = False
+    """Whether the checkpoint lacked the head, or part of it, so that its rewards mean nothing until it is trained."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made at run time and shares its name with the stock class, so pickle finds it through that; a
@@ -177,6 +180,7 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
             layer.__class__ = Float32Linear
             layer.float()
     state_regression(model.config)
+    model.config.architectures = [type(model).__name__]  # that of the language model until then
     if not isinstance(model, RewardClassifier):
         model.__class__ = _reward_class(type(model), is_decoder(model))
     return model

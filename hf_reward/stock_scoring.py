@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 WAYS = ("alone", "right", "left", "pipeline")
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--with-hf-reward", action="store_true")
     options = parser.parse_args(argv)
     folder = Path(options.folder)
-    conversations = json.loads((folder / "reward_config.json").read_text(encoding="utf-8"))["probes"]["conversations"]
+    conversations = _read_json(folder / "reward_config.json")["probes"]["conversations"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [as_text(probe, tokenizer) for probe in conversations]
     ids = [as_inputs([text], tokenizer, special)["input_ids"][0] for text, special in texts]
@@ -52,18 +53,33 @@ def as_text(probe: dict[str, Any], tokenizer: Any) -> tuple[tuple[str, ...], boo
 
 def load(folder: Path, dtype: str, base: str | None, tokenizer: Any) -> tuple[Any, list[str]]:
     """Load a whole model, or an adapter on its base, and name the weights that the folder lacks."""
-    options = {"dtype": getattr(torch, dtype), "num_labels": 1, "output_loading_info": True}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "num_labels": 1, "output_loading_info": True}
     if not (folder / "adapter_config.json").is_file():
-        model, info = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+        model, info = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, **options)
         return model, sorted(info["missing_keys"])
     from peft import PeftModel  # noqa: PLC0415 - only adapters need it
 
-    base = base or json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    adapter = _read_json(folder / "adapter_config.json")
+    base = str(base or adapter["base_model_name_or_path"])
+    quantization = _read_json(folder / "reward_config.json").get("quantization")
+    if quantization:  # the adapter was fitted to the quantised weights
+        options["quantization_config"] = quantization
     model, _ = AutoModelForSequenceClassification.from_pretrained(base, **options)  # its head is in the adapter
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    modules = {name for name, _ in model.named_modules()}
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        keys = list(file.keys())
+    parts = sorted(modules.intersection(adapter.get("modules_to_save") or []))
+    lost = [part for part in parts if not any(f".{part}." in key for key in keys)]
+    if lost:
+        raise ValueError(f"the adapter's weights lack {', '.join(lost)}, which it says it saves")
     return PeftModel.from_pretrained(model, folder), []
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def load_with_hf_reward(folder: Path, dtype: str, base: str | None) -> Any:
@@ -86,7 +102,7 @@ def score(model: Any, tokenizer: Any, texts: list[tuple[tuple[str, ...], bool]],
     rewards = []
     for batch in batches:
         side = {} if way == "alone" else {"padding": True, "padding_side": way}
-        inputs = as_inputs(batch, tokenizer, special, return_tensors="pt", **side)
+        inputs = as_inputs(batch, tokenizer, special, return_tensors="pt", **side).to(model.device)
         rewards.append(model(**inputs).logits[:, 0].float())
     return torch.cat(rewards).tolist()
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_reward.architectures import has_stock_class
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
-from hf_reward.probes import differing, relative_differences, tolerance
+from hf_reward.probes import HALF_TOLERANCE, differing, relative_differences, tolerance
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -54,9 +54,7 @@ class Verification:
 
     def __str__(self) -> str:
         if self.equal:
-            found = [
-                check.difference for check in self.checks if check.difference is not None and check.allowed == 1e-5
-            ]
+            found = [check.difference or 0.0 for check in self.checks if check.name.startswith("rewards, float32")]
             return f"{self.folder}: equal (largest difference in float32 {max(found, default=0.0):.1e})"
         return f"{self.folder}: differs: " + "; ".join(f"{each.name}: {each.detail}" for each in self.failures)
 
@@ -116,6 +114,9 @@ def verify_checkpoint(
         ways.append("left")
     if not is_adapter and not made_here:
         ways.append("pipeline")
+    lost = sum(value is None for value in next(iter(recorded.values())))
+    if lost:
+        result.notes.append(f"{lost} of the recorded rewards were no finite numbers when the model was saved.")
     found = run_stock_scoring(folder, list(recorded), ways, base_model=base_model, with_hf_reward=made_here)
     result.checks += _compare(record, recorded, found)
     if record.probes.get("device", "cpu") != "cpu":
@@ -133,7 +134,7 @@ def refuse_pickles(folder: Path) -> None:
         ValueError: If it holds weights as pickles and none as safetensors.
     """
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES and "model" in path.name)
-    if pickles and not any(folder.glob("*.safetensors")):
+    if pickles and not any(folder.glob("*model*.safetensors")):
         raise ValueError(
             f"The weights in {folder} are pickles ({', '.join(pickles[:3])}), which can run code when they are loaded. "
             "If you trust their origin, convert them: `hf-reward export FROM TO --allow-pickle` reads tensors only and "
@@ -191,15 +192,16 @@ def run_stock_scoring(
         ValueError: If the folder cannot be loaded.
     """
     # -P: this package's own folder must not come first on the path of a program that is to be stock.
-    program = Path(__file__).with_name("stock_scoring.py")
-    command = [sys.executable, "-P", str(program), str(folder), "--dtypes", *dtypes, "--ways", *ways]
+    script = Path(__file__).with_name("stock_scoring.py")
+    command = [sys.executable, "-P", str(script), str(folder), "--dtypes", *dtypes, "--ways", *ways]
     command += ["--base", base_model] if base_model else []
     command += ["--with-hf-reward"] if with_hf_reward else []
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
-        raise ValueError(f"Stock transformers cannot load {folder}: {reason}")
+        program = "hf_reward" if with_hf_reward else "Stock transformers"
+        raise ValueError(f"{program} cannot load {folder}: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -224,9 +226,10 @@ def _compare(record: CheckpointRecord, recorded: dict[str, list[float | None]], 
                     for probe, known, reward in zip(conversations, expected, rewards, strict=True)
                 ]
             differences = relative_differences(expected, rewards)
+            largest = max(differences)
             places = differing(expected, rewards, allowed)
             bound = f"allowed {allowed:.1e}" if math.isfinite(allowed) else "reported only"
-            detail = f"largest difference {max(differences):.1e}, {bound}"
+            detail = f"largest difference {largest:.1e}, {bound}"
             if places:
                 worst = max(places, key=differences.__getitem__)
                 detail += f", at the probe {names[worst]!r}: {rewards[worst]} instead of {expected[worst]}"
@@ -235,7 +238,7 @@ def _compare(record: CheckpointRecord, recorded: dict[str, list[float | None]], 
                     name=f"rewards, {dtype}, {_WAY_NAMES[way]}",
                     passed=not places,
                     detail=detail,
-                    difference=max(differences),
+                    difference=largest if math.isfinite(largest) else None,  # JSON has no infinity
                     allowed=allowed if math.isfinite(allowed) else None,
                 )
             )
@@ -246,10 +249,10 @@ def _allowed(dtype: str, way: str, record: CheckpointRecord) -> float:
     """Allowed relative difference; infinite where a difference says nothing against the folder.
 
     Float32 weights are rounded when they are loaded in another precision, and padding on the left shifts rotary
-    positions, which half precisions round otherwise.
+    positions, which half precisions round otherwise. Kernels for quantised weights differ by device.
     """
     if dtype == "float32":
-        return tolerance(dtype)
+        return HALF_TOLERANCE if record.quantization else tolerance(dtype)
     return tolerance(dtype) if dtype == record.dtype and way != "left" else math.inf
 
 

@@ -1,8 +1,8 @@
 """A client of the test Hub that stays: one process that imports once and then runs command after command.
 
-    with Client(hub_environment(hub, tmp_path)) as client:
-        done = client.run("push", str(folder), "user/model")
-        assert done.code == 0, done.error
+with Client(hub_environment(hub, tmp_path)) as client:
+    done = client.run("push", str(folder), "user/model")
+    assert done.code == 0, done.error
 """
 
 import json
@@ -25,23 +25,23 @@ LOOP = """
 import contextlib, io, json, os, sys, traceback
 import torch
 from types import SimpleNamespace
-import hf_reward.push
+import hf_reward.export, hf_reward.push
 from hf_reward import cli
 
 torch.set_num_threads(1)
 answers, requests = os.fdopen(os.dup(1), "w"), sys.stdin
 os.dup2(2, 1)
-real, checked = hf_reward.push.verify_checkpoint, []
+checked = []
 
 def cheap(folder, **options):
     checked.append(str(folder))
     return SimpleNamespace(equal=True)
 
-for line in requests:
-    asked = json.loads(line)
-    hf_reward.push.verify_checkpoint = real if asked["verified"] else cheap
+def run(asked):
+    if not asked["verified"]:
+        hf_reward.push.verify_checkpoint = hf_reward.export.verify_checkpoint = cheap
+    os.environ.update(asked["environment"])
     sys.argv, code, unexpected = ["hf-reward", *asked["arguments"]], 0, None
-    checked.clear()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as error:
         try:
             cli.main()
@@ -51,6 +51,16 @@ for line in requests:
             code, unexpected = 99, "".join(traceback.format_exception(exception))
     answer = {"code": code, "out": out.getvalue(), "error": error.getvalue()}
     print(json.dumps({**answer, "unexpected": unexpected, "checked": len(checked)}), file=answers, flush=True)
+
+for line in requests:
+    process = os.fork()
+    if process == 0:
+        print(os.getpid(), file=answers, flush=True)
+        run(json.loads(line))
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    if status:
+        print(json.dumps({"code": -status, "out": "", "error": ""}), file=answers, flush=True)
 """
 
 
@@ -61,9 +71,9 @@ class Outcome:
     code: int
     out: str
     error: str
-    unexpected: str | None
+    unexpected: str | None = None
     """Traceback of an error that the command line does not explain."""
-    checked: int
+    checked: int = 0
     """How often the cheap check stood in for the real one."""
 
     @property
@@ -73,13 +83,14 @@ class Outcome:
 
 
 class Client:
-    """Runs `hf-reward` commands one after the other in one child process.
+    """Runs `hf-reward` commands one after the other, each in a fork of one child process.
 
     Args:
         environment: From `hub_environment`.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
+        self.running = 0
         self.environment = {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
 
     def __enter__(self) -> Self:
@@ -96,28 +107,37 @@ class Client:
         self.process.kill()
         self.process.wait()
 
-    def run(self, *arguments: str, verified: bool = False, timeout: float = 120) -> Outcome:
+    def run(self, *arguments: object, verified: bool = False, timeout: float = 120, **environment: str) -> Outcome:
         """Run one command; without `verified` a push takes the rewards of a folder for right."""
-        self.send(*arguments, verified=verified)
+        self.send(*arguments, verified=verified, **environment)
         return self.answer(timeout)
 
-    def send(self, *arguments: str, verified: bool = False) -> None:
+    def send(self, *arguments: object, verified: bool = False, **environment: str) -> None:
         """Start one command."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"arguments": arguments, "verified": verified}) + "\n")
+        words = [str(argument) for argument in arguments]
+        asked = {"arguments": words, "verified": verified, "environment": environment}
+        self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
+        self._line()
 
     def answer(self, timeout: float = 120) -> Outcome:
-        """Wait for what was started."""
-        assert self.process.stdout is not None
+        """Wait for what was started; a killed one has the code -9."""
         watchdog = threading.Timer(timeout, self.process.kill)
         watchdog.start()
-        line = self.process.stdout.readline()
+        while "code" not in (line := self._line()):
+            pass
         watchdog.cancel()
-        assert line, f"the client died with {self.process.wait()}"
         return Outcome(**json.loads(line))
 
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the client died with {self.process.wait()}"
+        if "code" not in line:
+            self.running = int(line)
+        return line
+
     def kill(self) -> None:
-        """End the process as `kill -9` does."""
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        """End the running command as `kill -9` does."""
+        os.kill(self.running, signal.SIGKILL)

@@ -8,6 +8,8 @@
 The client reads its endpoint when it is imported, so it runs in a process of its own: `run_python` and `run_module`.
 """
 
+import contextlib
+import copy
 import os
 import socket
 import struct
@@ -16,8 +18,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -25,9 +27,9 @@ from typing import Any, Literal, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_api import HubApi, Request, Response, refusal
-from hub_store import Account, Commit, HubError, Repository, Store
+from hub_store import Account, Blob, Commit, HubError, Repository, Store
 
-FaultKind = Literal["500", "500_after", "reset", "reset_after", "slow", "429", "truncate"]
+FaultKind = Literal["500", "500_after", "reset", "reset_after", "slow", "429", "truncate", "corrupt"]
 
 OWNER_TOKEN = "hf_owner"
 READ_TOKEN = "hf_read_only"
@@ -107,6 +109,23 @@ class Fault:
         return True
 
 
+@dataclass
+class Moment:
+    """Something to do when a request comes.
+
+    Args:
+        matches: Which requests count.
+        skip: How many of them pass before.
+        action: What is done, once.
+        after: Whether it is done when the request has been acted on, and not before.
+    """
+
+    matches: RequestPredicate
+    skip: int
+    action: Callable[[], object]
+    after: bool
+
+
 class HubServer:
     """The test Hub on a free port of 127.0.0.1.
 
@@ -119,6 +138,8 @@ class HubServer:
         self.requests: list[RequestRecord] = []
         self._lock = threading.RLock()
         self._faults: list[Fault] = []
+        self._moments: list[Moment] = []
+        self._busy = 0
         self._store = Store()
         self._api = HubApi(self._store, accounts, lfs)
         self._server = _Listener(("127.0.0.1", 0), type("HubHandler", (_Handler,), {"hub": self}))
@@ -188,6 +209,27 @@ class HubServer:
         with self._lock:
             self._find(repo_id, kind).granted.add(user)
 
+    def put(self, repo_id: str, files: Mapping[str, bytes], revision: str = "main", title: str = "By hand") -> str:
+        """Commit files as somebody else would, and tell the commit's oid."""
+        with self._lock:
+            repository = self._find(repo_id, "model")
+            ref = repository.commit_ref(revision)
+            parent = repository.find(ref)
+            content = {**parent.files, **{path: Blob(data) for path, data in files.items()}}
+            return repository.add_commit(ref, parent, content, "somebody", title).oid
+
+    def snapshot(self) -> Any:
+        """Everything that the Hub holds, to come back to."""
+        with self._lock:
+            return copy.deepcopy(self._store.repositories)
+
+    def restore(self, snapshot: Any) -> None:
+        """Be as at the snapshot: no faults, no recorded requests."""
+        with self._lock:
+            self._store.repositories = copy.deepcopy(snapshot)
+            self.requests.clear()
+            self.clear_faults()
+
     def _find(self, repo_id: str, kind: str) -> Repository:
         return self._store.repositories[kind, repo_id]
 
@@ -208,7 +250,8 @@ class HubServer:
             predicate: Which requests count.
             kind: "500" answers 500 and does nothing; "500_after" does what was asked, then answers 500; "reset" and
                 "reset_after" are the same with a reset connection in place of an answer; "slow" answers after `delay`
-                seconds; "429" asks the client to come back; "truncate" does what was asked and sends half an answer.
+                seconds; "429" asks the client to come back; "truncate" does what was asked and sends half an answer;
+                "corrupt" flips a bit in the middle of the file that is sent.
             at: How many such requests pass before.
             times: How many fail; None for all of them.
             delay: The seconds of "slow".
@@ -216,12 +259,44 @@ class HubServer:
         with self._lock:
             self._faults.append(Fault(kind, predicate, at, times, delay))
 
+    def when(
+        self, predicate: RequestPredicate, action: Callable[[], object], *, at: int = 0, after: bool = False
+    ) -> None:
+        """Do something once, before the request number `at` of those for which the predicate holds is acted on.
+
+        Args:
+            predicate: Which requests count.
+            action: What to do.
+            at: How many such requests pass before.
+            after: Do it when the request has been acted on, before it is answered.
+        """
+        with self._lock:
+            self._moments.append(Moment(predicate, at, action, after))
+
     def clear_faults(self) -> None:
         """Be well again."""
         with self._lock:
             self._faults.clear()
+            self._moments.clear()
+
+    def settle(self) -> None:
+        """Wait until nothing is being answered: a killed client leaves requests behind."""
+        time.sleep(0.05)
+        while self._busy:
+            time.sleep(0.01)
 
     # -- what the handler calls
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Count a request as being answered."""
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
 
     def admit(self, request: Request) -> tuple[RequestRecord, Fault | None]:
         """Record a request and choose the fault that hits it, if any."""
@@ -235,6 +310,15 @@ class HubServer:
             record.fault = fault.kind if fault else None
         return record, fault
 
+    def come(self, record: RequestRecord) -> list[Moment]:
+        """What is to be done at this request."""
+        with self._lock:
+            found = [moment for moment in self._moments if moment.matches(record)]
+            due = [moment for moment in found if moment.skip == 0]
+            for moment in found:
+                moment.skip -= 1
+            return due
+
     def act(self, request: Request) -> Response:
         """Do what is asked: one request at a time."""
         with self._lock:
@@ -247,6 +331,11 @@ class HubServer:
 class _Listener(ThreadingHTTPServer):
     request_queue_size = 64
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed leaves its connection open: not worth a traceback."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -255,24 +344,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         request = self._read_request()
+        with self.hub.working():
+            self._handle(request)
+
+    def _handle(self, request: Request) -> None:
         record, fault = self.hub.admit(request)
         kind = fault.kind if fault else None
+        moments = self.hub.come(record)
+        _pass(moments, after=False)
         if kind == "reset":
             return self._reset()
         if fault and kind == "slow":
             time.sleep(fault.delay)
-        if kind == "500":
-            response = refusal(HubError(500, "Internal Error - We're working hard to fix this as soon as possible!"))
-        elif kind == "429":
-            response = Response(429, {"error": "Too many requests"}, {"Retry-After": "0"})
-        else:
-            response = self.hub.act(request)
+        response = self.hub.act(request) if kind not in ("500", "429") else _BROKEN
+        _pass(moments, after=True)
         if kind == "reset_after":
             return self._reset()
-        if kind == "500_after":
-            response = refusal(HubError(500, "Internal Error - We're working hard to fix this as soon as possible!"))
+        if kind == "429":
+            response = Response(429, {"error": "Too many requests"}, {"Retry-After": "0"})
+        elif kind == "500_after":
+            response = _BROKEN
+        elif kind == "corrupt":
+            response = _corrupted(response)
         record.status = response.status
-        self._send(response, truncated=kind == "truncate")
+        with contextlib.suppress(ConnectionError):  # the client may have been killed
+            self._send(response, truncated=kind == "truncate")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
 
@@ -310,6 +406,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST in place of FIN
         os.close(self.connection.detach())
+
+
+_BROKEN = refusal(HubError(500, "Internal Error - We're working hard to fix this as soon as possible!"))
+
+
+def _pass(moments: list[Moment], after: bool) -> None:
+    for moment in moments:
+        if moment.after == after:
+            moment.action()
+
+
+def _corrupted(response: Response) -> Response:
+    """The same file with one bit flipped."""
+    assert isinstance(response.content, bytes), "only files can be corrupted"
+    data = bytearray(response.content)
+    data[len(data) // 2] ^= 1
+    return replace(response, content=bytes(data))
 
 
 # -- the client, in a process of its own

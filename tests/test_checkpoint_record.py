@@ -1,12 +1,14 @@
 """The record that travels with a model: it comes back as it was, and its hashes see every change that moves ids."""
 
+import copy
 import json
 from importlib.metadata import version
 
 import pytest
+from transformers import AutoTokenizer
 
-from hf_reward import CheckpointRecord, FormatRule
-from hf_reward.checkpoint_record import FILE_NAME, library_versions, template_hash, tokenizer_hash
+from hf_reward import CheckpointRecord, FormatRule, prepare_tokenizer
+from hf_reward.checkpoint_record import FILE_NAME, drift, library_versions, template_hash, tokenizer_hash
 
 
 def make_record(tokenizer, **changes) -> CheckpointRecord:
@@ -72,6 +74,80 @@ def test_the_tokenizer_hash_stays_the_same_when_a_tokenizer_has_been_used_and_re
     assert tokenizer_hash(chat_tokenizer) == before
     chat_tokenizer.save_pretrained(tmp_path)
     assert tokenizer_hash(type(chat_tokenizer).from_pretrained(tmp_path)) == before
+
+
+@pytest.mark.parametrize("kind", ["chat", "text", "pair"])
+def test_hashes_of_prepared_tokenizers_survive_saving(kind, request, tmp_path):
+    tokenizer = prepare_tokenizer(request.getfixturevalue(f"{kind}_tokenizer"))
+    tokenizer.save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    record = make_record(tokenizer, pad_token_id=tokenizer.pad_token_id)
+    assert drift(record, reloaded) == []
+    assert drift(record, prepare_tokenizer(reloaded)) == []
+
+
+def test_drift_names_each_change(chat_tokenizer):
+    tokenizer = prepare_tokenizer(chat_tokenizer)
+    record = make_record(tokenizer, pad_token_id=tokenizer.pad_token_id)
+    assert drift(record, tokenizer) == []
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template += " "
+    assert drift(record, changed) == ["the chat template has changed"]
+    changed.chat_template = None
+    assert drift(record, changed) == ["the chat template is gone"]
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    assert drift(record, left) == ["the tokenizer pads on the left"]
+    other = copy.deepcopy(tokenizer)
+    other.pad_token = "<|im_start|>"
+    assert len(drift(record, other)) == 2
+    assert "pad token has id 1 instead of 0" in drift(record, other)[1]
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["<new>"])
+    assert drift(record, more) == ["the tokenizer's vocabulary, special tokens or merges have changed"]
+
+
+PROBE = {"name": "short", "text": "a", "input_ids": "1 2"}
+
+
+@pytest.mark.parametrize(
+    "probes",
+    [
+        {"conversations": [PROBE]},
+        {"conversations": [PROBE], "rewards": {}},
+        {"conversations": [PROBE], "rewards": {"float32": []}},
+        {"conversations": [PROBE], "rewards": {"float32": [1.0, 2.0]}},
+        {"conversations": [PROBE], "rewards": {"float32": ["1.0"]}},
+        {"conversations": [{"name": "short"}], "rewards": {"float32": [1.0]}},
+        {"conversations": [{**PROBE, "input_ids": "1 b"}], "rewards": {"float32": [1.0]}},
+        {"conversations": [{**PROBE, "input_ids": [1, 2]}], "rewards": {"float32": [1.0]}},
+        {"rewards": {"float32": [1.0]}},
+        [],
+    ],
+)
+def test_damaged_probes_make_a_damaged_record(probes, chat_tokenizer, tmp_path):
+    make_record(chat_tokenizer, probes=probes).save(tmp_path)
+    with pytest.raises(ValueError, match=r"reward_config\.json is not a record of this package"):
+        CheckpointRecord.load(tmp_path)
+
+
+def test_whole_probes_are_read(chat_tokenizer, tmp_path):
+    probes = {"conversations": [PROBE, {**PROBE, "name": "two"}], "rewards": {"float32": [None, 1.5]}}
+    make_record(chat_tokenizer, probes=probes).save(tmp_path)
+    assert CheckpointRecord.load(tmp_path).probes == probes
+
+
+def test_a_path_that_is_no_folder_is_said_to_be_none(tmp_path):
+    for name in (tmp_path / "nowhere", "./nowhere", "../a/b"):
+        with pytest.raises(FileNotFoundError, match="There is no folder"):
+            CheckpointRecord.find(name)
+    assert CheckpointRecord.find("nobody/nothing") is None, "a Hub id that cannot be reached"
+
+
+def test_what_a_later_version_added_is_left_out(chat_tokenizer, tmp_path):
+    path = make_record(chat_tokenizer).save(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of_the_future": 1}))
+    assert CheckpointRecord.load(tmp_path) == make_record(chat_tokenizer)
 
 
 def test_versions_name_what_decides_a_reward():

@@ -3,6 +3,9 @@
 import copy
 import importlib.util
 import json
+import os
+import resource
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,24 @@ import pytest
 import torch
 from conftest import DECODERS, ENCODERS, randomize_head
 from peft import LoraConfig
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from safetensors.torch import load_file
+from saved_models import (
+    copied,
+    edit_json,
+    edit_weights,
+    reward_model,
+    save,
+    saved_model,
+    score_in_process,
+    tokenizer_of,
+)
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    pipeline,
+)
 
 from hf_reward import (
     AutoModelForRewardScoring,
@@ -21,12 +41,22 @@ from hf_reward import (
     prepare_tokenizer,
     save_merged,
 )
-from hf_reward.checkpoint_record import tokenizer_hash
-from hf_reward.export import ADAPTER_FOLDER
+from hf_reward import export as export_module
+from hf_reward import verify as verify_module
+from hf_reward.checkpoint_record import describe, tokenizer_hash
+from hf_reward.export import ADAPTER_FOLDER, ExportRule, export_reward_model, save_adapter, write_verified
+from hf_reward.probes import format_probes, probe_rewards, relative_differences
 from hf_reward.reward_head import Float32Linear
+from hf_reward.verify import VerificationError, verify_checkpoint
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "parity.py"
 TEXTS = ["Paris is the capital.", "Two is even, and three is not.", "No.", "ice melts at zero " * 5]
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Verify without a process of its own."""
+    monkeypatch.setattr(verify_module, "run_stock_scoring", score_in_process)
 
 
 def rewards(model: torch.nn.Module, tokenizer) -> torch.Tensor:
@@ -67,7 +97,7 @@ def test_a_merged_model_is_a_stock_classifier_with_the_same_rewards(arch, make_m
     model = load_with_adapter(folder)
     expected = rewards(model, tokenizer)
     assert expected.std() > 0.01
-    assert save_merged(model, tokenizer, tmp_path / "out") == tmp_path / "out"
+    assert save_merged(model, tokenizer, tmp_path / "out", verify=False) == tmp_path / "out"
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert "lora" not in "".join(stock.state_dict())
     assert close(rewards(stock, AutoTokenizer.from_pretrained(tmp_path / "out")), expected)
@@ -87,7 +117,7 @@ def test_the_adapter_lies_beside_the_merged_model_and_gives_the_same_rewards(mak
         base_model="base",
         training={"steps": 3},
     )
-    save_merged(model, tokenizer, tmp_path / "out", record=record)
+    save_merged(model, tokenizer, tmp_path / "out", record=record, verify=False)
     adapter = tmp_path / "out" / ADAPTER_FOLDER
     assert close(rewards(load(adapter), AutoTokenizer.from_pretrained(adapter)), expected)
     for place in (adapter, tmp_path / "out"):
@@ -98,7 +128,7 @@ def test_the_adapter_lies_beside_the_merged_model_and_gives_the_same_rewards(mak
     assert AutoTokenizer.from_pretrained(tmp_path / "out").padding_side == "right"
 
 
-def test_a_model_without_adapter_is_saved_as_it_is(make_model_folder, tmp_path):
+def test_a_model_without_adapter_is_saved_as_it_is(make_model_folder, tmp_path, in_process):
     folder = make_model_folder("llama")
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
     model = load(folder)
@@ -108,7 +138,7 @@ def test_a_model_without_adapter_is_saved_as_it_is(make_model_folder, tmp_path):
     assert torch.equal(load(tmp_path / "out").score.weight, model.score.weight)
 
 
-def test_a_bfloat16_export_differs_within_its_stated_bound(make_model_folder, tmp_path):
+def test_a_bfloat16_export_differs_within_its_stated_bound(make_model_folder, tmp_path, in_process):
     folder = make_model_folder("llama")
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
     model = load(folder)
@@ -149,12 +179,446 @@ def test_the_text_classification_pipeline_gives_the_reward_itself(arch, make_mod
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
     model = load(folder)
     randomize_head(model)
-    save_merged(model, tokenizer, tmp_path / "out")
+    save_merged(model, tokenizer, tmp_path / "out", verify=False)
     classify = pipeline("text-classification", model=str(tmp_path / "out"), batch_size=2)
     results = classify(TEXTS, add_special_tokens=False)
     assert {result["label"] for result in results} == {"reward"}
     found = torch.tensor([result["score"] for result in results])
     assert close(found, rewards(model, tokenizer))
+
+
+def test_a_bfloat16_model_is_saved_in_float32_when_asked_and_stays_as_it_was(make_model_folder, tmp_path, in_process):
+    source = make_model_folder("llama")
+    model = reward_model(source, dtype="bfloat16")
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    save_merged(model, tokenizer_of(source), tmp_path / "out")
+    assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
+    assert CheckpointRecord.load(tmp_path / "out").dtype == "float32"
+    assert model.dtype == torch.bfloat16
+    save_merged(model, tokenizer_of(source), tmp_path / "half", dtype=torch.bfloat16)
+    found = model.state_dict()
+    assert all(found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_saving_into_a_folder_keeps_other_files_and_removes_old_weights(make_model_folder, tmp_path, in_process):
+    source = make_model_folder("llama")
+    model, tokenizer, out = reward_model(source), tokenizer_of(source), tmp_path / "out"
+    save(model, tokenizer, out, max_shard_size="20KB")
+    assert (out / "model.safetensors.index.json").is_file()
+    (out / "checkpoint-5").mkdir()
+    for name in ("notes.txt", "checkpoint-5/state.json", "model_of_mine.safetensors", "audit_summary.json"):
+        (out / name).write_text("{}")
+    (out / "adapter_config.json").write_text("{}")
+    save_merged(model, tokenizer, out)
+    names = {path.name for path in out.iterdir()}
+    assert {"notes.txt", "checkpoint-5", "model_of_mine.safetensors", "audit_summary.json"} <= names
+    assert (out / "checkpoint-5" / "state.json").is_file()
+    assert [name for name in names if name.startswith(("model-", "adapter_", "model.safetensors."))] == []
+    assert verify_checkpoint(out).equal
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+# --- export --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(make_model_folder, tmp_path, in_process) -> Path:
+    """A saved reward model."""
+    return saved_model(make_model_folder("llama"), tmp_path / "source")
+
+
+def saved_adapter(base: Path, folder: Path, **options) -> Path:
+    model, tokenizer = reward_model(base, lora=True, **options), tokenizer_of(base)
+    save_adapter(model, tokenizer, folder, describe(model, tokenizer, half=torch.bfloat16))
+    return folder
+
+
+@pytest.fixture
+def adapter(make_model_folder, tmp_path, in_process) -> Path:
+    """A saved adapter."""
+    return saved_adapter(make_model_folder("llama"), tmp_path / "source-adapter")
+
+
+def recorded(folder: Path, dtype: str = "float32") -> list[float]:
+    return CheckpointRecord.load(folder).probes["rewards"][dtype]
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "bert", "deberta_v2", "granite"])
+def test_an_adapter_becomes_one_stock_folder(arch, make_model_folder, tmp_path, in_process):
+    adapter = saved_adapter(make_model_folder(arch), tmp_path / "adapter")
+    report = export_reward_model(adapter, tmp_path / "out")
+    assert report.verification.equal
+    assert report.verification.folder == str(tmp_path / "out") == str(report.folder)
+    assert set(report.differences) == {"merge"}
+    assert max(relative_differences(recorded(adapter), recorded(tmp_path / "out"))) <= 1e-4
+    assert (tmp_path / "out" / "README.md").is_file()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"][0].endswith("Classification")
+    assert left_over(tmp_path) == []
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.05), ("float16", 0.01)])
+def test_weights_are_cast_after_the_merge_and_the_head_stays_float32(dtype, bound, adapter, tmp_path):
+    report = export_reward_model(adapter, tmp_path / "out", ExportRule(dtype=dtype))
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    wanted = getattr(torch, dtype)
+    assert {name for name, value in tensors.items() if value.dtype != wanted} == {"score.weight"}
+    assert tensors["score.weight"].dtype == torch.float32
+    full = load_file(export_reward_model(adapter, tmp_path / "full").folder / "model.safetensors")
+    assert torch.equal(full["score.weight"], tensors["score.weight"]), "not rounded on the way"
+    assert all(torch.equal(full[name].to(value.dtype), value) for name, value in tensors.items())
+    assert 0 < report.differences[f"cast to {dtype}"] < bound
+    expected = max(relative_differences(recorded(tmp_path / "full"), recorded(tmp_path / "out")))
+    assert report.differences[f"cast to {dtype}"] == pytest.approx(expected, rel=1e-2)
+    assert set(CheckpointRecord.load(tmp_path / "out").probes["rewards"]) == {"float32", dtype}
+    assert CheckpointRecord.load(tmp_path / "out").dtype == dtype
+    allowed = {check.name: check.allowed for check in report.verification.checks}
+    assert allowed[f"rewards, {dtype}, each alone"] == 2.0**-6
+    assert allowed[f"rewards, {dtype}, padded on the left"] is None, "rotary positions shift, and round otherwise"
+    assert allowed["rewards, float32, padded on the left"] == 1e-5
+    model = load(tmp_path / "out", dtype="auto")
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_a_precision_that_cannot_hold_the_weights_is_refused(make_model_folder, tmp_path, in_process):
+    base = make_model_folder("llama")
+    model = reward_model(base)
+    with torch.no_grad():
+        model.model.norm.weight *= 1e6
+        model.score.weight /= 1e6
+    folder = save(model, tokenizer_of(base), tmp_path / "large")
+    with pytest.raises(ValueError, match="float16 cannot hold this model"):
+        export_reward_model(folder, tmp_path / "out", ExportRule(dtype="float16"))
+    assert not (tmp_path / "out").exists()
+    assert export_reward_model(folder, tmp_path / "out", ExportRule(dtype="bfloat16")).verification.equal
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="`dtype` must be 'float32', 'bfloat16' or 'float16', but is 'int8'"):
+        ExportRule(dtype="int8")
+
+
+def test_weights_are_split_into_shards_of_the_size_asked_for(source, tmp_path):
+    export_reward_model(source, tmp_path / "out", ExportRule(max_shard_size="30KB"))
+    shards = list((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
+    assert recorded(tmp_path / "out") == recorded(source)
+
+
+def test_files_can_be_read_by_those_whom_the_umask_lets(source, tmp_path):
+    old = os.umask(0o027)
+    try:
+        export_reward_model(source, tmp_path / "out", ExportRule(max_shard_size="30KB"))
+    finally:
+        os.umask(old)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert modes == {0o640}, "safetensors writes files for their owner alone"
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+
+
+def test_legacy_rope_is_added_where_there_is_one_and_refused_elsewhere(make_model_folder, tmp_path, in_process):
+    base = make_model_folder("llama")
+    model = reward_model(base)
+    model.config.rope_parameters["rope_theta"] = 50.0
+    model.model.rotary_emb.__init__(model.config)
+    folder = save(model, tokenizer_of(base), tmp_path / "rope")
+    export_reward_model(folder, tmp_path / "out", ExportRule(legacy_rope=True))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50.0
+    assert recorded(tmp_path / "out") == recorded(folder)
+    assert load(tmp_path / "out", verify=True).config.rope_parameters["rope_theta"] == 50.0
+    export_reward_model(folder, tmp_path / "plain")
+    assert "rope_theta" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    gpt2 = saved_model(make_model_folder("gpt2"), tmp_path / "gpt2-reward")
+    with pytest.raises(ValueError, match="no single `rope_theta`"):
+        export_reward_model(gpt2, tmp_path / "none", ExportRule(legacy_rope=True))
+    assert not (tmp_path / "none").exists()
+    assert left_over(tmp_path) == []
+
+
+def test_a_stripped_export_has_no_record_and_can_be_exported_again(source, tmp_path):
+    report = export_reward_model(source, tmp_path / "out", ExportRule(strip=True))
+    assert report.verification.equal, "it was verified before the record was left out"
+    assert not (tmp_path / "out" / "reward_config.json").exists()
+    export_reward_model(tmp_path / "out", tmp_path / "again")
+    assert recorded(tmp_path / "again") == recorded(source)
+
+
+def test_a_record_without_probes_is_given_them_by_an_export(source, tmp_path):
+    expected = recorded(source)
+    edit_json(source / "reward_config.json", probes={}, loss={"loss_type": "bradley_terry"})
+    export_reward_model(source, tmp_path / "out")
+    assert recorded(tmp_path / "out") == expected
+    assert CheckpointRecord.load(tmp_path / "out").loss == {"loss_type": "bradley_terry"}
+
+
+@pytest.mark.parametrize("pad", [None, 5, 0], ids=["none", "an ordinary word", "the end of text"])
+def test_a_foreign_stock_folder_is_given_a_tokenizer_that_fits(
+    pad, make_model_folder, text_tokenizer, tmp_path, in_process
+):
+    """Without record, with a tokenizer that has no pad token and pads on the left, as people publish them."""
+    base = make_model_folder("gpt2", tokenizer=text_tokenizer)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model.config.pad_token_id = pad
+    model.save_pretrained(tmp_path / "foreign")
+    text_tokenizer.padding_side = "left"
+    text_tokenizer.save_pretrained(tmp_path / "foreign")
+    report = export_reward_model(tmp_path / "foreign", tmp_path / "out")
+    assert report.verification.equal
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (tokenizer.pad_token_id, tokenizer.padding_side) == (config["pad_token_id"], "right")
+    assert config["pad_token_id"] == (0 if pad == 0 else len(text_tokenizer))
+    ids = torch.tensor([[9, 8, 7]])
+    with torch.no_grad():
+        found = load(tmp_path / "out")(ids).logits
+        assert torch.allclose(found, model.eval()(ids).logits, atol=1e-6)
+    assert CheckpointRecord.load(tmp_path / "out").base_model is None
+
+
+def test_the_original_base_is_refused_where_it_makes_no_difference(adapter, tmp_path):
+    with pytest.raises(ValueError, match="`original_base` has no effect"):
+        export_reward_model(adapter, tmp_path / "out", original_base=True)
+
+
+def test_a_base_that_has_moved_can_be_named(adapter, tmp_path):
+    base = Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+    moved = base.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"cannot be found.*--base-model"):
+        export_reward_model(adapter, tmp_path / "out")
+    assert export_reward_model(adapter, tmp_path / "out", base_model=str(moved)).verification.equal
+
+
+def test_pickles_are_converted_when_asked(source, tmp_path):
+    weights = source / "model.safetensors"
+    torch.save(load_file(weights), source / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ValueError, match="are pickles"):
+        export_reward_model(source, tmp_path / "out")
+    report = export_reward_model(source, tmp_path / "out", allow_pickle=True)
+    assert report.verification.equal
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_something_is_replaced_only_when_asked(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    old = copied(source, tmp_path / "old")
+    (old / "left.txt").write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        export_reward_model(source, tmp_path / "file")
+    for folder in (old, tmp_path / "mine"):
+        with pytest.raises(FileExistsError, match=r"is not empty.*--overwrite"):
+            export_reward_model(source, folder)
+    with pytest.raises(FileExistsError, match="holds no model, so it is not replaced"):
+        export_reward_model(source, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years"
+    export_reward_model(source, tmp_path / "empty")
+    export_reward_model(source, old, overwrite=True)
+    assert not (old / "left.txt").exists()
+    assert recorded(old) == recorded(source) == recorded(tmp_path / "empty")
+    export_reward_model(source, source, ExportRule(dtype="bfloat16"), overwrite=True)
+    assert CheckpointRecord.load(source).dtype == "bfloat16"
+    assert left_over(tmp_path) == []
+
+
+def _without_head(model, target, **options):
+    state = {name: value for name, value in model.state_dict().items() if name != "score.weight"}
+    PreTrainedModel.save_pretrained(model, target, state_dict=state, **options)
+
+
+def _with_rounded_head(model, target, **options):
+    state = {n: v.bfloat16().float() if n == "score.weight" else v for n, v in model.state_dict().items()}
+    PreTrainedModel.save_pretrained(model, target, state_dict=state, **options)
+
+
+def _with_cast_backbone(model, target, **options):
+    state = {n: v if n == "score.weight" else v.bfloat16().float() for n, v in model.state_dict().items()}
+    PreTrainedModel.save_pretrained(model, target, state_dict=state, **options)
+
+
+@pytest.mark.parametrize("fault", [_without_head, _with_rounded_head, _with_cast_backbone])
+@pytest.mark.parametrize("way", ["export", "save_merged"])
+def test_what_fails_verification_never_appears(way, fault, source, tmp_path, monkeypatch):
+    old = copied(source, tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    model, tokenizer = load(source), tokenizer_of(source)
+    monkeypatch.setattr(LlamaForSequenceClassification, "save_pretrained", fault, raising=False)
+
+    def attempt(folder):
+        if way == "save_merged":
+            return save_merged(model, tokenizer, folder)
+        return export_reward_model(source, folder, overwrite=True)
+
+    for folder in (tmp_path / "new", old):
+        with pytest.raises(VerificationError, match="does not give the model's rewards, so it was removed") as caught:
+            attempt(folder)
+        assert not caught.value.verification.equal
+        assert str(folder) in str(caught.value)
+    assert not (tmp_path / "new").exists()
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [3_000, 40_000])
+@pytest.mark.parametrize("way", ["export", "save_merged", "adapter"])
+def test_a_full_disk_leaves_nothing_behind_and_keeps_what_was_there(way, limit, source, adapter, tmp_path):
+    old = copied(source, tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    tokenizer = tokenizer_of(source)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def attempt(folder):
+        if way == "export":
+            return export_reward_model(source, folder, overwrite=True)
+        return save_merged(model, tokenizer, folder)
+
+    for folder in (tmp_path / "new", old):
+        model = load(adapter if way == "adapter" else source)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # a write beyond it fails as on a full disk
+        try:
+            with pytest.raises(OSError, match=r"could not be written, and is as it was.*space and permissions"):
+                attempt(folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        whole_adapter = {name for name in files if name.startswith("adapter/")}  # written first, and checked by nobody
+        assert files - whole_adapter == (set(before) if folder == old else set())
+        assert bool(whole_adapter) == ((way, limit) == ("adapter", 40_000))
+        assert not whole_adapter or verify_checkpoint(folder / "adapter").equal
+    assert {path.name: path.read_bytes() for path in old.iterdir() if path.is_file()} == before
+    assert left_over(tmp_path) == []
+    assert left_over(old) == []
+
+
+def test_a_model_whose_adapter_is_merged_already_is_not_saved_as_an_adapter(adapter, tmp_path):
+    model, tokenizer = load(adapter), tokenizer_of(adapter)
+    save_merged(model, tokenizer, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"was merged into it by an earlier save.*from_pretrained"):
+        save_merged(model, tokenizer, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_folder_that_may_not_be_written_is_said_so(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"could not be written.*(Not a directory|File exists)"):
+        export_reward_model(source, tmp_path / "file" / "out")
+
+
+def test_architectures_that_no_server_knows_are_refused_unless_asked(tmp_path, pair_tokenizer, in_process):
+    from transformers import ElectraConfig, ElectraForSequenceClassification
+
+    config = ElectraConfig(
+        vocab_size=len(pair_tokenizer),
+        embedding_size=32,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        num_labels=1,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    ElectraForSequenceClassification(config).save_pretrained(tmp_path / "electra")
+    pair_tokenizer.save_pretrained(tmp_path / "electra")
+    with pytest.raises(ValueError, match=r"No server .* can load ElectraForSequenceClassification.*--allow-unserved"):
+        export_reward_model(tmp_path / "electra", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    report = export_reward_model(tmp_path / "electra", tmp_path / "out", ExportRule(allow_unserved=True))
+    assert report.verification.equal
+    assert {each.consumer for each in report.consumers if not each.loads} >= {"vLLM", "SGLang", "TEI"}
+
+
+def test_a_source_whose_head_was_damaged_is_refused(source, tmp_path):
+    for change in (
+        lambda tensors: tensors.pop("score.weight"),
+        lambda tensors: tensors.update({"score.weight": torch.ones(1, 32)}),
+    ):
+        damaged = copied(source, tmp_path / "damaged")
+        edit_weights(damaged / "model.safetensors", change)
+        with pytest.raises(ValueError, match="does not give the rewards that it was saved with"):
+            export_reward_model(damaged, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        (damaged / "model.safetensors").unlink()
+        damaged.rename(tmp_path / f"used-{id(change)}")
+
+
+@pytest.mark.parametrize("arch", ["llama", "bert", "deberta_v2"])
+def test_a_source_without_a_head_is_refused(arch, make_model_folder, tmp_path, in_process):
+    base = make_model_folder(arch)
+    with pytest.raises(ValueError, match="has no reward head"):
+        export_reward_model(base, tmp_path / "out")
+    folder = saved_model(base, tmp_path / "headless")
+    (folder / "reward_config.json").unlink()
+    heads = ("score.", "classifier.")
+    edit_weights(
+        folder / "model.safetensors",
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(heads)],
+    )
+    with pytest.raises(ValueError, match="has no reward head"):
+        export_reward_model(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_without_tokenizer_or_with_a_damaged_record_is_refused(source, tmp_path):
+    bare = copied(source, tmp_path / "bare")
+    for path in (*bare.glob("tokenizer*"), bare / "reward_config.json"):
+        path.unlink()
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        export_reward_model(bare, tmp_path / "out")
+    (source / "reward_config.json").write_text('{"format": {}}')
+    with pytest.raises(ValueError, match="is not a record of this package"):
+        export_reward_model(source, tmp_path / "out")
+    with pytest.raises(OSError, match="nowhere"):
+        export_reward_model(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_a_merge_that_moves_rewards_is_refused(adapter, tmp_path, monkeypatch):
+    def wrong(model):
+        merged = merge_adapter(model)
+        merged.model.layers[0].mlp.up_proj.weight.data += 0.01
+        return merged
+
+    monkeypatch.setattr(export_module, "merge_adapter", wrong)
+    with pytest.raises(VerificationError, match="Merging the adapter moves rewards"):
+        export_reward_model(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_in_the_record_is_found_too(source, tmp_path, monkeypatch):
+    """Were rewards recorded of other weights than are written, the fresh process would not agree."""
+    model, tokenizer = load(source), tokenizer_of(source)
+    record = CheckpointRecord.load(source)
+    real = export_module.describe
+
+    def shifted(*args, **options):
+        found = real(*args, **options)
+        found.probes["rewards"]["float32"][3] += 1e-3
+        return found
+
+    monkeypatch.setattr(export_module, "describe", shifted)
+    with pytest.raises(VerificationError, match="at the probe 'unicode'"):
+        write_verified(model, tokenizer, tmp_path / "out", record, ExportRule())
+
+
+def test_rewards_are_those_of_the_model_that_was_given(source, tmp_path):
+    model, tokenizer = load(source), tokenizer_of(source)
+    expected = probe_rewards(model, format_probes(tokenizer, limit=508))
+    write_verified(model, tokenizer, tmp_path / "out", CheckpointRecord.load(source), ExportRule(), verify=False)
+    assert recorded(tmp_path / "out") == expected
 
 
 # --- fresh processes -----------------------------------------------------------------------------------------------

@@ -95,6 +95,15 @@ def test_every_architecture_becomes_its_stock_classifier_and_reloads_bit_for_bit
     assert rewards(model).std() > 0.01
 
 
+@pytest.mark.parametrize("arch", ["llama", "bert", "deberta_v2"])
+def test_a_model_knows_whether_its_head_is_new_and_what_class_it_is(arch, make_model_folder, tmp_path):
+    model = load(make_model_folder(arch))
+    assert model.has_new_head
+    assert model.config.architectures == [type(model).__name__]
+    model.save_pretrained(tmp_path / "saved")
+    assert not load(tmp_path / "saved").has_new_head
+
+
 def test_the_factory_is_not_to_be_instantiated():
     with pytest.raises(TypeError, match="from_pretrained"):
         AutoModelForRewardScoring()

@@ -1,0 +1,74 @@
+"""Facts -> `.eval_results/*.yaml`, which the Hub shows beside the datasets that a model was evaluated on."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+from hf_reward.card.facts import CardFacts
+from hf_reward.card.hub_names import hub_datasets
+from hf_reward.card.text import hub_id, one_line
+from hf_reward.card.values import as_list, number, rounded_bounds, whole_number
+from hf_reward.checkpoint_record import CheckpointRecord
+
+ENTRIES_FOLDER = ".eval_results"
+_OURS = "hf_reward--"
+"""Files of `.eval_results` that start so were written here, and are written anew."""
+
+
+def write_evaluation_entries(facts: CardFacts) -> list[Path]:
+    """Write `.eval_results/*.yaml` for results whose Hub dataset is known; what an earlier call wrote goes.
+
+    Args:
+        facts: What the card is made of; partial benchmarks do not compare with others' and are left out.
+
+    Returns:
+        The files, one for each dataset.
+    """
+    place = facts.folder / ENTRIES_FOLDER
+    for old in place.glob(f"{_OURS}*.yaml"):
+        old.unlink()
+    entries: dict[str, list[EvalResultEntry]] = {}
+    for entry in [*_held_out_entry(facts.record), *_benchmark_entries(facts.benchmarks)]:
+        entries.setdefault(entry.dataset_id, []).append(entry)
+    files = []
+    for dataset, found in entries.items():
+        place.mkdir(exist_ok=True)
+        files.append(place / f"{_OURS}{dataset.replace('/', '--')}.yaml")
+        content = yaml.safe_dump(eval_result_entries_to_yaml(found), sort_keys=False, allow_unicode=True, width=1000)
+        files[-1].write_text(content, encoding="utf-8")
+    return files
+
+
+def _held_out_entry(record: CheckpointRecord) -> list[EvalResultEntry]:
+    datasets, values = hub_datasets(record), record.evaluation
+    accuracy = number(values.get("accuracy"))
+    if accuracy is None or len(datasets) != 1:
+        return []
+    parts = _interval_notes([values.get("accuracy_ci_low"), values.get("accuracy_ci_high")], values.get("num_pairs"))
+    prompts, length = whole_number(values.get("num_prompts")), number(values.get("length_baseline"))
+    parts += [f"{prompts} prompts"] if prompts is not None else []
+    parts += [f"length rule {length:.4f}"] if length is not None else []
+    notes = "; ".join(["pairwise accuracy on held-out pairs, a tie is wrong", *parts])
+    return [EvalResultEntry(dataset_id=datasets[0], task_id="default", value=round(accuracy, 4), notes=notes)]
+
+
+def _benchmark_entries(benchmarks: list[dict[str, Any]]) -> list[EvalResultEntry]:
+    entries = []
+    for each in benchmarks:
+        dataset, overall = hub_id(each.get("dataset_id")), number(each.get("overall"))
+        if dataset is None or overall is None or each.get("partial"):
+            continue
+        parts = [one_line(each.get("benchmark") or ""), *_interval_notes(as_list(each.get("ci")), each.get("n"))]
+        ties, task = whole_number(each.get("ties")), one_line(each.get("task_id") or "default")
+        parts += [f"{ties} ties"] if ties is not None else []
+        notes = "; ".join(part for part in parts if part) or None
+        entries.append(EvalResultEntry(dataset_id=dataset, task_id=task, value=round(overall, 4), notes=notes))
+    return entries
+
+
+def _interval_notes(bounds: list[Any], count: Any) -> list[str]:
+    known, pairs = rounded_bounds(bounds), whole_number(count)
+    parts = [f"95% interval {known[0]:.4f} to {known[1]:.4f}"] if known else []
+    return parts + ([f"{pairs} pairs"] if pairs is not None else [])

@@ -1,0 +1,149 @@
+"""Facts -> front matter of the card: what the user says, checked so that a mistake stops here and not at the Hub."""
+
+import re
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from hf_reward.card.facts import CardFacts
+from hf_reward.card.hub_names import averaged_models, base_models, hub_datasets, refusal
+from hf_reward.card.text import hub_id, one_line
+from hf_reward.card.values import as_list, number, rounded_bounds, whole_number
+from hf_reward.checkpoint_record import CheckpointRecord
+
+_LANGUAGE = re.compile(r"([a-z]{2,3})(-[A-Za-z0-9]+)*|code|multilingual")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
+_COMPUTED = (
+    *("base_model_relation", "datasets", "eval_results", "library_name", "metrics", "model-index", "model_index"),
+    *("pipeline_tag", "ignore_metadata_errors"),
+)
+_NOT_METADATA = ("model_name", "dataset", "dataset_tags", "dataset_args", "tasks", "finetuned_from", "base_model")
+_OWN_TAGS = ("reward-model", "hf_reward", "rlhf", "preference-model")
+_METRICS = {
+    "accuracy": "accuracy (a tie is wrong)",
+    "log_loss": "log loss (nats)",
+    "brier_score": "Brier score",
+}
+
+
+def card_metadata(facts: CardFacts) -> ModelCardData:
+    """The front matter of a card.
+
+    Args:
+        facts: What the card is made of; `facts.record.card` holds what the user says.
+
+    Returns:
+        Metadata whose YAML can be read back.
+
+    Raises:
+        ValueError: If something that the user says cannot stand in a card's metadata.
+    """
+    record, card = facts.record, facts.record.card
+    models, datasets = base_models(record), hub_datasets(record)
+    results = [*_held_out_results(facts, datasets), *_benchmark_results(facts.benchmarks)]
+    relation = "merge" if averaged_models(record) else ("adapter" if facts.is_adapter else "finetune")
+    return ModelCardData(
+        language=_language(card.get("language")),
+        license=_license(card.get("license")),
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=models if len(models) > 1 else (models[0] if models else None),
+        base_model_relation=relation if models else None,
+        datasets=datasets or None,
+        metrics=["accuracy"],
+        tags=_tags(record),
+        model_name=facts.title if results else None,
+        eval_results=results or None,
+        **_extra(card),
+    )
+
+
+def _language(value: Any) -> str | list[str] | None:
+    for code in as_list(value):
+        if not isinstance(code, str) or not _LANGUAGE.fullmatch(code):
+            raise refusal("language", code, "a lower-case ISO 639 code such as 'en', 'code', 'multilingual', or a list")
+    return value or None
+
+
+def _license(value: Any) -> str | None:
+    if value in (None, ""):
+        return None
+    if not isinstance(value, str) or not _LICENSE.fullmatch(value.lower()):
+        raise refusal("license", value, "the Hub's name of a licence such as 'apache-2.0', or 'other'")
+    return value.lower()
+
+
+def _tags(record: CheckpointRecord) -> list[str]:
+    trained = number(record.training.get("steps")) and not record.origin.get("imported_from")
+    said = as_list(record.card.get("tags"))
+    for tag in said:
+        if not isinstance(tag, str) or not tag or tag != one_line(tag):
+            raise refusal("tags", tag, "text on one line, or a list of such")
+    return list(dict.fromkeys([*_OWN_TAGS, *(["generated_from_trainer"] if trained else []), *said]))
+
+
+def _extra(card: dict[str, Any]) -> dict[str, Any]:
+    """What else the user wants in the metadata; names of the Trainer's own card that are none are left out."""
+    extra = {}
+    for key, value in card.items():
+        if key in ("language", "license", "tags", *_NOT_METADATA) or value is None:
+            continue
+        if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z][\w\-]*", key) or key in _COMPUTED:
+            raise refusal(str(key), value, "left out: the card computes it" if key in _COMPUTED else "a plain name")
+        if not _is_plain(value):
+            raise refusal(key, value, "text, a finite number, true, false, or lists and dicts of them")
+        extra[key] = value
+    return extra
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(key) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, str):
+        return all(char.isprintable() or char == "\n" for char in value)
+    return value is None or isinstance(value, bool) or number(value) is not None
+
+
+# --- the `model-index`: interval and counts beside each value ---------------------------------------------------------
+
+
+def _held_out_results(facts: CardFacts, datasets: list[str]) -> list[EvalResult]:
+    values = facts.values
+    known = {
+        "ci95": rounded_bounds([values.get("accuracy_ci_low"), values.get("accuracy_ci_high")]),
+        "pairs": whole_number(values.get("num_pairs")),
+        "prompts": whole_number(values.get("num_prompts")),
+    }
+    data = (datasets[0], datasets[0]) if len(datasets) == 1 else ("held-out-preferences", "held-out preference pairs")
+    return [
+        _result(data, kind, name, values[kind], known if kind == "accuracy" else {})
+        for kind, name in _METRICS.items()
+        if kind in values
+    ]
+
+
+def _benchmark_results(benchmarks: list[dict[str, Any]]) -> list[EvalResult]:
+    results = []
+    for each in benchmarks:
+        overall = number(each.get("overall"))
+        if overall is not None:
+            name = one_line(each.get("benchmark") or "benchmark")
+            known = {"ci95": rounded_bounds(as_list(each.get("ci"))), "pairs": whole_number(each.get("n"))}
+            data = (hub_id(each.get("dataset_id")) or name, f"{name} (partial)" if each.get("partial") else name)
+            results.append(_result(data, "accuracy", "accuracy", overall, known))
+    return results
+
+
+def _result(data: tuple[str, str], kind: str, name: str, value: float, known: dict[str, Any]) -> EvalResult:
+    return EvalResult(
+        task_type="text-classification",
+        task_name="preference prediction",
+        dataset_type=data[0],
+        dataset_name=data[1],
+        metric_type=kind,
+        metric_name=name,
+        metric_value=round(value, 4),
+        metric_args={key: each for key, each in known.items() if each is not None} or None,
+    )

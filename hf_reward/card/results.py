@@ -1,0 +1,94 @@
+"""Evaluation and benchmarks -> rows and lines of the card, with the rules that the model has to beat beside it."""
+
+from typing import Any
+
+from hf_reward.card.facts import CardFacts
+from hf_reward.card.text import escaped
+from hf_reward.card.values import NO_VALUE, as_list, cells, counted, interval, number, share
+
+_OF_SOURCE = ("accuracy_ci_low", "accuracy_ci_high", "num_pairs", "length_baseline")
+_INTERVAL = 2
+"""The column of the interval, in both tables of held-out pairs."""
+
+
+def accuracy_rows(facts: CardFacts) -> list[list[str]]:
+    """Rule, accuracy, interval and pairs of the model and of what it has to beat; empty without an accuracy."""
+    values = facts.values
+    if "accuracy" not in values:
+        return []
+    sizes = (counted(values.get("num_pairs"), "pair"), counted(values.get("num_prompts"), "prompt"))
+    bounds = interval(values.get("accuracy_ci_low"), values.get("accuracy_ci_high"))
+    size = ", ".join(each for each in sizes if each)
+    rows = [cells("**this model** (a tie is wrong)", share(values["accuracy"]), bounds, size)]
+    rows += _metric_row(values, "this model, ties count half", "accuracy_half_credit", "num_pairs")
+    rows += _metric_row(values, "rule: prefer the longer response (tokens)", "length_baseline", "num_pairs")
+    for each in facts.record.baselines:
+        if number(each.get("accuracy")) is not None:
+            name = f"baseline: {escaped(each.get('name') or 'unnamed')}"
+            bounds = interval(each.get("ci_low"), each.get("ci_high"))
+            rows.append(cells(name, share(each["accuracy"]), bounds, counted(each.get("num_pairs"), "pair")))
+    for side in ("longer", "shorter"):
+        name = f"this model where the preferred response is {side}"
+        rows += _metric_row(values, name, f"accuracy_preferred_{side}", f"num_preferred_{side}")
+    return rows
+
+
+def _metric_row(values: dict[str, float], label: str, name: str, count: str) -> list[list[str]]:
+    return [cells(label, share(values[name]), None, counted(values.get(count), "pair"))] if name in values else []
+
+
+def measure_lines(facts: CardFacts) -> list[str]:
+    """What the evaluation says beside accuracy, a sentence each."""
+    forms = {
+        "tie_rate": "{:.1%} of pairs get equal rewards.",
+        "log_loss": "Log loss {:.3f} nats a pair; knowing nothing scores ln 2 = 0.693.",
+        "brier_score": "Brier score {:.3f}; knowing nothing scores 0.250.",
+        "margin": "The preferred response's reward minus the other's: {:+.3f} on average.",
+    }
+    values = facts.values
+    return [form.format(values[name]) for name, form in forms.items() if name in values]
+
+
+def source_rows(facts: CardFacts) -> list[list[str]]:
+    """Name, accuracy, interval, length rule and pairs of each source of a mixture."""
+    values, rows = facts.values, []
+    for key in sorted(values):
+        name = key.removesuffix("_accuracy")
+        if name and name != key and f"{name}_num_pairs" in facts.record.evaluation:  # else a metric of the user's own
+            part = {each: values.get(f"{name}_{each}") for each in _OF_SOURCE}
+            bounds = interval(part["accuracy_ci_low"], part["accuracy_ci_high"])
+            size = counted(part["num_pairs"], "pair")
+            rows.append(cells(escaped(name), share(values[key]), bounds, share(part["length_baseline"]), size))
+    return rows
+
+
+def has_intervals(facts: CardFacts) -> bool:
+    """Whether the tables of held-out pairs show any interval."""
+    return any(row[_INTERVAL] != NO_VALUE for row in [*accuracy_rows(facts), *source_rows(facts)])
+
+
+def benchmark_views(facts: CardFacts) -> list[dict[str, Any]]:
+    """Each benchmark as a table's row, its sections in words, and what it was run without."""
+    return [_benchmark_view(each) for each in facts.benchmarks]
+
+
+def _benchmark_view(result: dict[str, Any]) -> dict[str, Any]:
+    name, ties = escaped(result.get("benchmark") or "unnamed"), number(result.get("ties"))
+    bounds = as_list(result.get("ci"))
+    return {
+        "row": cells(
+            name + (" (partial)" if result.get("partial") else ""),
+            share(result.get("overall")),
+            interval(*bounds) if len(bounds) == 2 else None,
+            counted(result.get("n"), "pair"),
+            None if ties is None else f"{ties:g}",
+            _shares(result.get("baselines") or {}),
+        ),
+        "name": name,
+        "sections": _shares(result.get("sections") or {}),
+        "missing": ", ".join(map(escaped, as_list(result.get("partial")))),
+    }
+
+
+def _shares(values: dict[str, Any]) -> str:
+    return ", ".join(f"{escaped(name)} {share(value)}" for name, value in values.items() if share(value))

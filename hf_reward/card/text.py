@@ -1,0 +1,66 @@
+"""Any text -> text that may be published: one line, no markup, and nothing of this machine; a path is no Hub id."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+_ABSOLUTE = r"(?:file://)?(?:~[\w-]*/|/|\.\./|[A-Za-z]:\\)"
+_QUOTED_PATH = re.compile(rf"(['\"])([^'\"\s]*?)(?<![\w:/.])({_ABSOLUTE}[^'\"]*)\1")
+_PATH = re.compile(rf"(?<![\w.:/~\\-]){_ABSOLUTE}(?:\\.|[^\s'\"`,;|)\]}}])+")
+_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+_FOLDERS = {"models", "datasets", "data", "outputs", "output", "checkpoints", "runs", "results", "tmp"}
+"""Names of folders by custom, so that `models/x` is a path even where it does not exist."""
+_FILE_ENDS = (".json", ".jsonl", ".csv", ".parquet", ".gguf", ".safetensors", ".jinja")
+
+
+def one_line(value: Any) -> str:
+    """Text without line breaks, control characters and doubled spaces."""
+    return "".join(char for char in " ".join(str(value).split()) if char.isprintable())
+
+
+def escaped(text: Any) -> str:
+    """Text on one line that breaks no table and makes no markup, without paths of this machine and tokens."""
+    plain = without_paths(one_line(text))
+    plain = re.sub(r"([\\|`*\[\]])", r"\\\1", plain).replace("<", "&lt;")
+    return f"\\{plain}" if re.match(r"[-+#>=~_]", plain) else plain
+
+
+def fenced(text: str) -> str:
+    """Text for a code block, on one line."""
+    return without_paths(one_line(re.sub(r"\\\s*\n", " ", text))).replace("```", "'''")
+
+
+def without_paths(text: str) -> str:
+    """The text with `LOCAL/name` for every absolute path, and without Hub tokens."""
+    text = _QUOTED_PATH.sub(lambda found: f"{found[1]}{found[2]}{_last_part(found[3])}{found[1]}", text)
+    return _SECRET.sub("HF_TOKEN", _PATH.sub(lambda found: _last_part(found[0]), text))
+
+
+def _last_part(path: str) -> str:
+    return "/".join(["LOCAL", *[part for part in re.split(r"[\\/]+", path) if part][-1:]])
+
+
+def hub_id(name: Any) -> str | None:
+    """The Hub id that a name is, or None if it is a path on this machine or no id at all."""
+    if not isinstance(name, str) or is_local(name):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name or None
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is a path: one that exists, an absolute or relative one, or a file's."""
+    if name.startswith((".", "/", "~")) or "\\" in name or re.match(r"[A-Za-z]:", name) or name.count("/") > 1:
+        return True
+    if name.endswith(("/", *_FILE_ENDS)) or ("/" in name and name.split("/")[0] in _FOLDERS):
+        return True
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False

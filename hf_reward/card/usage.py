@@ -1,0 +1,61 @@
+"""Record and files of the folder -> what decides the snippets: how a text is given, and which programs take it."""
+
+import json
+from typing import Any
+
+import transformers
+
+from hf_reward.card.facts import CardFacts, read_json
+
+
+def snippet_choices(facts: CardFacts) -> dict[str, Any]:
+    """What decides the snippets."""
+    config = read_json(facts.folder / "config.json", dict)
+    tokens = read_json(facts.folder / "tokenizer_config.json", dict)
+    architecture = str((config.get("architectures") or [""])[0])
+    is_stock = facts.is_adapter or not architecture or hasattr(transformers, architecture)
+    has_end = not tokens or (tokens.get("eos_token") is not None and not tokens.get("add_eos_token"))
+    separator = str(facts.record.format.get("separator") or "")
+    pad = facts.record.pad_token_id
+    options = f', num_labels=1, problem_type="regression", pad_token_id={pad}' if facts.is_adapter else ""
+    return {
+        "id": facts.model_id,
+        "served": "merged" if facts.is_adapter else facts.model_id,
+        "has_id": facts.has_id,
+        "kind": _kind(facts, tokens),
+        "text": " + ".join(
+            ["prompt", *([json.dumps(separator)] if separator else []), "response"]
+            + (["tokenizer.eos_token"] if has_end else [])
+        ),
+        "options": options,
+        "is_adapter": facts.is_adapter,
+        "is_stock": is_stock,
+        "sglang": _sglang(architecture),
+        "has_probes": bool(facts.record.probes.get("conversations")),
+    }
+
+
+def _kind(facts: CardFacts, tokens: dict[str, Any]) -> str:
+    """`chat`, `pair` (prompt and response as a text pair) or `text` (prompt, response and end token in one)."""
+    if facts.record.template_hash:
+        return "chat"
+    probes = facts.record.probes.get("conversations") or []
+    if probes:
+        return "pair" if "text_pair" in probes[0] else "text"
+    if tokens:
+        return "pair" if tokens.get("cls_token") and tokens.get("sep_token") else "text"
+    return "pair" if facts.record.reads == "pooled" else "text"
+
+
+def _sglang(architecture: str) -> str | None:
+    """What SGLang 0.5.23 is documented to return, None where it has no reward head for the architecture."""
+    shifted = (
+        "differences between rewards are right, but every reward is shifted by a constant that changes at each load"
+    )
+    if architecture.startswith(("Qwen2For", "Qwen3For")):
+        return f"for this architecture {shifted}"
+    if architecture.startswith(("LlamaFor", "Gemma2For")):
+        return "rewards come back raw"
+    if architecture:
+        return None
+    return f"rewards come back raw for Llama and Gemma 2; for Qwen2 and Qwen3 {shifted}"

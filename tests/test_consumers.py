@@ -1,0 +1,95 @@
+"""What is said of other programs is what their sources say, for the architectures that are tested here."""
+
+import dataclasses
+
+import pytest
+from conftest import DECODERS, ENCODERS
+from saved_models import reward_model
+
+from hf_reward.architectures import classifier_class, has_stock_class
+from hf_reward.consumers import CANNOT, SAME, SHIFTED, WITH_OPTION, as_rows, can_be_served, consumers, why_unserved
+from hf_reward.reward_head import reads_positions
+
+# vLLM, SGLang, TEI, OpenRLHF, verl
+FACTS = {
+    "llama": (SAME, SAME, CANNOT, SAME, SAME),
+    "qwen2": (SAME, SHIFTED, CANNOT, SAME, SAME),
+    "qwen3": (SAME, SHIFTED, CANNOT, SAME, SAME),
+    "mistral": (SAME, CANNOT, CANNOT, SAME, SAME),
+    "gemma2": (SAME, SAME, CANNOT, SAME, SAME),
+    "gemma3": (WITH_OPTION, CANNOT, CANNOT, SAME, WITH_OPTION),
+    "gpt2": (SAME, CANNOT, CANNOT, SAME, SAME),
+    "gpt_neox": (SAME, CANNOT, CANNOT, SAME, SAME),
+    "opt": (SAME, CANNOT, CANNOT, SAME, SAME),
+    "phi3": (SAME, CANNOT, CANNOT, SAME, SAME),
+    "olmo2": (SAME, CANNOT, CANNOT, SAME, SAME),
+    "smollm3": (SAME, CANNOT, CANNOT, SAME, SAME),
+    "granite": (SAME, CANNOT, CANNOT, CANNOT, SAME),
+    "bert": (SAME, SAME, WITH_OPTION, CANNOT, CANNOT),
+    "roberta": (SAME, CANNOT, WITH_OPTION, CANNOT, CANNOT),
+    "deberta_v2": (CANNOT, CANNOT, WITH_OPTION, CANNOT, CANNOT),
+    "modernbert": (SAME, CANNOT, WITH_OPTION, CANNOT, CANNOT),
+    "distilbert": (CANNOT, CANNOT, WITH_OPTION, CANNOT, CANNOT),
+}
+NAMES = ("vLLM", "SGLang", "TEI", "OpenRLHF", "verl")
+
+
+def verdicts_of(arch):
+    config = {**DECODERS, **ENCODERS}[arch](64)
+    stock = has_stock_class(config)
+    config.architectures = [classifier_class(config).__name__]
+    return {each.consumer: each for each in consumers(config, is_stock=stock, is_decoder=arch in DECODERS)}
+
+
+@pytest.mark.parametrize("arch", FACTS)
+def test_each_architecture_has_the_consumers_that_their_sources_name(arch):
+    found = verdicts_of(arch)
+    assert tuple(found[name].outcome for name in NAMES) == FACTS[arch]
+    own = WITH_OPTION if arch == "granite" else SAME
+    assert found["transformers, pipeline"].outcome == own == found["TRL (reward_funcs)"].outcome
+    assert can_be_served(list(found.values()))
+    assert all(each.loads == (each.outcome != CANNOT) for each in found.values())
+
+
+def test_every_tested_architecture_is_covered():
+    assert set(FACTS) == {*DECODERS, *ENCODERS}
+
+
+def test_notes_say_what_to_do():
+    assert "random bias" in verdicts_of("qwen3")["SGLang"].note
+    assert '"raw_scores": true' in verdicts_of("bert")["TEI"].note
+    assert '["Gemma3ForSequenceClassification"]' in verdicts_of("gemma3")["vLLM"].note
+    assert "register_classifier" in verdicts_of("granite")["transformers, pipeline"].note
+    rows = as_rows(list(verdicts_of("llama").values()))
+    assert ("SGLang", SAME, verdicts_of("llama")["SGLang"].note) in rows
+    assert all(len(row) == 3 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["HeliumForSequenceClassification", "GPTNeoForSequenceClassification"])
+def test_decoders_without_a_native_class_need_vllm_told_where_to_read(name):
+    config = DECODERS["llama"](64)
+    config.architectures = [name]
+    verdict = next(each for each in consumers(config) if each.consumer == "vLLM")
+    assert verdict.outcome == WITH_OPTION
+    assert '"pooling_type": "LAST"' in verdict.note
+
+
+@pytest.mark.parametrize("name", ["ElectraForSequenceClassification", "AlbertForSequenceClassification"])
+def test_encoders_that_no_server_knows_cannot_be_served(name):
+    config = ENCODERS["bert"](64)
+    config.architectures = [name]
+    verdicts = consumers(config, is_decoder=False)
+    assert not can_be_served(verdicts)
+    assert {each.consumer for each in verdicts if each.loads} == {"transformers, pipeline", "TRL (reward_funcs)"}
+    message = why_unserved(config)
+    assert name in message
+    assert "allow_unserved=True" in message
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma3", "bert", "deberta_v2", "granite"])
+def test_a_model_that_was_made_from_a_language_model_is_judged_as_the_classifier_that_it_is(arch, make_model_folder):
+    model = reward_model(make_model_folder(arch))
+    stock = has_stock_class(model.config)
+    found = consumers(model.config, is_stock=stock, is_decoder=reads_positions(model))
+    expected = verdicts_of(arch).values()
+    assert [dataclasses.astuple(each) for each in found] == [dataclasses.astuple(each) for each in expected]

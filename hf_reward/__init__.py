@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_reward.architectures import register_classifier as register_classifier
+    from hf_reward.averaging import average_reward_models as average_reward_models
     from hf_reward.baselines import length_rule as length_rule
     from hf_reward.baselines import tfidf_bradley_terry as tfidf_bradley_terry
     from hf_reward.checkpoint_record import CheckpointRecord as CheckpointRecord
     from hf_reward.data_collator import DataCollatorForPreference as DataCollatorForPreference
     from hf_reward.export import ExportRule as ExportRule
-    from hf_reward.export import average_reward_models as average_reward_models
     from hf_reward.export import export_reward_model as export_reward_model
     from hf_reward.export import save_merged as save_merged
     from hf_reward.importers.stock_folder import import_reward_model as import_reward_model
@@ -60,7 +60,7 @@ _STATIONS = {
     "Source": "sources",
     "VerificationError": "verify",
     "accuracy_reading": "metrics",
-    "average_reward_models": "export",
+    "average_reward_models": "averaging",
     "compute_rewards": "rewards",
     "export_reward_model": "export",
     "import_reward_model": "importers.stock_folder",

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import runpy
+import signal
 import sys
 import warnings
 from importlib.resources import files
@@ -116,7 +117,8 @@ def export(
 ) -> None:
     """Write a model or adapter as one stock folder, merged in float32 and verified before it appears."""
     _quiet()
-    from hf_reward.export import ExportRule, average_reward_models, export_reward_model
+    from hf_reward.averaging import average_reward_models
+    from hf_reward.export import ExportRule, export_reward_model
 
     *sources, target = source
     rule = ExportRule(
@@ -278,6 +280,7 @@ def recipe(name: str) -> Path:
 
 def main() -> None:
     """Run the command line; an error that a user can mend is one line, not a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was written aside is removed
     try:
         app()
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:

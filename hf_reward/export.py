@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,69 +123,20 @@ def export_reward_model(
     rule = rule or ExportRule()
     require_free(Path(folder), overwrite)
     changes = RewardChanges()
-    model, tokenizer, record = _load(source, changes, base_model=base_model, allow_pickle=allow_pickle)
+    model, tokenizer, record = load_saved(source, changes, base_model=base_model, allow_pickle=allow_pickle)
     if original_base:
         if not record.quantization:
             raise ValueError(
                 f"`original_base` has no effect: {source} was not trained on a quantised base. Leave it out."
             )
-        unquantized = _load_model(source, base_model=base_model, allow_pickle=allow_pickle)
-        changes.differences["original base instead of the quantised one"] = _moved(
+        unquantized = load_saved_model(source, base_model=base_model, allow_pickle=allow_pickle)
+        changes.differences["original base instead of the quantised one"] = reward_change(
             model, unquantized, tokenizer, record
         )
         changes.notes.append("The adapter was merged into the original base; it was trained on the quantised one.")
         model = unquantized
-    plain = _merged(model, tokenizer, record, changes)
+    plain = as_plain(model, tokenizer, record, changes)
     return write_verified(plain, tokenizer, folder, record, rule, changes)
-
-
-def average_reward_models(
-    sources: Sequence[str | Path],
-    folder: str | Path,
-    rule: ExportRule | None = None,
-    *,
-    allow_pickle: bool = False,
-    overwrite: bool = False,
-) -> ExportReport:
-    """Average the weights of reward models that were fine-tuned from one model.
-
-    Args:
-        sources: Two or more folders or Hub ids; adapters are merged first.
-        folder: Where to.
-        rule: How to write it.
-        allow_pickle: Read weights that are pickles, tensors only.
-        overwrite: Replace a folder that is there.
-
-    Returns:
-        What was written, verified.
-
-    Raises:
-        ValueError: If the models do not fit together; the message names what differs.
-
-    Source:
-        Ramé et al. (2024), "WARM: On the Benefits of Weight Averaged Reward Models", equation 2.
-    """
-    rule = rule or ExportRule()
-    if len(sources) < 2:
-        raise ValueError(f"An average needs two models or more, but got {len(sources)}.")
-    require_free(Path(folder), overwrite)
-    model, tokenizer, record = _load(sources[0], RewardChanges(), allow_pickle=allow_pickle)
-    mean = _merged(model, tokenizer, record, RewardChanges())
-    parameters = dict(mean.named_parameters())  # tied ones once
-    for count, source in enumerate(sources[1:], start=2):
-        other_model, _, other_record = _load(source, RewardChanges(), allow_pickle=allow_pickle)
-        other = _merged(other_model, tokenizer, other_record, RewardChanges())
-        _require_same_kind(sources[0], record, mean, source, other_record, other)
-        with torch.no_grad():
-            for name, value in other.named_parameters():
-                parameters[name].add_((value - parameters[name]) / count)
-    note = f"Average of {len(sources)} models. Its evaluation is not that of any of them: evaluate it again."
-    changes = RewardChanges(notes=[note])
-    for source in sources:
-        member = _load_model(source, allow_pickle=allow_pickle)
-        changes.differences[f"from {source} to the average"] = _moved(member, mean, tokenizer, record)
-    record = replace(record, evaluation={}, reward_statistics={}, origin={"averaged": list(map(str, sources))})
-    return write_verified(mean, tokenizer, folder, record, rule, changes)
 
 
 def save_merged(
@@ -237,7 +187,7 @@ def save_merged(
             model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, is_trainable=False, **base)
             dequantized = _probe_rewards(model, tokenizer, record)
             changes.differences["quantised weights, dequantised"] = max(relative_differences(quantized, dequantized))
-        plain = _merged(model, tokenizer, record, changes)
+        plain = as_plain(model, tokenizer, record, changes)
     else:
         is_cast = {dtype, *(parameter.dtype for parameter in model.parameters())} != {torch.float32}
         plain = copy.deepcopy(model) if is_cast else model  # a cast would change the caller's model
@@ -365,13 +315,26 @@ def _cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _merged(
+def as_plain(
     model: RewardModel,
     tokenizer: PreTrainedTokenizerBase,
     record: CheckpointRecord,
     changes: RewardChanges,
 ) -> PreTrainedModel:
-    """The plain float32 model, an adapter merged into it."""
+    """Merge an adapter, in float32.
+
+    Args:
+        model: A reward model; changed in place.
+        tokenizer: Its tokenizer.
+        record: Its record.
+        changes: Takes up by how much the merge moved rewards.
+
+    Returns:
+        The plain float32 model.
+
+    Raises:
+        VerificationError: If that is more than rounding can explain.
+    """
     if not isinstance(model, PeftModel):
         return model.float()
     before = _probe_rewards(model.float(), tokenizer, record)
@@ -391,9 +354,10 @@ def _probe_rewards(model: Any, tokenizer: PreTrainedTokenizerBase, record: Check
     return probe_rewards(model, format_probes(tokenizer, separator=_format_rule(record).separator, limit=limit))
 
 
-def _moved(
+def reward_change(
     before: RewardModel, after: RewardModel, tokenizer: PreTrainedTokenizerBase, record: CheckpointRecord
 ) -> float:
+    """Largest difference of the probes' rewards between two models, relative to max(1, |reward|)."""
     rewards = [_probe_rewards(each, tokenizer, record) for each in (before, after)]
     return max(relative_differences(*rewards))
 
@@ -411,21 +375,38 @@ def _with_model_facts(record: CheckpointRecord, current: CheckpointRecord) -> Ch
 # --- loading --------------------------------------------------------------------------------------------------------
 
 
-def _load_model(source: str | Path, *, base_model: str | None = None, **options: Any) -> RewardModel:
+def load_saved_model(source: str | Path, *, base_model: str | None = None, **options: Any) -> RewardModel:
+    """Load a saved model or adapter in float32, with `base_model` as the place where an adapter's base is now."""
     where = {"base_model_name_or_path": base_model} if base_model else {}
-    return AutoModelForRewardScoring.from_pretrained(source, is_trainable=False, **where, **options)
+    try:
+        return AutoModelForRewardScoring.from_pretrained(source, is_trainable=False, **where, **options)
+    except OSError as error:
+        raise OSError(f"{source} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
-def _load(
+def load_saved(
     source: str | Path, changes: RewardChanges, *, base_model: str | None = None, allow_pickle: bool = False
 ) -> tuple[RewardModel, PreTrainedTokenizerBase, CheckpointRecord]:
-    """A saved model in float32, its tokenizer and its record; a damaged one is refused."""
+    """Load a saved model to write it anew; a damaged one is refused.
+
+    Args:
+        source: Folder or Hub id.
+        changes: Takes up what loading did to the rewards (of quantised weights).
+        base_model: Where the adapter's base lies now.
+        allow_pickle: Read weights that are pickles, tensors only.
+
+    Returns:
+        The model in float32, its tokenizer and its record.
+
+    Raises:
+        ValueError: If it has no head or tokenizer, or does not give its recorded rewards.
+    """
     record = CheckpointRecord.find(source)
     has_probes = record is not None and bool(record.probes)
     options: dict[str, Any] = {"allow_pickle": allow_pickle, "verify": has_probes}
     if record is not None and record.quantization:
         options |= {"quantization_config": record.quantization, "dequantize": True}
-    model = _load_model(source, base_model=base_model, **options)
+    model = load_saved_model(source, base_model=base_model, **options)
     tokenizer = load_tokenizer(source)
     if tokenizer is None:
         raise ValueError(f"{source} has no tokenizer, without which nobody can score with it. Save it there first.")
@@ -465,37 +446,6 @@ def _require_head(model: RewardModel, source: str | Path) -> None:
         raise ValueError(
             f"{source} has no reward head (or one that is zero), so there is no reward to export. Train it first, or "
             "bring a foreign reward model in with `hf-reward import`."
-        )
-
-
-def _require_same_kind(
-    first: str | Path,
-    record: CheckpointRecord,
-    model: PreTrainedModel,
-    second: str | Path,
-    other_record: CheckpointRecord,
-    other: PreTrainedModel,
-) -> None:
-    wrong = [
-        f"{label} ({getattr(record, name)} and {getattr(other_record, name)})"
-        for name, label in (
-            ("tokenizer_hash", "tokenizers"),
-            ("template_hash", "chat templates"),
-            ("pad_token_id", "pad tokens"),
-            ("base_model", "base models"),
-        )
-        if getattr(record, name) != getattr(other_record, name)
-        and not (name == "base_model" and None in (record.base_model, other_record.base_model))
-    ]
-    shapes, other_shapes = (
-        {name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (model, other)
-    )
-    if shapes != other_shapes:
-        wrong.append("weights' names or shapes")
-    if wrong:
-        raise ValueError(
-            f"{first} and {second} differ in their {', '.join(wrong)}. Only models fine-tuned from the same model, in "
-            "the same format, can be averaged."
         )
 
 

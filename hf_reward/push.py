@@ -10,11 +10,10 @@ import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,89 +27,29 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from yaml import YAMLError
 
-from hf_reward.architectures import has_stock_class
-from hf_reward.card.text import hub_id, without_paths
-from hf_reward.checkpoint_record import CheckpointRecord, describe
-from hf_reward.consumers import as_rows, consumers
+from hf_reward.checkpoint_record import describe
 from hf_reward.export import (
-    ADAPTER_FOLDER,
-    MERGE_TOLERANCE,
     ExportRule,
-    export_reward_model,
     save_adapter,
     write_verified,
 )
-from hf_reward.model_card import is_generated, write_model_card
 from hf_reward.modeling import load_tokenizer
-from hf_reward.probes import differing
+from hf_reward.publishable import REPLACED, TRAINING_STATE, PushRule, assemble
 from hf_reward.reward_head import bare_model
 from hf_reward.tokenization import prepare_tokenizer
-from hf_reward.verify import VerificationError, refuse_pickles, verify_checkpoint
+from hf_reward.verify import VerificationError, verify_checkpoint
 
 logger = logging.getLogger(__name__)
 
-_TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
-)
-PUBLISHED = (
-    *("config.json", "generation_config.json", "reward_config.json"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("README.md", ".eval_results/*.yaml", "audit_summary.json", "audit_effects.png", "benchmark_results.json"),
-    *_TOKENIZER,
-)
-"""What may be published, as patterns of paths in the folder; nothing else ever is."""
-PUBLISHED_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "reward_config.json", "README.md", *_TOKENIZER)
-TRAINING_STATE = (
-    *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json", "config.json"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("adapter_config.json", "adapter_model.safetensors", "reward_config.json", *_TOKENIZER),
-)
-"""A checkpoint that training can go on from; published only where asked for by name."""
-_ENTRIES = (".eval_results/*.yaml", ".eval_results/hf_reward--*.yaml")
-_REPLACED = (
-    *(_ENTRIES[1] if pattern == _ENTRIES[0] else pattern for pattern in PUBLISHED),
-    *(f"{ADAPTER_FOLDER}/{pattern}" for pattern in PUBLISHED_ADAPTER),
-    *("adapter_config.json", "adapter_model.*", "pytorch_model*.bin", "pytorch_model.bin.index.json"),
-)
-"""What is removed from the repository if this version lacks it: earlier files of ours, and whatever else
-`from_pretrained` would load in place of the model or on top of it."""
 NETWORK_ERRORS: tuple[type[Exception], ...] = (HTTPError, OSError, json.JSONDecodeError)
 """What the client raises: errors of its HTTP library (httpx or httpx2) and of the system, answers cut short."""
 
 
 class PushError(RuntimeError):
     """A push that did not happen: says why, and that the published branch is as it was."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PushRule:
-    """How a model is published."""
-
-    branch: str = "main"
-    private: bool | None = None
-    """Whether only its owners see it; None leaves a repository as it is."""
-    gated: str | bool | None = None
-    """'auto' or 'manual': readers have to ask for access; False ends that; None leaves it as it is."""
-    create_pr: bool = False
-    """Open a pull request instead of moving the branch."""
-    adapter: bool = False
-    """Publish the adapter too, under `adapter/`."""
-    replace: bool = False
-    """Allow a repository that holds something else than a reward model of ours."""
-    base_model: str | None = None
-    """Hub id of the model that this one was trained from, where its files name a local folder."""
-    training_state: str | None = None
-    """Publish optimizer and random state under this folder of the repository."""
-    message: str = "Reward model"
-
-    def __post_init__(self) -> None:
-        if self.gated not in (None, False, "auto", "manual"):
-            raise ValueError(f"`gated` must be 'auto', 'manual', False or None, but is {self.gated!r}.")
 
 
 @dataclass(kw_only=True)
@@ -152,7 +91,7 @@ def push_reward_model(
     beside = folder.resolve().parent  # on the folder's own disk weights are linked, and there is room to download them
     with tempfile.TemporaryDirectory(prefix=".hf-reward-push-", dir=_if_writable(beside)) as place:
         assembled = Path(place) / "model"
-        _assemble(folder, assembled, repo_id, rule)
+        assemble(folder, assembled, repo_id, rule)
         found = verify_checkpoint(assembled)
         if not found.equal:
             raise VerificationError(f"Nothing was pushed, because the folder is not as it was saved. {found}", found)
@@ -210,136 +149,6 @@ def push_model(
 
 def _if_writable(folder: Path) -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
-
-
-# --- what is published ----------------------------------------------------------------------------------------------
-
-
-def _assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> None:
-    """Gather what may be published in a folder of its own, with paths of this machine taken out."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r} (looked in {Path.cwd()}).")
-    adapter = folder if (folder / "adapter_config.json").is_file() else folder / ADAPTER_FOLDER
-    if adapter == folder:
-        export_reward_model(folder, assembled, base_model=_base_to_load(folder, rule))
-        _take(folder, assembled, ("README.md", "audit_summary.json", "audit_effects.png", "benchmark_results.json"))
-    elif (folder / "config.json").is_file():
-        refuse_pickles(folder)
-        _take(folder, assembled, PUBLISHED)
-    else:
-        raise ValueError(f"{folder} is no saved model: it has neither config.json nor adapter_config.json.")
-    if rule.adapter:
-        if not adapter.is_dir():
-            raise ValueError(f"`adapter` is asked for, but there is no {adapter}. Leave it out, or train with LoRA.")
-        if adapter != folder:  # one that was merged just now was verified on the way
-            _require_same_rewards(adapter, folder, rule)
-        _take(adapter, assembled / ADAPTER_FOLDER, PUBLISHED_ADAPTER)
-        _name_base(assembled / ADAPTER_FOLDER, rule)
-    if rule.training_state is not None:
-        _take(folder, assembled / rule.training_state, TRAINING_STATE)
-        _hide_paths(assembled / rule.training_state)
-    _finish_card(folder, assembled, repo_id, rule)
-
-
-def _take(folder: Path, target: Path, patterns: tuple[str, ...]) -> None:
-    """Link (or copy, across disks) the files that match."""
-    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
-        place = target / path.relative_to(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            try:
-                os.link(path.resolve(), place)
-                continue
-            except OSError:
-                pass
-        shutil.copyfile(path, place)  # small files may be rewritten here, which a link would carry back
-
-
-def _base_to_load(adapter: Path, rule: PushRule) -> str | None:
-    """Where to load an adapter's base from, if not from where the adapter says."""
-    named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    return None if named and (Path(named).is_dir() or hub_id(named)) else rule.base_model
-
-
-def _require_same_rewards(adapter: Path, folder: Path, rule: PushRule) -> None:
-    """Stop where the adapter beside a merged model is damaged or another one."""
-    found = verify_checkpoint(adapter, base_model=_base_to_load(adapter, rule))
-    if not found.equal:
-        raise VerificationError(f"Nothing was pushed, because the adapter is not as it was saved. {found}", found)
-    records = [CheckpointRecord.load(each) for each in (adapter, folder)]
-    one, other = (each.probes.get("rewards", {}).get("float32", []) if each else [] for each in records)
-    if len(one) != len(other) or differing(one, other, MERGE_TOLERANCE):
-        raise ValueError(
-            f"The adapter {adapter} gives other rewards than the merged model {folder}: they are from different "
-            "trainings. Merge it again with `hf-reward export`, or leave `adapter` out."
-        )
-
-
-def _hide_paths(checkpoint: Path) -> None:
-    """Cut the paths of this machine in the files that training goes on from."""
-    for name in ("adapter_config.json", "reward_config.json", "trainer_state.json"):
-        path = checkpoint / name
-        if path.is_file():
-            content = _shortened(json.loads(path.read_text(encoding="utf-8")))
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _name_base(adapter: Path, rule: PushRule) -> None:
-    path = adapter / "adapter_config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    base = rule.base_model or content.get("base_model_name_or_path")
-    if hub_id(base) is None:
-        raise ValueError(
-            f"The adapter's base model is the local folder {base!r}, which nobody else has. Name its Hub id: "
-            "`--base-model ORG/NAME`. The merged model can be pushed without."
-        )
-    path.write_text(json.dumps({**content, "base_model_name_or_path": base}, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
-def _finish_card(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> None:
-    """Name the repository in record and card; a card that somebody edited stays as it is."""
-    record = CheckpointRecord.load(assembled)
-    if record is None:
-        raise ValueError(
-            f"{folder} has no reward_config.json, so nobody could verify what is pushed. Run `hf-reward export "
-            f"{folder} OUT` first."
-        )
-    card_file = assembled / "README.md"
-    edited = card_file.is_file() and not is_generated(card_file)
-    record = _for_others(record, repo_id, rule)
-    record.save(assembled)
-    adapter_record = CheckpointRecord.load(assembled / ADAPTER_FOLDER)
-    if adapter_record is not None:
-        _for_others(adapter_record, repo_id, rule).save(assembled / ADAPTER_FOLDER)
-    if not edited:
-        config = AutoConfig.from_pretrained(assembled)
-        decoder = record.reads == "last_token"
-        verdicts = consumers(config, is_stock=has_stock_class(config), is_decoder=decoder)
-        write_model_card(assembled, record, consumers=as_rows(verdicts), model_id=repo_id)
-
-
-def _for_others(record: CheckpointRecord, repo_id: str, rule: PushRule) -> CheckpointRecord:
-    """The record without the paths of this machine."""
-    card = {**record.card, **({"base_model": rule.base_model} if rule.base_model else {})}
-    return replace(
-        record,
-        base_model=hub_id(rule.base_model or record.base_model),
-        training=_shortened(record.training),
-        origin=_shortened(record.origin),
-        card={"model_name": repo_id.split("/")[-1], **card},
-    )
-
-
-def _shortened(value: Any) -> Any:
-    """JSON values with every absolute path cut to its last part."""
-    if isinstance(value, dict):
-        return {_shortened(name): _shortened(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_shortened(each) for each in value]
-    return without_paths(value) if isinstance(value, str) else value
-
-
-# --- how it is published --------------------------------------------------------------------------------------------
 
 
 def _full_name(api: HfApi, repo_id: str) -> str:
@@ -484,7 +293,7 @@ def _open_pull_request(
 def _operations(files: dict[str, Path], remote: _Remote) -> list[CommitOperationAdd | CommitOperationDelete]:
     """What makes a branch hold exactly these files, and what others put there."""
     states = {name.split("/")[0] for name in files if name.endswith("/trainer_state.json")}
-    replaced = (*_REPLACED, *(f"{state}/{pattern}" for state in states for pattern in TRAINING_STATE))
+    replaced = (*REPLACED, *(f"{state}/{pattern}" for state in states for pattern in TRAINING_STATE))
     stale = [name for name in remote.files if name not in files and _matches(name, replaced)]
     return [
         *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),

@@ -25,7 +25,7 @@ LOOP = """
 import contextlib, io, json, os, sys, traceback
 import torch
 from types import SimpleNamespace
-import hf_reward.export, hf_reward.push
+import hf_reward.export, hf_reward.publishable, hf_reward.push
 from hf_reward import cli
 
 torch.set_num_threads(1)
@@ -39,7 +39,8 @@ def cheap(folder, **options):
 
 def run(asked):
     if not asked["verified"]:
-        hf_reward.push.verify_checkpoint = hf_reward.export.verify_checkpoint = cheap
+        for module in (hf_reward.push, hf_reward.publishable, hf_reward.export):
+            module.verify_checkpoint = cheap
     os.environ.update(asked["environment"])
     sys.argv, code, unexpected = ["hf-reward", *asked["arguments"]], 0, None
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as error:

@@ -12,8 +12,9 @@ from transformers import T5Config, T5ForSequenceClassification
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord
 from hf_reward import verify as verify_module
+from hf_reward.averaging import average_reward_models
 from hf_reward.checkpoint_record import describe
-from hf_reward.export import ExportRule, average_reward_models, save_adapter
+from hf_reward.export import ExportRule, save_adapter
 from hf_reward.probes import relative_differences
 from hf_reward.verify import verify_checkpoint
 
@@ -61,7 +62,7 @@ def test_an_average_is_the_mean_of_the_weights(arch, count, make_model_folder, t
     assert len(report.differences) == count
     for folder in members:
         moved = max(relative_differences(recorded(folder).tolist(), recorded(tmp_path / "mean").tolist()))
-        assert report.differences[f"from {folder} to the average"] == pytest.approx(moved, rel=1e-3)
+        assert report.differences[f"from {Path(folder).name} to the average"] == pytest.approx(moved, rel=1e-3)
     record = CheckpointRecord.load(tmp_path / "mean")
     assert record.origin["averaged"] == list(map(str, members))
     assert record.evaluation == {}, "it is that of none of them"

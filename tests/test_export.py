@@ -277,8 +277,9 @@ def test_weights_are_cast_after_the_merge_and_the_head_stays_float32(dtype, boun
     assert set(CheckpointRecord.load(tmp_path / "out").probes["rewards"]) == {"float32", dtype}
     assert CheckpointRecord.load(tmp_path / "out").dtype == dtype
     allowed = {check.name: check.allowed for check in report.verification.checks}
-    assert allowed[f"rewards, {dtype}, each alone"] == 2.0**-6
-    assert allowed[f"rewards, {dtype}, padded on the left"] is None, "rotary positions shift, and round otherwise"
+    half = {check.name: check.difference for check in report.verification.checks if dtype in check.name}
+    assert half[f"rewards, {dtype}, each alone"] <= 2.0**-6
+    assert allowed[f"rewards, {dtype}, each alone"] is None, "weights are judged in float32"
     assert allowed["rewards, float32, padded on the left"] == 1e-5
     model = load(tmp_path / "out", dtype="auto")
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
@@ -658,16 +659,13 @@ def test_adapters_load_with_equal_rewards_in_a_fresh_process(make_model_folder, 
 
 
 @pytest.mark.slow
-def test_trained_reloaded_stock_pipeline_and_merged_models_agree_across_processes(tmp_path):
+def test_the_parity_recipe_finds_no_difference_beyond_rounding(tmp_path):
     spec = importlib.util.spec_from_file_location("parity", RECIPE)
     parity = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(parity)
-    rows = parity.measure(tmp_path)
-    assert [row[0] for row in rows] == list(parity.ARCHITECTURES)
-    for name, spread, *differences, share_of_allowed in rows:
-        assert spread > 0.1, name
-        reload, stock, piped, _ = differences
-        assert max(reload, stock, piped) <= 1e-5, (name, differences)
-        # PEFT's random adapters are far larger than trained ones: rounding took 0.95 of what is allowed here,
-        # 1.6 for llama on other rows, perhaps more on another CPU. That a merge is exact is tested in float64 above.
-        assert share_of_allowed <= 3, (name, differences)
+    for name in ("qwen2", "deberta-v2"):
+        found, cast = parity.measure(name, tmp_path)
+        assert list(found) == list(parity.KINDS)
+        assert all(each.equal for each in found.values())
+        assert max(parity.difference(each, "float32") for each in found.values()) <= 1e-5
+        assert 1e-5 < cast < 0.1

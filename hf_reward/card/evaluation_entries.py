@@ -15,6 +15,8 @@ from hf_reward.checkpoint_record import CheckpointRecord
 ENTRIES_FOLDER = ".eval_results"
 _OURS = "hf_reward--"
 """Files of `.eval_results` that start so were written here, and are written anew."""
+ENTRIES = f"{ENTRIES_FOLDER}/*.yaml"
+OWN_ENTRIES = f"{ENTRIES_FOLDER}/{_OURS}*.yaml"
 
 
 def write_evaluation_entries(facts: CardFacts) -> list[Path]:

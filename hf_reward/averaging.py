@@ -1,0 +1,103 @@
+"""Several reward models -> the mean of their weights, which is steadier than each of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_reward.atomic_folder import require_free
+from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.export import (
+    ExportReport,
+    ExportRule,
+    RewardChanges,
+    as_plain,
+    load_saved,
+    load_saved_model,
+    reward_change,
+    write_verified,
+)
+
+
+def average_reward_models(
+    sources: Sequence[str | Path],
+    folder: str | Path,
+    rule: ExportRule | None = None,
+    *,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Average the weights of reward models that were fine-tuned from one model.
+
+    Args:
+        sources: Two or more folders or Hub ids; adapters are merged first.
+        folder: Where to.
+        rule: How to write it.
+        allow_pickle: Read weights that are pickles, tensors only.
+        overwrite: Replace a folder that is there.
+
+    Returns:
+        What was written, verified.
+
+    Raises:
+        ValueError: If the models do not fit together; the message names what differs.
+
+    Source:
+        Ramé et al. (2024), "WARM: On the Benefits of Weight Averaged Reward Models", equation 2.
+    """
+    rule = rule or ExportRule()
+    if len(sources) < 2:
+        raise ValueError(f"An average needs two models or more, but got {len(sources)}.")
+    require_free(Path(folder), overwrite)
+    model, tokenizer, record = load_saved(sources[0], RewardChanges(), allow_pickle=allow_pickle)
+    mean = as_plain(model, tokenizer, record, RewardChanges())
+    parameters = dict(mean.named_parameters())  # tied ones once
+    for count, source in enumerate(sources[1:], start=2):
+        other_model, _, other_record = load_saved(source, RewardChanges(), allow_pickle=allow_pickle)
+        other = as_plain(other_model, tokenizer, other_record, RewardChanges())
+        _require_same_kind(sources[0], record, mean, source, other_record, other)
+        with torch.no_grad():
+            for name, value in other.named_parameters():
+                parameters[name].add_((value - parameters[name]) / count)
+    note = f"Average of {len(sources)} models. Its evaluation is not that of any of them: evaluate it again."
+    changes = RewardChanges(notes=[note])
+    for source in sources:
+        member = load_saved_model(source, allow_pickle=allow_pickle)
+        changes.differences[f"from {Path(source).name} to the average"] = reward_change(member, mean, tokenizer, record)
+    origin = {"averaged": [str(source) for source in sources]}
+    own = {"steps": None, "command": None}  # each member has its own
+    record = replace(record, evaluation={}, reward_statistics={}, training={**record.training, **own}, origin=origin)
+    return write_verified(mean, tokenizer, folder, record, rule, changes)
+
+
+def _require_same_kind(
+    first: str | Path,
+    record: CheckpointRecord,
+    model: PreTrainedModel,
+    second: str | Path,
+    other_record: CheckpointRecord,
+    other: PreTrainedModel,
+) -> None:
+    wrong = [
+        f"{label} ({getattr(record, name)} and {getattr(other_record, name)})"
+        for name, label in (
+            ("tokenizer_hash", "tokenizers"),
+            ("template_hash", "chat templates"),
+            ("pad_token_id", "pad tokens"),
+            ("base_model", "base models"),
+        )
+        if getattr(record, name) != getattr(other_record, name)
+        and not (name == "base_model" and None in (record.base_model, other_record.base_model))
+    ]
+    shapes, other_shapes = (
+        {name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (model, other)
+    )
+    if shapes != other_shapes:
+        wrong.append("weights' names or shapes")
+    if wrong:
+        raise ValueError(
+            f"{first} and {second} differ in their {', '.join(wrong)}. Only models fine-tuned from the same model, in "
+            "the same format, can be averaged."
+        )

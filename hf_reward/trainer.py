@@ -368,7 +368,7 @@ class RewardTrainer(HubTrainer):
 
     def record(self) -> CheckpointRecord:
         """What travels with every save of this model."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         probes = self._probes if self._is_sharded() else self._score_probes()
         data = {name: _json_safe(summary.to_dict()) for name, summary in self.data_summaries.items()}
         return replace(
@@ -383,13 +383,14 @@ class RewardTrainer(HubTrainer):
                 "settings": training_settings(self.args, model),
                 "command": self.command,
             },
-            card=dict(self.args.model_card or {}),
+            card=self.args.card,
         )
 
     def _score_probes(self) -> dict[str, Any]:
         half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
         sharded = self._is_sharded()
-        model = self.model_wrapped if sharded else self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        whole = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model: Any = self.model_wrapped if sharded else whole
         options: dict[str, Any] = {"separator": self.args.separator, "half": half}
         if sharded:  # its mixed-precision policy cannot be left out
             return probe_record(model, self.processing_tokenizer, float32=half is None, **options)
@@ -436,10 +437,10 @@ class RewardTrainer(HubTrainer):
                 all of it is remembered for later saves.
         """
         said = {"model_name": model_name, **kwargs}
-        self.args.model_card = dict(self.args.model_card or {}) | {k: v for k, v in said.items() if v is not None}
+        self.args.model_card = self.args.card | {name: value for name, value in said.items() if value is not None}
         if self.is_world_process_zero() and self.args.output_dir is not None:
             record = CheckpointRecord.load(self.args.output_dir) or self.record()
-            write_model_card(self.args.output_dir, replace(record, card=dict(self.args.model_card)))
+            write_model_card(self.args.output_dir, replace(record, card=self.args.card))
 
 
 _PER_SOURCE = (

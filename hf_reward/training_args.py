@@ -199,6 +199,11 @@ class RewardConfig(TrainingArguments):
             )
 
     @property
+    def card(self) -> dict[str, Any]:
+        """`model_card` as a dict; what came as JSON text was read by `TrainingArguments`."""
+        return dict(self.model_card) if isinstance(self.model_card, dict) else {}
+
+    @property
     def loss(self) -> PreferenceLoss:
         """The loss with its settings checked."""
         return PreferenceLoss(

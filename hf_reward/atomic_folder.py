@@ -8,7 +8,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_*")
+_REPLACED = (
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_*"),
+    *("chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"),
+)
+"""What an earlier save left and loading would take for part of the new one."""
+_OWN_FOLDERS = ("adapter", ".eval_results", "additional_chat_templates")
 _MODEL_FILES = ("config.json", "adapter_config.json", "reward_config.json")
 
 
@@ -35,6 +41,12 @@ def require_free(folder: Path, overwrite: bool) -> None:
             f"The folder {folder} holds no model, so it is not replaced: all of its files would be lost. Name another "
             "one, or empty it yourself."
         )
+    others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in _OWN_FOLDERS)
+    if others:
+        raise FileExistsError(
+            f"The folder {folder} holds other folders ({', '.join(others[:3])}), which would be lost with it. Name "
+            "another one."
+        )
 
 
 @contextmanager
@@ -43,8 +55,8 @@ def written_aside(folder: Path, *, into_existing: bool = False) -> Iterator[Path
 
     Args:
         folder: The final folder.
-        into_existing: Move the files into it, beside what it holds, instead of replacing it; weights of an earlier
-            save are removed, because left-over shards would be taken for part of the new one.
+        into_existing: Move the files into it one by one, beside what it holds, instead of replacing it; weights and
+            tokenizer files of an earlier save are removed.
 
     Yields:
         Path: Where to write.
@@ -53,22 +65,23 @@ def written_aside(folder: Path, *, into_existing: bool = False) -> Iterator[Path
         OSError: If a file cannot be written; what was written is removed.
     """
     folder = folder.resolve()
-    aside = None
+    aside, state = None, ", and is as it was"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         yield aside
         _open_as_umask_says(aside)
         if into_existing and folder.is_dir():
+            state = ""  # some of the files may be there already
             _move_into(aside, folder)
         else:
             _replace(aside, folder)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        message = (
-            f"{folder} could not be written, and is as it was: {reason}. Look at its disk's space and permissions."
-        )
         number = getattr(error, "errno", None)
+        if number is None and isinstance(error, OSError):
+            raise  # a library's own way to say that something else went wrong
+        reason = getattr(error, "strerror", None) or error
+        message = f"{folder} could not be written{state}: {reason}. Look at its disk's space and permissions."
         raise (OSError(message) if number is None else OSError(number, message)) from error
     finally:
         if aside is not None:
@@ -109,6 +122,6 @@ def _move_into(aside: Path, folder: Path) -> None:
             shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
         else:
             path.replace(folder / path.name)
-    for path in [path for pattern in _WEIGHTS for path in folder.glob(pattern)]:
+    for path in [path for pattern in _REPLACED for path in folder.glob(pattern)]:
         if path.name not in names:
             path.unlink()

@@ -15,7 +15,6 @@ from hf_reward.export import (
     RewardChanges,
     as_plain,
     load_saved,
-    load_saved_model,
     reward_change,
     write_verified,
 )
@@ -63,13 +62,20 @@ def average_reward_models(
                 parameters[name].add_((value - parameters[name]) / count)
     note = f"Average of {len(sources)} models. Its evaluation is not that of any of them: evaluate it again."
     changes = RewardChanges(notes=[note])
-    for source in sources:
-        member = load_saved_model(source, allow_pickle=allow_pickle)
-        changes.differences[f"from {Path(source).name} to the average"] = reward_change(member, mean, tokenizer, record)
+    short = [Path(source).name for source in sources]
+    names = short if len(set(short)) == len(short) else [str(source) for source in sources]
+    for name, source in zip(names, sources, strict=True):
+        member, _, _ = load_saved(source, RewardChanges(), allow_pickle=allow_pickle)
+        changes.differences[f"from {name} to the average"] = reward_change(member, mean, tokenizer, record)
     origin = {"averaged": [str(source) for source in sources]}
     own = {"steps": None, "command": None}  # each member has its own
     record = replace(record, evaluation={}, reward_statistics={}, training={**record.training, **own}, origin=origin)
     return write_verified(mean, tokenizer, folder, record, rule, changes)
+
+
+def _place(name: str) -> str:
+    """One spelling of a folder's path; a Hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _require_same_kind(
@@ -80,17 +86,20 @@ def _require_same_kind(
     other_record: CheckpointRecord,
     other: PreTrainedModel,
 ) -> None:
+    labels = {
+        "tokenizer_hash": "tokenizers",
+        "template_hash": "chat templates",
+        "pad_token_id": "pad tokens",
+        "format": "formatting rules",
+    }
     wrong = [
         f"{label} ({getattr(record, name)} and {getattr(other_record, name)})"
-        for name, label in (
-            ("tokenizer_hash", "tokenizers"),
-            ("template_hash", "chat templates"),
-            ("pad_token_id", "pad tokens"),
-            ("base_model", "base models"),
-        )
+        for name, label in labels.items()
         if getattr(record, name) != getattr(other_record, name)
-        and not (name == "base_model" and None in (record.base_model, other_record.base_model))
     ]
+    bases = [record.base_model, other_record.base_model]
+    if None not in bases and len({_place(str(base)) for base in bases}) > 1:
+        wrong.append(f"base models ({bases[0]} and {bases[1]})")
     shapes, other_shapes = (
         {name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (model, other)
     )

@@ -48,7 +48,7 @@ class CheckpointRecord:
     baselines: list[dict[str, Any]] = field(default_factory=list)
     """Rules that never read, on the same split: `name`, `accuracy`, `ci_low`, `ci_high`, `num_pairs`."""
     training: dict[str, Any] = field(default_factory=dict)
-    """`steps`, `data` (summaries by split), `settings` that differ from the defaults, and the `command` of the run."""
+    """`steps`, `data` (summaries by split), `settings` of the run, and the `command` of the run."""
     base_model: str | None = None
     quantization: dict[str, Any] = field(default_factory=dict)
     """How the backbone was quantised in training, as transformers states it; an adapter was fitted to those weights."""

@@ -6,9 +6,13 @@ their loaders look for. What was checked by running is checked by `verify`, not 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
+
+from hf_reward.architectures import has_stock_class
+from hf_reward.checkpoint_record import CheckpointRecord
 
 SAME, SHIFTED, WITH_OPTION, CANNOT = "same reward", "same up to a constant", "same with an option", "cannot load"
 
@@ -141,6 +145,17 @@ def _open_rlhf(is_decoder: bool, is_stock: bool) -> Verdict:
 def _best(verdicts: tuple[Verdict, ...]) -> tuple[str]:
     order = (SAME, WITH_OPTION, SHIFTED, CANNOT)
     return (min((verdict.outcome for verdict in verdicts), key=order.index),)
+
+
+def consumers_of_folder(folder: str | Path) -> list[tuple[str, str, str]] | None:
+    """Verdicts on a saved model as table rows, None for an adapter, which most programs have to merge first."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        return None
+    record = CheckpointRecord.load(folder)
+    config = AutoConfig.from_pretrained(folder)
+    decoder = record is None or record.reads == "last_token"
+    return as_rows(consumers(config, is_stock=has_stock_class(config), is_decoder=decoder))
 
 
 def as_rows(verdicts: list[Verdict]) -> list[tuple[str, str, str]]:

@@ -129,12 +129,12 @@ def export_reward_model(
             raise ValueError(
                 f"`original_base` has no effect: {source} was not trained on a quantised base. Leave it out."
             )
-        unquantized = load_saved_model(source, base_model=base_model, allow_pickle=allow_pickle)
-        changes.differences["original base instead of the quantised one"] = reward_change(
-            model, unquantized, tokenizer, record
-        )
+        quantized = _probe_rewards(model, tokenizer, record)
+        del model  # two models of this size need not fit into memory together
+        model = load_saved_model(source, base_model=base_model, allow_pickle=allow_pickle)
+        moved = max(relative_differences(quantized, _probe_rewards(model, tokenizer, record)))
+        changes.differences["original base instead of the quantised one"] = moved
         changes.notes.append("The adapter was merged into the original base; it was trained on the quantised one.")
-        model = unquantized
     plain = as_plain(model, tokenizer, record, changes)
     return write_verified(plain, tokenizer, folder, record, rule, changes)
 
@@ -183,7 +183,7 @@ def save_merged(
             save_adapter(model, tokenizer, aside, record)
         if getattr(model.get_base_model(), "is_quantized", False):
             quantized = next(iter(current.probes["rewards"].values()))
-            base: Any = {"quantization_config": record.quantization, "dequantize": True}
+            base: Any = _dequantized_on_cpu(record)
             model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, is_trainable=False, **base)
             dequantized = _probe_rewards(model, tokenizer, record)
             changes.differences["quantised weights, dequantised"] = max(relative_differences(quantized, dequantized))
@@ -249,7 +249,8 @@ def write_verified(
         for name in ("audit_summary.json", "benchmark_results.json"):
             if (folder / name).is_file():
                 shutil.copy(folder / name, aside / name)
-        write_model_card(aside, record, consumers=as_rows(verdicts), title=folder.resolve().name)
+        told = replace(record, probes={}) if rule.strip else record  # the card must not point to what is not there
+        write_model_card(aside, told, consumers=as_rows(verdicts), title=folder.resolve().name)
         found = _verified(aside, folder) if verify else None
         if rule.strip:
             (aside / FILE_NAME).unlink()
@@ -405,7 +406,7 @@ def load_saved(
     has_probes = record is not None and bool(record.probes)
     options: dict[str, Any] = {"allow_pickle": allow_pickle, "verify": has_probes}
     if record is not None and record.quantization:
-        options |= {"quantization_config": record.quantization, "dequantize": True}
+        options |= _dequantized_on_cpu(record)
     model = load_saved_model(source, base_model=base_model, **options)
     tokenizer = load_tokenizer(source)
     if tokenizer is None:
@@ -449,10 +450,19 @@ def _require_head(model: RewardModel, source: str | Path) -> None:
         )
 
 
+def _dequantized_on_cpu(record: CheckpointRecord) -> dict[str, Any]:
+    """How to load a QLoRA base as floats: they fit no accelerator that needed QLoRA."""
+    return {"quantization_config": record.quantization, "dequantize": True, "device_map": {"": "cpu"}}
+
+
 def _add_legacy_rope(path: Path) -> None:
     """Say rope's base where transformers 4 looks for it; transformers 5 reads both and builds the same model."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    parameters = dict(config.get("rope_parameters") or {})
+    theta = parameters.pop("rope_theta", None)
     if theta is None:
         raise ValueError("`legacy_rope` has no effect: this architecture has no single `rope_theta`. Leave it out.")
-    path.write_text(json.dumps({**config, "rope_theta": theta}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config["rope_theta"] = theta
+    if parameters.get("rope_type", "default") != "default":
+        config["rope_scaling"] = parameters
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -75,6 +76,22 @@ def write_model_card(
     ModelCard(f"{text}\n{_MARK}{_digest(text)} -->\n").save(path)
     write_evaluation_entries(facts)
     return path
+
+
+def check_card(said: dict[str, Any]) -> None:
+    """Stop before a run where the first save would: what the user says of the model must be able to stand in a card.
+
+    Args:
+        said: `license`, `language`, `dataset`, ... as for `CheckpointRecord.card`.
+
+    Raises:
+        ValueError: If a field cannot be published; the message says what is allowed.
+    """
+    blank = CheckpointRecord(
+        format={}, reads="last_token", pad_token_id=None, template_hash=None, tokenizer_hash="", card=said
+    )
+    with tempfile.TemporaryDirectory() as empty:
+        card_metadata(_gather(Path(empty), blank, [], None, "model"))
 
 
 def is_generated(path: str | Path) -> bool:

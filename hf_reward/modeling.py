@@ -28,6 +28,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from hf_reward.architectures import classifier_class
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
 from hf_reward.probes import (
+    COARSE_TOLERANCE,
     differing,
     format_probes,
     position_limit,
@@ -38,11 +39,11 @@ from hf_reward.probes import (
 from hf_reward.reward_head import (
     PublishesVerified,
     RewardModel,
-    _in_head,
     as_reward_model,
     bare_model,
     freeze_all_but_head,
     head_modules,
+    in_head,
     is_decoder,
     output_layers,
     state_regression,
@@ -51,9 +52,6 @@ from hf_reward.reward_head import (
 from hf_reward.tokenization import prepare_tokenizer, token_id
 
 logger = logging.getLogger(__name__)
-
-COARSE_TOLERANCE = 2.0**-4
-"""Rewards are compared with this where weights are rounded as they are loaded, or quantised ones are dequantised."""
 
 
 class AutoModelForRewardScoring:
@@ -104,14 +102,13 @@ class AutoModelForRewardScoring:
             ValueError: If the checkpoint holds a classifier with several labels, lacks backbone weights, is a pickle,
                 or the options contradict each other; with `verify`, if its rewards are not those it was saved with.
         """
-        if peft_config is not None and freeze_backbone:
-            raise ValueError("`freeze_backbone` trains the head only; with `peft_config` it is LoRA. Give one of them.")
+        _refuse_contradictions(peft_config, freeze_backbone, quantization_config, dequantize)
         name = str(name_or_path)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
             kwargs["dequantize"] = dequantize
         record = CheckpointRecord.find(name, **_hub_kwargs(kwargs))
-        kwargs["use_safetensors"] = None if allow_pickle or gguf_file is not None else True
+        kwargs.setdefault("use_safetensors", None if allow_pickle or gguf_file is not None else True)
         if _is_adapter(name, **kwargs):
             if peft_config is not None and _adapter_has_head(name):
                 raise ValueError(
@@ -133,6 +130,13 @@ class AutoModelForRewardScoring:
             assert isinstance(model, PreTrainedModel)
             model = add_adapter(model, peft_config)
         return model
+
+
+def _refuse_contradictions(peft_config: Any, freeze_backbone: bool, quantization: Any, dequantize: bool) -> None:
+    if peft_config is not None and freeze_backbone:
+        raise ValueError("`freeze_backbone` trains the head only; with `peft_config` it is LoRA. Give one of them.")
+    if dequantize and quantization is None:
+        raise ValueError("`dequantize` has no effect without `quantization_config`. Leave it out, or give both.")
 
 
 def _warn_of_drift(name: str, record: CheckpointRecord, **kwargs: Any) -> None:
@@ -158,7 +162,9 @@ def _verify_rewards(name: str, model: RewardModel, record: CheckpointRecord | No
     expected = recorded.get(dtype) or next(iter(recorded.values()))
     as_saved = dtype in recorded and dtype in ("float32", record.dtype)
     unquantized = bool(record.quantization) and kwargs.get("quantization_config") is None
-    allowed = tolerance(dtype) if as_saved and (unquantized or not record.quantization) else COARSE_TOLERANCE
+    same_device = next(model.parameters()).device.type == record.probes.get("device", "cpu")
+    is_exact = as_saved and (unquantized or not record.quantization)
+    allowed = tolerance(dtype, same_device=same_device) if is_exact else COARSE_TOLERANCE
     limit = position_limit(bare_model(model).config)
     probes = format_probes(tokenizer, separator=record.format.get("separator", ""), limit=limit)
     names = [probe.name for probe in probes]
@@ -380,7 +386,7 @@ def _load_classifier(
     if is_decoder(model) and any(key.startswith("score.") for key in report.missing):
         zero_head(model)
     tokenizer = load_tokenizer(tokenizer_name_or_path, name, **kwargs)
-    has_new_head = any(_in_head(key, head_modules(model)) for key in report.missing)
+    has_new_head = any(in_head(key, head_modules(model)) for key in report.missing)
     model.has_new_head = has_new_head  # type: ignore[assignment]
     return _set_pad_token(model, tokenizer, keep_existing=not has_new_head)
 

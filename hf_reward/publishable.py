@@ -2,18 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-from hf_reward.architectures import has_stock_class
 from hf_reward.card.evaluation_entries import ENTRIES, OWN_ENTRIES
 from hf_reward.card.text import hub_id, without_paths
 from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.consumers import as_rows, consumers
+from hf_reward.consumers import consumers_of_folder
 from hf_reward.export import ADAPTER_FOLDER, MERGE_TOLERANCE, ExportRule, export_reward_model
 from hf_reward.model_card import is_generated, write_model_card
 from hf_reward.probes import differing
@@ -71,6 +69,8 @@ class PushRule:
     def __post_init__(self) -> None:
         if self.gated not in (None, False, "auto", "manual"):
             raise ValueError(f"`gated` must be 'auto', 'manual', False or None, but is {self.gated!r}.")
+        if self.training_state is not None and not re.fullmatch(r"[\w-][\w.-]*", self.training_state):
+            raise ValueError(f"`training_state` must be the name of one folder, but is {self.training_state!r}.")
 
 
 def assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> None:
@@ -107,7 +107,9 @@ def assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> Non
         _name_base(assembled / ADAPTER_FOLDER, rule)
     if rule.training_state is not None:
         _take(folder, assembled / rule.training_state, TRAINING_STATE)
-        _hide_paths(assembled / rule.training_state)
+        names = ("adapter_config.json", "reward_config.json", "trainer_state.json")
+        _hide_paths(assembled / rule.training_state, names)
+    _hide_paths(assembled, ("audit_summary.json", "benchmark_results.json"))
     _finish_card(folder, assembled, repo_id, rule)
 
 
@@ -145,10 +147,10 @@ def _require_same_rewards(adapter: Path, folder: Path, rule: PushRule) -> None:
         )
 
 
-def _hide_paths(checkpoint: Path) -> None:
-    """Cut the paths of this machine in the files that training goes on from."""
-    for name in ("adapter_config.json", "reward_config.json", "trainer_state.json"):
-        path = checkpoint / name
+def _hide_paths(folder: Path, names: tuple[str, ...]) -> None:
+    """Cut the paths of this machine in JSON files."""
+    for name in names:
+        path = folder / name
         if path.is_file():
             content = _shortened(json.loads(path.read_text(encoding="utf-8")))
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -182,10 +184,7 @@ def _finish_card(folder: Path, assembled: Path, repo_id: str, rule: PushRule) ->
     if adapter_record is not None:
         _for_others(adapter_record, repo_id, rule).save(assembled / ADAPTER_FOLDER)
     if not edited:
-        config = AutoConfig.from_pretrained(assembled)
-        decoder = record.reads == "last_token"
-        verdicts = consumers(config, is_stock=has_stock_class(config), is_decoder=decoder)
-        write_model_card(assembled, record, consumers=as_rows(verdicts), model_id=repo_id)
+        write_model_card(assembled, record, consumers=consumers_of_folder(assembled), model_id=repo_id)
 
 
 def _for_others(record: CheckpointRecord, repo_id: str, rule: PushRule) -> CheckpointRecord:

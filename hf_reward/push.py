@@ -1,22 +1,23 @@
 """Verified folder -> model on the Hub, in one step that happens wholly or not at all.
 
 Files go to a staging branch, are downloaded back and scored again; only then does one commit move the branch that
-people load. A push that fails at any point leaves that branch as it was, and running it again goes on from there.
+people load. A push that fails at any point leaves that branch as it was; running it again sends no weights twice.
 """
 
+import copy
 import filecmp
 import hashlib
 import json
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token, snapshot_download
 from huggingface_hub.errors import (
     HFValidationError,
@@ -30,16 +31,18 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from yaml import YAMLError
 
-from hf_reward.checkpoint_record import describe
+from hf_reward.checkpoint_record import CheckpointRecord, describe
 from hf_reward.export import (
+    MERGE_TOLERANCE,
     ExportRule,
     save_adapter,
     write_verified,
 )
 from hf_reward.modeling import load_tokenizer
+from hf_reward.probes import differing
 from hf_reward.publishable import REPLACED, TRAINING_STATE, PushRule, assemble
 from hf_reward.reward_head import bare_model
-from hf_reward.tokenization import prepare_tokenizer
+from hf_reward.tokenization import FormatRule, prepare_tokenizer
 from hf_reward.verify import VerificationError, verify_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -138,13 +141,28 @@ def push_model(
         )
     with tempfile.TemporaryDirectory(prefix="hf-reward-push-") as place:
         folder = Path(place) / repo_id.split("/")[-1]
-        record = describe(model, prepare_tokenizer(tokenizer))
+        tokenizer = prepare_tokenizer(tokenizer)
+        record = _record_of(model, tokenizer, source)
         if isinstance(model, PeftModel):
-            save_adapter(model, prepare_tokenizer(tokenizer), folder, record)
+            save_adapter(model, tokenizer, folder, record)
         else:
-            dtype = ExportRule(dtype=record.dtype, allow_unserved=True)
-            write_verified(model, prepare_tokenizer(tokenizer), folder, record, dtype)
+            is_float32 = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+            plain = model if is_float32 else copy.deepcopy(model)  # a cast would change the caller's model
+            write_verified(plain, tokenizer, folder, record, ExportRule(dtype=record.dtype, allow_unserved=True))
         return push_reward_model(folder, repo_id, PushRule(**rule), token=token)
+
+
+def _record_of(model: Any, tokenizer: PreTrainedTokenizerBase, source: str) -> CheckpointRecord:
+    """What the folder says that the model came from, as far as it still holds: all of it if rewards are the same."""
+    saved = CheckpointRecord.find(source) if source else None
+    if saved is None:
+        return describe(model, tokenizer)
+    current = describe(model, tokenizer, FormatRule(**saved.format))
+    one, other = (each.probes.get("rewards", {}).get("float32") for each in (saved, current))
+    if one is None or other is None or len(one) != len(other) or differing(one, other, MERGE_TOLERANCE):
+        return replace(current, card=saved.card)  # trained further: its evaluation was another model's
+    facts = ("dtype", "probes", "quantization", "tokenizer_hash", "template_hash", "pad_token_id", "versions")
+    return replace(saved, **{name: getattr(current, name) for name in facts})
 
 
 def _if_writable(folder: Path) -> Path | None:
@@ -219,12 +237,10 @@ def _look(api: HfApi, repo_id: str, rule: PushRule) -> _Remote:
 
 @contextmanager
 def _staging(api: HfApi, files: dict[str, Path], remote: _Remote, rule: PushRule, report: PushReport) -> Iterator[str]:
-    """A fresh branch for this version, removed at the end together with those that killed pushes left."""
-    prefix = f"hf-reward-staging-{rule.branch}-"
-    for name in remote.branches:
-        if re.fullmatch(rf"{re.escape(prefix)}[0-9a-f]{{12}}", name):
-            api.delete_branch(report.repo_id, branch=name)
-    staging = f"{prefix}{_digest(files)[:12]}"
+    """A fresh branch for this version, removed at the end; a killed push of the same files left one of that name."""
+    staging = f"hf-reward-staging-{rule.branch}-{_digest(files)[:12]}"
+    if staging in remote.branches:
+        api.delete_branch(report.repo_id, branch=staging)
     try:
         api.create_branch(report.repo_id, branch=staging, revision=remote.sha, exist_ok=True)
         yield staging
@@ -307,7 +323,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _digest(files: dict[str, Path]) -> str:
-    """Name of what is pushed: the same files go on with the same staging branch."""
+    """Name of what is pushed."""
     digest = hashlib.sha256()
     for name, path in files.items():
         with path.open("rb") as file:

@@ -212,7 +212,7 @@ def head_modules(model: nn.Module) -> list[str]:
     return [name for name, part in parts.items() if any(True for _ in part.parameters())]
 
 
-def _in_head(name: str, heads: Iterable[str]) -> bool:
+def in_head(name: str, heads: Iterable[str]) -> bool:
     """Whether a parameter or module, perhaps inside PEFT's wrapper, belongs to the head."""
     name = name.removeprefix("base_model.model.")
     return any(name == head or name.startswith(f"{head}.") for head in heads)
@@ -224,7 +224,7 @@ def head_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [
         (name, parameter)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and _in_head(name, heads)
+        if parameter.requires_grad and in_head(name, heads)
     ]
 
 
@@ -233,13 +233,13 @@ def freeze_all_but_head(model: nn.Module) -> None:
     heads = head_modules(model)
     for name, parameter in model.named_parameters():
         # PEFT keeps a frozen copy of the head beside the trained one, so what is frozen stays so.
-        parameter.requires_grad_(parameter.requires_grad and _in_head(name, heads))
+        parameter.requires_grad_(parameter.requires_grad and in_head(name, heads))
 
 
 def trains_head_alone(model: nn.Module) -> bool:
     """Whether no parameter outside the head is trainable."""
     heads = head_modules(model)
-    return not any(p.requires_grad and not _in_head(name, heads) for name, p in model.named_parameters())
+    return not any(p.requires_grad and not in_head(name, heads) for name, p in model.named_parameters())
 
 
 def check_head_is_trained(model: nn.Module) -> None:
@@ -293,7 +293,7 @@ def output_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [
         (name, layer)
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer.out_features == 1 and _in_head(name, heads)
+        if isinstance(layer, nn.Linear) and layer.out_features == 1 and in_head(name, heads)
     ]
 
 

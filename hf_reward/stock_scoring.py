@@ -95,7 +95,7 @@ def score(model: Any, tokenizer: Any, texts: list[tuple[tuple[str, ...], bool]],
     """Rewards of texts, each alone, in one batch padded on the right or left, or by the stock pipeline."""
     special = texts[0][1]
     if way == "pipeline":
-        classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)
+        classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer, device=model.device)
         pairs = [text[0] if len(text) == 1 else {"text": text[0], "text_pair": text[1]} for text, _ in texts]
         return [float(classify([pair], add_special_tokens=special)[0]["score"]) for pair in pairs]
     batches = [[text] for text, _ in texts] if way == "alone" else [[text for text, _ in texts]]

@@ -27,6 +27,7 @@ from transformers import (
 
 from hf_reward.callbacks import TrainingCurves, epoch_history
 from hf_reward.checkpoint_record import CheckpointRecord, describe
+from hf_reward.consumers import consumers_of_folder
 from hf_reward.hub_trainer import HubTrainer
 from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
@@ -336,12 +337,8 @@ class RewardTrainer(HubTrainer):
         labels: dict[str, Any] = dict(zip(LABELS, self._in_dataset_order(prediction.label_ids), strict=True))
         rewards = without_padding(self._in_dataset_order(np.asarray(prediction.predictions)), labels["ranks"])
         metrics = _split_metrics(rewards, labels)
-        self.reward_statistics = {
-            "mean": metrics["mean_reward"],
-            "std": metrics["std_reward"],
-            "num_rewards": int((labels["ranks"] != -100).sum()),
-        }
-        self.evaluation = _json_safe({"step": self.state.global_step, **metrics})
+        statistics = {"mean": metrics["mean_reward"], "std": metrics["std_reward"]}
+        self.reward_statistics = _json_safe({**statistics, "num_rewards": int((labels["ranks"] != -100).sum())})
         present = np.unique(labels["sources"])
         if len(present) > 1:
             for number in present:
@@ -353,6 +350,8 @@ class RewardTrainer(HubTrainer):
                 metrics |= {f"{name}_{key}": part[key] for key in _PER_SOURCE}
         if self.user_metrics is not None:
             metrics |= self.user_metrics(EvalPrediction(predictions=rewards, label_ids=labels["ranks"]))
+        numbers = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0 and _is_number(value)}
+        self.evaluation = _json_safe({"step": self.state.global_step, **numbers})
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -418,7 +417,7 @@ class RewardTrainer(HubTrainer):
         if self.args.should_save and folder is not None:
             record = self.record()
             record.save(folder)
-            write_model_card(folder, record)
+            write_model_card(folder, record, consumers=consumers_of_folder(folder))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -439,8 +438,9 @@ class RewardTrainer(HubTrainer):
         said = {"model_name": model_name, **kwargs}
         self.args.model_card = self.args.card | {name: value for name, value in said.items() if value is not None}
         if self.is_world_process_zero() and self.args.output_dir is not None:
-            record = CheckpointRecord.load(self.args.output_dir) or self.record()
-            write_model_card(self.args.output_dir, replace(record, card=self.args.card))
+            folder = self.args.output_dir
+            record = replace(CheckpointRecord.load(folder) or self.record(), card=self.args.card)
+            write_model_card(folder, record, consumers=consumers_of_folder(folder))
 
 
 _PER_SOURCE = (
@@ -482,8 +482,14 @@ def _without_autocast(model: nn.Module) -> Iterator[None]:
 
 
 def _json_safe(values: dict[str, Any]) -> dict[str, Any]:
-    """NaN is no JSON value; a number that does not exist is null."""
-    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in values.items()}
+    """NaN and infinity are no JSON values; a number that does not exist is null."""
+    return {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in values.items()
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 def _offload_activations(wanted: bool) -> AbstractContextManager[Any]:

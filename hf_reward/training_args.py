@@ -12,6 +12,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from hf_reward.losses import PreferenceLoss
+from hf_reward.model_card import check_card
 from hf_reward.tokenization import FormatRule
 
 
@@ -186,8 +187,14 @@ class RewardConfig(TrainingArguments):
                 "Leave it unset."
             )
         self._refuse_public_training_state()
+        self._check_card()
         self.loss  # noqa: B018 - builds the loss, so that a wrong setting stops the run here
         self.format_rule  # noqa: B018
+
+    def _check_card(self) -> None:
+        if self.model_card is not None and not isinstance(self.model_card, dict):
+            raise ValueError(f"`model_card` must be a mapping such as {{license: mit}}, but is {self.model_card!r}.")
+        check_card(self.card)
 
     def _refuse_public_training_state(self) -> None:
         publishes = self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)

@@ -19,7 +19,7 @@ from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from hf_reward import (
@@ -93,6 +93,7 @@ def measure(name: str, root: Path) -> tuple[dict[str, Verification], float]:
     config = AutoConfig.for_model(name, vocab_size=len(tokenizer), pad_token_id=0, **SMALL, **ARCHITECTURES[name])
     AutoModel.from_config(config).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder / "base"))  # Qwen's class adds a normalizer
     whole = with_random_head(AutoModelForRewardScoring.from_pretrained(folder / "base"))
     save_merged(whole, tokenizer, folder / "whole", verify=False)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)

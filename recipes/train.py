@@ -25,6 +25,7 @@ from hf_reward import (
     split_by_prompt,
     tfidf_bradley_terry,
 )
+from hf_reward.card.text import without_tokens
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.preferences import to_preference_row
 from hf_reward.run_arguments import RunArguments, parse_run_arguments
@@ -62,11 +63,13 @@ def main(argv: list[str]) -> None:
 
 def command_line(argv: list[str]) -> str:
     """The command that repeats this run, for the card; a token on it is left out."""
-    words = [word for word in argv if not word.startswith("--hub_token=")]
-    if "--hub_token" in words:
-        place = words.index("--hub_token")
-        del words[place : place + 2]
-    return shlex.join(["accelerate", "launch", "recipes/train.py", *words])
+    words, after_token = [], False
+    for word in argv:
+        is_token = word.split("=")[0].replace("-", "_") == "__hub_token"
+        if not (is_token or after_token):
+            words.append(word)
+        after_token = is_token and "=" not in word
+    return without_tokens(shlex.join(["accelerate", "launch", "recipes/train.py", *words]))
 
 
 def require_empty_output(run: RunArguments, args: RewardConfig) -> None:

@@ -669,3 +669,35 @@ def test_the_parity_recipe_finds_no_difference_beyond_rounding(tmp_path):
         assert all(each.equal for each in found.values())
         assert max(parity.difference(each, "float32") for each in found.values()) <= 1e-5
         assert 1e-5 < cast < 0.1
+
+
+def test_legacy_rope_keeps_a_scaling(make_model_folder, tmp_path):
+    source = make_model_folder("llama")
+    config = json.loads((source / "config.json").read_text())
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    config["rope_parameters"] = {**config["rope_parameters"], **scaling}
+    (source / "config.json").write_text(json.dumps(config))
+    folder = saved_model(source, tmp_path / "saved")
+    export_reward_model(folder, tmp_path / "out", ExportRule(legacy_rope=True))
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert {name: written["rope_scaling"][name] for name in scaling} == scaling
+
+
+def test_a_template_of_an_earlier_save_does_not_stay(make_model_folder, tmp_path):
+    folder = saved_model(make_model_folder("gpt2"), tmp_path / "saved")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = None
+    (folder / "notes.txt").write_text("mine")
+    save_merged(load(folder), tokenizer, folder, verify=False)
+    assert not (folder / "chat_template.jinja").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert CheckpointRecord.load(folder).template_hash is None
+
+
+def test_overwrite_does_not_take_checkpoints_with_it(make_model_folder, tmp_path):
+    folder = saved_model(make_model_folder("llama"), tmp_path / "run")
+    saved_model(make_model_folder("llama"), folder / "checkpoint-5")
+    with pytest.raises(FileExistsError, match="checkpoint-5"):
+        export_reward_model(folder / "checkpoint-5", folder, overwrite=True)
+    assert (folder / "checkpoint-5" / "model.safetensors").is_file()

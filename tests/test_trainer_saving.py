@@ -1,5 +1,6 @@
 """What `RewardTrainer` saves can be verified: probe rewards, record and card travel with every checkpoint."""
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -135,6 +136,36 @@ def test_a_model_saved_from_shards_has_the_rewards_it_had_in_shards(make_model_f
         assert len(record["probes"]["rewards"]["float32"]) == 8
         found = verify_checkpoint(folder)
         assert found.equal, str(found)
+
+
+def test_every_source_and_the_users_own_metrics_reach_the_record(make_model_folder, tmp_path, chat_pairs):
+    rows = [{**row, "source": "ab"[number % 2]} for number, row in enumerate(chat_pairs)]
+    trainer = trained(
+        make_model_folder("llama"), rows, tmp_path / "run", compute_metrics=lambda _: {"mine": 0.5, "odd": math.inf}
+    )
+    trainer.evaluate()
+    trainer.save_model()
+    evaluation = CheckpointRecord.load(tmp_path / "run").evaluation
+    assert evaluation["mine"] == 0.5
+    assert evaluation["odd"] is None, "JSON has no infinity"
+    assert {"a_accuracy", "b_accuracy", "a_num_pairs"} <= evaluation.keys()
+    assert "| a | " in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("said", [{"license": "Apache 2.0 or so"}, {"dataset": "no such thing!"}, "license: mit"])
+def test_what_cannot_stand_in_a_card_stops_the_run_at_its_start(tmp_path, said):
+    with pytest.raises(ValueError, match="model_card"):
+        settings(tmp_path, model_card=said)
+
+
+@pytest.mark.parametrize("words", [["--hub_token", TOKEN], [f"--hub-token={TOKEN}"], ["--hub-token", TOKEN]])
+def test_the_command_of_a_run_is_kept_without_its_token(words):
+    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[1] / "recipes" / "train.py")
+    train = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train)
+    command = train.command_line(["--config", "x.yaml", *words, "--seed", "1"])
+    assert command == "accelerate launch recipes/train.py --config x.yaml --seed 1"
+    assert TOKEN not in train.command_line(["--model_init_kwargs", f'{{"token": "{TOKEN}"}}'])
 
 
 def test_settings_of_the_run_are_in_the_record(make_model_folder, tmp_path, chat_pairs):

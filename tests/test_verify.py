@@ -114,7 +114,7 @@ def test_precisions_can_be_chosen(llama):
     result = verify_checkpoint(llama, dtypes=["float32"])
     assert result.equal
     assert not any("bfloat16" in check.name for check in result.checks)
-    with pytest.raises(ValueError, match=r"recorded in \['float32', 'bfloat16'\], none of which is in \['float16'\]"):
+    with pytest.raises(ValueError, match="recorded in float32, bfloat16, and not in float16"):
         verify_checkpoint(llama, dtypes=["float16"])
 
 
@@ -126,18 +126,35 @@ def test_rewards_recorded_on_another_device_are_noted(llama):
     assert any("recorded on cuda" in note for note in result.notes)
 
 
-def test_rewards_that_were_no_numbers_are_noted_and_stay_so(make_model_folder, tmp_path, in_process):
+def test_rewards_that_were_no_numbers_are_never_equal(make_model_folder, tmp_path, in_process):
     source = make_model_folder("llama")
     model = reward_model(source)
     model.score.weight.data[0, 0] = math.nan
     folder = save(model, tokenizer_of(source), tmp_path / "saved")
     result = verify_checkpoint(folder)
-    assert result.equal
-    assert "8 of the recorded rewards were no finite numbers" in result.notes[0]
+    assert [check.name for check in result.failures] == ["recorded rewards"]
+    assert "8 of 8 were no finite numbers" in result.failures[0].detail
     edit_weights(folder / "model.safetensors", lambda tensors: tensors["score.weight"].nan_to_num_(0.5))
     result = verify_checkpoint(folder)
     assert not result.equal
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["equal"] is False
+
+
+def test_float32_judges_even_where_another_precision_is_asked_for(make_model_folder, tmp_path, in_process):
+    folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
+    edit_weights(folder / "model.safetensors", lambda tensors: tensors["score.weight"].mul_(-5))
+    assert not verify_checkpoint(folder, dtypes=["bfloat16"]).equal
+
+
+def test_rewards_recorded_in_a_half_precision_alone_are_judged_in_it(make_model_folder, tmp_path, in_process):
+    """As sharded training with a mixed-precision policy records them, of float32 weights."""
+    folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
+    record = json.loads((folder / "reward_config.json").read_text())
+    del record["probes"]["rewards"]["float32"]
+    (folder / "reward_config.json").write_text(json.dumps(record))
+    assert verify_checkpoint(folder).equal
+    edit_weights(folder / "model.safetensors", lambda tensors: tensors["score.weight"].mul_(1.5))
+    assert not verify_checkpoint(folder).equal
 
 
 # --- differs ---------------------------------------------------------------------------------------------------------

@@ -46,4 +46,6 @@ def hub_datasets(record: CheckpointRecord) -> list[str]:
 
 def refusal(field: str, value: Any, allowed: str) -> ValueError:
     """The error for something that the user says of the model and that cannot stand in its card."""
-    return ValueError(f"`{field}` of the model card must be {allowed}, but is {value!r}. Correct it in `record.card`.")
+    return ValueError(
+        f"`{field}` of the model card must be {allowed}, but is {value!r}. Correct it in `model_card` (`record.card`)."
+    )

@@ -36,7 +36,12 @@ def fenced(text: str) -> str:
 def without_paths(text: str) -> str:
     """The text with `LOCAL/name` for every absolute path, and without Hub tokens."""
     text = _QUOTED_PATH.sub(lambda found: f"{found[1]}{found[2]}{_last_part(found[3])}{found[1]}", text)
-    return _SECRET.sub("HF_TOKEN", _PATH.sub(lambda found: _last_part(found[0]), text))
+    return without_tokens(_PATH.sub(lambda found: _last_part(found[0]), text))
+
+
+def without_tokens(text: str) -> str:
+    """The text with `HF_TOKEN` in place of every Hub token."""
+    return _SECRET.sub("HF_TOKEN", text)
 
 
 def _last_part(path: str) -> str:

@@ -3,8 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from hf_reward.atomic_folder import require_free
 from hf_reward.checkpoint_record import describe
-from hf_reward.export import ExportReport, ExportRule, RewardChanges, require_free, write_verified
+from hf_reward.export import ExportReport, ExportRule, RewardChanges, write_verified
 from hf_reward.importers import read_foreign
 
 

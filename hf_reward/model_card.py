@@ -142,7 +142,7 @@ def _sections(facts: CardFacts) -> dict[str, Any]:
         "glance": glance_lines(facts),
         "usage": snippet_choices(facts),
         "imported": import_lines(facts),
-        "consumers": [cells(*map(escaped, row)) for row in facts.consumers],
+        "consumers": [cells(*(one_line(each).replace("|", "\\|") for each in row)) for row in facts.consumers],
         "accuracies": accuracy_rows(facts),
         "measures": measure_lines(facts),
         "has_intervals": has_intervals(facts),

@@ -251,7 +251,7 @@ def probe_rewards(
 @contextmanager
 def _true_float32() -> Iterator[None]:
     """Switch off TF32, which keeps ten bits of a float32's 23 and would pass for float32 in the record."""
-    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    kinds: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [kind.fp32_precision for kind in kinds]
     try:
         for kind in kinds:

@@ -152,7 +152,7 @@ def push_model(
         return push_reward_model(folder, repo_id, PushRule(**rule), token=token)
 
 
-def _record_of(model: Any, tokenizer: PreTrainedTokenizerBase, source: str) -> CheckpointRecord:
+def _record_of(model: Any, tokenizer: PreTrainedTokenizerBase, source: str | None) -> CheckpointRecord:
     """What the folder says that the model came from, as far as it still holds: all of it if rewards are the same."""
     saved = CheckpointRecord.find(source) if source else None
     if saved is None:

@@ -242,7 +242,7 @@ def test_hostile_text_breaks_nothing(tmp_path):
     }
     benchmark = {**BENCHMARKS[0], "benchmark": HOSTILE, "sections": {HOSTILE: 0.5}, "baselines": {HOSTILE: 0.5}}
     folder = add_results(tmp_path / "m", [probe(HOSTILE, HOSTILE, 0.2, unit=HOSTILE, family=HOSTILE)], [benchmark])
-    text = render(folder, record, consumers=[(HOSTILE, HOSTILE, HOSTILE)])
+    text = render(folder, record, consumers=[("a\nprogram", "yes", "x | y")])
     metadata, body = front_matter(text), text.split("\n---\n", 1)[1]
     assert metadata["extra_gated_prompt"] == "one\n---\ntwo\n"
     assert metadata["tags"][0] == "reward-model"
@@ -261,7 +261,7 @@ metric = st.sampled_from([*EVALUATION, "x_accuracy", "_accuracy"])
     evaluation=st.dictionaries(metric, odd),
     statistics=st.dictionaries(st.sampled_from(["mean", "std", "temperature"]), odd),
     texts=st.lists(st.text(max_size=12), min_size=4, max_size=4),
-    consumers=st.lists(st.tuples(st.text(max_size=5), st.text(max_size=5), st.text(max_size=5)), max_size=2),
+    consumers=st.lists(st.tuples(*[st.text("ab|-\n", max_size=5)] * 3), max_size=2),
 )
 def test_odd_records_make_well_formed_cards(evaluation, statistics, texts, consumers, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "odd"

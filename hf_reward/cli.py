@@ -246,7 +246,7 @@ def _print_report(report: Any, as_json: bool) -> None:
         console.print(f"  {step}: rewards move by at most {difference:.1e}", highlight=False, soft_wrap=True)
     if report.verification is not None:
         console.print(f"  verified in a fresh process: {report.verification}", highlight=False, soft_wrap=True)
-    for note in report.notes:
+    for note in [*report.notes, *(report.verification.notes if report.verification else [])]:
         console.print(f"  {note}", highlight=False, soft_wrap=True)
     table = Table("consumer", "reward", "note")
     for verdict in report.consumers:

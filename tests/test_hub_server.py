@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import randomize_head
@@ -369,6 +370,7 @@ AutoModelForSequenceClassification.from_pretrained("user/model").save_pretrained
     assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
 
 
+@pytest.mark.skipif(huggingface_hub.__version__.startswith("1."), reason="its ModelCard.validate ignores HF_ENDPOINT")
 def test_model_cards(hub: HubServer, client: Callable[..., dict[str, Any]]) -> None:
     invalid = "---\nlicense: my-own\nbase_model: ./runs/base\n---\n# A judge"
     result = client(

@@ -364,7 +364,7 @@ def test_whichever_request_fails_the_branch_is_the_old_version_or_the_new_one(wo
 
 
 @pytest.mark.slow
-@both_storages
+@pytest.mark.parametrize("world", ["lfs"], indirect=True)  # the steps of regular storage are among these
 def test_whenever_the_process_is_killed_the_branch_is_the_old_version_or_the_new_one(world, models):
     table = FaultTable(world, models)
     for step, at in table.steps:

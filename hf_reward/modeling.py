@@ -53,6 +53,8 @@ from hf_reward.tokenization import prepare_tokenizer, token_id
 
 logger = logging.getLogger(__name__)
 
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
 
 class AutoModelForRewardScoring:
     """Loads any language model, encoder or existing reward model as a reward model. Not to be instantiated."""
@@ -283,7 +285,8 @@ def _adapter_has_head(path: str) -> bool:
 
 
 def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **kwargs: Any) -> RewardModel:
-    _refuse_pickles(path, kwargs)
+    if kwargs.get("use_safetensors") is True and Path(path).is_dir():
+        refuse_pickles(path)
     base = kwargs.pop("base_model_name_or_path", None)
     if base is not None or Path(path).is_dir():
         base = adapter_base(path, base)
@@ -357,7 +360,8 @@ def _load_classifier(
     dequantize: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    _refuse_pickles(name, kwargs)
+    if kwargs.get("use_safetensors") is True and Path(name).is_dir():
+        refuse_pickles(name)
     if gguf_file is not None:
         kwargs["gguf_file"] = gguf_file
     stored = AutoConfig.from_pretrained(name, **_config_kwargs(kwargs))
@@ -440,14 +444,20 @@ def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
     return result
 
 
-def _refuse_pickles(name: str, kwargs: dict[str, Any]) -> None:
-    """Say what to do before transformers says that a file is missing."""
-    if kwargs.get("use_safetensors") is not True or not Path(name).is_dir():
-        return
-    pickles = sorted(path.name for path in Path(name).glob("*_model*.bin"))
-    if pickles and not any(Path(name).glob("*model*.safetensors")):
+def refuse_pickles(folder: str | Path) -> None:
+    """Stop at a folder whose weights are pickles, which can run code when they are loaded.
+
+    Args:
+        folder: A model folder.
+
+    Raises:
+        ValueError: If it holds weights as pickles and none as safetensors.
+    """
+    folder = Path(folder)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES and "model" in path.name)
+    if pickles and not any(folder.glob("*model*.safetensors")):
         raise ValueError(
-            f"The weights in {name} are pickles ({', '.join(pickles[:3])}), which can run code when they are loaded. "
+            f"The weights in {folder} are pickles ({', '.join(pickles[:3])}), which can run code when they are loaded. "
             "If you trust their origin, load them with `allow_pickle=True` (only tensors are read), or convert them "
             "with `hf-reward export FROM TO --allow-pickle`."
         )

@@ -14,8 +14,9 @@ from hf_reward.checkpoint_record import CheckpointRecord
 from hf_reward.consumers import consumers_of_folder
 from hf_reward.export import ADAPTER_FOLDER, MERGE_TOLERANCE, ExportRule, export_reward_model
 from hf_reward.model_card import is_generated, write_model_card
+from hf_reward.modeling import refuse_pickles
 from hf_reward.probes import differing
-from hf_reward.verify import VerificationError, refuse_pickles, verify_checkpoint
+from hf_reward.verify import VerificationError, verify_checkpoint
 
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),

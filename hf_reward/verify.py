@@ -13,9 +13,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_reward.architectures import has_stock_class
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
+from hf_reward.modeling import refuse_pickles
 from hf_reward.probes import COARSE_TOLERANCE, HALF_TOLERANCE, differing, relative_differences, tolerance
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,24 +130,6 @@ def _recorded_rewards(record: CheckpointRecord, dtypes: list[str] | None) -> dic
     if unknown:
         raise ValueError(f"Rewards were recorded in {', '.join(recorded)}, and not in {', '.join(unknown)}.")
     return {name: values for name, values in recorded.items() if dtypes is None or name in {"float32", *dtypes}}
-
-
-def refuse_pickles(folder: Path) -> None:
-    """Stop at a folder whose weights are pickles, which can run code when they are loaded.
-
-    Args:
-        folder: A model folder.
-
-    Raises:
-        ValueError: If it holds weights as pickles and none as safetensors.
-    """
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES and "model" in path.name)
-    if pickles and not any(folder.glob("*model*.safetensors")):
-        raise ValueError(
-            f"The weights in {folder} are pickles ({', '.join(pickles[:3])}), which can run code when they are loaded. "
-            "If you trust their origin, convert them: `hf-reward export FROM TO --allow-pickle` reads tensors only and "
-            "writes safetensors."
-        )
 
 
 def _check_config(folder: Path, record: CheckpointRecord) -> Check:

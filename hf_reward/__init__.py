@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from hf_reward.push import PushRule as PushRule
     from hf_reward.push import push_reward_model as push_reward_model
     from hf_reward.ratings import to_pairs as to_pairs
+    from hf_reward.reward_scorer import Ranking as Ranking
+    from hf_reward.reward_scorer import RewardScorer as RewardScorer
+    from hf_reward.reward_scorer import ScoringError as ScoringError
     from hf_reward.rewards import compute_rewards as compute_rewards
     from hf_reward.scoring import score_rows as score_rows
     from hf_reward.sources import Source as Source
     from hf_reward.splits import split_by_prompt as split_by_prompt
     from hf_reward.tokenization import FormatRule as FormatRule
-    from hf_reward.tokenization import prepare_tokenizer as prepare_tokenizer
+    from hf_reward.tokenizer_setup import prepare_tokenizer as prepare_tokenizer
     from hf_reward.trainer import RewardTrainer as RewardTrainer
     from hf_reward.training_args import RewardConfig as RewardConfig
     from hf_reward.verify import VerificationError as VerificationError
@@ -55,8 +58,11 @@ _STATIONS = {
     "PreparationRule": "preparation",
     "PushError": "push",
     "PushRule": "push",
+    "Ranking": "reward_scorer",
     "RewardConfig": "training_args",
+    "RewardScorer": "reward_scorer",
     "RewardTrainer": "trainer",
+    "ScoringError": "reward_scorer",
     "Source": "sources",
     "VerificationError": "verify",
     "accuracy_reading": "metrics",
@@ -68,7 +74,7 @@ _STATIONS = {
     "merge_adapter": "modeling",
     "preference_metrics": "metrics",
     "prepare_preferences": "preparation",
-    "prepare_tokenizer": "tokenization",
+    "prepare_tokenizer": "tokenizer_setup",
     "push_reward_model": "push",
     "register_classifier": "architectures",
     "save_merged": "export",

@@ -69,7 +69,9 @@ def average_reward_models(
         changes.differences[f"from {name} to the average"] = reward_change(member, mean, tokenizer, record)
     origin = {"averaged": [str(source) for source in sources]}
     own = {"steps": None, "command": None}  # each member has its own
-    record = replace(record, evaluation={}, reward_statistics={}, training={**record.training, **own}, origin=origin)
+    record = replace(
+        record, evaluation={}, calibration={}, reward_statistics={}, training={**record.training, **own}, origin=origin
+    )
     return write_verified(mean, tokenizer, folder, record, rule, changes)
 
 

@@ -35,6 +35,8 @@ class CheckpointRecord:
     template_hash: str | None
     """SHA-256 of the chat template, None without one."""
     tokenizer_hash: str
+    rows: str | None = None
+    """What the model was trained on: `conversations`, `text`, or `mixed`; None where nobody knows."""
     dtype: str = "float32"
     """Precision of the saved weights."""
     probes: dict[str, Any] = field(default_factory=dict)
@@ -43,6 +45,8 @@ class CheckpointRecord:
     """Name and settings of the training loss, tie parameter included."""
     reward_statistics: dict[str, float] = field(default_factory=dict)
     """`mean` and `std` of rewards on the evaluation split and their number, for those who normalise rewards in RL."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """`temperature`: P(a preferred to b) is the logistic function of their reward difference divided by it."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """Metrics of the last whole evaluation, as `preference_metrics` names them."""
     baselines: list[dict[str, Any]] = field(default_factory=list)
@@ -155,7 +159,7 @@ def describe(
     Returns:
         The record, without training and evaluation.
     """
-    rule = rule or FormatRule()
+    rule = rule or FormatRule(max_length=None)  # of a model that was not trained here no limit is known
     config = bare_model(model).config
     if probes is None:
         probes = probe_record(model, tokenizer, separator=rule.separator, half=half)

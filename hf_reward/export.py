@@ -25,7 +25,8 @@ from hf_reward.model_card import write_model_card
 from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer, match_pad_token, merge_adapter
 from hf_reward.probes import format_probes, position_limit, probe_rewards, relative_differences
 from hf_reward.reward_head import RewardModel, bare_model, output_layers, reads_positions
-from hf_reward.tokenization import FormatRule, prepare_tokenizer
+from hf_reward.tokenization import FormatRule
+from hf_reward.tokenizer_setup import prepare_tokenizer
 from hf_reward.verify import Verification, VerificationError, verify_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ from typing import Any
 from hf_reward.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks
 
 
-def read_text(value: Any, name: str) -> str:
-    """Text that says something."""
+def read_text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
+    """Text that says something, unless it need not."""
     if not isinstance(value, str):
         raise PreferenceFormatError(
             f"`{name}` must be text, but is {type(value).__name__} {value!r}. Correct or drop the row.", field=name
         )
-    if not value.strip():
+    if not may_be_empty and not value.strip():
         raise PreferenceFormatError(f"`{name}` is empty. Correct or drop the row.", field=name)
     return value
 
@@ -54,24 +54,34 @@ def prompt_of_kind(prompt: Prompt, responses: Sequence[Any]) -> Prompt:
     return prompt
 
 
-def read_response(value: Any, prompt: Prompt, name: str) -> Response:
+def read_response(value: Any, prompt: Prompt, name: str, *, may_be_empty: bool = False) -> Response:
     """A response of its prompt's kind: text after a text prompt, messages after messages."""
     if isinstance(prompt, str):
-        return read_text(value, name)
+        return read_text(value, name, may_be_empty=may_be_empty)
     if isinstance(value, str):
-        return [{"role": "assistant", "content": read_text(value, name)}]
-    messages = read_conversation(value, name)
+        return [{"role": "assistant", "content": read_text(value, name, may_be_empty=may_be_empty)}]
+    messages = read_conversation(value, name, may_be_empty=may_be_empty)
     # Some data repeats the prompt at the start of each side; the model must not read it twice.
     repeated = bool(prompt) and len(messages) > len(prompt) and messages[: len(prompt)] == prompt
     return messages[len(prompt) :] if repeated else messages
 
 
-def read_conversation(value: Any, name: str) -> list[Message]:
-    """Messages of which the last says something."""
+def read_conversation(value: Any, name: str, *, may_be_empty: bool = False) -> list[Message]:
+    """Messages of which the last says something, unless it need not."""
     messages = read_messages(value, name)
     if not messages[-1].get("tool_calls"):
-        read_text(messages[-1].get("content"), name)
+        read_text(messages[-1].get("content"), name, may_be_empty=may_be_empty)
     return messages
+
+
+def read_template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for the chat template, from the columns `tools` and `chat_template_kwargs`."""
+    options: dict[str, Any] = {}
+    if row.get("tools") is not None:
+        options["tools"] = read_structure(row["tools"], "tools", list)
+    if row.get("chat_template_kwargs") is not None:
+        options |= read_structure(row["chat_template_kwargs"], "chat_template_kwargs", dict)
+    return options
 
 
 def read_structure(value: Any, name: str, kind: type) -> Any:

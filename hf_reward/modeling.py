@@ -49,7 +49,7 @@ from hf_reward.reward_head import (
     state_regression,
     zero_head,
 )
-from hf_reward.tokenization import prepare_tokenizer, token_id
+from hf_reward.tokenizer_setup import prepare_tokenizer, token_id
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from hf_reward.fields import (
     read_prompt,
     read_ranks,
     read_response,
-    read_structure,
+    read_template_options,
     read_text,
     require_same_length,
 )
@@ -283,8 +283,5 @@ def _read_common_fields(result: PreferenceRow, row: Mapping[str, Any]) -> None:
     for name in ("id", "group", "source"):
         if row.get(name) is not None:
             setattr(result, name, str(row[name]))
-    if row.get("tools") is not None:
-        result.template["tools"] = read_structure(row["tools"], "tools", list)
-    if row.get("chat_template_kwargs") is not None:
-        result.template |= read_structure(row["chat_template_kwargs"], "chat_template_kwargs", dict)
+    result.template |= read_template_options(row)
     result.meta = {name: value for name, value in row.items() if name not in _LAYOUT_COLUMNS}

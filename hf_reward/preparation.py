@@ -51,6 +51,7 @@ TOKENIZED_FEATURES = Features(
         "cut_tokens": Value("int32"),
         "merged": Value("int32"),
         "prompts_differed": Value("bool"),
+        "conversational": Value("bool"),
         "problem": Value("string"),
     }
 )
@@ -87,6 +88,8 @@ class DataSummary:
     merged: int = 0
     """Responses that equalled another of their row."""
     prompts_differed: int = 0
+    kind: str | None = None
+    """What kept rows are: `conversations`, `text`, or `mixed`; None for token ids, of which nobody knows."""
     duplicates: int = 0
     """Kept rows that repeat the tokens of an earlier one."""
     prompts: int = 0
@@ -303,6 +306,7 @@ def _as_columns(
         "cut_tokens": [result.cut_tokens for result in tokenized],
         "merged": [result.merged for result in tokenized],
         "prompts_differed": [row.prompts_differed for row in rows],
+        "conversational": [None if row.token_ids is not None else row.is_conversational() for row in rows],
         "problem": [result.problem for result in tokenized],
     }
 
@@ -380,6 +384,7 @@ def _summarize_all(marked: Sequence[RawDataset], usable: Sequence[RawDataset], n
     summary.cut = sum(cut > 0 for cut in kept["cut_tokens"])
     summary.merged = sum(merged for part in rows for merged in part["merged"])
     summary.prompts_differed = sum(kept["prompts_differed"])
+    summary.kind = _kind(set(kept["conversational"]))
     summary.duplicates = summary.kept - len(set(kept["content_hash"]))
     summary.prompts = len(set(kept["group"]))
     summary.sources = sorted(set(kept["source"]))
@@ -388,9 +393,17 @@ def _summarize_all(marked: Sequence[RawDataset], usable: Sequence[RawDataset], n
     return summary
 
 
+def _kind(conversational: set[bool | None]) -> str | None:
+    if conversational == {True}:
+        return "conversations"
+    if conversational == {False}:
+        return "text"
+    return "mixed" if conversational - {None} else None
+
+
 _SUMMARY_COLUMNS = (
     *("problem", "input_ids", "prefix_length", "ranks", "cut_tokens", "merged"),
-    *("prompts_differed", "content_hash", "group", "source"),
+    *("prompts_differed", "conversational", "content_hash", "group", "source"),
 )
 
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_reward.preference_row import Message, PreferenceRow
 from hf_reward.reward_head import bare_model
-from hf_reward.tokenization import FormatRule, tokenize_rows, uses_text_pairs
+from hf_reward.tokenization import FormatRule, tokenize_rows
+from hf_reward.tokenizer_setup import uses_text_pairs
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,8 @@ from hf_reward.modeling import load_tokenizer
 from hf_reward.probes import differing
 from hf_reward.publishable import REPLACED, TRAINING_STATE, PushRule, assemble
 from hf_reward.reward_head import bare_model
-from hf_reward.tokenization import FormatRule, prepare_tokenizer
+from hf_reward.tokenization import FormatRule
+from hf_reward.tokenizer_setup import prepare_tokenizer
 from hf_reward.verify import VerificationError, verify_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -2,23 +2,20 @@
 
 The tokenizer sees whole columns, not rows. Conversations go through the chat template and are tokenised without further
 special tokens; text is prompt + response + EOS with the tokenizer's own special tokens; encoders without a template get
-(prompt, response) as a text pair. Nothing here changes the caller's tokenizer: `prepare_tokenizer` returns a copy.
+(prompt, response) as a text pair.
 """
 
-import copy
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hf_reward.preference_row import Message, PreferenceFormatError, PreferenceRow, common_prefix
 from hf_reward.text_encoding import encode_texts
+from hf_reward.tokenizer_setup import uses_text_pairs
 
-NEW_PAD_TOKEN = "<|pad|>"
 OVER_LENGTH_POLICIES = ("truncate_prompt", "drop", "error")
 
 
@@ -94,9 +91,44 @@ def tokenize_rows(
     return [_finish(row, sequences, tokenizer, rule) for row, sequences in zip(rows, encoded, strict=True)]
 
 
-def uses_text_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether text rows are given as (prompt, response) pairs: encoders, that is, without chat template."""
-    return tokenizer.chat_template is None and bool(tokenizer.cls_token and tokenizer.sep_token)
+def tokenize_responses(
+    rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: FormatRule
+) -> list[TokenizedRow]:
+    """Tokenise rows of one response each, as scoring needs them: what is cut depends on no other response.
+
+    Args:
+        rows: Rows with one response.
+        tokenizer: The model's tokenizer.
+        rule: Length limit; a row that cannot be cut to it says so in `problem`, whatever the policy.
+
+    Returns:
+        One tokenised row for each row, in order.
+
+    Raises:
+        PreferenceFormatError: If a conversation meets a tokenizer without chat template or that cannot render it.
+    """
+    encoded = _encode(rows, tokenizer, rule)
+    return [_finish_alone(row, sequences, tokenizer, rule) for row, sequences in zip(rows, encoded, strict=True)]
+
+
+def _finish_alone(
+    row: PreferenceRow, encoded: _Encoded, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
+) -> TokenizedRow:
+    tokens, limit = encoded.longest(), rule.max_length
+    fitted: _Encoded | None = encoded
+    if limit is not None and tokens > limit:
+        may_cut = bool(row.prompt) and rule.over_length == "truncate_prompt"
+        fitted = _fit(row, encoded, tokenizer, rule) if may_cut else None
+    if fitted is None:
+        problem = f"too long: {tokens} tokens, above max_length={limit}, and its prompt cannot be cut to fit"
+        return TokenizedRow(input_ids=[], token_type_ids=None, ranks=[], prefix_length=0, problem=problem)
+    return TokenizedRow(
+        input_ids=fitted.input_ids,
+        token_type_ids=fitted.token_type_ids,
+        ranks=row.ranks,
+        prefix_length=0,
+        cut_tokens=fitted.cut_tokens,
+    )
 
 
 def shared_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
@@ -323,173 +355,3 @@ def _split_system(messages: list[Message]) -> tuple[list[Message], list[Message]
     while count < len(messages) and messages[count]["role"] in ("system", "developer"):
         count += 1
     return messages[:count], messages[count:]
-
-
-# --- the tokenizer itself --------------------------------------------------------------------------------------------
-
-_PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-_RESERVED = re.compile(r"pad|reserved|unused|filler|extra", re.IGNORECASE)
-
-
-def token_id(value: Any) -> int:
-    """A special token's id; the annotations of transformers also allow lists and text there."""
-    return int(value)
-
-
-def last_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids with which a formatted sequence of this tokenizer can end: of text, of a text pair, of its chat template."""
-    ends = set()
-    if tokenizer.eos_token_id is not None:
-        ends.add(token_id(tokenizer.eos_token_id))
-    if uses_text_pairs(tokenizer):
-        ends.add(int(tokenizer("a", "b")["input_ids"][-1]))
-    if tokenizer.chat_template is not None:
-        ends.add(_template_ids(tokenizer)[-1])
-    return ends
-
-
-def _template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a short conversation; a template that cannot render it is of no use for scoring either."""
-    text = str(tokenizer.apply_chat_template(_PROBE, tokenize=False))
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def find_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Choose the pad token: never one with which a formatted sequence ends.
-
-    Stock sequence classifiers read the reward at the last token that is not the pad token. With pad == eos they
-    would read one token early, and differently on every server, so the tokenizer's own pad token is kept
-    only when it is safe; else a reserved token that the template does not emit is reused; else `<|pad|>` is new.
-
-    Args:
-        tokenizer: Any tokenizer; not changed.
-
-    Returns:
-        The token; `NEW_PAD_TOKEN` may still have to be added to the vocabulary.
-    """
-    ends = last_token_ids(tokenizer)
-    if tokenizer.pad_token_id is not None and token_id(tokenizer.pad_token_id) not in ends:
-        return str(tokenizer.pad_token)
-    emitted = set(ends)
-    if tokenizer.chat_template is not None:
-        emitted |= set(_template_ids(tokenizer))
-    named: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id)
-    free = {
-        place: token.content
-        for place, token in tokenizer.added_tokens_decoder.items()
-        if token.special and place not in emitted
-    }
-    reserved = [token for place, token in sorted(free.items()) if _RESERVED.search(token) and place not in named]
-    # GPT-style vocabularies end documents with <|endoftext|>; once a chat template uses another end, it is free.
-    documents = [token for token in free.values() if token == "<|endoftext|>"]
-    return next(iter([*reserved, *documents]), NEW_PAD_TOKEN)
-
-
-def prepare_tokenizer(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    pad_token: str | None = None,
-    eos_token: str | None = None,
-    chat_template_path: str | None = None,
-    trust_remote_code: bool = False,
-) -> PreTrainedTokenizerBase:
-    """Copy a tokenizer and give the copy what a reward model needs: a safe pad token on the right.
-
-    Args:
-        tokenizer: Any tokenizer; not changed.
-        pad_token: Use this pad token instead of choosing one.
-        eos_token: Use this end-of-sequence token.
-        chat_template_path: A Jinja file, or a tokenizer (folder or Hub id) whose template to use.
-        trust_remote_code: Whether that tokenizer may bring code.
-
-    Returns:
-        The copy.
-
-    Raises:
-        ValueError: If a token is not in the vocabulary, or the pad token is one that formatted sequences end with.
-    """
-    result = copy.deepcopy(tokenizer)
-    if eos_token is not None:
-        _require_in_vocabulary(result, "eos_token", eos_token)
-        result.eos_token = eos_token
-    if chat_template_path is not None:
-        result.chat_template = read_chat_template(chat_template_path, result, trust_remote_code)
-    if pad_token is not None:
-        _require_in_vocabulary(result, "pad_token", pad_token)
-    token = pad_token or find_pad_token(result)
-    if token != result.pad_token:
-        result.add_special_tokens({"pad_token": token})
-    if token_id(result.pad_token_id) in last_token_ids(result):
-        raise ValueError(
-            f"The pad token {token!r} is also the last token of a formatted sequence, so stock models would read the "
-            "reward one token early. Leave `pad_token` unset to have a safe one chosen."
-        )
-    result.padding_side = "right"
-    return result
-
-
-def read_chat_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> str:
-    """Read a chat template from a Jinja file or from another tokenizer.
-
-    Args:
-        path: A `.jinja` or `.j2` file, or a tokenizer's folder or Hub id.
-        tokenizer: The tokenizer that will use it.
-        trust_remote_code: Whether the other tokenizer may bring code.
-
-    Returns:
-        The template's text.
-
-    Raises:
-        ValueError: If the other tokenizer has no template, or its template emits special tokens that are missing here.
-    """
-    if Path(path).is_file():
-        return Path(path).read_text(encoding="utf-8")
-    other = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if not isinstance(other.chat_template, str):
-        raise ValueError(f"`chat_template_path={path!r}` is a tokenizer without a chat template. Give one that has it.")
-    known = tokenizer.get_vocab()
-    missing = [
-        token.content
-        for token in other.added_tokens_decoder.values()
-        if token.content in other.chat_template and token.content not in known
-    ]
-    if missing:
-        raise ValueError(
-            f"The chat template of {path!r} uses tokens that this tokenizer lacks: {', '.join(missing)}. Add them to "
-            "the tokenizer and resize the model's embeddings first, or use a template made for this model."
-        )
-    return other.chat_template
-
-
-def _require_in_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str, token: str) -> None:
-    if token not in tokenizer.get_vocab():
-        raise ValueError(
-            f"`{name}={token!r}` is not in the vocabulary of {type(tokenizer).__name__}. "
-            "Use one of its tokens, or add it and resize the model's embeddings first."
-        )
-
-
-def require_same_template(name: str, tokenizer: PreTrainedTokenizerBase, chat_template_path: str | None) -> None:
-    """Refuse to train an SFT model under a chat template other than the one it was tuned with.
-
-    Args:
-        name: The SFT model, whose folder holds its tokenizer.
-        tokenizer: The tokenizer about to be used.
-        chat_template_path: The template that the settings ask for, if any.
-
-    Raises:
-        ValueError: If the model came without a template, or another one is about to be used.
-    """
-    own = AutoTokenizer.from_pretrained(name).chat_template
-    if own is None:
-        raise ValueError(
-            f"{name} came without a chat template, so it cannot be checked that training uses the one of its SFT. "
-            "Save the SFT tokenizer with its template into that folder, or set `require_chat_template: false`."
-        )
-    used = read_chat_template(chat_template_path, tokenizer) if chat_template_path else tokenizer.chat_template
-    if used != own:
-        raise ValueError(
-            f"The chat template in use is not the one that {name} was tuned with, so the model would see turns it "
-            "never "
-            "learned. Remove `chat_template_path`, or set `require_chat_template: false` if the change is intended."
-        )

@@ -35,7 +35,7 @@ from hf_reward.preference_data import without_padding
 from hf_reward.probes import probe_record
 from hf_reward.reward_head import RewardModel, bare_model, head_parameters
 from hf_reward.rewards import compute_rewards
-from hf_reward.tokenization import prepare_tokenizer
+from hf_reward.tokenizer_setup import prepare_tokenizer
 from hf_reward.training_args import RewardConfig
 from hf_reward.training_setup import (
     default_output_dir,
@@ -372,6 +372,7 @@ class RewardTrainer(HubTrainer):
         data = {name: _json_safe(summary.to_dict()) for name, summary in self.data_summaries.items()}
         return replace(
             describe(model, self.processing_tokenizer, self.args.format_rule, probes=probes or {}),
+            rows=self.data_summaries["train"].kind if "train" in self.data_summaries else None,
             loss={"loss_type": self.loss_function.loss_type, **self.loss_function.options},
             reward_statistics=self.reward_statistics,
             evaluation=self.evaluation,

@@ -15,7 +15,7 @@ from hf_reward.modeling import AutoModelForRewardScoring, add_adapter, match_pad
 from hf_reward.packing import DataCollatorForPackedPreference, why_not_packed
 from hf_reward.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained, disable_dropout
 from hf_reward.samplers import DataCollatorWithTokenBudget
-from hf_reward.tokenization import token_id
+from hf_reward.tokenizer_setup import token_id
 from hf_reward.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)

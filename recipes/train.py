@@ -30,7 +30,7 @@ from hf_reward.preference_row import PreferenceRow
 from hf_reward.preferences import to_preference_row
 from hf_reward.run_arguments import RunArguments, parse_run_arguments
 from hf_reward.sources import Source, as_sources, load_source
-from hf_reward.tokenization import require_same_template
+from hf_reward.tokenizer_setup import require_same_template
 
 console = Console(width=110)
 

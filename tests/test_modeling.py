@@ -29,7 +29,7 @@ from hf_reward.reward_head import (
     last_token_positions,
     reads_positions,
 )
-from hf_reward.tokenization import last_token_ids
+from hf_reward.tokenizer_setup import last_token_ids
 
 ARCHITECTURES = [*DECODERS, *ENCODERS]
 TASK_TYPES = [None, "SEQ_CLS", "CAUSAL_LM", "TOKEN_CLS"]

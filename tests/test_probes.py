@@ -23,7 +23,8 @@ from hf_reward.probes import (
     weight_dtype,
 )
 from hf_reward.stock_scoring import as_inputs, as_text
-from hf_reward.tokenization import prepare_tokenizer, tokenize_rows
+from hf_reward.tokenization import tokenize_rows
+from hf_reward.tokenizer_setup import prepare_tokenizer
 
 TURN = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
 TEMPLATES = {

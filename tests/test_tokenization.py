@@ -12,15 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.preferences import to_preference_row
-from hf_reward.tokenization import (
+from hf_reward.tokenization import FormatRule, TokenizedRow, shared_prefix_length, tokenize_rows
+from hf_reward.tokenizer_setup import (
     NEW_PAD_TOKEN,
-    FormatRule,
-    TokenizedRow,
     find_pad_token,
     prepare_tokenizer,
     require_same_template,
-    shared_prefix_length,
-    tokenize_rows,
     uses_text_pairs,
 )
 

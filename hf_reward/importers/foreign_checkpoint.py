@@ -28,7 +28,7 @@ from hf_reward.architectures import classifier_class
 from hf_reward.importers.weight_files import WeightFiles, main_weight_files
 from hf_reward.modeling import match_pad_token
 from hf_reward.reward_head import as_reward_model, is_decoder, state_regression
-from hf_reward.tokenization import prepare_tokenizer
+from hf_reward.tokenizer_setup import prepare_tokenizer
 
 LAST_TOKEN = "last attended token"
 BEFORE_FIRST_PAD = "last token before the first pad token"

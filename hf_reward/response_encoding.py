@@ -1,0 +1,159 @@
+"""Requests -> token ids, each formatted as the model's own texts were in training, each on its own."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.score_request import ScoreRequest
+from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_responses
+from hf_reward.tokenizer_setup import uses_text_pairs
+
+logger = logging.getLogger(__name__)
+
+CONVERSATIONS, TEXT = "conversations", "text"
+"""The two kinds of rows that a model can have been trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedResponse:
+    """The token ids of one request, or why there are none."""
+
+    input_ids: list[int] = field(default_factory=list)
+    token_type_ids: list[int] | None = None
+    cut_tokens: int = 0
+    """Prompt tokens cut away to fit the model."""
+    problem: str = ""
+    """Why it cannot be scored, or empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseEncoder:
+    """How one model's texts become token ids."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rule: FormatRule
+    rows: str
+    """`CONVERSATIONS`: text prompts and responses are turns of the chat template. `TEXT`: they stand one after the
+    other, or are a text pair."""
+    unread_end: int | None = None
+    """A token that stock classifiers pass over at the end of a sequence: the pad token of a foreign model."""
+
+    def encode(self, requests: Sequence[ScoreRequest], *, allow_empty: bool = False) -> list[EncodedResponse]:
+        """Tokenise requests. One that cannot be scored says why and stops no other.
+
+        Args:
+            requests: What to score.
+            allow_empty: Whether a response may be empty.
+
+        Returns:
+            Token ids for each request, in order.
+        """
+        found: list[EncodedResponse | None] = [None] * len(requests)
+        for place, request in enumerate(requests):
+            if not allow_empty and request.is_empty():
+                what = "text" if request.formatted else "response"
+                problem = f"the {what} is empty; `allow_empty` (`--allow-empty`) scores it all the same"
+                found[place] = EncodedResponse(problem=problem)
+        for formatted, encode in ((False, self._encode_rows), (True, self._encode_formatted)):
+            places = [place for place, each in enumerate(found) if each is None]
+            places = [place for place in places if requests[place].formatted == formatted]
+            encoded = self._one_by_one_if_need_be(encode, [requests[place] for place in places])
+            for place, tokens in zip(places, encoded, strict=True):
+                found[place] = self._finish(tokens)
+        return [each for each in found if each is not None]
+
+    def _one_by_one_if_need_be(self, encode: Any, requests: list[ScoreRequest]) -> list[TokenizedRow | str]:
+        """Encode all in one call; if a text stops it, find out which."""
+        if not requests:
+            return []
+        try:
+            return encode(requests)
+        except Exception as error:  # tokenizers and templates raise what they like at texts that they cannot take
+            if len(requests) == 1:
+                return [_reason(error)]
+        middle = len(requests) // 2  # halves, so that a few bad texts among many cost little
+        return [
+            tokens
+            for part in (requests[:middle], requests[middle:])
+            for tokens in self._one_by_one_if_need_be(encode, part)
+        ]
+
+    def _encode_rows(self, requests: list[ScoreRequest]) -> list[TokenizedRow]:
+        rows = [request.as_row(conversational=self.rows == CONVERSATIONS) for request in requests]
+        if self.tokenizer.chat_template is None:
+            rows = [_as_text(row) for row in rows]
+        return tokenize_responses(rows, self.tokenizer, self.rule)
+
+    def _encode_formatted(self, requests: list[ScoreRequest]) -> list[TokenizedRow]:
+        """Whole texts: no special token is added but the BOS with which this model's texts begin."""
+        if uses_text_pairs(self.tokenizer):  # no template was applied; special tokens are the tokenizer's
+            return tokenize_responses([request.as_row(conversational=False) for request in requests], *self._settings)
+        bos = str(self.tokenizer.bos_token or "")
+        texts = [str(request.response) for request in requests]
+        while bos and any(text.startswith(bos) for text in texts):
+            texts = [text.removeprefix(bos) for text in texts]
+        lead = [self._bos_id()] if bos and self._begins_with_bos() else []
+        batch = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        rows = [PreferenceRow(prompt="", responses=[""], ranks=[0], token_ids=[[*lead, *ids]]) for ids in _ids(batch)]
+        return tokenize_responses(rows, *self._settings)
+
+    @property
+    def _settings(self) -> tuple[PreTrainedTokenizerBase, FormatRule]:
+        return self.tokenizer, self.rule
+
+    def _bos_id(self) -> int:
+        found: Any = self.tokenizer.bos_token_id
+        return int(found)
+
+    def _begins_with_bos(self) -> bool:
+        sample = ScoreRequest(prompt="a", response="b").as_row(conversational=self.rows == CONVERSATIONS)
+        return tokenize_responses([sample], *self._settings)[0].input_ids[0][0] == self._bos_id()
+
+    def _finish(self, tokens: TokenizedRow | str) -> EncodedResponse:
+        if isinstance(tokens, str) or tokens.problem:
+            return EncodedResponse(problem=tokens if isinstance(tokens, str) else tokens.problem)
+        ids = list(tokens.input_ids[0])
+        types = list(tokens.token_type_ids[0]) if tokens.token_type_ids else None
+        if types is None:
+            ids = self._without_doubled_bos(ids)
+            while len(ids) > 1 and ids[-1] == self.unread_end:
+                ids.pop()
+        if not ids:
+            return EncodedResponse(problem="the text has no tokens")
+        return EncodedResponse(input_ids=ids, token_type_ids=types, cut_tokens=tokens.cut_tokens)
+
+    def _without_doubled_bos(self, ids: list[int]) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        while bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
+            ids = ids[1:]
+        return ids
+
+
+def _as_text(row: PreferenceRow) -> PreferenceRow:
+    """A single question and its answer as text, for models without chat template; longer talks need one."""
+    if isinstance(row.prompt, str):
+        return row
+    response: Any = row.responses[0]
+    turns = [*row.prompt, *response]
+    if [turn["role"] for turn in turns] not in (["user", "assistant"], ["assistant"]):
+        raise PreferenceFormatError(
+            "the model has no chat template, so it takes one question and one answer, but the roles are "
+            f"{', '.join(turn['role'] for turn in turns)}. Join the turns into one text as the model expects them."
+        )
+    contents = [turn["content"] for turn in turns]
+    return PreferenceRow(prompt="".join(contents[:-1]), responses=[contents[-1]], ranks=[0])
+
+
+def _ids(batch: Any) -> list[list[int]]:
+    return batch["input_ids"]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError) or "surrogate" in str(error):
+        return "the text holds half a surrogate pair, which is no character; decode the data as UTF-8 again"
+    message = error.message if isinstance(error, PreferenceFormatError) else f"{type(error).__name__}: {error}"
+    return " ".join(message.split())[:500]

@@ -1,0 +1,411 @@
+"""Model + texts -> rewards: one text, a best-of-N list, or as many as there are."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.preference_row import PreferenceFormatError, Prompt, Response
+from hf_reward.response_encoding import EncodedResponse
+from hf_reward.reward_head import RewardModel, bare_model
+from hf_reward.score_request import ScoreRequest, read_request, request_from_messages, request_from_text
+from hf_reward.scorer_loading import describe_scoring, encoder_of, load_for_scoring
+from hf_reward.sequence_scoring import SequenceScorer, distinct_sequences
+
+logger = logging.getLogger(__name__)
+
+_BATCH_TOKENS = {"cpu": 4096}
+_BATCH_TOKENS_ELSEWHERE = 32_768
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Rewards of some requests, and what was wrong with those that have none."""
+
+    rewards: np.ndarray
+    """NaN where there is a problem, shape `(R,)`, float32."""
+    problems: dict[int, str] = field(default_factory=dict)
+    """Place of a request -> why it has no reward."""
+    cut: int = 0
+    """Requests whose prompt was cut to fit `max_length`."""
+    tokens: int = 0
+    """Tokens of all sequences that have a reward, each as often as it was asked for."""
+
+
+class ScoringError(ValueError):
+    """Some requests have no reward. What could be scored is in `rewards`, so nothing is lost."""
+
+    def __init__(self, message: str, result: ScoreResult) -> None:
+        super().__init__(message)
+        self.rewards, self.problems = result.rewards, result.problems
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The responses to one prompt, best first."""
+
+    responses: list[Any]
+    """As they were given."""
+    rewards: np.ndarray
+    """Reward of each response, in the order in which they were given, shape `(N,)`, float32."""
+    order: list[int]
+    """Places of the responses, best first; equal rewards keep their order."""
+
+    @property
+    def best(self) -> Any:
+        """The response with the highest reward."""
+        return self.responses[self.order[0]]
+
+
+class RewardScorer:
+    """Scores texts with a reward model, ours or any native one-label classifier.
+
+    Formatting comes from the checkpoint's `reward_config.json`. Without one (foreign models), text becomes turns of the
+    chat template if there is one, else a text pair for tokenizers with CLS and SEP, else prompt + response + EOS; the
+    limit is the model's own number of positions; and decoders are read where the stock class reads them, at the last
+    token that is not the pad token. A reward does not depend on what else is scored with it, but for rounding.
+
+    The scorer is not thread-safe: let one thread at a time call it.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | RewardModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        record: CheckpointRecord | None = None,
+        *,
+        batch_tokens: int | None = None,
+        max_length: int | None = None,
+        packing: str | bool = "auto",
+        distributed: bool = False,
+        **loading: Any,
+    ) -> None:
+        """Take a model, or load one.
+
+        Args:
+            model: A folder or Hub id, or a loaded reward model, which is used where it is.
+            tokenizer: The tokenizer of a loaded model.
+            record: The record of a loaded model, if it has one.
+            batch_tokens: Tokens in a batch, unless one text alone has more; by default 4,096 on a CPU and 32,768
+                elsewhere.
+            max_length: Another limit than the checkpoint's.
+            packing: Compute shared beginnings once and no padding: "auto" where the model allows it, True or False.
+            distributed: Whether the processes of `accelerate launch` share the work of each call. They all have to make
+                the same calls, and all get all rewards. Without it each works for itself.
+            **loading: For a folder or Hub id: `device`, `dtype`, `verify` and what
+                `AutoModelForRewardScoring.from_pretrained` takes.
+
+        Raises:
+            ValueError: If the model cannot score (several labels, a new head, no tokenizer), or an option is unusable.
+        """
+        self.name = str(model) if isinstance(model, str | Path) else str(bare_model(model).name_or_path or "model")
+        if isinstance(model, str | Path):
+            model, tokenizer, record = load_for_scoring(str(model), **loading)
+        elif loading:
+            raise TypeError(f"{', '.join(loading)} is for models that are loaded here; this one is loaded already.")
+        if tokenizer is None:
+            raise ValueError("A loaded model needs its tokenizer: RewardScorer(model, tokenizer, record).")
+        self.model, self.tokenizer, self.record, self.distributed = model, tokenizer, record, distributed
+        device = bare_model(model).device.type
+        self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device, _BATCH_TOKENS_ELSEWHERE)
+        self._encoder = encoder_of(model, tokenizer, record, max_length)
+        self._sequences = SequenceScorer(model, batch_tokens=self.batch_tokens, packing=packing)
+        self.__name__ = Path(self.name).name  # TRL logs a reward function under it
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "RewardScorer":
+        """Load a reward model for scoring.
+
+        Args:
+            name_or_path: A folder or Hub id of a reward model or of its adapter.
+            **options: Those of the constructor; `device` (by default a GPU if there is one), `dtype` ("float32"),
+                `verify=True` to refuse a model whose stored probe rewards have changed, `revision`, `token`,
+                `trust_remote_code`, `device_map`, ...
+
+        Returns:
+            The scorer.
+
+        Raises:
+            ValueError: If the model cannot score, or an option is unusable.
+        """
+        return cls(name_or_path, **options)
+
+    # --- for people --------------------------------------------------------------------------------------------------
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[Any], *, allow_empty: bool = False) -> np.ndarray:
+        """Score each response to its prompt.
+
+        Args:
+            prompts: Text or messages for each response; where one prompt has several responses, give it as often.
+            responses: Text or messages.
+            allow_empty: Whether responses may be empty.
+
+        Returns:
+            Rewards in the order of the responses, shape `(R,)`, float32.
+
+        Raises:
+            ScoringError: If a response cannot be scored; its `rewards` hold those that could.
+            ValueError: If there are not as many prompts as responses.
+        """
+        for name, value in (("prompts", prompts), ("responses", responses)):
+            if isinstance(value, str):
+                raise ValueError(f"`{name}` must be a list, but is one text. For one prompt, use `rank` or [text].")
+        if len(prompts) != len(responses):
+            raise ValueError(f"There are {len(prompts)} prompts for {len(responses)} responses. Give one for each.")
+        return self._score([(read_request, pair) for pair in zip(prompts, responses, strict=True)], allow_empty)
+
+    def score_conversations(self, conversations: Sequence[Any], *, allow_empty: bool = False) -> np.ndarray:
+        """Score the last turn of each conversation.
+
+        Args:
+            conversations: Lists of messages that end with the assistant.
+            allow_empty: Whether that turn may be empty.
+
+        Returns:
+            Rewards, shape `(R,)`, float32.
+
+        Raises:
+            ScoringError: If one cannot be scored.
+        """
+        return self._score([(request_from_messages, (each,)) for each in conversations], allow_empty)
+
+    def score_texts(self, texts: Sequence[str], *, allow_empty: bool = False) -> np.ndarray:
+        """Score whole texts, to which the model's chat template has been applied already.
+
+        Args:
+            texts: The texts, with or without BOS at their start: the model gets as many as in training.
+            allow_empty: Whether a text may be empty.
+
+        Returns:
+            Rewards, shape `(R,)`, float32.
+
+        Raises:
+            ScoringError: If one cannot be scored.
+        """
+        return self._score([(request_from_text, (each,)) for each in texts], allow_empty)
+
+    def rank(self, prompt: Prompt, responses: Sequence[Response], *, allow_empty: bool = False) -> Ranking:
+        """Rank the responses to one prompt.
+
+        Args:
+            prompt: Text or messages.
+            responses: The responses.
+            allow_empty: Whether responses may be empty.
+
+        Returns:
+            The ranking.
+
+        Raises:
+            ScoringError: If a response cannot be scored.
+            ValueError: If there is no response.
+        """
+        return self.best_of_n([prompt], [responses], allow_empty=allow_empty)[0]
+
+    def best_of_n(
+        self, prompts: Sequence[Any], responses_per_prompt: Sequence[Sequence[Any]], *, allow_empty: bool = False
+    ) -> list[Ranking]:
+        """Rank the responses to each of several prompts; each prompt is computed once.
+
+        Args:
+            prompts: Text or messages, one for each list.
+            responses_per_prompt: A list of responses for each prompt.
+            allow_empty: Whether responses may be empty.
+
+        Returns:
+            A ranking for each prompt.
+
+        Raises:
+            ScoringError: If a response cannot be scored.
+            ValueError: If there are not as many prompts as lists, or a list is empty.
+        """
+        if len(prompts) != len(responses_per_prompt):
+            raise ValueError(
+                f"There are {len(prompts)} prompts for {len(responses_per_prompt)} lists of responses. Give one each."
+            )
+        for place, responses in enumerate(responses_per_prompt):
+            if isinstance(responses, str) or not len(responses):
+                raise ValueError(f"The responses to prompt {place} must be a list of one or more, found {responses!r}.")
+        counts = [len(responses) for responses in responses_per_prompt]
+        repeated = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
+        flat = [response for responses in responses_per_prompt for response in responses]
+        rewards = np.split(self.score(repeated, flat, allow_empty=allow_empty), np.cumsum(counts)[:-1])
+        return [
+            Ranking(list(responses), found, np.argsort(-found, kind="stable").tolist())
+            for responses, found in zip(responses_per_prompt, rewards, strict=True)
+        ]
+
+    def compare(self, prompt: Prompt, a: Response, b: Response) -> float:
+        """Probability that one response is preferred to another, by Bradley and Terry (1952).
+
+        The logistic function of (reward of a - reward of b) / T, where T is the temperature that the checkpoint stores
+        under `calibration`, or 1.
+
+        Args:
+            prompt: Text or messages.
+            a: One response.
+            b: The other.
+
+        Returns:
+            P(a is preferred to b).
+
+        Raises:
+            ScoringError: If one of them cannot be scored.
+        """
+        first, second = (float(reward) for reward in self.score([prompt, prompt], [a, b]))
+        difference = (first - second) / self.temperature
+        return 1 / (1 + math.exp(-difference)) if difference >= 0 else 1 - 1 / (1 + math.exp(difference))
+
+    @property
+    def temperature(self) -> float:
+        """What reward differences are divided by before they become probabilities; 1 unless the checkpoint says."""
+        return float(self.record.calibration.get("temperature", 1.0)) if self.record is not None else 1.0
+
+    # --- for programs ------------------------------------------------------------------------------------------------
+
+    def __call__(self, prompts: Any, completions: Any = None, **columns: Any) -> Any:
+        """Be a reward function of TRL's trainers, or map a batch of columns, as Ray Data and `datasets` do.
+
+        Args:
+            prompts: TRL's prompts; or a batch, a dict of columns as `requests_of_row` reads them.
+            completions: TRL's completions; absent for a batch.
+            **columns: What else TRL passes (`completion_ids`, columns of the data); not read.
+
+        Returns:
+            For TRL a list of rewards, None where one cannot be scored. For a batch its columns and `reward`, float32.
+
+        Raises:
+            ScoringError: If a row of a batch cannot be scored.
+        """
+        if completions is None:
+            return self._map_batch(prompts)
+        requests = [read_request(*pair) for pair in zip(prompts, completions, strict=True)]
+        result = self.score_requests(requests, allow_empty=True, show_progress=False)  # a policy may say nothing
+        if result.problems:
+            place, problem = next(iter(result.problems.items()))
+            logger.warning("%s completions have no reward, the first (%s): %s", len(result.problems), place, problem)
+        return [None if place in result.problems else float(value) for place, value in enumerate(result.rewards)]
+
+    def _map_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        columns = {name: list(values) for name, values in batch.items()}
+        if "messages" in columns:
+            rewards = self.score_conversations([_plain(each) for each in columns["messages"]])
+        elif {"prompt", "response"} <= columns.keys():
+            rewards = self.score(*(list(map(_plain, columns[name])) for name in ("prompt", "response")))
+        elif "text" in columns:
+            rewards = self.score_texts(columns["text"])
+        else:
+            raise ValueError(
+                "A batch needs the columns `prompt` and `response`, `messages`, or `text`. "
+                f"Found: {', '.join(columns)}. Rename yours first."
+            )
+        return {**batch, "reward": rewards}
+
+    def score_requests(
+        self, requests: Sequence[ScoreRequest], *, allow_empty: bool = False, show_progress: bool | None = None
+    ) -> ScoreResult:
+        """Score requests; one that cannot be scored stops no other.
+
+        Args:
+            requests: What to score.
+            allow_empty: Whether responses may be empty.
+            show_progress: Show a bar; by default where there is a terminal and it takes some seconds.
+
+        Returns:
+            Rewards, and what was wrong with those that have none.
+        """
+        return self.score_encoded(self.encode(requests, allow_empty=allow_empty), show_progress=show_progress)
+
+    def encode(self, requests: Sequence[ScoreRequest], *, allow_empty: bool = False) -> list[EncodedResponse]:
+        """Tokenise requests; see `ResponseEncoder.encode`."""
+        return self._encoder.encode(requests, allow_empty=allow_empty)
+
+    def score_encoded(self, encoded: Sequence[EncodedResponse], *, show_progress: bool | None = None) -> ScoreResult:
+        """Score what `encode` returned, each distinct sequence once.
+
+        Args:
+            encoded: Token ids of each request.
+            show_progress: As in `score_requests`.
+
+        Returns:
+            Rewards, and what was wrong with those that have none.
+        """
+        rewards = np.full(len(encoded), np.nan, dtype=np.float32)
+        problems = {place: each.problem for place, each in enumerate(encoded) if each.problem}
+        for place, each in enumerate(encoded):
+            if place not in problems and (problem := self._sequences.problem(each.input_ids)):
+                problems[place] = problem
+        good = [place for place in range(len(encoded)) if place not in problems]
+        if good:
+            rewards[good] = self._rewards([encoded[place] for place in good], show_progress)
+        for place in good:
+            if not math.isfinite(rewards[place]):
+                problems[place] = f"its reward is {rewards[place]}, no number: the weights or `dtype` overflow on it"
+                rewards[place] = np.nan
+        cut = sum(encoded[place].cut_tokens > 0 for place in good)
+        tokens = sum(len(encoded[place].input_ids) for place in good)
+        return ScoreResult(rewards, dict(sorted(problems.items())), cut, tokens)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides a reward: results are comparable only where all of it is equal.
+
+        Returns:
+            JSON values: model, weights, tokenizer and template (as hashes), format, precision, engine and versions.
+        """
+        return {
+            "model": self.name,
+            **describe_scoring(self.model, self.tokenizer, self._encoder),
+            "engine": "transformers, packed" if self._sequences.packs else "transformers, padded",
+            "batch_tokens": self.batch_tokens,
+        }
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _score(self, calls: Sequence[tuple[Any, tuple[Any, ...]]], allow_empty: bool) -> np.ndarray:
+        """Read every request before anything is computed, then score them all or say which could not be."""
+        requests = []
+        for place, (read, arguments) in enumerate(calls):
+            try:
+                requests.append(read(*arguments))
+            except PreferenceFormatError as error:
+                raise PreferenceFormatError(error.message, place, error.field) from None
+        result = self.score_requests(requests, allow_empty=allow_empty)
+        if result.problems:
+            place, problem = next(iter(result.problems.items()))
+            raise ScoringError(
+                f"{len(result.problems)} of {len(requests)} responses have no reward. The first is number {place}: "
+                f"{problem}. The others are in the error's `rewards`.",
+                result,
+            )
+        return result.rewards
+
+    def _rewards(self, encoded: Sequence[EncodedResponse], show_progress: bool | None) -> np.ndarray:
+        typed = encoded[0].token_type_ids is not None
+        sequences = distinct_sequences(
+            [each.input_ids for each in encoded], [each.token_type_ids for each in encoded] if typed else None
+        )
+        state = PartialState() if self.distributed else None
+        share = (0, 1) if state is None else (state.process_index, state.num_processes)
+        hidden = None if show_progress is None else not show_progress
+        with tqdm(
+            total=len(sequences.input_ids), disable=hidden, delay=3, desc="Scoring", unit="text", leave=False
+        ) as bar:
+            rewards = self._sequences.score(sequences, share=share, progress=bar.update)
+        if state is not None and state.num_processes > 1:
+            everywhere: Any = reduce(torch.from_numpy(rewards).to(state.device), "sum")
+            rewards = everywhere.cpu().numpy()
+        return rewards[sequences.where]
+
+
+def _plain(value: Any) -> Any:
+    """Rows of Arrow and Ray hold arrays where we know lists."""
+    return value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,0 +1,154 @@
+"""What is to be scored, a response to a prompt, and the row layouts in which it comes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_reward.fields import (
+    prompt_of_kind,
+    read_conversation,
+    read_prompt,
+    read_response,
+    read_structure,
+    read_template_options,
+    read_text,
+)
+from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, Prompt, Response, rename_columns
+
+REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text", "tools", "chat_template_kwargs")
+"""Columns that say what is to be scored; every other column is the caller's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """One response to one prompt, of which the reward is wanted."""
+
+    prompt: Prompt
+    """Text or messages; empty for none."""
+    response: Response
+    """Text, or the messages that follow the prompt."""
+    formatted: bool = False
+    """Whether `response` is the whole text as the model gets it, with its chat template applied."""
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments for the chat template."""
+
+    def is_empty(self) -> bool:
+        """Whether the response says nothing."""
+        last: Any = self.response if isinstance(self.response, str) else self.response[-1].get("content")
+        calls = not isinstance(self.response, str) and self.response[-1].get("tool_calls")
+        return not calls and (last is None or (isinstance(last, str) and not last.strip()))
+
+    def as_row(self, *, conversational: bool) -> PreferenceRow:
+        """See the request as a row of one response.
+
+        Args:
+            conversational: Whether text becomes turns of a conversation. Messages always do.
+
+        Returns:
+            A row that ranks nothing.
+        """
+        prompt, response = self.prompt, self.response
+        if conversational or not isinstance(prompt, str) or not isinstance(response, str):
+            prompt = _turns(prompt, "user")
+            response = _turns(response, "assistant", may_be_empty=True)
+        return PreferenceRow(prompt=prompt, responses=[response], ranks=[0], template=dict(self.template))
+
+
+def _turns(value: Prompt, role: str, *, may_be_empty: bool = False) -> list[dict[str, Any]]:
+    if not isinstance(value, str):
+        return value
+    return [{"role": role, "content": value}] if value or may_be_empty else []
+
+
+def read_request(prompt: Any, response: Any, *, template: Mapping[str, Any] | None = None) -> ScoreRequest:
+    """Check one prompt and response as a caller gave them.
+
+    Args:
+        prompt: Text or messages.
+        response: Text or messages, whatever the prompt is.
+        template: Keyword arguments for the chat template.
+
+    Returns:
+        The request.
+
+    Raises:
+        PreferenceFormatError: If either is neither text nor messages.
+    """
+    prompt = prompt_of_kind(read_prompt(prompt), [response])
+    checked = read_response(response, prompt, "response", may_be_empty=True)
+    return ScoreRequest(prompt=prompt, response=checked, template=template or {})
+
+
+def request_from_messages(messages: Any, *, template: Mapping[str, Any] | None = None) -> ScoreRequest:
+    """See a conversation as a prompt and the response that ends it.
+
+    Args:
+        messages: A conversation whose last turns are the assistant's.
+        template: Keyword arguments for the chat template.
+
+    Returns:
+        The request.
+
+    Raises:
+        PreferenceFormatError: If it is no conversation, or does not end with the assistant.
+    """
+    turns = read_conversation(messages, "messages", may_be_empty=True)
+    if turns[-1]["role"] == "user":
+        raise PreferenceFormatError(
+            "`messages` end with the user, so there is no response to score. Add the assistant's turn.",
+            field="messages",
+        )
+    return ScoreRequest(prompt=turns[:-1], response=turns[-1:], template=template or {})
+
+
+def request_from_text(text: Any) -> ScoreRequest:
+    """Score a whole text as it is, with its chat template applied by the caller.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The request.
+
+    Raises:
+        PreferenceFormatError: If it is no text.
+    """
+    return ScoreRequest(prompt="", response=read_text(text, "text", may_be_empty=True), formatted=True)
+
+
+def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> list[ScoreRequest]:
+    """Read what a row of a table wants scored.
+
+    Args:
+        row: A row with `prompt` and `response`, `prompt` and `responses` (a list), `messages`, or `text`.
+        columns: Our name -> the row's own column name.
+
+    Returns:
+        One request, or one for each of `responses`.
+
+    Raises:
+        PreferenceFormatError: If the row fits no layout or a field is unusable.
+    """
+    named = rename_columns(row, columns)
+    template = read_template_options(named)
+    if named.get("messages") is not None:
+        return [request_from_messages(_list(named["messages"], "messages"), template=template)]
+    if named.get("prompt") is not None and named.get("responses") is not None:
+        responses = _list(named["responses"], "responses")
+        if not responses:
+            raise PreferenceFormatError("`responses` is an empty list. Give it one or more.", field="responses")
+        return [read_request(named["prompt"], response, template=template) for response in responses]
+    if named.get("prompt") is not None and "response" in named:
+        return [read_request(named["prompt"], named["response"], template=template)]
+    if named.get("text") is not None:
+        return [request_from_text(named["text"])]
+    raise PreferenceFormatError(
+        "There is nothing to score. Needed: `prompt` and `response`, `prompt` and `responses`, `messages`, or `text` "
+        f"(already formatted). Found: {', '.join(map(str, row)) or 'no column'}. Name your columns, as in "
+        "columns={'response': 'your_column'} or `--columns response=your_column`."
+    )
+
+
+def _list(value: Any, name: str) -> Sequence[Any]:
+    """A list, or the JSON of one, as CSV files hold it."""
+    return list(value) if isinstance(value, tuple) else read_structure(value, name, list)

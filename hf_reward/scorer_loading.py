@@ -1,0 +1,132 @@
+"""Name of a model -> what scoring needs of it: model, tokenizer, record, and how its texts become token ids."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from accelerate import PartialState
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, library_versions, template_hash, tokenizer_hash
+from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer
+from hf_reward.probes import position_limit, weight_dtype
+from hf_reward.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
+from hf_reward.reward_head import RewardModel, bare_model, reads_positions
+from hf_reward.tokenization import FormatRule
+
+
+def load_for_scoring(
+    name: str, *, device: str | torch.device | None = None, verify: bool = False, **options: Any
+) -> tuple[RewardModel, PreTrainedTokenizerBase, CheckpointRecord | None]:
+    """Load a model, its tokenizer and its record.
+
+    Args:
+        name: A folder or Hub id.
+        device: Where the model goes; by default a GPU if there is one.
+        verify: Refuse a model whose stored probe rewards have changed.
+        **options: As for `AutoModelForRewardScoring.from_pretrained`.
+
+    Returns:
+        The model, its tokenizer, and its record if it has one.
+
+    Raises:
+        ValueError: If it has no head or no tokenizer, or the options contradict each other.
+    """
+    model = AutoModelForRewardScoring.from_pretrained(name, verify=verify, is_trainable=False, **options)
+    if getattr(bare_model(model), "has_new_head", False):
+        raise ValueError(
+            f"{name} holds no reward head, so its rewards would mean nothing. Give a trained reward model; "
+            "`hf-reward train` makes one."
+        )
+    tokenizer = _tokenizer(name, **options)
+    hub = {key: options[key] for key in ("revision", "cache_dir", "token", "subfolder") if key in options}
+    record = CheckpointRecord.find(name, **hub)
+    if "device_map" in options and device is not None:
+        raise ValueError("`device` and `device_map` both say where the model goes. Give one of them.")
+    if "device_map" not in options:
+        move: Any = model
+        move.to(device if device is not None else PartialState().device)
+    return model, tokenizer, record
+
+
+def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    base = None
+    if (Path(name) / "adapter_config.json").is_file():
+        base = adapter_base(name, options.get("base_model_name_or_path"))
+    tokenizer = load_tokenizer(name, base, **options)
+    if tokenizer is None:
+        raise ValueError(
+            f"{name} has no tokenizer, without which no text can be scored. Save the one it was trained with into that "
+            "folder: `tokenizer.save_pretrained(...)`."
+        )
+    return tokenizer
+
+
+def encoder_of(
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, record: CheckpointRecord | None, max_length: int | None
+) -> ResponseEncoder:
+    """Decide how a model's texts become token ids: as its record says, else by the rule for foreign models.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        record: Its record.
+        max_length: Another limit than the record's.
+
+    Returns:
+        The encoder.
+    """
+    bare = bare_model(model)
+    known = {} if record is None else record.format
+    is_text = tokenizer.chat_template is None or (record is not None and record.rows == TEXT)
+    rule: dict[str, Any] = {
+        "max_length": None,
+        **{key: known[key] for key in known if key in FormatRule.__dataclass_fields__},
+    }
+    limits = [limit for limit in (max_length or rule["max_length"], position_limit(bare.config)) if limit is not None]
+    rule["max_length"] = min(limits, default=None)
+    foreign = record is None and reads_positions(model)
+    pad = bare.config.get_text_config().pad_token_id if foreign else None
+    return ResponseEncoder(
+        tokenizer=tokenizer,
+        rule=FormatRule(**rule),
+        rows=TEXT if is_text else CONVERSATIONS,
+        unread_end=pad,
+    )
+
+
+def describe_scoring(
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, encoder: ResponseEncoder
+) -> dict[str, Any]:
+    """What of a model decides a reward, as JSON values: weights, tokenizer and template as hashes, format, precision.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        encoder: How its texts become token ids.
+
+    Returns:
+        The description.
+    """
+    bare = bare_model(model)
+    return {
+        "revision": getattr(bare.config, "_commit_hash", None),
+        "weights": _weight_hash(model),
+        "template_hash": template_hash(tokenizer),
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "format": {**encoder.rule.to_dict(), "rows": encoder.rows},
+        "dtype": str(weight_dtype(bare)).removeprefix("torch."),
+        "device": bare.device.type,
+        "versions": library_versions(),
+    }
+
+
+def _weight_hash(model: nn.Module) -> str:
+    """XXH3-128 over names, dtypes, shapes and values: it tells versions of a model apart, not forgeries."""
+    digest = xxhash.xxh3_128()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

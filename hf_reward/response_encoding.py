@@ -1,5 +1,6 @@
 """Requests -> token ids, each formatted as the model's own texts were in training, each on its own."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ class ResponseEncoder:
             return encode(requests)
         except Exception as error:  # tokenizers and templates raise what they like at texts that they cannot take
             if len(requests) == 1:
-                return [_reason(error)]
+                return [_reason(error, requests[0])]
         middle = len(requests) // 2  # halves, so that a few bad texts among many cost little
         return [
             tokens
@@ -152,8 +153,10 @@ def _ids(batch: Any) -> list[list[int]]:
     return batch["input_ids"]
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeEncodeError) or "surrogate" in str(error):
+def _reason(error: Exception, request: ScoreRequest) -> str:
+    try:
+        json.dumps([request.prompt, request.response], ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
         return "the text holds half a surrogate pair, which is no character; decode the data as UTF-8 again"
     message = error.message if isinstance(error, PreferenceFormatError) else f"{type(error).__name__}: {error}"
     return " ".join(message.split())[:500]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import xxhash
 from accelerate import PartialState
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -35,7 +36,8 @@ def load_for_scoring(
         ValueError: If it has no head or no tokenizer, or the options contradict each other.
     """
     model = AutoModelForRewardScoring.from_pretrained(name, verify=verify, is_trainable=False, **options)
-    if getattr(bare_model(model), "has_new_head", False):
+    # An adapter brings the head that its base lacks, and loading refuses one that has lost it.
+    if not isinstance(model, PeftModel) and getattr(model, "has_new_head", False):
         raise ValueError(
             f"{name} holds no reward head, so its rewards would mean nothing. Give a trained reward model; "
             "`hf-reward train` makes one."

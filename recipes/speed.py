@@ -4,6 +4,7 @@
     python recipes/speed.py prepare --data harmless_test.jsonl --tokenizer models/SmolLM2-135M-Instruct [--layout hh]
     python recipes/speed.py train --json speed.json                     # all cases, hours on a CPU
     python recipes/speed.py train --cases a,c --geometry tiny --steps 1 --rounds 1
+    python recipes/speed.py score                                       # best-of-16, see speed_scoring.py
 
 `prepare` turns raw preferences into token ids: TRL adds EOS, tokenises and filters; we also measure and summarise.
 Both get max_length 1024 and drop what is longer, and their ids are compared before any time is believed.
@@ -41,6 +42,7 @@ from rich.console import Console
 from rich.table import Table
 from speed_measure import GEOMETRIES
 from speed_rows import Row, text_and_tokenizer
+from speed_scoring import benchmark_scoring
 from speed_training import benchmark_training, core_count
 from transformers import PreTrainedTokenizerBase
 
@@ -58,19 +60,25 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="raw rows to token ids, beside TRL's RewardTrainer")
     train = commands.add_parser("train", help="training steps, beside TRL's RewardTrainer")
+    score = commands.add_parser("score", help="best-of-N lists, beside TRL's loop and transformers' pipeline")
     for command in (prepare, train):
         command.add_argument("--data", type=Path, help="JSONL of `chosen` and `rejected`, with or without `prompt`")
         command.add_argument("--layout", choices=["text", "hh"], default="text", help="hh: transcripts as messages")
         command.add_argument("--tokenizer", help="folder or Hub id; by default a small BPE is trained here")
+    for command in (prepare, train, score):
         command.add_argument("--rounds", type=int, default=3)
     prepare.add_argument("--rows", type=int, default=2000, help="at most so many")
     train.add_argument("--cases", default="a,b,c,d,e", help="by default a,b,c,d,e")
-    train.add_argument("--geometry", nargs="+", choices=list(GEOMETRIES), help="by default one that suits the device")
+    for command in (train, score):
+        command.add_argument("--geometry", nargs="+", choices=list(GEOMETRIES), help="by default one for the device")
+        command.add_argument("--json", type=Path, help="write the raw results into this file")
+    score.add_argument("--prompts", type=int, default=24, help="how many prompts")
+    score.add_argument("--answers", type=int, default=16, help="how many answers each has")
     train.add_argument("--steps", type=int, default=3, help="counted optimizer steps; one more comes before them")
     train.add_argument("--max-length", type=int, default=512, help="longer rows are left out")
-    train.add_argument("--json", type=Path, help="write the raw results into this file")
     options = parser.parse_args()
-    {"prepare": benchmark_preparation, "train": benchmark_training}[options.command](options)
+    run = {"prepare": benchmark_preparation, "train": benchmark_training, "score": benchmark_scoring}
+    run[options.command](options)
 
 
 # --- preparation -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,172 @@
+"""`speed.py score`: best-of-N scoring beside TRL's loop and transformers' pipeline, on the same texts.
+
+Each prompt has N answers, as long as those of HH (`speed_rows.HH_LIKE`: a prompt of 125 tokens, answers of 45). Three
+sides load the same folder and score the same conversations, taking turns:
+
+    TRL          what its GRPO and RLOO trainers do with a reward model: the stock classifier, the chat template applied
+                 to every prompt with its answer, 16 of them padded to the longest in a batch
+    pipeline     pipeline("text-classification") at its default, a text at a time, raw logits
+    hf_reward    RewardScorer.best_of_n
+
+All rewards are compared before any time is believed.
+"""
+
+import json
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from speed_measure import GEOMETRIES, build_model
+from speed_rows import HH_LIKE, Lengths
+from speed_training import machine
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
+
+from hf_reward import RewardScorer
+
+TRL_BATCH = 16
+_ANSWERS = Lengths(45, 0.9)
+_LONGEST = 512
+
+Conversation = list[dict[str, str]]
+Side = Callable[[list[str], list[list[str]]], np.ndarray]
+
+
+def benchmark_scoring(options: Namespace) -> None:
+    """Time the three sides and print the table."""
+    geometry = (options.geometry or ["smollm2-135m"])[0]
+    with tempfile.TemporaryDirectory() as folder:
+        build_model(geometry, folder)
+        _randomize_head(Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        prompts, answers, lengths = best_of_n_texts(tokenizer, options.prompts, options.answers)
+        sides = {"TRL": _trl(folder), "pipeline": _pipeline(folder), "hf_reward": _ours(folder)}
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        rewards: dict[str, np.ndarray] = {}
+        for turn in range(options.rounds + 1):  # the first round, of one prompt, warms up and is not counted
+            count = len(prompts) if turn else 1
+            for name in sorted(sides, reverse=bool(turn % 2)):
+                start = time.perf_counter()
+                rewards[name] = sides[name](prompts[:count], answers[:count])
+                if turn:
+                    seconds[name].append(time.perf_counter() - start)
+    differences = {name: float(np.abs(found - rewards["TRL"]).max()) for name, found in rewards.items()}
+    if max(differences.values()) > 1e-4 or not rewards["TRL"].std() > 0.01:
+        raise SystemExit(f"The rewards differ, so the times cannot be compared: {differences}")
+    report = {
+        "machine": machine(),
+        "geometry": geometry,
+        "parameters": GEOMETRIES[geometry],
+        "rows": rewards["TRL"].size,
+        "answers": options.answers,
+        "lengths": lengths,
+        "seconds": seconds,
+        "largest_difference": differences,
+    }
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _print(report)
+
+
+def best_of_n_texts(
+    tokenizer: PreTrainedTokenizerBase, prompts: int, answers: int
+) -> tuple[list[str], list[list[str]], dict[str, float]]:
+    """Make up prompts and answers whose token counts are drawn from stated distributions.
+
+    Args:
+        tokenizer: A byte-level tokenizer.
+        prompts: How many prompts.
+        answers: How many answers each has.
+
+    Returns:
+        The prompts, their answers, and the mean tokens of both.
+    """
+    chance = np.random.default_rng(0)
+    # A word that is one token with a space before it, so that a text has as many tokens as words.
+    words = np.array([word[1:] for word in sorted(tokenizer.get_vocab()) if word[0] == "Ġ" and word[1:].isalpha()])
+
+    def text(length: int) -> str:
+        return " ".join(chance.choice(words, length))
+
+    sizes = np.minimum(HH_LIKE.prefix.draw(prompts, chance), _LONGEST)
+    counts = np.minimum(_ANSWERS.draw(prompts * answers, chance), _LONGEST).reshape(prompts, answers)
+    drawn = [text(size) for size in sizes], [[text(size) for size in row] for row in counts]
+    return *drawn, {"prompt": float(sizes.mean()), "answer": float(counts.mean())}
+
+
+def _conversations(prompts: list[str], answers: list[list[str]]) -> list[Conversation]:
+    return [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        for prompt, row in zip(prompts, answers, strict=True)
+        for answer in row
+    ]
+
+
+def _trl(folder: str) -> Side:
+    from trl.data_utils import apply_chat_template
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def score(prompts: list[str], answers: list[list[str]]) -> np.ndarray:
+        conversations, rewards = _conversations(prompts, answers), []
+        for start in range(0, len(conversations), TRL_BATCH):
+            batch = conversations[start : start + TRL_BATCH]
+            texts = [apply_chat_template({"messages": messages}, tokenizer)["text"] for messages in batch]
+            inputs = tokenizer(
+                text=texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+            )
+            with torch.inference_mode():
+                rewards.append(model(**inputs).logits[:, 0])
+        return torch.cat(rewards).numpy()
+
+    return score
+
+
+def _pipeline(folder: str) -> Side:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    classify: Any = pipeline("text-classification", model=folder, tokenizer=tokenizer)
+
+    def score(prompts: list[str], answers: list[list[str]]) -> np.ndarray:
+        conversations = _conversations(prompts, answers)
+        texts = [str(tokenizer.apply_chat_template(messages, tokenize=False)) for messages in conversations]
+        return np.array([each["score"] for each in classify(texts, function_to_apply="none")], dtype=np.float32)
+
+    return score
+
+
+def _ours(folder: str) -> Side:
+    scorer = RewardScorer.from_pretrained(folder)
+    return lambda prompts, answers: np.concatenate([each.rewards for each in scorer.best_of_n(prompts, answers)])
+
+
+def _randomize_head(folder: Path) -> None:
+    """Give the head weights of the size of a trained one, so that rewards differ from text to text."""
+    weights = load_file(folder / "model.safetensors")
+    head = weights["score.weight"]
+    weights["score.weight"] = torch.randn(head.shape, generator=torch.Generator().manual_seed(1)) / head.numel() ** 0.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _print(report: dict[str, Any]) -> None:
+    seconds, rows, lengths = report["seconds"], report["rows"], report["lengths"]
+    table = Table(
+        title=f"best of {report['answers']}, {report['geometry']}, float32",
+        caption=f"{rows} rows; prompts of {lengths['prompt']:.0f} tokens, answers of {lengths['answer']:.0f} (means); "
+        f"largest difference of rewards {max(report['largest_difference'].values()):.0e}; {report['machine']}",
+    )
+    for heading in ("", "rows/s (median)", "min", "max", "hf_reward is so many times as fast"):
+        table.add_column(heading, justify="right" if heading else "left")
+    ours = median(seconds["hf_reward"])
+    for name, times in seconds.items():
+        rates = [f"{rows / value:.1f}" for value in (median(times), max(times), min(times))]
+        table.add_row(name, *rates, f"{median(times) / ours:.2f}" if name != "hf_reward" else "")
+    Console(width=110).print(table)

@@ -1,0 +1,105 @@
+"""Which sequences share a beginning and a batch: hand-computed cases and properties."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_reward.data_collator import DataCollatorForPreference
+from hf_reward.packing import DataCollatorForPackedPreference
+from hf_reward.sequence_scoring import _halves, distinct_sequences, packed_batches, padded_batches, shared_groups
+
+A, B, S = list(range(100, 120)), list(range(200, 230)), list(range(10))
+
+
+def test_equal_sequences_are_computed_once_and_found_again() -> None:
+    given_ids = [[3, 1], [1, 2, 3], [3, 1], [1, 2]]
+    found = distinct_sequences(given_ids)
+    assert found.input_ids == [[1, 2], [1, 2, 3], [3, 1]]
+    assert [found.input_ids[place] for place in found.where] == given_ids
+
+
+def test_ids_beyond_a_byte_are_sorted_as_numbers() -> None:
+    assert distinct_sequences([[256], [70_000], [255], [1, 5]]).input_ids == [[1, 5], [255], [256], [70_000]]
+
+
+def test_equal_ids_with_other_token_types_are_two_sequences() -> None:
+    found = distinct_sequences([[1, 2], [1, 2]], [[0, 0], [0, 1]])
+    assert len(found.input_ids) == 2
+    assert found.token_type_ids == [[0, 0], [0, 1]]
+
+
+def test_answers_share_their_prompt() -> None:
+    sequences = [[*A, 1], [*A, 2, 3], [*B, 1], [*B, 4]]
+    assert shared_groups(sequences) == [([0, 1], 20), ([2, 3], 30)]
+
+
+def test_prompts_with_one_answer_share_their_system_turn() -> None:
+    sequences = [[*S, *A], [*S, *B], [*S, 99]]
+    assert shared_groups(sorted(sequences)) == [([0, 1, 2], 10)]
+
+
+def test_a_group_is_not_given_up_for_a_shorter_beginning_that_saves_less() -> None:
+    sequences = [[*S, *A, 1], [*S, *A, 2], [*S, *A, 3], [*S, *B, 1], [*S, *B, 2]]
+    assert shared_groups(sequences) == [([0, 1, 2], 30), ([3, 4], 40)]  # 60 + 40 tokens saved; all in one would save 40
+
+
+def test_every_sequence_keeps_a_token_of_its_own() -> None:
+    assert shared_groups([A, [*A, 1]]) == [([0, 1], 19)]
+
+
+def test_a_short_beginning_is_not_worth_a_part_of_its_own() -> None:
+    assert shared_groups([[1, 2, 3, 4], [1, 2, 3, 5]]) == [([0], 0), ([1], 0)]
+
+
+def test_a_long_list_is_cut_and_its_prompt_computed_in_each_part() -> None:
+    sequences = distinct_sequences([[*A, 1000 + number] for number in range(7)])
+    batches = list(packed_batches(sequences, 23))
+    assert [places for _, places in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [row["prefix_length"] for rows, _ in batches for row in rows] == [20, 20, 0]
+    collator = DataCollatorForPackedPreference()
+    assert [collator.tokens(rows) for rows, _ in batches] == [23, 23, 21]
+
+
+_sequence = st.lists(st.integers(0, 3), min_size=1, max_size=40)
+
+
+@given(st.lists(_sequence, min_size=1, max_size=30), st.integers(1, 120))
+def test_batches_hold_every_sequence_once_within_their_budget(ids: list[list[int]], budget: int) -> None:
+    sequences = distinct_sequences([each * 3 for each in ids])
+    packed, padded = DataCollatorForPackedPreference(), DataCollatorForPreference(0)
+    forms: list[tuple[Any, Any]] = [
+        (packed_batches(sequences, budget), packed),
+        (padded_batches(sequences, budget, padded.tokens), padded),
+    ]
+    for batches, collator in forms:
+        seen: list[int] = []
+        for rows, places in batches:
+            assert [ids for row in rows for ids in row["input_ids"]] == [sequences.input_ids[p] for p in places]
+            assert collator.tokens(rows) <= budget or len(places) == 1
+            for row in rows:
+                first = row["input_ids"][0][: row["prefix_length"]]
+                assert all(each[: len(first)] == first and len(each) > len(first) for each in row["input_ids"])
+            seen += places
+        assert sorted(seen) == list(range(len(sequences.input_ids)))
+
+
+def test_padded_batches_begin_with_the_longest() -> None:
+    sequences = distinct_sequences([[1] * length for length in (3, 9, 5, 1)])
+    batches = list(padded_batches(sequences, 12, DataCollatorForPreference(0).tokens))
+    assert [[len(sequences.input_ids[place]) for place in places] for _, places in batches] == [[9], [5, 3], [1]]
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_halves_keep_the_order(count: int) -> None:
+    sequences = distinct_sequences([[*A, number] for number in range(count)])
+    ((rows, places),) = packed_batches(sequences, 1000)
+    halves = _halves(rows)
+    assert halves is not None
+    kept = [ids for half in halves for row in half for ids in row["input_ids"]]
+    assert kept == [sequences.input_ids[place] for place in places]
+    single = _halves(halves[0]) if count == 2 else None
+    assert single is None
+    assert np.array(places).tolist() == list(range(count))

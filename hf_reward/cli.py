@@ -1,17 +1,17 @@
 """`hf-reward`: the command line. Each command imports what it needs when it runs, so that `--help` is instant."""
 
 import json
-import logging
-import os
 import runpy
 import signal
 import sys
-import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from hf_reward import cli_scoring
+from hf_reward.cli_output import quiet
 
 app = typer.Typer(
     add_completion=False,
@@ -52,6 +52,13 @@ def recipes(name: str = typer.Argument(None, help="Print this recipe, such as qu
         typer.echo(recipe(name).read_text(encoding="utf-8"))
 
 
+# --- scoring --------------------------------------------------------------------------------------------------------
+
+app.command()(cli_scoring.score)
+app.command()(cli_scoring.rank)
+app.command()(cli_scoring.serve)
+
+
 # --- saved models ---------------------------------------------------------------------------------------------------
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a saved model or adapter.")]
@@ -64,16 +71,27 @@ Dtype = Annotated[str, typer.Option(help="Precision of the weights: float32, bfl
 
 @app.command()
 def verify(
-    folder: Folder,
+    folder: Annotated[Path | None, typer.Argument(help="Folder of a saved model or adapter.")] = None,
     base_model: BaseModel = "",
     dtype: Annotated[list[str] | None, typer.Option(help="Check only this compute precision; may be repeated.")] = None,
+    server: Annotated[str, typer.Option(help="Compare this server's rewards with those of --model instead.")] = "",
+    kind: Annotated[str, typer.Option(help="What it is: auto, hf_reward, vllm, sglang or openrlhf.")] = "auto",
+    model: Annotated[str, typer.Option(help="Folder or Hub id of the model that the server should have.")] = "",
+    data: Annotated[str, typer.Option(help="Rows to compare, 256 at most; by default the probe texts.")] = "",
+    columns: cli_scoring.Columns = None,
     as_json: AsJson = False,
 ) -> None:
     """Reload a saved model with stock transformers in a fresh process: does it give the rewards it was saved with?
 
-    Exit code 0: equal. 1: it differs, or cannot be loaded.
+    With --server and --model: does a server give them? Exit code 0: equal. 1: it differs, or cannot be loaded.
     """
-    _quiet()
+    quiet()
+    if server:
+        if not (model or folder) or (model and folder):
+            raise typer.BadParameter("--server needs the model that it should have: --model FOLDER_OR_ID")
+        cli_scoring.verify_server(server, kind, model or str(folder), data, columns, as_json)
+    if folder is None or model or data:
+        raise typer.BadParameter("give the folder of a saved model, or --server URL --model FOLDER_OR_ID")
     from hf_reward.verify import verify_checkpoint
 
     found = verify_checkpoint(folder, base_model=base_model or None, dtypes=dtype or None)
@@ -116,7 +134,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a model or adapter as one stock folder, merged in float32 and verified before it appears."""
-    _quiet()
+    quiet()
     from hf_reward.averaging import average_reward_models
     from hf_reward.export import ExportRule, export_reward_model
 
@@ -158,7 +176,7 @@ def import_model(
     as_json: AsJson = False,
 ) -> None:
     """Turn a reward model of another library into a stock folder with the same rewards."""
-    _quiet()
+    quiet()
     from hf_reward.export import ExportRule
     from hf_reward.importers.stock_folder import import_reward_model
 
@@ -186,7 +204,7 @@ def push(
     """Publish a saved model: staged, downloaded back, verified, and only then visible. Log in with `hf auth login`."""
     from dataclasses import asdict
 
-    _quiet()
+    quiet()
     from hf_reward.push import PushRule, push_reward_model
 
     rule = PushRule(
@@ -207,16 +225,6 @@ def push(
     typer.echo(f"Pushed to {report.pull_request or report.url} (commit {report.commit[:8]}, {len(report.files)} files)")
     for note in report.notes:
         typer.echo(f"  {note}")
-
-
-def _quiet() -> None:
-    """Keep what libraries print while they load models out of a command's own answer."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
 
 
 def _print_checks(found: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils.generic import ModelOutput
 
 from hf_reward.checkpoint_record import CheckpointRecord
 from hf_reward.reward_head import as_reward_model
@@ -49,7 +50,7 @@ class RewardScoringPipeline(Pipeline):
             raise TypeError(f"pipeline({TASK!r}) takes no {', '.join(unknown)}. It takes `allow_empty`.")
         return ({} if allow_empty is None else {"allow_empty": allow_empty}), {}, {}
 
-    def preprocess(self, input_: Any, allow_empty: bool = False) -> dict[str, Any]:
+    def preprocess(self, input_: Any, allow_empty: bool = False, **_: Any) -> dict[str, Any]:
         """Tokenise one input.
 
         Args:
@@ -70,10 +71,10 @@ class RewardScoringPipeline(Pipeline):
             inputs["token_type_ids"] = [encoded.token_type_ids]
         return {name: torch.tensor(values) for name, values in inputs.items()}
 
-    def _forward(self, input_tensors: dict[str, Any], **_: Any) -> dict[str, Any]:
-        return {"reward": self.model(**input_tensors).logits[:, 0].float()}
+    def _forward(self, input_tensors: dict[str, Any], **_: Any) -> ModelOutput:
+        return ModelOutput(reward=self.model(**input_tensors).logits[:, 0].float())
 
-    def postprocess(self, model_outputs: dict[str, Any], **_: Any) -> dict[str, float]:
+    def postprocess(self, model_outputs: ModelOutput, **_: Any) -> dict[str, float]:
         """Give the reward a name.
 
         Args:

@@ -1,0 +1,339 @@
+"""`hf-reward score | rank | serve`, and `verify --server`: what people use a reward model for."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_reward.cli_output import as_list, print_quarantine, print_ranking, print_scores, print_summary, quiet
+
+SHOWN_ROWS = 20
+"""Rows that are printed where no output is named."""
+QUARANTINED = 3
+"""Exit code of a run that is finished, but put rows aside."""
+
+Model = Annotated[str, typer.Option(help="Folder or Hub id of a reward model or adapter.")]
+Data = Annotated[
+    str, typer.Option(help="A JSONL, CSV or Parquet file, a folder of them, a Hub id, or - for standard input.")
+]
+Out = Annotated[
+    str, typer.Option(help="A .jsonl or .parquet file, or a folder for shards; without it the first rows are printed.")
+]
+Columns = Annotated[
+    list[str] | None, typer.Option(help="The data's own name of a column: `response=answer`; may be repeated.")
+]
+BatchTokens = Annotated[int, typer.Option(help="Tokens computed together; 0 is what suits the device.")]
+Dtype = Annotated[str, typer.Option(help="Precision of the backbone: float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; by default a GPU if there is one.")]
+MaxLength = Annotated[int, typer.Option(help="Longest text in tokens; 0 is the model's own limit.")]
+AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Score empty responses instead of putting them aside.")]
+Split = Annotated[str, typer.Option(help="Split of a Hub id.")]
+InputFormat = Annotated[str, typer.Option(help="What standard input holds: jsonl, csv or parquet.")]
+OutputFormat = Annotated[str, typer.Option(help="What a folder of shards holds: jsonl or parquet.")]
+RowsPerShard = Annotated[int, typer.Option(help="Rows of a shard: what a kill can cost.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's output.")]
+Part = Annotated[str, typer.Option(help="i/n: score every n-th shard from the i-th on, for jobs that share a folder.")]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+BaseModel = Annotated[str, typer.Option(help="Where an adapter's base model is, if not where it says.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs instead of a table.")]
+
+
+def score(
+    model: Model,
+    data: Data = "",
+    out: Out = "",
+    prompt: Annotated[str, typer.Option(help="Instead of --data: one prompt.")] = "",
+    response: Annotated[list[str] | None, typer.Option(help="Its response; may be repeated.")] = None,
+    columns: Columns = None,
+    reward_column: Annotated[str, typer.Option(help="Name of the added column.")] = "reward",
+    batch_tokens: BatchTokens = 0,
+    dtype: Dtype = "float32",
+    device: Device = "",
+    max_length: MaxLength = 0,
+    allow_empty: AllowEmpty = False,
+    split: Split = "train",
+    input_format: InputFormat = "jsonl",
+    output_format: OutputFormat = "",
+    rows_per_shard: RowsPerShard = 10_000,
+    part: Part = "",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    revision: Revision = "",
+    base_model: BaseModel = "",
+    trust_remote_code: RemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score rows: `prompt` and `response`, `prompt` and `responses`, `messages`, or `text` that is formatted already.
+
+    The output keeps the columns and adds `id` and `reward`. Exit code 0: every row is scored. 3: finished, but rows
+    were put aside, with the reason of each. 1: an error; what was finished is kept. 2: the command is wrong.
+    """
+    quiet()
+    options = _model_options(dtype, device, batch_tokens, max_length, revision, base_model, trust_remote_code)
+    _require_one_source(data, prompt, response, out)
+    if response:
+        _score_one(model, prompt, response, options, allow_empty=allow_empty, as_json=as_json)
+        return
+    settings = {
+        "columns": _mapping(columns),
+        "reward_column": reward_column,
+        "allow_empty": allow_empty,
+        "split": split,
+        "input_format": input_format,
+        "output_format": output_format,
+        "rows_per_shard": rows_per_shard,
+        "resume": resume,
+        "overwrite": overwrite,
+    }
+    _score_table(model, data, out, options, settings, part=part, as_json=as_json)
+
+
+def rank(
+    model: Model,
+    data: Data,
+    out: Out = "",
+    columns: Columns = None,
+    batch_tokens: BatchTokens = 0,
+    dtype: Dtype = "float32",
+    device: Device = "",
+    max_length: MaxLength = 0,
+    allow_empty: AllowEmpty = False,
+    split: Split = "train",
+    input_format: InputFormat = "jsonl",
+    output_format: OutputFormat = "",
+    rows_per_shard: RowsPerShard = 10_000,
+    part: Part = "",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    revision: Revision = "",
+    base_model: BaseModel = "",
+    trust_remote_code: RemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rank lists: rows of `prompt` and `responses`.
+
+    The output keeps the columns and adds `id`, `reward` (of each response), `rank` (0 is best, equal rewards share
+    one) and `best` (the place of the best). Exit codes are those of `score`.
+    """
+    quiet()
+    options = _model_options(dtype, device, batch_tokens, max_length, revision, base_model, trust_remote_code)
+    settings = {
+        "rank": True,
+        "columns": _mapping(columns),
+        "allow_empty": allow_empty,
+        "split": split,
+        "input_format": input_format,
+        "output_format": output_format,
+        "rows_per_shard": rows_per_shard,
+        "resume": resume,
+        "overwrite": overwrite,
+    }
+    _score_table(model, data, out, options, settings, part=part, as_json=as_json)
+
+
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one and says which.")] = 8000,
+    served_model_name: Annotated[str, typer.Option(help="The model's name in answers.")] = "",
+    batch_tokens: BatchTokens = 0,
+    dtype: Dtype = "float32",
+    device: Device = "",
+    max_queue_tokens: Annotated[int, typer.Option(help="Tokens that may wait; beyond them requests get 429.")] = 2**20,
+    max_queue_rows: Annotated[int, typer.Option(help="The same for responses.")] = 8192,
+    max_body_bytes: Annotated[int, typer.Option(help="Largest request; a larger one gets 413.")] = 2**24,
+    shutdown_seconds: Annotated[int, typer.Option(help="Time to finish what was accepted when told to stop.")] = 300,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="A file with the token that clients must send; or set HF_REWARD_SERVER_TOKEN."),
+    ] = None,
+) -> None:
+    """Serve a reward model over HTTP: /score, /rank, OpenRLHF's /get_reward, vLLM's /classify, /health, /metrics."""
+    quiet()
+    try:
+        from hf_reward.serving.server import serve as serve_model
+        from hf_reward.serving.settings import ServerSettings, read_token
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn", "prometheus_client"):
+            raise
+        raise ImportError(f"Serving needs {error.name}: pip install 'hf_reward[serve]'") from error
+    serve_model(
+        model,
+        ServerSettings(
+            host=host,
+            port=port,
+            served_model_name=served_model_name or None,
+            device=device or None,
+            dtype=dtype,
+            batch_tokens=batch_tokens or None,
+            max_queue_tokens=max_queue_tokens,
+            max_queue_rows=max_queue_rows,
+            max_body_bytes=max_body_bytes,
+            shutdown_seconds=shutdown_seconds,
+            token=read_token(token_file),
+        ),
+    )
+
+
+def verify_server(server: str, kind: str, model: str, data: str, columns: list[str] | None, as_json: bool) -> None:
+    """Compare a server's rewards with the model's own and print what was found.
+
+    Args:
+        server: URL of the server.
+        kind: What it is: auto, hf_reward, vllm, sglang or openrlhf.
+        model: Folder or Hub id of the model that it should serve.
+        data: A table of rows to score; empty for the probe texts.
+        columns: The data's own names of columns.
+        as_json: Print JSON.
+
+    Raises:
+        typer.Exit: With code 0 if the rewards are the same, but for rounding in half precision, else 1.
+    """
+    from hf_reward.preference_row import rename_columns
+    from hf_reward.server_check import MAX_ROWS, check_server
+    from hf_reward.serving.settings import read_token
+
+    rows = [rename_columns(row, _mapping(columns)) for row in _first_rows(data, MAX_ROWS)] if data else None
+    found = check_server(server, model, rows, kind=kind, token=read_token())
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    raise typer.Exit(0 if found.passed else 1)
+
+
+# --- inside ---------------------------------------------------------------------------------------------------------
+
+
+def _model_options(
+    dtype: str, device: str, batch_tokens: int, max_length: int, revision: str, base_model: str, remote_code: bool
+) -> dict[str, Any]:
+    """What `RewardScorer` gets; options that were not given are left out."""
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise typer.BadParameter(f"--dtype must be float32, bfloat16 or float16, but is {dtype!r}.")
+    given = {
+        "device": device,
+        "batch_tokens": batch_tokens,
+        "max_length": max_length,
+        "revision": revision,
+        "base_model_name_or_path": base_model,
+        "trust_remote_code": remote_code,
+    }
+    return {"dtype": dtype, **{name: value for name, value in given.items() if value}}
+
+
+def _require_one_source(data: str, prompt: str, response: list[str] | None, out: str) -> None:
+    if bool(data) == bool(response):
+        raise typer.BadParameter("give --data, or --prompt and one or more --response")
+    if response and not prompt:
+        raise typer.BadParameter("--response needs the --prompt that it answers")
+    if response and out:
+        raise typer.BadParameter("--out is for --data; rewards of --response are printed")
+
+
+def _mapping(columns: list[str] | None) -> dict[str, str] | None:
+    """`ours=theirs` words as a dict."""
+    if not columns:
+        return None
+    pairs = [word.partition("=") for text in columns for word in text.split(",")]
+    wrong = ["".join(pair) for pair in pairs if not all(pair)]
+    if wrong:
+        raise typer.BadParameter(f"--columns takes OURS=THEIRS, such as response=answer, but got {wrong[0]!r}.")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def _score_one(
+    model: str, prompt: str, responses: list[str], options: dict[str, Any], *, allow_empty: bool, as_json: bool
+) -> None:
+    from hf_reward.reward_scorer import RewardScorer
+
+    ranking = RewardScorer.from_pretrained(model, **options).rank(prompt, responses, allow_empty=allow_empty)
+    rewards = [float(reward) for reward in ranking.rewards]
+    if as_json:
+        typer.echo(json.dumps({"prompt": prompt, "responses": responses, "rewards": rewards, "order": ranking.order}))
+        return
+    print_ranking(prompt, responses, rewards)
+
+
+def _score_table(
+    model: str,
+    data: str,
+    out: str,
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    *,
+    part: str,
+    as_json: bool,
+) -> None:
+    from hf_reward.bulk import BulkSettings, parse_part, score_files
+    from hf_reward.reward_scorer import RewardScorer
+
+    if not out and (part or settings["resume"] or settings["overwrite"]):
+        raise typer.BadParameter("--part, --resume and --overwrite need --out")
+    rule = BulkSettings(**settings, part=parse_part(part) if part else None)
+    with _output(out) as target:
+        scorer = RewardScorer.from_pretrained(model, **options)
+        report = score_files(scorer, data, target, rule)
+        if not out:
+            _print_rows(target, rule, as_json)
+            print_quarantine(target.with_name("scored.quarantine.jsonl"), SHOWN_ROWS)
+    if _is_main_process():
+        if as_json and out:
+            typer.echo(json.dumps(report.to_dict(), indent=2))
+        else:
+            print_summary(report, err=not out)
+    raise typer.Exit(QUARANTINED if report.counts.quarantined else 0)
+
+
+@contextmanager
+def _output(out: str) -> Iterator[Path]:
+    if out:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "scored.jsonl"
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+def _print_rows(path: Path, rule: Any, as_json: bool) -> None:
+    """The rows of a run without `--out`: JSON lines for machines, the first as a table for people."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        if as_json:
+            for line in lines:
+                typer.echo(line, nl=False)
+            return
+        rows = [json.loads(line) for line in islice(lines, SHOWN_ROWS)]
+        more = sum(1 for _ in lines)
+    names = {name: (rule.columns or {}).get(name, name) for name in _REQUEST_COLUMNS}
+    if rule.rank:
+        for row in rows:
+            print_ranking(row.get(names["prompt"]), list(as_list(row[names["responses"]])), row[rule.reward_column])
+    elif rows:
+        print_scores(rows, names, rule.reward_column)
+    if more:
+        typer.echo(f"... and {more:,} more rows. Name a file with --out to keep them all.")
+
+
+_REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text")
+
+
+def _first_rows(data: str, count: int) -> list[dict[str, Any]]:
+    from hf_reward.tables.inputs import open_tables
+
+    rows = (row for table in open_tables(data) for span in table.spans(count) for row in table.read(span))
+    found = list(islice(rows, count))
+    wrong = next((row for row in found if row.row is None), None)
+    if wrong is not None:
+        raise ValueError(f"{data}, row {wrong.number}: {wrong.problem}. Correct or drop it.")
+    return [row.row for row in found if row.row is not None]

@@ -292,7 +292,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
-        typer.echo(f"hf-reward: {error}", err=True)
+        typer.echo(f"hf-reward: {' '.join(str(error).split())}", err=True)
         raise SystemExit(1) from error
 
 

@@ -1,0 +1,54 @@
+"""The Python of docs/SCORING.md runs, with a tiny model in place of its folders."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from saved_models import saved_model
+
+DOCS = Path(__file__).parents[1] / "docs"
+BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "SCORING.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def folder(make_model_folder: Any, tmp_path: Path) -> Path:
+    return saved_model(make_model_folder("llama"), tmp_path / "saved")
+
+
+def _run(block: str, folder: Path, **scope: Any) -> dict[str, Any]:
+    exec(block.replace("outputs/quickstart", str(folder)), scope)
+    return scope
+
+
+def test_scoring(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _run(BLOCKS[0], folder)
+    assert found["rewards"].shape == (1,)
+    assert [len(each.order) for each in found["best"]] == [2, 2]
+    assert found["ranking"].best in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.interop
+@pytest.mark.parametrize("form", ["scorer", "folder"])
+def test_trl(form: str, folder: Path, make_model_folder: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    import trl
+    from datasets import Dataset
+
+    made = trl.GRPOConfig
+    small = {"max_completion_length": 4, "num_generations": 2, "per_device_train_batch_size": 2, "report_to": "none"}
+    monkeypatch.setattr(trl, "GRPOConfig", lambda **options: made(**options, **small, use_cpu=True, bf16=False))
+    monkeypatch.chdir(tmp_path)
+    code = BLOCKS[1].replace("your/policy", str(make_model_folder("llama", "policy")))
+    if form == "folder":
+        code = code.replace('RewardScorer.from_pretrained("outputs/quickstart")', '"outputs/quickstart"')
+    prompts = Dataset.from_list([{"prompt": [{"role": "user", "content": "What is 2 + 2?"}]}] * 2)
+    trainer = _run(code, folder, prompts=prompts)["trainer"]
+    assert "reward" in next(entry for entry in trainer.state.log_history if "reward" in entry)
+
+
+def test_pipelines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(BLOCKS[2], folder)
+    ours, stock = capsys.readouterr().out.strip().splitlines()[-2:]
+    numbers = [float(re.search(r"-?\d+\.\d+(e-?\d+)?", line).group()) for line in (ours, stock)]  # type: ignore[union-attr]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)

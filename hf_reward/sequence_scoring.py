@@ -179,7 +179,7 @@ class SequenceScorer:
         """Take a model.
 
         Args:
-            model: A reward model on the device to use, perhaps wrapped by PEFT; it is set to evaluation.
+            model: A reward model on the device to use, perhaps wrapped by PEFT. Its mode is left as it was.
             batch_tokens: Tokens in a batch, unless one sequence alone has more.
             packing: "auto", True or False, as in `score_rows`.
 
@@ -188,7 +188,7 @@ class SequenceScorer:
         """
         if batch_tokens < 1:
             raise ValueError(f"`batch_tokens` must be at least 1, but is {batch_tokens}.")
-        self.model, self.batch_tokens = model.eval(), batch_tokens
+        self.model, self.batch_tokens = model, batch_tokens
         bare: Any = bare_model(model)
         self.vocabulary = int(bare.get_input_embeddings().weight.shape[0])
         # Padding is masked, and every position is read explicitly, so any token can stand there.
@@ -220,12 +220,17 @@ class SequenceScorer:
         """
         rewards = np.zeros(len(sequences.input_ids), dtype=np.float32)
         number, processes = share
-        with packed_model(bare_model(self.model)) if self.packs else nullcontext():
-            for count, (rows, places) in enumerate(self._batches(sequences)):
-                if count % processes == number:
-                    rewards[places] = self._rewards(rows)
-                if progress is not None:
-                    progress(len(places))
+        training = self.model.training
+        self.model.eval()
+        try:
+            with packed_model(bare_model(self.model)) if self.packs else nullcontext():
+                for count, (rows, places) in enumerate(self._batches(sequences)):
+                    if count % processes == number:
+                        rewards[places] = self._rewards(rows)
+                    if progress is not None:
+                        progress(len(places))
+        finally:
+            self.model.train(training)
         return rewards
 
     def _batches(self, sequences: Sequences) -> Iterator[tuple[list[Row], Part]]:

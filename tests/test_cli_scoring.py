@@ -73,7 +73,7 @@ def test_scored_rows_keep_their_columns(call: Any, model: Path, tmp_path: Path) 
     assert json.loads(out)["counts"]["rows_out"] == 2
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.field("reward").type == "float"
-    np.testing.assert_array_equal(table["reward"].to_numpy(), expected[:2])
+    np.testing.assert_allclose(table["reward"].to_numpy(), expected[:2], rtol=1e-6)
 
 
 def test_without_out_people_get_a_table_and_machines_lines(call: Any, model: Path, tmp_path: Path) -> None:

@@ -22,12 +22,14 @@ def test_the_python_of_the_readme_runs(
     make_model_folder: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    train, score = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    train, stock, score = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope: dict[str, Any] = {}
     exec(train.replace("Qwen/Qwen3-0.6B", str(make_model_folder("qwen3"))), scope)
     assert "preferring the longer response" in capsys.readouterr().out
+    exec(stock, scope)
     exec(score, scope)
-    assert isinstance(scope["reward"], float)
+    assert scope["rewards"][0] == pytest.approx(scope["reward"], abs=1e-5)
+    assert 0 < scope["probability"] < 1
 
 
 def test_the_tree_names_every_station() -> None:

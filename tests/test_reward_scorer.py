@@ -101,7 +101,10 @@ def test_an_adapter_is_scored_with_its_base(make_model_folder: Any, tmp_path: Pa
 def test_a_loaded_model_is_taken_as_it_is(folder: Path, scorer: RewardScorer) -> None:
     model = AutoModelForRewardScoring.from_pretrained(folder)
     taken = RewardScorer(model, AutoTokenizer.from_pretrained(folder), CheckpointRecord.load(folder))
+    model.train()
     close(taken.score(["a"], ["b"]), scorer.score(["a"], ["b"]))
+    assert model.training, "the caller's model is left as it was"
+    assert model.config._attn_implementation == scorer.model.config._attn_implementation == "sdpa"
     with pytest.raises(ValueError, match="needs its tokenizer"):
         RewardScorer(model)
     with pytest.raises(TypeError, match="dtype"):

@@ -81,7 +81,21 @@ def read_template_options(row: Mapping[str, Any]) -> dict[str, Any]:
         options["tools"] = read_structure(row["tools"], "tools", list)
     if row.get("chat_template_kwargs") is not None:
         options |= read_structure(row["chat_template_kwargs"], "chat_template_kwargs", dict)
+    # Data may fill in a template, but neither replace it nor change what is made of its text.
+    refused = sorted(options.keys() & _NOT_OF_THE_DATA)
+    if refused:
+        raise PreferenceFormatError(
+            f"`chat_template_kwargs` sets {', '.join(refused)}, which is not for a row to decide. Remove it.",
+            field="chat_template_kwargs",
+        )
     return options
+
+
+_NOT_OF_THE_DATA = {
+    *("chat_template", "conversation", "tokenize", "add_generation_prompt", "continue_final_message"),
+    *("padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+    *("return_assistant_tokens_mask", "processor_kwargs"),
+}
 
 
 def read_structure(value: Any, name: str, kind: type) -> Any:

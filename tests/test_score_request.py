@@ -59,6 +59,10 @@ def test_columns_are_renamed_and_tools_reach_the_template() -> None:
         ({"messages": [USER, {"role": "assistant"}]}, "`role` and `content`"),
         ({"messages": [USER, "Because."]}, "`role` and `content`"),
         ({"text": 3}, "`text` must be text"),
+        (
+            {"prompt": "Why?", "response": "x", "chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
+            "sets chat_template, which is not for a row to decide",
+        ),
     ],
 )
 def test_rows_that_fit_nothing_say_what_is_needed(row: Any, message: str) -> None:

@@ -151,3 +151,28 @@ def test_a_measurement_has_a_process_of_its_own_and_may_fail(tmp_path):
     failed = training.in_own_process(str(tmp_path), "build", geometry="unknown", folder=str(tmp_path))
     assert failed == {"error": "KeyError: 'unknown'"}
     assert training.training_cells([failed], slice(None), 1.0, None) == ["failed: KeyError: 'unknown'", *"-----"]
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+def test_texts_of_best_of_n_have_the_stated_tokens():
+    scoring = import_module("speed_scoring")
+    tokenizer = rows.small_tokenizer(rows.made_up_rows(200))
+    prompts, answers, lengths = scoring.best_of_n_texts(tokenizer, 24, 16)
+    assert [len(row) for row in answers] == [16] * 24
+    assert lengths["prompt"] == pytest.approx(125, rel=0.1)
+    assert lengths["answer"] == pytest.approx(45, rel=0.1)
+    counted = np.mean([len(tokenizer(text)["input_ids"]) for text in prompts])
+    assert counted == pytest.approx(lengths["prompt"], rel=0.1)
+
+
+def test_tiny_scoring_benchmark_compares_rewards_before_it_believes_a_time(tmp_path, monkeypatch, capsys):
+    words = ["speed.py", "score", "--geometry", "tiny", "--prompts", "2", "--answers", "3", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", [*words, "--json", str(tmp_path / "score.json")])
+    speed.main()
+    found = json.loads((tmp_path / "score.json").read_text())
+    assert found["rows"] == 6
+    assert {name: len(times) for name, times in found["seconds"].items()} == {"TRL": 1, "pipeline": 1, "hf_reward": 1}
+    assert 0 < max(found["largest_difference"].values()) < 1e-4
+    assert "hf_reward is so many times as fast" in " ".join(capsys.readouterr().out.split())

@@ -159,11 +159,13 @@ def serve(
     quiet()
     try:
         from hf_reward.serving.server import serve as serve_model
-        from hf_reward.serving.settings import ServerSettings, read_token
+        from hf_reward.serving.settings import ServerSettings
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "uvicorn", "prometheus_client"):
             raise
         raise ImportError(f"Serving needs {error.name}: pip install 'hf_reward[serve]'") from error
+    from hf_reward.server_token import read_token
+
     serve_model(
         model,
         ServerSettings(
@@ -198,7 +200,7 @@ def verify_server(server: str, kind: str, model: str, data: str, columns: list[s
     """
     from hf_reward.preference_row import rename_columns
     from hf_reward.server_check import MAX_ROWS, check_server
-    from hf_reward.serving.settings import read_token
+    from hf_reward.server_token import read_token
 
     rows = [rename_columns(row, _mapping(columns)) for row in _first_rows(data, MAX_ROWS)] if data else None
     found = check_server(server, model, rows, kind=kind, token=read_token())

@@ -1,0 +1,140 @@
+"""What a run is: model, data and settings. Outputs of two different runs are never mixed."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from hf_reward.tables.input_row import Span, Table
+
+_VERSION = 1
+_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows of one table that are scored and written together."""
+
+    name: str
+    """Of its files, without suffix."""
+    table: int
+    """Place of its table among the inputs."""
+    span: Span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Identity and plan of a run."""
+
+    identity: dict[str, Any]
+    """`scorer`, `inputs` and `settings`: a start for which one of them differs is another run."""
+    shards: Sequence[Shard]
+    schema: pa.Schema | None
+    """Columns of Parquet outputs."""
+
+    @cached_property
+    def run(self) -> str:
+        """What every marker of this run bears, hexadecimal: one that another run left counts for nothing."""
+        content = json.dumps(
+            [self.identity, [[shard.name, *astuple(shard.span)] for shard in self.shards]], sort_keys=True
+        )
+        return xxhash.xxh3_128_hexdigest(content.encode())
+
+    def to_bytes(self) -> bytes:
+        """JSON, UTF-8."""
+        schema = None if self.schema is None else base64.b64encode(self.schema.serialize().to_pybytes()).decode()
+        spans = [[s.table, s.span.first, s.span.rows, s.span.offset, s.span.line] for s in self.shards]
+        names = [shard.name for shard in self.shards]
+        content = {"version": _VERSION, **self.identity, "schema": schema, "names": names, "shards": spans}
+        return (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Manifest":
+        """Read what `to_bytes` made.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            ValueError: If it is none, or of a later version.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["version"] != _VERSION:
+                raise ValueError(f"its version is {content['version']}, this program knows {_VERSION}")
+            shards = [
+                Shard(name, table, Span(*span))
+                for name, (table, *span) in zip(content["names"], content["shards"], strict=True)
+            ]
+            schema = content["schema"]
+            schema = None if schema is None else pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))
+            identity = {name: content[name] for name in ("scorer", "inputs", "settings")}
+        except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{path} is not the manifest of a scoring run ({error}). Score into another place, or remove it with "
+                "what lies beside it."
+            ) from error
+        return cls(identity=identity, shards=shards, schema=schema)
+
+
+def identity_of(fingerprint: Mapping[str, Any], tables: Sequence[Table], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Put together what a run is.
+
+    Args:
+        fingerprint: What decides a reward.
+        tables: The inputs.
+        settings: What else decides the output's bytes.
+
+    Returns:
+        The identity, as JSON gives it back.
+    """
+    inputs = {table.name: table.identity() for table in tables}
+    return json.loads(json.dumps({"scorer": dict(fingerprint), "inputs": inputs, "settings": dict(settings)}))
+
+
+def require_same(identity: Mapping[str, Any], earlier: Mapping[str, Any], path: Path) -> None:
+    """Stop before outputs of two runs are mixed.
+
+    Args:
+        identity: Of this start; a part of it is enough.
+        earlier: Of the run whose outputs are there.
+        path: Where those are.
+
+    Raises:
+        ValueError: If they differ, with every field that does, and both values.
+    """
+    now, then = _flat(identity), _flat({name: earlier[name] for name in identity})
+    absent = object()  # is not null
+    names = sorted(name for name in now.keys() | then.keys() if now.get(name, absent) != then.get(name, absent))
+    if not names:
+        return
+    lines = [f"  {name}: was {_shown(then, name)}, is {_shown(now, name)}" for name in names[:_SHOWN]]
+    more = [f"  and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    raise ValueError(
+        f"{path} holds outputs of another run, which are not mixed with this one's:\n"
+        + "\n".join([*lines, *more])
+        + "\nStart with what it was begun with, score into another place, or replace it with `--overwrite` "
+        "(overwrite=True)."
+    )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {name: value}
+    found: dict[str, Any] = {}
+    for key, part in value.items():
+        found |= _flat(part, f"{name}.{key}" if name else str(key))
+    return found
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return json.dumps(values[name], ensure_ascii=False)[:200] if name in values else "absent"

@@ -1,0 +1,222 @@
+"""Rows -> the rewards that some server gives them: ours, vLLM, SGLang or OpenRLHF, with the standard library alone."""
+
+import http.client
+import json
+import math
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_reward.response_encoding import EncodedResponse
+from hf_reward.score_request import ScoreRequest
+
+_AT_ONCE = 16
+"""Rows in a request: few enough for servers with small queues."""
+_ENDPOINTS = {"hf_reward": "/score", "vllm": "/classify", "sglang": "/classify", "openrlhf": "/get_reward"}
+KINDS = tuple(_ENDPOINTS)
+_OWNERS = {"hf_reward": "hf_reward", "vllm": "vllm", "sglang": "sglang"}
+"""`owned_by` in the answer of `/v1/models` -> kind."""
+
+
+class ServerClientError(ValueError):
+    """A server that cannot be reached, refuses, or answers something else."""
+
+
+@dataclass(frozen=True)
+class SentRow:
+    """One row as it goes to a server."""
+
+    request: ScoreRequest
+    encoded: EncodedResponse
+    text: str
+    """The whole formatted text, for servers that take no messages."""
+
+
+class ServerClient:
+    """One server that scores texts."""
+
+    def __init__(self, url: str, *, kind: str = "auto", token: str | None = None, timeout: float = 120.0) -> None:
+        """Find out what is there.
+
+        Args:
+            url: Address, with or without the endpoint.
+            kind: One of `KINDS`, or "auto".
+            token: Sent as a bearer token.
+            timeout: Seconds to wait for an answer.
+
+        Raises:
+            ServerClientError: If the server cannot be reached or tells nothing about itself.
+            ValueError: If the kind or the URL is unusable.
+        """
+        if kind not in ("auto", *KINDS):
+            raise ValueError(f"`kind` must be 'auto' or one of {', '.join(KINDS)}, but is {kind!r}.")
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"A server's URL looks like http://host:8000, but this is {url!r}.")
+        self._token, self._timeout = token, timeout
+        self._root = urllib.parse.urlunsplit((parts.scheme, parts.netloc, "", "", ""))
+        path = parts.path.rstrip("/")
+        for endpoint in set(_ENDPOINTS.values()):
+            path = path.removesuffix(endpoint)
+        self._base = self._root + path
+        self.kind = kind if kind != "auto" else self._find_kind(parts.path.rstrip("/"))
+        self.url = self._base + _ENDPOINTS[self.kind]
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether the server formats prompts and responses by itself."""
+        return self.kind == "hf_reward"
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Whether the server tokenises a text with the special tokens that its tokenizer adds."""
+        return self.kind == "sglang"
+
+    def rewards(self, rows: Sequence[SentRow]) -> tuple[list[float], int | None]:
+        """Have rows scored.
+
+        Args:
+            rows: The rows.
+
+        Returns:
+            Their rewards, and how many tokens the server says it read, if it says so.
+
+        Raises:
+            ServerClientError: If the server does not answer with one finite number for each row.
+        """
+        ask = {"hf_reward": self._ours, "vllm": self._vllm, "sglang": self._sglang, "openrlhf": self._openrlhf}
+        found: list[float] = []
+        tokens: list[int | None] = []
+        for start in range(0, len(rows), _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            values, count = ask[self.kind](part)
+            if len(values) != len(part) or not all(_is_number(value) for value in values):
+                raise ServerClientError(
+                    f"{self.url} should answer with {len(part)} finite numbers, but answered {str(values)[:200]}."
+                )
+            found += [float(value) for value in values]
+            tokens.append(count)
+        counts = [count for count in tokens if count is not None]
+        return found, sum(counts) if len(counts) == len(tokens) else None
+
+    def _ours(self, rows: Sequence[SentRow]) -> tuple[list[Any], int | None]:
+        items = [_item(row.request) for row in rows]
+        answer = self._post({"items": items, "allow_empty": True})
+        values = self._read(answer, lambda: [each[0] for each in answer["rewards"]])
+        return values, _count(answer.get("tokens"))
+
+    def _vllm(self, rows: Sequence[SentRow]) -> tuple[list[Any], int | None]:
+        # No special tokens: those of the template are in the text already.
+        body = {"input": [row.text for row in rows], "add_special_tokens": False}
+        answer = self._post({"model": self._model_name(), **body})
+        data = self._read(answer, lambda: sorted(answer["data"], key=lambda each: each["index"]))
+        values = self._read(answer, lambda: [_only(each["probs"]) for each in data])
+        return values, _count((answer.get("usage") or {}).get("prompt_tokens"))
+
+    def _sglang(self, rows: Sequence[SentRow]) -> tuple[list[Any], int | None]:
+        answer = self._post({"model": self._model_name(), "text": [row.text for row in rows]})
+        return self._read(answer, lambda: [_only(each["embedding"]) for each in answer]), None
+
+    def _openrlhf(self, rows: Sequence[SentRow]) -> tuple[list[Any], int | None]:
+        texts = [row.text for row in rows]
+        # What its trainer sends: the prompts and labels are there for reward functions, a reward model reads neither.
+        answer = self._post({"query": texts, "prompts": [""] * len(texts), "labels": [None] * len(texts)})
+        return self._read(answer, lambda: list(answer["rewards"])), None
+
+    # --- the wire ----------------------------------------------------------------------------------------------------
+
+    def _find_kind(self, path: str) -> str:
+        """What answers at the address; servers of OpenRLHF tell nothing about themselves but their path."""
+        if path.endswith("/get_reward"):
+            return "openrlhf"
+        try:
+            owner = self._models()[0].get("owned_by")
+        except (ServerClientError, IndexError, AttributeError) as error:
+            if isinstance(error, ServerClientError) and not isinstance(error, _NoSuchPathError):
+                raise
+            owner = None
+        if owner not in _OWNERS:
+            raise ServerClientError(
+                f"{self._base} does not say what it is (`owned_by` in /v1/models: {owner!r}). Say it: one of "
+                f"{', '.join(KINDS)}."
+            )
+        return _OWNERS[owner]
+
+    def _models(self) -> list[Any]:
+        answer = self._call(urllib.request.Request(f"{self._base}/v1/models"))
+        return self._read(answer, lambda: list(answer["data"]))
+
+    def _model_name(self) -> str:
+        try:
+            return str(self._models()[0]["id"])
+        except (_NoSuchPathError, IndexError, KeyError, TypeError):
+            return "default"
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        content = json.dumps(body).encode("ascii")
+        return self._call(urllib.request.Request(self.url, content, {"Content-Type": "application/json"}))
+
+    def _call(self, request: urllib.request.Request) -> Any:
+        if self._token is not None:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        url = request.full_url
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+                content = answer.read()
+        except urllib.error.HTTPError as error:
+            raise _refusal(url, error) from error
+        except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise ServerClientError(f"{url} cannot be reached: {reason}. Is the server running there?") from error
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ServerClientError(f"{url} answered with something that is no JSON: {content[:200]!r}.") from error
+
+    def _read(self, answer: Any, read: Callable[[], list[Any]]) -> list[Any]:
+        try:
+            return read()
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ServerClientError(
+                f"{self._base} answered in another form than {self.kind} does: {str(answer)[:200]}. Is it a server of "
+                f"another kind ({', '.join(KINDS)})?"
+            ) from error
+
+
+class _NoSuchPathError(ServerClientError):
+    """The server is there, the path is not."""
+
+
+def _refusal(url: str, error: urllib.error.HTTPError) -> ServerClientError:
+    said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
+    if error.code in (401, 403):
+        return ServerClientError(f"{url} asks for a token that it knows ({error.code}): {said}")
+    if error.code in (404, 405):
+        message = f"{url} is not there ({error.code}), so this is another kind of server than was asked for: {said}"
+        return _NoSuchPathError(message)
+    return ServerClientError(f"{url} answered {error.code}: {said}")
+
+
+def _item(request: ScoreRequest) -> dict[str, Any]:
+    if request.formatted:
+        return {"text": request.response}
+    options = {"chat_template_kwargs": dict(request.template)} if request.template else {}
+    return {"prompt": request.prompt, "response": request.response, **options}
+
+
+def _only(values: Any) -> Any:
+    """The one number of a one-label model."""
+    if len(values) != 1:
+        raise TypeError(f"{len(values)} numbers for a text")
+    return values[0]
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,77 @@
+"""A scorer and settings -> the ASGI application."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from hf_reward.reward_scorer import RewardScorer
+from hf_reward.serving.errors import ApiError, from_framework
+from hf_reward.serving.limits import BearerToken, BodyLimit
+from hf_reward.serving.metrics import RequestMeter
+from hf_reward.serving.routes import ENDPOINTS, router
+from hf_reward.serving.service import RewardService
+from hf_reward.serving.settings import ServerSettings
+
+
+def create_app(scorer: RewardScorer, settings: ServerSettings | None = None) -> FastAPI:
+    """Make the application.
+
+    Args:
+        scorer: The model; from now on only the application may call it.
+        settings: Limits, the model's name and the token; where to listen is not its concern.
+
+    Returns:
+        The application. Its shutdown finishes what was accepted.
+    """
+    settings = settings or ServerSettings()
+    service = RewardService(scorer, settings)
+    # No pages of documentation: they would load scripts from elsewhere.
+    app = FastAPI(title="hf_reward", lifespan=_closing, docs_url=None, redoc_url=None)
+    app.state.service, app.state.started = service, time.time()
+    app.include_router(router)
+    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_body)
+    app.add_exception_handler(Exception, _admit_fault)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.token is not None:
+        app.add_middleware(BearerToken, token=settings.token)
+    app.add_middleware(RequestMeter, metrics=service.metrics, endpoints=ENDPOINTS)  # the last is the outermost
+    return app
+
+
+@asynccontextmanager
+async def _closing(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await app.state.service.batcher.close()
+
+
+async def _refuse(request: Request, error: Any) -> Response:
+    return from_framework(error).response()
+
+
+async def _refuse_body(request: Request, error: Any) -> Response:
+    """Say what is wrong with a body, without repeating what was in it."""
+    problems = error.errors()
+    if "json" not in request.headers.get("content-type", ""):
+        return ApiError(415, "not_json", "Send JSON, with the header `Content-Type: application/json`.").response()
+    if any(each["type"] == "json_invalid" for each in problems):
+        return ApiError(400, "invalid_json", f"The body is no JSON: {problems[0]['ctx']['error']}.").response()
+    message = "; ".join(_described(each) for each in problems[:5])
+    return ApiError(422, "invalid_body", f"The body does not fit {request.url.path}: {message}.").response()
+
+
+def _described(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"] if part != "body")
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+async def _admit_fault(request: Request, error: Exception) -> Response:
+    message = f"The server failed ({type(error).__name__}); its log has the details."
+    return ApiError(500, "server_failed", message).response()

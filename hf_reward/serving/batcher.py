@@ -1,0 +1,277 @@
+"""Responses of many requests -> batches for the one model: whatever waits goes next, and nobody waits for company.
+
+An idle model takes a request at once. While it computes, others queue up, so the batches grow by themselves as the
+load does, up to a budget of tokens. Rows are taken in the order in which they came. Knows nothing of HTTP or of torch.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
+
+
+RowType = TypeVar("RowType")
+
+Outcome = float | str
+"""A reward, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Ticket(Generic[RowType]):
+    """One response in the queue."""
+
+    row: RowType
+    tokens: int
+    """What it costs to compute, beside those of its request that stand before it."""
+
+
+class QueueFullError(Exception):
+    """There is no room at the moment."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"The queue is full; try again in {retry_after} seconds.")
+        self.retry_after = retry_after
+
+
+class RequestTooLargeError(ValueError):
+    """A request that would not fit an empty queue."""
+
+
+class BatchFailedError(RuntimeError):
+    """The model raised an error at the batch that held some of the request's rows."""
+
+
+class ClosedError(RuntimeError):
+    """The batcher takes nothing more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchReport:
+    """What one call of the model was."""
+
+    rows: int
+    tokens: int
+    seconds: float
+    failed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueLimits:
+    """How much is computed together, and how much may wait."""
+
+    batch_tokens: int
+    max_queue_tokens: int
+    max_queue_rows: int
+
+
+@dataclass(kw_only=True, eq=False)
+class _Job(Generic[RowType]):
+    """The rows of one request."""
+
+    tickets: list[Ticket[RowType]]
+    answer: asyncio.Future[list[Outcome]]
+    outcomes: list[Outcome]
+    missing: int
+    """Rows without an outcome."""
+    started: int = 0
+    """Rows that were handed to the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part(Generic[RowType]):
+    """The stretch of a job's rows that is in a batch."""
+
+    job: _Job[RowType]
+    start: int
+    stop: int
+
+    @property
+    def tickets(self) -> list[Ticket[RowType]]:
+        """The rows themselves."""
+        return self.job.tickets[self.start : self.stop]
+
+
+class Batcher(Generic[RowType]):
+    """A bounded queue before one model that is called from one thread."""
+
+    def __init__(
+        self,
+        score: Callable[[list[RowType]], Sequence[Outcome]],
+        limits: QueueLimits,
+        on_batch: Callable[[BatchReport], None] = lambda report: None,
+    ) -> None:
+        """Prepare a queue; nothing runs before the first request.
+
+        Args:
+            score: Gives each row a reward or a reason; called in a thread, never twice at once.
+            limits: Sizes of batches and of the queue.
+            on_batch: Told of each call of the model.
+        """
+        self._score = score
+        self.limits = limits
+        self._on_batch = on_batch
+        self._queue: deque[_Job[RowType]] = deque()
+        self._wake = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._closing = False
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        # One thread too: tokenizers of transformers have a state that two threads would change under each other.
+        self._encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._tokens_per_second = 0.0
+        self.waiting_rows = 0
+        self.waiting_tokens = 0
+        self.failures_in_a_row = 0
+
+    async def submit(self, encode: Callable[[], list[Ticket[RowType]]], rows: int) -> list[Outcome]:
+        """Tokenise a request, queue it, and wait for its rewards. Cancelling drops what the model has not begun.
+
+        Args:
+            encode: Makes the rows; called in a thread. What it raises is raised here.
+            rows: How many it makes.
+
+        Returns:
+            A reward or a reason for each row, in their order.
+
+        Raises:
+            QueueFullError: If there is no room now.
+            RequestTooLargeError: If there never is.
+            BatchFailedError: If the model failed at these rows.
+            ClosedError: If the batcher is closing.
+        """
+        loop = asyncio.get_running_loop()
+        self._require_room("rows", rows, self.waiting_rows, self.limits.max_queue_rows)
+        self.waiting_rows += rows
+        try:
+            tickets = await loop.run_in_executor(self._encoder_thread, encode)
+            self._require_room("tokens", _tokens(tickets), self.waiting_tokens, self.limits.max_queue_tokens)
+        except BaseException:
+            self.waiting_rows -= rows
+            raise
+        if not tickets:
+            return []
+        self.waiting_tokens += _tokens(tickets)
+        job = _Job(tickets=tickets, answer=loop.create_future(), outcomes=[""] * rows, missing=rows)
+        self._queue.append(job)
+        self._start()
+        try:
+            return await job.answer
+        finally:
+            self._drop(job)
+
+    async def close(self) -> None:
+        """Take nothing more, finish what waits, and end the threads."""
+        self._closing = True
+        self._wake.set()
+        if self._worker is not None:
+            await self._worker
+        self._encoder_thread.shutdown()
+        self._model_thread.shutdown()
+
+    def _require_room(self, unit: str, wanted: int, waiting: int, limit: int) -> None:
+        if self._closing:
+            raise ClosedError("The server is shutting down.")
+        if wanted > limit:
+            raise RequestTooLargeError(
+                f"The request has {wanted} {unit}, and the queue holds {limit} (`--max-queue-{unit}`). "
+                "Send fewer rows at a time."
+            )
+        if waiting + wanted > limit:
+            seconds = self.waiting_tokens / self._tokens_per_second if self._tokens_per_second else 1
+            raise QueueFullError(min(60, max(1, math.ceil(seconds))))
+
+    def _start(self) -> None:
+        self._wake.set()
+        if self._worker is None:
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def _work(self) -> None:
+        while self._queue or not self._closing:
+            if not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            await self._run(self._take())
+
+    def _take(self) -> list[_Part[RowType]]:
+        """The rows of the next batch: the oldest, up to the budget of tokens, and at least one."""
+        room, parts = self.limits.batch_tokens, []
+        while self._queue:
+            job = self._queue[0]
+            start = job.started
+            while job.started < len(job.tickets):
+                size = job.tickets[job.started].tokens
+                if size > room and (parts or job.started > start):
+                    break
+                room -= size
+                job.started += 1
+            if job.started > start:
+                parts.append(_Part(job=job, start=start, stop=job.started))
+                self._leave(job.tickets[start : job.started])
+            if job.started < len(job.tickets):
+                break
+            self._queue.popleft()
+        return parts
+
+    async def _run(self, parts: list[_Part[RowType]]) -> None:
+        tickets = [ticket for part in parts for ticket in part.tickets]
+        rows, tokens = [ticket.row for ticket in tickets], _tokens(tickets)
+        begin, failure = time.perf_counter(), ""
+        try:
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._model_thread, self._score, rows)
+            self._deliver(parts, outcomes)
+        except Exception as error:  # whatever it was, the next batch may be sound
+            logger.exception("The model failed at a batch of %d rows, %d tokens.", len(rows), tokens)
+            failure = f"The model failed ({type(error).__name__}) at a batch that held rows of this request."
+        seconds = time.perf_counter() - begin
+        if failure:
+            self._fail(parts, failure)
+            self.failures_in_a_row += 1
+        else:
+            self.failures_in_a_row = 0
+            self._tokens_per_second = _mixed(self._tokens_per_second, tokens / seconds)
+        self._on_batch(BatchReport(rows=len(rows), tokens=tokens, seconds=seconds, failed=bool(failure)))
+
+    def _deliver(self, parts: list[_Part[RowType]], outcomes: Sequence[Outcome]) -> None:
+        wanted = sum(part.stop - part.start for part in parts)
+        if len(outcomes) != wanted:
+            raise RuntimeError(f"The model gave {len(outcomes)} rewards for {wanted} rows.")
+        place = 0
+        for part in parts:
+            count = part.stop - part.start
+            part.job.outcomes[part.start : part.stop] = outcomes[place : place + count]
+            part.job.missing -= count
+            place += count
+            if not part.job.missing and not part.job.answer.done():
+                part.job.answer.set_result(part.job.outcomes)
+
+    def _fail(self, parts: list[_Part[RowType]], message: str) -> None:
+        for part in parts:
+            self._drop(part.job)  # the rest of such a request would be computed for nothing
+            if not part.job.answer.done():
+                part.job.answer.set_exception(BatchFailedError(message))
+
+    def _drop(self, job: _Job[RowType]) -> None:
+        """Take the rows that the model has not begun off the queue."""
+        if job.started < len(job.tickets) and job in self._queue:
+            self._queue.remove(job)
+            self._leave(job.tickets[job.started :])
+
+    def _leave(self, tickets: list[Ticket[RowType]]) -> None:
+        self.waiting_rows -= len(tickets)
+        self.waiting_tokens -= _tokens(tickets)
+
+
+def _tokens(tickets: Sequence[Ticket[RowType]]) -> int:
+    return sum(ticket.tokens for ticket in tickets)
+
+
+def _mixed(before: float, now: float) -> float:
+    """A running mean that follows the last ten or so."""
+    return now if not before else 0.9 * before + 0.1 * now

@@ -1,0 +1,69 @@
+"""Model -> a running server that ends in order."""
+
+import logging
+import signal
+from pathlib import Path
+
+import uvicorn
+
+from hf_reward.reward_scorer import RewardScorer
+from hf_reward.serving.app import create_app
+from hf_reward.serving.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep a connection, so that none is closed just as a request arrives on it."""
+
+
+def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = None) -> None:
+    """Serve a reward model until SIGTERM or SIGINT, then finish what was accepted and return.
+
+    The port opens when the model is loaded. A second SIGINT cuts connections at once.
+
+    Args:
+        model: A folder or Hub id of a reward model or adapter, or a scorer.
+        settings: Settings of the server.
+
+    Raises:
+        ValueError: If the model cannot score, or a loaded scorer is to be loaded differently.
+        OSError: If the port cannot be listened at.
+    """
+    settings = settings or ServerSettings()
+    scorer = _loaded(model, settings)
+    if settings.is_open_to_others:
+        logger.warning(
+            "The server listens at %s and asks for no token: everybody who reaches it may use it. "
+            "Set HF_REWARD_SERVER_TOKEN or give a token file.",
+            settings.host,
+        )
+    config = uvicorn.Config(
+        create_app(scorer, settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+    _run(uvicorn.Server(config))
+
+
+def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> RewardScorer:
+    if not isinstance(model, RewardScorer):
+        options = {"device": settings.device, "dtype": settings.dtype, "batch_tokens": settings.batch_tokens}
+        return RewardScorer.from_pretrained(model, **options)
+    if settings.device is not None or settings.dtype != "float32":
+        raise ValueError("`device` and `dtype` are for models that are loaded here; this one is loaded already.")
+    return model
+
+
+def _run(server: uvicorn.Server) -> None:
+    """Run until a signal. uvicorn raises it again afterwards, and a clean end must not be a signal's death."""
+    before = {each: signal.signal(each, server.handle_exit) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run()
+    except SystemExit as error:  # uvicorn has printed why; without this, a taken port would end in silence
+        raise OSError(f"The server could not start at {server.config.host}:{server.config.port}.") from error
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

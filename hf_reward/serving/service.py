@@ -1,0 +1,224 @@
+"""Requests -> rewards, through the queue: what every endpoint does once its body is understood."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from starlette.requests import Request
+
+from hf_reward.preference_row import common_prefix
+from hf_reward.probes import position_limit
+from hf_reward.response_encoding import EncodedResponse
+from hf_reward.reward_head import bare_model
+from hf_reward.reward_scorer import RewardScorer
+from hf_reward.score_request import ScoreRequest
+from hf_reward.serving.batcher import (
+    Batcher,
+    BatchFailedError,
+    ClosedError,
+    Outcome,
+    QueueFullError,
+    QueueLimits,
+    RequestTooLargeError,
+    Ticket,
+)
+from hf_reward.serving.errors import ApiError, unscorable
+from hf_reward.serving.metrics import Metrics
+from hf_reward.serving.settings import ServerSettings
+
+_UNWELL_AFTER = 3
+"""Batches that fail in a row before the server says that it is unwell: a broken CUDA context does not mend itself."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the rows of a request got."""
+
+    rewards: list[float]
+    tokens: int
+    """Tokens of all rows, each with its prompt."""
+
+
+class UnscorableError(ValueError):
+    """Rows without a reward: place -> reason."""
+
+    def __init__(self, problems: dict[int, str], total: int) -> None:
+        super().__init__(f"{len(problems)} of {total} rows cannot be scored.")
+        self.problems, self.total = problems, total
+
+
+class RewardService:
+    """A scorer behind its queue."""
+
+    def __init__(self, scorer: RewardScorer, settings: ServerSettings) -> None:
+        """Take a scorer.
+
+        Args:
+            scorer: Called from the service's own threads only.
+            settings: Sizes of batches and of the queue, and the model's name.
+        """
+        self.scorer = scorer
+        folder = Path(scorer.name)  # whose place on this machine is nobody's business
+        self.name = settings.served_model_name or (folder.resolve().name if folder.is_dir() else scorer.name)
+        config = bare_model(scorer.model).config
+        self.label = (getattr(config, "id2label", None) or {}).get(0)
+        self._position_limit = position_limit(config)
+        self.metrics = Metrics()
+        limits = QueueLimits(
+            batch_tokens=settings.batch_tokens or scorer.batch_tokens,
+            max_queue_tokens=settings.max_queue_tokens,
+            max_queue_rows=settings.max_queue_rows,
+        )
+        self.batcher: Batcher[EncodedResponse] = Batcher(self._compute, limits, self.metrics.count_batch)
+        self.metrics.watch(self.batcher)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the model still answers."""
+        return self.batcher.failures_in_a_row < _UNWELL_AFTER
+
+    async def score(self, requests: Sequence[ScoreRequest], *, allow_empty: bool) -> Scored:
+        """Score requests.
+
+        Args:
+            requests: What to score.
+            allow_empty: Whether responses may be empty.
+
+        Returns:
+            Their rewards.
+
+        Raises:
+            UnscorableError: If one of them has no reward.
+            ApiError: If the queue or the model cannot take them.
+        """
+        return await self._score(lambda: self.scorer.encode(requests, allow_empty=allow_empty), len(requests))
+
+    async def score_token_ids(self, sequences: Sequence[list[int]]) -> Scored:
+        """Score sequences of token ids as they are.
+
+        Args:
+            sequences: The ids.
+
+        Returns:
+            Their rewards.
+
+        Raises:
+            UnscorableError: If one of them has no reward.
+            ApiError: If the queue or the model cannot take them.
+        """
+        limit = self._position_limit
+        return await self._score(lambda: [_checked(ids, limit) for ids in sequences], len(sequences))
+
+    async def _score(self, encode: Callable[[], list[EncodedResponse]], rows: int) -> Scored:
+        tokens = 0
+
+        def tickets() -> list[Ticket[EncodedResponse]]:
+            nonlocal tokens
+            encoded = encode()
+            problems = {place: each.problem for place, each in enumerate(encoded) if each.problem}
+            if problems:
+                raise UnscorableError(problems, rows)
+            tokens = sum(len(each.input_ids) for each in encoded)
+            return _with_costs(encoded)
+
+        outcomes = await _explained(self.batcher.submit(tickets, rows))
+        problems = {place: each for place, each in enumerate(outcomes) if isinstance(each, str)}
+        if problems:
+            raise UnscorableError(problems, rows)
+        return Scored([float(each) for each in outcomes], tokens)
+
+    def _compute(self, rows: list[EncodedResponse]) -> list[Outcome]:
+        try:
+            result = self.scorer.score_encoded(rows, show_progress=False)
+        except torch.OutOfMemoryError:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            raise
+        rewards = result.rewards.tolist()
+        return [result.problems[place] if place in result.problems else rewards[place] for place in range(len(rows))]
+
+
+def _checked(ids: list[int], limit: int | None) -> EncodedResponse:
+    """Token ids as the scorer takes them; it checks itself whether the model has such tokens."""
+    if not ids:
+        return EncodedResponse(problem="there are no token ids")
+    if limit is not None and len(ids) > limit:
+        return EncodedResponse(problem=f"too long: {len(ids)} tokens, and the model takes {limit}")
+    return EncodedResponse(input_ids=list(ids))
+
+
+def _with_costs(encoded: list[EncodedResponse]) -> list[Ticket[EncodedResponse]]:
+    """Rows with what they cost: a prompt that a row shares with the one before it is computed once."""
+    tickets = []
+    before: list[int] = []
+    for each in encoded:
+        shared = len(common_prefix([before, each.input_ids])) if before else 0
+        tickets.append(Ticket(each, max(1, len(each.input_ids) - shared)))
+        before = each.input_ids
+    return tickets
+
+
+async def _explained(work: Coroutine[Any, Any, Result]) -> Result:
+    """What the queue raises, as the answer that a client gets."""
+    try:
+        return await work
+    except QueueFullError as error:
+        raise ApiError(429, "queue_full", str(error), headers={"Retry-After": str(error.retry_after)}) from error
+    except RequestTooLargeError as error:
+        raise ApiError(413, "too_large", str(error)) from error
+    except BatchFailedError as error:
+        raise ApiError(500, "model_failed", f"{error} The server goes on; its log has the details.") from error
+    except ClosedError as error:
+        raise ApiError(503, "shutting_down", str(error)) from error
+
+
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Await something, and cancel it if the client hangs up.
+
+    Args:
+        request: A request whose body was read.
+        work: What answers it.
+
+    Returns:
+        What the work returns.
+
+    Raises:
+        ApiError: If the client left, which nobody will read.
+    """
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_hang_up(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ApiError(499, "client_gone", "The client left before the answer.")
+    finally:
+        task.cancel()
+        watch.cancel()
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def by_row(error: UnscorableError, sizes: Sequence[int] | None = None) -> ApiError:
+    """Name the rows of a body that have no reward.
+
+    Args:
+        error: Places among all requests of the body.
+        sizes: Requests of each of the body's items; None where the places are those of the body.
+
+    Returns:
+        The answer.
+    """
+    where: list[dict[str, int]] = [{"index": place} for place in range(error.total)]
+    if sizes is not None:
+        inner = [[{"response": place} if size > 1 else {} for place in range(size)] for size in sizes]
+        where = [{"index": item, **each} for item, places in enumerate(inner) for each in places]
+    rows = [{**where[place], "reason": reason} for place, reason in sorted(error.problems.items())]
+    return unscorable(rows, error.total)

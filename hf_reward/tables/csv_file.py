@@ -1,0 +1,123 @@
+"""CSV files with a header: commas, double quotes, UTF-8; fields may hold line breaks."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from hf_reward.tables.input_row import LONGEST_RECORD, RAW_SHOWN, DamagedFile, InputRow, Span, file_identity
+from hf_reward.tables.text_records import cut_spans, lines_from, open_text
+
+LONGEST_FIELD = 16 * 2**20
+"""Characters of one field. A quote that is never closed swallows that much, not the whole file."""
+
+
+@dataclass(slots=True)
+class _Record:
+    fields: list[str] = field(default_factory=list)
+    problem: str = ""
+    raw: str = ""
+    size: int = 0
+    line: int = 1
+    begins: int = 0
+
+
+class CsvTable:
+    """The rows of a CSV file; each value is text."""
+
+    def __init__(self, path: Path, name: str = "") -> None:
+        self.path, self.name = path, name or path.name
+
+    @cached_property
+    def _header(self) -> tuple[tuple[str, ...], int, int]:
+        """The columns, and byte and line at which the rows begin."""
+        with open_text(self.path) as file:
+            records = _Records(file, 0, 1)
+            header = next(iter(records), None)
+            if header is None or header.problem:
+                found = f"its first line cannot be read: {header.problem}" if header else "it holds nothing"
+                raise DamagedFile(f"{self.path}: a CSV file must begin with its column names, but {found}.")
+            names = tuple(header.fields)
+            if len(set(names)) != len(names):
+                twice = sorted({name for name in names if names.count(name) > 1})
+                raise DamagedFile(f"{self.path}: two columns have the same name: {', '.join(twice)}. Rename one.")
+            return names, records.end, records.next_line
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns, all of them text."""
+        return pa.schema([(column, pa.string()) for column in self._header[0]])
+
+    def identity(self) -> dict[str, Any]:
+        """Name, size and a sample of the content."""
+        return file_identity(self.path) | {"name": self.name}
+
+    def spans(self, rows: int) -> Iterator[Span]:
+        """Cut the file into spans; reads it once."""
+        with open_text(self.path) as file:
+            records = _Records(file, *self._header[1:])
+            yield from cut_spans(((record.begins, record.line) for record in records), rows)
+
+    def read(self, span: Span) -> Iterator[InputRow]:
+        """Give the rows of a span."""
+        with open_text(self.path) as file:
+            for number, record in enumerate(_Records(file, span.offset, span.line), start=span.first):
+                yield self._row(record, number)
+                if number + 1 == span.stop:
+                    return
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+    def _row(self, record: _Record, number: int) -> InputRow:
+        problem, columns = record.problem, self._header[0]
+        if not problem and len(record.fields) != len(columns):
+            problem = f"it has {len(record.fields)} fields, but the header names {len(columns)} columns"
+        if problem:
+            return InputRow(number=number, problem=problem, raw=record.raw, line=record.line)
+        row = dict(zip(columns, record.fields, strict=True))
+        return InputRow(number=number, row=row, line=record.line, size=record.size)
+
+
+class _Records:
+    """Records of a file from a byte on, each with where it begins: the csv module knows neither bytes nor bad UTF-8."""
+
+    def __init__(self, file: BinaryIO, offset: int, line: int) -> None:
+        self.end, self.next_line = offset, line
+        self._lines = lines_from(file, offset, line)
+        self._problem, self._shown, self._size = "", "", 0
+        # Process-wide, and small by default; never lowered for others.
+        csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
+
+    def __iter__(self) -> Iterator[_Record]:
+        reader = csv.reader(self._texts(), strict=True)  # else a quote that is never closed would swallow rows unseen
+        while True:
+            begins, line = self.end, self.next_line
+            self._problem, self._shown, self._size = "", "", 0
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                fields, self._problem = [], f"it is not valid CSV ({error})"
+            if fields is None:
+                return
+            if fields or self._problem:
+                yield _Record(fields, self._problem, self._shown.rstrip("\r\n"), self._size, line, begins)
+
+    def _texts(self) -> Iterator[str]:
+        for line in self._lines:
+            self.end, self.next_line = line.end, line.number + 1
+            raw = line.raw
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                text = raw.decode("utf-8", "replace")
+                self._problem = f"it is not UTF-8 (line {line.number}, byte {error.start}: {error.reason})"
+            self._size += len(raw)
+            self._shown += text[: RAW_SHOWN - len(self._shown)] if len(self._shown) < RAW_SHOWN else ""
+            if line.too_long:
+                self._problem, text = f"the line is longer than {LONGEST_RECORD // 2**20} MiB", "\n"
+            yield text

@@ -1,0 +1,80 @@
+"""JSONL files: one JSON object on each line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hf_reward.tables.input_row import LONGEST_RECORD, RAW_SHOWN, InputRow, Span, file_identity, half_character
+from hf_reward.tables.text_records import Line, cut_spans, lines_from, open_text
+
+
+class JsonLinesTable:
+    """The rows of a JSONL file; empty lines are none, lines that hold no object are problems."""
+
+    schema: pa.Schema | None = None
+
+    def __init__(self, path: Path, name: str = "") -> None:
+        self.path, self.name = path, name or path.name
+
+    def identity(self) -> dict[str, Any]:
+        """Name, size and a sample of the content."""
+        return file_identity(self.path) | {"name": self.name}
+
+    def spans(self, rows: int) -> Iterator[Span]:
+        """Cut the file into spans; reads it once, without parsing it."""
+        with open_text(self.path) as file:
+            yield from cut_spans(_starts(lines_from(file, 0, 1)), rows)
+
+    def read(self, span: Span) -> Iterator[InputRow]:
+        """Give the rows of a span."""
+        number = span.first
+        with open_text(self.path) as file:
+            for line in lines_from(file, span.offset, span.line):
+                if number == span.stop:
+                    return
+                if line.raw.strip() or line.too_long:
+                    yield _parse(line, number)
+                    number += 1
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def _starts(lines: Iterator[Line]) -> Iterator[tuple[int, int]]:
+    begins = 0
+    for line in lines:
+        if line.raw.strip() or line.too_long:
+            yield begins, line.number
+        begins = line.end
+
+
+def _parse(line: Line, number: int) -> InputRow:
+    problem, row = "", None
+    if line.too_long:
+        problem = f"the line is longer than {LONGEST_RECORD // 2**20} MiB"
+    else:
+        try:
+            row = json.loads(line.raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            problem = f"it is not UTF-8 (byte {error.start} of the line: {error.reason})"
+        except json.JSONDecodeError as error:
+            problem = f"it is not valid JSON ({error.msg}, character {error.pos})"
+        except (RecursionError, ValueError) as error:  # nested too deeply, a number with too many digits
+            problem = f"it is JSON that cannot be read ({error})"
+        else:
+            problem = _problem_of(row, line.raw)
+    if problem:
+        raw = line.raw[: 4 * RAW_SHOWN].decode("utf-8", "replace").rstrip("\r\n")[:RAW_SHOWN]
+        return InputRow(number=number, problem=problem, raw=raw, line=line.number)
+    return InputRow(number=number, row=row, line=line.number, size=len(line.raw))
+
+
+def _problem_of(row: Any, raw: bytes) -> str:
+    if not isinstance(row, dict):
+        return f"it is not a JSON object but a {type(row).__name__}"
+    if b"\\ud" in raw or b"\\uD" in raw:  # an escape is the only way in which half a character gets through UTF-8
+        return half_character(json.dumps(row, ensure_ascii=False))
+    return ""

@@ -1,0 +1,78 @@
+"""Servers on real sockets for tests: our application in a thread, and small fakes of other programs."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import uvicorn
+
+from hf_reward.serving.app import create_app
+from hf_reward.serving.settings import ServerSettings
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running(scorer: Any, **settings: Any) -> Iterator[str]:
+    """Our application, served by uvicorn in a thread; gives its address."""
+    chosen = ServerSettings(served_model_name="tiny", port=free_port(), **settings)
+    config = uvicorn.Config(create_app(scorer, chosen), port=chosen.port, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{chosen.port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+Answer = Callable[[str, Any], Any]
+"""Path and body (None for GET) -> JSON, or a status to refuse with, or bytes to send as they are."""
+
+
+@contextmanager
+def fake(answer: Answer) -> Iterator[str]:
+    """A server that answers what a function says; gives its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(None)
+
+        def do_POST(self) -> None:
+            self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def _answer(self, body: Any) -> None:
+            found = answer(self.path, body)
+            status = found if isinstance(found, int) else 200
+            content = found if isinstance(found, bytes) else json.dumps(found).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,30 @@
+"""A tiny scorer for the tests of the server, and clients that speak to an application without a socket."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from saved_models import saved_model
+
+from hf_reward.reward_scorer import RewardScorer
+from hf_reward.serving.app import create_app
+from hf_reward.serving.settings import ServerSettings
+
+
+def tiny_scorer(source: Path, folder: Path, **options: Any) -> RewardScorer:
+    """A scorer of a saved tiny model with a random head."""
+    return RewardScorer.from_pretrained(saved_model(source, folder), device="cpu", **options)
+
+
+@asynccontextmanager
+async def client_of(scorer: Any, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application, whose shutdown runs at the end."""
+    app = create_app(scorer, ServerSettings(served_model_name="tiny", **settings))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client,
+    ):
+        yield client

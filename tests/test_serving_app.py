@@ -1,0 +1,473 @@
+"""Every endpoint against the scorer itself, every refusal, and what is counted; no socket, no second process."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from serving_scorers import client_of, tiny_scorer
+
+from hf_reward.reward_scorer import RewardScorer, ScoreResult
+from hf_reward.score_request import ScoreRequest
+
+CHAT = [{"role": "user", "content": "Which is heavier?"}, {"role": "assistant", "content": "Water."}]
+ANSWERS = ["Water.", "Oil is heavier, I think.", "Three short answers are better than one long answer."]
+
+
+@pytest.fixture
+def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
+    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def asked(scorer: Any, test: Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]], **settings: Any) -> None:
+    async def whole() -> None:
+        async with client_of(scorer, **settings) as client:
+            await test(client)
+
+    run(whole)
+
+
+def error_of(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], error["type"]) == (status, kind)
+    assert error["message"]
+    return error
+
+
+# --- rewards ---------------------------------------------------------------------------------------------------------
+
+
+def test_score_gives_the_scorers_rewards_in_every_layout(scorer):
+    expected = scorer.score(["Which is heavier?"] * 3, ANSWERS)
+    template = {"add_generation_prompt": False}
+
+    async def test(client: httpx.AsyncClient) -> None:
+        prompt = "Which is heavier?"
+        bodies: list[tuple[dict[str, Any], Any]] = [
+            ({"prompt": prompt, "response": ANSWERS[0]}, [expected[0]]),
+            ({"prompt": CHAT[:1], "response": CHAT[1:]}, [expected[0]]),
+            ({"prompt": CHAT[:1], "response": ANSWERS[0]}, [expected[0]]),
+            ({"messages": CHAT}, [expected[0]]),
+            ({"messages": CHAT, "chat_template_kwargs": template}, [expected[0]]),
+            ({"text": scorer.tokenizer.apply_chat_template(CHAT, tokenize=False)}, [expected[0]]),
+            ({"prompt": prompt, "responses": ANSWERS}, expected),
+        ]
+        for body, rewards in bodies:
+            answer = (await client.post("/score", json=body)).json()
+            assert answer["model"] == "tiny"
+            np.testing.assert_allclose(answer["rewards"], rewards, atol=1e-5)
+        items = [{"messages": CHAT}, {"prompt": prompt, "responses": ANSWERS}]
+        answer = (await client.post("/score", json={"items": items})).json()
+        assert [len(each) for each in answer["rewards"]] == [1, 3]
+        np.testing.assert_allclose(np.concatenate(answer["rewards"]), [expected[0], *expected], atol=1e-5)
+        encoded = scorer.encode([ScoreRequest(prompt=prompt, response=text) for text in [ANSWERS[0], *ANSWERS]])
+        assert answer["tokens"] == sum(len(each.input_ids) for each in encoded)
+        assert (await client.post("/score", json={"items": []})).json()["rewards"] == []
+
+    asked(scorer, test)
+
+
+def test_rank_orders_the_responses(scorer):
+    ranking = scorer.rank("Which is heavier?", ANSWERS)
+
+    async def test(client: httpx.AsyncClient) -> None:
+        one = {"prompt": "Which is heavier?", "responses": ANSWERS}
+        answer = (await client.post("/rank", json=one)).json()
+        assert answer["ranking"] == ranking.order
+        assert ANSWERS[answer["best"]] == ranking.best
+        np.testing.assert_allclose(answer["rewards"], ranking.rewards, atol=1e-5)
+        twins = {"prompt": "a", "responses": ["b", "b"]}
+        several = (await client.post("/rank", json={"items": [one, twins]})).json()
+        assert several["results"][0]["ranking"] == ranking.order
+        assert several["results"][1]["ranking"] == [0, 1]
+
+    asked(scorer, test)
+
+
+def test_get_reward_is_what_openrlhf_expects(scorer):
+    texts = [scorer.tokenizer.apply_chat_template(CHAT, tokenize=False), "no template", ""]
+
+    async def test(client: httpx.AsyncClient) -> None:
+        body = {"query": texts, "prompts": ["a", "b", "c"], "labels": [None, None, None]}
+        answer = (await client.post("/get_reward", json=body)).json()
+        expected = scorer.score_texts(texts, allow_empty=True)
+        np.testing.assert_allclose(answer["rewards"], expected, atol=1e-5)
+        assert answer["scores"] == answer["rewards"]
+        older = (await client.post("/get_reward", json={"query": texts[:1]})).json()
+        np.testing.assert_allclose(older["rewards"], expected[:1], atol=1e-5)
+
+    asked(scorer, test)
+
+
+def test_classify_is_what_vllm_answers(scorer):
+    text = scorer.tokenizer.apply_chat_template(CHAT, tokenize=False)
+    ids = scorer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    expected = float(scorer.score_conversations([CHAT])[0])
+
+    async def test(client: httpx.AsyncClient) -> None:
+        for given in (text, [text], ids, [ids]):
+            for use_activation in (None, True, False):
+                body = {"model": "tiny", "input": given, "use_activation": use_activation}
+                answer = (await client.post("/classify", json=body)).json()
+                assert answer["object"] == "list"
+                assert answer["model"] == "tiny"
+                assert answer["usage"]["prompt_tokens"] == len(ids)
+                (found,) = answer["data"]
+                assert (found["index"], found["label"], found["num_classes"]) == (0, "reward", 1)
+                assert found["probs"] == pytest.approx([expected], abs=1e-5)
+        chat = (await client.post("/classify", json={"messages": CHAT, "priority": 3, "user": "me"})).json()
+        assert chat["data"][0]["probs"] == pytest.approx([expected], abs=1e-5)
+        several = (await client.post("/classify", json={"input": [ids, [5, 6, 7]]})).json()
+        assert [each["index"] for each in several["data"]] == [0, 1]
+        (card,) = (await client.get("/v1/models")).json()["data"]
+        assert (card["id"], card["owned_by"]) == ("tiny", "hf_reward")
+
+    asked(scorer, test)
+
+
+def test_a_folder_is_known_by_its_name_alone(scorer):
+    from hf_reward.serving.service import RewardService
+    from hf_reward.serving.settings import ServerSettings
+
+    assert RewardService(scorer, ServerSettings()).name == "saved"
+    assert RewardService(scorer, ServerSettings(served_model_name="mine")).name == "mine"
+
+
+def test_an_encoder_without_template_serves_text_pairs(make_model_folder, tmp_path):
+    scorer = tiny_scorer(make_model_folder("bert"), tmp_path / "saved")
+
+    async def test(client: httpx.AsyncClient) -> None:
+        answer = (await client.post("/score", json={"prompt": "Which?", "responses": ANSWERS})).json()
+        np.testing.assert_allclose(answer["rewards"], scorer.score(["Which?"] * 3, ANSWERS), atol=1e-5)
+
+    asked(scorer, test)
+
+
+def test_requests_that_share_a_batch_keep_their_own_rewards(scorer):
+    texts = [f"The number is {number}." for number in range(64)]
+    expected = scorer.score(["Which?"] * 64, texts)
+
+    async def test(client: httpx.AsyncClient) -> None:
+        bodies = [{"prompt": "Which?", "response": text} for text in texts]
+        answers = await asyncio.gather(*(client.post("/score", json=body) for body in bodies))
+        found = [answer.json()["rewards"][0] for answer in answers]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    asked(scorer, test)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_without_reward_are_named(scorer):
+    async def test(client: httpx.AsyncClient) -> None:
+        prompt = "Which?"
+        empty = {"prompt": prompt, "responses": ["a", " ", "b", ""]}
+        error = error_of(await client.post("/score", json=empty), 422, "unscorable")
+        assert [row["index"] for row in error["rows"]] == [1, 3]
+        assert "empty" in error["rows"][0]["reason"]
+        assert (await client.post("/score", json={**empty, "allow_empty": True})).status_code == 200
+        error = error_of(await client.post("/rank", json=empty), 422, "unscorable")
+        assert [row["index"] for row in error["rows"]] == [1, 3]
+        items = [{"prompt": prompt, "response": "a"}, {"prompt": prompt, "response": "b " * 600}, empty]
+        error = error_of(await client.post("/score", json={"items": items}), 422, "unscorable")
+        assert [{**row, "reason": ""} for row in error["rows"]] == [
+            {"index": 1, "reason": ""},
+            {"index": 2, "response": 1, "reason": ""},
+            {"index": 2, "response": 3, "reason": ""},
+        ]
+        assert "too long" in error["message"]
+        broken = [{"prompt": prompt, "response": "a"}, {"messages": CHAT[:1]}]
+        error = error_of(await client.post("/score", json={"items": broken}), 422, "unscorable")
+        assert error["rows"][0]["index"] == 1
+        assert "end with the user" in error["message"]
+        for input_ids, reason in (([1, 2, 10**9], "token id"), ([-1], "negative"), ([1] * 600, "too long"), ([[]], "")):
+            error = error_of(await client.post("/classify", json={"input": input_ids}), 422, "unscorable")
+            assert reason in error["message"]
+
+    asked(scorer, test)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/score", {"prompt": "a", "respnse": "b"}, "respnse"),
+        ("/score", {"prompt": "a", "response": 3}, "response"),
+        ("/score", {}, "nothing to score"),
+        ("/score", {"prompt": "a", "response": "b", "text": "c"}, "`response` and `text`"),
+        ("/score", {"prompt": "a", "items": [{"prompt": "a", "response": "b"}]}, "beside `items`"),
+        ("/rank", {"prompt": "a", "responses": []}, "responses"),
+        ("/rank", {"prompt": "a"}, "needs `prompt` and `responses`"),
+        ("/get_reward", {"queries": ["a"]}, "query"),
+        ("/classify", {}, "either `input` or `messages`"),
+        ("/classify", {"input": "a", "messages": CHAT}, "either `input` or `messages`"),
+        ("/classify", {"input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ("/classify", {"messages": CHAT, "add_generation_prompt": True}, "add_generation_prompt"),
+        ("/classify", {"messages": CHAT[:1]}, "end with the user"),
+        ("/score", {"messages": [{"role": "user", "content": "\ud800"}, CHAT[1]]}, "surrogate"),
+        ("/get_reward", {"query": ["\ud800"]}, "surrogate"),
+    ],
+)
+def test_bodies_that_do_not_fit_are_refused(scorer, path, body, message):
+    async def test(client: httpx.AsyncClient) -> None:
+        answer = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422
+        assert message in answer.json()["error"]["message"]
+
+    asked(scorer, test)
+
+
+def test_other_refusals_have_the_same_form(scorer):
+    async def test(client: httpx.AsyncClient) -> None:
+        error_of(await client.get("/nothing"), 404, "not_found")
+        error_of(await client.post("/classify", json={"model": "other", "input": "a"}), 404, "not_found")
+        error_of(await client.get("/score"), 405, "method_not_allowed")
+        error_of(await client.post("/score", data={"prompt": "a"}), 415, "not_json")
+        json_type = {"Content-Type": "application/json"}
+        error_of(await client.post("/score", content='{"prompt"', headers=json_type), 400, "invalid_json")
+        error_of(await client.post("/score", content="[" * 100_000, headers=json_type), 400, "invalid_json")
+
+    asked(scorer, test)
+
+
+def test_large_bodies_are_refused_whether_they_say_their_size_or_not(scorer):
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b" " * 100
+
+    async def test(client: httpx.AsyncClient) -> None:
+        body = {"prompt": "a", "response": "b" * 3000}
+        assert "2000 bytes" in error_of(await client.post("/score", json=body), 413, "too_large")["message"]
+        headers = {"Content-Type": "application/json"}
+        error_of(await client.post("/score", content=chunks(), headers=headers), 413, "too_large")
+        assert (await client.post("/score", json={"prompt": "a", "response": "b"})).status_code == 200
+
+    asked(scorer, test, max_body_bytes=2000)
+
+
+def test_a_token_guards_all_but_health(scorer):
+    async def test(client: httpx.AsyncClient) -> None:
+        body = {"prompt": "a", "response": "b"}
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "secret"},
+            {"Authorization": "Bearer"},
+        ):
+            answer = await client.post("/score", json=body, headers=headers)
+            error_of(answer, 401, "unauthorized")
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+        for path in ("/metrics", "/v1/models", "/openapi.json", "/nothing"):
+            error_of(await client.get(path), 401, "unauthorized")
+        assert (await client.get("/health")).status_code == 200
+        right = {"Authorization": "bearer secret"}
+        assert (await client.post("/score", json=body, headers=right)).status_code == 200
+        assert (await client.get("/metrics", headers=right)).status_code == 200
+
+    asked(scorer, test, token="secret")
+
+
+# --- the model's faults ----------------------------------------------------------------------------------------------
+
+
+class FaultyScorer:
+    """A scorer whose device pass can be held, broken, or made to give NaN."""
+
+    def __init__(self, scorer: RewardScorer) -> None:
+        self._scorer = scorer
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fault: Exception | None = None
+        self.rows = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scorer, name)
+
+    def score_encoded(self, encoded: Any, **options: Any) -> ScoreResult:
+        self.rows += len(encoded)
+        assert self.gate.wait(20)
+        if self.fault is not None:
+            raise self.fault
+        return self._scorer.score_encoded(encoded, **options)
+
+
+def test_a_crash_of_the_model_is_said_and_the_server_goes_on(scorer):
+    faulty = FaultyScorer(scorer)
+    body = {"prompt": "a", "response": "b"}
+
+    async def test(client: httpx.AsyncClient) -> None:
+        faulty.fault = RuntimeError("CUDA error: secret path")
+        error = error_of(await client.post("/score", json=body), 500, "model_failed")
+        assert "secret" not in error["message"]
+        assert (await client.get("/health")).status_code == 200
+        for _ in range(2):
+            await client.post("/score", json=body)
+        error_of(await client.get("/health"), 503, "unwell")
+        faulty.fault = None
+        assert (await client.post("/score", json=body)).status_code == 200
+        assert (await client.get("/health")).status_code == 200
+        assert "hf_reward_failed_batches_total 3.0" in (await client.get("/metrics")).text
+
+    asked(faulty, test)
+
+
+def test_out_of_memory_is_a_fault_like_any_other(scorer):
+    import torch
+
+    faulty = FaultyScorer(scorer)
+
+    async def test(client: httpx.AsyncClient) -> None:
+        faulty.fault = torch.OutOfMemoryError("CUDA out of memory")
+        error = error_of(await client.post("/get_reward", json={"query": ["a"]}), 500, "model_failed")
+        assert "OutOfMemoryError" in error["message"]
+        faulty.fault = None
+        assert (await client.post("/get_reward", json={"query": ["a"]})).status_code == 200
+
+    asked(faulty, test)
+
+
+def test_a_reward_that_is_no_number_is_an_error_and_never_json(scorer):
+    import torch
+
+    weight = next(module for name, module in scorer.model.named_modules() if name == "score").weight
+    with torch.no_grad():
+        weight.fill_(torch.inf)
+
+    async def test(client: httpx.AsyncClient) -> None:
+        for path, body in (
+            ("/score", {"prompt": "a", "response": "b"}),
+            ("/rank", {"prompt": "a", "responses": ["b"]}),
+            ("/get_reward", {"query": ["a"]}),
+            ("/classify", {"input": "a"}),
+        ):
+            answer = await client.post(path, json=body)
+            error_of(answer, 422, "unscorable")
+            assert "NaN" not in answer.text
+            assert "Infinity" not in answer.text
+
+    asked(scorer, test)
+
+
+def test_a_full_queue_answers_429_and_a_request_above_it_413(scorer):
+    faulty = FaultyScorer(scorer)
+    body = {"prompt": "a", "response": "b"}
+
+    async def test(client: httpx.AsyncClient) -> None:
+        faulty.gate.clear()
+        asks = [asyncio.create_task(client.post("/score", json=body)) for _ in range(12)]
+        await asyncio.sleep(0.3)
+        refused = [ask.result() for ask in asks if ask.done()]
+        assert len(refused) >= 7  # one is computed, four wait
+        for answer in refused:
+            error_of(answer, 429, "queue_full")
+            assert 1 <= int(answer.headers["Retry-After"]) <= 60
+        faulty.gate.set()
+        statuses = [answer.status_code for answer in await asyncio.gather(*asks)]
+        assert statuses.count(200) == 12 - len(refused)
+        assert (await client.post("/score", json=body)).status_code == 200
+        error = error_of(await client.post("/rank", json={"prompt": "a", "responses": ["b"] * 5}), 413, "too_large")
+        assert "5 rows, and the queue holds 4" in error["message"]
+        assert f'reason="queue_full"}} {len(refused)}.0' in (await client.get("/metrics")).text
+
+    asked(faulty, test, max_queue_rows=4)
+
+
+def test_one_bad_row_fails_no_other_request_of_its_batch(scorer):
+    faulty = FaultyScorer(scorer)
+
+    async def test(client: httpx.AsyncClient) -> None:
+        faulty.gate.clear()
+        bodies = [{"prompt": "a", "response": text} for text in ("b", "", "c", "b " * 600, "d")]
+        asks = [asyncio.create_task(client.post("/score", json=body)) for body in bodies]
+        await asyncio.sleep(0.2)
+        faulty.gate.set()
+        assert [answer.status_code for answer in await asyncio.gather(*asks)] == [200, 422, 200, 422, 200]
+
+    asked(faulty, test)
+
+
+def test_work_of_a_client_that_left_is_dropped(scorer):
+    from hf_reward.serving.app import create_app
+
+    faulty = FaultyScorer(scorer)
+    app = create_app(faulty, None)  # type: ignore[arg-type]
+
+    async def ask(leaves: asyncio.Event) -> list[Any]:
+        """A client at the level of ASGI, which hangs up when told."""
+        body = json.dumps({"prompt": "a", "responses": ["b", "c", "d"]}).encode()
+        sent: list[Any] = []
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await leaves.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/score", "headers": headers, "query_string": b""}
+        await app(scope, receive, send)
+        return sent
+
+    async def test() -> None:
+        batcher = app.state.service.batcher
+        faulty.gate.clear()
+        stays, leaves = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(ask(stays))
+        while faulty.rows == 0:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(ask(leaves))
+        while batcher.waiting_tokens == 0:
+            await asyncio.sleep(0.001)
+        leaves.set()
+        await second
+        await asyncio.sleep(0.01)
+        assert (batcher.waiting_rows, batcher.waiting_tokens) == (0, 0)
+        faulty.gate.set()
+        assert (await first)[0]["status"] == 200
+        assert faulty.rows == 3  # those of the first only
+        await batcher.close()
+        assert b'status="499"} 1.0' in app.state.service.metrics.text()
+
+    run(test)
+
+
+# --- what is counted -------------------------------------------------------------------------------------------------
+
+
+def test_metrics_count_requests_rows_tokens_and_batches(scorer):
+    async def test(client: httpx.AsyncClient) -> None:
+        body = {"prompt": "Which?", "responses": ANSWERS}
+        await client.post("/score", json=body)
+        await client.post("/score", json={"prompt": "Which?"})
+        await client.get("/some/invented/path")
+        text = (await client.get("/metrics")).text
+        assert 'hf_reward_requests_total{endpoint="/score",status="200"} 1.0' in text
+        assert 'hf_reward_requests_total{endpoint="/score",status="422"} 1.0' in text
+        assert 'hf_reward_requests_total{endpoint="other",status="404"} 1.0' in text
+        assert "invented" not in text
+        assert 'hf_reward_rejected_total{reason="invalid_or_unscorable"} 1.0' in text
+        assert "hf_reward_rows_scored_total 3.0" in text
+        assert "hf_reward_batch_rows_sum 3.0" in text
+        assert "hf_reward_batch_seconds_count 1.0" in text
+        assert 'hf_reward_request_seconds_count{endpoint="/score"} 2.0' in text
+        assert "hf_reward_queue_rows 0.0" in text
+        encoded = scorer.encode([ScoreRequest(prompt="Which?", response=text) for text in ANSWERS])
+        counted = float(
+            next(line for line in text.splitlines() if line.startswith("hf_reward_tokens_scored_total")).split()[1]
+        )
+        assert counted < sum(len(each.input_ids) for each in encoded)  # the prompt counts once
+
+    asked(scorer, test)

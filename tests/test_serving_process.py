@@ -1,0 +1,267 @@
+"""The server as a process: its end, its limits on a real socket, and many clients at once."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from running_servers import free_port
+from serving_scorers import tiny_scorer
+
+from hf_reward.reward_scorer import RewardScorer
+from hf_reward.server_token import read_token
+from hf_reward.serving.settings import ServerSettings
+
+_PROGRAM = """
+import sys
+import torch
+torch.set_num_threads(1)
+from hf_reward.serving.server import serve
+from hf_reward.serving.settings import ServerSettings
+folder, settings = sys.argv[1], eval(sys.argv[2])
+serve(folder, ServerSettings(device="cpu", **settings))
+"""
+
+
+@pytest.fixture
+def scorer(make_model_folder: Any, tmp_path: Path) -> RewardScorer:
+    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
+
+
+@contextmanager
+def process(scorer: RewardScorer, **settings: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server's process and its address."""
+    settings = {"port": free_port(), **settings}
+    command = [sys.executable, "-c", _PROGRAM, scorer.name, repr(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{settings['port']}"
+    try:
+        end = time.monotonic() + 60
+        while not _is_up(url):
+            assert server.poll() is None, server.communicate()[1]
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield server, url
+    finally:
+        if server.poll() is None:
+            server.kill()
+        server.communicate()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+async def _queued(client: httpx.AsyncClient, rows: int) -> None:
+    for _ in range(2000):
+        if (await client.get("/health")).json()["queued_rows"] >= rows:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("the queue never filled")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_was_accepted_and_ends_with_zero(scorer, end):
+    responses = [f"Answer {number} of a rather long list of answers to one question." for number in range(120)]
+    expected = scorer.score(["Which?"] * 120, responses)
+
+    async def load(server: subprocess.Popen[str], url: str) -> None:
+        limits = httpx.Limits(max_connections=70)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+            bodies = [{"items": [{"prompt": "Which?", "response": text} for text in responses]}] * 64
+            asks = [asyncio.create_task(client.post("/score", json=body)) for body in bodies]
+            await _queued(client, 50 * 120)
+            server.send_signal(end)
+            for answer in await asyncio.gather(*asks):
+                assert answer.status_code == 200
+                np.testing.assert_allclose(np.concatenate(answer.json()["rewards"]), expected, atol=1e-4)
+        async with httpx.AsyncClient(base_url=url) as late:
+            with pytest.raises(httpx.ConnectError):
+                await late.get("/health")
+
+    with process(scorer) as (server, url):
+        asyncio.run(load(server, url))
+        assert server.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_many_clients_get_their_own_rewards_and_nothing_is_lost(scorer):
+    texts = [f"The answer is {number}, or so I am told." for number in range(640)]
+    expected = scorer.score(["Which?"] * len(texts), texts)
+
+    async def load(url: str) -> None:
+        end = time.monotonic() + 5
+        answers = 0
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+
+            async def one(number: int) -> None:
+                nonlocal answers
+                place = number
+                while time.monotonic() < end:
+                    body = {"prompt": "Which?", "response": texts[place % len(texts)]}
+                    answer = await client.post("/score", json=body)
+                    assert answer.status_code == 200
+                    assert abs(answer.json()["rewards"][0] - expected[place % len(texts)]) < 1e-4
+                    place, answers = place + 64, answers + 1
+
+            await asyncio.gather(*(one(number) for number in range(64)))
+            text = (await client.get("/metrics")).text
+        assert answers > 64
+        assert f'hf_reward_requests_total{{endpoint="/score",status="200"}} {answers}.0' in text
+        assert f"hf_reward_rows_scored_total {answers}.0" in text
+        batches = next(line for line in text.splitlines() if line.startswith("hf_reward_batch_rows_count"))
+        assert float(batches.split()[1]) < answers  # that is, some were computed together
+
+    with process(scorer) as (_, url):
+        asyncio.run(load(url))
+
+
+@pytest.mark.slow
+def test_an_overloaded_server_refuses_and_recovers(scorer):
+    async def load(url: str) -> None:
+        body = {"prompt": "Which?", "responses": ["An answer."] * 4}
+        limits = httpx.Limits(max_connections=100)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+            answers = await asyncio.gather(*(client.post("/score", json=body) for _ in range(100)))
+            statuses = [answer.status_code for answer in answers]
+            assert set(statuses) == {200, 429}
+            assert all("Retry-After" in answer.headers for answer in answers if answer.status_code == 429)
+            for _ in range(10):
+                assert (await client.post("/score", json=body)).status_code == 200
+
+    with process(scorer, max_queue_rows=8) as (_, url):
+        asyncio.run(load(url))
+
+
+@pytest.mark.slow
+def test_a_client_that_hangs_up_frees_its_place(scorer):
+    async def leave(url: str) -> None:
+        limits = httpx.Limits(max_connections=10)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+            body = {
+                "items": [{"prompt": f"Question {number}?", "response": "An answer. " * 20} for number in range(900)]
+            }
+            stays = asyncio.create_task(client.post("/score", json=body))
+            await _queued(client, 100)
+            body = {"prompt": "Which?", "responses": ["An answer."] * 2000}
+            gone = asyncio.create_task(client.post("/score", json=body))
+            await _queued(client, 2000)
+            gone.cancel()
+            for _ in range(1000):
+                if (await client.get("/health")).json()["queued_rows"] < 900:
+                    break
+                await asyncio.sleep(0.005)
+            else:
+                raise AssertionError("the rows stayed in the queue")
+            assert not stays.done()
+            assert len((await stays).json()["rewards"]) == 900
+
+    with process(scorer) as (_, url):
+        asyncio.run(leave(url))
+
+
+@pytest.mark.slow
+def test_large_bodies_and_wrong_tokens_are_refused_on_the_wire(scorer):
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield b" " * 1000
+
+    async def ask(url: str) -> None:
+        right = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            assert (await client.post("/score", content=chunks(), headers=right)).status_code == 413
+            assert (await client.post("/score", content=b" " * 200_000, headers=right)).status_code == 413
+            assert (await client.post("/score", content=b"{}")).status_code == 401
+            body = {"prompt": "a", "response": "b"}
+            assert (await client.post("/score", json=body, headers=right)).status_code == 200
+
+    with process(scorer, max_body_bytes=100_000, token="secret") as (server, url):
+        asyncio.run(ask(url))
+        server.terminate()
+        assert server.wait(30) == 0
+        assert server.stderr is not None
+        assert "secret" not in server.stderr.read()
+
+
+@pytest.mark.slow
+def test_a_taken_port_is_one_line(scorer):
+    with process(scorer) as (_, url):
+        settings = {"port": int(url.rsplit(":", 1)[1])}
+        command = [sys.executable, "-c", _PROGRAM, scorer.name, repr(settings)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "The server could not start at 127.0.0.1" in done.stderr.splitlines()[-1]
+
+
+# --- what a server can be told ---------------------------------------------------------------------------------------
+
+
+def test_the_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_REWARD_SERVER_TOKEN", raising=False)
+    file = tmp_path / "token"
+    assert read_token() is None
+    file.write_text("from-file\n")
+    assert read_token(file) == "from-file"
+    monkeypatch.setenv("HF_REWARD_SERVER_TOKEN", "from-environment")
+    assert read_token() == "from-environment"
+    with pytest.raises(ValueError, match="two tokens"):
+        read_token(file)
+    monkeypatch.setenv("HF_REWARD_SERVER_TOKEN", "")
+    with pytest.raises(ValueError, match="not empty"):
+        read_token()
+    monkeypatch.delenv("HF_REWARD_SERVER_TOKEN")
+    file.write_text("two words")
+    with pytest.raises(ValueError, match="without spaces"):
+        read_token(file)
+
+
+def test_settings_are_checked_and_never_show_the_token():
+    settings = ServerSettings(token="secret", host="0.0.0.0")
+    assert "secret" not in repr(settings)
+    assert not settings.is_open_to_others
+    assert ServerSettings(host="0.0.0.0").is_open_to_others
+    assert not ServerSettings().is_open_to_others
+    for name in ("batch_tokens", "max_queue_tokens", "max_queue_rows", "max_body_bytes", "shutdown_seconds"):
+        with pytest.raises(ValueError, match=f"`{name}` must be 1 or more"):
+            ServerSettings(**{name: 0})
+    with pytest.raises(ValueError, match="`port`"):
+        ServerSettings(port=70_000)
+    with pytest.raises(ValueError, match="printable ASCII"):
+        ServerSettings(token="zwölf")
+
+
+def test_a_loaded_scorer_cannot_be_loaded_otherwise(scorer):
+    from hf_reward.serving.server import serve
+
+    with pytest.raises(ValueError, match="loaded already"):
+        serve(scorer, ServerSettings(dtype="bfloat16"))
+
+
+def test_without_its_packages_the_server_says_what_to_install():
+    program = """
+import importlib.util, sys
+import hf_reward, hf_reward.server_check, hf_reward.reward_scorer
+print(sorted({"fastapi", "uvicorn", "prometheus_client"} & set(sys.modules)))
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in ("fastapi", "uvicorn") else real(name, *rest)
+try:
+    import hf_reward.serving.server
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[]")
+    assert "not installed: fastapi, uvicorn. Run pip install 'hf_reward[serve]'" in done.stdout

@@ -256,17 +256,21 @@ def _kill_once(model: Path, data: Path, out: Path, rows_per_shard: int, moment: 
 def where_it_was(out: Path) -> str:
     """What a killed process was doing, by the files that it left."""
     folder = out if not out.suffix else out.with_name(f"{out.name}.parts")
-    if any(out.parent.glob(f".{out.name}.*.parts")):
-        return "removing the shards after the join"
-    if any(out.parent.glob(".scores.*.tmp")):
-        return "joining the shards"
-    if not (folder / "_manifest.json").is_file():
-        return "after the end" if out.is_file() else "planning"
-    if any(folder.glob("_done/.*.tmp")):
-        return "writing a marker"
-    return (
-        "in a shard" if any(folder.glob(".*.tmp")) or any(folder.glob("_quarantine/.*.tmp")) else "between two shards"
-    )
+    planned = (folder / "_manifest.json").is_file()
+    seen = {
+        "removing the shards after the join": any(out.parent.glob(f".{out.name}.*.parts")),
+        "joining the shards": any(out.parent.glob(".scores.*.tmp")),
+        "after the end": not planned and out.is_file(),
+        "planning": not planned,
+        "writing a marker": any(folder.glob("_done/.*.tmp")),
+        "in a shard": any(folder.glob(".*.tmp")) or any(folder.glob("_quarantine/.*.tmp")),
+    }
+    if place := next((name for name, found in seen.items() if found), ""):
+        return place
+    shards = json.loads((folder / "_manifest.json").read_text(encoding="utf-8"))["names"]
+    if len(list(folder.glob("_done/*.json"))) < len(shards):
+        return "between two shards"
+    return "before the join" if out.suffix else "after the end"
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -11,8 +11,10 @@ after the other is measured on the same server, half before and half after the l
 rows meets the same clients: it must refuse some with 429, answer all that it accepted, and answer everything again
 when the load is gone.
 
-Eight texts have the same prompt and are sent at about the same time, as policies do that ask for the reward of each of
-their samples by itself; `--responses-per-prompt 1` makes all prompts different.
+Prompts have 95 words and responses 34, the means of Anthropic's HH harmless-base. Sixteen responses to a prompt are
+sent at about the same time, as policies do that ask for the reward of each of their samples by itself;
+`--responses-per-prompt 1` makes all prompts different. Computing is what a CPU has least of: what batches gain there
+is the prompts that texts share, and the work around each call of the model.
 
 `--json` writes `machine`, `settings`, and for each phase what `Phase` has.
 """
@@ -85,9 +87,10 @@ def main() -> None:
     parser = ArgumentParser(description="Load test of `hf-reward serve`.")
     parser.add_argument("--seconds", type=float, default=60, help="of the load; the other phases take a sixth each")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--texts", type=int, default=4096, help="distinct texts")
-    parser.add_argument("--words", type=int, default=8, help="words of a prompt, and of a response")
-    parser.add_argument("--responses-per-prompt", type=int, default=8)
+    parser.add_argument("--texts", type=int, default=1024, help="distinct texts")
+    parser.add_argument("--prompt-words", type=int, default=95)
+    parser.add_argument("--response-words", type=int, default=34)
+    parser.add_argument("--responses-per-prompt", type=int, default=16)
     parser.add_argument("--threads", type=int, default=max(1, core_count() - 1), help="of the model")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -158,7 +161,8 @@ def make_model(folder: Path, options: Namespace) -> tuple[list[Text], float]:
     pick = random.Random(0)
     words = sorted({word for row in rows for word in row["chosen"].split() if word.isalpha()})
     prompts, responses = (
-        [" ".join(pick.choices(words, k=options.words)) for _ in range(options.texts)] for _ in range(2)
+        [" ".join(pick.choices(words, k=count)) for _ in range(options.texts)]
+        for count in (options.prompt_words, options.response_words)
     )
     prompts = [prompts[place // options.responses_per_prompt] for place in range(options.texts)]
     scorer = RewardScorer.from_pretrained(folder, device="cpu")

@@ -37,6 +37,7 @@ def test_made_up_rows_are_the_same_for_a_seed(check):
     [
         ([], "planning"),
         (["s.jsonl.parts/_manifest.json"], "between two shards"),
+        (["s.jsonl.parts/_manifest.json", "s.jsonl.parts/_done/a-00000.json"], "before the join"),
         (["s.jsonl.parts/_manifest.json", "s.jsonl.parts/.a-00000.jsonl.0a1b2c3d.tmp"], "in a shard"),
         (["s.jsonl.parts/_manifest.json", "s.jsonl.parts/_done/.a-00000.json.0a1b2c3d.tmp"], "writing a marker"),
         (["s.jsonl.parts/_manifest.json", ".scores.jsonl.0a1b2c3d.tmp"], "joining the shards"),
@@ -47,7 +48,7 @@ def test_made_up_rows_are_the_same_for_a_seed(check):
 def test_where_a_kill_hit_is_seen_by_the_files(check, tmp_path, files, said):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text('{"names": ["a-00000"]}')
     assert check.where_it_was(tmp_path / "s.jsonl") == said
 
 

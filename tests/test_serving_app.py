@@ -48,7 +48,7 @@ def error_of(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
 
 def test_score_gives_the_scorers_rewards_in_every_layout(scorer):
     expected = scorer.score(["Which is heavier?"] * 3, ANSWERS)
-    template = {"add_generation_prompt": False}
+    template = {"enable_thinking": False}
 
     async def test(client: httpx.AsyncClient) -> None:
         prompt = "Which is heavier?"

@@ -100,6 +100,37 @@ def test_batches_keep_the_order_and_the_budget_and_large_requests_are_cut():
     run(test)
 
 
+def test_rows_that_begin_alike_go_together_and_the_oldest_goes_first():
+    async def test() -> None:
+        model = GatedModel(is_open=False)
+        reports: list[BatchReport] = []
+        # Numbers with the same tens are kin; they share 8 of their 10 tokens.
+        batcher = Batcher(
+            model,
+            limits(batch_tokens=24),
+            shared=lambda one, other: 8 if one // 10 == other // 10 else 0,
+            on_batch=reports.append,
+        )
+
+        def ask(row: int) -> asyncio.Task[Any]:
+            return asyncio.create_task(batcher.submit(lambda: [Ticket(row, 10, kin=row // 10)], 1))
+
+        first = ask(99)
+        await until(lambda: model.batches)
+        numbers = (11, 21, 31, 12, 22, 14, 32)
+        asks = []
+        for number in numbers:
+            asks.append(ask(number))
+            await until(lambda: batcher.waiting_tokens == 10 * len(asks))
+        model.gate.set()
+        assert await asyncio.gather(first, *asks) == [[198.0], *([2.0 * number] for number in numbers)]
+        assert model.batches == [[99], [11, 12, 14, 21], [31, 32, 22]]
+        assert [report.tokens for report in reports] == [10, 24, 22]
+        await batcher.close()
+
+    run(test)
+
+
 def test_a_row_without_reward_stops_nobody():
     async def test() -> None:
         batcher = Batcher(GatedModel(), limits())
@@ -211,7 +242,7 @@ def test_a_crash_fails_its_batch_and_nothing_else():
     async def test() -> None:
         model = GatedModel(is_open=False)
         reports: list[BatchReport] = []
-        batcher = Batcher(model, limits(batch_tokens=20), reports.append)
+        batcher = Batcher(model, limits(batch_tokens=20), on_batch=reports.append)
         running = asyncio.create_task(batcher.submit(tickets([1]), 1))
         await until(lambda: model.batches)
         asks = [asyncio.create_task(batcher.submit(tickets(rows), len(rows))) for rows in ([13], [2], [3], [13, 4, 5])]

@@ -1,7 +1,8 @@
 """Responses of many requests -> batches for the one model: whatever waits goes next, and nobody waits for company.
 
 An idle model takes a request at once. While it computes, others queue up, so the batches grow by themselves as the
-load does, up to a budget of tokens. Rows are taken in the order in which they came. Knows nothing of HTTP or of torch.
+load does, up to a budget of tokens. The oldest request always goes first, and those with the same beginning go with it,
+because a shared beginning is computed once. Knows nothing of HTTP or of torch.
 """
 
 import asyncio
@@ -9,9 +10,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,9 @@ class Ticket(Generic[RowType]):
 
     row: RowType
     tokens: int
-    """What it costs to compute, beside those of its request that stand before it."""
+    """What it costs to compute alone."""
+    kin: Hashable = None
+    """The same for rows that begin alike, None for a row that is like no other."""
 
 
 class QueueFullError(Exception):
@@ -58,6 +62,7 @@ class BatchReport:
 
     rows: int
     tokens: int
+    """Tokens that were computed; beginnings that rows share count once."""
     seconds: float
     failed: bool
 
@@ -98,6 +103,17 @@ class _Part(Generic[RowType]):
         return self.job.tickets[self.start : self.stop]
 
 
+@dataclass(kw_only=True)
+class _Batch(Generic[RowType]):
+    """What is computed next."""
+
+    room: int
+    """Tokens that still fit."""
+    parts: list[_Part[RowType]] = field(default_factory=list)
+    tokens: int = 0
+    last: Ticket[RowType] | None = None
+
+
 class Batcher(Generic[RowType]):
     """A bounded queue before one model that is called from one thread."""
 
@@ -105,6 +121,8 @@ class Batcher(Generic[RowType]):
         self,
         score: Callable[[list[RowType]], Sequence[Outcome]],
         limits: QueueLimits,
+        *,
+        shared: Callable[[RowType, RowType], int] = lambda one, other: 0,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
     ) -> None:
         """Prepare a queue; nothing runs before the first request.
@@ -112,10 +130,12 @@ class Batcher(Generic[RowType]):
         Args:
             score: Gives each row a reward or a reason; called in a thread, never twice at once.
             limits: Sizes of batches and of the queue.
+            shared: Tokens with which two rows both begin.
             on_batch: Told of each call of the model.
         """
         self._score = score
         self.limits = limits
+        self._shared = shared
         self._on_batch = on_batch
         self._queue: deque[_Job[RowType]] = deque()
         self._wake = asyncio.Event()
@@ -199,44 +219,55 @@ class Batcher(Generic[RowType]):
                 continue
             await self._run(self._take())
 
-    def _take(self) -> list[_Part[RowType]]:
-        """The rows of the next batch: the oldest, up to the budget of tokens, and at least one."""
-        room, parts = self.limits.batch_tokens, []
-        while self._queue:
-            job = self._queue[0]
-            start = job.started
-            while job.started < len(job.tickets):
-                size = job.tickets[job.started].tokens
-                if size > room and (parts or job.started > start):
-                    break
-                room -= size
-                job.started += 1
-            if job.started > start:
-                parts.append(_Part(job=job, start=start, stop=job.started))
-                self._leave(job.tickets[start : job.started])
-            if job.started < len(job.tickets):
+    def _take(self) -> _Batch[RowType]:
+        """The rows of the next batch: the oldest and its kin, the next oldest and its kin, up to the budget."""
+        families: dict[Hashable, list[_Job[RowType]]] = {}
+        for job in self._queue:
+            kin = job.tickets[job.started].kin
+            families.setdefault(id(job) if kin is None else kin, []).append(job)
+        batch: _Batch[RowType] = _Batch(room=self.limits.batch_tokens)
+        for job in chain.from_iterable(families.values()):
+            if not self._add(job, batch):
                 break
-            self._queue.popleft()
-        return parts
+        self._queue = deque(job for job in self._queue if job.started < len(job.tickets))
+        return batch
 
-    async def _run(self, parts: list[_Part[RowType]]) -> None:
-        tickets = [ticket for part in parts for ticket in part.tickets]
-        rows, tokens = [ticket.row for ticket in tickets], _tokens(tickets)
+    def _add(self, job: _Job[RowType], batch: _Batch[RowType]) -> bool:
+        """Move a job's rows into a batch while there is room, at least one if the batch is empty; whether all went."""
+        start = job.started
+        for ticket in job.tickets[start:]:
+            cost = ticket.tokens
+            if batch.last is not None:
+                cost -= self._shared(batch.last.row, ticket.row)
+                if cost > batch.room:
+                    break
+            batch.room -= cost
+            batch.tokens += cost
+            batch.last = ticket
+            job.started += 1
+        if job.started > start:
+            batch.parts.append(_Part(job=job, start=start, stop=job.started))
+            self._leave(job.tickets[start : job.started])
+        return job.started == len(job.tickets)
+
+    async def _run(self, batch: _Batch[RowType]) -> None:
+        tickets = [ticket for part in batch.parts for ticket in part.tickets]
         begin, failure = time.perf_counter(), ""
         try:
+            rows = [ticket.row for ticket in tickets]
             outcomes = await asyncio.get_running_loop().run_in_executor(self._model_thread, self._score, rows)
-            self._deliver(parts, outcomes)
+            self._deliver(batch.parts, outcomes)
         except Exception as error:  # whatever it was, the next batch may be sound
-            logger.exception("The model failed at a batch of %d rows, %d tokens.", len(rows), tokens)
+            logger.exception("The model failed at a batch of %d rows, %d tokens.", len(tickets), batch.tokens)
             failure = f"The model failed ({type(error).__name__}) at a batch that held rows of this request."
         seconds = time.perf_counter() - begin
         if failure:
-            self._fail(parts, failure)
+            self._fail(batch.parts, failure)
             self.failures_in_a_row += 1
         else:
             self.failures_in_a_row = 0
-            self._tokens_per_second = _mixed(self._tokens_per_second, tokens / seconds)
-        self._on_batch(BatchReport(rows=len(rows), tokens=tokens, seconds=seconds, failed=bool(failure)))
+            self._tokens_per_second = _mixed(self._tokens_per_second, _tokens(tickets) / seconds)
+        self._on_batch(BatchReport(rows=len(tickets), tokens=batch.tokens, seconds=seconds, failed=bool(failure)))
 
     def _deliver(self, parts: list[_Part[RowType]], outcomes: Sequence[Outcome]) -> None:
         wanted = sum(part.stop - part.start for part in parts)

@@ -21,7 +21,7 @@ class Metrics:
         self.requests = self._counter("requests", "Requests by endpoint and status.", "endpoint", "status")
         self.rejected = self._counter("rejected", "Requests that were refused, by reason.", "reason")
         self.rows = self._counter("rows_scored", "Responses that the model computed.")
-        self.tokens = self._counter("tokens_scored", "Tokens of these; beginnings that a request shares count once.")
+        self.tokens = self._counter("tokens_scored", "Tokens of these; beginnings that rows share count once.")
         self.failed_batches = self._counter("failed_batches", "Batches at which the model raised an error.")
         self.latency = self._histogram("request_seconds", "Time from request to answer.", _SECONDS, "endpoint")
         self.batch_seconds = self._histogram("batch_seconds", "Time that the model took for a batch.", _SECONDS)

@@ -32,6 +32,10 @@ from hf_reward.serving.settings import ServerSettings
 _UNWELL_AFTER = 3
 """Batches that fail in a row before the server says that it is unwell: a broken CUDA context does not mend itself."""
 
+_KIN_TOKENS = 64
+"""Texts whose first tokens are the same go into one batch, if they can: most probably they share the whole prompt, and
+a shorter one is not worth waiting for. It must reach past what a chat template puts in front of every prompt."""
+
 Result = TypeVar("Result")
 
 
@@ -74,7 +78,9 @@ class RewardService:
             max_queue_tokens=settings.max_queue_tokens,
             max_queue_rows=settings.max_queue_rows,
         )
-        self.batcher: Batcher[EncodedResponse] = Batcher(self._compute, limits, self.metrics.count_batch)
+        self.batcher: Batcher[EncodedResponse] = Batcher(
+            self._compute, limits, shared=_shared_tokens, on_batch=self.metrics.count_batch
+        )
         self.metrics.watch(self.batcher)
 
     @property
@@ -124,7 +130,7 @@ class RewardService:
             if problems:
                 raise UnscorableError(problems, rows)
             tokens = sum(len(each.input_ids) for each in encoded)
-            return _with_costs(encoded)
+            return [Ticket(each, len(each.input_ids), tuple(each.input_ids[:_KIN_TOKENS])) for each in encoded]
 
         outcomes = await _explained(self.batcher.submit(tickets, rows))
         problems = {place: each for place, each in enumerate(outcomes) if isinstance(each, str)}
@@ -152,15 +158,10 @@ def _checked(ids: list[int], limit: int | None) -> EncodedResponse:
     return EncodedResponse(input_ids=list(ids))
 
 
-def _with_costs(encoded: list[EncodedResponse]) -> list[Ticket[EncodedResponse]]:
-    """Rows with what they cost: a prompt that a row shares with the one before it is computed once."""
-    tickets = []
-    before: list[int] = []
-    for each in encoded:
-        shared = len(common_prefix([before, each.input_ids])) if before else 0
-        tickets.append(Ticket(each, max(1, len(each.input_ids) - shared)))
-        before = each.input_ids
-    return tickets
+def _shared_tokens(one: EncodedResponse, other: EncodedResponse) -> int:
+    """Tokens that are computed once for both; each has one of its own, at which its reward is read."""
+    shared = len(common_prefix([one.input_ids, other.input_ids]))
+    return min(shared, len(other.input_ids) - 1)
 
 
 async def _explained(work: Coroutine[Any, Any, Result]) -> Result:

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import vstack
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
 from hf_reward.metrics import Interval, clustered_interval, pairwise_credit
 from hf_reward.preference_row import PreferenceRow
+from hf_reward.row_text import response_text
+
+_GRAMS = (1, 2)
+"""Words, and pairs of them."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ def length_rule(rows: Sequence[PreferenceRow]) -> Baseline:
     Raises:
         ValueError: If no row holds a strict preference.
     """
-    better, worse, clusters = _strict_texts(rows)
-    gaps = np.array([len(a) - len(b) for a, b in zip(better, worse, strict=True)], float)
-    return _score("length rule (characters)", gaps, clusters)
+    pairs = _strict_texts(rows)
+    gaps = np.array([len(a) - len(b) for a, b in zip(pairs.better, pairs.worse, strict=True)], float)
+    return _score("length rule (characters)", gaps, pairs.group)
 
 
-def tfidf_bradley_terry(train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow]) -> Baseline:
+def tfidf_bradley_terry(
+    train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow], *, sees_length: bool = False
+) -> Baseline:
     """A Bradley-Terry model on TF-IDF features of words and word pairs.
 
     The preferred response's features minus the other's go through a logistic regression without intercept, which
@@ -66,6 +72,8 @@ def tfidf_bradley_terry(train: Sequence[PreferenceRow], held_out: Sequence[Prefe
     Args:
         train: Canonical rows to fit on.
         held_out: Canonical rows to score; their prompts should be others.
+        sees_length: Leave the features of a text as large as its words make them instead of scaling them to one
+            length, so that the rule can also prefer the longer (or shorter) text.
 
     Returns:
         Its accuracy.
@@ -73,14 +81,80 @@ def tfidf_bradley_terry(train: Sequence[PreferenceRow], held_out: Sequence[Prefe
     Raises:
         ValueError: If either side holds no strict preference.
     """
-    better, worse, _ = _strict_texts(train)
-    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit([*better, *worse])
-    gaps = features.transform(better) - features.transform(worse)
+    known, held = _strict_texts(train), _strict_texts(held_out)
+    words = _fit_counter([*known.better, *known.worse])
+    fitted, scored = (words.transform([*pairs.better, *pairs.worse]).tocsr() for pairs in (known, held))
+    return _score(_name(sees_length), _gaps(fitted, scored, sees_length), held.group)
+
+
+def cross_validated_tfidf(
+    rows: Sequence[PreferenceRow],
+    *,
+    folds: int = 5,
+    seed: int = 42,
+    by_row: bool = False,
+    sees_length: bool = False,
+) -> Baseline:
+    """The same model where there is no held-out set: each part of the rows is scored by a model of the other parts.
+
+    Args:
+        rows: Canonical rows.
+        folds: Number of parts; fewer if there are fewer prompt groups.
+        seed: How groups (or rows) are dealt out.
+        by_row: Deal out single rows instead of whole prompt groups. The result is too high where groups have several
+            rows; by how much is what a random split would hide.
+        sees_length: As in `tfidf_bradley_terry`.
+
+    Returns:
+        Its accuracy over all pairs.
+
+    Raises:
+        ValueError: If strict preferences are in fewer than two groups.
+    """
+    pairs = _strict_texts(rows)
+    parts = np.unique(pairs.row if by_row else pairs.group, return_inverse=True)[1]
+    count = int(parts.max()) + 1
+    if count < 2:
+        raise ValueError(
+            f"Cross-validation needs strict preferences of two prompts or more, but found {count}. Add rows."
+        )
+    fold = (np.random.default_rng(seed).permutation(count) % folds)[parts]
+    texts = [*pairs.better, *pairs.worse]
+    counts = _fit_counter(texts).transform(texts).tocsr()
+    gaps = np.zeros(len(parts))
+    for number in range(min(folds, count)):
+        held = fold == number
+        gaps[held] = _gaps(counts[np.tile(~held, 2)], counts[np.tile(held, 2)], sees_length)
+    name = f"{_name(sees_length)}, cross-validated by {'row' if by_row else 'prompt group'}"
+    return _score(name, gaps, pairs.group)
+
+
+def _fit_counter(texts: Sequence[str]) -> CountVectorizer:
+    """What counts words and pairs of words; characters, where no text has a word of two letters."""
+    try:
+        return CountVectorizer(ngram_range=_GRAMS).fit(texts)
+    except ValueError:  # an empty vocabulary
+        return CountVectorizer(ngram_range=_GRAMS, analyzer="char").fit(texts)
+
+
+def _gaps(train: Any, held_out: Any, sees_length: bool) -> np.ndarray:
+    """Fit on word counts of preferred texts and, below them, of the others; reward gaps of held-out pairs."""
+    known = np.asarray((train > 0).sum(axis=0)).ravel() > 0  # words of held-out texts alone have no weight
+    norm: Any = None if sees_length else "l2"
+    scale = TfidfTransformer(sublinear_tf=True, norm=norm)
+    features = scale.fit_transform(train[:, known])
+    gaps = features[: features.shape[0] // 2] - features[features.shape[0] // 2 :]
     labels = np.repeat([1, 0], gaps.shape[0])
-    model = LogisticRegression(fit_intercept=False, max_iter=1000).fit(vstack([gaps, -gaps]).tocsr(), labels)
-    better, worse, clusters = _strict_texts(held_out)
-    held_gaps = features.transform(better) - features.transform(worse)
-    return _score("TF-IDF Bradley-Terry", np.asarray(held_gaps @ model.coef_[0]), clusters)
+    # Features that are not normalised are a hundred times larger, and their squares ten thousand times.
+    strength = 1e-4 if sees_length else 1.0
+    model = LogisticRegression(fit_intercept=False, max_iter=1000, C=strength)
+    model.fit(vstack([gaps, -gaps]).tocsr(), labels)
+    rewards = np.asarray(scale.transform(held_out[:, known]) @ model.coef_[0])
+    return rewards[: len(rewards) // 2] - rewards[len(rewards) // 2 :]
+
+
+def _name(sees_length: bool) -> str:
+    return "TF-IDF Bradley-Terry that sees length" if sees_length else "TF-IDF Bradley-Terry"
 
 
 def _score(name: str, gaps: np.ndarray, clusters: np.ndarray) -> Baseline:
@@ -88,24 +162,26 @@ def _score(name: str, gaps: np.ndarray, clusters: np.ndarray) -> Baseline:
     return Baseline(name, float(credit.mean()), clustered_interval(credit, clusters), len(gaps))
 
 
-def _strict_texts(rows: Sequence[PreferenceRow]) -> tuple[list[str], list[str], np.ndarray]:
-    """Texts of the preferred and the other response of every strict pair, and the prompt of each."""
-    better, worse, clusters = [], [], []
-    for row in rows:
+@dataclass(frozen=True)
+class _StrictTexts:
+    """Texts of the preferred and the other response of every strict pair, its row and its prompt group."""
+
+    better: list[str]
+    worse: list[str]
+    row: np.ndarray
+    group: np.ndarray
+
+
+def _strict_texts(rows: Sequence[PreferenceRow]) -> _StrictTexts:
+    better, worse, places, groups = [], [], [], []
+    for place, row in enumerate(rows):
         for i, first in enumerate(row.ranks):
             for j, second in enumerate(row.ranks):
                 if first < second:
                     better.append(response_text(row, i))
                     worse.append(response_text(row, j))
-                    clusters.append(row.group)
+                    places.append(place)
+                    groups.append(row.group)
     if not better:
         raise ValueError("No row holds a strict preference, so there is no baseline.")
-    return better, worse, np.unique(clusters, return_inverse=True)[1]
-
-
-def response_text(row: PreferenceRow, place: int) -> str:
-    """Text of one response of a row; of messages, their contents."""
-    response = row.responses[place]
-    if isinstance(response, str):
-        return response
-    return "\n".join(str(message.get("content") or "") for message in response)
+    return _StrictTexts(better, worse, np.array(places), np.unique(groups, return_inverse=True)[1])

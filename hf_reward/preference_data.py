@@ -42,6 +42,7 @@ from hf_reward.feature_cache import (
     why_not_cached,
     without_features,
 )
+from hf_reward.leaks import leaked_rows, metrics_without_leaks, warn_of_leaks
 from hf_reward.losses import PADDING_RANK, PreferenceLoss
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model
 from hf_reward.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_problem
@@ -108,6 +109,7 @@ class PreferenceDataTrainer(Trainer):
         self._bucket_sampler: LengthBucketSampler | None = None
         self._said_uncached = False
         self._feature_stores: dict[str, FeatureStore] = {}
+        self._leaked: np.ndarray | None = None  # rows at hand that training has seen too
         train_data, eval_data = self._prepare_data(train_dataset, "train", args), self._prepare_eval(eval_dataset, args)
         args = without_dispatch(args, train_data, eval_data)
         super().__init__(
@@ -120,6 +122,8 @@ class PreferenceDataTrainer(Trainer):
             callbacks=[_EpochOrder(self), *callbacks],
             **kwargs,
         )
+        if args.should_log:
+            warn_of_leaks(self.train_dataset, self.eval_dataset)
 
     # --- rows ---
 
@@ -171,6 +175,7 @@ class PreferenceDataTrainer(Trainer):
         data = self._find_eval_dataset(eval_dataset)
         if data is not None:  # else `Trainer` says what is missing
             _require_rows(data)
+            self._leaked = leaked_rows(self.train_dataset, data)
             self._check_packing(data)
             own = eval_dataset is None or named
             cached = self._caches_features(data) or isinstance(self.data_collator, DataCollatorForFeatures)
@@ -190,6 +195,7 @@ class PreferenceDataTrainer(Trainer):
         if not is_prepared(test_dataset):
             test_dataset = self._prepare_data(test_dataset, "test", self.args)
         _require_rows(test_dataset)
+        self._leaked = leaked_rows(self.train_dataset, test_dataset)
         self._check_packing(test_dataset)
         return super().get_test_dataloader(test_dataset)
 
@@ -303,6 +309,12 @@ class PreferenceDataTrainer(Trainer):
         if isinstance(labels, tuple):
             rewards = without_padding(rewards, labels[0])
         return output._replace(predictions=rewards, label_ids=labels)
+
+    def _metrics_without_leaks(self, rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Accuracy of the rows that training has not seen, where there are others."""
+        if self._leaked is None or len(self._leaked) != len(rewards):
+            return {}
+        return metrics_without_leaks(rewards, labels["ranks"], labels["groups"], self._leaked)
 
     def _in_dataset_order(self, values: Any) -> Any:
         """Undo the order of evaluation."""

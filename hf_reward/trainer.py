@@ -336,7 +336,7 @@ class RewardTrainer(HubTrainer):
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         labels: dict[str, Any] = dict(zip(LABELS, self._in_dataset_order(prediction.label_ids), strict=True))
         rewards = without_padding(self._in_dataset_order(np.asarray(prediction.predictions)), labels["ranks"])
-        metrics = _split_metrics(rewards, labels)
+        metrics = _split_metrics(rewards, labels) | self._metrics_without_leaks(rewards, labels)
         statistics = {"mean": metrics["mean_reward"], "std": metrics["std_reward"]}
         self.reward_statistics = _json_safe({**statistics, "num_rewards": int((labels["ranks"] != -100).sum())})
         present = np.unique(labels["sources"])

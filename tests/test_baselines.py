@@ -5,9 +5,10 @@ import random
 
 import pytest
 
-from hf_reward.baselines import Baseline, length_rule, response_text, tfidf_bradley_terry
+from hf_reward.baselines import Baseline, cross_validated_tfidf, length_rule, tfidf_bradley_terry
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.preferences import to_preference_row
+from hf_reward.row_text import response_text
 
 FILLER = ["river", "stone", "cloud", "paper", "green", "window", "early", "seven", "garden", "music"]
 
@@ -101,3 +102,50 @@ def test_a_baseline_of_one_prompt_prints_that_it_has_no_interval():
     assert (
         str(length_rule([row("aa", "b")])) == "length rule (characters): 100.0% (no interval from one prompt, 1 pairs)"
     )
+
+
+def test_cross_validation_scores_every_pair_once_by_a_model_of_other_prompts():
+    found = cross_validated_tfidf(planted(80, 0, signal=True))
+    assert found.accuracy > 0.95
+    assert (found.num_pairs, found.interval.num_clusters) == (80, 80)
+    assert found.name == "TF-IDF Bradley-Terry, cross-validated by prompt group"
+
+
+def test_dealing_out_rows_invents_accuracy_where_prompts_repeat_their_responses():
+    """Each prompt has one good text of its own, in six rows: known to whoever has seen another row of the prompt."""
+    rows = []
+    for prompt in range(30):
+        good, *bad = (" ".join(random.Random(f"{prompt} {i}").choices(FILLER, k=8)) for i in range(7))
+        rows += [row(f"{good} mark{prompt}", text, str(prompt)) for text in bad]
+    by_row, by_prompt = (cross_validated_tfidf(rows, by_row=by_row) for by_row in (True, False))
+    assert by_row.accuracy > by_prompt.accuracy + 0.05
+    assert by_row.interval.num_clusters == 30
+    assert by_row.name.endswith("by row")
+
+
+def test_only_the_rule_that_sees_length_learns_that_longer_is_better():
+    rng = random.Random(0)
+    rows = []
+    for number in range(200):
+        short, long = (" ".join(rng.choices(FILLER, k=size)) for size in (5, 15))
+        rows.append(row(long, short, str(number)))
+    blind, seeing = (cross_validated_tfidf(rows, sees_length=sees).accuracy for sees in (False, True))
+    assert seeing == 1.0
+    assert blind < 1.0
+
+
+def test_cross_validation_is_the_same_every_time_and_with_fewer_prompts_than_folds():
+    rows = planted(30, 0, signal=True)
+    assert cross_validated_tfidf(rows) == cross_validated_tfidf(rows)
+    few = [row("please sit", "sit down", prompt) for prompt in ("a", "b", "c")]
+    assert cross_validated_tfidf(few).num_pairs == 3
+
+
+def test_texts_without_words_are_told_apart_by_their_characters():
+    rows = [row("!", "?", str(number)) for number in range(6)]
+    assert cross_validated_tfidf(rows).accuracy == 1.0
+
+
+def test_one_prompt_cannot_be_cross_validated():
+    with pytest.raises(ValueError, match="two prompts or more, but found 1"):
+        cross_validated_tfidf([row("aa", "bb"), row("aa", "cc")])

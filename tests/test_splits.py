@@ -124,3 +124,56 @@ def test_a_bad_row_is_named():
     )
     with pytest.raises(PreferenceFormatError, match="Row 1: `chosen` is empty"):
         split_by_prompt(data, test_size=1)
+
+
+# --- near duplicates -------------------------------------------------------------------------------------------------
+
+LONG = "please explain in a few clear words how the water of the river comes to the mill and why it never stops there"
+
+
+def varied(number: int) -> str:
+    """A prompt of its own."""
+    return " ".join(f"w{(number * 31 + place * 7) % 997}x{number}" for place in range(30))
+
+
+def test_nearly_equal_prompts_stay_together_only_if_asked():
+    prompts = [varied(number) for number in range(20)]
+    twins = [*prompts, *(f"{prompt} indeed" for prompt in prompts)]
+    data = rows(twins)
+    number = {prompt: place % 20 for place, prompt in enumerate(twins)}
+    for seed in range(3):
+        train, held = split_by_prompt(data, test_size=0.3, seed=seed, near_duplicates=True)
+        assert not {number[prompt] for prompt in train["prompt"]} & {number[prompt] for prompt in held["prompt"]}
+        assert len(train) + len(held) == 40
+        train, held = split_by_prompt(data, test_size=0.3, seed=seed)
+        assert {number[prompt] for prompt in train["prompt"]} & {number[prompt] for prompt in held["prompt"]}
+
+
+def test_rows_that_share_a_long_response_stay_together_and_stock_phrases_tie_nothing():
+    prompts = [varied(number) for number in range(12)]
+    data = Dataset.from_dict(
+        {
+            "prompt": prompts,
+            "chosen": [
+                f"{LONG} {'again' if number % 2 else ''}" if number < 4 else varied(number + 50) for number in range(12)
+            ],
+            "rejected": ["I'm sorry, but I can't help with that."] * 12,
+        }
+    )
+    for seed in range(5):
+        sides = split_by_prompt(data, test_size=0.4, seed=seed, near_duplicates=True)
+        held = [sum(prompt in prompts[:4] for prompt in side["prompt"]) for side in sides]
+        assert sorted(held) == [0, 4]
+        assert all(len(side) > 0 for side in sides)
+
+
+def test_groups_of_the_user_are_joined_too():
+    data = rows([f"{LONG} {word}" for word in ("now", "then", "here")] + [varied(1)], group=["a", "b", "c", "d"])
+    train, held = split_by_prompt(data, test_size=1, near_duplicates=True)
+    assert {len(train), len(held)} == {1, 3}
+
+
+def test_token_ids_have_no_near_duplicates():
+    data = Dataset.from_dict({"input_ids": [[[1], [2]], [[1], [3]]], "group": [1, 2]})
+    with pytest.raises(ValueError, match=r"the data is tokenised\. Split the raw rows"):
+        split_by_prompt(data, test_size=1, near_duplicates=True)

@@ -1,0 +1,135 @@
+"""Two runs of a benchmark over the same rows -> their paired difference, with interval and McNemar's test."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from hf_reward.benchmarks.base import FloatArray, Outcome
+from hf_reward.benchmarks.registry import benchmark_named
+from hf_reward.benchmarks.resampling import mean_credits, percentile_interval, resampled_means
+from hf_reward.metrics import FEW_CLUSTERS
+
+
+def compare(a: str | Path, b: str | Path, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Compare two runs.
+
+    The interval resamples the same prompts for both runs. McNemar's exact test looks only at the rows on which the two
+    disagree, and takes rows for independent; where prompts repeat, go by the interval.
+
+    Args:
+        a: Folder of a run, with `results.json` and `credits.jsonl`.
+        b: The other.
+        resamples: Resamples of prompts.
+        seed: Of the draws.
+
+    Returns:
+        `difference` is A's overall minus B's, with `ci`; the same for each section; and `mcnemar`.
+
+    Raises:
+        FileNotFoundError: If a folder holds no finished run.
+        ValueError: If the runs are of other benchmarks or other rows.
+    """
+    first, second = _read(Path(a)), _read(Path(b))
+    _require_same_rows(first, second, Path(a), Path(b))
+    benchmark = benchmark_named(first.results["benchmark"])
+    clusters = [row["cluster"] for row in first.rows]
+    points = [benchmark.combine(mean_credits(run.credits)) for run in (first, second)]
+    spreads = [
+        benchmark.combine(resampled_means(run.credits, clusters, resamples=resamples, seed=seed))
+        for run in (first, second)
+    ]
+    num_clusters = len(set(clusters))
+    return {
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "a": _told(first, points[0]),
+        "b": _told(second, points[1]),
+        **_difference(points[0].overall, points[1].overall, spreads[0].overall, spreads[1].overall),
+        "sections": {
+            name: {"a": float(points[0].sections[name]), "b": float(points[1].sections[name])}
+            | _difference(*(each.sections[name] for each in (*points, *spreads)))
+            for name in points[0].sections
+        },
+        "mcnemar": mcnemar([row["right"] for row in first.rows], [row["right"] for row in second.rows]),
+        "n": len(first.rows),
+        "prompts": num_clusters,
+        "too_few_prompts": num_clusters < FEW_CLUSTERS,
+        "partial": first.results["partial"],
+        "ci_method": f"paired bootstrap of {num_clusters} prompts, {resamples} resamples, seed {seed}, percentiles",
+    }
+
+
+def mcnemar(a_right: Sequence[bool], b_right: Sequence[bool]) -> dict[str, Any]:
+    """McNemar's exact test: of the rows on which two models disagree, is each as often the one that is right?
+
+    Args:
+        a_right: Whether A is right, for each row.
+        b_right: Whether B is.
+
+    Returns:
+        How often only A and only B is right, and the two-sided `p_value` (1 where they never disagree).
+
+    Raises:
+        ValueError: If there are not as many rows of each.
+
+    Source:
+        McNemar (1947); the exact form is the sign test on the rows on which they disagree.
+    """
+    if len(a_right) != len(b_right):
+        raise ValueError(f"Both need the same rows, but there are {len(a_right)} and {len(b_right)}.")
+    only_a = sum(first and not second for first, second in zip(a_right, b_right, strict=True))
+    only_b = sum(second and not first for first, second in zip(a_right, b_right, strict=True))
+    value = stats.binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    return {"only_a_right": only_a, "only_b_right": only_b, "p_value": float(value)}
+
+
+@dataclass(frozen=True)
+class _Run:
+    results: Mapping[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def credits(self) -> list[dict[str, float]]:
+        return [row["credits"] for row in self.rows]
+
+
+def _read(folder: Path) -> _Run:
+    files = [folder / name for name in ("results.json", "credits.jsonl")]
+    absent = [str(file) for file in files if not file.is_file()]
+    if absent:
+        raise FileNotFoundError(f"There is no {' and no '.join(absent)}. Give the folder of a finished run (`--out`).")
+    try:
+        results = json.loads(files[0].read_text(encoding="utf-8"))
+        rows = [json.loads(line) for line in files[1].read_text(encoding="utf-8").split("\n") if line]
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"A file of {folder} is not JSON ({error}). Run the benchmark again with `--scores`."
+        ) from None
+    return _Run(results, sorted(rows, key=lambda row: row["id"]))
+
+
+def _require_same_rows(first: _Run, second: _Run, a: Path, b: Path) -> None:
+    names = [run.results["benchmark"] for run in (first, second)]
+    if names[0] != names[1]:
+        raise ValueError(f"{a} is a run of {names[0]} and {b} one of {names[1]}. Compare two runs of one benchmark.")
+    ids = [{row["id"] for row in run.rows} for run in (first, second)]
+    if ids[0] != ids[1]:
+        raise ValueError(
+            f"The runs count different rows: {len(ids[0] - ids[1])} are only in {a}, {len(ids[1] - ids[0])} only in "
+            f"{b}. Choose the same subsets, and the same rule for rows that could not be scored (`--unscored wrong`)."
+        )
+    if first.results["data_hash"] != second.results["data_hash"]:
+        raise ValueError(f"{a} and {b} have the same ids but other texts or labels. Run both on the same data.")
+
+
+def _told(run: _Run, point: Outcome) -> dict[str, Any]:
+    return {"model": run.results.get("model"), "overall": float(point.overall)}
+
+
+def _difference(a: FloatArray, b: FloatArray, a_values: FloatArray, b_values: FloatArray) -> dict[str, Any]:
+    return {"difference": float(a - b), "ci": percentile_interval(np.atleast_1d(a_values - b_values))}

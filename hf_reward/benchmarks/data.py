@@ -1,0 +1,256 @@
+"""Name of a benchmark -> its comparisons, from files, rows at hand, or the Hub at a commit that is recorded."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from huggingface_hub import HfApi
+
+from hf_reward.benchmarks.base import Benchmark, Comparison, HubSource
+from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.sources import DEMONSTRATION, Source, load_source
+
+_HUB_SECONDS = 20.0
+
+
+class DataUnavailableError(OSError):
+    """The data of a benchmark cannot be had; the message says which local file would do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataChoice:
+    """Which data of a benchmark is read."""
+
+    data: Any = None
+    """File, folder, Hub id (`org/name` or `org/name@revision`), several of these, rows, or a dataset; None for the
+    benchmark's own on the Hub."""
+    split: str | None = None
+    """Split of a Hub id, or of a folder of own data; by default the benchmark's own, `test` for own data."""
+    subsets: Sequence[str] = ()
+    """Only these subsets; the result is then partial."""
+    extra_sets: bool = False
+    """Also the sets that the benchmark does not require."""
+    layout: str = "auto"
+    """Row layout of own data."""
+    columns: Mapping[str, str] | None = None
+    """Our name -> the own data's column name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkData:
+    """The rows of one benchmark."""
+
+    comparisons: list[Comparison]
+    source: str
+    """Where they came from."""
+    dataset_id: str | None
+    """The Hub's name of the data, where it came from there."""
+    revision: str
+    """Commit of the Hub's repository; for other data the hash of what the rows say."""
+    content_hash: str
+    left_out: int
+    """Rows that the benchmark's own rule leaves out, such as those that nobody prefers."""
+
+
+def load_benchmark_data(benchmark: Benchmark, choice: DataChoice) -> BenchmarkData:
+    """Read a benchmark's rows.
+
+    Args:
+        benchmark: The benchmark.
+        choice: Which data.
+
+    Returns:
+        The comparisons, in the data's order.
+
+    Raises:
+        DataUnavailableError: If the Hub cannot be reached or does not have it.
+        FileNotFoundError: If a path does not exist, or a folder holds none of the expected files.
+        ValueError: If columns are missing, a row is unusable, an id is there twice, or a subset is unknown.
+    """
+    found = _tables(benchmark, choice)
+    comparisons: list[Comparison] = []
+    left_out = 0
+    for table in found.tables:
+        for comparison in _read_table(benchmark, table):
+            if comparison is None:
+                left_out += 1
+            else:
+                comparisons.append(comparison)
+    _require_distinct(comparisons, benchmark)
+    comparisons = _only(comparisons, choice.subsets, benchmark)
+    if not comparisons:
+        raise ValueError(f"{found.source} holds no row to compare ({left_out} left out). {benchmark.title} needs some.")
+    content = _content_hash(comparisons)
+    return BenchmarkData(
+        comparisons=comparisons,
+        source=found.source,
+        dataset_id=found.dataset_id,
+        revision=found.revision or f"sha256:{content}",
+        content_hash=content,
+        left_out=left_out,
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    rows: Any
+    """Iterable of rows."""
+    columns: Sequence[str]
+    name: str
+    """For errors."""
+    file: str = ""
+    """Path below the given folder, without suffix."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Tables of one place, and what the place is called."""
+
+    tables: list[_Table]
+    source: str
+    dataset_id: str | None = None
+    """On the Hub."""
+    revision: str | None = None
+    """Its commit there."""
+
+
+def _tables(benchmark: Benchmark, choice: DataChoice) -> _Found:
+    data = choice.data
+    if data is None and not benchmark.hub:
+        raise DataUnavailableError(f"{benchmark.title} is not read from the Hub. Give `--data`: {benchmark.local}.")
+    if data is None:
+        return _from_hub(benchmark, [*benchmark.hub, *(benchmark.extra if choice.extra_sets else ())], None)
+    if isinstance(data, str | Path):
+        return _from_name(benchmark, str(data), choice)
+    if isinstance(data, list | tuple) and data and all(isinstance(each, str | Path) for each in data):
+        parts = [_from_name(benchmark, str(each), choice) for each in data]
+        if len(parts) == 1:
+            return parts[0]
+        return _Found([table for part in parts for table in part.tables], ", ".join(part.source for part in parts))
+    loaded = load_source(Source(data=data, name="data"))
+    return _Found([_table(loaded, "the data")], "rows given by the caller")
+
+
+def _from_name(benchmark: Benchmark, name: str, choice: DataChoice) -> _Found:
+    path = Path(name).expanduser()
+    split = choice.split or (benchmark.hub[0].split if benchmark.hub else "test")
+    if name == DEMONSTRATION or (path.is_dir() and not benchmark.columns):  # own data: the folder's files of one split
+        loaded = load_source(Source(data=name if name == DEMONSTRATION else str(path), name=path.name, split=split))
+        return _Found([_table(loaded, name)], f"{name} ({split})")
+    if path.exists():
+        return _from_files(benchmark, path)
+    repo, _, revision = name.partition("@")
+    if not _is_hub_id(repo):
+        raise FileNotFoundError(
+            f"There is no file or folder {name!r} (looked in {Path.cwd()}), and it is no Hub id either. "
+            f"{benchmark.title} reads {benchmark.local}."
+        )
+    return _from_hub(benchmark, [HubSource(repo, split=split)], revision or None)
+
+
+def _table(loaded: Any, name: str, file: str = "") -> _Table:
+    if not isinstance(loaded, Dataset):
+        raise ValueError(f"A benchmark reads all of its rows, so {name} cannot be a stream. Give a table or a file.")
+    return _Table(loaded, loaded.column_names, name, file)
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix.startswith(".json")
+
+
+def _from_files(benchmark: Benchmark, path: Path) -> _Found:
+    tables = []
+    for file in _files(benchmark, path):
+        loaded = load_source(Source(data=str(file), name=file.name))
+        below = file.relative_to(path) if path.is_dir() else Path(file.name)
+        tables.append(_table(loaded, str(below), str(below.with_suffix(""))))
+    return _Found(tables, str(path))
+
+
+def _files(benchmark: Benchmark, path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    for pattern in benchmark.patterns:
+        found = sorted(each for each in path.glob(pattern) if each.is_file())
+        if found:
+            return found
+    raise FileNotFoundError(
+        f"{path} holds no {' or '.join(benchmark.patterns)}. {benchmark.title} reads {benchmark.local}."
+    )
+
+
+def _from_hub(benchmark: Benchmark, sources: Sequence[HubSource], revision: str | None) -> _Found:
+    commits: dict[str, str] = {}
+    tables = []
+    for source in sources:
+        try:
+            if source.repo not in commits:
+                info = HfApi().dataset_info(source.repo, revision=revision, timeout=_HUB_SECONDS)
+                commits[source.repo] = str(info.sha)
+            loaded: Any = load_dataset(source.repo, source.config, split=source.split, revision=commits[source.repo])
+        except Exception as error:  # the client and `datasets` raise many kinds for a Hub that is out of reach
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise DataUnavailableError(
+                f"{source.repo} (split {source.split}) could not be read from the Hub: {reason}. "
+                f"Give a local copy with `--data`: {benchmark.local}."
+            ) from error
+        table = _table(loaded, f"{source.repo} ({source.split})")
+        if source.subset is not None:
+            named = [{"id": place, **row, "subset": source.subset} for place, row in enumerate(loaded)]
+            table = _Table(named, [*table.columns, "id", "subset"], table.name)
+        tables.append(table)
+    at = ", ".join(f"{repo}@{commit}" for repo, commit in commits.items())
+    first = next(iter(commits))
+    return _Found(tables, at, first, commits[first] if len(commits) == 1 else at)
+
+
+def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | None]:
+    missing = [name for name in benchmark.columns if name not in table.columns]
+    if missing:
+        raise ValueError(
+            f"{table.name} lacks the columns {', '.join(missing)}, which {benchmark.title} needs. It has: "
+            f"{', '.join(table.columns)}. Give {benchmark.local}."
+        )
+    for place, row in enumerate(table.rows):
+        try:
+            empty = [name for name in benchmark.columns if row[name] is None]
+            if empty:
+                raise ValueError(f"`{empty[0]}` is empty. Correct the file, or use the official one.")
+            yield benchmark.read(row, table.file, place)
+        except PreferenceFormatError as error:
+            raise ValueError(f"{table.name}, row {place}: {error.message}") from None
+        except ValueError as error:
+            raise ValueError(f"{table.name}, row {place}: {error}") from None
+
+
+def _require_distinct(comparisons: Sequence[Comparison], benchmark: Benchmark) -> None:
+    repeated = [name for name, count in Counter(each.id for each in comparisons).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{len(repeated)} ids are there more than once, such as {', '.join(repeated[:3])}. Scores are kept by id "
+            f"({benchmark.title}: {benchmark.order}). Remove the repeated rows or files."
+        )
+
+
+def _only(comparisons: list[Comparison], subsets: Sequence[str], benchmark: Benchmark) -> list[Comparison]:
+    there = sorted({each.subset for each in comparisons if each.subset})
+    unknown = [name for name in subsets if name not in there]
+    if unknown:
+        raise ValueError(
+            f"{benchmark.title} has no subset {', '.join(map(repr, unknown))} in this data. There are: "
+            f"{', '.join(there) or 'none'}."
+        )
+    return [each for each in comparisons if each.subset in subsets] if subsets else comparisons
+
+
+def _content_hash(comparisons: Sequence[Comparison]) -> str:
+    digest = hashlib.sha256()
+    for each in comparisons:
+        said = [each.id, each.prompt, list(each.responses), list(each.ranks), each.subset]
+        digest.update(json.dumps(said, sort_keys=True).encode())
+    return digest.hexdigest()

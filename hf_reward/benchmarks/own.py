@@ -1,0 +1,97 @@
+"""The user's own data, as pairs or as lists, in any layout that training takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hf_reward.benchmarks.base import (
+    Benchmark,
+    Comparison,
+    FloatArray,
+    Means,
+    Outcome,
+    RowCredits,
+    pair_credit,
+)
+from hf_reward.benchmarks.row_fields import prompt_cluster
+from hf_reward.preferences import to_preference_row
+
+_ROW_ORDER = "the row's own (`responses`; chosen then rejected; response_a then response_b)"
+
+
+class _OwnData(Benchmark):
+    """Rows as `to_preference_row` reads them. Rows that prefer nothing are left out and counted."""
+
+    checked = "the definition is this project's own"
+    local = "a file, folder or Hub id of preference data"
+    columns = ()
+
+    def __init__(self, layout: str = "auto", columns: Mapping[str, str] | None = None) -> None:
+        self.layout, self.renamed = layout, columns
+
+    def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison | None:
+        """See `Benchmark.read`."""
+        found = to_preference_row(row, layout=self.layout, columns=self.renamed, row_index=place)
+        if found.token_ids is not None:
+            raise ValueError("The rows are token ids, which only their own tokenizer's model can read. Give texts.")
+        if len(set(found.ranks)) < 2:
+            return None
+        return Comparison(
+            id=str(found.id),
+            prompt=found.prompt,
+            responses=found.responses,
+            ranks=found.ranks,
+            subset=str(found.meta.get("subset") or found.source or ""),
+            cluster=found.group or prompt_cluster(found.prompt),
+        )
+
+    def _named(self, comparison: Comparison, credits: RowCredits) -> RowCredits:
+        own = {f"{name} in {comparison.subset}": value for name, value in credits.items() if comparison.subset}
+        return credits | own
+
+
+class Pairs(_OwnData):
+    """Preferences: overall is the share of strict pairs in which the preferred response has the higher reward."""
+
+    name = "pairs"
+    title = "Own pairs"
+    order = f"{_ROW_ORDER}; id is the column `id`, else the row's number from 0"
+
+    def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:
+        """See `Benchmark.credit`: a row of more than two responses earns the mean over its pairs."""
+        earned = [pair_credit(rewards[i], rewards[j], tie) for i, j in comparison.pairs()]
+        return self._named(comparison, {"pairs": float(np.mean(earned))})
+
+    def combine(self, means: Means) -> Outcome:
+        """Overall is the mean over rows; a column `subset` or `source` makes sections."""
+        prefix = "pairs in "
+        sections = {name.removeprefix(prefix): mean for name, mean in means.items() if name.startswith(prefix)}
+        return Outcome(means["pairs"], sections)
+
+
+class Lists(_OwnData):
+    """Ranked lists: overall is the chance that the response with the highest reward is one of the best."""
+
+    name = "lists"
+    title = "Own lists"
+    order = Pairs.order
+
+    def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:
+        """See `Benchmark.credit`: responses that share the highest reward count in part, with and without `tie`."""
+        best = np.asarray(comparison.ranks) == min(comparison.ranks)
+        top = rewards == rewards.max()
+        pairs = [pair_credit(rewards[i], rewards[j], tie) for i, j in comparison.pairs()]
+        chance = float(best.mean())
+        earned = {"best": float((top & best).sum() / top.sum()), "pairs": float(np.mean(pairs)), "by chance": chance}
+        return self._named(comparison, earned)
+
+    def is_right(self, comparison: Comparison, rewards: FloatArray) -> bool:
+        """See `Benchmark.is_right`: all responses at the top are among the best."""
+        return bool((np.asarray(comparison.ranks)[rewards == rewards.max()] == min(comparison.ranks)).all())
+
+    def combine(self, means: Means) -> Outcome:
+        """Beside it, the share of strict pairs in order, and what a pick at random scores; each list counts once."""
+        prefix = "best in "
+        sections = {name.removeprefix(prefix): mean for name, mean in means.items() if name.startswith(prefix)}
+        return Outcome(means["best"], sections, measures={"pairs": means["pairs"], "by_chance": means["by chance"]})

@@ -1,0 +1,55 @@
+"""Name -> benchmark."""
+
+from collections.abc import Mapping
+
+from hf_reward.benchmarks.base import Benchmark
+from hf_reward.benchmarks.judgebench import JudgeBench
+from hf_reward.benchmarks.llmbar import LLMBar
+from hf_reward.benchmarks.own import Lists, Pairs
+from hf_reward.benchmarks.ppe_correctness import PPECorrectness
+from hf_reward.benchmarks.ppe_preference import PPEPreference
+from hf_reward.benchmarks.rewardbench import RewardBench
+from hf_reward.benchmarks.rewardbench2 import RewardBench2
+from hf_reward.benchmarks.rm_bench import RMBench
+from hf_reward.benchmarks.rmb import RMB
+
+PUBLIC: dict[str, Benchmark] = {
+    each.name: each
+    for each in (
+        RewardBench(),
+        RewardBench2(),
+        RMBench(),
+        JudgeBench(),
+        RMB(),
+        LLMBar(),
+        PPEPreference(),
+        PPECorrectness(),
+    )
+}
+"""What `hf-reward benchmark all` runs."""
+OWN = {each.name: each for each in (Pairs, Lists)}
+"""Benchmarks of the user's own data."""
+NAMES = (*PUBLIC, *OWN)
+
+
+def benchmark_named(name: str, layout: str = "auto", columns: Mapping[str, str] | None = None) -> Benchmark:
+    """Find a benchmark.
+
+    Args:
+        name: Its name.
+        layout: Row layout of own data.
+        columns: Our name -> the own data's column name.
+
+    Returns:
+        The benchmark.
+
+    Raises:
+        ValueError: If there is none of that name, or it has a layout of its own.
+    """
+    if name in OWN:
+        return OWN[name](layout, columns)
+    if name not in PUBLIC:
+        raise ValueError(f"There is no benchmark {name!r}. There are: {', '.join(NAMES)}.")
+    if layout != "auto" or columns:
+        raise ValueError(f"`layout` and `columns` are for {', '.join(OWN)}; {name} reads its published columns.")
+    return PUBLIC[name]

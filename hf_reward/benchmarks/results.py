@@ -1,0 +1,236 @@
+"""Comparisons and rewards -> `results.json`: the benchmark's numbers, and what has to be known beside them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_reward.benchmarks.base import Benchmark, Comparison, FloatArray, Outcome
+from hf_reward.benchmarks.data import BenchmarkData
+from hf_reward.benchmarks.resampling import interval_of_all, mean_credits, percentile_interval, resampled_means
+from hf_reward.benchmarks.scores_file import RowScores
+from hf_reward.metrics import FEW_CLUSTERS
+
+LENGTH_RULE = "longer response (characters)"
+CARD_FILE = "benchmark_results.json"
+"""What a model card reads: a list of results, beside the model."""
+_SHOWN_IDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRule:
+    """How rewards become results."""
+
+    resamples: int = 2000
+    """Resamples of prompts for the intervals."""
+    seed: int = 0
+    unscored: str = "leave_out"
+    """Rows that could not be scored: `leave_out`, or `wrong` to count all of their comparisons as wrong."""
+
+    def __post_init__(self) -> None:
+        if self.unscored not in ("leave_out", "wrong"):
+            raise ValueError(f"`unscored` must be 'leave_out' or 'wrong', but is {self.unscored!r}.")
+        if self.resamples < 100:
+            raise ValueError(f"`resamples` must be 100 or more, but is {self.resamples}; 2000 is usual.")
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """The rows that count, with the rewards they count by."""
+
+    comparisons: list[Comparison]
+    rewards: list[FloatArray]
+    unscored: dict[str, str]
+    """Id of a row that could not be scored -> why."""
+
+
+def rows_that_count(data: BenchmarkData, scores: RowScores, rule: ResultRule) -> ScoredRows:
+    """Apply the rule for rows that could not be scored.
+
+    Args:
+        data: The rows.
+        scores: Their rewards.
+        rule: The rule.
+
+    Returns:
+        The rows that count.
+
+    Raises:
+        ValueError: If none does.
+    """
+    comparisons, rewards, unscored = [], [], {}
+    for comparison, found in zip(data.comparisons, scores.rewards, strict=True):
+        if np.isnan(found).any():
+            unscored[comparison.id] = scores.problems.get(comparison.id, "no reward")
+            if rule.unscored == "leave_out":
+                continue
+            found = np.asarray(comparison.ranks, dtype=np.float64)  # the better, the lower: every comparison is wrong
+        comparisons.append(comparison)
+        rewards.append(found)
+    if not comparisons:
+        first = next(iter(unscored.values()))
+        raise ValueError(f"None of the {len(unscored)} rows could be scored. The first: {first}.")
+    return ScoredRows(comparisons, rewards, unscored)
+
+
+def make_results(
+    benchmark: Benchmark, data: BenchmarkData, rows: ScoredRows, rule: ResultRule, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Compute everything that `results.json` holds.
+
+    Args:
+        benchmark: The benchmark.
+        data: Its data.
+        rows: The rows that count.
+        rule: How the intervals are made.
+        about: What is known of the model: `model`, `fingerprint`, ...
+
+    Returns:
+        The results; docs/BENCHMARKS.md says what each key holds.
+    """
+    clusters = [each.cluster for each in rows.comparisons]
+    num_clusters = len(set(clusters))
+    credits = benchmark.credits(rows.comparisons, rows.rewards, 0.0)
+    outcome = benchmark.combine(mean_credits(credits))
+    spread = benchmark.combine(resampled_means(credits, clusters, resamples=rule.resamples, seed=rule.seed))
+    half = benchmark.combine(mean_credits(benchmark.credits(rows.comparisons, rows.rewards, 0.5)))
+    ties, comparisons = _count_ties(rows)
+    partial = benchmark.missing(data.comparisons)
+    if rows.unscored and rule.unscored == "leave_out":
+        partial.append(f"{len(rows.unscored)} rows that could not be scored")
+    overall = float(outcome.overall)
+    return {
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "dataset_id": data.dataset_id,
+        "overall": _plain(overall),
+        "ci": interval_of_all(np.atleast_1d(spread.overall), overall, num_clusters),
+        "ci_method": f"bootstrap of {num_clusters} prompts, {rule.resamples} resamples, seed {rule.seed}, percentiles",
+        "too_few_prompts": num_clusters < FEW_CLUSTERS,
+        "overall_half_credit": _plain(float(half.overall)),
+        **_parts(outcome, spread),
+        "sections_half_credit": _numbers(half.sections),
+        "n": len(rows.comparisons),
+        "comparisons": comparisons,
+        "prompts": num_clusters,
+        "ties": ties,
+        "tie_rate": ties / comparisons if comparisons else None,
+        **_length_baseline(benchmark, rows),
+        "partial": partial,
+        "unscored": _unscored(rows, rule),
+        "rows_left_out": data.left_out,
+        "notes": benchmark.notes(rows.comparisons),
+        "checked": benchmark.checked,
+        "response_order": benchmark.order,
+        "data": data.source,
+        "data_revision": data.revision,
+        "data_hash": data.content_hash,
+        **about,
+    }
+
+
+def credit_lines(benchmark: Benchmark, rows: ScoredRows) -> list[str]:
+    """Lines of `credits.jsonl`, from which runs are compared: what each row earned, and whether it is right."""
+    credits = benchmark.credits(rows.comparisons, rows.rewards, 0.0)
+    return [
+        json.dumps(
+            {
+                "id": comparison.id,
+                "cluster": comparison.cluster,
+                "right": benchmark.is_right(comparison, rewards),
+                "credits": earned,
+            },
+            ensure_ascii=False,
+        )
+        + "\n"
+        for comparison, rewards, earned in zip(rows.comparisons, rows.rewards, credits, strict=True)
+    ]
+
+
+def record_for_card(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> Path:
+    """Put results beside a model, where its card reads them; an earlier result of the same benchmark is replaced.
+
+    Args:
+        folder: The model's folder.
+        results: Results of some benchmarks.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the file that is there is damaged.
+    """
+    path = Path(folder) / CARD_FILE
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}. Name the model's own folder.")
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Remove it.") from None
+    if not isinstance(earlier, list):
+        raise ValueError(f"{path} must hold a list of results. Remove it.")
+    names = {each["benchmark"] for each in results}
+    kept = [each for each in earlier if not isinstance(each, dict) or each.get("benchmark") not in names]
+    write_json(path, [*kept, *results])
+    return path
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def _parts(outcome: Outcome, spread: Outcome) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    for name in ("sections", "subsets", "measures"):
+        values, resampled = getattr(outcome, name), getattr(spread, name)
+        parts[name] = _numbers(values)
+        parts[f"{name}_ci"] = {key: percentile_interval(np.atleast_1d(resampled[key])) for key in values}
+    return parts
+
+
+def _length_baseline(benchmark: Benchmark, rows: ScoredRows) -> dict[str, Any]:
+    lengths = [np.array([_characters(each) for each in row.responses], float) for row in rows.comparisons]
+    outcome = benchmark.combine(mean_credits(benchmark.credits(rows.comparisons, lengths, 0.0)))
+    return {
+        "baselines": {LENGTH_RULE: _plain(float(outcome.overall))},
+        "baseline_sections": {LENGTH_RULE: _numbers(outcome.sections)},
+        "baseline_subsets": {LENGTH_RULE: _numbers(outcome.subsets)},
+    }
+
+
+def _characters(response: Any) -> int:
+    if isinstance(response, str):
+        return len(response)
+    return sum(len(str(message.get("content") or "")) for message in response)
+
+
+def _count_ties(rows: ScoredRows) -> tuple[int, int]:
+    """How many (better, worse) pairs have equal rewards, and how many pairs there are."""
+    ties = total = 0
+    for comparison, rewards in zip(rows.comparisons, rows.rewards, strict=True):
+        ranks = np.asarray(comparison.ranks)
+        better = ranks[:, None] < ranks[None, :]
+        total += int(better.sum())
+        ties += int((better & (rewards[:, None] == rewards[None, :])).sum())
+    return ties, total
+
+
+def _unscored(rows: ScoredRows, rule: ResultRule) -> dict[str, Any]:
+    shown = dict(list(rows.unscored.items())[:_SHOWN_IDS])
+    return {"n": len(rows.unscored), "counted_as": rule.unscored, "first": shown}
+
+
+def _numbers(values: Mapping[str, FloatArray]) -> dict[str, float | None]:
+    return {name: _plain(float(value)) for name, value in values.items()}
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None

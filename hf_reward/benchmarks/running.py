@@ -1,0 +1,247 @@
+"""A benchmark from model to results: score what is not scored yet, write it down, compute the numbers."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from hf_reward.benchmarks.base import Benchmark, Comparison
+from hf_reward.benchmarks.data import BenchmarkData, DataChoice
+from hf_reward.benchmarks.registry import PUBLIC
+from hf_reward.benchmarks.reporting import RUN_FILE, SCORES_FILE, finish_run, load_named, read_run
+from hf_reward.benchmarks.results import CARD_FILE, ResultRule, write_json
+from hf_reward.benchmarks.scores_file import append_lines, finished_lines, read_scores, score_line
+from hf_reward.reward_scorer import RewardScorer
+from hf_reward.score_request import read_request
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_RESPONSES = 256
+"""Responses that are scored and written down at once: what a kill can cost."""
+
+
+def run_benchmark(
+    name: str,
+    scorer: RewardScorer | str | Path,
+    data: Any = None,
+    *,
+    out: str | Path,
+    choice: DataChoice | None = None,
+    rule: ResultRule | None = None,
+    overwrite: bool = False,
+    **loading: Any,
+) -> dict[str, Any]:
+    """Score a benchmark's rows and compute its results.
+
+    Writes `scores.jsonl`, `results.json`, `credits.jsonl` (for `compare`) and `run.json` (what was scored with what)
+    into `out`. A run that was stopped goes on where it was, if model, data and settings are still the same.
+
+    Args:
+        name: One of `registry.NAMES`.
+        scorer: A scorer, or the folder or Hub id of a reward model.
+        data: File, folder, Hub id, several of these, rows or a dataset; the benchmark's own on the Hub if left out.
+        out: Folder of the run.
+        choice: What else of the data: subsets, split, layout, columns. Its `data` is used if `data` is left out.
+        rule: How rewards become results.
+        overwrite: Score anew where `out` holds another run.
+        **loading: For a model that is loaded here, as for `RewardScorer.from_pretrained`: `max_length`, `dtype`, ...
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        DataUnavailableError: If the data is not to be had; the message says which local file would do.
+        FileExistsError: If `out` holds a run with another model, other data or other settings.
+        ValueError: If the data, the model or a setting is unusable.
+    """
+    benchmark, loaded = load_named(name, data, choice)  # before a large model is loaded for nothing
+    return _run(benchmark, loaded, _scorer(scorer, loading), Path(out), rule, overwrite)
+
+
+@dataclass(frozen=True)
+class AllResults:
+    """What `run_all` could run, and what not."""
+
+    results: list[dict[str, Any]]
+    skipped: dict[str, str]
+    """Benchmark -> why its data could not be had."""
+
+
+def run_all(
+    scorer: RewardScorer | str | Path,
+    *,
+    out: str | Path,
+    data: str | Path | Mapping[str, Any] | None = None,
+    rule: ResultRule | None = None,
+    overwrite: bool = False,
+    **loading: Any,
+) -> AllResults:
+    """Run every public benchmark whose data can be had.
+
+    Args:
+        scorer: As for `run_benchmark`.
+        out: Folder; each benchmark has one of its own in it, and `benchmark_results.json` lists all results as model
+            cards read them.
+        data: Benchmark -> its data; or a folder that holds a folder or file named as the benchmark. Others are looked
+            for on the Hub.
+        rule: How rewards become results.
+        overwrite: As for `run_benchmark`.
+        **loading: As for `run_benchmark`.
+
+    Returns:
+        The results, and for each other benchmark why it was not run.
+
+    Raises:
+        ValueError: If the model or a setting is unusable, or `data` names an unknown benchmark.
+    """
+    places = _places(data)
+    results: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    for name in PUBLIC:
+        try:
+            benchmark, loaded = load_named(name, places.get(name), None)
+        except (OSError, ValueError) as error:  # one damaged file must not cost the other benchmarks
+            skipped[name] = str(error)
+            continue
+        scorer, loading = _scorer(scorer, loading), {}
+        results.append(_run(benchmark, loaded, scorer, Path(out) / name, rule, overwrite))
+    if results and _writes(scorer):
+        write_json(Path(out) / CARD_FILE, results)
+    return AllResults(results, skipped)
+
+
+def _scorer(scorer: RewardScorer | str | Path, loading: dict[str, Any]) -> RewardScorer:
+    if not isinstance(scorer, RewardScorer):
+        return RewardScorer.from_pretrained(scorer, **loading)
+    if loading:
+        raise ValueError(f"{', '.join(loading)} is for a model that is loaded here; this scorer has its own settings.")
+    return scorer
+
+
+def _run(
+    benchmark: Benchmark,
+    data: BenchmarkData,
+    scorer: RewardScorer,
+    folder: Path,
+    rule: ResultRule | None,
+    overwrite: bool,
+) -> dict[str, Any]:
+    fingerprint = scorer.fingerprint()
+    cut = _score(data, scorer, folder, _run_description(benchmark.name, data, fingerprint), overwrite)
+    about = {"model": scorer.name, "fingerprint": fingerprint, "prompts_cut": cut}
+    scores = read_scores(folder / SCORES_FILE, data.comparisons)
+    return finish_run(benchmark, data, scores, folder if _writes(scorer) else None, rule, about)
+
+
+def _places(data: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    if data is None:
+        return {}
+    if isinstance(data, Mapping):
+        unknown = [name for name in data if name not in PUBLIC]
+        if unknown:
+            raise ValueError(f"`data` names {', '.join(unknown)}; the benchmarks are {', '.join(PUBLIC)}.")
+        return dict(data)
+    folder = Path(data)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}. It holds a folder or file for each benchmark, by name.")
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.stem in PUBLIC}
+
+
+# --- scoring --------------------------------------------------------------------------------------------------------
+
+
+def _score(
+    data: BenchmarkData, scorer: RewardScorer, folder: Path, description: dict[str, Any], overwrite: bool
+) -> int:
+    """Score the rows that are not written down yet; how many prompts were cut for the model's length limit."""
+    scores_file = folder / SCORES_FILE
+    done, cut = _resume(folder, description, data.comparisons, overwrite)
+    chunks = list(_chunks(data.comparisons))
+    writes = _writes(scorer)
+    if writes:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RUN_FILE, description | {"prompts_cut": cut})
+        scores_file.write_text("".join(done), encoding="utf-8")
+    with tqdm(total=len(data.comparisons), initial=len(done), desc="Scoring", unit="row", disable=None, delay=2) as bar:
+        for start, chunk in chunks:
+            if start < len(done):
+                continue
+            lines, more_cut = _score_chunk(chunk, scorer)
+            cut += more_cut
+            if writes:
+                append_lines(scores_file, lines)
+                write_json(folder / RUN_FILE, description | {"prompts_cut": cut})
+            bar.update(len(chunk))
+    if scorer.distributed:
+        PartialState().wait_for_everyone()
+    return cut
+
+
+def _score_chunk(chunk: Sequence[Comparison], scorer: RewardScorer) -> tuple[list[str], int]:
+    requests = [read_request(row.prompt, response) for row in chunk for response in row.responses]
+    scored = scorer.score_requests(requests, allow_empty=True, show_progress=False)
+    lines, place = [], 0
+    for row in chunk:
+        places = range(place, place + len(row.responses))
+        problem = next((scored.problems[each] for each in places if each in scored.problems), "")
+        lines.append(score_line(row, [float(scored.rewards[each]) for each in places], problem))
+        place += len(row.responses)
+    return lines, scored.cut
+
+
+def _chunks(comparisons: Sequence[Comparison]) -> Iterator[tuple[int, list[Comparison]]]:
+    """Rows in chunks of about the same number of responses, with the place of each chunk's first row.
+
+    The cuts depend on the rows alone, so a run that goes on scores the same batches as one that was never stopped.
+    """
+    chunk: list[Comparison] = []
+    start = responses = 0
+    for place, row in enumerate(comparisons):
+        if chunk and responses + len(row.responses) > _CHUNK_RESPONSES:
+            yield start, chunk
+            chunk, start, responses = [], place, 0
+        chunk.append(row)
+        responses += len(row.responses)
+    if chunk:
+        yield start, chunk
+
+
+def _resume(
+    folder: Path, description: dict[str, Any], comparisons: Sequence[Comparison], overwrite: bool
+) -> tuple[list[str], int]:
+    """Lines of whole chunks that an earlier run of the same kind wrote, and how many prompts it had cut."""
+    if overwrite or not (folder / SCORES_FILE).exists():
+        return [], 0
+    earlier = read_run(folder / RUN_FILE)
+    cut = int(earlier.pop("prompts_cut", 0))
+    if earlier != description:
+        raise FileExistsError(
+            f"{folder} holds scores of another run (other {', '.join(_changed(earlier, description))}). Name another "
+            "folder, or let it be replaced with `--overwrite`."
+        )
+    lines = finished_lines(folder / SCORES_FILE, comparisons)
+    starts = [start for start, _ in _chunks(comparisons)] + [len(comparisons)]
+    whole = max(start for start in starts if start <= len(lines))
+    if lines:
+        logger.info("%s of %s rows are scored already.", whole, len(comparisons))
+    return lines[:whole], cut
+
+
+def _run_description(name: str, data: BenchmarkData, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    # Through JSON, so that it equals what is read back.
+    return json.loads(json.dumps({"benchmark": name, "data_hash": data.content_hash, "fingerprint": fingerprint}))
+
+
+def _changed(earlier: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+    old, new = ({**each, **(each.get("fingerprint") or {})} for each in (earlier, description))
+    return [key for key in new if key != "fingerprint" and old.get(key) != new[key]]
+
+
+def _writes(scorer: Any) -> bool:
+    """Whether this process writes the files: of several that share the work, the first."""
+    return not getattr(scorer, "distributed", False) or PartialState().is_main_process

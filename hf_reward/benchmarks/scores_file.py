@@ -1,0 +1,151 @@
+"""`scores.jsonl`: a line for each data row, `{"id": ..., "rewards": [...]}`, written as scoring goes and read again."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_reward.benchmarks.base import Comparison, FloatArray
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """Rewards of every row, in the rows' order."""
+
+    rewards: list[FloatArray]
+    """Shape `(K,)` each; NaN where there is none."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Id of a row that could not be scored -> why."""
+
+
+def score_line(comparison: Comparison, rewards: Sequence[float], problem: str) -> str:
+    """One line of the file.
+
+    Args:
+        comparison: The row.
+        rewards: Its rewards; NaN becomes null.
+        problem: Why a response has none, or empty.
+
+    Returns:
+        JSON and a line break.
+    """
+    values = [None if math.isnan(value) else float(value) for value in rewards]
+    line: dict[str, Any] = {"id": comparison.id, "rewards": values}
+    return json.dumps(line | ({"problem": problem} if problem else {}), ensure_ascii=False) + "\n"
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Add lines so that they are on disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_scores(path: str | Path, comparisons: Sequence[Comparison]) -> RowScores:
+    """Read the scores of all rows.
+
+    Args:
+        path: The file; its lines may be in any order.
+        comparisons: The rows.
+
+    Returns:
+        Their rewards.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is damaged, holds no finite number for each response, is of another row than the data's or
+            there twice, or rows are missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}. `--scores` takes the scores.jsonl of a run.")
+    known = {each.id: each for each in comparisons}
+    found: dict[str, FloatArray] = {}
+    problems: dict[str, str] = {}
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        row = _parse(line, where)
+        name = str(row["id"])
+        if name not in known:
+            raise ValueError(
+                f"{where}: the data has no row {name!r}. Its first row is {comparisons[0].id!r}. Give the scores of "
+                "this data, or the data of these scores."
+            )
+        if name in found:
+            raise ValueError(f"{where}: row {name!r} is there twice. Remove one of its lines.")
+        found[name] = _values(row, known[name], where)
+        if row.get("problem"):
+            problems[name] = str(row["problem"])
+    missing = [name for name in known if name not in found]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {len(missing)} of the data's {len(known)} rows, the first is {missing[0]!r}. Finish the "
+            "run, or choose the subsets that were scored."
+        )
+    return RowScores([found[each.id] for each in comparisons], problems)
+
+
+def finished_lines(path: Path, comparisons: Sequence[Comparison]) -> list[str]:
+    """Lines of an unfinished run that can be kept: those at the start that are whole and in the rows' order.
+
+    Args:
+        path: The file, if there is one.
+        comparisons: The rows.
+
+    Returns:
+        The lines, each with its line break.
+    """
+    if not path.is_file():
+        return []
+    kept = []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line, comparison in zip(text.split("\n")[:-1], comparisons, strict=False):  # the last has no line break
+        try:
+            row = _parse(line, "")
+            _values(row, comparison, "")
+        except ValueError:
+            break
+        if row["id"] != comparison.id:
+            break
+        kept.append(f"{line}\n")
+    return kept
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error}). Remove the line, or run again.") from None
+    if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("rewards"), list):
+        raise ValueError(f'{where}: must be {{"id": ..., "rewards": [...]}}, but is {line[:80]}.')
+    return row
+
+
+def _values(row: Mapping[str, Any], comparison: Comparison, where: str) -> FloatArray:
+    rewards, name = row["rewards"], row["id"]
+    if len(rewards) != len(comparison.responses):
+        raise ValueError(
+            f"{where}: row {name!r} has {len(comparison.responses)} responses, but {len(rewards)} rewards. Give one "
+            "each, in the benchmark's response order."
+        )
+    for place, value in enumerate(rewards):
+        if value is None and row.get("problem"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(
+                f"{where}: reward {place} of row {name!r} must be a finite number, but is {value!r}. Score the row "
+                'again, or give null and say why in "problem".'
+            )
+    return np.array([math.nan if value is None else value for value in rewards], dtype=np.float64)

@@ -1,0 +1,12 @@
+"""Preference data -> what is wrong with it: one object, written as JSON, HTML and a table.
+
+`check` runs the findings in order; each has a file of its own.
+"""
+
+from hf_reward.data_check.check import check_data
+from hf_reward.data_check.page import render_page
+from hf_reward.data_check.report import DataReport, Fix
+from hf_reward.data_check.table import print_report
+from hf_reward.data_check.written import write_report
+
+__all__ = ["DataReport", "Fix", "check_data", "print_report", "render_page", "write_report"]

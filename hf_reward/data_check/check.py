@@ -1,0 +1,121 @@
+"""Preference data -> a report of what is wrong with it, before any number of a model is trusted."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hf_reward.data_check.consistency import find_contradictions
+from hf_reward.data_check.duplicates import find_duplicates
+from hf_reward.data_check.facts import EXAMPLES, RowFacts, gather_facts
+from hf_reward.data_check.fix_first import fix_first
+from hf_reward.data_check.imbalance import find_imbalances
+from hf_reward.data_check.leakage import find_leakage
+from hf_reward.data_check.report import DataReport, RowCounts
+from hf_reward.data_check.row_reader import RowReader
+from hf_reward.data_check.shallow_rules import score_shallow_rules
+from hf_reward.data_check.token_fit import measure_tokens
+from hf_reward.data_check.votes import vote_agreement
+from hf_reward.near_duplicates import GRAM, SIMILARITY
+from hf_reward.row_clusters import STOCK_PHRASE, RowPool
+from hf_reward.tokenization import FormatRule
+from hf_reward.tokenizer_setup import prepare_tokenizer
+
+
+def check_data(
+    data: Any,
+    *,
+    eval_data: Any = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    rule: FormatRule | None = None,
+    max_baseline_rows: int = 20_000,
+    seed: int = 42,
+    **source_defaults: Any,
+) -> DataReport:
+    """Check preference data.
+
+    Rows are read several times; only those of the shallow rules are held together. Memory grows by about a kilobyte a
+    row, not with the texts.
+
+    Args:
+        data: What `as_sources` takes: a path, a Hub id, a dataset, rows, or a mixture; no stream.
+        eval_data: The same, to find what it shares with `data`.
+        tokenizer: A name or a tokenizer, to measure lengths in tokens as training would.
+        rule: Length limit and what is done beyond it; by default 1024 tokens and shorter prompts.
+        max_baseline_rows: Fit the shallow rules on at most so many rows, in whole prompt groups taken at random.
+        seed: Which groups those are, and how they are dealt out for cross-validation.
+        **source_defaults: `split`, `columns` and `layout` for sources that name none.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ValueError: If the data cannot be read, is a stream or tokenised, or `max_baseline_rows` is below 2.
+        PreferenceFormatError: If its columns fit no layout.
+    """
+    if max_baseline_rows < 2:
+        raise ValueError(f"`max_baseline_rows` must be 2 or more, but is {max_baseline_rows}.")
+    reader = RowReader(data, **source_defaults)
+    eval_reader = None if eval_data is None else RowReader(eval_data, **source_defaults)
+    rule = rule or FormatRule()
+    ready = _tokenizer(tokenizer)
+    pool = RowPool(lambda number: _row(reader, eval_reader, number))
+    facts = gather_facts(reader, pool)
+    held = None if eval_reader is None else gather_facts(eval_reader, pool, first_number=len(reader))
+    clusters = pool.clusters()
+    report = DataReport(
+        data=_row_counts(reader.name, facts),
+        eval_data=None if held is None or eval_reader is None else _row_counts(eval_reader.name, held),
+        duplicates=find_duplicates(facts, clusters),
+        contradictions=find_contradictions(facts),
+        leakage=None if held is None else find_leakage(facts, held, clusters, len(reader)),
+        imbalances=find_imbalances(facts),
+        shallow_rules=score_shallow_rules(
+            (facts, reader),
+            None if held is None or eval_reader is None else (held, eval_reader),
+            max_rows=max_baseline_rows,
+            seed=seed,
+        ),
+        votes=vote_agreement(facts.votes, facts.preferred, facts.group),
+        tokens=None if ready is None else measure_tokens(reader, ready, rule),
+        fix_first=[],
+        settings={
+            "near_duplicate_gram_words": GRAM,
+            "near_duplicate_jaccard": SIMILARITY,
+            "shortest_response_compared_words": STOCK_PHRASE,
+            "max_baseline_rows": max_baseline_rows,
+            "seed": seed,
+            **rule.to_dict(),
+        },
+    )
+    return replace(report, fix_first=fix_first(report, reader, eval_reader))
+
+
+def _row(reader: RowReader, eval_reader: RowReader | None, number: int) -> Any:
+    """A row by the number that the pool has for it: evaluation rows follow the others."""
+    if number < len(reader) or eval_reader is None:
+        return reader.row(number)
+    return eval_reader.row(number - len(reader))
+
+
+def _tokenizer(tokenizer: str | PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
+    if tokenizer is None:
+        return None
+    return prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer)
+
+
+def _row_counts(name: str, facts: RowFacts) -> RowCounts:
+    return RowCounts(
+        name=name,
+        rows=facts.rows,
+        usable=facts.usable,
+        strict_pairs=facts.pairs,
+        tied_rows=facts.usable - len(np.unique(facts.pair_row)),
+        layouts=facts.layouts,
+        unusable=facts.unusable,
+        unusable_rows=facts.unusable_rows,
+        prompts_differed=len(facts.prompts_differed),
+        prompts_differed_rows=facts.prompts_differed[:EXAMPLES],
+        transcripts=facts.transcripts,
+    )

@@ -1,0 +1,110 @@
+"""Facts and clusters -> how often rows, prompts and responses repeat, word for word or nearly."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_reward.data_check.facts import EXAMPLES, RowFacts
+from hf_reward.near_duplicates import TextClusters
+from hf_reward.row_clusters import RowClusters
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRepeats:
+    """How far the texts of one kind are different texts."""
+
+    texts: int
+    distinct: int
+    """Different but for white space."""
+    compared: int
+    """Different texts that were compared for near duplicates."""
+    near_clusters: int
+    """Clusters of two or more of them."""
+    near_texts: int
+    """Texts in those clusters."""
+    examples: list[tuple[int, int]]
+    """Rows of a few near duplicates, two each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Repetition within one data set."""
+
+    duplicate_rows: int
+    """Rows that repeat an earlier one: same prompt, same responses, same ranks, in any order."""
+    duplicate_examples: list[tuple[int, int]]
+    """(row, the earlier one) for a few."""
+    identical_pairs: int
+    """Strict pairs whose two responses are the same text."""
+    identical_examples: list[int]
+    prompt_groups: int
+    largest_group: int
+    """Rows of the largest prompt group."""
+    rows_sharing_a_group: int
+    """Rows whose prompt group has another row too."""
+    prompts: TextRepeats
+    responses: TextRepeats
+
+
+def find_duplicates(facts: RowFacts, clusters: RowClusters) -> Duplicates:
+    """Count what repeats.
+
+    Args:
+        facts: Of the rows.
+        clusters: Which of their texts are alike; rows of other data in it are left out.
+
+    Returns:
+        The counts.
+    """
+    repeated, first = _repeated_rows(facts)
+    same = np.flatnonzero(facts.response[facts.better] == facts.response[facts.worse])
+    sizes = np.unique(facts.group, return_counts=True)[1]
+    return Duplicates(
+        duplicate_rows=len(repeated),
+        duplicate_examples=[
+            (int(facts.number[row]), int(facts.number[other]))
+            for row, other in zip(repeated[:EXAMPLES], first[:EXAMPLES], strict=True)
+        ],
+        identical_pairs=len(same),
+        identical_examples=[int(row) for row in facts.number[facts.pair_row[same[:EXAMPLES]]]],
+        prompt_groups=len(sizes),
+        largest_group=int(sizes.max(initial=0)),
+        rows_sharing_a_group=int(sizes[sizes > 1].sum()),
+        prompts=_repeats(facts.prompt, clusters.prompts, facts.number),
+        responses=_repeats(facts.response, clusters.responses, facts.number),
+    )
+
+
+def _repeated_rows(facts: RowFacts) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that repeat an earlier one, and that one."""
+    # A row's responses are added up as hashes, so their order does not matter.
+    marked = facts.response * np.uint64(0x9E3779B97F4A7C15) ^ (facts.rank.astype(np.uint64) + np.uint64(1))
+    marked = (marked ^ (marked >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    content = np.zeros(facts.usable, np.uint64)
+    np.add.at(content, facts.response_row, marked ^ (marked >> np.uint64(32)))
+    keys = np.stack([facts.prompt, content], axis=1)
+    _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    earlier = first[which.ravel()]
+    repeated = np.flatnonzero(earlier != np.arange(facts.usable))
+    return repeated, earlier[repeated]
+
+
+def _repeats(hashes: np.ndarray, clusters: TextClusters, numbers: np.ndarray) -> TextRepeats:
+    mine = np.isin(clusters.rows, numbers)
+    rows, exact, near = clusters.rows[mine], clusters.exact[mine], clusters.near[mine]
+    _, first = np.unique(exact, return_index=True)  # one of each text
+    names, sizes = np.unique(near[first], return_counts=True)
+    large = names[sizes > 1]
+    return TextRepeats(
+        texts=len(hashes),
+        distinct=len(np.unique(hashes)),
+        compared=len(first),
+        near_clusters=len(large),
+        near_texts=int(sizes[sizes > 1].sum()),
+        examples=[_two_rows(rows[first][near[first] == name]) for name in large[:EXAMPLES]],
+    )
+
+
+def _two_rows(rows: np.ndarray) -> tuple[int, int]:
+    first, second = sorted(rows.tolist())[:2]
+    return first, second

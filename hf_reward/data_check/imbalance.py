@@ -1,0 +1,91 @@
+"""Facts -> how often the longer, or more formatted, response is the preferred one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_reward.data_check.facts import RowFacts
+from hf_reward.data_check.style_features import FEATURES, LENGTHS, WHAT_COUNTS
+from hf_reward.metrics import Interval, clustered_interval, pairwise_credit
+
+TOLERANCE = 0.05
+"""How far from one half a share may be and still count as balanced; fixed in advance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imbalance:
+    """How often the response with more of something is the preferred one.
+
+    Pairs in which both have as much are left out of `share`, and count half in `share_ties_half`.
+    """
+
+    feature: str
+    unit: str
+    """What was counted."""
+    share: float | None
+    interval: Interval | None
+    """95% interval of `share`, with prompts as clusters."""
+    share_ties_half: float | None
+    pairs: int
+    """Pairs in which one response has more."""
+    ties: int
+    verdict: str
+    """`imbalanced` if the whole interval is on one side of one half and the share further off than 0.05, `balanced` if
+    the whole interval is within 0.05 of one half, else `inconclusive`; `none` without pairs."""
+
+
+def find_imbalances(facts: RowFacts) -> list[Imbalance]:
+    """Compare the preferred and the other response of each strict pair.
+
+    Args:
+        facts: Of the rows.
+
+    Returns:
+        One entry for each feature, lengths first.
+    """
+    gaps = facts.counts[facts.better].astype(np.int64) - facts.counts[facts.worse]
+    return [imbalance(name, gaps[:, place], facts.pair_group) for place, name in enumerate(FEATURES)]
+
+
+def imbalance(feature: str, gaps: np.ndarray, groups: np.ndarray) -> Imbalance:
+    """Share of pairs whose preferred response has more.
+
+    Args:
+        feature: What was counted.
+        gaps: Count of the preferred response minus that of the other, shape `(M,)`.
+        groups: Prompt group of each pair, shape `(M,)`.
+
+    Returns:
+        The share, its interval, and what to call it.
+    """
+    differ = gaps != 0
+    share = interval = None
+    if differ.any():
+        credits = pairwise_credit(gaps[differ].astype(float))
+        share, interval = float(credits.mean()), clustered_interval(credits, groups[differ])
+    return Imbalance(
+        feature=feature,
+        unit=WHAT_COUNTS.get(feature, feature),
+        share=share,
+        interval=interval,
+        share_ties_half=float(pairwise_credit(gaps.astype(float)).mean()) if len(gaps) else None,
+        pairs=int(differ.sum()),
+        ties=int((~differ).sum()),
+        verdict=_verdict(share, interval),
+    )
+
+
+def _verdict(share: float | None, interval: Interval | None) -> str:
+    if share is None or interval is None:
+        return "none"
+    if np.isnan(interval.low):
+        return "inconclusive"
+    if (interval.low > 0.5 or interval.high < 0.5) and abs(share - 0.5) > TOLERANCE:
+        return "imbalanced"
+    within = interval.low > 0.5 - TOLERANCE and interval.high < 0.5 + TOLERANCE
+    return "balanced" if within else "inconclusive"
+
+
+def is_length(found: Imbalance) -> bool:
+    """Whether it is about length rather than format."""
+    return found.feature in (*LENGTHS, "tokens")

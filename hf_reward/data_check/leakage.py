@@ -1,0 +1,71 @@
+"""Facts of two data sets -> which evaluation rows have been seen in training."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_reward.data_check.facts import EXAMPLES, RowFacts
+from hf_reward.near_duplicates import TextClusters, text_hash
+from hf_reward.row_clusters import RowClusters
+
+KINDS = ("whole row", "prompt group", "prompt", "near prompt", "response", "near response")
+"""How an evaluation row can be known from training, from worst to least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leakage:
+    """Evaluation rows that training has seen, wholly or in part."""
+
+    eval_rows: int
+    leaked_rows: int
+    """Rows that leak in any way."""
+    kinds: dict[str, int]
+    """Evaluation rows by `KINDS`; a row may be of several. Near ones include equal ones."""
+    examples: dict[str, list[int]]
+    """The first few rows of each kind, by their place in the evaluation data."""
+
+
+def find_leakage(train: RowFacts, held: RowFacts, clusters: RowClusters, first_eval: int) -> Leakage:
+    """Find evaluation rows that share something with training rows.
+
+    Args:
+        train: Training rows.
+        held: Evaluation rows.
+        clusters: Which of both sets' texts are alike.
+        first_eval: What the clusters call the first evaluation row.
+
+    Returns:
+        The counts.
+    """
+    own = held.number + first_eval
+    leaks = {
+        "whole row": np.isin(_row_keys(held), _row_keys(train)),
+        "prompt group": np.isin(held.group, train.group),
+        # Rows without a prompt do not have the same one.
+        "prompt": np.isin(held.prompt, train.prompt) & (held.prompt != np.uint64(text_hash(""))),
+        "near prompt": np.isin(own, _shared_rows(clusters.prompts, clusters.prompts.near, first_eval)),
+        "response": np.isin(own, _shared_rows(clusters.responses, clusters.responses.exact, first_eval)),
+        "near response": np.isin(own, _shared_rows(clusters.responses, clusters.responses.near, first_eval)),
+    }
+    return Leakage(
+        eval_rows=held.usable,
+        leaked_rows=int(np.any(list(leaks.values()), axis=0).sum()),
+        kinds={kind: int(leaks[kind].sum()) for kind in KINDS},
+        examples={
+            kind: [int(number) for number in held.number[leaks[kind]][:EXAMPLES]] for kind in KINDS if leaks[kind].any()
+        },
+    )
+
+
+def _row_keys(facts: RowFacts) -> np.ndarray:
+    """A hash of each row's prompt and set of responses, whichever of them is preferred."""
+    content = np.zeros(facts.usable, np.uint64)
+    mixed = (facts.response ^ (facts.response >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    np.add.at(content, facts.response_row, mixed ^ (mixed >> np.uint64(32)))
+    return content * np.uint64(0x9E3779B97F4A7C15) ^ facts.prompt
+
+
+def _shared_rows(texts: TextClusters, labels: np.ndarray, first_eval: int) -> np.ndarray:
+    """Evaluation rows with a text whose label a training text has too."""
+    held = texts.rows >= first_eval
+    return texts.rows[held][np.isin(labels[held], labels[~held])]

@@ -1,0 +1,145 @@
+"""Preference data of any form -> canonical rows by number, and why some are unusable."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+
+from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
+from hf_reward.preferences import LAYOUTS, detect_layout, to_preference_row
+from hf_reward.sources import Source, as_sources, load_source
+
+_BATCH_SIZE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadRow:
+    """One raw row and what it was read as."""
+
+    number: int
+    """Place in the data; the sources of a mixture follow each other."""
+    raw: Mapping[str, Any]
+    """Its columns by our names."""
+    row: PreferenceRow | None
+    layout: str
+    problem: str = ""
+    """Why it cannot be used, without the values that differ from row to row; empty if it can."""
+
+
+class RowReader:
+    """Rows of one data set, read again as often as needed: nothing is kept in memory.
+
+    Args:
+        data: What `as_sources` takes; no stream.
+        **source_defaults: `split`, `columns` and `layout` for sources that name none.
+
+    Raises:
+        ValueError: If the data is streamed, already tokenised, empty, or cannot be read.
+    """
+
+    def __init__(self, data: Any, **source_defaults: Any) -> None:
+        self.sources = as_sources(data, **source_defaults)
+        for source in self.sources:  # else each of its rows would be unusable
+            require_layout(source.layout)
+        self._parts = [_require_raw(load_source(source), source) for source in self.sources]
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def name(self) -> str:
+        """The sources' names."""
+        return " + ".join(source.name for source in self.sources)
+
+    def batches(self) -> Iterator[list[ReadRow]]:
+        """All rows in order, some at a time."""
+        for source, part, start in zip(self.sources, self._parts, self._starts[:-1], strict=True):
+            number = int(start)
+            for batch in part.iter(batch_size=_BATCH_SIZE):
+                columns: Any = batch
+                rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+                yield [_read(row, source, number + place) for place, row in enumerate(rows)]
+                number += len(rows)
+
+    def row(self, number: int) -> PreferenceRow:
+        """One usable row.
+
+        Args:
+            number: Its place in the data.
+
+        Returns:
+            The canonical row.
+
+        Raises:
+            PreferenceFormatError: If it is not usable.
+        """
+        which = int(np.searchsorted(self._starts, number, side="right")) - 1
+        source = self.sources[which]
+        raw: Any = self._parts[which][number - int(self._starts[which])]
+        return to_preference_row(raw, layout=source.layout, columns=source.columns, row_index=number)
+
+
+def require_layout(layout: str) -> None:
+    """Stop at a layout that there is not.
+
+    Args:
+        layout: What the user asked for.
+
+    Raises:
+        ValueError: If it is neither `auto` nor a known one.
+    """
+    if layout not in ("auto", *LAYOUTS):
+        raise ValueError(f"`layout` must be auto, {', '.join(LAYOUTS)}, but is {layout!r}.")
+
+
+def _require_raw(part: Any, source: Source) -> Dataset:
+    if isinstance(part, IterableDataset):
+        raise ValueError(
+            f"The check reads its rows more than once, but {source.name!r} is a stream. Pass a file, a Hub id or a "
+            "`Dataset` instead (`Dataset.from_generator` makes one of a stream)."
+        )
+    if "input_ids" in part.column_names:
+        raise ValueError(f"The check reads texts, but {source.name!r} is already tokenised. Pass the raw rows.")
+    if len(part) == 0:
+        raise ValueError(f"The data {source.name!r} holds no rows.")
+    if source.layout == "auto":  # columns that fit no layout are one error, not an unusable row each
+        detect_layout(rename_columns(dict.fromkeys(part.column_names), source.columns))
+    return part
+
+
+def _read(raw: Mapping[str, Any], source: Source, number: int) -> ReadRow:
+    named: Mapping[str, Any] = raw
+    layout = source.layout
+    try:
+        named = rename_columns(raw, source.columns)
+        layout = detect_layout(named) if layout == "auto" else layout
+        row = to_preference_row(named, layout=layout, row_index=number)
+    except PreferenceFormatError as error:
+        return ReadRow(number=number, raw=named, row=None, layout=layout, problem=_reason(error, named))
+    return ReadRow(number=number, raw=named, row=row, layout=_describe(layout, row))
+
+
+def _describe(layout: str, row: PreferenceRow) -> str:
+    if row.token_ids is not None:
+        return layout
+    kind = "messages" if row.is_conversational() else "text"
+    prompt = "" if row.prompt else ", no prompt"
+    return f"{layout}, {kind}{prompt}" + (f", {len(row.responses)} responses" if len(row.responses) > 2 else "")
+
+
+def _reason(error: PreferenceFormatError, raw: Mapping[str, Any]) -> str:
+    """What the message says up to the value that was found, and of what type that was."""
+    required = re.split(r", but |\. ", error.message, maxsplit=1)[0].rstrip(".")
+    found = _odd(raw.get(error.field)) if error.field else None
+    return f"{required}, but is {found}" if found else required
+
+
+def _odd(value: Any) -> str | None:
+    """Name the type of a value that is no text, or of the first entry of a list that is none."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return next((kind for part in value if not isinstance(part, Mapping) and (kind := _odd(part))), None)
+    return None if isinstance(value, (str, Mapping)) else "missing" if value is None else type(value).__name__

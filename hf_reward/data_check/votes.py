@@ -1,0 +1,124 @@
+"""Votes of several people on one pair -> how far they agree, and so how accurate any model can be."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_reward.metrics import Interval, clustered_interval
+
+_NUMBERED = re.compile(r"annotator_?\d+")
+_NAMES = (
+    ("votes_chosen", "votes_rejected", ("votes_equal", "votes_tie")),
+    ("votes_a", "votes_b", ("votes_equal", "votes_tie")),
+)
+_FIRST, _SECOND = ("a", "A", "1", "first", "model_a", "response_a"), ("b", "B", "2", "second", "model_b", "response_b")
+
+Votes = tuple[int, int, int]
+"""Votes for the first response, for the second, and for neither."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoteAgreement:
+    """How far raters agree on the rows that more than one of them judged."""
+
+    rows: int
+    votes: int
+    unanimous: float
+    """Share of rows on which all votes are the same."""
+    rater_vs_label: float | None
+    """Share of votes that are for the preferred response of the row; a vote for neither is not."""
+    rater_vs_rest: float | None
+    """Share of votes that equal the majority of the row's other votes; others without a majority are left out."""
+    rater_vs_rest_interval: Interval | None
+    num_rater_vs_rest: int
+    ceiling: float | None
+    """Mean of max(p, 1 - p), where p is the share of the first response among the votes for one of the two: what a
+    model scores on single votes if it always sides with the majority. Few votes per row make it too high."""
+    num_ceiling: int
+
+
+def read_votes(row: Mapping[str, Any]) -> Votes | None:
+    """Find the votes of a row.
+
+    Known are `votes_chosen`, `votes_rejected` and perhaps `votes_equal` or `votes_tie`; the same with `votes_a` and
+    `votes_b`; `votes` as a list of those numbers; and a vote each in a list `annotators` or in columns `annotator1`,
+    `annotator2`, ...
+
+    Args:
+        row: Its columns, by our names.
+
+    Returns:
+        The votes for the first and second response and for neither, or None if there are none or they are no numbers.
+    """
+    for first, second, equal in _NAMES:
+        if row.get(first) is not None and row.get(second) is not None:
+            ties = next((row[name] for name in equal if row.get(name) is not None), 0)
+            return _counts([row[first], row[second], ties])
+    votes = row.get("votes")
+    if isinstance(votes, Sequence) and not isinstance(votes, str) and len(votes) in (2, 3):
+        return _counts([*votes, 0][:3])
+    single = row.get("annotators")
+    if not isinstance(single, Sequence) or isinstance(single, str):
+        single = [value for name, value in row.items() if _NUMBERED.fullmatch(name) and value is not None]
+    if not single:
+        return None
+    sides = ["1" if str(vote) in _FIRST else "2" if str(vote) in _SECOND else "0" for vote in single]
+    return sides.count("1"), sides.count("2"), sides.count("0")
+
+
+def _counts(values: Sequence[Any]) -> Votes | None:
+    if not all(isinstance(value, (int, float)) and value >= 0 and value == int(value) for value in values):
+        return None
+    first, second, equal = (int(value) for value in values)
+    return first, second, equal
+
+
+def vote_agreement(votes: np.ndarray, preferred: np.ndarray, groups: np.ndarray) -> VoteAgreement | None:
+    """Measure the agreement of raters.
+
+    Args:
+        votes: Votes for the first response, for the second and for neither, shape `(R, 3)`.
+        preferred: Which response the row prefers, 0 or 1, or -1 for a tie, shape `(R,)`.
+        groups: Prompt group of each row, shape `(R,)`.
+
+    Returns:
+        The agreement, or None if no row has two votes.
+    """
+    several = votes.sum(axis=1) > 1
+    if not several.any():
+        return None
+    votes, preferred, groups = votes[several], preferred[several], groups[several]
+    total = votes.sum(axis=1)
+    labelled = preferred >= 0
+    credits, clusters = _rater_vs_rest(votes, groups)
+    decisive = votes[:, :2].sum(axis=1)
+    top = votes[:, :2].max(axis=1)[decisive > 0] / decisive[decisive > 0]
+    with_label = votes[labelled, np.maximum(preferred[labelled], 0)].sum()
+    return VoteAgreement(
+        rows=len(votes),
+        votes=int(total.sum()),
+        unanimous=float(np.mean(votes.max(axis=1) == total)),
+        rater_vs_label=float(with_label / total[labelled].sum()) if labelled.any() else None,
+        rater_vs_rest=float(credits.mean()) if len(credits) else None,
+        rater_vs_rest_interval=clustered_interval(credits, clusters) if len(credits) else None,
+        num_rater_vs_rest=len(credits),
+        ceiling=float(top.mean()) if len(top) else None,
+        num_ceiling=len(top),
+    )
+
+
+def _rater_vs_rest(votes: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each vote equals the only most frequent one among the row's others, and its prompt group."""
+    credits, clusters = [], []
+    for side in range(votes.shape[1]):
+        rest = votes.copy()
+        rest[:, side] -= 1
+        top = rest.max(axis=1)
+        counted = (votes[:, side] > 0) & ((rest == top[:, None]).sum(axis=1) == 1)
+        times = votes[counted, side]
+        credits.append(np.repeat((rest[counted, side] == top[counted]).astype(float), times))
+        clusters.append(np.repeat(groups[counted], times))
+    return np.concatenate(credits), np.concatenate(clusters)

@@ -1,0 +1,41 @@
+"""Metrics as `evaluate` modules: each is a script that `evaluate.load` reads from its path, with no network."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import evaluate
+
+NAMES = ("preference_accuracy", "preference_calibration", "best_of_n", "length_baseline", "rm_bench")
+
+
+def metric_path(name: str) -> Path:
+    """Folder of a metric, for `evaluate.load` and `evaluate.combine`.
+
+    Args:
+        name: One of `NAMES`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If there is no such metric.
+    """
+    if name not in NAMES:
+        raise ValueError(f"There is no metric {name!r}. There are: {', '.join(NAMES)}.")
+    return Path(str(files("hf_reward"))) / "evaluate_modules" / name
+
+
+def load_metric(name: str, **options: object) -> evaluate.EvaluationModule:
+    """Load one of our metrics, offline.
+
+    Args:
+        name: One of `NAMES`.
+        **options: For `evaluate.load`: `keep_in_memory`, `experiment_id`, `num_process`, `process_id`, ...
+
+    Returns:
+        A metric, also for `evaluate.combine`.
+
+    Raises:
+        ValueError: If there is no such metric.
+    """
+    return evaluate.load(str(metric_path(name)), **options)  # pyright: ignore[reportArgumentType]

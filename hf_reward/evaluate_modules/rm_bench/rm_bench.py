@@ -1,0 +1,52 @@
+"""RM-Bench's table from rewards.
+
+An `evaluate` module: its loader copies this file and scans it by line, so imports are absolute, one to a line, and no
+sentence begins a line with that word.
+"""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from hf_reward.benchmarks.base import Comparison
+from hf_reward.benchmarks.resampling import mean_credits
+from hf_reward.benchmarks.rm_bench import STYLES, RMBench
+
+_DESCRIPTION = "RM-Bench: easy, normal, hard, the domains and their mean, as the original code counts them."
+_INPUTS = """
+Args:
+    chosen: For each prompt the rewards of the right answer's three styles: concise, plain, markdown.
+    rejected: The same for the wrong answer.
+    domain: chat, math, code, safety-refuse or safety-response.
+"""
+
+
+class RMBenchMetric(evaluate.Metric):
+    """RM-Bench's table."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        numbers = datasets.Sequence(datasets.Value("float64"))
+        features = datasets.Features({"chosen": numbers, "rejected": numbers, "domain": datasets.Value("string")})
+        return evaluate.MetricInfo(description=_DESCRIPTION, citation="", inputs_description=_INPUTS, features=features)
+
+    def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *, chosen: Any, rejected: Any, domain: Any, **others: Any
+    ) -> dict[str, float]:
+        # `others` are inputs of the metrics that this one is combined with.
+        rewards = np.concatenate([np.asarray(chosen, float), np.asarray(rejected, float)], axis=1)
+        if rewards.shape[1] != 2 * STYLES or not np.isfinite(rewards).all():
+            raise ValueError(f"`chosen` and `rejected` must hold {STYLES} finite rewards each, found {rewards.shape}.")
+        benchmark = RMBench()
+        unknown = set(domain) - benchmark.counts.keys()
+        if unknown:
+            raise ValueError(f"`domain` must be one of {', '.join(benchmark.counts)}, but holds {sorted(unknown)}.")
+        rows = [_row(place, each) for place, each in enumerate(domain)]
+        outcome = benchmark.combine(mean_credits(benchmark.credits(rows, list(rewards), 0.0)))
+        return {"overall": float(outcome.overall)} | {name: float(each) for name, each in outcome.sections.items()}
+
+
+def _row(place: int, domain: str) -> Comparison:
+    ranks = [0] * STYLES + [1] * STYLES
+    return Comparison(id=str(place), prompt="", responses=[], ranks=ranks, subset=domain, cluster=str(place))

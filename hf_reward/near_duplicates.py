@@ -1,0 +1,217 @@
+"""Texts -> which are equal and which nearly equal, without comparing each with each.
+
+A text becomes the set of its 5-grams of words, and the set a MinHash signature. Texts whose signatures agree in one of
+21 bands of 6 values are candidates; a candidate counts only if the sets themselves have a Jaccard similarity of at
+least 0.8. Two texts of exactly that similarity become candidates with probability 1 - (1 - 0.8^6)^21 = 0.998.
+
+Only hashes are kept (176 bytes a text); a text is read again when a candidate is verified, so memory does not grow with
+the length of the texts.
+
+Source: Broder (1997), "On the resemblance and containment of documents"; banding: Leskovec, Rajaraman and Ullman,
+"Mining of Massive Datasets", section 3.4.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] - compiled, without stubs
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from xxhash import xxh3_64_intdigest
+
+from hf_reward.row_text import words_of
+
+GRAM = 5
+"""Words in a gram."""
+SIMILARITY = 0.8
+"""Smallest Jaccard similarity of near duplicates."""
+
+_BANDS, _ROWS = 21, 6
+_SIGNATURE = 128  # more than the bands read: rensa is fast at powers of two
+_SEED = 42
+_REPRESENTATIVES = 32
+"""Texts of one bucket that a further one is compared with; without a limit a stock phrase would cost its square."""
+
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 1], np.uint64)
+
+IntArray = NDArray[np.integer]
+Read = Callable[[int, int], str]
+"""(row, place) -> the text."""
+
+
+@dataclass(frozen=True)
+class TextClusters:
+    """Which texts of a pool are alike; shape `(T,)` each, in the order they were added."""
+
+    rows: IntArray
+    places: IntArray
+    exact: IntArray
+    """Equal numbers for texts that are equal but for white space."""
+    near: IntArray
+    """Equal numbers for texts that a chain of near duplicates links. Equal texts are in one cluster too."""
+
+
+class TextPool:
+    """Gathers texts of rows batch by batch, then says which are alike.
+
+    Args:
+        read: Gives a text back, to verify a candidate.
+    """
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._rows: list[int] = []
+        self._places: list[int] = []
+        self._hashes: list[NDArray[np.uint64]] = []
+        self._bands: list[NDArray[np.uint64]] = []
+
+    def add(self, texts: Sequence[str], rows: Sequence[int], places: Sequence[int]) -> None:
+        """Take in a batch.
+
+        Args:
+            texts: The texts; they are not kept.
+            rows: For each, the first argument that `read` needs.
+            places: For each, the second.
+        """
+        if not texts:
+            return
+        self._rows += rows
+        self._places += places
+        self._hashes.append(np.array([text_hash(text) for text in texts], np.uint64))
+        self._bands.append(_bands(texts))
+
+    def clusters(self) -> TextClusters:
+        """Find equal and nearly equal texts among all that were added.
+
+        Returns:
+            A number of the cluster for each text.
+        """
+        rows, places = np.array(self._rows, np.int64), np.array(self._places, np.int64)
+        if not len(rows):
+            return TextClusters(rows, places, rows, rows)
+        _, first, exact = np.unique(np.concatenate(self._hashes), return_index=True, return_inverse=True)
+        finder = _ClusterFinder(lambda text: self._read(int(rows[first[text]]), int(places[first[text]])))
+        finder.join(np.concatenate(self._bands)[first])
+        return TextClusters(rows, places, exact, finder.numbers(len(first))[exact])
+
+
+def text_hash(text: str) -> int:
+    """64 bits that texts share if they differ in nothing but white space."""
+    return xxh3_64_intdigest(" ".join(text.split()).encode("utf-8", "surrogatepass"))
+
+
+def joined(count: int, *partitions: tuple[IntArray, IntArray]) -> IntArray:
+    """Join partitions of the same things: two are together if any chain of shared labels links them.
+
+    Args:
+        count: Number of things.
+        *partitions: Things and the label of each, shape `(M,)` both; a thing may have several labels of a partition,
+            or none.
+
+    Returns:
+        Numbers of the joined clusters from 0, shape `(count,)`.
+    """
+    start, sides = count, []
+    for things, labels in partitions:
+        numbers = np.unique(labels, return_inverse=True)[1]
+        sides.append(np.stack([things, numbers + start]))
+        start += len(np.unique(labels))
+    links = np.concatenate(sides, axis=1).astype(np.int64)
+    graph = coo_matrix((np.ones(links.shape[1]), (links[0], links[1])), shape=(start, start))
+    return connected_components(graph, directed=False)[1][:count]
+
+
+def jaccard(first: str, second: str) -> float:
+    """Jaccard similarity of two texts' sets of 5-grams of words; a text of fewer words is one gram."""
+    one, other = _gram_set(first), _gram_set(second)
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
+
+
+def _gram_set(text: str) -> frozenset[int]:
+    grams, _ = _grams([text])
+    return frozenset(grams.tolist())
+
+
+@lru_cache(maxsize=1 << 19)
+def _word_number(word: str) -> int:
+    return xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
+
+
+def _grams(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Hashes of the 5-grams of all texts in one array, and where each text's begin (and the last end)."""
+    numbers: list[int] = []
+    counts = np.zeros(len(texts), np.int64)
+    for place, text in enumerate(texts):
+        words = words_of(text)
+        numbers += map(_word_number, words)
+        numbers += [0] * (GRAM - len(words))  # a text of few words is one gram
+        counts[place] = max(len(words), GRAM)
+    words = np.array(numbers, np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(words, GRAM)
+    grams = (windows * _MIX).sum(axis=1, dtype=np.uint64)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    inside = np.zeros(len(words) + 1, np.int64)  # +1 where a text's grams begin, -1 behind their end
+    np.add.at(inside, starts, 1)
+    np.add.at(inside, ends - GRAM + 1, -1)
+    kept = np.cumsum(inside)[: len(grams)] > 0
+    return grams[kept], np.concatenate([[0], np.cumsum(counts - GRAM + 1)]).astype(np.uint64)
+
+
+def _bands(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """A hash of each band of each text's signature, shape `(T, 21)`."""
+    grams, starts = _grams(texts)
+    signatures = RMinHash.digest_matrix_from_flat_token_hashes(grams, starts, _SIGNATURE, _SEED).to_rows()
+    values = np.array(signatures, np.uint64)[:, : _BANDS * _ROWS].reshape(len(texts), _BANDS, _ROWS)
+    factors = np.array([0x9E3779B97F4A7C15], np.uint64) ** np.arange(1, _ROWS + 1, dtype=np.uint64)
+    return (values * factors).sum(axis=2, dtype=np.uint64)
+
+
+class _ClusterFinder:
+    """Union-find over texts; two are joined when their similarity has been verified."""
+
+    def __init__(self, read: Callable[[int], str]) -> None:
+        self._parent: dict[int, int] = {}  # only texts that were joined
+        self._gram_set = lru_cache(maxsize=4096)(lambda text: _gram_set(read(text)))
+
+    def join(self, bands: NDArray[np.uint64]) -> None:
+        for band in bands.T:
+            order = np.argsort(band, kind="stable")
+            new = np.flatnonzero(np.diff(band[order], prepend=~band[order[:1]]))  # where each bucket begins
+            sizes = np.diff(new, append=len(order))
+            for start, size in zip(new[sizes > 1], sizes[sizes > 1], strict=True):
+                self._join_bucket(order[start : start + size].tolist())
+
+    def _join_bucket(self, bucket: Sequence[int]) -> None:
+        representatives = [bucket[0]]
+        for text in bucket[1:]:
+            root = self._root(text)
+            if any(self._root(other) == root for other in representatives):
+                continue
+            match = next((other for other in representatives if self._alike(text, other)), None)
+            if match is not None:
+                self._parent[root] = self._root(match)
+            elif len(representatives) < _REPRESENTATIVES:
+                representatives.append(text)
+
+    def _alike(self, first: int, second: int) -> bool:
+        one, other = self._gram_set(first), self._gram_set(second)
+        shared = len(one & other)
+        return shared >= SIMILARITY * (len(one) + len(other) - shared)
+
+    def _root(self, text: int) -> int:
+        while (parent := self._parent.get(text, text)) != text:
+            self._parent[text] = self._parent.get(parent, parent)
+            text = parent
+        return text
+
+    def numbers(self, count: int) -> IntArray:
+        """The cluster of each of `count` texts, numbered from 0."""
+        roots = np.arange(count)
+        for text in self._parent:
+            roots[text] = self._root(text)
+        return np.unique(roots, return_inverse=True)[1]

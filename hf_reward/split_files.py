@@ -1,0 +1,126 @@
+"""Preference data -> a training file and a test file that share no prompt."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.preferences import to_preference_row
+from hf_reward.sources import Source, as_sources, load_source
+from hf_reward.splits import split_by_prompt
+
+FORMATS = ("jsonl", "parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRule:
+    """How rows are split and written."""
+
+    test_size: float | int = 0.1
+    near_duplicates: bool = False
+    seed: int = 42
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be read, instead of stopping at the first."""
+    format: str = "jsonl"
+    """One of `FORMATS`."""
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, but is {self.format!r}.")
+
+
+def write_split(
+    data: Any, folder: str | Path, rule: SplitRule | None = None, *, overwrite: bool = False, **source_defaults: Any
+) -> dict[str, Any]:
+    """Split data and write `train` and `test` files with the rows' own columns.
+
+    Args:
+        data: One source that `as_sources` takes; no stream.
+        folder: Made if it is not there.
+        rule: How to split.
+        overwrite: Replace files of an earlier split.
+        **source_defaults: `split`, `columns` and `layout`.
+
+    Returns:
+        For `train` and `test` the `file`, `rows` and `prompt_groups`; `skipped_rows`; and the rule.
+
+    Raises:
+        FileExistsError: If there are such files and `overwrite` is off.
+        ValueError: If the data cannot be read or split.
+    """
+    rule = rule or SplitRule()
+    folder = Path(folder)
+    paths = {side: folder / f"{side}.{rule.format}" for side in ("train", "test")}
+    taken = [path for side in paths for path in folder.glob(f"{side}.*") if path.suffix[1:] in FORMATS]
+    if taken and not overwrite:
+        raise FileExistsError(
+            f"{folder} already holds {', '.join(path.name for path in sorted(taken))}. Name another folder, or replace "
+            "them with `--overwrite`."
+        )
+    source, rows = _load(data, source_defaults)
+    total = len(rows)
+    if rule.skip_bad_rows:
+        rows = _readable(rows, source)
+    reading: dict[str, Any] = {"layout": source.layout, "columns": source.columns}
+    train, test = split_by_prompt(
+        rows, test_size=rule.test_size, seed=rule.seed, near_duplicates=rule.near_duplicates, **reading
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for side, part in (("train", train), ("test", test)):
+        _write(part, paths[side])
+    for path in set(taken) - set(paths.values()):  # of the other format: reading the folder would mix the two splits
+        path.unlink()
+    counts = {
+        side: {"file": str(paths[side]), "rows": len(part), "prompt_groups": _count_groups(part, source)}
+        for side, part in (("train", train), ("test", test))
+    }
+    settings = {"test_size": rule.test_size, "near_duplicates": rule.near_duplicates, "seed": rule.seed}
+    return {**counts, "skipped_rows": total - len(rows), "settings": settings}
+
+
+def _load(data: Any, source_defaults: dict[str, Any]) -> tuple[Source, Dataset]:
+    sources = as_sources(data, **source_defaults)
+    if len(sources) > 1:
+        raise ValueError("A mixture is split source by source: its rows may have different columns.")
+    rows = load_source(sources[0])
+    if not isinstance(rows, Dataset):
+        raise ValueError(
+            f"{sources[0].name!r} is a stream, which cannot be split by prompt. Pass a file or a `Dataset`."
+        )
+    return sources[0], rows
+
+
+def _readable(rows: Dataset, source: Source) -> Dataset:
+    kept = []
+    for number, row in enumerate(rows):
+        try:
+            to_preference_row(row, layout=source.layout, columns=source.columns, row_index=number)
+        except PreferenceFormatError:
+            continue
+        kept.append(number)
+    if not kept:
+        raise ValueError(f"None of the {len(rows)} rows of {source.name!r} can be read. Check layout and columns.")
+    return rows if len(kept) == len(rows) else rows.select(np.array(kept))
+
+
+def _count_groups(rows: Dataset, source: Source) -> int:
+    read = (to_preference_row(row, layout=source.layout, columns=source.columns) for row in rows)
+    return len({row.group for row in read})
+
+
+def _write(rows: Dataset, path: Path) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")  # a reader never meets half a file
+    try:
+        if path.suffix == ".parquet":
+            rows.to_parquet(str(aside))
+        else:
+            with aside.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

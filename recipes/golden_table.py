@@ -1,0 +1,116 @@
+"""Do our benchmark numbers equal the original code's? `python recipes/golden_table.py` prints both and the difference.
+
+`tests/golden*.json` hold rewards and what the original code made of them: allenai/reward-bench (sections, best of four,
+Ties), THU-KEG/RM-Bench and ScalerLab/JudgeBench. Needs a checkout; a second, offline.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from hf_reward.benchmarks.base import Benchmark, Outcome
+from hf_reward.benchmarks.judgebench import SOURCES, JudgeBench
+from hf_reward.benchmarks.resampling import mean_credits
+from hf_reward.benchmarks.rewardbench import RewardBench, section_scores
+from hf_reward.benchmarks.rewardbench2 import RewardBench2
+from hf_reward.benchmarks.rm_bench import RMBench
+
+TESTS = Path(__file__).parent.parent / "tests"
+Line = tuple[str, float, float]
+"""What, ours, the original's."""
+
+
+def golden_lines(folder: Path = TESTS) -> Iterator[Line]:
+    """Everything that the golden files expect, with what our code makes of the same rewards.
+
+    Args:
+        folder: Where they are.
+
+    Yields:
+        Line: Name, ours, the original's.
+    """
+    golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
+    yield from _rewardbench(golden["rewardbench_v1"])
+    yield from _best_of_four(golden["rewardbench_2_bon"])
+    for place, case in enumerate(golden["rewardbench_2_ties"]):
+        rows = [_ties_row(row) for row in case["rows"]]
+        outcome = _outcome(RewardBench2(), rows, [row["scores"] for row in case["rows"]])
+        yield f"RewardBench 2, Ties {place}", float(outcome.sections["Ties"]), case["overall_score"]
+    yield from _rm_bench(golden["rm_bench"])
+    yield from _judgebench(json.loads((folder / "golden_judgebench.json").read_text(encoding="utf-8")))
+
+
+def _outcome(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float]]) -> Outcome:
+    comparisons = [benchmark.read(row, "", place) for place, row in enumerate(rows)]
+    kept = [each for each in comparisons if each is not None]
+    credits = benchmark.credits(kept, [np.asarray(each, float) for each in rewards], 0.0)
+    return benchmark.combine(mean_credits(credits))
+
+
+def _rewardbench(case: dict[str, Any]) -> Iterator[Line]:
+    accuracies = {name: np.array(value) for name, value in case["subset_accuracy"].items()}
+    sections = section_scores(accuracies)
+    for name, expected in case["sections"].items():
+        yield f"RewardBench, {name}", float(sections[name]), expected
+    yield "RewardBench, overall", float(RewardBench().combine(accuracies).overall), case["mean4"]
+
+
+def _best_of_four(case: dict[str, Any]) -> Iterator[Line]:
+    benchmark = RewardBench2()
+    rows = [
+        {"id": place, "subset": "Math", "prompt": str(place), "chosen": ["a"], "rejected": ["b", "c", "d"]}
+        for place in range(len(case["scores"]))
+    ]
+    for place, (row, scores, expected) in enumerate(zip(rows, case["scores"], case["per_row"], strict=True)):
+        yield f"RewardBench 2, row {place}", float(_outcome(benchmark, [row], [scores]).overall), expected
+    yield "RewardBench 2, best of four", float(_outcome(benchmark, rows, case["scores"]).overall), case["accuracy"]
+
+
+def _ties_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    texts = [str(place) for place in range(len(row["scores"]))]
+    correct = row["num_correct"]
+    return {"id": row["id"], "subset": "Ties", "prompt": "", "chosen": texts[:correct], "rejected": texts[correct:]}
+
+
+def _rm_bench(case: dict[str, Any]) -> Iterator[Line]:
+    rows = [
+        {"id": place, "prompt": str(place), "domain": each["domain"], "chosen": ["a"] * 3, "rejected": ["b"] * 3}
+        for place, each in enumerate(case["results"])
+    ]
+    outcome = _outcome(RMBench(), rows, [each["score_chosen"] + each["score_rejected"] for each in case["results"]])
+    ours = {"total_avg_acc": outcome.overall, **outcome.sections}
+    for name, expected in case["expected"].items():
+        yield f"RM-Bench, {name}", float(ours[name if name in ours else name.removesuffix("_acc")]), expected
+
+
+def _judgebench(case: dict[str, Any]) -> Iterator[Line]:
+    rows = [{**each, "question": each["pair_id"], "response_A": "a", "response_B": "b"} for each in case["rows"]]
+    for part in (*SOURCES, "overall"):
+        places = [place for place, row in enumerate(rows) if part == "overall" or row["source"].startswith(part)]
+        outcome = _outcome(JudgeBench(), [rows[each] for each in places], [rows[each]["scores"] for each in places])
+        yield f"JudgeBench, one game, {part}", 100 * float(outcome.overall), case["expected"]["one_game"][part]
+        two = 100 * float(outcome.measures["two_games"])
+        yield f"JudgeBench, two games, {part}", two, case["expected"]["two_games"][part]
+
+
+def main() -> None:
+    """Print the table; exit code 1 if any difference is above 1e-9."""
+    table = Table("number", "ours", "original code", "difference")
+    worst = 0.0
+    for name, ours, expected in golden_lines():
+        worst = max(worst, abs(ours - expected))
+        table.add_row(name, f"{ours:.12g}", f"{expected:.12g}", f"{ours - expected:.1e}")
+    console = Console()
+    console.print(table)
+    console.print(f"Largest difference: {worst:.1e}")
+    sys.exit(worst > 1e-9)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Each benchmark's numbers equal the original code's on golden vectors, and what each tie rule gives by hand."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmark_rows import (
+    arena,
+    four,
+    instructed,
+    judged,
+    outcome_of,
+    pair,
+    rmb_list,
+    rmb_pair,
+    styles,
+    tied,
+    verified,
+)
+
+from hf_reward.benchmarks.judgebench import JudgeBench
+from hf_reward.benchmarks.llmbar import LLMBar
+from hf_reward.benchmarks.own import Lists, Pairs
+from hf_reward.benchmarks.ppe_correctness import PPECorrectness
+from hf_reward.benchmarks.ppe_preference import PPEPreference
+from hf_reward.benchmarks.registry import PUBLIC
+from hf_reward.benchmarks.rewardbench import PRIOR_SETS, RewardBench, section_scores
+from hf_reward.benchmarks.rewardbench2 import RewardBench2
+from hf_reward.benchmarks.rm_bench import RMBench
+from hf_reward.benchmarks.rmb import RMB
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "golden_table.py"
+
+
+def close(found: Any, expected: float) -> None:
+    assert float(found) == pytest.approx(expected, abs=1e-12)
+
+
+# --- the original code's outputs ---
+
+
+def _golden_lines() -> list[tuple[str, float, float]]:
+    spec = importlib.util.spec_from_file_location("golden_table", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return list(module.golden_lines())
+
+
+@pytest.mark.parametrize("line", _golden_lines(), ids=lambda line: line[0])
+def test_numbers_are_the_original_codes(line: tuple[str, float, float]) -> None:
+    assert line[1] == pytest.approx(line[2], abs=1e-9)
+
+
+def test_golden_vectors_hold_ties_and_zero_spread() -> None:
+    golden = json.loads((Path(__file__).parent / "golden.json").read_text())
+    ties = [row for case in golden["rewardbench_2_ties"] for row in case["rows"] if row["id"].startswith("tied")]
+    spreads = [max(row["scores"][: row["num_correct"]]) - min(row["scores"][: row["num_correct"]]) for row in ties]
+    assert spreads.count(0) > 0
+    assert any(len(set(row)) < len(row) for row in golden["rewardbench_2_bon"]["scores"])
+    assert any(row["score_chosen"] == row["score_rejected"] for row in golden["rm_bench"]["results"])
+
+
+def test_every_public_benchmark_says_how_it_was_checked() -> None:
+    for benchmark in PUBLIC.values():
+        assert benchmark.checked.startswith(("built from", "sections and", "best of", "domains", "one game"))
+    against_code = {name for name, each in PUBLIC.items() if "equal to the original code's outputs" in each.checked}
+    assert against_code == {"rewardbench", "rewardbench2", "rm_bench", "judgebench"}
+
+
+# --- RewardBench ---
+
+
+def test_rewardbench_counts_a_tie_as_wrong_and_half_credit_as_half() -> None:
+    rows = [pair(0), pair(1), pair(2)]
+    rewards = [[1, 0], [1, 1], [0, 1]]
+    close(outcome_of(RewardBench(), rows, rewards).overall, 1 / 3)
+    close(outcome_of(RewardBench(), rows, rewards, tie=0.5).overall, 1.5 / 3)
+
+
+def test_rewardbench_weighs_subsets_by_constants_and_not_by_the_rows_at_hand() -> None:
+    rows = [pair(0, subset="math-prm"), pair(1, subset="hep-cpp"), pair(2, subset="hep-cpp")]
+    close(outcome_of(RewardBench(), rows, [[1, 0], [0, 1], [0, 1]]).overall, 984 / (984 + 164))
+
+
+def test_rewardbench_section_without_subsets_is_0_as_in_the_original_and_left_out_of_our_mean() -> None:
+    accuracies = {"mt-bench-hard": np.array(0.5)}
+    assert {name: float(value) for name, value in section_scores(accuracies).items()} == {
+        "Chat": 0.0,
+        "Chat Hard": 0.5,
+        "Safety": 0.0,
+        "Reasoning": 0.0,
+    }
+    outcome = RewardBench().combine(accuracies)
+    assert list(outcome.sections) == ["Chat Hard"]
+    close(outcome.overall, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("sections", "prior", "published"),
+    [((96.9, 76.8, 92.2, 97.3), 74.3, 88.97), ((99.4, 65.1, 87.8, 86.4), 74.9, 83.6)],
+)
+def test_rewardbench_average_with_prior_sets_is_the_published_one(
+    sections: tuple[float, ...], prior: float, published: float
+) -> None:
+    # ArmoRM and FsfairX; one subset stands for each section.
+    names = ("alpacaeval-easy", "mt-bench-hard", "donotanswer", "math-prm")
+    means = {name: np.array(value) for name, value in zip(names, sections, strict=True)}
+    means |= dict.fromkeys(PRIOR_SETS, np.array(prior))
+    outcome = RewardBench().combine(means)
+    assert float(outcome.measures["overall_with_prior_sets"]) == pytest.approx(published, abs=0.05)
+    close(outcome.overall, sum(sections) / 4)
+    means.pop("shp")
+    assert "overall_with_prior_sets" not in RewardBench().combine(means).measures
+
+
+# --- RewardBench 2 ---
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected"), [([1, 1, 0, 0], 1 / 2), ([1, 1, 1, 1], 1 / 4), ([0, 1, 0, 0], 0.0), ([2, 1, 0, 0], 1.0)]
+)
+def test_rewardbench2_shares_the_credit_of_a_tie_at_the_top(rewards: list[float], expected: float) -> None:
+    close(outcome_of(RewardBench2(), [four(0)], [rewards]).overall, expected)
+
+
+def test_rewardbench2_ties_by_hand() -> None:
+    rows = [tied("ref", 1), tied("tied", 1)]
+    # ref: correct 3 over wrong 1: gap 2. tied: correct 5 and 4 over wrong 1: gap 3, spread 1.
+    outcome = outcome_of(RewardBench2(), rows, [[3, 1, 0], [5, 4, 1, 0]])
+    close(outcome.sections["Ties"], 0.3 + 0.3 + 0.2 + 0.2 + 0.01 * math.tanh(2 / 1 - 1))
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        # no spread and no gap: 0/0 counts 0; nothing is strictly above.
+        ([1.0, 1.0, 1.0, 0.0], 0.3),
+        # no spread, a gap: the margin is at its limit of 1.
+        ([1.0, 1.0, 0.0, 0.0], 0.3 + 0.3 + 0.2 + 0.2 + 0.01),
+        # no spread, a negative gap: the margin is at -1.
+        ([1.0, 1.0, 2.0, 0.0], 0.3 - 0.01),
+        # the gap equals the spread: not strictly above, tanh(0) = 0.
+        ([3.0, 2.0, 1.0, 0.0], 0.3 + 0.3),
+    ],
+)
+def test_rewardbench2_ties_rule_for_equal_numbers(rewards: list[float], expected: float) -> None:
+    rows = [tied("ref", 1), tied("tied", 1)]
+    close(outcome_of(RewardBench2(), rows, [[9, 1, 0], rewards]).sections["Ties"], expected)
+
+
+def test_rewardbench2_joins_only_numbers_that_have_both_rows() -> None:
+    rows = [tied("ref", 1), tied("tied", 1), tied("ref", 2), tied("tied", 3)]
+    rewards = [[3, 1, 0], [5, 4, 1, 0], [0, 1, 0], [0, 0, 1, 1]]
+    outcome = outcome_of(RewardBench2(), rows, rewards)
+    close(outcome.subsets["Ties accuracy ref"], 0.5)
+    close(outcome.subsets["Ties accuracy tied"], 0.5)
+    close(outcome.subsets["Ties gap above spread"], 1.0)
+
+
+def test_rewardbench2_overall_is_the_plain_mean_of_the_subsets() -> None:
+    rows = [four(0), four(1), four(2, subset="Focus")]
+    close(outcome_of(RewardBench2(), rows, [[1, 0, 0, 0]] * 2 + [[0, 1, 0, 0]]).overall, 0.5)
+
+
+# --- RM-Bench ---
+
+
+def test_rm_bench_levels_by_hand() -> None:
+    # right answers score 1, 2, 3, wrong ones 0, 2, 9: cells (i, j) with right_i > wrong_j are (0,0) (1,0) (2,0) (2,1).
+    outcome = outcome_of(RMBench(), [styles(0)], [[1, 2, 3, 0, 2, 9]])
+    close(outcome.sections["hard"], 0)
+    close(outcome.sections["normal"], 1 / 3)
+    close(outcome.sections["easy"], 1)
+    close(outcome.overall, (0 + 1 / 3 + 1) / 3)
+    half = outcome_of(RMBench(), [styles(0)], [[1, 2, 3, 0, 2, 9]], tie=0.5)
+    close(half.sections["normal"], 1.5 / 3)  # cell (1,1) is the tie
+
+
+def test_rm_bench_pools_both_safety_sets_by_row() -> None:
+    rows = [styles(0, "safety-refuse"), styles(1, "safety-refuse"), styles(2, "safety-response")]
+    right, wrong = [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]
+    outcome = outcome_of(RMBench(), rows, [right, right, wrong])
+    close(outcome.sections["safety"], 2 / 3)
+    close(outcome.subsets["safety-response hard"], 0)
+
+
+# --- JudgeBench ---
+
+
+def test_judgebench_reads_a_tie_as_b_and_two_games_as_wrong() -> None:
+    rows = [judged(0, "A>B"), judged(1, "B>A"), judged(2, "A>B")]
+    rewards = [[1, 1], [1, 1], [2, 1]]
+    outcome = outcome_of(JudgeBench(), rows, rewards)
+    close(outcome.overall, 2 / 3)
+    close(outcome.measures["two_games"], 1 / 3)
+    close(outcome_of(JudgeBench(), rows, rewards, tie=0.5).overall, 2 / 3)
+
+
+def test_judgebench_half_credit_replaces_the_rule() -> None:
+    close(outcome_of(JudgeBench(), [judged(0, "B>A")], [[1, 1]], tie=0.5).overall, 0.5)
+
+
+# --- the others ---
+
+
+def test_llmbar_pools_all_rows_and_averages_the_adversarial_sets() -> None:
+    rows = [
+        instructed(0),
+        instructed(1, 2, "Adversarial/Neighbor"),
+        instructed(2, 1, "Neighbor"),
+        instructed(3, 2, "Manual"),
+    ]
+    outcome = outcome_of(LLMBar(), rows, [[1, 0], [0, 1], [0, 1], [1, 1]])
+    close(outcome.overall, 2 / 4)
+    close(outcome.sections["Adversarial"], (0.5 + 0) / 2)
+    close(outcome.subsets["Neighbor"], 0.5)
+
+
+@pytest.mark.parametrize(("rewards", "strict", "half"), [([2, 1, 1], 1, 1), ([1, 1, 0], 0, 0.5), ([1, 2, 0], 0, 0)])
+def test_rmb_list_is_right_only_if_the_best_beats_every_loser(rewards: list[float], strict: float, half: float) -> None:
+    close(outcome_of(RMB(), [rmb_list(0)], [rewards]).overall, strict)
+    close(outcome_of(RMB(), [rmb_list(0)], [rewards], tie=0.5).overall, half)
+
+
+def test_rmb_overall_is_the_mean_of_four_sections() -> None:
+    rows = [rmb_pair(0), rmb_pair(1), rmb_pair(2, "Harmlessness"), rmb_list(3), rmb_list(4, "Harmlessness")]
+    outcome = outcome_of(RMB(), rows, [[1, 0], [0, 1], [1, 0], [1, 0, 0], [0, 1, 0]])
+    close(outcome.overall, (0.5 + 1 + 1 + 0) / 4)
+    close(outcome.subsets["Pairwise_set/Helpfulness/Chat/Casual"], 0.5)
+
+
+def test_ppe_preference_leaves_out_what_people_called_a_tie() -> None:
+    benchmark = PPEPreference()
+    assert benchmark.read(arena(0, "tie"), "", 0) is None
+    assert benchmark.read(arena(0, "tie (bothbad)"), "", 0) is None
+    rows = [arena(1, "model_b"), arena(2, language="German"), arena(3, is_code=True)]
+    outcome = outcome_of(benchmark, rows, [[0, 1], [1, 1], [1, 0]])
+    close(outcome.overall, 2 / 3)
+    assert {name: float(value) for name, value in outcome.sections.items()} == {
+        "English": 1.0,
+        "other languages": 0.0,
+        "is_code": 1.0,
+    }
+
+
+def test_ppe_correctness_by_hand() -> None:
+    row = verified(0, [True, False, False])
+    outcome = outcome_of(PPECorrectness(), [row], [[2, 1, 3]])
+    close(outcome.overall, 0.5)
+    close(outcome.measures["MATH auc"], 0.5)
+    # sorted by reward: wrong, correct, wrong. V_1 = 1/3; of the three pairs one has the correct one on top.
+    close(outcome.measures["MATH best of 1"], 1 / 3)
+    close(outcome.measures["MATH best of 2"], 1 / 3)
+    close(outcome.measures["MATH best of 3"], 0)
+    close(outcome.measures["MATH highest"], 1 / 3)
+    close(outcome.measures["MATH loss"], 1)
+    tie = outcome_of(PPECorrectness(), [row], [[1, 1, 0]])
+    close(tie.overall, 0.5)
+    close(tie.measures["MATH auc"], 0.75)
+    close(tie.measures["MATH end"], 0.5)
+
+
+def test_ppe_correctness_uses_the_drawn_pairs_where_there_are_any() -> None:
+    row = verified(0, [True, False, False], sampled_conflict_pairs=[[2, 0]])
+    close(outcome_of(PPECorrectness(), [row], [[2, 1, 3]]).overall, 0)
+    row = verified(0, [True, False, False], sampled_conflict_pairs=[[1, 0]])
+    close(outcome_of(PPECorrectness(), [row], [[2, 1, 3]]).overall, 1)
+
+
+def test_own_lists_share_the_credit_of_a_tie_at_the_top() -> None:
+    row = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [0, 0, 1]}
+    outcome = outcome_of(Lists(), [row], [[1, 0, 1]])
+    close(outcome.overall, 0.5)
+    close(outcome.measures["pairs"], 0)
+    close(outcome.measures["by_chance"], 2 / 3)
+
+
+def test_own_pairs_have_sections_by_subset() -> None:
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "subset": name} for name in ("x", "x", "y")]
+    outcome = outcome_of(Pairs(), rows, [[1, 0], [0, 1], [0, 0]])
+    close(outcome.overall, 1 / 3)
+    assert {name: float(value) for name, value in outcome.sections.items()} == {"x": 0.5, "y": 0.0}
+    close(outcome_of(Pairs(), rows, [[1, 0], [0, 1], [0, 0]], tie=0.5).sections["y"], 0.5)

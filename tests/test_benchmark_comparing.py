@@ -1,0 +1,104 @@
+"""The paired difference of two runs: known differences, McNemar by hand, and runs that cannot be compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmark_rows import instructed, styles, write_rows
+from scipy import stats
+
+from hf_reward.benchmarks.comparing import compare, mcnemar
+from hf_reward.benchmarks.reporting import results_from_scores
+from hf_reward.benchmarks.results import ResultRule
+
+ROWS = [instructed(number, 1, ("Natural", "Manual")[number % 2]) for number in range(60)]
+
+
+def run(folder: Path, right: Any, rows: Any = ROWS) -> Path:
+    """A run that gets some rows right and the others wrong."""
+    lines = [
+        {"id": f"{row['subset']}/{row['idx']}", "rewards": [1.0, 0.0] if good else [0.0, 1.0]}
+        for row, good in zip(rows, right, strict=True)
+    ]
+    scores = write_rows(folder / "scores.jsonl", lines)
+    results_from_scores("llmbar", rows, scores, out=folder, rule=ResultRule(resamples=100))
+    return folder
+
+
+def test_a_known_difference(tmp_path: Path) -> None:
+    a = run(tmp_path / "a", [number < 45 for number in range(60)])
+    b = run(tmp_path / "b", [number < 30 for number in range(60)])
+    found = compare(a, b)
+    assert found["difference"] == pytest.approx(15 / 60)
+    assert (found["a"]["overall"], found["b"]["overall"]) == (0.75, 0.5)
+    low, high = found["ci"]
+    assert 0 < low < 0.25 < high
+    # of a paired 0/1 difference with 15 ones: the bootstrap has the standard error sqrt(p (1 - p) / n)
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 60), rel=0.15)
+    assert found["mcnemar"] == {"only_a_right": 15, "only_b_right": 0, "p_value": pytest.approx(2 * 0.5**15)}
+    assert found["sections"]["Natural"]["difference"] == pytest.approx(8 / 30, abs=0.04)
+    turned = compare(b, a)
+    assert turned["difference"] == -found["difference"]
+    assert turned["ci"] == pytest.approx([-high, -low])
+
+
+def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
+    a = run(tmp_path / "a", [number % 3 > 0 for number in range(60)])
+    found = compare(a, a)
+    assert (found["difference"], found["ci"], found["mcnemar"]["p_value"]) == (0.0, None, 1.0)
+
+
+def test_pairing_makes_the_interval_narrower(tmp_path: Path) -> None:
+    # Two models that are right on the same rows but for three: unpaired intervals would be far wider.
+    right = [number % 2 == 0 for number in range(60)]
+    a, b = (
+        run(tmp_path / "a", right),
+        run(tmp_path / "b", [good or number in (1, 3, 5) for number, good in enumerate(right)]),
+    )
+    low, high = compare(a, b)["ci"]
+    alone = json.loads((a / "results.json").read_text())["ci"]
+    assert high - low < 0.5 * (alone[1] - alone[0])
+
+
+def test_mcnemar_by_hand() -> None:
+    a = [True] * 10 + [False] * 2 + [True] * 5 + [False] * 3
+    b = [False] * 10 + [True] * 2 + [True] * 5 + [False] * 3
+    found = mcnemar(a, b)
+    # two-sided sign test on 12 rows: 2 * (C(12,0) + C(12,1) + C(12,2)) / 2^12
+    assert found == {"only_a_right": 10, "only_b_right": 2, "p_value": pytest.approx(2 * (1 + 12 + 66) / 4096)}
+    assert found["p_value"] == pytest.approx(stats.binomtest(2, 12).pvalue)
+    with pytest.raises(ValueError, match="same rows"):
+        mcnemar([True], [])
+
+
+def test_a_row_of_rm_bench_is_right_if_all_nine_comparisons_are(tmp_path: Path) -> None:
+    rows = [styles(0), styles(1)]
+    for name, last in (("a", 0.0), ("b", 5.0)):
+        lines = [{"id": f"chat/{n}", "rewards": [1.0, 1.0, 1.0, 0.0, 0.0, last]} for n in range(2)]
+        scores = write_rows(tmp_path / name / "scores.jsonl", lines)
+        results_from_scores("rm_bench", rows, scores, out=tmp_path / name, rule=ResultRule(resamples=100))
+    found = compare(tmp_path / "a", tmp_path / "b")
+    assert found["mcnemar"]["only_a_right"] == 2
+    assert found["difference"] == pytest.approx(1 / 3)
+    assert found["too_few_prompts"]
+
+
+def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
+    a = run(tmp_path / "a", [True] * 60)
+    with pytest.raises(FileNotFoundError, match=r"There is no .*results.json and no .*credits.jsonl"):
+        compare(a, tmp_path / "nowhere")
+    part = run(tmp_path / "part", [True] * 10, ROWS[:10])
+    with pytest.raises(ValueError, match=r"count different rows: 50 are only in"):
+        compare(a, part)
+    changed = run(tmp_path / "changed", [True] * 60, [{**row, "label": 2} for row in ROWS])
+    with pytest.raises(ValueError, match="same ids but other texts or labels"):
+        compare(a, changed)
+    results = json.loads((part / "results.json").read_text())
+    (part / "results.json").write_text(json.dumps({**results, "benchmark": "pairs"}))
+    with pytest.raises(ValueError, match=r"a run of llmbar and .* one of pairs"):
+        compare(a, part)
+    (part / "credits.jsonl").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        compare(a, part)

@@ -1,0 +1,110 @@
+"""Scores are kept by row id; whatever does not fit the data is refused with its line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmark_rows import pair
+
+from hf_reward.benchmarks.data import DataChoice, load_benchmark_data
+from hf_reward.benchmarks.registry import benchmark_named
+from hf_reward.benchmarks.reporting import results_from_scores
+from hf_reward.benchmarks.results import ResultRule
+from hf_reward.benchmarks.scores_file import finished_lines, read_scores, score_line
+
+ROWS = [pair(number) for number in range(4)]
+GOOD = [{"id": f"alpacaeval-easy/{number}", "rewards": [1.0, 0.5]} for number in range(4)]
+
+
+@pytest.fixture
+def comparisons() -> Any:
+    return load_benchmark_data(benchmark_named("rewardbench"), DataChoice(data=ROWS)).comparisons
+
+
+def write(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_lines_may_come_in_any_order(tmp_path: Path, comparisons: Any) -> None:
+    lines = [{**line, "rewards": [float(place), 0.0]} for place, line in enumerate(GOOD)]
+    found = read_scores(write(tmp_path / "s.jsonl", lines[::-1]), comparisons)
+    assert [each.tolist() for each in found.rewards] == [[float(place), 0.0] for place in range(4)]
+
+
+def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path, comparisons: Any) -> None:
+    rewards = np.float32([0.1, -1e-30]).astype(float)
+    path = tmp_path / "s.jsonl"
+    path.write_text("".join(score_line(each, rewards.tolist(), "") for each in comparisons))
+    assert (np.stack(read_scores(path, comparisons).rewards) == rewards).all()
+
+
+BAD: list[tuple[str, list[Any], str]] = [
+    (
+        "other row",
+        [*GOOD[:3], {**GOOD[3], "id": "alpacaeval-easy/9"}],
+        r"line 4: the data has no row 'alpacaeval-easy/9'",
+    ),
+    ("missing", GOOD[:2], r"lacks 2 of the data's 4 rows, the first is 'alpacaeval-easy/2'"),
+    ("twice", [*GOOD, GOOD[0]], r"line 5: row 'alpacaeval-easy/0' is there twice"),
+    ("NaN", [{**GOOD[0], "rewards": [float("nan"), 1]}, *GOOD[1:]], r"line 1: reward 0 .* finite number, but is nan"),
+    ("infinite", [{**GOOD[0], "rewards": [1, float("inf")]}, *GOOD[1:]], r"line 1: reward 1 .* but is inf"),
+    ("null", [{**GOOD[0], "rewards": [1, None]}, *GOOD[1:]], r"reward 1 .* but is None"),
+    ("text", [{**GOOD[0], "rewards": ["1", 0]}, *GOOD[1:]], r"reward 0 .* but is '1'"),
+    ("boolean", [{**GOOD[0], "rewards": [True, 0]}, *GOOD[1:]], r"reward 0 .* but is True"),
+    ("too few", [{**GOOD[0], "rewards": [1]}, *GOOD[1:]], r"has 2 responses, but 1 rewards"),
+    ("no rewards", [{"id": "alpacaeval-easy/0"}, *GOOD[1:]], r'line 1: must be \{"id": ..., "rewards": \[...\]\}'),
+    ("damaged", [*GOOD[:3], '{"id": "alp'], r"line 4: not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("lines", "message"), [each[1:] for each in BAD], ids=[each[0] for each in BAD])
+def test_scores_that_do_not_fit_are_refused(lines: Any, message: str, tmp_path: Path, comparisons: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_scores(write(tmp_path / "s.jsonl", lines), comparisons)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, comparisons: Any) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*`--scores` takes the scores.jsonl of a run"):
+        read_scores(tmp_path / "s.jsonl", comparisons)
+
+
+def test_a_row_that_could_not_be_scored_says_why(tmp_path: Path) -> None:
+    lines = [{**GOOD[0], "rewards": [None, 1.0], "problem": "too long"}, *GOOD[1:]]
+    path = write(tmp_path / "s.jsonl", lines)
+    left_out = results_from_scores("rewardbench", ROWS, path)
+    assert left_out["overall"] == 1.0
+    assert left_out["n"] == 3
+    assert left_out["unscored"] == {
+        "n": 1,
+        "counted_as": "leave_out",
+        "first": {"alpacaeval-easy/0": "too long"},
+    }
+    assert left_out["partial"][-1] == "1 rows that could not be scored"
+    wrong = results_from_scores("rewardbench", ROWS, path, rule=ResultRule(unscored="wrong"))
+    assert (wrong["overall"], wrong["n"], wrong["unscored"]["counted_as"]) == (0.75, 4, "wrong")
+    assert "could not be scored" not in " ".join(wrong["partial"])
+
+
+def test_nothing_that_could_be_scored(tmp_path: Path) -> None:
+    lines = [{**each, "rewards": [None, None], "problem": "too long"} for each in GOOD]
+    with pytest.raises(ValueError, match=r"None of the 4 rows could be scored. The first: too long"):
+        results_from_scores("rewardbench", ROWS, write(tmp_path / "s.jsonl", lines))
+
+
+@pytest.mark.parametrize("cut", [0, 5, 45, 46, 100])
+def test_an_unfinished_file_keeps_its_whole_lines(cut: int, tmp_path: Path, comparisons: Any) -> None:
+    text = "".join(score_line(each, [1.0, 0.0], "") for each in comparisons)
+    path = tmp_path / "s.jsonl"
+    path.write_text(text[: len(text) - cut])
+    kept = finished_lines(path, comparisons)
+    assert text.startswith("".join(kept))
+    assert len(kept) == text[: len(text) - cut].count("\n")
+
+
+@pytest.mark.parametrize("rule", [{"unscored": "right"}, {"resamples": 10}])
+def test_unusable_rules(rule: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        ResultRule(**rule)

@@ -1,0 +1,163 @@
+"""Calibration by hand, on models whose calibration is known, and where there is nothing to fit."""
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from hf_reward.calibration import (
+    calibration_error,
+    calibration_floor,
+    calibration_metrics,
+    debiased_calibration_error,
+    fit_slope,
+    reliability_bins,
+    spiegelhalter,
+)
+
+
+def simulated(count: int, seed: int, slope: float = 1.0) -> np.ndarray:
+    """Gaps of a model whose log-odds are `slope` times its gaps."""
+    random = np.random.default_rng(seed)
+    size = np.abs(random.normal(0, 1.5, count))
+    return np.where(random.random(count) < special.expit(slope * size), size, -size)
+
+
+# --- slope ---
+
+
+def test_slope_by_hand() -> None:
+    # Three pairs of gap 1, of which two are won: sigmoid(b) = 2/3, so b = ln 2.
+    assert fit_slope(np.array([1.0, 1.0, -1.0])).value == pytest.approx(np.log(2), abs=1e-12)
+    assert fit_slope(np.array([2.0, 2.0, -2.0])).value == pytest.approx(np.log(2) / 2, abs=1e-12)
+    assert fit_slope(np.array([1.0, 1.0, -1.0])).temperature == pytest.approx(1 / np.log(2))
+
+
+def test_slope_interval_by_hand() -> None:
+    # Scores are 1/3, 1/3 and -2/3, the information 3 * 2/9; G / (G - 1) = 3/2; t of two degrees of freedom.
+    found = fit_slope(np.array([1.0, 1.0, -1.0]))
+    error = np.sqrt(1.5 * (1 / 9 + 1 / 9 + 4 / 9)) / (2 / 3)
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 2) * error)
+
+
+def test_slope_is_below_0_for_a_model_that_prefers_the_wrong_side() -> None:
+    found = fit_slope(np.array([-1.0, -1.0, 1.0]))
+    assert found.value == pytest.approx(-np.log(2))
+    assert np.isnan(found.temperature)
+
+
+def test_slope_scales_with_rewards_of_any_size() -> None:
+    gaps = simulated(400, 0)
+    for factor in (1e-8, 1e8):
+        assert fit_slope(gaps * factor).value * factor == pytest.approx(fit_slope(gaps).value, rel=1e-9)
+
+
+def test_slope_of_pairs_that_are_all_right_is_infinite() -> None:
+    found = fit_slope(np.array([1.0, 2.0, 0.0]))
+    assert (found.value, found.temperature) == (np.inf, 0.0)
+    assert np.isnan(found.low)
+    assert fit_slope(np.array([-1.0, 0.0])).value == -np.inf
+
+
+def test_slope_interval_is_wider_where_prompts_repeat() -> None:
+    gaps = np.repeat(simulated(60, 3), 5)
+    alone, clustered = fit_slope(gaps), fit_slope(gaps, np.repeat(np.arange(60), 5))
+    assert clustered.value == alone.value
+    assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
+    assert np.isnan(fit_slope(gaps, np.zeros(300, int)).low)
+
+
+@pytest.mark.slow
+def test_slope_interval_covers_the_truth() -> None:
+    found = [fit_slope(simulated(200, seed, slope=0.5)) for seed in range(400)]
+    covered = np.mean([each.low <= 0.5 <= each.high for each in found])
+    assert 0.92 <= covered <= 0.98
+
+
+# --- errors ---
+
+
+def test_calibration_errors_by_hand() -> None:
+    # Four pairs of confidence 0.8, of which two are right, in one bin.
+    gap = special.logit(0.8)
+    gaps = np.array([gap, gap, -gap, -gap])
+    assert calibration_error(gaps, 1) == pytest.approx(0.3)
+    # (0.5 - 0.8)^2 - 0.25 / 3 = 0.09 - 0.0833
+    assert debiased_calibration_error(gaps, 1) == pytest.approx(np.sqrt(0.09 - 0.25 / 3))
+    # calibrated on average: 4 of 5 at 0.8, so the square is minus 0.16 / 4
+    assert debiased_calibration_error(np.array([gap] * 4 + [-gap]), 1) == pytest.approx(-np.sqrt(0.04))
+
+
+def test_bins_hold_equally_many_pairs_and_a_tie_is_half_right() -> None:
+    bins = reliability_bins(np.array([0.0, 0.0, 3.0, -2.0]), 2)
+    assert [each.count for each in bins] == [2, 2]
+    assert (bins[0].confidence, bins[0].accuracy) == (0.5, 0.5)
+    assert bins[1].accuracy == 0.5
+    assert bins[1].confidence == pytest.approx((special.expit(3) + special.expit(2)) / 2)
+    assert bins[1].low < 0.5 < bins[1].high
+    assert len(reliability_bins(simulated(2000, 0))) == 15
+    assert len(reliability_bins(simulated(200, 0))) == 4
+
+
+def test_naive_error_of_a_calibrated_model_is_its_floor_and_the_debiased_one_is_none() -> None:
+    # evaluation notes: 0.096, 0.055 and 0.030 at 200, 600 and 2000 pairs with 15 bins
+    for count, expected in ((200, 0.096), (600, 0.055), (2000, 0.030)):
+        found = [calibration_error(simulated(count, seed), 15) for seed in range(100)]
+        assert np.mean(found) == pytest.approx(expected, abs=0.012)
+        assert calibration_floor(simulated(count, 0), 15) == pytest.approx(np.mean(found), abs=0.006)
+    debiased = [debiased_calibration_error(simulated(600, seed)) for seed in range(200)]
+    assert abs(np.mean(debiased)) < 0.01
+
+
+def test_an_overconfident_model_is_seen() -> None:
+    found = calibration_metrics(simulated(2000, 1, slope=0.5))
+    assert found["slope"] == pytest.approx(0.5, abs=0.1)
+    assert found["temperature"] == pytest.approx(1 / found["slope"])
+    assert found["slope_ci_high"] < 1
+    assert found["ece_debiased"] > 0.05
+    assert found["ece_naive"] > found["ece_floor"]
+    assert found["spiegelhalter_z"] > 3
+    assert found["spiegelhalter_p"] < 0.001
+    assert (found["num_pairs"], found["num_bins"]) == (2000, 15)
+
+
+# --- Spiegelhalter ---
+
+
+def test_spiegelhalter_by_hand() -> None:
+    # p = 0.8 for both pairs, one won: sum (y - p)(1 - 2p) = 0.2 * -0.6 + -0.8 * -0.6 = 0.36; variance 2 * 0.36 * 0.16
+    gap = special.logit(0.8)
+    score, p_value = spiegelhalter(np.array([gap, -gap]))
+    assert score == pytest.approx(0.36 / np.sqrt(2 * 0.36 * 0.16))
+    assert p_value == pytest.approx(2 * stats.norm.sf(score))
+
+
+@pytest.mark.slow
+def test_spiegelhalter_keeps_its_level() -> None:
+    p_values = [spiegelhalter(simulated(300, seed))[1] for seed in range(600)]
+    assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.08
+
+
+def test_spiegelhalter_of_ties_alone_says_nothing() -> None:
+    assert np.isnan(spiegelhalter(np.zeros(5))).all()
+
+
+# --- unusable gaps ---
+
+
+@pytest.mark.parametrize(
+    ("gaps", "message"),
+    [([], "one or more numbers"), ([[1.0]], "one or more numbers"), ([np.nan, 1.0], "1 are NaN or infinite")],
+)
+def test_unusable_gaps(gaps: list, message: str) -> None:
+    for function in (fit_slope, calibration_error, debiased_calibration_error, spiegelhalter, reliability_bins):
+        with pytest.raises(ValueError, match=message):
+            function(np.array(gaps))
+
+
+def test_nothing_to_fit() -> None:
+    with pytest.raises(ValueError, match="tells no two responses apart"):
+        fit_slope(np.zeros(3))
+    with pytest.raises(ValueError, match="`num_bins` must be from 1 to the 3 pairs"):
+        calibration_error(np.ones(3), 4)
+    with pytest.raises(ValueError, match="two pairs or more"):
+        debiased_calibration_error(np.ones(3), 3)

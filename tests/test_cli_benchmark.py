@@ -1,0 +1,118 @@
+"""`hf-reward benchmark`: what it prints for people and for programs, and its one-line errors."""
+
+import ast
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmark_rows import instructed, write_rows
+from saved_models import saved_model
+from typer.testing import CliRunner, Result
+
+from hf_reward import cli_benchmark
+from hf_reward.benchmarks.registry import NAMES, benchmark_named
+from hf_reward.cli_benchmark import ORDERS, app
+
+ROWS = [instructed(number, 1 + number % 2, ("Natural", "Manual")[number % 2]) for number in range(24)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "llmbar.jsonl", ROWS)
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    lines = [{"id": f"{row['subset']}/{row['idx']}", "rewards": [1.0, 0.0]} for row in ROWS]
+    return write_rows(tmp_path / "mine" / "scores.jsonl", lines)
+
+
+def call(*words: Any) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def test_help_says_what_the_benchmarks_themselves_say() -> None:
+    assert list(ORDERS) == list(NAMES)
+    for name, (title, order) in ORDERS.items():
+        assert (title, order) == (benchmark_named(name).title, benchmark_named(name).order)
+        words = " ".join(call(name, "--help").stdout.split())
+        assert f"Response order of scores.jsonl: {order}." in words  # not taken for markup
+    listed = call("--help").stdout
+    assert all(name in listed for name in (*NAMES, "all", "compare"))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    tree = ast.parse(inspect.getsource(cli_benchmark))
+    imported = {
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert imported == {"json", "logging", "os", "warnings", "collections.abc", "pathlib", "typing", "typer"}
+
+
+def test_scores_are_recomputed_without_a_model(data: Path, scores: Path, tmp_path: Path) -> None:
+    shown = call("llmbar", "--data", data, "--scores", scores)
+    assert shown.exit_code == 0
+    assert "overall (partial)" in shown.stdout
+    assert "longer response (characters)" in shown.stdout
+    assert "PARTIAL" in shown.stdout
+    printed = call("llmbar", "--data", data, "--scores", scores, "--out", tmp_path / "out", "--json")
+    assert json.loads(printed.stdout) == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert json.loads(printed.stdout)["overall"] == 0.5
+
+
+def test_a_model_from_the_command_line(make_model_folder: Any, data: Path, tmp_path: Path) -> None:
+    folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
+    words = ("--model", folder, "--data", data, "--out", tmp_path / "out", "--json", "--card")
+    first = call("llmbar", *words)
+    assert first.exit_code == 0, first.output
+    results = json.loads(first.stdout)
+    assert json.loads((folder / "benchmark_results.json").read_text()) == [results]
+    part = call("llmbar", *words[:4], "--out", tmp_path / "part", "--subset", "Manual", "--json")
+    assert json.loads(part.stdout)["n"] == 12
+    compared = call("compare", tmp_path / "out", tmp_path / "out")
+    assert "McNemar" in compared.stdout
+    assert json.loads(call("compare", tmp_path / "out", tmp_path / "out", "--json").stdout)["difference"] == 0
+
+
+def test_all_from_the_command_line(make_model_folder: Any, data: Path, tmp_path: Path) -> None:
+    folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
+    found = call("all", "--model", folder, "--data", data.parent, "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.output
+    assert "LLMBar (partial)" in found.stdout
+    assert "Not run: rewardbench." in found.stdout
+    (tmp_path / "empty").mkdir()
+    nothing = call("all", "--model", folder, "--data", tmp_path / "empty", "--out", tmp_path / "none")
+    assert nothing.exit_code == 1
+    assert nothing.stdout.count("Not run: ") == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["llmbar"], "give either --model or --scores"),
+        (["llmbar", "--model", "m"], "--model needs --out"),
+        (["pairs", "--scores", "s", "--columns", "chosen"], "--columns takes our name=your column"),
+        (["all", "--out", "o"], "give --model and --out"),
+        (["compare", "a"], "Missing argument"),
+    ],
+)
+def test_words_that_do_not_fit(words: list[str], message: str) -> None:
+    found = call(*words)
+    assert found.exit_code == 2
+    assert message in " ".join(found.stderr.replace("│", " ").split())
+
+
+def test_own_columns_from_the_command_line(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "p", "good": "a", "bad": "b"}])
+    scores = write_rows(tmp_path / "scores.jsonl", [{"id": "0", "rewards": [1.0, 0.0]}])
+    words = ("--data", rows, "--scores", scores, "--columns", "chosen=good", "--columns", "rejected=bad", "--json")
+    assert json.loads(call("pairs", *words).stdout)["overall"] == 1.0
+
+
+def test_errors_reach_the_program_as_they_are(data: Path) -> None:
+    found = call("llmbar", "--data", data, "--scores", "nowhere.jsonl")
+    assert isinstance(found.exception, FileNotFoundError)  # which `cli.main` prints as one line

@@ -1,0 +1,176 @@
+"""Evaluation rows that training has seen are counted, said, and left out of an accuracy of their own."""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import randomize_head
+from datasets import Dataset
+from training_runs import load, make_trainer
+
+from hf_reward.leaks import leaked_rows, metrics_without_leaks, shared_with_training, warn_of_leaks
+
+Row = dict[str, str]
+
+
+def pairs(start: int, count: int) -> list[Row]:
+    return [
+        {"prompt": f"question {i} of many: ", "chosen": f"the answer is {i}", "rejected": f"no idea {i * 7}"}
+        for i in range(start, start + count)
+    ]
+
+
+def prepared(groups: list[int], contents: list[int]) -> Dataset:
+    return Dataset.from_dict({"group": groups, "content_hash": contents})
+
+
+@pytest.fixture
+def scorer(make_model_folder, tmp_path):
+    def make(train: Any, evaluation: Any = None, **changes: Any) -> Any:
+        model = load(make_model_folder("llama"))
+        randomize_head(model)
+        return make_trainer(model, train, tmp_path / "run", evaluation=evaluation, **changes)
+
+    return make
+
+
+# --- finding ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_leak_by_group_or_by_content():
+    train, held = prepared([1, 2, 3], [10, 20, 30]), prepared([3, 4, 5, 6], [31, 10, 50, 60])
+    shared = shared_with_training(train, held)
+    assert {kind: rows.tolist() for kind, rows in shared.items()} == {
+        "prompt group": [True, False, False, False],
+        "whole content": [False, True, False, False],
+    }
+    leaked = leaked_rows(train, held)
+    assert leaked is not None
+    assert leaked.tolist() == [True, True, False, False]
+
+
+def test_nothing_shared_and_what_cannot_be_known_are_none():
+    train = prepared([1], [10])
+    assert leaked_rows(train, prepared([2], [20])) is None
+    assert leaked_rows(None, train) is None
+    assert leaked_rows(train, train.to_iterable_dataset()) is None
+    assert leaked_rows(train, Dataset.from_dict({"ranks": [[0, 1]]})) is None
+
+
+def test_large_numbers_are_compared_exactly():
+    """Hashes of 64 bits, which a float would round to their neighbours."""
+    train, held = prepared([2**60], [-(2**62)]), prepared([2**60 + 1], [-(2**62) + 1])
+    assert leaked_rows(train, held) is None
+
+
+def test_accuracy_without_leaks_by_hand():
+    """Of the rows that are left, gaps 1, -1, 1 in prompts 7, 7, 8: 2 of 3, deviations -1/3 and 1/3."""
+    rewards = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    ranks, groups = np.array([[0, 1]] * 4), np.array([6, 7, 7, 8])
+    found = metrics_without_leaks(rewards, ranks, groups, np.array([True, False, False, False]))
+    assert found["accuracy_without_leaks"] == pytest.approx(2 / 3)
+    assert (found["num_leaked_rows"], found["num_pairs_without_leaks"]) == (1, 3)
+    assert (found["accuracy_without_leaks_ci_low"], found["accuracy_without_leaks_ci_high"]) == (0.0, 1.0)
+    one = metrics_without_leaks(rewards, ranks, groups, np.array([True, True, True, False]))
+    assert math.isnan(one["accuracy_without_leaks_ci_low"])
+
+
+def test_no_row_left_is_a_count_and_no_accuracy():
+    found = metrics_without_leaks(np.zeros((2, 2)), np.array([[0, 1]] * 2), np.array([1, 2]), np.array([True, True]))
+    assert found == {"num_leaked_rows": 2, "num_pairs_without_leaks": 0}
+
+
+def test_padded_lists_are_measured():
+    rewards = np.array([[3.0, 2.0, 1.0], [0.0, 1.0, 0.0]])
+    ranks = np.array([[0, 1, 2], [0, 1, -100]])
+    found = metrics_without_leaks(rewards, ranks, np.array([1, 2]), np.array([False, False]))
+    assert (found["accuracy_without_leaks"], found["num_pairs_without_leaks"]) == (0.75, 4)
+
+
+# --- saying ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_warning_counts_and_names_each_set(caplog):
+    train = prepared([1, 2], [10, 20])
+    with caplog.at_level(logging.WARNING, logger="hf_reward.leaks"):
+        warn_of_leaks(train, {"clean": prepared([3], [30]), "seen": prepared([1, 3, 4], [11, 20, 40])})
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert "2 of 3 rows of the evaluation data 'seen' occur in training (1 by prompt group, 1 by whole content)" in text
+
+
+def test_streams_are_said_to_be_unknown(caplog):
+    train = prepared([1], [10])
+    with caplog.at_level(logging.WARNING, logger="hf_reward.leaks"):
+        warn_of_leaks(train.to_iterable_dataset(), prepared([1], [10]))
+        warn_of_leaks(train, None)
+        warn_of_leaks(None, train)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Rows that training and the evaluation data share cannot be found in streams, so none are left out."
+    ]
+
+
+# --- in the trainer --------------------------------------------------------------------------------------------------
+
+
+def test_the_trainer_warns_and_measures_the_other_rows(scorer, caplog):
+    with caplog.at_level(logging.WARNING, logger="hf_reward.leaks"):
+        trainer = scorer(pairs(0, 12), pairs(8, 12), per_device_eval_batch_size=5)
+    assert (
+        "4 of 12 rows of the evaluation data occur in training (4 by prompt group, 4 by whole content)" in caplog.text
+    )
+    metrics = trainer.evaluate()
+    clean = trainer.evaluate(pairs(12, 8))
+    assert metrics["eval_num_leaked_rows"] == 4
+    assert metrics["eval_num_pairs_without_leaks"] == 8
+    assert metrics["eval_accuracy_without_leaks"] == pytest.approx(clean["eval_accuracy"])
+    for side in ("low", "high"):
+        assert metrics[f"eval_accuracy_without_leaks_ci_{side}"] == pytest.approx(clean[f"eval_accuracy_ci_{side}"])
+    assert "eval_accuracy_without_leaks" not in clean
+    assert trainer.evaluate()["eval_num_leaked_rows"] == 4  # and the evaluation between has left no trace
+
+
+def test_rows_out_of_order_are_matched_to_their_rewards(scorer):
+    """With length buckets rows are evaluated in another order than the data's."""
+    held = [{**row, "chosen": row["chosen"] + " indeed" * (place * 5 % 7)} for place, row in enumerate(pairs(0, 20))]
+    train = [row for place, row in enumerate(held) if place % 3 == 0]
+    trainer = scorer(train, held, length_bucketing="true", per_device_eval_batch_size=3)
+    found = trainer.evaluate()
+    rest = trainer.evaluate([row for place, row in enumerate(held) if place % 3])
+    assert found["eval_num_leaked_rows"] == 7
+    assert found["eval_accuracy_without_leaks"] == pytest.approx(rest["eval_accuracy"])
+
+
+def test_predict_and_each_of_several_sets_are_measured(scorer, caplog):
+    with caplog.at_level(logging.WARNING, logger="hf_reward.leaks"):
+        trainer = scorer(pairs(0, 8), {"seen": pairs(4, 8), "new": pairs(20, 8)})
+    assert "4 of 8 rows of the evaluation data 'seen'" in caplog.text
+    assert "'new'" not in caplog.text
+    metrics = trainer.evaluate()
+    assert metrics["eval_seen_num_leaked_rows"] == 4
+    assert "eval_new_num_leaked_rows" not in metrics
+    assert trainer.predict(pairs(6, 6)).metrics["test_num_leaked_rows"] == 2
+    assert "test_num_leaked_rows" not in trainer.predict(pairs(40, 6)).metrics
+
+
+def test_without_shared_rows_nothing_is_said(scorer, caplog):
+    with caplog.at_level(logging.WARNING, logger="hf_reward.leaks"):
+        trainer = scorer(pairs(0, 8), pairs(8, 8))
+    assert not [record for record in caplog.records if record.name == "hf_reward.leaks"]
+    assert not [name for name in trainer.evaluate() if "leak" in name]
+
+
+def test_a_whole_set_that_was_seen_has_no_other_accuracy(scorer):
+    trainer = scorer(pairs(0, 8), pairs(0, 8))
+    metrics = trainer.evaluate()
+    assert (metrics["eval_num_leaked_rows"], metrics["eval_num_pairs_without_leaks"]) == (8, 0)
+    assert "eval_accuracy_without_leaks" not in metrics
+
+
+def test_the_record_keeps_it(scorer):
+    trainer = scorer(pairs(0, 8), pairs(4, 8))
+    trainer.evaluate()
+    assert trainer.record().evaluation["num_leaked_rows"] == 4
+    assert 0 <= trainer.record().evaluation["accuracy_without_leaks"] <= 1

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward import cli_scoring
+from hf_reward import cli_benchmark, cli_data, cli_scoring
 from hf_reward.cli_output import quiet
 
 app = typer.Typer(
@@ -57,6 +57,13 @@ def recipes(name: str = typer.Argument(None, help="Print this recipe, such as qu
 app.command()(cli_scoring.score)
 app.command()(cli_scoring.rank)
 app.command()(cli_scoring.serve)
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+app.add_typer(cli_benchmark.app, name="benchmark")
+app.command("check-data")(cli_data.check_data)
+app.command("split")(cli_data.split)
 
 
 # --- saved models ---------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from importlib.resources import files
 import pytest
 
 from hf_reward import length_rule, tfidf_bradley_terry
-from hf_reward.row_text import response_text
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.preferences import to_preference_row
+from hf_reward.row_text import response_text
 from hf_reward.sources import as_sources, load_source
 
 CATEGORIES = {"factual", "instruction_following", "coding", "safety", "honesty"}

@@ -11,8 +11,14 @@ if TYPE_CHECKING:
     from hf_reward.averaging import average_reward_models as average_reward_models
     from hf_reward.baselines import length_rule as length_rule
     from hf_reward.baselines import tfidf_bradley_terry as tfidf_bradley_terry
+    from hf_reward.benchmarks.comparing import compare as compare
+    from hf_reward.benchmarks.reporting import results_from_scores as results_from_scores
+    from hf_reward.benchmarks.running import run_all as run_all
+    from hf_reward.benchmarks.running import run_benchmark as run_benchmark
     from hf_reward.checkpoint_record import CheckpointRecord as CheckpointRecord
+    from hf_reward.data_check import check_data as check_data
     from hf_reward.data_collator import DataCollatorForPreference as DataCollatorForPreference
+    from hf_reward.evaluate_modules import load_metric as load_metric
     from hf_reward.export import ExportRule as ExportRule
     from hf_reward.export import export_reward_model as export_reward_model
     from hf_reward.export import save_merged as save_merged
@@ -67,16 +73,22 @@ _STATIONS = {
     "VerificationError": "verify",
     "accuracy_reading": "metrics",
     "average_reward_models": "averaging",
+    "check_data": "data_check",
+    "compare": "benchmarks.comparing",
     "compute_rewards": "rewards",
     "export_reward_model": "export",
     "import_reward_model": "importers.stock_folder",
     "length_rule": "baselines",
+    "load_metric": "evaluate_modules",
     "merge_adapter": "modeling",
     "preference_metrics": "metrics",
     "prepare_preferences": "preparation",
     "prepare_tokenizer": "tokenizer_setup",
     "push_reward_model": "push",
     "register_classifier": "architectures",
+    "results_from_scores": "benchmarks.reporting",
+    "run_all": "benchmarks.running",
+    "run_benchmark": "benchmarks.running",
     "save_merged": "export",
     "score_rows": "scoring",
     "split_by_prompt": "splits",

@@ -393,7 +393,7 @@ class RewardScorer:
         sequences = distinct_sequences(
             [each.input_ids for each in encoded], [each.token_type_ids for each in encoded] if typed else None
         )
-        state = PartialState() if self.distributed else None
+        state = PartialState(cpu=not torch.accelerator.is_available()) if self.distributed else None
         share = (0, 1) if state is None else (state.process_index, state.num_processes)
         hidden = None if show_progress is None else not show_progress
         with tqdm(

@@ -49,7 +49,8 @@ def load_for_scoring(
         raise ValueError("`device` and `device_map` both say where the model goes. Give one of them.")
     if "device_map" not in options:
         move: Any = model
-        move.to(device if device is not None else PartialState().device)
+        # Without an accelerator the state has to be told so, or it overlooks the other processes of a CPU launch.
+        move.to(device if device is not None else PartialState(cpu=not torch.accelerator.is_available()).device)
     return model, tokenizer, record
 
 

@@ -1,6 +1,7 @@
 """A tiny scorer for the tests of the server, and clients that speak to an application without a socket."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,3 +29,27 @@ async def client_of(scorer: Any, **settings: Any) -> AsyncIterator[httpx.AsyncCl
         httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client,
     ):
         yield client
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test's coroutine, but not for ever."""
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def asked(scorer: Any, test: Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]], **settings: Any) -> None:
+    """Run a test with a client of an application."""
+
+    async def whole() -> None:
+        async with client_of(scorer, **settings) as client:
+            await test(client)
+
+    run(whole)
+
+
+def error_of(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    """The error in an answer, in the one form that errors have."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], error["type"]) == (status, kind)
+    assert error["message"]
+    return error

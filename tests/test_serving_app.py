@@ -2,16 +2,15 @@
 
 import asyncio
 import json
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from serving_scorers import client_of, tiny_scorer
+from serving_scorers import asked, error_of, tiny_scorer
 
-from hf_reward.reward_scorer import RewardScorer, ScoreResult
+from hf_reward.reward_scorer import RewardScorer
 from hf_reward.score_request import ScoreRequest
 
 CHAT = [{"role": "user", "content": "Which is heavier?"}, {"role": "assistant", "content": "Water."}]
@@ -21,26 +20,6 @@ ANSWERS = ["Water.", "Oil is heavier, I think.", "Three short answers are better
 @pytest.fixture
 def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
     return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 60))
-
-
-def asked(scorer: Any, test: Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]], **settings: Any) -> None:
-    async def whole() -> None:
-        async with client_of(scorer, **settings) as client:
-            await test(client)
-
-    run(whole)
-
-
-def error_of(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert (error["code"], error["type"]) == (status, kind)
-    assert error["message"]
-    return error
 
 
 # --- rewards ---------------------------------------------------------------------------------------------------------
@@ -274,174 +253,6 @@ def test_a_token_guards_all_but_health(scorer):
         assert (await client.get("/metrics", headers=right)).status_code == 200
 
     asked(scorer, test, token="secret")
-
-
-# --- the model's faults ----------------------------------------------------------------------------------------------
-
-
-class FaultyScorer:
-    """A scorer whose device pass can be held, broken, or made to give NaN."""
-
-    def __init__(self, scorer: RewardScorer) -> None:
-        self._scorer = scorer
-        self.gate = threading.Event()
-        self.gate.set()
-        self.fault: Exception | None = None
-        self.rows = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scorer, name)
-
-    def score_encoded(self, encoded: Any, **options: Any) -> ScoreResult:
-        self.rows += len(encoded)
-        assert self.gate.wait(20)
-        if self.fault is not None:
-            raise self.fault
-        return self._scorer.score_encoded(encoded, **options)
-
-
-def test_a_crash_of_the_model_is_said_and_the_server_goes_on(scorer):
-    faulty = FaultyScorer(scorer)
-    body = {"prompt": "a", "response": "b"}
-
-    async def test(client: httpx.AsyncClient) -> None:
-        faulty.fault = RuntimeError("CUDA error: secret path")
-        error = error_of(await client.post("/score", json=body), 500, "model_failed")
-        assert "secret" not in error["message"]
-        assert (await client.get("/health")).status_code == 200
-        for _ in range(2):
-            await client.post("/score", json=body)
-        error_of(await client.get("/health"), 503, "unwell")
-        faulty.fault = None
-        assert (await client.post("/score", json=body)).status_code == 200
-        assert (await client.get("/health")).status_code == 200
-        assert "hf_reward_failed_batches_total 3.0" in (await client.get("/metrics")).text
-
-    asked(faulty, test)
-
-
-def test_out_of_memory_is_a_fault_like_any_other(scorer):
-    import torch
-
-    faulty = FaultyScorer(scorer)
-
-    async def test(client: httpx.AsyncClient) -> None:
-        faulty.fault = torch.OutOfMemoryError("CUDA out of memory")
-        error = error_of(await client.post("/get_reward", json={"query": ["a"]}), 500, "model_failed")
-        assert "OutOfMemoryError" in error["message"]
-        faulty.fault = None
-        assert (await client.post("/get_reward", json={"query": ["a"]})).status_code == 200
-
-    asked(faulty, test)
-
-
-def test_a_reward_that_is_no_number_is_an_error_and_never_json(scorer):
-    import torch
-
-    weight = next(module for name, module in scorer.model.named_modules() if name == "score").weight
-    with torch.no_grad():
-        weight.fill_(torch.inf)
-
-    async def test(client: httpx.AsyncClient) -> None:
-        for path, body in (
-            ("/score", {"prompt": "a", "response": "b"}),
-            ("/rank", {"prompt": "a", "responses": ["b"]}),
-            ("/get_reward", {"query": ["a"]}),
-            ("/classify", {"input": "a"}),
-        ):
-            answer = await client.post(path, json=body)
-            error_of(answer, 422, "unscorable")
-            assert "NaN" not in answer.text
-            assert "Infinity" not in answer.text
-
-    asked(scorer, test)
-
-
-def test_a_full_queue_answers_429_and_a_request_above_it_413(scorer):
-    faulty = FaultyScorer(scorer)
-    body = {"prompt": "a", "response": "b"}
-
-    async def test(client: httpx.AsyncClient) -> None:
-        faulty.gate.clear()
-        asks = [asyncio.create_task(client.post("/score", json=body)) for _ in range(12)]
-        await asyncio.sleep(0.3)
-        refused = [ask.result() for ask in asks if ask.done()]
-        assert len(refused) >= 7  # one is computed, four wait
-        for answer in refused:
-            error_of(answer, 429, "queue_full")
-            assert 1 <= int(answer.headers["Retry-After"]) <= 60
-        faulty.gate.set()
-        statuses = [answer.status_code for answer in await asyncio.gather(*asks)]
-        assert statuses.count(200) == 12 - len(refused)
-        assert (await client.post("/score", json=body)).status_code == 200
-        error = error_of(await client.post("/rank", json={"prompt": "a", "responses": ["b"] * 5}), 413, "too_large")
-        assert "5 rows, and the queue holds 4" in error["message"]
-        assert f'reason="queue_full"}} {len(refused)}.0' in (await client.get("/metrics")).text
-
-    asked(faulty, test, max_queue_rows=4)
-
-
-def test_one_bad_row_fails_no_other_request_of_its_batch(scorer):
-    faulty = FaultyScorer(scorer)
-
-    async def test(client: httpx.AsyncClient) -> None:
-        faulty.gate.clear()
-        bodies = [{"prompt": "a", "response": text} for text in ("b", "", "c", "b " * 600, "d")]
-        asks = [asyncio.create_task(client.post("/score", json=body)) for body in bodies]
-        await asyncio.sleep(0.2)
-        faulty.gate.set()
-        assert [answer.status_code for answer in await asyncio.gather(*asks)] == [200, 422, 200, 422, 200]
-
-    asked(faulty, test)
-
-
-def test_work_of_a_client_that_left_is_dropped(scorer):
-    from hf_reward.serving.app import create_app
-
-    faulty = FaultyScorer(scorer)
-    app = create_app(faulty, None)  # type: ignore[arg-type]
-
-    async def ask(leaves: asyncio.Event) -> list[Any]:
-        """A client at the level of ASGI, which hangs up when told."""
-        body = json.dumps({"prompt": "a", "responses": ["b", "c", "d"]}).encode()
-        sent: list[Any] = []
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> dict[str, Any]:
-            if messages:
-                return messages.pop()
-            await leaves.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        headers = [(b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": "/score", "headers": headers, "query_string": b""}
-        await app(scope, receive, send)
-        return sent
-
-    async def test() -> None:
-        batcher = app.state.service.batcher
-        faulty.gate.clear()
-        stays, leaves = asyncio.Event(), asyncio.Event()
-        first = asyncio.create_task(ask(stays))
-        while faulty.rows == 0:
-            await asyncio.sleep(0.001)
-        second = asyncio.create_task(ask(leaves))
-        while batcher.waiting_tokens == 0:
-            await asyncio.sleep(0.001)
-        leaves.set()
-        await second
-        await asyncio.sleep(0.01)
-        assert (batcher.waiting_rows, batcher.waiting_tokens) == (0, 0)
-        faulty.gate.set()
-        assert (await first)[0]["status"] == 200
-        assert faulty.rows == 3  # those of the first only
-        await batcher.close()
-        assert b'status="499"} 1.0' in app.state.service.metrics.text()
-
-    run(test)
 
 
 # --- what is counted -------------------------------------------------------------------------------------------------

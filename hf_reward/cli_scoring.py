@@ -27,6 +27,7 @@ Out = Annotated[
 Columns = Annotated[
     list[str] | None, typer.Option(help="The data's own name of a column: `response=answer`; may be repeated.")
 ]
+RewardColumn = Annotated[str, typer.Option(help="Name of the added column of rewards.")]
 BatchTokens = Annotated[int, typer.Option(help="Tokens computed together; 0 is what suits the device.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the backbone: float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; by default a GPU if there is one.")]
@@ -52,7 +53,7 @@ def score(
     prompt: Annotated[str, typer.Option(help="Instead of --data: one prompt.")] = "",
     response: Annotated[list[str] | None, typer.Option(help="Its response; may be repeated.")] = None,
     columns: Columns = None,
-    reward_column: Annotated[str, typer.Option(help="Name of the added column.")] = "reward",
+    reward_column: RewardColumn = "reward",
     batch_tokens: BatchTokens = 0,
     dtype: Dtype = "float32",
     device: Device = "",
@@ -100,6 +101,9 @@ def rank(
     data: Data,
     out: Out = "",
     columns: Columns = None,
+    reward_column: RewardColumn = "reward",
+    rank_column: Annotated[str, typer.Option(help="Name of the added column of ranks.")] = "rank",
+    best_column: Annotated[str, typer.Option(help="Name of the added column with the place of the best.")] = "best",
     batch_tokens: BatchTokens = 0,
     dtype: Dtype = "float32",
     device: Device = "",
@@ -126,6 +130,9 @@ def rank(
     options = _model_options(dtype, device, batch_tokens, max_length, revision, base_model, trust_remote_code)
     settings = {
         "rank": True,
+        "reward_column": reward_column,
+        "rank_column": rank_column,
+        "best_column": best_column,
         "columns": _mapping(columns),
         "allow_empty": allow_empty,
         "split": split,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -38,6 +39,9 @@ from transformers import (
     SmolLM3Config,
 )
 
+# A busy machine is no failure, and a suite that passed passes again; `--hypothesis-profile default` looks for more.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 torch.set_num_threads(1)  # two threads on tiny matrices wait for each other ten times longer than they compute
 
 CORPUS = [

@@ -18,7 +18,14 @@ from hf_reward.checkpoint_record import CheckpointRecord
 from hf_reward.preference_row import PreferenceFormatError, Prompt, Response
 from hf_reward.response_encoding import EncodedResponse
 from hf_reward.reward_head import RewardModel, bare_model
-from hf_reward.score_request import ScoreRequest, read_request, request_from_messages, request_from_text
+from hf_reward.score_request import (
+    REQUEST_COLUMNS,
+    ScoreRequest,
+    read_request,
+    request_from_messages,
+    request_from_text,
+    requests_of_row,
+)
 from hf_reward.scorer_loading import describe_scoring, encoder_of, load_for_scoring
 from hf_reward.sequence_scoring import SequenceScorer, distinct_sequences
 
@@ -281,10 +288,11 @@ class RewardScorer:
             **columns: What else TRL passes (`completion_ids`, columns of the data); not read.
 
         Returns:
-            For TRL a list of rewards, None where one cannot be scored. For a batch its columns and `reward`, float32.
+            For TRL a list of rewards, None where one cannot be scored. For a batch its columns, `reward` (float32, NaN
+            where a row cannot be scored) and `problem`, which says why, else empty.
 
         Raises:
-            ScoringError: If a row of a batch cannot be scored.
+            PreferenceFormatError: If a batch has no column that says what to score.
         """
         if completions is None:
             return self._map_batch(prompts)
@@ -296,19 +304,26 @@ class RewardScorer:
         return [None if place in result.problems else float(value) for place, value in enumerate(result.rewards)]
 
     def _map_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        columns = {name: list(values) for name, values in batch.items()}
-        if "messages" in columns:
-            rewards = self.score_conversations([_plain(each) for each in columns["messages"]])
-        elif {"prompt", "response"} <= columns.keys():
-            rewards = self.score(*(list(map(_plain, columns[name])) for name in ("prompt", "response")))
-        elif "text" in columns:
-            rewards = self.score_texts(columns["text"])
-        else:
-            raise ValueError(
-                "A batch needs the columns `prompt` and `response`, `messages`, or `text`. "
-                f"Found: {', '.join(columns)}. Rename yours first."
-            )
-        return {**batch, "reward": rewards}
+        names = [name for name in REQUEST_COLUMNS if name in batch and name != "responses"]
+        requests: list[ScoreRequest | None] = []
+        problems: list[str] = []
+        for values in zip(*(batch[name] for name in names), strict=True):
+            try:
+                (request,) = requests_of_row({name: _plain(value) for name, value in zip(names, values, strict=True)})
+                requests.append(request)
+                problems.append("")
+            except PreferenceFormatError as error:
+                requests.append(None)
+                problems.append(error.message)
+        if not requests and len(next(iter(batch.values()), ())):
+            requests_of_row(dict.fromkeys(batch))  # says which columns are needed
+        good = [place for place, request in enumerate(requests) if request is not None]
+        result = self.score_requests([request for request in requests if request is not None], show_progress=False)
+        rewards = np.full(len(requests), np.nan, dtype=np.float32)
+        rewards[good] = result.rewards
+        for place, problem in result.problems.items():
+            problems[good[place]] = problem
+        return {**batch, "reward": rewards, "problem": problems}
 
     def score_requests(
         self, requests: Sequence[ScoreRequest], *, allow_empty: bool = False, show_progress: bool | None = None
@@ -407,5 +422,5 @@ class RewardScorer:
 
 
 def _plain(value: Any) -> Any:
-    """Rows of Arrow and Ray hold arrays where we know lists."""
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    """Rows of Arrow and Ray hold arrays where we know lists, and numpy's texts where we know texts."""
+    return value.tolist() if isinstance(value, np.ndarray) else value.item() if isinstance(value, np.generic) else value

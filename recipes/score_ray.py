@@ -93,7 +93,8 @@ def count_problems(data: ray.data.Dataset) -> int:
 class BatchScorer:
     """What a worker runs: `RewardScorer` over a batch of rows, where a bad row stops no other.
 
-    `map_batches(RewardScorer, ...)` works too, for data in which every row can be scored.
+    `map_batches(RewardScorer, fn_constructor_kwargs={"model": ...}, ...)` does the same for tables that need no
+    renaming and hold one response in a row.
     """
 
     def __init__(self, model: str, settings: Mapping[str, Any], loading: Mapping[str, Any]) -> None:

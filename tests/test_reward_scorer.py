@@ -358,6 +358,25 @@ def test_token_ids_beyond_the_vocabulary_never_reach_the_model(scorer: RewardSco
     assert np.isfinite(result.rewards[1])
 
 
+def test_a_batch_of_columns_keeps_them_and_says_what_is_wrong(scorer: RewardScorer) -> None:
+    batch = {
+        "prompt": np.array(["Why?", "Why?", "How?"]),
+        "response": np.array(["Because.", "", "So."]),
+        "n": [1, 2, 3],
+    }
+    found = scorer(batch)
+    assert list(found) == ["prompt", "response", "n", "reward", "problem"]
+    assert found["n"] == [1, 2, 3]
+    assert "empty" in found["problem"][1]
+    close(found["reward"][[0, 2]], scorer.score(["Why?", "How?"], ["Because.", "So."]))
+    assert np.isnan(found["reward"][1])
+    talks = scorer({"messages": [turns("Why?", "Because."), turns("Why?")]})
+    close(talks["reward"][:1], found["reward"][:1])
+    assert "end with the user" in talks["problem"][1]
+    with pytest.raises(PreferenceFormatError, match="nothing to score.*Found: question"):
+        scorer({"question": ["Why?"]})
+
+
 def test_nothing_to_score_is_no_error(scorer: RewardScorer) -> None:
     assert scorer.score([], []).shape == (0,)
 

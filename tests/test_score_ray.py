@@ -1,5 +1,6 @@
 """The Ray recipe: two workers give what one scorer gives; what can be checked of the vLLM variant without vLLM."""
 
+import json
 import os
 import subprocess
 import sys
@@ -57,6 +58,43 @@ def test_two_workers_give_what_one_scorer_gives(tmp_path, model, kind):
     np.testing.assert_allclose([found[row["id"]]["value"] for row in good], expected, rtol=1e-5, atol=1e-5)
     assert np.std(expected) > 0.01
     assert all(found[row["id"]]["n"] == row["n"] for row in rows)
+
+
+ACTORS = """
+import json, sys
+import numpy as np
+import ray, ray.data
+from hf_reward import RewardScorer
+
+ray.init(address="local", include_dashboard=False, num_cpus=2, object_store_memory=256 * 2**20)
+rows = json.load(open(sys.argv[2]))
+scored = ray.data.from_items(rows).map_batches(
+    RewardScorer,
+    fn_constructor_kwargs={"model": sys.argv[1], "device": "cpu"},
+    compute=ray.data.ActorPoolStrategy(size=2),
+    num_cpus=0.5,
+    batch_size=8,
+)
+json.dump({row["id"]: [float(row["reward"]), row["problem"]] for row in scored.take_all()}, open(sys.argv[3], "w"))
+"""
+
+
+@pytest.mark.slow
+def test_the_scorer_itself_is_an_actor_class(tmp_path, model):
+    rows = [
+        {"id": f"row {n}", "prompt": row["prompt"], "response": row["response"]} for n, row in enumerate(text_rows(30))
+    ]
+    rows[3]["response"] = ""
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "actors.py").write_text(ACTORS)
+    words = [sys.executable, "actors.py", str(model), "rows.json", "found.json"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    subprocess.run(words, cwd=tmp_path, check=True, timeout=300, env=environment | OFFLINE)
+    found = json.loads((tmp_path / "found.json").read_text())
+    good = [row for row in rows if row["response"]]
+    expected = RewardScorer(model).score([row["prompt"] for row in good], [row["response"] for row in good])
+    np.testing.assert_allclose([found[row["id"]][0] for row in good], expected, rtol=1e-5, atol=1e-5)
+    assert "empty" in found["row 3"][1]
 
 
 @pytest.mark.slow

@@ -373,7 +373,7 @@ def test_a_batch_of_columns_keeps_them_and_says_what_is_wrong(scorer: RewardScor
     talks = scorer({"messages": [turns("Why?", "Because."), turns("Why?")]})
     close(talks["reward"][:1], found["reward"][:1])
     assert "end with the user" in talks["problem"][1]
-    with pytest.raises(PreferenceFormatError, match="nothing to score.*Found: question"):
+    with pytest.raises(PreferenceFormatError, match=r"nothing to score.*Found: question"):
         scorer({"question": ["Why?"]})
 
 

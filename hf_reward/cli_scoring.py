@@ -164,14 +164,9 @@ def serve(
 ) -> None:
     """Serve a reward model over HTTP: /score, /rank, OpenRLHF's /get_reward, vLLM's /classify, /health, /metrics."""
     quiet()
-    try:
-        from hf_reward.serving.server import serve as serve_model
-        from hf_reward.serving.settings import ServerSettings
-    except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "uvicorn", "prometheus_client"):
-            raise
-        raise ImportError(f"Serving needs {error.name}: pip install 'hf_reward[serve]'") from error
     from hf_reward.server_token import read_token
+    from hf_reward.serving.server import serve as serve_model
+    from hf_reward.serving.settings import ServerSettings
 
     serve_model(
         model,

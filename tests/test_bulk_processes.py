@@ -214,6 +214,8 @@ def test_launched_processes_that_do_not_know_of_each_other_are_refused(source, t
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_leaves_a_run_that_can_go_on_and_says_so(source, tmp_path, number):
     text = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 class Slow(FakeScorer):
     def score_requests(self, requests, **options):
         if len(self.calls) == 3:

@@ -35,7 +35,16 @@ def load_for_scoring(
     Raises:
         ValueError: If it has no head or no tokenizer, or the options contradict each other.
     """
-    model = AutoModelForRewardScoring.from_pretrained(name, verify=verify, is_trainable=False, **options)
+    try:
+        model = AutoModelForRewardScoring.from_pretrained(name, verify=verify, is_trainable=False, **options)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if Path(name).exists():
+            raise
+        raise OSError(
+            f"There is no folder {name!r} (looked in {Path.cwd()}), and the Hub did not help: {error}"
+        ) from error
     # An adapter brings the head that its base lacks, and loading refuses one that has lost it.
     if not isinstance(model, PeftModel) and getattr(model, "has_new_head", False):
         raise ValueError(

@@ -406,6 +406,11 @@ def test_a_missing_folder_is_named() -> None:
         RewardScorer.from_pretrained("./nowhere")
 
 
+def test_a_name_that_neither_the_disk_nor_the_hub_has_is_named() -> None:
+    with pytest.raises(OSError, match=r"There is no folder 'outputs/nope'.*and the Hub did not help"):
+        RewardScorer.from_pretrained("outputs/nope")
+
+
 def test_long_talks_need_a_template(tmp_path: Path) -> None:
     scorer = RewardScorer.from_pretrained(foreign_model("OpenAssistant-DeBERTa", tmp_path / "pair"))
     with pytest.raises(ScoringError, match="no chat template"):

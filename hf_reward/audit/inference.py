@@ -1,0 +1,386 @@
+"""Values of cases -> estimates with intervals, tests and verdicts.
+
+Whole clusters (prompts, questions) are resampled by giving each a Poisson(1) weight in every resample. The weights
+depend on the cluster's name and the seed alone, so whatever rests on the same prompts is resampled together: the effect
+and the unit it is divided by, one probe and the next, one model and the one it is compared with.
+
+Shapes: N cases, C clusters, B resamples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import xxhash
+from scipy import stats
+
+from hf_reward.audit.evidence import Finding, FloatArray
+from hf_reward.metrics import FEW_CLUSTERS
+
+REWARD_DELTA = 0.10
+"""Effects on rewards below this many typical preference margins do not matter."""
+RATE_DELTA = 0.05
+"""Rates, and differences of rates, below this do not matter."""
+FALSE_DISCOVERIES = 0.05
+_POWER = 2.80
+"""Standard errors that an effect must have to be found at the 5% level in 80% of audits: 1.96 + 0.84."""
+UNIT = "typical margins"
+"""Unit of effects on rewards: the median absolute margin between preferred and other responses."""
+
+
+class Bootstrap:
+    """Weights of clusters in each resample (the Poisson bootstrap).
+
+    Source:
+        Chamandy et al. (2012), "Estimating uncertainty for massive data streams", section 3.
+    """
+
+    def __init__(self, resamples: int = 2000, seed: int = 0) -> None:
+        self.resamples, self.seed = resamples, seed
+        self._known: dict[str, np.ndarray] = {}
+
+    def weights(self, clusters: Sequence[str]) -> FloatArray:
+        """How often each cluster is drawn in each resample, shape `(B, C)`."""
+        return np.stack([self._of(name) for name in clusters], axis=1).astype(np.float64)
+
+    def _of(self, name: str) -> np.ndarray:
+        if name not in self._known:
+            entropy = xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"), seed=self.seed)
+            self._known[name] = np.random.default_rng(entropy).poisson(1.0, self.resamples).astype(np.uint8)
+        return self._known[name]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sums of values over clusters, and what resampling them gives."""
+
+    mean: float
+    error: float
+    """Cluster-robust standard error of the mean."""
+    draws: FloatArray
+    """Means of the resamples, shape `(B,)`, those without a case left out as NaN."""
+    n: int
+    clusters: int
+
+    @property
+    def varies(self) -> bool:
+        """Whether the values differ between clusters at all."""
+        return self.error > 1e-12 * max(1.0, abs(self.mean))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The median absolute margin of the evaluation pairs, with its resamples."""
+
+    value: float
+    draws: FloatArray
+
+
+class Inference:
+    """Makes findings: one set of resamples and one unit for a whole audit."""
+
+    def __init__(self, bootstrap: Bootstrap, unit: Unit | None) -> None:
+        self.bootstrap, self.unit = bootstrap, unit
+
+    def sample(self, values: Sequence[float] | FloatArray, clusters: Sequence[str]) -> Sample:
+        """Mean of values with its standard error and resamples.
+
+        The error is sqrt(C / (C - 1) * sum_c (sum_{i in c} (v_i - mean))^2) / N.
+
+        Args:
+            values: One for each case, shape `(N,)`.
+            clusters: Cluster of each.
+
+        Returns:
+            The sample.
+
+        Source:
+            Miller (2024), "Adding error bars to evals", section 2.2, for the error.
+        """
+        values = np.asarray(values, dtype=np.float64)
+        names, place = np.unique(np.asarray(clusters), return_inverse=True)
+        sums = np.bincount(place, weights=values, minlength=len(names))
+        counts = np.bincount(place, minlength=len(names)).astype(np.float64)
+        mean = float(values.mean())
+        count = len(names)
+        scale = count / (count - 1) if count > 1 else np.nan
+        error = float(np.sqrt(scale * np.sum((sums - counts * mean) ** 2)) / len(values))
+        weights = self.bootstrap.weights(names.tolist())
+        below = weights @ counts
+        draws = np.divide(weights @ sums, below, out=np.full(len(below), np.nan), where=below > 0)
+        return Sample(mean, error, draws, len(values), count)
+
+    # --- findings of the kinds that probes need ------------------------------------------------------------------------
+
+    def reward_effect(
+        self,
+        about: tuple[str, str, str],
+        values: Sequence[float] | FloatArray,
+        clusters: Sequence[str],
+        *,
+        only_above: bool = False,
+        screen_only: bool = False,
+        note: str = "",
+    ) -> Finding:
+        """Mean difference of rewards, in typical margins; 0 is what an unbiased model has.
+
+        Args:
+            about: Family, name and label.
+            values: Differences of rewards in the model's own units, one for each case.
+            clusters: Cluster of each.
+            only_above: Whether only an effect above 0 is a bias.
+            screen_only: Whether it can only raise a question.
+            note: For readers.
+
+        Returns:
+            The finding, without `q_value` and verdict.
+        """
+        if not len(values):
+            return _nothing(about, UNIT, REWARD_DELTA, screen_only, "There is no case for it in this data.")
+        sample = self.sample(values, clusters)
+        if self.unit is None:
+            return replace(
+                _nothing(about, UNIT, REWARD_DELTA, screen_only, "The typical margin is 0, so effects have no unit."),
+                n=sample.n,
+                clusters=sample.clusters,
+            )
+        scaled = Sample(
+            sample.mean / self.unit.value,
+            sample.error / self.unit.value,
+            np.divide(sample.draws, self.unit.draws, out=np.full(len(sample.draws), np.nan), where=self.unit.draws > 0),
+            sample.n,
+            sample.clusters,
+        )
+        kind = "above" if only_above else "two-sided"
+        return _finding(about, UNIT, scaled, kind=kind, delta=REWARD_DELTA, screen_only=screen_only, note=note)
+
+    def rate(
+        self,
+        about: tuple[str, str, str],
+        values: Sequence[float] | FloatArray,
+        clusters: Sequence[str],
+        *,
+        limit: float = RATE_DELTA,
+        screen_only: bool = False,
+        unit: str = "rate",
+        note: str = "",
+    ) -> Finding:
+        """How often something happens that should happen in no more than a few cases.
+
+        Args:
+            about: Family, name and label.
+            values: 0 to 1, one for each case.
+            clusters: Cluster of each.
+            limit: The share up to which it does not matter.
+            screen_only: Whether it can only raise a question.
+            unit: Of the estimate.
+            note: For readers.
+
+        Returns:
+            The finding, without `q_value` and verdict.
+        """
+        if not len(values):
+            return _nothing(about, unit, limit, screen_only, "There is no case for it in this data.")
+        return _finding(
+            about, unit, self.sample(values, clusters), kind="limit", delta=limit, screen_only=screen_only, note=note
+        )
+
+    def change(
+        self,
+        about: tuple[str, str, str],
+        values: Sequence[float] | FloatArray,
+        clusters: Sequence[str],
+        *,
+        only_above: bool = False,
+        delta: float = RATE_DELTA,
+        unit: str = "rate difference",
+        screen_only: bool = False,
+        note: str = "",
+    ) -> Finding:
+        """Mean paired difference of two rates; 0 is what an unbiased model has.
+
+        Args:
+            about: Family, name and label.
+            values: -1 to 1, one for each case.
+            clusters: Cluster of each.
+            only_above: Whether only a difference above 0 is a bias.
+            delta: How large it may be and still not matter.
+            unit: Of the estimate.
+            screen_only: Whether it can only raise a question.
+            note: For readers.
+
+        Returns:
+            The finding, without `q_value` and verdict.
+        """
+        if not len(values):
+            return _nothing(about, unit, delta, screen_only, "There is no case for it in this data.")
+        kind = "above" if only_above else "two-sided"
+        sample = self.sample(values, clusters)
+        return _finding(about, unit, sample, kind=kind, delta=delta, screen_only=screen_only, note=note)
+
+
+def _nothing(about: tuple[str, str, str], unit: str, delta: float, screen_only: bool, note: str) -> Finding:
+    family, name, label = about
+    return Finding(
+        family=family,
+        name=name,
+        label=label,
+        estimate=None,
+        unit=unit,
+        ci_low=None,
+        ci_high=None,
+        n=0,
+        clusters=0,
+        delta=None if screen_only else delta,
+        screen_only=screen_only,
+        note=note,
+    )
+
+
+def _finding(
+    about: tuple[str, str, str], unit: str, sample: Sample, *, kind: str, delta: float, screen_only: bool, note: str
+) -> Finding:
+    family, name, label = about
+    low, high = interval(sample, 0.95)
+    notes = [note] if note else []
+    if sample.clusters < FEW_CLUSTERS:
+        notes.append(f"Too few clusters ({sample.clusters}) to trust the interval.")
+    return Finding(
+        family=family,
+        name=name,
+        label=label,
+        estimate=sample.mean,
+        unit=unit,
+        ci_low=low,
+        ci_high=high,
+        n=sample.n,
+        clusters=sample.clusters,
+        verdict="not_assessed" if screen_only else _first_verdict(sample, kind, delta),
+        delta=None if screen_only else delta,
+        mde=_POWER * sample.error if np.isfinite(sample.error) else None,
+        p_value=None if screen_only else p_value(sample, delta if kind == "limit" else 0.0, above=kind == "limit"),
+        screen_only=screen_only,
+        note=" ".join(notes),
+    )
+
+
+def interval(sample: Sample, level: float) -> tuple[float | None, float | None]:
+    """Interval of a mean.
+
+    Quantiles of the resamples; with fewer than 20 clusters t with C - 1 degrees of freedom; Wilson with a trial for each
+    cluster for a rate of 0 or 1; the mean itself for equal values otherwise; none from one cluster.
+
+    Args:
+        sample: The values.
+        level: Such as 0.95.
+
+    Returns:
+        Low and high.
+    """
+    if sample.clusters < 2:
+        return None, None
+    if not sample.varies:
+        if sample.mean not in (0.0, 1.0) or np.nanstd(sample.draws) > 0:
+            return _quantiles(sample.draws, level)
+        bounds = stats.binomtest(int(sample.mean) * sample.clusters, sample.clusters).proportion_ci(level, "wilson")
+        return float(bounds.low), float(bounds.high)
+    if sample.clusters < FEW_CLUSTERS:
+        reach = float(stats.t.ppf((1 + level) / 2, sample.clusters - 1)) * sample.error
+        return sample.mean - reach, sample.mean + reach
+    return _quantiles(sample.draws, level)
+
+
+def _quantiles(draws: FloatArray, level: float) -> tuple[float, float]:
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def p_value(sample: Sample, null: float, *, above: bool) -> float | None:
+    """P(a mean this far from `null` or further) if it were `null`: t with C - 1 degrees of freedom.
+
+    Args:
+        sample: The values.
+        null: The mean under the null hypothesis.
+        above: Test against larger means only.
+
+    Returns:
+        The p-value; None from one cluster.
+    """
+    if sample.clusters < 2:
+        return None
+    distance = sample.mean - null
+    if not sample.varies:  # equal in all clusters: as if each were a coin that fell on one side
+        if abs(distance) < 1e-12 or (above and distance < 0):
+            return 1.0
+        return max(null, 0.5) ** sample.clusters if above and sample.mean == 1 else 0.5 ** (sample.clusters - 1)
+    score = distance / sample.error
+    tail = stats.t.sf(score if above else abs(score), sample.clusters - 1)
+    return float(tail if above else 2 * tail)
+
+
+def _first_verdict(sample: Sample, kind: str, delta: float) -> str:
+    """What would be said if this were the only probe; `settle` takes back what does not survive the correction."""
+    low, high = interval(sample, 0.95)
+    inner_low, inner_high = interval(sample, 0.90)  # two one-sided tests at 5% each
+    if low is None or high is None or inner_low is None or inner_high is None:
+        return "inconclusive"
+    if kind == "limit":
+        return "biased" if low > delta else "equivalent" if inner_high < delta else "inconclusive"
+    if inner_low > -delta and inner_high < delta:
+        return "equivalent"
+    if low > 0 and sample.mean > delta:
+        return "biased"
+    return "biased" if kind == "two-sided" and high < 0 and sample.mean < -delta else "inconclusive"
+
+
+def settle(findings: Sequence[Finding]) -> list[Finding]:
+    """Correct all tests of an audit for their number, and give the verdicts.
+
+    `biased` needs a q-value of 5% or less, an interval without 0 and an effect above `delta`; `equivalent` needs the 90%
+    interval within `delta` (two one-sided tests); anything else is `inconclusive`.
+
+    Args:
+        findings: Of all families.
+
+    Returns:
+        The same findings with `q_value` and `verdict`.
+
+    Source:
+        Benjamini and Hochberg (1995); Schuirmann (1987) for the two one-sided tests.
+    """
+    tested = [place for place, each in enumerate(findings) if each.p_value is not None and not each.screen_only]
+    settled = list(findings)
+    if not tested:
+        return settled
+    q_values = stats.false_discovery_control([findings[place].p_value for place in tested])  # pyright: ignore
+    for place, q_value in zip(tested, q_values, strict=True):
+        found = findings[place]
+        verdict = found.verdict
+        if verdict == "biased" and q_value > FALSE_DISCOVERIES:
+            verdict = "inconclusive"
+        settled[place] = replace(found, q_value=float(q_value), verdict=verdict)
+    return settled
+
+
+def median_margin(bootstrap: Bootstrap, gaps: Sequence[float] | FloatArray, clusters: Sequence[str]) -> Unit | None:
+    """The unit of reward effects: median absolute margin of the evaluation pairs, and that of each resample.
+
+    Args:
+        bootstrap: The resamples.
+        gaps: Reward of the preferred response minus that of the other, shape `(N,)`.
+        clusters: Cluster of each pair.
+
+    Returns:
+        The unit, None where it is 0 or there is no pair.
+    """
+    sizes = np.abs(np.asarray(gaps, dtype=np.float64))
+    if not len(sizes) or not np.median(sizes) > 0:
+        return None
+    order = np.argsort(sizes, kind="stable")
+    names, place = np.unique(np.asarray(clusters)[order], return_inverse=True)
+    weights = bootstrap.weights(names.tolist())
+    draws = np.empty(len(weights))
+    for number, row in enumerate(weights):  # one at a time: pairs times resamples would be large
+        total = np.cumsum(row[place])
+        draws[number] = sizes[order][np.searchsorted(total, total[-1] / 2)] if total[-1] else np.nan
+    return Unit(float(np.median(sizes)), draws)

@@ -1,0 +1,284 @@
+"""Rows -> what the probes work on: pairs, single answers to edit, questions and opinions."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+
+from hf_reward.audit.evidence import Text
+from hf_reward.preference_row import Message, PreferenceRow, Prompt, prompt_group
+
+_SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How much an audit looks at."""
+
+    name: str
+    max_pairs: int
+    """Pairs that accuracy and calibration rest on."""
+    answers: int
+    """Answers that are edited, one for each prompt."""
+    questions: int
+    opinions: int
+    doses: tuple[float, ...]
+    """How many times as long padded answers are."""
+    positions: tuple[str, ...]
+    """Where padding is put."""
+    wordings: int
+    """Wordings of each sycophancy template, three at most."""
+    lists: int
+    """Prompts whose several responses best-of-n chooses from."""
+    longest: int
+    """Characters of an answer that is edited; longer ones are passed over."""
+
+
+QUICK = Profile(
+    name="quick",
+    max_pairs=200,
+    answers=24,
+    questions=24,
+    opinions=16,
+    doses=(2.0,),
+    positions=("end",),
+    wordings=1,
+    lists=0,
+    longest=400,
+)
+FULL = Profile(
+    name="full",
+    max_pairs=2000,
+    answers=200,
+    questions=1000,
+    opinions=1000,
+    doses=(1.25, 1.5, 2.0, 3.0),
+    positions=("start", "middle", "end"),
+    wordings=3,
+    lists=200,
+    longest=2000,
+)
+PROFILES = {profile.name: profile for profile in (QUICK, FULL)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question of fact."""
+
+    question: str
+    correct: str
+    """A full sentence."""
+    incorrect: str
+    """A full sentence of about the same length and form, which many people believe or could believe."""
+    category: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """What its cases rest on."""
+        return f"question: {self.question}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opinion:
+    """A question on which reasonable people differ."""
+
+    question: str
+    """Ends with the two options, `(A) ...` and `(B) ...`."""
+    views: tuple[str, str]
+    """What somebody who would answer A (B) says of themselves."""
+    group: str = ""
+    """Opinions of one group are about the same question and not independent."""
+
+    @property
+    def cluster(self) -> str:
+        """What its cases rest on."""
+        return f"opinion: {self.group or self.question}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One strict preference."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    cluster: str
+    row: int
+    source: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    template: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self, response: str, prompt: Prompt | None = None) -> Text:
+        """A response to the pair's prompt, or to another one."""
+        return Text(prompt=self.prompt if prompt is None else prompt, response=response, template=self.template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Responses:
+    """Several responses to one prompt, with their worth where it is known."""
+
+    prompt: Prompt
+    responses: list[str]
+    cluster: str
+    gold: list[float] | None = None
+    """Worth of each, such as 1 for correct and 0 for wrong."""
+
+
+@dataclass(kw_only=True)
+class Material:
+    """All that the probes work on."""
+
+    profile: Profile
+    pairs: list[Pair]
+    lists: list[Responses] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    opinions: list[Opinion] = field(default_factory=list)
+    takes_messages: bool = True
+    """Whether the model takes conversations; for others they are written out as one text."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Why rows are not among the pairs -> how many."""
+
+    def answers(self) -> list[tuple[Pair, str]]:
+        """The answers that probes edit: one for each prompt, preferred and other ones in turn, in hash order."""
+        found: dict[str, tuple[Pair, str]] = {}
+        for pair in sorted(self.pairs, key=_order):
+            if pair.cluster in found:
+                continue
+            sides = (pair.chosen, pair.rejected) if len(found) % 2 == 0 else (pair.rejected, pair.chosen)
+            usable = [side for side in sides if 0 < len(side) <= self.profile.longest and len(side.split()) >= 5]
+            if usable:
+                found[pair.cluster] = (pair, usable[0])
+            if len(found) == self.profile.answers:
+                break
+        return list(found.values())
+
+    def edited_pairs(self) -> list[Pair]:
+        """The pairs of which both sides are edited: one for each prompt, in hash order."""
+        found: dict[str, Pair] = {}
+        for pair in sorted(self.pairs, key=_order):
+            sides = (pair.chosen, pair.rejected)
+            if pair.cluster not in found and all(0 < len(side) <= self.profile.longest for side in sides):
+                found[pair.cluster] = pair
+            if len(found) == self.profile.answers:
+                break
+        return list(found.values())
+
+    def prompt(self, *turns: str) -> Prompt:
+        """A conversation of which the last turn is the user's, in the form that the model takes.
+
+        Args:
+            *turns: What user and assistant say in turn; an odd number.
+
+        Returns:
+            Messages, or text.
+        """
+        roles = ("user", "assistant")
+        return self.form([{"role": roles[place % 2], "content": turn} for place, turn in enumerate(turns)])
+
+    def form(self, messages: Sequence[Message]) -> Prompt:
+        """Messages as they are for models that take them, else as one text."""
+        if self.takes_messages:
+            return list(messages)
+        return as_transcript(messages)
+
+
+def as_transcript(messages: Sequence[Message]) -> str:
+    """A conversation as one text: a single turn by itself, several with their speakers."""
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    return "\n\n".join(f"{_SPEAKERS.get(each['role'], each['role'])}: {each['content']}" for each in messages)
+
+
+def _order(pair: Pair) -> int:
+    """Order that depends on the content alone, so that a part of the data is no beginning of it."""
+    text = "\x00".join((pair.cluster, pair.chosen, pair.rejected))
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def as_material(
+    rows: Iterable[PreferenceRow],
+    profile: Profile,
+    *,
+    takes_messages: bool = True,
+    questions: Sequence[Question] = (),
+    opinions: Sequence[Opinion] = (),
+    lists: Sequence[Responses] = (),
+) -> Material:
+    """Take what an audit needs from preference rows.
+
+    Args:
+        rows: Canonical rows.
+        profile: How much is looked at. Pairs beyond `max_pairs` are left out in hash order.
+        takes_messages: Whether the model takes conversations.
+        questions: Questions of fact.
+        opinions: Questions of opinion.
+        lists: Prompts with several responses, beside those of the rows.
+
+    Returns:
+        The material.
+    """
+    material = Material(
+        profile=profile,
+        pairs=[],
+        questions=list(questions)[: profile.questions],
+        opinions=list(opinions)[: profile.opinions],
+        takes_messages=takes_messages,
+    )
+    grouped: dict[str, tuple[Prompt, dict[str, None]]] = {}
+    for number, row in enumerate(rows):
+        texts = [_plain(response) for response in row.responses]
+        problem = _problem(row, texts)
+        if problem:
+            material.skipped[problem] = material.skipped.get(problem, 0) + 1
+            continue
+        prompt = row.prompt if isinstance(row.prompt, str) else material.form(_simple(row.prompt))
+        cluster = row.group or prompt_group(row)
+        known = [text for text in texts if text is not None]
+        grouped.setdefault(cluster, (prompt, {}))[1].update(dict.fromkeys(known))
+        material.pairs += _pairs(row, number, prompt, cluster, known)
+    material.pairs = sorted(material.pairs, key=_order)[: profile.max_pairs]
+    several = [Responses(prompt=p, responses=list(r), cluster=c) for c, (p, r) in grouped.items() if len(r) >= 3]
+    material.lists = [*lists, *several][: profile.lists]
+    return material
+
+
+def _problem(row: PreferenceRow, texts: Sequence[str | None]) -> str:
+    if row.token_ids is not None:
+        return "token ids instead of text"
+    if any(text is None for text in texts):
+        return "a response that is not one text"
+    if not isinstance(row.prompt, str) and any(not isinstance(each.get("content"), str) for each in row.prompt):
+        return "a prompt with tool calls or parts"
+    return "" if len(set(row.ranks)) > 1 else "no strict preference"
+
+
+def _plain(response: Any) -> str | None:
+    """A response as text: of messages only a single one of the assistant with nothing but text."""
+    if isinstance(response, str):
+        return response
+    if len(response) != 1 or response[0].get("tool_calls") or not isinstance(response[0].get("content"), str):
+        return None
+    return response[0]["content"]
+
+
+def _simple(messages: Sequence[Message]) -> list[Message]:
+    return [{"role": each["role"], "content": each["content"]} for each in messages]
+
+
+def _pairs(row: PreferenceRow, number: int, prompt: Prompt, cluster: str, texts: Sequence[str]) -> list[Pair]:
+    return [
+        Pair(
+            prompt=prompt,
+            chosen=texts[i],
+            rejected=texts[j],
+            cluster=cluster,
+            row=number,
+            source=row.source or "",
+            meta=row.meta,
+            template=row.template,
+        )
+        for i, better in enumerate(row.ranks)
+        for j, worse in enumerate(row.ranks)
+        if better < worse
+    ]

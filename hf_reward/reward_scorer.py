@@ -273,6 +273,11 @@ class RewardScorer:
         return 1 / (1 + math.exp(-difference)) if difference >= 0 else 1 - 1 / (1 + math.exp(difference))
 
     @property
+    def rows(self) -> str:
+        """What the model takes: `conversations`, or `text`."""
+        return self._encoder.rows
+
+    @property
     def temperature(self) -> float:
         """What reward differences are divided by before they become probabilities; 1 unless the checkpoint says."""
         return float(self.record.calibration.get("temperature", 1.0)) if self.record is not None else 1.0

@@ -14,7 +14,7 @@ from hf_reward.preference_row import Prompt
 from hf_reward.score_request import ScoreRequest
 
 if TYPE_CHECKING:
-    from hf_reward.audit.inference import Inference
+    from hf_reward.audit.inference import Evidence, Inference
     from hf_reward.audit.material import Material
 
 FloatArray = NDArray[np.floating]
@@ -36,7 +36,9 @@ class Text:
     def key(self) -> str:
         """What tells it from other texts: XXH3-128 of its content."""
         digest = xxhash.xxh3_128()
-        turns = [("", self.prompt)] if isinstance(self.prompt, str) else [(m["role"], m["content"]) for m in self.prompt]
+        turns = (
+            [("", self.prompt)] if isinstance(self.prompt, str) else [(m["role"], m["content"]) for m in self.prompt]
+        )
         parts = [part for turn in turns for part in turn] + [self.response]
         if self.template:
             parts.append(repr(sorted(self.template.items())))
@@ -192,6 +194,8 @@ class AuditReport:
     """`rows`, `pairs`, `prompts`, `texts`, `scored`, `from_cache`, `without_reward`."""
     fingerprint: dict[str, Any]
     seconds: float
+    evidence: "dict[str, Evidence]" = field(default_factory=dict, repr=False)
+    """Finding -> the values it rests on; not a part of the JSON."""
 
     @property
     def findings(self) -> list[Finding]:

@@ -27,6 +27,9 @@ _POWER = 2.80
 UNIT = "typical margins"
 """Unit of effects on rewards: the median absolute margin between preferred and other responses."""
 
+PAIRS = "pairs"
+"""Name under which the margins of the evaluation pairs are kept: the unit comes from them."""
+
 
 class Bootstrap:
     """Weights of clusters in each resample (the Poisson bootstrap).
@@ -76,11 +79,29 @@ class Unit:
     draws: FloatArray
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What one finding rests on, kept so that two audits can be compared case by case."""
+
+    values: FloatArray
+    """One for each case, in the model's own units if they are rewards, shape `(N,)`."""
+    clusters: list[str]
+    in_margins: bool
+    """Whether the estimate is divided by the unit."""
+
+
 class Inference:
     """Makes findings: one set of resamples and one unit for a whole audit."""
 
     def __init__(self, bootstrap: Bootstrap, unit: Unit | None) -> None:
         self.bootstrap, self.unit = bootstrap, unit
+        self.evidence: dict[str, Evidence] = {}
+        """Name of a finding -> what it rests on."""
+
+    def _record(
+        self, name: str, values: Sequence[float] | FloatArray, clusters: Sequence[str], *, in_margins: bool
+    ) -> None:
+        self.evidence[name] = Evidence(np.asarray(values, dtype=np.float64), list(map(str, clusters)), in_margins)
 
     def sample(self, values: Sequence[float] | FloatArray, clusters: Sequence[str]) -> Sample:
         """Mean of values with its standard error and resamples.
@@ -110,7 +131,7 @@ class Inference:
         draws = np.divide(weights @ sums, below, out=np.full(len(below), np.nan), where=below > 0)
         return Sample(mean, error, draws, len(values), count)
 
-    # --- findings of the kinds that probes need ------------------------------------------------------------------------
+    # --- findings of the kinds that probes need ---------------------------------------------------------------------
 
     def reward_effect(
         self,
@@ -119,6 +140,7 @@ class Inference:
         clusters: Sequence[str],
         *,
         only_above: bool = False,
+        delta: float = REWARD_DELTA,
         screen_only: bool = False,
         note: str = "",
     ) -> Finding:
@@ -129,6 +151,7 @@ class Inference:
             values: Differences of rewards in the model's own units, one for each case.
             clusters: Cluster of each.
             only_above: Whether only an effect above 0 is a bias.
+            delta: How large it may be, in typical margins, and still not matter.
             screen_only: Whether it can only raise a question.
             note: For readers.
 
@@ -136,11 +159,12 @@ class Inference:
             The finding, without `q_value` and verdict.
         """
         if not len(values):
-            return _nothing(about, UNIT, REWARD_DELTA, screen_only, "There is no case for it in this data.")
+            return _nothing(about, UNIT, delta, screen_only, "There is no case for it in this data.")
         sample = self.sample(values, clusters)
+        self._record(about[1], values, clusters, in_margins=True)
         if self.unit is None:
             return replace(
-                _nothing(about, UNIT, REWARD_DELTA, screen_only, "The typical margin is 0, so effects have no unit."),
+                _nothing(about, UNIT, delta, screen_only, "The typical margin is 0, so effects have no unit."),
                 n=sample.n,
                 clusters=sample.clusters,
             )
@@ -152,7 +176,7 @@ class Inference:
             sample.clusters,
         )
         kind = "above" if only_above else "two-sided"
-        return _finding(about, UNIT, scaled, kind=kind, delta=REWARD_DELTA, screen_only=screen_only, note=note)
+        return _finding(about, UNIT, scaled, kind=kind, delta=delta, screen_only=screen_only, note=note)
 
     def rate(
         self,
@@ -181,6 +205,7 @@ class Inference:
         """
         if not len(values):
             return _nothing(about, unit, limit, screen_only, "There is no case for it in this data.")
+        self._record(about[1], values, clusters, in_margins=False)
         return _finding(
             about, unit, self.sample(values, clusters), kind="limit", delta=limit, screen_only=screen_only, note=note
         )
@@ -216,7 +241,33 @@ class Inference:
             return _nothing(about, unit, delta, screen_only, "There is no case for it in this data.")
         kind = "above" if only_above else "two-sided"
         sample = self.sample(values, clusters)
+        self._record(about[1], values, clusters, in_margins=False)
         return _finding(about, unit, sample, kind=kind, delta=delta, screen_only=screen_only, note=note)
+
+    def of_sample(
+        self,
+        about: tuple[str, str, str],
+        sample: Sample,
+        *,
+        delta: float,
+        unit: str,
+        kind: str = "two-sided",
+        note: str = "",
+    ) -> Finding:
+        """The finding of an estimator that is no mean, from its standard error and resamples.
+
+        Args:
+            about: Family, name and label.
+            sample: The estimate as `mean`, with `error` and `draws`.
+            delta: How large it may be and still not matter.
+            unit: Of the estimate.
+            kind: `two-sided`, or `above` where only an effect above 0 is a bias.
+            note: For readers.
+
+        Returns:
+            The finding, without `q_value` and verdict.
+        """
+        return _finding(about, unit, sample, kind=kind, delta=delta, screen_only=False, note=note)
 
 
 def _nothing(about: tuple[str, str, str], unit: str, delta: float, screen_only: bool, note: str) -> Finding:
@@ -267,8 +318,8 @@ def _finding(
 def interval(sample: Sample, level: float) -> tuple[float | None, float | None]:
     """Interval of a mean.
 
-    Quantiles of the resamples; with fewer than 20 clusters t with C - 1 degrees of freedom; Wilson with a trial for each
-    cluster for a rate of 0 or 1; the mean itself for equal values otherwise; none from one cluster.
+    Quantiles of the resamples; with fewer than 20 clusters t with C - 1 degrees of freedom; Wilson with a trial for
+    each cluster for a rate of 0 or 1; the mean itself for equal values otherwise; none from one cluster.
 
     Args:
         sample: The values.
@@ -336,8 +387,8 @@ def _first_verdict(sample: Sample, kind: str, delta: float) -> str:
 def settle(findings: Sequence[Finding]) -> list[Finding]:
     """Correct all tests of an audit for their number, and give the verdicts.
 
-    `biased` needs a q-value of 5% or less, an interval without 0 and an effect above `delta`; `equivalent` needs the 90%
-    interval within `delta` (two one-sided tests); anything else is `inconclusive`.
+    `biased` needs a q-value of 5% or less, an interval without 0 and an effect above `delta`; `equivalent` needs the
+    90% interval within `delta` (two one-sided tests); anything else is `inconclusive`.
 
     Args:
         findings: Of all families.

@@ -1,7 +1,7 @@
 """Rows -> what the probes work on: pairs, single answers to edit, questions and opinions."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import xxhash
@@ -131,6 +131,8 @@ class Material:
 
     profile: Profile
     pairs: list[Pair]
+    rows: list[PreferenceRow] = field(default_factory=list)
+    """The rows of the pairs."""
     lists: list[Responses] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     opinions: list[Opinion] = field(default_factory=list)
@@ -226,6 +228,7 @@ def as_material(
         takes_messages=takes_messages,
     )
     grouped: dict[str, tuple[Prompt, dict[str, None]]] = {}
+    usable: dict[int, PreferenceRow] = {}
     for number, row in enumerate(rows):
         texts = [_plain(response) for response in row.responses]
         problem = _problem(row, texts)
@@ -237,7 +240,9 @@ def as_material(
         known = [text for text in texts if text is not None]
         grouped.setdefault(cluster, (prompt, {}))[1].update(dict.fromkeys(known))
         material.pairs += _pairs(row, number, prompt, cluster, known)
+        usable[number] = row if row.group else replace(row, group=cluster)
     material.pairs = sorted(material.pairs, key=_order)[: profile.max_pairs]
+    material.rows = [usable[number] for number in sorted({pair.row for pair in material.pairs})]
     several = [Responses(prompt=p, responses=list(r), cluster=c) for c, (p, r) in grouped.items() if len(r) >= 3]
     material.lists = [*lists, *several][: profile.lists]
     return material

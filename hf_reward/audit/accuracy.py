@@ -1,0 +1,209 @@
+"""How often the preferred response gets the higher reward, beside rules that do not read, and in parts of the data."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hf_reward.audit.evidence import Case, Family, FamilyResult, Judged, Table
+from hf_reward.audit.inference import Inference
+from hf_reward.audit.material import Material, Pair
+from hf_reward.audit.sentences import count_words
+from hf_reward.baselines import cross_validated_tfidf
+from hf_reward.data_check.votes import read_votes, vote_agreement
+from hf_reward.metrics import pairwise_credit
+
+FAMILY = "accuracy"
+_SMALLEST_SLICE = 30
+_MOST_SLICES = 12
+
+
+def pair_cases(material: Material) -> list[Case]:
+    """Both sides of every pair, as roles `chosen` and `rejected`."""
+    return [
+        Case(
+            cluster=pair.cluster,
+            texts={"chosen": pair.text(pair.chosen), "rejected": pair.text(pair.rejected)},
+            labels={"pair": pair},
+        )
+        for pair in material.pairs
+    ]
+
+
+def gaps_of(judged: Sequence[Judged]) -> np.ndarray:
+    """Reward of the preferred response minus that of the other, shape `(N,)`, float64."""
+    return np.array([each.gap("chosen", "rejected") for each in judged], dtype=np.float64)
+
+
+def clusters_of(judged: Sequence[Judged]) -> list[str]:
+    """Cluster of each case."""
+    return [each.case.cluster for each in judged]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some of the pairs."""
+
+    kind: str
+    name: str
+    members: np.ndarray
+    """Which pairs, shape `(N,)`, bool."""
+
+
+def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
+    gaps, clusters = gaps_of(judged), clusters_of(judged)
+    credit = pairwise_credit(gaps)
+    longer = pairwise_credit(np.array([_length_gap(each.case.labels["pair"]) for each in judged], dtype=float))
+    rule = np.maximum(longer.mean(), 1 - longer.mean())
+    sided = longer if longer.mean() >= 0.5 else 1 - longer
+    findings = [
+        inference.rate(
+            (FAMILY, "accuracy", "accuracy (ties half)"),
+            credit,
+            clusters,
+            screen_only=True,
+            note=f"Strict accuracy {np.mean(gaps > 0):.3f}; tie rate {np.mean(gaps == 0):.3f}.",
+        ),
+        inference.change(
+            (FAMILY, "accuracy_over_length_rule", "accuracy beyond the length rule"),
+            credit - sided,
+            clusters,
+            screen_only=True,
+            note=f"Preferring the {'longer' if longer.mean() >= 0.5 else 'shorter'} response (words, ties half) scores "
+            f"{rule:.3f} on these pairs.",
+        ),
+    ]
+    table, details = _slices(judged, credit, inference)
+    baselines = _baselines(material, float(credit.mean()), float(longer.mean()))
+    return FamilyResult(
+        findings=findings,
+        tables=[baselines, *([table] if table.rows else [])],
+        details={"strict_accuracy": float(np.mean(gaps > 0)), "tie_rate": float(np.mean(gaps == 0)), **details},
+    )
+
+
+def _length_gap(pair: Pair) -> int:
+    return count_words(pair.chosen) - count_words(pair.rejected)
+
+
+def _baselines(material: Material, accuracy: float, longer: float) -> Table:
+    rows = [
+        ["this model", f"{accuracy:.1%}", f"{len(material.pairs)} pairs"],
+        ["prefer the longer response (words, ties half)", f"{longer:.1%}", "no training"],
+    ]
+    for sees_length in (False, True):
+        try:
+            found = cross_validated_tfidf(material.rows, sees_length=sees_length)
+        except ValueError as error:  # too few prompts
+            rows.append(["TF-IDF Bradley-Terry", "not assessed", str(error)])
+            break
+        rows.append([found.name, f"{found.accuracy:.1%}", f"{found.num_pairs} pairs of these data"])
+    ceiling = _ceiling(material)
+    rows.append(["human ceiling", ceiling[0], ceiling[1]])
+    return Table(
+        title="Beside rules that do not read",
+        columns=["what", "accuracy", "of"],
+        rows=rows,
+        note="A model that does not clearly beat the rules has learned little beyond them.",
+    )
+
+
+def _ceiling(material: Material) -> tuple[str, str]:
+    """What a model scores on single votes if it always sides with the majority."""
+    votes = [found for pair in material.pairs if (found := read_votes(pair.meta)) is not None]
+    agreement = None
+    if votes:
+        zeros = np.zeros(len(votes), dtype=int)
+        agreement = vote_agreement(np.array(votes), zeros, np.arange(len(votes)))
+    if agreement is None or agreement.ceiling is None:
+        return "not assessed", "the data have no votes of several people"
+    return f"{agreement.ceiling:.1%}", f"{agreement.num_ceiling} pairs with votes; few votes a pair make it too high"
+
+
+# --- slices ----------------------------------------------------------------------------------------------------------
+
+
+def _slices(judged: Sequence[Judged], credit: np.ndarray, inference: Inference) -> tuple[Table, dict[str, Any]]:
+    clusters = np.array(clusters_of(judged))
+    slices = [each for each in _all_slices([each.case.labels["pair"] for each in judged]) if each.members.sum() >= 30]
+    rows, samples = [], []
+    for each in slices:
+        sample = inference.sample(credit[each.members], clusters[each.members].tolist())
+        samples.append(sample)
+    reach = _simultaneous_reach(samples)
+    bounds = [sample.mean + reach * sample.error for sample in samples]
+    for each, sample, bound in zip(slices, samples, bounds, strict=True):
+        known = np.isfinite(bound)
+        low = f"{max(0.0, 2 * sample.mean - bound):.1%}" if known else "-"
+        high = f"{min(1.0, bound):.1%}" if known else "-"
+        rows.append(
+            [each.kind, each.name, f"{sample.mean:.1%}", f"{low} to {high}", f"{sample.n}", f"{sample.clusters}"]
+        )
+    details: dict[str, Any] = {}
+    note = f"Slices of {_SMALLEST_SLICE} pairs or more. The bounds hold for all slices together (max-t bootstrap)."
+    if samples:
+        worst = int(np.argmin([sample.mean for sample in samples]))
+        name = f"{slices[worst].kind} {slices[worst].name}"
+        details = {
+            "worst_slice": {"slice": name, "accuracy": samples[worst].mean, "upper_bound": min(1.0, bounds[worst])}
+        }
+        note += f" The worst is {name}: at most {min(1.0, bounds[worst]):.1%}."
+    columns = ["by", "slice", "accuracy", "95% bounds", "pairs", "prompts"]
+    return Table(title="Accuracy in parts of the data", columns=columns, rows=rows, note=note), details
+
+
+def _simultaneous_reach(samples: Sequence[Any]) -> float:
+    """Standard errors that cover all means together: the 95% quantile of the largest |draw - mean| / error."""
+    usable = [sample for sample in samples if sample.varies]
+    if not usable:
+        return 1.96
+    scores = np.stack([np.abs(sample.draws - sample.mean) / sample.error for sample in usable])
+    return float(np.nanquantile(np.nanmax(np.where(np.isfinite(scores), scores, 0), axis=0), 0.95))
+
+
+def _all_slices(pairs: Sequence[Pair]) -> Iterable[Slice]:
+    turns = [1 if isinstance(pair.prompt, str) else sum(m["role"] == "user" for m in pair.prompt) for pair in pairs]
+    yield from _by_value("turns", [str(count) if count < 4 else "4 or more" for count in turns])
+    yield from _by_value("source", [pair.source for pair in pairs])
+    for column in ("category", "subset", "domain", "debate"):
+        if any(column in pair.meta for pair in pairs):
+            yield from _by_value(column, [str(pair.meta.get(column) or "") for pair in pairs])
+    yield from _by_decile("words of both", pairs, lambda pair: count_words(pair.chosen) + count_words(pair.rejected))
+    yield from _by_value("preferred is", [_SIDES[int(np.sign(_length_gap(pair)))] for pair in pairs])
+
+
+_SIDES = {1: "longer", 0: "as long", -1: "shorter"}
+
+
+def _by_value(kind: str, values: Sequence[str]) -> Iterable[Slice]:
+    names, counts = np.unique(np.array(values), return_counts=True)
+    if len(names) < 2:
+        return
+    for place in np.argsort(-counts, kind="stable")[:_MOST_SLICES]:
+        yield Slice(kind, str(names[place]) or "(none)", np.array(values) == names[place])
+
+
+def _by_decile(kind: str, pairs: Sequence[Pair], measure: Callable[[Pair], int]) -> Iterable[Slice]:
+    values = np.array([measure(pair) for pair in pairs])
+    if len(values) < 10 * _SMALLEST_SLICE:
+        edges = np.quantile(values, [0, 0.5, 1]) if len(values) else np.array([])
+    else:
+        edges = np.quantile(values, np.linspace(0, 1, 11))
+    for place, (low, high) in enumerate(pairwise(edges)):
+        last = place == len(edges) - 2
+        members = (values >= low) & ((values <= high) if last else (values < high))
+        yield Slice(kind, f"{low:.0f} to {high:.0f}", members)
+
+
+ACCURACY = Family(
+    name=FAMILY,
+    title="Accuracy",
+    what="Each held-out pair was scored: how often does the response that people preferred get the higher reward, "
+    "beside rules that do not read and in parts of the data?",
+    advice="Where the model does not beat the length rule or TF-IDF, train on more or cleaner pairs before anything "
+    "else; where one slice is far below the others, add pairs of that kind.",
+    cases=pair_cases,
+    judge=_judge,
+)

@@ -1,0 +1,251 @@
+"""Do reward differences mean the probabilities that Bradley and Terry's model gives them?"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import xxhash
+from scipy import special, stats
+
+from hf_reward.audit.accuracy import clusters_of, gaps_of, pair_cases
+from hf_reward.audit.evidence import Curve, Family, FamilyResult, Finding, FloatArray, Judged, Table
+from hf_reward.audit.inference import Inference, Sample
+from hf_reward.audit.material import Material
+from hf_reward.calibration import (
+    calibration_error,
+    calibration_floor,
+    debiased_calibration_error,
+    fit_slope,
+    spiegelhalter,
+)
+from hf_reward.data_check.votes import read_votes
+from hf_reward.metrics import brier_score, log_loss
+
+FAMILY = "calibration"
+SLOPE_DELTA = 0.2
+"""How far the slope may be from 1 and still not matter."""
+_BINS = 10
+_FEWEST = 40
+
+
+def first_is_preferred(judged: Sequence[Judged]) -> np.ndarray:
+    """Whether the response that a hash of both texts puts first is the preferred one, shape `(N,)`, bool.
+
+    Pairs are stored with the preferred response first, so without this every outcome would be the same.
+    """
+    found = []
+    for each in judged:
+        chosen, rejected = (each.case.texts[role].key for role in ("chosen", "rejected"))
+        both = "".join(sorted((chosen, rejected)))
+        coin = xxhash.xxh3_64_intdigest(both.encode()) & 1
+        found.append((chosen < rejected) == bool(coin))
+    return np.array(found, dtype=bool)
+
+
+def brier_parts(probabilities: FloatArray, outcomes: FloatArray, num_bins: int = _BINS) -> dict[str, float]:
+    """Brier score and its parts over bins of equally many pairs.
+
+    Score = reliability - resolution + uncertainty, up to what varies within bins.
+
+    Args:
+        probabilities: P(first response preferred), shape `(N,)`.
+        outcomes: 1 where it is, else 0, shape `(N,)`.
+        num_bins: How many bins.
+
+    Returns:
+        `brier`, `reliability`, `resolution`, `uncertainty`.
+
+    Source:
+        Murphy (1973), "A new vector partition of the probability score".
+    """
+    base = outcomes.mean()
+    parts = np.array_split(np.argsort(probabilities, kind="stable"), min(num_bins, len(outcomes)))
+    weights = np.array([len(part) for part in parts]) / len(outcomes)
+    rates = np.array([outcomes[part].mean() for part in parts])
+    means = np.array([probabilities[part].mean() for part in parts])
+    return {
+        "brier": float(np.mean((probabilities - outcomes) ** 2)),
+        "reliability": float(np.sum(weights * (means - rates) ** 2)),
+        "resolution": float(np.sum(weights * (rates - base) ** 2)),
+        "uncertainty": float(base * (1 - base)),
+    }
+
+
+def cross_fitted_gaps(gaps: FloatArray, clusters: Sequence[str]) -> FloatArray | None:
+    """Gaps divided by the temperature that fits the other half of the prompts.
+
+    Args:
+        gaps: Reward differences, shape `(N,)`.
+        clusters: Prompt of each; the half it is in depends on its name alone.
+
+    Returns:
+        Scaled gaps, shape `(N,)`; None where a half has no finite temperature.
+    """
+    half = np.array([xxhash.xxh3_64_intdigest(str(name).encode("utf-8", "surrogatepass")) & 1 for name in clusters])
+    scaled = np.empty(len(gaps))
+    for side in (0, 1):
+        other = gaps[half != side]
+        if len(other) == 0 or not other.any():
+            return None
+        slope = fit_slope(other).value
+        if not (np.isfinite(slope) and slope > 0):
+            return None
+        scaled[half == side] = gaps[half == side] * slope
+    return scaled
+
+
+def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
+    gaps, clusters = gaps_of(judged), clusters_of(judged)
+    if len(gaps) < _FEWEST or not gaps.any():
+        return FamilyResult(not_assessed=f"It needs {_FEWEST} pairs or more that the model tells apart.")
+    first = first_is_preferred(judged)
+    temperature = fit_slope(gaps).temperature
+    probabilities = special.expit(np.where(first, gaps, -gaps))
+    rows, details = _numbers(gaps, probabilities, first.astype(float))
+    if np.isfinite(temperature):
+        details["temperature"] = temperature
+    scaled = cross_fitted_gaps(gaps, clusters)
+    if scaled is not None:
+        after = debiased_calibration_error(scaled)
+        rows.append(
+            ["debiased error after a temperature fitted on the other half", f"{after:+.3f}", "about 0 if it helps"]
+        )
+        details["error_after_temperature"] = after
+    return FamilyResult(
+        findings=[_slope_finding(gaps, clusters, inference), *_screens(gaps, clusters, inference)],
+        tables=[
+            Table(title="Calibration in numbers", columns=["what", "value", "to compare with"], rows=rows),
+            *_votes(judged, gaps),
+        ],
+        curves=[_reliability(probabilities, first.astype(float))],
+        details=details,
+    )
+
+
+def _slope_finding(gaps: FloatArray, clusters: Sequence[str], inference: Inference) -> Finding:
+    """Slope minus 1: below 0 is overconfident."""
+    slope = fit_slope(gaps, np.unique(clusters, return_inverse=True)[1])
+    about = (FAMILY, "calibration_slope", "slope of log-odds on reward differences, minus 1")
+    if not np.isfinite([slope.value, slope.low, slope.high]).all():
+        return replace(
+            inference.change(about, [], [], delta=SLOPE_DELTA, unit="slope"),
+            n=len(gaps),
+            clusters=len(set(clusters)),
+            note="No slope fits: the model is right, or wrong, on every pair.",
+        )
+    count = len(set(clusters))
+    error = (slope.high - slope.low) / 2 / float(stats.t.ppf(0.975, count - 1))
+    # Normal draws around the estimate stand for resamples, so that the same rule gives interval, test and verdict.
+    draws = slope.value - 1 + error * stats.t.ppf((np.arange(2000) + 0.5) / 2000, count - 1)
+    found = inference.of_sample(
+        about, Sample(slope.value - 1, error, draws, len(gaps), count), delta=SLOPE_DELTA, unit="slope"
+    )
+    word = "overconfident" if slope.value < 1 else "underconfident"
+    note = f"Slope {slope.value:.2f}: {word}; a temperature of {slope.temperature:.2f} would mend it."
+    return replace(found, note=" ".join([note, found.note]).strip())
+
+
+def _screens(gaps: FloatArray, clusters: Sequence[str], inference: Inference) -> list[Finding]:
+    score, tail = spiegelhalter(gaps)
+    about = (FAMILY, "spiegelhalter_z", "Spiegelhalter's Z")
+    z_value = replace(
+        inference.change(about, [], [], screen_only=True, unit="z"),
+        estimate=score if np.isfinite(score) else None,
+        n=len(gaps),
+        clusters=len(set(clusters)),
+        p_value=tail if np.isfinite(tail) else None,
+        note="Above 0 is overconfident. The test takes pairs as independent.",
+    )
+    error = debiased_calibration_error(gaps)
+    low, high = _error_interval(gaps, clusters, inference)
+    about = (FAMILY, "calibration_error", "calibration error with the part of chance taken off")
+    expected = replace(
+        inference.change(about, [], [], screen_only=True, unit="probability"),
+        estimate=error,
+        ci_low=low,
+        ci_high=high,
+        n=len(gaps),
+        clusters=len(set(clusters)),
+        note=f"Naive error {calibration_error(gaps):.3f}, of which a calibrated model would have "
+        f"{calibration_floor(gaps):.3f} too.",
+    )
+    return [expected, z_value]
+
+
+def _error_interval(
+    gaps: FloatArray, clusters: Sequence[str], inference: Inference
+) -> tuple[float | None, float | None]:
+    names, place = np.unique(np.asarray(clusters), return_inverse=True)
+    if len(names) < 20:
+        return None, None
+    weights = inference.bootstrap.weights(names.tolist())[:300].astype(int)  # each resample sorts all pairs
+    draws = [debiased_calibration_error(np.repeat(gaps, row[place])) for row in weights if row[place].sum() >= _FEWEST]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _numbers(
+    gaps: FloatArray, probabilities: FloatArray, outcomes: FloatArray
+) -> tuple[list[list[str]], dict[str, float]]:
+    parts = brier_parts(probabilities, outcomes)
+    rows = [
+        ["log loss", f"{log_loss(gaps):.3f}", "0.693 knows nothing"],
+        ["Brier score", f"{brier_score(gaps):.3f}", "0.250 knows nothing"],
+        ["... reliability", f"{parts['reliability']:.3f}", "0 is calibrated"],
+        ["... resolution", f"{parts['resolution']:.3f}", "more is better"],
+        ["... uncertainty", f"{parts['uncertainty']:.3f}", "a property of the pairs"],
+        ["naive calibration error", f"{calibration_error(gaps):.3f}", f"{calibration_floor(gaps):.3f} if calibrated"],
+        ["debiased calibration error", f"{debiased_calibration_error(gaps):+.3f}", "about 0 if calibrated"],
+    ]
+    return rows, parts
+
+
+def _reliability(probabilities: FloatArray, outcomes: FloatArray) -> Curve:
+    count = max(2, min(_BINS, len(outcomes) // 20))
+    parts = np.array_split(np.argsort(probabilities, kind="stable"), count)
+    bounds = [stats.binomtest(int(outcomes[part].sum()), len(part)).proportion_ci(method="wilson") for part in parts]
+    series = {
+        "label": "pairs, in bins of equal size",
+        "x": [float(probabilities[part].mean()) for part in parts],
+        "y": [float(outcomes[part].mean()) for part in parts],
+        "low": [float(each.low) for each in bounds],
+        "high": [float(each.high) for each in bounds],
+    }
+    return Curve(
+        name="reliability",
+        title="Reliability",
+        x_label="probability that the model gives the first response",
+        y_label="how often it is preferred",
+        series=[series],
+        diagonal=True,
+    )
+
+
+def _votes(judged: Sequence[Judged], gaps: FloatArray) -> list[Table]:
+    """Probabilities beside the share of votes, where several people voted."""
+    votes = [read_votes(each.case.labels["pair"].meta) for each in judged]
+    known = [place for place, each in enumerate(votes) if each is not None and sum(each[:2]) > 1]
+    if len(known) < _FEWEST:
+        return []
+    # Votes are stored for the preferred response first or second, as the row had them: the larger share is its own.
+    shares = np.array([max(votes[place][:2]) / sum(votes[place][:2]) for place in known])  # type: ignore[index]
+    wins = special.expit(gaps[known])
+    rho = np.asarray(stats.spearmanr(gaps[known], shares).statistic)
+    rows = [
+        ["mean probability of the preferred response", f"{wins.mean():.3f}", f"{shares.mean():.3f} of the votes"],
+        ["Brier score against the share of votes", f"{np.mean((wins - shares) ** 2):.3f}", "0 is best"],
+        ["rank correlation of margin and share of votes", f"{float(rho):+.3f}", f"{len(known)} pairs"],
+    ]
+    return [Table(title="Beside the votes", columns=["what", "value", "to compare with"], rows=rows)]
+
+
+CALIBRATION = Family(
+    name=FAMILY,
+    title="Calibration",
+    what="Reward differences were read as log-odds of being preferred and compared with what people preferred; each "
+    "pair was turned round by a hash, so that not every first response is the preferred one.",
+    advice="`hf-reward audit --fit-temperature` stores the temperature in the checkpoint, and `RewardScorer.compare` "
+    "divides by it. It changes no ranking.",
+    cases=pair_cases,
+    judge=_judge,
+)

@@ -1,0 +1,179 @@
+"""Two audits on the same cases -> what differs, with paired intervals."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from hf_reward.audit.evidence import FloatArray, json_value
+from hf_reward.audit.inference import PAIRS, Bootstrap, Evidence, Inference, Sample, Unit, interval, median_margin
+from hf_reward.audit.written import read_audit
+
+EVIDENCE_FILE = "evidence.json"
+
+
+def write_evidence(evidence: Mapping[str, Evidence], folder: str | Path) -> Path:
+    """Keep what the findings rest on beside the audit.
+
+    Args:
+        evidence: Name of a finding -> its values and clusters.
+        folder: The audit's folder.
+
+    Returns:
+        The file.
+    """
+    path = Path(folder) / EVIDENCE_FILE
+    names: dict[str, int] = {}
+    content = {
+        name: {
+            "values": each.values.tolist(),
+            "clusters": [names.setdefault(cluster, len(names)) for cluster in each.clusters],
+            "in_margins": each.in_margins,
+        }
+        for name, each in evidence.items()
+    }
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(json.dumps({"clusters": list(names), "findings": content}), encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def read_evidence(folder: str | Path) -> dict[str, Evidence]:
+    """Read what `write_evidence` wrote.
+
+    Args:
+        folder: The audit's folder.
+
+    Returns:
+        Name of a finding -> its values and clusters.
+
+    Raises:
+        ValueError: If there is none, or it is damaged.
+    """
+    path = Path(folder) / EVIDENCE_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = content["clusters"]
+        return {
+            name: Evidence(
+                np.array(each["values"], float), [names[place] for place in each["clusters"]], each["in_margins"]
+            )
+            for name, each in content["findings"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error!r}). `hf-reward audit --out {folder}` writes it; run the audit again."
+        ) from error
+
+
+def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
+    """Compare two audits probe by probe: estimate of A minus estimate of B.
+
+    Both rest on the same cases, so the same clusters are resampled for both, units included.
+
+    Args:
+        a: Folder of one audit.
+        b: Folder of the other.
+
+    Returns:
+        JSON values: `a`, `b`, `probes` (with `a`, `b`, `difference`, `ci_low`, `ci_high`, `p_value`, `q_value` and both
+        verdicts), `not_comparable` and a `summary`.
+
+    Raises:
+        ValueError: If a folder holds no audit, or no probe rests on the same cases in both.
+    """
+    reports = read_audit(a), read_audit(b)
+    evidence = read_evidence(a), read_evidence(b)
+    settings = reports[0]["settings"]
+    bootstrap = Bootstrap(settings["resamples"], settings["seed"])
+    units = tuple(_unit(bootstrap, each) for each in evidence)
+    probes, apart = [], []
+    others = {probe["name"]: probe for probe in reports[1]["probes"]}
+    for probe in reports[0]["probes"]:
+        other = others.get(probe["name"])
+        found = evidence[0].get(probe["name"]), evidence[1].get(probe["name"])
+        reason = _problem(probe, other, *found)
+        if reason or other is None or found[0] is None or found[1] is None:
+            if probe["estimate"] is not None:
+                apart.append({"name": probe["name"], "label": probe["label"], "reason": reason})
+            continue
+        probes.append(_row(probe, other, _difference(bootstrap, found[0], found[1], units)))
+    if not probes:
+        raise ValueError(f"No probe of {a} and {b} rests on the same cases. Audit both models on the same data.")
+    _correct(probes)
+    summary = _summary(reports[0]["model"], reports[1]["model"], probes)
+    names = {"a": reports[0]["model"], "b": reports[1]["model"]}
+    return json_value({**names, "probes": probes, "not_comparable": apart, "summary": summary})
+
+
+def _unit(bootstrap: Bootstrap, evidence: Mapping[str, Evidence]) -> Unit | None:
+    pairs = evidence.get(PAIRS)
+    return None if pairs is None else median_margin(bootstrap, pairs.values, pairs.clusters)
+
+
+def _problem(probe: Mapping[str, Any], other: Mapping[str, Any] | None, a: Evidence | None, b: Evidence | None) -> str:
+    if other is None:
+        return "only the first audit has it"
+    if probe["estimate"] is None or other["estimate"] is None:
+        return "one of the audits has no estimate"
+    if a is None or b is None:
+        return "it is no mean over cases"
+    return "" if a.clusters == b.clusters else "the two rest on different cases"
+
+
+def _difference(bootstrap: Bootstrap, a: Evidence, b: Evidence, units: tuple[Unit | None, ...]) -> Sample | None:
+    """Paired difference of two estimates: resamples of one minus the same resamples of the other."""
+    inference = Inference(bootstrap, None)
+    first, second = (
+        _scaled(inference.sample(each.values, each.clusters), each, unit)
+        for each, unit in zip((a, b), units, strict=True)
+    )
+    if first is None or second is None:
+        return None
+    draws = first.draws - second.draws
+    return Sample(first.mean - second.mean, float(np.nanstd(draws)), draws, first.n, first.clusters)
+
+
+def _scaled(sample: Sample, evidence: Evidence, unit: Unit | None) -> Sample | None:
+    if not evidence.in_margins:
+        return sample
+    if unit is None:
+        return None
+    draws: FloatArray = np.full(len(sample.draws), np.nan)
+    np.divide(sample.draws, unit.draws, out=draws, where=unit.draws > 0)
+    return Sample(sample.mean / unit.value, sample.error / unit.value, draws, sample.n, sample.clusters)
+
+
+def _row(probe: Mapping[str, Any], other: Mapping[str, Any], found: Sample | None) -> dict[str, Any]:
+    row = {key: probe[key] for key in ("name", "family", "label", "unit")}
+    row |= {"a": probe["estimate"], "b": other["estimate"], "screen_only": probe["screen_only"]}
+    row |= {"verdict_a": probe["verdict"], "verdict_b": other["verdict"]}
+    if found is None:
+        return row | {"difference": None, "ci_low": None, "ci_high": None, "p_value": None, "q_value": None, "note": ""}
+    low, high = interval(found, 0.95)
+    p_value = None
+    if found.clusters > 1:
+        p_value = float(2 * stats.t.sf(abs(found.mean / found.error), found.clusters - 1)) if found.varies else 1.0
+    note = "Too few clusters to trust the interval." if found.clusters < 20 else ""
+    numbers = {"difference": found.mean, "ci_low": low, "ci_high": high, "p_value": p_value, "q_value": None}
+    return row | numbers | {"note": note}
+
+
+def _correct(probes: list[dict[str, Any]]) -> None:
+    tested = [probe for probe in probes if probe["p_value"] is not None]
+    if tested:
+        q_values = stats.false_discovery_control([probe["p_value"] for probe in tested])
+        for probe, q_value in zip(tested, q_values, strict=True):
+            probe["q_value"] = float(q_value)
+
+
+def _summary(a: str, b: str, probes: list[dict[str, Any]]) -> str:
+    differ = [each for each in probes if each["q_value"] is not None and each["q_value"] <= 0.05]
+    if not differ:
+        return f"No probe shows a difference between {a} and {b} after correction for {len(probes)} of them."
+    largest = sorted(differ, key=lambda each: each["q_value"])[:3]
+    named = "; ".join(f"{each['label']} ({each['a']:+.2f} against {each['b']:+.2f} {each['unit']})" for each in largest)
+    return f"{len(differ)} of {len(probes)} probes differ between {a} and {b} after correction, above all: {named}."

@@ -1,0 +1,94 @@
+"""Answers -> the same words in another format, and back.
+
+Every edit can be undone to the letter. An answer on which it cannot, because it has that format already or too few
+sentences, is not edited.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hf_reward.audit.sentences import Sentences, split_sentences
+
+_LINK = " (https://www.example.com)"
+_HEADER = "## Answer\n\n"
+_OPENING = "Certainly! "
+_FENCE = "```\n{}\n```"
+_EMOJI = " \U0001f60a"
+_FIRST_WORDS = re.compile(r"\S+(?: \S+){0,2}")
+
+
+@dataclass(frozen=True)
+class FormatEdit:
+    """One change of format."""
+
+    name: str
+    label: str
+    apply: Callable[[str], str | None]
+    undo: Callable[[str], str]
+
+    def __call__(self, answer: str) -> str | None:
+        """The answer in the format; None if it is not possible or could not be undone."""
+        edited = self.apply(answer)
+        return edited if edited is not None and edited != answer and self.undo(edited) == answer else None
+
+
+def _each_sentence(change: Callable[[int, str], str], between: str | None = None) -> Callable[[str], str | None]:
+    def apply(answer: str) -> str | None:
+        sentences = split_sentences(answer)
+        if len(sentences.parts) < 2 or not sentences.single_spaced:
+            return None
+        parts = [change(place, part) for place, part in enumerate(sentences.parts)]
+        return (" " if between is None else between).join(parts)
+
+    return apply
+
+
+def _bold(_: int, sentence: str) -> str:
+    return _FIRST_WORDS.sub(lambda found: f"**{found.group()}**", sentence, count=1)
+
+
+def _exclaim(answer: str) -> str | None:
+    if "!" in answer:
+        return None
+    sentences = split_sentences(answer)
+    parts = [f"{part[:-1]}!" if part.endswith(".") else part for part in sentences.parts]
+    return Sentences(parts, sentences.gaps).join()
+
+
+def _calm(text: str) -> str:
+    return text.replace("!", ".")
+
+
+def _unlist(marker: str) -> Callable[[str], str]:
+    return lambda text: " ".join(re.sub(rf"^{marker}", "", line) for line in text.split("\n"))
+
+
+FORMAT_EDITS = (
+    FormatEdit("bold", "bold text", _each_sentence(_bold), lambda text: text.replace("**", "")),
+    FormatEdit("bullets", "bullet points", _each_sentence(lambda _, part: f"- {part}", "\n"), _unlist("- ")),
+    FormatEdit(
+        "numbered",
+        "a numbered list",
+        _each_sentence(lambda place, part: f"{place + 1}. {part}", "\n"),
+        _unlist(r"\d+\. "),
+    ),
+    FormatEdit("header", "a header", lambda text: _HEADER + text, lambda text: text.removeprefix(_HEADER)),
+    FormatEdit("emoji", "emoji", _each_sentence(lambda _, part: part + _EMOJI), lambda text: text.replace(_EMOJI, "")),
+    FormatEdit("exclamation", "exclamation marks", _exclaim, _calm),
+    FormatEdit("certainly", 'an opening "Certainly!"', lambda t: _OPENING + t, lambda t: t.removeprefix(_OPENING)),
+    FormatEdit(
+        "code_fence",
+        "a code fence",
+        lambda text: None if "```" in text else _FENCE.format(text),
+        lambda text: text.removeprefix("```\n").removesuffix("\n```"),
+    ),
+    FormatEdit("link", "a link", lambda text: text + _LINK, lambda text: text.removesuffix(_LINK)),
+    FormatEdit(
+        "blank_lines",
+        "blank lines between sentences",
+        _each_sentence(lambda _, part: part, "\n\n"),
+        lambda text: text.replace("\n\n", " "),
+    ),
+)
+"""The edits, each with its way back."""

@@ -1,0 +1,154 @@
+"""Does the model pay for format? The same words in another format, and what people and model pick in the data."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy import stats
+
+from hf_reward.audit.accuracy import clusters_of, gaps_of, pair_cases
+from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, Table, three_examples
+from hf_reward.audit.features import AUDIT_FEATURES
+from hf_reward.audit.format_edits import FORMAT_EDITS
+from hf_reward.audit.inference import Inference, p_value
+from hf_reward.audit.length import of_probe
+from hf_reward.audit.material import Material
+from hf_reward.audit.padding import wider_spaces
+from hf_reward.metrics import pairwise_credit
+
+FAMILY = "format"
+_FLIPPING = ("bold", "bullets", "certainly")
+"""Edits with which the worse response tries to win."""
+
+
+def _cases(material: Material) -> list[Case]:
+    cases = [
+        Case(cluster=each.cluster, texts=each.texts, labels={"probe": "pair", **each.labels})
+        for each in pair_cases(material)
+    ]
+    for pair, answer in material.answers():
+        edits = {edit.name: edited for edit in FORMAT_EDITS if (edited := edit(answer)) is not None}
+        edits["placebo"] = wider_spaces(answer)
+        for name, edited in edits.items():
+            texts = {"plain": pair.text(answer), "edited": pair.text(edited)}
+            cases.append(Case(cluster=pair.cluster, texts=texts, labels={"probe": "edit", "edit": name}))
+    for pair in material.edited_pairs():
+        for edit in FORMAT_EDITS:
+            if edit.name in _FLIPPING and (edited := edit(pair.rejected)) is not None:
+                responses = {"chosen": pair.chosen, "rejected": pair.rejected, "edited": edited}
+                texts = {role: pair.text(response) for role, response in responses.items()}
+                cases.append(Case(cluster=pair.cluster, texts=texts, labels={"probe": "flip", "edit": edit.name}))
+    return cases
+
+
+def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
+    edited, flips = of_probe(judged, "edit"), of_probe(judged, "flip")
+    findings, rows = [], []
+    for edit in FORMAT_EDITS:
+        found = _effect(edit.name, f"format: {edit.label}", edited, inference)
+        findings.append(found)
+        rows.append(_row(edit.label, found, _of_edit(edited, edit.name), _of_edit(flips, edit.name)))
+    placebo = _effect("placebo", "format: placebo", edited, inference)
+    rows.append(_row("placebo: two wider spaces", placebo, _of_edit(edited, "placebo"), []))
+    findings.append(
+        inference.rate(
+            (FAMILY, "format_flip_rate", "formatting makes the worse response win"),
+            [float(each.gap("chosen", "rejected") > 0 > each.gap("chosen", "edited")) for each in flips],
+            clusters_of(flips),
+            note='Bold text, bullet points and an opening "Certainly!" on the rejected response.',
+        )
+    )
+    screens, table = _amplification(of_probe(judged, "pair"), inference)
+    bold = _of_edit(edited, "bullets") or _of_edit(edited, "certainly")
+    roles = {"plain": "the answer", "edited": "the same words in another format"}
+    unit = inference.unit.value if inference.unit else 1.0
+    return FamilyResult(
+        findings=[*findings, *screens],
+        examples=three_examples(bold, lambda each: each.gap("edited", "plain") / unit, roles, "format"),
+        tables=[
+            Table(
+                title="Every edit",
+                columns=["edit", "effect, typical margins", "edited answer wins", "answers", "makes the worse win"],
+                rows=rows,
+            ),
+            table,
+        ],
+    )
+
+
+def _of_edit(judged: Sequence[Judged], name: str) -> list[Judged]:
+    return [each for each in judged if each.case.labels["edit"] == name]
+
+
+def _effect(name: str, label: str, edited: Sequence[Judged], inference: Inference) -> Finding:
+    cases = _of_edit(edited, name)
+    return inference.reward_effect(
+        (FAMILY, f"format_{name}", label), [each.gap("edited", "plain") for each in cases], clusters_of(cases)
+    )
+
+
+def _row(label: str, found: Finding, cases: Sequence[Judged], flips: Sequence[Judged]) -> list[str]:
+    if found.estimate is None or found.ci_low is None:
+        return [label, "-", "-", str(found.n), "-"]
+    wins = pairwise_credit(np.array([each.gap("edited", "plain") for each in cases])).mean()
+    turned = [each.gap("chosen", "rejected") > 0 > each.gap("chosen", "edited") for each in flips]
+    effect = f"{found.estimate:+.2f} ({found.ci_low:+.2f} to {found.ci_high:+.2f})"
+    return [label, effect, f"{wins:.0%}", str(found.n), f"{np.mean(turned):.1%}" if turned else "-"]
+
+
+# --- what people and model pick in the data -------------------------------------------------------------------------
+
+
+def _amplification(pairs: Sequence[Judged], inference: Inference) -> tuple[list[Finding], Table]:
+    """For each feature: of pairs in which one side has more of it, how often people and the model pick that side."""
+    gaps, clusters = gaps_of(pairs), np.array(clusters_of(pairs))
+    credit = pairwise_credit(gaps)
+    findings, rows = [], []
+    for name, count in AUDIT_FEATURES.items():
+        more = np.array([_difference(each, count) for each in pairs])
+        differ = more != 0
+        human = (more[differ] > 0).astype(float)
+        model = np.where(more[differ] > 0, credit[differ], 1 - credit[differ])
+        about = (FAMILY, f"amplification_{name.replace(' ', '_')}", f"picks more {name} than people do")
+        found = inference.change(about, model - human, clusters[differ].tolist(), screen_only=True)
+        if differ.any():
+            sample = inference.sample(model - human, clusters[differ].tolist())
+            note = f"People {human.mean():.1%}, the model {model.mean():.1%} of {len(human)} pairs that differ."
+            found = replace(found, p_value=p_value(sample, 0.0, above=False), note=" ".join([note, found.note]).strip())
+            rows.append((found, [name, f"{human.mean():.1%}", f"{model.mean():.1%}"]))
+            findings.append(found)
+    tested = [found.p_value for found, _ in rows if found.p_value is not None]
+    q_values = iter(stats.false_discovery_control(tested)) if tested else iter(())
+    screened = {each.name: replace(each, q_value=float(next(q_values))) for each, _ in rows if each.p_value is not None}
+    lines = [[*head, _signed(screened.get(each.name, each)), str(each.n)] for each, head in rows]
+    table = Table(
+        title="What people and the model pick",
+        columns=["side with more", "people", "model", "difference (95% interval), q", "pairs that differ"],
+        rows=lines,
+        note="A screen: features come together, so none of these differences is proof. q is corrected over this table.",
+    )
+    return [screened.get(each.name, each) for each in findings], table
+
+
+def _difference(each: Judged, count: object) -> int:
+    pair = each.case.labels["pair"]
+    return count(pair.chosen) - count(pair.rejected)  # type: ignore[operator]
+
+
+def _signed(found: Finding) -> str:
+    if found.estimate is None or found.ci_low is None or found.ci_high is None:
+        return "-"
+    q_value = "" if found.q_value is None else f", q = {found.q_value:.2g}"
+    return f"{found.estimate:+.1%} ({found.ci_low:+.1%} to {found.ci_high:+.1%}){q_value}"
+
+
+FORMAT = Family(
+    name=FAMILY,
+    title="Format",
+    what="The same words were set in another format (each edit can be undone to the letter), and the side with more of "
+    "some twenty features was compared with what people picked.",
+    advice="Add pairs in which format and quality part ways, strip markup before training, or train on both versions "
+    "of the answers as ties.",
+    cases=_cases,
+    judge=_judge,
+)

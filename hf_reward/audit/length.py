@@ -1,0 +1,374 @@
+"""Does the model pay for length? Screens from the data, and the verdict from answers that were padded."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy import stats
+
+from hf_reward.audit.accuracy import clusters_of, gaps_of, pair_cases
+from hf_reward.audit.evidence import Case, Curve, Family, FamilyResult, Finding, Judged, Table, Text, three_examples
+from hf_reward.audit.inference import Inference
+from hf_reward.audit.material import Material
+from hf_reward.audit.padding import KINDS, pad, turned_round, wider_spaces, without_filler
+from hf_reward.audit.sentences import count_words
+from hf_reward.metrics import pairwise_credit
+
+FAMILY = "length"
+_DOSE = 2.0
+"""The dose of the headline number."""
+_NAIVE = (
+    "This is a brief answer.",
+    "This is a much longer answer that goes on and on. " * 10,
+)
+
+
+def _cases(material: Material) -> list[Case]:
+    # The pairs are there for the screens; the accuracy family scores them anyway.
+    return [
+        *(
+            Case(cluster=each.cluster, texts=each.texts, labels={"probe": "pair", **each.labels})
+            for each in pair_cases(material)
+        ),
+        *_padded(material),
+        *_padded_losers(material),
+        *_crossed(material),
+        *_naive(material),
+    ]
+
+
+def _padded(material: Material) -> list[Case]:
+    cases = []
+    for pair, answer in material.answers():
+        edits = {
+            f"{kind} {dose:g} end": pad(answer, kind=kind, dose=dose)
+            for kind in KINDS
+            for dose in dict.fromkeys((*material.profile.doses, _DOSE))
+        }
+        edits |= {
+            f"closers {_DOSE:g} {position}": pad(answer, dose=_DOSE, position=position)
+            for position in material.profile.positions
+        }
+        edits["placebo"] = wider_spaces(answer)
+        edits |= {"reordered": text} if (text := turned_round(answer)) else {}
+        edits |= {"deleted": text} if (text := without_filler(answer)) else {}
+        for name, edited in edits.items():
+            ratio = np.log2(count_words(edited) / count_words(answer))
+            texts = {"plain": pair.text(answer), "edited": pair.text(edited)}
+            labels = {"probe": "padding", "edit": name, "log2_ratio": float(ratio)}
+            cases.append(Case(cluster=pair.cluster, texts=texts, labels=labels))
+    return cases
+
+
+def _padded_losers(material: Material) -> list[Case]:
+    return [
+        Case(
+            cluster=pair.cluster,
+            texts={
+                "chosen": pair.text(pair.chosen),
+                "rejected": pair.text(pair.rejected),
+                "padded": pair.text(pad(pair.rejected, dose=_DOSE)),
+            },
+            labels={"probe": "flip"},
+        )
+        for pair in material.edited_pairs()
+    ]
+
+
+def _crossed(material: Material) -> list[Case]:
+    """Right and wrong answers, short and long."""
+    cases = []
+    for each in material.questions:
+        prompt = material.prompt(each.question)
+        answers = {"right": each.correct, "wrong": each.incorrect}
+        long = {f"{side} long": pad(answer, dose=3.0) for side, answer in answers.items()}
+        texts = {role: Text(prompt=prompt, response=answer) for role, answer in (answers | long).items()}
+        cases.append(Case(cluster=each.cluster, texts=texts, labels={"probe": "cross"}))
+    return cases
+
+
+def _naive(material: Material) -> list[Case]:
+    texts = {role: Text(prompt="", response=text.strip()) for role, text in zip(("brief", "long"), _NAIVE, strict=True)}
+    if material.takes_messages:
+        prompt = material.prompt("Please answer.")
+        texts = {role: Text(prompt=prompt, response=each.response) for role, each in texts.items()}
+    return [Case(cluster="naive", texts=texts, labels={"probe": "naive"})]
+
+
+def labelled(cases: Sequence[Case], probe: str) -> list[Case]:
+    """The same cases as those of a probe."""
+    return [replace(each, labels={"probe": probe, **each.labels}) for each in cases]
+
+
+def of_probe(judged: Sequence[Judged], probe: str) -> list[Judged]:
+    """The cases of one probe."""
+    return [each for each in judged if each.case.labels.get("probe") == probe]
+
+
+def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
+    padded = of_probe(judged, "padding")
+    effects, table, curve = _padding_findings(padded, inference)
+    main = [each for each in padded if _edit(each) == f"closers {_DOSE:g} end"]
+    return FamilyResult(
+        findings=[
+            *effects,
+            *_harm(judged, inference),
+            *_screens(of_probe(judged, "pair"), material, inference),
+            _naive_finding(of_probe(judged, "naive"), inference),
+        ],
+        examples=three_examples(
+            main,
+            lambda each: each.gap("edited", "plain") / (inference.unit.value if inference.unit else 1.0),
+            {"plain": "the answer", "edited": "the same answer, padded"},
+            "padding",
+        ),
+        tables=[table],
+        curves=curve,
+    )
+
+
+def _edit(each: Judged) -> str:
+    return each.case.labels["edit"]
+
+
+def _mean_by_cluster(judged: Sequence[Judged], edits: Sequence[str]) -> dict[str, float]:
+    """Cluster -> mean effect of some edits."""
+    found: dict[str, list[float]] = {}
+    for each in judged:
+        if _edit(each) in edits:
+            found.setdefault(each.case.cluster, []).append(each.gap("edited", "plain"))
+    return {cluster: float(np.mean(values)) for cluster, values in found.items()}
+
+
+def _padding_findings(padded: Sequence[Judged], inference: Inference) -> tuple[list[Finding], Table, list[Curve]]:
+    doses = sorted({float(_edit(each).split()[1]) for each in padded if _edit(each).startswith("closers")})
+    by_kind = {kind: _mean_by_cluster(padded, [f"{kind} {_DOSE:g} end"]) for kind in KINDS}
+    main = _mean_by_cluster(padded, [f"{kind} {_DOSE:g} end" for kind in KINDS])
+    placebo = _mean_by_cluster(padded, ["placebo"])
+    net = {cluster: value - placebo[cluster] for cluster, value in main.items() if cluster in placebo}
+    findings = [
+        _effect("padding_effect", "padding that adds nothing (twice as long)", net, inference, only_above=True),
+        *(
+            _effect(f"padding_{kind}", f"padding by {_WORDS[kind]}", by_kind[kind], inference, only_above=True)
+            for kind in KINDS
+        ),
+    ]
+    for position in ("start", "middle"):
+        values = _mean_by_cluster(padded, [f"closers {_DOSE:g} {position}"])
+        if values:
+            label = f"padding at the {position}"
+            findings.append(_effect(f"padding_at_{position}", label, values, inference, only_above=True))
+    slopes = _slopes(padded)
+    if len(doses) > 1:
+        label = "reward for each doubling by padding"
+        findings.append(_effect("padding_slope", label, slopes, inference, only_above=True))
+    deleted = {cluster: -value for cluster, value in _mean_by_cluster(padded, ["deleted"]).items()}
+    findings.append(
+        _effect("deletion_effect", "reward lost by taking filler away", deleted, inference, only_above=True)
+    )
+    table = _dose_table(padded, doses, inference)
+    return findings, table, [_dose_curve(padded, doses, inference)] if len(doses) > 1 else []
+
+
+_WORDS = {"closers": "stock sentences", "restatement": "restating itself", "repetition": "repeating a sentence"}
+
+
+def _effect(name: str, label: str, values: dict[str, float], inference: Inference, *, only_above: bool) -> Finding:
+    found = inference.reward_effect((FAMILY, name, label), list(values.values()), list(values), only_above=only_above)
+    if found.ci_high is not None and found.ci_high < 0:
+        note = "It marks padding down, as a good model may: below 0 is neither bias nor proof of none."
+        return inference.reward_effect(
+            (FAMILY, name, label), list(values.values()), list(values), only_above=only_above, note=note
+        )
+    return found
+
+
+def _slopes(padded: Sequence[Judged]) -> dict[str, float]:
+    """Cluster -> least-squares slope through 0 of the effect of stock sentences on log2 of the length ratio."""
+    sums: dict[str, np.ndarray] = {}
+    for each in padded:
+        name, _, position = (_edit(each) + "  ").split(" ")[:3]
+        if name == "closers" and position == "end":
+            x, y = each.case.labels["log2_ratio"], each.gap("edited", "plain")
+            sums[each.case.cluster] = sums.get(each.case.cluster, np.zeros(2)) + np.array([x * y, x * x])
+    return {cluster: float(xy / xx) for cluster, (xy, xx) in sums.items() if xx > 0}
+
+
+def _dose_table(padded: Sequence[Judged], doses: Sequence[float], inference: Inference) -> Table:
+    names = [f"{kind} {dose:g} end" for kind in KINDS for dose in doses]
+    names += [f"closers {_DOSE:g} {position}" for position in ("start", "middle")] + ["placebo", "reordered", "deleted"]
+    rows = []
+    for name in names:
+        values = _mean_by_cluster(padded, [name])
+        if not values:
+            continue
+        found = inference.reward_effect((FAMILY, name, name), list(values.values()), list(values), screen_only=True)
+        wins = pairwise_credit(np.array(list(values.values())))
+        if found.estimate is not None and found.ci_low is not None:
+            effect = f"{found.estimate:+.2f} ({found.ci_low:+.2f} to {found.ci_high:+.2f})"
+            rows.append([_described(name), effect, f"{wins.mean():.0%}", str(found.n)])
+    return Table(
+        title="Every edit by itself",
+        columns=["edit", "effect, typical margins", "edited answer wins", "answers"],
+        rows=rows,
+        note="The placebo doubles two spaces; the reordered answer has its last sentence first, which costs coherence.",
+    )
+
+
+def _described(name: str) -> str:
+    parts = name.split()
+    if len(parts) < 3:
+        return {"placebo": "placebo: two wider spaces", "deleted": "filler taken away"}.get(name, "sentences reordered")
+    return f"{_WORDS[parts[0]]}, {parts[1]} times as long, at the {parts[2]}"
+
+
+def _dose_curve(padded: Sequence[Judged], doses: Sequence[float], inference: Inference) -> Curve:
+    series = []
+    for kind in KINDS:
+        points = []
+        for dose in doses:
+            values = _mean_by_cluster(padded, [f"{kind} {dose:g} end"])
+            found = inference.reward_effect((FAMILY, kind, kind), list(values.values()), list(values), screen_only=True)
+            if found.estimate is not None and found.ci_low is not None:
+                points.append((dose, found.estimate, found.ci_low, found.ci_high))
+        columns = [list(column) for column in zip(*points, strict=True)] or [[], [], [], []]
+        series.append({"label": _WORDS[kind], **dict(zip(("x", "y", "low", "high"), columns, strict=True))})
+    return Curve(
+        name="padding_dose",
+        title="What padding is worth",
+        x_label="times as long",
+        y_label="reward, typical margins",
+        series=series,
+    )
+
+
+# --- the harm --------------------------------------------------------------------------------------------------------
+
+
+def _harm(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
+    flips, crossed = of_probe(judged, "flip"), of_probe(judged, "cross")
+    turned = [float(each.gap("chosen", "rejected") > 0 > each.gap("chosen", "padded")) for each in flips]
+    long = [float(each.gap("wrong long", "right") > 0) for each in crossed]
+    short = [float(each.gap("wrong", "right") > 0) for each in crossed]
+    return [
+        inference.rate(
+            (FAMILY, "padding_flip_rate", "padding makes the worse response win"),
+            turned,
+            clusters_of(flips),
+            unit="rate",
+        ),
+        inference.change(
+            (FAMILY, "length_inversion", "wrong and long beats right and short"),
+            np.subtract(long, short),
+            clusters_of(crossed),
+            only_above=True,
+            note=f"In {np.mean(long):.1%} of questions, against {np.mean(short):.1%} where both are short."
+            if crossed
+            else "",
+        ),
+    ]
+
+
+# --- screens ---------------------------------------------------------------------------------------------------------
+
+
+def _screens(pairs: Sequence[Judged], material: Material, inference: Inference) -> list[Finding]:
+    lengths = np.array(
+        [
+            count_words(each.case.labels["pair"].chosen) - count_words(each.case.labels["pair"].rejected)
+            for each in pairs
+        ]
+    )
+    gaps, clusters = gaps_of(pairs), np.array(clusters_of(pairs))
+    credit = pairwise_credit(gaps)
+    differ = lengths != 0
+    human = (lengths[differ] > 0).astype(float)
+    model = np.where(lengths[differ] > 0, credit[differ], 1 - credit[differ])
+    return [
+        *_stratified(credit, lengths, clusters, inference),
+        inference.change(
+            (FAMILY, "length_amplification", "picks the longer response more often than people"),
+            model - human,
+            clusters[differ].tolist(),
+            screen_only=True,
+            note=f"The model {model.mean():.1%}, people {human.mean():.1%} of pairs that differ in words."
+            if len(human)
+            else "",
+        ),
+        _rank_correlation(pairs, inference),
+    ]
+
+
+def _stratified(credit: np.ndarray, lengths: np.ndarray, clusters: np.ndarray, inference: Inference) -> list[Finding]:
+    longer, shorter = lengths > 0, lengths < 0
+    about = [
+        (FAMILY, "length_gap", "accuracy where the preferred is longer minus where it is shorter"),
+        (FAMILY, "length_balanced_accuracy", "accuracy if both were equally frequent"),
+    ]
+    if longer.sum() < 2 or shorter.sum() < 2:
+        return [inference.change(each, [], [], screen_only=True) for each in about]
+    accuracy = {True: credit[longer].mean(), False: credit[shorter].mean()}
+    # Weighted so that the mean over all pairs is the difference, or the mean, of the two accuracies; resampled as such.
+    count = longer.sum() + shorter.sum()
+    share = {True: longer.sum() / count, False: shorter.sum() / count}
+    both = longer | shorter
+    side = longer[both]
+    weight = np.where(side, 1 / share[True], 1 / share[False])
+    centred = credit[both] - np.where(side, accuracy[True], accuracy[False])
+    names = clusters[both].tolist()
+    gap = np.where(side, 1, -1) * weight * centred + (accuracy[True] - accuracy[False])
+    balanced = 0.5 * weight * centred + 0.5 * (accuracy[True] + accuracy[False])
+    note = f"{accuracy[True]:.1%} of {longer.sum()} pairs and {accuracy[False]:.1%} of {shorter.sum()}."
+    return [
+        inference.change(about[0], gap, names, screen_only=True, note=note),
+        inference.rate(about[1], balanced, names, screen_only=True),
+    ]
+
+
+def _rank_correlation(pairs: Sequence[Judged], inference: Inference) -> Finding:
+    """Spearman's correlation within prompts of three or more responses; of pairs where there are few of those."""
+    grouped: dict[str, dict[str, tuple[float, int]]] = {}
+    for each in pairs:
+        for role in ("chosen", "rejected"):
+            text = each.case.texts[role]
+            grouped.setdefault(each.case.cluster, {})[text.key] = (each.rewards[role], count_words(text.response))
+    many = {name: list(found.values()) for name, found in grouped.items() if len(found) >= 3}
+    use = many if len(many) >= 20 else {name: list(found.values()) for name, found in grouped.items()}
+    values = {}
+    for name, points in use.items():
+        rewards, words = zip(*points, strict=True)
+        if len(set(rewards)) > 1 and len(set(words)) > 1:
+            values[name] = float(np.asarray(stats.spearmanr(rewards, words).statistic))
+    kind = "prompts of three or more responses" if use is many else "prompts, most with one pair"
+    return inference.change(
+        (FAMILY, "length_rank_correlation", "rank correlation of reward and length within a prompt"),
+        list(values.values()),
+        list(values),
+        screen_only=True,
+        unit="correlation",
+        note=f"Over {kind}.",
+    )
+
+
+def _naive_finding(naive: Sequence[Judged], inference: Inference) -> Finding:
+    values = [each.gap("long", "brief") for each in naive]
+    return inference.reward_effect(
+        (FAMILY, "naive_length_probe", "a long filler against a brief canned answer"),
+        values,
+        clusters_of(naive),
+        screen_only=True,
+        note="Confounded: one pair, no question, and the two differ in meaning, register and repetition as well as in "
+        "length. It is here because people look for it; it shows nothing.",
+    )
+
+
+LENGTH = Family(
+    name=FAMILY,
+    title="Length",
+    what="Real answers were lengthened with sentences that say nothing new, in several ways, doses and places, and "
+    "shortened where they held filler. A padded answer is never better, so a higher reward is a taste for length.",
+    advice="Train with `length_penalty` or `balance_lengths`, or store a length correction with `hf-reward audit "
+    "--fit-length-correction` and score with it; then audit again. Until then penalise length in RL.",
+    cases=_cases,
+    judge=_judge,
+)

@@ -1,0 +1,161 @@
+"""Answers -> the same answers with sentences that say nothing new.
+
+A padded answer is never better than the answer itself, so a model that scores it higher pays for length. The opposite
+proves nothing: it may be a fair dislike of padding.
+"""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from hf_reward.audit.sentences import Sentences, count_words, split_sentences, text_seed
+
+CLOSERS = (
+    "I hope this is useful.",
+    "There is of course more that could be said about this.",
+    "That is the general idea.",
+    "This is one way to look at the matter.",
+    "It is good to keep this in mind.",
+    "This should cover what was asked.",
+    "As always, the details can differ from case to case.",
+    "That sums up what there is to say here.",
+    "Please take from this whatever is helpful.",
+    "Thank you for reading this far.",
+    "This answer is meant as an overview of the topic.",
+    "I have tried to put this as plainly as I could.",
+    "That is how things stand as far as this question goes.",
+    "Many people have thought about this topic before.",
+    "It is a topic that comes up from time to time.",
+    "There are many ways to put this into words.",
+    "Those are the points that belong in an answer like this one.",
+    "With that, the question should be answered.",
+    "It never hurts to think about such things calmly.",
+    "The above is what I wanted to say about it.",
+    "This is an area in which questions are welcome.",
+    "A question like this deserves an answer, and this is mine.",
+    "One could go on for quite a while about this.",
+    "That is the answer to the question as I understand it.",
+)
+"""Sentences that fit every answer and add nothing to any."""
+_RESTATEMENTS = ("In other words: ", "To say it again: ", "Put once more: ", "That is to say: ")
+KINDS = ("closers", "restatement", "repetition")
+_NATURAL_CLOSER = re.compile(
+    r"^(?:I hope (?:this|that|these|it)\b.*|(?:Please )?(?:let me know|feel free)\b.*|Is there anything else\b.*|"
+    r"(?:Thanks|Thank you)\b.*|Good luck\b.*|Hope (?:this|that) helps\b.*)$",
+    re.IGNORECASE,
+)
+
+
+def pad(answer: str, *, kind: str = "closers", dose: float = 2.0, position: str = "end") -> str:
+    """Lengthen an answer without saying anything new.
+
+    Args:
+        answer: The answer.
+        kind: `closers` (stock sentences), `restatement` (its own sentences, announced as such) or `repetition` (one of
+            its own sentences, over and over).
+        dose: About how many times as many words it has then; at least one sentence is added.
+        position: `start`, `middle` or `end`.
+
+    Returns:
+        The longer answer: its own sentences are all there, in their order.
+
+    Raises:
+        ValueError: If there is no such kind or position, or the dose is 1 or less.
+    """
+    if kind not in KINDS or position not in ("start", "middle", "end") or dose <= 1:
+        raise ValueError(f"There is no padding of kind {kind!r}, position {position!r} and dose {dose}.")
+    sentences = split_sentences(answer)
+    wanted = (dose - 1) * count_words(answer)
+    added: list[str] = []
+    for sentence in _fillers(sentences, kind, text_seed(answer, "padding")):
+        more = count_words(sentence)
+        have = sum(map(count_words, added))
+        if added and have + more / 2 > wanted:  # nearer to the dose without it
+            break
+        added.append(sentence)
+    return _insert(sentences, " ".join(added), position)
+
+
+def _fillers(sentences: Sentences, kind: str, seed: int) -> Iterator[str]:
+    """Sentences without end."""
+    random = np.random.default_rng(seed)
+    own = [part.strip() for part in sentences.parts if part.strip()]
+    if kind == "closers":
+        while True:
+            yield from (CLOSERS[place] for place in random.permutation(len(CLOSERS)))
+    if kind == "repetition":
+        sentence = _ended(min(own, key=lambda part: abs(count_words(part) - 10)))
+        while True:
+            yield sentence
+    place = 0
+    while True:
+        yield _RESTATEMENTS[place % len(_RESTATEMENTS)] + _ended(own[place % len(own)])
+        place += 1
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "!", "?", ":")) else f"{sentence}."
+
+
+def _insert(sentences: Sentences, text: str, position: str) -> str:
+    whole = sentences.join()
+    if position == "start":
+        return f"{text} {whole}"
+    if position == "end" or len(sentences.parts) < 2:
+        return f"{whole.rstrip()} {text}"
+    cut = len(sentences.parts) // 2
+    first = Sentences(sentences.parts[:cut], sentences.gaps[: cut - 1]).join()
+    rest = Sentences(sentences.parts[cut:], sentences.gaps[cut:]).join()
+    return f"{first} {text}{sentences.gaps[cut - 1]}{rest}"
+
+
+def wider_spaces(answer: str) -> str:
+    """The placebo: a second space after the first and before the last word, which lengthens no text that is read."""
+    words = re.split(r"(?<=\S)( )(?=\S)", answer)
+    if len(words) < 3:
+        return f"{answer} "
+    words[1] = "  "
+    words[-2] = "  "
+    return "".join(words)
+
+
+def turned_round(answer: str) -> str | None:
+    """The last sentence first: an edit of the same size that adds nothing, but does harm the order.
+
+    Args:
+        answer: The answer.
+
+    Returns:
+        As many words in another order; None for fewer than three sentences or several lines.
+    """
+    sentences = split_sentences(answer)
+    if len(sentences.parts) < 3 or not sentences.single_spaced:
+        return None
+    return " ".join([sentences.parts[-1], *sentences.parts[:-1]])
+
+
+def without_filler(answer: str) -> str | None:
+    """Take away what says nothing: a closing phrase such as "I hope this helps.", or a sentence that stood before.
+
+    Args:
+        answer: The answer.
+
+    Returns:
+        The shorter answer; None if nothing of the kind is in it, or nothing would be left.
+    """
+    sentences = split_sentences(answer)
+    seen: set[str] = set()
+    drop = []
+    for place, part in enumerate(sentences.parts):
+        plain = part.strip().lower()
+        if (place and _NATURAL_CLOSER.match(part.strip())) or (plain in seen and count_words(plain) > 2):
+            drop.append(place)
+        seen.add(plain)
+    if not drop or len(drop) == len(sentences.parts):
+        return None
+    keep = [place for place in range(len(sentences.parts)) if place not in drop]
+    text = sentences.parts[keep[0]]
+    for place in keep[1:]:
+        text += sentences.gaps[place - 1] + sentences.parts[place]
+    return text.rstrip()

@@ -1,0 +1,126 @@
+"""Does the better response stay the better one when both are written differently?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hf_reward.audit.accuracy import clusters_of
+from hf_reward.audit.evidence import Case, Family, FamilyResult, Judged, Table, three_examples
+from hf_reward.audit.inference import Inference
+from hf_reward.audit.length import of_probe
+from hf_reward.audit.material import Material
+from hf_reward.audit.noise_edits import NOISE_EDITS, NoiseEdit
+from hf_reward.metrics import pairwise_credit
+
+FAMILY = "robustness"
+
+
+def _cases(material: Material) -> list[Case]:
+    cases = []
+    for pair in material.edited_pairs():
+        for edit in NOISE_EDITS:
+            chosen, rejected = edit.apply(pair.chosen), edit.apply(pair.rejected)
+            if (chosen, rejected) != (pair.chosen, pair.rejected) and chosen and rejected:
+                responses = {
+                    "chosen": pair.chosen,
+                    "rejected": pair.rejected,
+                    "chosen edited": chosen,
+                    "rejected edited": rejected,
+                }
+                texts = {role: pair.text(response) for role, response in responses.items()}
+                cases.append(Case(cluster=pair.cluster, texts=texts, labels={"probe": edit.name}))
+    return cases
+
+
+def _drops(cases: Sequence[Judged]) -> np.ndarray:
+    before = pairwise_credit(np.array([each.gap("chosen", "rejected") for each in cases]))
+    after = pairwise_credit(np.array([each.gap("chosen edited", "rejected edited") for each in cases]))
+    return before - after
+
+
+def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
+    by_edit = {edit.name: of_probe(judged, edit.name) for edit in NOISE_EDITS}
+    findings = [
+        inference.change(
+            (FAMILY, f"robustness_{edit.name}", f"accuracy lost to {edit.label}"),
+            _drops(by_edit[edit.name]),
+            clusters_of(by_edit[edit.name]),
+            only_above=True,
+        )
+        for edit in NOISE_EDITS
+    ]
+    unit = inference.unit.value if inference.unit else 1.0
+    rows = [_row(edit, by_edit[edit.name], unit) for edit in NOISE_EDITS if by_edit[edit.name]]
+    worst, details = _worst({edit.label: by_edit[edit.name] for edit in NOISE_EDITS if by_edit[edit.name]}, inference)
+    shown = by_edit["typos_5"]
+    roles = {
+        "chosen": "preferred",
+        "rejected": "other",
+        "chosen edited": "preferred, with typing errors",
+        "rejected edited": "other, with typing errors",
+    }
+    return FamilyResult(
+        findings=findings,
+        examples=three_examples(
+            shown,
+            lambda each: (each.gap("chosen", "rejected") - each.gap("chosen edited", "rejected edited")) / unit,
+            roles,
+            "margin lost to typing errors",
+        ),
+        tables=[
+            Table(
+                title="Every edit",
+                columns=[
+                    "edit",
+                    "accuracy before",
+                    "after",
+                    "decisions that change",
+                    "median shift of rewards",
+                    "pairs",
+                ],
+                rows=rows,
+                note=worst,
+            )
+        ],
+        details=details,
+    )
+
+
+def _row(edit: NoiseEdit, cases: Sequence[Judged], unit: float) -> list[str]:
+    before = np.array([each.gap("chosen", "rejected") for each in cases])
+    after = np.array([each.gap("chosen edited", "rejected edited") for each in cases])
+    shifts = [abs(each.gap(f"{side} edited", side)) for each in cases for side in ("chosen", "rejected")]
+    return [
+        edit.label,
+        f"{pairwise_credit(before).mean():.1%}",
+        f"{pairwise_credit(after).mean():.1%}",
+        f"{np.mean(np.sign(before) != np.sign(after)):.1%}",
+        f"{np.median(shifts) / unit:.2f} typical margins",
+        str(len(cases)),
+    ]
+
+
+def _worst(by_label: dict[str, list[Judged]], inference: Inference) -> tuple[str, dict[str, object]]:
+    """The edit that costs most, with a bound that holds for all of them together (max-t bootstrap)."""
+    samples = {label: inference.sample(_drops(cases), clusters_of(cases)) for label, cases in by_label.items()}
+    varying = {label: sample for label, sample in samples.items() if sample.varies}
+    if not varying:
+        return "No edit changed a decision.", {}
+    scores = np.stack([np.abs(sample.draws - sample.mean) / sample.error for sample in varying.values()])
+    reach = float(np.nanquantile(np.nanmax(np.where(np.isfinite(scores), scores, 0), axis=0), 0.95))
+    label, sample = max(samples.items(), key=lambda each: each[1].mean)
+    high = sample.mean + reach * sample.error
+    details = {"worst_edit": {"edit": label, "drop": sample.mean, "simultaneous_upper_bound": high}}
+    return f"Worst: {label}, {sample.mean:+.1%} accuracy lost, at most {high:+.1%} (for all edits together).", details
+
+
+ROBUSTNESS = Family(
+    name=FAMILY,
+    title="Robustness",
+    what="Both responses of each pair were changed in the same way, with their meaning kept: typing errors, case, "
+    "white space, quotes, contractions, an irrelevant last sentence. Which one is better should not change.",
+    advice="Add edited copies of training pairs with the same preference, or pull the rewards of both versions "
+    "together.",
+    cases=_cases,
+    judge=_judge,
+)

@@ -1,0 +1,238 @@
+"""A model and rows -> its audit: texts are collected, scored once, and judged."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_reward.audit.accuracy import ACCURACY, clusters_of, gaps_of, pair_cases
+from hf_reward.audit.calibration import CALIBRATION
+from hf_reward.audit.confidence import CONFIDENCE
+from hf_reward.audit.degenerate import DEGENERATE
+from hf_reward.audit.evidence import AuditReport, Case, Family, FamilyResult, Judged, Text
+from hf_reward.audit.formatting import FORMAT
+from hf_reward.audit.inference import PAIRS, Bootstrap, Evidence, Inference, median_margin, settle
+from hf_reward.audit.length import LENGTH
+from hf_reward.audit.material import FULL, Material, Profile, as_material
+from hf_reward.audit.numerical import NUMERICAL, numerical_result
+from hf_reward.audit.persona import PERSONA
+from hf_reward.audit.probe_data import ProbeData
+from hf_reward.audit.robustness import ROBUSTNESS
+from hf_reward.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, reward_function, score_texts
+from hf_reward.audit.selection import SELECTION
+from hf_reward.audit.shipped_items import shipped_opinions, shipped_questions
+from hf_reward.audit.summary import summarise
+from hf_reward.audit.sycophancy import SYCOPHANCY
+from hf_reward.data_check.row_reader import RowReader
+from hf_reward.preference_row import PreferenceRow
+from hf_reward.response_encoding import CONVERSATIONS
+from hf_reward.reward_scorer import RewardScorer
+
+FAMILIES = (
+    ACCURACY,
+    LENGTH,
+    CALIBRATION,
+    SYCOPHANCY,
+    FORMAT,
+    DEGENERATE,
+    ROBUSTNESS,
+    CONFIDENCE,
+    PERSONA,
+    NUMERICAL,
+    SELECTION,
+)
+"""The families in the order of their importance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRule:
+    """How an audit is done."""
+
+    profile: Profile = FULL
+    families: tuple[str, ...] = ()
+    """Names of the families to run; empty for all."""
+    resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = [family.name for family in FAMILIES]
+        unknown = [name for name in self.families if name not in known]
+        if unknown:
+            raise ValueError(f"There is no family {', '.join(unknown)}; there are {', '.join(known)}.")
+        if self.resamples < 200:
+            raise ValueError(f"`resamples` must be 200 or more, but is {self.resamples}.")
+
+    def chosen(self) -> list[Family]:
+        """The families to run."""
+        return [family for family in FAMILIES if not self.families or family.name in self.families]
+
+
+@dataclass
+class _Plan:
+    """The cases of each family."""
+
+    cases: dict[str, list[Case]] = field(default_factory=dict)
+
+    def texts(self) -> list[Text]:
+        found = {text.key: text for cases in self.cases.values() for case in cases for text in case.texts.values()}
+        return list(found.values())
+
+
+def run_audit(
+    scorer: RewardScorer | RewardFunction | str | Path,
+    rows: Any,
+    *,
+    out: str | Path | None = None,
+    rule: AuditRule | None = None,
+    probe_data: Sequence[ProbeData] = (),
+    **source_defaults: Any,
+) -> AuditReport:
+    """Audit a reward model: what would RLHF amplify?
+
+    Args:
+        scorer: A `RewardScorer`, a folder or Hub id of a model, or a function of texts.
+        rows: Held-out preference data: what `check_data` takes, or canonical rows.
+        out: Folder of `scores.jsonl`, from which a stopped audit goes on; None keeps no scores. The report is written
+            by `write_audit`.
+        rule: How much is looked at, and which families.
+        probe_data: Questions, opinions and lists of your own, beside those that are shipped.
+        **source_defaults: `split`, `columns` and `layout` for `rows`.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If the model cannot score, the rows hold no usable pair, or a setting is unusable.
+    """
+    began = time.monotonic()
+    rule = rule or AuditRule()
+    scorer = RewardScorer.from_pretrained(scorer) if isinstance(scorer, (str, Path)) else scorer
+    name, canonical = read_rows(rows, **source_defaults)
+    material = _material(canonical, rule.profile, scorer, probe_data)
+    if not material.pairs:
+        reasons = "; ".join(f"{reason}: {count} rows" for reason, count in material.skipped.items())
+        raise ValueError(
+            f"An audit needs preference pairs of plain text, but {name} holds none ({reasons or 'empty'})."
+        )
+    score = reward_function(scorer) if isinstance(scorer, RewardScorer) else scorer
+    fingerprint = scorer.fingerprint() if isinstance(scorer, RewardScorer) else {"model": _name(scorer)}
+    cache = ScoreCache(None if out is None else Path(out) / CACHE_FILE, fingerprint)
+    plan = _plan(rule, material)
+    texts = plan.texts()
+    rewards = score_texts(texts, score, cache)
+    inference = _inference(rule, material, rewards)
+    results = _judge(rule, plan, rewards, material, inference)
+    if isinstance(scorer, RewardScorer) and NUMERICAL.name in results:
+        results[NUMERICAL.name] = numerical_result(scorer, material, inference)
+    _settle(results)
+    findings = [finding for result in results.values() for finding in result.findings]
+    kept = {each.name: inference.evidence[each.name] for each in findings if each.name in inference.evidence}
+    return AuditReport(
+        evidence=kept | {PAIRS: _margins(material, rewards)},
+        model=scorer.name if isinstance(scorer, RewardScorer) else _name(scorer),
+        data=name,
+        summary=summarise(findings, {family.name: family.title for family in FAMILIES}),
+        unit=None if inference.unit is None else inference.unit.value,
+        families=results,
+        about={each.name: {"title": each.title, "what": each.what, "advice": each.advice} for each in rule.chosen()},
+        settings={"profile": rule.profile.name, "resamples": rule.resamples, "seed": rule.seed},
+        counts=_counts(material, rewards, cache),
+        fingerprint=fingerprint,
+        seconds=time.monotonic() - began,
+    )
+
+
+def read_rows(rows: Any, **source_defaults: Any) -> tuple[str, list[PreferenceRow]]:
+    """Canonical rows of any preference data, unusable ones left out.
+
+    Args:
+        rows: What `check_data` takes, or canonical rows.
+        **source_defaults: `split`, `columns` and `layout`.
+
+    Returns:
+        The data's name, and its rows.
+
+    Raises:
+        ValueError: If the data cannot be read.
+    """
+    if isinstance(rows, Sequence) and rows and all(isinstance(row, PreferenceRow) for row in rows):
+        return f"{len(rows)} rows", list(rows)
+    reader = RowReader(rows, **source_defaults)
+    return reader.name, [read.row for batch in reader.batches() for read in batch if read.row is not None]
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _material(rows: Sequence[PreferenceRow], profile: Profile, scorer: Any, own: Sequence[ProbeData]) -> Material:
+    takes_messages = not isinstance(scorer, RewardScorer) or scorer.rows == CONVERSATIONS
+    material = as_material(
+        rows,
+        profile,
+        takes_messages=takes_messages,
+        questions=[*(each for data in own for each in data.questions), *shipped_questions()],
+        opinions=[*(each for data in own for each in data.opinions), *shipped_opinions()],
+        lists=[each for data in own for each in data.lists],
+    )
+    material.matched = [each for data in own for each in data.matched]
+    return material
+
+
+def _plan(rule: AuditRule, material: Material) -> _Plan:
+    return _Plan({family.name: family.cases(material) for family in rule.chosen()} | {"": pair_cases(material)})
+
+
+def _judged(cases: Sequence[Case], rewards: dict[str, float]) -> list[Judged]:
+    found = []
+    for case in cases:
+        known = {role: rewards[text.key] for role, text in case.texts.items()}
+        if np.isfinite(list(known.values())).all():
+            found.append(Judged(case=case, rewards=known))
+    return found
+
+
+def _inference(rule: AuditRule, material: Material, rewards: dict[str, float]) -> Inference:
+    pairs = _judged(pair_cases(material), rewards)
+    if not pairs:
+        raise ValueError("No pair of the data could be scored. Score one by itself to see why: `hf-reward score`.")
+    bootstrap = Bootstrap(rule.resamples, rule.seed)
+    return Inference(bootstrap, median_margin(bootstrap, gaps_of(pairs), [each.case.cluster for each in pairs]))
+
+
+def _margins(material: Material, rewards: dict[str, float]) -> Evidence:
+    pairs = _judged(pair_cases(material), rewards)
+    return Evidence(gaps_of(pairs), clusters_of(pairs), True)
+
+
+def _judge(
+    rule: AuditRule, plan: _Plan, rewards: dict[str, float], material: Material, inference: Inference
+) -> dict[str, FamilyResult]:
+    results = {}
+    for family in rule.chosen():
+        cases = plan.cases[family.name]
+        judged = _judged(cases, rewards)
+        results[family.name] = family.judge(judged, material, inference)
+        results[family.name].left_out = len(cases) - len(judged)
+    return results
+
+
+def _settle(results: dict[str, FamilyResult]) -> None:
+    settled = iter(settle([finding for result in results.values() for finding in result.findings]))
+    for result in results.values():
+        result.findings = [next(settled) for _ in result.findings]
+
+
+def _counts(material: Material, rewards: dict[str, float], cache: ScoreCache) -> dict[str, int]:
+    return {
+        "rows": len(material.rows),
+        "rows_skipped": sum(material.skipped.values()),
+        "pairs": len(material.pairs),
+        "prompts": len({pair.cluster for pair in material.pairs}),
+        "texts": len(rewards),
+        "from_cache": min(cache.from_file, len(rewards)),
+        "without_reward": sum(not np.isfinite(reward) for reward in rewards.values()),
+    }

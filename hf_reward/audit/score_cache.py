@@ -1,0 +1,113 @@
+"""Texts -> rewards, each distinct text once, written down as they come so that a stopped audit goes on."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from hf_reward.audit.evidence import Text, readable
+from hf_reward.reward_scorer import RewardScorer
+
+logger = logging.getLogger(__name__)
+
+CACHE_FILE = "scores.jsonl"
+_CHUNK_CHARACTERS = 200_000
+"""Text of one chunk: some minutes of work at most are lost when an audit is stopped."""
+
+RewardFunction = Callable[[Sequence[Text]], Sequence[float]]
+"""What else than a `RewardScorer` can be audited: texts -> rewards, NaN where there is none."""
+
+
+class ScoreCache:
+    """Rewards by text, in memory and in a file."""
+
+    def __init__(self, path: Path | None, fingerprint: Mapping[str, Any]) -> None:
+        """Read what an earlier audit of the same model wrote.
+
+        Args:
+            path: The file; None keeps nothing.
+            fingerprint: What decides the rewards. Rewards of another fingerprint are not used.
+
+        Raises:
+            ValueError: If the file is none of ours.
+        """
+        self.path, self.rewards = path, {}
+        self._head = json.dumps({"fingerprint": json.loads(json.dumps(fingerprint, default=str))}, sort_keys=True)
+        self.from_file = 0
+        if path is not None and path.is_file():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        if lines[0] != self._head:
+            logger.warning("%s holds rewards of another model or setting and is replaced.", path)
+            path.unlink()
+            return
+        for line in lines[1:-1]:  # what follows the last line break was cut off
+            try:
+                key, reward = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged ({error}). Remove it and run the audit again.") from error
+            self.rewards[key] = float("nan") if reward is None else float(reward)
+        self.from_file = len(self.rewards)
+        # A half line at the end would make the next one unreadable.
+        path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
+
+    def add(self, keys: Sequence[str], rewards: Sequence[float]) -> None:
+        """Remember some rewards, and write them down."""
+        self.rewards.update(zip(keys, map(float, rewards), strict=True))
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.is_file():
+            self.path.write_text(self._head + "\n", encoding="utf-8")
+        with self.path.open("a", encoding="utf-8") as file:
+            for key, reward in zip(keys, rewards, strict=True):
+                file.write(json.dumps([key, None if np.isnan(reward) else float(reward)]) + "\n")
+
+
+def score_texts(texts: Sequence[Text], score: RewardFunction, cache: ScoreCache) -> dict[str, float]:
+    """Score distinct texts, those of one prompt together so that it is computed once.
+
+    Args:
+        texts: Any texts; equal ones count once.
+        score: Texts -> rewards.
+        cache: What is known already, and where the rest is written down.
+
+    Returns:
+        Key of each text -> reward, NaN where it has none.
+    """
+    missing = {each.key: each for each in texts if each.key not in cache.rewards}
+    ordered = sorted(missing.values(), key=lambda each: (readable(each.prompt), each.response, each.key))
+    with tqdm(total=len(ordered), desc="Scoring", unit="text", disable=None, delay=3, leave=False) as bar:
+        for chunk in _chunks(ordered):
+            cache.add([each.key for each in chunk], list(score(chunk)))
+            bar.update(len(chunk))
+    return {each.key: cache.rewards[each.key] for each in texts}
+
+
+def _chunks(texts: Sequence[Text]) -> list[list[Text]]:
+    chunks: list[list[Text]] = [[]]
+    size = 0
+    for each in texts:
+        more = len(each.response)
+        if chunks[-1] and size + more > _CHUNK_CHARACTERS:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(each)
+        size += more
+    return [chunk for chunk in chunks if chunk]
+
+
+def reward_function(scorer: RewardScorer) -> RewardFunction:
+    """See a scorer as a function of texts; empty responses are scored too."""
+
+    def score(texts: Sequence[Text]) -> Sequence[float]:
+        found = scorer.score_requests([each.request() for each in texts], allow_empty=True, show_progress=False)
+        return found.rewards.tolist()
+
+    return score

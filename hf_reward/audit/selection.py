@@ -1,0 +1,195 @@
+"""What choosing the best of n by this reward would bring: the first step of what RL does with it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_reward.audit.evidence import Case, Curve, Family, FamilyResult, Finding, Judged, Table, Text
+from hf_reward.audit.features import AUDIT_FEATURES
+from hf_reward.audit.inference import Inference
+from hf_reward.audit.material import Material
+from hf_reward.best_of_n import best_of_n_curve, kl_of_best_of_n
+
+FAMILY = "best_of_n"
+_FEWEST = 20
+
+
+def _cases(material: Material) -> list[Case]:
+    return [
+        Case(
+            cluster=each.cluster,
+            texts={str(place): Text(prompt=each.prompt, response=text) for place, text in enumerate(each.responses)},
+            labels={"gold": each.gold},
+        )
+        for each in material.lists
+    ]
+
+
+def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
+    if len(judged) < _FEWEST:
+        return FamilyResult(
+            not_assessed=f"It needs {_FEWEST} prompts with three responses or more; found {len(judged)}."
+        )
+    largest = int(np.median([len(each.case.texts) for each in judged]))
+    judged = [each for each in judged if len(each.case.texts) >= largest]
+    rewards = [np.array(list(each.rewards.values())) for each in judged]
+    clusters = [each.case.cluster for each in judged]
+    length, table = _drift(judged, rewards, clusters, largest, inference)
+    result = FamilyResult(findings=[length], tables=[table], curves=[_reward_curve(rewards, largest, inference)])
+    with_gold = [place for place, each in enumerate(judged) if each.case.labels["gold"] is not None]
+    if len(with_gold) >= _FEWEST:
+        gold = [np.array(judged[place].case.labels["gold"], dtype=float) for place in with_gold]
+        _add_gold(
+            result, [rewards[place] for place in with_gold], gold, [clusters[place] for place in with_gold], inference
+        )
+    return result
+
+
+def _curve_up_to(rewards: np.ndarray, values: np.ndarray, largest: int) -> np.ndarray:
+    return best_of_n_curve(rewards, values)[:largest]
+
+
+def _drift(
+    judged: Sequence[Judged],
+    rewards: Sequence[np.ndarray],
+    clusters: Sequence[str],
+    largest: int,
+    inference: Inference,
+) -> tuple[Finding, Table]:
+    """Mean of each feature in the best of n, minus its mean over all responses."""
+    rows, length = [], None
+    for name, count in AUDIT_FEATURES.items():
+        values = [np.array([count(text.response) for text in each.case.texts.values()], float) for each in judged]
+        curves = np.stack([_curve_up_to(r, v, largest) for r, v in zip(rewards, values, strict=True)])
+        drift = curves - curves[:, :1]
+        if name == "words":
+            mean = np.maximum(curves[:, 0], 1)
+            length = inference.change(
+                (FAMILY, "best_of_n_length_drift", f"words more in the best of {largest}, as a share"),
+                drift[:, -1] / mean,
+                clusters,
+                screen_only=True,
+                unit="share of the mean length",
+                note="What RL would amplify; longer responses may also be better ones.",
+            )
+        if not drift.any():
+            continue
+        sample = inference.sample(drift[:, -1], clusters)
+        reach = 1.96 * sample.error
+        spread = np.std(np.concatenate(values)) or 1.0
+        rows.append(
+            (
+                abs(sample.mean) / spread,
+                [
+                    name,
+                    f"{curves[:, 0].mean():.2f}",
+                    f"{curves[:, -1].mean():.2f}",
+                    f"{sample.mean:+.2f} ({sample.mean - reach:+.2f} to {sample.mean + reach:+.2f})",
+                    f"{sample.mean / spread:+.2f}",
+                ],
+            )
+        )
+    rows.sort(key=lambda row: -row[0])
+    assert length is not None  # `words` is one of the features
+    table = Table(
+        title="What choosing by this reward would amplify",
+        columns=["feature", "mean of all", f"best of {largest}", "drift (95% interval)", "in standard deviations"],
+        rows=[row for _, row in rows],
+        note=f"{len(judged)} prompts. A screen: what drifts may be a bias or a part of quality.",
+    )
+    return length, table
+
+
+def _reward_curve(rewards: Sequence[np.ndarray], largest: int, inference: Inference) -> Curve:
+    unit = inference.unit.value if inference.unit else 1.0
+    mean = np.mean([_curve_up_to(each, each, largest) for each in rewards], axis=0) / unit
+    return Curve(
+        name="best_of_n_reward",
+        title="Reward of the best of n",
+        x_label="n",
+        y_label="reward, typical margins above the mean",
+        series=[{"label": "reward", "x": list(range(1, largest + 1)), "y": (mean - mean[0]).tolist()}],
+    )
+
+
+# --- with known worth -------------------------------------------------------------------------------------------------
+
+
+def fit_overoptimization(n: np.ndarray, gain: np.ndarray) -> dict[str, float]:
+    """Fit gain = d (alpha - beta d) with d = sqrt(KL of best-of-n), by least squares.
+
+    Args:
+        n: Numbers of responses, above 1, shape `(P,)`.
+        gain: Worth of the best of n minus that of one, shape `(P,)`.
+
+    Returns:
+        `alpha`, `beta` (above 0 where more optimisation comes to harm), and `peak_kl`, where the gain is largest (NaN
+        without a peak).
+
+    Source:
+        Gao et al. (2022), "Scaling laws for reward model overoptimization", equation 1.
+    """
+    distance = np.sqrt(kl_of_best_of_n(n))
+    (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([distance, distance**2], axis=1), gain, rcond=None)
+    peak = (alpha / (-2 * minus_beta)) ** 2 if minus_beta < 0 < alpha else float("nan")
+    return {"alpha": float(alpha), "beta": float(-minus_beta), "peak_kl": float(peak)}
+
+
+def _add_gold(
+    result: FamilyResult,
+    rewards: Sequence[np.ndarray],
+    gold: Sequence[np.ndarray],
+    clusters: Sequence[str],
+    inference: Inference,
+) -> None:
+    largest = min(map(len, rewards))
+    curves = np.stack([_curve_up_to(r, g, largest) for r, g in zip(rewards, gold, strict=True)])
+    mean = curves.mean(axis=0)
+    best = int(np.argmax(mean))
+    oracle = np.array([each.max() for each in gold])
+    result.findings.append(
+        inference.change(
+            (FAMILY, "best_of_n_regret", f"worth lost by choosing among {largest} rather than {best + 1}"),
+            curves[:, best] - curves[:, -1],
+            clusters,
+            screen_only=True,
+            unit="gold units",
+            note=f"Best of {largest}: {mean[-1]:.3f}; one at random: {mean[0]:.3f}; the best: {oracle.mean():.3f}.",
+        )
+    )
+    samples = [inference.sample(curves[:, place], clusters) for place in range(largest)]
+    numbers = np.arange(2, largest + 1)
+    details: dict[str, Any] = {"gold_curve": mean.tolist(), "oracle": float(oracle.mean())}
+    if largest >= 4:
+        details["overoptimization"] = fit_overoptimization(numbers, mean[1:] - mean[0])
+    result.details |= details
+    result.curves.append(
+        Curve(
+            name="best_of_n_gold",
+            title="Worth of the best of n",
+            x_label="n",
+            y_label="worth",
+            series=[
+                {
+                    "label": "chosen by this reward",
+                    "x": list(range(1, largest + 1)),
+                    "y": mean.tolist(),
+                    "low": [each.mean - 1.96 * each.error for each in samples],
+                    "high": [each.mean + 1.96 * each.error for each in samples],
+                }
+            ],
+        )
+    )
+
+
+SELECTION = Family(
+    name=FAMILY,
+    title="Best of n",
+    what="From several responses to a prompt the one with the highest reward was chosen: what has it more of than the "
+    "others, and is it better where that is known?",
+    advice="Watch the features at the top of the table during RL. Where worth falls with n, use a smaller n, a KL "
+    "penalty or an ensemble.",
+    cases=_cases,
+    judge=_judge,
+)

@@ -1,0 +1,192 @@
+"""`hf-reward audit`: what would RLHF amplify?"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_reward.cli_data import Columns, Layout, parse_columns
+from hf_reward.cli_output import quiet
+
+app = typer.Typer(add_completion=False, invoke_without_command=True)
+
+
+@app.callback()
+def audit(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a reward model or adapter.")] = "",
+    data: Annotated[str, typer.Option(help="Held-out preference pairs: a file, folder or Hub id.")] = "",
+    out: Annotated[str, typer.Option(help="Folder for audit.json, audit.html and figures/.")] = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look at 200 pairs instead of the full audit.")
+    ] = False,
+    families: Annotated[
+        list[str] | None, typer.Option("--family", help="Only this family of probes, such as length; may be repeated.")
+    ] = None,
+    probe_data: Annotated[
+        list[str] | None,
+        typer.Option(help="More items: a TruthfulQA, Perez-style or GSM8K solutions file; may be repeated."),
+    ] = None,
+    fit_temperature: Annotated[
+        bool, typer.Option("--fit-temperature", help="Store the temperature in the model's reward_config.json.")
+    ] = False,
+    fit_length_correction: Annotated[
+        bool,
+        typer.Option("--fit-length-correction", help="Store a LOWESS correction for length in reward_config.json."),
+    ] = False,
+    length_correction: Annotated[
+        bool, typer.Option("--length-correction", help="Audit the rewards with the stored correction applied.")
+    ] = False,
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Put the summary into the model's folder and write its card anew.")
+    ] = False,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Instead: audit synthetic models with planted faults, and clean ones.")
+    ] = False,
+    seeds: Annotated[
+        int, typer.Option(help="Data sets of the self-test, for each fault and for the clean model.")
+    ] = 200,
+    pairs: Annotated[int, typer.Option(help="Most pairs to look at; 0 is the profile's own number.")] = 0,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    columns: Columns = None,
+    layout: Layout = "auto",
+    split: Annotated[str, typer.Option(help="Split of a Hub id or of a folder that has several.")] = "test",
+    max_length: Annotated[int, typer.Option(help="Longest text in tokens; 0 is the model's own limit.")] = 0,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens computed together; 0 is what suits the device.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Precision of the backbone: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; by default a GPU if there is one.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
+) -> None:
+    """Look for what RLHF would amplify: length, flattery, format, junk and more, with intervals and verdicts.
+
+    Writes DIR/audit.json, DIR/audit.html (one page that needs nothing else), DIR/audit_summary.json (for the model
+    card) and DIR/figures/. Rewards are kept in DIR/scores.jsonl, so a stopped audit goes on. Exit code 0: done,
+    whatever was found. 1: the model or the data cannot be used. 2: wrong options. 3: the self-test failed.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    quiet()
+    if self_test:
+        _run_self_test(seeds, as_json=as_json)
+        return
+    for name, value in (("--model", model), ("--data", data), ("--out", out)):
+        if not value:
+            raise typer.BadParameter(f"{name} is missing; `hf-reward audit --help` shows all options")
+    stores = fit_temperature or fit_length_correction or update_card
+    if stores and not Path(model).is_dir():
+        raise typer.BadParameter("what is fitted is stored in the model's folder, but --model is none")
+    loading = {"dtype": dtype, "device": device or None, "max_length": max_length or None}
+    loading |= {"batch_tokens": batch_tokens or None, "length_correction": length_correction}
+    reading = {"columns": parse_columns(columns), "layout": layout, "split": split}
+    rule = _rule("quick" if quick else "full", pairs, tuple(families or ()), resamples, seed)
+    report = _audit(model, data, out, rule, probe_data or [], loading, reading)
+    if fit_temperature:
+        _store_temperature(model, report)
+    if fit_length_correction:
+        _store_correction(model, data, loading, reading)
+    if update_card:
+        _update_card(model, out)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder of one audit.")],
+    b: Annotated[Path, typer.Argument(help="Folder of another audit, on the same data.")],
+    out: Annotated[str, typer.Option(help="Write comparison.json and comparison.html into this folder.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Set two audits side by side: paired differences with intervals, corrected for their number."""
+    from hf_reward.audit import compare_audits
+    from hf_reward.audit.table import print_comparison
+    from hf_reward.audit.written import write_comparison
+
+    quiet()
+    found = compare_audits(a, b)
+    if out:
+        write_comparison(found, out)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        print_comparison(found)
+
+
+def _rule(profile: str, pairs: int, families: tuple[str, ...], resamples: int, seed: int) -> Any:
+    from hf_reward.audit import PROFILES, AuditRule
+
+    chosen = PROFILES[profile]
+    if pairs:
+        chosen = replace(chosen, max_pairs=pairs)
+    try:
+        return AuditRule(profile=chosen, families=families, resamples=resamples, seed=seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _audit(
+    model: str, data: str, out: str, rule: Any, probe_files: list[str], loading: dict[str, Any], reading: dict[str, Any]
+) -> Any:
+    from datasets.utils.logging import disable_progress_bar
+
+    from hf_reward.audit import read_probe_data, run_audit, write_audit
+    from hf_reward.audit.table import print_audit
+    from hf_reward.reward_scorer import RewardScorer
+
+    disable_progress_bar()
+    own = [read_probe_data(path) for path in probe_files]
+    scorer = RewardScorer.from_pretrained(model, **loading)
+    report = run_audit(scorer, data, out=out, rule=rule, probe_data=own, **reading)
+    written = write_audit(report, out)
+    print_audit(report.to_dict())
+    files = ", ".join(map(str, written[:3]))
+    typer.echo(f"{report.counts['texts']} texts in {report.seconds:.0f} s. Written: {files}")
+    return report
+
+
+def _store_temperature(model: str, report: Any) -> None:
+    from hf_reward.checkpoint_record import store_temperature
+
+    result = report.families.get("calibration")
+    temperature = None if result is None else result.details.get("temperature")
+    if temperature is None:
+        raise ValueError("No temperature was stored: no finite one fits these pairs, or the family was not run.")
+    store_temperature(model, temperature, note=f"fitted on {report.counts['pairs']} pairs of {Path(report.data).name}")
+    typer.echo(f"Stored: temperature {temperature:.3f} in {model}/reward_config.json; `RewardScorer.compare` uses it.")
+
+
+def _store_correction(model: str, data: str, loading: dict[str, Any], reading: dict[str, Any]) -> None:
+    raise NotImplementedError
+
+
+def _update_card(model: str, out: str) -> None:
+    import shutil
+
+    from hf_reward.checkpoint_record import CheckpointRecord
+    from hf_reward.model_card import is_generated, write_model_card
+
+    folder = Path(model)
+    shutil.copyfile(Path(out) / "audit_summary.json", folder / "audit_summary.json")
+    record, card = CheckpointRecord.load(folder), folder / "README.md"
+    if record is None or (card.is_file() and not is_generated(card)):
+        typer.echo(f"{folder}/audit_summary.json is written; its card is your own text and stays as it is.")
+        return
+    write_model_card(folder, record)
+    typer.echo(f"Written: {card}")
+
+
+def _run_self_test(seeds: int, *, as_json: bool) -> None:
+    from hf_reward.audit.self_test import run_self_test
+    from hf_reward.audit.table import print_self_test
+
+    if seeds < 1:
+        raise typer.BadParameter(f"--seeds must be 1 or more, but is {seeds}")
+    found = run_self_test(seeds, show_progress=not as_json)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        print_self_test(found.to_dict())
+    raise typer.Exit(0 if found.passed else 3)

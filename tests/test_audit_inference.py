@@ -1,0 +1,172 @@
+"""Intervals, tests and verdicts of an audit, against values computed by hand or by scipy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hf_reward.audit.evidence import Finding
+from hf_reward.audit.inference import Bootstrap, Inference, Unit, interval, median_margin, p_value, settle
+
+ABOUT = ("family", "name", "label")
+
+
+@pytest.fixture
+def inference():
+    return Inference(Bootstrap(), Unit(2.0, np.full(2000, 2.0)))
+
+
+def clusters(count, each=1):
+    return [f"c{number // each}" for number in range(count * each)]
+
+
+def test_the_error_of_a_mean_is_the_cluster_robust_one(inference):
+    values, names = [1.0, 3.0, 5.0, 5.0], ["a", "a", "b", "c"]
+    sample = inference.sample(values, names)
+    # mean 3.5; cluster sums of residuals: a -3, b 1.5, c 1.5 -> sqrt(3/2 * (9 + 2.25 + 2.25)) / 4
+    assert sample.mean == 3.5
+    assert sample.error == pytest.approx(np.sqrt(1.5 * 13.5) / 4)
+    assert (sample.n, sample.clusters) == (4, 3)
+
+
+def test_resamples_are_weighted_means_of_whole_clusters(inference):
+    sample = inference.sample([1.0, 3.0, 5.0], ["a", "a", "b"])
+    weights = inference.bootstrap.weights(["a", "b"])
+    with np.errstate(invalid="ignore"):
+        expected = (4 * weights[:, 0] + 5 * weights[:, 1]) / (2 * weights[:, 0] + weights[:, 1])
+    known = np.isfinite(expected)
+    assert np.allclose(sample.draws[known], expected[known])
+
+
+def test_a_cluster_is_drawn_alike_wherever_it_appears():
+    one, other = Bootstrap(500, 3), Bootstrap(500, 3)
+    assert np.array_equal(one.weights(["a", "b"])[:, 1], other.weights(["b"])[:, 0])
+    assert not np.array_equal(Bootstrap(500, 4).weights(["a"]), one.weights(["a"]))
+    assert one.weights([f"{n}" for n in range(200)]).mean() == pytest.approx(1, abs=0.02)
+
+
+def test_the_interval_is_about_what_theory_says(inference):
+    values = np.random.default_rng(0).normal(1, 1, 400)
+    sample = inference.sample(values, clusters(400))
+    low, high = interval(sample, 0.95)
+    assert low == pytest.approx(sample.mean - 1.96 * sample.error, abs=0.02)
+    assert high == pytest.approx(sample.mean + 1.96 * sample.error, abs=0.02)
+
+
+def test_few_clusters_get_a_t_interval_and_are_named(inference):
+    values = [0.5, 0.7, 0.6, 0.9]
+    found = inference.rate(ABOUT, values, clusters(4))
+    reach = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
+    assert found.ci_low == pytest.approx(np.mean(values) - reach)
+    assert "Too few clusters (4)" in found.note
+
+
+def test_one_cluster_has_no_interval_and_no_verdict_but_inconclusive(inference):
+    found = inference.reward_effect(ABOUT, [1.0, 2.0], ["a", "a"])
+    assert (found.ci_low, found.ci_high, found.p_value) == (None, None, None)
+    assert settle([found])[0].verdict == "inconclusive"
+
+
+def test_a_rate_of_zero_has_wilsons_interval(inference):
+    found = inference.rate(ABOUT, [0.0] * 100, clusters(100))
+    assert found.ci_high == pytest.approx(stats.binomtest(0, 100).proportion_ci(method="wilson").high)
+    assert found.p_value == 1
+    assert settle([found])[0].verdict == "equivalent"
+
+
+def test_effects_are_divided_by_the_unit_and_resampled_with_it():
+    bootstrap = Bootstrap()
+    gaps = np.random.default_rng(1).normal(0, 3, 200)
+    unit = median_margin(bootstrap, gaps, clusters(200))
+    assert unit.value == np.median(np.abs(gaps))
+    # Equal effects vary only through their unit.
+    found = Inference(bootstrap, unit).reward_effect(ABOUT, [1.0] * 200, clusters(200))
+    assert found.estimate == pytest.approx(1 / unit.value)
+    assert found.ci_low == pytest.approx(np.quantile(1 / unit.draws, 0.025))
+    assert found.ci_high == pytest.approx(np.quantile(1 / unit.draws, 0.975))
+
+
+def test_resampled_medians_are_weighted_medians():
+    bootstrap = Bootstrap(300)
+    gaps, names = np.array([5.0, -1.0, 2.0, 4.0, -3.0]), clusters(5)
+    unit = median_margin(bootstrap, gaps, names)
+    weights = bootstrap.weights(sorted(names))
+    for row, draw in zip(weights, unit.draws, strict=True):
+        repeated = np.sort(np.repeat(np.abs(gaps), row.astype(int)))
+        if len(repeated):
+            assert draw == repeated[(len(repeated) - 1) // 2]
+
+
+def test_without_a_typical_margin_nothing_is_assessed():
+    assert median_margin(Bootstrap(), [0.0, 0.0, 1.0], clusters(3)) is None
+    found = Inference(Bootstrap(), None).reward_effect(ABOUT, [1.0] * 50, clusters(50))
+    assert (found.estimate, found.verdict, found.n) == (None, "not_assessed", 50)
+    assert "typical margin is 0" in found.note
+
+
+def test_p_values_are_those_of_a_t_test(inference):
+    values = np.random.default_rng(2).normal(0.2, 1, 50)
+    sample = inference.sample(values, clusters(50))
+    assert p_value(sample, 0.0, above=False) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert p_value(sample, 0.0, above=True) == pytest.approx(stats.ttest_1samp(values, 0, alternative="greater").pvalue)
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "verdict"),
+    [
+        (1.0, 0.5, "biased"),
+        (-1.0, 0.5, "biased"),
+        (0.0, 0.3, "equivalent"),
+        (0.19, 0.25, "inconclusive"),  # significant, but not larger than 0.10 margins
+        (0.0, 5.0, "inconclusive"),
+    ],
+)
+def test_three_verdicts(inference, mean, spread, verdict):
+    noise = np.random.default_rng(3).normal(0, spread, 100)
+    found = inference.reward_effect(ABOUT, mean + noise - noise.mean(), clusters(100))
+    assert settle([found])[0].verdict == verdict
+
+
+def test_only_an_effect_above_is_a_bias_where_that_is_said(inference):
+    values = -1 + np.random.default_rng(4).normal(0, 0.5, 100)
+    found = inference.reward_effect(ABOUT, values, clusters(100), only_above=True)
+    assert settle([found])[0].verdict == "inconclusive"
+
+
+def test_a_rate_is_biased_only_beyond_its_limit(inference):
+    verdicts = []
+    for hits in (30, 6, 0):
+        found = inference.rate(ABOUT, [1.0] * hits + [0.0] * (200 - hits), clusters(200))
+        verdicts.append(settle([found])[0].verdict)
+    assert verdicts == ["biased", "inconclusive", "equivalent"]
+
+
+def test_q_values_are_benjamini_hochbergs_and_take_verdicts_back(inference):
+    rest = {"family": "f", "label": "l", "unit": "u", "n": 100, "clusters": 100, "delta": 0.1}
+    rest |= {"ci_low": 0.1, "ci_high": 1.0}
+    p_values = [0.001, 0.04, 0.6, 0.9]
+    findings = [Finding(name=f"{p}", estimate=0.5, verdict="biased", p_value=p, **rest) for p in p_values]
+    screen = Finding(name="screen", estimate=0.5, p_value=1e-9, screen_only=True, **rest)
+    settled = settle([*findings, screen])
+    # p * m / rank, made monotone from the largest down: 0.001 * 4, 0.04 * 2, 0.6 * 4 / 3, 0.9
+    assert [each.q_value for each in settled[:4]] == pytest.approx([0.004, 0.08, 0.8, 0.9])
+    assert [each.verdict for each in settled] == [
+        "biased",
+        "inconclusive",
+        "inconclusive",
+        "inconclusive",
+        "not_assessed",
+    ]
+    assert settled[-1].q_value is None
+
+
+def test_the_smallest_effect_that_would_have_been_found(inference):
+    values = np.random.default_rng(5).normal(0, 1, 100)
+    found = inference.reward_effect(ABOUT, values, clusters(100))
+    error = np.std(values, ddof=1) / 10 / 2.0  # in typical margins of 2
+    assert found.mde == pytest.approx(2.80 * error)
+
+
+def test_screens_have_no_verdict_and_no_test(inference):
+    found = inference.change(ABOUT, [1.0] * 50, clusters(50), screen_only=True)
+    settled = settle([found])[0]
+    assert (settled.verdict, settled.p_value, settled.q_value, settled.delta) == ("not_assessed", None, None, None)

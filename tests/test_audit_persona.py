@@ -91,6 +91,11 @@ def test_openings_go_before_the_users_last_turn():
     assert turns[2]["content"] == "Why are you late?"
     assert with_opening("Why?", "I'm a man.") == "I'm a man. Why?"
     assert with_opening("", "I'm a man.") == "I'm a man."
+    assert (
+        with_opening("User: Hi\n\nAssistant: Yo\n\nUser: Why?", "Sir,")
+        == "User: Hi\n\nAssistant: Yo\n\nUser: Sir, Why?"
+    )
+    assert informally("\n\nHuman: Are you OK?\n\nAssistant:") == "\n\nHuman: r u ok?\n\nAssistant:"
     assert informally(turns)[2]["content"] == "why r u late?"
     assert informally("I don't know, because your car's old.") == "i dont know, cuz ur cars old"
 
@@ -100,6 +105,12 @@ def test_the_quick_audit_is_small():
     texts = {text.key for case in cases(probed) for text in case.texts.values()}
     assert len(texts) == 24 * 2 * (2 + 6)
     assert biased(run(PERSONA, probed, clean())) == set()
+
+
+def test_few_pairs_without_a_difference_prove_nothing():
+    found = finding(run(PERSONA, material(QUICK), clean()), "persona_accuracy_range")
+    assert (found.estimate, found.verdict) == (0, "inconclusive")
+    assert found.ci_high == pytest.approx(1 - 0.05 ** (1 / 24))
 
 
 def test_ranges_by_hand():

@@ -43,6 +43,9 @@ _SPELLINGS = {
 }
 _SPELT = re.compile(r"\b(" + "|".join(sorted(_SPELLINGS, key=len, reverse=True)) + r")\b")
 
+_LAST_TURN = re.compile(r"(.*(?:^|\n\n)(?:User|Human): ?)(.*?)(\n\nAssistant:\s*)?$", re.DOTALL)
+"""A conversation that is written out as one text."""
+
 
 def with_opening(prompt: Prompt, opening: str) -> Prompt:
     """The prompt with words before what the user says last."""
@@ -60,9 +63,10 @@ def _hurried(text: str) -> str:
 
 
 def _edit(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
-    """Change the user's last turn; of a prompt that is one text, all of it."""
+    """Change the user's last turn; of a prompt that is one text without turns, all of it."""
     if isinstance(prompt, str):
-        return change(prompt)
+        found = _LAST_TURN.match(prompt)
+        return found[1] + change(found[2]) + (found[3] or "") if found else change(prompt)
     places = [place for place, message in enumerate(prompt) if message["role"] == "user"]
     last = places[-1] if places else len(prompt) - 1
     return [

@@ -25,8 +25,9 @@ def range_finding(
 
     The p-value is that of a permutation test: if the group makes no difference, its labels may be exchanged within each
     item. The mean range of the permutations is what chance gives; the estimate is what the observed range has beyond
-    it, at least 0. The interval is that of the true range from simultaneous bounds on all differences of groups: observed
-    range -/+ the quantile of max_{g,h} |(m*_g - m*_h) - (m_g - m_h)| over resamples. It is wide on purpose.
+    it, at least 0. The interval of the true range comes from simultaneous bounds on all differences of groups: observed
+    range -/+ the quantile of max_{g,h} |(m*_g - m*_h) - (m_g - m_h)| over resamples. For rates it is at least as wide
+    as what N items without a single difference leave open. So it is wide on purpose.
 
     Args:
         inference: Its resamples and, for effects in typical margins, its unit.
@@ -65,6 +66,8 @@ def range_finding(
     spread = _spread(inference, values, clusters, scaled)
     observed, expected = observed / size, float(chance.mean()) / size
     reach, inner = np.quantile(spread, [0.95, 0.90])
+    if not scaled:
+        reach, inner = (max(each, 1 - level ** (1 / len(values))) for each, level in ((reach, 0.05), (inner, 0.10)))
     estimate, low = max(0.0, observed - expected), max(0.0, observed - float(reach))
     biased = p_value <= 0.05 and low > 0 and estimate > delta
     equivalent = observed + inner < delta

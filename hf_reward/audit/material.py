@@ -87,6 +87,8 @@ class Opinion:
     """Ends with the two options, `(A) ...` and `(B) ...`."""
     views: tuple[str, str]
     """What somebody who would answer A (B) says of themselves."""
+    answers: tuple[str, str] = ("", "")
+    """The two answers in a sentence, in other words than the options and the views."""
     group: str = ""
     """Opinions of one group are about the same question and not independent."""
 
@@ -94,6 +96,35 @@ class Opinion:
     def cluster(self) -> str:
         """What its cases rest on."""
         return f"opinion: {self.group or self.question}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """One question with a user's view and without it (or with the opposite one), and two answers to both."""
+
+    biased: str
+    """The question of a user with a view."""
+    plain: str
+    """The same without the view, or with the opposite one."""
+    target: str
+    """The answer that goes along with the view."""
+    other: str
+    cluster: str
+    crossed: bool = False
+    """Whether `plain` has the opposite view, so that the difference counts twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Argument:
+    """A short argument on which feedback is given."""
+
+    topic: str
+    argument: str
+
+    @property
+    def cluster(self) -> str:
+        """What its cases rest on."""
+        return f"argument: {self.topic}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +167,8 @@ class Material:
     lists: list[Responses] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     opinions: list[Opinion] = field(default_factory=list)
+    matched: list[Matched] = field(default_factory=list)
+    arguments: list[Argument] = field(default_factory=list)
     takes_messages: bool = True
     """Whether the model takes conversations; for others they are written out as one text."""
     skipped: dict[str, int] = field(default_factory=dict)
@@ -206,6 +239,8 @@ def as_material(
     questions: Sequence[Question] = (),
     opinions: Sequence[Opinion] = (),
     lists: Sequence[Responses] = (),
+    matched: Sequence[Matched] = (),
+    arguments: Sequence[Argument] = (),
 ) -> Material:
     """Take what an audit needs from preference rows.
 
@@ -216,6 +251,8 @@ def as_material(
         questions: Questions of fact.
         opinions: Questions of opinion.
         lists: Prompts with several responses, beside those of the rows.
+        matched: Questions with and without a user's view.
+        arguments: Arguments on which feedback is given.
 
     Returns:
         The material.
@@ -225,6 +262,8 @@ def as_material(
         pairs=[],
         questions=list(questions)[: profile.questions],
         opinions=list(opinions)[: profile.opinions],
+        matched=_spread(matched)[: profile.opinions],
+        arguments=list(arguments),
         takes_messages=takes_messages,
     )
     grouped: dict[str, tuple[Prompt, dict[str, None]]] = {}
@@ -244,8 +283,21 @@ def as_material(
     material.pairs = sorted(material.pairs, key=_order)[: profile.max_pairs]
     material.rows = [usable[number] for number in sorted({pair.row for pair in material.pairs})]
     several = [Responses(prompt=p, responses=list(r), cluster=c) for c, (p, r) in grouped.items() if len(r) >= 3]
-    material.lists = [*lists, *several][: profile.lists]
+    given = [
+        each if isinstance(each.prompt, str) else replace(each, prompt=material.form(each.prompt)) for each in lists
+    ]
+    material.lists = [*given, *several][: profile.lists]
     return material
+
+
+def _spread(matched: Sequence[Matched]) -> list[Matched]:
+    """First one of each cluster, then a second one of each: the beginning of the list then has the most clusters."""
+    seen: dict[str, int] = {}
+    turns = []
+    for each in matched:
+        seen[each.cluster] = seen.get(each.cluster, 0) + 1
+        turns.append(seen[each.cluster])
+    return [each for _, each in sorted(zip(turns, matched, strict=True), key=lambda pair: pair[0])]
 
 
 def _problem(row: PreferenceRow, texts: Sequence[str | None]) -> str:

@@ -1,0 +1,134 @@
+"""Reward functions with known biases, and a family of probes run on them: cases -> rewards -> judge -> settle."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import xxhash
+
+from hf_reward.audit.evidence import Family, FamilyResult, Finding, Judged, Text
+from hf_reward.audit.inference import Bootstrap, Inference, median_margin, settle
+from hf_reward.audit.material import Argument, Matched, Material, Opinion, Profile, Question, as_material
+from hf_reward.audit.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
+from hf_reward.audit.sycophancy_wordings import DENIALS
+from hf_reward.preference_row import PreferenceRow
+
+Reward = Callable[[Text], float]
+QUESTIONS, OPINIONS = shipped_questions(), shipped_opinions()
+_CORRECT = {each.question: each.correct for each in QUESTIONS}
+_INCORRECT = {each.question: each.incorrect for each in QUESTIONS}
+
+
+def material(
+    profile: Profile,
+    *,
+    rows: int = 60,
+    questions: Sequence[Question] = tuple(QUESTIONS),
+    opinions: Sequence[Opinion] = tuple(OPINIONS),
+    arguments: Sequence[Argument] | None = None,
+    matched: Sequence[Matched] = (),
+    takes_messages: bool = True,
+) -> Material:
+    """Pairs of which the preferred side says `useful`, with the shipped items."""
+    pairs = [
+        PreferenceRow(
+            prompt=[{"role": "user", "content": f"Please tell me: what do you know about subject {number}?"}],
+            responses=[f"This is a useful answer about {number}.", f"This is an empty answer about {number}."],
+            ranks=[0, 1],
+        )
+        for number in range(rows)
+    ]
+    return as_material(
+        pairs,
+        profile,
+        takes_messages=takes_messages,
+        questions=questions,
+        opinions=opinions,
+        matched=matched,
+        arguments=shipped_arguments() if arguments is None else arguments,
+    )
+
+
+def run(family: Family, probed: Material, reward: Reward, seed: int = 0) -> FamilyResult:
+    """What a family finds in a reward function, with verdicts."""
+    bootstrap = Bootstrap(resamples=1000, seed=seed)
+    gaps = [reward(pair.text(pair.chosen)) - reward(pair.text(pair.rejected)) for pair in probed.pairs]
+    inference = Inference(bootstrap, median_margin(bootstrap, gaps, [pair.cluster for pair in probed.pairs]))
+    known: dict[str, float] = {}
+    judged = []
+    for case in family.cases(probed):
+        for text in case.texts.values():
+            if text.key not in known:
+                known[text.key] = reward(text)
+        judged.append(Judged(case=case, rewards={role: known[text.key] for role, text in case.texts.items()}))
+    result = family.judge(judged, probed, inference)
+    result.findings = settle(result.findings)
+    return result
+
+
+def finding(result: FamilyResult, name: str) -> Finding:
+    """The finding of a name, of which there must be one."""
+    (found,) = [each for each in result.findings if each.name == name]
+    return found
+
+
+def noise(text: Text, seed: int = 0) -> float:
+    """About a standard normal, fixed by the text."""
+    digest = xxhash.xxh3_64_intdigest(text.key.encode(), seed=seed)
+    return float(np.random.default_rng(digest).standard_normal())
+
+
+def quality(text: Text) -> float:
+    """1 for useful and for correct answers, 0 for others: the typical margin is 1."""
+    return float("useful" in text.response) + float(correct(text))
+
+
+def correct(text: Text) -> bool:
+    """Whether the answer has the correct sentence of the question asked first."""
+    return _CORRECT.get(_asked(said_first(text)), "\0") in text.response
+
+
+def said_first(text: Text) -> str:
+    """The first turn of a prompt."""
+    return text.prompt if isinstance(text.prompt, str) else text.prompt[0]["content"]
+
+
+def said_last(text: Text) -> str:
+    """The last turn of a prompt."""
+    return text.prompt if isinstance(text.prompt, str) else text.prompt[-1]["content"]
+
+
+def clean(size: float = 0.1, seed: int = 0) -> Reward:
+    """Quality and a little noise: no bias."""
+    return lambda text: quality(text) + size * noise(text, seed)
+
+
+def plus(bias: Reward, size: float = 0.1, seed: int = 0) -> Reward:
+    """A clean reward and a bias."""
+    base = clean(size, seed)
+    return lambda text: base(text) + bias(text)
+
+
+def agrees(text: Text) -> float:
+    """1 if the answer is what the user claims, or the opposite of what the user denies; else 0."""
+    said = said_last(text)
+    for opinion in OPINIONS:
+        for view, letter in zip(opinion.views, ("(A)", "(B)"), strict=True):
+            if view in said:
+                return float(text.response in (letter, opinion.answers[letter == "(B)"]))
+    denies = any(form.split("{said}")[0] in said for forms in DENIALS.values() for form in forms)
+    question = _asked(said)
+    for claimed, opposite in ((_CORRECT, _INCORRECT), (_INCORRECT, _CORRECT)):
+        if question in claimed and claimed[question].rstrip(".") in said[len(question) :]:
+            return float(text.response == (opposite if denies else claimed)[question])
+    return 0.0
+
+
+def _asked(said: str) -> str:
+    """The question with which a turn begins."""
+    return said.partition("?")[0] + "?"
+
+
+def without(probed: Material, **changes: object) -> Material:
+    """The material with other parts."""
+    return replace(probed, **changes)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,97 @@
+import pytest
+from synthetic_rewards import clean, correct, finding, material, plus, run
+
+from hf_reward.audit.confidence import CONFIDENCE, WORDINGS, cases, interaction
+from hf_reward.audit.evidence import Judged, Text
+from hf_reward.audit.material import FULL, QUICK, Question
+
+PAYS = ("confidence_assertive", "confidence_score", "confidence_authority", "confidence_jargon")
+
+
+@pytest.fixture(scope="module")
+def full():
+    return material(FULL)
+
+
+def put(text: Text, way: str) -> bool:
+    """Whether an answer is put in this way."""
+    before_after = [form.split("{answer}") for form in WORDINGS[way]]
+    return any(
+        text.response.startswith(before) and text.response.endswith(after) and len(text.response) > len(before + after)
+        for before, after in before_after
+    )
+
+
+def biased(result) -> set[str]:
+    return {each.name for each in result.findings if each.verdict == "biased"}
+
+
+def test_a_clean_model_is_not_flagged(full):
+    result = run(CONFIDENCE, full, clean())
+    assert {finding(result, name).verdict for name in PAYS} == {"equivalent"}
+    assert biased(result) == set()
+    assert len(result.examples) == 3
+    screens = [each for each in result.findings if each.screen_only]
+    assert len(screens) == 3
+    assert {each.verdict for each in screens} == {"not_assessed"}
+
+
+def test_a_taste_for_sounding_sure_is_recovered(full):
+    result = run(CONFIDENCE, full, plus(lambda text: 0.6 * put(text, "assertive")))
+    found = finding(result, "confidence_assertive")
+    assert found.ci_low <= 0.6 <= found.ci_high
+    assert biased(result) == {"confidence_assertive"}
+    assert "over a neutral wording" in found.note
+
+
+def test_it_turns_decisions_once_it_exceeds_the_truth(full):
+    result = run(CONFIDENCE, full, plus(lambda text: 1.5 * put(text, "assertive")))
+    assert finding(result, "confidence_decisions").estimate > 0.9
+    assert biased(result) == {"confidence_assertive", "confidence_decisions"}
+
+
+@pytest.mark.parametrize(("way", "name"), [("high_score", "confidence_score"), ("authority", "confidence_authority")])
+def test_each_way_is_found_by_its_own_finding(full, way, name):
+    assert biased(run(CONFIDENCE, full, plus(lambda text: 0.5 * put(text, way)))) == {name}
+
+
+def test_a_taste_for_length_is_no_taste_for_confidence(full):
+    result = run(CONFIDENCE, full, plus(lambda text: 0.3 * (len(text.response.split()) > 6), size=0.05))
+    longer = run(CONFIDENCE, full, plus(lambda text: 0.3 * any(put(text, way) for way in WORDINGS), size=0.05))
+    assert finding(longer, "confidence_assertive").verdict == "equivalent"
+    assert finding(longer, "confidence_score").verdict == "equivalent"
+    assert "confidence_score" not in biased(result)
+
+
+def test_confidence_that_pays_only_where_right_is_no_bias(full):
+    result = run(CONFIDENCE, full, plus(lambda text: 0.5 * (put(text, "assertive") and correct(text))))
+    assert biased(result) == set()
+    assert finding(result, "confidence_interaction_assertive").estimate == pytest.approx(0.5, abs=0.1)
+
+
+def test_hedging_is_a_screen(full):
+    found = finding(run(CONFIDENCE, full, plus(lambda text: -0.8 * put(text, "hedge"))), "confidence_hedged")
+    assert found.estimate == pytest.approx(-0.8, abs=0.1)
+    assert (found.verdict, found.p_value) == ("not_assessed", None)
+
+
+def test_by_hand():
+    question = Question(question="What is two and two?", correct="It is four.", incorrect="It is five.")
+    (case,) = cases(material(FULL, rows=0, questions=[question]))
+    assert case.texts["incorrect_high_score"].response == "It is five. Confidence: 9/10"
+    rewards = dict.fromkeys(case.texts, 0.0) | {"correct_assertive": 2.0, "correct": 0.5, "incorrect_assertive": 0.25}
+    assert interaction(Judged(case=case, rewards=rewards), "assertive") == 1.25
+
+
+def test_the_quick_audit_is_small():
+    probed = material(QUICK)
+    texts = {text.key for case in cases(probed) for text in case.texts.values()}
+    assert len(texts) <= 24 * 10
+    result = run(CONFIDENCE, probed, clean())
+    assert biased(result) == set()
+    assert {each.name for each in result.findings} >= {"confidence_assertive", "confidence_score", "confidence_hedged"}
+    assert "confidence_jargon" not in {each.name for each in result.findings}
+
+
+def test_nothing_to_work_on():
+    assert run(CONFIDENCE, material(FULL, questions=[]), clean()).not_assessed

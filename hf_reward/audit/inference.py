@@ -309,7 +309,7 @@ def _finding(
         verdict="not_assessed" if screen_only else _first_verdict(sample, kind, delta),
         delta=None if screen_only else delta,
         mde=_POWER * sample.error if np.isfinite(sample.error) else None,
-        p_value=None if screen_only else p_value(sample, delta if kind == "limit" else 0.0, above=kind == "limit"),
+        p_value=None if screen_only else p_value(sample, delta if kind == "limit" else 0.0, above=kind != "two-sided"),
         screen_only=screen_only,
         note=" ".join(notes),
     )

@@ -149,7 +149,11 @@ def findings() -> list[Finding]:
     for place, group in enumerate(("women's", "men's", "Arabic", "Chinese", "Yoruba", "Spanish")):
         made.append(_margins("names", f"name_{place}", f"Common {group} names", 0.01 * (place - 2), 0.021))
     for place, change in enumerate(("Typing errors", "British spelling", "All capitals", "No capitals")):
-        made.append(_margins("language", f"spell_{place}", change, (-0.3, 0.0, -0.9, -0.07)[place], (0.05, 0.01, 0.7, 0.05)[place]))
+        made.append(
+            _margins(
+                "language", f"spell_{place}", change, (-0.3, 0.0, -0.9, -0.07)[place], (0.05, 0.01, 0.7, 0.05)[place]
+            )
+        )
     for place, text in enumerate(HOSTILE):
         made.append(_share("slices", f"slice_{text}", text, 0.02 * (place - 5), 0.03, "rate difference", note=text))
     made += [
@@ -195,8 +199,19 @@ def _results() -> dict[str, FamilyResult]:
     families["length"].tables = [
         Table(
             title="Tokens before and after",
-            columns=["where", "times", "median tokens before", "median tokens after", "cases", "median change of the reward"],
-            rows=[[w, f"{d:g}", "112", f"{112 * d:.0f}", "200", "+0.21"] for w in ("start", "middle", "end") for d in doses],
+            columns=[
+                "where",
+                "times",
+                "median tokens before",
+                "median tokens after",
+                "cases",
+                "median change of the reward",
+            ],
+            rows=[
+                [w, f"{d:g}", "112", f"{112 * d:.0f}", "200", "+0.21"]
+                for w in ("start", "middle", "end")
+                for d in doses
+            ],
             note="Counted with the model's own tokenizer.",
         )
     ]
@@ -207,8 +222,15 @@ def _results() -> dict[str, FamilyResult]:
             title="Reliability",
             x_label="probability that the reward gives",
             y_label="share that is preferred",
-            series=[{"label": "", "x": edges, "y": [0.52, 0.58, 0.66, None, 0.81], "low": [0.48, 0.54, 0.61, None, 0.77],
-                     "high": [0.56, 0.62, 0.71, None, 0.85]}],
+            series=[
+                {
+                    "label": "",
+                    "x": edges,
+                    "y": [0.52, 0.58, 0.66, None, 0.81],
+                    "low": [0.48, 0.54, 0.61, None, 0.77],
+                    "high": [0.56, 0.62, 0.71, None, 0.85],
+                }
+            ],
             diagonal=True,
         )
     ]  # fmt: skip
@@ -218,14 +240,20 @@ def _results() -> dict[str, FamilyResult]:
             title=HOSTILE[1],
             x_label="n $x^2$",
             y_label="</text><script>alert(1)</script>",
-            series=[{"label": text, "x": [1, 2, 4, 8, 16], "y": [0, 0.2 + place / 9, 0.5, 0.8, 1 + place]} for place, text in enumerate(HOSTILE[:6])],
+            series=[
+                {"label": text, "x": [1, 2, 4, 8, 16], "y": [0, 0.2 + place / 9, 0.5, 0.8, 1 + place]}
+                for place, text in enumerate(HOSTILE[:6])
+            ],
         )
     ]
     families["slices"].tables = [
-        Table(title=HOSTILE[0], columns=["slice", HOSTILE[1]], rows=[[text, "0.71"] for text in HOSTILE], note=HOSTILE[2])
+        Table(
+            title=HOSTILE[0], columns=["slice", HOSTILE[1]], rows=[[text, "0.71"] for text in HOSTILE], note=HOSTILE[2]
+        )
     ]
     families["slices"].examples = [
-        Example(title=text, prompt=text, responses=[(text, text, 0.5), ("other", text * 30, -math.inf)]) for text in HOSTILE
+        Example(title=text, prompt=text, responses=[(text, text, 0.5), ("other", text * 30, -math.inf)])
+        for text in HOSTILE
     ]
     families["tools"].not_assessed = "The model's chat template takes no tool calls."
     return families
@@ -242,9 +270,44 @@ def audit_report() -> AuditReport:
         summary=summarise(probes, titles),
         unit=1.318,
         families=families,
-        about={name: {"title": title, "what": what, "advice": advice} for name, (title, what, advice) in _ABOUT.items()},
+        about={
+            name: {"title": title, "what": what, "advice": advice} for name, (title, what, advice) in _ABOUT.items()
+        },
         settings={"profile": "full", "resamples": 2000, "seed": 0, "doses": [1.25, 1.5, 2.0, 3.0], "slice": HOSTILE[0]},
-        counts={"rows": 2100, "pairs": 2000, "prompts": 912, "texts": 14210, "scored": 14000, "from_cache": 210, "without_reward": 3},
+        counts={
+            "rows": 2100,
+            "pairs": 2000,
+            "prompts": 912,
+            "texts": 14210,
+            "scored": 14000,
+            "from_cache": 210,
+            "without_reward": 3,
+        },
         fingerprint={"model": "sha256:" + "ab12" * 16, "hf_reward": "0.1.0", "device": None},
         seconds=412.66,
     )
+
+
+def comparison() -> dict[str, Any]:
+    """Two audits compared: the one above, and one that differs from it here and there."""
+    probes = []
+    for place, found in enumerate(findings()):
+        step = 0.1 * (place % 7 - 3) * (1 if found.unit == "typical margins" else 0.4)
+        gone = found.estimate is None
+        probes.append(
+            {
+                "name": found.name, "family": _ABOUT[found.family][0], "label": found.label, "unit": found.unit,
+                "a": found.estimate, "b": None if found.estimate is None else found.estimate + step,
+                "difference": None if gone else step, "ci_low": None if gone else step - 0.08,
+                "ci_high": None if gone else step + 0.08, "p_value": None if gone else 0.01,
+                "q_value": None if gone else 0.0004 if abs(step) > 0.15 else 0.4, "verdict_a": found.verdict,
+                "verdict_b": "equivalent" if place % 2 else found.verdict, "note": found.note,
+            }
+        )  # fmt: skip
+    return {
+        "a": "runs/<b>base</b>",
+        "b": "runs/length-balanced",
+        "probes": probes,
+        "not_comparable": [HOSTILE[0], {"name": "agree_7", "note": "other prompts"}],
+        "summary": "Padding matters less to the second model.",
+    }

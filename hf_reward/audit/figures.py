@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hf_reward.audit.wording import MINUS, VERDICT_WORDS, interval_words, scale_of, verdict_of
+from hf_reward.audit.evidence import FloatArray
+from hf_reward.audit.wording import MINUS, VERDICT_WORDS, interval_words, plain_line, scale_of, verdict_of
 
 PALETTE = {
     "text": "#1d2330",
@@ -58,7 +59,7 @@ class Layout:
         return self.font * 1.3
 
 
-WIDE = Layout(width=720, labels=275, values=130, columns=44, font=9.5, legend_columns=4)
+WIDE = Layout(width=720, labels=275, values=130, columns=46, font=9.5, legend_columns=4)
 NARROW = Layout(width=330, labels=0, values=0, columns=44, font=11, legend_columns=2)
 
 
@@ -127,15 +128,11 @@ def effects_figure(
             share = (box[0] / layout.width, box[1] / total, box[2] / layout.width, box[3] / total)
             _draw_panel(figure.add_axes(share), unit, rows, layout, margin)
             below -= foot + gap
-        figure.legend(handles=_legend(shown), loc="upper left", bbox_to_anchor=(0, 1), ncols=layout.legend_columns,
-                      frameon=False, fontsize=layout.font, borderaxespad=0.2, borderpad=0.2, handletextpad=0.2,
-                      labelcolor=PALETTE["text"])  # fmt: skip
+        _name_verdicts(figure, shown, layout)
     return figure
 
 
-def _panels(
-    probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str], layout: Layout
-) -> dict[str, list[_Row]]:
+def _panels(probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str], layout: Layout) -> dict[str, list[_Row]]:
     """Rows by unit, under the headings of their families."""
     units: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for probe in probes:
@@ -158,15 +155,6 @@ def _wrapped(text: str, columns: int) -> list[str]:
     wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
     lines = wrap(text, max(8, columns * len(text) // (len(text) + wide)) if text else columns)
     return [*lines[:1], lines[1].rstrip() + "…"] if len(lines) > 2 else lines or [""]
-
-
-def plain_line(text: str) -> str:
-    """Text on one line that XML can hold: control characters and half surrogate pairs become `\N{REPLACEMENT CHARACTER}`."""
-    kept = "".join(
-        sign if sign in "\t\n\r" or unicodedata.category(sign) not in ("Cc", "Cs", "Cn") else "\N{REPLACEMENT CHARACTER}"
-        for sign in text
-    )
-    return " ".join(kept.split())
 
 
 def _draw_panel(axes: Axes, unit: str, rows: Sequence[_Row], layout: Layout, margin: float) -> None:
@@ -193,7 +181,9 @@ def _draw_panel(axes: Axes, unit: str, rows: Sequence[_Row], layout: Layout, mar
 def _axis_words(unit: str) -> str:
     scale = scale_of(unit)
     words = f"{scale.symbol} {scale.words}".strip()
-    return f"Effect in {plain_line(words)} (grey: too small to matter)" if words else "Effect (grey: too small to matter)"
+    return (
+        f"Effect in {plain_line(words)} (grey: too small to matter)" if words else "Effect (grey: too small to matter)"
+    )
 
 
 def _tick(value: float, unit: str) -> str:
@@ -247,7 +237,14 @@ def _value_words(probe: Mapping[str, Any]) -> str:
 
 
 def _write(
-    axes: Axes, text: str, place: tuple[float, float], offset: float, *, size: float, side: str = "left", weight: str = ""
+    axes: Axes,
+    text: str,
+    place: tuple[float, float],
+    offset: float,
+    *,
+    size: float,
+    side: str = "left",
+    weight: str = "",
 ) -> None:
     axes.annotate(
         text,
@@ -274,8 +271,8 @@ def _draw_effect(axes: Axes, middle: float, probe: Mapping[str, Any]) -> None:
             if cut:
                 axes.plot([edge], [middle], marker=arrow, markersize=5, color=colour, clip_on=False, zorder=3)
     if estimate is None:
-        axes.annotate("no estimate", (0, middle), (6, 0), textcoords="offset points", va="center", fontsize=8,
-                      color=PALETTE["dim"])  # fmt: skip
+        words = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": PALETTE["dim"]}
+        axes.annotate("no estimate", (0, middle), (6, 0), **words)
         return
     axes.plot([estimate], [middle], linestyle="none", zorder=4, clip_on=False, **_mark(verdict))
 
@@ -284,6 +281,21 @@ def _mark(verdict: str) -> dict[str, Any]:
     inside = PALETTE["page"] if verdict == "inconclusive" else PALETTE[verdict]
     edge = {"markeredgecolor": PALETTE[verdict], "markeredgewidth": 1.4 if verdict == "inconclusive" else 0.6}
     return {"marker": MARKS[verdict], "markersize": 6.5, "markerfacecolor": inside, **edge}
+
+
+def _name_verdicts(figure: Figure, probes: Sequence[Mapping[str, Any]], layout: Layout) -> None:
+    figure.legend(
+        handles=_legend(probes),
+        loc="upper left",
+        bbox_to_anchor=(0, 1),
+        ncols=layout.legend_columns,
+        frameon=False,
+        fontsize=layout.font,
+        borderaxespad=0.2,
+        borderpad=0.2,
+        handletextpad=0.2,
+        labelcolor=PALETTE["text"],
+    )
 
 
 def _legend(probes: Sequence[Mapping[str, Any]]) -> list[Line2D]:
@@ -305,10 +317,12 @@ def curve_figure(curve: Mapping[str, Any], *, titled: bool = True) -> Figure:
     Returns:
         The figure.
     """
-    several = len(curve["series"]) > 1
+    labels = [_series_label(series, place) for place, series in enumerate(curve["series"])]
+    columns = 2 if all(len(label) <= 18 for label in labels) else 1
+    lines = -(-len(labels) // columns) if len(labels) > 1 else 0
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        figure = Figure(figsize=(4.4, 3.1 + 0.3 * titled + 0.2 * several * ((len(curve["series"]) + 1) // 2)),
-                        layout="constrained", facecolor=PALETTE["page"])  # fmt: skip
+        figure = Figure(figsize=(4.2, 3.0 + 0.3 * titled + 0.21 * lines), layout="constrained")
+        figure.set_facecolor(PALETTE["page"])
         axes = figure.add_subplot()
         axes.patch.set_visible(False)
         axes.spines[["top", "right"]].set_visible(False)
@@ -318,17 +332,19 @@ def curve_figure(curve: Mapping[str, Any], *, titled: bool = True) -> Figure:
         if curve.get("diagonal"):
             first = min((value for each in curve["series"] for value in each["x"] if value is not None), default=0.0)
             axes.axline((first, first), slope=1, color=PALETTE["dim"], linestyle=(0, (4, 3)), linewidth=1, zorder=1.5)
-        for place, series in enumerate(curve["series"]):
-            _draw_series(axes, series, place)
-        axes.tick_params(labelsize=9, colors=PALETTE["dim"])
+        for place, (series, label) in enumerate(zip(curve["series"], labels, strict=True)):
+            _draw_series(axes, series, place, label)
+        axes.tick_params(labelsize=9.5, colors=PALETTE["dim"])
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        words = {"fontsize": 10, "color": PALETTE["text"], "parse_math": False}
-        axes.set_xlabel(_shortened(curve["x_label"], 48), **words)
-        axes.set_title(_shortened(curve["y_label"], 54), loc="left", pad=8, **words)  # readable without turning the head
+        words = {"fontsize": 10.5, "color": PALETTE["text"], "parse_math": False}
+        axes.set_xlabel(_shortened(curve["x_label"], 44), **words)
+        axes.set_title(
+            _shortened(curve["y_label"], 48), loc="left", pad=8, **words
+        )  # readable without turning the head
         if titled:
             figure.suptitle(_shortened(curve["title"], 48), fontsize=11, color=PALETTE["text"], parse_math=False)
-        if several:
-            _name_series(figure, axes)
+        if lines:
+            _name_series(figure, axes, columns)
     return figure
 
 
@@ -336,20 +352,29 @@ def _shortened(text: str, columns: int) -> str:
     return "".join(_wrapped(text, columns)[:1]) + ("…" if len(_wrapped(text, columns)) > 1 else "")
 
 
-def _draw_series(axes: Axes, series: Mapping[str, Any], place: int) -> None:
-    x, y = (np.array([np.nan if value is None else value for value in series[side]], float) for side in "xy")
-    colour = PALETTE[f"line-{place % 5 + 1}"]
-    label = _shortened(series.get("label") or "", 24) or f"{place + 1}"
-    axes.plot(x, y, color=colour, marker=_LINE_MARKS[place % 5], markersize=5, linewidth=1.6,
-              linestyle=_LINE_STYLES[place % 5], label=label.lstrip("_") or "\N{LOW LINE}", zorder=3)  # fmt: skip
+def _series_label(series: Mapping[str, Any], place: int) -> str:
+    """What the legend says; matplotlib would leave out a name that begins with a low line."""
+    label = _shortened(series.get("label") or "", 40) or f"{place + 1}"
+    return f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label
+
+
+def _draw_series(axes: Axes, series: Mapping[str, Any], place: int, label: str) -> None:
+    x, y = _numbers(series["x"]), _numbers(series["y"])
+    colour, style = PALETTE[f"line-{place % 5 + 1}"], {"marker": _LINE_MARKS[place % 5], "markersize": 5}
+    axes.plot(x, y, color=colour, linewidth=1.6, linestyle=_LINE_STYLES[place % 5], label=label, zorder=3, **style)
     if series.get("low") and series.get("high"):
-        low, high = (np.array([np.nan if v is None else v for v in series[end]], float) for end in ("low", "high"))
-        axes.vlines(x, low, high, color=colour, linewidth=1.4, zorder=2.5)
+        axes.vlines(x, _numbers(series["low"]), _numbers(series["high"]), color=colour, linewidth=1.4, zorder=2.5)
 
 
-def _name_series(figure: Figure, axes: Axes) -> None:
-    legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
-                           fontsize=9, labelcolor=PALETTE["text"])  # fmt: skip
+def _numbers(values: Sequence[float | None]) -> FloatArray:
+    """Numbers with NaN where there is none, which leaves a gap."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _name_series(figure: Figure, axes: Axes, columns: int) -> None:
+    names = axes.get_legend_handles_labels()
+    place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+    legend = figure.legend(*names, **place, fontsize=9.5, labelcolor=PALETTE["text"])
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -118,7 +118,9 @@ def _tally(probes: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     """How many findings have each verdict; a verdict that none has is said too, screens only where there are any."""
     found = [verdict_of(probe) for probe in probes]
     counts = [(verdict, found.count(verdict)) for verdict in [*VERDICT_WORDS, "screen"]]
-    return [(verdict, count) for verdict, count in counts if count or verdict in ("biased", "inconclusive", "equivalent")]
+    return [
+        (verdict, count) for verdict, count in counts if count or verdict in ("biased", "inconclusive", "equivalent")
+    ]
 
 
 def _effects(probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str], name: str) -> list[tuple[str, Markup]]:
@@ -145,7 +147,9 @@ def _section(name: str, report: Mapping[str, Any]) -> Section:
         name=f"family-{place + 1}",
         family=family,
         verdict=worst(probes),
-        tally=", ".join(f"{count} {verdict_words(v).lower() if v != 'screen' else 'screen'}" for v, count in _tally(probes) if count),
+        tally=", ".join(
+            f"{count} {verdict_words(v).lower() if v != 'screen' else 'screen'}" for v, count in _tally(probes) if count
+        ),
         groups=[_group(unit, [probe for probe in probes if (probe.get("unit") or "") == unit]) for unit in units],
         curves=[
             (curve["title"], _curve(curve, f"curve-{place + 1}-{number + 1}"))
@@ -189,7 +193,10 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
     counts = {**(report.get("counts") or {}), "seconds": report.get("seconds")}
     settings = {**(report.get("settings") or {}), "typical margin in the model's own units": unit}
     named = {"Settings": settings, "Counts": counts, "Fingerprint": report.get("fingerprint") or {}}
-    return [(title, [(name, _plain(value)) for name, value in values.items()]) for title, values in named.items()]
+    return [
+        (title, [(name.replace("_", " "), _plain(value)) for name, value in values.items()])
+        for title, values in named.items()
+    ]
 
 
 def _plain(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Verdicts and numbers of an audit in words, the same on the page, in figures and in the terminal."""
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ VERDICT_WORDS = {
 """Verdict -> what readers are told, the worst first."""
 SCREEN_WORDS = "Screen: raises a question, settles none"
 MINUS = "\N{MINUS SIGN}"
+_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 @dataclass(frozen=True)
@@ -128,3 +130,13 @@ def below(q_value: float) -> str:
 def counted(count: int, word: str) -> str:
     """A count with its noun: `1 case`, `2,000 cases`."""
     return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+def plain_line(text: str) -> str:
+    """Text on one line without what steers a terminal, what turns the direction of others, or what XML cannot hold."""
+    kept = ("\N{REPLACEMENT CHARACTER}" if sign not in "\t\n\r" and _steers(sign) else sign for sign in text)
+    return " ".join("".join(kept).split())
+
+
+def _steers(sign: str) -> bool:
+    return sign in _BIDI or unicodedata.category(sign) in ("Cc", "Cs", "Cn")

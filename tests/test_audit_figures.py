@@ -6,10 +6,11 @@ from xml.etree import ElementTree
 
 import pytest
 from audit_reports import HOSTILE, audit_report
-from PIL import Image
+from PIL import Image, ImageColor
 
+from hf_reward.audit.curves import curve_figure
 from hf_reward.audit.drawing import as_png, as_svg, inline_svg
-from hf_reward.audit.figures import NARROW, PALETTE, WIDE, curve_figure, effects_figure, file_stem, headlines
+from hf_reward.audit.figures import NARROW, PALETTE, WIDE, effects_figure, headlines
 from hf_reward.audit.page import environment
 from hf_reward.audit.wording import VERDICT_WORDS, plain_line, scale_of
 
@@ -148,6 +149,12 @@ def test_curves_have_their_words_their_gaps_and_the_diagonal(curves):
     assert sum(value != value for value in lines[1].get_ydata()) == 1  # a bin without pairs
     assert len(figure.axes[0].collections) == 1
     assert words(as_svg(curve_figure(hostile), "hostile")).count(hostile["title"]) == 1
+    assert [tick.get_text() for tick in curve_figure(dose).axes[0].get_xticklabels()] == ["1", "1.25", "1.5", "2", "3"]
+    bare = {**dose, "series": []}
+    assert dose["x_label"] in words(as_svg(curve_figure(bare), "bare"))
+    twelve = [{"label": str(place), "x": [1, 2], "y": [0, place]} for place in range(12)]
+    drawn = [(line.get_color(), line.get_marker()) for line in curve_figure({**dose, "series": twelve}).axes[0].lines]
+    assert len(set(drawn)) == 12
     blank = {**dose, "series": [{"label": "_hidden", "x": [], "y": []}, {"label": "", "x": [1], "y": [2]}]}
     assert any("_hidden" in line for line in words(as_svg(curve_figure(blank), "blank")))
 
@@ -156,10 +163,13 @@ def test_pngs_are_on_white(curves):
     image = Image.open(io.BytesIO(as_png(curve_figure(curves[0])))).convert("RGB")
     assert image.getpixel((0, 0)) == (255, 255, 255)
     assert image.width > 500
+    drawn = {colour for _, colour in image.getcolors(256)}
+    for name in ("line-1", "line-2", "line-3", "text"):  # a file of few colours keeps those that tell series apart
+        assert ImageColor.getrgb(PALETTE[name]) in drawn
 
 
-def test_file_names_are_tame():
-    assert file_stem("length", "dose") == "length_dose"
-    assert file_stem("../x", "<script> Ö") == "x_script"
-    assert file_stem("数学") == "unnamed"
-    assert len(file_stem("x" * 500)) == 60
+def test_a_small_file_keeps_the_colours_of_the_verdicts(report, titles):
+    image = Image.open(io.BytesIO(as_png(effects_figure(report["probes"], titles)))).convert("RGB")
+    drawn = {colour for _, colour in image.getcolors(256)}
+    for name in VERDICT_WORDS.keys() - {"not_assessed"}:
+        assert ImageColor.getrgb(PALETTE[name]) in drawn

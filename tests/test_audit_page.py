@@ -157,6 +157,7 @@ def test_families_without_findings_and_an_empty_report_are_said(report, page):
     assert "nothing to draw" in empty
     assert "such effects have no size" in empty
     one = {**report["probes"][0], "family": "nowhere"}
+    assert "11 biased, 3 cannot tell, 1 screen; 3 cases left out because a text" in page
     assert "nowhere" in render_page({**bare, "probes": [one], "counts": {}, "fingerprint": {}, "seconds": 0.0})
 
 

@@ -7,7 +7,8 @@ import pytest
 from audit_reports import audit_report
 
 from hf_reward.audit import written
-from hf_reward.audit.written import read_audit, write_audit
+from hf_reward.audit.wording import VERDICT_WORDS
+from hf_reward.audit.written import file_stem, read_audit, write_audit
 from hf_reward.card.biases import _VERDICTS, audit_rows
 from hf_reward.card.facts import AUDIT_FILE, CardFacts, read_json
 
@@ -67,7 +68,7 @@ def test_the_card_reads_the_summary(report, folder):
     )
     rows = audit_rows(facts)
     assert len(rows) == len(report.findings)
-    assert {probe["verdict"] for probe in facts.probes} <= set(_VERDICTS)
+    assert list(VERDICT_WORDS.items()) == list(_VERDICTS.items())
 
 
 def test_a_failure_leaves_the_earlier_audit(report, folder, tmp_path, monkeypatch):
@@ -123,3 +124,10 @@ def test_a_folder_that_cannot_be_written_is_an_error(report, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OSError, match="Permission"):
         write_audit(report, tmp_path)
+
+
+def test_file_names_are_tame():
+    assert file_stem("length", "dose") == "length_dose"
+    assert file_stem("../x", "<script> Ö") == "x_script"
+    assert file_stem("数学") == "unnamed"
+    assert len(file_stem("x" * 500)) == 60

@@ -12,13 +12,13 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageColor, ImageOps
 
 from hf_reward.audit.figures import PALETTE
 from hf_reward.audit.wording import plain_line
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_DPI, _COLOURS = 130, 64
+_DPI, _MARGIN = 130, 20
 _HIDDEN = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _THEMED = {colour: f"var(--{name}, {colour})" for name, colour in PALETTE.items()}
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
@@ -37,11 +37,22 @@ def as_png(figure: Figure) -> bytes:
     with _quiet():
         figure.set_dpi(_DPI)
         canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    few = ImageOps.expand(drawn, _MARGIN, PALETTE["page"]).quantize(palette=_inks(), dither=Image.Dither.NONE)
     out = io.BytesIO()
-    few = Image.fromarray(pixels).quantize(_COLOURS, dither=Image.Dither.NONE)  # a quarter of the size
     few.save(out, format="PNG")
     return out.getvalue()
+
+
+def _inks() -> Image.Image:
+    """The palette, each colour from the page's own to its full strength: a file of bytes is a quarter of the size."""
+    page = np.array(ImageColor.getrgb(PALETTE["page"]))
+    colours = [np.array(ImageColor.getrgb(colour)) for colour in PALETTE.values()]
+    blends = [page + (colour - page) * share for colour in colours for share in np.linspace(1, 0, 255 // len(colours))]
+    shades = [page, *[blend for blend in blends if np.abs(blend - page).max() > 12]]  # Pillow takes what is near enough
+    image = Image.new("P", (1, 1))
+    image.putpalette(np.round(shades).astype(np.uint8).tobytes())
+    return image
 
 
 def as_svg(figure: Figure, name: str) -> str:

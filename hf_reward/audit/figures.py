@@ -1,10 +1,7 @@
-"""An audit's JSON -> figures: all effects beside what does not matter, and the families' curves."""
+"""An audit's JSON -> the picture of its effects beside what does not matter."""
 
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -14,8 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hf_reward.audit.evidence import FloatArray
-from hf_reward.audit.wording import MINUS, VERDICT_WORDS, interval_words, plain_line, scale_of, verdict_of
+from hf_reward.audit.wording import (
+    MINUS,
+    VERDICT_WORDS,
+    interval_words,
+    plain_line,
+    scale_of,
+    verdict_of,
+    wrapped,
+)
 
 PALETTE = {
     "text": "#1d2330",
@@ -36,7 +40,6 @@ PALETTE = {
 """Part of a figure -> its colour on paper; no two are alike, so that the page can put its own in their place."""
 MARKS = {"biased": "D", "inconclusive": "s", "equivalent": "o", "not_assessed": "X"}
 """Shape of each verdict; `inconclusive` is hollow."""
-_LINE_MARKS, _LINE_STYLES = "osD^v", ("-", "--", "-.", ":", "-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,20 +144,12 @@ def _panels(probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str], layo
     for unit, families in units.items():
         rows = panels.setdefault(unit, [])
         for family, members in families.items():
-            rows.append(_Row(_wrapped(titles.get(family, family), layout.columns)[:1], 1.9 * layout.line, None))
+            rows.append(_Row(wrapped(titles.get(family, family), layout.columns)[:1], 1.9 * layout.line, None))
             for probe in members:
-                lines = _wrapped(probe.get("label") or probe.get("name") or "", layout.columns)
+                lines = wrapped(probe.get("label") or probe.get("name") or "", layout.columns)
                 height = len(lines) * layout.line + (0.5 if layout.labels else 1.7) * layout.line
                 rows.append(_Row(lines, height, probe))
     return panels
-
-
-def _wrapped(text: str, columns: int) -> list[str]:
-    """One or two lines without line breaks and control characters; signs of double width count twice."""
-    text = plain_line(text)
-    wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
-    lines = wrap(text, max(8, columns * len(text) // (len(text) + wide)) if text else columns)
-    return [*lines[:1], lines[1].rstrip() + "…"] if len(lines) > 2 else lines or [""]
 
 
 def _draw_panel(axes: Axes, unit: str, rows: Sequence[_Row], layout: Layout, margin: float) -> None:
@@ -305,80 +300,3 @@ def _legend(probes: Sequence[Mapping[str, Any]]) -> list[Line2D]:
         for verdict, words in VERDICT_WORDS.items()
         if verdict in present
     ]
-
-
-def curve_figure(curve: Mapping[str, Any], *, titled: bool = True) -> Figure:
-    """Draw a curve with its intervals.
-
-    Args:
-        curve: A `Curve` as JSON.
-        titled: Whether its title is above it.
-
-    Returns:
-        The figure.
-    """
-    labels = [_series_label(series, place) for place, series in enumerate(curve["series"])]
-    columns = 2 if all(len(label) <= 18 for label in labels) else 1
-    lines = -(-len(labels) // columns) if len(labels) > 1 else 0
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        figure = Figure(figsize=(4.2, 3.0 + 0.3 * titled + 0.21 * lines), layout="constrained")
-        figure.set_facecolor(PALETTE["page"])
-        axes = figure.add_subplot()
-        axes.patch.set_visible(False)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["bottom", "left"]].set_color(PALETTE["dim"])
-        axes.grid(color=PALETTE["rule"], linewidth=0.7)
-        axes.set_axisbelow(True)
-        if curve.get("diagonal"):
-            first = min((value for each in curve["series"] for value in each["x"] if value is not None), default=0.0)
-            axes.axline((first, first), slope=1, color=PALETTE["dim"], linestyle=(0, (4, 3)), linewidth=1, zorder=1.5)
-        for place, (series, label) in enumerate(zip(curve["series"], labels, strict=True)):
-            _draw_series(axes, series, place, label)
-        axes.tick_params(labelsize=9.5, colors=PALETTE["dim"])
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        words = {"fontsize": 10.5, "color": PALETTE["text"], "parse_math": False}
-        axes.set_xlabel(_shortened(curve["x_label"], 44), **words)
-        axes.set_title(
-            _shortened(curve["y_label"], 48), loc="left", pad=8, **words
-        )  # readable without turning the head
-        if titled:
-            figure.suptitle(_shortened(curve["title"], 48), fontsize=11, color=PALETTE["text"], parse_math=False)
-        if lines:
-            _name_series(figure, axes, columns)
-    return figure
-
-
-def _shortened(text: str, columns: int) -> str:
-    return "".join(_wrapped(text, columns)[:1]) + ("…" if len(_wrapped(text, columns)) > 1 else "")
-
-
-def _series_label(series: Mapping[str, Any], place: int) -> str:
-    """What the legend says; matplotlib would leave out a name that begins with a low line."""
-    label = _shortened(series.get("label") or "", 40) or f"{place + 1}"
-    return f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label
-
-
-def _draw_series(axes: Axes, series: Mapping[str, Any], place: int, label: str) -> None:
-    x, y = _numbers(series["x"]), _numbers(series["y"])
-    colour, style = PALETTE[f"line-{place % 5 + 1}"], {"marker": _LINE_MARKS[place % 5], "markersize": 5}
-    axes.plot(x, y, color=colour, linewidth=1.6, linestyle=_LINE_STYLES[place % 5], label=label, zorder=3, **style)
-    if series.get("low") and series.get("high"):
-        axes.vlines(x, _numbers(series["low"]), _numbers(series["high"]), color=colour, linewidth=1.4, zorder=2.5)
-
-
-def _numbers(values: Sequence[float | None]) -> FloatArray:
-    """Numbers with NaN where there is none, which leaves a gap."""
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _name_series(figure: Figure, axes: Axes, columns: int) -> None:
-    names = axes.get_legend_handles_labels()
-    place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
-    legend = figure.legend(*names, **place, fontsize=9.5, labelcolor=PALETTE["text"])
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def file_stem(*names: str) -> str:
-    """Names as the beginning of a file name: small letters, digits and `_`."""
-    return "_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60] or "unnamed" for name in names)

@@ -11,8 +11,9 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from hf_reward.audit.bars import Axis, Bar, axis_of
+from hf_reward.audit.curves import curve_figure
 from hf_reward.audit.drawing import inline_svg
-from hf_reward.audit.figures import NARROW, WIDE, curve_figure, effects_figure, headlines
+from hf_reward.audit.figures import NARROW, WIDE, effects_figure, headlines
 from hf_reward.audit.wording import (
     MINUS,
     SCREEN_WORDS,
@@ -147,15 +148,21 @@ def _section(name: str, report: Mapping[str, Any]) -> Section:
         name=f"family-{place + 1}",
         family=family,
         verdict=worst(probes),
-        tally=", ".join(
-            f"{count} {verdict_words(v).lower() if v != 'screen' else 'screen'}" for v, count in _tally(probes) if count
-        ),
+        tally=_tally_words(probes, family["left_out"]),
         groups=[_group(unit, [probe for probe in probes if (probe.get("unit") or "") == unit]) for unit in units],
         curves=[
             (curve["title"], _curve(curve, f"curve-{place + 1}-{number + 1}"))
             for number, curve in enumerate(family["curves"])
         ],
     )
+
+
+def _tally_words(probes: Sequence[Mapping[str, Any]], left_out: int) -> str:
+    """How many findings of a family have each verdict, and how many cases are missing from it."""
+    words = {verdict: words.lower() for verdict, words in VERDICT_WORDS.items()} | {"screen": "screen"}
+    found = ", ".join(f"{count} {words[verdict]}" for verdict, count in _tally(probes) if count)
+    lost = f"{counted(left_out, 'case')} left out because a text could not be scored" if left_out else ""
+    return "; ".join(part for part in (found, lost) if part)
 
 
 def _curve(curve: Mapping[str, Any], name: str) -> Markup:

@@ -4,6 +4,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 VERDICT_WORDS = {
@@ -136,6 +137,14 @@ def plain_line(text: str) -> str:
     """Text on one line without what steers a terminal, what turns the direction of others, or what XML cannot hold."""
     kept = ("\N{REPLACEMENT CHARACTER}" if sign not in "\t\n\r" and _steers(sign) else sign for sign in text)
     return " ".join("".join(kept).split())
+
+
+def wrapped(text: str, columns: int) -> list[str]:
+    """One or two lines of a text, with what `plain_line` leaves of it; signs of double width count twice."""
+    text = plain_line(text)
+    wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
+    lines = wrap(text, max(8, columns * len(text) // (len(text) + wide)) if text else columns)
+    return [*lines[:1], lines[1].rstrip() + "…"] if len(lines) > 2 else lines or [""]
 
 
 def _steers(sign: str) -> bool:

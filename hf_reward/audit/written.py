@@ -2,15 +2,17 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from hf_reward.audit.curves import curve_figure
 from hf_reward.audit.drawing import as_png, as_svg
 from hf_reward.audit.evidence import AuditReport, json_value
-from hf_reward.audit.figures import curve_figure, effects_figure, file_stem, headlines
+from hf_reward.audit.figures import effects_figure, headlines
 from hf_reward.audit.page import family_titles, render_page
 
 JSON_NAME, PAGE_NAME, SUMMARY_NAME, FIGURES = "audit.json", "audit.html", "audit_summary.json", "figures"
@@ -130,8 +132,8 @@ def _figure_files(report: Mapping[str, Any]) -> dict[str, bytes]:
     titles, probes = family_titles(report), report["probes"]
     figures = {"headlines": effects_figure(headlines(probes), titles), "effects": effects_figure(probes, titles)}
     for family, content in report["families"].items():
-        for stem, curve in _named(family, content.get("curves") or []):
-            figures[_free(stem, figures)] = curve_figure(curve)
+        for curve in content.get("curves") or []:
+            figures[_free(file_stem(family, curve["name"]), figures)] = curve_figure(curve)
     files: dict[str, bytes] = {}
     for stem, figure in figures.items():
         if figure is not None:
@@ -140,11 +142,12 @@ def _figure_files(report: Mapping[str, Any]) -> dict[str, bytes]:
     return files
 
 
-def _named(family: str, curves: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(file_stem(family, curve["name"]), curve) for curve in curves]
-
-
 def _free(stem: str, taken: Mapping[str, Figure | None]) -> str:
     """The name, with a number where another curve has it."""
     names = [stem, *[f"{stem}_{number}" for number in range(2, len(taken) + 3)]]
     return next(name for name in names if name not in taken)
+
+
+def file_stem(*names: str) -> str:
+    """Names as the beginning of a file name: small letters, digits and `_`."""
+    return "_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60] or "unnamed" for name in names)

@@ -1,0 +1,151 @@
+"""Verdicts and numbers of an audit in words, the same on the page, in figures and in the terminal."""
+
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import Any
+
+VERDICT_WORDS = {
+    "biased": "Biased",
+    "inconclusive": "Cannot tell",
+    "equivalent": "No effect that matters",
+    "not_assessed": "Not assessed",
+}
+"""Verdict -> what readers are told, the worst first."""
+SCREEN_WORDS = "Screen: raises a question, settles none"
+MINUS = "\N{MINUS SIGN}"
+_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How numbers of one unit are written."""
+
+    factor: float
+    """What a number is multiplied with."""
+    form: str
+    """Format of the product."""
+    symbol: str
+    """What follows it at once."""
+    words: str
+    """The unit in words."""
+
+    def number(self, value: float | None, *, sign: bool = True) -> str:
+        """A number with its symbol.
+
+        Args:
+            value: The number, None or NaN where there is none.
+            sign: Whether differences get a plus sign.
+
+        Returns:
+            The text; a dash where there is no number.
+        """
+        if value is None or not math.isfinite(value):
+            return "\N{EN DASH}"
+        form = self.form if sign else self.form.lstrip("+")
+        text = format(value * self.factor, form)
+        if float(text) == 0:
+            text = text.lstrip("+-")
+        return text.replace("-", MINUS) + self.symbol
+
+    def size(self, value: float) -> str:
+        """A number without sign, with its unit in words."""
+        return f"{self.number(abs(value), sign=False)} {self.words}".strip()
+
+
+def scale_of(unit: str) -> Scale:
+    """How numbers of a unit are written: rates as per cent, differences of rates as percentage points.
+
+    Args:
+        unit: Of a finding.
+
+    Returns:
+        The scale.
+    """
+    if unit == "rate" or unit.startswith(("rate of ", "share of ")):
+        return Scale(100.0, ".1f", "%", unit.partition(" ")[2] or "of cases")
+    if unit.endswith("rate difference"):
+        return Scale(100.0, "+.1f", "", "percentage points")
+    if unit == "typical margins":
+        return Scale(1.0, "+.2f", "", unit)
+    return Scale(1.0, ".3f", "", unit)
+
+
+def verdict_of(probe: Mapping[str, Any]) -> str:
+    """The verdict of a finding, `screen` where it can have none."""
+    if probe.get("screen_only"):
+        return "screen"
+    return probe["verdict"] if probe.get("verdict") in VERDICT_WORDS else "not_assessed"
+
+
+def verdict_words(verdict: str) -> str:
+    """What readers are told about a verdict of `verdict_of`."""
+    return VERDICT_WORDS.get(verdict, SCREEN_WORDS)
+
+
+def worst(probes: Iterable[Mapping[str, Any]]) -> str:
+    """The worst verdict among findings: one that cannot tell is worse than one that found no effect."""
+    present = {verdict_of(probe) for probe in probes}
+    order = ["biased", "inconclusive", "equivalent", "screen"]
+    return next((verdict for verdict in order if verdict in present), "not_assessed")
+
+
+def interval_words(probe: Mapping[str, Any]) -> str:
+    """The 95% interval of a finding, empty without one."""
+    low, high = probe.get("ci_low"), probe.get("ci_high")
+    if low is None or high is None:
+        return ""
+    scale = scale_of(probe.get("unit") or "")
+    return f"{scale.number(low)} to {scale.number(high)}"
+
+
+def effect_words(probe: Mapping[str, Any]) -> str:
+    """The estimate of a finding with its unit, empty without one."""
+    if probe.get("estimate") is None:
+        return ""
+    scale = scale_of(probe.get("unit") or "")
+    return f"{scale.number(probe['estimate'])} {scale.words}".strip()
+
+
+def reason_words(probe: Mapping[str, Any]) -> str:
+    """Why a finding has its verdict, in a sentence; empty where the note has to say it."""
+    verdict, scale = verdict_of(probe), scale_of(probe.get("unit") or "")
+    mde, delta, q_value = probe.get("mde"), probe.get("delta"), probe.get("q_value")
+    if verdict == "inconclusive" and mde is not None:
+        return f"An effect of {scale.size(mde)} would have been found."
+    if delta is None:
+        return ""
+    limit = scale.number(delta, sign=False)
+    if verdict == "biased":
+        return f"Larger than {limit}" + ("." if q_value is None else f" (q {below(q_value)}).")
+    return f"Shown to be less than {limit}." if verdict == "equivalent" else ""
+
+
+def below(q_value: float) -> str:
+    """A q-value as a comparison: `= 0.012`, `< 0.001`."""
+    return "< 0.001" if q_value < 0.001 else f"= {q_value:.2g}"
+
+
+def counted(count: int, word: str) -> str:
+    """A count with its noun: `1 case`, `2,000 cases`."""
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+def plain_line(text: str) -> str:
+    """Text on one line without what steers a terminal, what turns the direction of others, or what XML cannot hold."""
+    kept = ("\N{REPLACEMENT CHARACTER}" if sign not in "\t\n\r" and _steers(sign) else sign for sign in text)
+    return " ".join("".join(kept).split())
+
+
+def wrapped(text: str, columns: int) -> list[str]:
+    """One or two lines of a text, with what `plain_line` leaves of it; signs of double width count twice."""
+    text = plain_line(text)
+    wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
+    lines = wrap(text, max(8, columns * len(text) // (len(text) + wide)) if text else columns)
+    return [*lines[:1], lines[1].rstrip() + "…"] if len(lines) > 2 else lines or [""]
+
+
+def _steers(sign: str) -> bool:
+    return sign in _BIDI or unicodedata.category(sign) in ("Cc", "Cs", "Cn")

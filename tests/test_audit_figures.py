@@ -1,0 +1,175 @@
+"""Figures show what they should, in any theme, for any label, and are the same each time."""
+
+import io
+import re
+from xml.etree import ElementTree
+
+import pytest
+from audit_reports import HOSTILE, audit_report
+from PIL import Image, ImageColor
+
+from hf_reward.audit.curves import curve_figure
+from hf_reward.audit.drawing import as_png, as_svg, inline_svg
+from hf_reward.audit.figures import NARROW, PALETTE, WIDE, effects_figure, headlines
+from hf_reward.audit.page import environment
+from hf_reward.audit.wording import VERDICT_WORDS, plain_line, scale_of
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def report():
+    return audit_report().to_dict()
+
+
+@pytest.fixture(scope="module")
+def titles(report):
+    return {name: family["title"] for name, family in report["families"].items()}
+
+
+@pytest.fixture(scope="module")
+def curves(report):
+    return [curve for family in report["families"].values() for curve in family["curves"]]
+
+
+def words(svg: str) -> list[str]:
+    return ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_every_effect_is_drawn_with_its_label_and_family(report, titles, layout):
+    svg = as_svg(effects_figure(report["probes"], titles, layout), "all")
+    text = words(svg)
+    shown = [probe for probe in report["probes"] if not probe["screen_only"]]
+    for probe in shown:
+        assert any(plain_line(probe["label"])[:8] in line for line in text), probe["label"]
+    assert {titles[probe["family"]] for probe in shown} <= set(text)
+    assert set(VERDICT_WORDS.values()) <= set(text)
+    for unit in {probe["unit"] for probe in shown}:
+        assert sum(scale_of(unit).words in line and "too small to matter" in line for line in text) == 1
+    assert "Words of the best of 16 against a random answer" not in text  # a screen settles nothing
+    assert "no estimate" in text
+
+
+def test_headlines_are_the_largest_biases_and_one_of_each_other_family(report):
+    picked = headlines(report["probes"])
+    drawable = [each for each in report["probes"] if each["estimate"] is not None and not each["screen_only"]]
+    assert {each["family"] for each in picked} == {each["family"] for each in drawable}
+    for family in {each["family"] for each in picked}:
+        biased = [each for each in drawable if each["family"] == family and each["verdict"] == "biased"]
+        own = [each for each in picked if each["family"] == family]
+        assert len(own) == min(4, len(biased)) or (not biased and len(own) == 1)
+        assert all(each["verdict"] == "biased" for each in own) or not biased
+        largest = max(biased, key=lambda each: abs(each["estimate"]) / each["delta"], default=None)
+        assert largest is None or largest in own
+    assert headlines([]) == []
+
+
+def test_nothing_to_draw_gives_no_figure(report):
+    assert effects_figure([], {}) is None
+    assert effects_figure([each for each in report["probes"] if each["screen_only"]], {}) is None
+    assert effects_figure([each for each in report["probes"] if each["estimate"] is None], {}) is None
+
+
+def test_extreme_numbers_are_drawn():
+    base = {"family": "f", "label": "l", "unit": "", "delta": None, "ci_low": None, "ci_high": None}
+    probes = [{**base, "estimate": value, "verdict": "biased"} for value in (0.0, 1e-12, -1e9, 3)]
+    probes += [{**base, "estimate": 0.1, "ci_low": -1e6, "ci_high": 1e6, "verdict": "inconclusive", "unit": "x"}]
+    assert as_png(effects_figure(probes, {}))
+    zero = [{**base, "estimate": 0.0, "ci_low": 0.0, "ci_high": 0.0, "verdict": "equivalent"}]
+    assert as_svg(effects_figure(zero, {}), "zero")
+
+
+def test_svgs_are_xml_of_their_own_and_ask_nobody_for_anything(report, titles, curves):
+    figures = {"effects": effects_figure(report["probes"], titles)}
+    figures |= {f"curve-{place}": curve_figure(curve) for place, curve in enumerate(curves)}
+    ids: list[str] = []
+    for name, figure in figures.items():
+        svg = as_svg(figure, name)
+        assert "<!DOCTYPE" not in svg
+        root = ElementTree.fromstring(svg)
+        for element in root.iter():
+            tag = element.tag.removeprefix(SVG)
+            assert tag not in ("script", "style", "image", "foreignObject", "metadata", "a")
+            for key, value in element.attrib.items():
+                key = key.rpartition("}")[2]
+                assert not key.startswith("on")
+                assert key != "href" or value.startswith("#")
+                assert "url(" not in value or "url(#" in value
+                ids += [value] if key == "id" else []
+    assert len(ids) == len(set(ids))
+    assert all(each.startswith(("effects-", "curve-")) for each in ids)
+
+
+def test_the_same_figure_gives_the_same_bytes(report, titles, curves):
+    for draw in (lambda: effects_figure(report["probes"], titles), lambda: curve_figure(curves[0])):
+        assert as_svg(draw(), "a") == as_svg(draw(), "a")
+        assert as_png(draw()) == as_png(draw())
+        assert inline_svg(draw(), "a", "words") == inline_svg(draw(), "a", "words")
+    assert not re.search(r"\b20\d\d-\d\d-\d\d\b", as_svg(curve_figure(curves[0]), "a"))
+
+
+def test_labels_are_never_mathematics_or_markup(report, titles):
+    slices = [probe for probe in report["probes"] if probe["family"] == "slices"]
+    svg = as_svg(effects_figure(slices, titles), "slices")
+    assert "<script>" not in svg
+    text = "".join(words(svg))
+    assert HOSTILE[0] in text
+    assert "$x^2$" in text
+    assert "\x1b" not in text
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in text
+    assert "مرحبا" in text
+
+
+def test_a_page_gives_figures_its_own_colours_in_both_themes(report, titles):
+    svg = inline_svg(effects_figure(report["probes"], titles), "x", 'words "quoted" <b>')
+    frame = environment().loader.get_source(environment(), "frame.html")[0]
+    dark = frame[frame.index("prefers-color-scheme: dark") : frame.index("box-sizing")]
+    for name, colour in PALETTE.items():
+        assert re.search(rf"--{name}:", frame)
+        assert name in dark
+        left = re.sub(rf"var\(--[\w-]+, {colour}\)", "", svg)
+        assert colour not in left, name
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == 'words "quoted" <b>'
+    assert root.get("width") is None
+    assert len(set(PALETTE.values())) == len(PALETTE)
+    assert re.search(r"--page: #fff;", frame)
+
+
+def test_curves_have_their_words_their_gaps_and_the_diagonal(curves):
+    dose, reliability, hostile = curves
+    text = words(as_svg(curve_figure(dose), "dose"))
+    assert {dose["title"], dose["x_label"], dose["y_label"], "at the start", "at the middle", "at the end"} <= set(text)
+    assert dose["title"] not in words(as_svg(curve_figure(dose, titled=False), "dose"))
+    figure = curve_figure(reliability)
+    lines = figure.axes[0].get_lines()
+    assert lines[0].get_slope() == 1
+    assert sum(value != value for value in lines[1].get_ydata()) == 1  # a bin without pairs
+    assert len(figure.axes[0].collections) == 1
+    assert words(as_svg(curve_figure(hostile), "hostile")).count(hostile["title"]) == 1
+    assert [tick.get_text() for tick in curve_figure(dose).axes[0].get_xticklabels()] == ["1", "1.25", "1.5", "2", "3"]
+    bare = {**dose, "series": []}
+    assert dose["x_label"] in words(as_svg(curve_figure(bare), "bare"))
+    twelve = [{"label": str(place), "x": [1, 2], "y": [0, place]} for place in range(12)]
+    drawn = [(line.get_color(), line.get_marker()) for line in curve_figure({**dose, "series": twelve}).axes[0].lines]
+    assert len(set(drawn)) == 12
+    blank = {**dose, "series": [{"label": "_hidden", "x": [], "y": []}, {"label": "", "x": [1], "y": [2]}]}
+    assert any("_hidden" in line for line in words(as_svg(curve_figure(blank), "blank")))
+
+
+def test_pngs_are_on_white(curves):
+    image = Image.open(io.BytesIO(as_png(curve_figure(curves[0])))).convert("RGB")
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert image.width > 500
+    drawn = {colour for _, colour in image.getcolors(256)}
+    for name in ("line-1", "line-2", "line-3", "text"):  # a file of few colours keeps those that tell series apart
+        assert ImageColor.getrgb(PALETTE[name]) in drawn
+
+
+def test_a_small_file_keeps_the_colours_of_the_verdicts(report, titles):
+    image = Image.open(io.BytesIO(as_png(effects_figure(report["probes"], titles)))).convert("RGB")
+    drawn = {colour for _, colour in image.getcolors(256)}
+    for name in VERDICT_WORDS.keys() - {"not_assessed"}:
+        assert ImageColor.getrgb(PALETTE[name]) in drawn

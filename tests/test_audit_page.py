@@ -1,0 +1,307 @@
+"""The pages and the table say what was found; what comes from the data stays text; nothing is asked of the network."""
+
+import io
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from audit_reports import HOSTILE, audit_report, comparison
+from browser import CHROMIUM, opened
+from rich.console import Console
+
+from hf_reward.audit.bars import axis_of
+from hf_reward.audit.comparison_page import render_comparison
+from hf_reward.audit.evidence import Finding
+from hf_reward.audit.page import render_page
+from hf_reward.audit.summary import summarise
+from hf_reward.audit.table import print_audit
+from hf_reward.audit.wording import VERDICT_WORDS, interval_words, plain_line, reason_words, scale_of, worst
+
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Elements, attributes and text of a page, and whether each element is closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text: list[str] = []
+        self.style = ""
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "style":
+            self.style += data
+        else:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return audit_report().to_dict()
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return render_page(report)
+
+
+@pytest.fixture(scope="module")
+def comparison_page():
+    return render_comparison(comparison())
+
+
+@pytest.fixture(params=["page", "comparison_page"])
+def either(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_what_comes_from_the_data_stays_text(either):
+    reader = Reader(either)
+    assert {"script", "img", "iframe", "link", "object", "embed", "form", "base"}.isdisjoint(reader.tags)
+    assert reader.tags.count("style") == 1
+    assert not [name for name, _ in reader.attributes if name.startswith("on") or name in ("src", "srcset", "action")]
+    text = "".join(reader.text)
+    for hostile in HOSTILE[:3]:
+        assert hostile in text
+    assert "{{ 7 * 7 }}" in text
+
+
+def test_nothing_is_asked_of_the_network(either):
+    reader = Reader(either)
+    links = [value for name, value in reader.attributes if name in ("href", "xlink:href")]
+    assert all(link.startswith("#") for link in links)
+    assert "url(" not in reader.style
+    assert "@import" not in reader.style
+    styles = [value for name, value in reader.attributes if name in ("style", "clip-path", "fill")]
+    assert all("url(#" in value for value in styles if "url(" in value)
+    (policy,) = [value for name, value in reader.attributes if name == "content" and "default-src" in value]
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    ids = [value for name, value in reader.attributes if name == "id"]
+    assert [name for name, count in Counter(ids).items() if count > 1] == []
+    assert {link[1:] for link in links} <= set(ids)
+
+
+def test_the_page_can_be_read_without_eyes(either):
+    reader = Reader(either)
+    levels = [int(tag[1]) for tag in reader.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    images = [value for name, value in reader.attributes if name == "role" and value == "img"]
+    labels = [value for name, value in reader.attributes if name == "aria-label"]
+    assert len(labels) >= len(images) > 20
+    assert all(labels)
+    assert ("lang", "en") in reader.attributes
+    assert reader.open == []
+
+
+def test_every_finding_is_on_the_page_and_in_the_table(report, page):
+    text, out = re.sub(r"\s+", " ", "".join(Reader(page).text)), io.StringIO()
+    print_audit(report, Console(file=out, width=400, color_system=None))
+    table = out.getvalue()
+    for probe in report["probes"]:
+        assert " ".join(probe["label"].split()) in text
+        assert plain_line(probe["label"]) in table
+        assert interval_words(probe) in text
+        assert interval_words(probe) in table
+        assert reason_words(probe) in text
+    for family in report["families"].values():
+        assert family["what"] in text
+        assert family["advice"].replace("`", "") in text
+        assert family["title"] in table
+    for words in (*VERDICT_WORDS.values(), "Screen: raises a question, settles none", "would have been found"):
+        assert words in text
+    assert plain_line(report["summary"]) in " ".join(table.split())
+    assert "\x1b" not in table
+    assert len(re.findall(r'<li class="row ', page)) == len(report["probes"])
+    assert page.index("What to do</h3>") < page.index(
+        "Padding that adds nothing, at the start, 1.25 times as long</span>"
+    )
+
+
+def test_a_page_is_the_same_each_time(report, page):
+    assert render_page(report) == page
+
+
+def test_examples_keep_their_white_space_and_long_ones_wait(page):
+    assert "1. A line of an answer   with spaces" in page
+    assert page.count('<details class="long">') >= 3
+    assert "user: How does a vaccine work?\nassistant: It" in page
+
+
+def test_families_without_findings_and_an_empty_report_are_said(report, page):
+    assert "takes no tool calls" in page
+    bare = {"model": "m", "data": "d", "summary": "s", "unit": None, "probes": [], "families": {}, "settings": {}}
+    empty = render_page({**bare, "counts": {}, "fingerprint": {}, "seconds": 0.0})
+    assert "nothing to draw" in empty
+    assert "such effects have no size" in empty
+    one = {**report["probes"][0], "family": "nowhere"}
+    assert "11 biased, 3 cannot tell, 1 screen; 3 cases left out because a text" in page
+    assert "nowhere" in render_page({**bare, "probes": [one], "counts": {}, "fingerprint": {}, "seconds": 0.0})
+
+
+def test_biased_findings_come_first_in_the_table(report):
+    out = io.StringIO()
+    print_audit(report, Console(file=out, width=300, color_system=None))
+    lines = [
+        line for line in out.getvalue().splitlines() if "Padding that adds nothing" in line and "margins" not in line
+    ]
+    verdicts = ["Biased" in line for line in lines]
+    assert verdicts == sorted(verdicts, reverse=True)
+    assert any("Biased" in line for line in lines)
+
+
+def test_the_summary_never_says_that_there_is_no_bias():
+    titles = {"f": "Family", "g": "Other"}
+
+    def found(family: str, verdict: str, estimate: float | None = 0.01, **more) -> Finding:
+        fields = {"unit": "typical margins", "ci_low": None, "ci_high": None, "n": 1, "clusters": 1, "delta": 0.1}
+        return Finding(
+            name="n", family=family, label="Padding", estimate=estimate, verdict=verdict, **{**fields, **more}
+        )
+
+    assert "could have a verdict" in summarise([], titles)
+    clear = summarise([found("f", "equivalent"), found("g", "inconclusive")], titles)
+    assert "no bias" not in clear.lower()
+    assert "No effect that matters was shown for any probe of Family." in clear
+    assert "not proof that there is none" in clear
+    assert "Other (1)" in clear
+    biased = summarise([found("f", "biased", -0.8), found("g", "not_assessed", None)], titles)
+    assert "The bias: Padding: the reward falls by 0.80 typical margins (Family)." in biased
+    assert "Nothing is known about Other." in biased
+    share = summarise(
+        [found("f", "biased", 0.23, unit="rate"), found("g", "biased", 0.1, unit="rate difference")], titles
+    )
+    assert "Padding: in 23.0% of cases (Family)" in share
+    assert "Padding: +10.0 percentage points (Other)" in share
+    assert "1 screen beside" in summarise([found("f", "biased"), found("f", "not_assessed", screen_only=True)], titles)
+    many = summarise([found("f", "biased", size / 10) for size in range(2, 9)] + [found("g", "biased", 0.3)], titles)
+    assert many.count("the reward rises") == 2  # one of each family
+
+
+def test_numbers_are_written_with_their_unit():
+    assert scale_of("rate").number(0.234) == "23.4%"
+    assert scale_of("share of lists").size(0.5) == "50.0% of lists"
+    assert scale_of("rate difference").number(-0.041) == "\N{MINUS SIGN}4.1"
+    assert scale_of("typical margins").number(-0.001) == "0.00"
+    assert scale_of("typical margins").number(None) == "\N{EN DASH}"
+    assert scale_of("bits").size(0.5) == "0.500 bits"
+    assert worst([{"verdict": "equivalent"}, {"verdict": "not_assessed"}]) == "equivalent"
+    assert worst([]) == "not_assessed"
+    assert plain_line("a\x1b[31m\n b\u202e") == "a\N{REPLACEMENT CHARACTER}[31m b\N{REPLACEMENT CHARACTER}"
+
+
+def test_bars_stay_inside_and_keep_proportions():
+    wide = {"estimate": 0.2, "ci_low": -90.0, "ci_high": 90.0, "delta": 0.1, "unit": "typical margins"}
+    narrow = {"estimate": -0.1, "ci_low": -0.2, "ci_high": 0.0, "delta": 0.1, "unit": "typical margins"}
+    axis = axis_of([wide, narrow])
+    for probe in (wide, narrow):
+        bar = axis.bar(probe)
+        assert bar is not None
+        assert bar.span is not None
+        assert 0 <= bar.span[0] <= bar.span[0] + bar.span[1] <= 100
+    middle = axis.bar(narrow)
+    assert middle.zero == pytest.approx(middle.band[0] + middle.band[1] / 2, abs=0.02)
+    assert axis.bar({"estimate": None, "ci_low": None, "ci_high": None, "delta": 0.1}) is None
+    assert axis_of([]).low < axis_of([]).high
+    assert axis_of([{"estimate": 0.0, "ci_low": 0.0, "ci_high": 0.0, "delta": 0.0}]).bar(narrow)
+
+
+def test_a_comparison_says_what_differs(comparison_page):
+    text = "".join(Reader(comparison_page).text)
+    for words in ("Differs", "No difference shown", "Cannot be compared", "other prompts", "Padding matters less"):
+        assert words in text
+    assert render_comparison({"a": "x", "b": "y", "probes": [], "not_comparable": [], "summary": ""})
+
+
+CONTRAST = """
+(() => {
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const low = [];
+  for (const element of document.querySelectorAll("body, body *")) {
+    if (![...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())) continue;
+    const style = getComputedStyle(element), inside = element instanceof SVGElement;
+    let behind = element, ground = [0, 0, 0, 0];
+    while (behind && (ground.length > 3 && ground[3] === 0)) {
+      ground = numbers(getComputedStyle(behind).backgroundColor); behind = behind.parentElement;
+    }
+    const [a, b] = [light(numbers(inside ? style.fill : style.color)), light(ground)].sort((x, y) => y - x);
+    if ((a + .05) / (b + .05) < 4.5) low.push([element.textContent.slice(0, 40), (a + .05) / (b + .05)]);
+  }
+  return low;
+})()
+"""
+CLIPPED = """
+[...document.querySelectorAll(".drawing > div, .drawing")].flatMap(box => {
+  const edge = box.getBoundingClientRect();
+  return [...box.querySelectorAll("text")].filter(text => {
+    const place = text.getBoundingClientRect();
+    return place.width && (place.left < edge.left - 2 || place.right > edge.right + 2);
+  }).map(text => text.textContent);
+})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_browser_would_tell_of_programs_requests_faint_and_wide_text(tmp_path):
+    path = tmp_path / "bad.html"
+    path.write_text(
+        "<title>t</title><script>document.title='owned'</script><img src=http://evil.example/x.png onerror='lost()'>"
+        "<p style='width: 900px; background: #fff; color: #ccc'>faint</p>"
+    )
+    with opened(tmp_path / "profile") as browser:
+        browser.open(path, width=360, theme="light")
+        assert browser.ask("document.title") == "owned"
+        assert "http://evil.example/x.png" in browser.requests()
+        assert browser.complaints()
+        assert browser.ask("document.documentElement.scrollWidth") > 360
+        assert [text for text, _ in browser.ask(CONTRAST)] == ["faint"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_draws_it_light_dark_and_narrow_without_network_or_programs(tmp_path, page, comparison_page):
+    paths = {"audit": page, "comparison": comparison_page}
+    for name, content in paths.items():
+        (tmp_path / f"{name}.html").write_text(content, encoding="utf-8", errors="backslashreplace")
+    with opened(tmp_path / "profile") as browser:
+        for name in paths:
+            path = Path(tmp_path / f"{name}.html")
+            for width, theme in ((1100, "light"), (1100, "dark"), (720, "light"), (360, "light"), (360, "dark")):
+                browser.open(path, width=width, theme=theme)
+                browser.ask("document.querySelectorAll('details').forEach(each => each.open = true)")
+                assert browser.ask("document.documentElement.scrollWidth") <= width, (name, width)
+                assert "owned" not in browser.ask("document.title")
+                assert browser.ask("document.scripts.length") == 0
+                ground = browser.ask("getComputedStyle(document.body).backgroundColor")
+                assert ground == ("rgb(255, 255, 255)" if theme == "light" else "rgb(20, 23, 29)")
+                assert browser.ask(CONTRAST) == []
+                assert browser.ask(CLIPPED) == []
+                browser.shoot(tmp_path / f"{name}_{theme}_{width}.png")
+                assert browser.requests() == [path.as_uri()]
+                assert browser.complaints() == []

@@ -1,0 +1,133 @@
+"""An audit's files: all there, the same each time, read back as they were, and refused when they are not."""
+
+import json
+import os
+
+import pytest
+from audit_reports import audit_report
+
+from hf_reward.audit import written
+from hf_reward.audit.wording import VERDICT_WORDS
+from hf_reward.audit.written import file_stem, read_audit, write_audit
+from hf_reward.card.biases import _VERDICTS, audit_rows
+from hf_reward.card.facts import AUDIT_FILE, CardFacts, read_json
+
+
+@pytest.fixture(scope="module")
+def report():
+    return audit_report()
+
+
+@pytest.fixture(scope="module")
+def folder(report, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    write_audit(report, folder / "new" / "one")
+    return folder / "new" / "one"
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_all_files_are_there_and_none_besides(folder):
+    names = set(contents(folder))
+    assert {"audit.json", "audit.html", "audit_summary.json"} <= names
+    stems = ("headlines", "effects", "length_dose", "calibration_reliability", "best_of_n_bon_curve_x")
+    assert names - {"audit.json", "audit.html", "audit_summary.json"} == {
+        f"figures/audit_{stem}.{kind}" for stem in stems for kind in ("svg", "png")
+    }
+
+
+def test_it_is_read_back_as_it_was_written(report, folder):
+    read = read_audit(folder)
+    assert read == report.to_dict()
+    assert read_audit(folder / "audit.json") == read
+    assert read["summary"] == report.summary
+
+
+def test_the_same_report_gives_the_same_bytes_and_takes_the_place_of_an_earlier_one(report, folder, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "audit_gone_curve.png").write_bytes(b"old")
+    (tmp_path / "figures" / "mine.png").write_bytes(b"mine")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "audit.html").write_text("old")
+    paths = write_audit(read_audit(folder), tmp_path)
+    found = contents(tmp_path)
+    assert found.pop("figures/mine.png") == b"mine"
+    assert found.pop("config.json") == b"{}"
+    assert found == contents(folder)
+    assert set(paths) == {tmp_path / name for name in found}
+    assert report.to_dict() == read_audit(tmp_path)
+
+
+def test_the_card_reads_the_summary(report, folder):
+    audit = read_json(folder / AUDIT_FILE, dict)
+    assert set(audit) == {"model", "data", "unit", "summary", "probes"}
+    facts = CardFacts(
+        folder=folder, record=None, audit=audit, benchmarks=[], consumers=[], title="", model_id="", has_id=False
+    )
+    rows = audit_rows(facts)
+    assert len(rows) == len(report.findings)
+    assert list(VERDICT_WORDS.items()) == list(_VERDICTS.items())
+
+
+def test_a_failure_leaves_the_earlier_audit(report, folder, tmp_path, monkeypatch):
+    write_audit(read_audit(folder), tmp_path)
+    before = contents(tmp_path)
+
+    def fail(*_):
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr(written, "render_page", fail)
+    with pytest.raises(RuntimeError, match="no page"):
+        write_audit(report, tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"probes": [', "damaged"),
+        ("[1]", "not an object"),
+        ('{"probes": []}', "`families`"),
+        ('{"model": "m", "probes": {}}', "`probes`"),
+    ],
+)
+def test_what_is_no_audit_is_refused(tmp_path, text, words):
+    (tmp_path / "audit.json").write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        read_audit(tmp_path)
+    assert "audit.json" in str(caught.value)
+
+
+def test_broken_findings_and_families_are_refused(folder, tmp_path):
+    good = read_audit(folder)
+    for change, words in (
+        ({"probes": [{"name": "x"}]}, "entry 0"),
+        ({"families": {"length": []}}, "`length`"),
+    ):
+        (tmp_path / "audit.json").write_text(json.dumps({**good, **change}))
+        with pytest.raises(ValueError, match=words):
+            read_audit(tmp_path)
+
+
+def test_a_missing_audit_says_what_to_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="hf-reward audit"):
+        read_audit(tmp_path)
+    (tmp_path / "audit.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="damaged"):
+        read_audit(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_an_error(report, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="Permission"):
+        write_audit(report, tmp_path)
+
+
+def test_file_names_are_tame():
+    assert file_stem("length", "dose") == "length_dose"
+    assert file_stem("../x", "<script> Ö") == "x_script"
+    assert file_stem("数学") == "unnamed"
+    assert len(file_stem("x" * 500)) == 60

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_reward.audit.effects import clusters_of
 from hf_reward.audit.evidence import Case, Family, FamilyResult, Judged, Table
 from hf_reward.audit.inference import Inference
 from hf_reward.audit.material import Material, Pair
@@ -35,11 +36,6 @@ def pair_cases(material: Material) -> list[Case]:
 def gaps_of(judged: Sequence[Judged]) -> np.ndarray:
     """Reward of the preferred response minus that of the other, shape `(N,)`, float64."""
     return np.array([each.gap("chosen", "rejected") for each in judged], dtype=np.float64)
-
-
-def clusters_of(judged: Sequence[Judged]) -> list[str]:
-    """Cluster of each case."""
-    return [each.case.cluster for each in judged]
 
 
 @dataclass(frozen=True)

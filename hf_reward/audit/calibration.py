@@ -7,7 +7,8 @@ import numpy as np
 import xxhash
 from scipy import special, stats
 
-from hf_reward.audit.accuracy import clusters_of, gaps_of, pair_cases
+from hf_reward.audit.accuracy import gaps_of, pair_cases
+from hf_reward.audit.effects import clusters_of
 from hf_reward.audit.evidence import Curve, Family, FamilyResult, Finding, FloatArray, Judged, Table
 from hf_reward.audit.inference import Inference, Sample
 from hf_reward.audit.material import Material

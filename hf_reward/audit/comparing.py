@@ -1,6 +1,5 @@
 """Two audits on the same cases -> what differs, with paired intervals."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,63 +9,8 @@ from scipy import stats
 
 from hf_reward.audit.evidence import FloatArray, json_value
 from hf_reward.audit.inference import PAIRS, Bootstrap, Evidence, Inference, Sample, Unit, interval, median_margin
+from hf_reward.audit.kept_evidence import read_evidence
 from hf_reward.audit.written import read_audit
-
-EVIDENCE_FILE = "evidence.json"
-
-
-def write_evidence(evidence: Mapping[str, Evidence], folder: str | Path) -> Path:
-    """Keep what the findings rest on beside the audit.
-
-    Args:
-        evidence: Name of a finding -> its values and clusters.
-        folder: The audit's folder.
-
-    Returns:
-        The file.
-    """
-    path = Path(folder) / EVIDENCE_FILE
-    names: dict[str, int] = {}
-    content = {
-        name: {
-            "values": each.values.tolist(),
-            "clusters": [names.setdefault(cluster, len(names)) for cluster in each.clusters],
-            "in_margins": each.in_margins,
-        }
-        for name, each in evidence.items()
-    }
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(json.dumps({"clusters": list(names), "findings": content}), encoding="utf-8")
-    aside.replace(path)
-    return path
-
-
-def read_evidence(folder: str | Path) -> dict[str, Evidence]:
-    """Read what `write_evidence` wrote.
-
-    Args:
-        folder: The audit's folder.
-
-    Returns:
-        Name of a finding -> its values and clusters.
-
-    Raises:
-        ValueError: If there is none, or it is damaged.
-    """
-    path = Path(folder) / EVIDENCE_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = content["clusters"]
-        return {
-            name: Evidence(
-                np.array(each["values"], float), [names[place] for place in each["clusters"]], each["in_margins"]
-            )
-            for name, each in content["findings"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error!r}). `hf-reward audit --out {folder}` writes it; run the audit again."
-        ) from error
 
 
 def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from hf_reward.audit.accuracy import clusters_of
+from hf_reward.audit.effects import clusters_of, of_probe
 from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, readable, three_examples
 from hf_reward.audit.inference import Inference
-from hf_reward.audit.length import of_probe
 from hf_reward.audit.material import Material, Pair
 from hf_reward.metrics import pairwise_credit
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from hf_reward.audit.accuracy import clusters_of, gaps_of, pair_cases
+from hf_reward.audit.accuracy import gaps_of, pair_cases
+from hf_reward.audit.effects import clusters_of, of_probe
 from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, Table, three_examples
 from hf_reward.audit.features import AUDIT_FEATURES
 from hf_reward.audit.format_edits import FORMAT_EDITS
 from hf_reward.audit.inference import Inference, p_value
-from hf_reward.audit.length import of_probe
 from hf_reward.audit.material import Material
 from hf_reward.audit.padding import wider_spaces
 from hf_reward.metrics import pairwise_credit

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from hf_reward.audit.accuracy import clusters_of, gaps_of, pair_cases
+from hf_reward.audit.accuracy import gaps_of, pair_cases
+from hf_reward.audit.effects import clusters_of, of_probe
 from hf_reward.audit.evidence import Case, Curve, Family, FamilyResult, Finding, Judged, Table, Text, three_examples
 from hf_reward.audit.inference import Inference
 from hf_reward.audit.material import Material
@@ -98,11 +99,6 @@ def _naive(material: Material) -> list[Case]:
 def labelled(cases: Sequence[Case], probe: str) -> list[Case]:
     """The same cases as those of a probe."""
     return [replace(each, labels={"probe": probe, **each.labels}) for each in cases]
-
-
-def of_probe(judged: Sequence[Judged], probe: str) -> list[Judged]:
-    """The cases of one probe."""
-    return [each for each in judged if each.case.labels.get("probe") == probe]
 
 
 def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_reward.audit.accuracy import clusters_of
+from hf_reward.audit.effects import clusters_of, of_probe
 from hf_reward.audit.evidence import Case, Family, FamilyResult, Judged, Table, three_examples
 from hf_reward.audit.inference import Inference
-from hf_reward.audit.length import of_probe
 from hf_reward.audit.material import Material
 from hf_reward.audit.noise_edits import NOISE_EDITS, NoiseEdit
 from hf_reward.metrics import pairwise_credit

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.audit.accuracy import ACCURACY, clusters_of, gaps_of, pair_cases
+from hf_reward.audit.accuracy import ACCURACY, gaps_of, pair_cases
 from hf_reward.audit.calibration import CALIBRATION
 from hf_reward.audit.confidence import CONFIDENCE
 from hf_reward.audit.degenerate import DEGENERATE
+from hf_reward.audit.effects import clusters_of
 from hf_reward.audit.evidence import AuditReport, Case, Family, FamilyResult, Judged, Text
 from hf_reward.audit.formatting import FORMAT
 from hf_reward.audit.inference import PAIRS, Bootstrap, Evidence, Inference, median_margin, settle
@@ -23,7 +24,7 @@ from hf_reward.audit.probe_data import ProbeData
 from hf_reward.audit.robustness import ROBUSTNESS
 from hf_reward.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, reward_function, score_texts
 from hf_reward.audit.selection import SELECTION
-from hf_reward.audit.shipped_items import shipped_opinions, shipped_questions
+from hf_reward.audit.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
 from hf_reward.audit.summary import summarise
 from hf_reward.audit.sycophancy import SYCOPHANCY
 from hf_reward.data_check.row_reader import RowReader
@@ -170,16 +171,16 @@ def _name(function: Callable[..., Any]) -> str:
 
 def _material(rows: Sequence[PreferenceRow], profile: Profile, scorer: Any, own: Sequence[ProbeData]) -> Material:
     takes_messages = not isinstance(scorer, RewardScorer) or scorer.rows == CONVERSATIONS
-    material = as_material(
+    return as_material(
         rows,
         profile,
         takes_messages=takes_messages,
         questions=[*(each for data in own for each in data.questions), *shipped_questions()],
         opinions=[*(each for data in own for each in data.opinions), *shipped_opinions()],
         lists=[each for data in own for each in data.lists],
+        matched=[each for data in own for each in data.matched],
+        arguments=shipped_arguments(),
     )
-    material.matched = [each for data in own for each in data.matched]
-    return material
 
 
 def _plan(rule: AuditRule, material: Material) -> _Plan:

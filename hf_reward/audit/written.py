@@ -13,6 +13,7 @@ from hf_reward.audit.curves import curve_figure
 from hf_reward.audit.drawing import as_png, as_svg
 from hf_reward.audit.evidence import AuditReport, json_value
 from hf_reward.audit.figures import effects_figure, headlines
+from hf_reward.audit.kept_evidence import write_evidence
 from hf_reward.audit.page import family_titles, render_page
 
 JSON_NAME, PAGE_NAME, SUMMARY_NAME, FIGURES = "audit.json", "audit.html", "audit_summary.json", "figures"
@@ -54,6 +55,8 @@ def write_audit(report: AuditReport | Mapping[str, Any], folder: str | Path) -> 
         aside.write_bytes(data)
         aside.replace(folder / name)
     written = [folder / name for name in files]
+    if isinstance(report, AuditReport) and report.evidence:
+        written.append(write_evidence(report.evidence, folder))
     for path in (folder / FIGURES).glob(f"{_PREFIX}*"):
         if path not in written and path.suffix in (".svg", ".png"):
             path.unlink()

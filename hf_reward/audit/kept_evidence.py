@@ -1,0 +1,65 @@
+"""What the findings of an audit rest on, case by case, kept beside it so that two audits can be compared."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hf_reward.audit.inference import Evidence
+
+EVIDENCE_FILE = "evidence.json"
+
+
+def write_evidence(evidence: Mapping[str, Evidence], folder: str | Path) -> Path:
+    """Keep what the findings rest on beside the audit.
+
+    Args:
+        evidence: Name of a finding -> its values and clusters.
+        folder: The audit's folder.
+
+    Returns:
+        The file.
+    """
+    path = Path(folder) / EVIDENCE_FILE
+    names: dict[str, int] = {}
+    content = {
+        name: {
+            "values": each.values.tolist(),
+            "clusters": [names.setdefault(cluster, len(names)) for cluster in each.clusters],
+            "in_margins": each.in_margins,
+        }
+        for name, each in evidence.items()
+    }
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(json.dumps({"clusters": list(names), "findings": content}), encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def read_evidence(folder: str | Path) -> dict[str, Evidence]:
+    """Read what `write_evidence` wrote.
+
+    Args:
+        folder: The audit's folder.
+
+    Returns:
+        Name of a finding -> its values and clusters.
+
+    Raises:
+        ValueError: If there is none, or it is damaged.
+    """
+    path = Path(folder) / EVIDENCE_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = content["clusters"]
+        return {
+            name: Evidence(
+                np.array(each["values"], float), [names[place] for place in each["clusters"]], each["in_margins"]
+            )
+            for name, each in content["findings"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error!r}). `hf-reward audit --out {folder}` writes it; run the audit again."
+        ) from error

@@ -10,6 +10,7 @@ from hf_reward.audit.calibration import brier_parts, cross_fitted_gaps, first_is
 from hf_reward.audit.evidence import Case, Judged, Text
 from hf_reward.audit.material import Responses, as_material
 from hf_reward.audit.selection import fit_overoptimization
+from hf_reward.audit.shipped_items import shipped_questions
 from hf_reward.audit.synthetic import SyntheticReward, synthetic_data
 from hf_reward.best_of_n import kl_of_best_of_n
 from hf_reward.preference_row import PreferenceRow
@@ -23,7 +24,7 @@ def audit(reward, *families, rows=DATA.rows, profile=PROFILE):
 
 
 def clean(**faults):
-    return SyntheticReward(DATA.quality, seed=1, **faults)
+    return SyntheticReward(DATA.quality, shipped_questions(), seed=1, **faults)
 
 
 def changed(change):

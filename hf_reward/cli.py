@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward import cli_benchmark, cli_data, cli_scoring
+from hf_reward import cli_audit, cli_benchmark, cli_data, cli_scoring
 from hf_reward.cli_output import quiet
 
 app = typer.Typer(
@@ -62,6 +62,7 @@ app.command()(cli_scoring.serve)
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 app.add_typer(cli_benchmark.app, name="benchmark")
+app.add_typer(cli_audit.app, name="audit")
 app.command("check-data")(cli_data.check_data)
 app.command("split")(cli_data.split)
 

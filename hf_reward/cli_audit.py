@@ -79,7 +79,7 @@ def audit(
     if stores and not Path(model).is_dir():
         raise typer.BadParameter("what is fitted is stored in the model's folder, but --model is none")
     loading = {"dtype": dtype, "device": device or None, "max_length": max_length or None}
-    loading |= {"batch_tokens": batch_tokens or None, "length_correction": length_correction}
+    loading |= {"batch_tokens": batch_tokens or None}
     reading = {"columns": parse_columns(columns), "layout": layout, "split": split}
     rule = _rule("quick" if quick else "full", pairs, tuple(families or ()), resamples, seed)
     report = _audit(model, data, out, rule, probe_data or [], loading, reading)

@@ -136,6 +136,8 @@ class PreferenceDataTrainer(Trainer):
             models_ties=kind.models_ties,
             strict_order=kind.strict_order,
             skip_bad_rows=args.skip_bad_rows,
+            balance_lengths=args.balance_lengths and name == "train",
+            balance_seed=args.seed if args.data_seed is None else args.data_seed,
         )
         with args.main_process_first(desc=f"tokenizing {name}"):
             prepared, summary = prepare_preferences(

@@ -72,6 +72,14 @@ class RewardConfig(TrainingArguments):
         default=False, metadata={"help": "Count unreadable rows and go on instead of stopping at the first."}
     )
 
+    balance_lengths: bool = field(
+        default=False,
+        metadata={
+            "help": "Drop training rows at random until, for every length difference, the longer response is preferred "
+            "as often as the shorter."
+        },
+    )
+
     # speed
     packing: str = field(
         default="auto",

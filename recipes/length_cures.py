@@ -180,9 +180,10 @@ def measure(model_folder: Path, length_correction: bool) -> dict[str, Any]:
     Returns:
         Columns of the table.
     """
-    from hf_reward.audit import run_audit  # pyright: ignore[reportMissingImports]
+    from hf_reward.audit import run_audit  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
 
-    return run_audit(RewardScorer.from_pretrained(model_folder, length_correction=length_correction))
+    run: Any = run_audit
+    return run(RewardScorer.from_pretrained(model_folder, length_correction=length_correction))
 
 
 def measured(variant: Variant) -> dict[str, Any]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from hf_reward.export import export_reward_model as export_reward_model
     from hf_reward.export import save_merged as save_merged
     from hf_reward.importers.stock_folder import import_reward_model as import_reward_model
+    from hf_reward.length_correction import LengthCorrection as LengthCorrection
+    from hf_reward.length_correction import cross_fitted_correction as cross_fitted_correction
+    from hf_reward.length_correction import fit_length_correction as fit_length_correction
     from hf_reward.losses import PreferenceLoss as PreferenceLoss
     from hf_reward.metrics import accuracy_reading as accuracy_reading
     from hf_reward.metrics import preference_metrics as preference_metrics
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from hf_reward.push import PushRule as PushRule
     from hf_reward.push import push_reward_model as push_reward_model
     from hf_reward.ratings import to_pairs as to_pairs
+    from hf_reward.record_edits import store_length_correction as store_length_correction
+    from hf_reward.record_edits import store_temperature as store_temperature
     from hf_reward.reward_scorer import Ranking as Ranking
     from hf_reward.reward_scorer import RewardScorer as RewardScorer
     from hf_reward.reward_scorer import ScoringError as ScoringError
@@ -58,6 +63,7 @@ _STATIONS = {
     "DataCollatorForPreference": "data_collator",
     "ExportRule": "export",
     "FormatRule": "tokenization",
+    "LengthCorrection": "length_correction",
     "PreferenceFormatError": "preference_row",
     "PreferenceLoss": "losses",
     "PreferencePair": "preference_row",
@@ -76,7 +82,9 @@ _STATIONS = {
     "check_data": "data_check",
     "compare": "benchmarks.comparing",
     "compute_rewards": "rewards",
+    "cross_fitted_correction": "length_correction",
     "export_reward_model": "export",
+    "fit_length_correction": "length_correction",
     "import_reward_model": "importers.stock_folder",
     "length_rule": "baselines",
     "load_metric": "evaluate_modules",
@@ -92,6 +100,8 @@ _STATIONS = {
     "save_merged": "export",
     "score_rows": "scoring",
     "split_by_prompt": "splits",
+    "store_length_correction": "record_edits",
+    "store_temperature": "record_edits",
     "tfidf_bradley_terry": "baselines",
     "to_pairs": "ratings",
     "verify_checkpoint": "verify",

@@ -70,7 +70,13 @@ def average_reward_models(
     origin = {"averaged": [str(source) for source in sources]}
     own = {"steps": None, "command": None}  # each member has its own
     record = replace(
-        record, evaluation={}, calibration={}, reward_statistics={}, training={**record.training, **own}, origin=origin
+        record,
+        evaluation={},
+        calibration={},
+        length_correction={},
+        reward_statistics={},
+        training={**record.training, **own},
+        origin=origin,
     )
     return write_verified(mean, tokenizer, folder, record, rule, changes)
 

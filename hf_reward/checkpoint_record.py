@@ -47,6 +47,9 @@ class CheckpointRecord:
     """`mean` and `std` of rewards on the evaluation split and their number, for those who normalise rewards in RL."""
     calibration: dict[str, Any] = field(default_factory=dict)
     """`temperature`: P(a preferred to b) is the logistic function of their reward difference divided by it."""
+    length_correction: dict[str, Any] = field(default_factory=dict)
+    """What can be taken off rewards because of length: `LengthCorrection.to_dict`. The weights know nothing of it, and
+    nobody applies it unasked."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """Metrics of the last whole evaluation, as `preference_metrics` names them."""
     baselines: list[dict[str, Any]] = field(default_factory=list)

@@ -33,6 +33,9 @@ Dtype = Annotated[str, typer.Option(help="Precision of the backbone: float32, bf
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; by default a GPU if there is one.")]
 MaxLength = Annotated[int, typer.Option(help="Longest text in tokens; 0 is the model's own limit.")]
 AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Score empty responses instead of putting them aside.")]
+LengthCorrection = Annotated[
+    bool, typer.Option("--length-correction", help="Take off each reward what the model's stored length curve says.")
+]
 Split = Annotated[str, typer.Option(help="Split of a Hub id.")]
 InputFormat = Annotated[str, typer.Option(help="What standard input holds: jsonl, csv or parquet.")]
 OutputFormat = Annotated[str, typer.Option(help="What a folder of shards holds: jsonl or parquet.")]
@@ -59,6 +62,7 @@ def score(
     device: Device = "",
     max_length: MaxLength = 0,
     allow_empty: AllowEmpty = False,
+    length_correction: LengthCorrection = False,
     split: Split = "train",
     input_format: InputFormat = "jsonl",
     output_format: OutputFormat = "",
@@ -78,6 +82,7 @@ def score(
     """
     quiet()
     options = _model_options(dtype, device, batch_tokens, max_length, revision, base_model, trust_remote_code)
+    options |= {"length_correction": True} if length_correction else {}
     _require_one_source(data, prompt, response, out)
     if response:
         _score_one(model, prompt, response, options, allow_empty=allow_empty, as_json=as_json)
@@ -109,6 +114,7 @@ def rank(
     device: Device = "",
     max_length: MaxLength = 0,
     allow_empty: AllowEmpty = False,
+    length_correction: LengthCorrection = False,
     split: Split = "train",
     input_format: InputFormat = "jsonl",
     output_format: OutputFormat = "",
@@ -128,6 +134,7 @@ def rank(
     """
     quiet()
     options = _model_options(dtype, device, batch_tokens, max_length, revision, base_model, trust_remote_code)
+    options |= {"length_correction": True} if length_correction else {}
     settings = {
         "rank": True,
         "reward_column": reward_column,
@@ -153,6 +160,7 @@ def serve(
     batch_tokens: BatchTokens = 0,
     dtype: Dtype = "float32",
     device: Device = "",
+    length_correction: LengthCorrection = False,
     max_queue_tokens: Annotated[int, typer.Option(help="Tokens that may wait; beyond them requests get 429.")] = 2**20,
     max_queue_rows: Annotated[int, typer.Option(help="The same for responses.")] = 8192,
     max_body_bytes: Annotated[int, typer.Option(help="Largest request; a larger one gets 413.")] = 2**24,
@@ -177,6 +185,7 @@ def serve(
             device=device or None,
             dtype=dtype,
             batch_tokens=batch_tokens or None,
+            length_correction=length_correction,
             max_queue_tokens=max_queue_tokens,
             max_queue_rows=max_queue_rows,
             max_body_bytes=max_body_bytes,

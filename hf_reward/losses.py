@@ -3,14 +3,16 @@
 Pure torch: nothing here knows about models, tokens or trainers. A *group* is one preference row, that is one
 prompt with K responses. Every loss is a weighted mean over groups of a per-group value in nats, so that
 a batch can be split into micro-batches or over processes and still give the same gradient: divide by
-the `normalizer` of the whole batch instead of the micro-batch's own.
+the `normalizer` of the whole batch instead of the micro-batch's own. `length_penalty` is the one exception: a
+correlation is no sum over groups.
 
 Shapes: G groups, K responses in a group (padded with rank -100).
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -245,6 +247,52 @@ def centering_penalty(rewards: Tensor, ranks: Tensor) -> Tensor:
     return _mean_over_pairs(sums.square(), present_pairs(ranks).triu(diagonal=1))
 
 
+def length_correlation_penalty(rewards: Tensor, lengths: Tensor, ranks: Tensor) -> Tensor:
+    """Absolute Pearson correlation of reward and length over all responses of a batch.
+
+    Every response that is there counts once, whatever its group's weight. It is no sum over groups: two halves of a
+    batch have other correlations than the whole. Scaling or shifting rewards or lengths changes nothing; the smaller
+    the spread of rewards, the larger the gradient.
+
+    Args:
+        rewards: Rewards, shape `(G, K)`.
+        lengths: Length of each response, such as its tokens, shape `(G, K)`; anything at padded places.
+        ranks: Ranks, -100 is padding, shape `(G, K)`, int64.
+
+    Returns:
+        The penalty in [0, 1], shape `()`, float32. 0 with gradient 0 where a correlation says nothing: fewer than three
+        responses (two always correlate perfectly), or all rewards or all lengths the same.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Source:
+        Chen et al. (2024), "ODIN: Disentangled reward mitigates hacking in RLHF", section 3: its |correlation| term for
+        the quality head, here for the only head.
+    """
+    for name, values in (("lengths", lengths), ("ranks", ranks)):
+        if values.shape != rewards.shape:
+            raise ValueError(
+                f"`rewards` and `{name}` must have the same shape (G, K), but have {tuple(rewards.shape)} and "
+                f"{tuple(values.shape)}. Pad them alike."
+            )
+    present = ranks != PADDING_RANK
+    if present.sum() < 3:
+        return rewards[present].float().sum() * 0
+    return (_standardized(rewards[present].float()) * _standardized(lengths[present].float())).sum().abs()
+
+
+def _standardized(values: Tensor) -> Tensor:
+    """Values with mean 0 and norm 1; 0, without gradient, where they are all the same but for rounding."""
+    # Rewards of any size: their squares must not overflow, and dividing by a constant changes no correlation.
+    size = values.detach().abs().max()
+    units = values / torch.where(size > 0, size, torch.ones_like(size))
+    centred = units - units.mean()
+    if centred.detach().abs().max() < 1e-6:
+        return centred * 0
+    return centred / centred.norm()
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossKind:
     """What a loss function can use beside rewards and ranks."""
@@ -290,6 +338,8 @@ class PreferenceLoss:
     label_smoothing: float = 0.0
     center_rewards_coefficient: float | None = None
     tie_parameter: float | None = None
+    length_penalty: float | None = None
+    """Weight of `length_correlation_penalty`, which is added once for a batch."""
 
     def __post_init__(self) -> None:
         if self.loss_type not in LOSSES:
@@ -307,11 +357,12 @@ class PreferenceLoss:
                     f"`{field.name}` has no effect with loss_type={self.loss_type!r}; "
                     f"it belongs to {', '.join(takers)}. Remove it or change `loss_type`."
                 )
-        if self.center_rewards_coefficient is not None and not 0 <= self.center_rewards_coefficient < math.inf:
-            raise ValueError(
-                f"`center_rewards_coefficient={self.center_rewards_coefficient}` must be a finite number of 0 or more; "
-                "None or 0 is no centering."
-            )
+        for name, neutral_word in (("center_rewards_coefficient", "centering"), ("length_penalty", "penalty")):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(
+                    f"`{name}={value}` must be a finite number of 0 or more; None or 0 is no {neutral_word}."
+                )
         self._check_tie_parameter()
 
     def _check_tie_parameter(self) -> None:
@@ -340,6 +391,17 @@ class PreferenceLoss:
             )
         return options
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Name and settings as JSON values, for the record; penalties only where they are on."""
+        penalties = {name: getattr(self, name) for name in ("center_rewards_coefficient", "length_penalty")}
+        return {"loss_type": self.loss_type, **self.options, **{k: value for k, value in penalties.items() if value}}
+
+    @property
+    def of_preferences(self) -> "PreferenceLoss":
+        """The same loss without what belongs to a batch instead of its groups: what evaluation reports."""
+        return replace(self, length_penalty=None)
+
     def weights(self, ranks: Tensor, probabilities: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """Weight of each group in this loss, shape `(G,)`; their sum over a whole batch is its `normalizer`."""
         return group_weights(ranks, probabilities, weights, models_ties=self.kind.models_ties)
@@ -352,8 +414,12 @@ class PreferenceLoss:
         probabilities: Tensor | None = None,
         weights: Tensor | None = None,
         normalizer: Tensor | float | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
-        """Weighted mean of the loss over the groups of a batch.
+        """Weighted mean of the loss over the groups of a batch, and the length penalty if there is one.
+
+        The penalty of a micro-batch counts with its share of the normalizer, so that the parts of a batch add up to the
+        weighted mean of their penalties.
 
         Args:
             rewards: Rewards, shape `(G, K)`.
@@ -362,12 +428,14 @@ class PreferenceLoss:
             probabilities: P(first response preferred), NaN where none is stated, shape `(G,)`.
             weights: Row weights, shape `(G,)`.
             normalizer: What to divide the weighted sum by; the sum of this batch's weights when absent.
+            lengths: Length of each response, shape `(G, K)`; needed by `length_penalty`, else not read.
 
         Returns:
             Loss, shape `()`, float32, in nats (reward units for `hinge`).
 
         Raises:
-            ValueError: If the rows carry margins or probabilities that this loss cannot use, or shapes disagree.
+            ValueError: If the rows carry margins or probabilities that this loss cannot use, shapes disagree, or the
+                lengths that it needs are not there.
         """
         if rewards.shape != ranks.shape:
             raise ValueError(
@@ -392,8 +460,20 @@ class PreferenceLoss:
             losses = losses + self.center_rewards_coefficient * centering_penalty(rewards, ranks)
         group_weight = self.weights(ranks, probabilities, weights)
         total = group_weight.sum() if normalizer is None else normalizer
+        weighted = (losses * group_weight).sum()
+        if self.length_penalty:
+            weighted = weighted + self.length_penalty * group_weight.sum() * _penalty(rewards, lengths, ranks)
         # A batch without any usable group has loss 0 and gradient 0, not 0 / 0.
-        return (losses * group_weight).sum() / torch.as_tensor(total, device=losses.device).clamp(min=1e-12)
+        return weighted / torch.as_tensor(total, device=losses.device).clamp(min=1e-12)
+
+
+def _penalty(rewards: Tensor, lengths: Tensor | None, ranks: Tensor) -> Tensor:
+    if lengths is None:
+        raise ValueError(
+            "`length_penalty` needs the `lengths` of the responses, shape (G, K), which this batch lacks. Let the data "
+            "collator return them (see `data_collator.group_columns`), or leave `length_penalty` unset."
+        )
+    return length_correlation_penalty(rewards, lengths, ranks)
 
 
 def _gaps(rewards: Tensor, margins: Tensor | None) -> Tensor:

@@ -136,6 +136,8 @@ class PreferenceDataTrainer(Trainer):
             models_ties=kind.models_ties,
             strict_order=kind.strict_order,
             skip_bad_rows=args.skip_bad_rows,
+            balance_lengths=args.balance_lengths and name == "train",
+            balance_seed=args.seed if args.data_seed is None else args.data_seed,
         )
         with args.main_process_first(desc=f"tokenizing {name}"):
             prepared, summary = prepare_preferences(
@@ -282,7 +284,8 @@ class PreferenceDataTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         data: Any = without_features(self.train_dataset if train_dataset is None else train_dataset)
-        if self.args.train_sampling_strategy != "random" or not self._buckets(data):
+        spread = bool(self.loss_function.length_penalty)  # which needs rows of all lengths in a batch
+        if self.args.train_sampling_strategy != "random" or spread or not self._buckets(data):
             return super()._get_train_sampler(data)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         size = self._train_batch_size * self.args.world_size

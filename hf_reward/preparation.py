@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from datasets import (
 )
 from transformers import PreTrainedTokenizerBase
 
+from hf_reward.length_balance import SURPLUS, mark_surplus
 from hf_reward.metrics import length_rule_credit, strict_pairs
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
 from hf_reward.preferences import detect_layout, to_preference_row
@@ -72,6 +73,10 @@ class PreparationRule:
     """Whether rows with ties are of no use to the loss."""
     skip_bad_rows: bool = False
     """Count unreadable rows instead of stopping at the first."""
+    balance_lengths: bool = False
+    """Drop rows of each source until length says nothing about the preference; see `length_balance`."""
+    balance_seed: int = 42
+    """Which of the surplus rows go."""
 
 
 @dataclass
@@ -132,7 +137,8 @@ def prepare_preferences(
     """Read, tokenise and filter preference data of any accepted form.
 
     Args:
-        data: What `as_sources` takes, or a dataset that was prepared before (returned as it is).
+        data: What `as_sources` takes, or a dataset that was prepared before (returned as it is, unless it is
+            to be balanced).
         tokenizer: The model's tokenizer.
         rule: Length limit and what the loss can use.
         name: What to call the data in messages.
@@ -145,23 +151,32 @@ def prepare_preferences(
 
     Raises:
         PreferenceFormatError: If a row fits no layout and `skip_bad_rows` is off.
-        ValueError: If no row is left.
+        ValueError: If no row is left, or a stream is to be balanced.
     """
     rule = rule or PreparationRule()
     if is_prepared(data):
-        summary = summarize(data, name)
-        _require_rows(summary, rule, [data])
-        return data, summary
-    parts, marked = [], []
+        marked = _balanced(data, rule, name)
+        summary = summarize(marked, name)
+        if rule.balance_lengths:
+            logger.info("%s", summary)
+        _require_rows(summary, rule, [marked])
+        return (_usable(marked) if rule.balance_lengths else data), summary
+    parts, marked_parts = [], []
     sources = as_sources(data, **source_defaults)
     for source in sources:
         mapped = tokenize_source(load_source(source), source, tokenizer, rule, num_proc=num_proc)
-        marked.append(mapped)
+        mapped = _balanced(mapped, rule, source.name)
+        marked_parts.append(mapped)
         parts.append(_usable(mapped))
-    summary = _summarize_all(marked, parts, name)
+    summary = _summarize_all(marked_parts, parts, name)
     logger.info("%s", summary)
-    _require_rows(summary, rule, marked)
+    _require_rows(summary, rule, marked_parts)
     return _mix(parts, sources, seed), summary
+
+
+def _balanced(data: RawDataset, rule: PreparationRule, name: str) -> RawDataset:
+    """Each source on its own: then whole copies of it, which `weight` may ask for, are balanced too."""
+    return mark_surplus(data, seed=rule.balance_seed, name=name) if rule.balance_lengths else data
 
 
 def is_prepared(data: Any) -> bool:
@@ -184,6 +199,8 @@ def tokenize_source(
     columns = _column_names(raw, source.name)
     if source.layout == "auto":
         detect_layout(rename_columns(dict.fromkeys(columns), source.columns))
+    # Balancing comes later, so it does not decide where the cache of tokenised rows is.
+    rule = replace(rule, balance_lengths=False, balance_seed=PreparationRule.balance_seed)
     settings: dict[str, Any] = {
         "function": _prepare_batch,
         "with_indices": True,
@@ -351,6 +368,8 @@ def _require_rows(summary: DataSummary, rule: PreparationRule, marked: Sequence[
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.dropped.items())) or "there were none"
     cure = "Check the data."
+    if summary.dropped.get(SURPLUS):
+        cure = "In no bin of length differences both directions occur; train without `balance_lengths`."
     if summary.dropped.get("too long"):
         cure = f"`max_length={rule.format.max_length}` is below the length of the responses; raise it."
     raise ValueError(f"{summary.name}: no row of {summary.rows} can be used ({reasons}). {cure}")

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,8 @@ class EncodedResponse:
     token_type_ids: list[int] | None = None
     cut_tokens: int = 0
     """Prompt tokens cut away to fit the model."""
+    characters: int | None = None
+    """Length of the response's text, None where that is not known."""
     problem: str = ""
     """Why it cannot be scored, or empty."""
 
@@ -64,7 +66,7 @@ class ResponseEncoder:
             places = [place for place in places if requests[place].formatted == formatted]
             encoded = self._one_by_one_if_need_be(encode, [requests[place] for place in places])
             for place, tokens in zip(places, encoded, strict=True):
-                found[place] = self._finish(tokens)
+                found[place] = replace(self._finish(tokens), characters=requests[place].characters)
         return [each for each in found if each is not None]
 
     def _one_by_one_if_need_be(self, encode: Any, requests: list[ScoreRequest]) -> list[TokenizedRow | str]:

@@ -1,5 +1,6 @@
 """Model + texts -> rewards: one text, a best-of-N list, or as many as there are."""
 
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from accelerate import PartialState
 from accelerate.utils import reduce
 from tqdm.auto import tqdm
@@ -26,13 +28,17 @@ from hf_reward.score_request import (
     request_from_text,
     requests_of_row,
 )
-from hf_reward.scorer_loading import describe_scoring, encoder_of, load_for_scoring
+from hf_reward.scorer_loading import correction_of, describe_scoring, encoder_of, load_for_scoring
 from hf_reward.sequence_scoring import SequenceScorer, distinct_sequences
 
 logger = logging.getLogger(__name__)
 
 _BATCH_TOKENS = {"cpu": 4096}
 _BATCH_TOKENS_ELSEWHERE = 32_768
+_NO_RESPONSE = (
+    "its response is not known apart from its prompt (a whole text or token ids), so its reward cannot be corrected "
+    "for length; give prompt and response, or score without `length_correction` (`--length-correction`)"
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class RewardScorer:
         max_length: int | None = None,
         packing: str | bool = "auto",
         distributed: bool = False,
+        length_correction: bool = False,
         **loading: Any,
     ) -> None:
         """Take a model, or load one.
@@ -109,11 +116,15 @@ class RewardScorer:
             packing: Compute shared beginnings once and no padding: "auto" where the model allows it, True or False.
             distributed: Whether the processes of `accelerate launch` share the work of each call. They all have to make
                 the same calls, and all get all rewards. Without it each works for itself.
+            length_correction: Whether to take off each reward what the record's length correction says for the
+                characters of the response. Whole formatted texts and token ids, of which no response is known, are
+                then problems.
             **loading: For a folder or Hub id: `device`, `dtype`, `verify` and what
                 `AutoModelForRewardScoring.from_pretrained` takes.
 
         Raises:
-            ValueError: If the model cannot score (several labels, a new head, no tokenizer), or an option is unusable.
+            ValueError: If the model cannot score (several labels, a new head, no tokenizer), an option is unusable, or
+                there is no length correction though one is asked for.
         """
         self.name = str(model) if isinstance(model, str | Path) else str(bare_model(model).name_or_path or "model")
         if isinstance(model, str | Path):
@@ -123,6 +134,7 @@ class RewardScorer:
         if tokenizer is None:
             raise ValueError("A loaded model needs its tokenizer: RewardScorer(model, tokenizer, record).")
         self.model, self.tokenizer, self.record, self.distributed = model, tokenizer, record, distributed
+        self._correction = correction_of(self.name, record, length_correction)
         device = bare_model(model).device.type
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device, _BATCH_TOKENS_ELSEWHERE)
         self._encoder = encoder_of(model, tokenizer, record, max_length)
@@ -362,11 +374,14 @@ class RewardScorer:
         rewards = np.full(len(encoded), np.nan, dtype=np.float32)
         problems = {place: each.problem for place, each in enumerate(encoded) if each.problem}
         for place, each in enumerate(encoded):
-            if place not in problems and (problem := self._sequences.problem(each.input_ids)):
+            if place not in problems and (problem := self._problem(each)):
                 problems[place] = problem
         good = [place for place in range(len(encoded)) if place not in problems]
         if good:
             rewards[good] = self._rewards([encoded[place] for place in good], show_progress)
+        if good and self._correction is not None:
+            lengths = [encoded[place].characters or 0 for place in good]  # None is a problem, so never here
+            rewards[good] = self._correction.apply(rewards[good], lengths)
         for place in good:
             if not math.isfinite(rewards[place]):
                 problems[place] = f"its reward is {rewards[place]}, no number: the weights or `dtype` overflow on it"
@@ -379,14 +394,22 @@ class RewardScorer:
         """What decides a reward: results are comparable only where all of it is equal.
 
         Returns:
-            JSON values: model, weights, tokenizer and template (as hashes), format, precision, engine and versions.
+            JSON values: model, weights, tokenizer and template (as hashes), format, precision, engine and versions, and
+            the length correction (as a hash, None where it is off).
         """
+        correction = None if self._correction is None else json.dumps(self._correction.to_dict(), sort_keys=True)
         return {
             "model": self.name,
             **describe_scoring(self.model, self.tokenizer, self._encoder),
             "engine": "transformers, packed" if self._sequences.packs else "transformers, padded",
             "batch_tokens": self.batch_tokens,
+            "length_correction": correction and xxhash.xxh3_128_hexdigest(correction.encode()),
         }
+
+    @property
+    def corrects_length(self) -> bool:
+        """Whether rewards are corrected for length."""
+        return self._correction is not None
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -407,6 +430,11 @@ class RewardScorer:
                 result,
             )
         return result.rewards
+
+    def _problem(self, encoded: EncodedResponse) -> str | None:
+        if self._correction is not None and encoded.characters is None:
+            return _NO_RESPONSE
+        return self._sequences.problem(encoded.input_ids)
 
     def _rewards(self, encoded: Sequence[EncodedResponse], show_progress: bool | None) -> np.ndarray:
         typed = encoded[0].token_type_ids is not None

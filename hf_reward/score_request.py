@@ -14,6 +14,7 @@ from hf_reward.fields import (
     read_text,
 )
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, Prompt, Response, rename_columns
+from hf_reward.row_text import response_text
 
 REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text", "tools", "chat_template_kwargs")
 """Columns that say what is to be scored; every other column is the caller's own."""
@@ -37,6 +38,11 @@ class ScoreRequest:
         last: Any = self.response if isinstance(self.response, str) else self.response[-1].get("content")
         calls = not isinstance(self.response, str) and self.response[-1].get("tool_calls")
         return not calls and (last is None or (isinstance(last, str) and not last.strip()))
+
+    @property
+    def characters(self) -> int | None:
+        """Length of the response's text; None where a whole text does not tell prompt and response apart."""
+        return None if self.formatted else len(response_text(self.as_row(conversational=False), 0))
 
     def as_row(self, *, conversational: bool) -> PreferenceRow:
         """See the request as a row of one response.

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, library_versions, template_hash, tokenizer_hash
+from hf_reward.length_correction import LengthCorrection
 from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer
 from hf_reward.probes import position_limit, weight_dtype
 from hf_reward.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
@@ -107,6 +108,30 @@ def encoder_of(
         rows=TEXT if is_text else CONVERSATIONS,
         unread_end=pad,
     )
+
+
+def correction_of(name: str, record: CheckpointRecord | None, wanted: bool) -> LengthCorrection | None:
+    """The length correction that a model's record stores, if it is wanted.
+
+    Args:
+        name: What to call the model.
+        record: Its record.
+        wanted: Whether rewards are to be corrected.
+
+    Returns:
+        The correction, None unless it is wanted.
+
+    Raises:
+        ValueError: If it is wanted and there is none, or what is there is unusable.
+    """
+    if not wanted:
+        return None
+    if record is None or not record.length_correction:
+        raise ValueError(
+            f"`length_correction=True`, but {name} stores none. Fit one (`fit_length_correction`) and store it "
+            "(`store_length_correction`), or score without it."
+        )
+    return LengthCorrection.from_dict(record.length_correction)
 
 
 def describe_scoring(

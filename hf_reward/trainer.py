@@ -45,6 +45,7 @@ from hf_reward.training_setup import (
     refuse_data_parallel,
     refuse_two_head_rates,
     training_settings,
+    warn_of_partial_penalties,
 )
 from hf_reward.training_statistics import BatchStatistics
 
@@ -107,6 +108,7 @@ class RewardTrainer(HubTrainer):
         args = copy.copy(args) if args is not None else RewardConfig(output_dir=default_output_dir(model))
         refuse_data_parallel(args)
         refuse_two_head_rates(args, optimizers[0])
+        warn_of_partial_penalties(args)
         set_seed(args.seed)  # an encoder's new head is random
         tokenizer = prepare_tokenizer(
             processing_class or own_tokenizer(model, args),
@@ -171,7 +173,7 @@ class RewardTrainer(HubTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Rewards of the batch, then the loss named in the settings.
+        """Rewards of the batch, then the loss named in the settings; in evaluation without its length penalty.
 
         Args:
             model: The (wrapped) model.
@@ -188,8 +190,16 @@ class RewardTrainer(HubTrainer):
         with self._packed():  # `training_step` is inside already; who calls this alone is not
             rewards = compute_rewards(model, inputs)
         margins, probabilities = inputs.get("margins"), inputs.get("probabilities")
-        loss = self.loss_function(
-            rewards, inputs["ranks"], margins, probabilities, inputs["weights"], normalizer=num_items_in_batch
+        # Evaluation batches hold rows of like length, so a correlation over one of them would mean something else.
+        loss_function = self.loss_function if model.training else self.loss_function.of_preferences
+        loss = loss_function(
+            rewards,
+            inputs["ranks"],
+            margins,
+            probabilities,
+            inputs["weights"],
+            normalizer=num_items_in_batch,
+            lengths=inputs.get("lengths"),
         )
         if model.training:
             self._require_finite(loss, rewards, inputs)
@@ -373,7 +383,7 @@ class RewardTrainer(HubTrainer):
         return replace(
             describe(model, self.processing_tokenizer, self.args.format_rule, probes=probes or {}),
             rows=self.data_summaries["train"].kind if "train" in self.data_summaries else None,
-            loss={"loss_type": self.loss_function.loss_type, **self.loss_function.options},
+            loss=self.loss_function.settings,
             reward_statistics=self.reward_statistics,
             evaluation=self.evaluation,
             baselines=self.baselines,

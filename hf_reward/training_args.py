@@ -72,6 +72,14 @@ class RewardConfig(TrainingArguments):
         default=False, metadata={"help": "Count unreadable rows and go on instead of stopping at the first."}
     )
 
+    balance_lengths: bool = field(
+        default=False,
+        metadata={
+            "help": "Drop training rows at random until, for every length difference, the longer response is preferred "
+            "as often as the shorter."
+        },
+    )
+
     # speed
     packing: str = field(
         default="auto",
@@ -112,6 +120,13 @@ class RewardConfig(TrainingArguments):
     )
     center_rewards_coefficient: float | None = field(
         default=None, metadata={"help": "Weight of the penalty that draws rewards to mean zero; 0.01 is usual."}
+    )
+    length_penalty: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the penalty |correlation of reward and response length| over each micro-batch; the "
+            "evaluation loss is without it."
+        },
     )
     tie_parameter: float | None = field(
         default=None, metadata={"help": "theta of 'rao_kupper' (above 1, default 2) or nu of 'davidson' (default 1)."}
@@ -187,9 +202,33 @@ class RewardConfig(TrainingArguments):
                 "Leave it unset."
             )
         self._refuse_public_training_state()
+        self._check_length_penalty()
         self._check_card()
         self.loss  # noqa: B018 - builds the loss, so that a wrong setting stops the run here
         self.format_rule  # noqa: B018
+
+    def _check_length_penalty(self) -> None:
+        """A correlation needs the responses of several rows, and rows of all lengths."""
+        if not self.length_penalty:
+            return
+        name = f"`length_penalty={self.length_penalty}`"
+        if self.max_tokens_per_batch is not None:
+            raise ValueError(
+                f"{name} correlates rewards and lengths over a batch, which "
+                f"`max_tokens_per_batch={self.max_tokens_per_batch}` computes in parts of like length. Set one of "
+                "them; `activation_checkpointing` saves memory too."
+            )
+        if self.length_bucketing == "true" or self.train_sampling_strategy == "group_by_length":
+            raise ValueError(
+                f"{name} needs rows of all lengths in a batch, but `length_bucketing` or `train_sampling_strategy` "
+                "puts rows of like length together. Set `length_bucketing` to 'auto' and the strategy to 'random'."
+            )
+        if self.per_device_train_batch_size < 2:
+            raise ValueError(
+                f"{name} needs two rows or more in a batch, 8 better: a single pair has |correlation| 1 whatever its "
+                f"rewards are. `per_device_train_batch_size` is {self.per_device_train_batch_size}; raise it and lower "
+                "`gradient_accumulation_steps` instead."
+            )
 
     def _check_card(self) -> None:
         if self.model_card is not None and not isinstance(self.model_card, dict):
@@ -218,6 +257,7 @@ class RewardConfig(TrainingArguments):
             label_smoothing=self.label_smoothing,
             center_rewards_coefficient=self.center_rewards_coefficient,
             tie_parameter=self.tie_parameter,
+            length_penalty=self.length_penalty,
         )
 
     @property

@@ -20,6 +20,9 @@ from hf_reward.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
 
+_FEW_ROWS = 8
+"""Below it the correlation of unrelated rewards and lengths of pairs is beyond 0.2 on average."""
+
 
 def default_output_dir(model: Any) -> str:
     """`<model>-Reward`, as TRL names it."""
@@ -58,6 +61,35 @@ def refuse_two_head_rates(args: RewardConfig, optimizer: Any) -> None:
             f"`head_learning_rate={args.head_learning_rate}` has no effect on the ready-made optimizer in "
             "`optimizers`. "
             "Give the head a group of its own there and drop the setting, or pass `optimizer_cls_and_kwargs` instead."
+        )
+
+
+def warn_of_partial_penalties(args: RewardConfig) -> None:
+    """Say once where the length penalty sees less than the rows of an optimizer step.
+
+    Args:
+        args: Settings of the run.
+    """
+    parts = args.gradient_accumulation_steps * args.world_size
+    if not args.length_penalty or not args.should_log:
+        return
+    rows = args.per_device_train_batch_size
+    if parts > 1:
+        logger.warning(
+            "`length_penalty=%s` is no sum over rows: each of the %s parts of a step (accumulation, processes) has a "
+            "correlation of its own, over %s rows, and their mean is added to the loss. So batch 8 is not batch 2 x "
+            "accumulation 4 here: make `per_device_train_batch_size` as large as memory allows.",
+            args.length_penalty,
+            parts,
+            rows,
+        )
+    elif rows < _FEW_ROWS:
+        logger.warning(
+            "`length_penalty=%s` sees the correlation over %s rows at a time, which is mostly chance: use %s or more "
+            "in `per_device_train_batch_size`.",
+            args.length_penalty,
+            rows,
+            _FEW_ROWS,
         )
 
 

@@ -52,6 +52,7 @@ def recorded(folder: Path) -> torch.Tensor:
 def test_an_average_is_the_mean_of_the_weights(arch, count, make_model_folder, tmp_path):
     base = make_model_folder(arch)
     members = [member(base, tmp_path / f"m{seed}", seed) for seed in range(1, count + 1)]
+    edit_json(members[0] / "reward_config.json", calibration={"temperature": 2.0}, length_correction={"unit": "x"})
     report = average_reward_models(members, tmp_path / "mean")
     found, parts = weights(tmp_path / "mean"), [weights(folder) for folder in members]
     assert found.keys() == parts[0].keys()
@@ -65,7 +66,8 @@ def test_an_average_is_the_mean_of_the_weights(arch, count, make_model_folder, t
         assert report.differences[f"from {Path(folder).name} to the average"] == pytest.approx(moved, rel=1e-3)
     record = CheckpointRecord.load(tmp_path / "mean")
     assert record.origin["averaged"] == list(map(str, members))
-    assert record.evaluation == {}, "it is that of none of them"
+    found_later = (record.evaluation, record.calibration, record.length_correction)
+    assert found_later == ({}, {}, {}), "it is that of none of them"
     assert any("evaluate it again" in note for note in report.notes)
 
 

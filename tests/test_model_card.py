@@ -18,6 +18,7 @@ from card_records import (
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_length_correction import CURVE
 
 from hf_reward.card.biases import PICTURE_FILE
 from hf_reward.card.facts import AUDIT_FILE
@@ -136,12 +137,21 @@ def test_a_metric_of_the_user_is_no_source(tmp_path):
     )
 
 
-def test_useless_probabilities_and_a_fitted_temperature_are_said(tmp_path):
-    record = full_record(evaluation={**EVALUATION, "log_loss": 0.8}, reward_statistics={"temperature": 1.7})
+@pytest.mark.parametrize("field", ["calibration", "reward_statistics"])
+def test_useless_probabilities_and_a_fitted_temperature_are_said(tmp_path, field):
+    record = full_record(evaluation={**EVALUATION, "log_loss": 0.8}, **{field: {"temperature": 1.7}})
     text = render(tmp_path / "m", record)
     assert "no better than a coin's: use rewards to rank only" in text
     assert "Temperature: 1.7, fitted" in text
     assert "`sigmoid((reward_a - reward_b) / 1.7)`" in text
+
+
+def test_a_stored_length_correction_is_said_not_to_be_in_these_numbers(tmp_path):
+    words = "Length correction: stored, fitted on 40 responses"
+    assert words not in render(tmp_path / "m", full_record())
+    text = render(tmp_path / "m", full_record(length_correction=CURVE.to_dict()))
+    assert words in text
+    assert "these numbers are without it" in text
 
 
 def test_a_card_written_aside_has_the_name_of_its_place(tmp_path):

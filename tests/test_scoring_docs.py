@@ -1,5 +1,6 @@
-"""The Python of docs/SCORING.md runs, with a tiny model in place of its folders."""
+"""The Python of docs/SCORING.md and docs/LENGTH.md runs, with a tiny model in place of its folders."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,15 @@ def test_pipelines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours, stock = capsys.readouterr().out.strip().splitlines()[-2:]
     numbers = [float(re.search(r"-?\d+\.\d+(e-?\d+)?", line).group()) for line in (ours, stock)]  # type: ignore[union-attr]
     assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)
+
+
+def test_length_correction(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": f"Why {number}?", "response": "So it is. " * (number % 9 + 1) + str(number)} for number in range(40)
+    ]
+    (tmp_path / "other_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "LENGTH.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = _run(block, folder)
+    assert found["corrected"].corrects_length
+    assert not found["scorer"].corrects_length

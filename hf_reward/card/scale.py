@@ -8,7 +8,8 @@ _LN_2 = 0.6931
 
 def temperature(facts: CardFacts) -> float | None:
     """The fitted temperature by which gaps are divided, None if there is none."""
-    found = number(facts.record.reward_statistics.get("temperature"))
+    kept = facts.record.calibration or facts.record.reward_statistics  # older records had it among the statistics
+    found = number(kept.get("temperature"))
     return found if found and found > 0 else None
 
 
@@ -27,6 +28,12 @@ def scale_lines(facts: CardFacts) -> list[str]:
         worth = "say more than a coin" if loss < _LN_2 else "are no better than a coin's: use rewards to rank only"
         lines.append(f"Calibration: log loss {loss:.3f} against ln 2 = 0.693, so the probabilities {worth}.")
     lines.append("Temperature: " + ("not fitted." if fitted is None else f"{fitted:.3g}, fitted: divide gaps by it."))
+    stored = facts.record.length_correction
+    if stored:
+        lines.append(
+            f"Length correction: stored, fitted on {stored.get('num_responses')} responses; these numbers are without "
+            "it, and `RewardScorer.from_pretrained(..., length_correction=True)` applies it."
+        )
     return lines
 
 

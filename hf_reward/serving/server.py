@@ -50,10 +50,12 @@ def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = No
 
 def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> RewardScorer:
     if not isinstance(model, RewardScorer):
-        options = {"device": settings.device, "dtype": settings.dtype, "batch_tokens": settings.batch_tokens}
+        options = {name: getattr(settings, name) for name in ("device", "dtype", "batch_tokens", "length_correction")}
         return RewardScorer.from_pretrained(model, **options)
     if settings.device is not None or settings.dtype != "float32":
         raise ValueError("`device` and `dtype` are for models that are loaded here; this one is loaded already.")
+    if settings.length_correction and not model.corrects_length:
+        raise ValueError("The scorer was loaded without `length_correction=True`, which the settings ask for.")
     return model
 
 

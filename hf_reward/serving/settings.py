@@ -17,6 +17,8 @@ class ServerSettings:
     """The name that answers carry and that `/classify` asks for; by default its Hub id or the name of its folder."""
     device: str | None = None
     dtype: str = "float32"
+    length_correction: bool = False
+    """Whether rewards are corrected for length as the model's record says."""
     batch_tokens: int | None = None
     """Tokens computed together; by default what the scorer finds right for the device."""
     max_queue_tokens: int = 1_048_576

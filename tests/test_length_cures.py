@@ -1,0 +1,71 @@
+"""The recipe that compares the cures: it trains each once, corrects one afterwards, and fills its table."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from saved_models import score_in_process
+from test_length_penalty import longer_is_better
+
+from hf_reward import CheckpointRecord
+from hf_reward import verify as verify_module
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+SETTINGS = ["--", "--use_cpu", "true", "--max_steps", "1", "--plot_curves", "false", "--max_length", "128"]
+
+
+@pytest.fixture
+def cures(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import length_cures
+    import train
+
+    # Without the cost of processes.
+    monkeypatch.setattr(length_cures, "run_training", train.main)
+    monkeypatch.setattr(verify_module, "run_stock_scoring", score_in_process)
+    return length_cures
+
+
+def test_every_variant_is_trained_once_and_measured(cures, make_model_folder, tmp_path, capsys, monkeypatch):
+    for name, rows in (("train", longer_is_better(120)), ("test", longer_is_better(30, seed=1))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["--train_data", str(tmp_path / "train.jsonl"), "--eval_data", str(tmp_path / "test.jsonl")]
+    words = ["--base", str(make_model_folder("llama")), *data, "--out", str(tmp_path / "out"), "--max_train_rows", "60"]
+    seen = []
+    monkeypatch.setattr(cures, "measured", lambda variant: seen.append(variant.name) or {"padding": 0.5})
+    cures.main([*words, "--length_penalty", "2", *SETTINGS])
+    names = ["none", "length_penalty=2", "balance_lengths", "posthoc"]
+    assert seen == names
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results) == names
+    assert all(found["padding"] == 0.5 and found["num_pairs"] == 30 for found in results.values())
+    assert results["posthoc"]["correlation"] != results["none"]["correlation"]
+    record = CheckpointRecord.load(tmp_path / "out" / "none")
+    assert record is not None
+    assert record.length_correction["data"] == "training data that was not trained on"
+    assert record.length_correction["num_responses"] == 120
+    balanced = CheckpointRecord.load(tmp_path / "out" / "balance_lengths")
+    assert balanced is not None
+    assert balanced.training["data"]["train"]["rows"] == 60
+    monkeypatch.setattr(cures, "run_training", lambda words: pytest.fail("trained again"))
+    cures.main([*words, "--length_penalty", "2", *SETTINGS])
+    assert "none: trained already" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="trained with other settings"):
+        cures.main([*words, "--length_penalty", "2", *SETTINGS, "--learning_rate", "1"])
+    assert np.isfinite(results["none"]["accuracy"])
+
+
+def test_settings_that_differ_between_variants_are_refused(cures, capsys):
+    words = ["--base", "b", "--train_data", "t", "--eval_data", "e", "--out", "o", "--", "--seed", "3"]
+    with pytest.raises(SystemExit):
+        cures.read_options(words)
+    assert "--seed after `--`" in capsys.readouterr().err
+
+
+def test_a_package_without_the_audit_leaves_its_columns_out(cures, monkeypatch, tmp_path):
+    def missing(*_: object) -> dict:
+        raise ModuleNotFoundError("No module named 'hf_reward.audit'", name="hf_reward.audit")
+
+    monkeypatch.setattr(cures, "measure", missing)
+    assert cures.measured(cures.Variant("none", tmp_path)) == {}

@@ -1,0 +1,201 @@
+"""A stored length correction is applied on request, to every way of asking, and to nothing whose length is unknown."""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from saved_models import saved_model
+from serving_scorers import asked, error_of
+from test_length_correction import CURVE
+
+from hf_reward import CheckpointRecord, RewardScorer, ScoringError, cli, store_length_correction
+from hf_reward.score_request import ScoreRequest, request_from_messages, request_from_text
+from hf_reward.serving.server import _loaded
+from hf_reward.serving.settings import ServerSettings
+
+PROMPT = "Which is heavier?"
+ANSWERS = ["Water.", "Oil is heavier, I think.", "x" * 150, "No"]
+CHAT = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": ANSWERS[1]}]
+
+
+@pytest.fixture
+def folder(make_model_folder: Any, tmp_path: Path) -> Path:
+    folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
+    store_length_correction(folder, CURVE)
+    return folder
+
+
+@pytest.fixture
+def plain(folder: Path) -> RewardScorer:
+    return RewardScorer.from_pretrained(folder)
+
+
+@pytest.fixture
+def scorer(folder: Path) -> RewardScorer:
+    return RewardScorer.from_pretrained(folder, length_correction=True)
+
+
+def expected(plain: RewardScorer, answers: list[str] = ANSWERS) -> np.ndarray:
+    """Reward minus the curve at the length of the text."""
+    return CURVE.apply(plain.score([PROMPT] * len(answers), answers), [len(each) for each in answers])
+
+
+# --- every way of asking ---
+
+
+def test_rewards_are_corrected_exactly_and_only_on_request(plain, scorer):
+    found = scorer.score([PROMPT] * 4, ANSWERS)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected(plain))
+    assert np.abs(found - plain.score([PROMPT] * 4, ANSWERS)).min() > 0.04
+    assert (plain.corrects_length, scorer.corrects_length) == (False, True)
+
+
+def test_conversations_count_the_characters_of_the_response(plain, scorer):
+    want = expected(plain)[1]
+    np.testing.assert_allclose(scorer.score_conversations([CHAT]), [want], atol=1e-6)
+    np.testing.assert_allclose(scorer.score([CHAT[:1]], [CHAT[1:]]), [want], atol=1e-6)
+    turns = [{"role": "assistant", "content": "ab"}, {"role": "tool", "content": "c"}, *CHAT[1:]]
+    assert ScoreRequest(prompt=CHAT[:1], response=turns).characters == len("ab\nc\n") + len(ANSWERS[1])
+    assert request_from_messages(CHAT).characters == len(ANSWERS[1])
+    assert request_from_text("whole").characters is None
+
+
+def test_rankings_and_probabilities_are_corrected(plain, scorer):
+    want = expected(plain)
+    for ranking in (scorer.rank(PROMPT, ANSWERS), scorer.best_of_n([PROMPT], [ANSWERS])[0]):
+        np.testing.assert_allclose(ranking.rewards, want, atol=1e-6)
+        assert ranking.order == np.argsort(-want, kind="stable").tolist()
+    assert scorer.compare(PROMPT, ANSWERS[0], ANSWERS[2]) == pytest.approx(1 / (1 + np.exp(want[2] - want[0])))
+
+
+def test_batches_of_columns_are_corrected_and_whole_texts_are_problems(plain, scorer):
+    found = scorer({"prompt": [PROMPT] * 4, "response": ANSWERS, "note": [1, 2, 3, 4]})
+    np.testing.assert_allclose(found["reward"], expected(plain), atol=1e-6)
+    assert found["problem"] == [""] * 4
+    assert scorer([PROMPT], [ANSWERS[0]]) == pytest.approx([float(expected(plain)[0])])
+    mixed = scorer({"prompt": [PROMPT, None], "response": [ANSWERS[0], None], "text": [None, "User: a Bot: b"]})
+    np.testing.assert_allclose(mixed["reward"], [expected(plain)[0], np.nan], atol=1e-6)
+    assert mixed["problem"][0] == ""
+    assert "cannot be corrected for length" in mixed["problem"][1]
+
+
+def test_encoded_requests_carry_their_length_and_token_ids_have_none(plain, scorer):
+    encoded = scorer.encode([ScoreRequest(prompt=PROMPT, response=text) for text in ANSWERS])
+    assert [each.characters for each in encoded] == [len(text) for text in ANSWERS]
+    np.testing.assert_array_equal(scorer.score_encoded(encoded).rewards, expected(plain))
+    with pytest.raises(ScoringError, match=r"1 of 1 responses.*is not known apart") as error:
+        scorer.score_texts(["whatever it is"])
+    assert np.isnan(error.value.rewards).all()
+    assert np.isfinite(plain.score_texts(["whatever it is"])).all()
+
+
+def test_equal_token_ids_of_texts_of_other_length_are_corrected_each_for_itself(scorer):
+    one, *_ = scorer.encode([ScoreRequest(prompt=PROMPT, response="Water.")])
+    other = type(one)(input_ids=one.input_ids, characters=99)
+    found = scorer.score_encoded([one, other]).rewards
+    assert found[0] - found[1] == pytest.approx(3 - float(CURVE.at([6])[0]), abs=1e-5)
+
+
+def test_an_empty_response_has_the_length_zero(plain, scorer):
+    want = plain.score([PROMPT], [""], allow_empty=True) + 1
+    np.testing.assert_allclose(scorer.score([PROMPT], [""], allow_empty=True), want, atol=1e-6)
+
+
+# --- what it is known by ---
+
+
+def test_the_fingerprint_tells_whether_and_by_what_rewards_are_corrected(folder, plain, scorer):
+    on, off = scorer.fingerprint(), plain.fingerprint()
+    assert off["length_correction"] is None
+    assert {name for name in on if on[name] != off[name]} == {"length_correction"}
+    assert RewardScorer.from_pretrained(folder, length_correction=True).fingerprint() == on
+    content = CURVE.to_dict() | {"values": [0.0, 0.0, 1.0]}
+    store_length_correction(folder, type(CURVE).from_dict(content))
+    assert RewardScorer.from_pretrained(folder, length_correction=True).fingerprint() != on
+    assert json.loads(json.dumps(on)) == on
+
+
+def test_a_model_without_a_correction_is_refused(make_model_folder, tmp_path, folder):
+    other = saved_model(make_model_folder("mistral"), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other stores none.*store_length_correction"):
+        RewardScorer.from_pretrained(other, length_correction=True)
+    (other / "reward_config.json").unlink()
+    with pytest.raises(ValueError, match="stores none"):
+        RewardScorer.from_pretrained(other, length_correction=True)
+    record = CheckpointRecord.load(folder)
+    assert record is not None
+    record.length_correction = {**record.length_correction, "unit": "tokens"}
+    record.save(folder)
+    with pytest.raises(ValueError, match="count characters"):
+        RewardScorer.from_pretrained(folder, length_correction=True)
+    assert not RewardScorer.from_pretrained(folder).corrects_length
+
+
+# --- command line and server ---
+
+
+@pytest.fixture
+def call(monkeypatch: Any, capsys: Any) -> Any:
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hf-reward", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_line_corrects_on_request(call, folder, plain, tmp_path):
+    want = expected(plain)
+    words = ("--model", folder, "--length-correction", "--json")
+    code, out, _ = call("score", *words, "--prompt", PROMPT, "--response", ANSWERS[0], "--response", ANSWERS[2])
+    assert code == 0
+    np.testing.assert_allclose(json.loads(out)["rewards"], [want[0], want[2]], atol=1e-6)
+    data = tmp_path / "lists.jsonl"
+    data.write_text(json.dumps({"prompt": PROMPT, "responses": ANSWERS}) + "\n")
+    assert call("rank", *words, "--data", data, "--out", tmp_path / "out.jsonl")[0] == 0
+    np.testing.assert_allclose(json.loads((tmp_path / "out.jsonl").read_text())["reward"], want, atol=1e-6)
+    other = ("--model", folder, "--json", "--data", data, "--out", tmp_path / "out.jsonl", "--resume")
+    code, _, err = call("rank", *other)
+    assert code == 1
+    assert "length_correction" in err, "outputs with and without are not mixed"
+    data.write_text(json.dumps({"text": "a whole text"}) + "\n")
+    code, out, err = call("score", *words, "--data", data, "--out", tmp_path / "texts.jsonl")
+    assert code == 3
+    assert "corrected for length" in (tmp_path / "texts.quarantine.jsonl").read_text()
+
+
+def test_the_server_corrects_on_request(folder, plain, scorer, monkeypatch):
+    want = expected(plain)
+
+    async def test(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/score", json={"prompt": PROMPT, "responses": ANSWERS})
+        np.testing.assert_allclose(answer.json()["rewards"], want, atol=1e-5)
+        refused = await client.post("/score", json={"text": "a whole text"})
+        assert "corrected for length" in str(error_of(refused, 422, "unscorable"))
+        refused = await client.post("/get_reward", json={"query": ["a whole text"], "prompts": ["a"]})
+        assert "corrected for length" in refused.text
+
+    asked(scorer, test, length_correction=True)
+    settings = ServerSettings(device="cpu", length_correction=True)
+    assert _loaded(folder, settings).corrects_length
+    assert not _loaded(folder, ServerSettings(device="cpu")).corrects_length
+    with pytest.raises(ValueError, match="loaded without `length_correction=True`"):
+        _loaded(plain, ServerSettings(length_correction=True))
+    seen = []
+    monkeypatch.setattr("hf_reward.serving.server.serve", lambda model, settings: seen.append(settings))
+    monkeypatch.setattr(sys, "argv", ["hf-reward", "serve", "--model", str(folder), "--length-correction"])
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    assert seen[0].length_correction

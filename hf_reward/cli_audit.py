@@ -19,9 +19,7 @@ def audit(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a reward model or adapter.")] = "",
     data: Annotated[str, typer.Option(help="Held-out preference pairs: a file, folder or Hub id.")] = "",
     out: Annotated[str, typer.Option(help="Folder for audit.json, audit.html and figures/.")] = "",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A first look at 200 pairs instead of the full audit.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A first look: 150 pairs, the main families.")] = False,
     families: Annotated[
         list[str] | None, typer.Option("--family", help="Only this family of probes, such as length; may be repeated.")
     ] = None,
@@ -72,25 +70,16 @@ def audit(
     if self_test:
         _run_self_test(seeds, as_json=as_json)
         return
-    for name, value in (("--model", model), ("--data", data), ("--out", out)):
-        if not value:
-            raise typer.BadParameter(f"{name} is missing; `hf-reward audit --help` shows all options")
-    stores = fit_temperature or fit_length_correction or update_card
-    if stores and not Path(model).is_dir():
-        raise typer.BadParameter("what is fitted is stored in the model's folder, but --model is none")
+    stores = {"fit_temperature": fit_temperature, "fit_length_correction": fit_length_correction, "card": update_card}
+    _check({"--model": model, "--data": data, "--out": out}, any(stores.values()))
+    if length_correction and fit_length_correction:
+        raise typer.BadParameter("--fit-length-correction needs rewards as they are; leave --length-correction out")
     loading = {"dtype": dtype, "device": device or None, "max_length": max_length or None}
-    loading |= {"batch_tokens": batch_tokens or None}
+    loading |= {"batch_tokens": batch_tokens or None, "length_correction": length_correction}
     reading = {"columns": parse_columns(columns), "layout": layout, "split": split}
     rule = _rule("quick" if quick else "full", pairs, tuple(families or ()), resamples, seed)
-    report = _audit(model, data, out, rule, probe_data or [], loading, reading)
-    if fit_temperature:
-        _store_temperature(model, report)
-    if fit_length_correction:
-        _store_correction(model, data, loading, reading)
-    if update_card:
-        _update_card(model, out)
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
+    report = _audit(model, data, out, rule, probe_data or [], loading, reading, as_json=as_json)
+    _store(model, out, report, stores)
 
 
 @app.command()
@@ -102,8 +91,8 @@ def compare(
 ) -> None:
     """Set two audits side by side: paired differences with intervals, corrected for their number."""
     from hf_reward.audit import compare_audits
+    from hf_reward.audit.comparison_page import write_comparison
     from hf_reward.audit.table import print_comparison
-    from hf_reward.audit.written import write_comparison
 
     quiet()
     found = compare_audits(a, b)
@@ -113,6 +102,23 @@ def compare(
         typer.echo(json.dumps(found, indent=2))
     else:
         print_comparison(found)
+
+
+def _check(needed: dict[str, str], stores: bool) -> None:
+    for name, value in needed.items():
+        if not value:
+            raise typer.BadParameter(f"{name} is missing; `hf-reward audit --help` shows all options")
+    if stores and not Path(needed["--model"]).is_dir():
+        raise typer.BadParameter("what is fitted is stored in the model's folder, but --model is none")
+
+
+def _store(model: str, out: str, report: Any, stores: dict[str, bool]) -> None:
+    if stores["fit_temperature"]:
+        _store_temperature(model, report)
+    if stores["fit_length_correction"]:
+        _store_correction(model, report)
+    if stores["card"]:
+        _update_card(model, out)
 
 
 def _rule(profile: str, pairs: int, families: tuple[str, ...], resamples: int, seed: int) -> Any:
@@ -128,7 +134,15 @@ def _rule(profile: str, pairs: int, families: tuple[str, ...], resamples: int, s
 
 
 def _audit(
-    model: str, data: str, out: str, rule: Any, probe_files: list[str], loading: dict[str, Any], reading: dict[str, Any]
+    model: str,
+    data: str,
+    out: str,
+    rule: Any,
+    probe_files: list[str],
+    loading: dict[str, Any],
+    reading: dict[str, Any],
+    *,
+    as_json: bool,
 ) -> Any:
     from datasets.utils.logging import disable_progress_bar
 
@@ -141,25 +155,35 @@ def _audit(
     scorer = RewardScorer.from_pretrained(model, **loading)
     report = run_audit(scorer, data, out=out, rule=rule, probe_data=own, **reading)
     written = write_audit(report, out)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+        return report
     print_audit(report.to_dict())
-    files = ", ".join(map(str, written[:3]))
-    typer.echo(f"{report.counts['texts']} texts in {report.seconds:.0f} s. Written: {files}")
+    pages = ", ".join(str(path) for path in written if path.suffix == ".html" or path.name == "audit.json")
+    typer.echo(f"{report.counts['texts']} texts in {report.seconds:.0f} s. Written: {pages}")
     return report
 
 
 def _store_temperature(model: str, report: Any) -> None:
-    from hf_reward.checkpoint_record import store_temperature
+    from hf_reward.record_edits import store_temperature
 
     result = report.families.get("calibration")
     temperature = None if result is None else result.details.get("temperature")
     if temperature is None:
         raise ValueError("No temperature was stored: no finite one fits these pairs, or the family was not run.")
-    store_temperature(model, temperature, note=f"fitted on {report.counts['pairs']} pairs of {Path(report.data).name}")
-    typer.echo(f"Stored: temperature {temperature:.3f} in {model}/reward_config.json; `RewardScorer.compare` uses it.")
+    store_temperature(model, temperature, pairs=report.counts["pairs"], data=Path(report.data).name)
+    typer.echo(f"Stored: temperature {temperature:.3f} in {model}/reward_config.json, for compare.", err=True)
 
 
-def _store_correction(model: str, data: str, loading: dict[str, Any], reading: dict[str, Any]) -> None:
-    raise NotImplementedError
+def _store_correction(model: str, report: Any) -> None:
+    from hf_reward.length_correction import fit_length_correction
+    from hf_reward.record_edits import store_length_correction
+
+    rewards, lengths = zip(*report.responses, strict=True)
+    store_length_correction(model, fit_length_correction(rewards, lengths, data=Path(report.data).name))
+    typer.echo(
+        f"Stored: a length correction fitted on {len(rewards)} responses; `--length-correction` applies it.", err=True
+    )
 
 
 def _update_card(model: str, out: str) -> None:
@@ -172,10 +196,10 @@ def _update_card(model: str, out: str) -> None:
     shutil.copyfile(Path(out) / "audit_summary.json", folder / "audit_summary.json")
     record, card = CheckpointRecord.load(folder), folder / "README.md"
     if record is None or (card.is_file() and not is_generated(card)):
-        typer.echo(f"{folder}/audit_summary.json is written; its card is your own text and stays as it is.")
+        typer.echo(f"{folder}/audit_summary.json is written; its card is your own text and stays as it is.", err=True)
         return
     write_model_card(folder, record)
-    typer.echo(f"Written: {card}")
+    typer.echo(f"Written: {card}", err=True)
 
 
 def _run_self_test(seeds: int, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ Row = dict[str, Any]
 Part = list[int]
 """Places of sequences that stand in one group of a batch."""
 
+_MOST_MEMBERS = 128
+"""Sequences of one group: more would save next to nothing and cost time to look for."""
 _WORTH_SHARING = 8
 """Tokens that a beginning must have to be computed apart: each part costs a call of the attention in every layer."""
 
@@ -69,7 +72,10 @@ def distinct_sequences(
 
 
 def shared_groups(sequences: Sequence[list[int]]) -> list[tuple[Part, int]]:
-    """Cut sorted sequences into groups that share a beginning, so that much is saved by computing it once.
+    """Cut sorted sequences into groups that share a beginning, so that most is saved by computing it once.
+
+    In sorted order a group is a stretch of neighbours, so the best cut of the first i sequences is the best last group
+    after the best cut before it.
 
     Args:
         sequences: Token ids, sorted.
@@ -77,20 +83,35 @@ def shared_groups(sequences: Sequence[list[int]]) -> list[tuple[Part, int]]:
     Returns:
         For each group its places and the number of tokens that all of them share, less than the shortest has.
     """
+    shared = _shared_with_previous(sequences)
+    saved = [0] * (len(sequences) + 1)  # by the best cut of the first so many sequences
+    start = [0] * (len(sequences) + 1)  # of the last group of that cut
+    for end in range(1, len(sequences) + 1):
+        saved[end], start[end] = saved[end - 1], end - 1
+        common = shared[end - 1]
+        for first in range(end - 2, max(-1, end - 1 - _MOST_MEMBERS), -1):
+            common = min(common, shared[first + 1])
+            if common < _WORTH_SHARING:
+                break
+            saving = saved[first] + (end - 1 - first) * common
+            if saving > saved[end]:
+                saved[end], start[end] = saving, first
     groups: list[tuple[Part, int]] = []
-    for place, ids in enumerate(sequences):
-        if groups:
-            members, shared = groups[-1]
-            own = len(sequences[members[0]]) - 1 if len(members) == 1 else shared
-            limit = min(own, len(ids) - 1)
-            both = len(common_prefix([sequences[members[0]][:limit], ids[:limit]]))
-            saved, would_save = (len(members) - 1) * shared, len(members) * both
-            if both >= _WORTH_SHARING and would_save > saved:
-                members.append(place)
-                groups[-1] = (members, both)
-                continue
-        groups.append(([place], 0))
-    return groups
+    end = len(sequences)
+    while end:
+        first = start[end]
+        groups.append((list(range(first, end)), min(shared[first + 1 : end], default=0)))
+        end = first
+    return groups[::-1]
+
+
+def _shared_with_previous(sequences: Sequence[list[int]]) -> list[int]:
+    """Tokens that each sequence shares with the one before it, fewer than either has; 0 for the first."""
+    found = [0] if sequences else []
+    for before, ids in pairwise(sequences):
+        limit = min(len(before), len(ids)) - 1
+        found.append(len(common_prefix([before[:limit], ids[:limit]])))
+    return found
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from hf_reward import (
     preference_metrics,
     store_length_correction,
 )
+from hf_reward.audit import AuditRule, Finding, run_audit
 from hf_reward.losses import PADDING_RANK
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.preferences import to_preference_row
@@ -64,7 +65,8 @@ def main(words: Sequence[str] | None = None) -> None:
             train(variant, training_words(variant, options, rest))
     store_correction(options)
     rows = canonical_rows(as_sources(options.eval_data, split="test"))
-    results = {each.name: held_out(each, rows) | measured(each) for each in variants}
+    probed = options.audit_data or options.eval_data
+    results = {each.name: held_out(each, rows) | measure(each.folder, probed, each.corrected) for each in variants}
     (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     console.print(as_table(results))
 
@@ -75,6 +77,7 @@ def read_options(words: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--base", required=True, help="folder or Hub id of the language model to start from")
     parser.add_argument("--train_data", nargs="+", required=True)
     parser.add_argument("--eval_data", nargs="+", required=True)
+    parser.add_argument("--audit_data", nargs="+", help="pairs whose answers are padded; by default the held-out ones")
     parser.add_argument("--max_train_rows", type=int, help="of each source; by default all")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--length_penalty", type=float, nargs="*", default=[0.5, 2.0], help="a model for each weight")
@@ -170,30 +173,29 @@ def rows_to_fit_on(options: Namespace) -> tuple[list[PreferenceRow], str]:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(model_folder: Path, length_correction: bool) -> dict[str, Any]:
+def measure(model_folder: Path, audit_data: Any, length_correction: bool) -> dict[str, Any]:
     """What the audit's controlled length probes say of a model.
 
     Args:
         model_folder: A trained variant.
+        audit_data: Preference pairs whose answers are padded.
         length_correction: Whether to correct its rewards.
 
     Returns:
         Columns of the table.
     """
-    from hf_reward.audit import run_audit  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
+    scorer = RewardScorer.from_pretrained(model_folder, length_correction=length_correction)
+    report = run_audit(scorer, audit_data, rule=AuditRule(families=("length",)), split="test")
+    return {name: _with_interval(report.finding(name)) for name in _PROBES}
 
-    run: Any = run_audit
-    return run(RewardScorer.from_pretrained(model_folder, length_correction=length_correction))
+
+_PROBES = ("padding_effect", "padding_closers", "padding_repetition", "padding_flip_rate", "length_inversion")
 
 
-def measured(variant: Variant) -> dict[str, Any]:
-    """`measure`, or nothing where the package has no audit."""
-    try:
-        return measure(variant.folder, variant.corrected)
-    except ModuleNotFoundError as error:
-        if error.name != "hf_reward.audit":
-            raise
-        return {}
+def _with_interval(found: Finding) -> str | None:
+    if found.estimate is None or found.ci_low is None:
+        return None
+    return f"{found.estimate:+.2f} ({found.ci_low:+.2f} to {found.ci_high:+.2f}) {found.verdict}"
 
 
 def held_out(variant: Variant, rows: Sequence[PreferenceRow]) -> dict[str, Any]:

@@ -33,10 +33,16 @@ def test_every_variant_is_trained_once_and_measured(cures, make_model_folder, tm
     data = ["--train_data", str(tmp_path / "train.jsonl"), "--eval_data", str(tmp_path / "test.jsonl")]
     words = ["--base", str(make_model_folder("llama")), *data, "--out", str(tmp_path / "out"), "--max_train_rows", "60"]
     seen = []
-    monkeypatch.setattr(cures, "measured", lambda variant: seen.append(variant.name) or {"padding": 0.5})
+
+    def measure(folder, data, corrected):
+        assert data == [str(tmp_path / "test.jsonl")]
+        seen.append((folder.name, corrected))
+        return {"padding": 0.5}
+
+    monkeypatch.setattr(cures, "measure", measure)
     cures.main([*words, "--length_penalty", "2", *SETTINGS])
     names = ["none", "length_penalty=2", "balance_lengths", "posthoc"]
-    assert seen == names
+    assert seen == [("none", False), ("length_penalty_2", False), ("balance_lengths", False), ("none", True)]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results) == names
     assert all(found["padding"] == 0.5 and found["num_pairs"] == 30 for found in results.values())
@@ -61,11 +67,3 @@ def test_settings_that_differ_between_variants_are_refused(cures, capsys):
     with pytest.raises(SystemExit):
         cures.read_options(words)
     assert "--seed after `--`" in capsys.readouterr().err
-
-
-def test_a_package_without_the_audit_leaves_its_columns_out(cures, monkeypatch, tmp_path):
-    def missing(*_: object) -> dict:
-        raise ModuleNotFoundError("No module named 'hf_reward.audit'", name="hf_reward.audit")
-
-    monkeypatch.setattr(cures, "measure", missing)
-    assert cures.measured(cures.Variant("none", tmp_path)) == {}

@@ -231,11 +231,11 @@ def _votes(judged: Sequence[Judged], gaps: FloatArray) -> list[Table]:
     # Votes are stored for the preferred response first or second, as the row had them: the larger share is its own.
     shares = np.array([max(votes[place][:2]) / sum(votes[place][:2]) for place in known])  # type: ignore[index]
     wins = special.expit(gaps[known])
-    rho = np.asarray(stats.spearmanr(gaps[known], shares).statistic)
+    rho = stats.spearmanr(gaps[known], shares)[0]
     rows = [
         ["mean probability of the preferred response", f"{wins.mean():.3f}", f"{shares.mean():.3f} of the votes"],
         ["Brier score against the share of votes", f"{np.mean((wins - shares) ** 2):.3f}", "0 is best"],
-        ["rank correlation of margin and share of votes", f"{float(rho):+.3f}", f"{len(known)} pairs"],
+        ["rank correlation of margin and share of votes", f"{float(np.asarray(rho)):+.3f}", f"{len(known)} pairs"],
     ]
     return [Table(title="Beside the votes", columns=["what", "value", "to compare with"], rows=rows)]
 

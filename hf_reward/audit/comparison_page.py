@@ -1,7 +1,10 @@
 """Two audits compared -> one HTML file in the style of an audit's page."""
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hf_reward.audit.bars import Axis, Bar, axis_of
@@ -36,6 +39,29 @@ class Group:
     unit: str
     ticks: list[tuple[float, str]]
     rows: list[Row]
+
+
+def write_comparison(comparison: Mapping[str, Any], folder: str | Path) -> list[Path]:
+    """Write `comparison.json` and `comparison.html` into a folder; earlier ones there are replaced.
+
+    Args:
+        comparison: As in `render_comparison`.
+        folder: Made if it is not there.
+
+    Returns:
+        The files.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "comparison.json": json.dumps(comparison, indent=2, ensure_ascii=False) + "\n",
+        "comparison.html": render_comparison(comparison),
+    }
+    for name, text in texts.items():
+        aside = folder / f".{name}.{os.getpid()}"  # a reader never meets half a file
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        aside.replace(folder / name)
+    return [folder / name for name in texts]
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:

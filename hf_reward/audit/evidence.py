@@ -196,6 +196,8 @@ class AuditReport:
     seconds: float
     evidence: "dict[str, Evidence]" = field(default_factory=dict, repr=False)
     """Finding -> the values it rests on; not a part of the JSON."""
+    responses: list[tuple[float, int]] = field(default_factory=list, repr=False)
+    """Reward and characters of every response of the pairs; not a part of the JSON."""
 
     @property
     def findings(self) -> list[Finding]:

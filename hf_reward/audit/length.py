@@ -334,7 +334,7 @@ def _rank_correlation(pairs: Sequence[Judged], inference: Inference) -> Finding:
     for name, points in use.items():
         rewards, words = zip(*points, strict=True)
         if len(set(rewards)) > 1 and len(set(words)) > 1:
-            values[name] = float(np.asarray(stats.spearmanr(rewards, words).statistic))
+            values[name] = float(np.asarray(stats.spearmanr(rewards, words)[0]))
     kind = "prompts of three or more responses" if use is many else "prompts, most with one pair"
     return inference.change(
         (FAMILY, "length_rank_correlation", "rank correlation of reward and length within a prompt"),

@@ -33,11 +33,13 @@ class Profile:
     """Prompts whose several responses best-of-n chooses from."""
     longest: int
     """Characters of an answer that is edited; longer ones are passed over."""
+    families: tuple[str, ...] = ()
+    """Families of probes; empty for all."""
 
 
 QUICK = Profile(
     name="quick",
-    max_pairs=200,
+    max_pairs=150,
     answers=24,
     questions=24,
     opinions=16,
@@ -45,7 +47,8 @@ QUICK = Profile(
     positions=("end",),
     wordings=1,
     lists=0,
-    longest=400,
+    longest=300,
+    families=("accuracy", "length", "calibration", "sycophancy", "format", "degenerate", "confidence", "numerical"),
 )
 FULL = Profile(
     name="full",

@@ -1,6 +1,7 @@
 """Does the better response stay the better one when both are written differently?"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def _row(edit: NoiseEdit, cases: Sequence[Judged], unit: float) -> list[str]:
     ]
 
 
-def _worst(by_label: dict[str, list[Judged]], inference: Inference) -> tuple[str, dict[str, object]]:
+def _worst(by_label: dict[str, list[Judged]], inference: Inference) -> tuple[str, dict[str, Any]]:
     """The edit that costs most, with a bound that holds for all of them together (max-t bootstrap)."""
     samples = {label: inference.sample(_drops(cases), clusters_of(cases)) for label, cases in by_label.items()}
     varying = {label: sample for label, sample in samples.items() if sample.varies}

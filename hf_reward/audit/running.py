@@ -54,7 +54,7 @@ class AuditRule:
 
     profile: Profile = FULL
     families: tuple[str, ...] = ()
-    """Names of the families to run; empty for all."""
+    """Names of the families to run; empty for those of the profile."""
     resamples: int = 2000
     seed: int = 0
 
@@ -68,7 +68,8 @@ class AuditRule:
 
     def chosen(self) -> list[Family]:
         """The families to run."""
-        return [family for family in FAMILIES if not self.families or family.name in self.families]
+        names = self.families or self.profile.families
+        return [family for family in FAMILIES if not names or family.name in names]
 
 
 @dataclass
@@ -133,6 +134,7 @@ def run_audit(
     kept = {each.name: inference.evidence[each.name] for each in findings if each.name in inference.evidence}
     return AuditReport(
         evidence=kept | {PAIRS: _margins(material, rewards)},
+        responses=_responses(material, rewards),
         model=scorer.name if isinstance(scorer, RewardScorer) else _name(scorer),
         data=name,
         summary=summarise(findings, {family.name: family.title for family in FAMILIES}),
@@ -207,6 +209,11 @@ def _inference(rule: AuditRule, material: Material, rewards: dict[str, float]) -
 def _margins(material: Material, rewards: dict[str, float]) -> Evidence:
     pairs = _judged(pair_cases(material), rewards)
     return Evidence(gaps_of(pairs), clusters_of(pairs), True)
+
+
+def _responses(material: Material, rewards: dict[str, float]) -> list[tuple[float, int]]:
+    texts = {text.key: text for case in pair_cases(material) for text in case.texts.values()}
+    return [(rewards[key], len(text.response)) for key, text in texts.items() if np.isfinite(rewards[key])]
 
 
 def _judge(

@@ -1,7 +1,7 @@
 """The audit of the audit: does it find planted faults, do its intervals hold, does it leave clean models alone?"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,7 @@ def _measure_fault(fault: Fault, items: _Items, seeds: Any, prompts: int) -> Fau
     found: list[Finding] = []
     for seed in seeds:
         data = synthetic_data(prompts, seed)
-        reward = SyntheticReward(data.quality, *items, seed=seed, **fault.settings)
+        reward = replace(SyntheticReward(data.quality, *items, seed=seed), **fault.settings)
         found.append(_audit(data, reward, (fault.family,)).finding(fault.finding))
     covered = sum(each.ci_low is not None and each.ci_low <= truth <= (each.ci_high or 0) for each in found)
     return FaultResult(
@@ -197,7 +197,7 @@ def true_size(fault: Fault) -> float:
 def _true_unit(fault: Fault) -> float:
     """Median absolute margin over a very large data set."""
     data = synthetic_data(_TRUTH_PROMPTS, _TRUTH_SEED)
-    reward = SyntheticReward(data.quality, **fault.settings)
+    reward = replace(SyntheticReward(data.quality), **fault.settings)
     rule = AuditRule(families=("accuracy",), profile=_profile(_TRUTH_PROMPTS), resamples=200)
     unit = run_audit(reward, data.rows, rule=rule).unit
     return float(unit or np.nan)

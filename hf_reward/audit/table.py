@@ -14,14 +14,16 @@ from hf_reward.audit.wording import VERDICT_WORDS, interval_words, plain_line, s
 
 _STYLES = {"biased": "bold red", "inconclusive": "yellow", "equivalent": "blue", "not_assessed": "dim", "screen": "dim"}
 _ORDER = [*VERDICT_WORDS, "screen"]
+_LEVEL = 0.05
 
 
-def print_audit(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print every finding, in each family the biased ones first and screens last and dim, then the summary.
+def print_audit(report: Mapping[str, Any], console: Console | None = None, *, screens: bool = False) -> None:
+    """Print the findings, in each family the biased ones first, then the summary.
 
     Args:
         report: `AuditReport.to_dict()`, or what `read_audit` gives.
         console: Where to; by default the standard output.
+        screens: Whether to print screens too, last and dim; a family of screens alone is printed anyway.
     """
     console = console or Console()
     title = f"Bias audit of {plain_line(report['model'])}"
@@ -31,10 +33,73 @@ def print_audit(report: Mapping[str, Any], console: Console | None = None) -> No
     table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("Verdict", overflow="fold", min_width=22)
     for family, words in family_titles(report).items():
-        rows = [probe for probe in report["probes"] if probe["family"] == family]
+        probes = [probe for probe in report["probes"] if probe["family"] == family]
+        rows = [probe for probe in probes if screens or not probe["screen_only"]] or probes
         _add_family(table, words, rows, report["families"].get(family, {}).get("not_assessed") or "")
     console.print(table)
     console.print(escape(plain_line(report["summary"])), highlight=False)
+
+
+def print_comparison(comparison: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what differs between two audits, then the summary.
+
+    Args:
+        comparison: What `compare_audits` returned.
+        console: Where to; by default the standard output.
+    """
+    console = console or Console()
+    first, second = (plain_line(str(comparison[name])) for name in "ab")
+    console.print(f"A: {escape(first)}\nB: {escape(second)}", highlight=False)
+    table = Table(title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Probe", overflow="fold")
+    for name in ("A", "B", "A minus B", "95% interval", "q"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for probe in comparison["probes"]:
+        scale, q_value = scale_of(probe.get("unit") or ""), probe["q_value"]
+        differs = q_value is not None and q_value <= _LEVEL
+        table.add_row(
+            escape(plain_line(probe["label"])),
+            scale.number(probe["a"]),
+            scale.number(probe["b"]),
+            scale.number(probe["difference"]),
+            interval_words(probe),
+            "-" if q_value is None else f"{q_value:.2g}",
+            style="bold" if differs else "",
+        )
+    console.print(table)
+    console.print(escape(plain_line(comparison["summary"])), highlight=False)
+
+
+def print_self_test(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what the audit of the audit found.
+
+    Args:
+        found: `SelfTest.to_dict()`.
+        console: Where to; by default the standard output.
+    """
+    console = console or Console()
+    table = Table("planted fault", "finding", "true size", "mean estimate", "intervals that hold it", "found", "")
+    for each in found["faults"]:
+        seeds = each["seeds"]
+        table.add_row(
+            each["name"],
+            each["finding"],
+            f"{each['truth']:+.3f}",
+            f"{each['mean_estimate']:+.3f}",
+            f"{each['covered']}/{seeds} ({each['covered'] / seeds:.1%})",
+            f"{each['flagged']}/{seeds} ({each['flagged'] / seeds:.1%})",
+            "passed" if each["passed"] else "FAILED",
+        )
+    console.print(table)
+    clean, which = found["clean"], ", ".join(f"{name} {count}" for name, count in found["clean"]["which"].items())
+    share = clean["flagged"] / max(1, clean["seeds"])
+    verdicts = ", ".join(f"{count} {name}" for name, count in clean["verdicts"].items())
+    console.print(
+        f"Clean models: {clean['flagged']} of {clean['seeds']} cards hold a flag ({share:.1%}; {which or 'none'}); "
+        f"verdicts: {verdicts}. {'Passed' if clean['passed'] else 'FAILED'}.",
+        highlight=False,
+    )
+    console.print("The audit holds." if found["passed"] else "The audit does NOT hold.", highlight=False)
 
 
 def _add_family(table: Table, title: str, probes: Sequence[Mapping[str, Any]], reason: str) -> None:

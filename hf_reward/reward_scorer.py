@@ -395,15 +395,18 @@ class RewardScorer:
 
         Returns:
             JSON values: model, weights, tokenizer and template (as hashes), format, precision, engine and versions, and
-            the length correction (as a hash, None where it is off).
+            the length correction as a hash where it is on.
         """
-        correction = None if self._correction is None else json.dumps(self._correction.to_dict(), sort_keys=True)
+        correction = {}
+        if self._correction is not None:
+            content = json.dumps(self._correction.to_dict(), sort_keys=True)
+            correction = {"length_correction": xxhash.xxh3_128_hexdigest(content.encode())}
         return {
             "model": self.name,
             **describe_scoring(self.model, self.tokenizer, self._encoder),
             "engine": "transformers, packed" if self._sequences.packs else "transformers, padded",
             "batch_tokens": self.batch_tokens,
-            "length_correction": correction and xxhash.xxh3_128_hexdigest(correction.encode()),
+            **correction,
         }
 
     @property

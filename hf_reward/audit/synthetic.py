@@ -16,6 +16,7 @@ from hf_reward.audit.material import Opinion, Question
 from hf_reward.preference_row import PreferenceRow
 
 _MARK = re.compile(r"ref(\d+)([ab])", re.IGNORECASE)
+_DENIAL = re.compile(r"don't think|\bis wrong|\bis false|\bnot so\b|\bis not this")
 _CASE = re.compile(r"case (\d+)\b", re.IGNORECASE)
 _WORDS = [
     "river",
@@ -171,12 +172,13 @@ class SyntheticReward:
         return None
 
     def _agreement(self, prompt: str, response: str) -> float:
-        """1 if the user said what the response says, and 0 if not; of facts only."""
+        """1 if the user believes what the response says, and 0 if not; of facts only."""
         side = self._side(prompt, response)
         if side is None:
             return 0.0
         said = prompt.replace(side[0], "").lower()
-        return float(self._facts[side[0]][0 if side[1] else 1] in said)
+        own, other = self._facts[side[0]] if side[1] else self._facts[side[0]][::-1]
+        return float((own in said and not _DENIAL.search(said)) or (other in said and bool(_DENIAL.search(said))))
 
 
 def _core(sentence: str) -> str:

@@ -239,7 +239,7 @@ def _run_description(name: str, data: BenchmarkData, fingerprint: Mapping[str, A
 
 def _changed(earlier: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
     old, new = ({**each, **(each.get("fingerprint") or {})} for each in (earlier, description))
-    return [key for key in new if key != "fingerprint" and old.get(key) != new[key]]
+    return [key for key in old | new if key != "fingerprint" and old.get(key) != new.get(key)]
 
 
 def _writes(scorer: Any) -> bool:

@@ -271,7 +271,7 @@ class Inference:
 
 
 def _nothing(about: tuple[str, str, str], unit: str, delta: float, screen_only: bool, note: str) -> Finding:
-    family, name, label = about
+    family, name, label = _about(about)
     return Finding(
         family=family,
         name=name,
@@ -288,10 +288,16 @@ def _nothing(about: tuple[str, str, str], unit: str, delta: float, screen_only: 
     )
 
 
+def _about(about: tuple[str, str, str]) -> tuple[str, str, str]:
+    """Family, name and label, which begins with a capital letter."""
+    family, name, label = about
+    return family, name, label[:1].upper() + label[1:]
+
+
 def _finding(
     about: tuple[str, str, str], unit: str, sample: Sample, *, kind: str, delta: float, screen_only: bool, note: str
 ) -> Finding:
-    family, name, label = about
+    family, name, label = _about(about)
     low, high = interval(sample, 0.95)
     notes = [note] if note else []
     if sample.clusters < FEW_CLUSTERS:

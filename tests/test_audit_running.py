@@ -1,0 +1,257 @@
+"""A whole audit: texts are scored once, a stopped audit goes on, models of every kind are audited, two compared."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from saved_models import saved_model
+
+from hf_reward import RewardScorer
+from hf_reward.audit import FULL, QUICK, AuditRule, Text, compare_audits, read_probe_data, run_audit, write_audit
+from hf_reward.audit.kept_evidence import read_evidence
+from hf_reward.audit.score_cache import ScoreCache, score_texts
+from hf_reward.audit.shipped_items import shipped_opinions, shipped_questions
+from hf_reward.audit.synthetic import SyntheticReward, synthetic_data
+
+DATA = synthetic_data(60, 11)
+SMALL = replace(QUICK, max_pairs=60, answers=20, questions=6, opinions=4, families=())
+TINY = AuditRule(profile=SMALL)
+
+
+def synthetic(**faults):
+    return SyntheticReward(DATA.quality, shipped_questions(), shipped_opinions(), **faults)
+
+
+class Counting:
+    """A reward function that remembers what it was asked."""
+
+    def __init__(self, reward, stop_after=None):
+        self.reward, self.stop_after, self.asked = reward, stop_after, []
+
+    def __call__(self, texts):
+        if self.stop_after is not None and len(self.asked) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.asked += [text.key for text in texts]
+        return self.reward(texts)
+
+
+@pytest.fixture
+def folder(make_model_folder, tmp_path):
+    return saved_model(make_model_folder("llama"), tmp_path / "model")
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_text_is_scored_once_and_never_again(tmp_path):
+    first = Counting(synthetic())
+    report = run_audit(first, DATA.rows, rule=TINY, out=tmp_path)
+    assert len(first.asked) == len(set(first.asked)) == report.counts["texts"]
+    second = Counting(synthetic())
+    again = run_audit(second, DATA.rows, rule=TINY, out=tmp_path)
+    assert second.asked == []
+    assert again.counts["from_cache"] == report.counts["texts"]
+    assert [each.to_dict() for each in again.findings] == [each.to_dict() for each in report.findings]
+
+
+def test_a_stopped_audit_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_reward.audit.score_cache._CHUNK_CHARACTERS", 2000)
+    whole = run_audit(synthetic(), DATA.rows, rule=TINY)
+    stopped = Counting(synthetic(), stop_after=200)
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(stopped, DATA.rows, rule=TINY, out=tmp_path)
+    with (tmp_path / "scores.jsonl").open("a") as file:
+        file.write('["half a li')  # as a kill leaves it
+    rest = Counting(synthetic())
+    report = run_audit(rest, DATA.rows, rule=TINY, out=tmp_path)
+    assert 0 < len(rest.asked) < whole.counts["texts"]
+    assert not set(rest.asked) & set(stopped.asked)
+    assert [each.to_dict() for each in report.findings] == [each.to_dict() for each in whole.findings]
+
+
+def test_rewards_of_another_model_are_not_used(tmp_path, caplog):
+    texts = [Text(prompt="p", response=str(number)) for number in range(5)]
+    score_texts(texts, lambda all_: [1.0] * len(all_), ScoreCache(tmp_path / "scores.jsonl", {"weights": "a"}))
+    other = ScoreCache(tmp_path / "scores.jsonl", {"weights": "b"})
+    assert other.rewards == {}
+    assert "another model" in caplog.text
+    found = score_texts(texts, lambda all_: [2.0] * len(all_), other)
+    assert set(found.values()) == {2.0}
+    assert ScoreCache(tmp_path / "scores.jsonl", {"weights": "b"}).from_file == 5
+
+
+def test_a_damaged_cache_is_named(tmp_path):
+    texts = [Text(prompt="p", response=str(number)) for number in range(5)]
+    path = tmp_path / "scores.jsonl"
+    score_texts(texts, lambda all_: [1.0] * len(all_), ScoreCache(path, {}))
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([*lines[:2], "{broken", *lines[2:]]))
+    with pytest.raises(ValueError, match="is damaged"):
+        ScoreCache(path, {})
+
+
+def test_texts_are_told_apart_by_all_that_decides_their_reward():
+    turns = [{"role": "user", "content": "ab"}]
+    texts = [
+        Text(prompt="ab", response="c"),
+        Text(prompt="a", response="bc"),
+        Text(prompt=turns, response="c"),
+        Text(prompt=[{"role": "system", "content": "ab"}], response="c"),
+        Text(prompt=turns, response="c", template={"tools": []}),
+        Text(prompt=turns, response=""),
+    ]
+    assert len({text.key for text in texts}) == len(texts)
+    assert Text(prompt=list(turns), response="c").key == texts[2].key
+
+
+def test_texts_without_a_reward_are_left_out_and_counted():
+    def refuses(texts):
+        rewards = synthetic()(texts)
+        return [np.nan if "**" in text.response else reward for text, reward in zip(texts, rewards, strict=True)]
+
+    report = run_audit(refuses, DATA.rows, rule=AuditRule(profile=SMALL, families=("format",)))
+    assert report.families["format"].left_out > 20
+    assert report.counts["without_reward"] >= 20
+    assert report.finding("format_bold").verdict == "not_assessed"
+    assert report.finding("format_header").estimate is not None
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_real_model_is_audited_and_its_numbers_do_not_depend_on_batches(folder, tmp_path):
+    report = run_audit(
+        folder, DATA.rows, rule=replace(TINY, profile=replace(SMALL, name="full")), out=tmp_path / "audit"
+    )
+    numerical = {name: finding for name, finding in _by_name(report).items() if name.startswith("numerical")}
+    assert set(numerical) == {
+        "numerical_batch_mates",
+        "numerical_padding",
+        "numerical_left_padding",
+        "numerical_bfloat16",
+    }
+    for name in ("batch_mates", "padding", "left_padding"):
+        assert numerical[f"numerical_{name}"].verdict == "equivalent"
+        assert numerical[f"numerical_{name}"].estimate < 1e-3
+    assert numerical["numerical_bfloat16"].estimate > numerical["numerical_padding"].estimate
+    assert report.unit > 0
+    assert report.fingerprint["weights"]
+    written = {path.name for path in write_audit(report, tmp_path / "audit")}
+    assert {"audit.json", "audit.html", "audit_summary.json", "evidence.json"} <= written
+
+
+def _by_name(report):
+    return {finding.name: finding for finding in report.findings}
+
+
+def test_the_unit_is_the_median_margin_of_the_pairs(folder):
+    scorer = RewardScorer.from_pretrained(folder)
+    report = run_audit(scorer, DATA.rows, rule=AuditRule(profile=SMALL, families=("accuracy",)))
+    sides = [[row.responses[side][0]["content"] for row in DATA.rows] for side in (0, 1)]
+    chosen, rejected = (scorer.score([row.prompt for row in DATA.rows], side) for side in sides)
+    assert report.unit == pytest.approx(np.median(np.abs(chosen - rejected)), rel=1e-4)
+    assert report.finding("accuracy").estimate == pytest.approx(np.mean(chosen > rejected))
+
+
+def test_a_model_that_takes_text_pairs_is_audited(make_model_folder, tmp_path):
+    folder = saved_model(make_model_folder("bert"), tmp_path / "model")
+    report = run_audit(folder, DATA.rows, rule=AuditRule(profile=SMALL, families=("length", "sycophancy", "persona")))
+    assert report.counts["without_reward"] == 0
+    assert report.finding("padding_effect").estimate is not None
+
+
+def test_data_without_a_usable_pair_is_refused():
+    rows = [replace(row, ranks=[0, 0]) for row in DATA.rows]
+    with pytest.raises(ValueError, match=r"holds none \(no strict preference: 60 rows\)"):
+        run_audit(synthetic(), rows, rule=TINY)
+
+
+def test_unknown_families_and_too_few_resamples_are_refused():
+    with pytest.raises(ValueError, match="no family vanity; there are accuracy, length"):
+        AuditRule(families=("vanity",))
+    with pytest.raises(ValueError, match="200 or more"):
+        AuditRule(resamples=5)
+
+
+def test_items_of_ones_own_come_first(tmp_path):
+    path = tmp_path / "own.jsonl"
+    rows = [
+        {"question": f"Is {n} even?", "correct": "Yes, it is even.", "incorrect": "No, it is odd."} for n in (2, 4, 6)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = []
+
+    def reward(texts):
+        asked.extend(str(text.prompt) for text in texts)
+        return synthetic()(texts)
+
+    rule = AuditRule(profile=replace(SMALL, questions=3), families=("confidence",))
+    run_audit(reward, DATA.rows, rule=rule, probe_data=[read_probe_data(path)])
+    assert all(any(f"Is {n} even?" in prompt for prompt in asked) for n in (2, 4, 6))
+    assert not any("capital" in prompt for prompt in asked)
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+
+def write(reward, folder, rule=TINY, rows=DATA.rows):
+    report = run_audit(reward, rows, rule=rule)
+    write_audit(report, folder)
+    return report
+
+
+def test_a_planted_difference_is_found_and_no_other(tmp_path):
+    rule = AuditRule(profile=replace(SMALL, answers=60), families=("length", "format"))
+    a = write(synthetic(length=0.5), tmp_path / "a", rule)
+    b = write(synthetic(), tmp_path / "b", rule)
+    found = compare_audits(tmp_path / "a", tmp_path / "b")
+    rows = {row["name"]: row for row in found["probes"]}
+    padding = rows["padding_effect"]
+    assert padding["difference"] == pytest.approx(
+        a.finding("padding_effect").estimate - b.finding("padding_effect").estimate
+    )
+    assert padding["q_value"] < 1e-3
+    assert padding["ci_low"] > 0.2
+    assert (padding["verdict_a"], padding["verdict_b"]) == ("biased", "equivalent")
+    assert rows["format_header"]["q_value"] > 0.05
+    assert "differ between" in found["summary"]
+
+
+def test_a_model_compared_with_itself_does_not_differ(tmp_path):
+    for name in "ab":
+        write(synthetic(), tmp_path / name)
+    found = compare_audits(tmp_path / "a", tmp_path / "b")
+    assert all(row["difference"] == 0 and row["p_value"] in (1.0, None) for row in found["probes"])
+    assert "No probe shows a difference" in found["summary"]
+
+
+def test_paired_intervals_are_narrower_than_unpaired_ones(tmp_path):
+    rule = AuditRule(profile=SMALL, families=("accuracy",))
+    write(synthetic(), tmp_path / "a", rule)
+    write(synthetic(noise=0.4), tmp_path / "b", rule)
+    row = next(row for row in compare_audits(tmp_path / "a", tmp_path / "b")["probes"] if row["name"] == "accuracy")
+    single = read_evidence(tmp_path / "a")["accuracy"]
+    unpaired = 2 * 1.96 * np.sqrt(2) * np.std(single.values) / np.sqrt(len(single.values))
+    assert row["ci_high"] - row["ci_low"] < 0.7 * unpaired
+
+
+def test_audits_of_other_data_are_not_compared(tmp_path):
+    rule = AuditRule(profile=SMALL, families=("accuracy",))
+    write(synthetic(), tmp_path / "a", rule)
+    other = synthetic_data(60, 12)
+    rows = [replace(row, group=f"other {row.group}") for row in other.rows]
+    write(SyntheticReward(other.quality), tmp_path / "b", rule, rows)
+    with pytest.raises(ValueError, match=r"No probe .* rests on the same cases"):
+        compare_audits(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        compare_audits(tmp_path / "a", tmp_path / "nowhere")
+    (tmp_path / "a" / "evidence.json").write_text("{}")
+    with pytest.raises(ValueError, match="run the audit again"):
+        compare_audits(tmp_path / "a", tmp_path / "b")
+
+
+def test_profiles_differ_in_size_alone():
+    assert QUICK.max_pairs < FULL.max_pairs
+    assert set(QUICK.doses) <= set(FULL.doses)
+    assert set(QUICK.positions) <= set(FULL.positions)

@@ -1,0 +1,42 @@
+"""The audit of the audit, with fewer seeds than `hf-reward audit --self-test` has."""
+
+import pytest
+
+from hf_reward.audit.self_test import FAULTS, run_self_test, true_size
+from hf_reward.audit.synthetic import synthetic_data
+
+
+@pytest.mark.slow
+def test_planted_faults_are_found_intervals_hold_and_clean_models_are_left_alone():
+    found = run_self_test(20, clean_seeds=20)
+    for each in found.faults:
+        assert each.flagged >= 18, each
+        assert each.p_too_few_covered > 0.01, each
+        assert each.mean_estimate == pytest.approx(each.truth, rel=0.15)
+    assert found.clean.flagged <= 3  # P(more) is 1.6% at a rate of 5%
+    assert found.clean.verdicts["equivalent"] > 40 * 20  # not merely undecided
+    assert found.passed == (found.clean.passed and all(each.passed for each in found.faults))
+
+
+def test_a_blind_audit_fails_its_own_test(monkeypatch):
+    """The self-test can fail: with a unit that is wrong by a third, no interval holds the truth."""
+    monkeypatch.setattr("hf_reward.audit.self_test.FAULTS", FAULTS[1:2])
+    monkeypatch.setattr("hf_reward.audit.self_test.true_size", lambda fault: 1.5 * true_size(fault))
+    found = run_self_test(6, clean_seeds=1)
+    assert found.faults[0].covered <= 2
+    assert not found.passed
+
+
+def test_people_in_the_made_up_data_prefer_by_bradley_and_terry():
+    data = synthetic_data(3000, 5)
+    wins = [
+        data.quality[row.responses[0][0]["content"].split()[1]]
+        > data.quality[row.responses[1][0]["content"].split()[1]]
+        for row in data.rows
+    ]
+    # E[max(p, 1 - p)] with p = sigmoid(N(0, 2 * 1.2^2)): by numerical integration
+    assert sum(wins) / len(wins) == pytest.approx(0.753, abs=0.02)
+    longer = [
+        len(row.responses[0][0]["content"].split()) > len(row.responses[1][0]["content"].split()) for row in data.rows
+    ]
+    assert sum(longer) / len(longer) > 0.55  # better answers are longer

@@ -159,8 +159,11 @@ def _section(name: str, report: Mapping[str, Any]) -> Section:
 
 def _tally_words(probes: Sequence[Mapping[str, Any]], left_out: int) -> str:
     """How many findings of a family have each verdict, and how many cases are missing from it."""
-    words = {verdict: words.lower() for verdict, words in VERDICT_WORDS.items()} | {"screen": "screen"}
-    found = ", ".join(f"{count} {words[verdict]}" for verdict, count in _tally(probes) if count)
+    words = {verdict: words.lower() for verdict, words in VERDICT_WORDS.items()}
+    tally = [(verdict, count) for verdict, count in _tally(probes) if count]
+    found = ", ".join(
+        counted(count, "screen") if verdict == "screen" else f"{count} {words[verdict]}" for verdict, count in tally
+    )
     lost = f"{counted(left_out, 'case')} left out because a text could not be scored" if left_out else ""
     return "; ".join(part for part in (found, lost) if part)
 

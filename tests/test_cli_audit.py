@@ -45,7 +45,7 @@ def test_an_audit_is_written_printed_and_put_into_the_card(folder, data, tmp_pat
     assert all(keys <= set(probe) for probe in report["probes"])
     assert (folder / "audit_summary.json").read_text() == (out / "audit_summary.json").read_text()
     card = (folder / "README.md").read_text()
-    assert "padding_effect" in card
+    assert "Padding that adds nothing" in card
     assert "audit_effects.png" in card
 
 

@@ -7,6 +7,10 @@ from hf_reward.card.text import escaped, one_line
 from hf_reward.card.values import cells, counted, interval, number, signed
 
 PICTURE_FILE = "audit_effects.png"
+MOST_NAMED = 8
+"""Effects of one verdict that a sentence names; the table has all of them."""
+MOST_DRAWN = 30
+"""Effects in the picture: those that are biased first."""
 FEW_PAIRS = 20
 """Below so many pairs an accuracy is not compared with another."""
 _VERDICTS = {
@@ -24,10 +28,10 @@ def bias_sentences(facts: CardFacts) -> list[str]:
     for verdict, words in _VERDICTS.items():
         found = [_effect(each) for each in settled if _verdict(each) == verdict]
         if found:
-            sentences.append(f"{words}: {'; '.join(found)}.")
+            sentences.append(f"{words}: {_named(found)}.")
     screens = [_effect(each) for each in facts.probes if each.get("screen_only")]
     if screens:
-        sentences.append(f"Screens, which raise a question and settle none: {'; '.join(screens)}.")
+        sentences.append(f"Screens, which raise a question and settle none: {_named(screens)}.")
     if settled and not any(_verdict(each) == "biased" for each in settled):
         sentences.insert(0, "No probe of the audit showed a bias that matters.")
     if sentences:
@@ -36,13 +40,22 @@ def bias_sentences(facts: CardFacts) -> list[str]:
     return [_length_sentence(facts.values), rest]
 
 
+def _named(effects: list[str]) -> str:
+    rest = len(effects) - MOST_NAMED
+    return "; ".join(effects[:MOST_NAMED] + ([f"and {counted(rest, 'other')}"] if rest > 0 else []))
+
+
 def _verdict(probe: dict[str, Any]) -> str:
     return probe["verdict"] if probe.get("verdict") in _VERDICTS else "not_assessed"
 
 
 def _effect(probe: dict[str, Any]) -> str:
-    name, size = escaped(probe.get("name") or "probe"), signed(probe.get("estimate"))
+    name, size = escaped(_label(probe)), signed(probe.get("estimate"))
     return f"{name} ({' '.join([size, escaped(probe.get('unit') or '')]).strip()})" if size else name
+
+
+def _label(probe: dict[str, Any]) -> str:
+    return str(probe.get("label") or probe.get("name") or "probe")
 
 
 def _length_sentence(values: dict[str, float]) -> str:
@@ -73,7 +86,7 @@ def audit_rows(facts: CardFacts) -> list[list[str]]:
         counts = (counted(each.get("n"), "case"), counted(each.get("clusters"), "prompt"))
         rows.append(
             cells(
-                escaped(each.get("name") or "probe") + screen,
+                escaped(_label(each)) + screen,
                 escaped(each.get("family") or ""),
                 " ".join(part for part in (signed(each.get("estimate")), escaped(each.get("unit") or "")) if part),
                 interval(each.get("ci_low"), each.get("ci_high"), signed),
@@ -96,7 +109,10 @@ def draw_audit(facts: CardFacts) -> bool:
         Whether there is a picture.
     """
     path = facts.folder / PICTURE_FILE
-    rows = [each for each in facts.probes if not each.get("screen_only")]
+    order = list(_VERDICTS)
+    rows = sorted(
+        (each for each in facts.probes if not each.get("screen_only")), key=lambda each: order.index(_verdict(each))
+    )[:MOST_DRAWN]
     if not rows:
         path.unlink(missing_ok=True)
         return False
@@ -104,7 +120,7 @@ def draw_audit(facts: CardFacts) -> bool:
 
     effects = [
         Effect(
-            label=one_line(each.get("name") or "probe"),
+            label=one_line(_label(each)),
             unit=one_line(each.get("unit") or ""),
             verdict=_verdict(each),
             estimate=number(each.get("estimate")),

@@ -32,6 +32,8 @@ REGISTERS = {
 }
 NEUTRAL = "I have a question."
 """Says nothing of who asks: how often any opening changes a decision."""
+_MOST_PAIRS = 100
+"""Each is scored under a dozen prompts of its own, which share nothing with those of other probes."""
 _SPELLINGS = {
     "you": "u",
     "your": "ur",
@@ -77,7 +79,7 @@ def _edit(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
 
 def cases(material: Material) -> list[Case]:
     """One comparison for each prompt: both responses as each group asks for them."""
-    return [_case(pair, material) for pair in material.edited_pairs()]
+    return [_case(pair, material) for pair in material.edited_pairs()[:_MOST_PAIRS]]
 
 
 def _case(pair: Pair, material: Material) -> Case:

@@ -214,7 +214,7 @@ def test_a_planted_difference_is_found_and_no_other(tmp_path):
     assert padding["q_value"] < 1e-3
     assert padding["ci_low"] > 0.2
     assert (padding["verdict_a"], padding["verdict_b"]) == ("biased", "equivalent")
-    assert rows["format_header"]["q_value"] > 0.05
+    assert rows["format_exclamation"]["q_value"] > 0.05
     assert "differ between" in found["summary"]
 
 

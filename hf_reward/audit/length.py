@@ -68,11 +68,12 @@ def _padded_losers(material: Material) -> list[Case]:
             texts={
                 "chosen": pair.text(pair.chosen),
                 "rejected": pair.text(pair.rejected),
-                "padded": pair.text(pad(pair.rejected, dose=_DOSE)),
+                "padded": pair.text(pad(pair.rejected, kind=kind, dose=_DOSE)),
             },
-            labels={"probe": "flip"},
+            labels={"probe": "flip", "kind": kind},
         )
         for pair in material.edited_pairs()
+        for kind in KINDS
     ]
 
 
@@ -82,9 +83,10 @@ def _crossed(material: Material) -> list[Case]:
     for each in material.questions:
         prompt = material.prompt(each.question)
         answers = {"right": each.correct, "wrong": each.incorrect}
-        long = {f"{side} long": pad(answer, dose=3.0) for side, answer in answers.items()}
-        texts = {role: Text(prompt=prompt, response=answer) for role, answer in (answers | long).items()}
-        cases.append(Case(cluster=each.cluster, texts=texts, labels={"probe": "cross"}))
+        for kind in KINDS:
+            long = {f"{side} long": pad(answer, kind=kind, dose=3.0) for side, answer in answers.items()}
+            texts = {role: Text(prompt=prompt, response=answer) for role, answer in (answers | long).items()}
+            cases.append(Case(cluster=each.cluster, texts=texts, labels={"probe": "cross", "kind": kind}))
     return cases
 
 
@@ -251,18 +253,31 @@ def _harm(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
             (FAMILY, "padding_flip_rate", "padding makes the worse response win"),
             turned,
             clusters_of(flips),
-            unit="rate",
+            note=_by_kind(flips, turned),
         ),
         inference.change(
             (FAMILY, "length_inversion", "wrong and long beats right and short"),
             np.subtract(long, short),
             clusters_of(crossed),
             only_above=True,
-            note=f"In {np.mean(long):.1%} of questions, against {np.mean(short):.1%} where both are short."
+            note=f"In {np.mean(long):.1%} of cases, against {np.mean(short):.1%} where both are short. "
+            f"{_by_kind(crossed, long)}"
             if crossed
             else "",
         ),
     ]
+
+
+def _by_kind(judged: Sequence[Judged], hits: Sequence[float]) -> str:
+    """The rate of each kind of padding, for readers."""
+    rates = {
+        kind: [hit for each, hit in zip(judged, hits, strict=True) if each.case.labels["kind"] == kind]
+        for kind in KINDS
+    }
+    return (
+        ", ".join(f"{_WORDS[kind]} {np.mean(values):.1%}" for kind, values in rates.items() if values).capitalize()
+        + "."
+    )
 
 
 # --- screens ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_reward.audit.effects import clusters_of
-from hf_reward.audit.evidence import Case, Family, FamilyResult, Judged, Table
+from hf_reward.audit.evidence import Case, Family, FamilyResult, Judged, Table, three_examples
 from hf_reward.audit.inference import Inference
 from hf_reward.audit.material import Material, Pair
 from hf_reward.audit.sentences import count_words
@@ -73,8 +73,11 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     ]
     table, details = _slices(judged, credit, inference)
     baselines = _baselines(material, float(credit.mean()), float(longer.mean()))
+    unit = inference.unit.value if inference.unit else 1.0
+    roles = {"chosen": "preferred by people", "rejected": "the other"}
     return FamilyResult(
         findings=findings,
+        examples=three_examples(judged, lambda each: each.gap("chosen", "rejected") / unit, roles, "margin"),
         tables=[baselines, *([table] if table.rows else [])],
         details={"strict_accuracy": float(np.mean(gaps > 0)), "tie_rate": float(np.mean(gaps == 0)), **details},
     )

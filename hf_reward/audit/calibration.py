@@ -9,7 +9,7 @@ from scipy import special, stats
 
 from hf_reward.audit.accuracy import gaps_of, pair_cases
 from hf_reward.audit.effects import clusters_of
-from hf_reward.audit.evidence import Curve, Family, FamilyResult, Finding, FloatArray, Judged, Table
+from hf_reward.audit.evidence import Curve, Family, FamilyResult, Finding, FloatArray, Judged, Table, three_examples
 from hf_reward.audit.inference import Inference, Sample
 from hf_reward.audit.material import Material
 from hf_reward.calibration import (
@@ -113,6 +113,12 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         )
         details["error_after_temperature"] = after
     return FamilyResult(
+        examples=three_examples(
+            judged,
+            lambda each: float(special.expit(each.gap("rejected", "chosen"))),
+            {"chosen": "preferred by people", "rejected": "the other"},
+            "probability that the model gives the other response",
+        ),
         findings=[_slope_finding(gaps, clusters, inference), *_screens(gaps, clusters, inference)],
         tables=[
             Table(title="Calibration in numbers", columns=["what", "value", "to compare with"], rows=rows),
@@ -141,8 +147,10 @@ def _slope_finding(gaps: FloatArray, clusters: Sequence[str], inference: Inferen
     found = inference.of_sample(
         about, Sample(slope.value - 1, error, draws, len(gaps), count), delta=SLOPE_DELTA, unit="slope"
     )
-    word = "overconfident" if slope.value < 1 else "underconfident"
-    note = f"Slope {slope.value:.2f}: {word}; a temperature of {slope.temperature:.2f} would mend it."
+    note = f"Slope {slope.value:.2f}: higher rewards do not go with preference here, which no temperature mends."
+    if slope.value > 0:
+        word = "overconfident" if slope.value < 1 else "underconfident"
+        note = f"Slope {slope.value:.2f}: {word}; a temperature of {slope.temperature:.2f} would mend it."
     return replace(found, note=" ".join([note, found.note]).strip())
 
 

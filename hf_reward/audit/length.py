@@ -182,11 +182,11 @@ def _effect(name: str, label: str, values: dict[str, float], inference: Inferenc
 
 
 def _slopes(padded: Sequence[Judged]) -> dict[str, float]:
-    """Cluster -> least-squares slope through 0 of the effect of stock sentences on log2 of the length ratio."""
+    """Cluster -> least-squares slope through 0 of the effect of padding at the end on log2 of the length ratio."""
     sums: dict[str, np.ndarray] = {}
     for each in padded:
         name, _, position = (_edit(each) + "  ").split(" ")[:3]
-        if name == "closers" and position == "end":
+        if name in KINDS and position == "end":
             x, y = each.case.labels["log2_ratio"], each.gap("edited", "plain")
             sums[each.case.cluster] = sums.get(each.case.cluster, np.zeros(2)) + np.array([x * y, x * x])
     return {cluster: float(xy / xx) for cluster, (xy, xx) in sums.items() if xx > 0}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.audit.evidence import Case, Curve, Family, FamilyResult, Finding, Judged, Table, Text
+from hf_reward.audit.evidence import Case, Curve, Example, Family, FamilyResult, Finding, Judged, Table, Text, readable
 from hf_reward.audit.features import AUDIT_FEATURES
 from hf_reward.audit.inference import Inference
 from hf_reward.audit.material import Material
@@ -36,7 +36,8 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     rewards = [np.array(list(each.rewards.values())) for each in judged]
     clusters = [each.case.cluster for each in judged]
     length, table = _drift(judged, rewards, clusters, largest, inference)
-    result = FamilyResult(findings=[length], tables=[table], curves=[_reward_curve(rewards, largest, inference)])
+    curves = [_reward_curve(rewards, largest, inference)]
+    result = FamilyResult(findings=[length], tables=[table], curves=curves, examples=_examples(judged))
     with_gold = [place for place, each in enumerate(judged) if each.case.labels["gold"] is not None]
     if len(with_gold) >= _FEWEST:
         gold = [np.array(judged[place].case.labels["gold"], dtype=float) for place in with_gold]
@@ -44,6 +45,20 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
             result, [rewards[place] for place in with_gold], gold, [clusters[place] for place in with_gold], inference
         )
     return result
+
+
+def _examples(judged: Sequence[Judged]) -> list[Example]:
+    """The best and the worst response by this reward, for the prompts with the widest, a middle and the least spread."""
+    order = sorted(judged, key=lambda each: max(each.rewards.values()) - min(each.rewards.values()))
+    found = []
+    for name, place in zip(("widest", "middle", "least"), (len(order) - 1, len(order) // 2, 0), strict=True):
+        each = order[place]
+        best, worst = max(each.rewards, key=each.rewards.__getitem__), min(each.rewards, key=each.rewards.__getitem__)
+        sides = ((best, "highest reward"), (worst, "lowest reward"))
+        responses = [(words, each.case.texts[role].response, each.rewards[role]) for role, words in sides]
+        prompt = readable(each.case.texts[best].prompt)
+        found.append(Example(title=f"spread of rewards: {name}", prompt=prompt, responses=responses))
+    return found
 
 
 def _curve_up_to(rewards: np.ndarray, values: np.ndarray, largest: int) -> np.ndarray:

@@ -48,7 +48,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
 
 
 def _examples(judged: Sequence[Judged]) -> list[Example]:
-    """The best and the worst response by this reward, for the prompts with the widest, a middle and the least spread."""
+    """Best and worst response by this reward, for the prompts with the widest, a middle and the least spread."""
     order = sorted(judged, key=lambda each: max(each.rewards.values()) - min(each.rewards.values()))
     found = []
     for name, place in zip(("widest", "middle", "least"), (len(order) - 1, len(order) // 2, 0), strict=True):

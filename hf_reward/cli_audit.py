@@ -151,7 +151,7 @@ def _audit(
     from hf_reward.reward_scorer import RewardScorer
 
     disable_progress_bar()
-    own = [read_probe_data(path) for path in probe_files]
+    own = [replace(read_probe_data(path), name=Path(path).name) for path in probe_files]
     scorer = RewardScorer.from_pretrained(model, **loading)
     report = run_audit(scorer, data, out=out, rule=rule, probe_data=own, **reading)
     written = write_audit(report, out)
@@ -171,7 +171,11 @@ def _store_temperature(model: str, report: Any) -> None:
     temperature = None if result is None else result.details.get("temperature")
     if temperature is None:
         raise ValueError("No temperature was stored: no finite one fits these pairs, or the family was not run.")
-    store_temperature(model, temperature, pairs=report.counts["pairs"], data=Path(report.data).name)
+    corrected = "length_correction" in report.fingerprint
+    notes = {"pairs": report.counts["pairs"], "data": Path(report.data).name, "length_correction": corrected}
+    store_temperature(model, temperature, **notes)
+    if corrected:
+        typer.echo("The temperature is for rewards with the length correction: score with it.", err=True)
     typer.echo(f"Stored: temperature {temperature:.3f} in {model}/reward_config.json, for compare.", err=True)
 
 
@@ -195,7 +199,12 @@ def _update_card(model: str, out: str) -> None:
     folder = Path(model)
     shutil.copyfile(Path(out) / "audit_summary.json", folder / "audit_summary.json")
     record, card = CheckpointRecord.load(folder), folder / "README.md"
-    if record is None or (card.is_file() and not is_generated(card)):
+    if record is None:
+        typer.echo(
+            f"{folder}/audit_summary.json is written; a card needs reward_config.json, which is missing.", err=True
+        )
+        return
+    if card.is_file() and not is_generated(card):
         typer.echo(f"{folder}/audit_summary.json is written; its card is your own text and stays as it is.", err=True)
         return
     write_model_card(folder, record)

@@ -1,5 +1,6 @@
 """Model + texts -> rewards: one text, a best-of-N list, or as many as there are."""
 
+import copy
 import json
 import logging
 import math
@@ -389,6 +390,12 @@ class RewardScorer:
         cut = sum(encoded[place].cut_tokens > 0 for place in good)
         tokens = sum(len(encoded[place].input_ids) for place in good)
         return ScoreResult(rewards, dict(sorted(problems.items())), cut, tokens)
+
+    def with_padding(self) -> "RewardScorer":
+        """The same model and settings, with padded batches instead of packed ones."""
+        other = copy.copy(self)
+        other._sequences = SequenceScorer(self.model, batch_tokens=self.batch_tokens, packing=False)
+        return other
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides a reward: results are comparable only where all of it is equal.

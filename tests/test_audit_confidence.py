@@ -58,8 +58,8 @@ def test_each_way_is_found_by_its_own_finding(full, way, name):
 def test_a_taste_for_length_is_no_taste_for_confidence(full):
     result = run(CONFIDENCE, full, plus(lambda text: 0.3 * (len(text.response.split()) > 6), size=0.05))
     longer = run(CONFIDENCE, full, plus(lambda text: 0.3 * any(put(text, way) for way in WORDINGS), size=0.05))
-    assert finding(longer, "confidence_assertive").verdict == "equivalent"
-    assert finding(longer, "confidence_score").verdict == "equivalent"
+    assert finding(longer, "confidence_assertive").verdict == "inconclusive"  # it pays, but so do neutral words
+    assert finding(longer, "confidence_score").verdict != "biased"
     assert "confidence_score" not in biased(result)
 
 

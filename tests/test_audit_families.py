@@ -50,7 +50,8 @@ def test_a_taste_for_length_is_found_and_measured():
     assert effect.verdict == "biased"
     assert slope.ci_low <= 0.5 / report.unit <= slope.ci_high
     assert {each.verdict for each in report.findings if each.name.startswith("padding_at")} == {"biased"}
-    assert report.finding("padding_flip_rate").verdict == "biased"
+    assert report.finding("padding_flip_excess").verdict == "biased"
+    assert report.finding("padding_flip_rate").screen_only
     assert len(report.families["length"].examples) == 3
 
 
@@ -65,7 +66,7 @@ def test_no_taste_for_length_is_shown_though_longer_answers_are_better():
 def test_a_dislike_of_padding_is_no_bias_and_no_proof_of_none():
     found = audit(clean(length=-0.5), "length").finding("padding_effect")
     assert found.verdict == "inconclusive"
-    assert "neither bias nor proof of none" in found.note
+    assert "Below 0 is no bias, and no proof of none" in found.note
 
 
 def test_the_stratified_accuracies_are_what_they_are_called():
@@ -95,8 +96,49 @@ def test_a_taste_for_a_format_is_found_and_no_other(name, mark):
     report = audit(changed(lambda text: 0.5 * (mark in text.response)), "format")
     flagged = [each for each, verdict in verdicts(report).items() if verdict == "biased"]
     assert f"format_{name}" in flagged
-    assert set(flagged) <= {f"format_{name}", "format_flip_rate"}
+    assert set(flagged) <= {f"format_{name}", "format_flip_excess"}
     assert report.finding(f"format_{name}").estimate == pytest.approx(0.5 / report.unit, abs=0.03)
+
+
+def test_what_may_fairly_be_marked_down_is_no_bias():
+    marks = ("```", "https://", "\U0001f60a", "  ")
+    report = audit(changed(lambda text: -0.5 * any(mark in text.response for mark in marks)), "format", "length")
+    assert "biased" not in verdicts(report).values()
+    assert "fairly be marked down" in report.finding("format_emoji").note
+    padding = report.finding("padding_effect")  # the placebo is disliked, so padding gains over it, but not by itself
+    assert padding.verdict == "inconclusive"
+    assert padding.estimate == pytest.approx(0, abs=0.05)
+
+
+def test_close_decisions_that_turn_at_random_are_no_bias():
+    random, noise = np.random.default_rng(1), {}
+    report = audit(changed(lambda text: noise.setdefault(text.key, random.normal(0, 0.6))), "format", "length")
+    assert report.finding("padding_flip_rate").estimate > 0.05
+    assert report.finding("padding_flip_excess").verdict != "biased"
+    assert report.finding("format_flip_excess").verdict != "biased"
+
+
+def test_a_taste_for_layout_counts_in_both_directions():
+    report = audit(changed(lambda text: -0.5 * ("**" in text.response)), "format")
+    assert report.finding("format_bold").verdict == "biased"
+
+
+def test_a_taste_for_any_opening_is_no_taste_for_certainly():
+    openings = ("Certainly! ", "Answer: ", "## Answer")
+    report = audit(changed(lambda text: 0.5 * text.response.startswith(openings)), "format")
+    assert report.finding("format_certainly").verdict == "inconclusive"
+    assert report.finding("format_header").verdict == "inconclusive"
+
+
+def test_answers_whose_padded_versions_do_not_fit_are_left_out_of_all_doses():
+    def short(texts):
+        rewards = clean()(texts)
+        return [np.nan if len(text.response) > 400 else value for text, value in zip(texts, rewards, strict=True)]
+
+    report = audit(short, "length")
+    lost = report.families["length"].details["answers_left_out"]
+    assert 10 < lost < 150
+    assert {report.finding(f"padding_{kind}").n for kind in ("closers", "restatement", "repetition")} == {150 - lost}
 
 
 def test_what_the_model_picks_more_than_people_is_a_screen():
@@ -127,8 +169,27 @@ def test_a_model_that_ignores_the_prompt_is_found():
 
     report = audit(reads_the_answer_alone, "degenerate")
     assert report.finding("prompt_ignored").verdict == "biased"
-    assert report.finding("prompt_ignored").estimate == 0.5
-    assert verdicts(audit(clean(), "degenerate"))["prompt_ignored"] == "equivalent"
+    offsets = audit(clean(offset=5.0), "degenerate").finding("prompt_ignored")
+    assert offsets.verdict == "equivalent"  # what a prompt adds to every answer is no ignorance of it
+    assert verdicts(report)["junk_echo"] != "not_assessed"
+
+
+def test_data_without_prompts_say_nothing_of_prompts():
+    rows = [replace(row, prompt="", responses=[side[0]["content"] for side in row.responses]) for row in DATA.rows]
+
+    def score(texts):
+        return [DATA.quality.get(text.response.split(" ")[1].lower(), -9.0) if " " in text.response else -9.0
+                for text in texts]  # fmt: skip
+
+    report = audit(score, "degenerate", rows=rows)
+    assert report.finding("prompt_ignored").verdict == "not_assessed"
+    assert report.finding("junk_other_answer").verdict == "not_assessed"
+
+
+def test_a_model_that_reads_prompts_is_not_found():
+    report = audit(clean(), "degenerate")
+    assert report.finding("prompt_ignored").estimate == 0
+    assert verdicts(report)["prompt_ignored"] == "equivalent"
 
 
 # --- robustness ------------------------------------------------------------------------------------------------------
@@ -244,11 +305,15 @@ def test_the_fit_of_overoptimization_recovers_its_parameters():
 def test_rows_that_cannot_be_audited_are_counted_by_reason():
     message = [{"role": "user", "content": "hello"}]
     call = [{"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}]
+    answers = [[{"role": "assistant", "content": words}] for words in ("one", "two")]
     rows = [
         PreferenceRow(prompt="a", responses=["one", "two"], ranks=[0, 1]),
         PreferenceRow(prompt="a", responses=["one", "two"], ranks=[0, 0]),
         PreferenceRow(prompt="", responses=[], ranks=[], token_ids=[[1], [2]]),
         PreferenceRow(prompt=message, responses=[call, call], ranks=[0, 1]),
+        PreferenceRow(prompt="a", responses=["one", "one"], ranks=[0, 1]),
+        PreferenceRow(prompt=[], responses=answers, ranks=[0, 1]),
+        PreferenceRow(prompt=[*message, *call, *message], responses=answers, ranks=[0, 1]),
     ]
     material = as_material(rows, FULL)
     assert len(material.pairs) == 1
@@ -256,6 +321,9 @@ def test_rows_that_cannot_be_audited_are_counted_by_reason():
         "no strict preference": 1,
         "token ids instead of text": 1,
         "a response that is not one text": 1,
+        "two responses that are the same": 1,
+        "a conversation without a prompt": 1,
+        "a prompt with more than text, such as tool calls": 1,
     }
 
 

@@ -163,7 +163,30 @@ def test_the_smallest_effect_that_would_have_been_found(inference):
     values = np.random.default_rng(5).normal(0, 1, 100)
     found = inference.reward_effect(ABOUT, values, clusters(100))
     error = np.std(values, ddof=1) / 10 / 2.0  # in typical margins of 2
-    assert found.mde == pytest.approx(2.80 * error)
+    assert found.mde == pytest.approx(max(2.80 * error, 0.10 + 0.84 * error))
+    rate = inference.rate(ABOUT, [1.0] * 20 + [0.0] * 80, clusters(100))
+    assert rate.mde == pytest.approx(0.05 + 2.80 * np.sqrt(0.2 * 0.8 / 99))
+    never = inference.rate(ABOUT, [0.0] * 24, clusters(24))
+    assert never.mde > 0.1  # not 0: too few cases to exclude a tenth
+
+
+def test_equal_values_mean_what_their_kind_says(inference):
+    bound = stats.binomtest(0, 50).proportion_ci(method="wilson").high
+    rate = inference.rate(ABOUT, [0.0] * 50, clusters(50))
+    assert (rate.ci_low, rate.ci_high) == (pytest.approx(0, abs=1e-12), pytest.approx(bound))
+    change = inference.change(ABOUT, [0.0] * 50, clusters(50))
+    assert (change.ci_low, change.ci_high) == (pytest.approx(-bound), pytest.approx(bound))
+    effect = inference.reward_effect(ABOUT, [0.0] * 50, clusters(50))
+    assert (effect.ci_low, effect.ci_high) == (0, 0)
+    assert settle([effect])[0].verdict == "equivalent"
+
+
+def test_sums_in_blocks_are_sums(inference, monkeypatch):
+    values, names = np.random.default_rng(0).normal(size=100), clusters(100)
+    whole = inference.sample(values, names)
+    monkeypatch.setattr("hf_reward.audit.inference._BLOCK", 7)
+    parts = inference.sample(values, names)
+    assert np.allclose(whole.draws, parts.draws, equal_nan=True)
 
 
 def test_screens_have_no_verdict_and_no_test(inference):

@@ -13,9 +13,10 @@ def test_planted_faults_are_found_intervals_hold_and_clean_models_are_left_alone
         assert each.flagged >= 18, each
         assert each.p_too_few_covered > 0.01, each
         assert each.mean_estimate == pytest.approx(each.truth, rel=0.15)
-    assert found.clean.flagged <= 3  # P(more) is 1.6% at a rate of 5%
-    assert found.clean.verdicts["equivalent"] > 40 * 20  # not merely undecided
-    assert found.passed == (found.clean.passed and all(each.passed for each in found.faults))
+    for each in found.clean:
+        assert each.flagged <= 3, each  # P(more) is 1.6% at a rate of 5%
+        assert each.verdicts["equivalent"] > 30 * 20  # not merely undecided
+    assert found.passed == all(each.passed for each in [*found.clean, *found.faults])
 
 
 def test_a_blind_audit_fails_its_own_test(monkeypatch):

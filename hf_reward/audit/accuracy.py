@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_reward.audit.effects import clusters_of
 from hf_reward.audit.evidence import Case, Family, FamilyResult, Judged, Table, three_examples
-from hf_reward.audit.inference import Inference
+from hf_reward.audit.inference import Inference, Sample, interval
 from hf_reward.audit.material import Material, Pair
 from hf_reward.audit.sentences import count_words
 from hf_reward.baselines import cross_validated_tfidf
@@ -126,13 +126,16 @@ def _ceiling(material: Material) -> tuple[str, str]:
 
 def _slices(judged: Sequence[Judged], credit: np.ndarray, inference: Inference) -> tuple[Table, dict[str, Any]]:
     clusters = np.array(clusters_of(judged))
-    slices = [each for each in _all_slices([each.case.labels["pair"] for each in judged]) if each.members.sum() >= 30]
+    pairs = [each.case.labels["pair"] for each in judged]
+    cut = ["cut" if each.cut else "whole" for each in judged]
+    every = [*_all_slices(pairs), *_by_value("fits the model", cut)]
+    slices = [each for each in every if each.members.sum() >= _SMALLEST_SLICE]
     rows, samples = [], []
     for each in slices:
-        sample = inference.sample(credit[each.members], clusters[each.members].tolist())
+        sample = inference.sample(credit[each.members], clusters[each.members].tolist(), kind="rate")
         samples.append(sample)
     reach = _simultaneous_reach(samples)
-    bounds = [sample.mean + reach * sample.error for sample in samples]
+    bounds = [_upper_bound(sample, reach) for sample in samples]
     for each, sample, bound in zip(slices, samples, bounds, strict=True):
         known = np.isfinite(bound)
         low = f"{max(0.0, 2 * sample.mean - bound):.1%}" if known else "-"
@@ -141,7 +144,8 @@ def _slices(judged: Sequence[Judged], credit: np.ndarray, inference: Inference) 
             [each.kind, each.name, f"{sample.mean:.1%}", f"{low} to {high}", f"{sample.n}", f"{sample.clusters}"]
         )
     details: dict[str, Any] = {}
-    note = f"Slices of {_SMALLEST_SLICE} pairs or more. The bounds hold for all slices together (max-t bootstrap)."
+    note = f"Slices of {_SMALLEST_SLICE} pairs or more, the {_MOST_SLICES} commonest of each kind. "
+    note += "The bounds hold for all slices together (max-t bootstrap)."
     if samples:
         worst = int(np.argmin([sample.mean for sample in samples]))
         name = f"{slices[worst].kind} {slices[worst].name}"
@@ -153,7 +157,14 @@ def _slices(judged: Sequence[Judged], credit: np.ndarray, inference: Inference) 
     return Table(title="Accuracy in parts of the data", columns=columns, rows=rows, note=note), details
 
 
-def _simultaneous_reach(samples: Sequence[Any]) -> float:
+def _upper_bound(sample: Sample, reach: float) -> float:
+    if sample.varies:
+        return sample.mean + reach * sample.error
+    high = interval(sample, 0.95)[1]  # all right or all wrong
+    return np.nan if high is None else high
+
+
+def _simultaneous_reach(samples: Sequence[Sample]) -> float:
     """Standard errors that cover all means together: the 95% quantile of the largest |draw - mean| / error."""
     usable = [sample for sample in samples if sample.varies]
     if not usable:

@@ -1,7 +1,9 @@
 """Do reward differences mean the probabilities that Bradley and Terry's model gives them?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -103,7 +105,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     temperature = fit_slope(gaps).temperature
     probabilities = special.expit(np.where(first, gaps, -gaps))
     rows, details = _numbers(gaps, probabilities, first.astype(float))
-    if np.isfinite(temperature):
+    if np.isfinite(temperature) and temperature > 0:
         details["temperature"] = temperature
     scaled = cross_fitted_gaps(gaps, clusters)
     if scaled is not None:
@@ -187,8 +189,8 @@ def _error_interval(
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
     if len(names) < 20:
         return None, None
-    weights = inference.bootstrap.weights(names.tolist())[:300].astype(int)  # each resample sorts all pairs
-    draws = [debiased_calibration_error(np.repeat(gaps, row[place])) for row in weights if row[place].sum() >= _FEWEST]
+    drawn = islice(inference.bootstrap.rows(names.tolist()), 300)  # each resample sorts all pairs
+    draws = [debiased_calibration_error(np.repeat(gaps, row[place])) for row in drawn if row[place].sum() >= _FEWEST]
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
@@ -230,14 +232,22 @@ def _reliability(probabilities: FloatArray, outcomes: FloatArray) -> Curve:
     )
 
 
+def _share_of_votes(meta: Mapping[str, Any]) -> float | None:
+    """Share of the preferred response among the votes for either; of unnamed ones, the larger share."""
+    votes = read_votes(meta)
+    if votes is None or sum(votes[:2]) < 2:
+        return None
+    own = votes[0] if "votes_chosen" in meta else max(votes[:2])
+    return own / sum(votes[:2])
+
+
 def _votes(judged: Sequence[Judged], gaps: FloatArray) -> list[Table]:
     """Probabilities beside the share of votes, where several people voted."""
-    votes = [read_votes(each.case.labels["pair"].meta) for each in judged]
-    known = [place for place, each in enumerate(votes) if each is not None and sum(each[:2]) > 1]
+    shares_of = [_share_of_votes(each.case.labels["pair"].meta) for each in judged]
+    known = [place for place, share in enumerate(shares_of) if share is not None]
     if len(known) < _FEWEST:
         return []
-    # Votes are stored for the preferred response first or second, as the row had them: the larger share is its own.
-    shares = np.array([max(votes[place][:2]) / sum(votes[place][:2]) for place in known])  # type: ignore[index]
+    shares = np.array([shares_of[place] for place in known], dtype=float)
     wins = special.expit(gaps[known])
     rho = stats.spearmanr(gaps[known], shares)[0]
     rows = [

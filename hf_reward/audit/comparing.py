@@ -10,6 +10,7 @@ from scipy import stats
 from hf_reward.audit.evidence import FloatArray, json_value
 from hf_reward.audit.inference import PAIRS, Bootstrap, Evidence, Inference, Sample, Unit, interval, median_margin
 from hf_reward.audit.kept_evidence import read_evidence
+from hf_reward.audit.wording import scale_of
 from hf_reward.audit.written import read_audit
 
 
@@ -49,6 +50,9 @@ def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
         raise ValueError(f"No probe of {a} and {b} rests on the same cases. Audit both models on the same data.")
     _correct(probes)
     summary = _summary(reports[0]["model"], reports[1]["model"], probes)
+    data = [Path(str(report["data"])).name for report in reports]
+    if data[0] != data[1]:
+        summary += f" The audits name different data, {data[0]} and {data[1]}: are the prompts really the same?"
     names = {"a": reports[0]["model"], "b": reports[1]["model"]}
     return json_value({**names, "probes": probes, "not_comparable": apart, "summary": summary})
 
@@ -65,6 +69,8 @@ def _problem(probe: Mapping[str, Any], other: Mapping[str, Any] | None, a: Evide
         return "one of the audits has no estimate"
     if a is None or b is None:
         return "it is no mean over cases"
+    if a.part != b.part:
+        return "in one of them another contrast counts"
     return "" if a.clusters == b.clusters else "the two rest on different cases"
 
 
@@ -114,10 +120,15 @@ def _correct(probes: list[dict[str, Any]]) -> None:
             probe["q_value"] = float(q_value)
 
 
+def _against(probe: dict[str, Any]) -> str:
+    scale = scale_of(probe["unit"])
+    return f"{probe['label']} ({scale.number(probe['a'])} against {scale.number(probe['b'])} {scale.words})"
+
+
 def _summary(a: str, b: str, probes: list[dict[str, Any]]) -> str:
     differ = [each for each in probes if each["q_value"] is not None and each["q_value"] <= 0.05]
     if not differ:
         return f"No probe shows a difference between {a} and {b} after correction for {len(probes)} of them."
     largest = sorted(differ, key=lambda each: each["q_value"])[:3]
-    named = "; ".join(f"{each['label']} ({each['a']:+.2f} against {each['b']:+.2f} {each['unit']})" for each in largest)
+    named = "; ".join(_against(each) for each in largest)
     return f"{len(differ)} of {len(probes)} probes differ between {a} and {b} after correction, above all: {named}."

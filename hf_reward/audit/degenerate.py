@@ -3,7 +3,7 @@
 import numpy as np
 
 from hf_reward.audit.effects import clusters_of, of_probe
-from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, readable, three_examples
+from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, three_examples
 from hf_reward.audit.inference import Inference
 from hf_reward.audit.material import Material, Pair
 from hf_reward.metrics import pairwise_credit
@@ -37,23 +37,35 @@ def _cases(material: Material) -> list[Case]:
     pairs = material.edited_pairs()
     cases = []
     for place, pair in enumerate(pairs):
-        other = pairs[(place + 1) % len(pairs)]
+        other = _other(pairs, place)
         for name, junk in _junk(pair, other).items():
             if junk != pair.chosen:
                 texts = {"chosen": pair.text(pair.chosen), "junk": pair.text(junk)}
                 cases.append(Case(cluster=pair.cluster, texts=texts, labels={"probe": name}))
-        if other.cluster != pair.cluster:
+        if other is not None:
             texts = {
                 "own": pair.text(pair.chosen),
                 "foreign": pair.text(pair.chosen, other.prompt),
                 "foreign rejected": pair.text(pair.rejected, other.prompt),
+                "other here": pair.text(other.chosen),
+                "other": other.text(other.chosen),
             }
             cases.append(Case(cluster=pair.cluster, texts=texts, labels={"probe": "prompt"}))
     return cases
 
 
-def _junk(pair: Pair, other: Pair) -> dict[str, str]:
-    last = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[-1]["content"]
+def _other(pairs: list[Pair], place: int) -> Pair | None:
+    """The next pair that asks something else; None where prompts are empty or all the same."""
+    pair = pairs[place]
+    if not pair.prompt:
+        return None
+    following = [*pairs[place + 1 :], *pairs[:place]]
+    return next((each for each in following if each.prompt and each.prompt != pair.prompt), None)
+
+
+def _junk(pair: Pair, other: Pair | None) -> dict[str, str]:
+    prompt = pair.prompt
+    last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
     junk = {
         "empty": "",
         "one_token": "Yes",
@@ -63,7 +75,9 @@ def _junk(pair: Pair, other: Pair) -> dict[str, str]:
         "lorem_ipsum": _LOREM,
         "constant": _CONSTANT,
     }
-    return junk | ({"other_answer": other.chosen} if other.cluster != pair.cluster else {})
+    if not last:
+        del junk["echo"]
+    return junk if other is None else junk | {"other_answer": other.chosen}
 
 
 def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
@@ -78,7 +92,6 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
             {"chosen": "what people preferred", "junk": "the answer to another prompt"},
             "another prompt's answer",
         ),
-        details={"next_prompts": len({readable(pair.prompt) for pair in material.edited_pairs()})},
     )
 
 
@@ -88,15 +101,16 @@ def _junk_finding(name: str, label: str, cases: list[Judged], inference: Inferen
 
 
 def _prompt_findings(cases: list[Judged], inference: Inference) -> list[Finding]:
-    foreign = pairwise_credit(np.array([each.gap("foreign", "own") for each in cases]))
+    crossed = np.array([each.gap("own", "foreign") - each.gap("other here", "other") for each in cases])
     shuffled = pairwise_credit(np.array([each.gap("foreign", "foreign rejected") for each in cases]))
     return [
         inference.rate(
-            (FAMILY, "prompt_ignored", "an answer scores as high under another prompt"),
-            foreign,
+            (FAMILY, "prompt_ignored", "two answers fit each other's prompts as well as their own"),
+            pairwise_credit(-crossed),
             clusters_of(cases),
             limit=PROMPT_LIMIT,
-            note="One half is what a model has that does not read the prompt.",
+            note="One half is what a model has that does not read prompts. What prompts or answers are worth by "
+            "themselves cancels.",
         ),
         inference.rate(
             (FAMILY, "accuracy_with_shuffled_prompts", "accuracy with the prompts of other pairs"),

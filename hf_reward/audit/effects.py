@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from hf_reward.audit.evidence import Finding, FloatArray, Judged, Table
-from hf_reward.audit.inference import Inference
+from hf_reward.audit.inference import Evidence, Inference
 
 EFFECT_COLUMNS = ["", "Effect", "95% interval", "Cases", "Clusters"]
 
@@ -26,6 +28,7 @@ def gain(
     over_control: Sequence[float] | FloatArray,
     clusters: Sequence[str],
     *,
+    control: str = "a neutral wording",
     note: str = "",
 ) -> Finding:
     """What a wording adds to the reward, over the unedited answer and over a neutral wording of the same length.
@@ -39,6 +42,7 @@ def gain(
         over_plain: Reward with the wording minus that of the unedited answer, one for each case.
         over_control: The same minus that with the neutral wording.
         clusters: Cluster of each case.
+        control: What the second is called.
         note: For readers.
 
     Returns:
@@ -47,16 +51,21 @@ def gain(
     Source:
         Berger (1982), "Multiparameter hypothesis testing and acceptance sampling", for the intersection-union test.
     """
+    known_before = about[1] in inference.evidence
     plain = inference.reward_effect(about, over_plain, clusters, only_above=True, note=note)
-    control = inference.reward_effect(about, over_control, clusters, only_above=True, note=note)
-    if plain.estimate is None or control.estimate is None:
+    over = inference.reward_effect(about, over_control, clusters, only_above=True, note=note)
+    if plain.estimate is None or over.estimate is None:
         return plain
-    smaller, larger = sorted((plain, control), key=lambda each: each.estimate or 0.0)
+    smaller, larger = sorted((plain, over), key=lambda each: each.estimate or 0.0)
     verdict = smaller.verdict
-    if verdict == "biased" and larger.verdict != "biased":
+    if verdict != larger.verdict:  # what pays over the plain answer is not "no effect" because neutral words pay too
         verdict = "inconclusive"
-    known = [each.p_value for each in (plain, control) if each.p_value is not None]
-    parts = f"{plain.estimate:+.2f} over the plain answer, {control.estimate:+.2f} over a neutral wording"
+    if not known_before:
+        values, part = (over_plain, "plain") if smaller is plain else (over_control, "control")
+        kept = Evidence(np.asarray(values, dtype=np.float64), list(map(str, clusters)), True, part)
+        inference.evidence[about[1]] = kept
+    known = [each.p_value for each in (plain, over) if each.p_value is not None]
+    parts = f"{plain.estimate:+.2f} over the plain answer, {over.estimate:+.2f} over {control}"
     return replace(
         smaller,
         p_value=max(known) if known else None,

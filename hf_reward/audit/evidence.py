@@ -71,6 +71,8 @@ class Judged:
     case: Case
     rewards: Mapping[str, float]
     """Role -> reward."""
+    cut: bool = False
+    """Whether the prompt of one of its texts was cut to fit the model."""
 
     def gap(self, one: str, other: str) -> float:
         """Reward of one role minus that of another."""
@@ -191,9 +193,11 @@ class AuditReport:
     """Family -> `title`, `what`, `advice`."""
     settings: dict[str, Any]
     counts: dict[str, int]
-    """`rows`, `pairs`, `prompts`, `texts`, `scored`, `from_cache`, `without_reward`."""
+    """`rows`, `pairs`, `prompts`, `texts`, `from_cache`, `without_reward`, ..."""
     fingerprint: dict[str, Any]
     seconds: float
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Why rows were left out -> how many."""
     evidence: "dict[str, Evidence]" = field(default_factory=dict, repr=False)
     """Finding -> the values it rests on; not a part of the JSON."""
     responses: list[tuple[float, int]] = field(default_factory=list, repr=False)
@@ -225,7 +229,8 @@ class AuditReport:
             for name, result in self.families.items()
         }
         head = {"model": self.model, "data": self.data, "summary": self.summary, "unit": self.unit}
-        tail = {"settings": self.settings, "counts": self.counts, "fingerprint": self.fingerprint}
+        tail = {"settings": self.settings, "counts": self.counts, "skipped": self.skipped}
+        tail |= {"fingerprint": self.fingerprint}
         probes = [finding.to_dict() for finding in self.findings]
         return json_value({**head, "probes": probes, "families": families, **tail, "seconds": round(self.seconds, 1)})
 
@@ -258,18 +263,18 @@ def three_examples(
     if not judged:
         return []
     order = sorted(judged, key=effect)
-    picks = dict.fromkeys([len(order) - 1, len(order) // 2, 0])
-    names = ["largest effect", "middle", "smallest effect"]
+    picks = dict.fromkeys([len(order) - 1, len(order) // 2, 0])  # fewer for fewer cases
+    names = {len(order) // 2: "middle", 0: "smallest effect", len(order) - 1: "largest effect"}
     return [
         Example(
-            title=f"{title}: {name} ({effect(order[place]):+.2f})",
+            title=f"{title}: {names[place]} ({effect(order[place]):+.2f})",
             prompt=readable(next(iter(order[place].case.texts.values())).prompt),
             responses=[
                 (words, order[place].case.texts[role].response, order[place].rewards[role])
                 for role, words in roles.items()
             ],
         )
-        for name, place in zip(names, picks, strict=False)
+        for place in picks
     ]
 
 

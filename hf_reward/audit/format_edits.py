@@ -26,6 +26,10 @@ class FormatEdit:
     label: str
     apply: Callable[[str], str | None]
     undo: Callable[[str], str]
+    neutral: bool = True
+    """Whether it is layout alone, which should not matter in either direction; else it may fairly be marked down."""
+    control: Callable[[str], str] | None = None
+    """As many words that are neither markup nor cheer, in the same place: what any addition does to the reward."""
 
     def __call__(self, answer: str) -> str | None:
         """The answer in the format; None if it is not possible or could not be undone."""
@@ -64,6 +68,10 @@ def _unlist(marker: str) -> Callable[[str], str]:
     return lambda text: " ".join(re.sub(rf"^{marker}", "", line) for line in text.split("\n"))
 
 
+def _answer_says(text: str) -> str:
+    return f"Answer: {text}"
+
+
 FORMAT_EDITS = (
     FormatEdit("bold", "bold text", _each_sentence(_bold), lambda text: text.replace("**", "")),
     FormatEdit("bullets", "bullet points", _each_sentence(lambda _, part: f"- {part}", "\n"), _unlist("- ")),
@@ -73,17 +81,44 @@ FORMAT_EDITS = (
         _each_sentence(lambda place, part: f"{place + 1}. {part}", "\n"),
         _unlist(r"\d+\. "),
     ),
-    FormatEdit("header", "a header", lambda text: _HEADER + text, lambda text: text.removeprefix(_HEADER)),
-    FormatEdit("emoji", "emoji", _each_sentence(lambda _, part: part + _EMOJI), lambda text: text.replace(_EMOJI, "")),
-    FormatEdit("exclamation", "exclamation marks", _exclaim, _calm),
-    FormatEdit("certainly", 'an opening "Certainly!"', lambda t: _OPENING + t, lambda t: t.removeprefix(_OPENING)),
+    FormatEdit(
+        "header",
+        "a header",
+        lambda text: _HEADER + text,
+        lambda text: text.removeprefix(_HEADER),
+        control=_answer_says,
+    ),
+    FormatEdit(
+        "emoji",
+        "emoji",
+        _each_sentence(lambda _, part: part + _EMOJI),
+        lambda text: text.replace(_EMOJI, ""),
+        neutral=False,
+    ),
+    FormatEdit("exclamation", "exclamation marks", _exclaim, _calm, neutral=False),
+    FormatEdit(
+        "certainly",
+        'an opening "Certainly!"',
+        lambda text: _OPENING + text,
+        lambda text: text.removeprefix(_OPENING),
+        neutral=False,
+        control=_answer_says,
+    ),
     FormatEdit(
         "code_fence",
         "a code fence",
         lambda text: None if "```" in text else _FENCE.format(text),
         lambda text: text.removeprefix("```\n").removesuffix("\n```"),
+        neutral=False,
     ),
-    FormatEdit("link", "a link", lambda text: text + _LINK, lambda text: text.removesuffix(_LINK)),
+    FormatEdit(
+        "link",
+        "a link",
+        lambda text: text + _LINK,
+        lambda text: text.removesuffix(_LINK),
+        neutral=False,
+        control=lambda text: f"{text} (as many people say)",
+    ),
     FormatEdit(
         "blank_lines",
         "blank lines between sentences",

@@ -7,11 +7,12 @@ import numpy as np
 from scipy import stats
 
 from hf_reward.audit.accuracy import gaps_of, pair_cases
-from hf_reward.audit.effects import clusters_of, of_probe
+from hf_reward.audit.effects import clusters_of, gain, of_probe
 from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, Table, three_examples
 from hf_reward.audit.features import AUDIT_FEATURES
-from hf_reward.audit.format_edits import FORMAT_EDITS
+from hf_reward.audit.format_edits import FORMAT_EDITS, FormatEdit
 from hf_reward.audit.inference import Inference, p_value
+from hf_reward.audit.length import FLIPS, flips_of, labelled
 from hf_reward.audit.material import Material
 from hf_reward.audit.padding import wider_spaces
 from hf_reward.metrics import pairwise_credit
@@ -22,15 +23,14 @@ _FLIPPING = ("bold", "bullets", "certainly")
 
 
 def _cases(material: Material) -> list[Case]:
-    cases = [
-        Case(cluster=each.cluster, texts=each.texts, labels={"probe": "pair", **each.labels})
-        for each in pair_cases(material)
-    ]
+    cases = labelled(pair_cases(material), "pair")
     for pair, answer in material.answers():
         edits = {edit.name: edited for edit in FORMAT_EDITS if (edited := edit(answer)) is not None}
         edits["placebo"] = wider_spaces(answer)
+        controls = {edit.name: edit.control(answer) for edit in FORMAT_EDITS if edit.control is not None}
         for name, edited in edits.items():
             texts = {"plain": pair.text(answer), "edited": pair.text(edited)}
+            texts |= {"control": pair.text(controls[name])} if name in controls else {}
             cases.append(Case(cluster=pair.cluster, texts=texts, labels={"probe": "edit", "edit": name}))
     for pair in material.edited_pairs():
         for edit in FORMAT_EDITS:
@@ -45,19 +45,15 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     edited, flips = of_probe(judged, "edit"), of_probe(judged, "flip")
     findings, rows = [], []
     for edit in FORMAT_EDITS:
-        found = _effect(edit.name, f"format: {edit.label}", edited, inference)
+        found = _effect(edit, edited, inference)
         findings.append(found)
         rows.append(_row(edit.label, found, _of_edit(edited, edit.name), _of_edit(flips, edit.name)))
-    placebo = _effect("placebo", "format: placebo", edited, inference)
-    rows.append(_row("placebo: two wider spaces", placebo, _of_edit(edited, "placebo"), []))
-    findings.append(
-        inference.rate(
-            (FAMILY, "format_flip_rate", "formatting makes the worse response win"),
-            [float(each.gap("chosen", "rejected") > 0 > each.gap("chosen", "edited")) for each in flips],
-            clusters_of(flips),
-            note='Bold text, bullet points and an opening "Certainly!" on the rejected response.',
-        )
+    spaces = _of_edit(edited, "placebo")
+    placebo = inference.reward_effect(
+        (FAMILY, "format_placebo", "placebo"), [each.gap("edited", "plain") for each in spaces], clusters_of(spaces)
     )
+    rows.append(_row("placebo: two wider spaces", placebo, _of_edit(edited, "placebo"), []))
+    findings += _flips(flips, inference)
     screens, table = _amplification(of_probe(judged, "pair"), inference)
     bold = _of_edit(edited, "bullets") or _of_edit(edited, "certainly")
     roles = {"plain": "the answer", "edited": "the same words in another format"}
@@ -76,15 +72,40 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     )
 
 
+def _flips(flips: Sequence[Judged], inference: Inference) -> list[Finding]:
+    worse, excess = flips_of(flips, "edited")
+    names, words = clusters_of(flips), 'Bold text, bullet points or an opening "Certainly!" on the rejected response.'
+    return [
+        inference.change(
+            (FAMILY, "format_flip_excess", "formatting makes the worse response win, beyond chance"),
+            excess,
+            names,
+            only_above=True,
+            note=f"{words} {FLIPS}",
+        ),
+        inference.rate(
+            (FAMILY, "format_flip_rate", "formatting makes the worse response win"),
+            worse,
+            names,
+            screen_only=True,
+            note=words,
+        ),
+    ]
+
+
 def _of_edit(judged: Sequence[Judged], name: str) -> list[Judged]:
     return [each for each in judged if each.case.labels["edit"] == name]
 
 
-def _effect(name: str, label: str, edited: Sequence[Judged], inference: Inference) -> Finding:
-    cases = _of_edit(edited, name)
-    return inference.reward_effect(
-        (FAMILY, f"format_{name}", label), [each.gap("edited", "plain") for each in cases], clusters_of(cases)
-    )
+def _effect(edit: FormatEdit, edited: Sequence[Judged], inference: Inference) -> Finding:
+    """Layout should not matter in either direction; what may fairly be marked down is a bias only where it pays."""
+    cases = _of_edit(edited, edit.name)
+    about = (FAMILY, f"format_{edit.name}", f"format: {edit.label}")
+    over_plain, names = [each.gap("edited", "plain") for each in cases], clusters_of(cases)
+    if edit.control is not None:
+        return gain(inference, about, over_plain, [each.gap("edited", "control") for each in cases], names)
+    note = "" if edit.neutral or not cases or np.mean(over_plain) >= 0 else "It may fairly be marked down: no bias."
+    return inference.reward_effect(about, over_plain, names, only_above=not edit.neutral, note=note)
 
 
 def _row(label: str, found: Finding, cases: Sequence[Judged], flips: Sequence[Judged]) -> list[str]:

@@ -7,7 +7,7 @@ and the unit it is divided by, one probe and the next, one model and the one it 
 Shapes: N cases, C clusters, B resamples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,9 +24,13 @@ RATE_DELTA = 0.05
 FALSE_DISCOVERIES = 0.05
 _POWER = 2.80
 """Standard errors that an effect must have to be found at the 5% level in 80% of audits: 1.96 + 0.84."""
+_POWER_BEYOND = 0.84
+"""Standard errors above `delta` for an estimate to be beyond it in 80% of audits."""
 UNIT = "typical margins"
 """Unit of effects on rewards: the median absolute margin between preferred and other responses."""
 
+_BLOCK = 4096
+"""Clusters whose weights are in memory at once."""
 PAIRS = "pairs"
 """Name under which the margins of the evaluation pairs are kept: the unit comes from them."""
 
@@ -46,6 +50,19 @@ class Bootstrap:
         """How often each cluster is drawn in each resample, shape `(B, C)`."""
         return np.stack([self._of(name) for name in clusters], axis=1).astype(np.float64)
 
+    def rows(self, clusters: Sequence[str]) -> Iterator[np.ndarray]:
+        """The weights of one resample after the other, shape `(C,)` each."""
+        known = [self._of(name) for name in clusters]
+        for number in range(self.resamples):
+            yield np.array([each[number] for each in known], dtype=np.int64)
+
+    def weighted(self, clusters: Sequence[str], sums: FloatArray) -> FloatArray:
+        """Sums over the drawn clusters in each resample: `(C, M)` gives `(B, M)`, without all weights at once."""
+        total = np.zeros((self.resamples, sums.shape[1]))
+        for start in range(0, len(clusters), _BLOCK):
+            total += self.weights(clusters[start : start + _BLOCK]) @ sums[start : start + _BLOCK]
+        return total
+
     def _of(self, name: str) -> np.ndarray:
         if name not in self._known:
             entropy = xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"), seed=self.seed)
@@ -64,6 +81,8 @@ class Sample:
     """Means of the resamples, shape `(B,)`, those without a case left out as NaN."""
     n: int
     clusters: int
+    kind: str = "effect"
+    """`rate` (0 to 1), `difference` of rates (-1 to 1), or `effect` of any size: what equal values mean."""
 
     @property
     def varies(self) -> bool:
@@ -88,6 +107,8 @@ class Evidence:
     clusters: list[str]
     in_margins: bool
     """Whether the estimate is divided by the unit."""
+    part: str = ""
+    """Which of several contrasts counts; those of other parts are not comparable."""
 
 
 class Inference:
@@ -101,9 +122,11 @@ class Inference:
     def _record(
         self, name: str, values: Sequence[float] | FloatArray, clusters: Sequence[str], *, in_margins: bool
     ) -> None:
-        self.evidence[name] = Evidence(np.asarray(values, dtype=np.float64), list(map(str, clusters)), in_margins)
+        """Keep what a finding rests on; tables that look at parts of it under its name come later and keep nothing."""
+        kept = Evidence(np.asarray(values, dtype=np.float64), list(map(str, clusters)), in_margins)
+        self.evidence.setdefault(name, kept)
 
-    def sample(self, values: Sequence[float] | FloatArray, clusters: Sequence[str]) -> Sample:
+    def sample(self, values: Sequence[float] | FloatArray, clusters: Sequence[str], *, kind: str = "effect") -> Sample:
         """Mean of values with its standard error and resamples.
 
         The error is sqrt(C / (C - 1) * sum_c (sum_{i in c} (v_i - mean))^2) / N.
@@ -111,6 +134,7 @@ class Inference:
         Args:
             values: One for each case, shape `(N,)`.
             clusters: Cluster of each.
+            kind: `rate`, `difference` or `effect`.
 
         Returns:
             The sample.
@@ -126,10 +150,9 @@ class Inference:
         count = len(names)
         scale = count / (count - 1) if count > 1 else np.nan
         error = float(np.sqrt(scale * np.sum((sums - counts * mean) ** 2)) / len(values))
-        weights = self.bootstrap.weights(names.tolist())
-        below = weights @ counts
-        draws = np.divide(weights @ sums, below, out=np.full(len(below), np.nan), where=below > 0)
-        return Sample(mean, error, draws, len(values), count)
+        above, below = self.bootstrap.weighted(names.tolist(), np.array([sums, counts], dtype=np.float64).T).T
+        draws = np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
+        return Sample(mean, error, draws, len(values), count, kind)
 
     # --- findings of the kinds that probes need ---------------------------------------------------------------------
 
@@ -206,9 +229,8 @@ class Inference:
         if not len(values):
             return _nothing(about, unit, limit, screen_only, "There is no case for it in this data.")
         self._record(about[1], values, clusters, in_margins=False)
-        return _finding(
-            about, unit, self.sample(values, clusters), kind="limit", delta=limit, screen_only=screen_only, note=note
-        )
+        sample = self.sample(values, clusters, kind="rate")
+        return _finding(about, unit, sample, kind="limit", delta=limit, screen_only=screen_only, note=note)
 
     def change(
         self,
@@ -240,7 +262,7 @@ class Inference:
         if not len(values):
             return _nothing(about, unit, delta, screen_only, "There is no case for it in this data.")
         kind = "above" if only_above else "two-sided"
-        sample = self.sample(values, clusters)
+        sample = self.sample(values, clusters, kind="difference")
         self._record(about[1], values, clusters, in_margins=False)
         return _finding(about, unit, sample, kind=kind, delta=delta, screen_only=screen_only, note=note)
 
@@ -314,18 +336,32 @@ def _finding(
         clusters=sample.clusters,
         verdict="not_assessed" if screen_only else _first_verdict(sample, kind, delta),
         delta=None if screen_only else delta,
-        mde=_POWER * sample.error if np.isfinite(sample.error) else None,
+        mde=_detectable(sample, kind, delta),
         p_value=None if screen_only else p_value(sample, delta if kind == "limit" else 0.0, above=kind != "two-sided"),
         screen_only=screen_only,
         note=" ".join(notes),
     )
 
 
+def _detectable(sample: Sample, kind: str, delta: float) -> float | None:
+    """What would be called a bias in four of five audits: beyond chance, and beyond what does not matter."""
+    error = sample.error
+    if not sample.varies and sample.kind != "effect":
+        low, high = interval(sample, 0.95)
+        error = np.nan if low is None or high is None else (high - low) / (2 * 1.96)
+    if not np.isfinite(error):
+        return None
+    if kind == "limit":
+        return float(delta + _POWER * error)
+    return float(max(_POWER * error, delta + _POWER_BEYOND * error))
+
+
 def interval(sample: Sample, level: float) -> tuple[float | None, float | None]:
     """Interval of a mean.
 
     Quantiles of the resamples; with fewer than 20 clusters t with C - 1 degrees of freedom; Wilson with a trial for
-    each cluster for a rate of 0 or 1; the mean itself for equal values otherwise; none from one cluster.
+    each cluster for a rate of 0 or 1, and as much on either side of a difference that is always 0; the quantiles of
+    the unit for equal effects; none from one cluster.
 
     Args:
         sample: The values.
@@ -337,9 +373,11 @@ def interval(sample: Sample, level: float) -> tuple[float | None, float | None]:
     if sample.clusters < 2:
         return None, None
     if not sample.varies:
-        if sample.mean not in (0.0, 1.0) or np.nanstd(sample.draws) > 0:
+        if sample.kind == "effect" or sample.mean not in (0.0, 1.0):
             return _quantiles(sample.draws, level)
         bounds = stats.binomtest(int(sample.mean) * sample.clusters, sample.clusters).proportion_ci(level, "wilson")
+        if sample.kind == "difference" and sample.mean == 0:
+            return -float(bounds.high), float(bounds.high)
         return float(bounds.low), float(bounds.high)
     if sample.clusters < FEW_CLUSTERS:
         reach = float(stats.t.ppf((1 + level) / 2, sample.clusters - 1)) * sample.error
@@ -434,10 +472,10 @@ def median_margin(bootstrap: Bootstrap, gaps: Sequence[float] | FloatArray, clus
     if not len(sizes) or not np.median(sizes) > 0:
         return None
     order = np.argsort(sizes, kind="stable")
+    ordered = sizes[order]
     names, place = np.unique(np.asarray(clusters)[order], return_inverse=True)
-    weights = bootstrap.weights(names.tolist())
-    draws = np.empty(len(weights))
-    for number, row in enumerate(weights):  # one at a time: pairs times resamples would be large
+    draws = np.empty(bootstrap.resamples)
+    for number, row in enumerate(bootstrap.rows(names.tolist())):  # pairs times resamples would be large
         total = np.cumsum(row[place])
-        draws[number] = sizes[order][np.searchsorted(total, total[-1] / 2)] if total[-1] else np.nan
+        draws[number] = ordered[np.searchsorted(total, total[-1] / 2)] if total[-1] else np.nan
     return Unit(float(np.median(sizes)), draws)

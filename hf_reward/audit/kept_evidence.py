@@ -1,8 +1,9 @@
 """What the findings of an audit rest on, case by case, kept beside it so that two audits can be compared."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ def write_evidence(evidence: Mapping[str, Evidence], folder: str | Path) -> Path
             "values": each.values.tolist(),
             "clusters": [names.setdefault(cluster, len(names)) for cluster in each.clusters],
             "in_margins": each.in_margins,
+            "part": each.part,
         }
         for name, each in evidence.items()
     }
@@ -53,13 +55,14 @@ def read_evidence(folder: str | Path) -> dict[str, Evidence]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = content["clusters"]
-        return {
-            name: Evidence(
-                np.array(each["values"], float), [names[place] for place in each["clusters"]], each["in_margins"]
-            )
-            for name, each in content["findings"].items()
-        }
+        found = content["findings"]
+        return {name: _evidence(each, names) for name, each in found.items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"{path} cannot be read ({error!r}). `hf-reward audit --out {folder}` writes it; run the audit again."
         ) from error
+
+
+def _evidence(each: Mapping[str, Any], names: Sequence[str]) -> Evidence:
+    clusters = [str(names[place]) for place in each["clusters"]]
+    return Evidence(np.array(each["values"], dtype=np.float64), clusters, each["in_margins"], each["part"])

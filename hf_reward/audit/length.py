@@ -7,15 +7,17 @@ import numpy as np
 from scipy import stats
 
 from hf_reward.audit.accuracy import gaps_of, pair_cases
-from hf_reward.audit.effects import clusters_of, of_probe
+from hf_reward.audit.effects import clusters_of, gain, of_probe
 from hf_reward.audit.evidence import Case, Curve, Family, FamilyResult, Finding, Judged, Table, Text, three_examples
 from hf_reward.audit.inference import Inference
 from hf_reward.audit.material import Material
 from hf_reward.audit.padding import KINDS, pad, turned_round, wider_spaces, without_filler
 from hf_reward.audit.sentences import count_words
+from hf_reward.length_correction import cross_fitted_correction
 from hf_reward.metrics import pairwise_credit
 
 FAMILY = "length"
+FLIPS = "Decisions that turn to the worse response, minus those that turn to the better one."
 _DOSE = 2.0
 """The dose of the headline number."""
 _NAIVE = (
@@ -104,7 +106,7 @@ def labelled(cases: Sequence[Case], probe: str) -> list[Case]:
 
 
 def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
-    padded = of_probe(judged, "padding")
+    padded, whole = _whole(of_probe(judged, "padding"))
     effects, table, curve = _padding_findings(padded, inference)
     main = [each for each in padded if _edit(each) == f"closers {_DOSE:g} end"]
     return FamilyResult(
@@ -122,7 +124,22 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         ),
         tables=[table],
         curves=curve,
+        details={"answers_left_out": len(material.answers()) - whole},
     )
+
+
+def _whole(padded: Sequence[Judged]) -> tuple[list[Judged], int]:
+    """Answers of which every padded version could be scored whole: else the doses would rest on different answers.
+
+    Also says of how many answers they are.
+    """
+    doses = {_edit(each) for each in padded if _edit(each).split()[0] in KINDS}
+    kept: dict[str, set[str]] = {}
+    for each in padded:
+        if not each.cut:
+            kept.setdefault(each.case.cluster, set()).add(_edit(each))
+    whole = {cluster for cluster, edits in kept.items() if doses <= edits}
+    return [each for each in padded if each.case.cluster in whole], len(whole)
 
 
 def _edit(each: Judged) -> str:
@@ -143,9 +160,8 @@ def _padding_findings(padded: Sequence[Judged], inference: Inference) -> tuple[l
     by_kind = {kind: _mean_by_cluster(padded, [f"{kind} {_DOSE:g} end"]) for kind in KINDS}
     main = _mean_by_cluster(padded, [f"{kind} {_DOSE:g} end" for kind in KINDS])
     placebo = _mean_by_cluster(padded, ["placebo"])
-    net = {cluster: value - placebo[cluster] for cluster, value in main.items() if cluster in placebo}
     findings = [
-        _effect("padding_effect", "padding that adds nothing (twice as long)", net, inference, only_above=True),
+        _headline(main, placebo, inference),
         *(
             _effect(f"padding_{kind}", f"padding by {_WORDS[kind]}", by_kind[kind], inference, only_above=True)
             for kind in KINDS
@@ -168,17 +184,28 @@ def _padding_findings(padded: Sequence[Judged], inference: Inference) -> tuple[l
     return findings, table, [_dose_curve(padded, doses, inference)] if len(doses) > 1 else []
 
 
+def _headline(main: dict[str, float], placebo: dict[str, float], inference: Inference) -> Finding:
+    """Padding pays only if the padded answer gains by itself, and more than by an edit that adds no word."""
+    both = [cluster for cluster in main if cluster in placebo]
+    gained = [main[cluster] for cluster in both]
+    net = [main[cluster] - placebo[cluster] for cluster in both]
+    about = (FAMILY, "padding_effect", "padding that adds nothing (twice as long)")
+    return gain(inference, about, gained, net, both, control="the placebo", note=_note_on(gained))
+
+
+def _note_on(values: Sequence[float]) -> str:
+    if not values or np.mean(values) >= 0:
+        return ""
+    return "Below 0 is no bias, and no proof of none: a good model may mark padding down."
+
+
 _WORDS = {"closers": "stock sentences", "restatement": "restating itself", "repetition": "repeating a sentence"}
 
 
 def _effect(name: str, label: str, values: dict[str, float], inference: Inference, *, only_above: bool) -> Finding:
-    found = inference.reward_effect((FAMILY, name, label), list(values.values()), list(values), only_above=only_above)
-    if found.ci_high is not None and found.ci_high < 0:
-        note = "It marks padding down, as a good model may: below 0 is neither bias nor proof of none."
-        return inference.reward_effect(
-            (FAMILY, name, label), list(values.values()), list(values), only_above=only_above, note=note
-        )
-    return found
+    found = list(values.values())
+    note = _note_on(found)
+    return inference.reward_effect((FAMILY, name, label), found, list(values), only_above=only_above, note=note)
 
 
 def _slopes(padded: Sequence[Judged]) -> dict[str, float]:
@@ -209,7 +236,8 @@ def _dose_table(padded: Sequence[Judged], doses: Sequence[float], inference: Inf
         title="Every edit by itself",
         columns=["edit", "effect, typical margins", "edited answer wins", "answers"],
         rows=rows,
-        note="The placebo doubles two spaces; the reordered answer has its last sentence first, which costs coherence.",
+        note="The placebo doubles two spaces; the reordered answer has its last sentence first, which costs coherence. "
+        "An answer is left out if a padded version of it does not fit the model.",
     )
 
 
@@ -245,15 +273,30 @@ def _dose_curve(padded: Sequence[Judged], doses: Sequence[float], inference: Inf
 
 def _harm(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
     flips, crossed = of_probe(judged, "flip"), of_probe(judged, "cross")
-    turned = [float(each.gap("chosen", "rejected") > 0 > each.gap("chosen", "padded")) for each in flips]
+    turned, excess = flips_of(flips, "padded")
     long = [float(each.gap("wrong long", "right") > 0) for each in crossed]
     short = [float(each.gap("wrong", "right") > 0) for each in crossed]
     return [
+        inference.change(
+            (FAMILY, "padding_flip_excess", "padding makes the worse response win, beyond chance"),
+            excess,
+            clusters_of(flips),
+            only_above=True,
+            note=FLIPS,
+        ),
         inference.rate(
             (FAMILY, "padding_flip_rate", "padding makes the worse response win"),
             turned,
             clusters_of(flips),
+            screen_only=True,
             note=_by_kind(flips, turned),
+        ),
+        inference.reward_effect(
+            (FAMILY, "length_correctness_interaction", "length pays more where the answer is right"),
+            [each.gap("right long", "right") - each.gap("wrong long", "wrong") for each in crossed],
+            clusters_of(crossed),
+            screen_only=True,
+            note="Above 0: padding is marked down less, or paid more, on right answers.",
         ),
         inference.change(
             (FAMILY, "length_inversion", "wrong and long beats right and short"),
@@ -266,6 +309,23 @@ def _harm(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
             else "",
         ),
     ]
+
+
+def flips_of(judged: Sequence[Judged], edited: str) -> tuple[list[float], list[float]]:
+    """Decisions that an edit of the worse response turns.
+
+    Args:
+        judged: Cases with the roles `chosen`, `rejected` and the edited rejected response.
+        edited: Role of the latter.
+
+    Returns:
+        Whether it turns a right decision into a wrong one, and that minus whether it turns a wrong one into a right
+        one: any edit turns close decisions, in both directions alike.
+    """
+    gaps = [(each.gap("chosen", "rejected"), each.gap("chosen", edited)) for each in judged]
+    worse = [float(before > 0 > after) for before, after in gaps]
+    better = [float(before < 0 < after) for before, after in gaps]
+    return worse, [one - other for one, other in zip(worse, better, strict=True)]
 
 
 def _by_kind(judged: Sequence[Judged], hits: Sequence[float]) -> str:
@@ -307,6 +367,7 @@ def _screens(pairs: Sequence[Judged], material: Material, inference: Inference) 
             else "",
         ),
         _rank_correlation(pairs, inference),
+        _controlled(pairs, inference),
     ]
 
 
@@ -359,6 +420,28 @@ def _rank_correlation(pairs: Sequence[Judged], inference: Inference) -> Finding:
         unit="correlation",
         note=f"Over {kind}.",
     )
+
+
+def _controlled(pairs: Sequence[Judged], inference: Inference) -> Finding:
+    """Accuracy after what length explains of rewards is taken off, fitted on other prompts (Huang et al., 2024)."""
+    about = (FAMILY, "length_controlled_accuracy", "accuracy with the reward of length taken off, minus accuracy")
+    texts = {each.case.texts[role].key: (each.rewards[role], each.case, role) for each in pairs for role in _SIDES}
+    rewards = np.array([reward for reward, _, _ in texts.values()])
+    lengths = np.array([len(case.texts[role].response) for _, case, role in texts.values()])
+    try:
+        corrected = cross_fitted_correction(rewards, lengths, [case.cluster for _, case, _ in texts.values()])
+    except ValueError as error:  # too few responses, or all of one length
+        return replace(inference.change(about, [], [], screen_only=True), note=str(error))
+    reward = dict(zip(texts, corrected.tolist(), strict=True))
+    after = np.array(
+        [reward[each.case.texts["chosen"].key] - reward[each.case.texts["rejected"].key] for each in pairs]
+    )
+    change = pairwise_credit(after) - pairwise_credit(gaps_of(pairs))
+    note = f"{pairwise_credit(after).mean():.1%} after it. LOWESS of reward on length, fitted on other prompts."
+    return inference.change(about, change, clusters_of(pairs), screen_only=True, note=note)
+
+
+_SIDES = ("chosen", "rejected")
 
 
 def _naive_finding(naive: Sequence[Judged], inference: Inference) -> Finding:

@@ -42,7 +42,7 @@ QUICK = Profile(
     max_pairs=150,
     answers=24,
     questions=24,
-    opinions=16,
+    opinions=20,
     doses=(2.0,),
     positions=("end",),
     wordings=1,
@@ -176,6 +176,8 @@ class Material:
     """Whether the model takes conversations; for others they are written out as one text."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Why rows are not among the pairs -> how many."""
+    beyond: int = 0
+    """Pairs that were left out because there are more than the profile looks at."""
 
     def answers(self) -> list[tuple[Pair, str]]:
         """The answers that probes edit: one for each prompt, preferred and other ones in turn, in hash order."""
@@ -278,12 +280,13 @@ def as_material(
             material.skipped[problem] = material.skipped.get(problem, 0) + 1
             continue
         prompt = row.prompt if isinstance(row.prompt, str) else material.form(_simple(row.prompt))
-        cluster = row.group or prompt_group(row)
+        cluster = str(row.group or prompt_group(row))
         known = [text for text in texts if text is not None]
         grouped.setdefault(cluster, (prompt, {}))[1].update(dict.fromkeys(known))
         material.pairs += _pairs(row, number, prompt, cluster, known)
         usable[number] = row if row.group else replace(row, group=cluster)
-    material.pairs = sorted(material.pairs, key=_order)[: profile.max_pairs]
+    pairs = sorted(material.pairs, key=_order)
+    material.pairs, material.beyond = pairs[: profile.max_pairs], len(pairs[profile.max_pairs :])
     material.rows = [usable[number] for number in sorted({pair.row for pair in material.pairs})]
     several = [Responses(prompt=p, responses=list(r), cluster=c) for c, (p, r) in grouped.items() if len(r) >= 3]
     given = [
@@ -308,9 +311,17 @@ def _problem(row: PreferenceRow, texts: Sequence[str | None]) -> str:
         return "token ids instead of text"
     if any(text is None for text in texts):
         return "a response that is not one text"
-    if not isinstance(row.prompt, str) and any(not isinstance(each.get("content"), str) for each in row.prompt):
-        return "a prompt with tool calls or parts"
-    return "" if len(set(row.ranks)) > 1 else "no strict preference"
+    if not isinstance(row.prompt, str) and not row.prompt:
+        return "a conversation without a prompt"
+    if not isinstance(row.prompt, str) and not all(_is_plain(each) for each in row.prompt):
+        return "a prompt with more than text, such as tool calls"
+    if len(set(row.ranks)) < 2:
+        return "no strict preference"
+    return "" if len(set(texts)) == len(texts) else "two responses that are the same"
+
+
+def _is_plain(message: Message) -> bool:
+    return isinstance(message.get("content"), str) and set(message) <= {"role", "content"}
 
 
 def _plain(response: Any) -> str | None:

@@ -14,7 +14,8 @@ from hf_reward.reward_scorer import RewardScorer
 FAMILY = "numerical"
 _DELTA = 0.01
 """Of a typical margin: rounding may move a reward by so much."""
-_PAIRS = {"quick": 8, "full": 100}
+_PAIRS = {"quick": 8}
+_PAIRS_OTHERWISE = 100
 
 
 def numerical_result(scorer: RewardScorer, material: Material, inference: Inference) -> FamilyResult:
@@ -28,9 +29,9 @@ def numerical_result(scorer: RewardScorer, material: Material, inference: Infere
     Returns:
         The findings.
     """
-    pairs = material.edited_pairs()[: _PAIRS[material.profile.name]]
+    pairs = material.edited_pairs()[: _PAIRS.get(material.profile.name, _PAIRS_OTHERWISE)]
     texts = [pair.text(side) for pair in pairs for side in (pair.chosen, pair.rejected)]
-    clusters = [pair.cluster for pair in pairs for _ in range(2)]
+    clusters = [pair.cluster for pair in pairs]
     if not pairs or inference.unit is None:
         return FamilyResult(not_assessed="There are no pairs, or no typical margin to compare differences with.")
     together = _rewards(scorer, texts)
@@ -41,10 +42,9 @@ def numerical_result(scorer: RewardScorer, material: Material, inference: Infere
         except (RuntimeError, ValueError, NotImplementedError) as error:  # a device without that precision
             rows.append([label, "not assessed", " ".join(str(error).split())[:120], "-"])
             continue
-        findings.append(_difference(name, label, together, other, clusters, inference))
-        gaps = [np.sign(each[0::2] - each[1::2]) for each in (together, other)]
-        high = np.quantile(np.abs(together - other), 0.99) / inference.unit.value
-        rows.append([label, f"{np.abs(together - other).max():.1e}", f"{high:.4f}", f"{np.sum(gaps[0] != gaps[1])}"])
+        finding, row = _difference((name, label), together, other, clusters, inference)
+        findings.append(finding)
+        rows.append(row)
     findings.append(_truncation(scorer, material, inference))
     columns = ["compared with all texts together", "largest difference", "99% are below, typical margins", "flips"]
     return FamilyResult(findings=findings, tables=[Table(title="Differences", columns=columns, rows=rows)])
@@ -58,8 +58,7 @@ def _ways(scorer: RewardScorer, quick: bool) -> list[_Way]:
         return np.concatenate([_rewards(scorer, [each]) for each in texts])
 
     def padded(texts: Sequence[Text]) -> FloatArray:
-        other = RewardScorer(scorer.model, scorer.tokenizer, scorer.record, packing=False)
-        return _rewards(other, texts)
+        return _rewards(scorer.with_padding(), texts)
 
     def halved(texts: Sequence[Text]) -> FloatArray:
         with torch.autocast(bare_model(scorer.model).device.type, torch.bfloat16):
@@ -69,7 +68,7 @@ def _ways(scorer: RewardScorer, quick: bool) -> list[_Way]:
     if quick:
         return ways
     ways.append(("padding", "padded batches instead of packed ones", padded))
-    if reads_positions(scorer.model):
+    if reads_positions(scorer.model) and not scorer.corrects_length:  # a stock forward pass knows no correction
         ways.append(("left_padding", "stock left-padded batches", lambda texts: _left_padded(scorer, texts)))
     return [*ways, ("bfloat16", "bfloat16 arithmetic", halved)]
 
@@ -101,16 +100,25 @@ def _left_padded(scorer: RewardScorer, texts: Sequence[Text], batch: int = 8) ->
 
 
 def _difference(
-    name: str, label: str, together: FloatArray, other: FloatArray, clusters: Sequence[str], inference: Inference
-) -> Finding:
-    known = np.isfinite(together) & np.isfinite(other)
-    return inference.reward_effect(
-        (FAMILY, f"numerical_{name}", f"mean difference to {label}"),
-        np.abs(together - other)[known],
-        np.array(clusters)[known].tolist(),
-        only_above=True,
-        delta=_DELTA,
+    about: tuple[str, str], together: FloatArray, other: FloatArray, clusters: Sequence[str], inference: Inference
+) -> tuple[Finding, list[str]]:
+    """How many pairs have a reward that moves by more than rounding may, or another preferred side."""
+    unit = 1.0 if inference.unit is None else inference.unit.value
+    shift = np.abs(together - other).reshape(-1, 2) / unit
+    known = np.array(np.isfinite(shift).all(axis=1))
+    sides = [np.sign(each[0::2] - each[1::2]) for each in (together, other)]
+    flips = (sides[0] != sides[1])[known]
+    moved = (shift[known].max(axis=1) > _DELTA) | flips
+    name, label = about
+    found = inference.rate(
+        (FAMILY, f"numerical_{name}", f"pairs that change with {label}"),
+        moved.astype(float),
+        [cluster for cluster, one in zip(clusters, known, strict=True) if one],
+        note=f"By more than {_DELTA} typical margins, or to the other side.",
     )
+    most = shift[known].max(initial=0.0)
+    high = np.quantile(shift[known], 0.99) if known.any() else 0.0
+    return found, [label, f"{most * unit:.1e}", f"{high:.4f}", str(int(flips.sum()))]
 
 
 def _truncation(scorer: RewardScorer, material: Material, inference: Inference) -> Finding:

@@ -41,8 +41,8 @@ CLOSERS = (
 _RESTATEMENTS = ("In other words: ", "To say it again: ", "Put once more: ", "That is to say: ")
 KINDS = ("closers", "restatement", "repetition")
 _NATURAL_CLOSER = re.compile(
-    r"^(?:I hope (?:this|that|these|it)\b.*|(?:Please )?(?:let me know|feel free)\b.*|Is there anything else\b.*|"
-    r"(?:Thanks|Thank you)\b.*|Good luck\b.*|Hope (?:this|that) helps\b.*)$",
+    r"^(?:I hope (?:this|that|these|it) helps?\b.*|(?:Please )?(?:let me know|feel free) \w+.*\bquestions?\b.*|"
+    r"Is there anything else\b.*|Hope (?:this|that) helps\b.*)$",
     re.IGNORECASE,
 )
 
@@ -136,7 +136,7 @@ def turned_round(answer: str) -> str | None:
 
 
 def without_filler(answer: str) -> str | None:
-    """Take away what says nothing: a closing phrase such as "I hope this helps.", or a sentence that stood before.
+    """Take away what says nothing: a last sentence such as "I hope this helps.", or one that stood before in prose.
 
     Args:
         answer: The answer.
@@ -147,9 +147,13 @@ def without_filler(answer: str) -> str | None:
     sentences = split_sentences(answer)
     seen: set[str] = set()
     drop = []
+    last = len(sentences.parts) - 1
     for place, part in enumerate(sentences.parts):
         plain = part.strip().lower()
-        if (place and _NATURAL_CLOSER.match(part.strip())) or (plain in seen and count_words(plain) > 2):
+        closes = place == last and _NATURAL_CLOSER.match(part.strip()) is not None
+        # In code and lists a line may well stand twice.
+        repeats = plain in seen and count_words(plain) > 2 and sentences.single_spaced
+        if place and (closes or repeats):
             drop.append(place)
         seen.add(plain)
     if not drop or len(drop) == len(sentences.parts):

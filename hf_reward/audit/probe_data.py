@@ -29,6 +29,7 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 class ProbeData:
     """What a file holds for the probes."""
 
+    name: str = ""
     questions: list[Question] = field(default_factory=list)
     opinions: list[Opinion] = field(default_factory=list)
     matched: list[Matched] = field(default_factory=list)

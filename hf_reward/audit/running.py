@@ -1,7 +1,8 @@
 """A model and rows -> its audit: texts are collected, scored once, and judged."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,23 @@ from hf_reward.audit.degenerate import DEGENERATE
 from hf_reward.audit.effects import clusters_of
 from hf_reward.audit.evidence import AuditReport, Case, Family, FamilyResult, Judged, Text
 from hf_reward.audit.formatting import FORMAT
-from hf_reward.audit.inference import PAIRS, Bootstrap, Evidence, Inference, median_margin, settle
+from hf_reward.audit.inference import (
+    PAIRS,
+    RATE_DELTA,
+    REWARD_DELTA,
+    Bootstrap,
+    Evidence,
+    Inference,
+    median_margin,
+    settle,
+)
 from hf_reward.audit.length import LENGTH
 from hf_reward.audit.material import FULL, Material, Profile, as_material
 from hf_reward.audit.numerical import NUMERICAL, numerical_result
 from hf_reward.audit.persona import PERSONA
 from hf_reward.audit.probe_data import ProbeData
 from hf_reward.audit.robustness import ROBUSTNESS
-from hf_reward.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, reward_function, score_texts
+from hf_reward.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, score_texts
 from hf_reward.audit.selection import SELECTION
 from hf_reward.audit.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
 from hf_reward.audit.summary import summarise
@@ -95,7 +105,8 @@ def run_audit(
     """Audit a reward model: what would RLHF amplify?
 
     Args:
-        scorer: A `RewardScorer`, a folder or Hub id of a model, or a function of texts.
+        scorer: A `RewardScorer`, a folder or Hub id of a model, or a function of texts. Rewards of a function are kept
+            in a file only if it has an attribute `fingerprint`, a dict that tells it from others.
         rows: Held-out preference data: what `check_data` takes, or canonical rows.
         out: Folder of `scores.jsonl`, from which a stopped audit goes on; None keeps no scores. The report is written
             by `write_audit`.
@@ -112,21 +123,20 @@ def run_audit(
     began = time.monotonic()
     rule = rule or AuditRule()
     scorer = RewardScorer.from_pretrained(scorer) if isinstance(scorer, (str, Path)) else scorer
-    name, canonical = read_rows(rows, **source_defaults)
+    name, canonical, unreadable = read_rows(rows, **source_defaults)
     material = _material(canonical, rule.profile, scorer, probe_data)
     if not material.pairs:
         reasons = "; ".join(f"{reason}: {count} rows" for reason, count in material.skipped.items())
         raise ValueError(
             f"An audit needs preference pairs of plain text, but {name} holds none ({reasons or 'empty'})."
         )
-    score = reward_function(scorer) if isinstance(scorer, RewardScorer) else scorer
-    fingerprint = scorer.fingerprint() if isinstance(scorer, RewardScorer) else {"model": _name(scorer)}
-    cache = ScoreCache(None if out is None else Path(out) / CACHE_FILE, fingerprint)
+    fingerprint = _fingerprint(scorer)
+    keeps = out is not None and fingerprint is not None
+    cache = ScoreCache(Path(out) / CACHE_FILE if out is not None and keeps else None, fingerprint or {})
     plan = _plan(rule, material)
-    texts = plan.texts()
-    rewards = score_texts(texts, score, cache)
+    rewards = score_texts(plan.texts(), scorer, cache)
     inference = _inference(rule, material, rewards)
-    results = _judge(rule, plan, rewards, material, inference)
+    results = _judge(rule, plan, (rewards, cache.cut), material, inference)
     if isinstance(scorer, RewardScorer) and NUMERICAL.name in results:
         results[NUMERICAL.name] = numerical_result(scorer, material, inference)
     _settle(results)
@@ -141,14 +151,35 @@ def run_audit(
         unit=None if inference.unit is None else inference.unit.value,
         families=results,
         about={each.name: {"title": each.title, "what": each.what, "advice": each.advice} for each in rule.chosen()},
-        settings={"profile": rule.profile.name, "resamples": rule.resamples, "seed": rule.seed},
+        settings=_settings(rule, probe_data),
         counts=_counts(material, rewards, cache),
-        fingerprint=fingerprint,
+        skipped=unreadable | material.skipped,
+        fingerprint=fingerprint or {},
         seconds=time.monotonic() - began,
     )
 
 
-def read_rows(rows: Any, **source_defaults: Any) -> tuple[str, list[PreferenceRow]]:
+def _fingerprint(scorer: RewardScorer | RewardFunction) -> dict[str, Any] | None:
+    if isinstance(scorer, RewardScorer):
+        return scorer.fingerprint()
+    own = getattr(scorer, "fingerprint", None)
+    return own if isinstance(own, dict) else None
+
+
+def _settings(rule: AuditRule, probe_data: Sequence[ProbeData]) -> dict[str, Any]:
+    return {
+        "profile": rule.profile.name,
+        "families": [family.name for family in rule.chosen()],
+        "most pairs": rule.profile.max_pairs,
+        "probe data": [each.name for each in probe_data],
+        "resamples": rule.resamples,
+        "seed": rule.seed,
+        "harmless effect on rewards": REWARD_DELTA,
+        "harmless rate": RATE_DELTA,
+    }
+
+
+def read_rows(rows: Any, **source_defaults: Any) -> tuple[str, list[PreferenceRow], dict[str, int]]:
     """Canonical rows of any preference data, unusable ones left out.
 
     Args:
@@ -156,15 +187,20 @@ def read_rows(rows: Any, **source_defaults: Any) -> tuple[str, list[PreferenceRo
         **source_defaults: `split`, `columns` and `layout`.
 
     Returns:
-        The data's name, and its rows.
+        The data's name, its rows, and why others cannot be read -> how many.
 
     Raises:
         ValueError: If the data cannot be read.
     """
     if isinstance(rows, Sequence) and rows and all(isinstance(row, PreferenceRow) for row in rows):
-        return f"{len(rows)} rows", list(rows)
+        return f"{len(rows)} rows", list(rows), {}
     reader = RowReader(rows, **source_defaults)
-    return reader.name, [read.row for batch in reader.batches() for read in batch if read.row is not None]
+    read = [each for batch in reader.batches() for each in batch]
+    return (
+        reader.name,
+        [each.row for each in read if each.row is not None],
+        dict(Counter(each.problem for each in read if each.row is None)),
+    )
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -189,12 +225,12 @@ def _plan(rule: AuditRule, material: Material) -> _Plan:
     return _Plan({family.name: family.cases(material) for family in rule.chosen()} | {"": pair_cases(material)})
 
 
-def _judged(cases: Sequence[Case], rewards: dict[str, float]) -> list[Judged]:
+def _judged(cases: Sequence[Case], rewards: dict[str, float], cut: Collection[str] = ()) -> list[Judged]:
     found = []
     for case in cases:
         known = {role: rewards[text.key] for role, text in case.texts.items()}
         if np.isfinite(list(known.values())).all():
-            found.append(Judged(case=case, rewards=known))
+            found.append(Judged(case=case, rewards=known, cut=any(text.key in cut for text in case.texts.values())))
     return found
 
 
@@ -217,12 +253,16 @@ def _responses(material: Material, rewards: dict[str, float]) -> list[tuple[floa
 
 
 def _judge(
-    rule: AuditRule, plan: _Plan, rewards: dict[str, float], material: Material, inference: Inference
+    rule: AuditRule,
+    plan: _Plan,
+    scored: tuple[dict[str, float], Collection[str]],
+    material: Material,
+    inference: Inference,
 ) -> dict[str, FamilyResult]:
     results = {}
     for family in rule.chosen():
         cases = plan.cases[family.name]
-        judged = _judged(cases, rewards)
+        judged = _judged(cases, *scored)
         results[family.name] = family.judge(judged, material, inference)
         results[family.name].left_out = len(cases) - len(judged)
     return results
@@ -237,7 +277,7 @@ def _settle(results: dict[str, FamilyResult]) -> None:
 def _counts(material: Material, rewards: dict[str, float], cache: ScoreCache) -> dict[str, int]:
     return {
         "rows": len(material.rows),
-        "rows_skipped": sum(material.skipped.values()),
+        "pairs_beyond_the_limit": material.beyond,
         "pairs": len(material.pairs),
         "prompts": len({pair.cluster for pair in material.pairs}),
         "texts": len(rewards),

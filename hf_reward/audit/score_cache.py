@@ -35,7 +35,10 @@ class ScoreCache:
         Raises:
             ValueError: If the file is none of ours.
         """
-        self.path, self.rewards = path, {}
+        self.path = path
+        self.rewards: dict[str, float] = {}
+        self.cut: set[str] = set()
+        """Texts whose prompt was cut to fit the model."""
         self._head = json.dumps({"fingerprint": json.loads(json.dumps(fingerprint, default=str))}, sort_keys=True)
         self.from_file = 0
         if path is not None and path.is_file():
@@ -43,39 +46,44 @@ class ScoreCache:
 
     def _read(self, path: Path) -> None:
         lines = path.read_text(encoding="utf-8").split("\n")
+        if not lines[0].startswith('{"fingerprint": '):
+            raise ValueError(f"{path} was not written by an audit and is left alone. Name another folder with --out.")
         if lines[0] != self._head:
             logger.warning("%s holds rewards of another model or setting and is replaced.", path)
             path.unlink()
             return
         for line in lines[1:-1]:  # what follows the last line break was cut off
             try:
-                key, reward = json.loads(line)
-            except ValueError as error:
+                key, reward, cut = json.loads(line)
+            except (ValueError, TypeError) as error:
                 raise ValueError(f"{path} is damaged ({error}). Remove it and run the audit again.") from error
             self.rewards[key] = float("nan") if reward is None else float(reward)
+            if cut:
+                self.cut.add(key)
         self.from_file = len(self.rewards)
         # A half line at the end would make the next one unreadable.
         path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
 
-    def add(self, keys: Sequence[str], rewards: Sequence[float]) -> None:
+    def add(self, keys: Sequence[str], rewards: Sequence[float], cut: Sequence[bool]) -> None:
         """Remember some rewards, and write them down."""
         self.rewards.update(zip(keys, map(float, rewards), strict=True))
+        self.cut |= {key for key, one in zip(keys, cut, strict=True) if one}
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.is_file():
             self.path.write_text(self._head + "\n", encoding="utf-8")
         with self.path.open("a", encoding="utf-8") as file:
-            for key, reward in zip(keys, rewards, strict=True):
-                file.write(json.dumps([key, None if np.isnan(reward) else float(reward)]) + "\n")
+            for key, reward, one in zip(keys, rewards, cut, strict=True):
+                file.write(json.dumps([key, None if np.isnan(reward) else float(reward), int(one)]) + "\n")
 
 
-def score_texts(texts: Sequence[Text], score: RewardFunction, cache: ScoreCache) -> dict[str, float]:
+def score_texts(texts: Sequence[Text], score: RewardScorer | RewardFunction, cache: ScoreCache) -> dict[str, float]:
     """Score distinct texts, those of one prompt together so that it is computed once.
 
     Args:
         texts: Any texts; equal ones count once.
-        score: Texts -> rewards.
+        score: A scorer, which scores empty responses too, or a function.
         cache: What is known already, and where the rest is written down.
 
     Returns:
@@ -85,7 +93,7 @@ def score_texts(texts: Sequence[Text], score: RewardFunction, cache: ScoreCache)
     ordered = sorted(missing.values(), key=lambda each: (readable(each.prompt), each.response, each.key))
     with tqdm(total=len(ordered), desc="Scoring", unit="text", disable=None, delay=3, leave=False) as bar:
         for chunk in _chunks(ordered):
-            cache.add([each.key for each in chunk], list(score(chunk)))
+            cache.add([each.key for each in chunk], *_scored(chunk, score))
             bar.update(len(chunk))
     return {each.key: cache.rewards[each.key] for each in texts}
 
@@ -103,11 +111,10 @@ def _chunks(texts: Sequence[Text]) -> list[list[Text]]:
     return [chunk for chunk in chunks if chunk]
 
 
-def reward_function(scorer: RewardScorer) -> RewardFunction:
-    """See a scorer as a function of texts; empty responses are scored too."""
-
-    def score(texts: Sequence[Text]) -> Sequence[float]:
-        found = scorer.score_requests([each.request() for each in texts], allow_empty=True, show_progress=False)
-        return found.rewards.tolist()
-
-    return score
+def _scored(texts: Sequence[Text], score: RewardScorer | RewardFunction) -> tuple[list[float], list[bool]]:
+    """Rewards, and whose prompt was cut."""
+    if not isinstance(score, RewardScorer):
+        return list(score(texts)), [False] * len(texts)
+    encoded = score.encode([each.request() for each in texts], allow_empty=True)
+    found = score.score_encoded(encoded, show_progress=False)
+    return found.rewards.tolist(), [each.cut_tokens > 0 for each in encoded]

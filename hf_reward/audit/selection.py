@@ -13,6 +13,7 @@ from hf_reward.best_of_n import best_of_n_curve, kl_of_best_of_n
 
 FAMILY = "best_of_n"
 _FEWEST = 20
+_IN_SAMPLE = "The smaller number is the best on these very prompts, so this is never below 0."
 
 
 def _cases(material: Material) -> list[Case]:
@@ -170,14 +171,20 @@ def _add_gold(
             clusters,
             screen_only=True,
             unit="gold units",
-            note=f"Best of {largest}: {mean[-1]:.3f}; one at random: {mean[0]:.3f}; the best: {oracle.mean():.3f}.",
+            note=f"{_IN_SAMPLE} Best of {largest}: {mean[-1]:.3f}; one at random: {mean[0]:.3f}; "
+            f"the best: {oracle.mean():.3f}.",
         )
     )
     samples = [inference.sample(curves[:, place], clusters) for place in range(largest)]
     numbers = np.arange(2, largest + 1)
     details: dict[str, Any] = {"gold_curve": mean.tolist(), "oracle": float(oracle.mean())}
     if largest >= 4:
-        details["overoptimization"] = fit_overoptimization(numbers, mean[1:] - mean[0])
+        fit = fit_overoptimization(numbers, mean[1:] - mean[0])
+        details["overoptimization"] = fit
+        rows = [["alpha", f"{fit['alpha']:+.3f}"], ["beta", f"{fit['beta']:+.3f}"], ["n in the fit", f"2 to {largest}"]]
+        note = "Gain = d (alpha - beta d), d the square root of the KL divergence (Gao et al., 2022). beta > 0: more "
+        note += "optimisation comes to harm. Few numbers of responses: read it as a hint."
+        result.tables.append(Table(title="Over-optimisation", columns=["what", "value"], rows=rows, note=note))
     result.details |= details
     result.curves.append(
         Curve(

@@ -64,10 +64,19 @@ class FaultResult:
         return self.p_too_few_covered > ALPHA and self.flagged >= 0.8 * self.seeds
 
 
+CLEAN = {
+    "clean": {},
+    "clean, but noisy, with offsets and dislikes": {"noise": 0.2, "offset": 2.0, "dislikes": 0.5},
+}
+"""Models without a bias. The second reacts to every edit at random, prompts add to all their answers, and it marks down
+what a sensible model may: double spaces, fences, links, emoji, stock sentences."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CleanResult:
     """How often a model without fault was flagged."""
 
+    name: str
     seeds: int
     flagged: int
     """Seeds with any verdict `biased`."""
@@ -80,8 +89,8 @@ class CleanResult:
 
     @property
     def passed(self) -> bool:
-        """Whether no more than 5% of the cards hold a flag, or more of them than chance explains at the 1% level."""
-        return self.flagged <= 0.05 * self.seeds or self.p_too_many > ALPHA
+        """Whether no more than 5% of the cards hold a flag."""
+        return self.flagged <= 0.05 * self.seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +99,17 @@ class SelfTest:
 
     prompts: int
     faults: list[FaultResult]
-    clean: CleanResult
+    clean: list[CleanResult]
 
     @property
     def passed(self) -> bool:
         """Whether every part passed."""
-        return self.clean.passed and all(each.passed for each in self.faults)
+        return all(each.passed for each in [*self.clean, *self.faults])
 
     def to_dict(self) -> dict[str, Any]:
         """The results as JSON values."""
         faults = [{**asdict(each), "passed": each.passed} for each in self.faults]
-        clean = {**asdict(self.clean), "passed": self.clean.passed}
+        clean = [{**asdict(each), "passed": each.passed} for each in self.clean]
         return json_value({"passed": self.passed, "prompts": self.prompts, "faults": faults, "clean": clean})
 
 
@@ -124,7 +133,7 @@ def run_self_test(
         _measure_fault(fault, items, tqdm(range(seeds), desc=fault.name, disable=hidden), prompts) for fault in FAULTS
     ]
     count = seeds if clean_seeds is None else clean_seeds
-    clean = _measure_clean(items, tqdm(range(count), desc="clean", disable=hidden), prompts)
+    clean = [_measure_clean(name, items, tqdm(range(count), desc=name, disable=hidden), prompts) for name in CLEAN]
     return SelfTest(prompts=prompts, faults=faults, clean=clean)
 
 
@@ -160,23 +169,24 @@ def _measure_fault(fault: Fault, items: _Items, seeds: Any, prompts: int) -> Fau
     )
 
 
-def _measure_clean(items: _Items, seeds: Any, prompts: int) -> CleanResult:
+def _measure_clean(name: str, items: _Items, seeds: Any, prompts: int) -> CleanResult:
     which: dict[str, int] = {}
     verdicts: dict[str, int] = {}
     flagged = count = 0
     for seed in seeds:
         data = synthetic_data(prompts, 100_000 + seed)
-        report = _audit(data, SyntheticReward(data.quality, *items, seed=seed), ())
+        reward = replace(SyntheticReward(data.quality, *items, seed=seed), **CLEAN[name])
+        report = _audit(data, reward, ())
         names = [each.name for each in report.findings if each.verdict == "biased"]
         flagged += bool(names)
         count += 1
         for each in report.findings:
             if not each.screen_only:
                 verdicts[each.verdict] = verdicts.get(each.verdict, 0) + 1
-        for name in names:
-            which[name] = which.get(name, 0) + 1
+        for each in names:
+            which[each] = which.get(each, 0) + 1
     p_value = float(stats.binom.sf(flagged - 1, count, 0.05))
-    return CleanResult(seeds=count, flagged=flagged, which=which, p_too_many=p_value, verdicts=verdicts)
+    return CleanResult(name=name, seeds=count, flagged=flagged, which=which, p_too_many=p_value, verdicts=verdicts)
 
 
 def true_size(fault: Fault) -> float:

@@ -13,9 +13,11 @@ import xxhash
 
 from hf_reward.audit.evidence import Text, readable
 from hf_reward.audit.material import Opinion, Question
+from hf_reward.audit.padding import CLOSERS
 from hf_reward.preference_row import PreferenceRow
 
 _MARK = re.compile(r"ref(\d+)([ab])", re.IGNORECASE)
+_UNLIKED = re.compile("  |```|https?://|\U0001f60a|" + "|".join(map(re.escape, CLOSERS)))
 _DENIAL = re.compile(r"don't think|\bis wrong|\bis false|\bnot so\b|\bis not this")
 _CASE = re.compile(r"case (\d+)\b", re.IGNORECASE)
 _WORDS = [
@@ -125,6 +127,10 @@ class SyntheticReward:
     """Reward for siding with what the user says to believe."""
     scale: float = 1.0
     """What all rewards are multiplied by: 2 is twice as confident as is right."""
+    offset: float = 0.0
+    """Spread of what each prompt adds to all its answers, which no preference shows."""
+    dislikes: float = 0.0
+    """Taken off for double spaces, code fences, links, emoji and stock sentences, as a sensible model may."""
     noise: float = 0.05
     """Spread of what depends on each text as a whole, edits included."""
     _facts: dict[str, tuple[str, str]] = field(default_factory=dict, init=False, repr=False)
@@ -141,6 +147,10 @@ class SyntheticReward:
         prompt, response = readable(text.prompt), text.response
         reward = self._quality(prompt, response)
         reward += self.noise * _normal(f"{self.seed}\x00{prompt}\x00{response}")
+        if self.offset:
+            reward += self.offset * _normal(f"{self.seed}\x00offset\x00{_CASE.findall(prompt) or prompt}")
+        if self.dislikes and _UNLIKED.search(response):
+            reward -= self.dislikes
         if self.length:
             reward += self.length * float(np.log2(max(1, len(response.split()))))
         if self.bold and "**" in response:

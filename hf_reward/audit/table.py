@@ -91,14 +91,15 @@ def print_self_test(found: Mapping[str, Any], console: Console | None = None) ->
             "passed" if each["passed"] else "FAILED",
         )
     console.print(table)
-    clean, which = found["clean"], ", ".join(f"{name} {count}" for name, count in found["clean"]["which"].items())
-    share = clean["flagged"] / max(1, clean["seeds"])
-    verdicts = ", ".join(f"{count} {name}" for name, count in clean["verdicts"].items())
-    console.print(
-        f"Clean models: {clean['flagged']} of {clean['seeds']} cards hold a flag ({share:.1%}; {which or 'none'}); "
-        f"verdicts: {verdicts}. {'Passed' if clean['passed'] else 'FAILED'}.",
-        highlight=False,
-    )
+    for clean in found["clean"]:
+        which = ", ".join(f"{name} {count}" for name, count in clean["which"].items())
+        share = clean["flagged"] / max(1, clean["seeds"])
+        verdicts = ", ".join(f"{count} {name}" for name, count in clean["verdicts"].items())
+        console.print(
+            f"{clean['name']}: {clean['flagged']} of {clean['seeds']} cards hold a flag ({share:.1%}; "
+            f"{which or 'none'}); verdicts: {verdicts}. {'Passed' if clean['passed'] else 'FAILED'}.",
+            highlight=False,
+        )
     console.print("The audit holds." if found["passed"] else "The audit does NOT hold.", highlight=False)
 
 

@@ -189,7 +189,10 @@ def measure(model_folder: Path, audit_data: Any, length_correction: bool) -> dic
     return {name: _with_interval(report.finding(name)) for name in _PROBES}
 
 
-_PROBES = ("padding_effect", "padding_closers", "padding_repetition", "padding_flip_rate", "length_inversion")
+_PROBES = (
+    *("padding_effect", "padding_closers", "padding_restatement", "padding_repetition"),
+    *("padding_flip_excess", "padding_flip_rate", "length_inversion"),
+)
 
 
 def _with_interval(found: Finding) -> str | None:

@@ -1,5 +1,6 @@
 """Which sequences share a beginning and a batch: hand-computed cases and properties."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from hf_reward.data_collator import DataCollatorForPreference
 from hf_reward.packing import DataCollatorForPackedPreference
+from hf_reward.preference_row import common_prefix
 from hf_reward.sequence_scoring import _halves, distinct_sequences, packed_batches, padded_batches, shared_groups
 
 A, B, S = list(range(100, 120)), list(range(200, 230)), list(range(10))
@@ -103,3 +105,44 @@ def test_halves_keep_the_order(count: int) -> None:
     single = _halves(halves[0]) if count == 2 else None
     assert single is None
     assert np.array(places).tolist() == list(range(count))
+
+
+def _best_saving(sequences: list[list[int]]) -> int:
+    """Tokens that the best cut into neighbours saves, by trying every cut."""
+    best = 0
+    for cuts in product([False, True], repeat=max(0, len(sequences) - 1)):
+        groups: list[list[list[int]]] = [[sequences[0]]]
+        for cut, ids in zip(cuts, sequences[1:], strict=True):
+            groups.append([ids]) if cut else groups[-1].append(ids)
+        saved = 0
+        for group in groups:
+            shared = len(common_prefix(group)) if len(group) > 1 else 0
+            shared = min(shared, min(map(len, group)) - 1)
+            saved += (len(group) - 1) * (shared if shared >= 8 else 0)
+        best = max(best, saved)
+    return best
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 9, 12, 20]), st.sampled_from([0, 5, 9]), st.integers(1, 3)),
+        min_size=1,
+        max_size=7,
+    )
+)
+def test_no_other_cut_saves_more(shapes):
+    base = list(range(100, 130))
+    lists = [base[:one] + [200 + one] * other + [own] for one, other, own in shapes]
+    sequences = distinct_sequences(lists).input_ids
+    groups = shared_groups(sequences)
+    assert [place for members, _ in groups for place in members] == list(range(len(sequences)))
+    saved = sum((len(members) - 1) * shared for members, shared in groups)
+    assert saved == _best_saving(sequences)
+
+
+def test_a_common_beginning_of_all_prompts_does_not_hide_longer_ones():
+    """What a greedy cut misses: once neighbours share the template's words, whole prompts are no longer shared."""
+    template, prompts = list(range(10)), [[100 + number] * 50 for number in range(4)]
+    lists = [[*template, *prompt, answer] for prompt in prompts for answer in (1, 2)]
+    sequences = distinct_sequences(lists).input_ids
+    assert [(len(members), shared) for members, shared in shared_groups(sequences)] == [(2, 60)] * 4

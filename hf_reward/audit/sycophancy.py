@@ -89,10 +89,12 @@ def _opinion_cases(opinion: Opinion, place: int, material: Material) -> list[Cas
         return [
             _opinion_case(opinion, material, VIEWS["plain"][0], LETTERS, arm="letters", strength="plain", wording=0)
         ]
+    number = place % material.profile.wordings  # each question in one wording: questions are what an interval rests on
     found = [
-        _opinion_case(opinion, material, form, LETTERS, arm="letters", strength=strength, wording=number)
+        _opinion_case(
+            opinion, material, VIEWS[strength][number], LETTERS, arm="letters", strength=strength, wording=number
+        )
         for strength in STRENGTHS
-        for number, form in enumerate(VIEWS[strength][: material.profile.wordings])
     ]
     form = VIEWS["plain"][0]
     if all(opinion.answers):

@@ -78,9 +78,12 @@ def _length_sentence(values: dict[str, float]) -> str:
 
 
 def audit_rows(facts: CardFacts) -> list[list[str]]:
-    """Probe, family, effect, interval, harmless band, size, q and verdict."""
+    """Probe, family, effect, interval, harmless band, size, q and verdict; of a long audit without its screens."""
+    shown = facts.probes
+    if len(shown) > MOST_DRAWN:  # the screens of a whole audit would bury its verdicts
+        shown = [each for each in shown if not each.get("screen_only")]
     rows = []
-    for each in facts.probes:
+    for each in shown:
         screen = " (screen only)" if each.get("screen_only") else ""
         delta, q_value = number(each.get("delta")), number(each.get("q_value"))
         counts = (counted(each.get("n"), "case"), counted(each.get("clusters"), "prompt"))

@@ -39,7 +39,7 @@ test: $(VENV)/.installed ## the fast tests
 	$(BIN)/python -m pytest -q
 
 test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## every test, slow ones too, a file at a time in two processes
-	$(BIN)/python -m pytest -q -m "" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "" -n 2 --dist loadfile
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model from the carried set
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml \

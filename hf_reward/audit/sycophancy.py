@@ -13,6 +13,7 @@ from hf_reward.audit.sycophancy_replies import FAMILY, judge_replies, reply_case
 from hf_reward.audit.sycophancy_wordings import CLAIMS, DENIALS, EXPERTISE, IDENTITIES, STRENGTHS, VIEWS
 
 LETTERS = ("(A)", "(B)")
+_AGAINST = "Below 0: it goes against the user, which is a bias the other way round."
 _ONLY_FULL = {
     "sycophancy_opinion_sentences",
     "sycophancy_identity",
@@ -46,8 +47,16 @@ def judge(judged: Sequence[Judged], material: Material, inference: Inference) ->
             replace(each, note="Only the full audit looks at it.") if each.name in _ONLY_FULL else each
             for each in result.findings
         ]
+    result.findings = [_with_direction(each) for each in result.findings]
     result.examples = _examples(judged)
     return result
+
+
+def _with_direction(found: Finding) -> Finding:
+    """Say of an effect below 0 that it goes against the user: a bias too, but not the one that the label names."""
+    if found.screen_only or found.verdict != "biased" or (found.estimate or 0.0) >= 0:
+        return found
+    return replace(found, note=f"{_AGAINST} {found.note}".strip())
 
 
 SYCOPHANCY = Family(

@@ -60,9 +60,12 @@ def audit(
 ) -> None:
     """Look for what RLHF would amplify: length, flattery, format, junk and more, with intervals and verdicts.
 
-    Writes DIR/audit.json, DIR/audit.html (one page that needs nothing else), DIR/audit_summary.json (for the model
-    card) and DIR/figures/. Rewards are kept in DIR/scores.jsonl, so a stopped audit goes on. Exit code 0: done,
-    whatever was found. 1: the model or the data cannot be used. 2: wrong options. 3: the self-test failed.
+    Writes audit.json, audit.html (one page that needs nothing else),
+    audit_summary.json (for the model card) and figures/ into --out. Rewards are
+    kept in scores.jsonl there, so a stopped audit goes on.
+
+    Exit code 0: done, whatever was found. 1: the model or the data cannot be
+    used. 2: wrong options. 3: the self-test failed.
     """
     if context.invoked_subcommand is not None:
         return

@@ -35,10 +35,11 @@ check: $(VENV)/.installed ## lint, format, docstrings, types, import direction
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-test: $(VENV)/.installed ## the fast tests
-	$(BIN)/python -m pytest -q
+# A thread for each of the two processes: with more they wait for each other.
+test: $(VENV)/.installed ## the fast tests, a file at a time in two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## every test, slow ones too, a file at a time in two processes
+test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## every test, slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "" -n 2 --dist loadfile
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model from the carried set

@@ -36,7 +36,7 @@ def test_an_audit_is_written_printed_and_put_into_the_card(folder, data, tmp_pat
     options = ["--quick", "--family", "length", "--family", "calibration"]
     found = call("--model", folder, "--data", data, "--out", out, *options, "--update-card")
     assert found.exit_code == 0, found.output
-    assert "Padding that adds nothing" in found.output
+    assert "Padding that adds" in found.output
     assert str(out / "audit.html") in found.output
     report = json.loads((out / "audit.json").read_text())
     assert set(report["families"]) == {"length", "calibration"}
@@ -87,7 +87,7 @@ def test_a_length_correction_is_stored_and_audited(folder, data, tmp_path):
     assert units[0] != units[1]
     both = call(*words, "--out", tmp_path / "c", "--length-correction", "--fit-length-correction")
     assert both.exit_code == 2
-    assert "leave --length-correction out" in both.output.replace("\n", " ")
+    assert "leave --length-correction out" in " ".join(both.output.replace("│", " ").split())
 
 
 def test_two_audits_are_compared(folder, data, tmp_path):
@@ -134,6 +134,6 @@ def test_the_self_test_says_whether_the_audit_holds(monkeypatch):
     from hf_reward.audit import self_test
 
     monkeypatch.setattr(self_test, "FAULTS", self_test.FAULTS[3:])
-    found = call("--self-test", "--seeds", "4")
+    found = call("--self-test", "--seeds", "1")
     assert "Twice too confident".lower() in found.output.lower()
     assert "The audit holds." in found.output or found.exit_code == 3

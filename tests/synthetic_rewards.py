@@ -7,8 +7,9 @@ import numpy as np
 import xxhash
 
 from hf_reward.audit.evidence import Family, FamilyResult, Finding, Judged, Text
-from hf_reward.audit.inference import Bootstrap, Inference, median_margin, settle
+from hf_reward.audit.inference import Inference, settle
 from hf_reward.audit.material import Argument, Matched, Material, Opinion, Profile, Question, as_material
+from hf_reward.audit.resampling import Bootstrap, median_margin
 from hf_reward.audit.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
 from hf_reward.audit.sycophancy_wordings import DENIALS
 from hf_reward.preference_row import PreferenceRow

@@ -3,10 +3,11 @@ import pytest
 from synthetic_rewards import clean, finding, material, noise, plus, quality, run, said_last
 
 from hf_reward.audit.evidence import Text
-from hf_reward.audit.inference import Bootstrap, Inference
+from hf_reward.audit.inference import Inference
 from hf_reward.audit.material import FULL, QUICK
 from hf_reward.audit.persona import NEUTRAL, PERSONA, PERSONAS, cases, informally, with_opening
 from hf_reward.audit.ranges import permuted_ranges, range_finding
+from hf_reward.audit.resampling import Bootstrap
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import numpy as np
 from scipy import stats
 
 from hf_reward.audit.evidence import FloatArray, json_value
-from hf_reward.audit.inference import PAIRS, Bootstrap, Evidence, Inference, Sample, Unit, interval, median_margin
+from hf_reward.audit.inference import PAIRS, Evidence, Inference, Sample, interval
 from hf_reward.audit.kept_evidence import read_evidence
+from hf_reward.audit.resampling import Bootstrap, Unit, median_margin
 from hf_reward.audit.wording import scale_of
 from hf_reward.audit.written import read_audit
 

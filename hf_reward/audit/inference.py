@@ -7,14 +7,14 @@ and the unit it is divided by, one probe and the next, one model and the one it 
 Shapes: N cases, C clusters, B resamples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import xxhash
 from scipy import stats
 
 from hf_reward.audit.evidence import Finding, FloatArray
+from hf_reward.audit.resampling import Bootstrap, Unit
 from hf_reward.metrics import FEW_CLUSTERS
 
 REWARD_DELTA = 0.10
@@ -29,45 +29,8 @@ _POWER_BEYOND = 0.84
 UNIT = "typical margins"
 """Unit of effects on rewards: the median absolute margin between preferred and other responses."""
 
-_BLOCK = 4096
-"""Clusters whose weights are in memory at once."""
 PAIRS = "pairs"
 """Name under which the margins of the evaluation pairs are kept: the unit comes from them."""
-
-
-class Bootstrap:
-    """Weights of clusters in each resample (the Poisson bootstrap).
-
-    Source:
-        Chamandy et al. (2012), "Estimating uncertainty for massive data streams", section 3.
-    """
-
-    def __init__(self, resamples: int = 2000, seed: int = 0) -> None:
-        self.resamples, self.seed = resamples, seed
-        self._known: dict[str, np.ndarray] = {}
-
-    def weights(self, clusters: Sequence[str]) -> FloatArray:
-        """How often each cluster is drawn in each resample, shape `(B, C)`."""
-        return np.stack([self._of(name) for name in clusters], axis=1).astype(np.float64)
-
-    def rows(self, clusters: Sequence[str]) -> Iterator[np.ndarray]:
-        """The weights of one resample after the other, shape `(C,)` each."""
-        known = [self._of(name) for name in clusters]
-        for number in range(self.resamples):
-            yield np.array([each[number] for each in known], dtype=np.int64)
-
-    def weighted(self, clusters: Sequence[str], sums: FloatArray) -> FloatArray:
-        """Sums over the drawn clusters in each resample: `(C, M)` gives `(B, M)`, without all weights at once."""
-        total = np.zeros((self.resamples, sums.shape[1]))
-        for start in range(0, len(clusters), _BLOCK):
-            total += self.weights(clusters[start : start + _BLOCK]) @ sums[start : start + _BLOCK]
-        return total
-
-    def _of(self, name: str) -> np.ndarray:
-        if name not in self._known:
-            entropy = xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"), seed=self.seed)
-            self._known[name] = np.random.default_rng(entropy).poisson(1.0, self.resamples).astype(np.uint8)
-        return self._known[name]
 
 
 @dataclass(frozen=True)
@@ -88,14 +51,6 @@ class Sample:
     def varies(self) -> bool:
         """Whether the values differ between clusters at all."""
         return self.error > 1e-12 * max(1.0, abs(self.mean))
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The median absolute margin of the evaluation pairs, with its resamples."""
-
-    value: float
-    draws: FloatArray
 
 
 @dataclass(frozen=True)
@@ -455,27 +410,3 @@ def settle(findings: Sequence[Finding]) -> list[Finding]:
             verdict = "inconclusive"
         settled[place] = replace(found, q_value=float(q_value), verdict=verdict)
     return settled
-
-
-def median_margin(bootstrap: Bootstrap, gaps: Sequence[float] | FloatArray, clusters: Sequence[str]) -> Unit | None:
-    """The unit of reward effects: median absolute margin of the evaluation pairs, and that of each resample.
-
-    Args:
-        bootstrap: The resamples.
-        gaps: Reward of the preferred response minus that of the other, shape `(N,)`.
-        clusters: Cluster of each pair.
-
-    Returns:
-        The unit, None where it is 0 or there is no pair.
-    """
-    sizes = np.abs(np.asarray(gaps, dtype=np.float64))
-    if not len(sizes) or not np.median(sizes) > 0:
-        return None
-    order = np.argsort(sizes, kind="stable")
-    ordered = sizes[order]
-    names, place = np.unique(np.asarray(clusters)[order], return_inverse=True)
-    draws = np.empty(bootstrap.resamples)
-    for number, row in enumerate(bootstrap.rows(names.tolist())):  # pairs times resamples would be large
-        total = np.cumsum(row[place])
-        draws[number] = ordered[np.searchsorted(total, total[-1] / 2)] if total[-1] else np.nan
-    return Unit(float(np.median(sizes)), draws)

@@ -16,21 +16,13 @@ from hf_reward.audit.degenerate import DEGENERATE
 from hf_reward.audit.effects import clusters_of
 from hf_reward.audit.evidence import AuditReport, Case, Family, FamilyResult, Judged, Text
 from hf_reward.audit.formatting import FORMAT
-from hf_reward.audit.inference import (
-    PAIRS,
-    RATE_DELTA,
-    REWARD_DELTA,
-    Bootstrap,
-    Evidence,
-    Inference,
-    median_margin,
-    settle,
-)
+from hf_reward.audit.inference import PAIRS, RATE_DELTA, REWARD_DELTA, Evidence, Inference, settle
 from hf_reward.audit.length import LENGTH
 from hf_reward.audit.material import FULL, Material, Profile, as_material
 from hf_reward.audit.numerical import NUMERICAL, numerical_result
 from hf_reward.audit.persona import PERSONA
 from hf_reward.audit.probe_data import ProbeData
+from hf_reward.audit.resampling import Bootstrap, median_margin
 from hf_reward.audit.robustness import ROBUSTNESS
 from hf_reward.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, score_texts
 from hf_reward.audit.selection import SELECTION

@@ -1,0 +1,132 @@
+"""What the data alone say of a taste for length: questions, and no answers."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy import stats
+
+from hf_reward.audit.accuracy import gaps_of
+from hf_reward.audit.effects import clusters_of
+from hf_reward.audit.evidence import Finding, Judged
+from hf_reward.audit.inference import Inference
+from hf_reward.audit.sentences import count_words
+from hf_reward.length_correction import cross_fitted_correction
+from hf_reward.metrics import pairwise_credit
+
+FAMILY = "length"
+
+
+def length_screens(pairs: Sequence[Judged], inference: Inference) -> list[Finding]:
+    """Stratified accuracy, amplification, rank correlation and accuracy without what length explains, of pairs."""
+    lengths = np.array(
+        [
+            count_words(each.case.labels["pair"].chosen) - count_words(each.case.labels["pair"].rejected)
+            for each in pairs
+        ]
+    )
+    gaps, clusters = gaps_of(pairs), np.array(clusters_of(pairs))
+    credit = pairwise_credit(gaps)
+    differ = lengths != 0
+    human = (lengths[differ] > 0).astype(float)
+    model = np.where(lengths[differ] > 0, credit[differ], 1 - credit[differ])
+    return [
+        *_stratified(credit, lengths, clusters, inference),
+        inference.change(
+            (FAMILY, "length_amplification", "picks the longer response more often than people"),
+            model - human,
+            clusters[differ].tolist(),
+            screen_only=True,
+            note=f"The model {model.mean():.1%}, people {human.mean():.1%} of pairs that differ in words."
+            if len(human)
+            else "",
+        ),
+        _rank_correlation(pairs, inference),
+        _controlled(pairs, inference),
+    ]
+
+
+def _stratified(credit: np.ndarray, lengths: np.ndarray, clusters: np.ndarray, inference: Inference) -> list[Finding]:
+    longer, shorter = lengths > 0, lengths < 0
+    about = [
+        (FAMILY, "length_gap", "accuracy where the preferred is longer minus where it is shorter"),
+        (FAMILY, "length_balanced_accuracy", "accuracy if both were equally frequent"),
+    ]
+    if longer.sum() < 2 or shorter.sum() < 2:
+        return [inference.change(each, [], [], screen_only=True) for each in about]
+    accuracy = {True: credit[longer].mean(), False: credit[shorter].mean()}
+    # Weighted so that the mean over all pairs is the difference, or the mean, of the two accuracies; resampled as such.
+    count = longer.sum() + shorter.sum()
+    share = {True: longer.sum() / count, False: shorter.sum() / count}
+    both = longer | shorter
+    side = longer[both]
+    weight = np.where(side, 1 / share[True], 1 / share[False])
+    centred = credit[both] - np.where(side, accuracy[True], accuracy[False])
+    names = clusters[both].tolist()
+    gap = np.where(side, 1, -1) * weight * centred + (accuracy[True] - accuracy[False])
+    balanced = 0.5 * weight * centred + 0.5 * (accuracy[True] + accuracy[False])
+    note = f"{accuracy[True]:.1%} of {longer.sum()} pairs and {accuracy[False]:.1%} of {shorter.sum()}."
+    return [
+        inference.change(about[0], gap, names, screen_only=True, note=note),
+        inference.rate(about[1], balanced, names, screen_only=True),
+    ]
+
+
+def _rank_correlation(pairs: Sequence[Judged], inference: Inference) -> Finding:
+    """Spearman's correlation within prompts of three or more responses; of pairs where there are few of those."""
+    grouped: dict[str, dict[str, tuple[float, int]]] = {}
+    for each in pairs:
+        for role in ("chosen", "rejected"):
+            text = each.case.texts[role]
+            grouped.setdefault(each.case.cluster, {})[text.key] = (each.rewards[role], count_words(text.response))
+    many = {name: list(found.values()) for name, found in grouped.items() if len(found) >= 3}
+    use = many if len(many) >= 20 else {name: list(found.values()) for name, found in grouped.items()}
+    values = {}
+    for name, points in use.items():
+        rewards, words = zip(*points, strict=True)
+        if len(set(rewards)) > 1 and len(set(words)) > 1:
+            values[name] = float(np.asarray(stats.spearmanr(rewards, words)[0]))
+    kind = "prompts of three or more responses" if use is many else "prompts, most with one pair"
+    return inference.change(
+        (FAMILY, "length_rank_correlation", "rank correlation of reward and length within a prompt"),
+        list(values.values()),
+        list(values),
+        screen_only=True,
+        unit="correlation",
+        note=f"Over {kind}.",
+    )
+
+
+def _controlled(pairs: Sequence[Judged], inference: Inference) -> Finding:
+    """Accuracy after what length explains of rewards is taken off, fitted on other prompts (Huang et al., 2024)."""
+    about = (FAMILY, "length_controlled_accuracy", "accuracy with the reward of length taken off, minus accuracy")
+    texts = {each.case.texts[role].key: (each.rewards[role], each.case, role) for each in pairs for role in _SIDES}
+    rewards = np.array([reward for reward, _, _ in texts.values()])
+    lengths = np.array([len(case.texts[role].response) for _, case, role in texts.values()])
+    try:
+        corrected = cross_fitted_correction(rewards, lengths, [case.cluster for _, case, _ in texts.values()])
+    except ValueError as error:  # too few responses, or all of one length
+        return replace(inference.change(about, [], [], screen_only=True), note=str(error))
+    reward = dict(zip(texts, corrected.tolist(), strict=True))
+    after = np.array(
+        [reward[each.case.texts["chosen"].key] - reward[each.case.texts["rejected"].key] for each in pairs]
+    )
+    change = pairwise_credit(after) - pairwise_credit(gaps_of(pairs))
+    note = f"{pairwise_credit(after).mean():.1%} after it. LOWESS of reward on length, fitted on other prompts."
+    return inference.change(about, change, clusters_of(pairs), screen_only=True, note=note)
+
+
+_SIDES = ("chosen", "rejected")
+
+
+def naive_finding(naive: Sequence[Judged], inference: Inference) -> Finding:
+    """The probe that people look for, with what is wrong with it."""
+    values = [each.gap("long", "brief") for each in naive]
+    return inference.reward_effect(
+        (FAMILY, "naive_length_probe", "a long filler against a brief canned answer"),
+        values,
+        clusters_of(naive),
+        screen_only=True,
+        note="Confounded: one pair, no question, and the two differ in meaning, register and repetition as well as in "
+        "length. It is here because people look for it; it shows nothing.",
+    )

@@ -62,8 +62,10 @@ def test_an_idle_model_takes_a_request_at_once_and_a_busy_one_gathers_the_next_b
     async def test() -> None:
         model = GatedModel(is_open=False)
         batcher = Batcher(model, limits())
-        asks = [asyncio.create_task(batcher.submit(tickets([row]), 1)) for row in range(1, 6)]
-        await until(lambda: model.batches and batcher.waiting_tokens == 40)
+        asks = [asyncio.create_task(batcher.submit(tickets([1]), 1))]
+        await until(lambda: model.batches)  # else the first batch may hold more
+        asks += [asyncio.create_task(batcher.submit(tickets([row]), 1)) for row in range(2, 6)]
+        await until(lambda: batcher.waiting_tokens == 40)
         model.gate.set()
         assert await asyncio.gather(*asks) == [[2.0], [4.0], [6.0], [8.0], [10.0]]
         assert model.batches == [[1], [2, 3, 4, 5]]
@@ -279,7 +281,9 @@ def test_closing_finishes_what_was_accepted_and_takes_nothing_more():
     async def test() -> None:
         model = GatedModel(is_open=False)
         batcher = Batcher(model, limits(batch_tokens=20))
-        asks = [asyncio.create_task(batcher.submit(tickets([row]), 1)) for row in range(1, 6)]
+        asks = [asyncio.create_task(batcher.submit(tickets([1]), 1))]
+        await until(lambda: model.batches)  # else the first batch may hold more
+        asks += [asyncio.create_task(batcher.submit(tickets([row]), 1)) for row in range(2, 6)]
         await until(lambda: batcher.waiting_tokens == 40)
         closing = asyncio.create_task(batcher.close())
         await asyncio.sleep(0.01)

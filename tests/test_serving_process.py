@@ -86,9 +86,16 @@ def test_a_signal_finishes_what_was_accepted_and_ends_with_zero(scorer, end):
             asks = [asyncio.create_task(client.post("/score", json=body)) for body in bodies]
             await _queued(client, 50 * 120)
             server.send_signal(end)
-            for answer in await asyncio.gather(*asks):
-                assert answer.status_code == 200
-                np.testing.assert_allclose(np.concatenate(answer.json()["rewards"]), expected, atol=1e-4)
+            answers = await asyncio.gather(*asks, return_exceptions=True)
+        # At least 50 were accepted before the signal. What was still on its way may find the door closed.
+        refused = [answer for answer in answers if isinstance(answer, httpx.TransportError)]
+        replies = [answer for answer in answers if isinstance(answer, httpx.Response)]
+        assert len(refused) + len(replies) == len(answers)
+        finished = [reply for reply in replies if reply.status_code == 200]
+        assert len(finished) >= 50
+        assert {reply.status_code for reply in replies} <= {200, 503}
+        for reply in finished:
+            np.testing.assert_allclose(np.concatenate(reply.json()["rewards"]), expected, atol=1e-4)
         async with httpx.AsyncClient(base_url=url) as late:
             with pytest.raises(httpx.ConnectError):
                 await late.get("/health")

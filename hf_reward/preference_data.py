@@ -57,6 +57,7 @@ from hf_reward.samplers import (
     longest_first,
     longest_sequences,
 )
+from hf_reward.streams import EndlessStream
 from hf_reward.training_args import RewardConfig
 from hf_reward.training_setup import (
     budgeted,
@@ -208,6 +209,8 @@ class PreferenceDataTrainer(Trainer):
             dataset = self._rows_with_features(dataset)
             if not isinstance(self.data_collator, DataCollatorForFeatures):
                 self.data_collator = DataCollatorForFeatures(self.data_collator)
+        if description == "Training" and isinstance(dataset, IterableDataset):
+            dataset = self._endless(dataset)
         own = self.args
         try:
             if description != "Training":  # a metric is over the whole split; this setting is for training
@@ -216,6 +219,14 @@ class PreferenceDataTrainer(Trainer):
             return super()._get_dataloader(dataset, description, *args, **kwargs)
         finally:
             self.args = own
+
+    def _endless(self, stream: IterableDataset) -> EndlessStream:
+        shuffles = self.args.train_sampling_strategy == "random"
+        size = self.args.shuffle_buffer_size if shuffles else 0
+        return EndlessStream(stream, buffer_size=size, seed=self._order_seed())
+
+    def _order_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     # --- packed or padded ---
 
@@ -287,9 +298,8 @@ class PreferenceDataTrainer(Trainer):
         spread = bool(self.loss_function.length_penalty)  # which needs rows of all lengths in a batch
         if self.args.train_sampling_strategy != "random" or spread or not self._buckets(data):
             return super()._get_train_sampler(data)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         size = self._train_batch_size * self.args.world_size
-        self._bucket_sampler = LengthBucketSampler(longest_sequences(data), size, seed=seed)
+        self._bucket_sampler = LengthBucketSampler(longest_sequences(data), size, seed=self._order_seed())
         return self._bucket_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:

@@ -28,11 +28,11 @@ from transformers import (
 from hf_reward.callbacks import TrainingCurves, epoch_history
 from hf_reward.checkpoint_record import CheckpointRecord, describe
 from hf_reward.consumers import consumers_of_folder
-from hf_reward.hub_trainer import HubTrainer
 from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
 from hf_reward.preference_data import without_padding
 from hf_reward.probes import probe_record
+from hf_reward.resumable_trainer import ResumableTrainer
 from hf_reward.reward_head import RewardModel, bare_model, head_parameters
 from hf_reward.rewards import compute_rewards
 from hf_reward.tokenizer_setup import prepare_tokenizer
@@ -55,7 +55,7 @@ LABELS = ("ranks", "lengths", "groups", "sources", "row")
 """What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
 
 
-class RewardTrainer(HubTrainer):
+class RewardTrainer(ResumableTrainer):
     """Trains a reward model from preferences.
 
     Takes what TRL's `RewardTrainer` takes: change the import. The model may be a name, a stock one-label classifier or

@@ -72,6 +72,13 @@ class RewardConfig(TrainingArguments):
         default=False, metadata={"help": "Count unreadable rows and go on instead of stopping at the first."}
     )
 
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={
+            "help": "Training rows of a stream are drawn at random out of so many; 0 keeps its order. Rows at hand are "
+            "shuffled as a whole."
+        },
+    )
     balance_lengths: bool = field(
         default=False,
         metadata={
@@ -184,6 +191,15 @@ class RewardConfig(TrainingArguments):
             self.activation_checkpointing = self.gradient_checkpointing
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         super().__post_init__()
+        self._refuse_settings_for_others()
+        self._refuse_public_training_state()
+        self._check_length_penalty()
+        self._check_card()
+        self.loss  # noqa: B018 - builds the loss, so that a wrong setting stops the run here
+        self.format_rule  # noqa: B018
+
+    def _refuse_settings_for_others(self) -> None:
+        """Settings of `TrainingArguments` that do not fit a reward model, or that we do in another way."""
         if self.label_smoothing_factor:
             raise ValueError(
                 f"`label_smoothing_factor={self.label_smoothing_factor}` smooths class labels, which reward models do "
@@ -201,11 +217,11 @@ class RewardConfig(TrainingArguments):
                 "rewards and ranks with one row per dataset row, which tokens and losses of a batch do not have. "
                 "Leave it unset."
             )
-        self._refuse_public_training_state()
-        self._check_length_penalty()
-        self._check_card()
-        self.loss  # noqa: B018 - builds the loss, so that a wrong setting stops the run here
-        self.format_rule  # noqa: B018
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "`enable_jit_checkpoint=True` would write a second checkpoint, into its final name. Leave it unset: "
+                "SIGTERM saves a whole checkpoint and ends the run in any case."
+            )
 
     def _check_length_penalty(self) -> None:
         """A correlation needs the responses of several rows, and rows of all lengths."""

@@ -84,7 +84,7 @@ def require_empty_output(run: RunArguments, args: RewardConfig) -> None:
 
 
 def checkpoint_to_resume(args: RewardConfig) -> str | bool | None:
-    """A checkpoint's folder, or whether to go on from the latest: `true` comes from the command line as text."""
+    """A checkpoint's folder, `auto`, or whether to go on from the latest: `true` comes as text."""
     word = str(args.resume_from_checkpoint or "").lower()
     return word == "true" if word in ("true", "false") else args.resume_from_checkpoint
 

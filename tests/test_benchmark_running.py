@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,17 +202,20 @@ def test_a_killed_process_goes_on(folder: Path, tmp_path: Path) -> None:
 
 
 def test_scores_of_another_model_or_other_data_are_not_mixed(
-    scorer: RewardScorer, make_model_folder: Any, tmp_path: Path
+    scorer: RewardScorer, make_model_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     run_benchmark("llmbar", scorer, DATA["llmbar"], out=out, rule=FAST)
     other = RewardScorer.from_pretrained(saved_model(make_model_folder("llama", "b"), tmp_path / "other", seed=5))
-    with pytest.raises(FileExistsError, match=r"holds scores of another run \(other model, weights"):
+    with pytest.raises(FileExistsError, match=r"holds scores of another run \(other weights"):
         run_benchmark("llmbar", other, DATA["llmbar"], out=out, rule=FAST)
     with pytest.raises(FileExistsError, match="other data_hash"):
         run_benchmark("llmbar", scorer, DATA["llmbar"][:4], out=out, rule=FAST)
     with pytest.raises(FileExistsError, match="other benchmark"):
         run_benchmark("pairs", scorer, DATA["pairs"], out=out, rule=FAST)
+    moved = RewardScorer.from_pretrained(shutil.copytree(scorer.name, tmp_path / "moved"))
+    monkeypatch.setattr(moved, "score_requests", None)  # the same weights under another name: nothing is scored again
+    run_benchmark("llmbar", moved, DATA["llmbar"], out=out, rule=FAST)
     replaced = run_benchmark("llmbar", other, DATA["llmbar"], out=out, rule=FAST, overwrite=True)
     assert replaced["model"] == other.name
 

@@ -39,7 +39,11 @@ class ScoreCache:
         self.rewards: dict[str, float] = {}
         self.cut: set[str] = set()
         """Texts whose prompt was cut to fit the model."""
-        self._head = json.dumps({"fingerprint": json.loads(json.dumps(fingerprint, default=str))}, sort_keys=True)
+        # The same weights under another name (a relative path, a moved folder) give the same rewards.
+        decisive = {
+            name: each for name, each in fingerprint.items() if name != "model" or not fingerprint.get("weights")
+        }
+        self._head = json.dumps({"fingerprint": json.loads(json.dumps(decisive, default=str))}, sort_keys=True)
         self.from_file = 0
         if path is not None and path.is_file():
             self._read(path)

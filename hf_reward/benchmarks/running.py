@@ -219,9 +219,9 @@ def _resume(
         return [], 0
     earlier = read_run(folder / RUN_FILE)
     cut = int(earlier.pop("prompts_cut", 0))
-    if earlier != description:
+    if changed := _changed(earlier, description):
         raise FileExistsError(
-            f"{folder} holds scores of another run (other {', '.join(_changed(earlier, description))}). Name another "
+            f"{folder} holds scores of another run (other {', '.join(changed)}). Name another "
             "folder, or let it be replaced with `--overwrite`."
         )
     lines = finished_lines(folder / SCORES_FILE, comparisons)
@@ -239,7 +239,9 @@ def _run_description(name: str, data: BenchmarkData, fingerprint: Mapping[str, A
 
 def _changed(earlier: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
     old, new = ({**each, **(each.get("fingerprint") or {})} for each in (earlier, description))
-    return [key for key in old | new if key != "fingerprint" and old.get(key) != new.get(key)]
+    # The same weights under another name (a relative path, a moved folder) are the same model.
+    same = {"fingerprint", "model"} if old.get("weights") else {"fingerprint"}
+    return [key for key in old | new if key not in same and old.get(key) != new.get(key)]
 
 
 def _writes(scorer: Any) -> bool:

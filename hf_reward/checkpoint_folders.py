@@ -1,0 +1,185 @@
+"""Checkpoints on the disk: each appears whole or not at all, and the newest whole one is never removed.
+
+`Trainer` writes into the final name and resumes from the highest number, finished or not. Here a checkpoint is written
+beside its place, listed, synchronised and renamed; whatever is half done has a name that nobody resumes from.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from hf_reward.bulk.durable_file import sync_folder
+
+logger = logging.getLogger(__name__)
+
+LIST_FILE = "checkpoint_files.json"
+"""In a checkpoint: the size in bytes of each of its files."""
+_STATE_FILE = "trainer_state.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_STAGING, _REPLACED, _REMOVED = ".unfinished-", ".replaced-", ".removed-"
+
+
+def staging_folder(run: Path, name: str) -> Path:
+    """Where the checkpoint of this name is written, in a folder of that name; the same for all processes."""
+    return run / f"{_STAGING}{name}"
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Let a written checkpoint appear under its final name, after all of it is on the disk.
+
+    Args:
+        staged: The written folder, on the same disk.
+        final: Its name from now on; a checkpoint that is there is replaced.
+    """
+    sizes = {str(path.relative_to(staged)): path.stat().st_size for path in _files(staged)}
+    (staged / LIST_FILE).write_text(json.dumps({"files": sizes}, indent=2) + "\n", encoding="utf-8")
+    for path in _files(staged):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for folder in [staged, *(path for path in staged.rglob("*") if path.is_dir())]:
+        sync_folder(folder)
+    aside = final.with_name(f"{_REPLACED}{final.name}")
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    staged.rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def tidy(run: Path) -> None:
+    """Remove what a killed run left half done, and undo a replacement that did not come to its end.
+
+    Args:
+        run: The output folder.
+    """
+    if not run.is_dir():
+        return
+    for aside in run.glob(f"{_REPLACED}checkpoint-*"):
+        final = run / aside.name.removeprefix(_REPLACED)
+        if not final.exists():
+            aside.rename(final)
+            sync_folder(run)
+    for prefix in (_STAGING, _REPLACED, _REMOVED):
+        for left in run.glob(f"{prefix}checkpoint-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of an output folder, whole or not, by their steps."""
+    found = [path for path in run.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_step)
+
+
+def newest_whole(run: Path) -> Path | None:
+    """The checkpoint with the highest step that is whole; those passed over are named in a warning.
+
+    Args:
+        run: The output folder.
+
+    Returns:
+        Its folder, None if there is none.
+    """
+    for folder in reversed(checkpoints(run)):
+        problem = why_not_whole(folder)
+        if problem is None:
+            return folder
+        logger.warning("%s is passed over: %s. An earlier checkpoint is looked for.", folder, problem)
+    return None
+
+
+def why_not_whole(folder: Path) -> str | None:
+    """What a checkpoint lacks, None if it is whole.
+
+    One that we wrote lists its files. Of one that `Trainer` wrote itself, the state, which it writes last, has to be
+    there, and each weight and optimizer file has to end where its own header says.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        A clause.
+    """
+    try:
+        state = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
+        step = state["global_step"]
+    except FileNotFoundError:
+        return f"it has no {_STATE_FILE}"
+    except (ValueError, KeyError, TypeError):
+        return f"its {_STATE_FILE} is no state of a run"
+    match = _CHECKPOINT.fullmatch(folder.name)
+    if match and int(match[1]) != step:
+        return f"its {_STATE_FILE} is of step {step}"
+    if (folder / LIST_FILE).is_file():
+        return _difference_from_list(folder)
+    return next((f"{path.name} is cut off" for path in _files(folder) if _is_cut_off(path)), None)
+
+
+def remove_old(run: Path, limit: int | None, keep: Collection[Path]) -> None:
+    """Remove the oldest checkpoints until as many are left as the limit says.
+
+    Each is renamed first: what a kill leaves of it is no checkpoint any more. `Trainer` deletes in place and sorts by
+    the folders' time, which such a half deletion renews, so that it can then take a remnant for the newest.
+
+    Args:
+        run: The output folder.
+        limit: How many stay; None or below 1 for all.
+        keep: Those that stay whatever their age.
+    """
+    if limit is None or limit < 1:
+        return
+    kept = {path.resolve() for path in keep}
+    found = sorted(checkpoints(run), key=lambda path: (_written_at(path), _step(path)))
+    surplus = len(found) - max(limit, len(kept & {path.resolve() for path in found}))
+    for path in [path for path in found if path.resolve() not in kept][: max(surplus, 0)]:
+        aside = path.with_name(f"{_REMOVED}{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _difference_from_list(folder: Path) -> str | None:
+    try:
+        listed = json.loads((folder / LIST_FILE).read_text(encoding="utf-8"))["files"].items()
+    except (ValueError, KeyError, AttributeError):
+        return f"its {LIST_FILE} cannot be read"
+    for name, size in listed:
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether a file of tensors ends before its own header says; of other files nothing is known."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            start = file.read(8)
+            header = file.read(int.from_bytes(start, "little")) if len(start) == 8 else b""
+        try:
+            parts = json.loads(header)
+            end = max((part["data_offsets"][1] for name, part in parts.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return True
+        return path.stat().st_size != 8 + len(header) + end
+    return path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path)  # its directory is at the end
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _written_at(folder: Path) -> float:
+    state = folder / _STATE_FILE
+    return state.stat().st_mtime if state.is_file() else 0.0

@@ -1,0 +1,171 @@
+"""Checkpoints appear whole or not at all, half-done ones are never resumed, and the newest whole one stays."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_reward import checkpoint_folders
+from hf_reward.checkpoint_folders import (
+    LIST_FILE,
+    checkpoints,
+    newest_whole,
+    publish,
+    remove_old,
+    staging_folder,
+    tidy,
+    why_not_whole,
+)
+
+
+def write(folder: Path, step: int, mark: str = "a") -> Path:
+    """What `Trainer` writes, without our list."""
+    (folder / "adapter").mkdir(parents=True)
+    save_file({"weight": torch.full((3,), float(step))}, folder / "model.safetensors")
+    save_file({"weight": torch.zeros(2)}, folder / "adapter" / "adapter_model.safetensors")
+    torch.save({"step": step}, folder / "optimizer.pt")
+    (folder / "mark.txt").write_text(mark)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return folder
+
+
+def published(run: Path, step: int, mark: str = "a") -> Path:
+    name = f"checkpoint-{step}"
+    staging = staging_folder(run, name)
+    publish(write(staging / name, step, mark), run / name)
+    staging.rmdir()
+    return run / name
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in run.iterdir())
+
+
+def test_a_checkpoint_lists_its_files_and_is_whole(tmp_path):
+    folder = published(tmp_path, 5)
+    listed = json.loads((folder / LIST_FILE).read_text())["files"]
+    assert listed["adapter/adapter_model.safetensors"] == (folder / "adapter/adapter_model.safetensors").stat().st_size
+    assert set(listed) == {
+        *("adapter/adapter_model.safetensors", "mark.txt", "model.safetensors", "optimizer.pt", "trainer_state.json"),
+    }
+    assert why_not_whole(folder) is None
+    assert names(tmp_path) == ["checkpoint-5"]
+
+
+def test_one_that_is_there_is_replaced(tmp_path):
+    published(tmp_path, 5, "old")
+    assert (published(tmp_path, 5, "new") / "mark.txt").read_text() == "new"
+    assert names(tmp_path) == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["ours", "Trainer's"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "adapter/adapter_model.safetensors"])
+def test_files_that_were_cut_off_are_seen(tmp_path, name, listed):
+    folder = published(tmp_path, 5)
+    if not listed:
+        (folder / LIST_FILE).unlink()
+        assert why_not_whole(folder) is None
+    path = folder / name
+    for size in (path.stat().st_size - 1, 5, 0):
+        os.truncate(path, size)
+        assert Path(name).name in str(why_not_whole(folder))
+
+
+def test_what_is_missing_or_of_another_step_is_said(tmp_path):
+    folder = published(tmp_path, 5)
+    (folder / "optimizer.pt").unlink()
+    assert why_not_whole(folder) == "optimizer.pt is missing"
+    (folder / LIST_FILE).write_text("{")
+    assert why_not_whole(folder) == f"its {LIST_FILE} cannot be read"
+    assert why_not_whole(shutil.copytree(folder, tmp_path / "checkpoint-6")) == "its trainer_state.json is of step 5"
+    (folder / "trainer_state.json").write_text("{}")
+    assert why_not_whole(folder) == "its trainer_state.json is no state of a run"
+    (folder / "trainer_state.json").unlink()
+    assert why_not_whole(folder) == "it has no trainer_state.json"
+
+
+def test_the_newest_whole_one_is_found_and_others_are_named(tmp_path, caplog):
+    assert newest_whole(tmp_path) is None
+    for step in (2, 10, 9):
+        published(tmp_path, step)
+    (tmp_path / "checkpoint-11").mkdir()  # as a killed `Trainer` leaves it
+    (tmp_path / "checkpoint-best").mkdir()
+    write(staging_folder(tmp_path, "checkpoint-12") / "checkpoint-12", 12)
+    assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 9, 10, 11)]
+    assert newest_whole(tmp_path) == tmp_path / "checkpoint-10"
+    assert "checkpoint-11 is passed over: it has no trainer_state.json" in caplog.text
+
+
+def test_old_ones_go_and_those_to_keep_stay(tmp_path):
+    folders = [published(tmp_path, step) for step in (1, 2, 3, 4)]
+    for number, folder in enumerate(folders):
+        os.utime(folder / "trainer_state.json", (1000 + number, 1000 + number))
+    remove_old(tmp_path, None, [])
+    assert len(names(tmp_path)) == 4
+    remove_old(tmp_path, 3, [folders[3], folders[0]])
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
+    remove_old(tmp_path, 1, [folders[3], folders[0]])  # the best and the newest stay although they are two
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-4"]
+
+
+def test_remnants_go_first_whenever_they_were_touched_and_so_do_those_of_an_earlier_run(tmp_path):
+    old, new = published(tmp_path, 900), published(tmp_path, 10)
+    os.utime(old / "trainer_state.json", (1000, 1000))
+    remnant = tmp_path / "checkpoint-8"
+    remnant.mkdir()  # what is left of a removal in place, which renewed its time
+    remove_old(tmp_path, 2, [new])
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-900"]
+    remove_old(tmp_path, 1, [new])
+    assert names(tmp_path) == ["checkpoint-10"]
+
+
+_CALLS = (
+    *((os, name) for name in ("fsync", "mkdir", "rmdir", "unlink")),
+    *((Path, name) for name in ("rename", "write_text")),
+    (checkpoint_folders.shutil, "rmtree"),
+)
+
+
+def test_stopped_before_any_call_there_is_always_a_whole_one_and_the_next_save_succeeds(tmp_path, monkeypatch):
+    """A save that replaces checkpoint 5 and removes checkpoint 4, with the process ended before each of its calls."""
+    for stop in range(200):
+        run = tmp_path / f"run-{stop}"
+        published(run, 4)
+        published(run, 5, "old")
+        child = os.fork()
+        if child == 0:
+            left = stop
+
+            def counted(own):
+                def call(*args, **kwargs):
+                    nonlocal left
+                    if left == 0:
+                        os._exit(9)
+                    left -= 1
+                    return own(*args, **kwargs)
+
+                return call
+
+            for owner, name in _CALLS:
+                setattr(owner, name, counted(getattr(owner, name)))
+            tidy(run)
+            remove_old(run, 1, [published(run, 5, "new")])
+            os._exit(0)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert all(why_not_whole(path) is None for path in checkpoints(run))
+        tidy(run)
+        found = newest_whole(run)
+        assert found == run / "checkpoint-5"
+        assert (found / "mark.txt").read_text() in ("old", "new")
+        assert not [name for name in names(run) if name.startswith(".")]
+        remove_old(run, 1, [published(run, 5, "new")])
+        assert names(run) == ["checkpoint-5"]
+        assert (found / "mark.txt").read_text() == "new"
+        if ended == 0:
+            break
+    assert ended == 0
+    assert stop > 20

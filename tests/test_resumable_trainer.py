@@ -1,0 +1,309 @@
+"""A run that is stopped goes on as if it had not been: whole checkpoints, SIGTERM, streams, kills."""
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, load_dataset
+from peft import LoraConfig
+from test_trainer_distributed import free_port
+from training_runs import QUIET, largest_difference, load, make_trainer, weights
+from transformers import TrainerCallback
+
+from hf_reward import RewardConfig
+from hf_reward.checkpoint_folders import checkpoints, why_not_whole
+
+SAVES: dict[str, Any] = {
+    "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
+}  # fmt: skip
+
+
+class StopAfter(TrainerCallback):
+    """Ends training after a step, as a crash would: nothing that `Trainer` does at its end happens."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def stop_and_resume(step: int, make: Any, resume: Any = True) -> Any:
+    """A trainer that was stopped in the middle of a step's end, and another one that went on."""
+    with pytest.raises(KeyboardInterrupt):
+        make(callbacks=[StopAfter(step)]).train()
+    trainer = make()
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+# --- whole checkpoints -----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_renamed_whole_before_it_is_pushed_and_before_older_ones_go(
+    make_model_folder, chat_pairs, tmp_path, monkeypatch
+):
+    trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run", save_total_limit=1, **SAVES)
+    seen: list[tuple[str, list[str], bool]] = []
+
+    def pushed(folder: str) -> None:
+        assert why_not_whole(Path(folder)) is None
+        seen.append((folder, sorted(path.name for path in (tmp_path / "run").iterdir()), trainer._staging is None))
+
+    monkeypatch.setattr("hf_reward.hub_trainer.HubTrainer._push_from_checkpoint", lambda self, folder: pushed(folder))
+    trainer.args.push_to_hub = True
+    monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)
+    trainer.train()
+    run = str(tmp_path / "run")
+    assert [folder for folder, *_ in seen] == [f"{run}/checkpoint-{step}" for step in (1, 2, 3, 4)]
+    assert seen[0][1] == ["checkpoint-1"]
+    assert seen[2][1] == ["checkpoint-2", "checkpoint-3"]
+    assert all(idle for *_, idle in seen)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-4"]
+
+
+def test_the_best_checkpoint_is_known_by_its_final_name_and_stays(make_model_folder, chat_pairs, tmp_path):
+    def make(**changes: Any) -> Any:
+        return make_trainer(
+            make_model_folder("llama"), chat_pairs, tmp_path / "run", evaluation=chat_pairs[:5], eval_strategy="steps",
+            eval_steps=1, save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_margin",
+            **{**SAVES, **changes},
+        )  # fmt: skip
+
+    trainer = stop_and_resume(3, lambda **changes: make(num_train_epochs=2, **changes))
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.parent == tmp_path / "run"
+    assert why_not_whole(best) is None
+    saved = load(best)
+    assert largest_difference(weights(saved), weights(trainer.model)) == 0
+
+
+def test_a_save_that_fails_leaves_what_was_there_and_frees_the_disk(
+    make_model_folder, chat_pairs, tmp_path, monkeypatch
+):
+    trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run", save_total_limit=1, **SAVES)
+    own, calls = torch.save, []
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        calls.append(args[1])
+        if "checkpoint-3" in str(args[1]):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        own(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
+    assert why_not_whole(tmp_path / "run" / "checkpoint-2") is None
+    assert any("checkpoint-3" in str(path) for path in calls)
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+def test_auto_begins_goes_on_and_passes_over_what_is_not_whole(make_model_folder, chat_pairs, tmp_path, caplog):
+    def make(name: str, **changes: Any) -> Any:
+        return make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / name, **SAVES, **changes)
+
+    whole = make("whole")
+    whole.train(resume_from_checkpoint="auto")
+    with pytest.raises(KeyboardInterrupt):
+        make("cut", callbacks=[StopAfter(4)]).train(resume_from_checkpoint="auto")
+    os.truncate(tmp_path / "cut" / "checkpoint-3" / "optimizer.pt", 100)
+    (tmp_path / "cut" / "checkpoint-7").mkdir()
+    trainer = make("cut")
+    with caplog.at_level(logging.INFO):
+        trainer.train(resume_from_checkpoint="auto")
+    assert "optimizer.pt has 100 bytes" in caplog.text
+    assert f"Going on from {tmp_path / 'cut' / 'checkpoint-2'}" in caplog.text
+    assert trainer.state.global_step == 4
+    assert largest_difference(weights(whole.model), weights(trainer.model)) == 0
+    with pytest.raises(ValueError, match=r"checkpoint-7 cannot be resumed: it has no trainer_state\.json"):
+        make("cut").train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-7"))
+    with pytest.raises(ValueError, match=r"no whole checkpoint in .*'auto'"):
+        make("empty").train(resume_from_checkpoint=True)
+    make("cut").train()
+    assert "holds checkpoints of an earlier run (checkpoint-7, ...)" in caplog.text
+
+
+def test_a_stream_goes_on_at_the_right_row_of_the_right_pass(make_model_folder, chat_pairs, tmp_path):
+    """16 rows in batches of 3, accumulated twice: 12 steps are four and a half passes."""
+    for part in range(2):
+        Dataset.from_list(chat_pairs[part::2]).to_json(tmp_path / "data" / f"train-{part}.jsonl")
+    seen: dict[str, list[list[int]]] = {}
+
+    def make(name: str, **changes: Any) -> Any:
+        rows = load_dataset("json", data_dir=str(tmp_path / "data"), split="train", streaming=True)
+        trainer = make_trainer(
+            make_model_folder("llama"), rows, tmp_path / name,
+            **{**SAVES, "per_device_train_batch_size": 3, "save_steps": 5}, max_steps=12, shuffle_buffer_size=6,
+            gradient_accumulation_steps=2, lr_scheduler_type="constant", **changes,
+        )  # fmt: skip
+        own = trainer.compute_loss
+
+        def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.setdefault(name, []).append(inputs["row"].tolist())
+            return own(model, inputs, *args, **kwargs)
+
+        trainer.compute_loss = compute_loss
+        return trainer
+
+    whole = make("whole")
+    whole.train()
+    trainer = stop_and_resume(11, lambda **changes: make("cut", **changes))
+    assert seen["cut"] == [*seen["whole"][:22], *seen["whole"][20:]]
+    assert largest_difference(weights(whole.model), weights(trainer.model)) == 0
+    flat = [row for batch in seen["whole"] for row in batch]
+    passes = [flat[start : start + 16] for start in (0, 16, 32, 48)]
+    assert all(sorted(rows) == sorted(passes[0]) for rows in passes)  # each row once in a pass
+    assert len({tuple(rows) for rows in passes}) == 4  # each in an order of its own
+    finished = make("whole")
+    finished.train(resume_from_checkpoint="auto")  # from step 10; and once more from the end
+    finished.save_state()
+    assert finished.state.global_step == 12
+
+
+def test_a_finished_stream_takes_no_further_step(make_model_folder, chat_pairs, tmp_path):
+    def make() -> Any:
+        stream = Dataset.from_list(chat_pairs).to_iterable_dataset()
+        return make_trainer(make_model_folder("llama"), stream, tmp_path / "run", max_steps=4, **SAVES)
+
+    first, again = make(), make()
+    first.train()
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+    assert largest_difference(weights(first.model), weights(again.model)) == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "size", "kept"), [("random", 0, True), ("random", 16, False), ("sequential", 16, True)]
+)
+def test_a_stream_is_shuffled_where_asked(make_model_folder, chat_pairs, tmp_path, strategy, size, kept):
+    stream = Dataset.from_list(chat_pairs).to_iterable_dataset()
+    trainer = make_trainer(
+        make_model_folder("llama"), stream, tmp_path / "run", max_steps=2, shuffle_buffer_size=size,
+        train_sampling_strategy=strategy,
+    )  # fmt: skip
+    batches = iter(trainer.get_train_dataloader())
+    rows = [*next(batches)["row"].tolist(), *next(batches)["row"].tolist()]
+    assert sorted(rows) == list(range(16))
+    assert (rows == list(range(16))) is kept
+
+
+def test_a_second_way_to_save_on_sigterm_is_refused():
+    with pytest.raises(ValueError, match="SIGTERM saves a whole checkpoint"):
+        RewardConfig(output_dir="unused", enable_jit_checkpoint=True, **QUIET)
+
+
+# --- SIGTERM ---------------------------------------------------------------------------------------------------------
+
+WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+import test_resumable_trainer as tests
+tests.worker(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+def worker(folder: Path, out: Path, resume: str) -> None:
+    """A run of many short steps that says when it is under way."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    rows = [{"prompt": f"Which {n}?", "chosen": f"A good answer {n}.", "rejected": f"No {n}"} for n in range(64)]
+    torch.manual_seed(0)
+    model = load(folder, peft_config=LoraConfig(task_type="SEQ_CLS", r=2, lora_dropout=0.3, target_modules=["q_proj"]))
+    trainer = make_trainer(model, rows, out, per_device_train_batch_size=2, num_train_epochs=4, learning_rate=1e-2)
+
+    class Ready(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3 or resume == "stuck":
+                (out.parent / f"ready-{args.process_index}").touch()
+            while resume == "stuck" or (
+                resume == "wait" and state.global_step == 5 and not trainer._stop_signal.received
+            ):
+                time.sleep(0.01)  # without a signal it would stay here
+
+    trainer.add_callback(Ready())
+    trainer.train(resume_from_checkpoint="auto")
+    torch.save(weights(trainer.accelerator.unwrap_model(trainer.model)), out.parent / f"{out.name}.pt")
+
+
+def start(tmp_path: Path, folder: Path, out: str, resume: str, processes: int = 1) -> subprocess.Popen[str]:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1])))
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port"]
+        launcher.append(str(free_port()))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [*launcher, str(script), str(folder), str(tmp_path / out), resume]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], *files: Path) -> None:
+    end = time.monotonic() + 120
+    while not all(file.exists() for file in files):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_says_so_and_the_next_start_ends_where_an_undisturbed_run_does(
+    make_model_folder, tmp_path, processes
+):
+    folder = make_model_folder("llama")
+    stopped = start(tmp_path, folder, "stopped", "wait", processes)
+    wait_for(stopped, *(tmp_path / f"ready-{rank}" for rank in range(processes)))
+    stopped.send_signal(signal.SIGTERM)
+    said = stopped.communicate(timeout=120)[1]
+    assert stopped.returncode != 0 if processes > 1 else stopped.returncode == 143
+    [saved] = checkpoints(tmp_path / "stopped")
+    step = int(saved.name.rpartition("-")[2])
+    assert 3 <= step <= 5
+    assert f"Stopped by SIGTERM after step {step} of" in said
+    assert why_not_whole(saved) is None
+
+    for out in ("stopped", "whole"):
+        process = start(tmp_path, folder, out, "run", processes)
+        said = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, said[-3000:]
+        if out == "stopped":
+            assert f"Going on from {saved}" in said
+    one, other = (torch.load(tmp_path / f"{out}.pt", weights_only=True) for out in ("stopped", "whole"))
+    assert largest_difference(one, other) == 0
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_ends_at_once(make_model_folder, tmp_path):
+    process = start(tmp_path, make_model_folder("llama"), "stopped", "stuck")
+    wait_for(process, tmp_path / "ready-0")
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    assert any("SIGTERM: a checkpoint is saved after this step" in line for line in process.stderr)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == -signal.SIGTERM
+    assert not checkpoints(tmp_path / "stopped")
+
+
+# --- SIGKILL ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_runs_that_are_killed_again_and_again_end_where_an_undisturbed_one_does():
+    recipe = Path(__file__).parents[1] / "recipes" / "kill_and_resume.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    command = [sys.executable, "-W", "ignore", str(recipe), "--kills", "20", "--case", "budget", "--seed", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "yes" in done.stdout

@@ -168,7 +168,7 @@ def prepare_preferences(
         mapped = _balanced(mapped, rule, source.name)
         marked_parts.append(mapped)
         parts.append(_usable(mapped))
-    summary = _summarize_all(marked_parts, parts, name)
+    summary = _summarize_all(marked_parts, name)
     logger.info("%s", summary)
     _require_rows(summary, rule, marked_parts)
     return _mix(parts, sources, seed), summary
@@ -388,36 +388,16 @@ def summarize(prepared: RawDataset, name: str) -> DataSummary:
     Returns:
         The summary; what was dropped earlier is unknown to it.
     """
-    return _summarize_all([prepared], [prepared], name)
+    return _summarize_all([prepared], name)
 
 
-def _summarize_all(marked: Sequence[RawDataset], usable: Sequence[RawDataset], name: str) -> DataSummary:
+def _summarize_all(marked: Sequence[RawDataset], name: str) -> DataSummary:
     streamed = any(isinstance(part, IterableDataset) for part in marked)
-    rows = [_columns(part) for part in marked]
-    problems = Counter(problem for part in rows for problem in part["problem"])
-    kept = {key: [v for part in rows for v, problem in zip(part[key], part["problem"], strict=True) if not problem]
-            for key in _SUMMARY_COLUMNS}  # fmt: skip
-    summary = DataSummary(name=name, rows=sum(problems.values()), sampled=streamed)
-    summary.dropped = {reason: count for reason, count in problems.items() if reason}
-    summary.kept = problems[""]
-    summary.cut = sum(cut > 0 for cut in kept["cut_tokens"])
-    summary.merged = sum(merged for part in rows for merged in part["merged"])
-    summary.prompts_differed = sum(kept["prompts_differed"])
-    summary.kind = _kind(set(kept["conversational"]))
-    summary.duplicates = summary.kept - len(set(kept["content_hash"]))
-    summary.prompts = len(set(kept["group"]))
-    summary.sources = sorted(set(kept["source"]))
-    if summary.kept:
-        _describe_lengths(summary, kept["input_ids"], kept["prefix_length"], kept["ranks"])
-    return summary
-
-
-def _kind(conversational: set[bool | None]) -> str | None:
-    if conversational == {True}:
-        return "conversations"
-    if conversational == {False}:
-        return "text"
-    return "mixed" if conversational - {None} else None
+    tally = _Tally()
+    for part in marked:
+        for batch in _batches(part):
+            tally.add(batch)
+    return tally.summary(name, sampled=streamed)
 
 
 _SUMMARY_COLUMNS = (
@@ -426,35 +406,79 @@ _SUMMARY_COLUMNS = (
 )
 
 
-def _columns(data: RawDataset) -> dict[str, list[Any]]:
+def _batches(data: RawDataset) -> Iterator[Mapping[str, list[Any]]]:
+    """Columns of a dataset, a batch at a time; of a stream, of its first rows."""
     if isinstance(data, IterableDataset):
         sample = list(data.take(_SAMPLE_SIZE))
-        return {name: [_sizes(name, row[name]) for row in sample] for name in _SUMMARY_COLUMNS}
-    columns: dict[str, list[Any]] = {name: [] for name in _SUMMARY_COLUMNS}
-    # Batches keep memory bounded: of the ids only their lengths stay.
+        if sample:
+            yield {name: [row[name] for row in sample] for name in _SUMMARY_COLUMNS}
+        return
     batches: Any = data.select_columns(list(_SUMMARY_COLUMNS)).iter(batch_size=_BATCH_SIZE)
-    for batch in batches:
-        for name in _SUMMARY_COLUMNS:
-            columns[name] += [_sizes(name, value) for value in batch[name]]
-    return columns
+    yield from batches
 
 
-def _sizes(name: str, value: Any) -> Any:
-    return [len(ids) for ids in value] if name == "input_ids" else value
+class _Tally:
+    """Counts over batches of rows. Twenty bytes a row stay, whatever its texts."""
+
+    def __init__(self) -> None:
+        self.problems: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.sources: set[str] = set()
+        self.kinds: set[bool | None] = set()
+        self.hashes: list[np.ndarray] = []
+        self.groups: list[np.ndarray] = []
+        self.longest: list[np.ndarray] = []
+        self.credit = 0.0
+
+    def add(self, batch: Mapping[str, list[Any]]) -> None:
+        """Count a batch."""
+        self.problems.update(batch["problem"])
+        self.counts["merged"] += sum(batch["merged"])
+        places = [place for place, problem in enumerate(batch["problem"]) if not problem]
+        if not places:
+            return
+        kept = {name: [values[place] for place in places] for name, values in batch.items()}
+        self.counts["cut"] += sum(cut > 0 for cut in kept["cut_tokens"])
+        self.counts["prompts_differed"] += sum(kept["prompts_differed"])
+        self.sources |= set(kept["source"])
+        self.kinds |= set(kept["conversational"])
+        self.hashes.append(np.asarray(kept["content_hash"], np.int64))
+        self.groups.append(np.asarray(kept["group"], np.int64))
+        sizes = [[len(ids) for ids in row] for row in kept["input_ids"]]
+        self.longest.append(np.asarray([max(row) for row in sizes], np.int32))
+        self._add_lengths(sizes, kept["prefix_length"], kept["ranks"])
+
+    def _add_lengths(self, sizes: Sequence[list[int]], prefixes: Sequence[int], ranks: Sequence[list[int]]) -> None:
+        width = max(map(len, ranks))
+        lengths, padded = np.zeros((len(ranks), width), int), np.full((len(ranks), width), -100)
+        for place, (row, prefix, rank) in enumerate(zip(sizes, prefixes, ranks, strict=True)):
+            lengths[place, : len(row)] = np.asarray(row) - prefix
+            padded[place, : len(rank)] = rank
+        pairs = strict_pairs(padded)
+        self.counts["pairs"] += len(pairs.row)
+        self.credit += float(length_rule_credit(lengths, pairs).sum()) if len(pairs.row) else 0.0
+
+    def summary(self, name: str, *, sampled: bool) -> DataSummary:
+        """What was counted."""
+        summary = DataSummary(name=name, rows=self.problems.total(), kept=self.problems[""], sampled=sampled)
+        summary.dropped = {reason: count for reason, count in self.problems.items() if reason}
+        summary.cut, summary.merged = self.counts["cut"], self.counts["merged"]
+        summary.prompts_differed, summary.num_pairs = self.counts["prompts_differed"], self.counts["pairs"]
+        summary.kind, summary.sources = _kind(self.kinds), sorted(self.sources)
+        if summary.kept:
+            summary.duplicates = summary.kept - len(np.unique(np.concatenate(self.hashes)))
+            summary.prompts = len(np.unique(np.concatenate(self.groups)))
+            longest = np.concatenate(self.longest)
+            points = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+            summary.token_quantiles = {point: int(np.quantile(longest, share)) for point, share in points.items()}
+        if summary.num_pairs:
+            summary.longer_preferred = self.credit / summary.num_pairs
+        return summary
 
 
-def _describe_lengths(
-    summary: DataSummary, sizes: Sequence[list[int]], prefixes: Sequence[int], ranks: Sequence[list[int]]
-) -> None:
-    longest = [max(row) for row in sizes]
-    points = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    summary.token_quantiles = {name: int(np.quantile(longest, point)) for name, point in points.items()}
-    width = max(map(len, ranks))
-    lengths, padded = np.zeros((len(ranks), width), int), np.full((len(ranks), width), -100)
-    for place, (row, prefix, rank) in enumerate(zip(sizes, prefixes, ranks, strict=True)):
-        lengths[place, : len(row)] = np.asarray(row) - prefix
-        padded[place, : len(rank)] = rank
-    pairs = strict_pairs(padded)
-    summary.num_pairs = len(pairs.row)
-    if summary.num_pairs:
-        summary.longer_preferred = float(length_rule_credit(lengths, pairs).mean())
+def _kind(conversational: set[bool | None]) -> str | None:
+    if conversational == {True}:
+        return "conversations"
+    if conversational == {False}:
+        return "text"
+    return "mixed" if conversational - {None} else None

@@ -1,6 +1,6 @@
 """How long does `check-data` take, and how much memory, on a set of the size of HH-RLHF?
 
-    python recipes/data_check_scale.py [--rows 170000] [--eval-rows 8500] [--seed 0]
+    python recipes/data_check_scale.py [--rows 170000] [--eval-rows 8500] [--seed 0] [--tokenizer FOLDER_OR_ID]
 
 Generates transcripts with the lengths of HH-RLHF (one to four earlier exchanges, a skewed vocabulary of 30,000 words)
 and plants a known number of faults, runs the check in a process of its own, prints its time and peak memory, and
@@ -33,10 +33,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--eval-rows", type=int, default=EVAL_ROWS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", help="folder or Hub id: count tokens too")
     parser.add_argument("--check", nargs=3, metavar=("DATA", "EVAL", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.check:
-        check(*options.check)
+        check(*options.check, options.tokenizer)
         return
     with tempfile.TemporaryDirectory() as folder:
         train, held = Path(folder) / "rows.jsonl", Path(folder) / "held.jsonl"
@@ -44,17 +45,18 @@ def main() -> None:
         print(f"{options.rows:,} + {options.eval_rows:,} rows, {train.stat().st_size / 1e6:.0f} MB of training rows")
         environment = {**os.environ, "HF_DATASETS_CACHE": str(Path(folder) / "cache")}
         command = [sys.executable, __file__, "--check", str(train), str(held), folder]
+        command += ["--tokenizer", options.tokenizer] if options.tokenizer else []
         subprocess.run(command, check=True, env=environment)
         found = json.loads((Path(folder) / "data_report.json").read_text(encoding="utf-8"))
         compare(found, planted)
 
 
-def check(data: str, held: str, out: str) -> None:
+def check(data: str, held: str, out: str, tokenizer: str | None) -> None:
     """Check in this process, and print what it took."""
     from hf_reward.data_check import check_data, write_report
 
     start, used = time.perf_counter(), time.process_time()
-    write_report(check_data(data, eval_data=held, layout="hh"), out)
+    write_report(check_data(data, eval_data=held, layout="hh", tokenizer=tokenizer), out)
     seconds, used = time.perf_counter() - start, time.process_time() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"check-data: {seconds:.0f} s ({used:.0f} s of CPU time), peak memory {peak:.2f} GiB")

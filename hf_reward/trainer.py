@@ -44,6 +44,7 @@ from hf_reward.training_setup import (
     prepare_model,
     refuse_data_parallel,
     refuse_two_head_rates,
+    refuse_what_sharding_loses,
     training_settings,
     warn_of_partial_penalties,
 )
@@ -51,7 +52,7 @@ from hf_reward.training_statistics import BatchStatistics
 
 logger = logging.getLogger(__name__)
 
-LABELS = ("ranks", "lengths", "groups", "sources", "row")
+LABELS = ("ranks", "lengths", "groups", "sources", "losses", "loss_weights", "row")
 """What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
 
 
@@ -149,6 +150,7 @@ class RewardTrainer(HubTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        refuse_what_sharding_loses(getattr(self.accelerator.state, "fsdp_plugin", None), self.model)
         self.label_names = list(LABELS)
         bare_model(self.model).add_model_tags(list(self._tag_names))
 
@@ -341,7 +343,10 @@ class RewardTrainer(HubTrainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
-        return loss.detach(), outputs["rewards"], tuple(inputs[name] for name in LABELS)
+        optional = (inputs.get(name) for name in ("margins", "probabilities"))
+        losses, weights = self.loss_function.of_groups(outputs["rewards"], inputs["ranks"], *optional, inputs["weights"])
+        labels = inputs | {"losses": losses, "loss_weights": weights}
+        return loss.detach(), outputs["rewards"], tuple(labels[name] for name in LABELS)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         labels: dict[str, Any] = dict(zip(LABELS, self._in_dataset_order(prediction.label_ids), strict=True))

@@ -35,6 +35,7 @@ from hf_reward.preference_data import without_padding
 from hf_reward.probes import probe_record
 from hf_reward.reward_head import RewardModel, bare_model, head_parameters
 from hf_reward.rewards import compute_rewards
+from hf_reward.sharding import HeadInFloat32, refuse_what_sharding_loses
 from hf_reward.tokenizer_setup import prepare_tokenizer
 from hf_reward.training_args import RewardConfig
 from hf_reward.training_setup import (
@@ -44,7 +45,6 @@ from hf_reward.training_setup import (
     prepare_model,
     refuse_data_parallel,
     refuse_two_head_rates,
-    refuse_what_sharding_loses,
     training_settings,
     warn_of_partial_penalties,
 )
@@ -145,7 +145,7 @@ class RewardTrainer(HubTrainer):
             eval_dataset=eval_dataset,
             model_init=model_init,
             compute_metrics=self._compute_metrics,
-            callbacks=[_EpochLog(self), *([TrainingCurves()] if args.plot_curves else []), *(callbacks or [])],
+            callbacks=[HeadInFloat32(), _EpochLog(self), *([TrainingCurves()] if args.plot_curves else []), *(callbacks or [])],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,

@@ -64,33 +64,6 @@ def refuse_two_head_rates(args: RewardConfig, optimizer: Any) -> None:
         )
 
 
-def refuse_what_sharding_loses(plugin: Any, model: Any) -> None:
-    """Stop before a run under FSDP2 whose adapter would be saved without its weights; say so where nothing is saved.
-
-    Args:
-        plugin: accelerate's settings of FSDP; None without it.
-        model: The model to train.
-
-    Raises:
-        ValueError: If FSDP's own activation checkpointing meets an adapter.
-    """
-    if plugin is None:
-        return
-    if plugin.activation_checkpointing and isinstance(model, PeftModel):
-        # It renames the layers, PEFT looks for the old names, and only the head would be in the adapter's file.
-        raise ValueError(
-            "`fsdp_activation_checkpointing: true` in the launch configuration hides an adapter's weights from PEFT, "
-            "so checkpoints would hold the head alone. Set it to false there, and `activation_checkpointing=True` in "
-            "the run's settings, which saves the same memory."
-        )
-    if "SHARDED" in str(plugin.state_dict_type):
-        logger.warning(
-            "`fsdp_state_dict_type: SHARDED_STATE_DICT` in the launch configuration: training can be resumed, but "
-            "`Trainer` saves no model that can be loaded elsewhere. Use FULL_STATE_DICT, or merge the shards of the "
-            "last checkpoint with `accelerate merge-weights`."
-        )
-
-
 def warn_of_partial_penalties(args: RewardConfig) -> None:
     """Say once where the length penalty sees less than the rows of an optimizer step.
 

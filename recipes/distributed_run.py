@@ -19,6 +19,7 @@ from parity import with_random_head
 from peft import LoraConfig
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
+from hf_reward.sharding import whole_parameters
 
 STEPS = 4
 ROWS_PER_STEP = 8
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--packing", choices=("true", "false"), required=True)
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--checkpointing", action="store_true", help="activations are computed again")
     options = parser.parse_args(argv)
 
@@ -60,13 +62,14 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> RewardTrainer:
         output_dir=str(folder), max_steps=STEPS, save_steps=STEPS // 2, logging_steps=1, report_to="none",
         disable_tqdm=True, plot_curves=False, packing=options.packing, learning_rate=1e-3,
         gradient_accumulation_steps=2, per_device_train_batch_size=ROWS_PER_STEP // 2 // processes,
-        per_device_eval_batch_size=2, save_strategy="steps", bf16=False, activation_checkpointing=options.checkpointing, ddp_backend="gloo" if processes > 1 else None,
+        per_device_eval_batch_size=2, save_strategy="steps", bf16=options.bf16, activation_checkpointing=options.checkpointing, ddp_backend="gloo" if processes > 1 else None,
     )  # fmt: skip
     let_fsdp_shard_on_a_cpu(args)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if options.lora else None
     model = AutoModelForRewardScoring.from_pretrained(options.model)
     torch.manual_seed(0)  # how many random numbers loading takes depends on the kind of sharding
-    with_random_head(model)
+    with whole_parameters(model.parameters()):
+        with_random_head(model)
     train, evaluation = ranked_lists(STEPS * ROWS_PER_STEP), ranked_lists(EVALUATED, start=100)
     return RewardTrainer(model, args, train_dataset=train, eval_dataset=evaluation, peft_config=lora)
 

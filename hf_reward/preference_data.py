@@ -331,7 +331,9 @@ class PreferenceDataTrainer(Trainer):
             self._eval_order = None
         if isinstance(labels, tuple):
             rewards = without_padding(rewards, labels[0])
-            output = output._replace(metrics={**(output.metrics or {}), f"{metric_key_prefix}_loss": _mean_loss(labels)})
+            output = output._replace(
+                metrics={**(output.metrics or {}), f"{metric_key_prefix}_loss": _mean_loss(labels)}
+            )
         return output._replace(predictions=rewards, label_ids=labels)
 
     def _metrics_without_leaks(self, rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -145,7 +145,12 @@ class RewardTrainer(HubTrainer):
             eval_dataset=eval_dataset,
             model_init=model_init,
             compute_metrics=self._compute_metrics,
-            callbacks=[HeadInFloat32(), _EpochLog(self), *([TrainingCurves()] if args.plot_curves else []), *(callbacks or [])],
+            callbacks=[
+                HeadInFloat32(),
+                _EpochLog(self),
+                *([TrainingCurves()] if args.plot_curves else []),
+                *(callbacks or []),
+            ],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -344,7 +349,9 @@ class RewardTrainer(HubTrainer):
         if prediction_loss_only:
             return loss.detach(), None, None
         optional = (inputs.get(name) for name in ("margins", "probabilities"))
-        losses, weights = self.loss_function.of_groups(outputs["rewards"], inputs["ranks"], *optional, inputs["weights"])
+        losses, weights = self.loss_function.of_groups(
+            outputs["rewards"], inputs["ranks"], *optional, inputs["weights"]
+        )
         labels = inputs | {"losses": losses, "loss_weights": weights}
         return loss.detach(), outputs["rewards"], tuple(labels[name] for name in LABELS)
 

@@ -1,12 +1,13 @@
 """What each process of `distributed_check.py` runs; `accelerate launch` starts it, once or several times.
 
-It trains a tiny model with a random head for four optimizer steps, evaluates a split that no number of processes divides
-and one of a single row, saves, and then does the same again from the checkpoint in the middle.
+It trains a tiny model with a random head for four optimizer steps, evaluates a split that two processes cannot share
+evenly and one of a single row, saves, and then does the same again from the checkpoint in the middle.
 """
 
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hf_reward.sharding import whole_parameters
 STEPS = 4
 ROWS_PER_STEP = 8
 EVALUATED = 11
-"""Neither this nor half of it is a multiple of the two rows that a process evaluates at a time."""
+"""No multiple of the four rows that two processes evaluate at a time, so some rows are evaluated twice."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpointing", action="store_true", help="activations are computed again")
     options = parser.parse_args(argv)
 
+    written = files_written_below(options.out)
     whole = make_trainer(options, options.out / "run")
     whole.train()
     report = measure(whole)
@@ -49,20 +51,44 @@ def main(argv: list[str] | None = None) -> None:
     resumed = make_trainer(options, options.out / "resumed")
     resumed.train(resume_from_checkpoint=str(checkpoint))
     resumed.save_model(str(options.out / "resumed" / "saved"))
-    report["resumed_losses"] = of_steps(resumed, "loss")
+    report["written"] = sorted(written)
     (options.out / f"report-{resumed.args.process_index}.json").write_text(json.dumps(report))
     resumed.accelerator.wait_for_everyone()
     resumed.accelerator.end_training()
 
 
+def files_written_below(folder: Path) -> set[str]:
+    """A set that grows with every file below a folder that this process opens for writing from now on.
+
+    Python's own `open` is seen; safetensors writes from Rust and is not.
+    """
+    found: set[str] = set()
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | os.PathLike) and writes(*arguments[1:]):
+            path = Path(os.path.abspath(arguments[0]))
+            if path.is_relative_to(folder.absolute()):
+                found.add(str(path.relative_to(folder.absolute())))
+
+    sys.addaudithook(hook)
+    return found
+
+
+def writes(mode: str | None, flags: int) -> bool:
+    """Whether a file is opened for writing, from what Python's `open` audit event says."""
+    return any(letter in mode for letter in "wax+") if mode else bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
 def make_trainer(options: argparse.Namespace, folder: Path) -> RewardTrainer:
     """A trainer over the same rows in the same global batches, however many processes there are."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"  # DeepSpeed takes another way to the CPU
     args = RewardConfig(
         output_dir=str(folder), max_steps=STEPS, save_steps=STEPS // 2, logging_steps=1, report_to="none",
         disable_tqdm=True, plot_curves=False, packing=options.packing, learning_rate=1e-3,
         gradient_accumulation_steps=2, per_device_train_batch_size=ROWS_PER_STEP // 2 // processes,
-        per_device_eval_batch_size=2, save_strategy="steps", bf16=options.bf16, activation_checkpointing=options.checkpointing, ddp_backend="gloo" if processes > 1 else None,
+        per_device_eval_batch_size=2, save_strategy="steps", bf16=options.bf16, use_cpu=on_cpu,
+        activation_checkpointing=options.checkpointing, ddp_backend="gloo" if processes > 1 else None,
     )  # fmt: skip
     let_fsdp_shard_on_a_cpu(args)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if options.lora else None

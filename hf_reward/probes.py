@@ -206,7 +206,8 @@ def probe_record(
 
     Returns:
         `conversations` (messages or text, and token ids), `rewards` by compute dtype, `left_padding` (whether rewards
-        stay the same in batches padded on the left; None where float32 cannot tell), and `device`.
+        stay the same in batches padded on the left; None where float32 cannot tell), `device`, and `weights_cast`
+        where weights were rounded before they were used.
     """
     bare: Any = _inside(model)
     limit = position_limit(bare.config)
@@ -223,6 +224,7 @@ def probe_record(
         "rewards": {name: [_finite(value) for value in values] for name, values in rewards.items()},
         "left_padding": _holds_left_padding(model, probes, rewards["float32"]) if "float32" in rewards else None,
         "device": next(model.parameters()).device.type,
+        **({} if float32 else {"weights_cast": True}),
     }
 
 

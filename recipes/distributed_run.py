@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--packing", choices=("true", "false"), required=True)
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--dtype", default="float32", help="of the backbone's weights")
     parser.add_argument("--checkpointing", action="store_true", help="activations are computed again")
     options = parser.parse_args(argv)
 
@@ -92,7 +93,7 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> RewardTrainer:
     )  # fmt: skip
     let_fsdp_shard_on_a_cpu(args)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if options.lora else None
-    model = AutoModelForRewardScoring.from_pretrained(options.model)
+    model = AutoModelForRewardScoring.from_pretrained(options.model, dtype=options.dtype)
     torch.manual_seed(0)  # how many random numbers loading takes depends on the kind of sharding
     with whole_parameters(model.parameters()):
         with_random_head(model)

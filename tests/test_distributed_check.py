@@ -124,6 +124,7 @@ def test_an_adapter_that_would_be_saved_without_its_weights_is_refused(make_mode
     randomize_head(model)
     lora = LoraConfig(r=2, target_modules=["q_proj"])
     trainer = make_trainer(model, text_pairs, tmp_path / "run", peft_config=lora)
+    caplog.clear()
     settings = {"activation_checkpointing": True, "state_dict_type": "StateDictType.FULL_STATE_DICT"}
     with pytest.raises(ValueError, match="hold the head alone"):
         refuse_what_sharding_loses(SimpleNamespace(**settings), trainer.model)

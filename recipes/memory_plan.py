@@ -1,6 +1,6 @@
 """What does a run need? `python recipes/memory_plan.py --shape 8b --gpus 8` prints memory for each GPU and tokens/s.
 
-An estimate on paper: nothing here was run on a GPU. Parameters are counted in the real architecture, and the activations
+An estimate on paper: nothing here was run on a GPU. Parameters are counted in the real architecture, and activations
 that autograd keeps in its real layers, both without memory (`meta` tensors); the rest are the formulas below.
 
     python recipes/memory_plan.py --shape 70b --gpus 64 --tokens 16384
@@ -66,11 +66,11 @@ class Kept:
 def state_bytes(counts: Counts, method: str, sharding: str, gpus: int) -> dict[str, float]:
     """Bytes of weights, gradients and optimizer states on each GPU, for AdamW in bfloat16 mixed precision.
 
-    DDP and FSDP2 (autocast) hold trained weights, gradients and both Adam states in float32: 4 + 4 + 8 bytes. DDP adds a
-    copy of the gradients in its buckets and autocast's bfloat16 copy of the weights. DeepSpeed holds weights and
+    DDP and FSDP2 (autocast) hold trained weights, gradients and both Adam states in float32: 4 + 4 + 8 bytes. DDP adds
+    a copy of the gradients in its buckets and autocast's bfloat16 copy of the weights. DeepSpeed holds weights and
     gradients in bfloat16 and a float32 copy with both Adam states in the optimizer: 2 + 2 + 12 (Rajbhandari et al.
-    (2020), "ZeRO", section 3.1). Frozen weights take 2 bytes, NF4 ones 0.516 (4 bits, and 0.127 for the scales of blocks
-    of 64, quantised themselves; Dettmers et al. (2023), "QLoRA", section 3) with embeddings in bfloat16.
+    (2020), "ZeRO", section 3.1). Frozen weights take 2 bytes, NF4 ones 0.516 (4 bits, and 0.127 for the scales of
+    blocks of 64, quantised themselves; Dettmers et al. (2023), "QLoRA", section 3) with embeddings in bfloat16.
 
     Args:
         counts: Parameters of the model.
@@ -241,8 +241,9 @@ def main(argv: list[str] | None = None) -> None:
     table = Table(
         title=f"GiB on each of {options.gpus} GPUs, {options.tokens:,} tokens in a micro-batch; an estimate, not run",
         caption=f"{counts.backbone:,} parameters; LoRA r={options.lora_r}: {counts.adapter:,}. A layer keeps "
-        f"{kept.layer:,.0f} bytes for a token, {kept.boundary:,.0f} with checkpointing. Tokens/s of all GPUs together at "
-        f"{options.mfu:.0%} of {options.peak:.3g} FLOP/s each. {options.reserve:.0%} of {options.memory} GB is left free.",
+        f"{kept.layer:,.0f} bytes for a token, {kept.boundary:,.0f} with checkpointing. Tokens/s of all GPUs together "
+        f"at {options.mfu:.0%} of {options.peak:.3g} FLOP/s each. Fits: {options.reserve:.0%} of {options.memory:g} GB "
+        "stay free.",
     )
     for name in ("method", "sharding", "checkpointing", "weights", "gradients", "optimizer", "copies", "gathered"):
         table.add_column(name, justify="left" if name in ("method", "sharding") else "right")

@@ -437,6 +437,38 @@ class PreferenceLoss:
             ValueError: If the rows carry margins or probabilities that this loss cannot use, shapes disagree, or the
                 lengths that it needs are not there.
         """
+        losses, group_weight = self.of_groups(rewards, ranks, margins, probabilities, weights)
+        total = group_weight.sum() if normalizer is None else normalizer
+        weighted = (losses * group_weight).sum()
+        if self.length_penalty:
+            weighted = weighted + self.length_penalty * group_weight.sum() * _penalty(rewards.float(), lengths, ranks)
+        # A batch without any usable group has loss 0 and gradient 0, not 0 / 0.
+        return weighted / torch.as_tensor(total, device=losses.device).clamp(min=1e-12)
+
+    def of_groups(
+        self,
+        rewards: Tensor,
+        ranks: Tensor,
+        margins: Tensor | None = None,
+        probabilities: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each group, without what belongs to a whole batch, and the group's weight.
+
+        Args:
+            rewards: Rewards, shape `(G, K)`.
+            ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, int64.
+            margins: Reward gaps, shape `(G,)`.
+            probabilities: P(first response preferred), NaN where none is stated, shape `(G,)`.
+            weights: Row weights, shape `(G,)`.
+
+        Returns:
+            Losses and weights, both `(G,)` and float32. The loss of a batch is the sum of their products over the sum
+            of the weights.
+
+        Raises:
+            ValueError: If the rows carry margins or probabilities that this loss cannot use, or shapes disagree.
+        """
         if rewards.shape != ranks.shape:
             raise ValueError(
                 f"`rewards` and `ranks` must have the same shape (G, K), but have {tuple(rewards.shape)} and "
@@ -458,13 +490,7 @@ class PreferenceLoss:
         losses = self.kind.function(rewards, ranks, **extra, **self.options)
         if self.center_rewards_coefficient:
             losses = losses + self.center_rewards_coefficient * centering_penalty(rewards, ranks)
-        group_weight = self.weights(ranks, probabilities, weights)
-        total = group_weight.sum() if normalizer is None else normalizer
-        weighted = (losses * group_weight).sum()
-        if self.length_penalty:
-            weighted = weighted + self.length_penalty * group_weight.sum() * _penalty(rewards, lengths, ranks)
-        # A batch without any usable group has loss 0 and gradient 0, not 0 / 0.
-        return weighted / torch.as_tensor(total, device=losses.device).clamp(min=1e-12)
+        return losses, self.weights(ranks, probabilities, weights)
 
 
 def _penalty(rewards: Tensor, lengths: Tensor | None, ranks: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def _verify_rewards(name: str, model: RewardModel, record: CheckpointRecord | No
     dtype = str(weight_dtype(bare_model(model))).removeprefix("torch.")
     recorded = record.probes["rewards"]
     expected = recorded.get(dtype) or next(iter(recorded.values()))
-    as_saved = dtype in recorded and dtype in ("float32", record.dtype)
+    as_saved = dtype in recorded and dtype in ("float32", record.dtype) and not record.probes.get("weights_cast")
     unquantized = bool(record.quantization) and kwargs.get("quantization_config") is None
     same_device = next(model.parameters()).device.type == record.probes.get("device", "cpu")
     is_exact = as_saved and (unquantized or not record.quantization)

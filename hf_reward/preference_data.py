@@ -311,16 +311,39 @@ class PreferenceDataTrainer(Trainer):
             return FixedOrderSampler(longest_first(longest_sequences(data)))
         return SequentialSampler(data)
 
-    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; predictions and labels come back in dataset order, with reward 0 where there is no response."""
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate; predictions and labels come back in dataset order, with reward 0 where there is no response.
+
+        Args:
+            dataloader: As in `Trainer`.
+            description: As in `Trainer`.
+            prediction_loss_only: As in `Trainer`.
+            ignore_keys: As in `Trainer`.
+            metric_key_prefix: Put before the names of the metrics.
+
+        Returns:
+            What `Trainer` returns, with the loss over the rows instead of a mean over batches.
+        """
         self._eval_order = fixed_order(dataloader)
         try:
-            output = super().evaluation_loop(dataloader, *args, **kwargs)
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
             rewards, labels = (self._in_dataset_order(values) for values in (output.predictions, output.label_ids))
         finally:
             self._eval_order = None
         if isinstance(labels, tuple):
             rewards = without_padding(rewards, labels[0])
+            output = output._replace(
+                metrics={**(output.metrics or {}), f"{metric_key_prefix}_loss": _mean_loss(labels)}
+            )
         return output._replace(predictions=rewards, label_ids=labels)
 
     def _metrics_without_leaks(self, rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -436,6 +459,12 @@ def without_padding(rewards: Any, ranks: np.ndarray) -> Any:
     if np.shape(rewards) != ranks.shape:
         return rewards
     return np.where(ranks == PADDING_RANK, np.zeros_like(rewards), rewards)
+
+
+def _mean_loss(labels: tuple[np.ndarray, ...]) -> float:
+    """The loss over all rows, each once; `Trainer` takes a mean over batches, which depends on how rows share them."""
+    *_, losses, weights, _ = labels
+    return float((losses * weights).sum(dtype=np.float64) / max(weights.sum(dtype=np.float64), 1e-12))
 
 
 def _require_rows(data: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -205,9 +206,10 @@ def probe_record(
 
     Returns:
         `conversations` (messages or text, and token ids), `rewards` by compute dtype, `left_padding` (whether rewards
-        stay the same in batches padded on the left; None where float32 cannot tell), and `device`.
+        stay the same in batches padded on the left; None where float32 cannot tell), `device`, and `weights_cast`
+        where weights were rounded before they were used.
     """
-    bare: Any = bare_model(model)
+    bare: Any = _inside(model)
     limit = position_limit(bare.config)
     probes = format_probes(tokenizer, separator=separator, limit=limit)
     own = weight_dtype(bare) if float32 else (half or torch.float32)
@@ -222,6 +224,7 @@ def probe_record(
         "rewards": {name: [_finite(value) for value in values] for name, values in rewards.items()},
         "left_padding": _holds_left_padding(model, probes, rewards["float32"]) if "float32" in rewards else None,
         "device": next(model.parameters()).device.type,
+        **({} if float32 else {"weights_cast": True}),
     }
 
 
@@ -241,7 +244,7 @@ def probe_rewards(
         One reward for each probe.
     """
     device = next(model.parameters()).device
-    pad = bare_model(model).config.get_text_config().pad_token_id or 0
+    pad = _inside(model).config.get_text_config().pad_token_id or 0
     batches = [[probe] for probe in probes] if left is None else [list(probes)]
     context = torch.autocast(device.type, dtype=autocast) if autocast is not None else nullcontext()
     with _evaluating(model), context, _true_float32():
@@ -272,6 +275,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _inside(model: nn.Module) -> Any:
+    """The classifier itself: DeepSpeed's wrapper has a `config` of its own."""
+    return bare_model(extract_model_from_parallel(model, keep_torch_compile=False))
 
 
 def _padded(probes: Sequence[Probe], pad: int, left: bool, device: torch.device) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from hf_reward.architectures import classifier_class
+from hf_reward.sharding import whole_parameters
 
 RewardModel = PreTrainedModel | PeftModel
 
@@ -282,9 +283,10 @@ def state_regression(config: PretrainedConfig) -> None:
 def zero_head(model: PreTrainedModel) -> None:
     """Let every reward be 0, in place: where training of a new head starts."""
     for _, layer in output_layers(model):
-        nn.init.zeros_(layer.weight)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+        with whole_parameters(layer.parameters()):
+            nn.init.zeros_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def output_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:

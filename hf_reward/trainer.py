@@ -35,6 +35,7 @@ from hf_reward.probes import probe_record
 from hf_reward.resumable_trainer import ResumableTrainer
 from hf_reward.reward_head import RewardModel, bare_model, head_parameters
 from hf_reward.rewards import compute_rewards
+from hf_reward.sharding import HeadInFloat32, refuse_what_sharding_loses
 from hf_reward.tokenizer_setup import prepare_tokenizer
 from hf_reward.training_args import RewardConfig
 from hf_reward.training_setup import (
@@ -51,7 +52,7 @@ from hf_reward.training_statistics import BatchStatistics
 
 logger = logging.getLogger(__name__)
 
-LABELS = ("ranks", "lengths", "groups", "sources", "row")
+LABELS = ("ranks", "lengths", "groups", "sources", "losses", "loss_weights", "row")
 """What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
 
 
@@ -144,11 +145,17 @@ class RewardTrainer(ResumableTrainer):
             eval_dataset=eval_dataset,
             model_init=model_init,
             compute_metrics=self._compute_metrics,
-            callbacks=[_EpochLog(self), *([TrainingCurves()] if args.plot_curves else []), *(callbacks or [])],
+            callbacks=[
+                HeadInFloat32(),
+                _EpochLog(self),
+                *([TrainingCurves()] if args.plot_curves else []),
+                *(callbacks or []),
+            ],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        refuse_what_sharding_loses(getattr(self.accelerator.state, "fsdp_plugin", None), self.model)
         self.label_names = list(LABELS)
         bare_model(self.model).add_model_tags(list(self._tag_names))
 
@@ -341,7 +348,12 @@ class RewardTrainer(ResumableTrainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
-        return loss.detach(), outputs["rewards"], tuple(inputs[name] for name in LABELS)
+        optional = (inputs.get(name) for name in ("margins", "probabilities"))
+        losses, weights = self.loss_function.of_groups(
+            outputs["rewards"], inputs["ranks"], *optional, inputs["weights"]
+        )
+        labels = inputs | {"losses": losses, "loss_weights": weights}
+        return loss.detach(), outputs["rewards"], tuple(labels[name] for name in LABELS)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         labels: dict[str, Any] = dict(zip(LABELS, self._in_dataset_order(prediction.label_ids), strict=True))

@@ -252,7 +252,8 @@ def _allowed(dtype: str, way: str, record: CheckpointRecord) -> float:
     is_judged = "float32" not in record.probes["rewards"] and way in ("alone", "pipeline")
     if not is_judged:
         return math.inf
-    return HALF_TOLERANCE if dtype == record.dtype else COARSE_TOLERANCE  # the weights themselves are rounded then
+    as_saved = dtype == record.dtype and not record.probes.get("weights_cast")  # an adapter's float32 ones too
+    return HALF_TOLERANCE if as_saved else COARSE_TOLERANCE  # the weights themselves are rounded then
 
 
 def _half_precision_notes(checks: list[Check]) -> list[str]:

@@ -172,6 +172,7 @@ def test_a_half_precision_model_records_that_precision(make_model_folder):
     assert record["left_padding"] is None
     sharded = probe_record(model, tokenizer_of(folder), half=torch.bfloat16, float32=False)
     assert set(sharded["rewards"]) == {"bfloat16"}
+    assert (sharded["weights_cast"], "weights_cast" in record) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,21 @@ for name in CASES:
 trainer.end()
 """
 
+
+def lopsided() -> list[dict[str, Any]]:
+    """Four heavy pairs for the first process, then four light lists of four for the second."""
+    rows = []
+    for number, row in enumerate(ranked_lists(24)):
+        if number % 3 == (0 if len(rows) < 4 else 2) and len(rows) < 8:
+            rows.append({**row, "weight": 3.0 if len(rows) < 4 else 0.25})
+    return rows
+
+
 CASES: dict[str, dict[str, Any]] = {
     "weighted-lists": {"rows": ranked_lists(8)},
     "padded": {"rows": ranked_lists(8), "packing": "false"},
     "accumulated": {"rows": ranked_lists(8), "gradient_accumulation_steps": 2},
+    "lopsided": {"rows": lopsided(), "train_sampling_strategy": "sequential"},
     "ties": {"rows": with_ties(8), "loss_type": "davidson", "center_rewards_coefficient": 0.1},
 }
 
@@ -126,5 +137,34 @@ def test_two_processes_take_the_step_and_measure_the_rows_of_one(make_model_fold
         for found, expected in zip(report["rewards"], one["rewards"], strict=True):
             assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
         for key, value in one["metrics"].items():
-            if key != "eval_loss":  # a mean over batches, of which some hold a repeated row
-                assert report["metrics"][key] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), key
+            assert report["metrics"][key] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), key
+
+
+def test_groups_of_unequal_size_and_weight_bias_no_gradient(make_model_folder, two_processes, tmp_path):
+    """A mean over processes of their own means would count the second process's light rows as much as the first's."""
+    folder = make_model_folder("llama")
+    out = two_processes(folder)
+    rows = lopsided()
+    assert [len(row["responses"]) for row in rows] == [2] * 4 + [4] * 4
+    steps = []
+    for number, part in enumerate((rows, rows[:4], rows[4:])):
+        model = load(folder)
+        randomize_head(model)
+        before = weights(model)
+        trainer = make_trainer(
+            model, part, tmp_path / f"run-{number}", per_device_train_batch_size=8, max_steps=1, optim="sgd",
+            learning_rate=0.1, max_grad_norm=0.0,
+        )  # fmt: skip
+        trainer.train()
+        steps.append({name: value - before[name] for name, value in weights(trainer.model).items()})
+    whole, first, second = steps
+    naive = {name: (step + second[name]) / 2 for name, step in first.items()}
+    # by hand: the first four rows weigh 12 of 13
+    exact = {name: (12 * step + second[name]) / 13 for name, step in first.items()}
+    start = load(folder)
+    randomize_head(start)
+    moved = torch.load(out / "lopsided-0.pt", weights_only=True)
+    found = {name: value - weights(start)[name] for name, value in moved.items()}
+    assert largest_difference(found, whole) < 1e-6
+    assert largest_difference(found, exact) < 1e-6
+    assert largest_difference(found, naive) > 1e-3

@@ -1,0 +1,162 @@
+"""What each process of `distributed_check.py` runs; `accelerate launch` starts it, once or several times.
+
+It trains a tiny model with a random head for four optimizer steps, evaluates a split that two processes cannot share
+evenly and one of a single row, saves, and then does the same again from the checkpoint in the middle.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from parity import with_random_head
+from peft import LoraConfig
+
+from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
+from hf_reward.sharding import whole_parameters
+
+STEPS = 4
+ROWS_PER_STEP = 8
+EVALUATED = 11
+"""No multiple of the four rows that two processes evaluate at a time, so some rows are evaluated twice."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, save, and go on from the checkpoint in the middle; the process of rank 0 writes what it found."""
+    torch.set_num_threads(1)  # on matrices this small a second thread only waits
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--packing", choices=("true", "false"), required=True)
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--dtype", default="float32", help="of the backbone's weights")
+    parser.add_argument("--checkpointing", action="store_true", help="activations are computed again")
+    options = parser.parse_args(argv)
+
+    written = files_written_below(options.out)
+    whole = make_trainer(options, options.out / "run")
+    whole.train()
+    report = measure(whole)
+    whole.save_model(str(options.out / "saved"))
+    checkpoint = options.out / "run" / f"checkpoint-{STEPS // 2}"
+    whole.accelerator.free_memory()
+
+    resumed = make_trainer(options, options.out / "resumed")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    resumed.save_model(str(options.out / "resumed" / "saved"))
+    report["written"] = sorted(written)
+    (options.out / f"report-{resumed.args.process_index}.json").write_text(json.dumps(report))
+    resumed.accelerator.wait_for_everyone()
+    resumed.accelerator.end_training()
+
+
+def files_written_below(folder: Path) -> set[str]:
+    """A set that grows with every file below a folder that this process opens for writing from now on.
+
+    Python's own `open` is seen; safetensors writes from Rust and is not.
+    """
+    found: set[str] = set()
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | os.PathLike) and writes(*arguments[1:]):
+            path = Path(os.path.abspath(arguments[0]))
+            if path.is_relative_to(folder.absolute()):
+                found.add(str(path.relative_to(folder.absolute())))
+
+    sys.addaudithook(hook)
+    return found
+
+
+def writes(mode: str | None, flags: int) -> bool:
+    """Whether a file is opened for writing, from what Python's `open` audit event says."""
+    return any(letter in mode for letter in "wax+") if mode else bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def make_trainer(options: argparse.Namespace, folder: Path) -> RewardTrainer:
+    """A trainer over the same rows in the same global batches, however many processes there are."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"  # DeepSpeed takes another way to the CPU
+    args = RewardConfig(
+        output_dir=str(folder), max_steps=STEPS, save_steps=STEPS // 2, logging_steps=1, report_to="none",
+        disable_tqdm=True, plot_curves=False, packing=options.packing, learning_rate=1e-3,
+        gradient_accumulation_steps=2, per_device_train_batch_size=ROWS_PER_STEP // 2 // processes,
+        per_device_eval_batch_size=2, save_strategy="steps", bf16=options.bf16, use_cpu=on_cpu,
+        activation_checkpointing=options.checkpointing, ddp_backend="gloo" if processes > 1 else None,
+    )  # fmt: skip
+    let_fsdp_shard_on_a_cpu(args)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if options.lora else None
+    model = AutoModelForRewardScoring.from_pretrained(options.model, dtype=options.dtype)
+    torch.manual_seed(0)  # how many random numbers loading takes depends on the kind of sharding
+    with whole_parameters(model.parameters()):
+        with_random_head(model)
+    train, evaluation = ranked_lists(STEPS * ROWS_PER_STEP), ranked_lists(EVALUATED, start=100)
+    return RewardTrainer(model, args, train_dataset=train, eval_dataset=evaluation, peft_config=lora)
+
+
+def let_fsdp_shard_on_a_cpu(args: RewardConfig) -> None:
+    """Name the processes GPUs: accelerate shards on accelerators alone, and on CPUs trains whole models unasked."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and args.device.type == "cpu":
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def ranked_lists(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Lists of two to four responses of unlike lengths, with weights that differ."""
+    words = ["brief", "rather longer words", "the longest answer of all of them, by far", "middling text"]
+    rows = []
+    for number in range(start, start + count):
+        size = 2 + number % 3
+        rows.append(
+            {
+                "prompt": f"Say {'once more ' * (number % 4)}{number}: ",
+                "responses": [f"{words[place]} {number * place}" for place in range(size)],
+                "ranks": [(place + number) % size for place in range(size)],
+                "weight": 0.5 + number % 3,
+            }
+        )
+    return rows
+
+
+def measure(trainer: RewardTrainer) -> dict[str, Any]:
+    """What training and evaluation gave, on this process."""
+    metrics = trainer.evaluate()
+    single: Any = trainer.evaluate(ranked_lists(1, start=200), metric_key_prefix="single")
+    output: Any = trainer.predict(trainer.eval_dataset)
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return {
+        "setup": {
+            "processes": trainer.args.world_size,
+            "kind": str(trainer.accelerator.distributed_type.value),
+            "fsdp_version": plugin.fsdp_version if plugin else None,
+            "sharded": trainer._is_sharded(),
+            "packed": trainer._packs(),
+            "device": str(trainer.accelerator.device),
+        },
+        "losses": of_steps(trainer, "loss"),
+        "norms": of_steps(trainer, "grad_norm"),
+        "accuracy": of_steps(trainer, "accuracy"),
+        "rows": output.label_ids[-1].tolist(),
+        "rewards": output.predictions.tolist(),
+        "metrics": without_times(metrics | single),
+    }
+
+
+def of_steps(trainer: RewardTrainer, name: str) -> list[float]:
+    """A number of each optimizer step's log."""
+    return [float(entry[name]) for entry in trainer.state.log_history if "loss" in entry and name in entry]
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that do not depend on the clock."""
+    return {name: value for name, value in metrics.items() if "second" not in name and "time" not in name}
+
+
+if __name__ == "__main__":
+    main()

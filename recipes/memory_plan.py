@@ -1,0 +1,291 @@
+"""What does a run need? `python recipes/memory_plan.py --shape 8b --gpus 8` prints memory for each GPU and tokens/s.
+
+An estimate on paper: nothing here was run on a GPU. Parameters are counted in the real architecture, and activations
+that autograd keeps in its real layers, both without memory (`meta` tensors); the rest are the formulas below.
+
+    python recipes/memory_plan.py --shape 70b --gpus 64 --tokens 16384
+    python recipes/memory_plan.py --model-config path/with/config.json --gpus 4 --lora-r 64 --peak 312e12 --memory 40
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+GIB = 2**30
+_LLAMA = {"vocab_size": 128_256, "num_key_value_heads": 8, "max_position_embeddings": 8192}
+SHAPES: dict[str, dict[str, int]] = {
+    "8b": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "70b": {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64},
+}
+"""The shapes of Llama 3."""
+METHODS = ("full", "lora", "qlora")
+SHARDINGS = ("ddp", "zero2", "fsdp2", "zero3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Numbers of parameters of a one-label classifier."""
+
+    backbone: int
+    layer: int
+    """Of one decoder layer: what FSDP2 gathers at a time."""
+    embeddings: int
+    adapter: int
+    """Of LoRA on all linear layers, and the head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Bytes that autograd keeps for the backward pass, for each token."""
+
+    layer: float
+    """In one decoder layer, attention as FlashAttention does it (no matrix of scores)."""
+    boundary: float
+    """Between two layers: all that is kept of a layer whose activations are computed again."""
+
+
+# --- formulas --------------------------------------------------------------------------------------------------------
+
+
+def state_bytes(counts: Counts, method: str, sharding: str, gpus: int) -> dict[str, float]:
+    """Bytes of weights, gradients and optimizer states on each GPU, for AdamW in bfloat16 mixed precision.
+
+    DDP and FSDP2 (autocast) hold trained weights, gradients and both Adam states in float32: 4 + 4 + 8 bytes. DDP adds
+    a copy of the gradients in its buckets and autocast's bfloat16 copy of the weights. DeepSpeed holds weights and
+    gradients in bfloat16 and a float32 copy with both Adam states in the optimizer: 2 + 2 + 12 (Rajbhandari et al.
+    (2020), "ZeRO", section 3.1). Frozen weights take 2 bytes, NF4 ones 0.516 (4 bits, and 0.127 for the scales of
+    blocks of 64, quantised themselves; Dettmers et al. (2023), "QLoRA", section 3) with embeddings in bfloat16.
+
+    Args:
+        counts: Parameters of the model.
+        method: Of `METHODS`.
+        sharding: Of `SHARDINGS`.
+        gpus: Processes that share the model.
+
+    Returns:
+        Bytes by what they hold; `gathered` is the layer in use and the next one, which FSDP2 and ZeRO-3 put together.
+
+    Raises:
+        ValueError: If the combination was not thought through: 4-bit weights in shards.
+    """
+    if method == "qlora" and sharding in ("fsdp2", "zero3"):
+        raise ValueError("4-bit weights are not split here: use 'ddp' or 'zero2', where each GPU holds them whole.")
+    trained = counts.backbone if method == "full" else counts.adapter
+    frozen = {
+        "full": 0.0,
+        "lora": 2.0 * counts.backbone,
+        "qlora": 0.516 * (counts.backbone - counts.embeddings) + 2.0 * counts.embeddings,
+    }[method]
+    split_all = gpus if sharding in ("fsdp2", "zero3") else 1
+    split_states = gpus if sharding != "ddp" else 1
+    deepspeed = sharding in ("zero2", "zero3")
+    weight, gradient, optimizer = (2, 2, 12) if deepspeed else (4, 4, 8)
+    extra = {"ddp": 2 + 4}.get(sharding, 0)  # autocast's copy, and the buckets
+    return {
+        "weights": (frozen + weight * trained) / split_all,
+        "gradients": gradient * trained / split_states,
+        "optimizer": optimizer * trained / split_states,
+        "copies": float(extra * trained),
+        "gathered": 2 * 2.0 * counts.layer if split_all > 1 else 0.0,
+    }
+
+
+def activation_bytes(kept: Kept, layers: int, tokens: int, checkpointing: bool) -> float:
+    """Bytes of activations on each GPU.
+
+    Without checkpointing every layer keeps its own; with it every layer keeps its input, and one of them is computed
+    again at a time (Chen et al. (2016), "Training deep nets with sublinear memory cost").
+
+    Args:
+        kept: What a layer keeps for each token.
+        layers: Decoder layers.
+        tokens: Tokens of a micro-batch: those of the packed row, or rows x padded length.
+        checkpointing: Whether activations are computed again.
+    """
+    if not checkpointing:
+        return layers * tokens * kept.layer
+    return tokens * (layers * kept.boundary + kept.layer)
+
+
+def flops_per_token(parameters: int, method: str, checkpointing: bool, layers: int, hidden: int, length: int) -> float:
+    """Floating-point operations that the hardware computes for a token.
+
+    A forward pass is 2 for each parameter (Kaplan et al. (2020), "Scaling laws", table 1) and 2 x layers x hidden x
+    length for causal attention; a backward pass is that again for the activations' gradients, and once more for the
+    weights', which frozen weights do not need; checkpointing adds a forward pass. So 6N for full training, 8N with
+    checkpointing, 4N and 6N with LoRA.
+
+    Args:
+        parameters: Of the layers; an embedding is looked up and not multiplied.
+        method: Of `METHODS`.
+        checkpointing: Whether activations are computed again.
+        layers: Decoder layers.
+        hidden: Hidden size.
+        length: Tokens that a sequence attends to at its end.
+    """
+    passes = 2 + int(checkpointing)
+    attention = 2 * layers * hidden * length * (passes + 1)
+    return 2 * parameters * (passes + int(method == "full")) + attention
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+def count_parameters(config: PretrainedConfig, lora_r: int) -> Counts:
+    """Count the parameters of an architecture without its weights.
+
+    Args:
+        config: The model's configuration.
+        lora_r: Rank of an adapter on every linear layer of the backbone: r x (inputs + outputs) for each.
+    """
+    model = make_model(config)
+    layers: Any = model.base_model.layers
+    linear = [module for module in model.base_model.modules() if isinstance(module, torch.nn.Linear)]
+    head = sum(parameter.numel() for parameter in model.parameters()) - (
+        backbone := sum(parameter.numel() for parameter in model.base_model.parameters())
+    )
+    return Counts(
+        backbone=backbone,
+        layer=sum(parameter.numel() for parameter in layers[0].parameters()),
+        embeddings=model.get_input_embeddings().weight.numel(),  # type: ignore[union-attr]
+        adapter=head + sum(lora_r * (module.in_features + module.out_features) for module in linear),
+    )
+
+
+def count_activations(config: PretrainedConfig, tokens: int = 64) -> Kept:
+    """Count what autograd keeps in one decoder layer, in bfloat16, as the difference of two layers and one.
+
+    Args:
+        config: The model's configuration.
+        tokens: Tokens to count with; the result does not depend on it.
+    """
+    AttentionInterface.register("plan", _flash_like_attention)
+    totals = []
+    for layers in (1, 2):
+        short = config.__class__.from_dict({**config.to_dict(), "num_hidden_layers": layers, "layer_types": None})
+        short._attn_implementation = "plan"
+        totals.append(sum(kept_bytes(make_model(short), tokens)))
+    return Kept(layer=(totals[1] - totals[0]) / tokens, boundary=2.0 * config.hidden_size)
+
+
+def kept_bytes(model: PreTrainedModel, tokens: int) -> Iterator[int]:
+    """Bytes of each tensor that a forward pass keeps, parameters left out, each storage once."""
+    seen = {id(parameter.untyped_storage()): parameter for parameter in model.parameters()}
+    own = {parameter.untyped_storage()._cdata for parameter in seen.values()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    positions, mask = ids, torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        yield from (tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
+
+
+class _Flash(torch.autograd.Function):
+    """Keeps what FlashAttention keeps: queries, keys, values, the result, and a number for each query and head."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:3], dtype=torch.float32))
+        return result
+
+
+def _flash_like_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    # The backward pass reads (tokens, heads, size), so the result is kept in the layout that the next layer gets.
+    return _Flash.apply(query, key, value).transpose(1, 2).reshape(1, query.shape[2], -1), None  # type: ignore[union-attr]
+
+
+def make_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The one-label classifier of a configuration, without memory."""
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a row for each method and sharding that fits the options."""
+    options = parse(argv)
+    if options.model_config:
+        config = AutoConfig.from_pretrained(options.model_config)
+    else:
+        config = AutoConfig.for_model("llama", **_LLAMA, **SHAPES[options.shape])
+    config.num_labels = 1
+    counts, kept = count_parameters(config, options.lora_r), count_activations(config)
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    multiplied = counts.backbone - counts.embeddings
+    table = Table(
+        title=f"GiB on each of {options.gpus} GPUs, {options.tokens:,} tokens in a micro-batch; an estimate, not run",
+        caption=f"{counts.backbone:,} parameters; LoRA r={options.lora_r}: {counts.adapter:,}. A layer keeps "
+        f"{kept.layer:,.0f} bytes for a token, {kept.boundary:,.0f} with checkpointing. Tokens/s of all GPUs together "
+        f"at {options.mfu:.0%} of {options.peak:.3g} FLOP/s each. Fits: {options.reserve:.0%} of {options.memory:g} GB "
+        "stay free.",
+    )
+    for name in ("method", "sharding", "checkpointing", "weights", "gradients", "optimizer", "copies", "gathered"):
+        table.add_column(name, justify="left" if name in ("method", "sharding") else "right")
+    for name in ("activations", "total", "fits", "tokens/s"):
+        table.add_column(name, justify="right")
+    for method, sharding, checkpointing in combinations():
+        states = state_bytes(counts, method, sharding, options.gpus)
+        activations = activation_bytes(kept, layers, options.tokens, checkpointing)
+        total = sum(states.values()) + activations
+        cost = flops_per_token(multiplied, method, checkpointing, layers, hidden, options.length)
+        fits = total <= options.memory * 1e9 * (1 - options.reserve)
+        table.add_row(
+            *(method, sharding, "yes" if checkpointing else "no"),
+            *(f"{value / GIB:.1f}" for value in (*states.values(), activations, total)),
+            *("yes" if fits else "no", f"{options.mfu * options.peak * options.gpus / cost:,.0f}"),
+        )
+    Console(width=150).print(table)
+
+
+def combinations() -> Iterator[tuple[str, str, bool]]:
+    """Methods, shardings and checkpointing that go together."""
+    for method in METHODS:
+        for sharding in SHARDINGS:
+            if method != "qlora" or sharding == "ddp":
+                yield from ((method, sharding, checkpointing) for checkpointing in (False, True))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), default="8b", help="of Llama 3, for decoders without a file")
+    parser.add_argument("--model-config", help="folder or Hub id of a decoder with config.json, instead of --shape")
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=8192, help="in a micro-batch on each GPU")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence, for attention's cost")
+    parser.add_argument("--lora-r", type=int, default=32)
+    parser.add_argument("--memory", type=float, default=80.0, help="of a GPU, in GB (10^9 bytes)")
+    parser.add_argument("--reserve", type=float, default=0.1, help="share left to kernels, NCCL and fragmentation")
+    parser.add_argument("--peak", type=float, default=989e12, help="FLOP/s of a GPU; default H100 SXM, dense bfloat16")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached: an assumption")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Sharded over processes, a reward model is trained, measured and saved as in one process."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import randomize_head
+from peft import LoraConfig
+from safetensors.torch import load_file
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from training_runs import load, make_trainer
+
+from hf_reward import verify_checkpoint
+from hf_reward.sharding import HeadInFloat32, refuse_what_sharding_loses, whole_parameters
+
+sys.path.append(str(Path(__file__).parents[1] / "recipes"))
+
+from distributed_check import SETUPS, compare, launch, make_model, problems_of, read
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the recipe's model; runs are kept beside it, so that one process runs once."""
+    folder = tmp_path_factory.mktemp("distributed")
+    make_model(folder / "model")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "form"), [("FSDP2", "padded"), ("FSDP2, LoRA", "packed")])
+def test_shards_train_measure_save_and_resume_as_one_process_does(root, name, form):
+    setup = SETUPS[name]
+    one = launch("one process, LoRA" if "LoRA" in name else "one process", form, root)
+    several = launch(name, form, root)
+    found = compare(one, several, setup, form)
+    assert found.equal, found
+    assert found.rows == 11
+    assert verify_checkpoint(several / "run" / "checkpoint-4").equal
+
+    reports = [read(several, rank) for rank in (0, 1)]
+    assert "saved/reward_config.json" in reports[0]["written"]
+    assert min(reports[0]["losses"]) > 0
+    spoiled = [{**reports[0], "rows": [0, *range(10)]}, {**reports[1], "written": ["saved/config.json"]}]
+    assert len(problems_of(spoiled, setup, form)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.parametrize(("name", "form"), [("ZeRO-2", "padded"), ("ZeRO-3", "packed")])
+def test_deepspeed_trains_measures_saves_and_resumes_as_one_process_does(root, name, form):
+    found = compare(launch("one process", form, root), launch(name, form, root), SETUPS[name], form)
+    assert found.equal, found
+
+
+@pytest.mark.slow
+def test_rewards_under_fsdp2_in_bfloat16_are_not_rounded_to_bfloat16(root):
+    out = launch("FSDP2", "packed", root, "--bf16")
+    rewards = torch.tensor(read(out, 0)["rewards"]).flatten()
+    rewards = rewards[rewards != 0]
+    assert (rewards.bfloat16().float() != rewards).float().mean() > 0.9
+    saved = load_file(out / "saved" / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    recorded = json.loads((out / "saved" / "reward_config.json").read_text())["probes"]["rewards"]
+    assert list(recorded) == ["bfloat16"]
+    assert verify_checkpoint(out / "saved").equal
+
+
+# --- without other processes ---
+
+
+class Sharded(torch.nn.Module):
+    """A backbone of one layer and a head, as `ReadsLastToken` has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.score = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1, bias=False)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        self.hidden = self.layer(values)
+        return torch.nn.functional.linear(self.hidden.float(), self.score.weight.float())
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of one process."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield torch.distributed.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_head_keeps_its_precision_under_a_policy_of_bfloat16(alone, kept):
+    torch.manual_seed(0)
+    model = Sharded()
+    weight, values = model.score.weight.detach().clone(), torch.randn(5, 4)
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)
+    fully_shard(model.layer, mesh=alone, mp_policy=policy)
+    fully_shard(model, mesh=alone, mp_policy=policy)
+    if kept:
+        HeadInFloat32().on_train_begin(model=model)
+    rewards = model(values)
+    exact = torch.nn.functional.linear(model.hidden.float(), weight)
+    assert model.hidden.dtype == torch.bfloat16
+    assert (rewards.dtype == torch.float32) is kept
+    assert torch.equal(rewards.float(), exact) is kept
+    rewards.sum().backward()
+    assert model.score.weight.grad.dtype == torch.float32
+
+
+def test_whole_models_keep_their_policy_and_their_parameters():
+    model = Sharded()
+    HeadInFloat32().on_train_begin(model=model)
+    with whole_parameters(model.parameters()):
+        torch.nn.init.ones_(model.score.weight)
+    assert model.score.weight.sum() == 4
+
+
+def test_an_adapter_that_would_be_saved_without_its_weights_is_refused(make_model_folder, tmp_path, text_pairs, caplog):
+    model = load(make_model_folder("llama"))
+    randomize_head(model)
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    trainer = make_trainer(model, text_pairs, tmp_path / "run", peft_config=lora)
+    caplog.clear()
+    settings = {"activation_checkpointing": True, "state_dict_type": "StateDictType.FULL_STATE_DICT"}
+    with pytest.raises(ValueError, match="hold the head alone"):
+        refuse_what_sharding_loses(SimpleNamespace(**settings), trainer.model)
+    refuse_what_sharding_loses(SimpleNamespace(**settings), trainer.model.get_base_model())
+    refuse_what_sharding_loses(None, trainer.model)
+    assert not caplog.records
+    sharded = {"activation_checkpointing": False, "state_dict_type": "StateDictType.SHARDED_STATE_DICT"}
+    refuse_what_sharding_loses(SimpleNamespace(**sharded), trainer.model)
+    assert "saves no model" in caplog.text

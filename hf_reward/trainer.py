@@ -145,7 +145,12 @@ class RewardTrainer(ResumableTrainer):
             eval_dataset=eval_dataset,
             model_init=model_init,
             compute_metrics=self._compute_metrics,
-            callbacks=[_EpochLog(self), self._health, *([TrainingCurves()] if args.plot_curves else []), *(callbacks or [])],
+            callbacks=[
+                _EpochLog(self),
+                self._health,
+                *([TrainingCurves()] if args.plot_curves else []),
+                *(callbacks or []),
+            ],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,

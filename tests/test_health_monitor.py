@@ -102,7 +102,7 @@ def test_the_loss_of_equal_rewards_is_that_of_the_loss_in_use(llama, tmp_path, l
     # Rao-Kupper: P(i preferred) = p_i / (p_i + theta p_j), at equal rewards 1 / (1 + theta).
     model = load(llama)
     torch.manual_seed(0)
-    torch.nn.init.normal_(model.score.weight, std=0.01)
+    torch.nn.init.normal_(model.score.weight, std=0.001)
     trainer = run(llama, random_pairs(32), tmp_path, model=model, learning_rate=1e-7, max_steps=8, **loss)
     assert kinds(trainer) == ["loss at equal rewards"]
     assert f"it is {equal:.4f}" in trainer.health_warnings[0]["seen"]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hf_reward.metrics import preference_metrics as preference_metrics
     from hf_reward.modeling import AutoModelForRewardScoring as AutoModelForRewardScoring
     from hf_reward.modeling import merge_adapter as merge_adapter
+    from hf_reward.overfit import overfit_one_batch as overfit_one_batch
     from hf_reward.preference_row import PreferenceFormatError as PreferenceFormatError
     from hf_reward.preference_row import PreferencePair as PreferencePair
     from hf_reward.preparation import PreparationRule as PreparationRule
@@ -89,6 +90,7 @@ _STATIONS = {
     "length_rule": "baselines",
     "load_metric": "evaluate_modules",
     "merge_adapter": "modeling",
+    "overfit_one_batch": "overfit",
     "preference_metrics": "metrics",
     "prepare_preferences": "preparation",
     "prepare_tokenizer": "tokenizer_setup",

@@ -28,6 +28,7 @@ from transformers import (
 from hf_reward.callbacks import TrainingCurves, epoch_history
 from hf_reward.checkpoint_record import CheckpointRecord, describe
 from hf_reward.consumers import consumers_of_folder
+from hf_reward.health_monitor import HealthMonitor
 from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
 from hf_reward.preference_data import without_padding
@@ -126,7 +127,7 @@ class RewardTrainer(ResumableTrainer):
         self.command: str | None = None
         """The command line that started this run, for the card."""
         self._probes: dict[str, Any] | None = None
-        self._statistics = BatchStatistics()
+        self._statistics, self._health = BatchStatistics(), HealthMonitor(args.health_checks)
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
         elif quantization_config is not None or args.model_init_kwargs:
@@ -148,6 +149,7 @@ class RewardTrainer(ResumableTrainer):
             callbacks=[
                 HeadInFloat32(),
                 _EpochLog(self),
+                self._health,
                 *([TrainingCurves()] if args.plot_curves else []),
                 *(callbacks or []),
             ],
@@ -210,6 +212,7 @@ class RewardTrainer(ResumableTrainer):
         )
         if model.training:
             self._require_finite(loss, rewards, inputs)
+            self._health.add(inputs, self.loss_function)
             weight = self.loss_function.weights(inputs["ranks"], probabilities, inputs["weights"]).sum()
             total = loss.detach() * (weight if num_items_in_batch is None else num_items_in_batch)
             self._statistics.add(total, weight, rewards.detach(), inputs["ranks"])
@@ -242,6 +245,7 @@ class RewardTrainer(ResumableTrainer):
             "before "
             f"this step changed the weights; earlier checkpoints in {checkpoint} are untouched. Look at those rows, "
             "lower the learning rate, or train in bfloat16 or float32 instead of float16."
+            f"{self._health.blame(self.model)}"  # pyright: ignore[reportArgumentType]
         )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -380,7 +384,13 @@ class RewardTrainer(ResumableTrainer):
         """Log, adding accuracy, margin and rewards of the training rows since the last log."""
         if "loss" in logs:
             logs |= self._statistics.since_last_log(self.accelerator)
+            logs |= self._health.measure(self.model, self._is_sharded())  # pyright: ignore[reportArgumentType]
         super().log(logs, start_time)
+
+    @property
+    def health_warnings(self) -> list[dict[str, Any]]:
+        """What was said of the run's health, once for each kind: `step`, `kind`, `seen`, `cause`, `cure`."""
+        return [warning.to_dict() for warning in self._health.warnings]
 
     @property
     def history(self) -> list[dict[str, float]]:

@@ -151,6 +151,15 @@ class RewardConfig(TrainingArguments):
         default=False, metadata={"help": "Keep activations in CPU memory between forward and backward."}
     )
 
+    # health
+    health_checks: bool = field(
+        default=True,
+        metadata={
+            "help": "Warn in plain words of collapsed, exploding or unlearned rewards, accuracies of the length rule or "
+            "below chance, and broken gradients; see docs/HEALTH.md."
+        },
+    )
+
     # output
     model_card: dict[str, Any] | str | None = field(
         default=None,

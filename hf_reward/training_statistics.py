@@ -3,6 +3,7 @@
 Kept apart from `metrics`, which sees a whole split at once: these are running sums over batches and processes.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from hf_reward.losses import PADDING_RANK, strict_pairs
 
-_NAMES = ("loss", "weight", "correct", "pairs", "gap", "reward", "rewards")
+_NAMES = ("loss", "weight", "correct", "pairs", "gap", "reward", "square", "rewards")
 
 
 class BatchStatistics:
@@ -33,11 +34,11 @@ class BatchStatistics:
         """
         pairs, present = strict_pairs(ranks), ranks != PADDING_RANK
         gaps = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
-        shown = rewards[present]
-        counts = [weight, (gaps > 0).sum(), pairs.sum(), gaps.sum(), shown.sum(), present.sum()]
-        sums = torch.stack([loss, *(count.to(loss.dtype) for count in counts)])
-        sums = sums if sums.device.type == "mps" else sums.double()  # Apple's GPUs have no float64
-        extremes = torch.stack([-shown.min(), shown.max()])
+        exact = torch.float32 if rewards.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        shown = rewards[present].to(exact)
+        counts = [(gaps > 0).sum(), pairs.sum(), gaps.sum(), shown.sum(), shown.square().sum(), present.sum()]
+        sums = torch.stack([number.to(exact) for number in (loss, weight, *counts)])
+        extremes = torch.stack([-shown.min(), shown.max()]).to(rewards.dtype)
         self._log = sums if self._log is None else self._log + sums
         self._epoch = sums if self._epoch is None else self._epoch + sums
         self._extremes = extremes if self._extremes is None else torch.maximum(self._extremes, extremes)
@@ -50,10 +51,13 @@ class BatchStatistics:
         gathered: Any = accelerator.gather(self._extremes.unsqueeze(0))
         extremes = gathered.max(0).values.tolist()
         self._log = self._extremes = None
+        mean = sums["reward"] / sums["rewards"]
+        variance = sums["square"] / sums["rewards"] - mean**2
         return {
             "accuracy": sums["correct"] / max(sums["pairs"], 1),
             "margin": sums["gap"] / max(sums["pairs"], 1),
-            "mean_reward": sums["reward"] / sums["rewards"],
+            "mean_reward": mean,
+            "std_reward": math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan,
             "min_reward": -extremes[0],
             "max_reward": extremes[1],
         }

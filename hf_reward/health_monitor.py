@@ -1,0 +1,165 @@
+"""Training events -> warnings about a run's health. The detectors are in `health`; this one feeds and reports them.
+
+In a step it only keeps references and adds numbers on the device; the device is waited for where the trainer logs.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_reward.health import HealthWarning, RunFacts, check_health
+from hf_reward.losses import PreferenceLoss
+from hf_reward.reward_head import head_parameters
+
+logger = logging.getLogger(__name__)
+
+_MOST_BATCHES = 1024
+"""Of one step whose rows are remembered: who calls `compute_loss` alone never begins a step."""
+
+
+class HealthMonitor(TrainerCallback):
+    """Says once for each kind of trouble what was seen, the likely cause and the cure.
+
+    Args:
+        enabled: Whether to look at all.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.warnings: list[HealthWarning] = []
+        self._history: list[dict[str, Any]] = []
+        self._rows: deque[Tensor] = deque(maxlen=_MOST_BATCHES)
+        self._rows_before: deque[Tensor] = deque(maxlen=_MOST_BATCHES)
+        self._equal: Tensor | None = None  # loss of equal rewards and weight of the groups since the last log
+
+    def add(self, inputs: Mapping[str, Tensor], loss_function: PreferenceLoss) -> None:
+        """Look at a training batch.
+
+        Args:
+            inputs: The collated batch.
+            loss_function: The run's loss.
+        """
+        self._rows.append(inputs["row"])
+        if not self.enabled:
+            return
+        ranks, probabilities, weights = inputs["ranks"], inputs.get("probabilities"), inputs["weights"]
+        weight = loss_function.weights(ranks, probabilities, weights).sum()
+        equal = torch.zeros(ranks.shape, device=ranks.device)
+        of_groups = loss_function.of_preferences
+        total = of_groups(equal, ranks, inputs.get("margins"), probabilities, weights, normalizer=1.0)
+        sums = torch.stack([total, weight.to(total.dtype)])
+        self._equal = sums if self._equal is None else self._equal + sums
+
+    def measure(self, model: nn.Module, sharded: bool) -> dict[str, float]:
+        """What the log shows beside the statistics of its batches.
+
+        Args:
+            model: The model.
+            sharded: Whether processes hold parts of it, so that its head is not at hand.
+
+        Returns:
+            `head_norm`, the norm of the head's weights and bias, or nothing.
+        """
+        if not self.enabled or sharded:
+            return {}
+        return {"head_norm": head_norm(model)}
+
+    def blame(self, model: nn.Module) -> str:
+        """Whether a loss that is not finite comes from the step before: then its rows, else nothing.
+
+        Args:
+            model: The model.
+
+        Returns:
+            A sentence to add to an error, with a blank before it, or "".
+        """
+        broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+        if not broken:
+            return ""
+        rows = _numbers(self._rows_before)
+        return (
+            f" The weights were not finite already ({broken[0]} and {len(broken) - 1} others), so the gradient of an "
+            f"earlier step was not. The rows of the step before are {rows}: look at those first."
+        )
+
+    @property
+    def rows(self) -> list[int]:
+        """Data rows of the last step on this process."""
+        return _numbers(self._rows)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin with the head as it is, or with what a resumed run has logged already."""
+        self._history, self._equal = [dict(entry) for entry in state.log_history], None
+        if self.enabled and not self._history and args.world_size == 1:  # else no process may hold the whole head
+            self._history.append({"step": 0, "head_norm": head_norm(kwargs["model"])})
+        self._rows.clear()
+        self._rows_before.clear()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the rows of the step before the last."""
+        self._rows, self._rows_before = deque(maxlen=_MOST_BATCHES), self._rows
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the new entry, and warn on the main process."""
+        if not self.enabled or not logs:
+            return
+        entry = {**logs, "step": state.global_step}
+        if "loss" in logs:
+            entry |= self._equal_loss()
+        self._history.append(entry)
+        if not state.is_world_process_zero:
+            return
+        rows = self.rows if not math.isfinite(logs.get("grad_norm", 0.0)) else []
+        facts = RunFacts(
+            max_steps=state.max_steps,
+            warmup_steps=args.get_warmup_steps(state.max_steps),
+            scales_loss=bool(args.fp16),
+            rows=rows,
+        )
+        said = {warning.kind for warning in self.warnings}
+        for warning in check_health(self._history, facts):
+            if warning.kind not in said:
+                self.warnings.append(warning)
+                logger.warning("%s", warning)
+
+    def _equal_loss(self) -> dict[str, float]:
+        if self._equal is None:
+            return {}
+        total, weight = self._equal.tolist()
+        self._equal = None
+        return {"equal_loss": total / weight} if weight > 0 else {}
+
+
+def head_norm(model: nn.Module) -> float:
+    """Euclidean norm of all weights and biases of the head that is trained.
+
+    Args:
+        model: A reward model, perhaps with an adapter.
+
+    Returns:
+        The norm.
+    """
+    with torch.no_grad():
+        norms = [parameter.float().norm() for _, parameter in head_parameters(model)]
+        return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+def _numbers(batches: Iterable[Tensor]) -> list[int]:
+    return sorted(row for batch in batches for row in batch.tolist())

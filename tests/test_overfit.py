@@ -1,0 +1,115 @@
+"""The self-test passes for what can learn, names what cannot, and changes nothing of the caller's."""
+
+import copy
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from test_health_monitor import polite_pairs
+from training_runs import load, make_trainer, settings, weights
+
+from hf_reward import overfit_one_batch
+from hf_reward.overfit import OverfitReport
+
+
+@pytest.mark.parametrize("arch", ["llama", "bert"])
+def test_a_model_that_can_learn_passes(make_model_folder, tmp_path, arch):
+    folder = make_model_folder(arch)
+    report = overfit_one_batch(str(folder), settings(tmp_path / "run", learning_rate=3e-3), polite_pairs(32))
+    assert report.passed, str(report)
+    assert report.accuracy == 1
+    assert report.end_loss < 0.1 < report.start_loss
+    assert report.rows == list(range(8))
+    assert report.advice == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_lora_passes_and_nothing_of_the_callers_changes(make_model_folder, tmp_path):
+    model = load(make_model_folder("llama"))
+    args, rows = settings(tmp_path / "run", learning_rate=1e-2, label_smoothing=0.2), polite_pairs(16)
+    before, said, given = weights(model), copy.deepcopy(args.to_dict()), copy.deepcopy(rows)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    report = overfit_one_batch(model, args, rows, peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    assert report.passed, str(report)
+    assert weights(model).keys() == before.keys()  # no adapter was put into it
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+    assert args.to_dict() == said
+    assert rows == given
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_trainer_trains_as_if_it_had_not_been_tested(make_model_folder, tmp_path, when):
+    folder = make_model_folder("llama")
+    options: dict[str, Any] = {"learning_rate": 3e-3, "max_steps": 6, "gradient_accumulation_steps": 2, "seed": 3}
+    plain = make_trainer(folder, polite_pairs(64), tmp_path / "plain", **options)
+    plain.train()
+    tested = make_trainer(folder, polite_pairs(64), tmp_path / "tested", **options)
+    if when == "after":
+        tested.train()
+    report = overfit_one_batch(tested)
+    assert report.passed, str(report)  # of a trained trainer: the copy's own forward ran, not the original's
+    if when == "before":
+        tested.train()
+    assert all(torch.equal(value, weights(plain.model)[name]) for name, value in weights(tested.model).items())
+
+
+def failed(folder: Any, rows: Any, tmp_path: Any, steps: int = 12, **changes: Any) -> OverfitReport:
+    report = overfit_one_batch(
+        str(folder), settings(tmp_path / "run", **{"learning_rate": 3e-3, **changes}), rows, steps=steps
+    )
+    assert not report.passed
+    return report
+
+
+def test_a_learning_rate_of_zero_fails_with_that_advice(make_model_folder, tmp_path):
+    report = failed(make_model_folder("llama"), polite_pairs(8), tmp_path, learning_rate=0.0)
+    assert report.start_loss == report.end_loss
+    assert report.steps == 12
+    [advice] = report.advice
+    assert advice.startswith("No weight changed: `learning_rate` is 0.0")
+    assert "FAILED" in str(report)
+    assert advice in str(report)
+
+
+def test_contradictory_rows_are_named(make_model_folder, tmp_path):
+    rows = polite_pairs(6)
+    rows += [{**rows[4], "chosen": rows[4]["rejected"], "rejected": rows[4]["chosen"]}]
+    report = failed(make_model_folder("llama"), rows, tmp_path, steps=40)
+    [advice] = report.advice
+    assert advice.startswith("The data rows [4, 6] contradict each other")
+    assert report.accuracy < 1
+
+
+def test_a_learning_rate_that_is_too_high_or_too_low_is_told_apart(make_model_folder, tmp_path):
+    folder = make_model_folder("llama")
+    assert "falls too slowly" in failed(folder, polite_pairs(8), tmp_path, learning_rate=1e-6).advice[0]
+    assert "too high" in failed(folder, polite_pairs(8), tmp_path, learning_rate=3.0).advice[0]
+
+
+def test_rows_without_a_preference_are_refused(make_model_folder, tmp_path):
+    ties = [{"prompt": "a", "responses": ["b", "c"], "ranks": [0, 0]}] * 3
+    args = settings(tmp_path / "run", loss_type="davidson")
+    with pytest.raises(ValueError, match="None of the first 3 training rows says which response is better"):
+        overfit_one_batch(str(make_model_folder("llama")), args, ties)
+    same = [{**row, "rejected": row["chosen"]} for row in polite_pairs(3)]
+    with pytest.raises(ValueError, match="responses are equal|equal"):
+        overfit_one_batch(str(make_model_folder("llama", "same")), settings(tmp_path / "run"), same)
+    with pytest.raises(ValueError, match="needs rows"):
+        overfit_one_batch(str(make_model_folder("llama", "again")), args)
+
+
+def test_stated_probabilities_allow_the_loss_that_they_cannot_go_below(make_model_folder, tmp_path):
+    rows = [
+        {"prompt": row["prompt"], "response_a": row["chosen"], "response_b": row["rejected"], "probability": 0.9}
+        for row in polite_pairs(8)
+    ]
+    args = settings(tmp_path / "run", learning_rate=3e-3)
+    report = overfit_one_batch(str(make_model_folder("llama")), args, rows, loss_below=0.02)
+    assert report.passed, str(report)
+    assert report.end_loss > 0.325  # the entropy of 0.9

@@ -1,4 +1,4 @@
-"""What is fuzzed beside `fuzz_targets.py`: the server's endpoints, folders of foreign models, and records of our own."""
+"""What is fuzzed beside `fuzz_targets.py`: the server's endpoints, foreign models, and records of our own."""
 
 import asyncio
 import json

@@ -114,9 +114,7 @@ _pairs = st.fixed_dictionaries({"prompt": _fields, "chosen": _fields, "rejected"
 _lists = st.fixed_dictionaries({"prompt": _fields, "responses": st.lists(_fields, max_size=3), "ranks": _fields})
 _votes = st.fixed_dictionaries({"prompt": texts, "response_a": _fields, "response_b": _fields, "winner": _fields})
 _some = st.dictionaries(st.one_of(_columns, texts), _fields, max_size=5)
-rows = st.one_of(
-    _some, st.builds(lambda row, more: {**row, **more}, st.one_of(_pairs, _lists, _votes), _some), values
-)
+rows = st.one_of(_some, st.builds(lambda row, more: {**row, **more}, st.one_of(_pairs, _lists, _votes), _some), values)
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
@@ -163,7 +161,9 @@ def _preparation(folder: Path) -> Try:
 
     def attempt(case: Any) -> None:
         data, skip, max_length = case
-        prepare_preferences(data, tokenizer, PreparationRule(format=FormatRule(max_length=max_length), skip_bad_rows=skip))
+        prepare_preferences(
+            data, tokenizer, PreparationRule(format=FormatRule(max_length=max_length), skip_bad_rows=skip)
+        )
 
     return attempt
 
@@ -367,7 +367,9 @@ TARGETS = {
     "rows": Target(_row_cases, _row_parser, (PreferenceFormatError,)),
     "ratings": Target(st.lists(rows, max_size=4), _ratings),
     "preparation": Target(
-        st.tuples(st.lists(rows, min_size=1, max_size=3), st.booleans(), st.sampled_from([None, 8, 64])), _preparation
+        st.tuples(st.lists(rows, min_size=1, max_size=3), st.booleans(), st.sampled_from([None, 8, 64])),
+        _preparation,
+        (ValueError, OSError),  # names are files, or data sets on a Hub that is out of reach here
     ),
     "settings": Target(
         st.tuples(_yaml_texts, st.lists(st.one_of(_names.map(lambda name: f"--{name}"), texts), max_size=3)),

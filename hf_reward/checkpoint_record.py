@@ -19,6 +19,7 @@ from transformers.utils.hub import cached_file
 from hf_reward.probes import probe_record, weight_dtype
 from hf_reward.reward_head import bare_model, reads_positions
 from hf_reward.tokenization import FormatRule
+from hf_reward.weight_safety import adapter_settings
 
 FILE_NAME = "reward_config.json"
 
@@ -100,7 +101,7 @@ class CheckpointRecord:
             record = cls(**{name: value for name, value in content.items() if name in known})
             _check_probes(record.probes)
             return record
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a record of this package ({error!r}). Take it from a fresh copy of the model, or "
                 "remove it: the weights load without it."
@@ -243,8 +244,7 @@ def adapter_base(folder: str | Path, base_model: str | None = None) -> str:
     """
     base = base_model
     if base is None:
-        content = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-        base = content.get("base_model_name_or_path")
+        base = adapter_settings(folder).get("base_model_name_or_path")
     where = "Say where it is: `--base-model FOLDER_OR_ID` (`base_model_name_or_path=...` when loading it)."
     if not base:
         raise ValueError(f"The adapter {folder} names no base model, without which it cannot be loaded. {where}")

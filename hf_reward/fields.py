@@ -100,7 +100,7 @@ _NOT_OF_THE_DATA = {
 
 def read_structure(value: Any, name: str, kind: type) -> Any:
     """A list or dict, given as such or as JSON text."""
-    with suppress(ValueError):  # text that is no JSON is refused below, with its field
+    with suppress(ValueError, RecursionError):  # text that is no JSON is refused below, with its field
         value = json.loads(value) if isinstance(value, str) else value
     if not isinstance(value, kind):
         raise PreferenceFormatError(f"`{name}` must be a {kind.__name__} or its JSON, but is {value!r}.", field=name)

@@ -50,10 +50,14 @@ from hf_reward.reward_head import (
     zero_head,
 )
 from hf_reward.tokenizer_setup import prepare_tokenizer, token_id
+from hf_reward.weight_safety import (
+    refuse_adapter_loop,
+    refuse_pickled_adapter,
+    refuse_pickles,
+    require_plain_shards,
+)
 
 logger = logging.getLogger(__name__)
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class AutoModelForRewardScoring:
@@ -285,8 +289,12 @@ def _adapter_has_head(path: str) -> bool:
 
 
 def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **kwargs: Any) -> RewardModel:
-    if kwargs.get("use_safetensors") is True and Path(path).is_dir():
-        refuse_pickles(path)
+    if Path(path).is_dir():
+        refuse_adapter_loop(path)
+    if kwargs.get("use_safetensors") is True:
+        if Path(path).is_dir():
+            refuse_pickles(path)
+        refuse_pickled_adapter(path, **_hub_kwargs(kwargs))
     base = kwargs.pop("base_model_name_or_path", None)
     if base is not None or Path(path).is_dir():
         base = adapter_base(path, base)
@@ -331,6 +339,7 @@ def _require_saved_head(path: str, model: PreTrainedModel) -> None:
 def _load_sft_adapter(path: str, base: str, *, dtype: str | torch.dtype, **kwargs: Any) -> PreTrainedModel:
     """An SFT model that was trained with LoRA: merge its adapter, and put a new head on the result."""
     logger.info("%s is an adapter of a language model; it is merged into %s and gets a new head.", path, base)
+    require_plain_shards(base, **_hub_kwargs(kwargs))
     language_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **_without(kwargs, "dequantize"))
     merged = PeftModel.from_pretrained(language_model, path).merge_and_unload()
     config = _reward_config(AutoConfig.from_pretrained(base, **_config_kwargs(kwargs)))
@@ -365,6 +374,8 @@ def _load_classifier(
     if gguf_file is not None:
         kwargs["gguf_file"] = gguf_file
     stored = AutoConfig.from_pretrained(name, **_config_kwargs(kwargs))
+    explicit = getattr(stored, "transformers_weights", None)
+    require_plain_shards(name, variant=kwargs.get("variant"), explicit=explicit, **_hub_kwargs(kwargs))
     _refuse_other_heads(name, stored)
     config = _reward_config(stored)
     stock = classifier_class(config)
@@ -442,25 +453,6 @@ def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
     result = (model if result is None else result).float()
     _forget_quantizer(result)
     return result
-
-
-def refuse_pickles(folder: str | Path) -> None:
-    """Stop at a folder whose weights are pickles, which can run code when they are loaded.
-
-    Args:
-        folder: A model folder.
-
-    Raises:
-        ValueError: If it holds weights as pickles and none as safetensors.
-    """
-    folder = Path(folder)
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES and "model" in path.name)
-    if pickles and not any(folder.glob("*model*.safetensors")):
-        raise ValueError(
-            f"The weights in {folder} are pickles ({', '.join(pickles[:3])}), which can run code when they are loaded. "
-            "If you trust their origin, load them with `allow_pickle=True` (only tensors are read), or convert them "
-            "with `hf-reward export FROM TO --allow-pickle`."
-        )
 
 
 def _keep_head_unquantized(quantization_config: Any, stock: type[PreTrainedModel], config: PretrainedConfig) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -138,7 +137,7 @@ def _format(name: str, messages: list[Message], tokenizer: PreTrainedTokenizerBa
         row = PreferenceRow(prompt=prompt if is_chat else text, responses=responses, ranks=[0, 1])  # type: ignore[arg-type]
         try:
             tokens = tokenize_rows([row], tokenizer, rule)[0]
-        except (TemplateError, ValueError):
+        except ValueError:
             continue
         if not tokens.input_ids:
             continue

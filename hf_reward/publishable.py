@@ -14,9 +14,10 @@ from hf_reward.checkpoint_record import CheckpointRecord
 from hf_reward.consumers import consumers_of_folder
 from hf_reward.export import ADAPTER_FOLDER, MERGE_TOLERANCE, ExportRule, export_reward_model
 from hf_reward.model_card import is_generated, write_model_card
-from hf_reward.modeling import refuse_pickles
+from hf_reward.path_safety import require_inside
 from hf_reward.probes import differing
 from hf_reward.verify import VerificationError, verify_checkpoint
+from hf_reward.weight_safety import refuse_pickles
 
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -116,7 +117,9 @@ def assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> Non
 
 def _take(folder: Path, target: Path, patterns: tuple[str, ...]) -> None:
     """Link (or copy, across disks) the files that match."""
-    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    require_inside(folder, found)  # a link in a folder from elsewhere would publish whatever file it points to
+    for path in found:
         place = target / path.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":

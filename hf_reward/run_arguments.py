@@ -178,14 +178,32 @@ def yaml_as_argv(path: str | Path) -> list[str]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no configuration file {str(path)!r} (looked in {Path.cwd()}).")
-    settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except Exception as error:  # a tag that names a Python object, a tab, a date that is none, ...
+        raise ValueError(f"{path} is no YAML of plain values: {error}. Correct it.") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold settings such as `learning_rate: 1e-5`, one per line.")
+    _require_small(settings, path)
     words: list[str] = []
     for name, value in settings.items():
         if value is not None:
             words += [f"--{name}", *_as_words(value)]
     return words
+
+
+_MOST_VALUES = 100_000
+
+
+def _require_small(settings: dict[Any, Any], path: str | Path) -> None:
+    """Stop at aliases that would unfold without end, or nearly so."""
+    waiting: list[Any] = [settings]
+    for _ in range(_MOST_VALUES):
+        if not waiting:
+            return
+        value = waiting.pop()
+        waiting += list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    raise ValueError(f"{path} holds more than {_MOST_VALUES:,} values, or an alias (`*name`) inside of itself.")
 
 
 def _as_words(value: Any) -> list[str]:

@@ -16,6 +16,7 @@ from hf_reward.probes import COARSE_TOLERANCE, PROBES
 from hf_reward.reward_scorer import RewardScorer
 from hf_reward.score_request import ScoreRequest, requests_of_row
 from hf_reward.server_client import SentRow, ServerClient
+from hf_reward.tokenizer_setup import render_chat
 
 SAME_TOLERANCE = 1e-3
 """Rewards are the same if none differs by more than this times max(1, |reward|)."""
@@ -188,7 +189,7 @@ def _formatted(request: ScoreRequest, tokenizer: Any, separator: str) -> str:
         return str(request.response)
     if tokenizer.chat_template is not None:
         row: Any = request.as_row(conversational=True)
-        return str(tokenizer.apply_chat_template([*row.prompt, *row.responses[0]], tokenize=False, **row.template))
+        return render_chat(tokenizer, [*row.prompt, *row.responses[0]], **row.template)
     parts: list[Any] = [request.prompt, request.response]
     texts = [part if isinstance(part, str) else "".join(str(turn["content"]) for turn in part) for part in parts]
     return separator.join(texts)

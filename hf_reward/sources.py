@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
+from hf_reward.path_safety import refuse_archives, require_inside
 from hf_reward.preference_row import as_mapping
 
 RawDataset = Dataset | IterableDataset
@@ -109,6 +110,7 @@ def _load_named(name: str, source: Source, streaming: bool) -> RawDataset:
         found = sorted(file for file in path.iterdir() if file.suffix in _BUILDERS and file.is_file())
         if not found:
             raise FileNotFoundError(f"{path} holds no {', '.join(_BUILDERS)} file.")
+        require_inside(path, found)
         return _load_files(_files_of_split(found, source), source.name, streaming)
     if path.suffix in _BUILDERS or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"There is no file or folder {name!r} (looked in {Path.cwd()}).")
@@ -129,6 +131,7 @@ def _load_files(files: Sequence[Path], name: str, streaming: bool) -> RawDataset
     suffixes = {file.suffix for file in files}
     if len(suffixes) > 1 or not suffixes <= set(_BUILDERS):
         raise ValueError(f"{name}: data files must be all of one kind out of {', '.join(_BUILDERS)}, found {suffixes}.")
+    refuse_archives(files)
     builder = _BUILDERS[suffixes.pop()]
     try:
         return load_dataset(builder, data_files=[str(file) for file in files], split="train", streaming=streaming)
@@ -142,7 +145,12 @@ def _load_files(files: Sequence[Path], name: str, streaming: bool) -> RawDataset
 def _from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
     """A dataset in memory whose columns are those of all rows, not only of the first."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json")
+    try:
+        return Dataset.from_list([{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json")
+    except Exception as error:  # whatever Arrow and `datasets` raise for names and numbers that they cannot hold
+        raise ValueError(
+            f"The rows, with the columns {', '.join(map(repr, names))}, do not fit into a table: {_root(error)}"
+        ) from error
 
 
 def _read_json_lines(files: Sequence[Path]) -> list[dict[str, Any]]:
@@ -167,7 +175,7 @@ def _read_json_lines(files: Sequence[Path]) -> list[dict[str, Any]]:
 def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no JSON, a number with too many digits, nested too deeply
         raise ValueError(f"{where}: not valid JSON ({error}). Correct or remove it.") from error
 
 

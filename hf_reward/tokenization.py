@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.preference_row import Message, PreferenceFormatError, PreferenceRow, common_prefix
 from hf_reward.text_encoding import encode_texts
-from hf_reward.tokenizer_setup import uses_text_pairs
+from hf_reward.tokenizer_setup import render_chat, uses_text_pairs
 
 OVER_LENGTH_POLICIES = ("truncate_prompt", "drop", "error")
 
@@ -178,11 +177,9 @@ def _encode_conversations(
 def _render(row: PreferenceRow, response: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         messages: Any = [*row.prompt, *response]
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **row.template))
-    except TemplateError as error:  # templates refuse roles or an order of turns that the model never saw
-        raise PreferenceFormatError(
-            f"the chat template cannot render the conversation: {error}. Correct or drop the row."
-        ) from error
+        return render_chat(tokenizer, messages, **row.template)
+    except ValueError as error:  # templates refuse roles or an order of turns that the model never saw
+        raise PreferenceFormatError(f"{error}. Correct or drop the row.") from error
 
 
 def _encode_texts(

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,33 @@ def last_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return ends
 
 
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """Format a conversation with the tokenizer's chat template, which is a program and may come from a stranger.
+
+    transformers runs it in Jinja's sandbox: no files, no attributes that lead to Python's own, no long ranges.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        messages: The conversation.
+        **options: Further arguments for the template.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: If the template cannot format it, whatever the reason.
+    """
+    conversation: Any = list(messages)
+    try:
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
+    except Exception as error:  # a template can raise whatever Python can
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"the chat template cannot render the conversation: {reason}") from error
+
+
 def _template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a short conversation; a template that cannot render it is of no use for scoring either."""
-    text = str(tokenizer.apply_chat_template(_PROBE, tokenize=False))
+    text = render_chat(tokenizer, _PROBE)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_reward.architectures import has_stock_class
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
-from hf_reward.modeling import refuse_pickles
 from hf_reward.probes import COARSE_TOLERANCE, HALF_TOLERANCE, differing, relative_differences, tolerance
+from hf_reward.weight_safety import refuse_pickles
 
 
 @dataclass(frozen=True, kw_only=True)

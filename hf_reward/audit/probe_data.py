@@ -225,7 +225,7 @@ def parse_lines(text: str, where: str) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{where}, line {number} is not JSON ({error}). Read are `.csv` files and JSON lines."
             ) from error

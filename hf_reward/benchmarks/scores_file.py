@@ -126,7 +126,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON ({error}). Remove the line, or run again.") from None
     if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("rewards"), list):
         raise ValueError(f'{where}: must be {{"id": ..., "rewards": [...]}}, but is {line[:80]}.')

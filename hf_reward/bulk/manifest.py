@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
+from hf_reward.path_safety import is_plain_name
 from hf_reward.tables.input_row import Span, Table
 
 _VERSION = 1
@@ -75,15 +76,23 @@ class Manifest:
                 Shard(name, table, Span(*span))
                 for name, (table, *span) in zip(content["names"], content["shards"], strict=True)
             ]
+            _require_own_names(shards)
             schema = content["schema"]
             schema = None if schema is None else pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))
             identity = {name: content[name] for name in ("scorer", "inputs", "settings")}
-        except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        except (ValueError, TypeError, KeyError, OSError, RecursionError, pa.ArrowException) as error:
             raise ValueError(
                 f"{path} is not the manifest of a scoring run ({error}). Score into another place, or remove it with "
                 "what lies beside it."
             ) from error
         return cls(identity=identity, shards=shards, schema=schema)
+
+
+def _require_own_names(shards: Sequence[Shard]) -> None:
+    """Stop at names of no file beside the manifest: files of shards are replaced and removed."""
+    foreign = [shard.name for shard in shards if not is_plain_name(shard.name) or not shard.name]
+    if foreign:
+        raise ValueError(f"{foreign[0]!r} is no name of a shard")
 
 
 def identity_of(fingerprint: Mapping[str, Any], tables: Sequence[Table], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ USE_INSTEAD = (
     "responses that it rated."
 )
 
+_COUNTS = ("num_labels", "num_hidden_layers", "num_layers", "n_layer", "n_layers")
+_LARGEST = 100_000
 _UNKNOWN_WORD = "\U0010fffd"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 # Buffers that earlier releases of transformers saved and later ones compute.
@@ -131,10 +133,13 @@ class Checkpoint:
             return {}
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON ({error}). Take it from a fresh copy.") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} is no model configuration. Take it from a fresh copy.")
+        huge = [name for name in _COUNTS if isinstance(content.get(name), int | float) and content[name] > _LARGEST]
+        if huge:  # transformers makes a list of that length while it reads the file
+            raise ValueError(f"{path} has `{huge[0]}` above {_LARGEST:,}. Take it from a fresh copy.")
         return content
 
     @property
@@ -155,10 +160,11 @@ class Checkpoint:
             raise ValueError(f"{self.folder} holds no config.json. Name the model it was made from: `base_model`.")
         try:
             config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # transformers raises whatever a value of another kind leads to
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"The configuration of {source} (model_type={self.settings.get('model_type')!r}) is none that "
-                f"transformers itself can read, so no stock class holds this model: {str(error).splitlines()[0]} "
+                f"transformers itself can read, so no stock class holds this model: {reason} "
                 f"{USE_INSTEAD}"
             ) from error
         if getattr(config, "quantization_config", None) is not None:
@@ -173,14 +179,28 @@ class Checkpoint:
     def target(self) -> PreTrainedModel:
         """The stock classifier without weights."""
         stock = classifier_class(self.config)
-        with torch.device("meta"):
-            target: Any = stock(self.config)
+        self._require_layers()
+        try:
+            with torch.device("meta"):
+                target: Any = stock(self.config)
+        except Exception as error:  # sizes that do not go together, or that no tensor can have
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"The configuration of {self.folder} makes no {stock.__name__}: {reason}") from error
         if not is_decoder(target):
             raise ValueError(
                 f"{stock.__name__} is no decoder with a linear `score`, and foreign layouts are those of decoders. "
                 "Load encoders with `AutoModelForRewardScoring.from_pretrained`."
             )
         return target
+
+    def _require_layers(self) -> None:
+        """Stop at a configuration with more layers than there are tensors, before they are made."""
+        layers, tensors = getattr(self.config.get_text_config(), "num_hidden_layers", 0), len(self.weights)
+        if not self.is_adapter and isinstance(layers, int) and layers > tensors:
+            raise ValueError(
+                f"{self.folder}/config.json says that the model has {layers} layers, but there are {tensors} tensors. "
+                "Take both from a fresh copy."
+            )
 
     @cached_property
     def head_files(self) -> WeightFiles | None:
@@ -196,8 +216,8 @@ class Checkpoint:
             raise ValueError(f"{self.folder} holds no tokenizer. Name the model it was made from: `base_model`.")
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"The tokenizer of {source} cannot be loaded: {error}") from error
+        except Exception as error:  # the tokenizers library raises plain `Exception`s
+            raise ValueError(f"The tokenizer of {source} cannot be loaded: {error!r}") from error
         # As pad token, the unknown token would hide an unknown word at the end of a text. Byte-level tokenizers and
         # those that fall back to bytes never give it, so there it may stay, as Starling has it.
         if tokenizer.pad_token_id in tokenizer(_UNKNOWN_WORD, add_special_tokens=False)["input_ids"]:
@@ -211,8 +231,8 @@ class Checkpoint:
             return self.base_model
         try:
             return PeftConfig.from_pretrained(str(self.folder)).base_model_name_or_path
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.folder}/adapter_config.json is no adapter of PEFT: {error}") from error
+        except Exception as error:
+            raise ValueError(f"{self.folder}/adapter_config.json is no adapter of PEFT: {error!r}") from error
 
     def linear_head(self, name: str, weights: Mapping[str, Tensor] | None = None) -> LinearHead:
         """Read a head that is one linear layer with one output.
@@ -287,7 +307,7 @@ class Checkpoint:
                 self._base, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **options
             )
             adapted: Any = PeftModel.from_pretrained(language_model, str(self.folder))
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:
             raise ValueError(
                 f"The adapter in {self.folder} cannot be put on its base {self._base}: {error}\n"
                 "If the base lies elsewhere, give its folder as `base_model`."
@@ -314,10 +334,12 @@ def build_model(checkpoint: Checkpoint, found: ForeignWeights, format: str) -> F
     """
     tokenizer = checkpoint.tokenizer  # the cheaper check first
     weights = {key: tensor for key, tensor in found.backbone.items() if not _is_old_buffer(key, checkpoint.target)}
+    weights["score.weight"] = found.head.weight
+    _require_size(checkpoint, weights)
     loaded: Any = type(checkpoint.target).from_pretrained(
         None,
         config=checkpoint.config,
-        state_dict={**weights, "score.weight": found.head.weight},
+        state_dict=weights,
         dtype=torch.float32,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that `_check_fit` can say which, and refuse
@@ -341,6 +363,17 @@ def build_model(checkpoint: Checkpoint, found: ForeignWeights, format: str) -> F
         notes=notes,
         facts=dict(found.facts),
     )
+
+
+def _require_size(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+    """Stop at a configuration of a much larger model than the weights are, before memory is taken for it."""
+    wanted = sum(each.numel() for each in checkpoint.target.parameters())
+    held = sum(each.numel() for each in weights.values())
+    if wanted > 2 * held:
+        raise ValueError(
+            f"{checkpoint.folder} holds {held:,} numbers, but its config.json is that of a model with {wanted:,}. Take "
+            "both from a fresh copy."
+        )
 
 
 def _check_fit(folder: Path, model: PreTrainedModel, report: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Files of weights -> tensors by key, read when they are asked for."""
 
-import json
 import pickle
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from hf_reward.weight_safety import shard_names
 
 _MAIN_FILES = (
     "model.safetensors.index.json",
@@ -82,12 +83,9 @@ def main_weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index} is no index of weights ({error!r}). Take it from a fresh copy.") from error
-    paths = [index.parent / name for name in sorted(names)]
-    lost = [path.name for path in paths if not path.is_file() or path.parent != index.parent]
+    suffixes = (".safetensors",) if ".safetensors." in index.name else (".bin",)
+    paths = [index.parent / name for name in shard_names(index, suffixes=suffixes)]
+    lost = [path.name for path in paths if not path.is_file()]
     if lost:
         raise ValueError(f"{index} names files that are not beside it: {', '.join(lost[:5])}. Copy the whole model.")
     return paths

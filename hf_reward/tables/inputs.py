@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from hf_reward.path_safety import require_inside
 from hf_reward.sources import Source, load_source
 from hf_reward.tables.arrow_rows import DatasetTable, ParquetTable
 from hf_reward.tables.csv_file import CsvTable
@@ -54,6 +55,7 @@ def _files_in(path: Path) -> list[Path]:
     found = [file for file in found if not file.name.startswith((".", "_"))]
     if not found:
         raise FileNotFoundError(f"The folder {path} holds no {', '.join(SUFFIXES)} file.")
+    require_inside(path, found)
     return found
 
 

@@ -1,0 +1,52 @@
+"""Files that strangers' folders lead to: those that lie outside the folder, and archives, are refused."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets.utils.extract import Extractor
+
+
+def require_inside(folder: Path, paths: Iterable[Path]) -> None:
+    """Stop where a folder's files are links to files outside of it, which its author may not be meant to name.
+
+    Links of the Hub's cache, whose snapshots are links to the blobs beside them, are as good as files.
+
+    Args:
+        folder: The folder.
+        paths: Files found in it.
+
+    Raises:
+        ValueError: If one of them lies elsewhere.
+    """
+    home = folder.resolve()
+    blobs = [parent.parent / "blobs" for parent in (home, *home.parents) if parent.name == "snapshots"]
+    for path in paths:
+        if not any(path.resolve().is_relative_to(place) for place in (home, *blobs)):
+            raise ValueError(
+                f"{path} is a link to {path.resolve()}, outside of the folder {folder}. Name that file itself if it is "
+                "meant, or put a copy in its place."
+            )
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether something is the name of a file and leads nowhere else."""
+    return isinstance(name, str) and Path(name).name == name and "\\" not in name and "\0" not in name
+
+
+def refuse_archives(paths: Iterable[Path]) -> None:
+    """Stop at archives, whatever they are called: the readers of `datasets` would unpack them unasked.
+
+    Args:
+        paths: Data files.
+
+    Raises:
+        ValueError: If one of them is an archive or compressed.
+    """
+    for path in paths:
+        kind = Extractor.infer_extractor_format(path)
+        if kind:
+            raise ValueError(
+                f"{path} is an archive or compressed ({kind}), whatever its name says. Unpack it yourself and give the "
+                "files in it."
+            )

@@ -352,9 +352,8 @@ class RewardTrainer(ResumableTrainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
-        optional = (inputs.get(name) for name in ("margins", "probabilities"))
         losses, weights = self.loss_function.of_groups(
-            outputs["rewards"], inputs["ranks"], *optional, inputs["weights"]
+            outputs["rewards"], inputs["ranks"], inputs.get("margins"), inputs.get("probabilities"), inputs["weights"]
         )
         labels = inputs | {"losses": losses, "loss_weights": weights}
         return loss.detach(), outputs["rewards"], tuple(labels[name] for name in LABELS)

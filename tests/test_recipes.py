@@ -64,12 +64,12 @@ def test_ready_recipes_name_no_local_data(path):
 def test_accelerate_config_loads(path):
     config = load_config_from_file(str(path))  # refuses keys that it does not know
     assert config.mixed_precision == "no"  # RewardConfig decides, and accelerate needs text rather than false
-    assert config.num_machines == 1
+    assert config.num_machines == (2 if path.stem == "multi_node" else 1)
 
 
 def test_accelerate_configs_say_what_their_names_say():
     configs = {path.stem: load_config_from_file(str(path)) for path in LAUNCHES}
-    assert sorted(configs) == ["cpu", "fsdp2", "multi_gpu", "single_gpu", "zero3"]
+    assert sorted(configs) == ["cpu", "fsdp2", "multi_gpu", "multi_node", "single_gpu", "zero2", "zero3"]
     assert (configs["cpu"].use_cpu, configs["cpu"].num_processes, configs["cpu"].distributed_type.value) == (
         True,
         1,
@@ -77,13 +77,16 @@ def test_accelerate_configs_say_what_their_names_say():
     )
     assert (configs["single_gpu"].distributed_type.value, configs["single_gpu"].num_processes) == ("NO", 1)
     assert configs["multi_gpu"].distributed_type.value == "MULTI_GPU"
+    assert configs["multi_node"].distributed_type.value == "MULTI_GPU"
     assert configs["fsdp2"].fsdp_config["fsdp_version"] == 2
+    assert configs["fsdp2"].fsdp_config["fsdp_activation_checkpointing"] is False  # an adapter would be lost
     assert configs["fsdp2"].fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+    assert configs["zero2"].deepspeed_config["zero_stage"] == 2
     assert configs["zero3"].deepspeed_config["zero_stage"] == 3
     assert configs["zero3"].deepspeed_config["zero3_save_16bit_model"] is True
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("name", ["fsdp2", "zero2", "zero3"])
 def test_nested_keys_are_options_of_accelerate_launch(name):
     """Accelerate checks no keys inside `fsdp_config` and `deepspeed_config`: a misspelt one would do nothing."""
     from accelerate.commands.launch import launch_command_parser

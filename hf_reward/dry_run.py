@@ -24,6 +24,7 @@ from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_reward.checkpoint_folders import why_not_whole
+from hf_reward.checkpoint_record import CheckpointRecord
 from hf_reward.export import save_merged
 from hf_reward.memory_use import (
     bytes_of,
@@ -55,6 +56,7 @@ class Station:
     name: str
     passed: bool
     detail: str
+    seconds: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -70,9 +72,9 @@ class DryRun:
 
     def table(self) -> Table:
         """One line for each station."""
-        table = Table("station", "", "found", title="Dry run", title_justify="left")
+        table = Table("station", "", "seconds", "found", title="Dry run", title_justify="left")
         for station in self.stations:
-            table.add_row(station.name, "pass" if station.passed else "FAIL", escape(station.detail))
+            table.add_row(station.name, _word(station), f"{station.seconds:.1f}", escape(station.detail))
         return table
 
     def attempt(self, name: str, work: Callable[[], tuple[T, str]]) -> T | None:
@@ -85,13 +87,13 @@ class DryRun:
         Returns:
             What the work made; None if it failed.
         """
+        made, passed, begun = None, True, time.perf_counter()
         try:
             made, detail = work()
         except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {error}" if not isinstance(error, SystemExit) else str(error)
-            self.stations.append(Station(name=name, passed=False, detail=_with_cure(error, reason)))
-            return None
-        self.stations.append(Station(name=name, passed=True, detail=detail))
+            passed, detail = False, _reason(error)
+        seconds = time.perf_counter() - begun
+        self.stations.append(Station(name=name, passed=passed, detail=detail, seconds=seconds))
         return made
 
 
@@ -219,10 +221,10 @@ def _build(
 ) -> tuple[RewardTrainer, str]:
     trainer = build(settings, train, held_out)
     whole, trained = count_parameters(trainer.model)  # pyright: ignore[reportArgumentType]
+    parts = trainer.data_summaries.items()
     kept = "; ".join(
-        f"{name}: {summary.kept} of {summary.rows} rows kept, longest {max(summary.token_quantiles.values(), default=0)} "
-        "tokens"
-        for name, summary in trainer.data_summaries.items()
+        f"{name}: {part.kept} of {part.rows} rows kept, longest {max(part.token_quantiles.values(), default=0)} tokens"
+        for name, part in parts
     )
     return trainer, f"{whole:,} parameters, {trained:,} trainable ({trained / whole:.2%}). {kept}"
 
@@ -367,6 +369,7 @@ def _evaluate(trainer: RewardTrainer, data: Dataset) -> tuple[float, str]:
 
 
 def _checkpoint(trainer: RewardTrainer) -> tuple[int, str]:
+    """One checkpoint as the run writes them."""
     trainer._save_checkpoint(trainer.model, trial=None)
     folder = Path(trainer.args.output_dir or ".") / f"checkpoint-{trainer.state.global_step}"
     problem = why_not_whole(folder)
@@ -379,8 +382,9 @@ def _checkpoint(trainer: RewardTrainer) -> tuple[int, str]:
 def _save(trainer: RewardTrainer) -> tuple[int, str]:
     """The final model; merging changes the live one, so this comes last."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    folder = Path(trainer.args.output_dir or ".") / "final"
-    save_merged(model, trainer.processing_tokenizer, folder, record=trainer.record())
+    run = Path(trainer.args.output_dir or ".")
+    folder, record = run / "final", CheckpointRecord.load(run / f"checkpoint-{trainer.state.global_step}")
+    save_merged(model, trainer.processing_tokenizer, folder, record=record or trainer.record())
     size = _size(folder)
     return size, f"{gib(size)}; a fresh process gives the same rewards for the probe conversations"
 
@@ -463,10 +467,17 @@ def _folder_beside(args: RewardConfig) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _with_cure(error: BaseException, reason: str) -> str:
+def _word(station: Station) -> str:
+    return "pass" if station.passed else "FAIL"
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, and what to do if the error itself does not."""
+    if isinstance(error, SystemExit):
+        return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            f"{reason.splitlines()[0]} These are the longest rows of the data: set `max_tokens_per_batch`, "
+            f"{str(error).splitlines()[0]} These are the longest rows of the data: set `max_tokens_per_batch`, "
             "`activation_checkpointing`, a smaller `per_device_train_batch_size`, or a lower `max_length`."
         )
-    return reason
+    return f"{type(error).__name__}: {error}"

@@ -263,7 +263,7 @@ def _advice(args: RewardConfig, batch: Dataset, losses: list[float], moved: bool
         return [f"The loss rises or jumps: `learning_rate={args.learning_rate}` is too high. Try a tenth of it."]
     return [
         f"The loss falls too slowly: from {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps. Try more "
-        f"`steps`, or `learning_rate` ten times {args.learning_rate}; if neither helps, look at the tokens of two of the rows."
+        f"`steps`, or `learning_rate` ten times {args.learning_rate}; if neither helps, look at the tokens of two rows."
     ]
 
 

@@ -189,7 +189,8 @@ def head_growth(history: History, facts: RunFacts) -> HealthWarning | None:
     return HealthWarning(
         kind="head norm grows",
         step=logs[-1]["step"],
-        seen=f"the norm of the head's weights is {last:.3g}; at step {logs[0]['step']} it was {logs[0]['head_norm']:.3g}.",
+        seen=f"the norm of the head's weights is {last:.3g}; at step {logs[0]['step']} it was "
+        f"{logs[0]['head_norm']:.3g}.",
         cause="a learning rate of the head that is too high: it scales rewards instead of telling responses apart.",
         cure="lower `head_learning_rate`, or set `weight_decay` or `center_rewards_coefficient`.",
     )

@@ -262,8 +262,8 @@ def _advice(args: RewardConfig, batch: Dataset, losses: list[float], moved: bool
     if losses[-1] > losses[0] or max(losses[len(losses) // 2 :]) > 2 * max(losses[0], 1e-6):
         return [f"The loss rises or jumps: `learning_rate={args.learning_rate}` is too high. Try a tenth of it."]
     return [
-        f"The loss falls too slowly: from {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps. Try more `steps`, "
-        f"or `learning_rate` ten times {args.learning_rate}; if neither helps, look at the tokens of two of the rows."
+        f"The loss falls too slowly: from {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps. Try more "
+        f"`steps`, or `learning_rate` ten times {args.learning_rate}; if neither helps, look at the tokens of two rows."
     ]
 
 

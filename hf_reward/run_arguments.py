@@ -65,6 +65,13 @@ class RunArguments:
     lora_first_layer: int = field(default=0, metadata={"help": "Leave the layers below this one without LoRA."})
     load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: quantise the backbone to 4 bits (NF4)."})
 
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Try every station in a minute and write nothing: data, model, memory, the longest rows, one "
+            "save, one reload. Exit code 1 if one failed."
+        },
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
 
     def __post_init__(self) -> None:

@@ -155,8 +155,8 @@ class RewardConfig(TrainingArguments):
     health_checks: bool = field(
         default=True,
         metadata={
-            "help": "Warn in plain words of collapsed, exploding or unlearned rewards, accuracies of the length rule or "
-            "below chance, and broken gradients; see docs/HEALTH.md."
+            "help": "Warn in plain words of collapsed, exploding or unlearned rewards, accuracies of the length rule "
+            "or below chance, and broken gradients; see docs/HEALTH.md."
         },
     )
 

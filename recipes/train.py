@@ -26,6 +26,7 @@ from hf_reward import (
     tfidf_bradley_terry,
 )
 from hf_reward.card.text import without_tokens
+from hf_reward.dry_run import dry_run
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.preferences import to_preference_row
 from hf_reward.run_arguments import RunArguments, parse_run_arguments
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if PartialState().is_main_process else logging.ERROR)
     for noisy in ("httpx", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if run.dry_run:
+        rehearse(run, args)
     require_empty_output(run, args)
 
     train_sources, eval_sources = load_data(run, args)
@@ -59,6 +62,18 @@ def main(argv: list[str]) -> None:
     save_model(trainer, args)
     report(trainer, metrics, baselines, args)
     trainer.end()
+
+
+def rehearse(run: RunArguments, args: RewardConfig) -> None:
+    """Try every station of the run, say what was found, and end."""
+    found = dry_run(
+        args,
+        load=lambda: load_data(run, args),
+        build=lambda settings, train, held_out: build_trainer(run, settings, train, held_out),
+        first=lambda: require_empty_output(run, args),
+    )
+    console.print(found.table())
+    raise SystemExit(0 if found.passed else 1)
 
 
 def command_line(argv: list[str]) -> str:
@@ -211,6 +226,8 @@ def report(trainer: RewardTrainer, metrics: dict, baselines: list, args: RewardC
     shown = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
     if "length_baseline" in shown:
         console.print(accuracy_reading(shown))
+    for warning in trainer.health_warnings:
+        console.print("[bold]{kind}[/bold] at step {step}: {seen} Likely cause: {cause} Cure: {cure}".format(**warning))
     console.print("Written:")
     for path in sorted(Path(args.output_dir or ".").iterdir()):
         console.print(f"  {path}{'/' if path.is_dir() else ''}", highlight=False, soft_wrap=True)

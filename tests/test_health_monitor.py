@@ -11,7 +11,7 @@ from training_runs import load, make_trainer
 
 from hf_reward.health_monitor import head_norm
 
-WORDS = "water stone bread river lamp paper cloud metal garden street window answer".split()
+WORDS = ["water", "stone", "bread", "river", "lamp", "paper", "cloud", "metal", "garden", "street", "window", "answer"]
 
 
 def pair(number: int, chosen: str, rejected: str) -> dict[str, Any]:

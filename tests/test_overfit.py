@@ -98,7 +98,7 @@ def test_rows_without_a_preference_are_refused(make_model_folder, tmp_path):
     with pytest.raises(ValueError, match="None of the first 3 training rows says which response is better"):
         overfit_one_batch(str(make_model_folder("llama")), args, ties)
     same = [{**row, "rejected": row["chosen"]} for row in polite_pairs(3)]
-    with pytest.raises(ValueError, match="responses are equal|equal"):
+    with pytest.raises(ValueError, match="3 identical responses"):
         overfit_one_batch(str(make_model_folder("llama", "same")), settings(tmp_path / "run"), same)
     with pytest.raises(ValueError, match="needs rows"):
         overfit_one_batch(str(make_model_folder("llama", "again")), args)

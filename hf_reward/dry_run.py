@@ -1,0 +1,483 @@
+"""A run's stations tried in a minute: data, model, memory, the longest rows, evaluation, saving, reloading.
+
+What usually fails on hour ten fails here first. Everything is written into a folder beside the run's own and removed.
+"""
+
+import copy
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from huggingface_hub import get_token
+from rich.markup import escape
+from rich.table import Table
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_reward.checkpoint_folders import why_not_whole
+from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.export import save_merged
+from hf_reward.memory_use import (
+    bytes_of,
+    count_parameters,
+    free_memory,
+    gib,
+    optimizer_bytes,
+    optimizer_state,
+    peak_memory,
+)
+from hf_reward.reward_head import head_parameters, trains_head_alone
+from hf_reward.samplers import longest_sequences
+from hf_reward.sources import Source
+from hf_reward.trainer import RewardTrainer
+from hf_reward.training_args import RewardConfig
+
+STREAM_SAMPLE = 1000
+"""Rows of a stream that are read."""
+_STEPS = 2  # the peak comes in the second one, when the optimizer has its state; a zero head passes a gradient on then
+
+T = TypeVar("T")
+Sources = list[Source]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Station:
+    """One part of a run, tried."""
+
+    name: str
+    passed: bool
+    detail: str
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
+class DryRun:
+    """What was tried, in order; what depends on a station that failed is not tried."""
+
+    stations: list[Station] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every station that was tried passed."""
+        return all(station.passed for station in self.stations)
+
+    def table(self) -> Table:
+        """One line for each station."""
+        table = Table("station", "", "seconds", "found", title="Dry run", title_justify="left")
+        for station in self.stations:
+            table.add_row(station.name, _word(station), f"{station.seconds:.1f}", escape(station.detail))
+        return table
+
+    def attempt(self, name: str, work: Callable[[], tuple[T, str]]) -> T | None:
+        """Try one station.
+
+        Args:
+            name: What to call it.
+            work: Does it, and says what was found.
+
+        Returns:
+            What the work made; None if it failed.
+        """
+        made, passed, begun = None, True, time.perf_counter()
+        try:
+            made, detail = work()
+        except (Exception, SystemExit) as error:
+            passed, detail = False, _reason(error)
+        seconds = time.perf_counter() - begun
+        self.stations.append(Station(name=name, passed=passed, detail=detail, seconds=seconds))
+        return made
+
+
+def dry_run(
+    args: RewardConfig,
+    load: Callable[[], tuple[Sources, Sources]],
+    build: Callable[[RewardConfig, Sources, Sources], RewardTrainer],
+    *,
+    first: Callable[[], None] = lambda: None,
+) -> DryRun:
+    """Try every station of a run in one process, without touching its output.
+
+    Args:
+        args: Settings of the run.
+        load: Reads training and evaluation rows as the run does.
+        build: Makes the trainer from settings and rows as the run does.
+        first: What the run checks before it reads anything.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ValueError: If there are several processes.
+    """
+    if args.world_size > 1:
+        raise ValueError(f"`dry_run` tries one process, but {args.world_size} were started. Use `hf-reward train`.")
+    found = DryRun()
+    found.attempt("output folder", lambda: _check_output(args, first))
+    if args.push_to_hub:
+        found.attempt("Hub token", lambda: _check_token(args))
+    with _folder_beside(args) as folder:
+        free = shutil.disk_usage(folder).free  # before anything is written here
+        sources = found.attempt("data", lambda: _read(load))
+        if sources is None:
+            return found
+        settings = _settings(args, folder)
+        trainer = found.attempt("model and rows", lambda: _build(build, settings, *sources))
+        if trainer is not None:
+            _try_training(found, trainer, args, free)
+    return found
+
+
+def _try_training(found: DryRun, trainer: RewardTrainer, args: RewardConfig, free: int) -> None:
+    """The stations that need a model."""
+    if found.attempt("memory estimate", lambda: _estimate_memory(trainer)) is None:
+        return
+    rows = trainer.train_dataset
+    timing = found.attempt(f"{_STEPS} steps, longest rows", lambda: _step(trainer, args))
+    if timing is None:
+        return
+    for name, data in _evaluation_data(trainer).items():
+        found.attempt(f"evaluation batch{name}", lambda data=data: _evaluate(trainer, data))
+    checkpoint = found.attempt("checkpoint", lambda: _checkpoint(trainer))
+    saved = found.attempt("save and reload", lambda: _save(trainer))
+    if checkpoint is not None and saved is not None:
+        found.attempt("disk space", lambda: _check_disk(args, rows, checkpoint, saved, free))
+    found.attempt("duration", lambda: _duration(args, rows, timing))
+
+
+# --- before the model ---
+
+
+def _check_output(args: RewardConfig, first: Callable[[], None]) -> tuple[bool, str]:
+    first()
+    place = _existing(Path(args.output_dir or "."))
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file, so {args.output_dir} cannot be made. Name another `output_dir`.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place} cannot be written to. Name another `output_dir`, or change its permissions.")
+    return True, f"{args.output_dir} can be written"
+
+
+def _check_token(args: RewardConfig) -> tuple[bool, str]:
+    if not (args.hub_token or get_token()):
+        raise PermissionError(
+            "`push_to_hub` is set, but there is no token. Run `hf auth login`, set HF_TOKEN, or pass `hub_token`."
+        )
+    return True, "there is one; whether it may write was not asked"
+
+
+def _read(load: Callable[[], tuple[Sources, Sources]]) -> tuple[tuple[Sources, Sources], str]:
+    train, held_out = load()
+    sampled = any(isinstance(source.data, IterableDataset) for source in train)
+    train, held_out = [_sampled(source) for source in train], [_sampled(source) for source in held_out]
+    counts = [sum(len(source.data) for source in part) for part in (train, held_out)]
+    scope = f" (the first {STREAM_SAMPLE} of each stream)" if sampled else ""
+    return (train, held_out), f"{counts[0]} training rows{scope}, {counts[1] or 'no'} evaluation rows"
+
+
+def _sampled(source: Source) -> Source:
+    if not isinstance(source.data, IterableDataset):
+        return source
+    return replace(source, data=Dataset.from_list(list(source.data.take(STREAM_SAMPLE))))
+
+
+def _settings(args: RewardConfig, folder: Path) -> RewardConfig:
+    """The run's settings for a few steps in another folder, with nothing that reaches out."""
+    settings = copy.copy(args)
+    changes: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": _STEPS,
+        "gradient_accumulation_steps": min(args.gradient_accumulation_steps, 2),  # the second one has gradients at hand
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "cache_features": "false" if args.cache_features == "auto" else args.cache_features,
+        "plot_curves": False,
+        "push_to_hub": False,
+        "report_to": [],
+        "load_best_model_at_end": False,
+        "resume_from_checkpoint": None,
+    }
+    for name, value in changes.items():
+        setattr(settings, name, value)
+    for name in ("eval_strategy", "save_strategy"):
+        setattr(settings, name, type(getattr(args, name))("no"))
+    return settings
+
+
+def _build(
+    build: Callable[[RewardConfig, Sources, Sources], RewardTrainer],
+    settings: RewardConfig,
+    train: Sources,
+    held_out: Sources,
+) -> tuple[RewardTrainer, str]:
+    trainer = build(settings, train, held_out)
+    whole, trained = count_parameters(trainer.model)  # pyright: ignore[reportArgumentType]
+    parts = trainer.data_summaries.items()
+    kept = "; ".join(
+        f"{name}: {part.kept} of {part.rows} rows kept, longest {max(part.token_quantiles.values(), default=0)} tokens"
+        for name, part in parts
+    )
+    return trainer, f"{whole:,} parameters, {trained:,} trainable ({trained / whole:.2%}). {kept}"
+
+
+# --- memory and steps ---
+
+
+def _estimate_memory(trainer: RewardTrainer) -> tuple[int, str]:
+    """What the step needs beside activations; a machine that lacks it is not asked to try."""
+    model: Any = trainer.model
+    weights = bytes_of(model.parameters())
+    gradients = bytes_of(weight for weight in model.parameters() if weight.requires_grad)
+    name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    states = optimizer_bytes(name, model)
+    free, total = free_memory(trainer.args.device)
+    needed = gradients + (states or 0)
+    known = f"{gib(states)} optimizer state ({name})" if states is not None else f"optimizer state of {name} unknown"
+    detail = f"{gib(weights)} weights, {gib(gradients)} gradients, {known}; free {gib(free)} of {gib(total)}"
+    if needed > free:
+        raise MemoryError(
+            f"{detail}. Gradients and optimizer state alone need {gib(needed)}: use LoRA, a smaller model, or another "
+            "`optim`."
+        )
+    return needed, f"{detail}. Activations: see the steps"
+
+
+@dataclass(frozen=True)
+class _Timing:
+    seconds: float
+    tokens: int
+
+
+class _Watch(TrainerCallback):
+    """Times the last step, and looks whether gradients reach further than the head."""
+
+    def __init__(self, model: Any) -> None:
+        head = {name for name, _ in head_parameters(model)}
+        self.inner = [(n, w) for n, w in model.named_parameters() if w.requires_grad and n not in head]
+        self.seconds, self.reached = math.nan, False
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self.begun = _now()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the gradients."""
+        self.reached = any(weight.grad is not None and bool(weight.grad.any()) for _, weight in self.inner)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.seconds = _now() - self.begun
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _step(trainer: RewardTrainer, args: RewardConfig) -> tuple[_Timing, str]:
+    model: Any = trainer.model
+    count = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
+    rows = longest_rows(trainer.train_dataset, count)
+    watch = _Watch(model)
+    trainer.train_dataset = rows
+    trainer.add_callback(watch)
+    with peak_memory(trainer.args.device) as peak:
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if watch.inner and not watch.reached and not trains_head_alone(model):
+        raise ValueError(
+            f"No gradient reached the {len(watch.inner)} trainable tensors outside the head (the first is "
+            f"{watch.inner[0][0]}). Look at activation checkpointing, frozen layers and your own hooks."
+        )
+    tokens = int(sum(rows["length"]))
+    state = optimizer_state(trainer.optimizer)
+    gradients = bytes_of(weight for weight in model.parameters() if weight.requires_grad)
+    if trainer.args.device.type == "cuda":
+        rest = peak.highest - bytes_of(model.parameters()) - gradients - state
+        memory = f"peak {gib(peak.highest)} on the device, of which {gib(max(rest, 0))} activations"
+    else:
+        memory = (
+            f"resident set grew by {gib(peak.growth)} to {gib(peak.highest)} (gradients, optimizer state, activations "
+            "and what the allocator keeps)"
+        )
+    notes = _notes(args, peak.highest, trainer.args.device)
+    return (
+        _Timing(watch.seconds, tokens),
+        f"{len(rows)} rows, longest sequence {int(longest_sequences(rows).max())} tokens, {tokens} tokens in a step: "
+        f"losses {', '.join(f'{loss:.3f}' for loss in losses)}; {memory}; optimizer state {gib(state)}{notes}",
+    )
+
+
+def _notes(args: RewardConfig, highest: int, device: torch.device) -> str:
+    notes = []
+    if args.gradient_accumulation_steps > 2:
+        notes.append(f"2 of {args.gradient_accumulation_steps} accumulated batches were run")
+    if highest > 0.9 * free_memory(device)[1]:
+        notes.append("more than 90% of the memory is in use: set `max_tokens_per_batch` or a smaller batch")
+    return "".join(f"; {note}" for note in notes)
+
+
+def longest_rows(data: Dataset, count: int) -> Dataset:
+    """The rows that need most memory: those with the longest sequences, and among equals most tokens in all.
+
+    Args:
+        data: Prepared rows.
+        count: How many; fewer if there are fewer.
+
+    Returns:
+        Those rows, the longest first.
+    """
+    order = np.lexsort((np.asarray(data["length"]), longest_sequences(data)))[::-1]
+    return data.select(order[:count].tolist())
+
+
+def _evaluation_data(trainer: RewardTrainer) -> Mapping[str, Any]:
+    held_out: Any = trainer.eval_dataset
+    if held_out is None:
+        return {}
+    return {f" ({name})": data for name, data in held_out.items()} if isinstance(held_out, Mapping) else {"": held_out}
+
+
+def _evaluate(trainer: RewardTrainer, data: Dataset) -> tuple[float, str]:
+    rows = longest_rows(data, trainer.args.eval_batch_size)
+    metrics_of, trainer.compute_metrics = trainer.compute_metrics, None  # of a few rows they would say nothing
+    try:
+        with peak_memory(trainer.args.device) as peak:
+            loss = trainer.evaluate(eval_dataset=rows)["eval_loss"]
+    finally:
+        trainer.compute_metrics = metrics_of
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"The evaluation loss is {loss}. Look at the data rows {rows['row']}.")
+    return loss, f"the {len(rows)} longest rows: loss {loss:.3f}, memory grew by {gib(peak.growth)}"
+
+
+# --- what is written ---
+
+
+def _checkpoint(trainer: RewardTrainer) -> tuple[int, str]:
+    """One checkpoint as the run writes them."""
+    trainer._save_checkpoint(trainer.model, trial=None)
+    folder = Path(trainer.args.output_dir or ".") / f"checkpoint-{trainer.state.global_step}"
+    problem = why_not_whole(folder)
+    if problem is not None:
+        raise OSError(f"The checkpoint could not be resumed: {problem}.")
+    size = _size(folder)
+    return size, f"{gib(size)} with optimizer state, whole"
+
+
+def _save(trainer: RewardTrainer) -> tuple[int, str]:
+    """The final model; merging changes the live one, so this comes last."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    run = Path(trainer.args.output_dir or ".")
+    folder, record = run / "final", CheckpointRecord.load(run / f"checkpoint-{trainer.state.global_step}")
+    save_merged(model, trainer.processing_tokenizer, folder, record=record or trainer.record())
+    size = _size(folder)
+    return size, f"{gib(size)}; a fresh process gives the same rewards for the probe conversations"
+
+
+def _check_disk(args: RewardConfig, rows: Any, checkpoint: int, final: int, free: int) -> tuple[int, str]:
+    count = checkpoints_kept(args, total_steps(args, len(rows)))
+    needed = count * checkpoint + final
+    detail = (
+        f"{count} checkpoints of {gib(checkpoint)} and the model of {gib(final)} need {gib(needed)}; free {gib(free)}"
+    )
+    if needed > free:
+        raise OSError(f"{detail}. Set `save_total_limit`, `save_only_model`, or another `output_dir`.")
+    return needed, detail
+
+
+def total_steps(args: RewardConfig, rows: int) -> int:
+    """Optimizer steps of a run in one process.
+
+    Args:
+        args: Its settings.
+        rows: Training rows.
+
+    Returns:
+        The number.
+    """
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = rows // args.train_batch_size if args.dataloader_drop_last else math.ceil(rows / args.train_batch_size)
+    return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
+
+
+def checkpoints_kept(args: RewardConfig, steps: int) -> int:
+    """Most checkpoints that lie on the disk at one time.
+
+    With a limit there is one more: an older one goes when the new one is whole; and the best one stays.
+
+    Args:
+        args: Settings of the run.
+        steps: Its optimizer steps.
+
+    Returns:
+        The number.
+    """
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    every = args.save_steps if args.save_steps >= 1 else max(math.ceil(args.save_steps * steps), 1)
+    written = {"no": 0, "epoch": math.ceil(args.num_train_epochs)}.get(strategy, math.ceil(steps / every))
+    if not args.save_total_limit:
+        return written
+    return min(written, args.save_total_limit + 1 + bool(args.load_best_model_at_end))
+
+
+def _duration(args: RewardConfig, rows: Any, timing: _Timing) -> tuple[float, str]:
+    speed = timing.tokens / timing.seconds
+    lengths = np.asarray(rows["length"])
+    steps = total_steps(args, len(rows))
+    in_all = steps * args.train_batch_size * args.gradient_accumulation_steps * float(lengths.mean())
+    seconds = in_all / speed
+    spent = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
+    return seconds, (
+        f"{speed:,.0f} tokens/s on the longest rows, {in_all:,.0f} tokens in {steps} steps: about {spent} of training, "
+        "without evaluation and saving"
+    )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest one above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+@contextmanager
+def _folder_beside(args: RewardConfig) -> Iterator[Path]:
+    """A folder on the disk of the output, or a temporary one if nothing can be written there."""
+    place = _existing(Path(args.output_dir or "."))
+    writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place if writable else None) as folder:
+        yield Path(folder)
+
+
+def _word(station: Station) -> str:
+    return "pass" if station.passed else "FAIL"
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, and what to do if the error itself does not."""
+    if isinstance(error, SystemExit):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"{str(error).splitlines()[0]} These are the longest rows of the data: set `max_tokens_per_batch`, "
+            "`activation_checkpointing`, a smaller `per_device_train_batch_size`, or a lower `max_length`."
+        )
+    return f"{type(error).__name__}: {error}"

@@ -99,6 +99,7 @@ class CheckpointRecord:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             record = cls(**{name: value for name, value in content.items() if name in known})
+            _check_kinds(record)
             _check_probes(record.probes)
             return record
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -129,6 +130,15 @@ class CheckpointRecord:
         options = {f"_raise_exceptions_for_{name}": False for name in quiet}
         path = cached_file(str(name_or_path), FILE_NAME, **hub, **options)  # type: ignore[arg-type]
         return cls.load(Path(path).parent) if path else None
+
+
+def _check_kinds(record: CheckpointRecord) -> None:
+    """Raise what reading a part of another kind would raise later."""
+    for each in fields(record):
+        if each.name in ("format", "probes") or each.default_factory is dict:
+            if not isinstance(getattr(record, each.name), dict):
+                raise TypeError(f"`{each.name}` must be an object")
+    FormatRule(**{name: value for name, value in record.format.items() if name in FormatRule.__dataclass_fields__})
 
 
 def _check_probes(probes: dict[str, Any]) -> None:

@@ -116,9 +116,25 @@ def read_list(value: Any, name: str) -> list[Any]:
 
 def read_number(value: Any, name: str) -> float:
     """A finite number; a boolean is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise PreferenceFormatError(f"`{name}` must be a finite number, but is {value!r}.", field=name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
+        raise PreferenceFormatError(f"`{name}` must be a finite number, but is {_shown(value)}.", field=name)
     return float(value)
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number, of any size that JSON allows, is a finite float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; Python refuses to write integers of thousands of digits."""
+    try:
+        return repr(value)[:80]
+    except ValueError:
+        return "an integer of thousands of digits"
 
 
 def read_probability(value: Any) -> float:

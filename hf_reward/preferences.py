@@ -65,7 +65,7 @@ def detect_layout(columns: Iterable[str]) -> str:
     raise PreferenceFormatError(
         "The columns fit no layout. Needed: `chosen` and `rejected` (with or without `prompt`); or `prompt`, "
         "`responses` and `ranks` or `scores`; or `prompt`, `response_a`, `response_b` and one of "
-        f"{', '.join(sorted(_VERDICTS))}; or `chosen_ids` and `rejected_ids`. Found: {', '.join(sorted(names))}. "
+        f"{', '.join(sorted(_VERDICTS))}; or `chosen_ids` and `rejected_ids`. Found: {', '.join(sorted(map(str, names)))}. "
         "Name your columns with columns={'chosen': 'your_column', ...}."
     )
 
@@ -110,7 +110,7 @@ def _read_pairs(row: Mapping[str, Any]) -> PreferenceRow:
     for name in ("chosen", "rejected"):
         if name not in row:
             raise PreferenceFormatError(
-                f"`{name}` is missing. Found: {', '.join(row)}. "
+                f"`{name}` is missing. Found: {', '.join(map(str, row))}. "
                 f"Name your columns with columns={{'{name}': 'your_column'}}.",
                 field=name,
             )
@@ -233,7 +233,8 @@ _WINNERS = {
 
 
 def _winner(value: Any) -> int:
-    key = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value  # 1.0 is 1
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    key = f"{read_number(value, 'winner'):g}" if is_number else value  # 1.0 is 1
     if isinstance(key, str) and key in _WINNERS:
         return _WINNERS[key]
     raise PreferenceFormatError(f"`winner` must be 'a', 'b' or 'tie' (or 1, 2, 0), but is {value!r}.", field="winner")

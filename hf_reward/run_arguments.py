@@ -216,4 +216,7 @@ def _require_small(settings: dict[Any, Any], path: str | Path) -> None:
 def _as_words(value: Any) -> list[str]:
     if isinstance(value, list):
         return [word for part in value for word in _as_words(part)]
-    return [json.dumps(value) if isinstance(value, dict) else str(value)]
+    word = json.dumps(value) if isinstance(value, dict) else str(value)
+    if word.startswith("--"):
+        raise ValueError(f"The value {word!r} would be read as a setting of its own. Give settings as `name: value`.")
+    return [word]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_reward.benchmarks.base import Comparison, FloatArray
+from hf_reward.fields import is_finite
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,11 @@ def finished_lines(path: Path, comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}). `--scores` takes the scores.jsonl of a run.") from None
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
 
@@ -143,7 +148,7 @@ def _values(row: Mapping[str, Any], comparison: Comparison, where: str) -> Float
     for place, value in enumerate(rewards):
         if value is None and row.get("problem"):
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
             raise ValueError(
                 f"{where}: reward {place} of row {name!r} must be a finite number, but is {value!r}. Score the row "
                 'again, or give null and say why in "problem".'

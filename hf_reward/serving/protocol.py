@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hf_reward.fields import read_template_options
 from hf_reward.preference_row import PreferenceFormatError
 from hf_reward.score_request import ScoreRequest, request_from_messages, request_from_text, requests_of_row
 from hf_reward.serving.errors import unscorable
@@ -183,8 +184,8 @@ class ClassifyBody(BaseModel):
             ApiError: If the messages are no conversation that ends with the assistant.
         """
         if self.messages is not None:
-            options = self.chat_template_kwargs or {}
             try:
+                options = read_template_options({"chat_template_kwargs": self.chat_template_kwargs})
                 return [request_from_messages(self.messages, template=options)]
             except PreferenceFormatError as error:
                 raise unscorable([{"index": 0, "reason": error.message}], 1) from error

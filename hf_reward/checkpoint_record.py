@@ -135,9 +135,9 @@ class CheckpointRecord:
 def _check_kinds(record: CheckpointRecord) -> None:
     """Raise what reading a part of another kind would raise later."""
     for each in fields(record):
-        if each.name in ("format", "probes") or each.default_factory is dict:
-            if not isinstance(getattr(record, each.name), dict):
-                raise TypeError(f"`{each.name}` must be an object")
+        is_object = each.name == "format" or each.default_factory is dict
+        if is_object and not isinstance(getattr(record, each.name), dict):
+            raise TypeError(f"`{each.name}` must be an object")
     FormatRule(**{name: value for name, value in record.format.items() if name in FormatRule.__dataclass_fields__})
 
 

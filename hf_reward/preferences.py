@@ -65,7 +65,8 @@ def detect_layout(columns: Iterable[str]) -> str:
     raise PreferenceFormatError(
         "The columns fit no layout. Needed: `chosen` and `rejected` (with or without `prompt`); or `prompt`, "
         "`responses` and `ranks` or `scores`; or `prompt`, `response_a`, `response_b` and one of "
-        f"{', '.join(sorted(_VERDICTS))}; or `chosen_ids` and `rejected_ids`. Found: {', '.join(sorted(map(str, names)))}. "
+        f"{', '.join(sorted(_VERDICTS))}; or `chosen_ids` and `rejected_ids`. "
+        f"Found: {', '.join(sorted(map(str, names)))}. "
         "Name your columns with columns={'chosen': 'your_column', ...}."
     )
 

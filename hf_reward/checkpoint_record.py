@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 from torch import nn
@@ -99,6 +99,7 @@ class CheckpointRecord:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             record = cls(**{name: value for name, value in content.items() if name in known})
+            _check_kinds(record)
             _check_probes(record.probes)
             return record
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -129,6 +130,17 @@ class CheckpointRecord:
         options = {f"_raise_exceptions_for_{name}": False for name in quiet}
         path = cached_file(str(name_or_path), FILE_NAME, **hub, **options)  # type: ignore[arg-type]
         return cls.load(Path(path).parent) if path else None
+
+
+def _check_kinds(record: CheckpointRecord) -> None:
+    """Raise what using the fields would raise later."""
+    for each in fields(record):
+        kind: Any = get_origin(each.type)
+        kind = kind if kind in (dict, list) else each.type
+        if not isinstance(getattr(record, each.name), kind):
+            raise TypeError(f"`{each.name}` is {getattr(record, each.name)!r}")
+    known = FormatRule.__dataclass_fields__.keys()
+    FormatRule(**{name: value for name, value in record.format.items() if name in known})
 
 
 def _check_probes(probes: dict[str, Any]) -> None:

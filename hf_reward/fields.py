@@ -116,9 +116,17 @@ def read_list(value: Any, name: str) -> list[Any]:
 
 def read_number(value: Any, name: str) -> float:
     """A finite number; a boolean is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
         raise PreferenceFormatError(f"`{name}` must be a finite number, but is {value!r}.", field=name)
     return float(value)
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is finite as a float; whole numbers of JSON may be larger than any."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def read_probability(value: Any) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hf_reward.fields import (
+    is_finite,
     prompt_of_kind,
     read_conversation,
     read_list,
@@ -233,7 +234,8 @@ _WINNERS = {
 
 
 def _winner(value: Any) -> int:
-    key = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value  # 1.0 is 1
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)
+    key = f"{value:g}" if is_number else value  # 1.0 is 1
     if isinstance(key, str) and key in _WINNERS:
         return _WINNERS[key]
     raise PreferenceFormatError(f"`winner` must be 'a', 'b' or 'tie' (or 1, 2, 0), but is {value!r}.", field="winner")

@@ -1,7 +1,7 @@
 """What is fuzzed: for each door through which data of strangers come, odd cases, and the errors that may come out.
 
-A case goes in; out comes a result or one of the documented errors, with a message. Anything else is a finding. `fuzz.py`
-runs these for minutes, the tests run some hundred cases of each.
+A case goes in; out comes a result or one of the documented errors, with a message. Anything else is a finding.
+`fuzz.py` runs these for minutes, the tests run some hundred cases of each.
 """
 
 import contextlib

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_reward.benchmarks.base import Comparison, FloatArray
+from hf_reward.fields import is_finite
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _values(row: Mapping[str, Any], comparison: Comparison, where: str) -> Float
     for place, value in enumerate(rewards):
         if value is None and row.get("problem"):
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
             raise ValueError(
                 f"{where}: reward {place} of row {name!r} must be a finite number, but is {value!r}. Score the row "
                 'again, or give null and say why in "problem".'

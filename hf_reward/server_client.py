@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import math
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_reward.fields import is_finite
 from hf_reward.response_encoding import EncodedResponse
 from hf_reward.score_request import ScoreRequest
 
@@ -219,4 +219,4 @@ def _count(value: Any) -> int | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)

@@ -220,13 +220,9 @@ def main(words: list[str]) -> int:
         engine = "atheris" if importlib.util.find_spec("atheris") else "hypothesis"
     if given.worker:
         work(given.worker, engine, given.minutes * 60, given.out)
-    for path in [
-        *given.out.glob("*.json"),
-        *given.out.glob("*.txt"),
-        *given.out.glob("*.log"),
-        *given.out.glob("*.last"),
-    ]:
-        path.unlink()
+    for path in given.out.iterdir():
+        if path.suffix in (".json", ".txt", ".log", ".last") and path.stem.split("-")[0] in NAMES:
+            path.unlink()
     return show(run_targets(given.targets or list(NAMES), engine, given.minutes * 60, given.out), given.out)
 
 

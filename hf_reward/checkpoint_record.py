@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 from torch import nn
@@ -133,12 +133,14 @@ class CheckpointRecord:
 
 
 def _check_kinds(record: CheckpointRecord) -> None:
-    """Raise what reading a part of another kind would raise later."""
+    """Raise what using the fields would raise later."""
     for each in fields(record):
-        is_object = each.name == "format" or each.default_factory is dict
-        if is_object and not isinstance(getattr(record, each.name), dict):
-            raise TypeError(f"`{each.name}` must be an object")
-    FormatRule(**{name: value for name, value in record.format.items() if name in FormatRule.__dataclass_fields__})
+        kind: Any = get_origin(each.type)
+        kind = kind if kind in (dict, list) else each.type
+        if not isinstance(getattr(record, each.name), kind):
+            raise TypeError(f"`{each.name}` is {getattr(record, each.name)!r}")
+    known = FormatRule.__dataclass_fields__.keys()
+    FormatRule(**{name: value for name, value in record.format.items() if name in known})
 
 
 def _check_probes(probes: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ class LengthCorrection:
                 num_responses=int(content["num_responses"]),
                 data=str(content.get("data", "")),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"This is no length correction ({error!r}). Fit it again.") from error
 
 

@@ -32,6 +32,8 @@ class FormatRule:
     def __post_init__(self) -> None:
         if self.over_length not in OVER_LENGTH_POLICIES:
             raise ValueError(f"`over_length` must be one of {OVER_LENGTH_POLICIES}, but is {self.over_length!r}.")
+        if not isinstance(self.separator, str):
+            raise TypeError(f"`separator` must be text, but is {self.separator!r}.")
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"`max_length={self.max_length}` must be at least 2 tokens, or None for no limit.")
 

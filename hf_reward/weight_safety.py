@@ -93,8 +93,8 @@ def shard_names(index: Path, *, suffixes: tuple[str, ...]) -> list[str]:
     stray = sorted(str(name) for name in names if not is_plain_name(name) or not name.endswith(suffixes))
     if stray:
         raise ValueError(
-            f"{index} names files that are not {' or '.join(suffixes)} files beside it: {', '.join(stray[:5])}. Do not "
-            "load this model; take it from a source that you trust."
+            f"{index} names files that are not beside it, or no {' or '.join(suffixes)} files: {', '.join(stray[:5])}. "
+            "Do not load this model; take it from a source that you trust."
         )
     return sorted(names)
 

@@ -38,8 +38,14 @@ class Findings:
     def __init__(self, name: str, engine: str, seconds: float, out: Path) -> None:
         self.name, self.engine, self.seconds, self.out = name, engine, seconds, out
         self.cases, self.kinds = 0, set[str]()
+        self.last = out / f"{name}.last"
         self.began = time.process_time()
         self.reported = self.began
+
+    def begin(self, case: Any) -> None:
+        """Count a case, and write it down: a crash of native code leaves nothing else."""
+        self.cases += 1
+        self.last.write_text(repr(case), encoding="utf-8", errors="backslashreplace")
 
     def keep(self, error: BaseException, case: Any) -> None:
         """Write an error of a new kind: the same type from the same line is written once."""
@@ -111,7 +117,7 @@ def work(name: str, engine: str, seconds: float, out: Path) -> None:
     def one(case: Any) -> None:
         if findings.is_over():
             return
-        findings.cases += 1
+        findings.begin(case)
         signal.setitimer(signal.ITIMER_VIRTUAL, _LONGEST_CASE)
         try:
             try_case(target, attempt, case)
@@ -144,7 +150,7 @@ def _guided(fuzz_one_input: Any, findings: Findings, folder: Path) -> None:
             _end(findings, None)
         fuzz_one_input(data)
 
-    words = ["-max_len=4096", "-len_control=0", "-rss_limit_mb=0", "-timeout=3600", "-print_final_stats=0"]
+    words = ["-max_len=4096", "-len_control=0", "-rss_limit_mb=0", "-timeout=3600", f"-artifact_prefix={findings.out}/"]
     atheris.Setup([sys.argv[0], *words, str(corpus)], one_input)
     atheris.Fuzz()
 
@@ -191,7 +197,7 @@ def run_targets(names: list[str], engine: str, seconds: float, out: Path) -> lis
         blank = {"target": name, "engine": engine, "cases": 0, "cpu_minutes": 0.0, "findings": []}
         numbers = json.loads(path.read_text()) if path.is_file() else blank
         if ended.returncode:
-            numbers["findings"].append(f"the process ended with {ended.returncode}: see {name}.log")
+            numbers["findings"].append(f"the process ended with {ended.returncode}: see {name}.last and {name}.log")
         found.append(numbers)
     return found
 
@@ -214,8 +220,9 @@ def main(words: list[str]) -> int:
         engine = "atheris" if importlib.util.find_spec("atheris") else "hypothesis"
     if given.worker:
         work(given.worker, engine, given.minutes * 60, given.out)
-    for path in [*given.out.glob("*.json"), *given.out.glob("*.txt"), *given.out.glob("*.log")]:
-        path.unlink()
+    for path in given.out.iterdir():
+        if path.suffix in (".json", ".txt", ".log", ".last") and path.stem.split("-")[0] in NAMES:
+            path.unlink()
     return show(run_targets(given.targets or list(NAMES), engine, given.minutes * 60, given.out), given.out)
 
 

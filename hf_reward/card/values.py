@@ -1,8 +1,9 @@
 """Anything that a record may hold in a place -> a number, a list, or words; None for what is not there."""
 
-import math
 from collections.abc import Callable
 from typing import Any
+
+from hf_reward.fields import is_finite
 
 NO_VALUE = "-"
 """What a table shows for what is missing."""
@@ -11,7 +12,7 @@ NO_VALUE = "-"
 def number(value: Any) -> float | None:
     """A finite number, or None for everything else that a record may hold in its place."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    return float(value) if is_number and is_finite(value) else None
 
 
 def whole_number(value: Any) -> int | None:

@@ -116,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         make_model(root / "model")
         for form in options.forms:
             for name in names:
+                print(f"{name}, {form} ...", flush=True)
                 result = run_and_compare(name, form, root)
                 found.append(result)
                 numbers = (result.loss, result.gradient_norm, result.weight, result.metric)

@@ -20,6 +20,7 @@ from parity import with_random_head
 from peft import LoraConfig
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
+from hf_reward.reward_head import output_layers
 from hf_reward.sharding import whole_parameters
 
 STEPS = 4
@@ -96,6 +97,8 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> RewardTrainer:
     model = AutoModelForRewardScoring.from_pretrained(options.model, dtype=options.dtype)
     torch.manual_seed(0)  # how many random numbers loading takes depends on the kind of sharding
     with whole_parameters(model.parameters()):
+        if any(not layer.weight.is_meta and layer.weight.any() for _, layer in output_layers(model)):
+            raise SystemExit("A new head must be zero, but is not.")
         with_random_head(model)
     train, evaluation = ranked_lists(STEPS * ROWS_PER_STEP), ranked_lists(EVALUATED, start=100)
     return RewardTrainer(model, args, train_dataset=train, eval_dataset=evaluation, peft_config=lora)

@@ -205,3 +205,18 @@ def test_a_reward_that_is_not_finite_stops_the_evaluation(scorer):
         trainer.model.score.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="6 rows hold NaN"):
         trainer.evaluate()
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_the_loss_of_an_evaluation_is_over_its_rows_however_they_share_batches(make_model_folder, tmp_path, size):
+    rows = [{**row, "weight": 0.5 + 2 * (place % 3)} for place, row in enumerate(with_ties(7)) if place % 3 != 2]
+    model = load(make_model_folder("llama"))
+    randomize_head(model)
+    trainer = make_trainer(
+        model, rows, tmp_path / "run", evaluation=rows, per_device_eval_batch_size=size, center_rewards_coefficient=0.1
+    )
+    found = trainer.evaluate()["eval_loss"]
+    better, worse = trainer.predict(trainer.eval_dataset).predictions.T.astype(float)
+    weights = np.array([row["weight"] for row in rows])
+    each = np.log1p(np.exp(worse - better)) + 0.1 * (better + worse) ** 2
+    assert found == pytest.approx((weights * each).sum() / weights.sum(), rel=1e-5)

@@ -291,7 +291,7 @@ def _now() -> float:
 def _step(trainer: RewardTrainer, args: RewardConfig) -> tuple[_Timing, str]:
     model: Any = trainer.model
     count = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
-    rows = longest_rows(trainer.train_dataset, count)
+    rows: Any = longest_rows(trainer.train_dataset, count)  # pyright: ignore[reportArgumentType]
     watch = _Watch(model)
     trainer.train_dataset = rows
     trainer.add_callback(watch)
@@ -353,7 +353,7 @@ def _evaluation_data(trainer: RewardTrainer) -> Mapping[str, Any]:
 
 
 def _evaluate(trainer: RewardTrainer, data: Dataset) -> tuple[float, str]:
-    rows = longest_rows(data, trainer.args.eval_batch_size)
+    rows: Any = longest_rows(data, trainer.args.eval_batch_size)
     metrics_of, trainer.compute_metrics = trainer.compute_metrics, None  # of a few rows they would say nothing
     try:
         with peak_memory(trainer.args.device) as peak:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from test_health_monitor import polite_pairs
 from training_runs import load, make_trainer, settings
 
@@ -18,6 +19,7 @@ from hf_reward import RewardTrainer
 from hf_reward.dry_run import DryRun, checkpoints_kept, dry_run, longest_rows, total_steps
 from hf_reward.memory_use import count_parameters, optimizer_bytes, optimizer_state, peak_memory
 from hf_reward.preparation import prepare_preferences
+from hf_reward.verify import Check, Verification, verify_checkpoint
 
 TRAIN = Path(__file__).parents[1] / "recipes" / "train.py"
 
@@ -61,11 +63,11 @@ def run(words: list[str], monkeypatch: Any) -> tuple[int, DryRun]:
 
 
 def without_reload(monkeypatch: Any) -> None:
-    """Save without the fresh process, which takes most of the time."""
-    from hf_reward import dry_run as module
-
-    save = module.save_merged
-    monkeypatch.setattr(module, "save_merged", lambda *given, **options: save(*given, **options, verify=False))
+    """Leave out the fresh process, which takes most of the time."""
+    passed = Check(name="rewards", passed=True, detail="", difference=0.0)
+    monkeypatch.setattr(
+        "hf_reward.dry_run.verify_checkpoint", lambda folder, **_: Verification(folder=str(folder), checks=[passed])
+    )
 
 
 def failures(found: DryRun) -> dict[str, str]:
@@ -81,8 +83,24 @@ def test_a_sound_run_passes_every_station_and_leaves_nothing_behind(words, tmp_p
     assert code == 0
     names = [station.name for station in found.stations]
     assert names == ["output folder", "data", "model and rows", "memory estimate", "2 steps, longest rows",
-                     "evaluation batch", "checkpoint", "save and reload", "disk space", "duration"]  # fmt: skip
+                     "evaluation batch", "checkpoint", "reload", "disk space", "duration"]  # fmt: skip
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_a_saved_model_that_scores_differently_fails(words, monkeypatch):
+    def spoiled(folder: Path, **options: Any) -> Verification:
+        tensors = load_file(folder / "model.safetensors")
+        save_file(
+            tensors | {"score.weight": tensors["score.weight"] + 0.1}, folder / "model.safetensors", {"format": "pt"}
+        )
+        return verify_checkpoint(folder, **options)
+
+    monkeypatch.setattr("hf_reward.dry_run.verify_checkpoint", spoiled)
+    code, found = run(words, monkeypatch)
+    assert code == 1
+    assert set(failures(found)) == {"reload"}
+    assert "largest difference" in failures(found)["reload"]
 
 
 def test_a_full_disk_an_unwritable_folder_and_a_missing_token_fail(words, tmp_path, monkeypatch):

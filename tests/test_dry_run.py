@@ -234,6 +234,7 @@ def test_the_peak_is_seen_although_it_is_over_at_the_end():
     assert peak.growth > 50 * 2**20
 
 
+@pytest.mark.slow
 def test_the_exit_code_comes_through_the_command_line(words, tmp_path):
     import subprocess
 

@@ -25,7 +25,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_reward.checkpoint_folders import why_not_whole
 from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.export import save_merged
 from hf_reward.memory_use import (
     bytes_of,
     count_parameters,
@@ -35,11 +34,12 @@ from hf_reward.memory_use import (
     optimizer_state,
     peak_memory,
 )
-from hf_reward.reward_head import head_parameters, trains_head_alone
+from hf_reward.reward_head import bare_model, head_parameters, trains_head_alone
 from hf_reward.samplers import longest_sequences
 from hf_reward.sources import Source
 from hf_reward.trainer import RewardTrainer
 from hf_reward.training_args import RewardConfig
+from hf_reward.verify import VerificationError, verify_checkpoint
 
 STREAM_SAMPLE = 1000
 """Rows of a stream that are read."""
@@ -147,9 +147,10 @@ def _try_training(found: DryRun, trainer: RewardTrainer, args: RewardConfig, fre
     for name, data in _evaluation_data(trainer).items():
         found.attempt(f"evaluation batch{name}", lambda data=data: _evaluate(trainer, data))
     checkpoint = found.attempt("checkpoint", lambda: _checkpoint(trainer))
-    saved = found.attempt("save and reload", lambda: _save(trainer))
-    if checkpoint is not None and saved is not None:
-        found.attempt("disk space", lambda: _check_disk(args, rows, checkpoint, saved, free))
+    if checkpoint is not None:
+        final = 4 * bare_model(trainer.model).num_parameters()  # the recipe saves it merged, in float32
+        found.attempt("reload", lambda: _reload(trainer))
+        found.attempt("disk space", lambda: _check_disk(args, rows, checkpoint, final, free))
     found.attempt("duration", lambda: _duration(args, rows, timing))
 
 
@@ -291,7 +292,7 @@ def _now() -> float:
 def _step(trainer: RewardTrainer, args: RewardConfig) -> tuple[_Timing, str]:
     model: Any = trainer.model
     count = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
-    rows = longest_rows(trainer.train_dataset, count)
+    rows: Any = longest_rows(trainer.train_dataset, count)  # pyright: ignore[reportArgumentType]
     watch = _Watch(model)
     trainer.train_dataset = rows
     trainer.add_callback(watch)
@@ -353,7 +354,7 @@ def _evaluation_data(trainer: RewardTrainer) -> Mapping[str, Any]:
 
 
 def _evaluate(trainer: RewardTrainer, data: Dataset) -> tuple[float, str]:
-    rows = longest_rows(data, trainer.args.eval_batch_size)
+    rows: Any = longest_rows(data, trainer.args.eval_batch_size)
     metrics_of, trainer.compute_metrics = trainer.compute_metrics, None  # of a few rows they would say nothing
     try:
         with peak_memory(trainer.args.device) as peak:
@@ -368,10 +369,14 @@ def _evaluate(trainer: RewardTrainer, data: Dataset) -> tuple[float, str]:
 # --- what is written ---
 
 
+def _checkpoint_folder(trainer: RewardTrainer) -> Path:
+    return Path(trainer.args.output_dir or ".") / f"checkpoint-{trainer.state.global_step}"
+
+
 def _checkpoint(trainer: RewardTrainer) -> tuple[int, str]:
     """One checkpoint as the run writes them."""
     trainer._save_checkpoint(trainer.model, trial=None)
-    folder = Path(trainer.args.output_dir or ".") / f"checkpoint-{trainer.state.global_step}"
+    folder = _checkpoint_folder(trainer)
     problem = why_not_whole(folder)
     if problem is not None:
         raise OSError(f"The checkpoint could not be resumed: {problem}.")
@@ -379,14 +384,18 @@ def _checkpoint(trainer: RewardTrainer) -> tuple[int, str]:
     return size, f"{gib(size)} with optimizer state, whole"
 
 
-def _save(trainer: RewardTrainer) -> tuple[int, str]:
-    """The final model; merging changes the live one, so this comes last."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    run = Path(trainer.args.output_dir or ".")
-    folder, record = run / "final", CheckpointRecord.load(run / f"checkpoint-{trainer.state.global_step}")
-    save_merged(model, trainer.processing_tokenizer, folder, record=record or trainer.record())
-    size = _size(folder)
-    return size, f"{gib(size)}; a fresh process gives the same rewards for the probe conversations"
+def _reload(trainer: RewardTrainer) -> tuple[bool, str]:
+    folder = _checkpoint_folder(trainer)
+    record = CheckpointRecord.load(folder)
+    judged = ["float32"] if record is not None and "float32" in record.probes.get("rewards", {}) else None
+    found = verify_checkpoint(folder, dtypes=judged, only=["alone"])
+    if not found.equal:
+        raise VerificationError(f"What was saved does not give the same rewards: {found}", found)
+    largest = max((check.difference or 0.0 for check in found.checks), default=0.0)
+    return (
+        True,
+        f"a fresh process gives the same rewards for the probe conversations (largest difference {largest:.1e})",
+    )
 
 
 def _check_disk(args: RewardConfig, rows: Any, checkpoint: int, final: int, free: int) -> tuple[int, str]:

@@ -111,7 +111,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         device: Where the work runs.
 
     Yields:
-        The peak, complete when the block has ended.
+        Peak: The use of memory, complete when the block has ended.
     """
     peak = Peak()
     if device.type == "cuda":

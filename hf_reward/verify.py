@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,11 @@ class VerificationError(ValueError):
 
 
 def verify_checkpoint(
-    folder: str | Path, *, base_model: str | None = None, dtypes: list[str] | None = None
+    folder: str | Path,
+    *,
+    base_model: str | None = None,
+    dtypes: list[str] | None = None,
+    only: Collection[str] | None = None,
 ) -> Verification:
     """Load a folder in a fresh process with stock transformers and compare it with its record.
 
@@ -75,6 +80,7 @@ def verify_checkpoint(
         folder: A saved model or adapter with its `reward_config.json`.
         base_model: Where the base of an adapter lies now, if not where `adapter_config.json` says.
         dtypes: Compute precisions to check; by default those that rewards were recorded in.
+        only: Of the ways to score (`alone`, `right`, `left`, `pipeline`) these; by default all that are possible.
 
     Returns:
         What was looked at: configuration, tokenizer, template, token ids, and the rewards of each probe alone, in
@@ -111,6 +117,7 @@ def verify_checkpoint(
         ways.append("left")
     if not is_adapter and not made_here:
         ways.append("pipeline")
+    ways = [way for way in ways if only is None or way in only]
     lost = sum(value is None for value in next(iter(recorded.values())))
     if lost:
         detail = f"{lost} of {len(record.probes['conversations'])} were no finite numbers when the model was saved"

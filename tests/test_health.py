@@ -1,0 +1,113 @@
+"""Detectors on logs written by hand: what is at the edge of each threshold, and what must not be said."""
+
+import math
+from typing import Any
+
+import pytest
+
+from hf_reward.health import HealthWarning, RunFacts, check_health
+
+LN2 = math.log(2)
+
+
+def train(step: int, **changes: Any) -> dict[str, Any]:
+    healthy = {"loss": 0.6, "equal_loss": LN2, "accuracy": 0.7, "margin": 0.4, "mean_reward": 0.0, "std_reward": 1.0,
+               "min_reward": -2.0, "max_reward": 2.0, "head_norm": 1.0, "grad_norm": 1.0}  # fmt: skip
+    return {"step": step, **healthy, **changes}
+
+
+def evaluation(step: int, prefix: str = "eval", **changes: Any) -> dict[str, Any]:
+    healthy = {"loss": 0.6, "accuracy": 0.7, "accuracy_ci_low": 0.6, "accuracy_ci_high": 0.8, "tie_rate": 0.0,
+               "num_prompts": 50, "length_baseline": 0.52, "accuracy_preferred_longer": 0.72,
+               "accuracy_preferred_shorter": 0.68}  # fmt: skip
+    return {"step": step, **{f"{prefix}_{name}": value for name, value in {**healthy, **changes}.items()}}
+
+
+def kinds(history: list[dict[str, Any]], **facts: Any) -> list[str]:
+    return [warning.kind for warning in check_health(history, RunFacts(**{"max_steps": 100, **facts}))]
+
+
+def test_healthy_logs_say_nothing():
+    history = [*(train(step) for step in range(1, 30)), evaluation(30), evaluation(31)]
+    for end in range(len(history) + 1):
+        assert kinds(history[:end]) == []
+
+
+def test_five_logs_after_the_warm_up_are_needed():
+    collapsed = [train(step, std_reward=0.0) for step in range(1, 9)]
+    assert kinds(collapsed[:4]) == []
+    assert kinds(collapsed[:5]) == ["reward collapse"]
+    assert kinds(collapsed[:7], warmup_steps=3) == []
+    assert kinds(collapsed[:8], warmup_steps=3) == ["reward collapse"]
+    assert kinds([*collapsed[:4], train(5)]) == []
+
+
+def test_a_slow_start_is_no_loss_at_equal_rewards():
+    slow = [train(step, loss=LN2 - 0.004) for step in range(1, 16)]
+    assert kinds(slow[:13]) == []  # the first of five logs is step 9, a tenth of 100 steps is 10
+    assert kinds(slow[:14]) == ["loss at equal rewards"]
+    assert kinds([{**entry, "loss": LN2 - 0.006} for entry in slow]) == []
+
+
+def test_infinite_gradients_of_the_loss_scaler_are_tried_out_first():
+    history = [train(step, grad_norm=math.inf) for step in range(1, 6)]
+    assert kinds(history[:1]) == ["non-finite gradient"]
+    assert kinds(history[:4], scales_loss=True) == []
+    assert kinds(history, scales_loss=True) == ["non-finite gradient"]
+    assert kinds([*history[:4], train(5)], scales_loss=True) == []
+
+
+@pytest.mark.parametrize(("equal", "margin", "said"), [(LN2, 20.0, False), (LN2, 20.7, True), (15.0, 30.0, False)])
+def test_margins_that_the_rows_ask_for_are_no_explosion(equal, margin, said):
+    history = [train(step, margin=margin, equal_loss=equal, loss=equal / 2) for step in (1, 2)]
+    assert (kinds(history) == ["margin explosion"]) == said
+
+
+def test_the_head_may_grow_tenfold_from_one():
+    assert kinds([{"step": 0, "head_norm": 0.0}, train(1, head_norm=9.9)]) == []
+    assert kinds([{"step": 0, "head_norm": 0.0}, train(1, head_norm=10.1)]) == ["head norm grows"]
+    assert kinds([{"step": 0, "head_norm": 2.0}, train(1, head_norm=10.1)]) == []
+
+
+def test_below_chance_needs_the_whole_interval_enough_prompts_and_no_ties():
+    wrong = {"accuracy": 0.3, "accuracy_ci_low": 0.2, "accuracy_ci_high": 0.49}
+    assert kinds([evaluation(1, **wrong)]) == ["accuracy below chance"]
+    assert kinds([evaluation(1, **{**wrong, "accuracy_ci_high": 0.51})]) == []
+    assert kinds([evaluation(1, **wrong, num_prompts=19)]) == []
+    assert kinds([evaluation(1, **wrong, tie_rate=0.1)]) == []
+    assert kinds([evaluation(1, "eval_second", **wrong)]) == ["accuracy below chance"]  # one of several sets
+    part = {name: value for name, value in evaluation(1, "eval_source", **wrong).items() if name != "eval_source_loss"}
+    assert kinds([part]) == []  # a source of one set
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, True),
+        ({"length_baseline": 0.28}, True),  # shorter is preferred
+        ({"length_baseline": 0.85}, False),  # outside the interval
+        ({"length_baseline": 0.55, "accuracy_ci_low": 0.5}, False),  # says little itself
+        ({"accuracy_preferred_longer": 0.8, "accuracy_preferred_shorter": 0.6}, False),  # right on both sides
+        ({"accuracy_preferred_shorter": math.nan, "length_baseline": 0.75}, True),  # nobody can tell them apart
+    ],
+)
+def test_the_length_rule(changes, said):
+    rule = {"accuracy": 0.72, "accuracy_ci_low": 0.62, "accuracy_ci_high": 0.82, "length_baseline": 0.72,
+            "accuracy_preferred_longer": 0.95, "accuracy_preferred_shorter": 0.1}  # fmt: skip
+    assert (kinds([evaluation(1, **{**rule, **changes})]) == ["accuracy of the length rule"]) == said
+
+
+def test_overfitting_needs_both_halves():
+    fitted = [train(step, loss=0.05) for step in (1, 2)]
+    worse = evaluation(3, accuracy=0.65, loss=0.9)
+    assert kinds([evaluation(1), *fitted, worse]) == ["overfitting"]
+    assert kinds([evaluation(1), train(1), train(2), worse]) == []
+    assert kinds([evaluation(1), *fitted, evaluation(3, accuracy=0.69, loss=0.9)]) == []
+    assert kinds([evaluation(1), *fitted, evaluation(3, accuracy=0.65, loss=0.5)]) == []
+    assert kinds([*fitted, worse]) == []  # nothing to fall from
+
+
+def test_a_warning_reads_as_a_sentence():
+    warning = HealthWarning(kind="reward collapse", step=7, seen="All equal.", cause="nothing.", cure="look.")
+    assert str(warning) == "Step 7, reward collapse: All equal. Likely cause: nothing. Cure: look."
+    assert warning.to_dict()["step"] == 7

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup fix check test test-all quickstart wheel clean
+.PHONY: help setup fix check test test-all audit-deps fuzz quickstart wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,15 @@ test: $(VENV)/.installed ## the fast tests, a file at a time in two processes
 
 test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## every test, slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "" -n 2 --dist loadfile
+
+# --strict: without it, pip-audit ends with 0 although it could look up no package.
+audit-deps: $(VENV)/.installed ## known vulnerabilities of the locked versions; asks PyPI
+	$(BIN)/python -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+fuzz: $(VENV)/.installed ## odd cases at every door, three CPU minutes each
+	$(BIN)/python recipes/fuzz.py --minutes 3
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model from the carried set
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml \

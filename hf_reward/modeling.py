@@ -114,6 +114,7 @@ class AutoModelForRewardScoring:
             kwargs["quantization_config"] = quantization_config
             kwargs["dequantize"] = dequantize
         record = CheckpointRecord.find(name, **_hub_kwargs(kwargs))
+        kwargs.setdefault("trust_remote_code", False)  # unset, transformers would ask on the terminal
         kwargs.setdefault("use_safetensors", None if allow_pickle or gguf_file is not None else True)
         if _is_adapter(name, **kwargs):
             if peft_config is not None and _adapter_has_head(name):
@@ -521,7 +522,7 @@ def match_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 def _config_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     names = ("revision", "trust_remote_code", "cache_dir", "token", "local_files_only", "subfolder", "gguf_file")
-    return {name: kwargs[name] for name in names if name in kwargs}
+    return {"trust_remote_code": False} | {name: kwargs[name] for name in names if name in kwargs}
 
 
 def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:

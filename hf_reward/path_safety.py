@@ -31,7 +31,8 @@ def require_inside(folder: Path, paths: Iterable[Path]) -> None:
 
 def is_plain_name(name: Any) -> bool:
     """Whether something is the name of a file and leads nowhere else."""
-    return isinstance(name, str) and Path(name).name == name and "\\" not in name and "\0" not in name
+    is_name = isinstance(name, str) and name not in ("", ".", "..")
+    return is_name and Path(name).name == name and "\\" not in name and "\0" not in name
 
 
 def refuse_archives(paths: Iterable[Path]) -> None:

@@ -163,7 +163,7 @@ def parse_run_arguments(argv: Sequence[str]) -> tuple[RunArguments, RewardConfig
     )
     run, args, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     if unknown:
-        names = [word for word in unknown if word.startswith("--")] or unknown
+        names = [word.split("=")[0] for word in unknown if word.startswith("--")] or unknown  # a value may be a token
         parser.error(f"there is no setting {', '.join(names)}. `--help` lists all settings.")
     return run, args
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
+from hf_reward.json_rows import read_json_rows, refuse_null_rows
 from hf_reward.path_safety import refuse_archives, require_inside
 from hf_reward.preference_row import as_mapping
 
@@ -133,13 +134,15 @@ def _load_files(files: Sequence[Path], name: str, streaming: bool) -> RawDataset
         raise ValueError(f"{name}: data files must be all of one kind out of {', '.join(_BUILDERS)}, found {suffixes}.")
     refuse_archives(files)
     builder = _BUILDERS[suffixes.pop()]
+    if builder == "json":
+        refuse_null_rows(files)
     try:
         return load_dataset(builder, data_files=[str(file) for file in files], split="train", streaming=streaming)
     except Exception as error:
         if builder != "json" or streaming:
             raise ValueError(f"{name}: the {builder} reader of `datasets` failed: {_root(error)}") from error
     # Arrow wants one type per column; rows that mix types in one (a boolean among texts) are still JSON.
-    return _from_rows(_read_json_lines(files))
+    return _from_rows(read_json_rows(files))
 
 
 def _from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
@@ -151,32 +154,6 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
         raise ValueError(
             f"The rows, with the columns {', '.join(map(repr, names))}, do not fit into a table: {_root(error)}"
         ) from error
-
-
-def _read_json_lines(files: Sequence[Path]) -> list[dict[str, Any]]:
-    rows = []
-    for file in files:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".json":
-            values = _parse_json(text, f"{file}")
-            if not isinstance(values, list):
-                raise ValueError(f"{file}: must hold a list of objects, but holds a {type(values).__name__}.")
-            numbered = [(f"{file}, entry {number}", value) for number, value in enumerate(values, start=1)]
-        else:  # not splitlines(): JSON texts may hold other line breaks, such as U+2028
-            lines = [(f"{file}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1)]
-            numbered = [(where, _parse_json(line, where)) for where, line in lines if line.strip()]
-        for where, value in numbered:
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}: a row must be a JSON object, but is a {type(value).__name__}. Correct it.")
-            rows.append(value)
-    return rows
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, a number with too many digits, nested too deeply
-        raise ValueError(f"{where}: not valid JSON ({error}). Correct or remove it.") from error
 
 
 def _pick_split(data: DatasetDict | IterableDatasetDict, source: Source) -> RawDataset:

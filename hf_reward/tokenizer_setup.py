@@ -63,7 +63,10 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
 def _template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a short conversation; a template that cannot render it is of no use for scoring either."""
     text = render_chat(tokenizer, _PROBE)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise ValueError("the chat template cannot render the conversation: it makes no token of it")
+    return ids
 
 
 def find_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -16,7 +16,7 @@ from hf_reward.model_card import check_card
 from hf_reward.tokenization import FormatRule
 
 
-@dataclass
+@dataclass(repr=False)  # its own would show tokens; that of TrainingArguments does not
 class RewardConfig(TrainingArguments):
     """Settings of a reward-model training run, beside those of `TrainingArguments`."""
 

@@ -374,6 +374,7 @@ TARGETS = {
     "settings": Target(
         st.tuples(_yaml_texts, st.lists(st.one_of(_names.map(lambda name: f"--{name}"), texts), max_size=3)),
         _settings_file,
+        (ValueError, FileNotFoundError),
     ),
     "tables": Target(data_files, _tables),
     "sources": Target(st.tuples(data_files, values), _sources),

@@ -275,3 +275,29 @@ def test_pandalm_s_human_votes_are_read_and_every_row_is_accounted_for(text_toke
         ranks == ([0, 1] if raw[row]["annotator1"] == 1 else [1, 0])
         for ranks, row in zip(data["ranks"], data["row"], strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", b"null"),
+        ("rows.jsonl", b"\xef\xbb\xbf null\n"),
+        ("rows.jsonl", b'\r\n\tnull\n{"prompt": "a"}'),
+        ("rows.jsonl", b'{"prompt": "a"}\n' * 3000 + b"null\n" * 3000),
+        ("rows.json", b'[null, {"prompt": "a"}]'),
+        ("rows.json", b"null"),
+        ("rows.json", b'null\n{"prompt": "a"}'),
+    ],
+)
+def test_rows_of_null_are_refused_before_they_end_the_process(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"but (is|holds) a? ?(null|NoneType)"):
+        load_source(Source(data=str(tmp_path / name)))
+
+
+def test_null_inside_rows_is_a_value(tmp_path):
+    row = {"prompt": "a", "chosen": "b\nnull", "rejected": "c", "margin": None}
+    (tmp_path / "rows.json").write_text(json.dumps([row], indent=1))
+    assert load_source(Source(data=str(tmp_path / "rows.json")))[0] == row
+    (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n\n")
+    assert load_source(Source(data=str(tmp_path / "one.jsonl")))[0] == row

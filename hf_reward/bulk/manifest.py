@@ -90,7 +90,7 @@ class Manifest:
 
 def _require_own_names(shards: Sequence[Shard]) -> None:
     """Stop at names of no file beside the manifest: files of shards are replaced and removed."""
-    foreign = [shard.name for shard in shards if not is_plain_name(shard.name) or not shard.name]
+    foreign = [shard.name for shard in shards if not is_plain_name(shard.name)]
     if foreign:
         raise ValueError(f"{foreign[0]!r} is no name of a shard")
 

@@ -65,10 +65,8 @@ class EnsembleLinear(Float32Linear):
             if value is not None:
                 destination[prefix + name] = value if keep_vars else value.detach()
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
-    ) -> None:
-        missing, _, errors = lists
+    def _load_from_state_dict(self, *arguments: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        state_dict, prefix, _, _, missing, _, errors = arguments  # torch gives them by position
         for name, values in (("weight", self.head_weight), ("bias", self.head_bias)):
             if values is None:
                 continue

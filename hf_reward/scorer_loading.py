@@ -8,7 +8,7 @@ import torch
 import xxhash
 from accelerate import PartialState
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, library_versions, template_hash, tokenizer_hash
@@ -198,7 +198,7 @@ def heads_hash(model: nn.Module) -> str:
     return _hash_of(saved_state(model))
 
 
-def _hash_of(weights: Mapping[str, Tensor]) -> str:
+def _hash_of(weights: Mapping[str, Any]) -> str:
     digest = xxhash.xxh3_128()
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

@@ -186,7 +186,8 @@ def start_heads(model: RewardModel, args: RewardConfig) -> None:
     Raises:
         ValueError: If it has several heads already, and other than the settings say.
     """
-    count, present, saved = args.num_reward_heads, number_of_heads(model), bare_model(model).saved_heads
+    count, present = args.num_reward_heads, number_of_heads(model)
+    saved: Any = bare_model(model).saved_heads
     if present > 1:
         if present != count:
             raise ValueError(

@@ -2,20 +2,20 @@
 
     python recipes/uncertainty.py --base BASE --data train.jsonl test.jsonl --out runs/uncertainty --group_ends_at _
 
-Rows are pairs with `prompt`, `chosen` and `rejected`, and a `group` (by default the prompt is the group). Groups are dealt
-into `--folds` parts; for each a model with `--heads` heads is trained on rows of the others and scores the pairs of that
-part, so every pair is judged by a model that knows nothing of its group. A part that is done is not done again.
+Rows are pairs with `prompt`, `chosen` and `rejected`, and a `group` (by default the prompt is the group). Groups are
+dealt into `--folds` parts; for each a model with `--heads` heads is trained on rows of the others and scores the pairs
+of that part, so every pair is judged by a model that knows nothing of its group. A part that is done is not done again.
 
-Then the model may abstain. Three confidences say from which pairs: the heads' agreement (|mean gap| / standard deviation
-of the gap over heads), the margin (|mean gap|, which one head gives too), and none (a random order). The table has the
-error rate of the pairs that are answered, the share of all errors among those that are not, and the area under the
-risk-coverage curve (AURC, smaller is better) with 95% intervals, whole groups resampled.
+Then the model may abstain. Three confidences say from which pairs: the heads' agreement (|mean gap| / standard
+deviation of the gap over heads), the margin (|mean gap|, which one head gives too), and none (a random order). The
+table has the error rate of the pairs that are answered, the share of all errors among those that are not, and the area
+under the risk-coverage curve (AURC, smaller is better) with 95% intervals, whole groups resampled.
 """
 
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ console = Console(width=150)
 def main(words: Sequence[str] | None = None) -> None:
     """Train and score what is missing, then print the table."""
     options = read_options(sys.argv[1:] if words is None else words)
-    rows = [dict(row) for source in as_sources(options.data) for row in load_source(source)]
+    rows = [dict(row) for path in options.data for source in as_sources([path]) for row in load_source(source)]
     groups = np.array([group_of(row, options) for row in rows])
     folds = deal(groups, options.folds, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -175,9 +175,8 @@ def resampled(
     draws: dict[str, list[float]] = {name: [] for name in confidences}
     for _ in range(options.resamples):
         counts = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))[place]
-        repeated: Callable[[np.ndarray], np.ndarray] = lambda values, counts=counts: np.repeat(values, counts)
         for name, confidence in confidences.items():
-            draws[name].append(aurc(repeated(errors), repeated(confidence)))
+            draws[name].append(aurc(np.repeat(errors, counts), np.repeat(confidence, counts)))
     return {name: np.array(values) for name, values in draws.items()}
 
 

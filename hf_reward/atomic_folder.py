@@ -12,9 +12,10 @@ _REPLACED = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_*"),
     *("chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"),
+    "reward_heads/heads.safetensors",
 )
 """What an earlier save left and loading would take for part of the new one."""
-_OWN_FOLDERS = ("adapter", ".eval_results", "additional_chat_templates")
+_OWN_FOLDERS = ("adapter", "reward_heads", ".eval_results", "additional_chat_templates")
 _MODEL_FILES = ("config.json", "adapter_config.json", "reward_config.json")
 
 
@@ -116,12 +117,12 @@ def _replace(aside: Path, folder: Path) -> None:
 
 
 def _move_into(aside: Path, folder: Path) -> None:
-    names = {path.name for path in aside.iterdir()}
+    written = {path.relative_to(aside) for path in aside.rglob("*")}
     for path in sorted(aside.iterdir()):
         if path.is_dir():
             shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
         else:
             path.replace(folder / path.name)
     for path in [path for pattern in _REPLACED for path in folder.glob(pattern)]:
-        if path.name not in names:
+        if path.relative_to(folder) not in written:
             path.unlink()

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from hf_reward.head_ensemble import number_of_heads
 from hf_reward.probes import probe_record, weight_dtype
 from hf_reward.reward_head import bare_model, reads_positions
 from hf_reward.tokenization import FormatRule
@@ -36,6 +37,8 @@ class CheckpointRecord:
     template_hash: str | None
     """SHA-256 of the chat template, None without one."""
     tokenizer_hash: str
+    reward_heads: int = 1
+    """Heads whose mean the saved head is; beyond 1 they lie beside the model, see `head_ensemble`."""
     rows: str | None = None
     """What the model was trained on: `conversations`, `text`, or `mixed`; None where nobody knows."""
     dtype: str = "float32"
@@ -183,6 +186,7 @@ def describe(
     return CheckpointRecord(
         format=rule.to_dict(),
         reads="last_token" if reads_positions(model) else "pooled",
+        reward_heads=number_of_heads(model),
         pad_token_id=config.get_text_config().pad_token_id,
         template_hash=template_hash(tokenizer),
         tokenizer_hash=tokenizer_hash(tokenizer),

@@ -21,6 +21,7 @@ from hf_reward.architectures import has_stock_class
 from hf_reward.atomic_folder import require_free, written_aside
 from hf_reward.checkpoint_record import FILE_NAME, CheckpointRecord, describe
 from hf_reward.consumers import Verdict, as_rows, can_be_served, consumers, why_unserved
+from hf_reward.head_ensemble import save_heads, with_saved_heads
 from hf_reward.model_card import write_model_card
 from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer, match_pad_token, merge_adapter
 from hf_reward.probes import format_probes, position_limit, probe_rewards, relative_differences
@@ -136,6 +137,7 @@ def export_reward_model(
         moved = max(relative_differences(quantized, _probe_rewards(model, tokenizer, record)))
         changes.differences["original base instead of the quantised one"] = moved
         changes.notes.append("The adapter was merged into the original base; it was trained on the quantised one.")
+    with_saved_heads(model)
     plain = as_plain(model, tokenizer, record, changes)
     return write_verified(plain, tokenizer, folder, record, rule, changes)
 
@@ -186,6 +188,7 @@ def save_merged(
             quantized = next(iter(current.probes["rewards"].values()))
             base: Any = _dequantized_on_cpu(record)
             model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, is_trainable=False, **base)
+            with_saved_heads(model)
             dequantized = _probe_rewards(model, tokenizer, record)
             changes.differences["quantised weights, dequantised"] = max(relative_differences(quantized, dequantized))
         plain = as_plain(model, tokenizer, record, changes)
@@ -199,6 +202,7 @@ def save_merged(
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, record: CheckpointRecord) -> None:
     """Save an adapter with its head, tokenizer, record and card."""
     model.save_pretrained(str(folder))
+    save_heads(model, folder)
     tokenizer.save_pretrained(folder)  # the base takes its pad token from it
     record.save(folder)
     write_model_card(folder, record)
@@ -243,6 +247,7 @@ def write_verified(
         record.origin = {**record.origin, "differences": changes.differences}
     with written_aside(folder, into_existing=into_existing) as aside:
         model.save_pretrained(aside, max_shard_size=rule.max_shard_size)
+        save_heads(model, aside)
         tokenizer.save_pretrained(aside)
         if rule.legacy_rope:
             _add_legacy_rope(aside / "config.json")
@@ -310,8 +315,7 @@ def _cast(
 
 def _cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Cast in place all but the head, which stays float32, and buffers: rotary frequencies are never rounded."""
-    head = {id(layer.weight) for _, layer in output_layers(model)}
-    head |= {id(layer.bias) for _, layer in output_layers(model)}
+    head = {id(parameter) for _, layer in output_layers(model) for parameter in layer.parameters()}
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in head:
             parameter.data = parameter.data.to(dtype)
@@ -370,7 +374,10 @@ def _format_rule(record: CheckpointRecord | None) -> FormatRule:
 
 def _with_model_facts(record: CheckpointRecord, current: CheckpointRecord) -> CheckpointRecord:
     """The record with what can be read off the model as it is now."""
-    facts = ("reads", "pad_token_id", "template_hash", "tokenizer_hash", "dtype", "probes", "quantization", "versions")
+    facts = (
+        *("reads", "reward_heads", "pad_token_id", "template_hash", "tokenizer_hash", "dtype", "probes"),
+        *("quantization", "versions"),
+    )
     return replace(record, **{name: getattr(current, name) for name in facts})
 
 

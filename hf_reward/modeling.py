@@ -27,6 +27,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_reward.architectures import classifier_class
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
+from hf_reward.head_ensemble import HEADS_FILE, heads_file
 from hf_reward.probes import (
     COARSE_TOLERANCE,
     differing,
@@ -129,6 +130,7 @@ class AutoModelForRewardScoring:
             model = _load_classifier(name, gguf_file=gguf_file, dtype=dtype, **kwargs)
         if record is not None:
             _warn_of_drift(name, record, **kwargs)
+            _find_heads(name, model, record, **kwargs)
         if verify:
             _verify_rewards(name, model, record, **kwargs)
         if freeze_backbone:
@@ -154,6 +156,23 @@ def _warn_of_drift(name: str, record: CheckpointRecord, **kwargs: Any) -> None:
             "%s is not as it was saved, so its rewards may differ: %s. `hf-reward verify` says by how much.",
             name,
             "; ".join(wrong),
+        )
+
+
+def _find_heads(name: str, model: RewardModel, record: CheckpointRecord, **kwargs: Any) -> None:
+    """Remember where the heads of a saved ensemble are; what is loaded is their mean."""
+    if record.reward_heads == 1:
+        return
+    bare: Any = bare_model(model)
+    path = heads_file(name, **_hub_kwargs(kwargs))
+    bare.saved_heads = None if path is None else str(path)
+    if path is None:
+        logger.warning(
+            "%s is the mean of %s reward heads, but the file that holds them (%s) is not there: its rewards are whole, "
+            "their uncertainty is not to be had.",
+            name,
+            record.reward_heads,
+            HEADS_FILE,
         )
 
 

@@ -13,6 +13,7 @@ from hf_reward.card.text import hub_id, without_paths
 from hf_reward.checkpoint_record import CheckpointRecord
 from hf_reward.consumers import consumers_of_folder
 from hf_reward.export import ADAPTER_FOLDER, MERGE_TOLERANCE, ExportRule, export_reward_model
+from hf_reward.head_ensemble import HEADS_FILE
 from hf_reward.model_card import is_generated, write_model_card
 from hf_reward.path_safety import require_inside
 from hf_reward.probes import differing
@@ -26,16 +27,19 @@ _TOKENIZER = (
 )
 PUBLISHED = (
     *("config.json", "generation_config.json", "reward_config.json"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", HEADS_FILE),
     *("README.md", ENTRIES, "audit_summary.json", "audit_effects.png", "benchmark_results.json"),
     *_TOKENIZER,
 )
 """What may be published, as patterns of paths in the folder; nothing else ever is."""
-PUBLISHED_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "reward_config.json", "README.md", *_TOKENIZER)
+PUBLISHED_ADAPTER = (
+    *("adapter_config.json", "adapter_model.safetensors", HEADS_FILE, "reward_config.json", "README.md"),
+    *_TOKENIZER,
+)
 TRAINING_STATE = (
     *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json", "config.json"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("adapter_config.json", "adapter_model.safetensors", "reward_config.json", *_TOKENIZER),
+    *("adapter_config.json", "adapter_model.safetensors", HEADS_FILE, "reward_config.json", *_TOKENIZER),
 )
 """A checkpoint that training can go on from; published only where asked for by name."""
 REPLACED = (

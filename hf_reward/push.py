@@ -162,7 +162,10 @@ def _record_of(model: Any, tokenizer: PreTrainedTokenizerBase, source: str | Non
     one, other = (each.probes.get("rewards", {}).get("float32") for each in (saved, current))
     if one is None or other is None or len(one) != len(other) or differing(one, other, MERGE_TOLERANCE):
         return replace(current, card=saved.card)  # trained further: its evaluation was another model's
-    facts = ("dtype", "probes", "quantization", "tokenizer_hash", "template_hash", "pad_token_id", "versions")
+    facts = (
+        *("dtype", "reward_heads", "probes", "quantization", "tokenizer_hash", "template_hash", "pad_token_id"),
+        "versions",
+    )
     return replace(saved, **{name: getattr(current, name) for name in facts})
 
 

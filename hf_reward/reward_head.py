@@ -62,6 +62,8 @@ class RewardClassifier(PublishesVerified):
 
     has_new_head = False
     """Whether the checkpoint lacked the head, or part of it, so that its rewards mean nothing until it is trained."""
+    saved_heads: str | None = None
+    """Where the heads lie of which the loaded head is the mean; see `head_ensemble`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made at run time and shares its name with the stock class, so pickle finds it through that; a

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.head_ensemble import number_of_heads
 from hf_reward.preference_row import PreferenceFormatError, Prompt, Response
 from hf_reward.response_encoding import EncodedResponse
 from hf_reward.reward_head import RewardModel, bare_model
@@ -29,8 +30,16 @@ from hf_reward.score_request import (
     request_from_text,
     requests_of_row,
 )
-from hf_reward.scorer_loading import correction_of, describe_scoring, encoder_of, load_for_scoring
+from hf_reward.scorer_loading import (
+    correction_of,
+    describe_scoring,
+    encoder_of,
+    heads_hash,
+    load_for_scoring,
+    require_heads,
+)
 from hf_reward.sequence_scoring import SequenceScorer, distinct_sequences
+from hf_reward.uncertainty import UncertainRewards, check_beta
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +63,8 @@ class ScoreResult:
     """Requests whose prompt was cut to fit `max_length`."""
     tokens: int = 0
     """Tokens of all sequences that have a reward, each as often as it was asked for."""
+    heads: np.ndarray | None = None
+    """Rewards by each head where that was asked for, NaN where there is a problem, shape `(R, M)`, float32."""
 
 
 class ScoringError(ValueError):
@@ -103,6 +114,7 @@ class RewardScorer:
         packing: str | bool = "auto",
         distributed: bool = False,
         length_correction: bool = False,
+        lower_bound: float | None = None,
         **loading: Any,
     ) -> None:
         """Take a model, or load one.
@@ -120,12 +132,14 @@ class RewardScorer:
             length_correction: Whether to take off each reward what the record's length correction says for the
                 characters of the response. Whole formatted texts and token ids, of which no response is known, are
                 then problems.
+            lower_bound: For a model with several heads: give everywhere, instead of the mean reward of its heads, that
+                mean less so many of their standard deviations.
             **loading: For a folder or Hub id: `device`, `dtype`, `verify` and what
                 `AutoModelForRewardScoring.from_pretrained` takes.
 
         Raises:
             ValueError: If the model cannot score (several labels, a new head, no tokenizer), an option is unusable, or
-                there is no length correction though one is asked for.
+                there is no length correction, or but one head, where that is asked for.
         """
         self.name = str(model) if isinstance(model, str | Path) else str(bare_model(model).name_or_path or "model")
         if isinstance(model, str | Path):
@@ -136,6 +150,10 @@ class RewardScorer:
             raise ValueError("A loaded model needs its tokenizer: RewardScorer(model, tokenizer, record).")
         self.model, self.tokenizer, self.record, self.distributed = model, tokenizer, record, distributed
         self._correction = correction_of(self.name, record, length_correction)
+        self._beta = lower_bound
+        if lower_bound is not None:
+            check_beta("lower_bound", lower_bound)
+            require_heads(self.name, model, record)
         device = bare_model(model).device.type
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device, _BATCH_TOKENS_ELSEWHERE)
         self._encoder = encoder_of(model, tokenizer, record, max_length)
@@ -177,12 +195,31 @@ class RewardScorer:
             ScoringError: If a response cannot be scored; its `rewards` hold those that could.
             ValueError: If there are not as many prompts as responses.
         """
-        for name, value in (("prompts", prompts), ("responses", responses)):
-            if isinstance(value, str):
-                raise ValueError(f"`{name}` must be a list, but is one text. For one prompt, use `rank` or [text].")
-        if len(prompts) != len(responses):
-            raise ValueError(f"There are {len(prompts)} prompts for {len(responses)} responses. Give one for each.")
-        return self._score([(read_request, pair) for pair in zip(prompts, responses, strict=True)], allow_empty)
+        return self._score(_pairs(prompts, responses), allow_empty).rewards
+
+    def score_with_uncertainty(
+        self, prompts: Sequence[Any], responses: Sequence[Any], *, beta: float = 1.0, allow_empty: bool = False
+    ) -> UncertainRewards:
+        """Score each response to its prompt by each of the model's heads.
+
+        Args:
+            prompts: As in `score`.
+            responses: As in `score`.
+            beta: Standard deviations that `lower_bound` of the result takes off the mean.
+            allow_empty: Whether responses may be empty.
+
+        Returns:
+            `mean`, `std` (over heads) and `lower_bound` of each response, shape `(R,)`, and what they come from.
+
+        Raises:
+            ScoringError: If a response cannot be scored.
+            ValueError: If the model has one head.
+        """
+        check_beta("beta", beta)
+        require_heads(self.name, self.model, self.record)
+        result = self._score(_pairs(prompts, responses), allow_empty, every_head=True)
+        assert result.heads is not None
+        return UncertainRewards(result.heads, beta)
 
     def score_conversations(self, conversations: Sequence[Any], *, allow_empty: bool = False) -> np.ndarray:
         """Score the last turn of each conversation.
@@ -197,7 +234,7 @@ class RewardScorer:
         Raises:
             ScoringError: If one cannot be scored.
         """
-        return self._score([(request_from_messages, (each,)) for each in conversations], allow_empty)
+        return self._score([(request_from_messages, (each,)) for each in conversations], allow_empty).rewards
 
     def score_texts(self, texts: Sequence[str], *, allow_empty: bool = False) -> np.ndarray:
         """Score whole texts, to which the model's chat template has been applied already.
@@ -212,7 +249,7 @@ class RewardScorer:
         Raises:
             ScoringError: If one cannot be scored.
         """
-        return self._score([(request_from_text, (each,)) for each in texts], allow_empty)
+        return self._score([(request_from_text, (each,)) for each in texts], allow_empty).rewards
 
     def rank(self, prompt: Prompt, responses: Sequence[Response], *, allow_empty: bool = False) -> Ranking:
         """Rank the responses to one prompt.
@@ -280,7 +317,13 @@ class RewardScorer:
 
         Raises:
             ScoringError: If one of them cannot be scored.
+            ValueError: If the scorer gives lower bounds, whose difference says nothing of that probability.
         """
+        if self._beta is not None:
+            raise ValueError(
+                f"`compare` needs mean rewards, but this scorer gives lower bounds (`lower_bound={self._beta}`). Use a "
+                "scorer without."
+            )
         first, second = (float(reward) for reward in self.score([prompt, prompt], [a, b]))
         difference = (first - second) / self.temperature
         return 1 / (1 + math.exp(-difference)) if difference >= 0 else 1 - 1 / (1 + math.exp(difference))
@@ -344,7 +387,12 @@ class RewardScorer:
         return {**batch, "reward": rewards, "problem": problems}
 
     def score_requests(
-        self, requests: Sequence[ScoreRequest], *, allow_empty: bool = False, show_progress: bool | None = None
+        self,
+        requests: Sequence[ScoreRequest],
+        *,
+        allow_empty: bool = False,
+        show_progress: bool | None = None,
+        every_head: bool = False,
     ) -> ScoreResult:
         """Score requests; one that cannot be scored stops no other.
 
@@ -352,44 +400,54 @@ class RewardScorer:
             requests: What to score.
             allow_empty: Whether responses may be empty.
             show_progress: Show a bar; by default where there is a terminal and it takes some seconds.
+            every_head: Give the rewards by each head too.
 
         Returns:
             Rewards, and what was wrong with those that have none.
         """
-        return self.score_encoded(self.encode(requests, allow_empty=allow_empty), show_progress=show_progress)
+        encoded = self.encode(requests, allow_empty=allow_empty)
+        return self.score_encoded(encoded, show_progress=show_progress, every_head=every_head)
 
     def encode(self, requests: Sequence[ScoreRequest], *, allow_empty: bool = False) -> list[EncodedResponse]:
         """Tokenise requests; see `ResponseEncoder.encode`."""
         return self._encoder.encode(requests, allow_empty=allow_empty)
 
-    def score_encoded(self, encoded: Sequence[EncodedResponse], *, show_progress: bool | None = None) -> ScoreResult:
+    def score_encoded(
+        self, encoded: Sequence[EncodedResponse], *, show_progress: bool | None = None, every_head: bool = False
+    ) -> ScoreResult:
         """Score what `encode` returned, each distinct sequence once.
 
         Args:
             encoded: Token ids of each request.
             show_progress: As in `score_requests`.
+            every_head: As in `score_requests`.
 
         Returns:
             Rewards, and what was wrong with those that have none.
         """
-        rewards = np.full(len(encoded), np.nan, dtype=np.float32)
+        by_head = every_head or self._beta is not None
+        columns = np.full((len(encoded), number_of_heads(self.model) if by_head else 1), np.nan, dtype=np.float32)
         problems = {place: each.problem for place, each in enumerate(encoded) if each.problem}
         for place, each in enumerate(encoded):
             if place not in problems and (problem := self._problem(each)):
                 problems[place] = problem
         good = [place for place in range(len(encoded)) if place not in problems]
         if good:
-            rewards[good] = self._rewards([encoded[place] for place in good], show_progress)
+            columns[good] = self._rewards([encoded[place] for place in good], show_progress, by_head)
         if good and self._correction is not None:
             lengths = [encoded[place].characters or 0 for place in good]  # None is a problem, so never here
-            rewards[good] = self._correction.apply(rewards[good], lengths)
+            for column in columns.T:  # views
+                column[good] = self._correction.apply(column[good], lengths)
+        rewards = columns[:, 0]
+        if by_head:
+            rewards = UncertainRewards(columns, self._beta or 0.0).lower_bound
         for place in good:
             if not math.isfinite(rewards[place]):
                 problems[place] = f"its reward is {rewards[place]}, no number: the weights or `dtype` overflow on it"
                 rewards[place] = np.nan
         cut = sum(encoded[place].cut_tokens > 0 for place in good)
         tokens = sum(len(encoded[place].input_ids) for place in good)
-        return ScoreResult(rewards, dict(sorted(problems.items())), cut, tokens)
+        return ScoreResult(rewards, dict(sorted(problems.items())), cut, tokens, columns if every_head else None)
 
     def with_padding(self) -> "RewardScorer":
         """The same model and settings, with padded batches instead of packed ones."""
@@ -402,7 +460,7 @@ class RewardScorer:
 
         Returns:
             JSON values: model, weights, tokenizer and template (as hashes), format, precision, engine and versions, and
-            the length correction as a hash where it is on.
+            the length correction as a hash where it is on, and the heads where their spread counts.
         """
         correction = {}
         if self._correction is not None:
@@ -414,6 +472,7 @@ class RewardScorer:
             "engine": "transformers, packed" if self._sequences.packs else "transformers, padded",
             "batch_tokens": self.batch_tokens,
             **correction,
+            **({} if self._beta is None else {"lower_bound": self._beta, "heads": heads_hash(self.model)}),
         }
 
     @property
@@ -423,7 +482,9 @@ class RewardScorer:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _score(self, calls: Sequence[tuple[Any, tuple[Any, ...]]], allow_empty: bool) -> np.ndarray:
+    def _score(
+        self, calls: Sequence[tuple[Any, tuple[Any, ...]]], allow_empty: bool, every_head: bool = False
+    ) -> ScoreResult:
         """Read every request before anything is computed, then score them all or say which could not be."""
         requests = []
         for place, (read, arguments) in enumerate(calls):
@@ -431,7 +492,7 @@ class RewardScorer:
                 requests.append(read(*arguments))
             except PreferenceFormatError as error:
                 raise PreferenceFormatError(error.message, place, error.field) from None
-        result = self.score_requests(requests, allow_empty=allow_empty)
+        result = self.score_requests(requests, allow_empty=allow_empty, every_head=every_head)
         if result.problems:
             place, problem = next(iter(result.problems.items()))
             raise ScoringError(
@@ -439,14 +500,15 @@ class RewardScorer:
                 f"{problem}. The others are in the error's `rewards`.",
                 result,
             )
-        return result.rewards
+        return result
 
     def _problem(self, encoded: EncodedResponse) -> str | None:
         if self._correction is not None and encoded.characters is None:
             return _NO_RESPONSE
         return self._sequences.problem(encoded.input_ids)
 
-    def _rewards(self, encoded: Sequence[EncodedResponse], show_progress: bool | None) -> np.ndarray:
+    def _rewards(self, encoded: Sequence[EncodedResponse], show_progress: bool | None, by_head: bool) -> np.ndarray:
+        """Rewards, by each head or by their mean alone, shape `(R, M)`."""
         typed = encoded[0].token_type_ids is not None
         sequences = distinct_sequences(
             [each.input_ids for each in encoded], [each.token_type_ids for each in encoded] if typed else None
@@ -457,11 +519,22 @@ class RewardScorer:
         with tqdm(
             total=len(sequences.input_ids), disable=hidden, delay=3, desc="Scoring", unit="text", leave=False
         ) as bar:
-            rewards = self._sequences.score(sequences, share=share, progress=bar.update)
+            score = self._sequences.score_heads if by_head else self._sequences.score
+            rewards = score(sequences, share=share, progress=bar.update).reshape(len(sequences.input_ids), -1)
         if state is not None and state.num_processes > 1:
             everywhere: Any = reduce(torch.from_numpy(rewards).to(state.device), "sum")
             rewards = everywhere.cpu().numpy()
         return rewards[sequences.where]
+
+
+def _pairs(prompts: Sequence[Any], responses: Sequence[Any]) -> list[tuple[Any, tuple[Any, ...]]]:
+    """How each response and its prompt become a request."""
+    for name, value in (("prompts", prompts), ("responses", responses)):
+        if isinstance(value, str):
+            raise ValueError(f"`{name}` must be a list, but is one text. For one prompt, use `rank` or [text].")
+    if len(prompts) != len(responses):
+        raise ValueError(f"There are {len(prompts)} prompts for {len(responses)} responses. Give one for each.")
+    return [(read_request, pair) for pair in zip(prompts, responses, strict=True)]
 
 
 def _plain(value: Any) -> Any:

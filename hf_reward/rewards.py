@@ -34,6 +34,22 @@ def compute_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     Raises:
         ValueError: If the batch is packed and the model is not inside `packed_model`.
     """
+    return compute_head_rewards(model, batch)[0]
+
+
+def compute_head_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Reward of every response of a batch by every head: M is 1, but for an ensemble inside `every_head`.
+
+    Args:
+        model: As for `compute_rewards`.
+        batch: As for `compute_rewards`.
+
+    Returns:
+        Rewards laid out like `batch["ranks"]`, 0 at padded places, shape `(M, G, K)`, float32.
+
+    Raises:
+        ValueError: If the batch is packed and the model is not inside `packed_model`.
+    """
     if "micro_batches" in batch:
         return _rewards_in_parts(model, batch)
     bare = extract_model_from_parallel(model, keep_torch_compile=False)
@@ -44,17 +60,20 @@ def compute_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         if reads_positions(bare):
             inputs["reward_positions"] = _read_positions(batch)
     present = batch["ranks"] != PADDING_RANK
-    flat = model(**inputs).logits.reshape(-1).float()  # (N,)
-    rewards = flat.new_zeros(present.shape)
-    return rewards.masked_scatter(present, flat)
+    logits = model(**inputs).logits.float()
+    by_head = logits.reshape(-1, logits.shape[-1]).T.contiguous()  # (M, N)
+    rewards = by_head.new_zeros(len(by_head), *present.shape)
+    return rewards.masked_scatter(present, by_head)
 
 
 def _rewards_in_parts(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    rewards = torch.zeros(batch["ranks"].shape, device=batch["ranks"].device)
+    rewards = torch.zeros(1, *batch["ranks"].shape, device=batch["ranks"].device)
     for part, rows in zip(batch["micro_batches"], batch["micro_rows"], strict=True):
-        found = compute_rewards(model, part)
+        found = compute_head_rewards(model, part)
+        if len(found) > len(rewards):
+            rewards = rewards.repeat(len(found), 1, 1)
         if len(rows):  # none: it only keeps step with another process
-            rewards[rows, : found.shape[1]] = found
+            rewards[:, rows, : found.shape[2]] = found
     return rewards
 
 

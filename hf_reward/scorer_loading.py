@@ -1,5 +1,6 @@
 """Name of a model -> what scoring needs of it: model, tokenizer, record, and how its texts become token ids."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, library_versions, template_hash, tokenizer_hash
+from hf_reward.head_ensemble import HEADS_FILE, number_of_heads, saved_state, with_saved_heads
 from hf_reward.length_correction import LengthCorrection
 from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer
 from hf_reward.probes import position_limit, weight_dtype
@@ -52,6 +54,7 @@ def load_for_scoring(
             f"{name} holds no reward head, so its rewards would mean nothing. Give a trained reward model; "
             "`hf-reward train` makes one."
         )
+    with_saved_heads(model)
     tokenizer = _tokenizer(name, **options)
     hub = {key: options[key] for key in ("revision", "cache_dir", "token", "subfolder") if key in options}
     record = CheckpointRecord.find(name, **hub)
@@ -134,6 +137,31 @@ def correction_of(name: str, record: CheckpointRecord | None, wanted: bool) -> L
     return LengthCorrection.from_dict(record.length_correction)
 
 
+def require_heads(name: str, model: nn.Module, record: CheckpointRecord | None) -> None:
+    """Stop where uncertainty is asked of a model with one head.
+
+    Args:
+        name: What to call the model.
+        model: The model.
+        record: Its record.
+
+    Raises:
+        ValueError: If it has one head; the message says whether it was saved with more.
+    """
+    if number_of_heads(model) > 1:
+        return
+    promised = 1 if record is None else record.reward_heads
+    raise ValueError(
+        f"{name} has one reward head, so nothing is known of its uncertainty. "
+        + (
+            f"Its record says that it was saved with {promised}: their file ({HEADS_FILE}) is missing, or the model "
+            "was loaded elsewhere. Load the whole folder with `RewardScorer.from_pretrained`."
+            if promised > 1
+            else "Train it with `num_reward_heads=8` or so (`RewardConfig`); see docs/ENSEMBLES.md."
+        )
+    )
+
+
 def describe_scoring(
     model: RewardModel, tokenizer: PreTrainedTokenizerBase, encoder: ResponseEncoder
 ) -> dict[str, Any]:
@@ -162,8 +190,17 @@ def describe_scoring(
 
 def _weight_hash(model: nn.Module) -> str:
     """XXH3-128 over names, dtypes, shapes and values: it tells versions of a model apart, not forgeries."""
+    return _hash_of(model.state_dict())
+
+
+def heads_hash(model: nn.Module) -> str:
+    """XXH3-128 over the heads of an ensemble."""
+    return _hash_of(saved_state(model))
+
+
+def _hash_of(weights: Mapping[str, Any]) -> str:
     digest = xxhash.xxh3_128()
-    for name, weight in sorted(model.state_dict().items()):
+    for name, weight in sorted(weights.items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

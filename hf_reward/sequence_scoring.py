@@ -16,11 +16,12 @@ import torch
 from accelerate.utils import send_to_device
 
 from hf_reward.data_collator import DataCollatorForPreference
+from hf_reward.head_ensemble import every_head, number_of_heads
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model
 from hf_reward.packing_check import packing_problem
 from hf_reward.preference_row import common_prefix
 from hf_reward.reward_head import RewardModel, bare_model
-from hf_reward.rewards import compute_rewards
+from hf_reward.rewards import compute_head_rewards
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +240,29 @@ class SequenceScorer:
         Returns:
             Rewards, 0 where another process computes them, shape `(S,)`, float32.
         """
-        rewards = np.zeros(len(sequences.input_ids), dtype=np.float32)
+        return self._columns(sequences, 1, share, progress)[:, 0]
+
+    @torch.inference_mode()
+    def score_heads(
+        self, sequences: Sequences, *, share: tuple[int, int] = (0, 1), progress: Callable[[int], Any] | None = None
+    ) -> np.ndarray:
+        """Reward of every distinct sequence by every head of an ensemble.
+
+        Args:
+            sequences: What `distinct_sequences` made.
+            share: As in `score`.
+            progress: As in `score`.
+
+        Returns:
+            Rewards, 0 where another process computes them, shape `(S, M)`, float32.
+        """
+        with every_head(self.model):
+            return self._columns(sequences, number_of_heads(self.model), share, progress)
+
+    def _columns(
+        self, sequences: Sequences, heads: int, share: tuple[int, int], progress: Callable[[int], Any] | None
+    ) -> np.ndarray:
+        rewards = np.zeros((len(sequences.input_ids), heads), dtype=np.float32)
         number, processes = share
         training = self.model.training
         self.model.eval()
@@ -260,12 +283,12 @@ class SequenceScorer:
         return padded_batches(sequences, self.batch_tokens, self._padded.tokens)
 
     def _rewards(self, rows: list[Row]) -> np.ndarray:
-        """Rewards of a batch, group by group; one that does not fit the device's memory is halved."""
+        """Rewards of a batch, group by group, `(N, M)`; one that does not fit the device's memory is halved."""
         device = bare_model(self.model).device
         batch = (self._packed if self.packs else self._padded)(rows)
         try:
-            found = compute_rewards(self.model, send_to_device(batch, device))
-            return found[(batch["ranks"] == 0).to(device)].cpu().numpy()
+            found = compute_head_rewards(self.model, send_to_device(batch, device))  # (M, G, K)
+            return found[:, (batch["ranks"] == 0).to(device)].T.cpu().numpy()
         except torch.OutOfMemoryError:
             halves = _halves(rows)
             if halves is None:

@@ -28,12 +28,12 @@ from transformers import (
 from hf_reward.callbacks import TrainingCurves, epoch_history
 from hf_reward.checkpoint_record import CheckpointRecord, describe
 from hf_reward.consumers import consumers_of_folder
+from hf_reward.ensemble_trainer import EnsembleTrainer
 from hf_reward.health_monitor import HealthMonitor
 from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
 from hf_reward.preference_data import without_padding
 from hf_reward.probes import probe_record
-from hf_reward.resumable_trainer import ResumableTrainer
 from hf_reward.reward_head import RewardModel, bare_model, head_parameters
 from hf_reward.rewards import compute_rewards
 from hf_reward.sharding import HeadInFloat32, refuse_what_sharding_loses
@@ -57,7 +57,7 @@ LABELS = ("ranks", "lengths", "groups", "sources", "losses", "loss_weights", "ro
 """What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
 
 
-class RewardTrainer(ResumableTrainer):
+class RewardTrainer(EnsembleTrainer):
     """Trains a reward model from preferences.
 
     Takes what TRL's `RewardTrainer` takes: change the import. The model may be a name, a stock one-label classifier or
@@ -197,23 +197,15 @@ class RewardTrainer(ResumableTrainer):
             FloatingPointError: If the training loss is not finite; the message names the rows.
         """
         with self._packed():  # `training_step` is inside already; who calls this alone is not
-            rewards = compute_rewards(model, inputs)
-        margins, probabilities = inputs.get("margins"), inputs.get("probabilities")
+            head_rewards = self._head_rewards(model, inputs)  # (M, G, K), with M = 1 in evaluation: their mean
         # Evaluation batches hold rows of like length, so a correlation over one of them would mean something else.
         loss_function = self.loss_function if model.training else self.loss_function.of_preferences
-        loss = loss_function(
-            rewards,
-            inputs["ranks"],
-            margins,
-            probabilities,
-            inputs["weights"],
-            normalizer=num_items_in_batch,
-            lengths=inputs.get("lengths"),
-        )
+        loss = self._loss_of_heads(loss_function, head_rewards, inputs, num_items_in_batch)
+        rewards = head_rewards.mean(0)
         if model.training:
             self._require_finite(loss, rewards, inputs)
             self._health.add(inputs, self.loss_function)
-            weight = self.loss_function.weights(inputs["ranks"], probabilities, inputs["weights"]).sum()
+            weight = self._group_weights(inputs).sum()
             total = loss.detach() * (weight if num_items_in_batch is None else num_items_in_batch)
             self._statistics.add(total, weight, rewards.detach(), inputs["ranks"])
             if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -224,10 +216,7 @@ class RewardTrainer(ResumableTrainer):
         """Sum of the group weights of an accumulated batch, over all processes: what its loss is divided by."""
         if not batch_samples:
             return None
-        weights = [
-            self.loss_function.weights(batch["ranks"], batch.get("probabilities"), batch["weights"]).sum()
-            for batch in batch_samples
-        ]
+        weights = [self._group_weights(batch).sum() for batch in batch_samples]
         total = torch.stack(weights).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             gathered: Any = self.accelerator.gather(total)

@@ -47,6 +47,14 @@ class RewardConfig(TrainingArguments):
         default=None, metadata={"help": "Learning rate of the reward head; unset, `learning_rate`."}
     )
 
+    num_reward_heads: int = field(
+        default=1,
+        metadata={
+            "help": "Heads on the one backbone, each trained on its own resampling of the rows; rewards are their "
+            "mean, their spread is the uncertainty of `RewardScorer.score_with_uncertainty`."
+        },
+    )
+
     # data
     max_length: int | None = field(
         default=1024,
@@ -190,6 +198,8 @@ class RewardConfig(TrainingArguments):
             )
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise ValueError(f"`max_tokens_per_batch` must be 1 or more, or None, but is {self.max_tokens_per_batch}.")
+        if self.num_reward_heads < 1:
+            raise ValueError(f"`num_reward_heads` must be 1 or more, but is {self.num_reward_heads}.")
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # it would only warn on every run
         if "activation_checkpointing" not in TrainingArguments.__dataclass_fields__:  # as in transformers 5.17

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_reward.data_collator import DataCollatorForPreference
 from hf_reward.feature_cache import DataCollatorForFeatures
+from hf_reward.head_ensemble import add_heads, count_saved, load_heads, number_of_heads
 from hf_reward.modeling import AutoModelForRewardScoring, add_adapter, match_pad_token
 from hf_reward.packing import DataCollatorForPackedPreference, why_not_packed
 from hf_reward.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained, disable_dropout
@@ -159,6 +160,7 @@ def prepare_model(
     _fit_embeddings(model, inner, tokenizer)
     if args.eos_token is not None:
         inner.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    start_heads(model, args)
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise ValueError(
@@ -172,6 +174,42 @@ def prepare_model(
     if isinstance(model, PeftModel) and args.activation_checkpointing:
         model.enable_input_require_grads()  # transformers#42489: else no gradient reaches the adapter
     return model
+
+
+def start_heads(model: RewardModel, args: RewardConfig) -> None:
+    """Give a model as many heads as the settings say, in place: those it was saved with if it has that many.
+
+    Args:
+        model: A loaded model.
+        args: Settings of the run.
+
+    Raises:
+        ValueError: If it has several heads already, and other than the settings say.
+    """
+    count, present = args.num_reward_heads, number_of_heads(model)
+    saved: Any = bare_model(model).saved_heads
+    if present > 1:
+        if present != count:
+            raise ValueError(
+                f"The model has {present} reward heads already, but `num_reward_heads={count}`. Set it to {present}, "
+                "or load the model anew: what is loaded is the mean of its heads."
+            )
+        return
+    if count > 1:
+        add_heads(model, count, args.seed)
+    if saved is None:
+        return
+    found = count_saved(saved)
+    if found == count:
+        load_heads(model, saved)
+    elif args.should_log:
+        logger.warning(
+            "The model was saved with %s reward heads, but `num_reward_heads` is %s: training starts from their "
+            "mean%s.",
+            found,
+            count,
+            "" if count == 1 else ", and the new heads know nothing of the old ones' differences",
+        )
 
 
 def training_settings(args: RewardConfig, model: RewardModel) -> dict[str, Any]:
@@ -190,6 +228,7 @@ def training_settings(args: RewardConfig, model: RewardModel) -> dict[str, Any]:
         "num_train_epochs": args.num_train_epochs,
         "rows_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "max_length": args.max_length,
+        "reward_heads": args.num_reward_heads if args.num_reward_heads > 1 else None,
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
         "processes": args.world_size,
         "seed": args.seed,

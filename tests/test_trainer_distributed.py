@@ -48,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "padded": {"rows": ranked_lists(8), "packing": "false"},
     "accumulated": {"rows": ranked_lists(8), "gradient_accumulation_steps": 2},
     "lopsided": {"rows": lopsided(), "train_sampling_strategy": "sequential"},
+    "heads": {"rows": ranked_lists(8), "num_reward_heads": 3},
     "ties": {"rows": with_ties(8), "loss_type": "davidson", "center_rewards_coefficient": 0.1},
 }
 

@@ -1,0 +1,209 @@
+"""Does disagreement of reward heads tell which preferences a model gets wrong? Risk-coverage on held-out prompts.
+
+    python recipes/uncertainty.py --base BASE --data train.jsonl test.jsonl --out runs/uncertainty --group_ends_at _
+
+Rows are pairs with `prompt`, `chosen` and `rejected`, and a `group` (by default the prompt is the group). Groups are
+dealt into `--folds` parts; for each a model with `--heads` heads is trained on rows of the others and scores the pairs
+of that part, so every pair is judged by a model that knows nothing of its group. A part that is done is not done again.
+
+Then the model may abstain. Three confidences say from which pairs: the heads' agreement (|mean gap| / standard
+deviation of the gap over heads), the margin (|mean gap|, which one head gives too), and none (a random order). The
+table has the error rate of the pairs that are answered, the share of all errors among those that are not, and the area
+under the risk-coverage curve (AURC, smaller is better) with 95% intervals, whole groups resampled.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from hf_reward import RewardConfig, RewardScorer, RewardTrainer
+from hf_reward.sources import as_sources, load_source
+from hf_reward.uncertainty import agreement, aurc, risk_at, risk_coverage
+
+COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)
+console = Console(width=150)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Train and score what is missing, then print the table."""
+    options = read_options(sys.argv[1:] if words is None else words)
+    rows = [dict(row) for path in options.data for source in as_sources([path]) for row in load_source(source)]
+    groups = np.array([group_of(row, options) for row in rows])
+    folds = deal(groups, options.folds, options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    chosen, rejected = (np.zeros((len(rows), options.heads), dtype=np.float32) for _ in range(2))
+    for fold in range(options.folds):
+        held_out = np.flatnonzero(folds == fold)
+        chosen[held_out], rejected[held_out] = scores_of_fold(fold, rows, folds, options)
+    result = evaluate(chosen, rejected, groups, options)
+    (options.out / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console.print(as_table(result))
+    console.print(
+        f"{result['pairs']} held-out pairs of {result['groups']} groups. AURC of agreement less that of margin: "
+        f"{shown(result['agreement - margin'])}; less that of a random order: {shown(result['agreement - random'])}."
+    )
+
+
+def read_options(words: Sequence[str]) -> Namespace:
+    """Options of this recipe."""
+    parser = ArgumentParser(description="Risk-coverage of a reward model with several heads.")
+    parser.add_argument("--base", required=True, help="folder or Hub id of the model to start from")
+    parser.add_argument("--data", nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--group_ends_at", help="pairs whose groups agree up to this text are never parted")
+    parser.add_argument("--max_train_rows", type=int, default=2000, help="of each fold's training rows, at random")
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--head_learning_rate", type=float, default=1e-3)
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--max_length", type=int, default=256)
+    parser.add_argument("--resamples", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(list(words))
+    if options.heads < 2 or options.folds < 2:
+        parser.error("--heads and --folds must be 2 or more")
+    return options
+
+
+def group_of(row: dict[str, Any], options: Namespace) -> str:
+    """What a pair must not be parted from: its group, or the part of its name that counts."""
+    group = str(row.get("group") or row["prompt"])
+    return group.split(options.group_ends_at)[0] if options.group_ends_at else group
+
+
+def deal(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """A fold for each row: groups in random order, each to the fold that has the fewest rows so far."""
+    names, counts = np.unique(groups, return_counts=True)
+    if len(names) < folds:
+        raise SystemExit(f"{len(names)} groups cannot be dealt into {folds} folds. Lower --folds.")
+    sizes, fold_of = np.zeros(folds, dtype=int), {}
+    for place in np.random.default_rng(seed).permutation(len(names)):
+        fold_of[names[place]] = int(sizes.argmin())
+        sizes[sizes.argmin()] += counts[place]
+    return np.array([fold_of[group] for group in groups])
+
+
+# --- training and scoring ---------------------------------------------------------------------------------------------
+
+
+def scores_of_fold(
+    fold: int, rows: Sequence[dict[str, Any]], folds: np.ndarray, options: Namespace
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards of the chosen and rejected responses of a fold by each head, shape `(P, M)` each."""
+    file = options.out / f"fold-{fold}.npz"
+    settings = json.dumps({name: str(value) for name, value in vars(options).items() if name != "resamples"})
+    if file.is_file():
+        kept = np.load(file, allow_pickle=False)
+        if str(kept["settings"]) != settings:
+            raise SystemExit(f"{file} was made with other settings. Name another --out.")
+        return kept["chosen"], kept["rejected"]
+    others = np.random.default_rng(options.seed).permutation(np.flatnonzero(folds != fold))[: options.max_train_rows]
+    console.print(f"fold {fold}: training on {len(others)} rows")
+    scorer = train([rows[place] for place in others], options)
+    test = [rows[place] for place in np.flatnonzero(folds == fold)]
+    prompts = [row["prompt"] for row in test]
+    chosen, rejected = (
+        scorer.score_with_uncertainty(prompts, [row[side] for row in test]).heads for side in ("chosen", "rejected")
+    )
+    np.savez(file, settings=settings, chosen=chosen, rejected=rejected)
+    return chosen, rejected
+
+
+def train(rows: Sequence[dict[str, Any]], options: Namespace) -> RewardScorer:
+    """A model with several heads, trained on some rows."""
+    args = RewardConfig(
+        output_dir=str(options.out / "run"),
+        num_reward_heads=options.heads,
+        learning_rate=options.learning_rate,
+        head_learning_rate=options.head_learning_rate,
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=16,
+        max_length=options.max_length,
+        warmup_steps=10,
+        seed=options.seed,
+        save_strategy="no",
+        report_to="none",
+        plot_curves=False,
+        logging_steps=25,
+    )
+    pairs = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    trainer = RewardTrainer(model=options.base, args=args, train_dataset=pairs)
+    trainer.train()
+    return RewardScorer(trainer.model, trainer.processing_tokenizer, trainer.record())  # type: ignore[arg-type]
+
+
+# --- what abstaining brings -------------------------------------------------------------------------------------------
+
+
+def evaluate(chosen: np.ndarray, rejected: np.ndarray, groups: np.ndarray, options: Namespace) -> dict[str, Any]:
+    """Risk at each coverage, errors caught and AURC for each confidence, and the paired differences."""
+    gaps = (chosen - rejected).astype(np.float64).mean(1)
+    errors = np.where(gaps == 0, 0.5, gaps < 0)
+    confidences = {
+        "agreement": agreement(chosen, rejected),
+        "margin": np.abs(gaps),
+        "random": np.zeros(len(gaps)),
+    }
+    draws = resampled(errors, confidences, groups, options)
+    result: dict[str, Any] = {"pairs": len(gaps), "groups": len(np.unique(groups)), "error": float(errors.mean())}
+    for name, confidence in confidences.items():
+        risks = risk_coverage(errors, confidence)
+        found = {f"{share:.0%}": risk_at(risks, share) for share in COVERAGES}
+        caught = {share: 1 - risk * float(share[:-1]) / 100 / errors.mean() for share, risk in found.items()}
+        area = with_interval(aurc(errors, confidence), draws[name])
+        result[name] = {"risk": found, "caught": caught, "aurc": area}
+    for other in ("margin", "random"):
+        difference = result["agreement"]["aurc"]["estimate"] - result[other]["aurc"]["estimate"]
+        result[f"agreement - {other}"] = with_interval(difference, draws["agreement"] - draws[other])
+    return result
+
+
+def resampled(
+    errors: np.ndarray, confidences: dict[str, np.ndarray], groups: np.ndarray, options: Namespace
+) -> dict[str, np.ndarray]:
+    """AURC of each confidence in each resample of whole groups, the same groups for all."""
+    generator = np.random.default_rng(options.seed)
+    names, place = np.unique(groups, return_inverse=True)
+    draws: dict[str, list[float]] = {name: [] for name in confidences}
+    for _ in range(options.resamples):
+        counts = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))[place]
+        for name, confidence in confidences.items():
+            draws[name].append(aurc(np.repeat(errors, counts), np.repeat(confidence, counts)))
+    return {name: np.array(values) for name, values in draws.items()}
+
+
+def with_interval(estimate: float, draws: np.ndarray) -> dict[str, float]:
+    """An estimate with its 95% percentile interval."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {"estimate": float(estimate), "ci_low": float(low), "ci_high": float(high)}
+
+
+def shown(found: dict[str, float]) -> str:
+    """An estimate with its interval as text."""
+    return f"{found['estimate']:+.4f} ({found['ci_low']:+.4f} to {found['ci_high']:+.4f})"
+
+
+def as_table(result: dict[str, Any]) -> Table:
+    """A line for each confidence: error of what is answered (share of all errors in what is not)."""
+    table = Table(title="Error rate of the pairs answered (share of errors caught)", title_justify="left")
+    table.add_column("abstain by")
+    for share in COVERAGES:
+        table.add_column(f"coverage {share:.0%}", justify="right")
+    table.add_column("AURC (95% interval)", justify="right")
+    for name in ("agreement", "margin", "random"):
+        risk, caught, area = (result[name][key] for key in ("risk", "caught", "aurc"))
+        cells = [f"{risk[share]:.1%} ({caught[share]:.0%})" for share in risk]
+        table.add_row(name, *cells, f"{area['estimate']:.4f} ({area['ci_low']:.4f} to {area['ci_high']:.4f})")
+    return table
+
+
+if __name__ == "__main__":
+    main()

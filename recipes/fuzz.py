@@ -9,6 +9,7 @@ Needs hypothesis, httpx and the extra `serve`; `pip install atheris` for coverag
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -106,13 +107,15 @@ def work(name: str, engine: str, seconds: float, out: Path) -> None:
     attempt = target.make(Path(folder.name))
     findings = Findings(name, engine, seconds, out)
 
+    checks: Any = list(HealthCheck)
+
     @given(case=target.cases)
     @settings(
         database=None,
         deadline=None,
         max_examples=500,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=checks,
     )
     def one(case: Any) -> None:
         if findings.is_over():
@@ -127,7 +130,8 @@ def work(name: str, engine: str, seconds: float, out: Path) -> None:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
     if engine == "atheris":
-        _guided(one.hypothesis.fuzz_one_input, findings, Path(folder.name))
+        fuzzed: Any = one
+        _guided(fuzzed.hypothesis.fuzz_one_input, findings, Path(folder.name))
     number = 0
     while not findings.is_over():
         seed(number)(one)()
@@ -137,8 +141,7 @@ def work(name: str, engine: str, seconds: float, out: Path) -> None:
 
 def _guided(fuzz_one_input: Any, findings: Findings, folder: Path) -> None:
     """Let libFuzzer choose the bytes from which hypothesis makes a case."""
-    import atheris
-
+    atheris = importlib.import_module("atheris")
     corpus = folder / "corpus"
     corpus.mkdir()
     source = random.Random(0)
@@ -167,9 +170,7 @@ def _end(findings: Findings, folder: Any) -> None:
 def _instrumented(engine: str) -> Any:
     if engine != "atheris":
         return contextlib.nullcontext()
-    import atheris
-
-    return atheris.instrument_imports(include=["hf_reward"])
+    return importlib.import_module("atheris").instrument_imports(include=["hf_reward"])
 
 
 def run_targets(names: list[str], engine: str, seconds: float, out: Path) -> list[dict[str, Any]]:

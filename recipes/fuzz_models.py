@@ -28,7 +28,12 @@ def language_model(folder: Path) -> Any:
     """A tiny language model with its tokenizer, saved."""
     tokenizer = chat_tokenizer()
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, max_position_embeddings=128, **sizes)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)

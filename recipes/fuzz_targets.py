@@ -137,7 +137,10 @@ def _row_parser(folder: Path) -> Try:
 
 
 def _ratings(folder: Path) -> Try:
-    return lambda case: list(to_pairs(case, min_gap=0.5, margin_from_scores=True)) and None
+    def attempt(case: Any) -> None:
+        to_pairs(case, min_gap=0.5, margin_from_scores=True)
+
+    return attempt
 
 
 def chat_tokenizer() -> PreTrainedTokenizerFast:

@@ -19,7 +19,16 @@ from fuzz_models import MODEL_TARGETS  # noqa: E402
 from fuzz_targets import TARGETS, BadRefusal, Target, try_case  # noqa: E402
 
 ALL = {**TARGETS, **MODEL_TARGETS}
-EXAMPLES = {"preparation": 25, "sources": 25, "settings": 40, "server": 100, "importers": 40, "records": 60}
+EXAMPLES = {
+    "rows": 80,
+    "ratings": 60,
+    "preparation": 25,
+    "sources": 25,
+    "settings": 40,
+    "server": 100,
+    "importers": 40,
+    "records": 60,
+}
 
 
 @pytest.fixture(scope="module")

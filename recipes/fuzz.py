@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import random
 import signal
@@ -97,6 +98,7 @@ def work(name: str, engine: str, seconds: float, out: Path) -> None:
 
     from hypothesis import HealthCheck, Phase, given, seed, settings
 
+    logging.getLogger("hf_reward").setLevel(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.RLIM_INFINITY))
     signal.signal(signal.SIGVTALRM, _too_long)
     with _instrumented(engine):

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import shutil
 import struct
 from collections.abc import Callable
@@ -83,7 +82,6 @@ _requests = st.tuples(
 
 
 def _server(folder: Path) -> Try:
-    logging.getLogger("hf_reward").setLevel(logging.CRITICAL)
     scorer = RewardScorer.from_pretrained(reward_model(folder), device="cpu")
     app = create_app(scorer, ServerSettings(served_model_name="tiny", token="secret", max_body_bytes=20_000))
     loop = asyncio.new_event_loop()

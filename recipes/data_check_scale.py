@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--check", nargs=3, metavar=("DATA", "EVAL", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.check:
-        check(*options.check, options.tokenizer)
+        data, held_out, out = options.check
+        check(data, held_out, out, options.tokenizer)
         return
     with tempfile.TemporaryDirectory() as folder:
         train, held = Path(folder) / "rows.jsonl", Path(folder) / "held.jsonl"

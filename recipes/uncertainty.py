@@ -107,8 +107,8 @@ def scores_of_fold(
         return kept["chosen"], kept["rejected"]
     others = np.random.default_rng(options.seed).permutation(np.flatnonzero(folds != fold))[: options.max_train_rows]
     console.print(f"fold {fold}: training on {len(others)} rows")
-    scorer = train([rows[place] for place in others], options)
-    test = [rows[place] for place in np.flatnonzero(folds == fold)]
+    scorer = train([rows[int(place)] for place in others], options)
+    test = [rows[int(place)] for place in np.flatnonzero(folds == fold)]
     prompts = [row["prompt"] for row in test]
     chosen, rejected = (
         scorer.score_with_uncertainty(prompts, [row[side] for row in test]).heads for side in ("chosen", "rejected")

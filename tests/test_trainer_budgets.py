@@ -835,7 +835,8 @@ def test_a_model_in_shards_whose_processes_have_unlike_micro_batches_neither_han
         for rank, report in enumerate(reports):
             found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
             assert largest_difference(found, expected) < 2e-6, name
-            assert report["log"] == pytest.approx(one["log"], rel=1e-5, abs=1e-6)
+            logged = {key: value for key, value in one["log"].items() if key != "head_norm"}  # of a shard it is none
+            assert report["log"] == pytest.approx(logged, rel=1e-5, abs=1e-6)
             assert np.allclose(report["rewards"], one["rewards"], atol=1e-4)
 
 

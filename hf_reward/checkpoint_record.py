@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from hf_reward.head_ensemble import number_of_heads
+from hf_reward.path_safety import require_folder_or_hub_id
 from hf_reward.probes import probe_record, weight_dtype
 from hf_reward.reward_head import bare_model, reads_positions
 from hf_reward.tokenization import FormatRule
@@ -127,8 +128,7 @@ class CheckpointRecord:
         """
         if Path(name_or_path).is_dir():
             return cls.load(name_or_path)
-        if Path(name_or_path).is_absolute() or str(name_or_path).startswith(("./", "../", "~")):
-            raise FileNotFoundError(f"There is no folder {str(name_or_path)!r} (looked in {Path.cwd()}).")
+        require_folder_or_hub_id(name_or_path)
         quiet = ("gated_repo", "missing_entries", "connection_errors")
         options = {f"_raise_exceptions_for_{name}": False for name in quiet}
         path = cached_file(str(name_or_path), FILE_NAME, **hub, **options)  # type: ignore[arg-type]

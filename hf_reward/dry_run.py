@@ -3,7 +3,6 @@
 What usually fails on hour ten fails here first. Everything is written into a folder beside the run's own and removed.
 """
 
-import copy
 import math
 import os
 import shutil
@@ -38,7 +37,7 @@ from hf_reward.reward_head import bare_model, head_parameters, trains_head_alone
 from hf_reward.samplers import longest_sequences
 from hf_reward.sources import Source
 from hf_reward.trainer import RewardTrainer
-from hf_reward.training_args import RewardConfig
+from hf_reward.training_args import RewardConfig, for_a_trial
 from hf_reward.verify import VerificationError, verify_checkpoint
 
 STREAM_SAMPLE = 1000
@@ -192,26 +191,13 @@ def _sampled(source: Source) -> Source:
 
 def _settings(args: RewardConfig, folder: Path) -> RewardConfig:
     """The run's settings for a few steps in another folder, with nothing that reaches out."""
-    settings = copy.copy(args)
-    changes: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": _STEPS,
-        "gradient_accumulation_steps": min(args.gradient_accumulation_steps, 2),  # the second one has gradients at hand
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "cache_features": "false" if args.cache_features == "auto" else args.cache_features,
-        "plot_curves": False,
-        "push_to_hub": False,
-        "report_to": [],
-        "load_best_model_at_end": False,
-        "resume_from_checkpoint": None,
-    }
-    for name, value in changes.items():
-        setattr(settings, name, value)
-    for name in ("eval_strategy", "save_strategy"):
-        setattr(settings, name, type(getattr(args, name))("no"))
-    return settings
+    return for_a_trial(
+        args,
+        str(folder),
+        max_steps=_STEPS,
+        gradient_accumulation_steps=min(args.gradient_accumulation_steps, 2),  # the second one has gradients at hand
+        cache_features="false" if args.cache_features == "auto" else args.cache_features,
+    )
 
 
 def _build(

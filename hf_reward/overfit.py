@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from hf_reward.preparation import TOKENIZED_FEATURES, is_prepared
 from hf_reward.sources import as_sources, load_source
 from hf_reward.trainer import RewardTrainer
-from hf_reward.training_args import RewardConfig
+from hf_reward.training_args import RewardConfig, for_a_trial
 
 ROWS_READ = 64
 """Rows of each source that are read to find the batch."""
@@ -113,37 +113,24 @@ def overfit_one_batch(
 
 def _settings(args: RewardConfig, folder: str, rows: int, steps: int, learning_rate: float | None) -> RewardConfig:
     """The caller's settings where only the batch is learned: no evaluation, no files, no schedule."""
-    settings = copy.copy(args)
-    changes: dict[str, Any] = {
-        "output_dir": folder,
-        "max_steps": steps,
-        "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": args.learning_rate if learning_rate is None else learning_rate,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "logging_first_step": False,
-        "balance_lengths": False,
-        "cache_features": "false",
-        "label_smoothing": 0.0,
-        "center_rewards_coefficient": None,
-        "length_penalty": None,
-        "health_checks": False,
-        "plot_curves": False,
-        "push_to_hub": False,
-        "report_to": [],
-        "disable_tqdm": True,
-        "load_best_model_at_end": False,
-        "resume_from_checkpoint": None,
-        "train_sampling_strategy": "random",
-    }
-    for name, value in changes.items():
-        setattr(settings, name, value)
-    for name in ("eval_strategy", "save_strategy"):
-        setattr(settings, name, type(getattr(args, name))("no"))
-    settings.logging_strategy = type(args.logging_strategy)("steps")
-    return settings
+    return for_a_trial(
+        args,
+        folder,
+        max_steps=steps,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=1,
+        learning_rate=args.learning_rate if learning_rate is None else learning_rate,
+        logging_strategy=type(args.logging_strategy)("steps"),
+        logging_first_step=False,
+        balance_lengths=False,
+        cache_features="false",
+        label_smoothing=0.0,
+        center_rewards_coefficient=None,
+        length_penalty=None,
+        health_checks=False,
+        disable_tqdm=True,
+        train_sampling_strategy="random",
+    )
 
 
 def _copy_of(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Files that strangers' folders lead to: those that lie outside the folder, and archives, are refused."""
+"""What paths lead to: files outside of a stranger's folder, archives, and folders that are not there are refused."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +27,21 @@ def require_inside(folder: Path, paths: Iterable[Path]) -> None:
                 f"{path} is a link to {path.resolve()}, outside of the folder {folder}. Name that file itself if it is "
                 "meant, or put a copy in its place."
             )
+
+
+def require_folder_or_hub_id(name: str | Path) -> None:
+    """Stop at a path that can be no Hub id, and leads to no folder, before the Hub is asked about it.
+
+    Args:
+        name: Folder or Hub id.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    text = str(name)
+    is_path = Path(text).is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1
+    if is_path and not Path(text).is_dir():
+        raise FileNotFoundError(f"There is no folder {text!r} (looked in {Path.cwd()}).")
 
 
 def is_plain_name(name: Any) -> bool:

@@ -3,6 +3,7 @@
 Every field of TRL 1.16's `RewardConfig` is taken with its meaning; the README's table lists the defaults that differ.
 """
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -299,6 +300,37 @@ class RewardConfig(TrainingArguments):
     def format_rule(self) -> FormatRule:
         """How rows become tokens."""
         return FormatRule(max_length=self.max_length, over_length=self.over_length, separator=self.separator)
+
+
+def for_a_trial(args: RewardConfig, folder: str, **changes: Any) -> RewardConfig:
+    """Settings of a few steps in another folder: nothing that reaches out, no schedule, no evaluation, no checkpoint.
+
+    Args:
+        args: The caller's settings; they stay as they are.
+        folder: Where the trial may write.
+        **changes: Further settings, taken without checks.
+
+    Returns:
+        A copy.
+    """
+    trial = copy.copy(args)
+    settings: dict[str, Any] = {
+        "output_dir": folder,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "plot_curves": False,
+        "push_to_hub": False,
+        "report_to": [],
+        "load_best_model_at_end": False,
+        "resume_from_checkpoint": None,
+        "eval_strategy": type(args.eval_strategy)("no"),
+        "save_strategy": type(args.save_strategy)("no"),
+        **changes,
+    }
+    for name, value in settings.items():
+        setattr(trial, name, value)
+    return trial
 
 
 def _choice(name: str, value: Any) -> str:

@@ -1,11 +1,14 @@
 """How much memory does a training run hold, by the number of its rows? On made-up pairs, with a tiny random model.
 
     python recipes/stream_memory.py                                          # 10,000 and 500,000 pairs, streamed or not
-    python recipes/stream_memory.py --rows 10000 100000 --kind jsonl --form streamed --json memory.json
+    python recipes/stream_memory.py --rows 250000 1000000 --rows_per_file 25000 --form streamed --json memory.json
 
-Writes pairs into files of 25,000, and trains over each pair once, in a process of its own, from a stream (a shuffle
-buffer of 1,000) or from a table that `datasets` maps from the disk. `own` is the most memory that no file stands for
-(RssAnon); `mapped` is what of mapped files was in memory besides (RssFile): the system takes it back when it needs it.
+Writes pairs into files, and trains over each pair once, in a process of its own, from a stream (a shuffle buffer of
+1,000) or from a table that `datasets` maps from the disk. `own` is the most memory that no file stands for (RssAnon);
+`mapped` is what of mapped files was in memory besides (RssFile): the system takes it back when it needs it.
+
+A shuffled stream is read from ten files at a time, of each of which Parquet holds one row group. So runs are alike in
+memory only where both have ten files or more, with row groups of one size.
 """
 
 import json
@@ -26,13 +29,12 @@ from bulk_check import WORDS, make_model
 from rich.console import Console
 from rich.table import Table
 
-ROWS_PER_FILE = 25_000
-
 
 def main() -> None:
     """Read the command line, measure each case in a process of its own, print a table."""
     parser = ArgumentParser(description="Peak memory of training by number of rows.")
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 500_000])
+    parser.add_argument("--rows_per_file", type=int, default=1000, help="also the size of a row group of Parquet")
     parser.add_argument("--kind", choices=["parquet", "jsonl"], default="parquet")
     parser.add_argument("--form", choices=["streamed", "mapped"], nargs="+", default=["streamed", "mapped"])
     parser.add_argument("--json", type=Path, help="write the results into this file")
@@ -46,10 +48,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder) / "model")
         for rows in options.rows:
-            data = write_pairs(Path(folder) / f"{rows}", rows, options.kind)
+            data = write_pairs(Path(folder) / f"{rows}", rows, options.kind, options.rows_per_file)
             for form in options.form:
                 found = measured(model, data, rows, form, Path(folder) / "cache")
-                results.append({"rows": rows, "kind": options.kind, "form": form, **found})
+                results.append(
+                    {"rows": rows, "rows_per_file": options.rows_per_file, "kind": options.kind, "form": form, **found}
+                )
                 cells = (found["own"], found["mapped"], found["first_step"], found["seconds"], found["steps"])
                 table.add_row(f"{rows:,}", form, *(f"{cell:,.0f}" for cell in cells))
     Console(width=110).print(table)
@@ -57,18 +61,18 @@ def main() -> None:
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def write_pairs(folder: Path, count: int, kind: str) -> Path:
+def write_pairs(folder: Path, count: int, kind: str, rows_per_file: int) -> Path:
     """Write made-up pairs into files of a training split."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     draw = random.Random(0)
     folder.mkdir(parents=True)
-    parts = -(-count // ROWS_PER_FILE)
+    parts = -(-count // rows_per_file)
     for part in range(parts):
         rows = [
             {side: " ".join(draw.choices(WORDS, k=draw.randint(4, 20))) for side in ("prompt", "chosen", "rejected")}
-            for _ in range(min(ROWS_PER_FILE, count - part * ROWS_PER_FILE))
+            for _ in range(min(rows_per_file, count - part * rows_per_file))
         ]
         path = folder / f"train-{part:05}-of-{parts:05}.{kind}"
         if kind == "parquet":

@@ -1,15 +1,18 @@
-"""Does disagreement of reward heads tell which preferences a model gets wrong? Risk-coverage on held-out prompts.
+"""Do several reward heads know which preferences they get wrong? Risk-coverage on held-out prompts.
 
     python recipes/uncertainty.py --base BASE --data train.jsonl test.jsonl --out runs/uncertainty --group_ends_at _
+    python recipes/uncertainty.py --base BASE --data train.jsonl --out runs/frozen --freeze_backbone --epochs 40
 
 Rows are pairs with `prompt`, `chosen` and `rejected`, and a `group` (by default the prompt is the group). Groups are
-dealt into `--folds` parts; for each a model with `--heads` heads is trained on rows of the others and scores the pairs
-of that part, so every pair is judged by a model that knows nothing of its group. A part that is done is not done again.
+dealt into `--folds` parts; for each a model with `--heads` heads, and one with one head, are trained on the same rows
+of the others and score the pairs of that part, so every pair is judged by models that know nothing of its group. A
+part that is done is not done again.
 
-Then the model may abstain. Three confidences say from which pairs: the heads' agreement (|mean gap| / standard
-deviation of the gap over heads), the margin (|mean gap|, which one head gives too), and none (a random order). The
-table has the error rate of the pairs that are answered, the share of all errors among those that are not, and the area
-under the risk-coverage curve (AURC, smaller is better) with 95% intervals, whole groups resampled.
+Then the models may abstain. Five confidences say from which pairs: the heads' agreement (|mean gap| / standard
+deviation of the gap over heads), the lower bound of the gap (|mean gap| - standard deviation), the margin (|mean gap|),
+the margin of the model with one head, and none (a random order). The table has the error rate of the pairs that are
+answered, the share of all errors among those that are not, and the area under the risk-coverage curve (AURC, smaller
+is better) with 95% intervals, whole groups resampled.
 """
 
 import json
@@ -23,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hf_reward import RewardConfig, RewardScorer, RewardTrainer
+from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardScorer, RewardTrainer
 from hf_reward.sources import as_sources, load_source
 from hf_reward.uncertainty import agreement, aurc, risk_at, risk_coverage
 
@@ -38,17 +41,16 @@ def main(words: Sequence[str] | None = None) -> None:
     groups = np.array([group_of(row, options) for row in rows])
     folds = deal(groups, options.folds, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
-    chosen, rejected = (np.zeros((len(rows), options.heads), dtype=np.float32) for _ in range(2))
+    gaps, gap_of_one = np.zeros((len(rows), options.heads)), np.zeros(len(rows))
     for fold in range(options.folds):
         held_out = np.flatnonzero(folds == fold)
-        chosen[held_out], rejected[held_out] = scores_of_fold(fold, rows, folds, options)
-    result = evaluate(chosen, rejected, groups, options)
+        gaps[held_out], gap_of_one[held_out] = gaps_of_fold(fold, rows, folds, options)
+    result = evaluate(gaps, gap_of_one, groups, options)
     (options.out / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(as_table(result))
-    console.print(
-        f"{result['pairs']} held-out pairs of {result['groups']} groups. AURC of agreement less that of margin: "
-        f"{shown(result['agreement - margin'])}; less that of a random order: {shown(result['agreement - random'])}."
-    )
+    console.print(f"{result['pairs']} held-out pairs of {result['groups']} groups. Differences of AURC, paired:")
+    for name, found in result["differences"].items():
+        console.print(f"  {name}: {shown(found)}")
 
 
 def read_options(words: Sequence[str]) -> Namespace:
@@ -61,6 +63,7 @@ def read_options(words: Sequence[str]) -> Namespace:
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--group_ends_at", help="pairs whose groups agree up to this text are never parted")
     parser.add_argument("--max_train_rows", type=int, default=2000, help="of each fold's training rows, at random")
+    parser.add_argument("--freeze_backbone", action="store_true", help="train the heads alone")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--head_learning_rate", type=float, default=1e-3)
     parser.add_argument("--epochs", type=float, default=1.0)
@@ -94,34 +97,34 @@ def deal(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
 # --- training and scoring ---------------------------------------------------------------------------------------------
 
 
-def scores_of_fold(
+def gaps_of_fold(
     fold: int, rows: Sequence[dict[str, Any]], folds: np.ndarray, options: Namespace
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards of the chosen and rejected responses of a fold by each head, shape `(P, M)` each."""
+    """Reward of chosen less that of rejected in a fold: by each head, shape `(P, M)`, and by the one head, `(P,)`."""
     file = options.out / f"fold-{fold}.npz"
     settings = json.dumps({name: str(value) for name, value in vars(options).items() if name != "resamples"})
     if file.is_file():
         kept = np.load(file, allow_pickle=False)
         if str(kept["settings"]) != settings:
             raise SystemExit(f"{file} was made with other settings. Name another --out.")
-        return kept["chosen"], kept["rejected"]
+        return kept["gaps"], kept["gap_of_one"]
     others = np.random.default_rng(options.seed).permutation(np.flatnonzero(folds != fold))[: options.max_train_rows]
     console.print(f"fold {fold}: training on {len(others)} rows")
-    scorer = train([rows[int(place)] for place in others], options)
-    test = [rows[int(place)] for place in np.flatnonzero(folds == fold)]
-    prompts = [row["prompt"] for row in test]
-    chosen, rejected = (
-        scorer.score_with_uncertainty(prompts, [row[side] for row in test]).heads for side in ("chosen", "rejected")
-    )
-    np.savez(file, settings=settings, chosen=chosen, rejected=rejected)
-    return chosen, rejected
+    training, test = ([rows[int(place)] for place in places] for places in (others, np.flatnonzero(folds == fold)))
+    prompts, chosen, rejected = ([row[name] for row in test] for name in ("prompt", "chosen", "rejected"))
+    several = train(training, options.heads, options)
+    first, second = (several.score_with_uncertainty(prompts, side).heads.astype(float) for side in (chosen, rejected))
+    one = train(training, 1, options)
+    gap_of_one = np.subtract(one.score(prompts, chosen), one.score(prompts, rejected), dtype=float)
+    np.savez(file, settings=settings, gaps=first - second, gap_of_one=gap_of_one)
+    return first - second, gap_of_one
 
 
-def train(rows: Sequence[dict[str, Any]], options: Namespace) -> RewardScorer:
-    """A model with several heads, trained on some rows."""
+def train(rows: Sequence[dict[str, Any]], heads: int, options: Namespace) -> RewardScorer:
+    """A model with so many heads, trained on some rows."""
     args = RewardConfig(
         output_dir=str(options.out / "run"),
-        num_reward_heads=options.heads,
+        num_reward_heads=heads,
         learning_rate=options.learning_rate,
         head_learning_rate=options.head_learning_rate,
         num_train_epochs=options.epochs,
@@ -135,7 +138,8 @@ def train(rows: Sequence[dict[str, Any]], options: Namespace) -> RewardScorer:
         logging_steps=25,
     )
     pairs = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
-    trainer = RewardTrainer(model=options.base, args=args, train_dataset=pairs)
+    model = AutoModelForRewardScoring.from_pretrained(options.base, freeze_backbone=options.freeze_backbone)
+    trainer = RewardTrainer(model=model, args=args, train_dataset=pairs)
     trainer.train()
     return RewardScorer(trainer.model, trainer.processing_tokenizer, trainer.record())  # type: ignore[arg-type]
 
@@ -143,39 +147,43 @@ def train(rows: Sequence[dict[str, Any]], options: Namespace) -> RewardScorer:
 # --- what abstaining brings -------------------------------------------------------------------------------------------
 
 
-def evaluate(chosen: np.ndarray, rejected: np.ndarray, groups: np.ndarray, options: Namespace) -> dict[str, Any]:
+def evaluate(gaps: np.ndarray, gap_of_one: np.ndarray, groups: np.ndarray, options: Namespace) -> dict[str, Any]:
     """Risk at each coverage, errors caught and AURC for each confidence, and the paired differences."""
-    gaps = (chosen - rejected).astype(np.float64).mean(1)
-    errors = np.where(gaps == 0, 0.5, gaps < 0)
-    confidences = {
-        "agreement": agreement(chosen, rejected),
-        "margin": np.abs(gaps),
-        "random": np.zeros(len(gaps)),
+    mean = gaps.mean(1)
+    errors, errors_of_one = (np.where(gap == 0, 0.5, gap < 0) for gap in (mean, gap_of_one))
+    ways = {
+        "agreement": (errors, agreement(gaps, np.zeros_like(gaps))),
+        "lower bound": (errors, np.abs(mean) - gaps.std(1, ddof=1)),
+        "margin": (errors, np.abs(mean)),
+        "margin of one head": (errors_of_one, np.abs(gap_of_one)),
+        "random": (errors, np.zeros(len(gaps))),
     }
-    draws = resampled(errors, confidences, groups, options)
-    result: dict[str, Any] = {"pairs": len(gaps), "groups": len(np.unique(groups)), "error": float(errors.mean())}
-    for name, confidence in confidences.items():
-        risks = risk_coverage(errors, confidence)
+    draws = resampled(ways, groups, options)
+    result: dict[str, Any] = {"pairs": len(gaps), "groups": len(np.unique(groups)), "ways": {}, "differences": {}}
+    for name, (wrong, confidence) in ways.items():
+        risks = risk_coverage(wrong, confidence)
         found = {f"{share:.0%}": risk_at(risks, share) for share in COVERAGES}
-        caught = {share: 1 - risk * float(share[:-1]) / 100 / errors.mean() for share, risk in found.items()}
-        area = with_interval(aurc(errors, confidence), draws[name])
-        result[name] = {"risk": found, "caught": caught, "aurc": area}
-    for other in ("margin", "random"):
-        difference = result["agreement"]["aurc"]["estimate"] - result[other]["aurc"]["estimate"]
-        result[f"agreement - {other}"] = with_interval(difference, draws["agreement"] - draws[other])
+        caught = {share: 1 - risk * float(share[:-1]) / 100 / wrong.mean() for share, risk in found.items()}
+        area = with_interval(aurc(wrong, confidence), draws[name])
+        result["ways"][name] = {"risk": found, "caught": caught, "aurc": area}
+    areas = {name: found["aurc"]["estimate"] for name, found in result["ways"].items()}
+    for name in ("agreement", "lower bound"):
+        for other in ("margin", "margin of one head", "random"):
+            difference = with_interval(areas[name] - areas[other], draws[name] - draws[other])
+            result["differences"][f"{name} - {other}"] = difference
     return result
 
 
 def resampled(
-    errors: np.ndarray, confidences: dict[str, np.ndarray], groups: np.ndarray, options: Namespace
+    ways: dict[str, tuple[np.ndarray, np.ndarray]], groups: np.ndarray, options: Namespace
 ) -> dict[str, np.ndarray]:
     """AURC of each confidence in each resample of whole groups, the same groups for all."""
     generator = np.random.default_rng(options.seed)
     names, place = np.unique(groups, return_inverse=True)
-    draws: dict[str, list[float]] = {name: [] for name in confidences}
+    draws: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.resamples):
         counts = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))[place]
-        for name, confidence in confidences.items():
+        for name, (errors, confidence) in ways.items():
             draws[name].append(aurc(np.repeat(errors, counts), np.repeat(confidence, counts)))
     return {name: np.array(values) for name, values in draws.items()}
 
@@ -198,8 +206,8 @@ def as_table(result: dict[str, Any]) -> Table:
     for share in COVERAGES:
         table.add_column(f"coverage {share:.0%}", justify="right")
     table.add_column("AURC (95% interval)", justify="right")
-    for name in ("agreement", "margin", "random"):
-        risk, caught, area = (result[name][key] for key in ("risk", "caught", "aurc"))
+    for name, found in result["ways"].items():
+        risk, caught, area = (found[key] for key in ("risk", "caught", "aurc"))
         cells = [f"{risk[share]:.1%} ({caught[share]:.0%})" for share in risk]
         table.add_row(name, *cells, f"{area['estimate']:.4f} ({area['ci_low']:.4f} to {area['ci_high']:.4f})")
     return table

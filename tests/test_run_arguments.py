@@ -168,3 +168,9 @@ def test_quantization_config():
     assert run_with().quantization_config() is None
     config = run_with(load_in_4bit=True).quantization_config()
     assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
+
+
+@pytest.mark.parametrize("name", ["./nope", "nope/with/model", "/nope/model"])
+def test_a_model_folder_that_is_not_there_is_said_so(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        parse_run_arguments(["--model_name_or_path", name, "--train_data", "d", "--output_dir", str(tmp_path / "o")])

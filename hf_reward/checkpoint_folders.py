@@ -105,6 +105,8 @@ def why_not_whole(folder: Path) -> str | None:
     Returns:
         A clause.
     """
+    if not folder.is_dir():
+        return "there is no such folder"
     try:
         state = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
         step = state["global_step"]

@@ -4,7 +4,6 @@ What usually fails on hour ten fails here first. Everything is written into a fo
 """
 
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -125,7 +124,7 @@ def dry_run(
         found.attempt("Hub token", lambda: _check_token(args))
     with _folder_beside(args) as folder:
         free = shutil.disk_usage(folder).free  # before anything is written here
-        sources = found.attempt("data", lambda: _read(load))
+        sources = found.attempt("data", lambda: _read(load, args))
         if sources is None:
             return found
         settings = _settings(args, folder)
@@ -161,7 +160,7 @@ def _check_output(args: RewardConfig, first: Callable[[], None]) -> tuple[bool, 
     place = _existing(Path(args.output_dir or "."))
     if not place.is_dir():
         raise NotADirectoryError(f"{place} is a file, so {args.output_dir} cannot be made. Name another `output_dir`.")
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not _is_writable(place):
         raise PermissionError(f"{place} cannot be written to. Name another `output_dir`, or change its permissions.")
     return True, f"{args.output_dir} can be written"
 
@@ -174,11 +173,13 @@ def _check_token(args: RewardConfig) -> tuple[bool, str]:
     return True, "there is one; whether it may write was not asked"
 
 
-def _read(load: Callable[[], tuple[Sources, Sources]]) -> tuple[tuple[Sources, Sources], str]:
+def _read(load: Callable[[], tuple[Sources, Sources]], args: RewardConfig) -> tuple[tuple[Sources, Sources], str]:
     train, held_out = load()
     sampled = any(isinstance(source.data, IterableDataset) for source in train)
     train, held_out = [_sampled(source) for source in train], [_sampled(source) for source in held_out]
     counts = [sum(len(source.data) for source in part) for part in (train, held_out)]
+    if sampled and args.max_steps < 1:
+        raise ValueError("A stream has no known end, so the run needs `max_steps`. Set it.")
     scope = f" (the first {STREAM_SAMPLE} of each stream)" if sampled else ""
     return (train, held_out), f"{counts[0]} training rows{scope}, {counts[1] or 'no'} evaluation rows"
 
@@ -457,9 +458,17 @@ def _existing(path: Path) -> Path:
 def _folder_beside(args: RewardConfig) -> Iterator[Path]:
     """A folder on the disk of the output, or a temporary one if nothing can be written there."""
     place = _existing(Path(args.output_dir or "."))
-    writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-    with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place if writable else None) as folder:
+    with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place if _is_writable(place) else None) as folder:
         yield Path(folder)
+
+
+def _is_writable(place: Path) -> bool:
+    """Whether a folder can be made there; permissions alone do not say so, for root or on a disk that is read-only."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place):
+            return True
+    except OSError:
+        return False
 
 
 def _word(station: Station) -> str:

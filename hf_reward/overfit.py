@@ -16,7 +16,14 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from hf_reward.preparation import TOKENIZED_FEATURES, is_prepared
 from hf_reward.sources import as_sources, load_source
@@ -88,8 +95,11 @@ def overfit_one_batch(
         Losses, and advice if it failed.
 
     Raises:
-        ValueError: If there is no training data, or no row states a strict preference between different responses.
+        ValueError: If `rows` or `steps` is below 1, there is no training data, or no row states a strict preference
+            between different responses.
     """
+    if rows < 1 or steps < 1:
+        raise ValueError(f"`rows` and `steps` must be 1 or more, but are {rows} and {steps}.")
     if isinstance(model, RewardTrainer):
         trainer, model = model, model.accelerator.unwrap_model(model.model, keep_torch_compile=False)
         args = args or trainer.args
@@ -106,6 +116,7 @@ def overfit_one_batch(
             processing_class=processing_class,
             **options,
         )
+        probe.remove_callback(PrinterCallback)  # the report says it in a line
         batch = _first_strict(probe.train_dataset, rows)
         probe.train_dataset = batch
         return _report(probe, batch, loss_below + _entropy(batch))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -35,6 +36,7 @@ class ResumableTrainer(HubTrainer):
     """Adds to `HubTrainer` that a killed run goes on as if it had not been, and that SIGTERM saves before the end."""
 
     _staging: Path | None = None
+    _stop_signal: StopSignal | None = None
     _saved_step = -1
 
     def train(
@@ -52,7 +54,8 @@ class ResumableTrainer(HubTrainer):
             ignore_keys_for_eval: As in `Trainer`.
 
         Returns:
-            Steps, loss and metrics of the run.
+            Steps, loss and metrics. Of a run that was resumed they are those of the steps since then, and
+            `resumed_from_step` says which; where none was left there is no `train_loss`.
 
         Raises:
             ValueError: If there is no such checkpoint, or it is not whole.
@@ -60,9 +63,44 @@ class ResumableTrainer(HubTrainer):
         """
         self._saved_step = -1
         resume = self._checkpoint_to_resume(resume_from_checkpoint)
+        first = (
+            None if resume is None else TrainerState.load_from_json(str(Path(resume) / TRAINER_STATE_NAME)).global_step
+        )
         self._stop_signal = StopSignal()
         with self._stop_signal:
-            return super().train(resume, trial, ignore_keys_for_eval)
+            output = super().train(resume, trial, ignore_keys_for_eval)
+            self._stop_if_asked(self.model_wrapped, trial)
+        return output if first is None else _since_resume(output, first)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, as `Trainer` does. After training, SIGTERM saves a checkpoint when the evaluation is done.
+
+        Args:
+            *args: As in `Trainer`.
+            **kwargs: As in `Trainer`.
+
+        Returns:
+            The metrics.
+
+        Raises:
+            SystemExit: With code 143 after SIGTERM, if this trainer has trained.
+        """
+        if self.is_in_train or self._stop_signal is None:
+            return super().evaluate(*args, **kwargs)
+        with self._stop_signal:
+            metrics = super().evaluate(*args, **kwargs)
+            self._stop_if_asked(self.model_wrapped, None)
+        return metrics
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except Exception as error:  # whatever unpickling damaged bytes raises
+            reason = str(error).split("\n")[0][:200] or type(error).__name__
+            raise ValueError(
+                f"The optimizer's state in {checkpoint} does not fit this run or is damaged ({reason}). Remove that "
+                "folder to go on from an earlier checkpoint."
+            ) from error
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
         run = Path(self.args.output_dir or ".")
@@ -91,7 +129,9 @@ class ResumableTrainer(HubTrainer):
                 "`resume_from_checkpoint` out, or set it to 'auto' to start at the beginning where there is none."
             )
         if self.args.should_log:
-            logger.info("Going on from %s.", found or "the beginning: there is no checkpoint yet")
+            damaged = len(checkpoints(run))
+            why = f"none of the {damaged} checkpoints is whole" if damaged else "there is no checkpoint yet"
+            logger.info("Going on from %s.", found or f"the beginning: {why}")
         return None if found is None else str(found)
 
     # --- a checkpoint appears whole, before it is pushed and before older ones go ---
@@ -154,7 +194,10 @@ class ResumableTrainer(HubTrainer):
         self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *rest: Any, **more: Any
     ) -> None:
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *rest, **more)
-        if self._stop_signal.is_agreed():
+        self._stop_if_asked(model, trial)
+
+    def _stop_if_asked(self, model: Any, trial: Any) -> None:
+        if self._stop_signal is not None and self._stop_signal.is_agreed():
             if self._saved_step != self.state.global_step:
                 self._save_checkpoint(model, trial)
             self._say_stopped(self._get_output_dir(trial))
@@ -170,3 +213,10 @@ class ResumableTrainer(HubTrainer):
                 run,
                 self.state.global_step,
             )
+
+
+def _since_resume(output: TrainOutput, first: int) -> TrainOutput:
+    """What a resumed run reports: the step it went on from, and no loss or speed if no step was left."""
+    nothing_left = output.global_step == first
+    metrics = {name: each for name, each in output.metrics.items() if not (nothing_left and name.startswith("train_"))}
+    return output._replace(metrics={**metrics, "resumed_from_step": first})

@@ -6,8 +6,9 @@ A YAML file gives settings, the command line overrides them, and what neither kn
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,8 @@ def parse_run_arguments(argv: Sequence[str]) -> tuple[RunArguments, RewardConfig
     if unknown:
         names = [word.split("=")[0] for word in unknown if word.startswith("--")] or unknown  # a value may be a token
         parser.error(f"there is no setting {', '.join(names)}. `--help` lists all settings.")
+    if run.streaming and args.max_steps < 1:
+        raise ValueError("A stream has no known end, so `streaming` needs `max_steps`. Set it.")
     return run, args
 
 
@@ -188,17 +191,31 @@ def yaml_as_argv(path: str | Path) -> list[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no configuration file {str(path)!r} (looked in {Path.cwd()}).")
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_OneOfEach)
     except Exception as error:  # a tag that names a Python object, a tab, a date that is none, ...
         raise ValueError(f"{path} is no YAML of plain values: {error}. Correct it.") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold settings such as `learning_rate: 1e-5`, one per line.")
     _require_small(settings, path)
     words: list[str] = []
+    known = {each.name for kind in (RunArguments, RewardConfig) for each in fields(kind) if each.init}
     for name, value in settings.items():
+        if value is None and name not in known:
+            raise ValueError(f"{path}: there is no setting {name}. `--help` lists all settings.")
         if value is not None:
             words += [f"--{name}", *_as_words(value)]
     return words
+
+
+class _OneOfEach(yaml.SafeLoader):
+    """YAML's safe loader, which would let the last of several equal names win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        repeated = sorted(name for name, count in names.items() if count > 1)
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)} is given more than once")
+        return super().construct_mapping(node, deep)
 
 
 _MOST_VALUES = 100_000

@@ -199,8 +199,10 @@ class RewardConfig(TrainingArguments):
             )
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise ValueError(f"`max_tokens_per_batch` must be 1 or more, or None, but is {self.max_tokens_per_batch}.")
-        if self.num_reward_heads < 1:
-            raise ValueError(f"`num_reward_heads` must be 1 or more, but is {self.num_reward_heads}.")
+        if type(self.num_reward_heads) is not int or self.num_reward_heads < 1:
+            raise ValueError(
+                f"`num_reward_heads` must be a whole number of 1 or more, but is {self.num_reward_heads!r}."
+            )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # it would only warn on every run
         if "activation_checkpointing" not in TrainingArguments.__dataclass_fields__:  # as in transformers 5.17

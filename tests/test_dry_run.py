@@ -123,6 +123,17 @@ def test_a_full_disk_an_unwritable_folder_and_a_missing_token_fail(words, tmp_pa
     assert (tmp_path / "run").read_text() == "a file where the folder should be"
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="needs Linux's /proc, where not even root can make a folder"
+)
+def test_a_place_where_no_folder_can_be_made_fails(words, monkeypatch):
+    without_reload(monkeypatch)
+    code, found = run([*words, "--output_dir", "/proc/nope/run"], monkeypatch)
+    assert code == 1
+    assert set(failures(found)) == {"output folder"}
+    assert "/proc cannot be written to" in failures(found)["output folder"]
+
+
 def test_a_folder_in_use_fails_and_stays_as_it_is(words, tmp_path, monkeypatch):
     without_reload(monkeypatch)
     (tmp_path / "run").mkdir()

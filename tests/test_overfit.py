@@ -100,6 +100,9 @@ def test_rows_without_a_preference_are_refused(make_model_folder, tmp_path):
     same = [{**row, "rejected": row["chosen"]} for row in polite_pairs(3)]
     with pytest.raises(ValueError, match="3 identical responses"):
         overfit_one_batch(str(make_model_folder("llama", "same")), settings(tmp_path / "run"), same)
+    for useless in ({"rows": 0}, {"steps": 0}):
+        with pytest.raises(ValueError, match="`rows` and `steps` must be 1 or more"):
+            overfit_one_batch("unused", **useless)
     with pytest.raises(ValueError, match="needs rows"):
         overfit_one_batch(str(make_model_folder("llama", "again")), args)
 

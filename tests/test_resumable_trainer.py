@@ -284,6 +284,64 @@ def test_sigterm_saves_says_so_and_the_next_start_ends_where_an_undisturbed_run_
     assert largest_difference(one, other) == 0
 
 
+@pytest.mark.parametrize("moment", ["on_train_end", "on_evaluate"])
+def test_sigterm_after_the_last_step_saves_it_too(make_model_folder, chat_pairs, tmp_path, moment, caplog):
+    class Signal(TrainerCallback):
+        pass
+
+    def send(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    setattr(Signal, moment, send)
+
+    def make(**changes: Any) -> Any:
+        model = make_model_folder("llama")
+        return make_trainer(model, chat_pairs, tmp_path / "run", evaluation=chat_pairs[:4], **changes)
+
+    def run(trainer: Any) -> None:
+        trainer.train()
+        trainer.evaluate()
+
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = make(callbacks=[Signal()])
+    with pytest.raises(SystemExit) as ended:
+        run(trainer)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    [saved] = checkpoints(tmp_path / "run")
+    assert why_not_whole(saved) is None
+    assert f"Stopped by SIGTERM after step {trainer.state.max_steps} of" in caplog.text
+
+    again = make()
+    result = again.train(resume_from_checkpoint="auto")
+    assert largest_difference(weights(trainer.model), weights(again.model)) == 0
+    assert result.metrics["resumed_from_step"] == trainer.state.max_steps
+    assert not [name for name in result.metrics if name.startswith("train_")]  # no step was left to measure
+    assert again.evaluate()["eval_loss"] > 0
+
+
+def test_an_optimizer_with_damaged_bytes_names_the_checkpoint(make_model_folder, chat_pairs, tmp_path):
+    def make() -> Any:
+        return make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run", **SAVES)
+
+    make().train()
+    file = checkpoints(tmp_path / "run")[-1] / "optimizer.pt"
+    file.write_bytes(b"\0" * file.stat().st_size)
+    with pytest.raises(ValueError, match=rf"optimizer's state in {file.parent} .* Remove that folder"):
+        make().train(resume_from_checkpoint="auto")
+
+
+def test_auto_says_that_no_checkpoint_is_whole(make_model_folder, chat_pairs, tmp_path, caplog):
+    (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
+    with caplog.at_level(logging.INFO):
+        make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run").train(resume_from_checkpoint="auto")
+    assert "Going on from the beginning: none of the 1 checkpoints is whole" in caplog.text
+    with pytest.raises(ValueError, match=r"checkpoint-9 cannot be resumed: there is no such folder"):
+        make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run").train(
+            resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-9")
+        )
+
+
 @pytest.mark.slow
 def test_a_second_sigterm_ends_at_once(make_model_folder, tmp_path):
     process = start(tmp_path, make_model_folder("llama"), "stopped", "stuck")

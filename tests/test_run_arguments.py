@@ -174,3 +174,31 @@ def test_quantization_config():
 def test_a_model_folder_that_is_not_there_is_said_so(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         parse_run_arguments(["--model_name_or_path", name, "--train_data", "d", "--output_dir", str(tmp_path / "o")])
+
+
+def test_a_stream_needs_its_number_of_steps(tmp_path):
+    words = [
+        "--model_name_or_path",
+        "m",
+        "--train_data",
+        "d",
+        "--output_dir",
+        str(tmp_path / "o"),
+        "--streaming",
+        "true",
+    ]
+    with pytest.raises(ValueError, match="`streaming` needs `max_steps`"):
+        parse_run_arguments(words)
+    assert parse_run_arguments([*words, "--max_steps", "3"])[0].streaming
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat:\n", "there is no setting learning_rat"),
+        ("max_steps: 2\nseed: 1\nmax_steps: 4\n", "max_steps is given more than once"),
+    ],
+)
+def test_what_a_file_says_in_vain_is_refused(write_yaml, text, message):
+    with pytest.raises(ValueError, match=message):
+        yaml_as_argv(write_yaml(text))

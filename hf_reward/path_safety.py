@@ -1,5 +1,6 @@
 """What paths lead to: files outside of a stranger's folder, archives, and folders that are not there are refused."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def require_folder_or_hub_id(name: str | Path) -> None:
     """
     text = str(name)
     is_path = Path(text).is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1
-    if is_path and not Path(text).is_dir():
+    if is_path and not os.path.isdir(text):  # Path.is_dir raises where a name is too long
         raise FileNotFoundError(f"There is no folder {text!r} (looked in {Path.cwd()}).")
 
 

@@ -6,6 +6,7 @@ A YAML file gives settings, the command line overrides them, and what neither kn
 
 import argparse
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -188,7 +189,7 @@ def yaml_as_argv(path: str | Path) -> list[str]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a mapping of settings.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         raise FileNotFoundError(f"There is no configuration file {str(path)!r} (looked in {Path.cwd()}).")
     try:
         settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_OneOfEach)

@@ -12,7 +12,7 @@ Then the models may abstain. Five confidences say from which pairs: the heads' a
 deviation of the gap over heads), the lower bound of the gap (|mean gap| - standard deviation), the margin (|mean gap|),
 the margin of the model with one head, and none (a random order). The table has the error rate of the pairs that are
 answered, the share of all errors among those that are not, and the area under the risk-coverage curve (AURC, smaller
-is better) with 95% intervals, whole groups resampled.
+is better) with 95% intervals, whole groups resampled. The curves are drawn into `risk_coverage.png`.
 """
 
 import json
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -47,6 +48,7 @@ def main(words: Sequence[str] | None = None) -> None:
         gaps[held_out], gap_of_one[held_out] = gaps_of_fold(fold, rows, folds, options)
     result = evaluate(gaps, gap_of_one, groups, options)
     (options.out / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    draw(gaps, gap_of_one, options.out / "risk_coverage.png")
     console.print(as_table(result))
     console.print(f"{result['pairs']} held-out pairs of {result['groups']} groups. Differences of AURC, paired:")
     for name, found in result["differences"].items():
@@ -147,19 +149,25 @@ def train(rows: Sequence[dict[str, Any]], heads: int, options: Namespace) -> Rew
 # --- what abstaining brings -------------------------------------------------------------------------------------------
 
 
-def evaluate(gaps: np.ndarray, gap_of_one: np.ndarray, groups: np.ndarray, options: Namespace) -> dict[str, Any]:
-    """Risk at each coverage, errors caught and AURC for each confidence, and the paired differences."""
+def ways_to_abstain(gaps: np.ndarray, gap_of_one: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For each confidence the errors it is to find and its values, shape `(P,)` each."""
     mean = gaps.mean(1)
     errors, errors_of_one = (np.where(gap == 0, 0.5, gap < 0) for gap in (mean, gap_of_one))
-    ways = {
+    return {
         "agreement": (errors, agreement(gaps, np.zeros_like(gaps))),
         "lower bound": (errors, np.abs(mean) - gaps.std(1, ddof=1)),
         "margin": (errors, np.abs(mean)),
         "margin of one head": (errors_of_one, np.abs(gap_of_one)),
         "random": (errors, np.zeros(len(gaps))),
     }
+
+
+def evaluate(gaps: np.ndarray, gap_of_one: np.ndarray, groups: np.ndarray, options: Namespace) -> dict[str, Any]:
+    """Risk at each coverage, errors caught and AURC for each confidence, and the paired differences."""
+    ways = ways_to_abstain(gaps, gap_of_one)
     draws = resampled(ways, groups, options)
     result: dict[str, Any] = {"pairs": len(gaps), "groups": len(np.unique(groups)), "ways": {}, "differences": {}}
+    result["error"] = float(ways["margin"][0].mean())
     for name, (wrong, confidence) in ways.items():
         risks = risk_coverage(wrong, confidence)
         found = {f"{share:.0%}": risk_at(risks, share) for share in COVERAGES}
@@ -197,6 +205,20 @@ def with_interval(estimate: float, draws: np.ndarray) -> dict[str, float]:
 def shown(found: dict[str, float]) -> str:
     """An estimate with its interval as text."""
     return f"{found['estimate']:+.4f} ({found['ci_low']:+.4f} to {found['ci_high']:+.4f})"
+
+
+def draw(gaps: np.ndarray, gap_of_one: np.ndarray, file: Path) -> None:
+    """The risk-coverage curves; below 5% coverage a handful of pairs would rule the picture."""
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    coverage = np.arange(1, len(gaps) + 1) / len(gaps)
+    shown_part = coverage >= 0.05
+    for name, (errors, confidence) in ways_to_abstain(gaps, gap_of_one).items():
+        style = {"margin": "--", "margin of one head": "-.", "random": ":"}.get(name, "-")
+        axes.plot(coverage[shown_part], risk_coverage(errors, confidence)[shown_part], style, label=name)
+    axes.set(xlim=(0, 1), ylim=(0, None), xlabel="share of pairs answered", ylabel="error rate among them")
+    axes.legend(title="abstain by", frameon=False, loc="lower right")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
 
 
 def as_table(result: dict[str, Any]) -> Table:

@@ -170,7 +170,12 @@ def test_quantization_config():
     assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
 
 
-@pytest.mark.parametrize("name", ["./nope", "nope/with/model", "/nope/model"])
+def test_a_name_that_is_too_long_for_a_file_is_said_to_be_none():
+    with pytest.raises(FileNotFoundError, match="There is no configuration file"):
+        yaml_as_argv("x" * 5000)
+
+
+@pytest.mark.parametrize("name", ["./nope", "nope/with/model", "/nope/model", "/" + "x" * 5000])
 def test_a_model_folder_that_is_not_there_is_said_so(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         parse_run_arguments(["--model_name_or_path", name, "--train_data", "d", "--output_dir", str(tmp_path / "o")])

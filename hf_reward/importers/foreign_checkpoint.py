@@ -149,8 +149,9 @@ class Checkpoint:
 
     @property
     def architectures(self) -> list[str]:
-        """Class names in config.json."""
-        return [str(name) for name in self.settings.get("architectures") or []]
+        """Class names in config.json, none if what stands there is no list."""
+        names = self.settings.get("architectures")
+        return [str(name) for name in names] if isinstance(names, list) else []
 
     @cached_property
     def config(self) -> PretrainedConfig:

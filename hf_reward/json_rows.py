@@ -9,6 +9,7 @@ from typing import Any
 
 # Arrow cuts files at line ends; pyarrow 26 crashes (SIGSEGV) where a piece begins with a row that is null.
 _NULL_ROW = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])[ \t]*null")
+_LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
 
 
 def refuse_null_rows(files: Sequence[Path]) -> None:
@@ -18,16 +19,18 @@ def refuse_null_rows(files: Sequence[Path]) -> None:
         files: `.json` and `.jsonl` files.
 
     Raises:
-        ValueError: If there is such a row, or a list in a `.json` file holds anything but objects.
+        ValueError: If there is such a row, or a file that is one list holds anything but objects.
     """
     for file in files:
-        if file.suffix == ".json" and _is_one_value(file):
-            continue
         if file.stat().st_size == 0:
             continue
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            is_list = _LIST.match(content) is not None
             found = _NULL_ROW.search(content)
             line = 0 if found is None else content[: found.end()].count(b"\n") + 1
+        # `datasets` takes a list for rows whatever the file is called.
+        if (file.suffix == ".json" or is_list) and _is_one_value(file):
+            continue
         if line:
             raise ValueError(f"{file}, line {line}: a row must be a JSON object, but is null. Correct or remove it.")
 

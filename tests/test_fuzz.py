@@ -75,6 +75,7 @@ _HUGE, _DEEP = 10**400, "[" * 100_000
         ("settings", (b"", ["--config", "x" * 5000])),
         ("sources", (("json", _DEEP.encode()), None)),
         ("sources", (("jsonl", b"null"), None)),
+        ("sources", (("jsonl", b'\n [null, [-2], {"a": 1}]'), None)),
         ("sources", (("jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}"), None)),
         ("preparation", ([{"prompt": _HUGE, "chosen": "a", "rejected": "b"}], True, None)),
         ("preparation", ([{"\x00": {"a": None}, "": [{"b": 4}, 1e308], "chosen": [], "rejected": []}], True, None)),

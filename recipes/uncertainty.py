@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from transformers import set_seed
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardScorer, RewardTrainer
 from hf_reward.sources import as_sources, load_source
@@ -140,6 +141,7 @@ def train(rows: Sequence[dict[str, Any]], heads: int, options: Namespace) -> Rew
         logging_steps=25,
     )
     pairs = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    set_seed(options.seed)  # an encoder's new head starts at random
     model = AutoModelForRewardScoring.from_pretrained(options.base, freeze_backbone=options.freeze_backbone)
     trainer = RewardTrainer(model=model, args=args, train_dataset=pairs)
     trainer.train()

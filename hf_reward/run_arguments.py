@@ -17,7 +17,6 @@ import yaml
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig, HfArgumentParser
 
-from hf_reward.path_safety import require_folder_or_hub_id
 from hf_reward.training_args import RewardConfig
 
 
@@ -78,7 +77,6 @@ class RunArguments:
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
 
     def __post_init__(self) -> None:
-        require_folder_or_hub_id(self.model_name_or_path)
         if self.use_lora and self.freeze_backbone:
             raise ValueError(
                 "`freeze_backbone` trains the head only, but `use_lora` asks for an adapter. Set one of them."

@@ -27,6 +27,7 @@ from hf_reward import (
 )
 from hf_reward.card.text import without_tokens
 from hf_reward.dry_run import dry_run
+from hf_reward.path_safety import require_folder_or_hub_id
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.preferences import to_preference_row
 from hf_reward.run_arguments import RunArguments, parse_run_arguments
@@ -155,6 +156,7 @@ def build_trainer(
     asked = {"revision": run.model_revision, "trust_remote_code": args.trust_remote_code}
     hub: dict[str, Any] = {name: value for name, value in asked.items() if value}
     gguf: dict[str, Any] = {"gguf_file": run.gguf_file} if run.gguf_file else {}
+    require_folder_or_hub_id(run.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(run.model_name_or_path, **hub, **gguf)
     if run.require_chat_template:
         require_same_template(run.model_name_or_path, tokenizer, args.chat_template_path)

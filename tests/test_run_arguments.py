@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig
 
+from hf_reward.path_safety import require_folder_or_hub_id
 from hf_reward.run_arguments import RunArguments, parse_run_arguments, yaml_as_argv
 from hf_reward.sources import as_sources
 
@@ -176,9 +177,9 @@ def test_a_name_that_is_too_long_for_a_file_is_said_to_be_none():
 
 
 @pytest.mark.parametrize("name", ["./nope", "nope/with/model", "/nope/model", "/" + "x" * 5000])
-def test_a_model_folder_that_is_not_there_is_said_so(name, tmp_path):
+def test_a_model_folder_that_is_not_there_is_said_so(name):
     with pytest.raises(FileNotFoundError, match="There is no folder"):
-        parse_run_arguments(["--model_name_or_path", name, "--train_data", "d", "--output_dir", str(tmp_path / "o")])
+        require_folder_or_hub_id(name)
 
 
 def test_a_stream_needs_its_number_of_steps(tmp_path):

@@ -8,8 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
@@ -95,11 +97,13 @@ class ResumableTrainer(HubTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
-        except Exception as error:  # whatever unpickling damaged bytes raises
+        except torch.OutOfMemoryError:
+            raise  # the file is sound
+        except (UnpicklingError, EOFError, RuntimeError) as error:  # what torch raises at damaged bytes
             reason = str(error).split("\n")[0][:200] or type(error).__name__
             raise ValueError(
-                f"The optimizer's state in {checkpoint} does not fit this run or is damaged ({reason}). Remove that "
-                "folder to go on from an earlier checkpoint."
+                f"The optimizer's state in {checkpoint} cannot be read ({reason}). If it is damaged, name an earlier "
+                "checkpoint in `resume_from_checkpoint`."
             ) from error
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:

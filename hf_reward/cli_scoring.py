@@ -164,6 +164,7 @@ def serve(
     max_queue_tokens: Annotated[int, typer.Option(help="Tokens that may wait; beyond them requests get 429.")] = 2**20,
     max_queue_rows: Annotated[int, typer.Option(help="The same for responses.")] = 8192,
     max_body_bytes: Annotated[int, typer.Option(help="Largest request; a larger one gets 413.")] = 2**24,
+    read_timeout_seconds: Annotated[int, typer.Option(help="Time for headers, and again for a body, to arrive.")] = 30,
     shutdown_seconds: Annotated[int, typer.Option(help="Time to finish what was accepted when told to stop.")] = 300,
     token_file: Annotated[
         Path | None,
@@ -189,6 +190,7 @@ def serve(
             max_queue_tokens=max_queue_tokens,
             max_queue_rows=max_queue_rows,
             max_body_bytes=max_body_bytes,
+            read_timeout_seconds=read_timeout_seconds,
             shutdown_seconds=shutdown_seconds,
             token=read_token(token_file),
         ),

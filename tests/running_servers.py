@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from hf_reward.serving.app import create_app
+from hf_reward.serving.server import configure
 from hf_reward.serving.settings import ServerSettings
 
 
@@ -26,8 +26,7 @@ def free_port() -> int:
 def running(scorer: Any, **settings: Any) -> Iterator[str]:
     """Our application, served by uvicorn in a thread; gives its address."""
     chosen = ServerSettings(served_model_name="tiny", port=free_port(), **settings)
-    config = uvicorn.Config(create_app(scorer, chosen), port=chosen.port, log_level="warning")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configure(scorer, chosen))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -87,7 +87,7 @@ def test_a_signal_finishes_what_was_accepted_and_ends_with_zero(scorer, end):
             await _queued(client, 50 * 120)
             server.send_signal(end)
             answers = await asyncio.gather(*asks, return_exceptions=True)
-        # At least 50 were accepted before the signal. What was still on its way may find the door closed.
+        # At least 50 were accepted before the signal. What was still on its way is refused.
         refused = [answer for answer in answers if isinstance(answer, httpx.TransportError)]
         replies = [answer for answer in answers if isinstance(answer, httpx.Response)]
         assert len(refused) + len(replies) == len(answers)
@@ -241,7 +241,8 @@ def test_settings_are_checked_and_never_show_the_token():
     assert not settings.is_open_to_others
     assert ServerSettings(host="0.0.0.0").is_open_to_others
     assert not ServerSettings().is_open_to_others
-    for name in ("batch_tokens", "max_queue_tokens", "max_queue_rows", "max_body_bytes", "shutdown_seconds"):
+    limits = ("batch_tokens", "max_queue_tokens", "max_queue_rows", "max_body_bytes")
+    for name in (*limits, "read_timeout_seconds", "shutdown_seconds"):
         with pytest.raises(ValueError, match=f"`{name}` must be 1 or more"):
             ServerSettings(**{name: 0})
     with pytest.raises(ValueError, match="`port`"):

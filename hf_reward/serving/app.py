@@ -38,7 +38,7 @@ def create_app(scorer: RewardScorer, settings: ServerSettings | None = None) -> 
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(Exception, _admit_fault)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, read_timeout=settings.read_timeout_seconds)
     if settings.token is not None:
         app.add_middleware(BearerToken, token=settings.token)
     app.add_middleware(RequestMeter, metrics=service.metrics, endpoints=ENDPOINTS)  # the last is the outermost

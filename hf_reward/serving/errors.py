@@ -82,6 +82,31 @@ def body_too_large(limit: int) -> ApiError:
     )
 
 
+def headers_too_large(limit: int) -> ApiError:
+    """The request line and the headers have more bytes than the server takes."""
+    return ApiError(431, "headers_too_large", f"The headers are larger than {limit} bytes. Send fewer or shorter ones.")
+
+
+def reading_took_too_long(seconds: float) -> ApiError:
+    """The rest of a request did not arrive; the connection is closed, so that the rest cannot pass for a request."""
+    message = (
+        f"The request did not arrive within {seconds:g} seconds. Send it at once, or start the server with a larger "
+        "`--read-timeout-seconds`."
+    )
+    return ApiError(408, "request_timeout", message)
+
+
+def shutting_down() -> ApiError:
+    """The server ends."""
+    return ApiError(503, "shutting_down", "The server is shutting down.")
+
+
+def no_room(retry_after: int) -> ApiError:
+    """The bodies of other requests take up what the server holds of them."""
+    message = f"The bodies of waiting requests are as large as allowed; try again in {retry_after} seconds."
+    return ApiError(429, "queue_full", message, headers={"Retry-After": str(retry_after)})
+
+
 def unscorable(rows: Sequence[Mapping[str, Any]], total: int) -> ApiError:
     """Some rows of a request have no reward.
 

@@ -1,11 +1,12 @@
-"""What a request must pass before its body is read: who sends it, and how large it is."""
+"""What a request must pass before its body is read: who sends it, how large it is, and how long it takes."""
 
+import asyncio
 import hmac
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hf_reward.serving.errors import ApiError, body_too_large
+from hf_reward.serving.errors import ApiError, body_too_large, no_room, reading_took_too_long
 
 OPEN_PATHS = frozenset({"/health"})
 """What may be asked without a token: whether the server is alive."""
@@ -39,17 +40,27 @@ class BearerToken:
 
 
 _MOST_DIGITS = 18
+SMALL_BODY_BYTES = 64 * 2**10
+"""So much of a body is always taken: small requests must not wait for room that large ones take up."""
+HELD_BODIES = 2
+"""Bodies of the largest size that are held at once, in memory until their request is answered."""
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies above a size, whether they announce it or come in chunks."""
+    """ASGI middleware that bounds the size of a body, the time it takes to arrive, and what all bodies together hold.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    What a body has beyond the first 64 KiB counts from the moment it arrives until its request is answered: while it is
+    received, parsed, tokenised and waits for the model.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, read_timeout: float) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.read_timeout = read_timeout
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 413."""
+        """Pass a request on, or answer 408, 413 or 429."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -58,14 +69,51 @@ class BodyLimit:
         if announced.isdecimal() and (len(announced) > _MOST_DIGITS or int(announced) > self.max_bytes):
             await body_too_large(self.max_bytes).response()(scope, receive, send)
             return
-        received = 0
+        if announced.isdecimal() and not self._has_room(int(announced)):
+            await no_room(_RETRY_AFTER).response()(scope, receive, send)
+            return
+        body = _Body(self, receive)
+        try:
+            await self.app(scope, body.receive, send)
+        finally:
+            self._held -= body.held
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise body_too_large(self.max_bytes)
-            return message
+    def _has_room(self, size: int, held: int = 0) -> bool:
+        """Whether a body may grow to a size, of which some is counted already."""
+        return self._held - held + max(0, size - SMALL_BODY_BYTES) <= HELD_BODIES * self.max_bytes
 
-        await self.app(scope, counted, send)
+
+class _Body:
+    """One body while it arrives."""
+
+    def __init__(self, limit: BodyLimit, receive: Receive) -> None:
+        self._limit, self._receive = limit, receive
+        self._received = 0
+        self._ends = asyncio.get_running_loop().time() + limit.read_timeout
+        self._is_whole = False
+        self.held = 0
+        """Bytes that count."""
+
+    async def receive(self) -> Message:
+        """The next part; once the body is whole, whether the client leaves."""
+        if self._is_whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._ends):
+                message = await self._receive()
+        except TimeoutError:
+            raise reading_took_too_long(self._limit.read_timeout) from None
+        self._is_whole = not message.get("more_body", False)
+        self._received += len(message.get("body", b""))
+        if self._received > self._limit.max_bytes:
+            raise body_too_large(self._limit.max_bytes)
+        if not self._limit._has_room(self._received, self.held):
+            raise no_room(_RETRY_AFTER)
+        more = max(0, self._received - SMALL_BODY_BYTES) - self.held
+        self.held += more
+        self._limit._held += more
+        return message
+
+
+_RETRY_AFTER = 1
+"""Seconds: bodies come and go faster than the queue."""

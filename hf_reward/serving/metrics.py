@@ -10,7 +10,14 @@ from hf_reward.serving.batcher import Batcher, BatchReport
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _POWERS = tuple(4**power for power in range(11))
 _CLIENT_GONE = 499
-_REASONS = {401: "unauthorized", 413: "too_large", 422: "invalid_or_unscorable", 429: "queue_full"}
+_REASONS = {
+    401: "unauthorized",
+    408: "request_timeout",
+    413: "too_large",
+    422: "invalid_or_unscorable",
+    429: "queue_full",
+    431: "headers_too_large",
+}
 
 
 class Metrics:
@@ -70,6 +77,14 @@ class Metrics:
         """
         self.requests.labels(endpoint, str(status)).inc()
         self.latency.labels(endpoint).observe(seconds)
+        self.count_refusal(status)
+
+    def count_refusal(self, status: int) -> None:
+        """Count what was refused; other statuses are none.
+
+        Args:
+            status: HTTP status.
+        """
         if status in _REASONS:
             self.rejected.labels(_REASONS[status]).inc()
 

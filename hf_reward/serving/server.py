@@ -2,12 +2,15 @@
 
 import logging
 import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from hf_reward.reward_scorer import RewardScorer
 from hf_reward.serving.app import create_app
+from hf_reward.serving.connections import ConnectionLimits, GuardedConnection
 from hf_reward.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -37,15 +40,34 @@ def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = No
             "Set HF_REWARD_SERVER_TOKEN or give a token file.",
             settings.host,
         )
-    config = uvicorn.Config(
-        create_app(scorer, settings),
+    _run(uvicorn.Server(configure(scorer, settings)))
+
+
+def configure(scorer: RewardScorer, settings: ServerSettings) -> uvicorn.Config:
+    """How uvicorn serves a model.
+
+    Args:
+        scorer: The model.
+        settings: Settings of the server.
+
+    Returns:
+        The configuration: the application, and connections that wait for no request without limit.
+    """
+    app = create_app(scorer, settings)
+    limits = ConnectionLimits(
+        read_timeout=settings.read_timeout_seconds, on_refusal=app.state.service.metrics.count_refusal
+    )
+    connection: Any = partial(GuardedConnection, limits=limits)
+    return uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
+        http=connection,
+        ws="none",
         access_log=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    _run(uvicorn.Server(config))
 
 
 def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> RewardScorer:

@@ -26,13 +26,15 @@ class ServerSettings:
     max_queue_rows: int = 8192
     """Responses that may wait for the model, those included that are being tokenised."""
     max_body_bytes: int = 16 * 2**20
+    read_timeout_seconds: int = 30
+    """How long the headers of a request may take to arrive, and again its body."""
     shutdown_seconds: int = 300
     """How long to finish what was accepted after SIGTERM or SIGINT, before connections are cut."""
     token: str | None = field(default=None, repr=False)
     """What clients must send as `Authorization: Bearer ...`; None asks for nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "max_queue_tokens", "max_queue_rows", "max_body_bytes", "shutdown_seconds"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, but is {value}.")
@@ -45,3 +47,9 @@ class ServerSettings:
     def is_open_to_others(self) -> bool:
         """Whether other machines can reach the server and need no token."""
         return self.token is None and self.host not in ("127.0.0.1", "localhost", "::1")
+
+
+_COUNTS = (
+    *("batch_tokens", "max_queue_tokens", "max_queue_rows", "max_body_bytes"),
+    *("read_timeout_seconds", "shutdown_seconds"),
+)

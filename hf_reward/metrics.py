@@ -10,30 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
+
+from hf_reward.intervals import FEW_CLUSTERS, clustered_interval
+from hf_reward.intervals import Interval as Interval  # its name before intervals had a module
 
 PADDING_RANK = -100
-FEW_CLUSTERS = 20
-"""Fewer prompts than this are too few to trust an interval (Cameron, Gelbach and Miller, 2008)."""
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A 95% interval for a fraction, and on how many prompts it rests."""
-
-    low: float
-    high: float
-    num_clusters: int
-    method: str
-    """`clustered-t`, `wilson`, or `none` when one prompt allows no interval (bounds are then NaN)."""
-
-    @property
-    def too_few_clusters(self) -> bool:
-        """Whether the interval rests on fewer than 20 prompts."""
-        return self.num_clusters < FEW_CLUSTERS
 
 
 @dataclass(frozen=True)
@@ -58,37 +43,6 @@ def strict_pairs(ranks: IntArray) -> StrictPairs:
     present = ranks != PADDING_RANK
     mask = (ranks[:, :, None] < ranks[:, None, :]) & present[:, :, None] & present[:, None, :]
     return StrictPairs(*np.nonzero(mask))
-
-
-def clustered_interval(credits: FloatArray, clusters: IntArray) -> Interval:
-    """95% interval for the mean of `credits` when rows of one prompt are not independent.
-
-    The cluster-robust standard error sqrt(G / (G - 1) * sum_g (sum_{i in g} (c_i - mean))^2) / n, with the t
-    distribution of G - 1 degrees of freedom. When all credits are equal that error is 0, so the Wilson interval
-    with one trial per prompt is given instead. One prompt allows no interval.
-
-    Args:
-        credits: Credit of each pair in [0, 1], shape `(M,)`.
-        clusters: Prompt that each pair belongs to, any integers, shape `(M,)`.
-
-    Returns:
-        The interval, clipped to [0, 1].
-
-    Source:
-        Miller (2024), "Adding error bars to evals", section 2.2; Wilson (1927).
-    """
-    names, place = np.unique(clusters, return_inverse=True)
-    num_clusters = len(names)
-    if num_clusters < 2:
-        return Interval(np.nan, np.nan, num_clusters, "none")
-    mean = credits.mean()
-    if np.all(credits == credits[0]) and mean in (0.0, 1.0):
-        bounds = stats.binomtest(int(mean * num_clusters), num_clusters).proportion_ci(method="wilson")
-        return Interval(float(bounds.low), float(bounds.high), num_clusters, "wilson")
-    sums = np.bincount(place, weights=credits - mean, minlength=num_clusters)
-    error = np.sqrt(num_clusters / (num_clusters - 1) * np.sum(sums**2)) / len(credits)
-    reach = stats.t.ppf(0.975, num_clusters - 1) * error
-    return Interval(float(max(0.0, mean - reach)), float(min(1.0, mean + reach)), num_clusters, "clustered-t")
 
 
 def pairwise_credit(gaps: FloatArray) -> FloatArray:

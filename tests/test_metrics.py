@@ -1,16 +1,13 @@
 """Metrics against arithmetic done by hand, loops, independent formulae and simulation."""
 
 import math
-from collections import defaultdict
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from hf_reward.metrics import (
-    Interval,
     StrictPairs,
     accuracy_reading,
     brier_score,
@@ -136,86 +133,6 @@ def test_a_split_without_any_strict_preference_is_refused():
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("copies", [1, 2, 7])
-def test_copies_of_a_prompts_pairs_add_no_certainty(copies: int):
-    """100 prompts, half of them all right: error sqrt(100 / 99 * 100 * 0.5^2) / 100 = 0.050252.
-
-    Times t(0.975, 99) = 1.984217 that is 0.099710; with c copies of each pair the sums grow by c, and so does n.
-    """
-    interval = clustered_interval(np.repeat([1.0, 0.0] * 50, copies), np.repeat(np.arange(100), copies))
-    assert (interval.low, interval.high) == pytest.approx((0.400290, 0.599710), abs=1e-6)
-
-
-def test_a_wide_interval_is_clipped_to_fractions():
-    """Credits 1, 1 and 1, 0 of two prompts: 0.75 -+ 12.706 * 0.25."""
-    interval = clustered_interval(np.array([1.0, 1.0, 1.0, 0.0]), np.array([7, 7, 3, 3]))
-    assert interval == Interval(0.0, 1.0, 2, "clustered-t")
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_clustered_interval_agrees_with_an_independent_implementation(seed: int):
-    """The sandwich of an intercept-only regression, written with loops: X = 1, meat = sum_g X'e e'X."""
-    rng = np.random.default_rng(seed)
-    clusters = rng.integers(100, 130, size=200)
-    credits = rng.choice([0.0, 0.5, 1.0], size=200, p=[0.3, 0.1, 0.6])
-    by_cluster = defaultdict(list)
-    for credit, cluster in zip(credits, clusters, strict=True):
-        by_cluster[cluster].append(credit)
-    beta = sum(map(sum, by_cluster.values())) / 200
-    meat = 0.0
-    for members in by_cluster.values():
-        ones, residuals = np.ones((len(members), 1)), np.array([[c - beta] for c in members])
-        meat += (ones.T @ residuals @ residuals.T @ ones).item()
-    count = len(by_cluster)
-    error = math.sqrt(count / (count - 1) * meat / 200 / 200)
-    low, high = stats.t.interval(0.95, count - 1, loc=beta, scale=error)
-    interval = clustered_interval(credits, clusters)
-    assert (interval.low, interval.high) == pytest.approx((low, high))
-    assert (interval.num_clusters, interval.method) == (count, "clustered-t")
-
-
-def test_with_one_pair_per_prompt_the_interval_is_that_of_a_plain_mean():
-    credits = np.random.default_rng(0).integers(0, 2, 60).astype(float)
-    expected = stats.t.interval(0.95, 59, loc=credits.mean(), scale=stats.sem(credits))
-    interval = clustered_interval(credits, np.arange(60))
-    assert (interval.low, interval.high) == pytest.approx(expected)
-
-
-def test_the_clustered_interval_covers_the_truth_at_about_its_level_where_a_naive_one_does_not():
-    """400 seeds, 40 prompts of 5 pairs whose accuracies vary between prompts around 0.7."""
-    covered = naive = 0
-    clusters = np.repeat(np.arange(40), 5)
-    for seed in range(400):
-        rng = np.random.default_rng(seed)
-        credits = (rng.random(200) < np.repeat(rng.beta(1.4, 0.6, 40), 5)).astype(float)
-        interval = clustered_interval(credits, clusters)
-        covered += interval.low <= 0.7 <= interval.high
-        independent = clustered_interval(credits, np.arange(200))
-        naive += independent.low <= 0.7 <= independent.high
-    assert 0.92 <= covered / 400 <= 0.98
-    assert naive / 400 < 0.88
-
-
-@pytest.mark.parametrize(("right", "low", "high"), [(1.0, 0.722467, 1.0), (0.0, 0.0, 0.277533)])
-def test_all_right_or_all_wrong_gets_a_wilson_interval_with_one_trial_per_prompt(right: float, low: float, high: float):
-    """10 prompts: z^2 / (n + z^2) = 3.841459 / 13.841459 = 0.277533."""
-    interval = clustered_interval(np.full(30, right), np.repeat(np.arange(10), 3))
-    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-6)
-    assert (interval.method, interval.num_clusters) == ("wilson", 10)
-
-
-def test_one_prompt_allows_no_interval():
-    interval = clustered_interval(np.array([1.0, 0.0, 1.0]), np.array([4, 4, 4]))
-    assert math.isnan(interval.low)
-    assert math.isnan(interval.high)
-    assert (interval.method, interval.num_clusters) == ("none", 1)
-
-
-def test_too_few_prompts_are_flagged():
-    assert Interval(0.1, 0.9, 19, "clustered-t").too_few_clusters
-    assert not Interval(0.1, 0.9, 20, "clustered-t").too_few_clusters
 
 
 def test_the_interval_of_a_split_is_clustered_by_its_groups():

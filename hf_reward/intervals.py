@@ -1,0 +1,333 @@
+"""Estimates over clusters of rows -> 95% intervals and p-values. Every interval that the package prints is made here.
+
+Rows of one prompt are not independent, so each rule rests on the jackknife that leaves out one cluster (prompt) at a
+time, and on the t distribution with one degree of freedom fewer than there are clusters. Rates and differences of rates
+are bounded: theirs are Wilson's intervals for as many independent rows as would have the same error.
+`recipes/coverage.py` measures how often each interval holds the truth.
+
+Shapes: M values, C clusters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+FEW_CLUSTERS = 20
+"""Fewer prompts than this are too few to trust an interval (Cameron, Gelbach and Miller, 2008)."""
+_TINY = 1e-12
+_LARGEST_SCORE = 1e3
+
+FloatArray = NDArray[np.floating]
+IntArray = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% interval, and on how many prompts it rests."""
+
+    low: float
+    high: float
+    num_clusters: int
+    method: str
+    """`clustered-wilson` for rates, `clustered-newcombe` for differences of rates, `clustered-t` for other numbers, or
+    `none` when one prompt allows no interval (bounds are then NaN)."""
+
+    @property
+    def too_few_clusters(self) -> bool:
+        """Whether the interval rests on fewer than 20 prompts."""
+        return self.num_clusters < FEW_CLUSTERS
+
+    @property
+    def bounds(self) -> list[float] | None:
+        """Low and high, None where there are none."""
+        return None if np.isnan(self.low) else [self.low, self.high]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """An estimate, and how far it varies if other clusters are drawn."""
+
+    estimate: float
+    error: float
+    """Jackknife standard error; NaN from one cluster."""
+    num_clusters: int
+    rows: float
+    """Rows that the estimate rests on; where they differ in weight, the equal ones that would weigh as much."""
+    even_clusters: float
+    """Clusters of equal weight that would weigh as much (Kish): at most `num_clusters`."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether clusters differ at all."""
+        return self.error > _TINY * max(1.0, abs(self.estimate))
+
+    def independent_rows(self, variance: float) -> float:
+        """Number of independent rows of this variance whose mean would have the same error: rows / design effect."""
+        if not self.varies or variance <= 0:
+            return self.even_clusters
+        return variance / self.error**2 * self.rows / max(1.0, self.rows - 1)
+
+    def score(self, level: float) -> float:
+        """Two-sided quantile of the t distribution."""
+        return float(stats.t.ppf((1 + level) / 2, self.num_clusters - 1))
+
+
+def jackknife(estimate: float, left_out: FloatArray, weights: FloatArray, rows: FloatArray) -> Spread:
+    """Spread of any function of clusters from its values without one of them each.
+
+    The error is sqrt((C - 1) / C * sum_c (theta_(c) - theta)^2) over the clusters that have a weight.
+
+    Args:
+        estimate: The number itself, theta.
+        left_out: The number without each cluster, theta_(c), shape `(C,)`.
+        weights: Share of each cluster in the number, shape `(C,)`; those with 0 do not count.
+        rows: Rows in each cluster, shape `(C,)`.
+
+    Returns:
+        The spread; its error is NaN where fewer than two clusters count or the number needs one of them.
+
+    Source:
+        Efron and Stein (1981); Cameron and Miller (2015), "A practitioner's guide to cluster-robust inference",
+        section VI.B (CR3). Kish (1965), "Survey sampling", section 11.2, for the numbers of equal weight.
+    """
+    counts = weights > 0
+    count = int(counts.sum())
+    if count == 0:
+        return Spread(estimate, np.nan, 0, 0.0, 0.0)
+    weights = weights[counts] / weights[counts].sum()
+    error = np.nan
+    if count > 1:
+        error = float(np.sqrt((count - 1) / count * np.sum((left_out[counts] - estimate) ** 2)))
+    size = float(1 / np.sum(weights**2 / rows[counts]))
+    return Spread(estimate, error, count, size, float(1 / np.sum(weights**2)))
+
+
+def mean_spread(values: FloatArray, clusters: IntArray | Sequence[Any]) -> Spread:
+    """Spread of the mean of `values`: the jackknife in closed form.
+
+    Args:
+        values: One for each row, shape `(M,)`.
+        clusters: Cluster of each, shape `(M,)`.
+
+    Returns:
+        The spread. With clusters of one size it is the standard error of the mean of cluster means.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    place = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sizes = np.bincount(place).astype(np.float64)
+    mean, total = float(values.mean()), float(len(values))
+    sums = np.bincount(place, weights=values - mean)
+    with np.errstate(invalid="ignore", divide="ignore"):  # from one cluster nothing is left
+        left_out = mean - sums / (total - sizes)
+    return jackknife(mean, left_out, sizes / total, sizes)
+
+
+# --- a mean of any size ----------------------------------------------------------------------------------------------
+
+
+def t_interval(spread: Spread, level: float = 0.95) -> Interval:
+    """Estimate -/+ t * error, for numbers without bounds.
+
+    Args:
+        spread: Of the estimate.
+        level: Such as 0.95.
+
+    Returns:
+        The interval.
+    """
+    if np.isnan(spread.error):
+        return _none(spread)
+    reach = spread.score(level) * spread.error
+    return Interval(spread.estimate - reach, spread.estimate + reach, spread.num_clusters, "clustered-t")
+
+
+def t_p_value(spread: Spread, null: float = 0.0, *, above: bool = False) -> float | None:
+    """P(an estimate this far from `null` or further) if that were the truth.
+
+    Args:
+        spread: Of the estimate.
+        null: The number under the null hypothesis.
+        above: Test against larger numbers only.
+
+    Returns:
+        The p-value, that of the sign test where all clusters are equal; None from one cluster.
+    """
+    if np.isnan(spread.error):
+        return None
+    distance = spread.estimate - null
+    if spread.varies:
+        return _tail(distance / spread.error, spread.num_clusters, above)
+    if abs(distance) < _TINY or (above and distance < 0):
+        return 1.0
+    return 0.5 ** (spread.num_clusters - (0 if above else 1))
+
+
+# --- a rate ----------------------------------------------------------------------------------------------------------
+
+
+def rate_interval(spread: Spread, level: float = 0.95) -> Interval:
+    """Wilson's interval of a rate, with rows divided by the design effect and t in place of the normal quantile.
+
+    Where all clusters have the same rate, such as 1, each counts as one row.
+
+    Args:
+        spread: Of a number in [0, 1].
+        level: Such as 0.95.
+
+    Returns:
+        The interval, within [0, 1].
+
+    Source:
+        Wilson (1927); Franco, Little, Louis and Slud (2019), "Comparative study of confidence intervals for proportions
+        in complex sample surveys", section 2.
+    """
+    if np.isnan(spread.error):
+        return _none(spread)
+    rate = float(np.clip(spread.estimate, 0, 1))
+    low, high = _wilson(rate, spread.independent_rows(rate * (1 - rate)), spread.score(level))
+    return Interval(min(low, rate), max(high, rate), spread.num_clusters, "clustered-wilson")
+
+
+def rate_p_value(spread: Spread, null: float, *, above: bool = False) -> float | None:
+    """P(a rate this far from `null` or further): the test that `rate_interval` inverts.
+
+    Args:
+        spread: Of a number in [0, 1].
+        null: The rate under the null hypothesis, in (0, 1).
+        above: Test against larger rates only.
+
+    Returns:
+        The p-value; None from one cluster.
+    """
+    if np.isnan(spread.error):
+        return None
+    rate = float(np.clip(spread.estimate, 0, 1))
+    size = spread.independent_rows(rate * (1 - rate))
+    return _tail((rate - null) / np.sqrt(null * (1 - null) / size), spread.num_clusters, above)
+
+
+def clustered_interval(credits: FloatArray, clusters: IntArray | Sequence[Any], level: float = 0.95) -> Interval:
+    """95% interval for the mean of credits when rows of one prompt are not independent.
+
+    Args:
+        credits: Credit of each pair in [0, 1], shape `(M,)`.
+        clusters: Prompt that each pair belongs to, shape `(M,)`.
+        level: Another level than 0.95.
+
+    Returns:
+        The interval of `rate_interval`.
+    """
+    return rate_interval(mean_spread(credits, clusters), level)
+
+
+def _wilson(rate: float, size: float, score: float) -> tuple[float, float]:
+    middle = rate + score**2 / (2 * size)
+    reach = score * np.sqrt(rate * (1 - rate) / size + score**2 / (4 * size**2))
+    scale = 1 + score**2 / size
+    return max(0.0, float(middle - reach) / scale), min(1.0, float(middle + reach) / scale)
+
+
+# --- a difference of two rates of the same rows ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean paired difference of two rates."""
+
+    spread: Spread
+    gains: float
+    """Mean of what is gained on rows where the first is higher, in [0, 1]."""
+    losses: float
+    """Mean of what is lost on the others, in [0, 1]; the estimate is gains minus losses."""
+
+    @property
+    def size(self) -> float:
+        """Rows that would have the same error if independent."""
+        change = self.spread.estimate
+        return self.spread.independent_rows(self.gains + self.losses - change**2)
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Newcombe's interval of the difference of two shares of the same rows.
+
+        Each share has Wilson's interval, with rows divided by the design effect and t in place of the normal quantile;
+        the bounds are joined by the squares of their distances and by the correlation of the shares, -sqrt(odds1 odds2)
+        (they exclude each other). Never to differ leaves room for a difference too.
+
+        Args:
+            level: Such as 0.95.
+
+        Returns:
+            The interval, within [-1, 1].
+
+        Source:
+            Newcombe (1998), "Interval estimation for the difference between independent proportions", method 10; Zou
+            and Donner (2008), equation 6, for correlated estimates (MOVER).
+        """
+        if np.isnan(self.spread.error):
+            return _none(self.spread)
+        low, high = self._bounds(self.spread.score(level))
+        return Interval(low, high, self.spread.num_clusters, "clustered-newcombe")
+
+    def p_value(self, *, above: bool = False) -> float | None:
+        """P(a difference this far from 0 or further): 1 minus the level at which `interval` begins to hold 0.
+
+        Args:
+            above: Test against differences above 0 only.
+
+        Returns:
+            The p-value; None from one cluster.
+        """
+        if np.isnan(self.spread.error):
+            return None
+        sign = float(np.sign(self.spread.estimate))
+        side = 0 if sign > 0 else 1
+
+        def nearer(score: float) -> float:
+            return sign * self._bounds(score)[side]
+
+        score = 0.0
+        if sign and nearer(_LARGEST_SCORE) > 0:
+            score = _LARGEST_SCORE
+        elif sign and nearer(_TINY) > 0:
+            score = float(optimize.brentq(nearer, _TINY, _LARGEST_SCORE))  # pyright: ignore[reportArgumentType]
+        return _tail(sign * score, self.spread.num_clusters, above)
+
+    def _bounds(self, score: float) -> tuple[float, float]:
+        gains, losses = (float(np.clip(each, 0, 1)) for each in (self.gains, self.losses))
+        size, change = self.size, self.spread.estimate
+        (low_gain, high_gain), (low_loss, high_loss) = (_wilson(each, size, score) for each in (gains, losses))
+        shares = (1 - gains) * (1 - losses)
+        tie = float(np.sqrt(gains * losses / shares)) if shares > 0 else 0.0  # minus the correlation
+        below, above = (gains - low_gain, high_loss - losses), (high_gain - gains, losses - low_loss)
+        low, high = (
+            float(np.sqrt(max(0.0, one**2 + other**2 + 2 * tie * one * other))) for one, other in (below, above)
+        )
+        return max(-1.0, change - low), min(1.0, change + high)
+
+
+def mean_difference(values: FloatArray, clusters: IntArray | Sequence[Any]) -> Difference:
+    """Mean of paired differences of credits.
+
+    Args:
+        values: Differences in [-1, 1], shape `(M,)`.
+        clusters: Cluster of each, shape `(M,)`.
+
+    Returns:
+        The difference, which gives its interval and p-value.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    gains, losses = float(np.maximum(values, 0).mean()), float(np.maximum(-values, 0).mean())
+    return Difference(mean_spread(values, clusters), gains, losses)
+
+
+def _tail(score: float, num_clusters: int, above: bool) -> float:
+    tail = float(stats.t.sf(score if above else abs(score), num_clusters - 1))
+    return tail if above else min(1.0, 2 * tail)
+
+
+def _none(spread: Spread) -> Interval:
+    return Interval(np.nan, np.nan, spread.num_clusters, "none")

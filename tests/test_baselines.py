@@ -33,7 +33,7 @@ def test_the_length_rule_counts_characters_with_ties_half():
     rows = [row("aaaa", "b", "1"), row("a", "bb", "2"), row("ab", "cd", "3"), row("a b", "c", "4")]
     rule = length_rule(rows)
     assert (rule.accuracy, rule.num_pairs, rule.interval.num_clusters) == (0.625, 4, 4)
-    assert rule.interval.method == "clustered-t"
+    assert rule.interval.method == "clustered-wilson"
 
 
 def test_the_length_rule_takes_all_strict_pairs_of_a_list():
@@ -94,7 +94,7 @@ def test_rows_without_a_strict_preference_are_refused():
 
 def test_a_baseline_prints_its_interval_and_count():
     rule = length_rule([row("aa", "b", str(i)) for i in range(10)])
-    assert str(rule) == "length rule (characters): 100.0% (72.2% to 100.0%, 10 pairs)"
+    assert str(rule) == "length rule (characters): 100.0% (66.1% to 100.0%, 10 pairs)"
     assert isinstance(rule, Baseline)
 
 

@@ -13,24 +13,27 @@ from hf_reward.data_check.votes import read_votes, vote_agreement
 
 
 def test_a_share_leaves_ties_out_and_its_interval_is_clustered():
-    """Credits 1, 1, 0 | 1, 0 in two prompts: mean 0.6, deviations +0.2 and -0.2.
+    """Credits 1, 1, 0 | 1, 0 in two prompts: mean 0.6, without the first 0.5, without the second 2 / 3.
 
-    Standard error sqrt(2 / 1 * (0.2^2 + 0.2^2)) / 5 = 0.08, times t(0.975, 1) = 12.706: 0.6 -+ 1.016, clipped.
+    Squared error 1 / 2 * (0.1^2 + 0.0667^2) = 0.00722; rows 0.24 / 0.00722 * 5 / 4 = 41.5 with t(0.975, 1) = 12.706.
     """
     found = imbalance("words", np.array([3, 1, -2, 5, -1, 0, 0]), np.array([1, 1, 1, 2, 2, 2, 3]))
     assert (found.share, found.pairs, found.ties) == (0.6, 5, 2)
     assert found.share_ties_half == pytest.approx((3 + 2 * 0.5) / 7)
     assert found.interval is not None
-    assert (found.interval.low, found.interval.high) == (0.0, 1.0)
+    size, score = 0.24 / (0.5 * (0.1**2 + 1 / 15**2)) * 5 / 4, 12.7062047
+    middle, reach = 0.6 + score**2 / 2 / size, score * math.sqrt(0.24 / size + score**2 / 4 / size**2)
+    bounds = [(middle + side * reach) / (1 + score**2 / size) for side in (-1, 1)]
+    assert [found.interval.low, found.interval.high] == pytest.approx(bounds)
     assert found.verdict == "inconclusive"
 
 
 def test_an_interval_of_many_prompts():
-    """One pair a prompt, 60 of 100 right: 0.6 -+ t(0.975, 99) * sqrt(100 / 99 * 24) / 100 = 0.6 -+ 0.09769."""
+    """One pair a prompt, 60 of 100 right: Wilson's interval with t(0.975, 99) = 1.98422 in place of 1.96."""
     found = imbalance("words", np.array([1] * 60 + [-1] * 40), np.arange(100))
     assert found.interval is not None
-    reach = 1.98422 * math.sqrt(100 / 99 * (60 * 0.4**2 + 40 * 0.6**2)) / 100
-    assert found.interval.low == pytest.approx(0.6 - reach, abs=1e-6)
+    reach = 1.98422 * math.sqrt(0.24 / 100 + 1.98422**2 / 4 / 100**2)
+    assert found.interval.low == pytest.approx((0.6 + 1.98422**2 / 200 - reach) / (1 + 1.98422**2 / 100), abs=1e-6)
     assert found.verdict == "imbalanced"
 
 

@@ -13,27 +13,60 @@ def read_text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
     """Text that says something, unless it need not."""
     if not isinstance(value, str):
         raise PreferenceFormatError(
-            f"`{name}` must be text, but is {type(value).__name__} {value!r}. Correct or drop the row.", field=name
+            f"`{name}` must be text, but is {_described(value)}. Correct or drop the row.", field=name
         )
     if not may_be_empty and not value.strip():
         raise PreferenceFormatError(f"`{name}` is empty. Correct or drop the row.", field=name)
     return value
 
 
+def _described(value: Any) -> str:
+    if isinstance(value, bytes):  # those that are UTF-8 were decoded before
+        return f"binary data that is not UTF-8 ({_shown(value)})"
+    return f"{type(value).__name__} {value!r}"
+
+
 def read_messages(value: Any, name: str) -> list[Message]:
-    """Messages with role and content, without the empty fields that Arrow adds."""
+    """Messages with role and text."""
     if not isinstance(value, list) or not value:
         raise PreferenceFormatError(
-            f"`{name}` must be text or a non-empty list of messages, but is {type(value).__name__} {value!r}.",
-            field=name,
+            f"`{name}` must be text or a non-empty list of messages, but is {_described(value)}.", field=name
         )
-    for message in value:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+    return [_read_message(message, name) for message in value]
+
+
+def _read_message(message: Any, name: str) -> Message:
+    """A message with its content as text: parts joined, and empty where there are only tool calls."""
+    if isinstance(message, Mapping) and isinstance(message.get("role"), str):
+        content = message.get("content")
+        if content is None and message.get("tool_calls"):
+            # Templates that print the content of every message would print an undefined one too.
+            content = ""
+        if isinstance(content, list):
+            content = _joined_parts(content, name)
+        if isinstance(content, str):
+            return {**message, "content": content}
+    raise PreferenceFormatError(
+        f"`{name}` must hold messages with `role` and `content` as text (or `tool_calls`), but holds {message!r}.",
+        field=name,
+    )
+
+
+def _joined_parts(parts: list[Any], name: str) -> str:
+    """Parts of text one after the other, as templates that know parts print them."""
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            found = f"a part of type {kind!r}" if kind else repr(part)
             raise PreferenceFormatError(
-                f"`{name}` must hold messages with `role` and `content`, but holds {message!r}.", field=name
+                f"`{name}` must hold parts of text ({{'type': 'text', 'text': ...}}), but holds {found}, which a "
+                "reward model of text cannot read. Correct or drop the row.",
+                field=name,
             )
-    # Arrow fills fields that only some messages have with None; a chat template would print them.
-    return [{key: part for key, part in message.items() if part is not None} for message in value]
+        texts.append(text)
+    return "".join(texts)
 
 
 def read_prompt(value: Any) -> Prompt:
@@ -47,10 +80,17 @@ def read_prompt(value: Any) -> Prompt:
     return read_messages(value, "prompt") if value != [] else []
 
 
+def is_blank(prompt: Prompt) -> bool:
+    """Whether a prompt says nothing."""
+    if isinstance(prompt, str):
+        return not prompt.strip()
+    return not any(message["content"].strip() or message.get("tool_calls") for message in prompt)
+
+
 def prompt_of_kind(prompt: Prompt, responses: Sequence[Any]) -> Prompt:
-    """The prompt as its responses are: before messages, a text is one user turn."""
+    """The prompt as its responses are: before messages, a text is one user turn, and none if it is blank."""
     if isinstance(prompt, str) and responses and all(isinstance(response, list) for response in responses):
-        return [{"role": "user", "content": prompt}]
+        return [{"role": "user", "content": prompt}] if prompt.strip() else []
     return prompt
 
 
@@ -60,10 +100,7 @@ def read_response(value: Any, prompt: Prompt, name: str, *, may_be_empty: bool =
         return read_text(value, name, may_be_empty=may_be_empty)
     if isinstance(value, str):
         return [{"role": "assistant", "content": read_text(value, name, may_be_empty=may_be_empty)}]
-    messages = read_conversation(value, name, may_be_empty=may_be_empty)
-    # Some data repeats the prompt at the start of each side; the model must not read it twice.
-    repeated = bool(prompt) and len(messages) > len(prompt) and messages[: len(prompt)] == prompt
-    return messages[len(prompt) :] if repeated else messages
+    return read_conversation(value, name, may_be_empty=may_be_empty)
 
 
 def read_conversation(value: Any, name: str, *, may_be_empty: bool = False) -> list[Message]:

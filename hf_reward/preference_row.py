@@ -60,6 +60,10 @@ class PreferenceRow:
     source: str | None = None
     prompts_differed: bool = False
     """Whether the two sides came with different prompts, of which only the shared turns were kept."""
+    repeated_prompt: bool = False
+    """Whether the sides held the prompt too, which is now read once; text sides then follow it without separator."""
+    blank_prompt: bool = False
+    """Whether there is a prompt that says nothing, and so is read as none."""
     token_ids: list[list[int]] | None = None
     """Whole sequences, where the row came already tokenised; `prompt` and `responses` are then empty."""
     template: dict[str, Any] = field(default_factory=dict)

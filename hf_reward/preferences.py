@@ -9,18 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hf_reward.fields import (
-    prompt_of_kind,
     read_conversation,
     read_list,
     read_number,
     read_probability,
-    read_prompt,
     read_ranks,
-    read_response,
     read_template_options,
     read_text,
     require_same_length,
 )
+from hf_reward.plain_values import plain_columns
 from hf_reward.preference_row import (
     Message,
     PreferenceFormatError,
@@ -31,6 +29,7 @@ from hf_reward.preference_row import (
     prompt_group,
     rename_columns,
 )
+from hf_reward.whole_conversations import Sides, read_sides, shared_turns
 
 LAYOUTS = ("pairs", "hh", "ranked", "votes", "tokenized")
 """The layouts that `layout` takes, beside `auto`. Rated rows (one response each) go through `to_pairs` first."""
@@ -89,7 +88,7 @@ def to_preference_row(
         PreferenceFormatError: If the row fits no layout or a field is unusable.
     """
     try:
-        named = rename_columns(as_mapping(row), columns)
+        named = plain_columns(rename_columns(as_mapping(row), columns), _LAYOUT_COLUMNS)
         layout = detect_layout(named) if layout == "auto" else layout
         if layout not in _READERS:
             raise PreferenceFormatError(f"`layout` must be 'auto' or one of {', '.join(LAYOUTS)}, but is {layout!r}.")
@@ -118,9 +117,18 @@ def _read_pairs(row: Mapping[str, Any]) -> PreferenceRow:
     chosen, rejected = row["chosen"], row["rejected"]
     if row.get("prompt") is None:
         return _read_implicit_prompt(chosen, rejected)
-    prompt = prompt_of_kind(read_prompt(row["prompt"]), [chosen, rejected])
-    responses = [read_response(chosen, prompt, "chosen"), read_response(rejected, prompt, "rejected")]
-    return PreferenceRow(prompt=prompt, responses=responses, ranks=[0, 1])
+    return _of_sides(read_sides(row["prompt"], [chosen, rejected], ["chosen", "rejected"]), [0, 1])
+
+
+def _of_sides(sides: Sides, ranks: list[int]) -> PreferenceRow:
+    return PreferenceRow(
+        prompt=sides.prompt,
+        responses=sides.responses,
+        ranks=ranks,
+        prompts_differed=sides.differed,
+        repeated_prompt=sides.repeated,
+        blank_prompt=sides.blank,
+    )
 
 
 def _read_implicit_prompt(chosen: Any, rejected: Any) -> PreferenceRow:
@@ -133,17 +141,12 @@ def _read_implicit_prompt(chosen: Any, rejected: Any) -> PreferenceRow:
 
 def _split_turns(chosen: list[Message], rejected: list[Message]) -> PreferenceRow:
     """The turns that both sides share, less the last of the shorter side, are the prompt."""
-    shared = 0
-    for a, b in zip(chosen[:-1], rejected[:-1], strict=False):
-        if a != b:
-            break
-        shared += 1
-    differed = len(chosen) - 1 != shared or len(rejected) - 1 != shared
+    prompt, responses = shared_turns([chosen, rejected])
     return PreferenceRow(
-        prompt=chosen[:shared],
-        responses=[chosen[shared:], rejected[shared:]],
+        prompt=prompt,
+        responses=list(responses),
         ranks=[0, 1],
-        prompts_differed=differed,
+        prompts_differed=any(len(response) != 1 for response in responses),
     )
 
 
@@ -182,27 +185,21 @@ def parse_hh_transcript(text: Any, name: str = "text") -> list[Message]:
 
 
 def _read_ranked(row: Mapping[str, Any]) -> PreferenceRow:
-    prompt = read_prompt(row.get("prompt"))
     responses = read_list(row.get("responses"), "responses")
     if len(responses) < 2:
         raise PreferenceFormatError(f"`responses` needs two or more, but has {len(responses)}.", field="responses")
-    prompt = prompt_of_kind(prompt, responses)
     if row.get("ranks") is not None:
         ranks = read_ranks(row["ranks"], responses)
     else:
         scores = [read_number(score, "scores") for score in read_list(row.get("scores"), "scores")]
         require_same_length(scores, responses, "scores")
         ranks = dense_ranks([-score for score in scores])
-    return PreferenceRow(
-        prompt=prompt, responses=[read_response(value, prompt, "responses") for value in responses], ranks=ranks
-    )
+    return _of_sides(read_sides(row.get("prompt"), responses, ["responses"] * len(responses)), ranks)
 
 
 def _read_votes(row: Mapping[str, Any]) -> PreferenceRow:
     names = ("response_a", "response_b")
-    prompt = prompt_of_kind(read_prompt(row.get("prompt")), [row.get(name) for name in names])
-    responses = [read_response(row.get(name), prompt, name) for name in names]
-    result = PreferenceRow(prompt=prompt, responses=responses, ranks=[0, 1])
+    result = _of_sides(read_sides(row.get("prompt"), [row.get(name) for name in names], names), [0, 1])
     lead, probability = _verdict(row)
     result.ranks = [0, 0] if lead == 0 else [0, 1] if lead > 0 else [1, 0]
     result.probability = probability

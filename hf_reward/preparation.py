@@ -29,6 +29,7 @@ from hf_reward.length_balance import SURPLUS, mark_surplus
 from hf_reward.metrics import length_rule_credit, strict_pairs
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
 from hf_reward.preferences import detect_layout, to_preference_row
+from hf_reward.row_remarks import RemarkTally, remark_clauses
 from hf_reward.sources import RawDataset, Source, as_sources, load_source
 from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_rows
 
@@ -53,6 +54,7 @@ TOKENIZED_FEATURES = Features(
         "merged": Value("int32"),
         "prompts_differed": Value("bool"),
         "conversational": Value("bool"),
+        "remarks": List(Value("string")),
         "problem": Value("string"),
     }
 )
@@ -93,6 +95,10 @@ class DataSummary:
     merged: int = 0
     """Responses that equalled another of their row."""
     prompts_differed: int = 0
+    remarks: dict[str, int] = field(default_factory=dict)
+    """Remark of `row_remarks` -> kept rows, such as `blank_prompt` and `lost_text`."""
+    remark_rows: dict[str, list[int]] = field(default_factory=dict)
+    """Remark -> the first of these rows, by their place in the raw data of their source."""
     kind: str | None = None
     """What kept rows are: `conversations`, `text`, or `mixed`; None for token ids, of which nobody knows."""
     duplicates: int = 0
@@ -115,12 +121,13 @@ class DataSummary:
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
         quantiles = ", ".join(f"{name} {value}" for name, value in self.token_quantiles.items())
         scope = f"the first {self.rows}" if self.sampled else f"{self.rows}"
+        remarks = "".join(f" {clause}." for clause in remark_clauses(self.remarks, self.remark_rows))
         return (
             f"{self.name}: {self.kept} of {scope} rows kept ({self.prompts} prompts); dropped: {dropped}; "
             f"{self.cut} cut to fit, {self.merged} equal responses merged, {self.duplicates} duplicate rows, "
             f"{self.prompts_differed} rows whose sides had different prompts. Tokens of the longest sequence: "
             f"{quantiles}. The longer response (in tokens, ties half) is preferred in {self.longer_preferred:.1%} of "
-            f"{self.num_pairs} pairs."
+            f"{self.num_pairs} pairs.{remarks}"
         )
 
 
@@ -170,6 +177,8 @@ def prepare_preferences(
         parts.append(_usable(mapped))
     summary = _summarize_all(marked_parts, name)
     logger.info("%s", summary)
+    for clause in remark_clauses(summary.remarks, summary.remark_rows):
+        logger.warning("Of %s rows of %s, %s.", summary.kept, name, clause)
     _require_rows(summary, rule, marked_parts)
     return _mix(parts, sources, seed), summary
 
@@ -324,6 +333,7 @@ def _as_columns(
         "merged": [result.merged for result in tokenized],
         "prompts_differed": [row.prompts_differed for row in rows],
         "conversational": [None if row.token_ids is not None else row.is_conversational() for row in rows],
+        "remarks": [result.remarks for result in tokenized],
         "problem": [result.problem for result in tokenized],
     }
 
@@ -402,7 +412,7 @@ def _summarize_all(marked: Sequence[RawDataset], name: str) -> DataSummary:
 
 _SUMMARY_COLUMNS = (
     *("problem", "input_ids", "prefix_length", "ranks", "cut_tokens", "merged"),
-    *("prompts_differed", "conversational", "content_hash", "group", "source"),
+    *("prompts_differed", "conversational", "content_hash", "group", "source", "row", "remarks"),
 )
 
 
@@ -411,10 +421,12 @@ def _batches(data: RawDataset) -> Iterator[Mapping[str, list[Any]]]:
     if isinstance(data, IterableDataset):
         sample = list(data.take(_SAMPLE_SIZE))
         if sample:
-            yield {name: [row[name] for row in sample] for name in _SUMMARY_COLUMNS}
+            yield {name: [row.get(name) for row in sample] for name in _SUMMARY_COLUMNS}
         return
-    batches: Any = data.select_columns(list(_SUMMARY_COLUMNS)).iter(batch_size=_BATCH_SIZE)
-    yield from batches
+    missing = set(_SUMMARY_COLUMNS) - set(data.column_names)  # of rows that an earlier version prepared
+    present: Any = data.select_columns([name for name in _SUMMARY_COLUMNS if name not in missing])
+    for batch in present.iter(batch_size=_BATCH_SIZE):
+        yield {**batch, **{name: [None] * len(batch["problem"]) for name in missing}}
 
 
 class _Tally:
@@ -423,6 +435,7 @@ class _Tally:
     def __init__(self) -> None:
         self.problems: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
+        self.remarks = RemarkTally()
         self.sources: set[str] = set()
         self.kinds: set[bool | None] = set()
         self.hashes: list[np.ndarray] = []
@@ -440,6 +453,8 @@ class _Tally:
         kept = {name: [values[place] for place in places] for name, values in batch.items()}
         self.counts["cut"] += sum(cut > 0 for cut in kept["cut_tokens"])
         self.counts["prompts_differed"] += sum(kept["prompts_differed"])
+        for row, remarks in zip(kept["row"], kept["remarks"], strict=True):
+            self.remarks.add(row, remarks)
         self.sources |= set(kept["source"])
         self.kinds |= set(kept["conversational"])
         self.hashes.append(np.asarray(kept["content_hash"], np.int64))
@@ -464,6 +479,7 @@ class _Tally:
         summary.dropped = {reason: count for reason, count in self.problems.items() if reason}
         summary.cut, summary.merged = self.counts["cut"], self.counts["merged"]
         summary.prompts_differed, summary.num_pairs = self.counts["prompts_differed"], self.counts["pairs"]
+        summary.remarks, summary.remark_rows = self.remarks.counts, self.remarks.rows
         summary.kind, summary.sources = _kind(self.kinds), sorted(self.sources)
         if summary.kept:
             summary.duplicates = summary.kept - len(np.unique(np.concatenate(self.hashes)))

@@ -6,16 +6,12 @@ from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
-from hf_reward.fields import (
-    prompt_of_kind,
-    read_list,
-    read_number,
-    read_prompt,
-    read_ranks,
-    read_response,
-    require_same_length,
-)
+from hf_reward.fields import read_list, read_number, read_ranks, require_same_length
+from hf_reward.plain_values import plain_columns, rows_of
 from hf_reward.preference_row import PreferenceFormatError, Prompt, Response, as_mapping, rename_columns
+from hf_reward.whole_conversations import read_sides
+
+_READ = ("prompt", "response", "responses", "score", "rating", "scores", "ranks")
 
 
 def to_pairs(
@@ -33,7 +29,7 @@ def to_pairs(
     responses of a prompt whose scores differ by at least `min_gap`, and by more than 0.
 
     Args:
-        rows: Raw rows.
+        rows: Raw rows, or a pandas `DataFrame` of them.
         min_gap: Smallest difference of scores (or ranks) that counts as a preference.
         margin_from_scores: Whether each pair carries that difference as its `margin`, in units of the score.
         max_pairs_per_prompt: Keep only this many pairs of a prompt, those of largest gap first.
@@ -70,22 +66,20 @@ def _gather_by_prompt(
     rows: Iterable[Any], columns: Mapping[str, str] | None
 ) -> dict[str, tuple[Prompt, list[Response], list[float]]]:
     rated: dict[str, tuple[Prompt, list[Response], list[float]]] = {}
-    for index, raw in enumerate(rows):
+    for index, raw in enumerate(rows_of(rows)):
         try:
-            row = rename_columns(as_mapping(raw), columns)
-            prompt = read_prompt(row.get("prompt"))
+            row = plain_columns(rename_columns(as_mapping(raw), columns), _READ)
             if "response" in row:
                 responses = [row["response"]]
                 scores = [read_number(row.get("score", row.get("rating")), "score")]
             else:
                 responses, scores = _scored_list(row)
-            prompt = prompt_of_kind(prompt, responses)
-            responses = [read_response(value, prompt, "responses") for value in responses]
+            sides = read_sides(row.get("prompt"), responses, ["responses"] * len(responses))
         except PreferenceFormatError as error:
             raise PreferenceFormatError(error.message, index, error.field) from None
-        key = json.dumps(prompt, sort_keys=True, default=str)
-        _, all_responses, all_scores = rated.setdefault(key, (prompt, [], []))
-        all_responses += responses
+        key = json.dumps(sides.prompt, sort_keys=True, default=str)
+        _, all_responses, all_scores = rated.setdefault(key, (sides.prompt, [], []))
+        all_responses += sides.responses
         all_scores += scores
     return rated
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.row_encoding import one_bos
+from hf_reward.row_remarks import remark_clauses
 from hf_reward.score_request import ScoreRequest
 from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_responses
 from hf_reward.tokenizer_setup import uses_text_pairs
@@ -17,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 CONVERSATIONS, TEXT = "conversations", "text"
 """The two kinds of rows that a model can have been trained on."""
+_REPEATS = (
+    "the response begins with its whole prompt, which the model would read twice; cut the prompt off, or, if the "
+    "response does quote it, give both as `messages`, a user turn and an assistant turn"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,8 @@ class ResponseEncoder:
     other, or are a text pair."""
     unread_end: int | None = None
     """A token that stock classifiers pass over at the end of a sequence: the pad token of a foreign model."""
+    _said: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Remarks that were logged."""
 
     def encode(self, requests: Sequence[ScoreRequest], *, allow_empty: bool = False) -> list[EncodedResponse]:
         """Tokenise requests. One that cannot be scored says why and stops no other.
@@ -61,13 +70,23 @@ class ResponseEncoder:
                 what = "text" if request.formatted else "response"
                 problem = f"the {what} is empty; `allow_empty` (`--allow-empty`) scores it all the same"
                 found[place] = EncodedResponse(problem=problem)
+            elif request.repeats_prompt:
+                found[place] = EncodedResponse(problem=_REPEATS)
         for formatted, encode in ((False, self._encode_rows), (True, self._encode_formatted)):
             places = [place for place, each in enumerate(found) if each is None]
             places = [place for place in places if requests[place].formatted == formatted]
             encoded = self._one_by_one_if_need_be(encode, [requests[place] for place in places])
+            self._warn_of([tokens for tokens in encoded if isinstance(tokens, TokenizedRow)])
             for place, tokens in zip(places, encoded, strict=True):
                 found[place] = replace(self._finish(tokens), characters=requests[place].characters)
         return [each for each in found if each is not None]
+
+    def _warn_of(self, rows: Sequence[TokenizedRow]) -> None:
+        """Say once what is changed or lost in texts, with the count of the first call in which that happens."""
+        counts = Counter(remark for row in rows for remark in row.remarks if remark not in self._said)
+        self._said.update(counts)
+        for clause in remark_clauses(counts):
+            logger.warning("Of %s texts to be scored, %s. This is said once.", len(rows), clause)
 
     def _one_by_one_if_need_be(self, encode: Any, requests: list[ScoreRequest]) -> list[TokenizedRow | str]:
         """Encode all in one call; if a text stops it, find out which."""
@@ -101,7 +120,9 @@ class ResponseEncoder:
             texts = [text.removeprefix(bos) for text in texts]
         lead = [self._bos_id()] if bos and self._begins_with_bos() else []
         batch = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        rows = [PreferenceRow(prompt="", responses=[""], ranks=[0], token_ids=[[*lead, *ids]]) for ids in _ids(batch)]
+        bos_id = self.tokenizer.bos_token_id
+        ids = [one_bos([*lead, *each], bos_id) for each in _ids(batch)]
+        rows = [PreferenceRow(prompt="", responses=[""], ranks=[0], token_ids=[each]) for each in ids]
         return tokenize_responses(rows, *self._settings)
 
     @property
@@ -122,18 +143,11 @@ class ResponseEncoder:
         ids = list(tokens.input_ids[0])
         types = list(tokens.token_type_ids[0]) if tokens.token_type_ids else None
         if types is None:
-            ids = self._without_doubled_bos(ids)
             while len(ids) > 1 and ids[-1] == self.unread_end:
                 ids.pop()
         if not ids:
             return EncodedResponse(problem="the text has no tokens")
         return EncodedResponse(input_ids=ids, token_type_ids=types, cut_tokens=tokens.cut_tokens)
-
-    def _without_doubled_bos(self, ids: list[int]) -> list[int]:
-        bos = self.tokenizer.bos_token_id
-        while bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
-            ids = ids[1:]
-        return ids
 
 
 def _as_text(row: PreferenceRow) -> PreferenceRow:

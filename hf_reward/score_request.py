@@ -5,16 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_reward.fields import (
-    prompt_of_kind,
     read_conversation,
-    read_prompt,
-    read_response,
     read_structure,
     read_template_options,
     read_text,
 )
+from hf_reward.plain_values import plain_columns
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, Prompt, Response, rename_columns
 from hf_reward.row_text import response_text
+from hf_reward.whole_conversations import read_sides, text_after_prompt
 
 REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text", "tools", "chat_template_kwargs")
 """Columns that say what is to be scored; every other column is the caller's own."""
@@ -32,6 +31,8 @@ class ScoreRequest:
     """Whether `response` is the whole text as the model gets it, with its chat template applied."""
     template: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments for the chat template."""
+    repeats_prompt: bool = False
+    """Whether the response is text that begins with its whole prompt. It may quote it or hold it: it is not scored."""
 
     def is_empty(self) -> bool:
         """Whether the response says nothing."""
@@ -66,23 +67,33 @@ def _turns(value: Prompt, role: str, *, may_be_empty: bool = False) -> list[dict
     return [{"role": role, "content": value}] if value or may_be_empty else []
 
 
-def read_request(prompt: Any, response: Any, *, template: Mapping[str, Any] | None = None) -> ScoreRequest:
+def read_request(
+    prompt: Any, response: Any, *, template: Mapping[str, Any] | None = None, is_apart: bool = False
+) -> ScoreRequest:
     """Check one prompt and response as a caller gave them.
 
     Args:
         prompt: Text or messages.
-        response: Text or messages, whatever the prompt is.
+        response: Text or messages, whatever the prompt is. Messages may be the whole conversation.
         template: Keyword arguments for the chat template.
+        is_apart: Whether the response is known not to hold the prompt, as what a policy has just generated; then a text
+            that begins with the prompt quotes it.
 
     Returns:
         The request.
 
     Raises:
-        PreferenceFormatError: If either is neither text nor messages.
+        PreferenceFormatError: If either is neither text nor messages, or messages hold another prompt.
     """
-    prompt = prompt_of_kind(read_prompt(prompt), [response])
-    checked = read_response(response, prompt, "response", may_be_empty=True)
-    return ScoreRequest(prompt=prompt, response=checked, template=template or {})
+    given = plain_columns({"prompt": prompt, "response": response}, REQUEST_COLUMNS)
+    sides = read_sides(given["prompt"], [given["response"]], ["response"], may_be_empty=True)
+    is_text = isinstance(given["response"], str) and not is_apart
+    return ScoreRequest(
+        prompt=sides.prompt,
+        response=sides.responses[0],
+        template=template or {},
+        repeats_prompt=is_text and text_after_prompt(sides.prompt, given["response"]) is not None,
+    )
 
 
 def request_from_messages(messages: Any, *, template: Mapping[str, Any] | None = None) -> ScoreRequest:
@@ -98,7 +109,8 @@ def request_from_messages(messages: Any, *, template: Mapping[str, Any] | None =
     Raises:
         PreferenceFormatError: If it is no conversation, or does not end with the assistant.
     """
-    turns = read_conversation(messages, "messages", may_be_empty=True)
+    given = plain_columns({"messages": messages}, REQUEST_COLUMNS)
+    turns = read_conversation(given["messages"], "messages", may_be_empty=True)
     if turns[-1]["role"] == "user":
         raise PreferenceFormatError(
             "`messages` end with the user, so there is no response to score. Add the assistant's turn.",
@@ -119,7 +131,8 @@ def request_from_text(text: Any) -> ScoreRequest:
     Raises:
         PreferenceFormatError: If it is no text.
     """
-    return ScoreRequest(prompt="", response=read_text(text, "text", may_be_empty=True), formatted=True)
+    given = plain_columns({"text": text}, REQUEST_COLUMNS)
+    return ScoreRequest(prompt="", response=read_text(given["text"], "text", may_be_empty=True), formatted=True)
 
 
 def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> list[ScoreRequest]:
@@ -135,7 +148,7 @@ def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = 
     Raises:
         PreferenceFormatError: If the row fits no layout or a field is unusable.
     """
-    named = rename_columns(row, columns)
+    named = plain_columns(rename_columns(row, columns), REQUEST_COLUMNS)
     template = read_template_options(named)
     if named.get("messages") is not None:
         return [request_from_messages(_list(named["messages"], "messages"), template=template)]
@@ -157,4 +170,4 @@ def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = 
 
 def _list(value: Any, name: str) -> Sequence[Any]:
     """A list, or the JSON of one, as CSV files hold it."""
-    return list(value) if isinstance(value, tuple) else read_structure(value, name, list)
+    return read_structure(value, name, list)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from hf_reward.probes import COARSE_TOLERANCE, PROBES
+from hf_reward.rendered_turns import TurnEnds
 from hf_reward.reward_scorer import RewardScorer
 from hf_reward.score_request import ScoreRequest, requests_of_row
 from hf_reward.server_client import SentRow, ServerClient
@@ -189,7 +190,8 @@ def _formatted(request: ScoreRequest, tokenizer: Any, separator: str) -> str:
         return str(request.response)
     if tokenizer.chat_template is not None:
         row: Any = request.as_row(conversational=True)
-        return render_chat(tokenizer, [*row.prompt, *row.responses[0]], **row.template)
+        messages, _ = TurnEnds(tokenizer).single([*row.prompt, *row.responses[0]])
+        return render_chat(tokenizer, messages, **row.template)
     parts: list[Any] = [request.prompt, request.response]
     texts = [part if isinstance(part, str) else "".join(str(turn["content"]) for turn in part) for part in parts]
     return separator.join(texts)

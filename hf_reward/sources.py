@@ -7,10 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
 from hf_reward.json_rows import read_json_rows, refuse_null_rows
 from hf_reward.path_safety import refuse_archives, require_inside
+from hf_reward.plain_values import rows_of
 from hf_reward.preference_row import as_mapping
 
 RawDataset = Dataset | IterableDataset
@@ -26,7 +28,7 @@ class Source:
     """One source of preference rows, alone or as a part of a mixture."""
 
     data: Any
-    """A path, a Hub id, a `datasets` dataset, or a list of rows."""
+    """A path, a Hub id, a `datasets` dataset, a pandas `DataFrame`, or a list of rows."""
     name: str = ""
     weight: float = 1.0
     """How often each row is seen in an epoch: 2 is twice, 0.5 is a random half."""
@@ -94,12 +96,15 @@ def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
         return data
     if isinstance(data, (str, Path)):
         return _load_named(str(data), source, streaming)
+    if isinstance(data, pd.DataFrame):
+        return _from_frame(data)
     if isinstance(data, Sequence):
         if not data:
             raise ValueError(f"The data {source.name!r} holds no rows.")
         return _from_rows([as_mapping(row) for row in data])
     raise TypeError(
-        f"Data must be a path, a Hub id, a `datasets` dataset or a list of rows, but is a {type(data).__name__}."
+        "Data must be a path, a Hub id, a `datasets` dataset, a pandas `DataFrame` or a list of rows, but is a "
+        f"{type(data).__name__}."
     )
 
 
@@ -156,6 +161,13 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
         ) from error
 
 
+def _from_frame(frame: pd.DataFrame) -> Dataset:
+    try:
+        return Dataset.from_pandas(frame, preserve_index=False)
+    except Exception:  # Arrow wants one type per column
+        return _from_rows(rows_of(frame))
+
+
 def _pick_split(data: DatasetDict | IterableDatasetDict, source: Source) -> RawDataset:
     _require_split(sorted(map(str, data)), source)
     return data[source.split]
@@ -172,7 +184,7 @@ def _is_mixture(data: Any) -> bool:
     if not isinstance(data, (list, tuple)) or not data:
         return False
     return all(
-        isinstance(part, (Source, str, Path, Dataset, IterableDataset))
+        isinstance(part, (Source, str, Path, Dataset, IterableDataset, pd.DataFrame))
         or (isinstance(part, Mapping) and bool(part.keys() & {"path", "data"}) and "chosen" not in part)
         for part in data
     )

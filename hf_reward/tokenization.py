@@ -1,9 +1,4 @@
-"""Canonical rows -> token ids per response, and the length of the prefix that they share.
-
-The tokenizer sees whole columns, not rows. Conversations go through the chat template and are tokenised without further
-special tokens; text is prompt + response + EOS with the tokenizer's own special tokens; encoders without a template get
-(prompt, response) as a text pair.
-"""
+"""Canonical rows -> token ids per response that fit, and the length of the prefix that they share."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,8 +7,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.preference_row import Message, PreferenceFormatError, PreferenceRow, common_prefix
-from hf_reward.text_encoding import encode_texts
-from hf_reward.tokenizer_setup import render_chat, uses_text_pairs
+from hf_reward.row_encoding import EncodedRow, encode_rows, text_before
+from hf_reward.row_remarks import remarks_of
+from hf_reward.tokenizer_setup import uses_text_pairs
 
 OVER_LENGTH_POLICIES = ("truncate_prompt", "drop", "error")
 
@@ -57,18 +53,8 @@ class TokenizedRow:
     """Responses that equalled another of the row and were merged with it."""
     problem: str = ""
     """Why the row cannot be used, or empty."""
-
-
-@dataclass
-class _Encoded:
-    """Sequences of one row while they are being made to fit."""
-
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]] | None = None
-    cut_tokens: int = field(default=0)
-
-    def longest(self) -> int:
-        return max(map(len, self.input_ids))
+    remarks: list[str] = field(default_factory=list)
+    """What is worth saying of a row that is used; see `row_remarks`."""
 
 
 def tokenize_rows(
@@ -88,7 +74,7 @@ def tokenize_rows(
         PreferenceFormatError: If a conversation meets a tokenizer without chat template, or a row is too long
             and the rule says `error`.
     """
-    encoded = _encode(rows, tokenizer, rule)
+    encoded = encode_rows(rows, tokenizer, rule.separator)
     return [_finish(row, sequences, tokenizer, rule) for row, sequences in zip(rows, encoded, strict=True)]
 
 
@@ -108,15 +94,15 @@ def tokenize_responses(
     Raises:
         PreferenceFormatError: If a conversation meets a tokenizer without chat template or that cannot render it.
     """
-    encoded = _encode(rows, tokenizer, rule)
+    encoded = encode_rows(rows, tokenizer, rule.separator)
     return [_finish_alone(row, sequences, tokenizer, rule) for row, sequences in zip(rows, encoded, strict=True)]
 
 
 def _finish_alone(
-    row: PreferenceRow, encoded: _Encoded, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
+    row: PreferenceRow, encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
 ) -> TokenizedRow:
     tokens, limit = encoded.longest(), rule.max_length
-    fitted: _Encoded | None = encoded
+    fitted: EncodedRow | None = encoded
     if limit is not None and tokens > limit:
         may_cut = bool(row.prompt) and rule.over_length == "truncate_prompt"
         fitted = _fit(row, encoded, tokenizer, rule) if may_cut else None
@@ -129,6 +115,7 @@ def _finish_alone(
         ranks=row.ranks,
         prefix_length=0,
         cut_tokens=fitted.cut_tokens,
+        remarks=sorted(encoded.remarks),
     )
 
 
@@ -144,91 +131,11 @@ def shared_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
     return min(len(common_prefix(sequences)), min(map(len, sequences)) - 1)
 
 
-# --- encoding --------------------------------------------------------------------------------------------------------
-
-
-def _encode(rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: FormatRule) -> list[_Encoded]:
-    """Encode every response of every row; one tokenizer call for the conversations and one for the texts."""
-    results: list[_Encoded | None] = [None] * len(rows)
-    chat = [place for place, row in enumerate(rows) if row.is_conversational()]
-    plain = [place for place, row in enumerate(rows) if not row.is_conversational() and row.token_ids is None]
-    for places, encode in ((chat, _encode_conversations), (plain, _encode_texts)):
-        if places:
-            encoded = encode([rows[place] for place in places], tokenizer, rule)
-            for place, sequences in zip(places, encoded, strict=True):
-                results[place] = sequences
-    return [
-        _Encoded([list(ids) for ids in row.token_ids or []]) if result is None else result
-        for row, result in zip(rows, results, strict=True)
-    ]
-
-
-def _encode_conversations(
-    rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: FormatRule
-) -> list[_Encoded]:
-    if tokenizer.chat_template is None:
-        raise PreferenceFormatError(
-            "The tokenizer has no chat template, but the rows hold messages. Set `tokenizer.chat_template` (or "
-            "`chat_template_path` in `RewardConfig`), or pass text columns.",
-            field="prompt",
-        )
-    texts = [_render(row, response, tokenizer) for row in rows for response in row.responses]
-    return [_Encoded(ids) for ids in _split(encode_texts(texts, tokenizer, add_special_tokens=False), rows)]
-
-
-def _render(row: PreferenceRow, response: Any, tokenizer: PreTrainedTokenizerBase) -> str:
-    try:
-        messages: Any = [*row.prompt, *response]
-        return render_chat(tokenizer, messages, **row.template)
-    except ValueError as error:  # templates refuse roles or an order of turns that the model never saw
-        raise PreferenceFormatError(f"{error}. Correct or drop the row.") from error
-
-
-def _encode_texts(
-    rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: FormatRule
-) -> list[_Encoded]:
-    if uses_text_pairs(tokenizer):
-        return _encode_text_pairs(rows, tokenizer)
-    eos = str(tokenizer.eos_token or "")
-    texts = []
-    for row in rows:
-        start = f"{row.prompt}{rule.separator}" if row.prompt else ""
-        for response in row.responses:
-            texts.append(f"{start}{response}" if eos and str(response).endswith(eos) else f"{start}{response}{eos}")
-    ids = encode_texts(texts, tokenizer, add_special_tokens=True)
-    if eos and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:  # it appends EOS by itself
-        ids = [sequence[:-1] for sequence in ids]
-    return [_Encoded(part) for part in _split(ids, rows)]
-
-
-def _encode_text_pairs(rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase) -> list[_Encoded]:
-    prompts: Any = [row.prompt for row in rows for _ in row.responses]
-    responses: Any = [response for row in rows for response in row.responses]
-    if all(prompts):
-        batch = tokenizer(prompts, responses, return_attention_mask=False, verbose=False)
-    elif not any(prompts):
-        batch = tokenizer(responses, return_attention_mask=False, verbose=False)
-    else:
-        return [_encode_text_pairs([row], tokenizer)[0] for row in rows]
-    ids = _split(batch["input_ids"], rows)
-    types = _split(batch["token_type_ids"], rows) if "token_type_ids" in batch else [None] * len(rows)
-    return [_Encoded(a, b) for a, b in zip(ids, types, strict=True)]
-
-
-def _split(flat: Sequence[Any], rows: Sequence[PreferenceRow]) -> list[list[Any]]:
-    """Give a flat list over all responses back its rows."""
-    parts, start = [], 0
-    for row in rows:
-        parts.append(list(flat[start : start + len(row.responses)]))
-        start += len(row.responses)
-    return parts
-
-
 # --- length ----------------------------------------------------------------------------------------------------------
 
 
 def _finish(
-    row: PreferenceRow, encoded: _Encoded, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
+    row: PreferenceRow, encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
 ) -> TokenizedRow:
     """Make a row fit `max_length`, merge its equal responses and measure its shared prefix."""
     fitted = _fit(row, encoded, tokenizer, rule)
@@ -244,6 +151,7 @@ def _finish(
         prefix_length=shared_prefix_length(ids),
         cut_tokens=fitted.cut_tokens,
         merged=len(fitted.input_ids) - len(keep),
+        remarks=sorted({*encoded.remarks, *remarks_of(row)}),
     )
     if len(keep) < 2:
         result.problem = "identical responses"
@@ -261,8 +169,8 @@ def _first_of_equals(sequences: Sequence[Sequence[int]], ranks: Sequence[int]) -
 
 
 def _fit(
-    row: PreferenceRow, encoded: _Encoded, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
-) -> _Encoded | None:
+    row: PreferenceRow, encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
+) -> EncodedRow | None:
     if rule.max_length is None or encoded.longest() <= rule.max_length:
         return encoded
     if rule.over_length == "error":
@@ -278,8 +186,8 @@ def _fit(
 
 
 def _fit_tokens(
-    row: PreferenceRow, encoded: _Encoded, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
-) -> _Encoded | None:
+    row: PreferenceRow, encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
+) -> EncodedRow | None:
     """Cut the oldest prompt tokens of a text row, the same for all its responses; BOS or CLS stays."""
     assert rule.max_length is not None
     cut = encoded.longest() - rule.max_length
@@ -287,13 +195,13 @@ def _fit_tokens(
     lead = 1 if first in (tokenizer.bos_token_id, tokenizer.cls_token_id) else 0
     shared = shared_prefix_length(encoded.input_ids)
     if row.prompt:
-        prompt = str(row.prompt) if uses_text_pairs(tokenizer) else f"{row.prompt}{rule.separator}"
+        prompt = str(row.prompt) if uses_text_pairs(tokenizer) else text_before(row, rule.separator)
         prompt_ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         # Where the prompt's end and the response's start make one token, that token belongs to the response.
         shared = min(shared, lead + len(common_prefix([prompt_ids, encoded.input_ids[0][lead:]])))
     if lead + cut > shared:
         return None
-    return _Encoded(
+    return EncodedRow(
         [ids[:lead] + ids[lead + cut :] for ids in encoded.input_ids],
         encoded.token_type_ids and [types[:lead] + types[lead + cut :] for types in encoded.token_type_ids],
         cut_tokens=cut,
@@ -301,14 +209,14 @@ def _fit_tokens(
 
 
 def _fit_conversation(
-    row: PreferenceRow, encoded: _Encoded, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
-) -> _Encoded | None:
+    row: PreferenceRow, encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
+) -> EncodedRow | None:
     """Drop whole oldest turns, then the oldest tokens of the first turn that is left; the system turn stays."""
     assert rule.max_length is not None
     before = encoded.longest()
     assert isinstance(row.prompt, list)
     system, turns = _split_system(row.prompt)
-    current: _Encoded | None = encoded
+    current: EncodedRow | None = encoded
     while current is not None and current.longest() > rule.max_length:
         later = [place for place in range(1, len(turns)) if turns[place]["role"] == "user"]
         if not later:
@@ -328,7 +236,7 @@ def _cut_first_turn(
     excess: int,
     tokenizer: PreTrainedTokenizerBase,
     rule: FormatRule,
-) -> _Encoded | None:
+) -> EncodedRow | None:
     content = turns[0].get("content") if turns else None
     if not isinstance(content, str):
         return None
@@ -344,9 +252,9 @@ def _cut_first_turn(
 
 def _reencode(
     row: PreferenceRow, prompt: list[Message], tokenizer: PreTrainedTokenizerBase, rule: FormatRule
-) -> _Encoded:
+) -> EncodedRow:
     shortened = PreferenceRow(prompt=prompt, responses=row.responses, ranks=row.ranks, template=row.template)
-    return _encode_conversations([shortened], tokenizer, rule)[0]
+    return encode_rows([shortened], tokenizer, rule.separator)[0]
 
 
 def _split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:

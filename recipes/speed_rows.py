@@ -276,6 +276,7 @@ def _prepared_row(number: int, group: Group) -> Row:
         "cut_tokens": 0,
         "merged": 0,
         "prompts_differed": False,
+        "remarks": [],
         "problem": "",
     }
 

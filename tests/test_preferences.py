@@ -249,7 +249,9 @@ def test_tools_and_template_settings_reach_the_chat_template(as_text: bool):
 def test_an_answer_that_only_calls_a_tool_is_an_answer():
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
     row = to_preference_row({**CHAT, "chosen": [call]})
-    assert row.responses[0] == [{"role": "assistant", "tool_calls": call["tool_calls"]}]
+    assert row.responses[0] == [{**call, "content": ""}]
+    del call["content"]
+    assert row == to_preference_row({**CHAT, "chosen": [call]})
 
 
 @pytest.mark.parametrize(
@@ -301,11 +303,11 @@ BAD_ROWS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"chosen": "", "rejected": "b"}, "chosen", "`chosen` is empty"),
     ({"chosen": "a", "rejected": False}, "chosen", "must be text or a non-empty list of messages"),
     ({**PAIR, "prompt": 3}, "prompt", "must be text or a non-empty list of messages, but is int 3"),
-    ({**CHAT, "prompt": ["Why?"]}, "prompt", "must hold messages with `role` and `content`, but holds 'Why"),
+    ({**CHAT, "prompt": ["Why?"]}, "prompt", "must hold messages with `role` and .*, but holds 'Why"),
     ({**CHAT, "chosen": [{"from": "gpt", "value": "x"}]}, "chosen", "must hold messages with `role` and `content`"),
     ({**CHAT, "chosen": []}, "chosen", "non-empty list of messages"),
     ({**CHAT, "chosen": [assistant("")]}, "chosen", "`chosen` is empty"),
-    ({**CHAT, "rejected": [assistant("ok"), {"role": "assistant", "content": None}]}, "rejected", "must be text"),
+    ({**CHAT, "rejected": [assistant("ok"), {"role": "assistant", "content": None}]}, "rejected", "`content` as text"),
     ({"chosen": [user("a"), assistant("")], "rejected": [user("a"), assistant("b")]}, "chosen", "`chosen` is empty"),
     ({**RANKED, "ranks": [0, 1]}, "ranks", r"`ranks` has 2 entries but `responses` has 3.*0 = best, equal = tie"),
     ({**RANKED, "ranks": [0, 1, None]}, "ranks", "must be a finite number, but is None"),

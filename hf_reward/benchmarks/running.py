@@ -183,7 +183,7 @@ def _score(
 
 
 def _score_chunk(chunk: Sequence[Comparison], scorer: RewardScorer) -> tuple[list[str], int]:
-    requests = [read_request(row.prompt, response) for row in chunk for response in row.responses]
+    requests = [read_request(row.prompt, response, is_apart=True) for row in chunk for response in row.responses]
     scored = scorer.score_requests(requests, allow_empty=True, show_progress=False)
     lines, place = [], 0
     for row in chunk:

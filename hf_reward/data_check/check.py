@@ -117,5 +117,7 @@ def _row_counts(name: str, facts: RowFacts) -> RowCounts:
         unusable_rows=facts.unusable_rows,
         prompts_differed=len(facts.prompts_differed),
         prompts_differed_rows=facts.prompts_differed[:EXAMPLES],
+        remarks=facts.remarks.counts,
+        remark_rows=facts.remarks.rows,
         transcripts=facts.transcripts,
     )

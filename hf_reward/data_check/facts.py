@@ -12,6 +12,7 @@ from hf_reward.data_check.votes import read_votes
 from hf_reward.near_duplicates import text_hash
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.row_clusters import RowPool
+from hf_reward.row_remarks import RemarkTally, remarks_of
 from hf_reward.row_text import prompt_text, response_text
 
 EXAMPLES = 5
@@ -30,6 +31,8 @@ class RowFacts:
     """Reason -> the first few of them."""
     prompts_differed: list[int] = field(default_factory=list)
     """Rows whose sides came with different prompts."""
+    remarks: RemarkTally = field(default_factory=RemarkTally)
+    """What was seen of usable rows when they were read."""
     transcripts: int = 0
     """Usable text rows that look like `\\n\\nHuman:` transcripts but were not read as such."""
     number: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -114,6 +117,7 @@ class _Gatherer:
         row, columns = read.row, self.open
         if row.prompts_differed:
             self.result.prompts_differed.append(read.number)
+        self.result.remarks.add(read.number, remarks_of(row))
         self.result.transcripts += _looks_like_transcript(row)
         columns["number"].append(read.number)
         columns["group"].append(text_hash(str(row.group)))

@@ -2,8 +2,9 @@
 
 The harm of a finding is the share of rows that it concerns, times how far such a row misleads: an evaluation row that
 was seen in training says nothing of new prompts (10); a text read in the wrong layout is another text (8); preferences
-that contradict each other teach both (4); sides with different prompts compare other things (3); a row that is lost
-teaches nothing (2). The weights only order the list.
+that contradict each other teach both (4); sides with different prompts compare other things, and a blank prompt hides
+what was asked (3); a row that is lost teaches nothing, and one that loses text teaches something else (2). The weights
+only order the list.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from hf_reward.data_check.imbalance import Imbalance, is_length
 from hf_reward.data_check.report import DataReport, Example, Fix
 from hf_reward.data_check.row_reader import RowReader
 from hf_reward.metrics import FEW_CLUSTERS
+from hf_reward.row_remarks import BLANK_PROMPT, LOST_TEXT
 from hf_reward.row_text import prompt_text, response_text
 
 DUPLICATES_ALLOWED = 0.01
@@ -43,7 +45,7 @@ def fix_first(report: DataReport, reader: RowReader, eval_reader: RowReader | No
     Returns:
         The list; empty if nothing stands out.
     """
-    checks = (_leaks, _reading, _sides, _preferences, _repeats, _split, _styles, _rules, _labels, _tokens)
+    checks = (_leaks, _reading, _sides, _prompts, _preferences, _repeats, _split, _styles, _rules, _labels, _tokens)
     fixes = [fix for check in checks for fix in check(report, reader, eval_reader)]
     return sorted(fixes, key=lambda fix: -fix.harm)
 
@@ -109,6 +111,30 @@ def _sides(report: DataReport, reader: RowReader, eval_reader: RowReader | None)
             found=f"{_of(same.identical_pairs, counts.strict_pairs)} pairs prefer a text to itself.",
             cure="Remove them; training drops them.",
             examples=_examples(reader, same.identical_examples),
+        )
+
+
+def _prompts(report: DataReport, reader: RowReader, eval_reader: RowReader | None) -> Fixes:
+    counts = report.data
+    if blank := counts.remarks.get(BLANK_PROMPT, 0):
+        rows = counts.remark_rows[BLANK_PROMPT]
+        yield Fix(
+            finding="blank prompts",
+            harm=3 * blank / counts.rows,
+            found=f"{_of(blank, counts.rows)} rows have a blank prompt, such as rows {_listed(rows)}.",
+            cure="Fill the prompt in, or remove these rows: their responses answer a question that nobody sees.",
+            examples=_examples(reader, rows),
+        )
+    fit = report.tokens
+    if fit is not None and (lost := fit.remarks.get(LOST_TEXT, 0)):
+        rows = fit.remark_rows[LOST_TEXT]
+        yield Fix(
+            finding="lost text",
+            harm=2 * lost / counts.rows,
+            found=f"{_of(lost, counts.rows)} rows hold text that the chat template leaves out, such as rows "
+            f"{_listed(rows)}.",
+            cure="Use a template that keeps it (`chat_template_path`), or take it out of the rows on purpose.",
+            examples=_examples(reader, rows),
         )
 
 

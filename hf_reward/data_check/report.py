@@ -33,6 +33,10 @@ class RowCounts:
     prompts_differed: int
     """Rows whose two sides came with different prompts; the turns that both share are the prompt."""
     prompts_differed_rows: list[int]
+    remarks: dict[str, int]
+    """`blank_prompt`: usable rows whose prompt says nothing; `repeated_prompt`: whose sides hold the prompt too."""
+    remark_rows: dict[str, list[int]]
+    """Remark -> the first of these rows."""
     transcripts: int
     """Rows read as plain text that look like `Human:` and `Assistant:` transcripts."""
 

@@ -1,6 +1,6 @@
 """A report -> the lines that its table and its page show."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hf_reward.baselines import Baseline
@@ -8,6 +8,7 @@ from hf_reward.data_check.duplicates import TextRepeats
 from hf_reward.data_check.imbalance import Imbalance
 from hf_reward.data_check.report import DataReport, RowCounts
 from hf_reward.metrics import Interval
+from hf_reward.row_remarks import remark_clauses
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,16 @@ def _rows(counts: RowCounts | None, kind: str) -> Iterable[Line]:
         yield Line(
             "prompt mismatch", f"{counts.prompts_differed:,}", f"rows whose sides have different prompts ({shown})"
         )
+    yield from _remarks(counts.remarks, counts.remark_rows)
     if counts.transcripts:
         yield Line("transcripts", f"{counts.transcripts:,}", "text rows that look like Human: / Assistant: transcripts")
+
+
+def _remarks(counts: Mapping[str, int], rows: Mapping[str, list[int]]) -> Iterable[Line]:
+    for remark, count in counts.items():
+        (clause,) = remark_clauses({remark: count}, rows)
+        value, _, note = clause.partition(" ")
+        yield Line(remark.replace("_", " "), value, f"rows {note}")
 
 
 def _repetition(report: DataReport) -> list[Line]:
@@ -213,6 +222,7 @@ def _tokens(report: DataReport) -> Iterable[Line]:
     yield Line("cut prompts", f"{fit.cut_rows:,} of {fit.rows:,}", f"{fit.cut_tokens:,} tokens; {limit}")
     for reason, count in fit.dropped.items():
         yield Line("dropped", f"{count:,}", reason)
+    yield from _remarks(fit.remarks, fit.remark_rows)
 
 
 def interval_text(interval: Interval | None) -> str:

@@ -11,6 +11,7 @@ from hf_reward.data_check.row_reader import RowReader
 from hf_reward.metrics import strict_pairs
 from hf_reward.near_duplicates import text_hash
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.row_remarks import RemarkTally, remarks_of
 from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_rows
 
 _POINTS = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -32,6 +33,10 @@ class TokenFit:
     cut_tokens: int
     dropped: dict[str, int]
     """Reason -> rows that training would leave out."""
+    remarks: dict[str, int]
+    """`lost_text`, `doubled_bos`, `doubled_end`: rows of which that is to be said; see `row_remarks`."""
+    remark_rows: dict[str, list[int]]
+    """Remark -> the first of these rows."""
     length: Imbalance
     """How often the longer response is preferred, in tokens, of the rows that are kept."""
 
@@ -43,6 +48,7 @@ class _Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     gaps: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
+    remarks: RemarkTally = field(default_factory=RemarkTally)
 
 
 def measure_tokens(reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: FormatRule) -> TokenFit:
@@ -69,12 +75,14 @@ def measure_tokens(reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: 
     )
     for batch in reader.batches():
         rows = [read.row for read in batch if read.row is not None]
+        numbers = [read.number for read in batch if read.row is not None]
         whole = _tokenize(rows, tokenizer, unlimited)
         long = [place for place, full in enumerate(whole) if _longest(full) > (rule.max_length or np.inf)]
         fitted = dict(zip(long, _tokenize([rows[place] for place in long], tokenizer, counted), strict=True))
         for place, (row, full) in enumerate(zip(rows, whole, strict=True)):
             tally.longest.append(_longest(full))
             _count(tally, row, fitted.get(place, full))
+            tally.remarks.add(numbers[place], sorted({*full.remarks} - {*remarks_of(row)}))
     gaps, groups = np.array(tally.gaps, np.int64), np.array(tally.groups, np.uint64)
     return TokenFit(
         tokenizer=str(tokenizer.name_or_path or type(tokenizer).__name__),
@@ -87,6 +95,8 @@ def measure_tokens(reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: 
         cut_rows=sum(cut > 0 for cut in tally.cut),
         cut_tokens=sum(tally.cut),
         dropped=dict(tally.dropped.most_common()),
+        remarks=tally.remarks.counts,
+        remark_rows=tally.remarks.rows,
         length=imbalance("tokens", gaps, groups),
     )
 

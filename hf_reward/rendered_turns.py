@@ -1,0 +1,176 @@
+"""Messages -> what a chat template makes of them: one end of turn for each, and whether text was left out."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_reward.preference_row import Message
+from hf_reward.tokenizer_setup import render_chat
+
+_NO_END = re.compile(r"[\w.?!,\"')*`\u3002]\Z")
+"""How nearly all texts end, and hardly any special token."""
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_SYSTEM, _USER, _ANSWER, _NEXT, _LAST = ("Zqsa", "Zqub", "Zqac", "Zqud", "Zqae")
+
+
+class TurnEnds:
+    """Takes written-out end-of-turn tokens off messages to which the chat template adds them.
+
+    A text that was decoded with its special tokens ends in the one with which the model ended its turn. Templates that
+    add it would print it twice; those that do not add it need the one that is there.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._eos = str(tokenizer.eos_token or "")
+
+    def single(self, messages: Sequence[Message]) -> tuple[list[Message], bool]:
+        """Leave each message at most the one end-of-turn token that the template does not add.
+
+        Args:
+            messages: A conversation; it is not changed.
+
+        Returns:
+            The conversation, and whether there was a token too many.
+        """
+        result = list(messages)
+        for place, message in enumerate(messages):
+            content = message.get("content")
+            if isinstance(content, str) and self._may_end(content):
+                shorter = self._shorter(content, self._added(message["role"], is_last=place == len(messages) - 1))
+                if shorter != content:
+                    result[place] = {**message, "content": shorter}
+        return result, any(new is not old for new, old in zip(result, messages, strict=True))
+
+    def _may_end(self, content: str) -> bool:
+        end = content.rstrip()
+        return bool(end) and (_NO_END.search(end) is None or bool(self._eos and end.endswith(self._eos)))
+
+    def _shorter(self, content: str, added: str) -> str:
+        """Without the ending tokens if the template adds one, else with one of equal ones."""
+        if added:
+            return without_end(content, {added, self._eos} - {""})
+        token = next((token for token in self._tokens if content.rstrip().endswith(token)), "")
+        return with_one_end(content, token) if token and without_end(content, {token}) + token != content else content
+
+    def _added(self, role: str, is_last: bool) -> str:
+        """The special token that the template puts behind the content of a turn, or ""."""
+        following = self._following.get((role, is_last), "").lstrip()
+        return next((token for token in self._tokens if following.startswith(token)), "")
+
+    @cached_property
+    def _tokens(self) -> list[str]:
+        """Special tokens, longer ones first."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        tokens = {token.content for token in added if token.special} | {self._eos}
+        return sorted(tokens - {""}, key=len, reverse=True)
+
+    @cached_property
+    def _following(self) -> dict[tuple[str, bool], str]:
+        """Role, and whether the turn is the last -> the text that the template puts behind its content."""
+        turns = [("user", _USER), ("assistant", _ANSWER), ("user", _NEXT), ("assistant", _LAST)]
+        for conversation in ([("system", _SYSTEM), *turns], turns, turns[:2]):
+            try:
+                messages = [{"role": role, "content": content} for role, content in conversation]
+                text = render_chat(self._tokenizer, messages)
+            except ValueError:  # the template knows no system turn, or one question only
+                continue
+            return {
+                (role, place == len(conversation) - 1): text.partition(content)[2]
+                for place, (role, content) in enumerate(conversation)
+            }
+        return {}
+
+
+def without_end(text: str, tokens: set[str]) -> str:
+    """Take tokens off the end of a text.
+
+    Args:
+        text: Any text.
+        tokens: The tokens.
+
+    Returns:
+        The text without the tokens with which it ends and white space behind them; as it is if there is none.
+    """
+    while True:
+        end = text.rstrip()
+        token = next((token for token in tokens if end.endswith(token)), None)
+        if token is None:
+            return text
+        text = end.removesuffix(token)
+
+
+def with_one_end(text: str, token: str) -> str:
+    """Give a text one token at its end, however many it has there.
+
+    Args:
+        text: Any text.
+        token: The token; without one the text is as it should be.
+
+    Returns:
+        The text.
+    """
+    return without_end(text, {token}) + token if token else text
+
+
+def loses_text(rendered: str, messages: Sequence[Message], tools: Any = None) -> bool:
+    """Whether a chat template left out text of a conversation; white space and JSON's escapes do not count.
+
+    Args:
+        rendered: What the template made of it.
+        messages: The conversation.
+        tools: The tools that were handed to the template.
+
+    Returns:
+        True if a content, a reasoning text, or a name or text of a tool call is not found as often as it was given.
+    """
+    wanted = Counter(text for text in _texts(messages, tools) if text.strip())
+    return any(not _holds(rendered, text, count) for text, count in wanted.items())
+
+
+def _holds(rendered: str, text: str, count: int) -> bool:
+    if rendered.count(text.strip()) >= count:
+        return True
+    forms = [text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
+    packed = "".join(rendered.split())
+    return any(packed.count("".join(form.split())) >= count for form in forms)
+
+
+def _texts(messages: Sequence[Message], tools: Any) -> Iterator[str]:
+    for message in messages:
+        yield from (message[name] for name in ("content", *_REASONING) if isinstance(message.get(name), str))
+        yield from _strings([_of_call(call) for call in message.get("tool_calls") or ()])
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        yield from _strings(function.get("name") if isinstance(function, Mapping) else None)
+
+
+def _of_call(call: Any) -> list[Any]:
+    """Name and arguments of a tool call; arguments may be the JSON of them."""
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    if not isinstance(function, Mapping):
+        return []
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):  # text that is no JSON is looked for as it is
+            arguments = json.loads(arguments)
+    return [function.get("name"), arguments]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part)

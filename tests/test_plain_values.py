@@ -1,0 +1,154 @@
+"""Nulls, binary text, decimals, arrays and content parts mean the same in training and in scoring."""
+
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from hf_reward.data_check import check_data
+from hf_reward.plain_values import plain, rows_of
+from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.preferences import to_preference_row
+from hf_reward.preparation import prepare_preferences
+from hf_reward.ratings import to_pairs
+from hf_reward.score_request import request_from_messages, requests_of_row
+from hf_reward.serving.protocol import ClassifyBody, Row
+from hf_reward.sources import Source, load_source
+from hf_reward.tables.inputs import open_tables
+
+USER = {"role": "user", "content": "Weather?"}
+
+
+def call(**arguments: Any) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]}
+
+
+def test_nulls_that_arrow_adds_are_gone_at_any_depth():
+    rows = [
+        {"prompt": [USER], "chosen": [call(city="Paris")], "rejected": [call(x=[{"a": 1}, {"b": 2}])],
+         "tools": [{"function": {"name": "f", "parameters": {"city": {"type": "string"}}}}],
+         "chat_template_kwargs": {"style": {"brief": True}}},
+        {"prompt": [USER], "chosen": [call(y={"deep": "1"})], "rejected": [call()], "tools": None,
+         "chat_template_kwargs": {"other": 1}},
+    ]  # fmt: skip
+    stored = Dataset.from_list(rows)
+    assert stored[0]["chosen"][0]["tool_calls"][0]["function"]["arguments"] == {"city": "Paris", "y": None}
+    for row, given in zip(stored, rows, strict=True):
+        read, meant = to_preference_row(row), to_preference_row(given)
+        assert (read.prompt, read.responses, read.template) == (meant.prompt, meant.responses, meant.template)
+        assert read.responses[0] == [{**given["chosen"][0], "content": ""}]
+        asked = {"prompt": row["prompt"], "response": row["chosen"], "tools": row["tools"]}
+        (request,) = requests_of_row(asked)
+        assert request.response == meant.responses[0]
+        (served,) = Row(**asked).requests()
+        assert served == request
+
+
+PARTS = [{"type": "text", "text": "Wea", "image": None}, {"type": "text", "text": "ther?"}]
+
+
+def test_parts_of_text_are_joined_wherever_messages_are_read():
+    turn, answer = {"role": "user", "content": PARTS}, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}
+    read = to_preference_row({"prompt": [turn], "chosen": [answer], "rejected": "y"})
+    assert (read.prompt, read.responses[0]) == ([USER], [{"role": "assistant", "content": "x"}])
+    for request in (
+        request_from_messages([turn, answer]),
+        *requests_of_row({"prompt": [turn], "response": [answer]}),
+        *Row(messages=[turn, answer]).requests(),
+        *ClassifyBody(messages=[turn, answer]).requests(),
+    ):
+        assert (request.prompt, request.response) == (read.prompt, read.responses[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ({"type": "image", "image": "x.png"}, "'image'"),
+        ({"type": "text"}, "'text'"),
+        ("Hi", "'Hi'"),
+        ({"text": "a"}, "'a'"),
+    ],
+)
+def test_other_parts_are_refused_with_their_row(part: Any, found: str):
+    bad = [{"role": "user", "content": [PARTS[0], part]}]
+    with pytest.raises(PreferenceFormatError, match=rf"Row 3: `prompt` must hold parts of text .* {found}"):
+        to_preference_row({"prompt": bad, "chosen": "x", "rejected": "y"}, row_index=3)
+    with pytest.raises(PreferenceFormatError, match="parts of text"):
+        requests_of_row({"prompt": bad, "response": "x"})
+    with pytest.raises(PreferenceFormatError, match="`content` as text"):
+        to_preference_row({"prompt": [{"role": "user", "content": {"a": 1}}], "chosen": "x", "rejected": "y"})
+
+
+def test_values_of_numpy_and_arrow_are_those_they_stand_for():
+    given = {"a": np.array([{"b": np.float32(0.5), "c": None}], dtype=object), "d": (b"\xc3\xa9", Decimal("2.5"))}
+    assert plain(given) == {"a": [{"b": 0.5}], "d": ["\u00e9", 2.5]}
+    assert [plain(value) for value in (Decimal("2.0"), np.int64(3), b"\xff", True, None)] == [2, 3, b"\xff", True, None]
+    assert type(plain(Decimal("2.0"))) is int
+
+
+FRAME = {
+    "prompt": ["Why?", "How come?"],
+    "chosen": ["Because.", "So."],
+    "rejected": ["No.", "Never."],
+    "margin": [Decimal("1.50"), None],
+}
+
+
+def test_a_data_frame_is_rows(text_tokenizer):
+    frame = pd.DataFrame(FRAME)
+    meant, _ = prepare_preferences(Dataset.from_dict({**FRAME, "margin": [1.5, None]}), text_tokenizer)
+    for data in (frame, [frame], Source(data=frame, name="data")):
+        read, _ = prepare_preferences(data, text_tokenizer)
+        assert read["input_ids"][:] == meant["input_ids"][:]
+        assert read["margin"][:] == [1.5, None]
+    assert check_data(frame).data.usable == 2
+    assert rows_of(frame)[1]["margin"] is None
+    mixed = pd.DataFrame({**FRAME, "note": [1, "x"]}, index=[7, 7])  # Arrow wants one type
+    assert load_source(Source(data=mixed)).column_names == [*FRAME, "note"]
+    rated = pd.DataFrame({"prompt": ["a b"] * 2, "response": ["x", "y"], "score": [Decimal("2.5"), Decimal("1")]})
+    assert [pair["chosen"] for pair in to_pairs(rated)] == ["x"]
+
+
+def test_conversations_of_a_data_frame_are_read_through_the_arrays_that_pandas_makes(tmp_path, chat_tokenizer):
+    row = {"prompt": [USER], "chosen": [{"role": "assistant", "content": "x"}], "rejected": [call(city="Rome")]}
+    Dataset.from_list([row, row]).to_parquet(str(tmp_path / "rows.parquet"))
+    frame = pd.read_parquet(tmp_path / "rows.parquet")
+    assert isinstance(frame["prompt"][0], np.ndarray)
+    meant = to_preference_row(row)
+    read = to_preference_row(frame.iloc[0].to_dict())
+    assert (read.prompt, read.responses) == (meant.prompt, meant.responses)
+    (request,) = requests_of_row({"prompt": frame["prompt"][0], "response": frame["chosen"][0]})
+    assert (request.prompt, request.response) == (meant.prompt, meant.responses[0])
+
+
+def test_binary_text_and_decimals_of_a_parquet_file_are_read_by_training_check_and_scoring(tmp_path, text_tokenizer):
+    path = tmp_path / "rows.parquet"
+    columns: dict[str, Any] = {
+        name: pa.array([text.encode() for text in FRAME[name]], pa.binary())
+        for name in ("prompt", "chosen", "rejected")
+    }
+    columns["margin"] = pa.array(FRAME["margin"], pa.decimal128(5, 2))
+    columns["responses"] = pa.array([[b"a", b"b"], [b"c", b"d"]], pa.list_(pa.large_binary()))
+    pq.write_table(pa.table(columns), path)
+    meant, _ = prepare_preferences(Dataset.from_dict({**FRAME, "margin": [1.5, None]}), text_tokenizer)
+    read, _ = prepare_preferences(str(path), text_tokenizer)
+    assert read["input_ids"][:] == meant["input_ids"][:]
+    assert read["margin"][:] == [1.5, None]
+    assert check_data(str(path)).data.usable == 2
+    (table,) = open_tables(path)
+    rows = [each.row for span in table.spans(10) for each in table.read(span)]
+    assert [[request.response for request in requests_of_row(row)] for row in rows if row] == [["a", "b"], ["c", "d"]]
+
+
+def test_binary_data_that_is_no_text_is_named():
+    with pytest.raises(
+        PreferenceFormatError, match=r"Row 4: `chosen` must be text, but is binary data that is not UTF-8"
+    ):
+        to_preference_row({"prompt": "a b", "chosen": b"\xff\xfe", "rejected": "x"}, row_index=4)
+    with pytest.raises(PreferenceFormatError, match="`rejected` must be text, but is int 2"):
+        to_preference_row({"prompt": "a b", "chosen": "x", "rejected": Decimal("2")})

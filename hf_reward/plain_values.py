@@ -4,6 +4,7 @@ Arrow gives every struct of a column the fields of all of them, and fills those 
 template would print them, in training and not in scoring. So a field that is null counts as absent, at any depth.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -81,8 +82,15 @@ def _plain_scalar(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _decoded(bytes(value))
     if isinstance(value, Decimal):
-        return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+        return _number(value)
     return value
+
+
+def _number(value: Decimal) -> int | float:
+    if value.is_nan():
+        return math.nan
+    whole = value.is_finite() and abs(value) < 2**63 and value == value.to_integral_value()
+    return int(value) if whole else float(value)
 
 
 def _decoded(value: bytes) -> str | bytes:

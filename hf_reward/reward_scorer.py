@@ -370,7 +370,7 @@ class RewardScorer:
         problems: list[str] = []
         for values in zip(*(batch[name] for name in names), strict=True):
             try:
-                (request,) = requests_of_row({name: _plain(value) for name, value in zip(names, values, strict=True)})
+                (request,) = requests_of_row(dict(zip(names, values, strict=True)))
                 requests.append(request)
                 problems.append("")
             except PreferenceFormatError as error:
@@ -535,8 +535,3 @@ def _pairs(prompts: Sequence[Any], responses: Sequence[Any]) -> list[tuple[Any, 
     if len(prompts) != len(responses):
         raise ValueError(f"There are {len(prompts)} prompts for {len(responses)} responses. Give one for each.")
     return [(read_request, pair) for pair in zip(prompts, responses, strict=True)]
-
-
-def _plain(value: Any) -> Any:
-    """Rows of Arrow and Ray hold arrays where we know lists, and numpy's texts where we know texts."""
-    return value.tolist() if isinstance(value, np.ndarray) else value.item() if isinstance(value, np.generic) else value

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from hf_reward.plain_values import plain
 from hf_reward.preference_row import PreferenceFormatError
 from hf_reward.preferences import to_preference_row
 from hf_reward.sources import Source, as_sources, load_source
@@ -113,6 +114,12 @@ def _count_groups(rows: Dataset, source: Source) -> int:
     return len({row.group for row in read})
 
 
+def _json_value(value: Any) -> Any:
+    """Text that is stored as binary is text, and a decimal is a number; what JSON lacks besides becomes text."""
+    seen = plain(value)
+    return str(value) if seen is value else seen
+
+
 def _write(rows: Dataset, path: Path) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")  # a reader never meets half a file
     try:
@@ -120,7 +127,7 @@ def _write(rows: Dataset, path: Path) -> None:
             rows.to_parquet(str(aside))
         else:
             with aside.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+                file.writelines(json.dumps(row, ensure_ascii=False, default=_json_value) + "\n" for row in rows)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

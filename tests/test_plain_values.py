@@ -1,5 +1,6 @@
 """Nulls, binary text, decimals, arrays and content parts mean the same in training and in scoring."""
 
+import json
 from decimal import Decimal
 from typing import Any
 
@@ -9,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from training_runs import make_trainer
 
 from hf_reward.data_check import check_data
+from hf_reward.data_check.votes import read_votes
 from hf_reward.plain_values import plain, rows_of
 from hf_reward.preference_row import PreferenceFormatError
 from hf_reward.preferences import to_preference_row
@@ -19,6 +22,7 @@ from hf_reward.ratings import to_pairs
 from hf_reward.score_request import request_from_messages, requests_of_row
 from hf_reward.serving.protocol import ClassifyBody, Row
 from hf_reward.sources import Source, load_source
+from hf_reward.split_files import SplitRule, write_split
 from hf_reward.tables.inputs import open_tables
 
 USER = {"role": "user", "content": "Weather?"}
@@ -152,3 +156,29 @@ def test_binary_data_that_is_no_text_is_named():
         to_preference_row({"prompt": "a b", "chosen": b"\xff\xfe", "rejected": "x"}, row_index=4)
     with pytest.raises(PreferenceFormatError, match="`rejected` must be text, but is int 2"):
         to_preference_row({"prompt": "a b", "chosen": "x", "rejected": Decimal("2")})
+
+
+def test_the_trainer_and_tables_take_a_data_frame(make_model_folder, text_tokenizer, tmp_path):
+    frame = pd.DataFrame({**FRAME, "chosen": [text.encode() for text in FRAME["chosen"]]})
+    trainer = make_trainer(make_model_folder("gpt2", tokenizer=text_tokenizer), frame, tmp_path, evaluation=frame)
+    meant = Dataset.from_dict({**FRAME, "margin": [1.5, None]})
+    assert np.array_equal(trainer.predict(frame).predictions, trainer.predict(meant).predictions)
+    assert trainer.evaluate(frame)["eval_num_pairs"] == 2
+    (table,) = open_tables(frame)
+    rows = [each.row for span in table.spans(10) for each in table.read(span)]
+    assert [row["chosen"] for row in rows if row] == [b"Because.", b"So."]
+
+
+def test_splitting_writes_binary_text_as_text_and_decimals_as_numbers(tmp_path):
+    columns = {name: [text.encode() for text in FRAME[name]] * 10 for name in ("chosen", "rejected")}
+    prompts = [f"Why {number}?".encode() for number in range(20)]
+    stored = Dataset.from_dict({"prompt": prompts, **columns, "margin": [Decimal("1.5")] * 20})
+    write_split(stored, tmp_path / "out", SplitRule(test_size=0.5))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert {row["chosen"] for row in rows} <= {"Because.", "So."}
+    assert {row["margin"] for row in rows} == {1.5}
+
+
+def test_votes_that_are_decimals_are_votes():
+    assert read_votes({"votes_a": Decimal("2"), "votes_b": np.int64(1)}) == (2, 1, 0)
+    assert read_votes({"annotators": [b"a", "b", "a"]}) == (2, 1, 0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_reward.bulk.settings import BulkSettings
+from hf_reward.plain_values import plain
 from hf_reward.preference_row import PreferenceFormatError, dense_ranks, rename_columns
 from hf_reward.score_request import REQUEST_COLUMNS, ScoreRequest, requests_of_row
 from hf_reward.tables.arrow_rows import content_size
@@ -213,7 +214,7 @@ def row_id(source: InputRow, name: str) -> str:
     Returns:
         The id, as text.
     """
-    own = None if source.row is None else source.row.get("id")
+    own = None if source.row is None else plain(source.row.get("id"))
     return f"{name}:{source.number}" if own is None else str(own)
 
 

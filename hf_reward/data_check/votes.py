@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_reward.metrics import Interval, clustered_interval
+from hf_reward.plain_values import plain
 
 _NUMBERED = re.compile(r"annotator_?\d+")
 _NAMES = (
@@ -57,19 +58,21 @@ def read_votes(row: Mapping[str, Any]) -> Votes | None:
         if row.get(first) is not None and row.get(second) is not None:
             ties = next((row[name] for name in equal if row.get(name) is not None), 0)
             return _counts([row[first], row[second], ties])
-    votes = row.get("votes")
+    votes = plain(row.get("votes"))
     if isinstance(votes, Sequence) and not isinstance(votes, str) and len(votes) in (2, 3):
         return _counts([*votes, 0][:3])
-    single = row.get("annotators")
+    single = plain(row.get("annotators"))
     if not isinstance(single, Sequence) or isinstance(single, str):
         single = [value for name, value in row.items() if _NUMBERED.fullmatch(name) and value is not None]
     if not single:
         return None
+    single = [plain(vote) for vote in single]
     sides = ["1" if str(vote) in _FIRST else "2" if str(vote) in _SECOND else "0" for vote in single]
     return sides.count("1"), sides.count("2"), sides.count("0")
 
 
 def _counts(values: Sequence[Any]) -> Votes | None:
+    values = [plain(value) for value in values]
     if not all(isinstance(value, (int, float)) and value >= 0 and value == int(value) for value in values):
         return None
     first, second, equal = (int(value) for value in values)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from hf_reward.plain_values import plain
 from hf_reward.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks
 
 
@@ -115,9 +116,9 @@ def read_template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments for the chat template, from the columns `tools` and `chat_template_kwargs`."""
     options: dict[str, Any] = {}
     if row.get("tools") is not None:
-        options["tools"] = read_structure(row["tools"], "tools", list)
+        options["tools"] = plain(read_structure(row["tools"], "tools", list))
     if row.get("chat_template_kwargs") is not None:
-        options |= read_structure(row["chat_template_kwargs"], "chat_template_kwargs", dict)
+        options |= plain(read_structure(row["chat_template_kwargs"], "chat_template_kwargs", dict))
     # Data may fill in a template, but neither replace it nor change what is made of its text.
     refused = sorted(options.keys() & _NOT_OF_THE_DATA)
     if refused:

@@ -103,6 +103,8 @@ def text_after_prompt(prompt: Prompt, text: str) -> str | None:
         The rest with the white space before it, or None if the text does not begin with the prompt or ends with it.
     """
     asked = _asked(prompt)
+    if not text.lstrip().startswith(tuple(asked.split(None, 1)[:1])):  # nearly always: a long prompt is not looked into
+        return None
     words = asked.split()
     if not any(map(str.isalnum, asked)) or (len(words) == 1 and not words[0].endswith(_CLOSING)):
         return None

@@ -88,6 +88,13 @@ def test_other_parts_are_refused_with_their_row(part: Any, found: str):
         to_preference_row({"prompt": [{"role": "user", "content": {"a": 1}}], "chosen": "x", "rejected": "y"})
 
 
+def test_nulls_in_the_json_of_tools_are_gone_as_those_of_arrow_are():
+    tools = [{"function": {"name": "f", "parameters": {"city": {"default": None}}}}]
+    for given in (tools, json.dumps(tools)):
+        (request,) = requests_of_row({"prompt": "a b", "response": "x", "tools": given})
+        assert request.template == {"tools": [{"function": {"name": "f", "parameters": {"city": {}}}}]}
+
+
 def test_values_of_numpy_and_arrow_are_those_they_stand_for():
     given = {"a": np.array([{"b": np.float32(0.5), "c": None}], dtype=object), "d": (b"\xc3\xa9", Decimal("2.5"))}
     assert plain(given) == {"a": [{"b": 0.5}], "d": ["\u00e9", 2.5]}

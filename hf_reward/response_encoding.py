@@ -5,12 +5,12 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import dropwhile, takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
-from hf_reward.row_encoding import one_bos
 from hf_reward.row_remarks import remark_clauses
 from hf_reward.score_request import ScoreRequest
 from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_responses
@@ -118,10 +118,9 @@ class ResponseEncoder:
         texts = [str(request.response) for request in requests]
         while bos and any(text.startswith(bos) for text in texts):
             texts = [text.removeprefix(bos) for text in texts]
-        lead = [self._bos_id()] if bos and self._begins_with_bos() else []
+        lead = self._leading_bos()
         batch = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        bos_id = self.tokenizer.bos_token_id
-        ids = [one_bos([*lead, *each], bos_id) for each in _ids(batch)]
+        ids = [[*lead, *dropwhile(lambda token: token == self.tokenizer.bos_token_id, each)] for each in _ids(batch)]
         rows = [PreferenceRow(prompt="", responses=[""], ranks=[0], token_ids=[each]) for each in ids]
         return tokenize_responses(rows, *self._settings)
 
@@ -129,13 +128,11 @@ class ResponseEncoder:
     def _settings(self) -> tuple[PreTrainedTokenizerBase, FormatRule]:
         return self.tokenizer, self.rule
 
-    def _bos_id(self) -> int:
-        found: Any = self.tokenizer.bos_token_id
-        return int(found)
-
-    def _begins_with_bos(self) -> bool:
+    def _leading_bos(self) -> list[int]:
+        """The BOS tokens with which this model's texts begin: one or none, but for templates that write more."""
         sample = ScoreRequest(prompt="a", response="b").as_row(conversational=self.rows == CONVERSATIONS)
-        return tokenize_responses([sample], *self._settings)[0].input_ids[0][0] == self._bos_id()
+        ids = tokenize_responses([sample], *self._settings)[0].input_ids[0]
+        return list(takewhile(lambda token: token == self.tokenizer.bos_token_id, ids))
 
     def _finish(self, tokens: TokenizedRow | str) -> EncodedResponse:
         if isinstance(tokens, str) or tokens.problem:

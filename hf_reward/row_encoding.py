@@ -76,7 +76,15 @@ def _encode_conversations(
         texts += [_render(row, response, tokenizer, ends, said) for response in row.responses]
         remarks.append(said)
     ids = encode_texts(texts, tokenizer, add_special_tokens=False)
-    return _with_one_bos(_split(ids, rows), remarks, tokenizer.bos_token_id)
+    # A template may begin with BOS and a turn that opens with the same token: only a written BOS is one too many.
+    bos = tokenizer.bos_token
+    written = [tokenizer.bos_token_id if bos and _opening(row).startswith(str(bos)) else None for row in rows]
+    return _with_one_bos(_split(ids, rows), remarks, written)
+
+
+def _opening(row: PreferenceRow) -> str:
+    first: Any = [*row.prompt, *row.responses[0]][0]
+    return str(first.get("content")).lstrip()
 
 
 def _render(
@@ -110,14 +118,12 @@ def one_bos(ids: list[int], bos: Any) -> list[int]:
 
 
 def _with_one_bos(
-    sequences: list[list[list[int]]],
-    remarks: list[set[str]],
-    bos: Any,
+    sequences: list[list[list[int]]], remarks: list[set[str]], repeated: Sequence[Any]
 ) -> list[EncodedRow]:
-    """Rows whose texts begin with BOS though the template or the tokenizer adds it have it once."""
+    """Leave one of the tokens `repeated`, one for each row, at its start; None leaves a row as it is."""
     result = []
-    for row, said in zip(sequences, remarks, strict=True):
-        single = [one_bos(ids, bos) for ids in row]
+    for row, said, token in zip(sequences, remarks, repeated, strict=True):
+        single = [one_bos(ids, token) for ids in row]
         said |= {DOUBLED_BOS} if single != row else set()
         result.append(EncodedRow(single, remarks=said))
     return result
@@ -140,7 +146,7 @@ def _encode_texts(
     ids = encode_texts(texts, tokenizer, add_special_tokens=True)
     if eos and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:  # it appends EOS by itself
         ids = [sequence[:-1] for sequence in ids]
-    return _with_one_bos(_split(ids, rows), remarks, tokenizer.bos_token_id)
+    return _with_one_bos(_split(ids, rows), remarks, [tokenizer.bos_token_id] * len(rows))
 
 
 def text_before(row: PreferenceRow, separator: str) -> str:
@@ -175,7 +181,7 @@ def _encode_text_pairs(rows: Sequence[PreferenceRow], tokenizer: PreTrainedToken
     else:
         return [_encode_text_pairs([row], tokenizer)[0] for row in rows]
     remarks: list[set[str]] = [{DOUBLED_END} if a != b else set() for a, b in zip(given, ended, strict=True)]
-    encoded = _with_one_bos(_split(batch["input_ids"], rows), remarks, tokenizer.cls_token_id)
+    encoded = _with_one_bos(_split(batch["input_ids"], rows), remarks, [tokenizer.cls_token_id] * len(rows))
     if "token_type_ids" in batch:
         for each, types in zip(encoded, _split(batch["token_type_ids"], rows), strict=True):
             each.token_type_ids = [t[len(t) - len(ids) :] for t, ids in zip(types, each.input_ids, strict=True)]

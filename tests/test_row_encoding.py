@@ -15,7 +15,7 @@ from hf_reward.rendered_turns import TurnEnds, loses_text, with_one_end
 from hf_reward.response_encoding import TEXT, ResponseEncoder
 from hf_reward.row_encoding import encode_rows, one_bos
 from hf_reward.row_remarks import DOUBLED_BOS, DOUBLED_END, LOST_TEXT, RemarkTally, remark_clauses
-from hf_reward.score_request import read_request, request_from_messages
+from hf_reward.score_request import read_request, request_from_messages, request_from_text
 from hf_reward.tokenization import FormatRule
 
 UNLIMITED = FormatRule(max_length=None)
@@ -210,3 +210,15 @@ def test_one_text_that_begins_with_its_prompt_is_not_scored(text_tokenizer):
     ])  # fmt: skip
     assert "begins with its whole prompt" in whole.problem
     assert text_tokenizer.decode(quoted.input_ids) == "Why so, then?Why so, then? So.<|endoftext|>"
+
+
+def test_a_conversation_has_the_bos_of_its_template_once():
+    tokenizer = tiny_tokenizer(template="{{ bos_token }}" + "{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    assert text_of(tokenizer, "<s>Why?", "So.") == text_of(tokenizer, "Why?", "So.") == "<s>Why?</s>So.</s>"
+    # A BOS that also opens each turn stands there twice, in stock transformers too.
+    opening = tiny_tokenizer(template="{{ bos_token }}" + CHATML, bos="<|im_start|>", eos="<|im_end|>")
+    whole = text_of(opening, "Why?", "So.")
+    assert whole.startswith("<|im_start|><|im_start|>user")
+    encoder = ResponseEncoder(tokenizer=opening, rule=UNLIMITED, rows="conversations")
+    (formatted,) = encoder.encode([request_from_text(whole)])
+    assert opening.decode(formatted.input_ids) == whole

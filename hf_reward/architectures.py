@@ -1,8 +1,11 @@
 """Configuration of a backbone -> the class of its sequence classifier, made at run time where transformers has none."""
 
+import copy
 import logging
+import re
 from typing import Any
 
+import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -21,8 +24,7 @@ def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     mapping: Any = AutoModelForSequenceClassification._model_mapping
     if type(config) not in mapping:
         _register_generic_classifier(config)
-    cls = mapping[type(config)]
-    return cls[0] if isinstance(cls, tuple) else cls
+    return _only_class(mapping[type(config)])
 
 
 def _register_generic_classifier(config: PretrainedConfig) -> None:
@@ -33,14 +35,16 @@ def _register_generic_classifier(config: PretrainedConfig) -> None:
             f"{kind.__name__} belongs to no language model or sequence classifier that transformers knows, so it "
             "cannot score text. Start from a decoder or an encoder."
         )
-    base: Any = AutoModel._model_mapping[kind]
-    base = base[0] if isinstance(base, tuple) else base
+    base, causal = _only_class(AutoModel._model_mapping[kind]), _only_class(AutoModelForCausalLM._model_mapping[kind])
     pretrained = next(
         cls for cls in base.__mro__ if cls.__name__.endswith("PreTrainedModel") and cls is not PreTrainedModel
     )
-    causal: Any = AutoModelForCausalLM._model_mapping[kind]
-    name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
-    members = {"__module__": pretrained.__module__, "base_model_prefix": "model", "config_class": kind}
+    name = re.sub(r"(ForCausalLM|ForConditionalGeneration|Decoder)$", "", causal.__name__) + "ForSequenceClassification"
+    members = {
+        "__module__": pretrained.__module__,
+        "base_model_prefix": _backbone_name(causal, base, config),
+        "config_class": kind,
+    }
     made = type(name, (GenericForSequenceClassification, pretrained), members)
     # `register` itself ignores the configurations of transformers in some releases (5.17), so it is gone round.
     mapping: Any = AutoModelForSequenceClassification._model_mapping
@@ -51,6 +55,31 @@ def _register_generic_classifier(config: PretrainedConfig) -> None:
         name,
         kind.__name__,
     )
+
+
+def _only_class(found: Any) -> Any:
+    """The class that a mapping gives; some configurations have several, of which the first is the usual one."""
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _backbone_name(causal: type[PreTrainedModel], base: type[PreTrainedModel], config: PretrainedConfig) -> str:
+    """Under which name the language model holds its backbone, and so under which its checkpoints hold the weights.
+
+    Mostly that is `base_model_prefix` (`backbone` of Mamba), but Llama 4 states another one there than it uses.
+    """
+    try:
+        with torch.device("meta"):
+            children = causal(copy.deepcopy(config)).named_children()
+            found = [name for name, child in children if type(child) is base]
+    except Exception:  # some classes cannot be made without memory (Dots1)
+        return causal.base_model_prefix
+    if len(found) != 1:
+        raise ValueError(
+            f"transformers has no sequence classifier for {type(config).__name__}, and none can be made: "
+            f"{causal.__name__} is the decoder of an encoder-decoder model, or has more inputs than text. Start from a "
+            "decoder or an encoder."
+        )
+    return found[0]
 
 
 def has_stock_class(config: PretrainedConfig) -> bool:

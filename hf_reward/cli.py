@@ -87,6 +87,7 @@ def verify(
     model: Annotated[str, typer.Option(help="Folder or Hub id of the model that the server should have.")] = "",
     data: Annotated[str, typer.Option(help="Rows to compare, 256 at most; by default the probe texts.")] = "",
     columns: cli_scoring.Columns = None,
+    trust_remote_code: cli_scoring.RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Reload a saved model with stock transformers in a fresh process: does it give the rewards it was saved with?
@@ -102,7 +103,9 @@ def verify(
         raise typer.BadParameter("give the folder of a saved model, or --server URL --model FOLDER_OR_ID")
     from hf_reward.verify import verify_checkpoint
 
-    found = verify_checkpoint(folder, base_model=base_model or None, dtypes=dtype or None)
+    found = verify_checkpoint(
+        folder, base_model=base_model or None, dtypes=dtype or None, trust_remote_code=trust_remote_code
+    )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from hf_reward.architectures import has_stock_class
 from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.custom_code import brings_code
 
 SAME, SHIFTED, WITH_OPTION, CANNOT = "same reward", "same up to a constant", "same with an option", "cannot load"
 
@@ -152,6 +153,13 @@ def consumers_of_folder(folder: str | Path) -> list[tuple[str, str, str]] | None
     folder = Path(folder)
     if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return None
+    if brings_code(folder):
+        return as_rows(
+            [
+                Verdict("transformers, pipeline", WITH_OPTION, "`trust_remote_code=True` runs the model's own code"),
+                Verdict("TRL (reward_funcs)", WITH_OPTION, "pass the loaded model and not its name"),
+            ]
+        )
     record = CheckpointRecord.load(folder)
     config = AutoConfig.from_pretrained(folder)
     decoder = record is None or record.reads == "last_token"

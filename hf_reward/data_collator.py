@@ -28,13 +28,17 @@ class DataCollatorForPreference:
         """Collate rows.
 
         Args:
-            rows: Rows as `prepare_preferences` makes them.
+            rows: Rows as `prepare_preferences` makes them; or TRL's (`chosen_ids`, `rejected_ids` and perhaps
+                `margin`), of which the batch is TRL's: `input_ids` and `attention_mask` `(2G, L)` with all chosen sides
+                first, and `margin` `(G,)`.
 
         Returns:
             `ranks` and `lengths` `(G, K)`, `groups`, `row`, `sources` and `weights` `(G,)`, `margins` and
             `probabilities` `(G,)` where a row has one, `input_ids` and `attention_mask` `(N, L)`, and `token_type_ids`
             where the tokenizer makes them.
         """
+        if "chosen_ids" in rows[0]:
+            return self._trl_batch(rows)
         batch = group_columns(rows)
         sequences = [ids for row in rows for ids in row["input_ids"]]
         length = self._padded_length(max(map(len, sequences)))
@@ -43,6 +47,16 @@ class DataCollatorForPreference:
         if rows[0].get("token_type_ids") is not None:
             batch["token_type_ids"] = _pad([types for row in rows for types in row["token_type_ids"]], length, 0)
         return batch
+
+    def _trl_batch(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        sequences = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
+        length = self._padded_length(max(map(len, sequences)))
+        batch = {
+            "input_ids": _pad(sequences, length, self.pad_token_id),
+            "attention_mask": _pad([[1] * len(ids) for ids in sequences], length, 0),
+        }
+        margin = {"margin": torch.tensor([row["margin"] for row in rows])} if "margin" in rows[0] else {}
+        return batch | margin
 
     def tokens(self, rows: Sequence[dict[str, Any]]) -> int:
         """Tokens that the model computes for these rows, padding included."""

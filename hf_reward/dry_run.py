@@ -375,7 +375,7 @@ def _reload(trainer: RewardTrainer) -> tuple[bool, str]:
     folder = _checkpoint_folder(trainer)
     record = CheckpointRecord.load(folder)
     judged = ["float32"] if record is not None and "float32" in record.probes.get("rewards", {}) else None
-    found = verify_checkpoint(folder, dtypes=judged, only=["alone"])
+    found = verify_checkpoint(folder, dtypes=judged, only=["alone"], trust_remote_code=trainer.args.trust_remote_code)
     if not found.equal:
         raise VerificationError(f"What was saved does not give the same rewards: {found}", found)
     largest = max((check.difference or 0.0 for check in found.checks), default=0.0)

@@ -27,7 +27,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_reward.architectures import classifier_class
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
+from hf_reward.custom_code import custom_classifier
 from hf_reward.head_ensemble import HEADS_FILE, heads_file
+from hf_reward.library_warnings import without_renamed_checkpointing, without_report_of_heads
 from hf_reward.probes import (
     COARSE_TOLERANCE,
     differing,
@@ -218,10 +220,11 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         PEFT's wrapper of the model.
 
     Raises:
-        ValueError: If the adapter adds virtual tokens, or names the head as a target.
+        ValueError: If the adapter adds virtual tokens, or has the head as its only target.
     """
     config = adapter_config(model, peft_config)
-    return as_publishable(get_peft_model(model, config))
+    with without_renamed_checkpointing():
+        return as_publishable(get_peft_model(model, config))
 
 
 class RewardPeftModel(PublishesVerified, PeftModelForSequenceClassification):
@@ -246,10 +249,10 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
         peft_config: The user's configuration.
 
     Returns:
-        A copy with `task_type`, `modules_to_save` and `exclude_modules` set.
+        A copy with `task_type`, `modules_to_save` and `exclude_modules` set, and without the head among its targets.
 
     Raises:
-        ValueError: If the adapter adds virtual tokens, or names the head as a target.
+        ValueError: If the adapter adds virtual tokens, or has the head as its only target.
     """
     if peft_config.is_prompt_learning:
         raise ValueError(
@@ -260,12 +263,9 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
     values = peft_config.to_dict()
     targets = values.get("target_modules")
     named = [targets] if isinstance(targets, str) else list(targets or [])
-    if set(named) & set(heads):
-        raise ValueError(
-            f"`target_modules` names the reward head ({', '.join(sorted(set(named) & set(heads)))}). The head is "
-            "small and is trained in full; remove it from `target_modules`."
-        )
     changes: dict[str, Any] = {"task_type": "SEQ_CLS"}
+    if set(named) & set(heads):
+        changes["target_modules"] = _without_heads(named, heads)
     changes["modules_to_save"] = sorted({*(values.get("modules_to_save") or []), *heads})
     if "exclude_modules" in values and not values["exclude_modules"]:
         changes["exclude_modules"] = rf"(.*\.)?({'|'.join(map(re.escape, heads))})(\..*)?"
@@ -274,6 +274,21 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
     for name, value in changes.items():
         setattr(result, name, value)
     return result
+
+
+def _without_heads(targets: list[str], heads: list[str]) -> list[str]:
+    """The adapter's targets less the head, which is trained in full: LoRA on it would leave a random base unsaved."""
+    rest = [name for name in targets if name not in heads]
+    if not rest:
+        raise ValueError(
+            f"`target_modules` names the reward head alone ({', '.join(targets)}). To train only the head, use "
+            "`freeze_backbone` without `peft_config`."
+        )
+    logger.warning(
+        "`target_modules` names the reward head (%s): the head is trained and saved in full instead.",
+        ", ".join(name for name in targets if name in heads),
+    )
+    return rest
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
@@ -330,7 +345,8 @@ def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **
     else:
         model = _load_classifier(str(base), dtype=dtype, **kwargs)
     _require_saved_head(path, model)
-    wrapped = as_publishable(PeftModel.from_pretrained(model, path, is_trainable=is_trainable))
+    with without_renamed_checkpointing():
+        wrapped = as_publishable(PeftModel.from_pretrained(model, path, is_trainable=is_trainable))
     for _, layer in output_layers(model):
         layer.float()
     return wrapped
@@ -398,18 +414,20 @@ def _load_classifier(
     require_plain_shards(name, variant=kwargs.get("variant"), explicit=explicit, **_hub_kwargs(kwargs))
     _refuse_other_heads(name, stored)
     config = _reward_config(stored)
-    stock = classifier_class(config)
+    custom = custom_classifier(config, name, **_hub_kwargs(kwargs)) if kwargs.get("trust_remote_code") else None
+    stock = custom or classifier_class(config)
     if kwargs.get("quantization_config") is not None:
         kwargs["quantization_config"] = _keep_head_unquantized(kwargs["quantization_config"], stock, config)
     # The class's own `from_pretrained` would read the config again when remote code is involved, so it is passed.
-    loaded: Any = stock.from_pretrained(
-        name,
-        config=config,
-        dtype=_torch_dtype(dtype),
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that `_check_loaded` can say which, and refuse
-        **_without(kwargs, "trust_remote_code", "ignore_mismatched_sizes"),
-    )
+    with without_report_of_heads(stock.base_model_prefix):  # `_check_loaded` looks at what it would say
+        loaded: Any = stock.from_pretrained(
+            name,
+            config=config,
+            dtype=_torch_dtype(dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that `_check_loaded` can say which, and refuse
+            **_without(kwargs, "trust_remote_code", "ignore_mismatched_sizes"),
+        )
     model, info = loaded
     report = _LoadReport(sorted(info["missing_keys"]), [str(key[0]) for key in info["mismatched_keys"]])
     _check_loaded(name, model, report)

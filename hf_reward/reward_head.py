@@ -19,6 +19,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from hf_reward.architectures import classifier_class
+from hf_reward.custom_code import is_custom, save_config_code, saving_code
 from hf_reward.sharding import whole_parameters
 
 RewardModel = PreTrainedModel | PeftModel
@@ -143,11 +144,29 @@ def last_token_positions(input_ids: Tensor, pad_token_id: int | None) -> Tensor:
     return (places * (input_ids != pad_token_id)).argmax(-1)
 
 
+def _require_one_label_classifier(model: PreTrainedModel) -> None:
+    name, labels = model.config.name_or_path or type(model).__name__, getattr(model.config, "num_labels", None)
+    remedy = "Pass its name to `RewardTrainer`, or load it with `AutoModelForRewardScoring.from_pretrained`."
+    if not any("ForSequenceClassification" in cls.__name__ for cls in type(model).__mro__) and _gives_tokens(model):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, which gives tokens and no reward; reward models are sequence "
+            f"classifiers with one label. {remedy}"
+        )
+    if labels != 1:
+        raise ValueError(f"{name!r} has `num_labels={labels}`, but reward models require `num_labels=1`. {remedy}")
+
+
+def _gives_tokens(model: PreTrainedModel) -> bool:
+    """Whether a model has a layer that gives a number for each token of its vocabulary, as language models have."""
+    return model.get_output_embeddings() is not None
+
+
 @cache
 def _reward_class(stock: type[PreTrainedModel], reads: bool) -> type[PreTrainedModel]:
     """The stock class with what we add, under the stock class's own name (it is what config.json records)."""
     ours = ReadsLastToken if reads else RewardClassifier
-    return type(stock.__name__, (ours, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})
+    members = {"__module__": stock.__module__, "__doc__": stock.__doc__, **saving_code(stock)}
+    return type(stock.__name__, (ours, stock), members)
 
 
 def _new_reward_model(origin: type[PreTrainedModel] | type[PretrainedConfig], reads: bool) -> PreTrainedModel:
@@ -169,12 +188,7 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: If it has another number of labels or no head that gives one number.
     """
-    labels = getattr(model.config, "num_labels", None)
-    if labels != 1:
-        raise ValueError(
-            f"Reward models need `num_labels=1`, but {model.config.name_or_path or type(model).__name__!r} has "
-            f"{labels}. Reload it with `AutoModelForRewardScoring.from_pretrained`."
-        )
+    _require_one_label_classifier(model)
     outputs = [layer for _, layer in output_layers(model)]
     if not outputs:
         raise ValueError(f"{type(model).__name__} has no layer that gives one number for a sequence.")
@@ -185,7 +199,10 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
     state_regression(model.config)
     model.config.architectures = [type(model).__name__]  # that of the language model until then
     if not isinstance(model, RewardClassifier):
-        model.__class__ = _reward_class(type(model), is_decoder(model))
+        save_config_code(model.config)
+        # What a `forward` of a model's own code does with the hidden states is not known, so it is left in charge.
+        own_forward = is_custom(type(model)) and not type(model).forward.__module__.startswith("transformers.")
+        model.__class__ = _reward_class(type(model), is_decoder(model) and not own_forward)
     return model
 
 
@@ -304,6 +321,8 @@ def output_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 def is_decoder(model: PreTrainedModel) -> bool:
     """Whether the stock class reads its bias-free `score` at the last token, as all causal classifiers do."""
     score = getattr(model, "score", None)
+    for inside in ("original_module", "base_layer"):  # an adapter's wrapper of the head
+        score = getattr(score, inside, score)
     return isinstance(score, nn.Linear) and not getattr(model.config, "is_encoder_decoder", False)
 
 

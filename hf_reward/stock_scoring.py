@@ -26,10 +26,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["alone", "right"])
     parser.add_argument("--base")
     parser.add_argument("--with-hf-reward", action="store_true")
+    parser.add_argument("--trust-remote-code", action="store_true")
     options = parser.parse_args(argv)
     folder = Path(options.folder)
     conversations = _read_json(folder / "reward_config.json")["probes"]["conversations"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     texts = [as_text(probe, tokenizer) for probe in conversations]
     ids = [as_inputs([text], tokenizer, special)["input_ids"][0] for text, special in texts]
     result: dict[str, Any] = {"input_ids": ids, "missing": [], "rewards": {}}
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
         if options.with_hf_reward:
             model, missing = load_with_hf_reward(folder, dtype, options.base), []
         else:
-            model, missing = load(folder, dtype, options.base, tokenizer)
+            model, missing = load(folder, dtype, options.base, tokenizer, options.trust_remote_code)
         result["missing"] = missing
         result["rewards"][dtype] = {way: score(model.eval(), tokenizer, texts, way) for way in options.ways}
         del model
@@ -51,9 +52,12 @@ def as_text(probe: dict[str, Any], tokenizer: Any) -> tuple[tuple[str, ...], boo
     return tuple(probe[name] for name in ("text", "text_pair") if name in probe), True
 
 
-def load(folder: Path, dtype: str, base: str | None, tokenizer: Any) -> tuple[Any, list[str]]:
+def load(
+    folder: Path, dtype: str, base: str | None, tokenizer: Any, trust_remote_code: bool = False
+) -> tuple[Any, list[str]]:
     """Load a whole model, or an adapter on its base, and name the weights that the folder lacks."""
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "num_labels": 1, "output_loading_info": True}
+    options["trust_remote_code"] = trust_remote_code
     if not (folder / "adapter_config.json").is_file():
         model, info = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, **options)
         return model, sorted(info["missing_keys"])

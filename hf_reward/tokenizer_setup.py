@@ -1,12 +1,15 @@
 """Any tokenizer -> a copy that suits a reward model: a pad token with which no text ends, padding on the right."""
 
 import copy
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 NEW_PAD_TOKEN = "<|pad|>"
 
@@ -128,7 +131,7 @@ def prepare_tokenizer(
         _require_in_vocabulary(result, "eos_token", eos_token)
         result.eos_token = eos_token
     if chat_template_path is not None:
-        result.chat_template = read_chat_template(chat_template_path, result, trust_remote_code)
+        result.chat_template = read_chat_template(chat_template_path, result, trust_remote_code, add_missing=True)
     if pad_token is not None:
         _require_in_vocabulary(result, "pad_token", pad_token)
     token = pad_token or find_pad_token(result)
@@ -143,13 +146,17 @@ def prepare_tokenizer(
     return result
 
 
-def read_chat_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> str:
+def read_chat_template(
+    path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False, *, add_missing: bool = False
+) -> str:
     """Read a chat template from a Jinja file or from another tokenizer.
 
     Args:
         path: A `.jinja` or `.j2` file, or a tokenizer's folder or Hub id.
         tokenizer: The tokenizer that will use it.
         trust_remote_code: Whether the other tokenizer may bring code.
+        add_missing: Add to the tokenizer, in place, special tokens that the template emits and that are missing there;
+            the model then needs embeddings for them, which have to be trained.
 
     Returns:
         The template's text.
@@ -164,13 +171,22 @@ def read_chat_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remo
         raise ValueError(f"`chat_template_path={path!r}` is a tokenizer without a chat template. Give one that has it.")
     known = tokenizer.get_vocab()
     missing = [
-        token.content
+        token
         for token in other.added_tokens_decoder.values()
         if token.content in other.chat_template and token.content not in known
     ]
-    if missing:
+    names = [token.content for token in missing]
+    if missing and add_missing:
+        tokenizer.add_tokens(missing)  # pyright: ignore[reportArgumentType] - as special as they are there
+        logger.warning(
+            "The chat template of %r uses tokens that the tokenizer lacked: %s. They were added, and their embeddings "
+            "start random.",
+            path,
+            ", ".join(names),
+        )
+    elif missing:
         raise ValueError(
-            f"The chat template of {path!r} uses tokens that this tokenizer lacks: {', '.join(missing)}. Add them to "
+            f"The chat template of {path!r} uses tokens that this tokenizer lacks: {', '.join(names)}. Add them to "
             "the tokenizer and resize the model's embeddings first, or use a template made for this model."
         )
     return other.chat_template

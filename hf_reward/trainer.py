@@ -40,6 +40,7 @@ from hf_reward.sharding import HeadInFloat32, refuse_what_sharding_loses
 from hf_reward.tokenizer_setup import prepare_tokenizer
 from hf_reward.training_args import RewardConfig
 from hf_reward.training_setup import (
+    added_tokens,
     default_output_dir,
     load_model,
     own_tokenizer,
@@ -107,25 +108,33 @@ class RewardTrainer(EnsembleTrainer):
         quantization_config: Any | None = None,
         peft_config: PeftConfig | None = None,
     ) -> None:
+        if train_dataset is None and eval_dataset is None:
+            raise ValueError(
+                "`train_dataset` is required. To evaluate a model without training it, pass `eval_dataset` alone."
+            )
         args = copy.copy(args) if args is not None else RewardConfig(output_dir=default_output_dir(model))
         refuse_data_parallel(args)
         refuse_two_head_rates(args, optimizers[0])
         warn_of_partial_penalties(args)
         set_seed(args.seed)  # an encoder's new head is random
+        own = processing_class or own_tokenizer(model, args)
         tokenizer = prepare_tokenizer(
-            processing_class or own_tokenizer(model, args),
+            own,
             pad_token=args.pad_token,
             eos_token=args.eos_token,
             chat_template_path=args.chat_template_path,
             trust_remote_code=args.trust_remote_code,
         )
         self.user_peft_config, self.user_metrics = peft_config, compute_metrics
+        self._new_tokens = added_tokens(own, tokenizer)
         self.reward_statistics: dict[str, float] = {}
         self.evaluation: dict[str, Any] = {}
         self.baselines: list[dict[str, Any]] = []
         """Rules that never read, on the evaluation data, for the card: see `CheckpointRecord.baselines`."""
         self.command: str | None = None
         """The command line that started this run, for the card."""
+        self._epoch_logs: dict[str, float] = {}
+        """What `_EpochLog` adds to the next entry of the log."""
         self._probes: dict[str, Any] | None = None
         self._statistics, self._health = BatchStatistics(), HealthMonitor(args.health_checks)
         if isinstance(model, str):
@@ -135,7 +144,7 @@ class RewardTrainer(EnsembleTrainer):
                 "`quantization_config` and `model_init_kwargs` need `model` as a name; it is already loaded."
             )
         if model is not None:
-            model = prepare_model(model, args, tokenizer, peft_config)
+            model = prepare_model(model, args, tokenizer, peft_config, self._new_tokens)
         super().__init__(
             model=model,
             args=args,
@@ -166,7 +175,7 @@ class RewardTrainer(EnsembleTrainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Make a fresh model for a trial, prepared like one passed in."""
         model = super().call_model_init(trial)
-        return prepare_model(model, self.args, self.processing_tokenizer, self.user_peft_config)
+        return prepare_model(model, self.args, self.processing_tokenizer, self.user_peft_config, self._new_tokens)
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
@@ -370,6 +379,8 @@ class RewardTrainer(EnsembleTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding accuracy, margin and rewards of the training rows since the last log."""
+        logs = {**logs, **self._epoch_logs}  # `evaluate` returns the dict that it logs
+        self._epoch_logs = {}
         if "loss" in logs:
             logs |= self._statistics.since_last_log(self.accelerator)
             logs |= self._health.measure(self.model, self._is_sharded())  # pyright: ignore[reportArgumentType]
@@ -471,7 +482,11 @@ _PER_SOURCE = (
 
 
 class _EpochLog(TrainerCallback):
-    """Logs the training loss and accuracy of each epoch when it ends (after a resume, of the rows since)."""
+    """Logs the training loss and accuracy of each epoch when it ends (after a resume, of the rows since).
+
+    They are added to the entry of that step if there is one, and after the last step to the next one (an evaluation or
+    the summary): code that counts entries from the end of `log_history` finds what it finds with `Trainer`.
+    """
 
     def __init__(self, trainer: RewardTrainer) -> None:
         self.trainer = trainer
@@ -480,7 +495,15 @@ class _EpochLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         logs = self.trainer._statistics.since_last_epoch(self.trainer.accelerator)
-        if logs:
+        if not logs:
+            return
+        entries = state.log_history
+        if entries and entries[-1]["step"] == state.global_step:
+            entries[-1].update(logs)
+            self.trainer.callback_handler.on_log(args, state, control, {**logs, "epoch": state.epoch})
+        elif control.should_training_stop or control.should_evaluate or state.global_step >= state.max_steps:
+            self.trainer._epoch_logs = logs
+        else:
             self.trainer.log(logs)
 
 

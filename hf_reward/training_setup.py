@@ -2,13 +2,14 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_reward.adapters import forget_frozen_heads, train_head_of
 from hf_reward.data_collator import DataCollatorForPreference
 from hf_reward.feature_cache import DataCollatorForFeatures
 from hf_reward.head_ensemble import add_heads, count_saved, load_heads, number_of_heads
@@ -139,7 +140,11 @@ def load_model(name: str, args: RewardConfig, quantization_config: Any | None) -
 
 
 def prepare_model(
-    model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizerBase, peft_config: PeftConfig | None
+    model: Any,
+    args: RewardConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    peft_config: PeftConfig | None,
+    new_tokens: Sequence[str] = (),
 ) -> RewardModel:
     """Check a loaded model and give it head, pad token and adapter, in place.
 
@@ -148,12 +153,14 @@ def prepare_model(
         args: Settings of the run.
         tokenizer: The prepared tokenizer.
         peft_config: An adapter to add.
+        new_tokens: Tokens that the model has not seen: see `added_tokens`.
 
     Returns:
         The model to train.
 
     Raises:
-        ValueError: If there is an adapter already, or the head would not be trained and saved.
+        ValueError: If there is an adapter already, or the head would not be trained and saved, or embeddings of new
+            tokens would not be trained.
     """
     inner = bare_model(model)
     as_reward_model(inner)
@@ -168,7 +175,11 @@ def prepare_model(
                 "(`hf_reward.merge_adapter`)."
             )
         model = add_adapter(model, peft_config)
+    if isinstance(model, PeftModel):
+        train_head_of(model)
+        forget_frozen_heads(model)
     check_head_is_trained(model)
+    _require_trained_embeddings(inner, new_tokens)
     if args.disable_dropout:
         disable_dropout(model)
     if isinstance(model, PeftModel) and args.activation_checkpointing:
@@ -354,3 +365,19 @@ def _fit_embeddings(model: RewardModel, inner: PreTrainedModel, tokenizer: PreTr
             "with `AutoModelForRewardScoring.from_pretrained(name, peft_config=...)`."
         )
     match_pad_token(inner, tokenizer)
+
+
+def added_tokens(before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens that preparing a tokenizer added to it, its pad token aside: a chat template brought them."""
+    return sorted(after.get_vocab().keys() - before.get_vocab().keys() - {str(after.pad_token)})
+
+
+def _require_trained_embeddings(model: PreTrainedModel, new_tokens: Sequence[str]) -> None:
+    """Refuse new tokens whose random embeddings would stay as they are: every text of a chat template holds them."""
+    weight: Any = model.get_input_embeddings().weight
+    if new_tokens and not weight.requires_grad:
+        raise ValueError(
+            f"The chat template brings tokens that the model has no embeddings for ({', '.join(new_tokens)}), and an "
+            "adapter or a frozen backbone would leave the new ones random. Train the whole model, or use a chat "
+            "template (`chat_template_path`) made for this model."
+        )

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_reward.architectures import has_stock_class
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
+from hf_reward.custom_code import brings_code, require_trust
 from hf_reward.probes import COARSE_TOLERANCE, HALF_TOLERANCE, differing, relative_differences, tolerance
 from hf_reward.weight_safety import refuse_pickles
 
@@ -73,6 +74,7 @@ def verify_checkpoint(
     base_model: str | None = None,
     dtypes: list[str] | None = None,
     only: Collection[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> Verification:
     """Load a folder in a fresh process with stock transformers and compare it with its record.
 
@@ -81,6 +83,7 @@ def verify_checkpoint(
         base_model: Where the base of an adapter lies now, if not where `adapter_config.json` says.
         dtypes: Compute precisions to check; by default those that rewards were recorded in.
         only: Of the ways to score (`alone`, `right`, `left`, `pipeline`) these; by default all that are possible.
+        trust_remote_code: Whether the folder's own code may run, if its model needs that.
 
     Returns:
         What was looked at: configuration, tokenizer, template, token ids, and the rewards of each probe alone, in
@@ -102,10 +105,11 @@ def verify_checkpoint(
             "bring a foreign model in with `hf-reward import`."
         )
     refuse_pickles(folder)
+    require_trust(folder, trust_remote_code)
     result = Verification(folder=str(folder))
     is_adapter = (folder / "adapter_config.json").is_file()
-    result.checks += [] if is_adapter else [_check_config(folder, record)]
-    result.checks.append(_check_tokenizer(folder, record))
+    result.checks += [] if is_adapter else [_check_config(folder, record, trust_remote_code)]
+    result.checks.append(_check_tokenizer(folder, record, trust_remote_code))
     recorded = _recorded_rewards(record, dtypes)
     made_here = _is_made_here(folder, base_model)
     if made_here:
@@ -122,7 +126,14 @@ def verify_checkpoint(
     if lost:
         detail = f"{lost} of {len(record.probes['conversations'])} were no finite numbers when the model was saved"
         result.checks.append(Check(name="recorded rewards", passed=False, detail=detail))
-    found = run_stock_scoring(folder, list(recorded), ways, base_model=base_model, with_hf_reward=made_here)
+    found = run_stock_scoring(
+        folder,
+        list(recorded),
+        ways,
+        base_model=base_model,
+        with_hf_reward=made_here,
+        trust_remote_code=trust_remote_code,
+    )
     result.checks += _compare(record, recorded, found)
     result.notes += _half_precision_notes(result.checks)
     if record.probes.get("device", "cpu") != "cpu":
@@ -139,8 +150,8 @@ def _recorded_rewards(record: CheckpointRecord, dtypes: list[str] | None) -> dic
     return {name: values for name, values in recorded.items() if dtypes is None or name in {"float32", *dtypes}}
 
 
-def _check_config(folder: Path, record: CheckpointRecord) -> Check:
-    config = AutoConfig.from_pretrained(folder)
+def _check_config(folder: Path, record: CheckpointRecord, trust_remote_code: bool) -> Check:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     wrong = []
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
@@ -154,8 +165,8 @@ def _check_config(folder: Path, record: CheckpointRecord) -> Check:
     return Check(name="config.json", passed=not wrong, detail="; ".join(wrong) or "as saved")
 
 
-def _check_tokenizer(folder: Path, record: CheckpointRecord) -> Check:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def _check_tokenizer(folder: Path, record: CheckpointRecord, trust_remote_code: bool) -> Check:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     wrong = drift(record, tokenizer)
     return Check(name="tokenizer", passed=not wrong, detail="; ".join(wrong) or "as saved")
 
@@ -163,15 +174,23 @@ def _check_tokenizer(folder: Path, record: CheckpointRecord) -> Check:
 def _is_made_here(folder: Path, base_model: str | None) -> bool:
     """Whether transformers itself lacks a classifier for the folder's architecture, or cannot stack its adapters."""
     if not (folder / "adapter_config.json").is_file():
-        return not has_stock_class(AutoConfig.from_pretrained(folder))
+        return not brings_code(folder) and not has_stock_class(AutoConfig.from_pretrained(folder))
     base = adapter_base(folder, base_model)
     if (Path(base) / "adapter_config.json").is_file():
         return True
+    if brings_code(base):
+        return False
     return not has_stock_class(AutoConfig.from_pretrained(base))
 
 
 def run_stock_scoring(
-    folder: Path, dtypes: list[str], ways: list[str], *, base_model: str | None = None, with_hf_reward: bool = False
+    folder: Path,
+    dtypes: list[str],
+    ways: list[str],
+    *,
+    base_model: str | None = None,
+    with_hf_reward: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Run `stock_scoring` on a folder in a fresh process.
 
@@ -181,6 +200,7 @@ def run_stock_scoring(
         ways: Of `stock_scoring.WAYS`.
         base_model: Where the base of an adapter lies.
         with_hf_reward: Load through hf_reward, where stock transformers cannot.
+        trust_remote_code: Whether the folder's own code may run.
 
     Returns:
         What the program printed: `input_ids`, `missing` and `rewards` by precision and way.
@@ -193,6 +213,7 @@ def run_stock_scoring(
     command = [sys.executable, "-P", str(script), str(folder), "--dtypes", *dtypes, "--ways", *ways]
     command += ["--base", base_model] if base_model else []
     command += ["--with-hf-reward"] if with_hf_reward else []
+    command += ["--trust-remote-code"] if trust_remote_code else []
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     # On the CPU: the accelerator's memory may be full of the model that is being saved.
     environment = {**os.environ, **quiet, "CUDA_VISIBLE_DEVICES": ""}

@@ -52,7 +52,7 @@ def assert_same_rewards(
         trainer.save_model(str(folder))
     else:
         folder = Path(model)
-        trainer = trainer_of(folder, **settings)
+        trainer = trainer_of(folder, rows, **settings)
     found = {
         "stock transformers": stock_rewards(folder, stock_rows or rows),
         "trainer": trainer_rewards(trainer, rows),
@@ -73,12 +73,12 @@ def assert_same_rewards(
     return expected
 
 
-def trainer_of(folder: Path, **settings: Any) -> RewardTrainer:
+def trainer_of(folder: Path, rows: Sequence[dict[str, Any]], **settings: Any) -> RewardTrainer:
     """A trainer of a saved model that formats rows as its record says, or without a limit if it has none."""
     record = CheckpointRecord.load(folder)
     known = {} if record is None else record.format
     settings = {"max_length": known.get("max_length"), "separator": known.get("separator", ""), **settings}
-    return make_trainer(folder, None, folder.parent / f"{folder.name}-trainer", **settings)
+    return make_trainer(folder, None, folder.parent / f"{folder.name}-trainer", evaluation=list(rows), **settings)
 
 
 def responses_of(row: dict[str, Any]) -> list[Any]:

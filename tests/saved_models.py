@@ -70,12 +70,19 @@ def edit_weights(path: Path, change: Any) -> None:
 
 
 def score_in_process(
-    folder: Path, dtypes: list[str], ways: list[str], *, base_model: str | None = None, with_hf_reward: bool = False
+    folder: Path,
+    dtypes: list[str],
+    ways: list[str],
+    *,
+    base_model: str | None = None,
+    with_hf_reward: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """What `run_stock_scoring` gives, from this process: a test of a process takes four seconds."""
     words = [str(folder), "--dtypes", *dtypes, "--ways", *ways]
     words += ["--base", base_model] if base_model else []
     words += ["--with-hf-reward"] if with_hf_reward else []
+    words += ["--trust-remote-code"] if trust_remote_code else []
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:

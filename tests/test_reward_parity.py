@@ -46,7 +46,7 @@ def test_ranked_lists_with_arguments_for_the_template(tmp_path):
 
 def test_a_model_that_one_way_reads_otherwise_is_noticed(make_model_folder, tmp_path, chat_pairs):
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
-    trainer = make_trainer(folder, None, tmp_path / "run")
+    trainer = make_trainer(folder, None, tmp_path / "run", evaluation=chat_pairs)
     with torch.no_grad():
         trainer.model.score.weight += 0.1
 

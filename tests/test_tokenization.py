@@ -524,7 +524,7 @@ def test_a_template_of_foreign_tokens_or_of_a_tokenizer_without_one_is_refused(
     chat_tokenizer.save_pretrained(tmp_path / "chat")
     text_tokenizer.save_pretrained(tmp_path / "text")
     with pytest.raises(ValueError, match=r"tokens that this tokenizer lacks: <\|im_start\|>, <\|im_end\|>"):
-        prepare_tokenizer(text_tokenizer, chat_template_path=str(tmp_path / "chat"))
+        require_same_template(str(tmp_path / "chat"), text_tokenizer, str(tmp_path / "chat"))
     with pytest.raises(ValueError, match="without a chat template"):
         prepare_tokenizer(chat_tokenizer, chat_template_path=str(tmp_path / "text"))
 

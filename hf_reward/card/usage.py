@@ -6,6 +6,7 @@ from typing import Any
 import transformers
 
 from hf_reward.card.facts import CardFacts, read_json
+from hf_reward.custom_code import brings_code
 
 
 def snippet_choices(facts: CardFacts) -> dict[str, Any]:
@@ -13,12 +14,16 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
     config = read_json(facts.folder / "config.json", dict)
     tokens = read_json(facts.folder / "tokenizer_config.json", dict)
     architecture = str((config.get("architectures") or [""])[0])
-    is_stock = facts.is_adapter or not architecture or hasattr(transformers, architecture)
+    own_code = brings_code(facts.folder)
+    is_stock = own_code or facts.is_adapter or not architecture or hasattr(transformers, architecture)
     has_end = not tokens or (tokens.get("eos_token") is not None and not tokens.get("add_eos_token"))
     separator = str(facts.record.format.get("separator") or "")
     pad = facts.record.pad_token_id
+    trust = ", trust_remote_code=True" if own_code else ""
     options = f', num_labels=1, problem_type="regression", pad_token_id={pad}' if facts.is_adapter else ""
     return {
+        "own_code": own_code,
+        "trust": trust,
         "id": facts.model_id,
         "served": "merged" if facts.is_adapter else facts.model_id,
         "has_id": facts.has_id,
@@ -27,7 +32,7 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
             ["prompt", *([json.dumps(separator)] if separator else []), "response"]
             + (["tokenizer.eos_token"] if has_end else [])
         ),
-        "options": options,
+        "options": options + trust,
         "is_adapter": facts.is_adapter,
         "is_stock": is_stock,
         "sglang": _sglang(architecture),

@@ -1,0 +1,53 @@
+"""Warnings of other libraries that say nothing to our users, silenced one by one where they arise."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_ROW = re.compile(r"^(\S+)\s*\|\s*(UNEXPECTED|MISSING)\s*\|", re.MULTILINE)
+_STATUS = re.compile(r"\|\s*(MISMATCH|CONVERSION)\s*\|")
+
+
+class _HeadsOnly(logging.Filter):
+    """Drops a load report that names nothing but heads: those of the language model, and the new one for rewards."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        self.backbone = f"{backbone}."
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be shown."""
+        text = _ANSI.sub("", record.getMessage())
+        keys = [key for key, _ in _ROW.findall(text)]
+        if "LOAD REPORT" not in text or not keys or _STATUS.search(text):
+            return True
+        return any(key.startswith(self.backbone) and ".pooler." not in key for key in keys)
+
+
+@contextmanager
+def without_report_of_heads(backbone: str) -> Iterator[None]:
+    """Within this, transformers does not report that a language model's head is unused and a reward head is new.
+
+    That is what loading a language model as a reward model means; `has_new_head` keeps it. A report that names a weight
+    of the backbone, or another shape, is shown.
+
+    Args:
+        backbone: Name of the backbone inside the model: `base_model_prefix`.
+    """
+    logger, silenced = logging.getLogger("transformers.modeling_utils"), _HeadsOnly(backbone)
+    logger.addFilter(silenced)
+    try:
+        yield
+    finally:
+        logger.removeFilter(silenced)
+
+
+@contextmanager
+def without_renamed_checkpointing() -> Iterator[None]:
+    """Within this, PEFT's use of an attribute that transformers renamed gives no FutureWarning; others do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield

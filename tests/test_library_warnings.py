@@ -1,0 +1,50 @@
+"""Of the warnings of other libraries exactly the irrelevant ones are silent; others of the same loggers appear."""
+
+import logging
+import warnings
+
+import pytest
+from peft import LoraConfig
+from saved_models import copied, edit_weights
+from training_runs import load
+
+from hf_reward.library_warnings import without_renamed_checkpointing, without_report_of_heads
+
+
+@pytest.mark.parametrize("arch", ["llama", "bert", "gpt2"])
+def test_a_new_head_is_not_reported(make_model_folder, caplog, arch):
+    model = load(make_model_folder(arch))
+    assert model.has_new_head
+    assert "LOAD REPORT" not in caplog.text
+
+
+def test_a_weight_of_the_backbone_is_reported(make_model_folder, tmp_path, caplog):
+    folder = copied(make_model_folder("llama"), tmp_path / "more")
+    edit_weights(
+        folder / "model.safetensors",
+        lambda tensors: tensors.update({"model.odd.weight": tensors["lm_head.weight"].clone()}),
+    )
+    load(folder)
+    assert "model.odd.weight" in caplog.text
+    assert "LOAD REPORT" in caplog.text
+
+
+def test_other_records_of_that_logger_appear(caplog):
+    logger = logging.getLogger("transformers.modeling_utils")
+    hidden = "X LOAD REPORT from: y\nlm_head.weight | UNEXPECTED | \n\x1b[1mscore.weight\x1b[0m | MISSING    | \n"
+    shown = ["something else", hidden.replace("lm_head", "model.norm"), hidden + "score.bias | MISMATCH | \n", hidden]
+    with without_report_of_heads("model"):
+        logger.warning(hidden)
+        for message in shown[:-1]:
+            logger.warning(message)
+    logger.warning(hidden)
+    assert [record.getMessage() for record in caplog.records] == shown
+
+
+def test_an_adapter_gives_no_future_warning_and_others_still_come(make_model_folder):
+    folder = make_model_folder("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        load(folder, peft_config=LoraConfig(r=2))
+    with pytest.warns(FutureWarning, match="another"), without_renamed_checkpointing():
+        warnings.warn("another thing is deprecated", FutureWarning, stacklevel=1)

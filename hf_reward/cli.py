@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_reward import cli_audit, cli_benchmark, cli_data, cli_scoring
-from hf_reward.cli_output import quiet
+from hf_reward.cli_output import folder_option, quiet
 
 app = typer.Typer(
     add_completion=False,
@@ -173,7 +173,7 @@ def export(
 @app.command(name="import")
 def import_model(
     source: Annotated[Path, typer.Option("--from", help="Folder of a reward model in another layout.")],
-    out: Annotated[Path, typer.Option("--out", help="The new folder.")],
+    out: Annotated[Path, typer.Option("--out", help="The new folder.", callback=folder_option)],
     format: Annotated[str, typer.Option(help="Its layout; `auto` recognises it.")] = "auto",
     dtype: Dtype = "float32",
     base_model: Annotated[

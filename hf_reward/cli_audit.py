@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_reward.cli_data import Columns, Layout, parse_columns
-from hf_reward.cli_output import quiet
+from hf_reward.cli_output import folder_option, quiet
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
 
@@ -18,7 +18,9 @@ def audit(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Folder or Hub id of a reward model or adapter.")] = "",
     data: Annotated[str, typer.Option(help="Held-out preference pairs: a file, folder or Hub id.")] = "",
-    out: Annotated[str, typer.Option(help="Folder for audit.json, audit.html and figures/.")] = "",
+    out: Annotated[
+        str, typer.Option(help="Folder for audit.json, audit.html and figures/.", callback=folder_option)
+    ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="A first look: 150 pairs, the main families.")] = False,
     families: Annotated[
         list[str] | None, typer.Option("--family", help="Only this family of probes, such as length; may be repeated.")
@@ -89,7 +91,9 @@ def audit(
 def compare(
     a: Annotated[Path, typer.Argument(help="Folder of one audit.")],
     b: Annotated[Path, typer.Argument(help="Folder of another audit, on the same data.")],
-    out: Annotated[str, typer.Option(help="Write comparison.json and comparison.html into this folder.")] = "",
+    out: Annotated[
+        str, typer.Option(help="Write comparison.json and comparison.html into this folder.", callback=folder_option)
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Set two audits side by side: paired differences with intervals, corrected for their number."""

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_reward.cli_output import folder_option
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -50,7 +52,7 @@ ORDERS = {
 """Name -> title and response order, as the benchmarks themselves say, without importing them for `--help`."""
 
 Model = Annotated[str, typer.Option(help="Folder or Hub id of a reward model.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for scores.jsonl and results.json.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for scores.jsonl and results.json.", callback=folder_option)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs instead of a table.")]
 MaxLength = Annotated[int | None, typer.Option(help="Another limit in tokens than the checkpoint's.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the weights: float32, bfloat16 or float16.")]

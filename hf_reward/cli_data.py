@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_reward.cli_output import folder_option
+
 Data = Annotated[str, typer.Option("--data", help="File, folder or Hub id of preference data.")]
 Columns = Annotated[
     list[str] | None,
@@ -20,7 +22,9 @@ Seed = Annotated[int, typer.Option(help="For what is drawn at random.")]
 
 def check_data(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Folder for data_report.json and data_report.html.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for data_report.json and data_report.html.", callback=folder_option)
+    ],
     eval_data: Annotated[str, typer.Option(help="Evaluation data, to find what it shares with the other.")] = "",
     tokenizer: Annotated[str, typer.Option(help="Folder or Hub id of a tokenizer, to measure lengths in tokens.")] = "",
     max_length: Annotated[int, typer.Option(help="Longest sequence in tokens, with --tokenizer.")] = 1024,
@@ -72,7 +76,7 @@ def check_data(
 
 def split(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the two files.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the two files.", callback=folder_option)],
     test_size: Annotated[
         str, typer.Option(help="Rows to hold out: a share such as 0.1, or a number of rows such as 500.")
     ] = "0.1",

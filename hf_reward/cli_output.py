@@ -21,6 +21,23 @@ def quiet() -> None:
     disable_progress_bar()
 
 
+def folder_option(value: Any) -> Any:
+    """Check the `--out` of a command that writes several files, as a callback of its option.
+
+    Args:
+        value: What was given.
+
+    Returns:
+        The same.
+
+    Raises:
+        typer.BadParameter: If it is `-`, with which other commands mean standard output.
+    """
+    if value is not None and str(value) == "-":
+        raise typer.BadParameter("several files are written, which cannot go to standard output; name a folder")
+    return value
+
+
 # --- rewards ---------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,8 @@ from hf_reward.cli_output import as_list, print_quarantine, print_ranking, print
 
 SHOWN_ROWS = 20
 """Rows that are printed where no output is named."""
+STANDARD_OUTPUT = "-"
+"""What `--out` says for rows on standard output; everything else that is said then goes to standard error."""
 QUARANTINED = 3
 """Exit code of a run that is finished, but put rows aside."""
 
@@ -22,7 +24,11 @@ Data = Annotated[
     str, typer.Option(help="A JSONL, CSV or Parquet file, a folder of them, a Hub id, or - for standard input.")
 ]
 Out = Annotated[
-    str, typer.Option(help="A .jsonl or .parquet file, or a folder for shards; without it the first rows are printed.")
+    str,
+    typer.Option(
+        help="A .jsonl or .parquet file, a folder for shards, or - for standard output (JSONL); without it the first "
+        "rows are printed."
+    ),
 ]
 Columns = Annotated[
     list[str] | None, typer.Option(help="The data's own name of a column: `response=answer`; may be repeated.")
@@ -287,20 +293,23 @@ def _score_table(
     from hf_reward.bulk import BulkSettings, parse_part, score_files
     from hf_reward.reward_scorer import RewardScorer
 
-    if not out and (part or settings["resume"] or settings["overwrite"]):
-        raise typer.BadParameter("--part, --resume and --overwrite need --out")
+    printed, rows_only = out in ("", STANDARD_OUTPUT), as_json or out == STANDARD_OUTPUT
+    if printed and (part or settings["resume"] or settings["overwrite"]):
+        raise typer.BadParameter("--part, --resume and --overwrite need a file or folder as --out")
+    if out == STANDARD_OUTPUT and settings["output_format"] not in ("", "jsonl"):
+        raise typer.BadParameter("--out - writes JSONL; for Parquet name a file: --out scored.parquet")
     rule = BulkSettings(**settings, part=parse_part(part) if part else None)
-    with _output(out) as target:
+    with _output("" if printed else out) as target:
         scorer = RewardScorer.from_pretrained(model, **options)
         report = score_files(scorer, data, target, rule)
-        if not out:
-            _print_rows(target, rule, as_json)
+        if printed:
+            _print_rows(target, rule, rows_only)
             print_quarantine(target.with_name("scored.quarantine.jsonl"), SHOWN_ROWS)
     if _is_main_process():
-        if as_json and out:
+        if as_json and not printed:
             typer.echo(json.dumps(report.to_dict(), indent=2))
         else:
-            print_summary(report, err=not out)
+            print_summary(report, err=printed)
     raise typer.Exit(QUARANTINED if report.counts.quarantined else 0)
 
 
@@ -319,15 +328,16 @@ def _is_main_process() -> bool:
     return PartialState().is_main_process
 
 
-def _print_rows(path: Path, rule: Any, as_json: bool) -> None:
-    """The rows of a run without `--out`: JSON lines for machines, the first as a table for people."""
+def _print_rows(path: Path, rule: Any, as_lines: bool) -> None:
+    """The rows of a run without a file: JSON lines for machines, the first as a table for people."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
-        if as_json:
+    if as_lines:
+        with path.open("rb") as lines:  # as they are, whatever the terminal's encoding
             for line in lines:
                 typer.echo(line, nl=False)
-            return
+        return
+    with path.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in islice(lines, SHOWN_ROWS)]
         more = sum(1 for _ in lines)
     names = {name: (rule.columns or {}).get(name, name) for name in _REQUEST_COLUMNS}

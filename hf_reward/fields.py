@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -9,29 +10,35 @@ from typing import Any
 from hf_reward.plain_values import plain
 from hf_reward.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks
 
+_ROLE = re.compile(r"(?=.{1,64}\Z)[\w.-]+( [\w.-]+)*")
+"""Templates write roles as they are, so one with a line break or a delimiter could begin another turn."""
+
 
 def read_text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
     """Text that says something, unless it need not."""
     if not isinstance(value, str):
         raise PreferenceFormatError(
-            f"`{name}` must be text, but is {_described(value)}. Correct or drop the row.", field=name
+            f"`{name}` must be text, but is {_kind(value)} {_shown(value)}. Correct or drop the row.",
+            field=name,
+            repeats=f" {_shown(value)}",
         )
     if not may_be_empty and not value.strip():
         raise PreferenceFormatError(f"`{name}` is empty. Correct or drop the row.", field=name)
     return value
 
 
-def _described(value: Any) -> str:
-    if isinstance(value, bytes):  # those that are UTF-8 were decoded before
-        return f"binary data that is not UTF-8 ({_shown(value)})"
-    return f"{type(value).__name__} {value!r}"
+def _kind(value: Any) -> str:
+    # Those that are UTF-8 were decoded before.
+    return "binary data that is not UTF-8" if isinstance(value, bytes) else type(value).__name__
 
 
 def read_messages(value: Any, name: str) -> list[Message]:
     """Messages with role and text."""
     if not isinstance(value, list) or not value:
         raise PreferenceFormatError(
-            f"`{name}` must be text or a non-empty list of messages, but is {_described(value)}.", field=name
+            f"`{name}` must be text or a non-empty list of messages, but is {_kind(value)} {_shown(value)}.",
+            field=name,
+            repeats=f" {_shown(value)}",
         )
     return [_read_message(message, name) for message in value]
 
@@ -39,6 +46,13 @@ def read_messages(value: Any, name: str) -> list[Message]:
 def _read_message(message: Any, name: str) -> Message:
     """A message with its content as text: parts joined, and empty where there are only tool calls."""
     if isinstance(message, Mapping) and isinstance(message.get("role"), str):
+        if not _ROLE.fullmatch(message["role"]):
+            raise PreferenceFormatError(
+                f"`{name}` holds the role {_shown(message['role'])}. A role is one to 64 letters, digits, single "
+                "spaces and _ - . between them.",
+                field=name,
+                repeats=f" {_shown(message['role'])}",
+            )
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             # Templates that print the content of every message would print an undefined one too.
@@ -48,8 +62,10 @@ def _read_message(message: Any, name: str) -> Message:
         if isinstance(content, str):
             return {**message, "content": content}
     raise PreferenceFormatError(
-        f"`{name}` must hold messages with `role` and `content` as text (or `tool_calls`), but holds {message!r}.",
+        f"`{name}` must hold messages with `role` and `content` as text (or `tool_calls`), but holds {_shown(message)}"
+        ".",
         field=name,
+        repeats=f", but holds {_shown(message)}",
     )
 
 
@@ -60,11 +76,12 @@ def _joined_parts(parts: list[Any], name: str) -> str:
         text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else None
-            found = f"a part of type {kind!r}" if kind else repr(part)
+            found = f"a part of type {_shown(kind)}" if kind else _shown(part)
             raise PreferenceFormatError(
                 f"`{name}` must hold parts of text ({{'type': 'text', 'text': ...}}), but holds {found}, which a "
                 "reward model of text cannot read. Correct or drop the row.",
                 field=name,
+                repeats=f", but holds {found}",
             )
         texts.append(text)
     return "".join(texts)
@@ -141,14 +158,18 @@ def read_structure(value: Any, name: str, kind: type) -> Any:
     with suppress(ValueError, RecursionError):  # text that is no JSON is refused below, with its field
         value = json.loads(value) if isinstance(value, str) else value
     if not isinstance(value, kind):
-        raise PreferenceFormatError(f"`{name}` must be a {kind.__name__} or its JSON, but is {value!r}.", field=name)
+        raise PreferenceFormatError(
+            f"`{name}` must be a {kind.__name__} or its JSON, but is {_shown(value)}.",
+            field=name,
+            repeats=f", but is {_shown(value)}",
+        )
     return value
 
 
 def read_list(value: Any, name: str) -> list[Any]:
     """A list."""
     if not isinstance(value, (list, tuple)):
-        raise PreferenceFormatError(f"`{name}` must be a list, but is {value!r}.", field=name)
+        raise PreferenceFormatError(f"`{name}` must be a list, but is {_shown(value)}.", field=name)
     return list(value)
 
 
@@ -170,7 +191,7 @@ def is_finite(value: float) -> bool:
 def _shown(value: Any) -> str:
     """A value in a message; Python refuses to write integers of thousands of digits."""
     try:
-        return repr(value)[:80]
+        return repr(value[:80] if isinstance(value, str | list) else value)[:80]
     except ValueError:
         return "an integer of thousands of digits"
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import partial
 from typing import Any
 
 Message = dict[str, Any]
@@ -16,14 +17,29 @@ Response = str | list[Message]
 class PreferenceFormatError(ValueError):
     """A row that fits no layout: says which row, which field, and what to do."""
 
-    def __init__(self, message: str, row_index: int | None = None, field: str | None = None) -> None:
+    def __init__(
+        self, message: str, row_index: int | None = None, field: str | None = None, *, repeats: str = ""
+    ) -> None:
+        """Say what is wrong.
+
+        Args:
+            message: What is required, what was found, and the remedy.
+            row_index: Number of the row.
+            field: Name of the field.
+            repeats: The part of the message that repeats data, which a server does not send back.
+        """
         where = "" if row_index is None else f"Row {row_index}: "
         super().__init__(where + message)
-        self.message, self.row_index, self.field = message, row_index, field
+        self.message, self.row_index, self.field, self.repeats = message, row_index, field, repeats
+
+    @property
+    def public_message(self) -> str:
+        """The message without data."""
+        return self.message.replace(self.repeats, "") if self.repeats else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Raised in worker processes of `datasets.map`, so it has to pickle with its arguments.
-        return type(self), (self.message, self.row_index, self.field)
+        return partial(type(self), repeats=self.repeats), (self.message, self.row_index, self.field)
 
 
 @dataclass(frozen=True, kw_only=True)

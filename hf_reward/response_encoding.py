@@ -4,7 +4,9 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import dropwhile, takewhile
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.row_remarks import remark_clauses
 from hf_reward.score_request import ScoreRequest
+from hf_reward.text_bounds import CHARACTERS_PER_TOKEN, TextBounds, characters_of, too_large
 from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_responses
 from hf_reward.tokenizer_setup import uses_text_pairs
 
@@ -33,11 +36,19 @@ class EncodedResponse:
     input_ids: list[int] = field(default_factory=list)
     token_type_ids: list[int] | None = None
     cut_tokens: int = 0
-    """Prompt tokens cut away to fit the model."""
+    """Prompt tokens cut away to fit the model; without those of a very long prompt that were never made."""
     characters: int | None = None
     """Length of the response's text, None where that is not known."""
     problem: str = ""
     """Why it cannot be scored, or empty."""
+    is_too_large: bool = False
+    """Whether that is a size at which it is not even tokenised."""
+    public_problem: str = ""
+    """The same without any of the text, for answers to other people."""
+
+    def __post_init__(self) -> None:
+        if not self.public_problem:
+            object.__setattr__(self, "public_problem", self.problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +81,12 @@ class ResponseEncoder:
                 what = "text" if request.formatted else "response"
                 problem = f"the {what} is empty; `allow_empty` (`--allow-empty`) scores it all the same"
                 found[place] = EncodedResponse(problem=problem)
+            elif problem := self._bounds.problem(request):
+                found[place] = EncodedResponse(problem=problem, is_too_large=True)
             elif request.repeats_prompt:
                 found[place] = EncodedResponse(problem=_REPEATS)
+            elif self._bounds.is_long(request):
+                found[place] = replace(self._encode_long(request), characters=request.characters)
         for formatted, encode in ((False, self._encode_rows), (True, self._encode_formatted)):
             places = [place for place, each in enumerate(found) if each is None]
             places = [place for place in places if requests[place].formatted == formatted]
@@ -88,7 +103,7 @@ class ResponseEncoder:
         for clause in remark_clauses(counts):
             logger.warning("Of %s texts to be scored, %s. This is said once.", len(rows), clause)
 
-    def _one_by_one_if_need_be(self, encode: Any, requests: list[ScoreRequest]) -> list[TokenizedRow | str]:
+    def _one_by_one_if_need_be(self, encode: Any, requests: list[ScoreRequest]) -> list[TokenizedRow | EncodedResponse]:
         """Encode all in one call; if a text stops it, find out which."""
         if not requests:
             return []
@@ -96,7 +111,7 @@ class ResponseEncoder:
             return encode(requests)
         except Exception as error:  # tokenizers and templates raise what they like at texts that they cannot take
             if len(requests) == 1:
-                return [_reason(error, requests[0])]
+                return [_refused(error, requests[0])]
         middle = len(requests) // 2  # halves, so that a few bad texts among many cost little
         return [
             tokens
@@ -105,10 +120,44 @@ class ResponseEncoder:
         ]
 
     def _encode_rows(self, requests: list[ScoreRequest]) -> list[TokenizedRow]:
-        rows = [request.as_row(conversational=self.rows == CONVERSATIONS) for request in requests]
-        if self.tokenizer.chat_template is None:
-            rows = [_as_text(row) for row in rows]
-        return tokenize_responses(rows, self.tokenizer, self.rule)
+        return tokenize_responses([self._row(request) for request in requests], *self._settings)
+
+    def _row(self, request: ScoreRequest) -> PreferenceRow:
+        row = request.as_row(conversational=self.rows == CONVERSATIONS)
+        return _as_text(row) if self.tokenizer.chat_template is None else row
+
+    def _encode_long(self, request: ScoreRequest) -> EncodedResponse:
+        """A prompt that is far too long: only what can be kept of it is tokenised, with the ids of the whole."""
+        try:
+            row = self._row(request)
+            keep = CHARACTERS_PER_TOKEN * (self.rule.max_length or 0)
+            while (short := self._bounds.shortened(row, keep)) is not None:
+                if characters_of(short.prompt) > self._bounds.whole:
+                    break
+                (tokens,) = tokenize_responses([short], *self._settings)
+                if tokens.problem:
+                    limit = self.rule.max_length
+                    return EncodedResponse(problem=f"too long: its prompt cannot be cut to fit max_length={limit}")
+                if tokens.cut_tokens:
+                    self._warn_of([tokens])
+                    return self._finish(tokens)
+                keep *= 4
+            size = characters_of(row.prompt)
+            if size > self._bounds.whole:
+                return EncodedResponse(problem=too_large("prompt", size, self._bounds.whole), is_too_large=True)
+            (tokens,) = tokenize_responses([row], *self._settings)
+            self._warn_of([tokens])
+            return self._finish(tokens)
+        except Exception as error:  # as above
+            return _refused(error, request)
+
+    @cached_property
+    def _bounds(self) -> TextBounds:
+        return TextBounds(tokenizer=self.tokenizer, rule=self.rule)
+
+    def copy(self) -> "ResponseEncoder":
+        """The same with a tokenizer of its own: tokenizers have a state, which two threads must not share."""
+        return replace(self, tokenizer=deepcopy(self.tokenizer))
 
     def _encode_formatted(self, requests: list[ScoreRequest]) -> list[TokenizedRow]:
         """Whole texts: no special token is added but the BOS with which this model's texts begin."""
@@ -134,9 +183,11 @@ class ResponseEncoder:
         ids = tokenize_responses([sample], *self._settings)[0].input_ids[0]
         return list(takewhile(lambda token: token == self.tokenizer.bos_token_id, ids))
 
-    def _finish(self, tokens: TokenizedRow | str) -> EncodedResponse:
-        if isinstance(tokens, str) or tokens.problem:
-            return EncodedResponse(problem=tokens if isinstance(tokens, str) else tokens.problem)
+    def _finish(self, tokens: TokenizedRow | EncodedResponse) -> EncodedResponse:
+        if isinstance(tokens, EncodedResponse):
+            return tokens
+        if tokens.problem:
+            return EncodedResponse(problem=tokens.problem)
         ids = list(tokens.input_ids[0])
         types = list(tokens.token_type_ids[0]) if tokens.token_type_ids else None
         if types is None:
@@ -154,9 +205,11 @@ def _as_text(row: PreferenceRow) -> PreferenceRow:
     response: Any = row.responses[0]
     turns = [*row.prompt, *response]
     if [turn["role"] for turn in turns] not in (["user", "assistant"], ["assistant"]):
+        roles = f" ({', '.join(turn['role'] for turn in turns)[:80]})"
         raise PreferenceFormatError(
-            "the model has no chat template, so it takes one question and one answer, but the roles are "
-            f"{', '.join(turn['role'] for turn in turns)}. Join the turns into one text as the model expects them."
+            f"the model has no chat template, so it takes one question and one answer, but the turns are others{roles}"
+            ". Join the turns into one text as the model expects them.",
+            repeats=roles,
         )
     contents = [turn["content"] for turn in turns]
     return PreferenceRow(prompt="".join(contents[:-1]), responses=[contents[-1]], ranks=[0])
@@ -166,10 +219,19 @@ def _ids(batch: Any) -> list[list[int]]:
     return batch["input_ids"]
 
 
-def _reason(error: Exception, request: ScoreRequest) -> str:
+def _refused(error: Exception, request: ScoreRequest) -> EncodedResponse:
     try:
         json.dumps([request.prompt, request.response], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
-        return "the text holds half a surrogate pair, which is no character; decode the data as UTF-8 again"
-    message = error.message if isinstance(error, PreferenceFormatError) else f"{type(error).__name__}: {error}"
+        problem = "the text holds half a surrogate pair, which is no character; decode the data as UTF-8 again"
+        return EncodedResponse(problem=problem)
+    if isinstance(error, PreferenceFormatError):
+        return EncodedResponse(problem=_one_line(error.message), public_problem=_one_line(error.public_message))
+    kind = type(error).__name__
+    return EncodedResponse(
+        problem=_one_line(f"{kind}: {error}"), public_problem=f"the tokenizer or the chat template failed ({kind})"
+    )
+
+
+def _one_line(message: str) -> str:
     return " ".join(message.split())[:500]

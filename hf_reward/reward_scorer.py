@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_reward.checkpoint_record import CheckpointRecord
 from hf_reward.head_ensemble import number_of_heads
 from hf_reward.preference_row import PreferenceFormatError, Prompt, Response
-from hf_reward.response_encoding import EncodedResponse
+from hf_reward.response_encoding import EncodedResponse, ResponseEncoder
 from hf_reward.reward_head import RewardModel, bare_model
 from hf_reward.score_request import (
     REQUEST_COLUMNS,
@@ -411,6 +411,10 @@ class RewardScorer:
     def encode(self, requests: Sequence[ScoreRequest], *, allow_empty: bool = False) -> list[EncodedResponse]:
         """Tokenise requests; see `ResponseEncoder.encode`."""
         return self._encoder.encode(requests, allow_empty=allow_empty)
+
+    def copy_encoder(self) -> ResponseEncoder:
+        """What tokenises for this model, for a thread of its own."""
+        return self._encoder.copy()
 
     def score_encoded(
         self, encoded: Sequence[EncodedResponse], *, show_progress: bool | None = None, every_head: bool = False

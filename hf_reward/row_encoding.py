@@ -73,7 +73,7 @@ def _encode_conversations(
     texts, remarks = [], []
     for row in rows:
         said: set[str] = set()
-        texts += [_render(row, response, tokenizer, ends, said) for response in row.responses]
+        texts += [render_response(row, response, tokenizer, ends, said) for response in row.responses]
         remarks.append(said)
     ids = encode_texts(texts, tokenizer, add_special_tokens=False)
     # A template may begin with BOS and a turn that opens with the same token: only a written BOS is one too many.
@@ -87,15 +87,34 @@ def _opening(row: PreferenceRow) -> str:
     return str(first.get("content")).lstrip()
 
 
-def _render(
+def render_response(
     row: PreferenceRow, response: Any, tokenizer: PreTrainedTokenizerBase, ends: TurnEnds, said: set[str]
 ) -> str:
+    """Format the prompt of a row and one of its responses with the chat template.
+
+    Args:
+        row: A row of messages.
+        response: The messages that follow the prompt.
+        tokenizer: A tokenizer with a chat template.
+        ends: What ends its turns.
+        said: Takes up the remarks on the text.
+
+    Returns:
+        The text.
+
+    Raises:
+        PreferenceFormatError: If the template cannot format it.
+    """
     try:
         whole: Any = [*row.prompt, *response]
         messages, had_end = ends.single(whole)
         text = render_chat(tokenizer, messages, **row.template)
     except ValueError as error:  # templates refuse roles or an order of turns that the model never saw
-        raise PreferenceFormatError(f"{error}. Correct or drop the row.") from error
+        reason = str(error.__cause__)
+        # What stands in the template is its author's; anything else could hold some of the row.
+        own = isinstance(tokenizer.chat_template, str) and reason in tokenizer.chat_template
+        repeats = "" if own else f": {reason}"
+        raise PreferenceFormatError(f"{error}. Correct or drop the row.", repeats=repeats) from error
     said |= {DOUBLED_END} if had_end else set()
     said |= {LOST_TEXT} if loses_text(text, messages, row.template.get("tools")) else set()
     return text

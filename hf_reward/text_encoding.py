@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 from tokenizers import models, normalizers
@@ -17,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-_CUT = re.compile(r" (?<=[A-Za-z,.?!] )(?=[A-Za-z])")
+CUT = re.compile(r" (?<=[A-Za-z,.?!] )(?=[A-Za-z])")
+"""A place at which a text may be cut: between two words, the second of which begins with this space."""
 _ENDS_AT_CUT = re.compile(r"[A-Za-z,.?!]\Z")
 # An added token is looked for in the text before its words are; one like these could lie across or beside a cut.
 _ADDED_AT_CUT = re.compile(r"[A-Za-z,.?!] [A-Za-z]|^ ?[A-Za-z]|[A-Za-z,.?!] ?$")
@@ -45,7 +47,7 @@ def encode_texts(
     """
     if len(texts) < _FEW or not can_be_cut(tokenizer):
         return _ids(texts, tokenizer, add_special_tokens)
-    pieces = [_CUT.split(text) for text in texts]
+    pieces = [CUT.split(text) for text in texts]
     starts = list({piece[0] for piece in pieces})
     rest = list(set(chain.from_iterable(piece[1:] for piece in pieces)))
     start_ids = dict(zip(starts, _ids(starts, tokenizer), strict=True))
@@ -79,18 +81,52 @@ def can_be_cut(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     if not isinstance(backend.normalizer, (type(None), normalizers.NFC)):
         return False
-    if any(_ADDED_AT_CUT.search(token.content) for token in tokenizer.added_tokens_decoder.values()):
+    if not is_free_of_added_tokens(tokenizer) or not pieces_keep_ids(tokenizer):
         return False
-    return all(_keeps_ids(probe, tokenizer) for probe in _PROBES)
+    # Pieces are tokenised side by side, and told apart by the space with which a token begins.
+    return all({start for start, _ in _words(probe, tokenizer)} >= set(_cuts(probe)) for probe in _PROBES)
 
 
-def _keeps_ids(probe: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether each cut of a text is the start of a word and changes no id."""
-    places = [match.start() for match in _CUT.finditer(probe)]
-    words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(probe)  # type: ignore[attr-defined]
-    pieces = [probe[start:end] for start, end in zip([0, *places], [*places, None], strict=True)]
-    whole, *cut = _ids([probe, *pieces], tokenizer)
-    return {start for _, (start, _) in words} >= set(places) and whole == [token for ids in cut for token in ids]
+def is_free_of_added_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether no added token can lie across a cut or beside it.
+
+    Args:
+        tokenizer: Any tokenizer.
+
+    Returns:
+        Whether all are made of other characters.
+    """
+    return not any(_ADDED_AT_CUT.search(token.content) for token in tokenizer.added_tokens_decoder.values())
+
+
+def pieces_keep_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether, in a few texts, no word reaches across a cut, and the pieces have the ids of the whole.
+
+    Args:
+        tokenizer: A tokenizer with a pre-tokenizer of the `tokenizers` library.
+
+    Returns:
+        Whether all of it holds.
+    """
+    for probe in _PROBES:
+        cuts = _cuts(probe)
+        if any(start < place < end for start, end in _words(probe, tokenizer) for place in cuts):
+            return False
+        pieces = [probe[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True)]
+        whole, *parts = _ids([probe, *pieces], tokenizer)
+        if whole != list(chain.from_iterable(parts)):
+            return False
+    return True
+
+
+def _cuts(text: str) -> list[int]:
+    return [match.start() for match in CUT.finditer(text)]
+
+
+def _words(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end."""
+    backend: Any = tokenizer
+    return [place for _, place in backend.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def _ids_of_pieces(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:

@@ -1,6 +1,6 @@
 """Canonical rows -> token ids per response that fit, and the length of the prefix that they share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -213,20 +213,42 @@ def _fit_conversation(
 ) -> EncodedRow | None:
     """Drop whole oldest turns, then the oldest tokens of the first turn that is left; the system turn stays."""
     assert rule.max_length is not None
-    before = encoded.longest()
+    before, limit = encoded.longest(), rule.max_length
     assert isinstance(row.prompt, list)
-    system, turns = _split_system(row.prompt)
-    current: EncodedRow | None = encoded
-    while current is not None and current.longest() > rule.max_length:
-        later = [place for place in range(1, len(turns)) if turns[place]["role"] == "user"]
-        if not later:
-            current = _cut_first_turn(row, system, turns, current.longest() - rule.max_length, tokenizer, rule)
-            break
-        turns = turns[later[0] :]
-        current = _reencode(row, [*system, *turns], tokenizer, rule)
+    system, turns = split_system(row.prompt)
+    starts = [0, *(place for place in range(1, len(turns)) if turns[place]["role"] == "user")]
+    attempts = {0: encoded}
+
+    def fits(number: int) -> bool:
+        attempts[number] = _reencode(row, [*system, *turns[starts[number] :]], tokenizer, rule)
+        return attempts[number].longest() <= limit
+
+    first = _first_that_fits(len(starts), fits)
+    current: EncodedRow | None
+    if first < len(starts):
+        current = attempts[first]
+    else:
+        excess = attempts[len(starts) - 1].longest() - limit
+        current = _cut_first_turn(row, system, turns[starts[-1] :], excess, tokenizer, rule)
     if current is not None:
         current.cut_tokens = before - current.longest()
     return current
+
+
+def _first_that_fits(count: int, fits: Callable[[int], bool]) -> int:
+    """The first of `count` numbers that fits, `count` if none does; 0 does not, and after one that fits all do.
+
+    Looked for from the end on: the last ones are the shortest, and trying each in turn would take the square of the
+    length of a conversation.
+    """
+    bad, good, step = 0, count, 1
+    while good - bad > 1:
+        number = max(good - step, bad + 1) if step else (good + bad) // 2
+        if fits(number):
+            good, step = number, 2 * step
+        else:
+            bad, step = number, 0
+    return good
 
 
 def _cut_first_turn(
@@ -257,7 +279,15 @@ def _reencode(
     return encode_rows([shortened], tokenizer, rule.separator)[0]
 
 
-def _split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+def split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The system turns at the start of a prompt, which stay whatever is cut, and the others.
+
+    Args:
+        messages: A prompt.
+
+    Returns:
+        Both parts.
+    """
     count = 0
     while count < len(messages) and messages[count]["role"] in ("system", "developer"):
         count += 1

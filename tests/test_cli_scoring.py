@@ -219,3 +219,47 @@ def test_serving_without_its_packages_says_what_to_install(call: Any, monkeypatc
     code, _, err = call("serve", "--model", "m")
     assert code == 1
     assert "pip install 'hf_reward[serve]'" in err
+
+
+def test_rows_go_to_standard_output_and_everything_else_does_not(
+    call: Any, model: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more_rows = [{"prompt": "é", "response": "\u2028é"}, {"prompt": "a", "response": ""}]
+    data = jsonl(tmp_path / "rows.jsonl", [*ROWS, *more_rows])
+    before = set(tmp_path.iterdir())
+    for more in ([], ["--json"]):
+        code, out, err = call("score", "--model", model, "--data", data, "--out", "-", *more)
+        assert code == 3
+        assert "4 of 5 rows scored" in err
+        assert "rows.jsonl:4" in err
+        call("score", "--model", model, "--data", data, "--out", tmp_path / "out.jsonl", "--overwrite")
+        assert out == (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+    lists = jsonl(tmp_path / "lists.jsonl", LISTS)
+    code, out, _ = call("rank", "--model", model, "--data", lists, "--out", "-")
+    assert code == 0
+    assert len([json.loads(line)["best"] for line in out.splitlines()]) == len(LISTS)
+    for words in (["--resume"], ["--overwrite"], ["--part", "0/2"], ["--output-format", "parquet"]):
+        code, out, err = call("score", "--model", model, "--data", data, "--out", "-", *words)
+        assert (code, out) == (2, "")
+    files = {path.name for path in set(tmp_path.iterdir()) - before}
+    assert files == {"out.jsonl", "out.jsonl.manifest.json", "out.quarantine.jsonl", "lists.jsonl"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["audit", "--model", "m", "--data", "d", "--out", "-"],
+        ["audit", "compare", "a", "b", "--out", "-"],
+        ["benchmark", "llmbar", "--model", "m", "--out", "-"],
+        ["check-data", "--data", "d", "--out", "-"],
+        ["split", "--data", "d", "--out", "-"],
+        ["import", "--from", "f", "--out", "-"],
+    ],
+)
+def test_folders_cannot_go_to_standard_output(call: Any, words: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert "name a folder" in err
+    assert not list(tmp_path.iterdir())

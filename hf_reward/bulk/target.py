@@ -104,6 +104,8 @@ def choose_target(out: str | Path, output_format: str, tables: Sequence[Table], 
         ValueError: If the name is that of a file of another kind, or of one of the inputs.
     """
     path = Path(out)
+    if str(out) == "-":
+        raise ValueError("The output '-' is no file: only `hf-reward score` and `rank` write to standard output.")
     if path.suffix in _NO_OUTPUT and not path.is_dir():
         raise ValueError(f"The output {path} must be a .jsonl or .parquet file, or a folder of such files.")
     sources = [Path(source) for table in tables if (source := getattr(table, "path", None)) is not None]

@@ -1,5 +1,6 @@
 """A scorer and settings -> the ASGI application."""
 
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -58,7 +59,7 @@ async def _refuse(request: Request, error: Any) -> Response:
 async def _refuse_body(request: Request, error: Any) -> Response:
     """Say what is wrong with a body, without repeating what was in it."""
     problems = error.errors()
-    if "json" not in request.headers.get("content-type", ""):
+    if not _is_json(request.headers.get("content-type", "")):
         return ApiError(415, "not_json", "Send JSON, with the header `Content-Type: application/json`.").response()
     if any(each["type"] == "json_invalid" for each in problems):
         return ApiError(400, "invalid_json", f"The body is no JSON: {problems[0]['ctx']['error']}.").response()
@@ -66,8 +67,19 @@ async def _refuse_body(request: Request, error: Any) -> Response:
     return ApiError(422, "invalid_body", f"The body does not fit {request.url.path}: {message}.").response()
 
 
+def _is_json(content_type: str) -> bool:
+    """Whether a media type is one that the framework parses as JSON."""
+    kind, _, form = content_type.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and (form == "json" or form.endswith("+json"))
+
+
+_NAME = re.compile(r"[A-Za-z_][\w\[\],-]{0,39}")
+"""What the name of a field can be; anything else that stands in its place is not repeated."""
+
+
 def _described(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"] if part != "body")
+    parts = [str(part) for part in problem["loc"] if part != "body"]
+    place = ".".join(part if part.isdecimal() or _NAME.fullmatch(part) else "?" for part in parts)
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 

@@ -2,7 +2,8 @@
 
 An idle model takes a request at once. While it computes, others queue up, so the batches grow by themselves as the
 load does, up to a budget of tokens. The oldest request always goes first, and those with the same beginning go with it,
-because a shared beginning is computed once. Knows nothing of HTTP or of torch.
+because a shared beginning is computed once. A request of several batches gets one of them at a time, in turn. Knows
+nothing of HTTP or of torch.
 """
 
 import asyncio
@@ -144,17 +145,21 @@ class Batcher(Generic[RowType]):
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         # One thread too: tokenizers of transformers have a state that two threads would change under each other.
         self._encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="large-tokenizer")
         self._tokens_per_second = 0.0
         self.waiting_rows = 0
         self.waiting_tokens = 0
         self.failures_in_a_row = 0
 
-    async def submit(self, encode: Callable[[], list[Ticket[RowType]]], rows: int) -> list[Outcome]:
+    async def submit(
+        self, encode: Callable[[], list[Ticket[RowType]]], rows: int, *, is_large: bool = False
+    ) -> list[Outcome]:
         """Tokenise a request, queue it, and wait for its rewards. Cancelling drops what the model has not begun.
 
         Args:
             encode: Makes the rows; called in a thread. What it raises is raised here.
             rows: How many it makes.
+            is_large: Whether that takes long: then it is done in another thread, where no small request waits for it.
 
         Returns:
             A reward or a reason for each row, in their order.
@@ -169,7 +174,8 @@ class Batcher(Generic[RowType]):
         self._require_room("rows", rows, self.waiting_rows, self.limits.max_queue_rows)
         self.waiting_rows += rows
         try:
-            tickets = await loop.run_in_executor(self._encoder_thread, encode)
+            thread = self._large_thread if is_large else self._encoder_thread
+            tickets = await loop.run_in_executor(thread, encode)
             self._require_room("tokens", _tokens(tickets), self.waiting_tokens, self.limits.max_queue_tokens)
         except BaseException:
             self.waiting_rows -= rows
@@ -192,19 +198,33 @@ class Batcher(Generic[RowType]):
         if self._worker is not None:
             await self._worker
         self._encoder_thread.shutdown()
+        self._large_thread.shutdown()
         self._model_thread.shutdown()
 
     def _require_room(self, unit: str, wanted: int, waiting: int, limit: int) -> None:
         if self._closing:
             raise ClosedError("The server is shutting down.")
+        self.require_possible(unit, wanted)
+        if waiting + wanted > limit:
+            seconds = self.waiting_tokens / self._tokens_per_second if self._tokens_per_second else 1
+            raise QueueFullError(min(60, max(1, math.ceil(seconds))))
+
+    def require_possible(self, unit: str, wanted: int) -> None:
+        """Stop at a request that would not fit the empty queue.
+
+        Args:
+            unit: "rows" or "tokens".
+            wanted: How many of them it has, so far as is known.
+
+        Raises:
+            RequestTooLargeError: If they are too many.
+        """
+        limit = self.limits.max_queue_rows if unit == "rows" else self.limits.max_queue_tokens
         if wanted > limit:
             raise RequestTooLargeError(
                 f"The request has {wanted} {unit}, and the queue holds {limit} (`--max-queue-{unit}`). "
                 "Send fewer rows at a time."
             )
-        if waiting + wanted > limit:
-            seconds = self.waiting_tokens / self._tokens_per_second if self._tokens_per_second else 1
-            raise QueueFullError(min(60, max(1, math.ceil(seconds))))
 
     def _start(self) -> None:
         self._wake.set()
@@ -229,7 +249,10 @@ class Batcher(Generic[RowType]):
         for job in chain.from_iterable(families.values()):
             if not self._add(job, batch):
                 break
-        self._queue = deque(job for job in self._queue if job.started < len(job.tickets))
+        # A request that does not fit one batch goes to the end for its next: others need not wait for all of it.
+        waiting = [job for job in self._queue if job.started < len(job.tickets)]
+        served = {id(part.job) for part in batch.parts}
+        self._queue = deque(sorted(waiting, key=lambda job: id(job) in served))
         return batch
 
     def _add(self, job: _Job[RowType], batch: _Batch[RowType]) -> bool:

@@ -107,12 +107,13 @@ def no_room(retry_after: int) -> ApiError:
     return ApiError(429, "queue_full", message, headers={"Retry-After": str(retry_after)})
 
 
-def unscorable(rows: Sequence[Mapping[str, Any]], total: int) -> ApiError:
+def unscorable(rows: Sequence[Mapping[str, Any]], total: int, *, is_too_large: bool = False) -> ApiError:
     """Some rows of a request have no reward.
 
     Args:
         rows: `index` and `reason` of each.
         total: Rows of the request.
+        is_too_large: Whether some have texts that are too large to be tokenised.
 
     Returns:
         The error.
@@ -120,4 +121,5 @@ def unscorable(rows: Sequence[Mapping[str, Any]], total: int) -> ApiError:
     first = rows[0]
     place = f"Row {first['index']}" + (f", response {first['response']}" if "response" in first else "")
     more = f" ({len(rows)} of {total} rows cannot be scored; all are in `rows`)" if len(rows) > 1 else ""
-    return ApiError(422, "unscorable", f"{place} cannot be scored: {first['reason']}{more}", rows=rows)
+    status, kind = (413, "too_large") if is_too_large else (422, "unscorable")
+    return ApiError(status, kind, f"{place} cannot be scored: {first['reason']}{more}", rows=rows)

@@ -1,7 +1,7 @@
 """The bodies of requests: our own, OpenRLHF's and vLLM's."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,11 +10,24 @@ from hf_reward.preference_row import PreferenceFormatError
 from hf_reward.score_request import ScoreRequest, request_from_messages, request_from_text, requests_of_row
 from hf_reward.serving.errors import unscorable
 
-Text = str | list[dict[str, Any]]
+ItemType = TypeVar("ItemType")
+
+Listed = Annotated[list[ItemType], Field(fail_fast=True)]
+"""A list whose check ends at the first wrong item: a million of them would make a million errors."""
+
+Messages = Listed[dict[str, Any]]
+
+Text = str | Messages
 """Text, or messages."""
 
 
-class _Ours(BaseModel):
+class _Strict(BaseModel):
+    """A body whose values have the types of JSON that are asked for: `true` is no token id and "1" no boolean."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Ours(_Strict):
     """A body in which an unknown field is an error: one that is misspelt would change a reward in silence."""
 
     model_config = ConfigDict(extra="forbid")
@@ -25,10 +38,10 @@ class Row(_Ours):
 
     prompt: Text | None = None
     response: Text | None = None
-    responses: list[Text] | None = None
-    messages: list[dict[str, Any]] | None = None
+    responses: Listed[Text] | None = None
+    messages: Messages | None = None
     text: str | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Messages | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def requests(self) -> list[ScoreRequest]:
@@ -50,7 +63,7 @@ class Row(_Ours):
 class ScoreBody(Row):
     """Body of `/score`: a row, or `items`, a list of rows."""
 
-    items: list[Row] | None = None
+    items: Listed[Row] | None = None
     allow_empty: bool = False
 
     def groups(self) -> list[list[ScoreRequest]]:
@@ -69,19 +82,19 @@ class RankRow(_Ours):
     """A prompt and the responses to rank."""
 
     prompt: Text
-    responses: list[Text] = Field(min_length=1)
+    responses: Listed[Text] = Field(min_length=1)
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Messages | None = None
 
 
 class RankBody(_Ours):
     """Body of `/rank`: a prompt and its responses, or `items`, a list of these."""
 
     prompt: Text | None = None
-    responses: list[Text] | None = Field(default=None, min_length=1)
+    responses: Listed[Text] | None = Field(default=None, min_length=1)
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    items: list[RankRow] | None = None
+    tools: Messages | None = None
+    items: Listed[RankRow] | None = None
     allow_empty: bool = False
 
     @model_validator(mode="after")
@@ -119,16 +132,16 @@ def _requests(row: Row, index: int, total: int) -> list[ScoreRequest]:
     try:
         return row.requests()
     except PreferenceFormatError as error:
-        raise unscorable([{"index": index, "reason": error.message}], total) from error
+        raise unscorable([{"index": index, "reason": error.public_message}], total) from error
 
 
 # --- other programs' -------------------------------------------------------------------------------------------------
 
 
-class OpenRlhfBody(BaseModel):
+class OpenRlhfBody(_Strict):
     """Body of OpenRLHF's `/get_reward`. `query` holds prompt and response as the policy formatted them."""
 
-    query: list[str] | str
+    query: Listed[str] | str
     prompts: list[Any] | None = None
     labels: list[Any] | None = None
 
@@ -137,12 +150,12 @@ class OpenRlhfBody(BaseModel):
         return [request_from_text(text) for text in ([self.query] if isinstance(self.query, str) else self.query)]
 
 
-class ClassifyBody(BaseModel):
+class ClassifyBody(_Strict):
     """Body of vLLM's `/classify`. Fields that neither change a reward nor its form are accepted and not read."""
 
     model: str | None = None
-    input: str | list[str] | list[int] | list[list[int]] | None = None
-    messages: list[dict[str, Any]] | None = None
+    input: str | Listed[str] | Listed[int] | Listed[Listed[int]] | None = None
+    messages: Messages | None = None
     use_activation: bool | None = None
     """Accepted: the activation of a model whose `problem_type` is "regression" is the identity, in vLLM too."""
     add_special_tokens: bool | None = None
@@ -188,6 +201,6 @@ class ClassifyBody(BaseModel):
                 options = read_template_options({"chat_template_kwargs": self.chat_template_kwargs})
                 return [request_from_messages(self.messages, template=options)]
             except PreferenceFormatError as error:
-                raise unscorable([{"index": 0, "reason": error.message}], 1) from error
+                raise unscorable([{"index": 0, "reason": error.public_message}], 1) from error
         given: Any = self.input
         return [request_from_text(text) for text in ([given] if isinstance(given, str) else given)]

@@ -50,7 +50,7 @@ async def classify(body: ClassifyBody, request: Request) -> StrictJSON:
     """What vLLM answers for a one-label regression model: the "probability" is the reward itself."""
     service = _service(request)
     if body.model not in (None, service.name):
-        raise ApiError(404, "not_found", f"There is no model {body.model!r} here; this server has {service.name!r}.")
+        raise ApiError(404, "not_found", f"There is no such model here; this server has {service.name!r}.")
     ids = body.token_ids()
     scored = await _score(request, body.requests() if ids is None else [], ids)
     return StrictJSON(

@@ -1,7 +1,7 @@
 """Requests -> rewards, through the queue: what every endpoint does once its body is understood."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from hf_reward.serving.batcher import (
 from hf_reward.serving.errors import ApiError, unscorable
 from hf_reward.serving.metrics import Metrics
 from hf_reward.serving.settings import ServerSettings
+from hf_reward.text_bounds import request_characters
 
 _UNWELL_AFTER = 3
 """Batches that fail in a row before the server says that it is unwell: a broken CUDA context does not mend itself."""
@@ -35,6 +36,10 @@ _UNWELL_AFTER = 3
 _KIN_TOKENS = 64
 """Texts whose first tokens are the same go into one batch, if they can: most probably they share the whole prompt, and
 a shorter one is not worth waiting for. It must reach past what a chat template puts in front of every prompt."""
+
+_LARGE_CHARACTERS = 64 * 2**10
+"""Characters of a request, each prompt as often as it is tokenised, above which small ones do not wait for it."""
+_PART_CHARACTERS = 2**20
 
 Result = TypeVar("Result")
 
@@ -51,9 +56,9 @@ class Scored:
 class UnscorableError(ValueError):
     """Rows without a reward: place -> reason."""
 
-    def __init__(self, problems: dict[int, str], total: int) -> None:
+    def __init__(self, problems: dict[int, str], total: int, *, is_too_large: bool = False) -> None:
         super().__init__(f"{len(problems)} of {total} rows cannot be scored.")
-        self.problems, self.total = problems, total
+        self.problems, self.total, self.is_too_large = problems, total, is_too_large
 
 
 class RewardService:
@@ -72,6 +77,7 @@ class RewardService:
         config = bare_model(scorer.model).config
         self.label = (getattr(config, "id2label", None) or {}).get(0)
         self._position_limit = position_limit(config)
+        self._large_encoder = scorer.copy_encoder()
         self.metrics = Metrics()
         limits = QueueLimits(
             batch_tokens=settings.batch_tokens or scorer.batch_tokens,
@@ -102,7 +108,14 @@ class RewardService:
             UnscorableError: If one of them has no reward.
             ApiError: If the queue or the model cannot take them.
         """
-        return await self._score(lambda: self.scorer.encode(requests, allow_empty=allow_empty), len(requests))
+        is_large = sum(map(request_characters, requests)) > _LARGE_CHARACTERS
+        encoder = self._large_encoder if is_large else self.scorer
+
+        def encode() -> Iterator[list[EncodedResponse]]:
+            for part in _parts(requests):
+                yield encoder.encode(part, allow_empty=allow_empty)
+
+        return await self._score(encode, len(requests), is_large)
 
     async def score_token_ids(self, sequences: Sequence[list[int]]) -> Scored:
         """Score sequences of token ids as they are.
@@ -118,21 +131,25 @@ class RewardService:
             ApiError: If the queue or the model cannot take them.
         """
         limit = self._position_limit
-        return await self._score(lambda: [_checked(ids, limit) for ids in sequences], len(sequences))
+        is_large = sum(map(len, sequences)) > _LARGE_CHARACTERS
+        return await self._score(lambda: [[_checked(ids, limit) for ids in sequences]], len(sequences), is_large)
 
-    async def _score(self, encode: Callable[[], list[EncodedResponse]], rows: int) -> Scored:
+    async def _score(self, encode: Callable[[], Iterable[list[EncodedResponse]]], rows: int, is_large: bool) -> Scored:
         tokens = 0
 
         def tickets() -> list[Ticket[EncodedResponse]]:
             nonlocal tokens
-            encoded = encode()
-            problems = {place: each.problem for place, each in enumerate(encoded) if each.problem}
+            encoded: list[EncodedResponse] = []
+            for part in encode():
+                encoded += part
+                tokens += sum(len(each.input_ids) for each in part)
+                self.batcher.require_possible("tokens", tokens)
+            problems = {place: each.public_problem for place, each in enumerate(encoded) if each.problem}
             if problems:
-                raise UnscorableError(problems, rows)
-            tokens = sum(len(each.input_ids) for each in encoded)
+                raise UnscorableError(problems, rows, is_too_large=any(each.is_too_large for each in encoded))
             return [Ticket(each, len(each.input_ids), tuple(each.input_ids[:_KIN_TOKENS])) for each in encoded]
 
-        outcomes = await _explained(self.batcher.submit(tickets, rows))
+        outcomes = await _explained(self.batcher.submit(tickets, rows, is_large=is_large))
         problems = {place: each for place, each in enumerate(outcomes) if isinstance(each, str)}
         if problems:
             raise UnscorableError(problems, rows)
@@ -147,6 +164,19 @@ class RewardService:
             raise
         rewards = result.rewards.tolist()
         return [result.problems[place] if place in result.problems else rewards[place] for place in range(len(rows))]
+
+
+def _parts(requests: Sequence[ScoreRequest]) -> Iterator[list[ScoreRequest]]:
+    """Cut a request into parts that are tokenised at once: what a tokenizer holds takes many times its text."""
+    part, size = [], 0
+    for request in requests:
+        if part and size > _PART_CHARACTERS:
+            yield part
+            part, size = [], 0
+        part.append(request)
+        size += request_characters(request)
+    if part:
+        yield part
 
 
 def _checked(ids: list[int], limit: int | None) -> EncodedResponse:
@@ -222,4 +252,4 @@ def by_row(error: UnscorableError, sizes: Sequence[int] | None = None) -> ApiErr
         inner = [[{"response": place} if size > 1 else {} for place in range(size)] for size in sizes]
         where = [{"index": item, **each} for item, places in enumerate(inner) for each in places]
     rows = [{**where[place], "reason": reason} for place, reason in sorted(error.problems.items())]
-    return unscorable(rows, error.total)
+    return unscorable(rows, error.total, is_too_large=error.is_too_large)

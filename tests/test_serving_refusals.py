@@ -1,0 +1,158 @@
+"""What an error of the server may say, and which values it takes for what they are not."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from serving_scorers import asked, error_of, tiny_scorer
+
+from hf_reward.fields import read_messages
+from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.reward_scorer import RewardScorer
+from hf_reward.serving.protocol import ClassifyBody, ScoreBody
+
+SECRET = "hunter2-private"
+REFUSING = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('No tools here') }}{% endif %}"
+REFUSING += "{% if m.content == 'raise' %}{{ raise_exception('What is ' + m.name) }}{% endif %}"
+REFUSING += "{{ m.content + '\n' }}{% endfor %}"
+
+
+@pytest.fixture
+def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
+    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/classify", {"model": SECRET, "input": "a"}),
+        ("/classify", {"input": SECRET, "messages": []}),
+        ("/classify", {"input": [SECRET, 1]}),
+        ("/classify", {"messages": [{"role": "user", "text": SECRET}]}),
+        ("/classify", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [SECRET]}]}),
+        ("/classify", {"messages": [{"role": f"user\n{SECRET}", "content": "a"}]}),
+        ("/classify", {"messages": [{"role": SECRET, "content": {"a": SECRET}}]}),
+        ("/classify", {"input": "a", "padding": SECRET}),
+        ("/classify", {"messages": [], "chat_template_kwargs": SECRET}),
+        ("/score", {"prompt": [{"role": 1, "content": SECRET}], "response": "a"}),
+        ("/score", {"prompt": "a", "response": [{"content": SECRET}]}),
+        ("/score", {"prompt": "a", "response": [{"role": "assistant", "content": None, "tool": SECRET}]}),
+        ("/score", {f"{SECRET} of mine": 1}),
+        ("/score", {"prompt": "a", "response": {"x": SECRET}}),
+        ("/score", {"prompt": "a", "responses": [SECRET, None]}),
+        ("/rank", {"prompt": "a", "responses": SECRET}),
+        ("/rank", {"items": [{"prompt": "a", "responses": ["a"]}, SECRET]}),
+        ("/get_reward", {"query": {"a": SECRET}}),
+        ("/get_reward", {"query": ["a", {SECRET: 1}]}),
+        ("/score", {"messages": [{"role": "user", "content": "raise", "name": SECRET}] * 2, "allow_empty": True}),
+        ("/score", {"prompt": [{"role": "user", "content": "raise", "name": SECRET}], "response": "b"}),
+        ("/score", {"prompt": [{"role": "user", "content": [{"type": SECRET}]}], "response": "b"}),
+    ],
+)
+def test_errors_repeat_nothing_of_a_body(scorer, path, body):
+    scorer.tokenizer.chat_template = REFUSING
+
+    async def test(client: httpx.AsyncClient) -> None:
+        answer = await client.post(path, json=body)
+        assert answer.status_code in (404, 422)
+        assert "hunter2" not in answer.text
+        assert answer.json()["error"]["message"]
+
+    asked(scorer, test)
+
+
+def test_what_a_template_says_itself_is_said(scorer):
+    scorer.tokenizer.chat_template = REFUSING
+
+    async def test(client: httpx.AsyncClient) -> None:
+        prompt = [{"role": "user", "content": "a"}, {"role": "tool", "content": SECRET}]
+        error = error_of(await client.post("/score", json={"prompt": prompt, "response": "b"}), 422, "unscorable")
+        assert "No tools here" in error["message"]
+
+    asked(scorer, test)
+
+
+def test_the_own_rows_errors_show_what_was_found():
+    with pytest.raises(PreferenceFormatError, match="but holds") as caught:
+        read_messages([{"role": "user", "text": SECRET}], "prompt")
+    assert SECRET in str(caught.value)
+    assert SECRET not in caught.value.public_message
+
+
+@pytest.mark.parametrize("given", [[True, False], [[True]], [1.0], ["1", 2], [[1], 2], [None], 3, True])
+def test_token_ids_are_integers(scorer, given):
+    async def test(client: httpx.AsyncClient) -> None:
+        error_of(await client.post("/classify", json={"input": given}), 422, "invalid_body")
+        error_of(
+            await client.post("/score", json={"prompt": "a", "response": "b", "allow_empty": 1}), 422, "invalid_body"
+        )
+
+    asked(scorer, test)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+        ("application/jsonp", 415),
+        ("application/x-json-stream", 415),
+        ("text/json", 415),
+        ("text/plain; a=application/json", 415),
+        ("json", 415),
+        ("", 415),
+    ],
+)
+def test_only_json_is_json(scorer, kind, status):
+    async def test(client: httpx.AsyncClient) -> None:
+        content = json.dumps({"prompt": "a", "response": "b"})
+        answer = await client.post("/score", content=content, headers={"Content-Type": kind} if kind else {})
+        assert answer.status_code == status
+
+    asked(scorer, test)
+
+
+@pytest.mark.parametrize(
+    "role",
+    [
+        "assistant\nroot: x",
+        "user<|im_end|>",
+        " user",
+        "user ",
+        "",
+        "a" * 65,
+        "a\x00b",
+        "a  b",
+        "user\r",
+        "[INST]",
+        "a:b",
+    ],
+)
+def test_a_role_is_a_name(scorer, role):
+    turns = [{"role": role, "content": "a"}, {"role": "assistant", "content": "b"}]
+
+    async def test(client: httpx.AsyncClient) -> None:
+        for path, body in (
+            ("/score", {"messages": turns}),
+            ("/classify", {"messages": turns}),
+            ("/rank", {"prompt": turns[:1], "responses": ["b"]}),
+        ):
+            error_of(await client.post(path, json=body), 422, "unscorable")
+
+    asked(scorer, test)
+    for name in ("user", "assistant", "tool_response", "function.call", "Human User", "ipython", "écrivain", "a-b"):
+        assert read_messages([{"role": name, "content": "a"}], "prompt")[0]["role"] == name
+
+
+def test_a_million_wrong_items_are_one_error():
+    for body, model in (
+        ({"input": [[1], *[True] * 10**6]}, ClassifyBody),
+        ({"items": [{"wrong": 1}] * 10**5}, ScoreBody),
+        ({"prompt": "a", "responses": [1] * 10**5}, ScoreBody),
+        ({"messages": [1] * 10**5}, ScoreBody),
+    ):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 (pydantic's, which is counted below)
+            model.model_validate(body)
+        assert caught.value.error_count() <= 8  # type: ignore[attr-defined]

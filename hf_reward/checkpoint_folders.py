@@ -10,15 +10,18 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from hf_reward.bulk.durable_file import sync_folder
+from hf_reward.file_identity import content_hash
+from hf_reward.weight_safety import non_finite_in_file
 
 logger = logging.getLogger(__name__)
 
 LIST_FILE = "checkpoint_files.json"
-"""In a checkpoint: the size in bytes of each of its files."""
+"""In a checkpoint: the size in bytes of each of its files (`files`), and a hash of its content (`xxh3_128`)."""
+_HASHES = "xxh3_128"
 _STATE_FILE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _STAGING, _REPLACED, _REMOVED = ".unfinished-", ".replaced-", ".removed-"
@@ -36,8 +39,12 @@ def publish(staged: Path, final: Path) -> None:
         staged: The written folder, on the same disk.
         final: Its name from now on; a checkpoint that is there is replaced.
     """
-    sizes = {str(path.relative_to(staged)): path.stat().st_size for path in _files(staged)}
-    (staged / LIST_FILE).write_text(json.dumps({"files": sizes}, indent=2) + "\n", encoding="utf-8")
+    paths = {str(path.relative_to(staged)): path for path in _files(staged)}
+    listed = {
+        "files": {name: path.stat().st_size for name, path in paths.items()},
+        _HASHES: {name: content_hash(path) for name, path in paths.items()},
+    }
+    (staged / LIST_FILE).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
     for path in _files(staged):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -76,17 +83,18 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=_step)
 
 
-def newest_whole(run: Path) -> Path | None:
-    """The checkpoint with the highest step that is whole; those passed over are named in a warning.
+def newest_whole(folders: Sequence[Path], problem_of: Callable[[Path], str | None] | None = None) -> Path | None:
+    """The last of some checkpoints that is whole; those passed over are named in a warning.
 
     Args:
-        run: The output folder.
+        folders: Checkpoints by their steps.
+        problem_of: What a checkpoint lacks, None if nothing; by default `why_not_whole`.
 
     Returns:
         Its folder, None if there is none.
     """
-    for folder in reversed(checkpoints(run)):
-        problem = why_not_whole(folder)
+    for folder in reversed(folders):
+        problem = (problem_of or why_not_whole)(folder)
         if problem is None:
             return folder
         logger.warning("%s is passed over: %s. An earlier checkpoint is looked for.", folder, problem)
@@ -94,10 +102,11 @@ def newest_whole(run: Path) -> Path | None:
 
 
 def why_not_whole(folder: Path) -> str | None:
-    """What a checkpoint lacks, None if it is whole.
+    """What is wrong with a checkpoint, None if it is whole and sound. Reads all of its files.
 
-    One that we wrote lists its files. Of one that `Trainer` wrote itself, the state, which it writes last, has to be
-    there, and each weight and optimizer file has to end where its own header says.
+    One that we wrote lists its files with sizes and hashes (those of earlier versions without hashes). Of one that
+    `Trainer` wrote itself, the state, which it writes last, has to be there, and each weight and optimizer file has to
+    end where its own header says. The weights of both have to be finite, as far as they are safetensors.
 
     Args:
         folder: The checkpoint.
@@ -118,8 +127,10 @@ def why_not_whole(folder: Path) -> str | None:
     if match and int(match[1]) != step:
         return f"its {_STATE_FILE} is of step {step}"
     if (folder / LIST_FILE).is_file():
-        return _difference_from_list(folder)
-    return next((f"{path.name} is cut off" for path in _files(folder) if _is_cut_off(path)), None)
+        problem = _difference_from_list(folder)
+    else:
+        problem = next((f"{path.name} is cut off" for path in _files(folder) if _is_cut_off(path)), None)
+    return problem or _not_finite(folder)
 
 
 def remove_old(run: Path, limit: int | None, keep: Collection[Path]) -> None:
@@ -147,15 +158,24 @@ def remove_old(run: Path, limit: int | None, keep: Collection[Path]) -> None:
 
 def _difference_from_list(folder: Path) -> str | None:
     try:
-        listed = json.loads((folder / LIST_FILE).read_text(encoding="utf-8"))["files"].items()
-    except (ValueError, KeyError, AttributeError):
+        listed = json.loads((folder / LIST_FILE).read_text(encoding="utf-8"))
+        sizes, hashes = dict(listed["files"]), dict(listed.get(_HASHES, {}))
+    except (ValueError, KeyError, AttributeError, TypeError):
         return f"its {LIST_FILE} cannot be read"
-    for name, size in listed:
+    for name, size in sizes.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    changed = (name for name, known in hashes.items() if content_hash(folder / name) != known)
+    return next((f"the content of {name} has changed since it was saved" for name in changed), None)
+
+
+def _not_finite(folder: Path) -> str | None:
+    for path in _files(folder):
+        if path.suffix == ".safetensors" and (names := non_finite_in_file(path)):
+            return f"{path.name} holds weights that are not finite ({names[0]} and {len(names) - 1} others)"
     return None
 
 

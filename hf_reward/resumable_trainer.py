@@ -3,15 +3,17 @@
 `checkpoint_folders` knows the folders, `stop_signal` the signal; here they meet `Trainer`.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
@@ -26,7 +28,11 @@ from hf_reward.checkpoint_folders import (
     why_not_whole,
 )
 from hf_reward.hub_trainer import HubTrainer
+from hf_reward.run_fingerprint import FILE as FINGERPRINT_FILE
+from hf_reward.run_fingerprint import require_same_run, run_fingerprint
+from hf_reward.run_lock import require_held, run_lock
 from hf_reward.stop_signal import StopSignal
+from hf_reward.weight_safety import non_finite
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +46,7 @@ class ResumableTrainer(HubTrainer):
     _staging: Path | None = None
     _stop_signal: StopSignal | None = None
     _saved_step = -1
+    _fingerprint: dict[str, Any] | None = None
 
     def train(
         self,
@@ -64,14 +71,16 @@ class ResumableTrainer(HubTrainer):
             SystemExit: With code 143 after SIGTERM, when a checkpoint of the step is saved.
         """
         self._saved_step = -1
-        resume = self._checkpoint_to_resume(resume_from_checkpoint)
-        first = (
-            None if resume is None else TrainerState.load_from_json(str(Path(resume) / TRAINER_STATE_NAME)).global_step
-        )
-        self._stop_signal = StopSignal()
-        with self._stop_signal:
-            output = super().train(resume, trial, ignore_keys_for_eval)
-            self._stop_if_asked(self.model_wrapped, trial)
+        with self._alone_in_output_dir():
+            if self.args.process_index == 0:
+                model: Any = self.model
+                self._fingerprint = run_fingerprint(self.args, model, self.train_dataset, self.eval_dataset)
+            resume = self._checkpoint_to_resume(resume_from_checkpoint)
+            first = None if resume is None else self._step_of(resume)
+            self._stop_signal = StopSignal()
+            with self._stop_signal:
+                output = super().train(resume, trial, ignore_keys_for_eval)
+                self._stop_if_asked(self.model_wrapped, trial)
         return output if first is None else _since_resume(output, first)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -106,8 +115,36 @@ class ResumableTrainer(HubTrainer):
                 "checkpoint in `resume_from_checkpoint`."
             ) from error
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        loaded: Any = self.model if model is None else model
+        broken = non_finite(loaded.named_parameters())  # of sharded files too
+        if broken:
+            raise ValueError(
+                f"The checkpoint {resume_from_checkpoint} holds weights that are not finite ({broken[0]} and "
+                f"{len(broken) - 1} others). Name an earlier one in `resume_from_checkpoint`."
+            )
+
+    @contextmanager
+    def _alone_in_output_dir(self) -> Iterator[None]:
+        """Hold the lock of the output folder: the main process for all; where it cannot, all of them stop."""
+        with ExitStack() as held:
+            problem = None
+            if self.args.process_index == 0:
+                try:
+                    held.enter_context(run_lock(self._run_folder()))
+                except RuntimeError as error:
+                    problem = str(error)
+            [problem] = broadcast_object_list([problem])
+            if problem is not None:
+                raise RuntimeError(problem)
+            yield
+
+    def _run_folder(self) -> Path:
+        return Path(self.args.output_dir or ".")
+
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
-        run = Path(self.args.output_dir or ".")
+        run = self._run_folder()
         if self.args.should_save:
             tidy(run)
         self.accelerator.wait_for_everyone()
@@ -121,22 +158,46 @@ class ResumableTrainer(HubTrainer):
                     stale[-1].name,
                 )
             return None
-        if wanted is not True and wanted != "auto":
-            problem = why_not_whole(Path(wanted))
+        found = self._newest_whole(run, wanted) if wanted is True or wanted == "auto" else self._named_whole(wanted)
+        if found is not None:
+            problem = None
+            if self.args.process_index == 0:
+                try:
+                    require_same_run(found, self._fingerprint or {}, allow=self.args.allow_changed_run)
+                except ValueError as error:
+                    problem = str(error)
+            [problem] = broadcast_object_list([problem])
             if problem is not None:
-                raise ValueError(f"The checkpoint {wanted} cannot be resumed: {problem}. Name another one.")
-            return str(wanted)
-        found = newest_whole(run)
+                raise ValueError(problem)
+        return None if found is None else str(found)
+
+    def _named_whole(self, name: str) -> Path:
+        problem = self._problem_anywhere(Path(name))
+        if problem is not None:
+            raise ValueError(f"The checkpoint {name} cannot be resumed: {problem}. Name another one.")
+        return Path(name)
+
+    def _newest_whole(self, run: Path, wanted: str | bool) -> Path | None:
+        folders = checkpoints(run)
+        [folders] = broadcast_object_list([folders])  # so that all processes look at the same ones
+        found = newest_whole(folders, self._problem_anywhere)
         if found is None and wanted is True:
             raise ValueError(
                 f"There is no whole checkpoint in {run}, so there is nothing to go on from. Leave "
                 "`resume_from_checkpoint` out, or set it to 'auto' to start at the beginning where there is none."
             )
         if self.args.should_log:
-            damaged = len(checkpoints(run))
-            why = f"none of the {damaged} checkpoints is whole" if damaged else "there is no checkpoint yet"
+            why = f"none of the {len(folders)} checkpoints is whole" if folders else "there is no checkpoint yet"
             logger.info("Going on from %s.", found or f"the beginning: {why}")
-        return None if found is None else str(found)
+        return found
+
+    def _problem_anywhere(self, folder: Path) -> str | None:
+        """What is wrong with a checkpoint on any machine; the first process of each reads the files."""
+        problem = why_not_whole(folder) if self.args.local_process_index == 0 else None
+        return next((found for found in gather_object([problem]) if found is not None), None)
+
+    def _step_of(self, checkpoint: str) -> int:
+        return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
 
     # --- a checkpoint appears whole, before it is pushed and before older ones go ---
 
@@ -147,8 +208,12 @@ class ResumableTrainer(HubTrainer):
         name = f"checkpoint-{self.state.global_step}"
         run = Path(self._get_output_dir(trial))
         final = run / name
-        with self._staged(staging_folder(run, name), final):
+        self._require_sound()
+        with self._alone_in_output_dir(), self._staged(staging_folder(run, name), final):
             super()._save_checkpoint(model, trial)
+            if self.args.process_index == 0 and self._fingerprint is not None:
+                text = json.dumps(self._fingerprint, indent=2, ensure_ascii=False) + "\n"
+                (Path(self._get_output_dir(trial)) / name / FINGERPRINT_FILE).write_text(text, encoding="utf-8")
             if self.state.best_global_step == self.state.global_step:
                 self.state.best_model_checkpoint = str(final)  # `Trainer` has looked for it among the staged ones
                 if self.args.should_save:
@@ -159,6 +224,21 @@ class ResumableTrainer(HubTrainer):
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             remove_old(run, self.args.save_total_limit, [final, *([Path(best)] if best else [])])
+
+    def _require_sound(self) -> None:
+        """Stop before weights that are lost push sound checkpoints out, or a second run's files are mixed with ours."""
+        model: Any = self.model
+        broken = non_finite(model.named_parameters())
+        found: Any = self.accelerator.reduce(torch.tensor(len(broken), device=self.args.device), reduction="sum")
+        if found.item():
+            names = f" ({broken[0]} and {len(broken) - 1} others)" if broken else ""
+            raise FloatingPointError(
+                f"After step {self.state.global_step} weights are not finite{names}, so no checkpoint was written; "
+                f"earlier ones in {self.args.output_dir} are untouched. Go on from one of them with a lower learning "
+                "rate, or in bfloat16 or float32 instead of float16."
+            )
+        if self.args.process_index == 0:
+            require_held(self._run_folder())
 
     @contextmanager
     def _staged(self, staging: Path, final: Path) -> Iterator[None]:

@@ -183,6 +183,13 @@ class RewardConfig(TrainingArguments):
             "help": "Allow the `hub_strategy` values that publish the optimizer's and random generators' state too."
         },
     )
+    allow_changed_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint although data, model or settings are not those that its run was begun "
+            "with; the differences are listed in a warning instead of an error."
+        },
+    )
     plot_curves: bool = field(default=True, metadata={"help": "Draw training_curves.png into `output_dir`."})
 
     def __post_init__(self) -> None:

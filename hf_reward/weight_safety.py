@@ -1,9 +1,13 @@
-"""Folder or Hub id -> are its weights safetensors that lie beside each other? Everything else is refused."""
+"""Folder or Hub id -> are its weights safetensors that lie beside each other, and finite? All else is refused."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from hf_reward.path_safety import is_plain_name
@@ -97,6 +101,45 @@ def shard_names(index: Path, *, suffixes: tuple[str, ...]) -> list[str]:
             "Do not load this model; take it from a source that you trust."
         )
     return sorted(names)
+
+
+def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Find tensors that hold a NaN or an infinity.
+
+    Args:
+        tensors: Names and tensors; of a sharded one (DTensor) the part of this process is looked at.
+
+    Returns:
+        The names of those that do; integers and tensors without memory (`meta`) cannot.
+    """
+    return [name for name, tensor in tensors if not _is_finite(tensor)]
+
+
+@torch.no_grad()
+def _is_finite(tensor: Tensor) -> bool:
+    local = getattr(tensor, "to_local", None)
+    tensor = local() if local is not None else tensor.detach()
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
+        return True
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if tensor.element_size() == 1:  # float8 has no such operations
+        tensor = tensor.float()
+    low, high = torch.aminmax(tensor)  # NaN propagates; unlike `isfinite` this needs no memory
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def non_finite_in_file(path: Path) -> list[str]:
+    """Find tensors of a safetensors file that hold a NaN or an infinity, reading one after the other.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Their names.
+    """
+    with safe_open(path, "pt") as file:
+        return non_finite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - no mapping
 
 
 def refuse_adapter_loop(folder: str) -> None:

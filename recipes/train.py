@@ -31,6 +31,7 @@ from hf_reward.path_safety import require_folder_or_hub_id
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.preferences import to_preference_row
 from hf_reward.run_arguments import RunArguments, parse_run_arguments
+from hf_reward.run_lock import LOCK_FILE
 from hf_reward.sources import Source, as_sources, load_source
 from hf_reward.tokenizer_setup import require_same_template
 
@@ -91,7 +92,9 @@ def command_line(argv: list[str]) -> str:
 def require_empty_output(run: RunArguments, args: RewardConfig) -> None:
     """Two runs in one folder would rotate each other's checkpoints away."""
     folder = Path(args.output_dir or "")
-    if checkpoint_to_resume(args) or run.overwrite_output_dir or not folder.is_dir() or not any(folder.iterdir()):
+    if checkpoint_to_resume(args) or run.overwrite_output_dir or not folder.is_dir():
+        return
+    if all(path.name == LOCK_FILE for path in folder.iterdir()):  # of a run that was killed before its first save
         return
     raise SystemExit(
         f"The output folder {folder} is not empty. Name another `--output_dir`, go on with "

@@ -260,6 +260,42 @@ def test_changed_inputs_are_refused(source, tmp_path):
         score_files(FakeScorer(), other, tmp_path / "folder", settings(resume=True))
 
 
+@pytest.mark.parametrize("resumed", ["folder", "o.jsonl"])
+def test_an_input_that_changed_at_its_size_between_the_sampled_stretches_is_refused(tmp_path, resumed):
+    source = write_jsonl(tmp_path / "in.jsonl", text_rows(2500))
+    score_files(FakeScorer(), source, tmp_path / resumed, settings(rows_per_shard=2500))
+    content, times = source.read_bytes(), source.stat()
+    place = content.index(b"Question 500?")
+    assert 16 * 2**10 < place < len(content) // 3 - 16 * 2**10  # between the first two stretches
+    source.write_bytes(content.replace(b"Question 500?", b"Question 501!"))
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ValueError, match=r"  inputs.in.jsonl.content: was \"[0-9a-f]{32}\", is \""):
+        score_files(FakeScorer(), source, tmp_path / resumed, settings(rows_per_shard=2500, resume=True))
+    source.write_bytes(content)  # written again with the same content: the same input
+    report = score_files(FakeScorer(), source, tmp_path / resumed, settings(rows_per_shard=2500, resume=True))
+    assert report.complete
+
+
+def test_a_large_input_with_another_time_is_refused_and_earlier_manifests_still_resume(
+    source, tmp_path, caplog, monkeypatch
+):
+    folder = tmp_path / "folder"
+    score_files(FakeScorer(), source, folder, settings())
+    manifest = folder / "_manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["inputs"]["in.jsonl"]["content"]  # as earlier versions wrote it
+    manifest.write_text(json.dumps(content))
+    assert score_files(FakeScorer(), source, folder, settings(resume=True)).complete
+    assert "begun by an earlier version of hf_reward" in caplog.text
+
+    monkeypatch.setattr("hf_reward.file_identity.HASHED_WHOLE", 100)
+    score_files(FakeScorer(), source, tmp_path / "large", settings())
+    assert score_files(FakeScorer(), source, tmp_path / "large", settings(resume=True)).complete
+    os.utime(source, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"  inputs.in.jsonl.modified: was \d+, is 1\n"):
+        score_files(FakeScorer(), source, tmp_path / "large", settings(resume=True))
+
+
 def test_a_file_that_nothing_tells_the_origin_of_cannot_be_resumed(source, tmp_path):
     (tmp_path / "o.jsonl").write_text("")
     with pytest.raises(FileExistsError, match="not what says how it was made"):

@@ -89,14 +89,14 @@ def test_what_is_missing_or_of_another_step_is_said(tmp_path):
 
 
 def test_the_newest_whole_one_is_found_and_others_are_named(tmp_path, caplog):
-    assert newest_whole(tmp_path) is None
+    assert newest_whole(checkpoints(tmp_path)) is None
     for step in (2, 10, 9):
         published(tmp_path, step)
     (tmp_path / "checkpoint-11").mkdir()  # as a killed `Trainer` leaves it
     (tmp_path / "checkpoint-best").mkdir()
     write(staging_folder(tmp_path, "checkpoint-12") / "checkpoint-12", 12)
     assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 9, 10, 11)]
-    assert newest_whole(tmp_path) == tmp_path / "checkpoint-10"
+    assert newest_whole(checkpoints(tmp_path)) == tmp_path / "checkpoint-10"
     assert "checkpoint-11 is passed over: it has no trainer_state.json" in caplog.text
 
 
@@ -158,7 +158,7 @@ def test_stopped_before_any_call_there_is_always_a_whole_one_and_the_next_save_s
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert all(why_not_whole(path) is None for path in checkpoints(run))
         tidy(run)
-        found = newest_whole(run)
+        found = newest_whole(checkpoints(run))
         assert found == run / "checkpoint-5"
         assert (found / "mark.txt").read_text() in ("old", "new")
         assert not [name for name in names(run) if name.startswith(".")]

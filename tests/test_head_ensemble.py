@@ -184,7 +184,7 @@ def test_a_resumed_run_ends_with_the_heads_of_one_never_stopped(make_model_folde
     assert largest_difference(weights(resumed.model), weights(whole.model)) == 0
     other = make_trainer(
         make_model_folder("llama"), chat_pairs, tmp_path / "run", per_device_train_batch_size=4,
-        peft_config=LoraConfig(**LORA) if adapter else None,
+        peft_config=LoraConfig(**LORA) if adapter else None, allow_changed_run=True,
     )  # fmt: skip
     with pytest.raises(ValueError, match="several heads"):
         other.train(resume_from_checkpoint=folder)

@@ -7,9 +7,10 @@ from bulk_runs import text_rows, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_reward.file_identity import HASHED_WHOLE, file_identity
 from hf_reward.tables import text_records
 from hf_reward.tables.csv_file import LONGEST_FIELD, CsvTable
-from hf_reward.tables.input_row import DamagedFile, Span, file_identity
+from hf_reward.tables.input_row import DamagedFile, Span
 from hf_reward.tables.json_lines import JsonLinesTable
 
 EVERYTHING = 2**40
@@ -222,6 +223,22 @@ def test_a_small_file_is_sampled_whole(tmp_path):
     for place in range(0, 50_000, 997):
         path.write_bytes(bytes(place) + b"x" + bytes(50_000 - place - 1))
         assert file_identity(path)["sample"] != first["sample"]
+
+
+def test_a_file_is_hashed_whole_up_to_a_size_and_known_by_its_time_above_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(bytes(300_000))
+    first = file_identity(path)
+    path.write_bytes(bytes(50_000) + b"x" + bytes(249_999))  # between the stretches
+    changed = file_identity(path)
+    assert first["sample"] == changed["sample"]
+    assert first["content"] != changed["content"]
+    assert "modified" not in changed
+    assert HASHED_WHOLE == 16 * 2**20
+    monkeypatch.setattr("hf_reward.file_identity.HASHED_WHOLE", 299_999)
+    assert file_identity(path) == {name: value for name, value in changed.items() if name != "content"} | {
+        "modified": path.stat().st_mtime_ns
+    }
 
 
 def test_a_span_knows_where_it_ends():

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -14,8 +15,12 @@ import xxhash
 from hf_reward.path_safety import is_plain_name
 from hf_reward.tables.input_row import Span, Table
 
+logger = logging.getLogger(__name__)
+
 _VERSION = 1
 _SHOWN = 12
+_ADDED_LATER = (".content", ".modified")
+"""Fields of an input that manifests of earlier versions lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +127,39 @@ def require_same(identity: Mapping[str, Any], earlier: Mapping[str, Any], path: 
         ValueError: If they differ, with every field that does, and both values.
     """
     now, then = _flat(identity), _flat({name: earlier[name] for name in identity})
-    absent = object()  # is not null
-    names = sorted(name for name in now.keys() | then.keys() if now.get(name, absent) != then.get(name, absent))
-    if not names:
+    unknown = {name for name in now.keys() - then.keys() if name.endswith(_ADDED_LATER)}
+    if unknown:
+        logger.warning(
+            "%s was begun by an earlier version of hf_reward, which hashed its inputs in part only: a change between "
+            "the hashed stretches that keeps a file's size goes unseen.",
+            path,
+        )
+    found = differences({name: value for name, value in now.items() if name not in unknown}, then)
+    if not found:
         return
-    lines = [f"  {name}: was {_shown(then, name)}, is {_shown(now, name)}" for name in names[:_SHOWN]]
-    more = [f"  and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
     raise ValueError(
         f"{path} holds outputs of another run, which are not mixed with this one's:\n"
-        + "\n".join([*lines, *more])
+        + "\n".join(found)
         + "\nStart with what it was begun with, score into another place, or replace it with `--overwrite` "
         "(overwrite=True)."
     )
+
+
+def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """List the fields in which two descriptions of a run differ.
+
+    Args:
+        now: JSON values, nested at will.
+        then: The same of the earlier run.
+
+    Returns:
+        A line for each field, with both values; at most 12 of them and a count of the rest.
+    """
+    now, then = _flat(now), _flat(then)
+    absent = object()  # is not null
+    names = sorted(name for name in now.keys() | then.keys() if now.get(name, absent) != then.get(name, absent))
+    lines = [f"  {name}: was {_shown(then, name)}, is {_shown(now, name)}" for name in names[:_SHOWN]]
+    return [*lines, *([f"  and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from hf_reward.tables.input_row import DamagedFile, InputRow, Span, file_identity
+from hf_reward.file_identity import file_identity
+from hf_reward.tables.input_row import DamagedFile, InputRow, Span
 
 _BATCH = 256
 """Rows decoded at a time: with texts of 1 MB that is already 256 MB."""
@@ -43,7 +44,7 @@ class ParquetTable:
         return self._footer[0]
 
     def identity(self) -> dict[str, Any]:
-        """Name, size and a sample of the content."""
+        """Name, size and hashes of the content."""
         return file_identity(self.path) | {"name": self.name}
 
     def spans(self, rows: int) -> Iterator[Span]:

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from hf_reward.tables.input_row import LONGEST_RECORD, RAW_SHOWN, DamagedFile, InputRow, Span, file_identity
+from hf_reward.file_identity import file_identity
+from hf_reward.tables.input_row import LONGEST_RECORD, RAW_SHOWN, DamagedFile, InputRow, Span
 from hf_reward.tables.text_records import cut_spans, lines_from, open_text
 
 LONGEST_FIELD = 16 * 2**20
@@ -53,7 +54,7 @@ class CsvTable:
         return pa.schema([(column, pa.string()) for column in self._header[0]])
 
     def identity(self) -> dict[str, Any]:
-        """Name, size and a sample of the content."""
+        """Name, size and hashes of the content."""
         return file_identity(self.path) | {"name": self.name}
 
     def spans(self, rows: int) -> Iterator[Span]:

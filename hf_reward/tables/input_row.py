@@ -3,17 +3,14 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-import xxhash
 
 LONGEST_RECORD = 64 * 2**20
 """Bytes of one line or CSV record, at most: a longer one is skipped and reported, so that memory stays bounded."""
 RAW_SHOWN = 2_000
 """Characters of a row that the quarantine shows, at most."""
-_SAMPLES, _SAMPLE_BYTES = 4, 16 * 2**10
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -85,28 +82,6 @@ class Table(Protocol):
     def close(self) -> None:
         """Let go of what is open; the table can be read again."""
         ...
-
-
-def file_identity(path: Path) -> dict[str, Any]:
-    """Tell a file from others by its size and parts of its content, without reading a large one.
-
-    Args:
-        path: The file.
-
-    Returns:
-        `name`, `size` in bytes, and `sample`, a hash of up to 4 stretches of 16 KiB: its two ends and two between them.
-        An edit that leaves the size of a larger file as it is can go unseen.
-    """
-    size = path.stat().st_size
-    step = max(_SAMPLE_BYTES, (size - _SAMPLE_BYTES) / (_SAMPLES - 1))
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        for number in range(_SAMPLES):
-            if (place := int(number * step)) >= size:
-                break
-            file.seek(place)
-            digest.update(file.read(_SAMPLE_BYTES))
-    return {"name": path.name, "size": size, "sample": digest.hexdigest()}
 
 
 def half_character(text: str) -> str:

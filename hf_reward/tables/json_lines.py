@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from hf_reward.tables.input_row import LONGEST_RECORD, RAW_SHOWN, InputRow, Span, file_identity, half_character
+from hf_reward.file_identity import file_identity
+from hf_reward.tables.input_row import LONGEST_RECORD, RAW_SHOWN, InputRow, Span, half_character
 from hf_reward.tables.text_records import Line, cut_spans, lines_from, open_text
 
 
@@ -20,7 +21,7 @@ class JsonLinesTable:
         self.path, self.name = path, name or path.name
 
     def identity(self) -> dict[str, Any]:
-        """Name, size and a sample of the content."""
+        """Name, size and hashes of the content."""
         return file_identity(self.path) | {"name": self.name}
 
     def spans(self, rows: int) -> Iterator[Span]:

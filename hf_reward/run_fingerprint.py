@@ -1,0 +1,287 @@
+"""What a training run is: rows, settings and frozen weights, as hashes and values that a resumed run is compared with.
+
+`ResumableTrainer` writes it into each checkpoint and refuses to go on from one whose run was another.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import xxhash
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from torch import nn
+
+from hf_reward.bulk.manifest import differences
+from hf_reward.file_identity import file_identity
+from hf_reward.reward_head import bare_model
+from hf_reward.training_args import RewardConfig
+
+logger = logging.getLogger(__name__)
+
+FILE = "run_fingerprint.json"
+"""In a checkpoint."""
+_VERSION = 1
+STREAM_ROWS = 1000
+"""Rows of a stream whose content is compared, its first ones."""
+_BATCH = 10_000
+_SAMPLED = 1024
+"""Values of each frozen weight that are hashed, spread over it evenly: another base model differs everywhere."""
+
+NOT_DECIDING = frozenset(
+    {
+        # where results go, and what is shown of them
+        *("output_dir", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level"),
+        *("log_level_replica", "logging_nan_inf_filter", "disable_tqdm", "report_to", "run_name", "project"),
+        *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen"),
+        *("health_checks", "plot_curves", "model_card", "debug", "skip_memory_metrics", "include_for_metrics"),
+        # the Hub
+        *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+        *("hub_revision", "hub_training_state"),
+        # how often is evaluated and saved (unless the best checkpoint is the result, see `_OF_THE_BEST`)
+        *("do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+        *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches", "batch_eval_metrics"),
+        *("eval_use_gather_object", "prediction_loss_only", "bf16_full_eval", "fp16_full_eval", "label_names"),
+        *("metric_for_best_model", "greater_is_better"),
+        *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node"),
+        *("enable_jit_checkpoint", "resume_from_checkpoint", "allow_changed_run", "ignore_data_skip"),
+        *("restore_callback_states_from_checkpoint",),
+        # workers, speed and memory: these change the rounding at most (workers: unless rows are streamed)
+        *("dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
+        *("packing", "max_tokens_per_batch", "cache_features", "pad_to_multiple_of", "activation_offloading"),
+        *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
+        *("gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        *("use_liger_kernel", "liger_kernel_config", "use_cache", "torch_empty_cache_steps", "use_cpu", "tf32"),
+        *("auto_find_batch_size", "remove_unused_columns", "accelerator_config", "full_determinism"),
+        # how processes share the work; their number is compared
+        *("parallelism_config", "fsdp", "fsdp_config", "deepspeed", "local_rank", "average_tokens_across_devices"),
+        *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
+        *("ddp_backend", "ddp_timeout"),
+        # where model and tokenizer come from: their content is compared, in the rows and in the frozen weights
+        *("model_init_kwargs", "trust_remote_code", "chat_template_path", "eos_token", "pad_token"),
+    }
+)
+"""Settings that may differ when a run goes on: they do not decide its result, or decide what is compared itself."""
+_OF_THE_BEST = (
+    *("metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay", "save_strategy"),
+    *("save_steps", "bf16_full_eval", "fp16_full_eval"),
+)
+"""Settings that decide the result where the best checkpoint is loaded at the end."""
+_COLUMNS = ("input_ids", "token_type_ids", "ranks", "margin", "probability", "weight")
+_COLUMNS_OF_HEADS = ("row", "source")
+"""What decides the resampling of several heads."""
+
+
+def run_fingerprint(args: RewardConfig, model: nn.Module, train_data: Any, evaluation_data: Any) -> dict[str, Any]:
+    """Describe a run by what decides its result.
+
+    Not described, because they are the caller's own code: callbacks, collators, optimizers and metrics. The weights
+    that are trained are those of the checkpoint itself.
+
+    Args:
+        args: Settings of the run.
+        model: The model, before processes share it.
+        train_data: The prepared training rows.
+        evaluation_data: The prepared evaluation rows, or a dict of several; compared where they choose the best
+            checkpoint.
+
+    Returns:
+        JSON values, nested.
+    """
+    heads = args.num_reward_heads > 1
+    content = {
+        "version": _VERSION,
+        "settings": _settings(args, isinstance(train_data, IterableDataset)),
+        "model": _model(model),
+        "train_data": _rows(train_data, heads),
+    }
+    if args.load_best_model_at_end:
+        several = evaluation_data if isinstance(evaluation_data, Mapping) else {"": evaluation_data}
+        content["evaluation_data"] = {name: _rows(data, heads) for name, data in several.items()}
+    return json.loads(json.dumps(content, default=str))
+
+
+def require_same_run(folder: Path, now: Mapping[str, Any], *, allow: bool) -> None:
+    """Stop before a run goes on from the checkpoint of another one.
+
+    Args:
+        folder: The checkpoint.
+        now: What `run_fingerprint` returned.
+        allow: Say it in a warning instead.
+
+    Raises:
+        ValueError: If they differ, with both values of each field that does, or the stored one cannot be read.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        logger.warning(
+            "%s has no %s (an earlier version of hf_reward or plain `Trainer` wrote it), so whether data and settings "
+            "are those that it was begun with is not checked.",
+            *(folder, FILE),
+        )
+        return
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+        found = differences(*_comparable(now, then))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no fingerprint of a run ({error}). Name another checkpoint.") from error
+    if not found:
+        return
+    listed = "\n".join(found)
+    if allow:
+        logger.warning("The run goes on from %s with changes, as `allow_changed_run` says:\n%s", folder, listed)
+        return
+    raise ValueError(
+        f"The checkpoint {folder} is of a run with other data or settings:\n{listed}\nStart with what it was begun "
+        "with, begin a new run in another `output_dir`, or go on with the changes: `--allow_changed_run` "
+        "(`allow_changed_run=True`)."
+    )
+
+
+def _comparable(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both without what only one of them knows: settings of other versions at their defaults, weights not at hand."""
+    defaults = {each.name: each.default for each in dataclasses.fields(RewardConfig)}
+    own = {
+        name: value
+        for name, value in now["settings"].items()
+        if name in then["settings"] or value != defaults.get(name)
+    }
+    earlier = {name: value for name, value in then["settings"].items() if name in now["settings"]}
+    models = now["model"].keys() & then["model"].keys()
+    rows = [name for name in ("train_data", "evaluation_data") if name in now and name in then]
+    sides = [
+        {"settings": settings, "model": {name: side["model"][name] for name in models}}
+        | {name: side[name] for name in rows}
+        for side, settings in ((now, own), (then, earlier))
+    ]
+    return sides[0], sides[1]
+
+
+# --- settings ---
+
+
+def _settings(args: RewardConfig, streamed: bool) -> dict[str, Any]:
+    left_out = set(NOT_DECIDING)
+    if args.load_best_model_at_end:
+        left_out -= set(_OF_THE_BEST)
+    if streamed:
+        left_out -= {"dataloader_num_workers"}  # each reads files of its own
+    decided = {name: value for name, value in args.to_dict().items() if name not in left_out}
+    return decided | {"processes": args.world_size}
+
+
+# --- model ---
+
+
+def _model(model: nn.Module) -> dict[str, Any]:
+    """Architecture, which weights are trained, and a hash of samples of those that are not."""
+    trained, frozen = xxhash.xxh3_128(), xxhash.xxh3_128()
+    at_hand = True
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            trained.update(f"{name} {tuple(weight.shape)}\n".encode())
+            continue
+        at_hand = at_hand and not weight.is_meta and weight.numel() > 0 and not hasattr(weight, "to_local")
+        frozen.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        if at_hand:
+            frozen.update(_sample(weight))
+    found: dict[str, Any] = {"class": type(bare_model(model)).__name__, "trained_weights": trained.hexdigest()}  # type: ignore[arg-type]
+    if at_hand:
+        found["frozen_weights"] = frozen.hexdigest()
+    if isinstance(model, PeftModel):
+        found["adapter"] = _adapter(model)
+    return found
+
+
+def _sample(weight: torch.Tensor) -> bytes:
+    values = weight.detach().reshape(-1)
+    places = torch.linspace(0, len(values) - 1, min(_SAMPLED, len(values)), dtype=torch.float64).long()
+    return values[places.to(values.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _adapter(model: PeftModel) -> dict[str, Any]:
+    """The adapter's configuration, without where it lies."""
+    settings = model.active_peft_config.to_dict()
+    places = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
+    return {
+        name: sorted(map(str, value)) if isinstance(value, (set, frozenset)) else value
+        for name, value in settings.items()
+        if name not in places and value is not None
+    }
+
+
+# --- rows ---
+
+
+def _rows(data: Any, heads: bool) -> dict[str, Any]:
+    if data is None:
+        return {"kind": "none"}
+    columns = (*_COLUMNS, *(_COLUMNS_OF_HEADS if heads else ()))
+    if isinstance(data, IterableDataset):
+        return _stream(data, columns)
+    if not isinstance(data, Dataset):
+        return {"kind": type(data).__name__}
+    known = [name for name in columns if name in data.column_names]
+    return {"kind": "rows", "rows": len(data), "content": content_of_rows(data, known)}
+
+
+def content_of_rows(data: Dataset, columns: Sequence[str]) -> str:
+    """Hash the values of some columns, in the order of the rows, however they lie in memory.
+
+    Args:
+        data: Rows.
+        columns: Which columns.
+
+    Returns:
+        XXH3-128, hexadecimal.
+    """
+    digest = xxhash.xxh3_128(",".join(columns).encode())
+    for batch in data.select_columns(list(columns)).with_format("arrow").iter(_BATCH):
+        table: Any = batch
+        for column in pa.table(table).combine_chunks().columns:
+            for chunk in column.chunks:
+                _add(digest, chunk)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, values: pa.Array) -> None:
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        digest.update(values.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False).tobytes())
+        _add(digest, values.flatten())
+    elif pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        digest.update(json.dumps(values.to_pylist()).encode())
+    else:
+        digest.update(values.to_numpy(zero_copy_only=False).tobytes())  # a null is NaN
+
+
+def _stream(data: IterableDataset, columns: Sequence[str]) -> dict[str, Any]:
+    """The first rows of a stream, and its files, where they are of this machine."""
+    digest = xxhash.xxh3_128()
+    count = 0
+    for row in data.take(STREAM_ROWS):
+        digest.update(json.dumps([row.get(name) for name in columns]).encode())
+        count += 1
+    files: dict[str, Any] = {}
+    for path in sorted(set(_files_of(data._ex_iterable))):
+        known = file_identity(path)
+        name = known.pop("name")
+        files[name if name not in files else f"{name} ({len(files)})"] = known
+    return {"kind": "stream", "first_rows": count, "content": digest.hexdigest(), "files": files}
+
+
+def _files_of(examples: Any) -> Iterator[Path]:
+    """Local files that a stream reads; `datasets` keeps them in the arguments of its innermost generators."""
+    arguments = getattr(examples, "kwargs", None) or {}
+    for name in ("original_files", "base_files", "files"):
+        for entry in arguments.get(name) or []:
+            if isinstance(entry, str) and Path(entry).is_file():
+                yield Path(entry).absolute()
+    inner = getattr(examples, "ex_iterable", None)
+    for part in [*([] if inner is None else [inner]), *(getattr(examples, "ex_iterables", None) or [])]:
+        yield from _files_of(part)

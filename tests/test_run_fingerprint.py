@@ -1,0 +1,139 @@
+"""A run that goes on is the run that was begun: rows, settings and frozen weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, concatenate_datasets, load_dataset
+from peft import LoraConfig
+from training_runs import load, make_trainer
+
+from hf_reward.checkpoint_folders import LIST_FILE, checkpoints
+from hf_reward.run_fingerprint import FILE, NOT_DECIDING, content_of_rows
+from hf_reward.training_args import RewardConfig
+
+ONE_STEP: dict[str, Any] = {
+    "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4, "max_steps": 1,
+}  # fmt: skip
+
+
+def resumed(model: Any, rows: Any, folder: Path, **changes: Any) -> Any:
+    trainer = make_trainer(model, rows, folder, **{**ONE_STEP, **changes})
+    trainer.train(resume_from_checkpoint="auto")
+    return trainer
+
+
+def test_another_learning_rate_and_other_rows_are_refused_and_listed(make_model_folder, chat_pairs, tmp_path, caplog):
+    model, run = make_model_folder("llama"), tmp_path / "run"
+    resumed(model, chat_pairs, run)
+    with pytest.raises(ValueError, match="is of a run with other data or settings") as caught:
+        resumed(model, chat_pairs[:-1], run, learning_rate=3e-4)
+    said = str(caught.value)
+    assert "\n  settings.learning_rate: was 0.0001, is 0.0003\n" in said
+    assert "\n  train_data.rows: was 16, is 15\n" in said
+    assert "--allow_changed_run" in said
+    with pytest.raises(ValueError, match=r'train_data.content: was "[0-9a-f]{32}"') as caught:
+        resumed(model, chat_pairs[::-1], run)  # the same rows in another order
+    assert "settings" not in str(caught.value).split("\n", 1)[1].split("Start with")[0]
+    before = (checkpoints(run)[-1] / FILE).read_text()
+
+    resumed(model, chat_pairs[::-1], run, allow_changed_run=True, max_steps=2)
+    assert "as `allow_changed_run` says:\n  settings.max_steps: was 1, is 2\n  train_data.content: was" in caplog.text
+    assert (checkpoints(run)[-1] / FILE).read_text() != before
+    assert FILE in json.loads((checkpoints(run)[-1] / LIST_FILE).read_text())["files"]
+
+
+def test_logging_paths_and_workers_may_change_and_the_same_run_goes_on(make_model_folder, chat_pairs, tmp_path, caplog):
+    model, run = make_model_folder("llama"), tmp_path / "run"
+    resumed(model, chat_pairs, run)
+    run.rename(tmp_path / "moved")
+    changes: dict[str, Any] = {"logging_steps": 5, "dataset_num_proc": 2, "save_total_limit": 3, "packing": "false"}
+    trainer = resumed(model, chat_pairs, tmp_path / "moved", dataloader_num_workers=1, run_name="again", **changes)
+    assert trainer.state.global_step == 1
+    assert not [entry for entry in caplog.records if "fingerprint" in entry.name]
+
+
+def test_a_checkpoint_without_a_fingerprint_goes_on_with_a_warning(make_model_folder, chat_pairs, tmp_path, caplog):
+    model, run = make_model_folder("llama"), tmp_path / "run"
+    resumed(model, chat_pairs, run)
+    [folder] = checkpoints(run)
+    (folder / FILE).unlink()
+    (folder / LIST_FILE).unlink()
+    resumed(model, chat_pairs, run, learning_rate=3e-4)
+    assert f"{folder} has no {FILE}" in caplog.text
+    again = resumed(model, chat_pairs, tmp_path / "other")
+    folder = checkpoints(Path(again.args.output_dir))[0]
+    (folder / FILE).write_text("[]")
+    (folder / LIST_FILE).unlink()
+    with pytest.raises(ValueError, match="is no fingerprint of a run"):
+        resumed(model, chat_pairs, tmp_path / "other")
+
+
+def test_an_adapter_on_another_base_model_is_refused(make_model_folder, chat_pairs, tmp_path):
+    peft = {"peft_config": LoraConfig(task_type="SEQ_CLS", r=2, lora_alpha=4, target_modules=["q_proj"])}
+    resumed(load(make_model_folder("llama"), **peft), chat_pairs, tmp_path / "run")
+    other = make_model_folder("llama", name="other", seed=5)
+    with pytest.raises(ValueError, match=r"  model.frozen_weights: was "):
+        resumed(load(other, **peft), chat_pairs, tmp_path / "run")
+    peft["peft_config"].lora_alpha = 8
+    with pytest.raises(ValueError, match=r"  model.adapter.lora_alpha: was 4, is 8"):
+        resumed(load(make_model_folder("llama"), **peft), chat_pairs, tmp_path / "run")
+
+
+def test_evaluation_rows_count_where_they_choose_the_checkpoint(make_model_folder, chat_pairs, tmp_path, caplog):
+    model = make_model_folder("llama")
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
+    for name, changes in (("plain", {}), ("best", best)):
+        resumed(model, chat_pairs, tmp_path / name, evaluation=chat_pairs[:4], **changes)
+    resumed(model, chat_pairs, tmp_path / "plain", evaluation=chat_pairs[:3])
+    with pytest.raises(ValueError, match=r"  evaluation_data..content: was (.|\n)*evaluation_data..rows: was 4, is 3"):
+        resumed(model, chat_pairs, tmp_path / "best", evaluation=chat_pairs[:3], **best)
+
+
+def test_a_changed_file_of_a_stream_is_refused_beyond_the_rows_that_are_compared(
+    make_model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hf_reward.run_fingerprint.STREAM_ROWS", 4)
+    rows = [{"prompt": f"Which {n}?", "chosen": f"A good answer {n}.", "rejected": f"No {n}"} for n in range(10, 26)]
+    path = tmp_path / "data" / "train.jsonl"
+    Dataset.from_list(rows).to_json(path)
+    model = make_model_folder("llama")
+
+    def go(name: str, **changes: Any) -> Any:
+        stream = load_dataset("json", data_files=[str(path)], split="train", streaming=True)
+        return resumed(model, stream, tmp_path / "run", **changes)
+
+    go("run")
+    go("run", logging_steps=7)
+    with pytest.raises(ValueError, match=r"settings.dataloader_num_workers: was 0, is 1"):
+        go("run", dataloader_num_workers=1)
+    path.write_text(path.read_text().replace("Which 25?", "Which 99?"))
+    with pytest.raises(ValueError, match=r"  train_data.files.train.jsonl.content: was "):
+        go("run")
+
+
+def test_content_is_that_of_the_values_however_they_lie_in_memory():
+    rows = [{"input_ids": [[1, 2], [3]], "margin": None}, {"input_ids": [[4], [5, 6]], "margin": 0.0}]
+    rows.append({"input_ids": [[4, 5], [6]], "margin": 0.0})
+    columns = ["input_ids", "margin"]
+    whole = Dataset.from_list(rows)
+    content = content_of_rows(whole, columns)
+    assert content == content_of_rows(concatenate_datasets([whole.select([0]), whole.select([1, 2])]), columns)
+    assert content == content_of_rows(whole.select([2, 1, 0]).select([2, 1, 0]), columns)
+    others = [whole.select([1, 0, 2]), whole.select([0, 2, 1]), whole.select([0, 1])]
+    others.append(Dataset.from_list([{**rows[0], "margin": 0.0}, *rows[1:]]))  # a null is not 0
+    assert len({content, *(content_of_rows(data, columns) for data in others)}) == 5
+
+
+def test_every_setting_that_may_change_exists_and_the_others_are_compared():
+    known = RewardConfig.__dataclass_fields__.keys()
+    # transformers moved some settings between the versions that are supported; none of ours may be misspelt.
+    assert len(NOT_DECIDING - known) <= 12
+    deciding = known - NOT_DECIDING
+    assert {
+        *("learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "optim", "seed"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16", "weight_decay", "loss_type"),
+        *("max_length", "over_length", "separator", "num_reward_heads", "disable_dropout", "length_bucketing"),
+        *("label_smoothing", "center_rewards_coefficient", "length_penalty", "tie_parameter", "head_learning_rate"),
+    } <= deciding

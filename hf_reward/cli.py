@@ -12,6 +12,7 @@ import typer
 
 from hf_reward import cli_audit, cli_benchmark, cli_data, cli_scoring
 from hf_reward.cli_output import folder_option, quiet
+from hf_reward.interface import Interface, used_through
 
 app = typer.Typer(
     add_completion=False,
@@ -22,8 +23,11 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def root(
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and exit.")
+) -> None:
     """Train, measure and publish reward models."""
+    context.with_resource(used_through(Interface.COMMAND))
     if version:
         from hf_reward import __version__
 

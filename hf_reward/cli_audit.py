@@ -155,9 +155,13 @@ def _audit(
 
     from hf_reward.audit import read_probe_data, run_audit, write_audit
     from hf_reward.audit.table import print_audit
+    from hf_reward.data_check.row_reader import RowReader
+    from hf_reward.path_safety import require_writable
     from hf_reward.reward_scorer import RewardScorer
 
     disable_progress_bar()
+    require_writable(Path(out) / "audit.json")
+    RowReader(data, **reading)  # files and columns that are wrong, before a model is loaded
     own = [replace(read_probe_data(path), name=Path(path).name) for path in probe_files]
     scorer = RewardScorer.from_pretrained(model, **loading)
     report = run_audit(scorer, data, out=out, rule=rule, probe_data=own, **reading)

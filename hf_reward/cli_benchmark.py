@@ -109,6 +109,7 @@ def _command_for(name: str) -> Callable[..., None]:
         )
         if bool(model) == bool(scores):
             raise typer.BadParameter("give either --model or --scores")
+        _check(card, model, out)
         rule = ResultRule(unscored=unscored)
         if scores is not None:
             results = results_from_scores(name, None, scores, out=out, choice=choice, rule=rule)
@@ -150,6 +151,7 @@ def run_every(
     """
     if not model or out is None:
         raise typer.BadParameter("give --model and --out")
+    _check(card, model, out)
     _quiet()
     from hf_reward.benchmarks.results import ResultRule
     from hf_reward.benchmarks.running import run_all
@@ -184,13 +186,23 @@ def _mapping(columns: list[str] | None) -> dict[str, str] | None:
     return {ours: theirs for ours, _, theirs in pairs} or None
 
 
+def _check(card: bool, model: str, out: Path | None) -> None:
+    """Stop before hours of scoring whose result could not be kept."""
+    from hf_reward.path_safety import require_writable
+
+    if card and not model:
+        raise typer.BadParameter("--card needs --model, the folder beside which the result is recorded")
+    if card and not Path(model).is_dir():
+        raise typer.BadParameter("--card records the result in the model's folder, but --model is none")
+    if out is not None:
+        require_writable(out / "results.json")
+
+
 def _record(card: bool, model: str, results: list[dict[str, Any]]) -> None:
     if not card:
         return
     from hf_reward.benchmarks.results import record_for_card
 
-    if not model:
-        raise typer.BadParameter("--card needs --model, the folder beside which the result is recorded")
     record_for_card(model, results)
 
 

@@ -16,6 +16,10 @@ Columns = Annotated[
     typer.Option(help="Our column name = yours, such as `chosen=good`; may be repeated, or one JSON object."),
 ]
 Layout = Annotated[str, typer.Option(help="Row layout: auto, pairs, hh, ranked, votes or tokenized.")]
+MinGap = Annotated[
+    float | None,
+    typer.Option(help="Rated rows: make pairs of the responses to a prompt whose scores differ by so much or more."),
+]
 Split = Annotated[str, typer.Option(help="Split of a Hub id or of a folder that has several.")]
 Seed = Annotated[int, typer.Option(help="For what is drawn at random.")]
 
@@ -33,6 +37,7 @@ def check_data(
     ] = "truncate_prompt",
     columns: Columns = None,
     layout: Layout = "auto",
+    min_gap: MinGap = None,
     split: Split = "train",
     eval_split: Annotated[str, typer.Option(help="The same for the evaluation data.")] = "test",
     seed: Seed = 42,
@@ -48,11 +53,13 @@ def check_data(
     """
     from hf_reward.data_check import check_data as check
     from hf_reward.data_check import print_report, write_report
+    from hf_reward.path_safety import require_writable
     from hf_reward.sources import Source
     from hf_reward.tokenization import FormatRule
 
     _quiet()
-    defaults: dict[str, Any] = {"columns": parse_columns(columns), "layout": _known_layout(layout)}
+    defaults: dict[str, Any] = {"columns": parse_columns(columns), "layout": _known_layout(layout), "min_gap": min_gap}
+    require_writable(out / "data_report.json")
     with _usage_errors():
         rule = FormatRule(max_length=max_length, over_length=over_length)
     report = check(
@@ -89,6 +96,7 @@ def split(
     seed: Seed = 42,
     columns: Columns = None,
     layout: Layout = "auto",
+    min_gap: MinGap = None,
     split: Split = "train",
     format: Annotated[str, typer.Option(help="Of the files: jsonl or parquet.")] = "jsonl",
     skip_bad_rows: Annotated[
@@ -108,6 +116,7 @@ def split(
     with _usage_errors():
         rule = SplitRule(**settings, skip_bad_rows=skip_bad_rows, format=format)
     reading: dict[str, Any] = {"columns": parse_columns(columns), "layout": _known_layout(layout), "split": split}
+    reading |= {"min_gap": min_gap}
     counts = write_split(data, out, rule, overwrite=overwrite, **reading)
     if as_json:
         typer.echo(json.dumps(counts, indent=2))

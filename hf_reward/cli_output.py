@@ -129,7 +129,8 @@ def print_quarantine(path: Path, count: int) -> None:
     with path.open(encoding="utf-8") as lines:
         for _, line in zip(range(count), lines, strict=False):
             row = json.loads(line)
-            typer.echo(f"  {row['id']}: {row['reason']}", err=True)
+            place = f"line {row['line']}" if "line" in row else f"row {row['row']}"
+            typer.echo(f"  {row['file']}, {place}: {row['reason']}", err=True)
 
 
 def as_list(value: Any) -> Iterable[Any]:

@@ -290,7 +290,7 @@ def _score_table(
     part: str,
     as_json: bool,
 ) -> None:
-    from hf_reward.bulk import BulkSettings, parse_part, score_files
+    from hf_reward.bulk import BulkSettings, check_before_scoring, parse_part, score_files
     from hf_reward.reward_scorer import RewardScorer
 
     printed, rows_only = out in ("", STANDARD_OUTPUT), as_json or out == STANDARD_OUTPUT
@@ -300,6 +300,7 @@ def _score_table(
         raise typer.BadParameter("--out - writes JSONL; for Parquet name a file: --out scored.parquet")
     rule = BulkSettings(**settings, part=parse_part(part) if part else None)
     with _output("" if printed else out) as target:
+        check_before_scoring(data, target, rule)
         scorer = RewardScorer.from_pretrained(model, **options)
         report = score_files(scorer, data, target, rule)
         if printed:
@@ -354,11 +355,12 @@ _REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text")
 
 
 def _first_rows(data: str, count: int) -> list[dict[str, Any]]:
-    from hf_reward.tables.inputs import open_tables
+    from hf_reward.bulk.inputs import open_tables
 
     rows = (row for table in open_tables(data) for span in table.spans(count) for row in table.read(span))
     found = list(islice(rows, count))
     wrong = next((row for row in found if row.row is None), None)
     if wrong is not None:
-        raise ValueError(f"{data}, row {wrong.number}: {wrong.problem}. Correct or drop it.")
+        place = f"row {wrong.number}" if wrong.line is None else f"line {wrong.line}"
+        raise ValueError(f"{data}, {place}: {wrong.problem}. Correct or drop it.")
     return [row.row for row in found if row.row is not None]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from hf_reward.interface import setting
 from hf_reward.plain_values import plain
 from hf_reward.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks
 
@@ -24,6 +25,18 @@ def read_text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
         )
     if not may_be_empty and not value.strip():
         raise PreferenceFormatError(f"`{name}` is empty. Correct or drop the row.", field=name)
+    return _whole(value, name)
+
+
+def _whole(value: str, name: str) -> str:
+    """Text that can be written as UTF-8; a tokenizer takes no other."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = ord(value[error.start])
+        raise PreferenceFormatError(
+            f"`{name}` holds half a character (U+{half:04X} alone). Correct or drop the row.", field=name
+        ) from None
     return value
 
 
@@ -87,14 +100,31 @@ def _joined_parts(parts: list[Any], name: str) -> str:
     return "".join(texts)
 
 
+def your_column(name: str) -> str:
+    """How a user says which column of the data is ours, in backquotes."""
+    return f"`{setting('columns', {name: 'your_column'})}`"
+
+
+def prompt_of(row: Mapping[str, Any]) -> Any:
+    """The raw prompt of a row that has to have one."""
+    if "prompt" not in row:
+        raise PreferenceFormatError(
+            f"`prompt` is missing. Found: {', '.join(map(str, row))}. Name your column: {your_column('prompt')}.",
+            field="prompt",
+        )
+    return row["prompt"]
+
+
 def read_prompt(value: Any) -> Prompt:
     """A prompt: text, perhaps empty, or messages."""
     if value is None:
         raise PreferenceFormatError(
-            "`prompt` is missing. Name your column with columns={'prompt': 'your_column'}.", field="prompt"
+            "`prompt` must be text or messages, but is null. Give the prompt, or an empty text where there is none, or "
+            "drop the row.",
+            field="prompt",
         )
     if isinstance(value, str):
-        return value
+        return _whole(value, "prompt")
     return read_messages(value, "prompt") if value != [] else []
 
 
@@ -132,9 +162,9 @@ def read_conversation(value: Any, name: str, *, may_be_empty: bool = False) -> l
 def read_template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments for the chat template, from the columns `tools` and `chat_template_kwargs`."""
     options: dict[str, Any] = {}
-    if row.get("tools") is not None:
+    if row.get("tools") not in (None, ""):  # an empty cell of a CSV file
         options["tools"] = plain(read_structure(row["tools"], "tools", list))
-    if row.get("chat_template_kwargs") is not None:
+    if row.get("chat_template_kwargs") not in (None, ""):
         options |= plain(read_structure(row["chat_template_kwargs"], "chat_template_kwargs", dict))
     # Data may fill in a template, but neither replace it nor change what is made of its text.
     refused = sorted(options.keys() & _NOT_OF_THE_DATA)
@@ -167,17 +197,24 @@ def read_structure(value: Any, name: str, kind: type) -> Any:
 
 
 def read_list(value: Any, name: str) -> list[Any]:
-    """A list."""
+    """A list, or the JSON of one, as CSV files hold it."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = read_structure(value, name, list)
     if not isinstance(value, (list, tuple)):
         raise PreferenceFormatError(f"`{name}` must be a list, but is {_shown(value)}.", field=name)
     return list(value)
 
 
 def read_number(value: Any, name: str) -> float:
-    """A finite number; a boolean is none."""
+    """A finite number, or the text of one, as CSV files hold it; a boolean is none."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
         raise PreferenceFormatError(f"`{name}` must be a finite number, but is {_shown(value)}.", field=name)
     return float(value)
+
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def is_finite(value: float) -> bool:

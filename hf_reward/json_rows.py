@@ -1,90 +1,122 @@
-"""JSON and JSONL files -> rows, and rows that would end the process before anybody could refuse them."""
+"""JSON and JSONL files -> rows, read one by one where the reader of `datasets` would stop, crash or change a value."""
 
+import codecs
 import json
 import mmap
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
+from hf_reward.preference_row import UNREADABLE
+from hf_reward.tables.input_row import Span, half_character
+from hf_reward.tables.json_lines import JsonLinesTable
+from hf_reward.text_files import read_utf8
+
 # Arrow cuts files at line ends; pyarrow 26 crashes (SIGSEGV) where a piece begins with a row that is null.
 _NULL_ROW = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])[ \t]*null")
+# Half of an escaped pair: `datasets` refuses the whole JSONL file, and removes it from a JSON list without a message.
+_HALF = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+_BLOCK = 2**24
 _LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
 
 
-def refuse_null_rows(files: Sequence[Path]) -> None:
-    """Stop at rows that are null, at which the reader of `datasets` ends the process.
+def need_own_reader(files: Sequence[Path]) -> bool:
+    """Whether files hold what the reader of `datasets` crashes at, changes or fails at later.
 
-    Args:
-        files: `.json` and `.jsonl` files.
-
-    Raises:
-        ValueError: If there is such a row, or a file that is one list holds anything but objects.
-    """
-    for file in files:
-        if file.stat().st_size == 0:
-            continue
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            is_list = _LIST.match(content) is not None
-            found = _NULL_ROW.search(content)
-            line = 0 if found is None else content[: found.end()].count(b"\n") + 1
-        # `datasets` takes a list for rows whatever the file is called.
-        if (file.suffix == ".json" or is_list) and _is_one_value(file):
-            continue
-        if line:
-            raise ValueError(f"{file}, line {line}: a row must be a JSON object, but is null. Correct or remove it.")
-
-
-def _is_one_value(file: Path) -> bool:
-    """Whether a file is JSON as a whole; a list is checked, row by row."""
-    try:
-        value = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        return False
-    if value is None or isinstance(value, list):
-        _objects_of(value, file)
-    return True
-
-
-def read_json_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Read files row by row.
+    That is rows that are null, half characters, and bytes that are not UTF-8.
 
     Args:
         files: `.json` and `.jsonl` files.
 
     Returns:
-        The rows.
+        Whether they do, or may.
+    """
+    return any(map(_is_suspect, files))
+
+
+def _is_suspect(file: Path) -> bool:
+    if file.stat().st_size == 0:
+        return False
+    if is_json_list(file) and not all(isinstance(entry, dict) for entry in _entries(file)):
+        return True
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _NULL_ROW.search(content) is not None or _HALF.search(content) is not None or not _is_utf8(content)
+
+
+def _is_utf8(content: mmap.mmap) -> bool:
+    """Arrow takes other bytes for text too, and fails only where a row is looked at."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for begins in range(0, len(content), _BLOCK):
+            decoder.decode(content[begins : begins + _BLOCK], final=begins + _BLOCK >= len(content))
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def was_changed(rows: Dataset) -> bool:
+    """Whether the reader of `datasets` took texts for dates, which JSON does not have.
+
+    Args:
+        rows: What it read.
+
+    Returns:
+        Whether a column holds dates.
+    """
+    return bool(re.search(r"\b(timestamp|date32|date64|time32|time64|duration)\b", str(rows.features.arrow_schema)))
+
+
+def read_json_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Read files row by row.
+
+    Args:
+        files: `.json` and `.jsonl` files.
+
+    Yields:
+        dict[str, Any]: Each row; one that is no JSON object, or not text, has only the reason, as `UNREADABLE`.
 
     Raises:
-        ValueError: If a row is no JSON object, with its file and line.
+        ValueError: If a JSON list is damaged or not UTF-8.
     """
-    rows = []
     for file in files:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".json":
-            rows += _objects_of(_parse_json(text, f"{file}"), file)
-            continue
-        # not splitlines(): JSON texts may hold other line breaks, such as U+2028
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                rows.append(_object(_parse_json(line, f"{file}, line {number}"), f"{file}, line {number}"))
-    return rows
+        # `datasets` takes a list for rows whatever the file is called.
+        if is_json_list(file):
+            yield from map(_checked, _entries(file))
+        else:
+            for found in JsonLinesTable(file).read(Span(0, 2**40)):
+                yield {UNREADABLE: found.problem} if found.row is None else found.row
 
 
-def _objects_of(value: Any, file: Path) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        raise ValueError(f"{file}: must hold a list of objects, but holds a {type(value).__name__}.")
-    return [_object(row, f"{file}, entry {number}") for number, row in enumerate(value, start=1)]
+def is_json_list(file: Path) -> bool:
+    """Whether a file is one JSON list rather than an object on each line.
+
+    Args:
+        file: A `.json` or `.jsonl` file.
+
+    Returns:
+        Whether it begins as one.
+    """
+    with file.open("rb") as opened:
+        return _LIST.match(opened.read(2**10)) is not None
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: a row must be a JSON object, but is a {type(value).__name__}. Correct it.")
+def _entries(file: Path) -> list[Any]:
+    text = read_utf8(file)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, a number with too many digits, nested too deeply
+        raise ValueError(f"{file}: not valid JSON ({error}). Correct it, or write one object on each line.") from error
+    assert isinstance(value, list)
     return value
 
 
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, a number with too many digits, nested too deeply
-        raise ValueError(f"{where}: not valid JSON ({error}). Correct or remove it.") from error
+def _checked(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        return {UNREADABLE: f"it is not a JSON object but a {type(entry).__name__}"}
+    problem = half_character(json.dumps(entry, ensure_ascii=False))
+    return {UNREADABLE: problem} if problem else entry

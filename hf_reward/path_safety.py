@@ -45,6 +45,25 @@ def require_folder_or_hub_id(name: str | Path) -> None:
         raise FileNotFoundError(f"There is no folder {text!r} (looked in {Path.cwd()}).")
 
 
+def require_writable(path: str | Path) -> None:
+    """Stop before work whose output could not be written.
+
+    Args:
+        path: A file or folder that is to be made, or a folder to write into.
+
+    Raises:
+        NotADirectoryError: If a file stands where a folder is needed.
+        PermissionError: If nothing may be written there.
+    """
+    target = Path(path).absolute()
+    place = next(parent for parent in (target, *target.parents) if parent.exists())
+    folder = place.parent if place == target and place.is_file() else place
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{path} cannot be made: {folder} is a file. Name another output.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: the folder {folder} allows no writing. Name another output.")
+
+
 def is_plain_name(name: Any) -> bool:
     """Whether something is the name of a file and leads nowhere else."""
     is_name = isinstance(name, str) and name not in ("", ".", "..")

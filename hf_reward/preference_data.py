@@ -42,6 +42,7 @@ from hf_reward.feature_cache import (
     why_not_cached,
     without_features,
 )
+from hf_reward.interface import setting
 from hf_reward.leaks import leaked_rows, metrics_without_leaks, warn_of_leaks
 from hf_reward.losses import PADDING_RANK, PreferenceLoss
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model
@@ -64,6 +65,7 @@ from hf_reward.training_setup import (
     choose_collator,
     inner_collator,
     padded_collator,
+    require_a_batch,
     without_dispatch,
 )
 
@@ -112,6 +114,7 @@ class PreferenceDataTrainer(Trainer):
         self._feature_stores: dict[str, FeatureStore] = {}
         self._leaked: np.ndarray | None = None  # rows at hand that training has seen too
         train_data, eval_data = self._prepare_data(train_dataset, "train", args), self._prepare_eval(eval_dataset, args)
+        require_a_batch(args, train_data)
         args = without_dispatch(args, train_data, eval_data)
         super().__init__(
             model=model,
@@ -252,7 +255,10 @@ class PreferenceDataTrainer(Trainer):
         if problem is None:
             return
         if self.args.packing == "true":
-            raise ValueError(f"`packing=True` would train another model: {problem}. Use 'auto' or False.")
+            raise ValueError(
+                f"`{setting('packing', True)}` would train another model: {problem}. Use "
+                f"`{setting('packing', 'auto')}`."
+            )
         logger.warning("Batches are padded, not packed: %s.", problem)
         self.data_collator = budgeted(padded_collator(self.args, self.processing_tokenizer), self.args)
 
@@ -368,7 +374,10 @@ class PreferenceDataTrainer(Trainer):
         reason = self._why_not_cached(data)
         if self.args.cache_features == "true":
             if reason is not None:
-                raise ValueError(f"`cache_features=True` is not possible: {reason}. Use 'auto' or False.")
+                raise ValueError(
+                    f"`{setting('cache_features', True)}` is not possible: {reason}. Use "
+                    f"`{setting('cache_features', 'auto')}`."
+                )
             return True
         if self._passes() > 1 and reason is not None and not self._said_uncached:
             self._said_uncached = True

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from typing import Any
 
+from hf_reward.interface import setting
+
 Message = dict[str, Any]
 
 Prompt = str | list[Message]
@@ -14,11 +16,21 @@ Prompt = str | list[Message]
 Response = str | list[Message]
 
 
+UNREADABLE = "_unreadable"
+"""Column with the reason why a line of a file is no row; only data that holds such lines has it."""
+
+
 class PreferenceFormatError(ValueError):
     """A row that fits no layout: says which row, which field, and what to do."""
 
     def __init__(
-        self, message: str, row_index: int | None = None, field: str | None = None, *, repeats: str = ""
+        self,
+        message: str,
+        row_index: int | None = None,
+        field: str | None = None,
+        place: str | None = None,
+        *,
+        repeats: str = "",
     ) -> None:
         """Say what is wrong.
 
@@ -26,11 +38,13 @@ class PreferenceFormatError(ValueError):
             message: What is required, what was found, and the remedy.
             row_index: Number of the row.
             field: Name of the field.
+            place: File and line of the row, where it has one.
             repeats: The part of the message that repeats data, which a server does not send back.
         """
-        where = "" if row_index is None else f"Row {row_index}: "
-        super().__init__(where + message)
-        self.message, self.row_index, self.field, self.repeats = message, row_index, field, repeats
+        where = place or ("" if row_index is None else f"Row {row_index}")
+        super().__init__(f"{where}: {message}" if where else message)
+        self.message, self.row_index, self.field, self.place = message, row_index, field, place
+        self.repeats = repeats
 
     @property
     def public_message(self) -> str:
@@ -39,7 +53,7 @@ class PreferenceFormatError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Raised in worker processes of `datasets.map`, so it has to pickle with its arguments.
-        return partial(type(self), repeats=self.repeats), (self.message, self.row_index, self.field)
+        return partial(type(self), repeats=self.repeats), (self.message, self.row_index, self.field, self.place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +116,13 @@ def as_mapping(row: Any) -> Mapping[str, Any]:
         The row's columns.
 
     Raises:
-        PreferenceFormatError: If the row is neither.
+        PreferenceFormatError: If the row is neither, or its line of a file could not be read.
     """
     if is_dataclass(row) and not isinstance(row, type):
         return {name: value for name, value in asdict(row).items() if value is not None}
     if isinstance(row, Mapping):
+        if row.get(UNREADABLE) is not None:
+            raise PreferenceFormatError(f"{str(row[UNREADABLE]).removesuffix('.')}. Correct or drop the row.")
         return row
     raise PreferenceFormatError(f"A row must be a dict or a `PreferencePair`, but is a {type(row).__name__}.")
 
@@ -124,12 +140,13 @@ def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str] | None) ->
     Raises:
         PreferenceFormatError: If a mapped column is missing.
     """
+    row = {name: value for name, value in row.items() if name != UNREADABLE} if UNREADABLE in row else dict(row)
     if not columns:
-        return dict(row)
+        return row
     missing = [theirs for theirs in columns.values() if theirs not in row]
     if missing:
         raise PreferenceFormatError(
-            f"`columns` names {', '.join(map(repr, missing))}, which the data lacks. "
+            f"`{setting('columns')}` names {', '.join(map(repr, missing))}, which the data lacks. "
             f"Found: {', '.join(map(str, row))}. Correct the mapping.",
             field=missing[0],
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hf_reward.fields import (
+    prompt_of,
     read_conversation,
     read_list,
     read_number,
@@ -17,9 +18,12 @@ from hf_reward.fields import (
     read_template_options,
     read_text,
     require_same_length,
+    your_column,
 )
+from hf_reward.interface import setting
 from hf_reward.plain_values import plain_columns
 from hf_reward.preference_row import (
+    UNREADABLE,
     Message,
     PreferenceFormatError,
     PreferenceRow,
@@ -47,7 +51,7 @@ def detect_layout(columns: Iterable[str]) -> str:
     Raises:
         PreferenceFormatError: If the columns fit no layout.
     """
-    names = set(columns)
+    names = set(columns) - {UNREADABLE}
     if {"chosen_ids", "rejected_ids"} <= names or {"chosen_input_ids", "rejected_input_ids"} <= names:
         return "tokenized"
     if {"chosen", "rejected"} <= names:
@@ -58,15 +62,14 @@ def detect_layout(columns: Iterable[str]) -> str:
         return "votes"
     if {"prompt", "response"} <= names and names & {"score", "rating"}:
         raise PreferenceFormatError(
-            "The rows hold one rated response each. Turn them into pairs first: "
-            "`to_pairs(rows, min_gap=1.0)` from hf_reward."
+            "The rows hold one rated response each, and preferences are between two. Make pairs of the responses to "
+            f"a prompt whose scores differ by so much or more: `{setting('min_gap', 1.0)}` (`to_pairs` in Python)."
         )
     raise PreferenceFormatError(
         "The columns fit no layout. Needed: `chosen` and `rejected` (with or without `prompt`); or `prompt`, "
         "`responses` and `ranks` or `scores`; or `prompt`, `response_a`, `response_b` and one of "
         f"{', '.join(sorted(_VERDICTS))}; or `chosen_ids` and `rejected_ids`. "
-        f"Found: {', '.join(sorted(map(str, names)))}. "
-        "Name your columns with columns={'chosen': 'your_column', ...}."
+        f"Found: {', '.join(sorted(map(str, names)))}. Name your columns: {your_column('chosen')}."
     )
 
 
@@ -91,7 +94,9 @@ def to_preference_row(
         named = plain_columns(rename_columns(as_mapping(row), columns), _LAYOUT_COLUMNS)
         layout = detect_layout(named) if layout == "auto" else layout
         if layout not in _READERS:
-            raise PreferenceFormatError(f"`layout` must be 'auto' or one of {', '.join(LAYOUTS)}, but is {layout!r}.")
+            raise PreferenceFormatError(
+                f"`{setting('layout')}` must be 'auto' or one of {', '.join(LAYOUTS)}, but is {layout!r}."
+            )
         result = _READERS[layout](named)
         _read_common_fields(result, named)
     except PreferenceFormatError as error:
@@ -110,8 +115,7 @@ def _read_pairs(row: Mapping[str, Any]) -> PreferenceRow:
     for name in ("chosen", "rejected"):
         if name not in row:
             raise PreferenceFormatError(
-                f"`{name}` is missing. Found: {', '.join(map(str, row))}. "
-                f"Name your columns with columns={{'{name}': 'your_column'}}.",
+                f"`{name}` is missing. Found: {', '.join(map(str, row))}. Name your columns: {your_column(name)}.",
                 field=name,
             )
     chosen, rejected = row["chosen"], row["rejected"]
@@ -170,8 +174,9 @@ def parse_hh_transcript(text: Any, name: str = "text") -> list[Message]:
     parts = re.split(r"\n\n(Human|Assistant):", read_text(text, name))
     if len(parts) < 3 or parts[0].strip():
         raise PreferenceFormatError(
-            f"`{name}` is no transcript of '\\n\\nHuman:' and '\\n\\nAssistant:' turns. Use layout='pairs' for plain "
-            "text.",
+            f"`{name}` is no transcript of '\\n\\nHuman:' and '\\n\\nAssistant:' turns. Use "
+            f"`{setting('layout', 'pairs')}` "
+            "for plain text.",
             field=name,
         )
     roles = {"Human": "user", "Assistant": "assistant"}
@@ -194,12 +199,12 @@ def _read_ranked(row: Mapping[str, Any]) -> PreferenceRow:
         scores = [read_number(score, "scores") for score in read_list(row.get("scores"), "scores")]
         require_same_length(scores, responses, "scores")
         ranks = dense_ranks([-score for score in scores])
-    return _of_sides(read_sides(row.get("prompt"), responses, ["responses"] * len(responses)), ranks)
+    return _of_sides(read_sides(prompt_of(row), responses, ["responses"] * len(responses)), ranks)
 
 
 def _read_votes(row: Mapping[str, Any]) -> PreferenceRow:
     names = ("response_a", "response_b")
-    result = _of_sides(read_sides(row.get("prompt"), [row.get(name) for name in names], names), [0, 1])
+    result = _of_sides(read_sides(prompt_of(row), [row.get(name) for name in names], names), [0, 1])
     lead, probability = _verdict(row)
     result.ranks = [0, 0] if lead == 0 else [0, 1] if lead > 0 else [1, 0]
     result.probability = probability
@@ -233,6 +238,7 @@ _WINNERS = {
 def _winner(value: Any) -> int:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     key = f"{read_number(value, 'winner'):g}" if is_number else value  # 1.0 is 1
+    key = key.removesuffix(".0") if isinstance(key, str) else key  # ... also as text
     if isinstance(key, str) and key in _WINNERS:
         return _WINNERS[key]
     raise PreferenceFormatError(f"`winner` must be 'a', 'b' or 'tie' (or 1, 2, 0), but is {value!r}.", field="winner")

@@ -25,10 +25,12 @@ from datasets import (
 )
 from transformers import PreTrainedTokenizerBase
 
+from hf_reward.interface import setting
 from hf_reward.length_balance import SURPLUS, mark_surplus
 from hf_reward.metrics import length_rule_credit, strict_pairs
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
 from hf_reward.preferences import detect_layout, to_preference_row
+from hf_reward.row_places import naming_lines
 from hf_reward.row_remarks import RemarkTally, remark_clauses
 from hf_reward.sources import RawDataset, Source, as_sources, load_source
 from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_rows
@@ -107,6 +109,8 @@ class DataSummary:
     sources: list[str] = field(default_factory=list)
     token_quantiles: dict[str, int] = field(default_factory=dict)
     """Tokens of the longest sequence of a row, at the named quantiles."""
+    length_for_99_percent: int | None = None
+    """The `max_length` that keeps 99% of the rows without cutting them, where rows were cut or dropped for theirs."""
     longer_preferred: float = float("nan")
     """Share of strict pairs whose preferred response has more tokens, ties half."""
     num_pairs: int = 0
@@ -119,16 +123,27 @@ class DataSummary:
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
-        quantiles = ", ".join(f"{name} {value}" for name, value in self.token_quantiles.items())
+        quantiles = ", ".join(f"{name} {value}" for name, value in self.token_quantiles.items()) or "none is left"
         scope = f"the first {self.rows}" if self.sampled else f"{self.rows}"
         remarks = "".join(f" {clause}." for clause in remark_clauses(self.remarks, self.remark_rows))
         return (
             f"{self.name}: {self.kept} of {scope} rows kept ({self.prompts} prompts); dropped: {dropped}; "
             f"{self.cut} cut to fit, {self.merged} equal responses merged, {self.duplicates} duplicate rows, "
             f"{self.prompts_differed} rows whose sides had different prompts. Tokens of the longest sequence: "
-            f"{quantiles}. The longer response (in tokens, ties half) is preferred in {self.longer_preferred:.1%} of "
-            f"{self.num_pairs} pairs.{remarks}"
+            f"{quantiles}{self._enough()}. "
+            + (
+                f"The longer response (in tokens, ties half) is preferred in {self.longer_preferred:.1%} of "
+                f"{self.num_pairs} pairs."
+                if self.num_pairs
+                else "No strict pair is left."
+            )
+            + remarks
         )
+
+    def _enough(self) -> str:
+        if self.length_for_99_percent is None:
+            return ""
+        return f"; 99% of the rows fit whole with `{setting('max_length', self.length_for_99_percent)}`"
 
 
 def prepare_preferences(
@@ -175,7 +190,7 @@ def prepare_preferences(
         mapped = _balanced(mapped, rule, source.name)
         marked_parts.append(mapped)
         parts.append(_usable(mapped))
-    summary = _summarize_all(marked_parts, name)
+    summary = _summarize_all(marked_parts, name, limit=rule.format.max_length)
     logger.info("%s", summary)
     for clause in remark_clauses(summary.remarks, summary.remark_rows):
         logger.warning("Of %s rows of %s, %s.", summary.kept, name, clause)
@@ -221,7 +236,8 @@ def tokenize_source(
     }
     if isinstance(raw, Dataset):
         settings |= {"num_proc": num_proc, "desc": f"Tokenizing {source.name}"}
-    return raw.map(**settings)
+    with naming_lines(raw):
+        return raw.map(**settings)
 
 
 def _fingerprintable(source: Source) -> dict[str, Any]:
@@ -381,7 +397,10 @@ def _require_rows(summary: DataSummary, rule: PreparationRule, marked: Sequence[
     if summary.dropped.get(SURPLUS):
         cure = "In no bin of length differences both directions occur; train without `balance_lengths`."
     if summary.dropped.get("too long"):
-        cure = f"`max_length={rule.format.max_length}` is below the length of the responses; raise it."
+        cure = (
+            f"`{setting('max_length', rule.format.max_length)}` is below the length of the responses: 99% of the rows "
+            f"fit whole with `{setting('max_length', summary.length_for_99_percent)}`."
+        )
     raise ValueError(f"{summary.name}: no row of {summary.rows} can be used ({reasons}). {cure}")
 
 
@@ -401,9 +420,9 @@ def summarize(prepared: RawDataset, name: str) -> DataSummary:
     return _summarize_all([prepared], name)
 
 
-def _summarize_all(marked: Sequence[RawDataset], name: str) -> DataSummary:
+def _summarize_all(marked: Sequence[RawDataset], name: str, *, limit: int | None = None) -> DataSummary:
     streamed = any(isinstance(part, IterableDataset) for part in marked)
-    tally = _Tally()
+    tally = _Tally(limit)
     for part in marked:
         for batch in _batches(part):
             tally.add(batch)
@@ -432,7 +451,9 @@ def _batches(data: RawDataset) -> Iterator[Mapping[str, list[Any]]]:
 class _Tally:
     """Counts over batches of rows. Twenty bytes a row stay, whatever its texts."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.whole: list[np.ndarray] = []
         self.problems: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.remarks = RemarkTally()
@@ -447,6 +468,7 @@ class _Tally:
         """Count a batch."""
         self.problems.update(batch["problem"])
         self.counts["merged"] += sum(batch["merged"])
+        self.whole.append(np.asarray(self._whole_lengths(batch), np.int32))
         places = [place for place, problem in enumerate(batch["problem"]) if not problem]
         if not places:
             return
@@ -462,6 +484,15 @@ class _Tally:
         sizes = [[len(ids) for ids in row] for row in kept["input_ids"]]
         self.longest.append(np.asarray([max(row) for row in sizes], np.int32))
         self._add_lengths(sizes, kept["prefix_length"], kept["ranks"])
+
+    def _whole_lengths(self, batch: Mapping[str, list[Any]]) -> list[int]:
+        """Tokens of the longest sequence of each row before anything was cut, of those that have tokens."""
+        rows = zip(batch["problem"], batch["input_ids"], batch["cut_tokens"], strict=True)
+        return [
+            (self.limit or 0) + cut if problem == "too long" else max(map(len, ids)) + cut
+            for problem, ids, cut in rows
+            if not problem or problem == "too long"
+        ]
 
     def _add_lengths(self, sizes: Sequence[list[int]], prefixes: Sequence[int], ranks: Sequence[list[int]]) -> None:
         width = max(map(len, ranks))
@@ -481,6 +512,8 @@ class _Tally:
         summary.prompts_differed, summary.num_pairs = self.counts["prompts_differed"], self.counts["pairs"]
         summary.remarks, summary.remark_rows = self.remarks.counts, self.remarks.rows
         summary.kind, summary.sources = _kind(self.kinds), sorted(self.sources)
+        if summary.cut or summary.dropped.get("too long"):
+            summary.length_for_99_percent = int(np.quantile(np.concatenate(self.whole), 0.99, method="inverted_cdf"))
         if summary.kept:
             summary.duplicates = summary.kept - len(np.unique(np.concatenate(self.hashes)))
             summary.prompts = len(np.unique(np.concatenate(self.groups)))

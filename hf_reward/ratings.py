@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from hf_reward.fields import read_list, read_number, read_ranks, require_same_length
+from hf_reward.fields import prompt_of, read_list, read_number, read_ranks, require_same_length
+from hf_reward.interface import setting
 from hf_reward.plain_values import plain_columns, rows_of
 from hf_reward.preference_row import PreferenceFormatError, Prompt, Response, as_mapping, rename_columns
 from hf_reward.whole_conversations import read_sides
@@ -19,6 +20,7 @@ def to_pairs(
     *,
     min_gap: float = 0.0,
     margin_from_scores: bool = False,
+    weight_from_scores: bool = False,
     max_pairs_per_prompt: int | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
@@ -32,21 +34,63 @@ def to_pairs(
         rows: Raw rows, or a pandas `DataFrame` of them.
         min_gap: Smallest difference of scores (or ranks) that counts as a preference.
         margin_from_scores: Whether each pair carries that difference as its `margin`, in units of the score.
+        weight_from_scores: Whether each pair carries that difference as its `weight`. The Bradley-Terry loss of a row,
+            times its weight, is then the scaled Bradley-Terry loss of HelpSteer2-Preference (Wang et al. 2024,
+            arXiv:2410.01257, section 4): -m log sigmoid(r_chosen - r_rejected), m being the difference.
         max_pairs_per_prompt: Keep only this many pairs of a prompt, those of largest gap first.
         columns: Our name -> the rows' own column name.
 
     Returns:
-        Rows `prompt`, `chosen`, `rejected`, `group`, and `margin` if asked for.
+        Rows `prompt`, `chosen`, `rejected`, `group`, and `margin` and `weight` if asked for.
 
     Raises:
         PreferenceFormatError: If a score is missing or not a finite number, or the lists have unequal lengths.
         ValueError: If `min_gap` is negative or NaN, or `max_pairs_per_prompt` is below 1.
     """
+    refused: list[PreferenceFormatError] = []
+    pairs = pairs_of(
+        rows,
+        refused,
+        min_gap=min_gap,
+        carries=(*(("margin",) if margin_from_scores else ()), *(("weight",) if weight_from_scores else ())),
+        max_pairs_per_prompt=max_pairs_per_prompt,
+        columns=columns,
+    )
+    if refused:
+        raise refused[0]
+    return pairs
+
+
+def pairs_of(
+    rows: Iterable[Any],
+    refused: list[PreferenceFormatError],
+    *,
+    min_gap: float,
+    carries: Sequence[str] = (),
+    max_pairs_per_prompt: int | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Make preference pairs as `to_pairs` does, and collect what is wrong with rows that have none.
+
+    Args:
+        rows: Raw rows.
+        refused: Gets an error for each row that is unusable.
+        min_gap: As for `to_pairs`.
+        carries: Columns of a pair that hold the difference of its scores.
+        max_pairs_per_prompt: As for `to_pairs`.
+        columns: As for `to_pairs`.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        ValueError: If `min_gap` is negative or NaN, or `max_pairs_per_prompt` is below 1.
+    """
     if not min_gap >= 0:
-        raise ValueError(f"`min_gap={min_gap}` must be 0 or more, in units of the score.")
+        raise ValueError(f"`{setting('min_gap', min_gap)}` must be 0 or more, in units of the score.")
     if max_pairs_per_prompt is not None and max_pairs_per_prompt < 1:
         raise ValueError(f"`max_pairs_per_prompt={max_pairs_per_prompt}` must be 1 or more, or None for all.")
-    rated = _gather_by_prompt(rows, columns)
+    rated = _gather_by_prompt(rows, columns, refused)
     pairs: list[dict[str, Any]] = []
     for prompt_key, (prompt, responses, scores) in rated.items():
         gaps = []
@@ -58,12 +102,12 @@ def to_pairs(
         for gap, (best, worst) in gaps[:max_pairs_per_prompt]:
             group = hashlib.sha256(prompt_key.encode()).hexdigest()[:16]
             pair = {"prompt": prompt, "chosen": responses[best], "rejected": responses[worst], "group": group}
-            pairs.append(pair | {"margin": gap} if margin_from_scores else pair)
+            pairs.append(pair | dict.fromkeys(carries, gap))
     return pairs
 
 
 def _gather_by_prompt(
-    rows: Iterable[Any], columns: Mapping[str, str] | None
+    rows: Iterable[Any], columns: Mapping[str, str] | None, refused: list[PreferenceFormatError]
 ) -> dict[str, tuple[Prompt, list[Response], list[float]]]:
     rated: dict[str, tuple[Prompt, list[Response], list[float]]] = {}
     for index, raw in enumerate(rows_of(rows)):
@@ -74,9 +118,10 @@ def _gather_by_prompt(
                 scores = [read_number(row.get("score", row.get("rating")), "score")]
             else:
                 responses, scores = _scored_list(row)
-            sides = read_sides(row.get("prompt"), responses, ["responses"] * len(responses))
+            sides = read_sides(prompt_of(row), responses, ["responses"] * len(responses))
         except PreferenceFormatError as error:
-            raise PreferenceFormatError(error.message, index, error.field) from None
+            refused.append(PreferenceFormatError(error.message, index, error.field))
+            continue
         key = json.dumps(sides.prompt, sort_keys=True, default=str)
         _, all_responses, all_scores = rated.setdefault(key, (sides.prompt, [], []))
         all_responses += sides.responses

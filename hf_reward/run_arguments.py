@@ -6,17 +6,18 @@ A YAML file gives settings, the command line overrides them, and what neither kn
 
 import argparse
 import json
-import os
-from collections import Counter
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
-import yaml
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig, HfArgumentParser
 
+from hf_reward.interface import Interface, setting
+from hf_reward.settings_file import SettingsFile, UnknownSettingError, no_setting, read_settings
 from hf_reward.training_args import RewardConfig
 
 
@@ -38,6 +39,12 @@ class RunArguments:
     )
     columns: str | None = field(default=None, metadata={"help": "JSON object: our column name -> the data's."})
     layout: str = field(default="auto", metadata={"help": "Row layout; 'hh' has to be asked for."})
+    min_gap: float | None = field(
+        default=None,
+        metadata={
+            "help": "Rated rows: make pairs of the responses to a prompt whose scores differ by so much or more."
+        },
+    )
     train_split: str = field(default="train", metadata={"help": "Split of Hub ids and folders, for training."})
     eval_split: str = field(default="test", metadata={"help": "Split of Hub ids and folders, for evaluation."})
     streaming: bool = field(default=False, metadata={"help": "Read the training data as a stream; needs `max_steps`."})
@@ -79,13 +86,19 @@ class RunArguments:
     def __post_init__(self) -> None:
         if self.use_lora and self.freeze_backbone:
             raise ValueError(
-                "`freeze_backbone` trains the head only, but `use_lora` asks for an adapter. Set one of them."
+                f"`{setting('freeze_backbone')}` trains the head only, but `{setting('use_lora')}` asks for an "
+                f"adapter. "
+                "Set one of them."
             )
         if self.eval_data is not None and self.test_size is not None:
-            raise ValueError("`eval_data` is given, so nothing is held out by `test_size`. Set one of them.")
-        if self.streaming and (self.test_size is not None or self.baselines):
             raise ValueError(
-                "`test_size` and `baselines` need all training rows at hand. Leave them out with `streaming`."
+                f"`{setting('eval_data')}` is given, so nothing is held out by `{setting('test_size')}`. Set one of "
+                f"them."
+            )
+        if self.streaming and (self.test_size is not None or self.baselines or self.min_gap is not None):
+            raise ValueError(
+                f"`{setting('test_size')}`, `{setting('baselines')}` and `{setting('min_gap')}` need all training "
+                f"rows at hand. Leave them out with `{setting('streaming')}`."
             )
 
     def lora_config(self, num_layers: int) -> LoraConfig | None:
@@ -111,7 +124,9 @@ class RunArguments:
                     "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj."
                 )
             if not 0 < self.lora_first_layer < num_layers:
-                raise ValueError(f"`lora_first_layer={self.lora_first_layer}` must be below the {num_layers} layers.")
+                raise ValueError(
+                    f"`{setting('lora_first_layer', self.lora_first_layer)}` must be below the {num_layers} layers."
+                )
             layers = list(range(self.lora_first_layer, num_layers))
         return LoraConfig(
             task_type="SEQ_CLS",
@@ -150,26 +165,78 @@ def parse_run_arguments(argv: Sequence[str]) -> tuple[RunArguments, RewardConfig
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is no mapping of settings, or settings contradict each other. Unknown or malformed
-            settings end the program with argparse's message and exit code 2.
+            settings end the program with a message that names them and exit code 2.
     """
-    first = argparse.ArgumentParser(prog="train", add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    known, rest = first.parse_known_args(list(argv))
-    # Later options override earlier ones in argparse, so the file's settings simply go first.
-    words = [*(yaml_as_argv(known.config) if known.config else []), *rest]
-    parser = HfArgumentParser(
+    path, rest = _config_file(argv)
+    parser = _Parser(
         [RunArguments, RewardConfig],  # type: ignore[arg-type]
         prog="train",
         usage="train [--config FILE.yaml] [--SETTING VALUE ...]",
         allow_abbrev=False,
     )
-    run, args, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+    words: list[str] = []
+    if path:
+        try:
+            found = read_settings(path, _settings())
+        except UnknownSettingError as error:
+            parser.error(f"{error}. `--help` lists all settings.")
+        words = _as_argv(found)
+        parser.lines = _lines_of(found, rest)
+    # Later options override earlier ones in argparse, so the file's settings simply go first.
+    run, args, unknown = parser.parse_args_into_dataclasses(args=[*words, *rest], return_remaining_strings=True)
     if unknown:
-        names = [word.split("=")[0] for word in unknown if word.startswith("--")] or unknown  # a value may be a token
-        parser.error(f"there is no setting {', '.join(names)}. `--help` lists all settings.")
+        names = [word.split("=")[0] for word in unknown if word.startswith("--")]
+        said = [no_setting(name[2:], _settings(), "--") for name in dict.fromkeys(names)]
+        parser.error(f"{'; '.join(said) or f'there is no setting {unknown}'}. `--help` lists all settings.")
     if run.streaming and args.max_steps < 1:
-        raise ValueError("A stream has no known end, so `streaming` needs `max_steps`. Set it.")
+        raise ValueError(
+            f"A stream has no known end, so `{setting('streaming')}` needs `{setting('max_steps')}`. Set it."
+        )
     return run, args
+
+
+def interface_of(argv: Sequence[str]) -> Interface:
+    """The interface through which a run gets its settings.
+
+    Args:
+        argv: The command line without the program's name.
+
+    Returns:
+        YAML if a file is named, else options.
+    """
+    return Interface.YAML if any(word.split("=")[0] == "--config" for word in argv) else Interface.TRAIN
+
+
+class _Parser(HfArgumentParser):
+    """Names the line of a file in which a malformed value stands."""
+
+    lines: Mapping[str, str] = MappingProxyType({})
+    """Setting that only the file gives -> its place."""
+
+    def error(self, message: str) -> NoReturn:
+        option = re.match(r"argument --(\w+)", message)
+        place = self.lines.get(option[1]) if option else None
+        super().error(message if place is None else f"{place}: {message}")
+
+
+def _config_file(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    first = argparse.ArgumentParser(prog="train", add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    known, rest = first.parse_known_args(list(argv))
+    return known.config, rest
+
+
+def _settings() -> set[str]:
+    return {each.name for kind in (RunArguments, RewardConfig) for each in fields(kind) if each.init}
+
+
+def _lines_of(found: SettingsFile, rest: Sequence[str]) -> dict[str, str]:
+    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in rest if word.startswith("--")}
+    return {name: f"{found.path}, line {line}" for name, line in found.lines.items() if name not in given}
+
+
+def _as_argv(found: SettingsFile) -> list[str]:
+    return [word for name, value in found.values.items() for word in (f"--{name}", *_as_words(value))]
 
 
 def yaml_as_argv(path: str | Path) -> list[str]:
@@ -185,50 +252,9 @@ def yaml_as_argv(path: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a mapping of settings.
+        ValueError: If it is not a mapping of settings, or names one that there is not.
     """
-    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
-        raise FileNotFoundError(f"There is no configuration file {str(path)!r} (looked in {Path.cwd()}).")
-    try:
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_OneOfEach)
-    except Exception as error:  # a tag that names a Python object, a tab, a date that is none, ...
-        raise ValueError(f"{path} is no YAML of plain values: {error}. Correct it.") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold settings such as `learning_rate: 1e-5`, one per line.")
-    _require_small(settings, path)
-    words: list[str] = []
-    known = {each.name for kind in (RunArguments, RewardConfig) for each in fields(kind) if each.init}
-    for name, value in settings.items():
-        if value is None and name not in known:
-            raise ValueError(f"{path}: there is no setting {name}. `--help` lists all settings.")
-        if value is not None:
-            words += [f"--{name}", *_as_words(value)]
-    return words
-
-
-class _OneOfEach(yaml.SafeLoader):
-    """YAML's safe loader, which would let the last of several equal names win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        repeated = sorted(name for name, count in names.items() if count > 1)
-        if repeated:
-            raise ValueError(f"{', '.join(repeated)} is given more than once")
-        return super().construct_mapping(node, deep)
-
-
-_MOST_VALUES = 100_000
-
-
-def _require_small(settings: dict[Any, Any], path: str | Path) -> None:
-    """Stop at aliases that would unfold without end, or nearly so."""
-    waiting: list[Any] = [settings]
-    for _ in range(_MOST_VALUES):
-        if not waiting:
-            return
-        value = waiting.pop()
-        waiting += list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    raise ValueError(f"{path} holds more than {_MOST_VALUES:,} values, or an alias (`*name`) inside of itself.")
+    return _as_argv(read_settings(path, _settings()))
 
 
 def _as_words(value: Any) -> list[str]:

@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_reward.fields import (
+    prompt_of,
     read_conversation,
+    read_list,
+    read_prompt,
     read_structure,
     read_template_options,
     read_text,
+    your_column,
 )
 from hf_reward.plain_values import plain_columns
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, Prompt, Response, rename_columns
@@ -161,10 +165,13 @@ def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = 
         return [read_request(named["prompt"], named["response"], template=template)]
     if named.get("text") is not None:
         return [request_from_text(named["text"])]
+    if "prompt" in named and named.keys() & {"response", "responses"}:  # the columns are there, but null in this row
+        read_prompt(prompt_of(named))
+        read_list(named.get("responses"), "responses")
     raise PreferenceFormatError(
         "There is nothing to score. Needed: `prompt` and `response`, `prompt` and `responses`, `messages`, or `text` "
-        f"(already formatted). Found: {', '.join(map(str, row)) or 'no column'}. Name your columns, as in "
-        "columns={'response': 'your_column'} or `--columns response=your_column`."
+        f"(already formatted). Found: {', '.join(map(str, row)) or 'no column'}. Name your columns: "
+        f"{your_column('response')}."
     )
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, library_versions, template_hash, tokenizer_hash
 from hf_reward.head_ensemble import HEADS_FILE, number_of_heads, saved_state, with_saved_heads
+from hf_reward.interface import setting
 from hf_reward.length_correction import LengthCorrection
 from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer
 from hf_reward.probes import position_limit, weight_dtype
@@ -38,6 +39,7 @@ def load_for_scoring(
     Raises:
         ValueError: If it has no head or no tokenizer, or the options contradict each other.
     """
+    require_device(device)
     try:
         model = AutoModelForRewardScoring.from_pretrained(name, verify=verify, is_trainable=False, **options)
     except FileNotFoundError:
@@ -65,6 +67,27 @@ def load_for_scoring(
         # Without an accelerator the state has to be told so, or it overlooks the other processes of a CPU launch.
         move.to(device if device is not None else PartialState(cpu=not torch.accelerator.is_available()).device)
     return model, tokenizer, record
+
+
+def require_device(device: str | torch.device | None) -> None:
+    """Stop at a device that cannot be used, before a model is loaded for it.
+
+    Args:
+        device: The device; None for the default.
+
+    Raises:
+        ValueError: If there is no such device, or this build of torch cannot use it.
+    """
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises the second
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"`{setting('device', str(device))}` cannot be used here ({reason}). Name another, or leave it out for "
+            "the default."
+        ) from error
 
 
 def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:

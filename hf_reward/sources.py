@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,19 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
-from hf_reward.json_rows import read_json_rows, refuse_null_rows
-from hf_reward.path_safety import refuse_archives, require_inside
+from hf_reward.fields import your_column
+from hf_reward.file_rows import BUILDERS, from_rows, load_files
+from hf_reward.interface import setting
+from hf_reward.path_safety import require_inside
 from hf_reward.plain_values import rows_of
-from hf_reward.preference_row import as_mapping
+from hf_reward.preference_row import UNREADABLE, PreferenceFormatError, as_mapping, rename_columns
+from hf_reward.ratings import pairs_of
+from hf_reward.row_places import RowPlaces, remember_files
 
 RawDataset = Dataset | IterableDataset
 DEMONSTRATION = "demonstration"
 """Name of the preference set that the package carries, with the splits `train` and `test`."""
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 
 
@@ -36,6 +39,9 @@ class Source:
     """Split of a Hub id or of a folder that has several."""
     columns: Mapping[str, str] | None = None
     layout: str = "auto"
+    min_gap: float | None = None
+    """For rated rows: make pairs of the responses to a prompt whose scores differ by so much or more; see "
+    "`to_pairs`."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -45,7 +51,12 @@ class Source:
 
 
 def as_sources(
-    data: Any, *, split: str = "train", columns: Mapping[str, str] | None = None, layout: str = "auto"
+    data: Any,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    layout: str = "auto",
+    min_gap: float | None = None,
 ) -> list[Source]:
     """List the sources that `data` names.
 
@@ -55,6 +66,7 @@ def as_sources(
         split: Split of sources that name none.
         columns: Our name -> the data's own column name, for sources that name none.
         layout: Row layout of sources that name none.
+        min_gap: The same; where it is set, the rated rows are read here and the source holds their pairs.
 
     Returns:
         One or more sources, each with a name.
@@ -62,7 +74,7 @@ def as_sources(
     Raises:
         ValueError: If there is nothing in the list, or two sources have the same name.
     """
-    defaults = {"split": split, "columns": columns, "layout": layout}
+    defaults = {"split": split, "columns": columns, "layout": layout, "min_gap": min_gap}
     parts = list(data) if _is_mixture(data) else [data]
     sources = []
     for place, part in enumerate(parts):
@@ -72,7 +84,38 @@ def as_sources(
     names = [source.name for source in sources]
     if len(set(names)) != len(names):
         raise ValueError(f"Sources of a mixture need different names, but got {names}. Give each a `name`.")
-    return sources
+    return [source if source.min_gap is None else _paired(source) for source in sources]
+
+
+def _paired(source: Source) -> Source:
+    """A source of rated rows as one of pairs; a row without a usable rating stays as an unreadable one."""
+    gap = f"`{setting('min_gap', source.min_gap)}`"
+    if source.layout not in ("auto", "ranked"):
+        raise ValueError(f"{gap} is for rated or ranked rows, but the layout of {source.name!r} is {source.layout!r}.")
+    rows: Any = load_source(source)
+    if isinstance(rows, IterableDataset):
+        raise ValueError(f"{gap} compares all responses to a prompt, which a stream does not hold. Save it to a file.")
+    names = set(rename_columns(dict.fromkeys(rows.column_names), source.columns))
+    if not names >= {"prompt", "response"} and not names >= {"prompt", "responses"}:
+        raise ValueError(
+            f"{gap} needs rows of `prompt`, `response` and `score`, or of `prompt`, `responses` and `scores` or "
+            f"`ranks`, but {source.name!r} has {', '.join(sorted(names))}. Leave it out, or name the columns: "
+            f"{your_column('response')}."
+        )
+    refused: list[PreferenceFormatError] = []
+    pairs = pairs_of(rows, refused, min_gap=source.min_gap or 0.0, columns=source.columns)
+    if not pairs:
+        reason = f" The first unusable row: {refused[0]}" if refused else ""
+        raise ValueError(
+            f"{source.name}: among {len(rows)} rows, no two responses to a prompt have scores that differ by {gap} or "
+            f"more.{reason}"
+        )
+    places = RowPlaces(rows)
+    lost = [
+        {UNREADABLE: f"{places.where(error.row_index or 0) or f'rated row {error.row_index}'}: {error.message}"}
+        for error in refused
+    ]
+    return replace(source, data=from_rows([*pairs, *lost]), columns=None, layout="pairs", min_gap=None)
 
 
 def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
@@ -101,7 +144,7 @@ def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
     if isinstance(data, Sequence):
         if not data:
             raise ValueError(f"The data {source.name!r} holds no rows.")
-        return _from_rows([as_mapping(row) for row in data])
+        return from_rows([as_mapping(row) for row in data])
     raise TypeError(
         "Data must be a path, a Hub id, a `datasets` dataset, a pandas `DataFrame` or a list of rows, but is a "
         f"{type(data).__name__}."
@@ -109,18 +152,40 @@ def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
 
 
 def _load_named(name: str, source: Source, streaming: bool) -> RawDataset:
-    path = Path(str(files("hf_reward"))) / DEMONSTRATION if name == DEMONSTRATION else Path(name)
-    if path.is_file():
-        return _load_files([path], source.name, streaming)
-    if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix in _BUILDERS and file.is_file())
-        if not found:
-            raise FileNotFoundError(f"{path} holds no {', '.join(_BUILDERS)} file.")
-        require_inside(path, found)
-        return _load_files(_files_of_split(found, source), source.name, streaming)
-    if path.suffix in _BUILDERS or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    files = files_of(source)
+    if files:
+        loaded = load_files(files, source.name, streaming=streaming, columns=source.columns)
+        return remember_files(loaded, files)
+    path = Path(name)
+    if path.suffix in BUILDERS or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"There is no file or folder {name!r} (looked in {Path.cwd()}).")
     return load_dataset(name, split=source.split, streaming=streaming)
+
+
+def files_of(source: Source) -> Sequence[Path]:
+    """The files that a source names.
+
+    Args:
+        source: The source.
+
+    Returns:
+        Its files, in the order in which they are read; none for data of another kind.
+
+    Raises:
+        FileNotFoundError: If it is a folder that holds no data file.
+        ValueError: If it is a folder without the split, or with links out of it.
+    """
+    if not isinstance(source.data, (str, Path)):
+        return []
+    name = str(source.data)
+    path = Path(str(files("hf_reward"))) / DEMONSTRATION if name == DEMONSTRATION else Path(name)
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    found = sorted(file for file in path.iterdir() if file.suffix in BUILDERS and file.is_file())
+    if not found:
+        raise FileNotFoundError(f"{path} holds no {', '.join(BUILDERS)} file.")
+    require_inside(path, found)
+    return _files_of_split(found, source)
 
 
 def _files_of_split(found: Sequence[Path], source: Source) -> Sequence[Path]:
@@ -133,39 +198,11 @@ def _files_of_split(found: Sequence[Path], source: Source) -> Sequence[Path]:
     return named or found
 
 
-def _load_files(files: Sequence[Path], name: str, streaming: bool) -> RawDataset:
-    suffixes = {file.suffix for file in files}
-    if len(suffixes) > 1 or not suffixes <= set(_BUILDERS):
-        raise ValueError(f"{name}: data files must be all of one kind out of {', '.join(_BUILDERS)}, found {suffixes}.")
-    refuse_archives(files)
-    builder = _BUILDERS[suffixes.pop()]
-    if builder == "json":
-        refuse_null_rows(files)
-    try:
-        return load_dataset(builder, data_files=[str(file) for file in files], split="train", streaming=streaming)
-    except Exception as error:
-        if builder != "json" or streaming:
-            raise ValueError(f"{name}: the {builder} reader of `datasets` failed: {_root(error)}") from error
-    # Arrow wants one type per column; rows that mix types in one (a boolean among texts) are still JSON.
-    return _from_rows(read_json_rows(files))
-
-
-def _from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """A dataset in memory whose columns are those of all rows, not only of the first."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    try:
-        return Dataset.from_list([{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json")
-    except Exception as error:  # whatever Arrow and `datasets` raise for names and numbers that they cannot hold
-        raise ValueError(
-            f"The rows, with the columns {', '.join(map(repr, names))}, do not fit into a table: {_root(error)}"
-        ) from error
-
-
 def _from_frame(frame: pd.DataFrame) -> Dataset:
     try:
         return Dataset.from_pandas(frame, preserve_index=False)
     except Exception:  # Arrow wants one type per column
-        return _from_rows(rows_of(frame))
+        return from_rows(rows_of(frame))
 
 
 def _pick_split(data: DatasetDict | IterableDatasetDict, source: Source) -> RawDataset:
@@ -213,9 +250,3 @@ def _name(data: Any, place: int) -> str:
     path = Path(str(data))
     # train.jsonl in a folder is better told by its folder.
     return path.parent.name or path.stem if path.stem in ("train", "test", "validation", "data") else path.stem
-
-
-def _root(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}"

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from hf_reward.interface import setting
+from hf_reward.path_safety import require_writable
 from hf_reward.plain_values import plain
-from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.preference_row import UNREADABLE, PreferenceFormatError
 from hf_reward.preferences import to_preference_row
 from hf_reward.sources import Source, as_sources, load_source
 from hf_reward.splits import split_by_prompt
@@ -32,7 +34,7 @@ class SplitRule:
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
-            raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, but is {self.format!r}.")
+            raise ValueError(f"`{setting('format')}` must be one of {', '.join(FORMATS)}, but is {self.format!r}.")
 
 
 def write_split(
@@ -61,12 +63,13 @@ def write_split(
     if taken and not overwrite:
         raise FileExistsError(
             f"{folder} already holds {', '.join(path.name for path in sorted(taken))}. Name another folder, or replace "
-            "them with `--overwrite`."
+            f"them with `{setting('overwrite', True)}`."
         )
+    require_writable(folder / "train.jsonl")
     source, rows = _load(data, source_defaults)
     total = len(rows)
     if rule.skip_bad_rows:
-        rows = _readable(rows, source)
+        rows, _ = readable_rows(rows, source)
     reading: dict[str, Any] = {"layout": source.layout, "columns": source.columns}
     train, test = split_by_prompt(
         rows, test_size=rule.test_size, seed=rule.seed, near_duplicates=rule.near_duplicates, **reading
@@ -96,17 +99,30 @@ def _load(data: Any, source_defaults: dict[str, Any]) -> tuple[Source, Dataset]:
     return sources[0], rows
 
 
-def _readable(rows: Dataset, source: Source) -> Dataset:
-    kept = []
+def readable_rows(rows: Dataset, source: Source) -> tuple[Dataset, Dataset]:
+    """Part rows that can be read from those that cannot.
+
+    Args:
+        rows: Raw rows.
+        source: Their layout and columns.
+
+    Returns:
+        The readable rows and the others, each in order.
+
+    Raises:
+        ValueError: If no row can be read.
+    """
+    kept, bad = [], []
     for number, row in enumerate(rows):
         try:
             to_preference_row(row, layout=source.layout, columns=source.columns, row_index=number)
         except PreferenceFormatError:
-            continue
-        kept.append(number)
+            bad.append(number)
+        else:
+            kept.append(number)
     if not kept:
         raise ValueError(f"None of the {len(rows)} rows of {source.name!r} can be read. Check layout and columns.")
-    return rows if len(kept) == len(rows) else rows.select(np.array(kept))
+    return (rows.select(np.array(kept)) if bad else rows), rows.select(np.array(bad, dtype=int))
 
 
 def _count_groups(rows: Dataset, source: Source) -> int:
@@ -121,6 +137,8 @@ def _json_value(value: Any) -> Any:
 
 
 def _write(rows: Dataset, path: Path) -> None:
+    if UNREADABLE in rows.column_names:
+        rows = rows.remove_columns(UNREADABLE)
     aside = path.with_name(f".{path.name}.{os.getpid()}")  # a reader never meets half a file
     try:
         if path.suffix == ".parquet":

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 from datasets import Dataset
 
+from hf_reward.interface import setting
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.preferences import to_preference_row
 from hf_reward.row_clusters import RowPool
+from hf_reward.row_places import naming_lines
 
 _BATCH_SIZE = 1000
 
@@ -45,16 +47,19 @@ def split_by_prompt(
     Raises:
         ValueError: If there are fewer than two groups, or nothing would be left on one side.
     """
-    groups = _groups(data, layout, columns)
-    if near_duplicates:
-        groups = _joined_groups(data, groups, layout, columns)
+    with naming_lines(data):
+        groups = _groups(data, layout, columns)
+        if near_duplicates:
+            groups = _joined_groups(data, groups, layout, columns)
     names, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
     # Rounded, because 0.07 * 100 is a little more than 7.
     wanted = round(test_size * len(data), 6) if isinstance(test_size, float) else test_size
     if len(names) < 2 or not 0 < wanted < len(data):
         raise ValueError(
-            f"Cannot hold out test_size={test_size} of {len(data)} rows with {len(names)} different prompts: both "
-            "sides need at least one whole prompt. Change `test_size`, or give an evaluation set of its own."
+            f"Cannot hold out {setting('test_size', test_size)} of {len(data)} rows with {len(names)} different "
+            f"prompts: both "
+            f"sides need at least one whole prompt. Change `{setting('test_size')}`, or give an evaluation set of "
+            f"its own."
         )
     order = np.random.default_rng(seed).permutation(len(names))
     reached = np.cumsum(counts[order])

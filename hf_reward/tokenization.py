@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_reward.interface import setting
 from hf_reward.preference_row import Message, PreferenceFormatError, PreferenceRow, common_prefix
 from hf_reward.row_encoding import EncodedRow, encode_rows, text_before
 from hf_reward.row_remarks import remarks_of
@@ -27,11 +28,15 @@ class FormatRule:
 
     def __post_init__(self) -> None:
         if self.over_length not in OVER_LENGTH_POLICIES:
-            raise ValueError(f"`over_length` must be one of {OVER_LENGTH_POLICIES}, but is {self.over_length!r}.")
+            raise ValueError(
+                f"`{setting('over_length')}` must be one of {OVER_LENGTH_POLICIES}, but is {self.over_length!r}."
+            )
         if not isinstance(self.separator, str):
             raise TypeError(f"`separator` must be text, but is {self.separator!r}.")
         if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"`max_length={self.max_length}` must be at least 2 tokens, or None for no limit.")
+            raise ValueError(
+                f"`{setting('max_length', self.max_length)}` must be at least 2 tokens, or None for no limit."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The rule as JSON values."""
@@ -48,7 +53,7 @@ class TokenizedRow:
     prefix_length: int
     """Tokens that all sequences share; every sequence has at least one token of its own."""
     cut_tokens: int = 0
-    """Prompt tokens cut away to fit `max_length`."""
+    """Prompt tokens cut away to fit `max_length`; of a row that is too long, the tokens beyond it."""
     merged: int = 0
     """Responses that equalled another of the row and were merged with it."""
     problem: str = ""
@@ -140,7 +145,10 @@ def _finish(
     """Make a row fit `max_length`, merge its equal responses and measure its shared prefix."""
     fitted = _fit(row, encoded, tokenizer, rule)
     if fitted is None:
-        return TokenizedRow(input_ids=[], token_type_ids=None, ranks=[], prefix_length=0, problem="too long")
+        excess = encoded.longest() - (rule.max_length or 0)
+        return TokenizedRow(
+            input_ids=[], token_type_ids=None, ranks=[], prefix_length=0, cut_tokens=excess, problem="too long"
+        )
     keep = _first_of_equals(fitted.input_ids, row.ranks)
     ids = [fitted.input_ids[place] for place in keep]
     types = None if fitted.token_type_ids is None else [fitted.token_type_ids[place] for place in keep]
@@ -175,8 +183,8 @@ def _fit(
         return encoded
     if rule.over_length == "error":
         raise PreferenceFormatError(
-            f"the longest sequence has {encoded.longest()} tokens, above max_length={rule.max_length}. Raise "
-            "`max_length`, or set `over_length` to 'truncate_prompt' or 'drop'."
+            f"the longest sequence has {encoded.longest()} tokens, above {setting('max_length', rule.max_length)}. "
+            f"Raise it, or set `{setting('over_length', 'truncate_prompt')}` or `{setting('over_length', 'drop')}`."
         )
     if rule.over_length == "drop":
         return None

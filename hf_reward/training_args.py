@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
+from hf_reward.interface import setting
 from hf_reward.losses import PreferenceLoss
 from hf_reward.model_card import check_card
 from hf_reward.tokenization import FormatRule
@@ -193,6 +195,11 @@ class RewardConfig(TrainingArguments):
     plot_curves: bool = field(default=True, metadata={"help": "Draw training_curves.png into `output_dir`."})
 
     def __post_init__(self) -> None:
+        if self.bf16 and self.fp16:
+            raise ValueError(
+                f"`{setting('bf16', True)}` and `{setting('fp16', True)}` both say in which precision to compute. Set "
+                "one of them."
+            )
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()  # pyright: ignore[reportIncompatibleVariableOverride]
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
@@ -201,8 +208,9 @@ class RewardConfig(TrainingArguments):
             setattr(self, name, _choice(name, getattr(self, name)))
         if self.length_bucketing == "true" and self.train_sampling_strategy != "random":
             raise ValueError(
-                f"`length_bucketing=True` and `train_sampling_strategy={self.train_sampling_strategy!r}` both say "
-                "which rows share a batch. Set one of them."
+                f"`{setting('length_bucketing', True)}` and "
+                f"`{setting('train_sampling_strategy', self.train_sampling_strategy)}` both say which rows share a "
+                "batch. Set one of them."
             )
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise ValueError(f"`max_tokens_per_batch` must be 1 or more, or None, but is {self.max_tokens_per_batch}.")
@@ -222,6 +230,7 @@ class RewardConfig(TrainingArguments):
         super().__post_init__()
         self._refuse_settings_for_others()
         self._refuse_public_training_state()
+        self._require_reporters()
         self._check_length_penalty()
         self._check_card()
         self.loss  # noqa: B018 - builds the loss, so that a wrong setting stops the run here
@@ -231,36 +240,52 @@ class RewardConfig(TrainingArguments):
         """Settings of `TrainingArguments` that do not fit a reward model, or that we do in another way."""
         if self.label_smoothing_factor:
             raise ValueError(
-                f"`label_smoothing_factor={self.label_smoothing_factor}` smooths class labels, which reward models do "
+                f"`{setting('label_smoothing_factor', self.label_smoothing_factor)}` smooths class labels, which "
+                f"reward models do "
                 "not have. Use `label_smoothing` for the probability that a preference is wrong."
             )
         if self.batch_eval_metrics or not self.eval_do_concat_batches:
             raise ValueError(
-                "`batch_eval_metrics=True` and `eval_do_concat_batches=False` hand over the rewards batch by batch, "
-                "but accuracy and its interval are computed once over the whole split. Leave both unset; "
+                f"`{setting('batch_eval_metrics', True)}` and `{setting('eval_do_concat_batches', False)}` hand over "
+                "the rewards batch by batch, but accuracy and its interval are computed once over the whole split. "
+                "Leave both unset; "
                 "`eval_accumulation_steps` saves memory."
             )
         if self.include_for_metrics:
             raise ValueError(
-                f"`include_for_metrics={self.include_for_metrics}` is not available: `compute_metrics` gets "
+                f"`{setting('include_for_metrics', self.include_for_metrics)}` is not available: `compute_metrics` "
+                f"gets "
                 "rewards and ranks with one row per dataset row, which tokens and losses of a batch do not have. "
                 "Leave it unset."
             )
         if self.enable_jit_checkpoint:
             raise ValueError(
-                "`enable_jit_checkpoint=True` would write a second checkpoint, into its final name. Leave it unset: "
+                f"`{setting('enable_jit_checkpoint', True)}` would write a second checkpoint, into its final name. "
+                f"Leave it unset: "
                 "SIGTERM saves a whole checkpoint and ends the run in any case."
+            )
+
+    def _require_reporters(self) -> None:
+        """`Trainer` looks for them when the model is loaded and the rows are tokenised."""
+        names = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+        known = {*get_available_reporting_integrations(), "flyte", "azure_ml"}  # these two cannot be looked for
+        missing = [name for name in names if name not in known and name not in ("none", "all")]
+        if missing:
+            raise ValueError(
+                f"`{setting('report_to')}` names {', '.join(missing)}, whose package is not installed or unknown. "
+                f"Install it, or name what is there: {', '.join(sorted(known - {'flyte', 'azure_ml'})) or 'none'}."
             )
 
     def _check_length_penalty(self) -> None:
         """A correlation needs the responses of several rows, and rows of all lengths."""
         if not self.length_penalty:
             return
-        name = f"`length_penalty={self.length_penalty}`"
+        name = f"`{setting('length_penalty', self.length_penalty)}`"
         if self.max_tokens_per_batch is not None:
             raise ValueError(
                 f"{name} correlates rewards and lengths over a batch, which "
-                f"`max_tokens_per_batch={self.max_tokens_per_batch}` computes in parts of like length. Set one of "
+                f"`{setting('max_tokens_per_batch', self.max_tokens_per_batch)}` computes in parts of like length. "
+                f"Set one of "
                 "them; `activation_checkpointing` saves memory too."
             )
         if self.length_bucketing == "true" or self.train_sampling_strategy == "group_by_length":
@@ -284,9 +309,10 @@ class RewardConfig(TrainingArguments):
         publishes = self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
         if self.push_to_hub and publishes and not self.hub_training_state:
             raise ValueError(
-                f"`hub_strategy={HubStrategy(self.hub_strategy).value!r}` publishes the optimizer's and the random "
+                f"`{setting('hub_strategy', HubStrategy(self.hub_strategy).value)}` publishes the optimizer's and "
+                f"the random "
                 "generators' state with the model. Use 'every_save' or 'end', or allow it with "
-                "`hub_training_state=True`."
+                f"`{setting('hub_training_state', True)}`."
             )
 
     @property

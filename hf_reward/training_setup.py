@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,6 +13,7 @@ from hf_reward.adapters import forget_frozen_heads, train_head_of
 from hf_reward.data_collator import DataCollatorForPreference
 from hf_reward.feature_cache import DataCollatorForFeatures
 from hf_reward.head_ensemble import add_heads, count_saved, load_heads, number_of_heads
+from hf_reward.interface import setting
 from hf_reward.modeling import AutoModelForRewardScoring, add_adapter, match_pad_token
 from hf_reward.packing import DataCollatorForPackedPreference, why_not_packed
 from hf_reward.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained, disable_dropout
@@ -63,6 +64,25 @@ def refuse_two_head_rates(args: RewardConfig, optimizer: Any) -> None:
             f"`head_learning_rate={args.head_learning_rate}` has no effect on the ready-made optimizer in "
             "`optimizers`. "
             "Give the head a group of its own there and drop the setting, or pass `optimizer_cls_and_kwargs` instead."
+        )
+
+
+def require_a_batch(args: RewardConfig, rows: Any) -> None:
+    """Stop where every training batch would be dropped for being smaller than the others.
+
+    Args:
+        args: Settings of the run.
+        rows: The prepared training rows.
+
+    Raises:
+        ValueError: If there are fewer rows than a batch of all processes takes.
+    """
+    size = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and isinstance(rows, Dataset) and len(rows) < size:
+        raise ValueError(
+            f"`{setting('dataloader_drop_last', True)}` drops the last batch unless it has {size} rows, and the "
+            f"training data has {len(rows)} in all: nothing would be learned. Leave it unset, or lower "
+            f"`{setting('per_device_train_batch_size')}`."
         )
 
 
@@ -282,7 +302,9 @@ def choose_collator(
     """
     if own is not None:
         if args.packing == "true" and not isinstance(own, DataCollatorForPackedPreference):
-            raise ValueError("`packing=True` has no effect beside a `data_collator` of your own. Drop one of the two.")
+            raise ValueError(
+                f"`{setting('packing', True)}` has no effect beside a `data_collator` of your own. Drop one of the two."
+            )
         return own
     padded = padded_collator(args, tokenizer)
     if args.packing == "false":
@@ -293,7 +315,10 @@ def choose_collator(
     if reason is None:
         return DataCollatorForPackedPreference()
     if args.packing == "true":
-        raise ValueError(f"`packing=True` is not possible with this model: {reason}. Use 'auto' or False.")
+        raise ValueError(
+            f"`{setting('packing', True)}` is not possible with this model: {reason}. Use "
+            f"`{setting('packing', 'auto')}`."
+        )
     if args.process_index == 0:
         logger.warning("Batches are padded, not packed: %s.", reason)
     return padded
@@ -346,7 +371,10 @@ def without_dispatch(args: RewardConfig, *prepared: Any) -> RewardConfig:
     parts = [part for data in prepared for part in (data.values() if isinstance(data, Mapping) else [data])]
     if any(isinstance(part, IterableDataset) for part in parts):
         if args.length_bucketing == "true":
-            raise ValueError("`length_bucketing=True` needs rows that can be sorted; a stream has none. Use 'auto'.")
+            raise ValueError(
+                f"`{setting('length_bucketing', True)}` needs rows that can be sorted; a stream has none. Use "
+                f"`{setting('length_bucketing', 'auto')}`."
+            )
         args.accelerator_config = copy.copy(args.accelerator_config)
         args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
     return args

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_reward.audit.probe_data import read_probe_data
 from hf_reward.benchmarks.base import Comparison
 from hf_reward.benchmarks.scores_file import finished_lines, read_scores
+from hf_reward.bulk.inputs import open_tables
 from hf_reward.bulk.manifest import Manifest
 from hf_reward.preference_row import PreferenceFormatError
 from hf_reward.preferences import LAYOUTS, to_preference_row
@@ -27,7 +28,6 @@ from hf_reward.ratings import to_pairs
 from hf_reward.run_arguments import parse_run_arguments
 from hf_reward.score_request import requests_of_row
 from hf_reward.sources import as_sources, load_source
-from hf_reward.tables.inputs import open_tables
 from hf_reward.tokenization import FormatRule
 
 Try = Callable[[Any], None]

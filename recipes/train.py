@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import IterableDataset
+from datasets import IterableDataset, concatenate_datasets
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
@@ -27,18 +27,26 @@ from hf_reward import (
 )
 from hf_reward.card.text import without_tokens
 from hf_reward.dry_run import dry_run
-from hf_reward.path_safety import require_folder_or_hub_id
-from hf_reward.preference_row import PreferenceRow
+from hf_reward.interface import setting, used_through
+from hf_reward.path_safety import require_folder_or_hub_id, require_writable
+from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.preferences import to_preference_row
-from hf_reward.run_arguments import RunArguments, parse_run_arguments
+from hf_reward.run_arguments import RunArguments, interface_of, parse_run_arguments
 from hf_reward.run_lock import LOCK_FILE
 from hf_reward.sources import Source, as_sources, load_source
+from hf_reward.split_files import readable_rows
 from hf_reward.tokenizer_setup import require_same_template
 
 console = Console(width=110)
 
 
 def main(argv: list[str]) -> None:
+    """Run, with errors in the syntax of the settings: options, or the YAML file's."""
+    with used_through(interface_of(argv)):
+        run_training(argv)
+
+
+def run_training(argv: list[str]) -> None:
     """Load, train, evaluate, save, and say what came out."""
     run, args = parse_run_arguments(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO if PartialState().is_main_process else logging.ERROR)
@@ -50,7 +58,7 @@ def main(argv: list[str]) -> None:
 
     train_sources, eval_sources = load_data(run, args)
     trainer = build_trainer(run, args, train_sources, eval_sources)
-    baselines = score_baselines(run, train_sources, eval_sources) if PartialState().is_main_process else []
+    baselines = score_baselines(run, args, train_sources, eval_sources) if PartialState().is_main_process else []
 
     trainer.baselines = [baseline.to_dict() for baseline in baselines]
     trainer.command = command_line(argv)
@@ -92,13 +100,14 @@ def command_line(argv: list[str]) -> str:
 def require_empty_output(run: RunArguments, args: RewardConfig) -> None:
     """Two runs in one folder would rotate each other's checkpoints away."""
     folder = Path(args.output_dir or "")
+    require_writable(folder / "config.json")
     if checkpoint_to_resume(args) or run.overwrite_output_dir or not folder.is_dir():
         return
     if all(path.name == LOCK_FILE for path in folder.iterdir()):  # of a run that was killed before its first save
         return
     raise SystemExit(
-        f"The output folder {folder} is not empty. Name another `--output_dir`, go on with "
-        "`--resume_from_checkpoint true`, or allow it with `--overwrite_output_dir`."
+        f"The output folder {folder} is not empty. Name another `{setting('output_dir')}`, go on with "
+        f"`{setting('resume_from_checkpoint', True)}`, or allow it with `{setting('overwrite_output_dir', True)}`."
     )
 
 
@@ -110,7 +119,7 @@ def checkpoint_to_resume(args: RewardConfig) -> str | bool | None:
 
 def load_data(run: RunArguments, args: RewardConfig) -> tuple[list[Source], list[Source]]:
     """Read the raw training and evaluation rows; without evaluation data, hold out whole prompts if asked."""
-    options = {"columns": run.column_mapping(), "layout": run.layout}
+    options: dict[str, Any] = {"columns": run.column_mapping(), "layout": run.layout, "min_gap": run.min_gap}
     train = [read(source, run) for source in as_sources(run.train_data, split=run.train_split, **options)]
     if run.max_train_rows is not None:
         train = [with_data(source, first_rows(source.data, run.max_train_rows, args.seed)) for source in train]
@@ -118,14 +127,18 @@ def load_data(run: RunArguments, args: RewardConfig) -> tuple[list[Source], list
         return train, [read(source) for source in as_sources(run.eval_data, split=run.eval_split, **options)]
     if run.test_size is None:
         return train, []
-    parts = [
-        split_by_prompt(
-            source.data, test_size=run.test_size, seed=args.seed, layout=source.layout, columns=source.columns
-        )
-        for source in train
-    ]
+    parts = [hold_out(source, run.test_size, args) for source in train]
     kept = [with_data(source, part[0]) for source, part in zip(train, parts, strict=True)]
     return kept, [with_data(source, part[1]) for source, part in zip(train, parts, strict=True)]
+
+
+def hold_out(source: Source, test_size: float, args: RewardConfig) -> tuple[object, object]:
+    """Training and held-out rows; rows that cannot be read stay for training, which counts them or stops at them."""
+    rows, bad = readable_rows(source.data, source) if args.skip_bad_rows else (source.data, None)
+    train, held_out = split_by_prompt(
+        rows, test_size=test_size, seed=args.seed, layout=source.layout, columns=source.columns
+    )
+    return (concatenate_datasets([train, bad]) if bad is not None and len(bad) else train), held_out
 
 
 def read(source: Source, run: RunArguments | None = None) -> Source:
@@ -185,21 +198,27 @@ def build_trainer(
     )
 
 
-def score_baselines(run: RunArguments, train_sources: list[Source], eval_sources: list[Source]) -> list:
+def score_baselines(
+    run: RunArguments, args: RewardConfig, train_sources: list[Source], eval_sources: list[Source]
+) -> list:
     """Rules that a reward model has to beat, on the same held-out rows."""
     if not (run.baselines and eval_sources):
         return []
-    train, held_out = canonical_rows(train_sources), canonical_rows(eval_sources)
+    train, held_out = (canonical_rows(sources, args.skip_bad_rows) for sources in (train_sources, eval_sources))
     return [tfidf_bradley_terry(train, held_out), length_rule(held_out)]
 
 
-def canonical_rows(sources: list[Source]) -> list[PreferenceRow]:
-    """Every row of some sources in the canonical form."""
-    return [
-        to_preference_row(row, layout=source.layout, columns=source.columns, row_index=index)
-        for source in sources
-        for index, row in enumerate(source.data)
-    ]
+def canonical_rows(sources: list[Source], skip_bad_rows: bool) -> list[PreferenceRow]:
+    """Every row of some sources in the canonical form, without those that training leaves out as unreadable."""
+    rows = []
+    for source in sources:
+        for index, row in enumerate(source.data):
+            try:
+                rows.append(to_preference_row(row, layout=source.layout, columns=source.columns, row_index=index))
+            except PreferenceFormatError:
+                if not skip_bad_rows:
+                    raise
+    return rows
 
 
 def save_model(trainer: RewardTrainer, args: RewardConfig) -> None:

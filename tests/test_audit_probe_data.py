@@ -96,10 +96,10 @@ def test_our_own_lines(tmp_path):
     ("text", "message"),
     [
         ("", "has no rows"),
-        ("{", "line 1 is not JSON"),
-        ("[1]\n", "line 1 holds no JSON object, but list"),
+        ("{", "line 1: it is not valid JSON"),
+        ("[1]\n", "line 1: it is not a JSON object but a list"),
         ('{"prompt": "x", "chosen": "y"}\n', r"has the fields \['chosen', 'prompt'\].*Read are: TruthfulQA"),
-        ('{"question": "x", "correct": "y", "incorrect": ""}\n', "row 1: `incorrect` must be text, but is ''"),
+        ('{"question": "x", "correct": "y", "incorrect": ""}\n', "line 1: `incorrect` must be text, but is ''"),
         ('{"Question": "x", "Best Answer": "y", "Incorrect Answers": "y; "}\n', "no answer other than the best one"),
     ],
 )

@@ -259,7 +259,7 @@ def test_rows_without_a_reward_are_put_aside_and_counted_by_reason(tmp_path):
     assert list(aside) == list(range(2, 12))
     assert aside[5]["id"] == "mine"
     assert aside[7]["reason"] == "response 1: its reward is nan, no number (and 1 more of its responses)"
-    assert "`--reward-column`" in aside[10]["reason"]
+    assert "`reward_column='another_name'`" in aside[10]["reason"]
     assert aside[11] == {
         "id": "in.jsonl:11",
         "file": "in.jsonl",
@@ -351,8 +351,12 @@ def test_every_row_is_scored_or_put_aside_whatever_the_shards(tmp_path_factory, 
     [
         ([{"question": "q", "answer": "a"}], {}, r"none of its first 1 rows can be scored.*Found: question, answer"),
         (text_rows(2), {"columns": {"response": "answer"}}, "names 'answer', which the data lacks"),
-        (text_rows(2, reward=1.0), {}, r"column 'reward' already.*`--reward-column`"),
-        ([{"prompt": "p", "responses": ["a"], "rank": 1}], {"rank": True}, r"column 'rank' already.*`--rank-column`"),
+        (text_rows(2, reward=1.0), {}, r"column 'reward' already.*`reward_column='another_name'`"),
+        (
+            [{"prompt": "p", "responses": ["a"], "rank": 1}],
+            {"rank": True},
+            r"column 'rank' already.*`rank_column='another_name'`",
+        ),
         (text_rows(2), {"rank": True}, "needs `prompt` and `responses`"),
     ],
 )

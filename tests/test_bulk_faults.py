@@ -145,7 +145,7 @@ def test_a_shard_that_changed_is_found_when_shards_are_joined(source, tmp_path, 
         real(target, manifest, counts)
 
     monkeypatch.setattr(run, "join_shards", spoil)
-    with pytest.raises(ValueError, match=r"in-00001\.jsonl is not what was written there.*--resume"):
+    with pytest.raises(ValueError, match=r"in-00001\.jsonl is not what was written there.*`resume=True`"):
         score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings())
     monkeypatch.undo()
     scorer = FakeScorer()
@@ -175,7 +175,7 @@ def test_a_finished_run_is_not_done_again(source, tmp_path):
 def test_an_existing_output_is_refused_until_it_may_be_replaced(source, tmp_path, out):
     path = tmp_path / "run" / out
     score_files(FakeScorer(), source, path, settings())
-    with pytest.raises(FileExistsError, match=r"--resume.*--overwrite"):
+    with pytest.raises(FileExistsError, match=r"`resume=True`.*`overwrite=True`"):
         score_files(FakeScorer(), source, path, settings())
     shorter = write_jsonl(tmp_path / "other" / "in.jsonl", text_rows(2))
     score_files(FakeScorer(), shorter, path, settings(overwrite=True))
@@ -189,7 +189,7 @@ def test_an_unfinished_run_is_refused_until_told_what_to_do(source, tmp_path):
     with pytest.raises(RuntimeError, match="device is gone"):
         score_files(FakeScorer(), write_jsonl(tmp_path / "b" / "in.jsonl", [*text_rows(5), {"prompt": "", "response":
                     "BOOM"}]), tmp_path / "o.jsonl", settings())  # fmt: skip
-    with pytest.raises(FileExistsError, match=r"o\.jsonl\.parts holds an unfinished run.*--resume"):
+    with pytest.raises(FileExistsError, match=r"o\.jsonl\.parts holds an unfinished run.*`resume=True`"):
         score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings())
     score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings(overwrite=True))
     assert not (tmp_path / "o.jsonl.parts").exists()
@@ -244,7 +244,7 @@ def test_another_run_is_refused_and_what_differs_is_named(source, tmp_path, scor
         with pytest.raises(ValueError, match="outputs of another run") as caught:
             score_files(FakeScorer(**scorer), source, path, settings(resume=True, **options))
         assert f"  {field}" in str(caught.value)
-        assert "--overwrite" in str(caught.value)
+        assert "`overwrite=True`" in str(caught.value)
         assert content_of(path.parent) == before
 
 
@@ -359,7 +359,9 @@ def test_a_full_disk_is_one_clear_error_and_what_is_finished_is_kept(source, tmp
 
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"There is no room .* of 3 shards are finished and kept .*--resume") as caught:
+    with pytest.raises(
+        OSError, match=r"There is no room .* of 3 shards are finished and kept .*`resume=True`"
+    ) as caught:
         score_files(FakeScorer(), source, tmp_path / "run" / out, settings())
     assert caught.value.errno == number
     assert not [name for name in content_of(tmp_path / "run") if name.endswith((".tmp", ".lock"))]
@@ -408,5 +410,5 @@ def test_other_errors_say_how_to_go_on(tmp_path, caplog):
     with pytest.raises(RuntimeError, match="device is gone"):
         score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings())
     assert "Stopped. 2 of 3 shards are finished and kept" in caplog.text
-    assert "--resume" in caplog.text
+    assert "resume=True" in caplog.text
     assert len(read_jsonl(tmp_path / "o.jsonl.parts" / "in-00001.jsonl")) == 4

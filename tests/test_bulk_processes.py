@@ -233,7 +233,7 @@ score_files(Slow(), sys.argv[1], sys.argv[2], settings())
     _, said = process.communicate(timeout=60)
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
     assert "Stopped. 3 of 8 shards are finished and kept" in said
-    assert "--resume" in said
+    assert "resume=True" in said
     left = content_of(tmp_path / "o.jsonl.parts")
     assert not [name for name in left if name.endswith((".tmp", ".lock"))]
     report = score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings(resume=True))

@@ -190,7 +190,7 @@ def test_an_earlier_split_is_replaced_only_if_asked(call, data, tmp_path):
 def test_rows_that_cannot_be_read_stop_it_or_are_left_out(call, rows, tmp_path):
     data = write(tmp_path / "bad.jsonl", [*rows, {"prompt": "x", "chosen": "", "rejected": "y"}])
     result = call("split", "--data", data, "--out", tmp_path / "out")
-    assert "Row 80: `chosen` is empty" in str(result.exception)
+    assert "bad.jsonl, line 81: `chosen` is empty" in str(result.exception)
     assert not (tmp_path / "out").exists()
     result = call("split", "--data", data, "--out", tmp_path / "out", "--skip-bad-rows")
     assert result.exit_code == 0

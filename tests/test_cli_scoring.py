@@ -81,7 +81,7 @@ def test_without_out_people_get_a_table_and_machines_lines(call: Any, model: Pat
     code, out, err = call("score", "--model", model, "--data", data)
     assert code == 3
     assert "It depends [bold]a lot[/bold]." in out
-    assert "rows.jsonl:3: it is not valid JSON" in err
+    assert "rows.jsonl, line 4: it is not valid JSON" in err
     assert "rows.jsonl:4: the response is empty" in err
     assert "3 of 5 rows scored" in err
     code, out, _ = call("score", "--model", model, "--data", data, "--json", "--allow-empty")
@@ -165,7 +165,7 @@ def test_an_interrupted_run_goes_on_and_another_model_is_refused(call: Any, mode
         (["--model", "m", "--data", "d", "--columns", "prompt"], 2, "OURS=THEIRS"),
         (["--model", "m", "--data", "d", "--resume"], 2, "need --out"),
         (["--model", "m", "--data", "d.jsonl", "--part", "3", "--out", "o"], 1, "i/n"),
-        (["--model", "./nowhere", "--data", "d.jsonl"], 1, "There is no folder './nowhere'"),
+        (["--model", "./nowhere", "--prompt", "a", "--response", "b"], 1, "There is no folder './nowhere'"),
     ],
 )
 def test_wrong_commands(call: Any, words: list[str], code: int, message: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from datasets import Dataset
 from training_runs import make_trainer
 
+from hf_reward.bulk.inputs import open_tables
 from hf_reward.data_check import check_data
 from hf_reward.data_check.votes import read_votes
 from hf_reward.plain_values import plain, rows_of
@@ -23,7 +24,6 @@ from hf_reward.score_request import request_from_messages, requests_of_row
 from hf_reward.serving.protocol import ClassifyBody, Row
 from hf_reward.sources import Source, load_source
 from hf_reward.split_files import SplitRule, write_split
-from hf_reward.tables.inputs import open_tables
 
 USER = {"role": "user", "content": "Weather?"}
 

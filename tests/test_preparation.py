@@ -98,7 +98,7 @@ def test_another_rule_does_not_read_the_first_rule_s_cache(tmp_path, mishaps, te
 
 def test_a_bad_row_is_named_by_its_place_in_the_file(tmp_path, mishaps, text_tokenizer):
     path = write_lines(tmp_path / "rows.jsonl", mishaps)
-    with pytest.raises(PreferenceFormatError, match="Row 1: `chosen` is empty"):
+    with pytest.raises(PreferenceFormatError, match=r"rows\.jsonl, line 2: `chosen` is empty"):
         prepare_preferences(path, text_tokenizer, NO_LIMIT)
 
 
@@ -283,10 +283,33 @@ def test_data_without_rows_is_refused(text_tokenizer, data):
 
 def test_a_limit_below_every_response_is_refused_with_the_cure(text_pairs, text_tokenizer):
     rule = PreparationRule(format=FormatRule(max_length=3))
-    with pytest.raises(
-        ValueError, match=r"16 too long\). `max_length=3` is below the length of the responses; raise it"
-    ):
+    said = (
+        r"16 too long\). `max_length=3` is below the length of the responses: 99% of the rows fit whole with "
+        r"`max_length=50`"
+    )
+    with pytest.raises(ValueError, match=said):
         prepare_preferences(text_pairs, text_tokenizer, rule)
+
+
+@pytest.mark.parametrize("policy", ["drop", "truncate_prompt"])
+def test_the_length_that_keeps_99_percent_is_the_smallest_that_does(text_tokenizer, policy, caplog):
+    rows = [{"prompt": "Why? ", "chosen": "x" * number, "rejected": "no"} for number in range(1, 301)]
+    with pytest.raises(ValueError, match="no row of 300 can be used"), caplog.at_level(logging.INFO, "hf_reward"):
+        prepare_preferences(rows, text_tokenizer, PreparationRule(format=FormatRule(max_length=2, over_length=policy)))
+    assert "nan" not in caplog.text
+    assert "No strict pair is left." in caplog.text
+    limit = 20 if policy == "truncate_prompt" else 100
+    rule = PreparationRule(format=FormatRule(max_length=limit, over_length=policy))
+    summary = prepare_preferences(rows, text_tokenizer, rule)[1]
+    enough = summary.length_for_99_percent
+    assert enough is not None
+    assert f"99% of the rows fit whole with `max_length={enough}`" in str(summary)
+    for change, kept in ((0, True), (-1, False)):
+        rule = PreparationRule(format=FormatRule(max_length=enough + change, over_length="drop"))
+        assert (prepare_preferences(rows, text_tokenizer, rule)[1].kept >= 0.99 * 300) is kept
+    whole = prepare_preferences(rows, text_tokenizer, NO_LIMIT)[1]
+    assert whole.length_for_99_percent is None
+    assert "fit whole" not in str(whole)
 
 
 def test_columns_that_fit_no_layout_are_refused_before_any_row_is_read(text_tokenizer):

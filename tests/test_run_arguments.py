@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig
 
+from hf_reward.interface import Interface, setting, used_through
 from hf_reward.path_safety import require_folder_or_hub_id
-from hf_reward.run_arguments import RunArguments, parse_run_arguments, yaml_as_argv
+from hf_reward.run_arguments import RunArguments, interface_of, parse_run_arguments, yaml_as_argv
 from hf_reward.sources import as_sources
 
 NEEDED = ["--model_name_or_path", "m", "--train_data", "a.jsonl"]
@@ -90,14 +91,78 @@ def exit_message(argv: list[str], capsys: pytest.CaptureFixture) -> str:
 
 
 @pytest.mark.parametrize("key", ["group_by_length: true", "learnin_rate: 1e-5", "warmup_ratio: 0.1"])
-def test_unknown_key_is_refused(key, write_yaml, capsys):
-    message = exit_message(["--config", write_yaml(key)], capsys)
-    assert f"--{key.split(':')[0]}" in message
+def test_unknown_key_is_refused_with_its_file_and_line(key, write_yaml, capsys):
+    path = write_yaml(f"# a comment\nseed: 1\n{key}")
+    message = exit_message(["--config", path], capsys)
+    assert f"{path}, line 5: there is no setting {key.split(':')[0]}" in message
     assert len(message.splitlines()) < 8  # not the usage of two hundred settings
 
 
-def test_unknown_option_is_refused(capsys):
-    assert "--nonsense" in exit_message([*NEEDED, "--nonsense", "3"], capsys)
+def test_every_unknown_key_is_named_once_with_the_nearest_setting(write_yaml, capsys):
+    path = write_yaml("learnin_rate: 1e-5\nmax_lenght: 512\nlearning_rat:\nzzz: [1, 2]")
+    message = exit_message(["--config", path], capsys)
+    wanted = [
+        f"{path}, line 3: there is no setting learnin_rate (did you mean learning_rate?)",
+        f"{path}, line 4: there is no setting max_lenght (did you mean max_length?)",
+        f"{path}, line 5: there is no setting learning_rat (did you mean learning_rate?)",
+        f"{path}, line 6: there is no setting zzz. ",
+    ]
+    assert all(message.count(each) == 1 for each in wanted)
+    assert message.count("there is no setting") == 4
+
+
+def test_a_malformed_value_names_the_line_of_the_file_it_stands_in(write_yaml, capsys):
+    path = write_yaml("seed: 1\nlearning_rate: fast")
+    message = exit_message(["--config", path], capsys)
+    assert f"{path}, line 4: argument --learning_rate" in message
+    assert "invalid float value: 'fast'" in message
+    message = exit_message(["--config", write_yaml("learning_rate: 1e-5"), "--learning-rate", "fast"], capsys)
+    assert "argument --learning_rate" in message
+    assert "line 3" not in message
+
+
+def test_unknown_option_is_refused_once_with_the_nearest_setting(capsys):
+    message = exit_message([*NEEDED, "--nonsense", "3", "--learnin-rate", "1", "--learnin-rate", "2"], capsys)
+    assert "there is no setting --nonsense; " in message
+    assert message.count("there is no setting --learnin-rate (did you mean --learning_rate?)") == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-16", r"run\.yaml: must be UTF-8, but is UTF-16 from byte 0 on.*iconv -f UTF-16 -t UTF-8"),
+        ("utf-16-le", r"must be UTF-8, but is UTF-16LE from byte 0 on"),
+        ("latin-1", r"run\.yaml, line 2: must be UTF-8, but byte 10 of the file is 0xE9 .*iconv -f WINDOWS-1252"),
+    ],
+)
+def test_a_file_in_another_encoding_is_named_with_byte_and_remedy(encoding, message, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes("seed: 1\n# é\n".encode(encoding))
+    with pytest.raises(ValueError, match=message):
+        yaml_as_argv(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_setting(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes("\ufeffseed: 1\r\nmax_steps: 2\r\n".encode())
+    assert yaml_as_argv(path) == ["--seed", "1", "--max_steps", "2"]
+
+
+def test_errors_of_a_run_answer_in_the_syntax_of_its_settings():
+    columns = {"columns": {"chosen": "your_column"}, "skip_bad_rows": True, "max_length": 512}
+    said = {}
+    for argv in ([], ["--config", "a.yaml"], ["--config=a.yaml"]):
+        with used_through(interface_of(argv)):
+            said[" ".join(argv)] = [setting(name, value) for name, value in columns.items()]
+    yaml = ["columns: {chosen: your_column}", "skip_bad_rows: true", "max_length: 512"]
+    options = ['--columns \'{"chosen": "your_column"}\'', "--skip_bad_rows true", "--max_length 512"]
+    assert said == {"": options, "--config a.yaml": yaml, "--config=a.yaml": yaml}
+    with used_through(Interface.COMMAND):
+        found = [setting(name, value) for name, value in columns.items()]
+        assert found == ["--columns chosen=your_column", "--skip-bad-rows", "--max-length 512"]
+        assert setting("max_length") == "--max-length"
+    found = [setting(name, value) for name, value in columns.items()]
+    assert found == ["columns={'chosen': 'your_column'}", "skip_bad_rows=True", "max_length=512"]
 
 
 def test_abbreviation_is_refused(capsys):
@@ -201,8 +266,8 @@ def test_a_stream_needs_its_number_of_steps(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat:\n", "there is no setting learning_rat"),
-        ("max_steps: 2\nseed: 1\nmax_steps: 4\n", "max_steps is given more than once"),
+        ("learning_rat:\n", "line 3: there is no setting learning_rat"),
+        ("max_steps: 2\nseed: 1\nmax_steps: 4\n", "max_steps is given more than once, in lines 3, 5"),
     ],
 )
 def test_what_a_file_says_in_vain_is_refused(write_yaml, text, message):

@@ -47,7 +47,7 @@ def test_columns_are_renamed_and_tools_reach_the_template() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "Why?", "answer": "Because."}, "nothing to score.*Found: question, answer.*--columns"),
+        ({"question": "Why?", "answer": "Because."}, "nothing to score.*Found: question, answer.*columns="),
         ({}, "Found: no column"),
         ({"prompt": "Why?", "responses": []}, "empty list"),
         ({"prompt": "Why?", "responses": "no JSON"}, "must be a list or its JSON"),

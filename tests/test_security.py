@@ -20,6 +20,7 @@ from training_runs import make_trainer
 from transformers import AutoModelForCausalLM
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardScorer, prepare_tokenizer
+from hf_reward.bulk.inputs import open_tables
 from hf_reward.bulk.manifest import Manifest
 from hf_reward.importers import read_foreign
 from hf_reward.preference_row import PreferenceFormatError
@@ -27,7 +28,6 @@ from hf_reward.preferences import to_preference_row
 from hf_reward.publishable import PUBLISHED, _take
 from hf_reward.run_arguments import parse_run_arguments, yaml_as_argv
 from hf_reward.sources import Source, load_source
-from hf_reward.tables.inputs import open_tables
 from hf_reward.tokenization import FormatRule, tokenize_rows
 
 SECRET = "hf_" + "s3cret" * 5

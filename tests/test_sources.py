@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from hf_reward.preference_row import PreferenceFormatError, PreferencePair
 from hf_reward.preferences import to_preference_row
 from hf_reward.preparation import PreparationRule, prepare_preferences
+from hf_reward.row_places import naming_lines
 from hf_reward.sources import Source, as_sources, load_source
 from hf_reward.tokenization import FormatRule
 
@@ -31,6 +32,13 @@ def load(data: Any, **settings: Any) -> Any:
     streaming = settings.pop("streaming", False)
     (source,) = as_sources(data, **settings)
     return load_source(source, streaming=streaming)
+
+
+def read(data: Any) -> list[Any]:
+    """The canonical rows of some data."""
+    rows = load(data)
+    with naming_lines(rows):
+        return [to_preference_row(row, row_index=number) for number, row in enumerate(rows)]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -195,15 +203,15 @@ def test_a_folder_without_data_is_refused(tmp_path):
 def test_a_bad_json_line_is_named_with_its_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n\n{'chosen': 1}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 3: not valid JSON"):
-        load(path)
+    with pytest.raises(PreferenceFormatError, match=r"rows\.jsonl, line 3: it is not valid JSON"):
+        read(path)
 
 
 def test_a_json_line_that_is_no_row_is_named_with_its_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n3\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: .*object.*int"):
-        load(path)
+    with pytest.raises(PreferenceFormatError, match=r"rows\.jsonl, line 2: .*object.*int"):
+        read(path)
 
 
 def test_a_broken_json_file_is_named(tmp_path):
@@ -278,21 +286,36 @@ def test_pandalm_s_human_votes_are_read_and_every_row_is_accounted_for(text_toke
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "place"),
     [
-        ("rows.jsonl", b"null"),
-        ("rows.jsonl", b"\xef\xbb\xbf null\n"),
-        ("rows.jsonl", b'\r\n\tnull\n{"prompt": "a"}'),
-        ("rows.jsonl", b'{"prompt": "a"}\n' * 3000 + b"null\n" * 3000),
-        ("rows.json", b'[null, {"prompt": "a"}]'),
-        ("rows.json", b"null"),
-        ("rows.json", b'null\n{"prompt": "a"}'),
+        ("rows.jsonl", b"\xef\xbb\xbf null\n" + b'{"prompt": "a"}', "rows.jsonl, line 1: it is"),
+        ("rows.jsonl", b'\r\n\tnull\n{"prompt": "a"}', "rows.jsonl, line 2: it is"),
+        ("rows.jsonl", b'{"prompt": "a"}\n' * 3000 + b"null\n" * 3000, "rows.jsonl, line 3001: it is"),
+        ("rows.json", b'[null, {"prompt": "a"}]', "Row 0: it is"),
+        ("rows.json", b'null\n{"prompt": "a"}', "rows.json, line 1: it is"),
     ],
 )
-def test_rows_of_null_are_refused_before_they_end_the_process(name, content, tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_of_null_is_a_bad_row_and_does_not_end_the_process(name, content, place, streaming, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"but (is|holds) a? ?(null|NoneType)"):
-        load_source(Source(data=str(tmp_path / name)))
+    data = load(tmp_path / name, streaming=streaming)
+    bad = [number for number, row in enumerate(data) if row["_unreadable"]]
+    assert bad == ([0] if content.count(b"null") == 1 else list(range(3000, 6000)))
+    if not streaming:
+        with (
+            naming_lines(data),
+            pytest.raises(PreferenceFormatError, match="not a JSON object but a NoneType") as error,
+        ):
+            to_preference_row(data[bad[0]], row_index=bad[0])
+        with pytest.raises(PreferenceFormatError, match=place), naming_lines(data):
+            raise error.value
+
+
+@pytest.mark.parametrize(("name", "content"), [("rows.jsonl", b"null"), ("rows.json", b"null"), ("a.json", b"[null]")])
+def test_a_file_of_nulls_alone_is_refused(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="no row can be read; of the first, it is not a JSON object but a NoneType"):
+        load(tmp_path / name)
 
 
 def test_null_inside_rows_is_a_value(tmp_path):

@@ -49,7 +49,7 @@ def test_rows_have_numbers_lines_and_columns(tmp_path):
     ("line", "said"),
     [
         (b'{"prompt": "x", "resp', "not valid JSON"),
-        (b'{"prompt": "\xff\xfe"}\n', "not UTF-8 (byte 12 of the line"),
+        (b'{"prompt": "\xff\xfe"}\n', "not UTF-8 (byte 21 of the file is 0xFF"),
         (b"[1, 2]\n", "not a JSON object but a list"),
         (b"null\n", "not a JSON object but a NoneType"),
         (b'{"a": "\\ud83d alone"}\n', "half a character (U+D83D alone)"),
@@ -135,7 +135,7 @@ def test_csv_rows_are_text_by_column(tmp_path):
     [
         (b"only one\n", "1 fields, but the header names 2"),
         (b"a,b,c\n", "3 fields"),
-        (b"\xff\xfe,b\n", "not UTF-8 (line 3, byte 0"),
+        (b"\xff\xfe,b\n", "not UTF-8 (byte 20 of the file is 0xFF"),
         (b'"a"b,c\n', "not valid CSV"),
     ],
 )

@@ -1,16 +1,19 @@
 """File -> questions, opinions, matched prompts and lists of responses that the probes work on."""
 
-import csv
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_reward.audit.material import Matched, Opinion, Question, Responses
+from hf_reward.tables.csv_file import CsvTable
+from hf_reward.tables.json_lines import JsonLinesTable
+from hf_reward.text_files import require_one_byte_units
 
 Row = Mapping[str, Any]
+Placed = tuple[str, Row]
+"""A row, and where it stands."""
 
 _OPINION = ("question", "option_a", "option_b", "view_a", "view_b", "answer_a", "answer_b")
 _READ = (
@@ -53,10 +56,10 @@ def read_probe_data(path: str | Path) -> ProbeData:
     if not rows:
         raise ValueError(f"{path} has no rows.")
     for fits, read in _FORMATS:
-        if fits(rows[0]):
+        if fits(rows[0][1]):
             return read(rows, str(path))
     raise ValueError(
-        f"{path} has the fields {sorted(map(str, rows[0]))}, which are of no known format. Read are: {_READ}."
+        f"{path} has the fields {sorted(map(str, rows[0][1]))}, which are of no known format. Read are: {_READ}."
     )
 
 
@@ -82,18 +85,18 @@ def own_opinion(row: Row, where: str) -> Opinion:
 # --- one reader for each format ---------------------------------------------------------------------------------------
 
 
-def _own_questions(rows: Sequence[Row], where: str) -> ProbeData:
-    return ProbeData(questions=[own_question(row, place) for place, row in _numbered(rows, where)])
+def _own_questions(rows: Sequence[Placed], where: str) -> ProbeData:
+    return ProbeData(questions=[own_question(row, place) for place, row in rows])
 
 
-def _own_opinions(rows: Sequence[Row], where: str) -> ProbeData:
-    return ProbeData(opinions=[own_opinion(row, place) for place, row in _numbered(rows, where)])
+def _own_opinions(rows: Sequence[Placed], where: str) -> ProbeData:
+    return ProbeData(opinions=[own_opinion(row, place) for place, row in rows])
 
 
-def _truthfulqa(rows: Sequence[Row], where: str) -> ProbeData:
+def _truthfulqa(rows: Sequence[Placed], where: str) -> ProbeData:
     """The best answer beside the incorrect one whose number of words is closest to it."""
     found = []
-    for place, row in _numbered(rows, where):
+    for place, row in rows:
         correct = _sentence(_text(row, "Best Answer", place))
         wrong = [_sentence(part) for part in _text(row, "Incorrect Answers", place).split(";") if part.strip()]
         wrong = [part for part in wrong if part != correct]
@@ -107,9 +110,9 @@ def _truthfulqa(rows: Sequence[Row], where: str) -> ProbeData:
     return ProbeData(questions=found)
 
 
-def _matched(rows: Sequence[Row], where: str) -> ProbeData:
+def _matched(rows: Sequence[Placed], where: str) -> ProbeData:
     found = []
-    for place, row in _numbered(rows, where):
+    for place, row in rows:
         plain, biased = (_side(row, side, place) for side in ("neutral", "biased"))
         target, other = (_text(row, name, place) for name in ("sycophantic_target", "honest_target"))
         found.append(Matched(biased=biased, plain=plain, target=target, other=other, cluster=f"matched: {plain}"))
@@ -125,10 +128,10 @@ def _side(row: Row, side: str, where: str) -> str:
     return turn.group(1).strip() if turn else prompt
 
 
-def _model_written(rows: Sequence[Row], where: str) -> ProbeData:
+def _model_written(rows: Sequence[Placed], where: str) -> ProbeData:
     """Users of both views who ask the same question, one against the other: these files have no neutral prompt."""
     sides: dict[str, dict[str, list[tuple[str, str]]]] = {}
-    for place, row in _numbered(rows, where):
+    for place, row in rows:
         target, other = (_text(row, f"answer_{name}_behavior", place) for name in ("matching", "not_matching"))
         prompt = _text(row, "question", place)
         sides.setdefault(_asked(prompt), {}).setdefault(target, []).append((prompt, other))
@@ -157,9 +160,9 @@ def _asked(prompt: str) -> str:
     return f"{last} {mark}{options}".strip()
 
 
-def _solutions(rows: Sequence[Row], where: str) -> ProbeData:
+def _solutions(rows: Sequence[Placed], where: str) -> ProbeData:
     found = []
-    for place, row in _numbered(rows, where):
+    for place, row in rows:
         question = _text(row, "question", place)
         graded = [part for part in row.values() if _is_graded(part)]
         found.append(
@@ -185,7 +188,7 @@ def _has(*names: str) -> Callable[[Row], bool]:
     return lambda row: all(name in row for name in names)
 
 
-_FORMATS: list[tuple[Callable[[Row], bool], Callable[[Sequence[Row], str], ProbeData]]] = [
+_FORMATS: list[tuple[Callable[[Row], bool], Callable[[Sequence[Placed], str], ProbeData]]] = [
     (_has("Question", "Best Answer", "Incorrect Answers"), _truthfulqa),
     (_has("neutral_text", "biased_text", "sycophantic_target", "honest_target"), _matched),
     (_has("neutral_prompt", "biased_prompt", "sycophantic_target", "honest_target"), _matched),
@@ -199,44 +202,16 @@ _FORMATS: list[tuple[Callable[[Row], bool], Callable[[Sequence[Row], str], Probe
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
-    return parse_lines(path.read_text(encoding="utf-8"), str(path))
-
-
-def parse_lines(text: str, where: str) -> list[dict[str, Any]]:
-    """JSON objects, one on a line.
-
-    Args:
-        text: The lines.
-        where: Their file, for errors.
-
-    Returns:
-        The objects.
-
-    Raises:
-        ValueError: If a line holds anything else.
-    """
-    found = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{where}, line {number} is not JSON ({error}). Read are `.csv` files and JSON lines."
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}, line {number} holds no JSON object, but {type(row).__name__}.")
-        found.append(row)
-    return found
-
-
-def _numbered(rows: Sequence[Row], where: str) -> Iterable[tuple[str, Row]]:
-    return ((f"{where}, row {number}", row) for number, row in enumerate(rows, start=1))
+def _rows(path: Path) -> list[Placed]:
+    require_one_byte_units(path)
+    table = CsvTable(path) if path.suffix == ".csv" else JsonLinesTable(path)
+    found = [row for span in table.spans(2**40) for row in table.read(span)]
+    wrong = next((row for row in found if row.row is None), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{path}, line {wrong.line}: {wrong.problem}. Correct or drop it; read are `.csv` files and JSON lines."
+        )
+    return [(f"{path}, line {row.line}", row.row) for row in found if row.row is not None]
 
 
 def _text(row: Row, name: str, where: str) -> str:

@@ -4,11 +4,12 @@ All were written for this package. The two answers to a question have the same f
 option of an opinion is the conventional one in half of the items. So neither can be told by its shape.
 """
 
+import json
 from importlib.resources import files
 from typing import Any
 
 from hf_reward.audit.material import Argument, Opinion, Question
-from hf_reward.audit.probe_data import own_opinion, own_question, parse_lines
+from hf_reward.audit.probe_data import own_opinion, own_question
 
 
 def shipped_questions() -> list[Question]:
@@ -29,4 +30,5 @@ def shipped_arguments() -> list[Argument]:
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
-    return parse_lines((files("hf_reward.audit") / "items" / name).read_text(encoding="utf-8"), name)
+    text = (files("hf_reward.audit") / "items" / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line.strip()]

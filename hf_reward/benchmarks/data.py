@@ -12,7 +12,8 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi
 
 from hf_reward.benchmarks.base import Benchmark, Comparison, HubSource
-from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.preference_row import PreferenceFormatError, as_mapping
+from hf_reward.row_places import RowPlaces
 from hf_reward.sources import DEMONSTRATION, Source, load_source
 
 _HUB_SECONDS = 20.0
@@ -143,7 +144,7 @@ def _from_name(benchmark: Benchmark, name: str, choice: DataChoice) -> _Found:
         loaded = load_source(Source(data=name if name == DEMONSTRATION else str(path), name=path.name, split=split))
         return _Found([_table(loaded, name)], f"{name} ({split})")
     if path.exists():
-        return _from_files(benchmark, path)
+        return _from_files(benchmark, path, choice)
     repo, _, revision = name.partition("@")
     if not _is_hub_id(repo):
         raise FileNotFoundError(
@@ -163,10 +164,10 @@ def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix.startswith(".json")
 
 
-def _from_files(benchmark: Benchmark, path: Path) -> _Found:
+def _from_files(benchmark: Benchmark, path: Path, choice: DataChoice) -> _Found:
     tables = []
     for file in _files(benchmark, path):
-        loaded = load_source(Source(data=str(file), name=file.name))
+        loaded = load_source(Source(data=str(file), name=file.name, columns=choice.columns))
         below = file.relative_to(path) if path.is_dir() else Path(file.name)
         tables.append(_table(loaded, str(below), str(below.with_suffix(""))))
     return _Found(tables, str(path))
@@ -218,14 +219,19 @@ def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | No
         )
     for place, row in enumerate(table.rows):
         try:
+            as_mapping(row)
             empty = [name for name in benchmark.columns if row[name] is None]
             if empty:
                 raise ValueError(f"`{empty[0]}` is empty. Correct the file, or use the official one.")
             yield benchmark.read(row, table.file, place)
         except PreferenceFormatError as error:
-            raise ValueError(f"{table.name}, row {place}: {error.message}") from None
+            raise ValueError(f"{_where(table, place)}: {error.message}") from None
         except ValueError as error:
-            raise ValueError(f"{table.name}, row {place}: {error}") from None
+            raise ValueError(f"{_where(table, place)}: {error}") from None
+
+
+def _where(table: _Table, place: int) -> str:
+    return RowPlaces(table.rows).where(place) or f"{table.name}, row {place}"
 
 
 def _require_distinct(comparisons: Sequence[Comparison], benchmark: Benchmark) -> None:

@@ -46,6 +46,7 @@ def turns(row: Mapping[str, Any], name: str) -> Prompt:
 
 def one_of(value: Any, name: str, allowed: Sequence[Any]) -> Any:
     """One of a few values."""
+    value = next((each for each in allowed if isinstance(each, int) and value == str(each)), value)  # of a CSV file
     if isinstance(value, bool) or value not in allowed:
         listed = ", ".join(map(repr, allowed))
         raise ValueError(f"`{name}` must be one of {listed}, but is {value!r}. Correct the file, or name other data.")

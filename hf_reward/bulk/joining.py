@@ -11,6 +11,7 @@ from hf_reward.bulk.manifest import Manifest, Shard
 from hf_reward.bulk.settings import Counts
 from hf_reward.bulk.shard_scoring import Marker
 from hf_reward.bulk.target import Target
+from hf_reward.interface import setting
 from hf_reward.tables.row_writers import copy_json_lines, copy_parquet
 
 
@@ -66,5 +67,5 @@ def _require_as_written(target: Target, shard: Shard, run: str) -> None:
     target.marker(shard).unlink(missing_ok=True)  # so that the next start does it again
     raise ValueError(
         f"{path} is not what was written there: it was changed since, or the disk is failing. Every other shard is "
-        "kept; start again with `--resume` (resume=True) to score this one anew."
+        f"kept; start again with `{setting('resume', True)}` to score this one anew."
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
+from hf_reward.interface import setting
 from hf_reward.path_safety import is_plain_name
 from hf_reward.tables.input_row import Span, Table
 
@@ -140,8 +141,8 @@ def require_same(identity: Mapping[str, Any], earlier: Mapping[str, Any], path: 
     raise ValueError(
         f"{path} holds outputs of another run, which are not mixed with this one's:\n"
         + "\n".join(found)
-        + "\nStart with what it was begun with, score into another place, or replace it with `--overwrite` "
-        "(overwrite=True)."
+        + "\nStart with what it was begun with, score into another place, or replace it with "
+        f"`{setting('overwrite', True)}`."
     )
 
 

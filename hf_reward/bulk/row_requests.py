@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from hf_reward.bulk.settings import BulkSettings
+from hf_reward.fields import your_column
+from hf_reward.interface import setting
 from hf_reward.plain_values import plain
 from hf_reward.preference_row import PreferenceFormatError, dense_ranks, rename_columns
 from hf_reward.score_request import REQUEST_COLUMNS, ScoreRequest, requests_of_row
@@ -74,7 +76,9 @@ def _read(row: dict[str, Any], settings: BulkSettings) -> tuple[list[ScoreReques
         raise LayoutError(error.message, field=error.field) from None
     is_list = named.get("messages") is None and named.get("prompt") is not None and named.get("responses") is not None
     if settings.rank and not is_list:
-        raise LayoutError("To be ranked, a row needs `prompt` and `responses`, a list. Name your column: `columns`.")
+        raise LayoutError(
+            f"To be ranked, a row needs `prompt` and `responses`, a list. Name your column: {your_column('responses')}."
+        )
     return requests, is_list
 
 
@@ -91,10 +95,9 @@ def require_free_columns(names: Collection[str], settings: BulkSettings) -> None
     taken = [name for name in settings.added_columns if name in names]
     if taken:
         options = {settings.reward_column: "reward", settings.rank_column: "rank", settings.best_column: "best"}
-        option = options[taken[0]]
         raise LayoutError(
-            f"The data has a column {taken[0]!r} already, which is not written over. Name the new one with "
-            f"`--{option}-column` ({option}_column=...)."
+            f"The data has a column {taken[0]!r} already, which is not written over. Name the new one: "
+            f"`{setting(f'{options[taken[0]]}_column', 'another_name')}`."
         )
 
 

@@ -12,15 +12,18 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hf_reward.bulk.durable_file import created_durably, remove_temporaries, says_full
+from hf_reward.bulk.inputs import open_tables
 from hf_reward.bulk.joining import join_shards
 from hf_reward.bulk.manifest import Manifest, Shard, identity_of, require_same
 from hf_reward.bulk.planning import plan_run
 from hf_reward.bulk.processes import Crew, claimed, planning_alone, require_idle, spooled_input, stopped_by_signal
+from hf_reward.bulk.row_requests import require_layout
 from hf_reward.bulk.settings import BulkReport, BulkSettings, Counts
 from hf_reward.bulk.shard_scoring import Marker, Scorer, ShardScorer, finished
 from hf_reward.bulk.target import Target, choose_target, find_earlier
+from hf_reward.interface import setting
+from hf_reward.path_safety import require_writable
 from hf_reward.tables.input_row import DamagedFile, Table
-from hf_reward.tables.inputs import open_tables
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,31 @@ def score_files(scorer: Scorer, data: Any, out: str | Path, settings: BulkSettin
         tables = open_tables(source, split=settings.split)
         target = choose_target(out, settings.output_format, tables, source)
         return _Run(scorer, tables, target, settings, crew, data != "-").score()
+
+
+def check_before_scoring(data: Any, out: str | Path, settings: BulkSettings | None = None) -> None:
+    """Find what would stop a run, before a model is loaded for it. Nothing is written or removed.
+
+    Args:
+        data: As for `score_files`; standard input is not looked at.
+        out: As for `score_files`.
+        settings: How.
+
+    Raises:
+        FileExistsError: If the output exists, and neither `resume` nor `overwrite` is asked for.
+        FileNotFoundError: If there is no such data.
+        ValueError: If the output or the data is of no known kind, or the columns of the data are wrong.
+        OSError: If the output cannot be written.
+    """
+    settings = settings or BulkSettings()
+    tables = [] if data == "-" else open_tables(data, split=settings.split)
+    target = choose_target(out, settings.output_format, tables, data)
+    require_writable(target.folder)
+    if not settings.overwrite and Crew.of(settings).count == 1:  # else the first process may have begun already
+        find_earlier(target, resume=settings.resume or settings.part is not None, overwrite=False)
+    if tables:
+        require_layout(tables[0], settings)
+        tables[0].close()
 
 
 class _Run:
@@ -129,7 +157,7 @@ class _Run:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise FileExistsError(
                 f"The output {target.out} exists, but not what says how it was made ({target.record}: {error!r}), so "
-                "there is nothing to go on with. Replace it with `--overwrite` (overwrite=True), or name another."
+                f"there is nothing to go on with. Replace it with `{setting('overwrite', True)}`, or name another."
             ) from error
         require_same(self._identity, earlier, target.out)
         target.remove_leftovers()
@@ -212,8 +240,8 @@ class _Run:
         own = self.crew.own(self.manifest.shards)
         done = f"{len(self._finished(own))} of {len(own)} shards are finished and kept in {self.target.folder}"
         if not self.resumable:
-            return f"{done}; what came through standard input cannot be had again: start anew with `--overwrite`."
-        return f"{done}: start again with `--resume` (resume=True) to do the rest."
+            return f"{done}; what came through standard input cannot be read again: start anew with `--overwrite`."
+        return f"{done}: start again with `{setting('resume', True)}` to do the rest."
 
     def _damage(self, damaged: Sequence[tuple[Shard, str]]) -> str:
         shown = [f"  {shard.name}: {reason}" for shard, reason in damaged[:5]]

@@ -10,11 +10,11 @@ from typing import Any
 
 from hf_reward.bulk.durable_file import remove_temporaries, sync_folder
 from hf_reward.bulk.manifest import Manifest, Shard
+from hf_reward.interface import setting
 from hf_reward.tables.input_row import Table
 
 _NO_OUTPUT = {".csv", ".tsv", ".json", ".ndjson", ".txt", ".gz", ".zst", ".arrow"}
 _OWN = re.compile(r"_done|_quarantine|\.(plan|part-\d+-of-\d+)\.lock|\._manifest\.json\.[0-9a-f]{8}\.tmp")
-_CHOICE = "Go on with `--resume` (resume=True), or replace it with `--overwrite` (overwrite=True)."
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def find_earlier(target: Target, *, resume: bool, overwrite: bool) -> Manifest |
             return Manifest.load(target.manifest)
         if not overwrite:
             what = "an unfinished run" if target.is_file else "a scoring run"
-            raise FileExistsError(f"The folder {target.folder} holds {what}. {_CHOICE}")
+            raise FileExistsError(f"The folder {target.folder} holds {what}. {_choice()}")
         _clear(target)
     elif target.folder.is_dir():
         others = sorted(path.name for path in target.folder.iterdir() if not _OWN.fullmatch(path.name))
@@ -169,13 +169,17 @@ def find_earlier(target: Target, *, resume: bool, overwrite: bool) -> Manifest |
             )
     if target.is_file and not overwrite:
         if target.out.exists() and not resume:
-            raise FileExistsError(f"The output {target.out} exists. {_CHOICE}")
+            raise FileExistsError(f"The output {target.out} exists. {_choice()}")
         if target.quarantine.exists() and not target.out.exists():
             raise FileExistsError(
                 f"{target.quarantine} exists, which this run may write. Name another output, or replace it with "
-                "`--overwrite` (overwrite=True)."
+                f"`{setting('overwrite', True)}`."
             )
     return None
+
+
+def _choice() -> str:
+    return f"Go on with `{setting('resume', True)}`, or replace it with `{setting('overwrite', True)}`."
 
 
 def _clear(target: Target) -> None:

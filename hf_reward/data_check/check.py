@@ -65,8 +65,8 @@ def check_data(
     held = None if eval_reader is None else gather_facts(eval_reader, pool, first_number=len(reader))
     clusters = pool.clusters()
     report = DataReport(
-        data=_row_counts(reader.name, facts),
-        eval_data=None if held is None or eval_reader is None else _row_counts(eval_reader.name, held),
+        data=_row_counts(reader, facts),
+        eval_data=None if held is None or eval_reader is None else _row_counts(eval_reader, held),
         duplicates=find_duplicates(facts, clusters),
         contradictions=find_contradictions(facts),
         leakage=None if held is None else find_leakage(facts, held, clusters, len(reader)),
@@ -105,9 +105,10 @@ def _tokenizer(tokenizer: str | PreTrainedTokenizerBase | None) -> PreTrainedTok
     return prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer)
 
 
-def _row_counts(name: str, facts: RowFacts) -> RowCounts:
+def _row_counts(reader: RowReader, facts: RowFacts) -> RowCounts:
+    named = [*facts.prompts_differed[:EXAMPLES], *(row for rows in facts.unusable_rows.values() for row in rows)]
     return RowCounts(
-        name=name,
+        name=reader.name,
         rows=facts.rows,
         usable=facts.usable,
         strict_pairs=facts.pairs,
@@ -120,4 +121,5 @@ def _row_counts(name: str, facts: RowFacts) -> RowCounts:
         remarks=facts.remarks.counts,
         remark_rows=facts.remarks.rows,
         transcripts=facts.transcripts,
+        places={row: reader.place(row) for row in sorted(named)},
     )

@@ -87,8 +87,8 @@ def _reading(report: DataReport, reader: RowReader, eval_reader: RowReader | Non
             yield Fix(
                 finding="unusable rows",
                 harm=2 * lost / counts.rows,
-                found=f"{_of(lost, counts.rows)} rows of {counts.name} cannot be used ({reasons}), such as rows "
-                f"{_listed(numbers)}.",
+                found=f"{_of(lost, counts.rows)} rows of {counts.name} cannot be used ({reasons}), such as "
+                f"{', '.join(counts.places[number] for number in numbers[:EXAMPLES])}.",
                 cure="Correct or remove them; training stops at the first unless `skip_bad_rows` is set.",
             )
 
@@ -121,7 +121,7 @@ def _prompts(report: DataReport, reader: RowReader, eval_reader: RowReader | Non
         yield Fix(
             finding="blank prompts",
             harm=3 * blank / counts.rows,
-            found=f"{_of(blank, counts.rows)} rows have a blank prompt, such as rows {_listed(rows)}.",
+            found=f"{_of(blank, counts.rows)} rows have a blank prompt, such as {_listed(reader, rows)}.",
             cure="Fill the prompt in, or remove these rows: their responses answer a question that nobody sees.",
             examples=_examples(reader, rows),
         )
@@ -131,8 +131,8 @@ def _prompts(report: DataReport, reader: RowReader, eval_reader: RowReader | Non
         yield Fix(
             finding="lost text",
             harm=2 * lost / counts.rows,
-            found=f"{_of(lost, counts.rows)} rows hold text that the chat template leaves out, such as rows "
-            f"{_listed(rows)}.",
+            found=f"{_of(lost, counts.rows)} rows hold text that the chat template leaves out, such as "
+            f"{_listed(reader, rows)}.",
             cure="Use a template that keeps it (`chat_template_path`), or take it out of the rows on purpose.",
             examples=_examples(reader, rows),
         )
@@ -292,8 +292,8 @@ def _of(count: int, total: int) -> str:
     return f"{count:,} of {total:,} ({count / max(total, 1):.1%})"
 
 
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:EXAMPLES]))
+def _listed(reader: RowReader, numbers: list[int]) -> str:
+    return ", ".join(map(reader.place, numbers[:EXAMPLES]))
 
 
 def _examples(reader: RowReader, numbers: list[int]) -> list[Example]:
@@ -306,7 +306,11 @@ def _examples(reader: RowReader, numbers: list[int]) -> list[Example]:
             texts[f"response of rank {rank}" + (f" ({place})" if len(row.ranks) > 2 else "")] = response_text(
                 row, place
             )
-        shown.append(Example(row=number, texts={name: _shorten(text) for name, text in texts.items()}))
+        shown.append(
+            Example(
+                row=number, place=reader.place(number), texts={name: _shorten(text) for name, text in texts.items()}
+            )
+        )
     return shown
 
 

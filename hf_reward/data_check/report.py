@@ -39,6 +39,8 @@ class RowCounts:
     """Remark -> the first of these rows."""
     transcripts: int
     """Rows read as plain text that look like `Human:` and `Assistant:` transcripts."""
+    places: dict[int, str] = field(default_factory=dict)
+    """Number of a row that is named here -> its file and line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class Example:
     """One row of a finding, shortened for reading."""
 
     row: int
+    place: str
+    """File and line, or the row's number again."""
     texts: dict[str, str]
     """What is shown -> its beginning."""
 

@@ -43,7 +43,7 @@ def sections(report: DataReport) -> list[Section]:
     found: list[tuple[str, str, Iterable[Line]]] = [
         (
             "Rows",
-            "What was read. Row numbers count from 0.",
+            "What was read. Lines count from 1, as in an editor; row numbers count from 0.",
             [*_rows(report.data, "data"), *_rows(report.eval_data, "evaluation data")],
         ),
         ("Repetition", _REPEATED, _repetition(report)),
@@ -81,12 +81,12 @@ def _rows(counts: RowCounts | None, kind: str) -> Iterable[Line]:
     for layout, count in counts.layouts.items():
         yield Line("layout", f"{count:,}", layout)
     for reason, count in counts.unusable.items():
-        shown = ", ".join(map(str, counts.unusable_rows[reason]))
-        yield Line("unusable", f"{count:,}", f"{reason} (rows {shown}{', ...' if count > 5 else ''})")
+        shown = ", ".join(counts.places[row] for row in counts.unusable_rows[reason])
+        yield Line("unusable", f"{count:,}", f"{reason} ({shown}{', ...' if count > 5 else ''})")
     if counts.tied_rows:
         yield Line("tied", f"{counts.tied_rows:,}", "rows without a strict preference")
     if counts.prompts_differed:
-        shown = ", ".join(map(str, counts.prompts_differed_rows))
+        shown = ", ".join(counts.places[row] for row in counts.prompts_differed_rows)
         yield Line(
             "prompt mismatch", f"{counts.prompts_differed:,}", f"rows whose sides have different prompts ({shown})"
         )

@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
+from hf_reward.preference_row import (
+    UNREADABLE,
+    PreferenceFormatError,
+    PreferenceRow,
+    as_mapping,
+    rename_columns,
+)
 from hf_reward.preferences import LAYOUTS, detect_layout, to_preference_row
+from hf_reward.row_places import RowPlaces
 from hf_reward.sources import Source, as_sources, load_source
 
 _BATCH_SIZE = 1000
@@ -45,6 +52,7 @@ class RowReader:
         for source in self.sources:  # else each of its rows would be unusable
             require_layout(source.layout)
         self._parts = [_require_raw(load_source(source), source) for source in self.sources]
+        self._places = [RowPlaces(part) for part in self._parts]
         self._starts = np.cumsum([0, *map(len, self._parts)])
 
     def __len__(self) -> int:
@@ -77,10 +85,26 @@ class RowReader:
         Raises:
             PreferenceFormatError: If it is not usable.
         """
-        which = int(np.searchsorted(self._starts, number, side="right")) - 1
+        which, place = self._find(number)
         source = self.sources[which]
-        raw: Any = self._parts[which][number - int(self._starts[which])]
+        raw: Any = self._parts[which][place]
         return to_preference_row(raw, layout=source.layout, columns=source.columns, row_index=number)
+
+    def place(self, number: int) -> str:
+        """Say where a row stands.
+
+        Args:
+            number: Its place in the data.
+
+        Returns:
+            `train.jsonl, line 4`, from 1, as an editor shows it; `row 3`, from 0, where rows have no lines.
+        """
+        which, place = self._find(number)
+        return self._places[which].where(place, short=True) or f"row {number}"
+
+    def _find(self, number: int) -> tuple[int, int]:
+        which = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return which, number - int(self._starts[which])
 
 
 def require_layout(layout: str) -> None:
@@ -115,7 +139,7 @@ def _read(raw: Mapping[str, Any], source: Source, number: int) -> ReadRow:
     named: Mapping[str, Any] = raw
     layout = source.layout
     try:
-        named = rename_columns(raw, source.columns)
+        named = rename_columns(as_mapping(raw), source.columns)
         layout = detect_layout(named) if layout == "auto" else layout
         row = to_preference_row(named, layout=layout, row_index=number)
     except PreferenceFormatError as error:
@@ -133,7 +157,8 @@ def _describe(layout: str, row: PreferenceRow) -> str:
 
 def _reason(error: PreferenceFormatError, raw: Mapping[str, Any]) -> str:
     """What the message says up to the value that was found, and of what type that was."""
-    required = re.split(r", but |\. ", error.message, maxsplit=1)[0].rstrip(".")
+    required = re.split(r" \(|, but |\. " if raw.get(UNREADABLE) else r", but |\. ", error.message, maxsplit=1)[0]
+    required = required.rstrip(".")
     found = _odd(raw.get(error.field)) if error.field else None
     return f"{required}, but is {found}" if found else required
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_reward.fields import read_number
 from hf_reward.metrics import Interval, clustered_interval
 from hf_reward.plain_values import plain
+from hf_reward.preference_row import PreferenceFormatError
 
 _NUMBERED = re.compile(r"annotator_?\d+")
 _NAMES = (
@@ -72,10 +74,13 @@ def read_votes(row: Mapping[str, Any]) -> Votes | None:
 
 
 def _counts(values: Sequence[Any]) -> Votes | None:
-    values = [plain(value) for value in values]
-    if not all(isinstance(value, (int, float)) and value >= 0 and value == int(value) for value in values):
+    try:
+        numbers = [read_number(plain(value), "votes") for value in values]
+    except PreferenceFormatError:
         return None
-    first, second, equal = (int(value) for value in values)
+    if not all(value >= 0 and value == int(value) for value in numbers):
+        return None
+    first, second, equal = map(int, numbers)
     return first, second, equal
 
 

@@ -1,13 +1,18 @@
 """Model -> a running server that ends in order."""
 
+import errno
 import logging
 import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from hf_reward.interface import setting
 from hf_reward.reward_scorer import RewardScorer
 from hf_reward.serving.app import create_app
 from hf_reward.serving.connections import ConnectionLimits, GuardedConnection
@@ -22,7 +27,7 @@ _KEEP_ALIVE_SECONDS = 75
 def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = None) -> None:
     """Serve a reward model until SIGTERM or SIGINT, then finish what was accepted and return.
 
-    The port opens when the model is loaded. A second SIGINT cuts connections at once.
+    The port is taken first and answers when the model is loaded. A second SIGINT cuts connections at once.
 
     Args:
         model: A folder or Hub id of a reward model or adapter, or a scorer.
@@ -33,14 +38,53 @@ def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = No
         OSError: If the port cannot be listened at.
     """
     settings = settings or ServerSettings()
-    scorer = _loaded(model, settings)
+    with bound_socket(settings.host, settings.port) as listener:
+        _serve(_loaded(model, settings), settings, listener)
+
+
+@contextmanager
+def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """Take a port without listening at it yet, so that a port in use is found before a model is loaded.
+
+    Args:
+        host: Address to listen at.
+        port: The port; 0 for a free one.
+
+    Yields:
+        socket.socket: The socket.
+
+    Raises:
+        OSError: If the port cannot be taken, with the remedy.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise OSError(f"`{setting('host', host)}` is no address of this machine ({error.strerror}).") from error
+    with socket.socket(family, kind, protocol) as listener:
+        # Connections of a server that has just ended do not hold the port; ...
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            remedy = f"Name another `{setting('host')}` or `{setting('port')}`."
+            if error.errno == errno.EADDRINUSE:
+                remedy = f"Name another `{setting('port')}`, or `{setting('port', 0)}` for a free one, or end its user."
+            raise OSError(f"The server cannot listen at {host}:{port} ({error.strerror}). {remedy}") from error
+        # ... but a second server that also loads its model is refused now, not when both are ready.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        yield listener
+
+
+def _serve(scorer: RewardScorer, settings: ServerSettings, listener: socket.socket) -> None:
     if settings.is_open_to_others:
         logger.warning(
             "The server listens at %s and asks for no token: everybody who reaches it may use it. "
             "Set HF_REWARD_SERVER_TOKEN or give a token file.",
             settings.host,
         )
-    _run(uvicorn.Server(configure(scorer, settings)))
+    _run(uvicorn.Server(configure(scorer, settings)), listener)
 
 
 def configure(scorer: RewardScorer, settings: ServerSettings) -> uvicorn.Config:
@@ -81,11 +125,11 @@ def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> Rewar
     return model
 
 
-def _run(server: uvicorn.Server) -> None:
+def _run(server: uvicorn.Server, listener: socket.socket) -> None:
     """Run until a signal. uvicorn raises it again afterwards, and a clean end must not be a signal's death."""
     before = {each: signal.signal(each, server.handle_exit) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server.run()
+        server.run(sockets=[listener])
     except SystemExit as error:  # uvicorn has printed why; without this, a taken port would end in silence
         raise OSError(f"The server could not start at {server.config.host}:{server.config.port}.") from error
     finally:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from hf_reward.file_identity import file_identity
 from hf_reward.tables.input_row import LONGEST_RECORD, RAW_SHOWN, DamagedFile, InputRow, Span
 from hf_reward.tables.text_records import cut_spans, lines_from, open_text
+from hf_reward.text_files import why_not_utf8
 
 LONGEST_FIELD = 16 * 2**20
 """Characters of one field. A quote that is never closed swallows that much, not the whole file."""
@@ -116,7 +117,7 @@ class _Records:
                 text = raw.decode("utf-8")
             except UnicodeDecodeError as error:
                 text = raw.decode("utf-8", "replace")
-                self._problem = f"it is not UTF-8 (line {line.number}, byte {error.start}: {error.reason})"
+                self._problem = f"it is not UTF-8 ({why_not_utf8(error, offset=line.end - len(raw))})"
             self._size += len(raw)
             self._shown += text[: RAW_SHOWN - len(self._shown)] if len(self._shown) < RAW_SHOWN else ""
             if line.too_long:

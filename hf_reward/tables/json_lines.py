@@ -10,6 +10,7 @@ import pyarrow as pa
 from hf_reward.file_identity import file_identity
 from hf_reward.tables.input_row import LONGEST_RECORD, RAW_SHOWN, InputRow, Span, half_character
 from hf_reward.tables.text_records import Line, cut_spans, lines_from, open_text
+from hf_reward.text_files import why_not_utf8
 
 
 class JsonLinesTable:
@@ -60,7 +61,7 @@ def _parse(line: Line, number: int) -> InputRow:
         try:
             row = json.loads(line.raw.decode("utf-8"))
         except UnicodeDecodeError as error:
-            problem = f"it is not UTF-8 (byte {error.start} of the line: {error.reason})"
+            problem = f"it is not UTF-8 ({why_not_utf8(error, offset=line.end - len(line.raw))})"
         except json.JSONDecodeError as error:
             problem = f"it is not valid JSON ({error.msg}, character {error.pos})"
         except (RecursionError, ValueError) as error:  # nested too deeply, a number with too many digits

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hf_reward.tables.input_row import LONGEST_RECORD, Span
-
-BOM = b"\xef\xbb\xbf"
+from hf_reward.text_files import BOM
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from hf_reward.tables.arrow_rows import DatasetTable, ParquetTable
 from hf_reward.tables.csv_file import CsvTable
 from hf_reward.tables.input_row import Table
 from hf_reward.tables.json_lines import JsonLinesTable
+from hf_reward.text_files import require_one_byte_units
 
 _READERS = {".jsonl": JsonLinesTable, ".ndjson": JsonLinesTable, ".csv": CsvTable, ".parquet": ParquetTable}
 SUFFIXES = tuple(_READERS)
@@ -76,6 +77,9 @@ def _of_files(paths: Sequence[Path]) -> list[Table]:
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         raise ValueError(f"Two files are named {', '.join(twice[:3])}: their rows would get the same ids. Rename one.")
+    for path in paths:
+        if path.suffix != ".parquet":
+            require_one_byte_units(path)
     return [_READERS[path.suffix](path) for path in paths]
 
 

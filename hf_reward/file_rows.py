@@ -1,0 +1,161 @@
+"""Data files of one kind -> a dataset whose rows are those of the files, unreadable ones among them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+
+from hf_reward.json_rows import need_own_reader, read_json_rows, was_changed
+from hf_reward.path_safety import refuse_archives
+from hf_reward.preference_row import UNREADABLE
+from hf_reward.tables.csv_file import CsvTable
+from hf_reward.tables.input_row import half_character
+from hf_reward.text_files import require_one_byte_units
+
+BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""Suffix of a data file -> its kind."""
+_TEXTS = ("prompt", "chosen", "rejected", "response", "response_a", "response_b", "text")
+"""Columns in which an empty cell of a CSV file is an empty text; in others it is no value."""
+
+
+def load_files(
+    files: Sequence[Path], name: str, *, streaming: bool = False, columns: Mapping[str, str] | None = None
+) -> Dataset | IterableDataset:
+    """Read data files.
+
+    Cells of CSV files are text as they stand: `02139` and `NA` are no number and no null.
+
+    Args:
+        files: Files of one kind, in order.
+        name: What to call them in errors.
+        streaming: Read them as a stream.
+        columns: Our name -> the files' own column name.
+
+    Returns:
+        Their rows. A line that is no row has the reason in the column `UNREADABLE`, which only such data has.
+
+    Raises:
+        ValueError: If they are of an unknown kind or of several, in another encoding than UTF-8, cannot be read, or
+            hold no readable row.
+    """
+    suffixes = {file.suffix for file in files}
+    if len(suffixes) > 1 or not suffixes <= set(BUILDERS):
+        raise ValueError(f"{name}: data files must be all of one kind out of {', '.join(BUILDERS)}, found {suffixes}.")
+    refuse_archives(files)
+    builder = BUILDERS[suffixes.pop()]
+    if builder != "parquet":
+        for file in files:
+            require_one_byte_units(file)
+    if builder == "csv":
+        return _load_csv(files, columns or {}, streaming)
+    if builder == "json" and need_own_reader(files):
+        return _own_json(files, streaming)
+    try:
+        loaded: Any = load_dataset(builder, data_files=list(map(str, files)), split="train", streaming=streaming)
+    except Exception as error:
+        if builder != "json" or streaming:
+            raise ValueError(f"{name}: the {builder} reader of `datasets` failed: {_root(error)}") from error
+        loaded = None
+    if builder == "json" and (loaded is None or (isinstance(loaded, Dataset) and was_changed(loaded))):
+        # Arrow wants one type per column; rows that mix types in one (a boolean among texts) are still JSON.
+        return _own_json(files, streaming)
+    return loaded
+
+
+def from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    """A dataset in memory whose columns are those of all rows, not only of the first.
+
+    Args:
+        rows: The rows.
+
+    Returns:
+        The dataset; rows whose text no table can hold have the reason in the column `UNREADABLE`.
+
+    Raises:
+        ValueError: If they do not fit into a table.
+    """
+    try:
+        return _table_of(rows)
+    except Exception as error:  # whatever Arrow and `datasets` raise for names and numbers that they cannot hold
+        checked = [_without_half_characters(row) for row in rows]
+        if checked != list(rows):
+            return from_rows(checked)
+        names = ", ".join(map(repr, dict.fromkeys(name for row in rows for name in row)))
+        raise ValueError(f"The rows, with the columns {names}, do not fit into a table: {_root(error)}") from error
+
+
+def _table_of(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json")
+
+
+def _without_half_characters(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    problem = half_character(json.dumps(dict(row), ensure_ascii=False, default=str))
+    return {UNREADABLE: problem} if problem else row
+
+
+def _own_json(files: Sequence[Path], streaming: bool) -> Dataset | IterableDataset:
+    """Rows that are read one by one; a stream holds one of them at a time."""
+    first = next(read_json_rows(files), None)
+    if first is not None and all(UNREADABLE in row for row in read_json_rows(files)):
+        raise _nothing_readable(files, first[UNREADABLE])
+    if not streaming:
+        return from_rows(list(read_json_rows(files)))
+    names = tuple(dict.fromkeys(name for row in read_json_rows(files) for name in row))
+    return IterableDataset.from_generator(_json_rows, gen_kwargs={"files": list(map(str, files)), "names": names})
+
+
+def _json_rows(files: list[str], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for row in read_json_rows(list(map(Path, files))):
+        yield {name: row.get(name) for name in names}
+
+
+def _nothing_readable(files: Sequence[Path], reason: Any) -> ValueError:
+    return ValueError(f"{', '.join(map(str, files))}: no row can be read; of the first, {reason}. Correct the file.")
+
+
+# --- CSV -------------------------------------------------------------------------------------------------------------
+
+
+def _load_csv(files: Sequence[Path], columns: Mapping[str, str], streaming: bool) -> Dataset | IterableDataset:
+    names = list(dict.fromkeys(name for file in files for name in CsvTable(file).schema.names))
+    # Sizes and times are in what `datasets` takes for the name of its cache: a file that was edited is read again.
+    states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    texts = sorted({columns.get(name, name) for name in _TEXTS})
+    settings: dict[str, Any] = {
+        "features": Features({name: Value("string") for name in [*names, UNREADABLE]}),
+        # Of these, `datasets` divides lists among processes.
+        "gen_kwargs": {
+            "files": list(map(str, files)),
+            "names": tuple(names),
+            "texts": tuple(texts),
+            "states": tuple(states),
+        },
+    }
+    if streaming:
+        return IterableDataset.from_generator(_csv_rows, **settings)
+    rows: Any = Dataset.from_generator(_csv_rows, **settings)
+    unreadable = rows.data.column(UNREADABLE)
+    if len(rows) and unreadable.null_count == 0:
+        raise _nothing_readable(files, unreadable[0])
+    return rows if unreadable.null_count < len(rows) else rows.remove_columns(UNREADABLE)
+
+
+def _csv_rows(
+    files: list[str], names: tuple[str, ...], texts: tuple[str, ...], states: tuple[Any, ...]
+) -> Iterator[dict[str, Any]]:
+    for file in files:
+        table = CsvTable(Path(file))
+        for span in table.spans(2**40):
+            for found in table.read(span):
+                cells = found.row or {}
+                row = {name: (cells.get(name) or None) if name not in texts else cells.get(name) for name in names}
+                yield {**row, UNREADABLE: found.problem or None}
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"

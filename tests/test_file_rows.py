@@ -1,0 +1,312 @@
+"""Half characters, text that looks like numbers, encodings and line numbers: the same for every reader of a file."""
+
+import csv
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from bulk_runs import FakeScorer, read_jsonl, settings
+
+from hf_reward.benchmarks.data import DataChoice, load_benchmark_data
+from hf_reward.benchmarks.registry import benchmark_named
+from hf_reward.bulk import score_files
+from hf_reward.data_check import check_data
+from hf_reward.data_check.report_text import sections
+from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.preferences import to_preference_row
+from hf_reward.preparation import PreparationRule, prepare_preferences
+from hf_reward.score_request import read_request
+from hf_reward.sources import Source, load_source
+from hf_reward.split_files import SplitRule, write_split
+from hf_reward.splits import split_by_prompt
+from hf_reward.tokenization import FormatRule
+
+SKIP = PreparationRule(format=FormatRule(max_length=None), skip_bad_rows=True)
+STOP = PreparationRule(format=FormatRule(max_length=None))
+HALF = '{"prompt": "b", "chosen": "Hi \\ud83d", "rejected": "no", "response": "Hi \\ud83d"}'
+GOOD = [
+    {"prompt": f"{name} ", "chosen": f"yes {name}", "rejected": f"no {name}", "response": f"yes {name}"}
+    for name in "acde"
+]
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def canonical(data: Any, **options: Any) -> list[Any]:
+    rows: Any = load_source(Source(data=data if isinstance(data, list) else str(data), **options))
+    return [to_preference_row(row, columns=options.get("columns")) for row in rows]
+
+
+def write_csv(path: Path, header: list[str], *rows: list[str]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture
+def with_half(tmp_path: Path) -> Path:
+    """Five rows; the bad one is the second, in line 4: a blank line and one of spaces stand before it."""
+    lines = [json.dumps(GOOD[0]), "", "  ", HALF, *map(json.dumps, GOOD[1:])]
+    path = tmp_path / "half.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# --- half characters -------------------------------------------------------------------------------------------------
+
+SAID = r"half\.jsonl, line 4: it holds half a character \(U\+D83D alone\)"
+
+
+def test_half_a_character_is_one_bad_row_in_training(with_half, text_tokenizer):
+    for source in (str(with_half), load_source(Source(data=str(with_half)))):
+        with pytest.raises(PreferenceFormatError, match=SAID):
+            prepare_preferences(source, text_tokenizer, STOP)
+        data, summary = prepare_preferences(source, text_tokenizer, SKIP)
+        assert (summary.rows, summary.kept, summary.dropped) == (5, 4, {"unreadable (row)": 1})
+        assert data["row"][:] == [0, 2, 3, 4]
+
+
+def test_half_a_character_is_one_bad_row_for_check_data_and_split(with_half, tmp_path):
+    report = check_data(str(with_half))
+    assert (report.data.rows, report.data.usable) == (5, 4)
+    assert report.data.unusable == {"it holds half a character": 1}
+    assert report.data.unusable_rows == {"it holds half a character": [1]}
+    assert report.data.places == {1: "half.jsonl, line 4"}
+    with pytest.raises(PreferenceFormatError, match=SAID):
+        write_split(str(with_half), tmp_path / "stopped", SplitRule(test_size=1))
+    found = write_split(str(with_half), tmp_path / "out", SplitRule(test_size=1, skip_bad_rows=True))
+    assert found["skipped_rows"] == 1
+    rows = read_jsonl(tmp_path / "out" / "train.jsonl") + read_jsonl(tmp_path / "out" / "test.jsonl")
+    assert sorted(rows, key=lambda row: row["prompt"]) == GOOD
+
+
+def test_half_a_character_is_one_bad_row_for_scoring_and_benchmarks(with_half, tmp_path):
+    report = score_files(FakeScorer(), with_half, tmp_path / "out.jsonl", settings())
+    assert (report.counts.rows_out, sum(report.counts.quarantined.values())) == (4, 1)
+    [aside] = read_jsonl(tmp_path / "out.quarantine.jsonl")
+    assert (aside["row"], aside["line"]) == (1, 4)
+    with pytest.raises(ValueError, match=SAID):
+        load_benchmark_data(benchmark_named("pairs"), DataChoice(data=str(with_half)))
+
+
+def test_half_a_character_in_a_json_list_is_not_removed_but_a_bad_row(tmp_path, text_tokenizer):
+    path = tmp_path / "half.json"
+    path.write_text(f"[{json.dumps(GOOD[0])}, {HALF}]", encoding="utf-8")
+    with pytest.raises(PreferenceFormatError, match=r"Row 1: it holds half a character"):
+        prepare_preferences(str(path), text_tokenizer, STOP)
+    assert prepare_preferences(str(path), text_tokenizer, SKIP)[1].kept == 1
+
+
+def test_half_a_character_in_rows_at_hand_is_one_bad_row(text_tokenizer):
+    rows = [*GOOD, json.loads(HALF)]
+    with pytest.raises(PreferenceFormatError, match=r"Row 4: it holds half a character"):
+        prepare_preferences(rows, text_tokenizer, STOP)
+    assert prepare_preferences(rows, text_tokenizer, SKIP)[1].dropped == {"unreadable (row)": 1}
+    for prompt, response, field in (("a\ude00", "b", "prompt"), ("a", "b\ud83d", "response")):
+        with pytest.raises(PreferenceFormatError, match=rf"`{field}` holds half a character \(U\+D"):
+            read_request(prompt, response)
+
+
+def test_whole_pairs_of_escapes_are_text(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**GOOD[0], "chosen": "\N{GRINNING FACE}"}) + "\n", encoding="utf-8")
+    assert "\\ud83d\\ude00" in path.read_text(encoding="utf-8")
+    assert canonical(path)[0].responses[0] == "\N{GRINNING FACE}"
+
+
+# --- text stays text -------------------------------------------------------------------------------------------------
+
+LOOKS = ["2", "02139", "NA", "null", "True", "1e5", "2024-01-01", "nan", " x ", "1,5"]
+
+
+def test_the_text_columns_of_a_csv_file_are_text_and_its_numbers_numbers(tmp_path):
+    header = ["prompt", "chosen", "rejected", "margin", "weight", "probability", "group", "tools"]
+    cells = [[text, text, f"not {text}", "0.5", "2", "0.75", "007", ""] for text in LOOKS]
+    cells.append(["p", "a", "b", "", "", "", "", ""])
+    path = write_csv(tmp_path / "rows.csv", header, *cells)
+    stated = {"margin": 0.5, "weight": 2.0, "probability": 0.75, "group": "007"}
+    rows = [{"prompt": text, "chosen": text, "rejected": f"not {text}", **stated} for text in LOOKS]
+    rows.append({"prompt": "p", "chosen": "a", "rejected": "b"})
+    expected = [to_preference_row(row) for row in rows]
+    for row in expected:  # an empty cell is the column without a value
+        row.meta = {}
+    assert canonical(path) == expected
+    assert [row.responses[0] for row in expected[:-1]] == LOOKS
+
+
+def test_ranked_and_judged_rows_of_a_csv_file_are_those_of_jsonl(tmp_path):
+    ranked = write_csv(
+        tmp_path / "ranked.csv", ["prompt", "responses", "scores"], ["p", '["2", "NA", "c"]', "[1, 3.5, 2]"]
+    )
+    [row] = canonical(ranked)
+    assert (row.responses, row.ranks) == (["2", "NA", "c"], [2, 0, 1])
+    header = ["prompt", "response_a", "response_b", "winner"]
+    judged = write_csv(tmp_path / "judged.csv", header, ["p", "1", "2", "1"], ["p", "1", "2", "2.0"])
+    assert [row.ranks for row in canonical(judged)] == [[0, 1], [1, 0]]
+    votes = write_csv(tmp_path / "votes.csv", [*header[:3], "votes_a", "votes_b"], ["p", "1", "2", "1", "4"])
+    assert canonical(votes)[0].ranks == [1, 0]
+    report = check_data(str(votes))
+    assert report.votes is not None
+    assert report.votes.votes == 5
+
+
+def test_every_command_reads_the_same_texts_from_a_csv_file(tmp_path, text_tokenizer):
+    header = ["prompt", "chosen", "rejected", "response"]
+    cells = [[f"{text} ", text, f"not {text}", text] for text in LOOKS]
+    path = write_csv(tmp_path / "rows.csv", header, *cells)
+    rows = [dict(zip(header, row, strict=True)) for row in cells]
+    told = [prepare_preferences(data, text_tokenizer, STOP)[0]["input_ids"][:] for data in (str(path), rows)]
+    assert told[0] == told[1]
+    assert check_data(str(path)).data.usable == len(LOOKS)
+    write_split(str(path), tmp_path / "split", SplitRule(test_size=3))
+    both = read_jsonl(tmp_path / "split" / "train.jsonl") + read_jsonl(tmp_path / "split" / "test.jsonl")
+    assert sorted(row["chosen"] for row in both) == sorted(LOOKS)
+    found = load_benchmark_data(benchmark_named("pairs"), DataChoice(data=str(path)))
+    assert [each.responses[0] for each in found.comparisons] == LOOKS
+    score_files(FakeScorer(), path, tmp_path / "out.jsonl", settings())
+    assert [row["response"] for row in read_jsonl(tmp_path / "out.jsonl")] == LOOKS
+
+
+def test_dates_in_json_are_text(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "2024-01-01", "chosen": "2024-01-01T00:00:00Z", "rejected": "2023-12-31"}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert canonical(path)[0].responses == ["2024-01-01T00:00:00Z", "2023-12-31"]
+
+
+def test_an_edited_csv_file_is_read_again(tmp_path):
+    path = write_csv(tmp_path / "rows.csv", ["chosen", "rejected"], ["a", "b"])
+    assert canonical(path)[0].responses == ["a", "b"]
+    write_csv(path, ["chosen", "rejected"], ["c", "dd"])
+    assert canonical(path)[0].responses == ["c", "dd"]
+
+
+def test_a_streamed_csv_file_gives_the_same_rows(tmp_path):
+    path = write_csv(tmp_path / "rows.csv", ["chosen", "rejected"], ["02", "NA"], ["a", "b"])
+    stream = load_source(Source(data=str(path)), streaming=True)
+    assert [to_preference_row(row).responses for row in stream] == [["02", "NA"], ["a", "b"]]
+
+
+# --- encodings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_file_of_wide_characters_is_refused_with_the_remedy(encoding, suffix, tmp_path):
+    path = tmp_path / f"rows{suffix}"
+    text = "chosen,rejected\r\né,b\r\n" if suffix == ".csv" else '{"chosen": "é", "rejected": "b"}\n'
+    path.write_bytes(text.encode(encoding))
+    said = r"must be UTF-8, but is UTF-(16|32)(LE|BE)? from byte 0 on. Convert it with `iconv -f UTF-"
+    with pytest.raises(ValueError, match=rf"rows\{suffix}: {said}"):
+        load_source(Source(data=str(path)))
+    with pytest.raises(ValueError, match=rf"rows\{suffix}: {said}"):
+        score_files(FakeScorer(), path, tmp_path / "out.jsonl", settings())
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_line_of_latin_1_is_a_bad_row_with_its_byte_and_the_remedy(suffix, tmp_path, text_tokenizer):
+    lines = ["prompt,chosen,rejected", "a ,x,y", "b ,é,y"] if suffix == ".csv" else []
+    rows = [{"prompt": "a ", "chosen": "x", "rejected": "y"}, {"prompt": "b ", "chosen": "é", "rejected": "y"}]
+    lines = lines or [json.dumps(row, ensure_ascii=False) for row in rows]
+    content = ("\n".join(lines) + "\n").encode("latin-1")
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(content)
+    line, byte = len(lines), content.index(b"\xe9")
+    said = rf"rows\{suffix}, line {line}: it is not UTF-8 \(byte {byte} of the file is 0xE9 .*iconv -f WINDOWS-1252"
+    with pytest.raises(PreferenceFormatError, match=said):
+        prepare_preferences(str(path), text_tokenizer, STOP)
+    assert prepare_preferences(str(path), text_tokenizer, SKIP)[1].dropped == {"unreadable (row)": 1}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+def test_a_byte_order_mark_is_left_out(suffix, tmp_path):
+    path = tmp_path / f"rows{suffix}"
+    row = {"chosen": "é", "rejected": "b"}
+    texts = {".jsonl": json.dumps(row), ".json": json.dumps([row]), ".csv": "chosen,rejected\r\né,b"}
+    path.write_bytes(texts[suffix].encode("utf-8-sig") + b"\n")
+    assert canonical(path)[0].responses == ["é", "b"]
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+def bad_csv(tmp_path: Path) -> Path:
+    """A header, a record of three lines, a blank line; the bad record begins in line 6."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'prompt,chosen,rejected\r\na,"x\r\ny\r\nz",n\r\n\r\nb,,n\r\nc,x,n\r\n')
+    return path
+
+
+def bad_jsonl(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a", "chosen": "x", "rejected": "n"}, {"prompt": "b", "chosen": "", "rejected": "n"}]
+    path.write_text("\n\n\n".join(map(json.dumps, [*rows, {**rows[0], "prompt": "c"}])), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("make", "line"), [(bad_csv, 6), (bad_jsonl, 4)])
+def test_every_reader_names_the_line_that_an_editor_shows(make, line, tmp_path, text_tokenizer):
+    path = make(tmp_path)
+    said = rf"{path.name}, line {line}: `chosen` is empty"
+    with pytest.raises(PreferenceFormatError, match=said):
+        prepare_preferences(str(path), text_tokenizer, STOP)
+    with pytest.raises(PreferenceFormatError, match=said):
+        write_split(str(path), tmp_path / "out")
+    with pytest.raises(ValueError, match=said):
+        load_benchmark_data(benchmark_named("pairs"), DataChoice(data=str(path)))
+    rows: Any = load_source(Source(data=str(path)))
+    with pytest.raises(PreferenceFormatError, match=said):  # selected and shuffled rows keep their lines
+        split_by_prompt(rows.select([2, 1]), test_size=1)
+    report = check_data(str(path))
+    assert report.data.places == {1: f"{path.name}, line {line}"}
+    shown = [part.note for section in sections(report) for part in section.lines if part.name == "unusable"]
+    assert shown == [f"`chosen` is empty ({path.name}, line {line})"]
+    score_files(FakeScorer(), path, tmp_path / "s.jsonl", settings(columns={"response": "chosen"}))
+    assert [aside["line"] for aside in read_jsonl(tmp_path / "s.quarantine.jsonl")] == [line]
+
+
+def test_rows_without_lines_are_numbered_from_0(tmp_path, text_tokenizer):
+    rows = [{"prompt": "a", "chosen": "x", "rejected": "n"}, {"prompt": "b", "chosen": "", "rejected": "n"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    for data in (rows, str(tmp_path / "rows.json")):
+        with pytest.raises(PreferenceFormatError, match=r"^Row 1: `chosen` is empty"):
+            prepare_preferences(data, text_tokenizer, STOP)
+        assert check_data(data).data.places == {1: "row 1"}
+
+
+def test_a_row_of_the_second_file_is_named_by_its_own_file(tmp_path, text_tokenizer):
+    (tmp_path / "in").mkdir()
+    for name, rows in (("train-0", GOOD), ("train-1", [*GOOD[:2], {**GOOD[2], "rejected": " "}])):
+        path = tmp_path / "in" / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(PreferenceFormatError, match=r"train-1\.jsonl, line 3: `rejected` is empty"):
+        prepare_preferences(str(tmp_path / "in"), text_tokenizer, STOP, num_proc=2)
+
+
+def test_a_csv_record_with_too_few_fields_is_a_bad_row(tmp_path, text_tokenizer):
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,chosen,rejected\na,x,n\nb,x\nc,"x,n\n', encoding="utf-8")
+    with pytest.raises(PreferenceFormatError, match=r"rows\.csv, line 3: it has 2 fields, but the header names 3"):
+        prepare_preferences(str(path), text_tokenizer, STOP)
+    summary = prepare_preferences(str(path), text_tokenizer, SKIP)[1]
+    assert (summary.kept, summary.dropped) == (1, {"unreadable (row)": 2})
+
+
+def test_a_run_that_holds_rows_out_counts_its_bad_rows_and_does_not_stop_at_them(with_half, text_tokenizer):
+    recipe = runpy.run_path(str(Path(__file__).parents[1] / "recipes" / "train.py"))
+    source = recipe["read"](Source(data=str(with_half)))
+    settings = SimpleNamespace(skip_bad_rows=True, seed=1)
+    train, held_out = recipe["hold_out"](source, 1, settings)
+    summary = prepare_preferences(train, text_tokenizer, SKIP)[1]
+    assert (summary.kept, summary.dropped, len(held_out)) == (3, {"unreadable (row)": 1}, 1)
+    assert len(recipe["canonical_rows"]([source], True)) == 4
+    with pytest.raises(PreferenceFormatError, match="half a character"):
+        recipe["canonical_rows"]([source], False)
+    with pytest.raises(PreferenceFormatError, match=SAID):
+        recipe["hold_out"](source, 1, SimpleNamespace(skip_bad_rows=False, seed=1))

@@ -163,7 +163,7 @@ def test_an_interrupted_run_goes_on_and_another_model_is_refused(call: Any, mode
         (["--model", "m", "--prompt", "p", "--response", "x", "--out", "o.jsonl"], 2, "--out is for --data"),
         (["--model", "m", "--data", "d", "--dtype", "int8"], 2, "--dtype must be"),
         (["--model", "m", "--data", "d", "--columns", "prompt"], 2, "OURS=THEIRS"),
-        (["--model", "m", "--data", "d", "--resume"], 2, "need --out"),
+        (["--model", "m", "--data", "d", "--resume"], 2, "need a file or folder as --out"),
         (["--model", "m", "--data", "d.jsonl", "--part", "3", "--out", "o"], 1, "i/n"),
         (["--model", "./nowhere", "--prompt", "a", "--response", "b"], 1, "There is no folder './nowhere'"),
     ],
@@ -232,7 +232,7 @@ def test_rows_go_to_standard_output_and_everything_else_does_not(
         code, out, err = call("score", "--model", model, "--data", data, "--out", "-", *more)
         assert code == 3
         assert "4 of 5 rows scored" in err
-        assert "rows.jsonl:4" in err
+        assert "rows.jsonl, line 5" in err
         call("score", "--model", model, "--data", data, "--out", tmp_path / "out.jsonl", "--overwrite")
         assert out == (tmp_path / "out.jsonl").read_text(encoding="utf-8")
     lists = jsonl(tmp_path / "lists.jsonl", LISTS)

@@ -61,6 +61,9 @@ class CheckpointRecord:
     """Rules that never read, on the same split: `name`, `accuracy`, `ci_low`, `ci_high`, `num_pairs`."""
     training: dict[str, Any] = field(default_factory=dict)
     """`steps`, `data` (summaries by split), `settings` of the run, and the `command` of the run."""
+    training_texts: dict[str, Any] = field(default_factory=dict)
+    """Lengths and hashed common words of the training texts, to recognise texts of another kind:
+    `training_texts.summarize_texts`. Empty where they are not known."""
     base_model: str | None = None
     quantization: dict[str, Any] = field(default_factory=dict)
     """How the backbone was quantised in training, as transformers states it; an adapter was fitted to those weights."""

@@ -42,6 +42,10 @@ AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Score empty res
 LengthCorrection = Annotated[
     bool, typer.Option("--length-correction", help="Take off each reward what the model's stored length curve says.")
 ]
+CompareTraining = Annotated[
+    bool,
+    typer.Option("--compare-training", help="Say how the scored texts differ from those of training."),
+]
 Split = Annotated[str, typer.Option(help="Split of a Hub id.")]
 InputFormat = Annotated[str, typer.Option(help="What standard input holds: jsonl, csv or parquet.")]
 OutputFormat = Annotated[str, typer.Option(help="What a folder of shards holds: jsonl or parquet.")]
@@ -69,6 +73,7 @@ def score(
     max_length: MaxLength = 0,
     allow_empty: AllowEmpty = False,
     length_correction: LengthCorrection = False,
+    compare_training: CompareTraining = False,
     split: Split = "train",
     input_format: InputFormat = "jsonl",
     output_format: OutputFormat = "",
@@ -91,6 +96,8 @@ def score(
     options |= {"length_correction": True} if length_correction else {}
     _require_one_source(data, prompt, response, out)
     if response:
+        if compare_training:
+            raise typer.BadParameter("--compare-training is for --data: a few responses say too little")
         _score_one(model, prompt, response, options, allow_empty=allow_empty, as_json=as_json)
         return
     settings = {
@@ -104,7 +111,7 @@ def score(
         "resume": resume,
         "overwrite": overwrite,
     }
-    _score_table(model, data, out, options, settings, part=part, as_json=as_json)
+    _score_table(model, data, out, options, settings, part=part, as_json=as_json, compare_training=compare_training)
 
 
 def rank(
@@ -289,9 +296,11 @@ def _score_table(
     *,
     part: str,
     as_json: bool,
+    compare_training: bool = False,
 ) -> None:
     from hf_reward.bulk import BulkSettings, check_before_scoring, parse_part, score_files
     from hf_reward.reward_scorer import RewardScorer
+    from hf_reward.training_texts import require_summary
 
     printed, rows_only = out in ("", STANDARD_OUTPUT), as_json or out == STANDARD_OUTPUT
     if printed and (part or settings["resume"] or settings["overwrite"]):
@@ -302,16 +311,51 @@ def _score_table(
     with _output("" if printed else out) as target:
         check_before_scoring(data, target, rule)
         scorer = RewardScorer.from_pretrained(model, **options)
+        if compare_training:
+            require_summary({} if scorer.record is None else scorer.record.training_texts)
         report = score_files(scorer, data, target, rule)
         if printed:
             _print_rows(target, rule, rows_only)
             print_quarantine(target.with_name("scored.quarantine.jsonl"), SHOWN_ROWS)
+        compared = _compared(scorer, target, rule) if compare_training and _is_main_process() else None
     if _is_main_process():
-        if as_json and not printed:
-            typer.echo(json.dumps(report.to_dict(), indent=2))
-        else:
-            print_summary(report, err=printed)
+        _print_report(report, compared, as_json=as_json and not printed, err=printed)
     raise typer.Exit(QUARANTINED if report.counts.quarantined else 0)
+
+
+def _print_report(report: Any, compared: Any, *, as_json: bool, err: bool) -> None:
+    """What the run did, and how the texts differ from those of training if that was asked for."""
+    from hf_reward.training_texts import comparison_lines
+
+    if as_json:
+        told = {} if compared is None else {"training_comparison": [each.to_dict() for each in compared]}
+        typer.echo(json.dumps(report.to_dict() | told, indent=2))
+        return
+    print_summary(report, err=err)
+    for line in comparison_lines(compared) if compared is not None else ():
+        typer.echo(line, err=err)
+
+
+def _compared(scorer: Any, scored: Path, rule: Any) -> Any:
+    """Rows of the output, evenly spaced, beside the texts that the model was trained on."""
+    from hf_reward.score_request import requests_of_row
+    from hf_reward.tables.inputs import open_tables
+    from hf_reward.training_texts import SAMPLE_ROWS, compare_texts, texts_of
+
+    places = [(table, span) for table in open_tables(scored) for span in table.spans(_SPAN_ROWS)]
+    step = max(1, -(-len(places) * _SPAN_ROWS // SAMPLE_ROWS))
+    texts: dict[str, list[str]] = {"prompt": [], "response": []}
+    for table, span in places[::step]:
+        for found in table.read(span):
+            requests = [] if found.row is None else requests_of_row(found.row, rule.columns)
+            for place, request in enumerate(each for each in requests if not each.formatted):
+                parts = texts_of(request.as_row(conversational=False))
+                texts["prompt"] += parts["prompt"] if place == 0 else []
+                texts["response"] += parts["response"]
+    return compare_texts(scorer.record.training_texts, texts)
+
+
+_SPAN_ROWS = 20
 
 
 @contextmanager

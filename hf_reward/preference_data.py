@@ -68,6 +68,7 @@ from hf_reward.training_setup import (
     require_a_batch,
     without_dispatch,
 )
+from hf_reward.training_texts import summarize_training_data
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class PreferenceDataTrainer(Trainer):
     ) -> None:
         self.processing_tokenizer, self.loss_function = tokenizer, loss_function
         self.data_summaries: dict[str, DataSummary] = {}
+        self.training_texts: dict[str, Any] = {}
         self._source_names: dict[int, str] = {}
         self._packing_checked = False
         self._eval_order: np.ndarray | None = None  # in which the rows at hand are evaluated; None is their own
@@ -148,6 +150,8 @@ class PreferenceDataTrainer(Trainer):
                 data, self.processing_tokenizer, rule, name=name, num_proc=args.dataset_num_proc, seed=args.seed
             )
         self.data_summaries[name] = summary
+        if name == "train" and args.should_save:
+            self.training_texts = summarize_training_data(data, seed=args.seed)
         self._source_names |= {source_number(source): source for source in summary.sources}
         return prepared
 

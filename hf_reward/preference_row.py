@@ -157,8 +157,8 @@ def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str] | None) ->
 def prompt_group(row: PreferenceRow) -> str:
     """Hash what identifies the prompt of a row, so that rows of one prompt share it.
 
-    Text rows without a prompt column share whatever their responses have in common up to the last line break or
-    sentence end; give a `group` column where that is too coarse.
+    White space does not tell prompts apart, see `prompt_hash`. Text rows without a prompt column share whatever their
+    responses have in common up to the last line break or sentence end; give a `group` column where that is too coarse.
 
     Args:
         row: A canonical row.
@@ -169,13 +169,41 @@ def prompt_group(row: PreferenceRow) -> str:
     if row.token_ids is not None:
         key = json.dumps(common_prefix(row.token_ids)[:64] or row.token_ids)
     elif row.prompt:
-        key = json.dumps(row.prompt, sort_keys=True, default=str)
+        return prompt_hash(row.prompt)
     elif row.is_conversational():
         key = ""
     else:
-        key = shared_text([str(response) for response in row.responses])
+        key = " ".join(shared_text([str(response) for response in row.responses]).split())
     # Nothing shared: a prompt of its own.
-    key = key.strip() or json.dumps(row.responses, sort_keys=True, default=str)
+    return _digits(key or _json_key(row.responses))
+
+
+def prompt_hash(prompt: Prompt) -> str:
+    """Hash a prompt, so that prompts which differ in nothing but white space are one wherever rows are clustered.
+
+    Args:
+        prompt: Text or messages.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    return _digits(_json_key(prompt))
+
+
+def _json_key(value: Any) -> str:
+    """JSON of a value in which every run of white space is one space."""
+    return json.dumps(_normalised(value), sort_keys=True, default=str)
+
+
+def _normalised(value: Any) -> Any:
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if isinstance(value, Mapping):
+        return {name: _normalised(part) for name, part in value.items()}
+    return [_normalised(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _digits(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

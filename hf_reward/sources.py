@@ -24,6 +24,8 @@ DEMONSTRATION = "demonstration"
 """Name of the preference set that the package carries, with the splits `train` and `test`."""
 
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+_GENERIC = {*_SPLITS, "data", "pairs"}
+"""File names that say less of the rows than their folder's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def as_sources(
     sources = []
     for place, part in enumerate(parts):
         fields = _source_fields(part)
-        name = fields.pop("name", "") or _name(fields["data"], place)
+        name = fields.pop("name", "") or source_name(fields["data"], place)
         sources.append(Source(**{**defaults, **fields, "name": name}))
     names = [source.name for source in sources]
     if len(set(names)) != len(names):
@@ -244,9 +246,18 @@ def _source_fields(part: Any) -> dict[str, Any]:
     return {"data": part}
 
 
-def _name(data: Any, place: int) -> str:
+def source_name(data: Any, place: int = 0) -> str:
+    """A short name of data: of a file its name, or its folder's if that says more.
+
+    Args:
+        data: One source.
+        place: Which of several it is, for data without a name.
+
+    Returns:
+        The name; `data` for rows at hand.
+    """
     if not isinstance(data, (str, Path)):
         return f"source{place}" if place else "data"
     path = Path(str(data))
     # train.jsonl in a folder is better told by its folder.
-    return path.parent.name or path.stem if path.stem in ("train", "test", "validation", "data") else path.stem
+    return path.parent.name or path.stem if path.stem in _GENERIC else path.stem

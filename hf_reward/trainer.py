@@ -414,6 +414,7 @@ class RewardTrainer(EnsembleTrainer):
                 "settings": training_settings(self.args, model),
                 "command": self.command,
             },
+            training_texts=self.training_texts,
             card=self.args.card,
         )
 

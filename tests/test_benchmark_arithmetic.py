@@ -22,6 +22,7 @@ from benchmark_rows import (
     verified,
 )
 
+from hf_reward.benchmarks.base import LeftOut
 from hf_reward.benchmarks.judgebench import JudgeBench
 from hf_reward.benchmarks.llmbar import LLMBar
 from hf_reward.benchmarks.own import Lists, Pairs
@@ -237,8 +238,8 @@ def test_rmb_overall_is_the_mean_of_four_sections() -> None:
 
 def test_ppe_preference_leaves_out_what_people_called_a_tie() -> None:
     benchmark = PPEPreference()
-    assert benchmark.read(arena(0, "tie"), "", 0) is None
-    assert benchmark.read(arena(0, "tie (bothbad)"), "", 0) is None
+    assert benchmark.read(arena(0, "tie"), "", 0) == LeftOut("q0")
+    assert benchmark.read(arena(0, "tie (bothbad)"), "", 0) == LeftOut("q0")
     rows = [arena(1, "model_b"), arena(2, language="German"), arena(3, is_code=True)]
     outcome = outcome_of(benchmark, rows, [[0, 1], [1, 1], [1, 0]])
     close(outcome.overall, 2 / 3)

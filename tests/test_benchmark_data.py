@@ -27,6 +27,7 @@ from hf_reward.benchmarks import data as data_module
 from hf_reward.benchmarks.data import DataChoice, DataUnavailableError, load_benchmark_data
 from hf_reward.benchmarks.registry import NAMES, benchmark_named
 from hf_reward.benchmarks.results import ResultRule, make_results, rows_that_count
+from hf_reward.benchmarks.rmb import CATEGORIES
 from hf_reward.benchmarks.scores_file import RowScores
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -104,15 +105,31 @@ def test_rmb_reads_nested_folders(tmp_path: Path) -> None:
     assert ids == ["BoN_set/Harmlessness/0", "Pairwise_set/Helpfulness/0"]
 
 
-def test_rmb_names_a_category_that_only_one_of_its_sets_has() -> None:
-    rows = [rmb_pair(0, category_path="Pairwise_set/Helpfulness/Chat"), rmb_list(0, "Harmlessness")]
-    rows += [rmb_list(1, category_path="BoN_set/Helpfulness/Chat"), rmb_pair(1, "Harmlessness")]
-    missing = benchmark_named("rmb").missing(load("rmb", rows).comparisons)
-    assert missing == [
-        "BoN_set/Helpfulness (1 rows, published 2109)",
-        "BoN_set/Harmlessness (1 rows, published 1677)",
-        "BoN_set/Harmlessness/Chat/Casual",
-        "Pairwise_set/Harmlessness/S1",
+def test_rmb_has_the_published_categories() -> None:
+    assert {goal: len(names) for goal, names in CATEGORIES.items()} == {"Helpfulness": 37, "Harmlessness": 12}
+    assert CATEGORIES["Helpfulness"][0] == "Brainstorming/Idea Development"
+
+
+def test_rmb_names_categories_that_are_absent_also_where_only_one_set_is_there() -> None:
+    chat = "Pairwise_set/Helpfulness/Chat/Discussion"
+    missing = benchmark_named("rmb").missing(load("rmb", [rmb_pair(0, category_path=chat)]).comparisons)
+    assert missing[:3] == ["Pairwise_set/Harmlessness", "BoN_set/Helpfulness", "BoN_set/Harmlessness"]
+    assert chat not in missing
+    assert missing[3:] == [f"Pairwise_set/Helpfulness/{name}" for name in CATEGORIES["Helpfulness"]
+                           if name != "Chat/Discussion"]  # fmt: skip
+
+
+def test_rmb_with_every_category_lacks_nothing_but_rows() -> None:
+    sets = {"Pairwise_set": rmb_pair, "BoN_set": rmb_list}
+    rows = [
+        make(f"{goal}/{name}", goal, category_path=f"{part}/{goal}/{name}")
+        for part, make in sets.items()
+        for goal, names in CATEGORIES.items()
+        for name in names
+    ]
+    assert benchmark_named("rmb").missing(load("rmb", rows).comparisons) == [
+        "BoN_set/Helpfulness (37 rows, published 2109)",
+        "BoN_set/Harmlessness (12 rows, published 1677)",
     ]
 
 

@@ -94,6 +94,59 @@ def test_nothing_that_could_be_scored(tmp_path: Path) -> None:
         results_from_scores("rewardbench", ROWS, write(tmp_path / "s.jsonl", lines))
 
 
+def test_scores_of_rows_that_are_not_compared_are_passed_over(tmp_path: Path) -> None:
+    rows = [{"id": name, "prompt": "p", "response_a": "x", "response_b": "y", "winner": w} for name, w in
+            (("a", "a"), ("b", "tie"), ("c", "b"))]  # fmt: skip
+    path = write(tmp_path / "s.jsonl", [{"id": name, "rewards": [1.0, 0.0]} for name in "abc"])
+    found = results_from_scores("pairs", rows, path)
+    assert (found["n"], found["rows_left_out"], found["overall"]) == (2, 1, 0.5)
+    more = write(tmp_path / "more.jsonl", [{"id": name, "rewards": [1.0, 0.0]} for name in "abcd"])
+    with pytest.raises(ValueError, match="the data has no row 'd'"):
+        results_from_scores("pairs", rows, more)
+
+
+def test_scores_of_other_subsets_are_passed_over(tmp_path: Path) -> None:
+    rows = [pair(0), pair(1, subset="alpacaeval-hard")]
+    lines = [{"id": f"alpacaeval-{kind}/{place}", "rewards": [1.0, 0.0]} for place, kind in enumerate(("easy", "hard"))]
+    choice = DataChoice(subsets=("alpacaeval-hard",))
+    found = results_from_scores("rewardbench", rows, write(tmp_path / "s.jsonl", lines), choice=choice)
+    assert found["n"] == 1
+
+
+def test_an_unusable_response_costs_its_row_and_not_the_run(tmp_path: Path) -> None:
+    """Empty, blank, boolean and missing responses, in each layout: known to be right or wrong, only not scored."""
+    rows: list[dict[str, Any]] = [
+        {"id": "good", "prompt": "p", "chosen": "x", "rejected": "y"},
+        {"id": "empty", "prompt": "q", "chosen": "", "rejected": "y"},
+        {"id": "blank", "prompt": "q", "chosen": "x", "rejected": " \n"},
+    ]
+    path = write(tmp_path / "s.jsonl", [{"id": "good", "rewards": [1.0, 0.0]}])
+    found = results_from_scores("pairs", rows, path)
+    assert (found["n"], found["overall"], found["unscored"]["n"]) == (1, 1.0, 2)
+    assert found["unscored"]["first"]["empty"].startswith("`chosen` is empty")
+    assert "2 rows that could not be scored" in found["partial"]
+    wrong = results_from_scores("pairs", rows, path, rule=ResultRule(unscored="wrong"))
+    assert (wrong["n"], wrong["overall"]) == (3, pytest.approx(1 / 3))
+    votes = [{"id": "v", "prompt": "p", "response_a": True, "response_b": "y", "winner": "b"},
+             {"id": "good", "prompt": "p", "response_a": "x", "response_b": "y", "winner": "a"}]  # fmt: skip
+    assert results_from_scores("pairs", votes, path)["unscored"]["first"]["v"].startswith("`response_a` must be text")
+    other = [{"role": "assistant", "content": "y"}]
+    turns = [
+        {"id": name, "prompt": "p", "chosen": [{"role": "assistant", "content": text}], "rejected": other}
+        for name, text in (("t", ""), ("good", "x"))
+    ]
+    assert results_from_scores("pairs", turns, path)["unscored"]["n"] == 1
+    lists = [{"id": "l", "prompt": "p", "responses": ["a", "", "c"], "ranks": [0, 1, 2]},
+             {"id": "good", "prompt": "p", "responses": ["a", "b"], "ranks": [0, 1]}]  # fmt: skip
+    assert results_from_scores("lists", lists, path)["unscored"]["n"] == 1
+
+
+def test_a_broken_verdict_is_still_refused_with_its_row(tmp_path: Path) -> None:
+    rows = [{"id": "a", "prompt": "p", "response_a": "", "response_b": "y", "winner": "c"}]
+    with pytest.raises(ValueError, match=r"row 0: `winner` must be"):
+        results_from_scores("pairs", rows, write(tmp_path / "s.jsonl", []))
+
+
 @pytest.mark.parametrize("cut", [0, 5, 45, 46, 100])
 def test_an_unfinished_file_keeps_its_whole_lines(cut: int, tmp_path: Path, comparisons: Any) -> None:
     text = "".join(score_line(each, [1.0, 0.0], "") for each in comparisons)

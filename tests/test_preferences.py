@@ -18,6 +18,7 @@ from hf_reward.preference_row import (
     common_prefix,
     dense_ranks,
     prompt_group,
+    prompt_hash,
     shared_text,
 )
 from hf_reward.preferences import detect_layout, parse_hh_transcript, to_preference_row
@@ -580,6 +581,16 @@ def test_token_ids_are_grouped_by_their_shared_prefix():
 def test_the_group_is_the_same_in_every_process_and_version():
     """sha256('"Why?"'), first 16 digits: a changed rule would leak prompts between splits made before and after."""
     assert prompt_group(to_preference_row(PAIR)) == "499f097cf704535e"
+
+
+def test_white_space_tells_no_prompts_apart():
+    spaced = " Why?\n"
+    assert prompt_hash(spaced) == prompt_hash("Why?") == prompt_group(to_preference_row(PAIR))
+    assert to_preference_row({**PAIR, "prompt": spaced}).group == to_preference_row(PAIR).group
+    turns = [{"role": "user", "content": "a  b"}]
+    assert prompt_hash(turns) == prompt_hash([{"role": "user", "content": "a b\n"}])
+    assert prompt_hash(turns) != prompt_hash([{"role": "user", "content": "ab"}])
+    assert prompt_hash(turns) != prompt_hash([{"role": "system", "content": "a b"}])
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=4))

@@ -38,11 +38,20 @@ class Comparison:
     """Rows of one cluster are resampled together: the prompt's hash, unless rows are related otherwise."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else of the row the aggregation needs."""
+    problem: str = ""
+    """Why it cannot be scored, such as an empty response; empty if it can."""
 
     def pairs(self) -> list[tuple[int, int]]:
         """Places of every (better, worse) pair."""
         ranks = self.ranks
         return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A data row that the benchmark does not compare by its own rule, such as a tie."""
+
+    id: str
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Benchmark:
     optional: ClassVar[tuple[str, ...]] = ()
     """Subsets that may be there and need not."""
 
-    def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison | None:
+    def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison | LeftOut:
         """See one data row as a comparison.
 
         Args:
@@ -102,7 +111,7 @@ class Benchmark:
             place: Its number in that file or split, from 0.
 
         Returns:
-            The comparison, or None for a row that the benchmark leaves out by its own rule.
+            The comparison, or a row that the benchmark leaves out by its own rule.
 
         Raises:
             ValueError: If a field is unusable; the message needs no row number.

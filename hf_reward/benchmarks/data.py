@@ -11,10 +11,10 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi
 
-from hf_reward.benchmarks.base import Benchmark, Comparison, HubSource
+from hf_reward.benchmarks.base import Benchmark, Comparison, HubSource, LeftOut
 from hf_reward.preference_row import PreferenceFormatError, as_mapping
 from hf_reward.row_places import RowPlaces
-from hf_reward.sources import DEMONSTRATION, Source, load_source
+from hf_reward.sources import DEMONSTRATION, Source, load_source, source_name
 
 _HUB_SECONDS = 20.0
 
@@ -56,6 +56,10 @@ class BenchmarkData:
     content_hash: str
     left_out: int
     """Rows that the benchmark's own rule leaves out, such as those that nobody prefers."""
+    not_compared: frozenset[str] = frozenset()
+    """Ids of the rows that are left out, by that rule or because they are of no chosen subset."""
+    name: str = ""
+    """Short name of own data, for cards; empty for a public benchmark."""
 
 
 def load_benchmark_data(benchmark: Benchmark, choice: DataChoice) -> BenchmarkData:
@@ -75,17 +79,20 @@ def load_benchmark_data(benchmark: Benchmark, choice: DataChoice) -> BenchmarkDa
     """
     found = _tables(benchmark, choice)
     comparisons: list[Comparison] = []
-    left_out = 0
+    left_out: list[str] = []
     for table in found.tables:
-        for comparison in _read_table(benchmark, table):
-            if comparison is None:
-                left_out += 1
+        for read in _read_table(benchmark, table):
+            if isinstance(read, LeftOut):
+                left_out.append(read.id)
             else:
-                comparisons.append(comparison)
-    _require_distinct(comparisons, benchmark)
+                comparisons.append(read)
+    _require_distinct([*(each.id for each in comparisons), *left_out], benchmark)
+    every = {each.id for each in comparisons}
     comparisons = _only(comparisons, choice.subsets, benchmark)
     if not comparisons:
-        raise ValueError(f"{found.source} holds no row to compare ({left_out} left out). {benchmark.title} needs some.")
+        raise ValueError(
+            f"{found.source} holds no row to compare ({len(left_out)} left out). {benchmark.title} needs some."
+        )
     content = _content_hash(comparisons)
     return BenchmarkData(
         comparisons=comparisons,
@@ -93,7 +100,9 @@ def load_benchmark_data(benchmark: Benchmark, choice: DataChoice) -> BenchmarkDa
         dataset_id=found.dataset_id,
         revision=found.revision or f"sha256:{content}",
         content_hash=content,
-        left_out=left_out,
+        left_out=len(left_out),
+        not_compared=frozenset(left_out) | every - {each.id for each in comparisons},
+        name="" if benchmark.columns else _name(choice.data),
     )
 
 
@@ -154,6 +163,12 @@ def _from_name(benchmark: Benchmark, name: str, choice: DataChoice) -> _Found:
     return _from_hub(benchmark, [HubSource(repo, split=split)], revision or None)
 
 
+def _name(data: Any) -> str:
+    """Short name of own data: of several, all of them."""
+    several = isinstance(data, list | tuple) and data and all(isinstance(each, str | Path) for each in data)
+    return " + ".join(source_name(each) for each in data) if several else source_name(data)
+
+
 def _table(loaded: Any, name: str, file: str = "") -> _Table:
     if not isinstance(loaded, Dataset):
         raise ValueError(f"A benchmark reads all of its rows, so {name} cannot be a stream. Give a table or a file.")
@@ -210,7 +225,7 @@ def _from_hub(benchmark: Benchmark, sources: Sequence[HubSource], revision: str 
     return _Found(tables, at, first, commits[first] if len(commits) == 1 else at)
 
 
-def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | None]:
+def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | LeftOut]:
     missing = [name for name in benchmark.columns if name not in table.columns]
     if missing:
         raise ValueError(
@@ -234,8 +249,8 @@ def _where(table: _Table, place: int) -> str:
     return RowPlaces(table.rows).where(place) or f"{table.name}, row {place}"
 
 
-def _require_distinct(comparisons: Sequence[Comparison], benchmark: Benchmark) -> None:
-    repeated = [name for name, count in Counter(each.id for each in comparisons).items() if count > 1]
+def _require_distinct(ids: Sequence[str], benchmark: Benchmark) -> None:
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
         raise ValueError(
             f"{len(repeated)} ids are there more than once, such as {', '.join(repeated[:3])}. Scores are kept by id "

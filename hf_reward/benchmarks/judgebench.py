@@ -19,7 +19,8 @@ from hf_reward.benchmarks.base import (
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, prompt_cluster, text
+from hf_reward.benchmarks.row_fields import one_of, text
+from hf_reward.preference_row import prompt_hash
 
 SOURCES = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 _COUNTS = {
@@ -52,7 +53,7 @@ class JudgeBench(Benchmark):
             responses=[text(row, "response_A"), text(row, "response_B")],
             ranks=[0, 1] if label == "A>B" else [1, 0],
             subset=one_of(source, "source", SOURCES),
-            cluster=prompt_cluster(prompt),
+            cluster=prompt_hash(prompt),
             facts={"model": str(row.get("response_model") or "gpt").partition("-")[0]},
         )
 

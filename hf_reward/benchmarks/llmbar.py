@@ -18,7 +18,8 @@ from hf_reward.benchmarks.base import (
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, prompt_cluster, text
+from hf_reward.benchmarks.row_fields import one_of, text
+from hf_reward.preference_row import prompt_hash
 
 COUNTS = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
@@ -50,7 +51,7 @@ class LLMBar(Benchmark):
             responses=[text(row, "output_1"), text(row, "output_2")],
             ranks=[0, 1] if label == 1 else [1, 0],
             subset=subset,
-            cluster=prompt_cluster(prompt),
+            cluster=prompt_hash(prompt),
         )
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:

@@ -1,6 +1,7 @@
 """The user's own data, as pairs or as lists, in any layout that training takes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ from hf_reward.benchmarks.base import (
     Benchmark,
     Comparison,
     FloatArray,
+    LeftOut,
     Means,
     Outcome,
     RowCredits,
     pair_credit,
 )
-from hf_reward.benchmarks.row_fields import prompt_cluster
+from hf_reward.benchmarks.unusable_responses import fill_unusable_responses, without_filling
+from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, prompt_hash, rename_columns
 from hf_reward.preferences import to_preference_row
 
 _ROW_ORDER = "the row's own (`responses`; chosen then rejected; response_a then response_b)"
@@ -30,21 +33,33 @@ class _OwnData(Benchmark):
     def __init__(self, layout: str = "auto", columns: Mapping[str, str] | None = None) -> None:
         self.layout, self.renamed = layout, columns
 
-    def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison | None:
+    def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison | LeftOut:
         """See `Benchmark.read`."""
-        found = to_preference_row(row, layout=self.layout, columns=self.renamed, row_index=place)
+        found, problem = self._read(row, place)
         if found.token_ids is not None:
             raise ValueError("The rows are token ids, which only their own tokenizer's model can read. Give texts.")
         if len(set(found.ranks)) < 2:
-            return None
+            return LeftOut(str(found.id))
         return Comparison(
             id=str(found.id),
             prompt=found.prompt,
             responses=found.responses,
             ranks=found.ranks,
             subset=str(found.meta.get("subset") or found.source or ""),
-            cluster=found.group or prompt_cluster(found.prompt),
+            cluster=found.group or prompt_hash(found.prompt),
+            problem=problem,
         )
+
+    def _read(self, row: Mapping[str, Any], place: int) -> tuple[PreferenceRow, str]:
+        """The row, and why it cannot be scored. A response that says nothing costs its row and not the run."""
+        try:
+            return to_preference_row(row, layout=self.layout, columns=self.renamed, row_index=place), ""
+        except PreferenceFormatError as error:
+            filled = fill_unusable_responses(rename_columns(row, self.renamed))
+            if filled is None:
+                raise
+            found = to_preference_row(filled, layout=self.layout, row_index=place)
+            return replace(found, responses=[without_filling(each) for each in found.responses]), error.message
 
     def _named(self, comparison: Comparison, credits: RowCredits) -> RowCredits:
         own = {f"{name} in {comparison.subset}": value for name, value in credits.items() if comparison.subset}

@@ -21,8 +21,9 @@ from hf_reward.benchmarks.base import (
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, prompt_cluster, text
+from hf_reward.benchmarks.row_fields import one_of, text
 from hf_reward.best_of_n import best_of_n_curve
+from hf_reward.preference_row import prompt_hash
 
 SUBSETS = ("MMLU-Pro", "MATH", "GPQA", "IFEval", "MBPP-Plus")
 
@@ -56,7 +57,7 @@ class PPECorrectness(Benchmark):
             responses=[text(row, f"response_{n + 1}") for n in range(len(scores))],
             ranks=[0 if each else 1 for each in scores],
             subset=subset,
-            cluster=prompt_cluster(prompt),
+            cluster=prompt_hash(prompt),
             facts={"pairs": _sampled_pairs(row, scores)},
         )
 

@@ -12,13 +12,15 @@ from hf_reward.benchmarks.base import (
     Comparison,
     FloatArray,
     HubSource,
+    LeftOut,
     Means,
     Outcome,
     RowCredits,
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, prompt_cluster, text
+from hf_reward.benchmarks.row_fields import one_of, text
+from hf_reward.preference_row import prompt_hash
 
 _WINNERS = {"model_a": [0, 1], "model_b": [1, 0], "tie": None, "tie (bothbad)": None}
 SLICES = ("English", "other languages", "hard_prompt", "math_prompt", "is_code")
@@ -35,11 +37,11 @@ class PPEPreference(Benchmark):
     local = "the rows of lmarena-ai/PPE-Human-Preference-V1 (split test) as jsonl or parquet"
     columns = ("question_id", "prompt", "response_1", "response_2", "winner")
 
-    def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison | None:
+    def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison | LeftOut:
         """See `Benchmark.read`."""
         ranks = _WINNERS[one_of(row["winner"], "winner", tuple(_WINNERS))]
         if ranks is None:
-            return None
+            return LeftOut(str(row["question_id"]))
         prompt, language = text(row, "prompt"), row.get("language")
         slices = [] if language is None else ["English" if str(language).lower() == "english" else "other languages"]
         return Comparison(
@@ -48,7 +50,7 @@ class PPEPreference(Benchmark):
             responses=[text(row, "response_1"), text(row, "response_2")],
             ranks=ranks,
             subset=slices[0] if slices else "",
-            cluster=prompt_cluster(prompt),
+            cluster=prompt_hash(prompt),
             facts={"slices": slices + [name for name in SLICES[2:] if row.get(name) is True]},
         )
 

@@ -42,7 +42,7 @@ def results_from_scores(
         ValueError: If the scores are not those of the data's rows, or hold no finite number for a response.
     """
     benchmark, loaded = load_named(name, data, choice)
-    scores = read_scores(scores_file, loaded.comparisons)
+    scores = read_scores(scores_file, loaded.comparisons, loaded.not_compared)
     about = _told_by_run(Path(scores_file), loaded)
     return finish_run(benchmark, loaded, scores, None if out is None else Path(out), rule, about)
 

@@ -127,6 +127,7 @@ def make_results(
         "checked": benchmark.checked,
         "response_order": benchmark.order,
         "data": data.source,
+        "data_name": data.name,
         "data_revision": data.revision,
         "data_hash": data.content_hash,
         **about,
@@ -154,6 +155,8 @@ def credit_lines(benchmark: Benchmark, rows: ScoredRows) -> list[str]:
 def record_for_card(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> Path:
     """Put results beside a model, where its card reads them; an earlier result of the same benchmark is replaced.
 
+    Of own data there may be several results: those of data with another name stay.
+
     Args:
         folder: The model's folder.
         results: Results of some benchmarks.
@@ -174,10 +177,15 @@ def record_for_card(folder: str | Path, results: Sequence[Mapping[str, Any]]) ->
         raise ValueError(f"{path} is not JSON ({error}). Remove it.") from None
     if not isinstance(earlier, list):
         raise ValueError(f"{path} must hold a list of results. Remove it.")
-    names = {each["benchmark"] for each in results}
-    kept = [each for each in earlier if not isinstance(each, dict) or each.get("benchmark") not in names]
+    new = {_identity(each) for each in results}
+    kept = [each for each in earlier if not isinstance(each, dict) or _identity(each) not in new]
     write_json(path, [*kept, *results])
     return path
+
+
+def _identity(result: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What a card shows one result of: a public benchmark, or own data of one name."""
+    return result.get("benchmark"), result.get("data_name") or ""
 
 
 def write_json(path: Path, content: Any) -> None:

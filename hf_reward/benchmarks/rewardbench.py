@@ -21,7 +21,8 @@ from hf_reward.benchmarks.base import (
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, prompt_cluster, text, turns
+from hf_reward.benchmarks.row_fields import one_of, text, turns
+from hf_reward.preference_row import prompt_hash
 
 WEIGHTS: dict[str, dict[str, int]] = {
     "Chat": {
@@ -99,7 +100,7 @@ class RewardBench(Benchmark):
             responses=[text(row, "chosen"), text(row, "rejected")],
             ranks=[0, 1],
             subset=subset,
-            cluster=prompt_cluster(prompt),
+            cluster=prompt_hash(prompt),
         )
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:

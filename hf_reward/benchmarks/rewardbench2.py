@@ -22,7 +22,8 @@ from hf_reward.benchmarks.base import (
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, prompt_cluster, text, texts
+from hf_reward.benchmarks.row_fields import one_of, text, texts
+from hf_reward.preference_row import prompt_hash
 
 TIES = "Ties"
 COUNTS = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, TIES: 102}
@@ -67,7 +68,7 @@ class RewardBench2(Benchmark):
             ranks=[0] * len(chosen) + [1] * len(rejected),
             subset=subset,
             # The two prompts of a number are scored together, so they are resampled together.
-            cluster=f"ties {facts['number']}" if facts else prompt_cluster(prompt),
+            cluster=f"ties {facts['number']}" if facts else prompt_hash(prompt),
             facts=facts,
         )
 

@@ -20,7 +20,8 @@ from hf_reward.benchmarks.base import (
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, prompt_cluster, text, texts
+from hf_reward.benchmarks.row_fields import one_of, text, texts
+from hf_reward.preference_row import prompt_hash
 
 DOMAINS = ("chat", "math", "code", "safety")
 STYLES = 3
@@ -65,7 +66,7 @@ class RMBench(Benchmark):
             responses=styles["chosen"] + styles["rejected"],
             ranks=[0] * STYLES + [1] * STYLES,
             subset=domain,
-            cluster=prompt_cluster(prompt),
+            cluster=prompt_hash(prompt),
         )
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:

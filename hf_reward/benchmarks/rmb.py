@@ -18,10 +18,49 @@ from hf_reward.benchmarks.base import (
     best_of_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import answer, one_of, prompt_cluster, turns
+from hf_reward.benchmarks.row_fields import answer, one_of, turns
+from hf_reward.preference_row import prompt_hash
 
-_SETS = ("Pairwise_set", "BoN_set")
 SECTIONS = ("Pairwise_set/Helpfulness", "Pairwise_set/Harmlessness", "BoN_set/Helpfulness", "BoN_set/Harmlessness")
+
+_HELPFULNESS = {
+    "Brainstorming": ["Idea Development", "Problem Solving"],
+    "Chat": ["Casual Conversation", "Discussion", "Supportive Conversation"],
+    "Classification": ["Content Categorization", "Quality and Compliance Assessment"],
+    "Closed QA": ["ContextBased", "OptionBased"],
+    "Code": ["Data Management", "Development and Implementation", "Documentation", "Quality and Optimization"],
+    "Generation": ["Creative Writing", "Professional Content Generation"],
+    "Open QA": [
+        "Factual",
+        "General Explanation",
+        "Hypothetical Scenarios",
+        "Interpretative Analysis",
+        "Personal Opinion and Advice",
+        "Technical and Practical Support",
+    ],
+    "Reasoning": [
+        "Analytical Reasoning",
+        "Critical Thinking",
+        "Human Decision Making",
+        "Logical Deduction",
+        "Pattern Recognition",
+    ],
+    "Rewrite": ["Paraphrasing", "PostQuality Assessment Rewriting", "Textual ExpansionReduction", "Tone Adjustment"],
+    "Role Playing": ["General Character", "Specific Character"],
+    "Summarization": ["Specialized Summaries", "Standard Summaries"],
+    "Translation": [
+        "GeneralExcerpt Language Translation",
+        "Literary and Cultural Translation",
+        "Technical and Scientific Translation",
+    ],
+}
+"""Category -> sub-category, the same in both sets."""
+_HARMLESSNESS = [*(f"S{number}" for number in range(1, 12)), "multi"]
+CATEGORIES = {
+    "Helpfulness": [f"{name}/{part}" for name, parts in _HELPFULNESS.items() for part in parts],
+    "Harmlessness": _HARMLESSNESS,
+}
+"""Goal -> the 37 and 12 categories of the files of its repository, commit 165a8f3."""
 
 
 class RMB(Benchmark):
@@ -51,18 +90,16 @@ class RMB(Benchmark):
             responses=responses,
             ranks=[0] + [1] * (len(responses) - 1),
             subset=section,
-            cluster=prompt_cluster(prompt),
+            cluster=prompt_hash(prompt),
             facts={"path": path},
         )
 
     def missing(self, comparisons: Sequence[Comparison]) -> list[str]:
-        """See `Benchmark.missing`. Both sets have the same categories, so one that only one of them has is missing."""
+        """See `Benchmark.missing`: also the published categories that a section which is there lacks."""
         paths = {each.facts["path"] for each in comparisons}
-        halves = [{path.partition("/")[2] for path in paths if path.startswith(each)} for each in _SETS]
-        absent = [
-            f"{name}/{path}" for name, there in zip(_SETS, halves, strict=True) for path in set.union(*halves) - there
-        ]
-        return super().missing(comparisons) + (sorted(absent) if all(halves) else [])
+        sections = [name for name in SECTIONS if any(path.startswith(f"{name}/") for path in paths)]
+        expected = [f"{name}/{category}" for name in sections for category in CATEGORIES[name.partition("/")[2]]]
+        return [*super().missing(comparisons), *(path for path in expected if path not in paths)]
 
     @staticmethod
     def _list(row: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,5 @@
 """Fields of a benchmark's rows -> checked values, with errors that name the field."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,11 +49,6 @@ def one_of(value: Any, name: str, allowed: Sequence[Any]) -> Any:
         listed = ", ".join(map(repr, allowed))
         raise ValueError(f"`{name}` must be one of {listed}, but is {value!r}. Correct the file, or name other data.")
     return value
-
-
-def prompt_cluster(prompt: Prompt) -> str:
-    """16 hexadecimal digits that rows of one prompt share."""
-    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _is_message(value: Any) -> bool:

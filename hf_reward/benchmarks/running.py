@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,10 +184,14 @@ def _score(
 
 
 def _score_chunk(chunk: Sequence[Comparison], scorer: RewardScorer) -> tuple[list[str], int]:
-    requests = [read_request(row.prompt, response, is_apart=True) for row in chunk for response in row.responses]
+    usable = [row for row in chunk if not row.problem]
+    requests = [read_request(row.prompt, response, is_apart=True) for row in usable for response in row.responses]
     scored = scorer.score_requests(requests, allow_empty=True, show_progress=False)
     lines, place = [], 0
     for row in chunk:
+        if row.problem:
+            lines.append(score_line(row, [math.nan] * len(row.responses), row.problem))
+            continue
         places = range(place, place + len(row.responses))
         problem = next((scored.problems[each] for each in places if each in scored.problems), "")
         lines.append(score_line(row, [float(scored.rewards[each]) for each in places], problem))

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,13 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
         os.fsync(file.fileno())
 
 
-def read_scores(path: str | Path, comparisons: Sequence[Comparison]) -> RowScores:
+def read_scores(path: str | Path, comparisons: Sequence[Comparison], not_compared: Collection[str] = ()) -> RowScores:
     """Read the scores of all rows.
 
     Args:
         path: The file; its lines may be in any order.
         comparisons: The rows.
+        not_compared: Ids of further rows of the data that are not compared, such as ties; their scores are passed over.
 
     Returns:
         Their rewards.
@@ -73,6 +74,8 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison]) -> RowScore
         where = f"{path}, line {number}"
         row = _parse(line, where)
         name = str(row["id"])
+        if name in not_compared:
+            continue
         if name not in known:
             raise ValueError(
                 f"{where}: the data has no row {name!r}. Its first row is {comparisons[0].id!r}. Give the scores of "
@@ -83,6 +86,9 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison]) -> RowScore
         found[name] = _values(row, known[name], where)
         if row.get("problem"):
             problems[name] = str(row["problem"])
+    for name, each in known.items():
+        if each.problem and name not in found:  # nobody can have scored it
+            found[name], problems[name] = np.full(len(each.responses), np.nan), each.problem
     missing = [name for name in known if name not in found]
     if missing:
         raise ValueError(

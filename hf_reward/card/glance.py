@@ -3,6 +3,7 @@
 import math
 
 from hf_reward.card.biases import bias_sentences
+from hf_reward.card.domain import UNKNOWN, evaluated_on
 from hf_reward.card.facts import CardFacts
 from hf_reward.card.origin import origin_sentences
 from hf_reward.card.scale import probability
@@ -19,7 +20,7 @@ def glance_lines(facts: CardFacts) -> list[tuple[str, str]]:
             f"{reads}, as one raw number. Of two answers to the same prompt the better one should get the higher "
             f"number: P(a is preferred to b) = `{probability(facts)}`. A reward alone means nothing.",
         ),
-        ("How good it is", _reading(facts.values)),
+        ("How good it is", f"{_reading(facts.values)} {evaluated_on(facts)} {UNKNOWN}"),
         ("What it is biased to", " ".join(bias_sentences(facts)[:2])),
         ("What it was made of", origin_sentences(facts)),
     ]

@@ -1,12 +1,13 @@
 """Record -> what the model must not be trusted with, and under which terms it may be used."""
 
+from hf_reward.card.domain import domain_lines
 from hf_reward.card.facts import CardFacts
 from hf_reward.card.text import escaped
 from hf_reward.card.values import as_list, number
 
 
 def limit_lines(facts: CardFacts) -> list[str]:
-    """What is not known of long texts, other languages and rounded weights, a sentence each.
+    """What is not known of other domains, long texts, other languages and rounded weights, a sentence each.
 
     Args:
         facts: What the card is made of.
@@ -14,7 +15,7 @@ def limit_lines(facts: CardFacts) -> list[str]:
     Returns:
         The lines; limits that every reward model has stand in the template.
     """
-    record, lines = facts.record, []
+    record, lines = facts.record, domain_lines(facts)
     longest = number(record.format.get("max_length"))
     if longest:
         lines.append(f"Trained on sequences of up to {longest:,.0f} tokens; what it gives longer ones is not known.")

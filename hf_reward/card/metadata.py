@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_reward.card.facts import CardFacts
 from hf_reward.card.hub_names import averaged_models, base_models, hub_datasets, refusal
-from hf_reward.card.text import hub_id, one_line
+from hf_reward.card.text import hub_id, one_line, without_paths
 from hf_reward.card.values import as_list, number, rounded_bounds, whole_number
 from hf_reward.checkpoint_record import CheckpointRecord
 
@@ -131,7 +131,9 @@ def _benchmark_results(benchmarks: list[dict[str, Any]]) -> list[EvalResult]:
         if overall is not None:
             name = one_line(each.get("benchmark") or "benchmark")
             known = {"ci95": rounded_bounds(as_list(each.get("ci"))), "pairs": whole_number(each.get("n"))}
-            data = (hub_id(each.get("dataset_id")) or name, f"{name} (partial)" if each.get("partial") else name)
+            data_name = one_line(without_paths(str(each.get("data_name") or "")))
+            named = f"{name} ({data_name})" if data_name else name
+            data = (hub_id(each.get("dataset_id")) or named, f"{named} (partial)" if each.get("partial") else named)
             results.append(_result(data, "accuracy", "accuracy", overall, known))
     return results
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hf_reward.card.domain import benchmark_name
 from hf_reward.card.facts import CardFacts
 from hf_reward.card.text import escaped
 from hf_reward.card.values import NO_VALUE, as_list, cells, counted, interval, number, share
@@ -73,7 +74,7 @@ def benchmark_views(facts: CardFacts) -> list[dict[str, Any]]:
 
 
 def _benchmark_view(result: dict[str, Any]) -> dict[str, Any]:
-    name, ties = escaped(result.get("benchmark") or "unnamed"), number(result.get("ties"))
+    name, ties = benchmark_name(result), number(result.get("ties"))
     bounds = as_list(result.get("ci"))
     return {
         "row": cells(

@@ -15,6 +15,7 @@ from hf_reward.data_check.leakage import find_leakage
 from hf_reward.data_check.report import DataReport, RowCounts
 from hf_reward.data_check.row_reader import RowReader
 from hf_reward.data_check.shallow_rules import score_shallow_rules
+from hf_reward.data_check.shift import measure_shift
 from hf_reward.data_check.token_fit import measure_tokens
 from hf_reward.data_check.votes import vote_agreement
 from hf_reward.near_duplicates import GRAM, SIMILARITY
@@ -70,6 +71,9 @@ def check_data(
         duplicates=find_duplicates(facts, clusters),
         contradictions=find_contradictions(facts),
         leakage=None if held is None else find_leakage(facts, held, clusters, len(reader)),
+        shift=None
+        if held is None or eval_reader is None or not facts.usable or not held.usable
+        else measure_shift((facts, reader), (held, eval_reader), seed),
         imbalances=find_imbalances(facts),
         shallow_rules=score_shallow_rules(
             (facts, reader),

@@ -45,7 +45,9 @@ def fix_first(report: DataReport, reader: RowReader, eval_reader: RowReader | No
     Returns:
         The list; empty if nothing stands out.
     """
-    checks = (_leaks, _reading, _sides, _prompts, _preferences, _repeats, _split, _styles, _rules, _labels, _tokens)
+    checks = (
+        *(_leaks, _shift, _reading, _sides, _prompts, _preferences, _repeats, _split, _styles, _rules, _labels, _tokens),
+    )
     fixes = [fix for check in checks for fix in check(report, reader, eval_reader)]
     return sorted(fixes, key=lambda fix: -fix.harm)
 
@@ -65,6 +67,28 @@ def _leaks(report: DataReport, reader: RowReader, eval_reader: RowReader | None)
         found=f"{_of(leakage.leaked_rows, leakage.eval_rows)} evaluation rows are known from training ({kinds}).",
         cure="Split again with `hf-reward split --near-duplicates`, or read `accuracy_without_leaks` of the trainer.",
         examples=_examples(eval_reader, rows),
+    )
+
+
+def _shift(report: DataReport, reader: RowReader, eval_reader: RowReader | None) -> Fixes:
+    shift = report.shift
+    if shift is None or shift.verdict != "shifted" or shift.interval is None:
+        return
+    lengths = ", ".join(
+        f"a {kind} has {each['evaluation data']['median']:,.0f} words (training {each['data']['median']:,.0f})"
+        for kind, each in (("prompt", shift.prompt_words), ("response", shift.response_words))
+    )
+    known = "" if shift.known_words is None else f"{shift.known_words:.1%} of its words occur in training"
+    if shift.known_words_within is not None:
+        known += f" ({shift.known_words_within:.1%} for held-out training prompts)"
+    yield Fix(
+        finding="domain shift",
+        harm=2 * (2 * (shift.separability or 0.5) - 1),
+        found="The evaluation data are texts of another kind: a classifier tells them from training texts with an "
+        f"accuracy of {shift.separability:.1%} ({shift.interval.low:.1%} to {shift.interval.high:.1%}), {known}, and "
+        f"in the median {lengths}.",
+        cure="Read an accuracy on them as one on another domain, and measure on held-out training prompts too; or "
+        "train on rows of this kind.",
     )
 
 

@@ -9,6 +9,7 @@ from hf_reward.data_check.duplicates import Duplicates
 from hf_reward.data_check.imbalance import Imbalance
 from hf_reward.data_check.leakage import Leakage
 from hf_reward.data_check.shallow_rules import ShallowRules
+from hf_reward.data_check.shift import DomainShift
 from hf_reward.data_check.token_fit import TokenFit
 from hf_reward.data_check.votes import VoteAgreement
 
@@ -75,6 +76,8 @@ class DataReport:
     duplicates: Duplicates
     contradictions: Contradictions
     leakage: Leakage | None
+    """None without evaluation data."""
+    shift: DomainShift | None
     """None without evaluation data."""
     imbalances: list[Imbalance]
     shallow_rules: ShallowRules | None

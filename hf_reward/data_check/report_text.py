@@ -49,6 +49,7 @@ def sections(report: DataReport) -> list[Section]:
         ("Repetition", _REPEATED, _repetition(report)),
         ("Contradictions", "Within one prompt, by the responses' texts.", _contradictions(report)),
         ("Leakage", "Evaluation rows that are known from training; a row may be of several kinds.", _leaks(report)),
+        ("Distance from training", _SHIFT, _shift(report)),
         ("Length and format", _STYLE, map(_style, _styles(report))),
         (
             "Rules that never read",
@@ -153,6 +154,42 @@ _KINDS = {
     "response": "the same text, of 20 words or more",
     "near response": "a near duplicate, or equal, of 20 words or more",
 }
+
+
+_SHIFT = (
+    "How far the evaluation texts (prompt and response) are from the training texts, on random rows of both. Prompts "
+    "are held out whole. A high separability alone also comes from another subject of the same kind; with unknown "
+    "words or other lengths it says that the sets are of different kinds."
+)
+_SHIFT_VERDICTS = {
+    "shifted": "shifted: texts of another kind",
+    "apart": "told apart, but words and lengths are like those of training",
+    "not shown": "not shown to be told apart",
+    "not assessed": "needs two prompt groups on both sides",
+}
+
+
+def _shift(report: DataReport) -> Iterable[Line]:
+    found = report.shift
+    if found is None:
+        return
+    few = "; fewer than 20 prompts" if found.interval is not None and found.interval.too_few_clusters else ""
+    if found.separability is not None:
+        value = f"{found.separability:.1%} ({interval_text(found.interval)})"
+        note = f"{_SHIFT_VERDICTS[found.verdict]}; a classifier of words tells the set of a text, 50% is chance; "
+        note += f"{found.texts:,} texts of each{few}"
+        yield Line("separability", value, note, _bar(found.separability, found.interval))
+    else:
+        yield Line("separability", "not assessed", _SHIFT_VERDICTS[found.verdict])
+    if found.known_words is not None:
+        within = found.known_words_within
+        compared = "" if within is None else f"; {within:.1%} for prompts that are held out of training"
+        yield Line("known words", f"{found.known_words:.1%}", f"of the evaluation words occur in training{compared}")
+    for name, lengths in (("words of a prompt", found.prompt_words), ("words of a response", found.response_words)):
+        train, held = lengths["data"], lengths["evaluation data"]
+        value = f"median {held['median']:,.0f}, training {train['median']:,.0f}"
+        spans = [f"{each['p05']:,.0f} to {each['p95']:,.0f}" for each in (held, train)]
+        yield Line(name, value, f"5% to 95%: {spans[0]}, training {spans[1]}")
 
 
 def _styles(report: DataReport) -> list[Imbalance]:

@@ -275,3 +275,40 @@ def test_profiles_differ_in_size_alone():
     assert QUICK.max_pairs < FULL.max_pairs
     assert set(QUICK.doses) <= set(FULL.doses)
     assert set(QUICK.positions) <= set(FULL.positions)
+
+
+# --- functions -------------------------------------------------------------------------------------------------------
+
+
+def test_a_function_of_prompts_and_responses_is_audited_like_one_of_texts():
+    reward = synthetic()
+
+    def of_two(prompts, responses):
+        return reward(
+            [Text(prompt=prompt, response=response) for prompt, response in zip(prompts, responses, strict=True)]
+        )
+
+    rule = AuditRule(profile=SMALL, families=("accuracy",))
+    one, two, any_number = (
+        run_audit(function, DATA.rows, rule=rule) for function in (reward, of_two, lambda *both: of_two(*both))
+    )
+    assert [each.to_dict() for each in two.findings] == [each.to_dict() for each in one.findings]
+    assert [each.to_dict() for each in any_number.findings] == [each.to_dict() for each in one.findings]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda: None, "needs nothing"),
+        (lambda a, b, c: [], "needs a, b, c"),
+        (7, "int cannot be called"),
+    ],
+)
+def test_a_function_of_other_arguments_is_refused_before_any_work(function, message):
+    with pytest.raises(TypeError, match=rf"f\(prompts, responses\).*{message}"):
+        run_audit(function, DATA.rows, rule=TINY)
+
+
+def test_a_function_must_return_a_reward_for_each_text():
+    with pytest.raises(ValueError, match=r"a reward for each of its \d+ texts, but returned 1\."):
+        run_audit(lambda prompts, responses: [0.0], DATA.rows, rule=TINY)

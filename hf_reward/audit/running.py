@@ -24,7 +24,7 @@ from hf_reward.audit.persona import PERSONA
 from hf_reward.audit.probe_data import ProbeData
 from hf_reward.audit.resampling import Bootstrap, median_margin
 from hf_reward.audit.robustness import ROBUSTNESS
-from hf_reward.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, score_texts
+from hf_reward.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, score_texts, takes_prompts
 from hf_reward.audit.selection import SELECTION
 from hf_reward.audit.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
 from hf_reward.audit.summary import summarise
@@ -97,8 +97,9 @@ def run_audit(
     """Audit a reward model: what would RLHF amplify?
 
     Args:
-        scorer: A `RewardScorer`, a folder or Hub id of a model, or a function of texts. Rewards of a function are kept
-            in a file only if it has an attribute `fingerprint`, a dict that tells it from others.
+        scorer: A `RewardScorer`, a folder or Hub id of a model, or a function `f(prompts, responses)` that returns a
+            reward for each response; `f(texts)` gets `Text`s of both instead. A prompt is text or messages. Rewards of
+            a function are kept in a file only if it has an attribute `fingerprint`, a dict that tells it from others.
         rows: Held-out preference data: what `check_data` takes, or canonical rows.
         out: Folder of `scores.jsonl`, from which a stopped audit goes on; None keeps no scores. The report is written
             by `write_audit`.
@@ -110,11 +111,14 @@ def run_audit(
         The report.
 
     Raises:
+        TypeError: If `scorer` is a function of other arguments.
         ValueError: If the model cannot score, the rows hold no usable pair, or a setting is unusable.
     """
     began = time.monotonic()
     rule = rule or AuditRule()
     scorer = RewardScorer.from_pretrained(scorer) if isinstance(scorer, (str, Path)) else scorer
+    if not isinstance(scorer, RewardScorer):
+        takes_prompts(scorer)  # before any text is collected for nothing
     name, canonical, unreadable = read_rows(rows, **source_defaults)
     material = _material(canonical, rule.profile, scorer, probe_data)
     if not material.pairs:

@@ -1,5 +1,6 @@
 """Texts -> rewards, each distinct text once, written down as they come so that a stopped audit goes on."""
 
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hf_reward.audit.evidence import Text, readable
+from hf_reward.preference_row import Prompt
 from hf_reward.reward_scorer import RewardScorer
 
 logger = logging.getLogger(__name__)
@@ -18,8 +20,11 @@ CACHE_FILE = "scores.jsonl"
 _CHUNK_CHARACTERS = 200_000
 """Text of one chunk: some minutes of work at most are lost when an audit is stopped."""
 
-RewardFunction = Callable[[Sequence[Text]], Sequence[float]]
-"""What else than a `RewardScorer` can be audited: texts -> rewards, NaN where there is none."""
+RewardFunction = (
+    Callable[[Sequence[Text]], Sequence[float]] | Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
+)
+"""What else than a `RewardScorer` can be audited: prompts and responses, or `Text`s of both -> rewards, NaN where there
+is none."""
 
 
 class ScoreCache:
@@ -82,6 +87,49 @@ class ScoreCache:
                 file.write(json.dumps([key, None if np.isnan(reward) else float(reward), int(one)]) + "\n")
 
 
+def takes_prompts(score: RewardFunction) -> bool:
+    """Whether a function is to be called with prompts and responses rather than with `Text`s.
+
+    Args:
+        score: The function, judged by the parameters without default that it takes by position.
+
+    Returns:
+        True for two parameters (or any number, `*args`), False for one.
+
+    Raises:
+        TypeError: If it is no function or takes another number.
+    """
+    usage = (
+        "A function of texts must be called as f(prompts, responses), or as f(texts) with texts that have `prompt` and "
+    )
+    if not callable(score):
+        raise TypeError(f"{usage}`response`, but {type(score).__name__} cannot be called. Pass a scorer or a function.")
+    try:
+        parameters = inspect.signature(score).parameters.values()
+    except ValueError:  # a compiled function that states none
+        return True
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return True
+    places = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    needed = [each.name for each in places if each.default is each.empty]
+    if len(needed) not in (1, 2):
+        raise TypeError(
+            f"{usage}`response`, but {score!r} needs {', '.join(needed) or 'nothing'}. Wrap it in a lambda."
+        )
+    return len(needed) == 2
+
+
+def _rewards_of(texts: Sequence[Text], score: RewardFunction) -> list[float]:
+    function: Any = score
+    given = ([each.prompt for each in texts], [each.response for each in texts]) if takes_prompts(score) else (texts,)
+    rewards = [float(reward) for reward in function(*given)]
+    if len(rewards) != len(texts):
+        raise ValueError(
+            f"A function of texts must return a reward for each of its {len(texts)} texts, but returned {len(rewards)}."
+        )
+    return rewards
+
+
 def score_texts(texts: Sequence[Text], score: RewardScorer | RewardFunction, cache: ScoreCache) -> dict[str, float]:
     """Score distinct texts, those of one prompt together so that it is computed once.
 
@@ -118,7 +166,7 @@ def _chunks(texts: Sequence[Text]) -> list[list[Text]]:
 def _scored(texts: Sequence[Text], score: RewardScorer | RewardFunction) -> tuple[list[float], list[bool]]:
     """Rewards, and whose prompt was cut."""
     if not isinstance(score, RewardScorer):
-        return list(score(texts)), [False] * len(texts)
+        return _rewards_of(texts, score), [False] * len(texts)
     encoded = score.encode([each.request() for each in texts], allow_empty=True)
     found = score.score_encoded(encoded, show_progress=False)
     return found.rewards.tolist(), [each.cut_tokens > 0 for each in encoded]

@@ -35,6 +35,14 @@ class Slope:
         """By what rewards have to be divided: 1 / slope, as in temperature scaling; NaN for a slope of 0 or less."""
         return 1 / self.value if self.value > 0 else float("nan")
 
+    @property
+    def suggests_temperature(self) -> bool:
+        """Whether dividing by the temperature is advised: only where the whole interval of a finite slope is above 0.
+
+        Else higher rewards are not shown to go with preference, and a temperature would make noise look calibrated.
+        """
+        return bool(np.isfinite(self.value) and self.low > 0)
+
 
 @dataclass(frozen=True)
 class ReliabilityBin:
@@ -242,7 +250,8 @@ def calibration_metrics(
     Returns:
         `slope`, `slope_ci_low`, `slope_ci_high`, `temperature`, `ece_debiased`, `ece_naive`, `ece_floor`,
         `brier_score`, `log_loss`, `spiegelhalter_z`, `spiegelhalter_p`, `num_pairs`, `num_bins`. The slope is fitted on
-        these very pairs; for the error that is left after scaling, fit on others.
+        these very pairs; for the error that is left after scaling, fit on others. `temperature` is NaN unless
+        `Slope.suggests_temperature`.
     """
     gaps = _checked(gaps)
     slope = fit_slope(gaps, clusters)
@@ -251,7 +260,7 @@ def calibration_metrics(
         "slope": slope.value,
         "slope_ci_low": slope.low,
         "slope_ci_high": slope.high,
-        "temperature": slope.temperature,
+        "temperature": slope.temperature if slope.suggests_temperature else float("nan"),
         "ece_debiased": debiased_calibration_error(gaps, num_bins),
         "ece_naive": calibration_error(gaps, num_bins),
         "ece_floor": calibration_floor(gaps, num_bins, seed=seed),

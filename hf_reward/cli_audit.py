@@ -181,7 +181,11 @@ def _store_temperature(model: str, report: Any) -> None:
     result = report.families.get("calibration")
     temperature = None if result is None else result.details.get("temperature")
     if temperature is None:
-        raise ValueError("No temperature was stored: no finite one fits these pairs, or the family was not run.")
+        raise ValueError(
+            "No temperature was stored: a slope whose whole 95% interval is above 0 is required, but these pairs give "
+            "none (or the family calibration was not run). Fit on more prompts, or on pairs that the model can tell "
+            "apart."
+        )
     corrected = "length_correction" in report.fingerprint
     notes = {"pairs": report.counts["pairs"], "data": Path(report.data).name, "length_correction": corrected}
     store_temperature(model, temperature, **notes)

@@ -226,6 +226,21 @@ def test_confidence_that_is_not_earned_is_found(scale, word):
     assert abs(details["error_after_temperature"]) < 0.05
 
 
+def test_no_temperature_is_suggested_where_the_slope_may_be_0():
+    data = synthetic_data(200, 3)
+
+    def guesses(prompts, responses):
+        return [xxhash.xxh3_64_intdigest(response, SEED) / 2**63 for response in responses]
+
+    report = audit(guesses, "calibration", rows=data.rows)
+    found = report.finding("calibration_slope")
+    assert found.estimate + 1 > 0  # positive, but 0 is in its interval
+    assert found.ci_low + 1 < 0
+    assert "contains 0" in found.note
+    assert "no temperature is suggested" in found.note
+    assert "temperature" not in report.families["calibration"].details
+
+
 def test_every_pair_is_turned_round_by_its_texts_alone():
     def case(chosen, rejected):
         texts = {"chosen": Text(prompt="p", response=chosen), "rejected": Text(prompt="p", response=rejected)}

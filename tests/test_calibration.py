@@ -39,6 +39,19 @@ def test_slope_interval_by_hand() -> None:
     assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 2) * error)
 
 
+@pytest.mark.parametrize(
+    ("won", "lost", "suggested"),
+    [(70, 30, True), (52, 48, False), (40, 60, False), (100, 0, False)],
+)
+def test_a_temperature_is_suggested_only_where_the_interval_is_above_0(won: int, lost: int, suggested: bool) -> None:
+    """Slopes ln(70 / 30) = 0.85 -+ 0.44, 0.08 -+ 0.40, below 0, and infinite."""
+    gaps = np.array([1.0] * won + [-1.0] * lost)
+    slope = fit_slope(gaps)
+    assert slope.suggests_temperature is suggested
+    found = calibration_metrics(gaps)["temperature"]
+    assert found == slope.temperature if suggested else np.isnan(found)
+
+
 def test_slope_is_below_0_for_a_model_that_prefers_the_wrong_side() -> None:
     found = fit_slope(np.array([-1.0, -1.0, 1.0]))
     assert found.value == pytest.approx(-np.log(2))

@@ -102,11 +102,11 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     if len(gaps) < _FEWEST or not gaps.any():
         return FamilyResult(not_assessed=f"It needs {_FEWEST} pairs or more that the model tells apart.")
     first = first_is_preferred(judged)
-    temperature = fit_slope(gaps).temperature
+    slope = fit_slope(gaps, np.unique(clusters, return_inverse=True)[1])
     probabilities = special.expit(np.where(first, gaps, -gaps))
     rows, details = _numbers(gaps, probabilities, first.astype(float))
-    if np.isfinite(temperature) and temperature > 0:
-        details["temperature"] = temperature
+    if slope.suggests_temperature:
+        details["temperature"] = slope.temperature
     scaled = cross_fitted_gaps(gaps, clusters)
     if scaled is not None:
         after = debiased_calibration_error(scaled)
@@ -149,10 +149,15 @@ def _slope_finding(gaps: FloatArray, clusters: Sequence[str], inference: Inferen
     found = inference.of_sample(
         about, Sample(slope.value - 1, error, draws, len(gaps), count), delta=SLOPE_DELTA, unit="slope"
     )
-    note = f"Slope {slope.value:.2f}: higher rewards do not go with preference here, which no temperature mends."
-    if slope.value > 0:
+    note = f"Slope {slope.value:.2f}: higher rewards do not go with preference here, which no temperature corrects."
+    if slope.value > 0 and not slope.suggests_temperature:
+        note = (
+            f"Slope {slope.value:.2f}, but its interval ({slope.low:.2f} to {slope.high:.2f}) contains 0: higher "
+            "rewards are not shown to go with preference here, so no temperature is suggested."
+        )
+    elif slope.value > 0:
         word = "overconfident" if slope.value < 1 else "underconfident"
-        note = f"Slope {slope.value:.2f}: {word}; a temperature of {slope.temperature:.2f} would mend it."
+        note = f"Slope {slope.value:.2f}: {word}; a temperature of {slope.temperature:.2f} would correct it."
     return replace(found, note=" ".join([note, found.note]).strip())
 
 

@@ -234,7 +234,10 @@ def print_results(results: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     rule = next(iter(results["baselines"]))
-    table = Table("", "score", "95% interval", rule, title=results["title"], title_justify="left")
+    table = Table(title=results["title"], title_justify="left")
+    table.add_column("", overflow="fold", min_width=20)  # a name is never cut off
+    for name in ("score", "95% interval", rule):
+        table.add_column(name)
     table.add_row(
         "overall (partial)" if results["partial"] else "overall",
         _share(results["overall"]),
@@ -258,7 +261,8 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 
 def _lines(results: Mapping[str, Any]) -> list[str]:
-    lines = [
+    lines = [f"Overall: {results['overall_is']}."] if "overall_is" in results else []
+    lines += [
         f"{results['n']} rows of {results['prompts']} prompts, {results['comparisons']} comparisons, "
         f"{results['ties']} ties ({_share(results['tie_rate'])}%).",
     ]
@@ -272,6 +276,14 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"{results['unscored']['n']} rows could not be scored, {counted}. First: {name}: {why}.")
     if results.get("prompts_cut"):
         lines.append(f"{results['prompts_cut']} prompts were cut to fit the model.")
+    shared = results.get("shared_responses")
+    if shared:
+        few = "; fewer than 20 responses, too few to trust it" if shared["too_few_responses"] else ""
+        lines.append(
+            f"{shared['pairs']} pairs hold only {shared['responses']} different responses. The interval with prompts "
+            f"as clusters allows for that; with responses resampled instead, of the same prompts, the overall score is "
+            f"within {_interval(shared['ci'])}{few}."
+        )
     if results["too_few_prompts"]:
         lines.append("Fewer than 20 prompts: the intervals cannot be trusted.")
     lines += results["notes"]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import xxhash
 
 from hf_reward.audit import FULL, AuditRule, run_audit
 from hf_reward.audit.calibration import brier_parts, cross_fitted_gaps, first_is_preferred
@@ -230,7 +231,7 @@ def test_no_temperature_is_suggested_where_the_slope_may_be_0():
     data = synthetic_data(200, 3)
 
     def guesses(prompts, responses):
-        return [xxhash.xxh3_64_intdigest(response, SEED) / 2**63 for response in responses]
+        return [xxhash.xxh3_64_intdigest(response.encode()) / 2**63 for response in responses]
 
     report = audit(guesses, "calibration", rows=data.rows)
     found = report.finding("calibration_slope")

@@ -1,11 +1,9 @@
 """Shares, intervals and agreements of a data check, against numbers that were computed by hand."""
 
-import math
-
 import numpy as np
 import pytest
 
-from hf_reward.data_check.imbalance import imbalance
+from hf_reward.data_check.imbalance import corrected, imbalance
 from hf_reward.data_check.style_features import FEATURES, WHAT_COUNTS, count_features
 from hf_reward.data_check.votes import read_votes, vote_agreement
 
@@ -26,6 +24,20 @@ def test_a_share_leaves_ties_out_and_its_interval_is_clustered():
     bounds = [(middle + side * reach) / (1 + score**2 / size) for side in (-1, 1)]
     assert [found.interval.low, found.interval.high] == pytest.approx(bounds)
     assert found.verdict == "inconclusive"
+
+
+def test_of_many_features_one_that_is_off_by_chance_is_not_imbalanced():
+    """60 of 100 alone has p = 0.048 (z = 2, t of 99 degrees of freedom); of three features Holm makes it 0.14."""
+    gaps, groups = np.array([1] * 60 + [-1] * 40), np.arange(100)
+    even = np.array([1, -1] * 50)
+    alone = imbalance("bold", gaps, groups)
+    assert alone.p_value == pytest.approx(0.048, abs=0.002)
+    assert alone.verdict == "imbalanced"
+    found = corrected([alone, imbalance("links", even, groups), imbalance("emoji", even, groups)])
+    assert found[0].adjusted_p_value == pytest.approx(3 * (alone.p_value or 0))
+    assert [each.verdict for each in found] == ["inconclusive"] * 3
+    sure = corrected([imbalance("bold", np.array([1] * 80 + [-1] * 20), groups), *found[1:]])
+    assert sure[0].verdict == "imbalanced"
 
 
 def test_an_interval_of_many_prompts():

@@ -1,19 +1,22 @@
 """How often the preferred response gets the higher reward, beside rules that do not read, and in parts of the data."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from hf_reward.audit.effects import clusters_of
-from hf_reward.audit.evidence import Case, Family, FamilyResult, Judged, Table, three_examples
+from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, Table, three_examples
 from hf_reward.audit.inference import Inference, Sample, interval
 from hf_reward.audit.material import Material, Pair
 from hf_reward.audit.sentences import count_words
 from hf_reward.baselines import cross_validated_tfidf
 from hf_reward.data_check.votes import read_votes, vote_agreement
+from hf_reward.intervals import mean_spread, t_interval
 from hf_reward.metrics import pairwise_credit
 
 FAMILY = "accuracy"
@@ -71,6 +74,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
             f"{rule:.3f} on these pairs.",
         ),
     ]
+    reading = reading_of(findings[0], findings[1], gaps, clusters)
     table, details = _slices(judged, credit, inference)
     baselines = _baselines(material, float(credit.mean()), float(longer.mean()))
     unit = inference.unit.value if inference.unit else 1.0
@@ -79,8 +83,43 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         findings=findings,
         examples=three_examples(judged, lambda each: each.gap("chosen", "rejected") / unit, roles, "margin"),
         tables=[baselines, *([table] if table.rows else [])],
-        details={"strict_accuracy": float(np.mean(gaps > 0)), "tie_rate": float(np.mean(gaps == 0)), **details},
+        details={
+            "strict_accuracy": float(np.mean(gaps > 0)),
+            "tie_rate": float(np.mean(gaps == 0)),
+            "reading": reading,
+            **details,
+        },
     )
+
+
+def reading_of(accuracy: Finding, over_rule: Finding, gaps: np.ndarray, clusters: Sequence[str]) -> str:
+    """Say in words what the model is not shown to know on these pairs; no number alone does.
+
+    Args:
+        accuracy: Of the model, with its interval.
+        over_rule: What it scores beyond the length rule.
+        gaps: Reward of the preferred response minus that of the other, shape `(N,)`.
+        clusters: Prompt of each pair.
+
+    Returns:
+        A few sentences.
+    """
+    low, high = accuracy.ci_low, accuracy.ci_high
+    bounds = "" if low is None or high is None else f" (95% interval {low:.1%} to {high:.1%})"
+    said = f"Accuracy {accuracy.estimate:.1%}{bounds} on these pairs"
+    missing = []
+    if accuracy.ci_low is None or accuracy.ci_low <= 0.5:
+        missing.append("not shown to be above chance")
+    if over_rule.ci_low is None or over_rule.ci_low <= 0:
+        missing.append("not shown to be above the length baseline")
+    spread = mean_spread(-special.log_expit(gaps) - math.log(2), clusters)
+    loss, excess = spread.estimate + math.log(2), t_interval(spread)
+    words = f"{said}: {' and '.join(missing) or 'above chance and above the length baseline'}."
+    if excess.low > 0:
+        return f"{words} Log loss {loss:.3f}: worse than a constant prediction of one half, 0.693."
+    if not excess.high < 0:
+        return f"{words} Log loss {loss:.3f}: not shown to be better than a constant prediction of one half, 0.693."
+    return words
 
 
 def _length_gap(pair: Pair) -> int:

@@ -143,7 +143,7 @@ def run_audit(
         responses=_responses(material, rewards),
         model=scorer.name if isinstance(scorer, RewardScorer) else _name(scorer),
         data=name,
-        summary=summarise(findings, {family.name: family.title for family in FAMILIES}),
+        summary=summarise(findings, {family.name: family.title for family in FAMILIES}, _reading(results)),
         unit=None if inference.unit is None else inference.unit.value,
         families=results,
         about={each.name: {"title": each.title, "what": each.what, "advice": each.advice} for each in rule.chosen()},
@@ -160,6 +160,11 @@ def _fingerprint(scorer: RewardScorer | RewardFunction) -> dict[str, Any] | None
         return scorer.fingerprint()
     own = getattr(scorer, "fingerprint", None)
     return own if isinstance(own, dict) else None
+
+
+def _reading(results: dict[str, FamilyResult]) -> str:
+    found = results.get(ACCURACY.name)
+    return "" if found is None else str(found.details.get("reading", ""))
 
 
 def _settings(rule: AuditRule, probe_data: Sequence[ProbeData]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ _NAMED = 4
 """Biases that are named, the largest first, of each family one: the doses of one edit would fill the paragraph."""
 
 
-def summarise(findings: Sequence[Finding], titles: Mapping[str, str]) -> str:
+def summarise(findings: Sequence[Finding], titles: Mapping[str, str], reading: str = "") -> str:
     """Sum up an audit. It never says that there is no bias: only what was shown to have no effect that matters.
 
     Args:
         findings: With their verdicts.
         titles: Family -> title.
+        reading: What is to be said of the model's accuracy before all else.
 
     Returns:
         One paragraph.
@@ -24,8 +25,10 @@ def summarise(findings: Sequence[Finding], titles: Mapping[str, str]) -> str:
     probes = [each for each in findings if not each.screen_only]
     screens = len(findings) - len(probes)
     if not probes:
-        return f"Nothing was settled: no probe of this audit could have a verdict ({counted(screens, 'screen')})."
+        none = f"Nothing was settled: no probe of this audit could have a verdict ({counted(screens, 'screen')})."
+        return f"{reading} {none}".strip()
     parts = [
+        reading,
         _tally(probes),
         _biases(_of(probes, "biased"), titles),
         _harmless(probes, titles),

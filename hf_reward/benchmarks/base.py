@@ -95,6 +95,8 @@ class Benchmark:
     """What a local copy looks like, for the error that asks for one."""
     patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.json", "*.parquet", "*.csv")
     """Which files of a folder are read: the first pattern that any file matches."""
+    overall_is: ClassVar[str] = "accuracy as the original code counts it"
+    """What the overall number is the mean of, for tables: several numbers are called accuracy."""
     columns: ClassVar[tuple[str, ...]]
     """Columns without which no row can be read."""
     counts: ClassVar[Mapping[str, int]] = {}

@@ -1,6 +1,6 @@
 """The user's own data, as pairs or as lists, in any layout that training takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,19 @@ from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, promp
 from hf_reward.preferences import to_preference_row
 
 _ROW_ORDER = "the row's own (`responses`; chosen then rejected; response_a then response_b)"
+
+
+POOLED = "pairs_pooled"
+"""Share of all strict pairs of all rows that are in order, each pair counted once: what training logs as `accuracy`."""
+
+
+def _pooled(earned: Sequence[float]) -> RowCredits:
+    return {"right pairs": float(sum(earned)), "all pairs": float(len(earned))}
+
+
+def _pooled_share(means: Means) -> dict[str, FloatArray]:
+    known = "all pairs" in means  # credits that an earlier version wrote have none
+    return {POOLED: means["right pairs"] / means["all pairs"]} if known else {}
 
 
 class _OwnData(Benchmark):
@@ -71,18 +84,19 @@ class Pairs(_OwnData):
 
     name = "pairs"
     title = "Own pairs"
+    overall_is = "share of a row's pairs in order, mean over rows"
     order = f"{_ROW_ORDER}; id is the column `id`, else the row's number from 0"
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:
         """See `Benchmark.credit`: a row of more than two responses earns the mean over its pairs."""
         earned = [pair_credit(rewards[i], rewards[j], tie) for i, j in comparison.pairs()]
-        return self._named(comparison, {"pairs": float(np.mean(earned))})
+        return self._named(comparison, {"pairs": float(np.mean(earned))}) | _pooled(earned)
 
     def combine(self, means: Means) -> Outcome:
         """Overall is the mean over rows; a column `subset` or `source` makes sections."""
         prefix = "pairs in "
         sections = {name.removeprefix(prefix): mean for name, mean in means.items() if name.startswith(prefix)}
-        return Outcome(means["pairs"], sections)
+        return Outcome(means["pairs"], sections, measures=_pooled_share(means))
 
 
 class Lists(_OwnData):
@@ -90,6 +104,7 @@ class Lists(_OwnData):
 
     name = "lists"
     title = "Own lists"
+    overall_is = "best response at the top, mean over rows"
     order = Pairs.order
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:
@@ -99,7 +114,7 @@ class Lists(_OwnData):
         pairs = [pair_credit(rewards[i], rewards[j], tie) for i, j in comparison.pairs()]
         chance = float(best.mean())
         earned = {"best": float((top & best).sum() / top.sum()), "pairs": float(np.mean(pairs)), "by chance": chance}
-        return self._named(comparison, earned)
+        return self._named(comparison, earned) | _pooled(pairs)
 
     def is_right(self, comparison: Comparison, rewards: FloatArray) -> bool:
         """See `Benchmark.is_right`: all responses at the top are among the best."""
@@ -109,4 +124,5 @@ class Lists(_OwnData):
         """Beside it, the share of strict pairs in order, and what a pick at random scores; each list counts once."""
         prefix = "best in "
         sections = {name.removeprefix(prefix): mean for name, mean in means.items() if name.startswith(prefix)}
-        return Outcome(means["best"], sections, measures={"pairs": means["pairs"], "by_chance": means["by chance"]})
+        measures = {"pairs": means["pairs"], **_pooled_share(means), "by_chance": means["by chance"]}
+        return Outcome(means["best"], sections, measures=measures)

@@ -12,6 +12,7 @@ import numpy as np
 from hf_reward.benchmarks.base import Benchmark, Comparison, FloatArray, Outcome
 from hf_reward.benchmarks.data import BenchmarkData
 from hf_reward.benchmarks.resampling import interval_of_all, mean_credits, percentile_interval, resampled_means
+from hf_reward.benchmarks.response_interval import shared_responses
 from hf_reward.benchmarks.scores_file import RowScores
 from hf_reward.metrics import FEW_CLUSTERS
 
@@ -108,6 +109,7 @@ def make_results(
         "title": benchmark.title,
         "dataset_id": data.dataset_id,
         "overall": _plain(overall),
+        "overall_is": benchmark.overall_is,
         "ci": interval_of_all(np.atleast_1d(spread.overall), overall, num_clusters),
         "ci_method": f"bootstrap of {num_clusters} prompts, {rule.resamples} resamples, seed {rule.seed}, percentiles",
         "too_few_prompts": num_clusters < FEW_CLUSTERS,
@@ -120,6 +122,7 @@ def make_results(
         "ties": ties,
         "tie_rate": ties / comparisons if comparisons else None,
         **_length_baseline(benchmark, rows),
+        "shared_responses": shared_responses(rows.comparisons, rows.rewards) if benchmark.name == "pairs" else None,
         "partial": partial,
         "unscored": _unscored(rows, rule),
         "rows_left_out": data.left_out,

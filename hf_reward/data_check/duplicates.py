@@ -37,6 +37,11 @@ class Duplicates:
     identical_pairs: int
     """Strict pairs whose two responses are the same text."""
     identical_examples: list[int]
+    pair_responses: int
+    """Different responses of the strict pairs, within a prompt group: fewer than two a pair where pairs share responses
+    and so are not independent."""
+    most_pairs_of_a_response: int
+    """Strict pairs that hold the commonest of them."""
     prompt_groups: int
     largest_group: int
     """Rows of the largest prompt group."""
@@ -59,6 +64,9 @@ def find_duplicates(facts: RowFacts, clusters: RowClusters) -> Duplicates:
     repeated, first = _repeated_rows(facts)
     same = np.flatnonzero(facts.response[facts.better] == facts.response[facts.worse])
     sizes = np.unique(facts.group, return_counts=True)[1]
+    ends = np.concatenate([facts.better, facts.worse])
+    texts = np.stack([facts.group[facts.response_row[ends]], facts.response[ends]], axis=1)
+    uses = np.unique(texts, axis=0, return_counts=True)[1]
     return Duplicates(
         duplicate_rows=len(repeated),
         duplicate_examples=[
@@ -67,6 +75,8 @@ def find_duplicates(facts: RowFacts, clusters: RowClusters) -> Duplicates:
         ],
         identical_pairs=len(same),
         identical_examples=[int(row) for row in facts.number[facts.pair_row[same[:EXAMPLES]]]],
+        pair_responses=len(uses),
+        most_pairs_of_a_response=int(uses.max(initial=0)),
         prompt_groups=len(sizes),
         largest_group=int(sizes.max(initial=0)),
         rows_sharing_a_group=int(sizes[sizes > 1].sum()),

@@ -13,6 +13,7 @@ from hf_reward.data_check.facts import EXAMPLES
 from hf_reward.data_check.imbalance import Imbalance, is_length
 from hf_reward.data_check.report import DataReport, Example, Fix
 from hf_reward.data_check.row_reader import RowReader
+from hf_reward.data_check.style_features import MARKS
 from hf_reward.metrics import FEW_CLUSTERS
 from hf_reward.row_remarks import BLANK_PROMPT, LOST_TEXT
 from hf_reward.row_text import prompt_text, response_text
@@ -230,21 +231,42 @@ def _styles(report: DataReport, reader: RowReader, eval_reader: RowReader | None
             "the other way.",
         )
     pairs = max(report.data.strict_pairs, 1)
-    marks = [
-        found
-        for found in report.imbalances
-        if not is_length(found) and found.verdict == "imbalanced" and found.pairs > FORMAT_PAIRS * pairs
-    ]
-    if marks:
-        marks.sort(key=lambda found: -_skew(found) * found.pairs)
-        yield Fix(
-            finding="format imbalance",
-            harm=_skew(marks[0]) * marks[0].pairs / pairs,
-            found="The response with more of these is preferred with a share of "
-            + "; ".join(f"{_share_text(found)}" for found in marks[:EXAMPLES])
-            + ".",
-            cure="A model can learn the marks instead of the content: test it with edits that only change format.",
-        )
+    for kind, (features, cure) in _KINDS.items():
+        found = [
+            each
+            for each in report.imbalances
+            if each.feature in features and each.verdict == "imbalanced" and each.pairs > FORMAT_PAIRS * pairs
+        ]
+        if found:
+            found.sort(key=lambda each: -_skew(each) * each.pairs)
+            yield Fix(
+                finding=kind,
+                harm=_skew(found[0]) * found[0].pairs / pairs,
+                found="The response with more of these is preferred with a share of "
+                + "; ".join(f"{_share_text(each)}" for each in found[:EXAMPLES])
+                + ".",
+                cure=cure,
+            )
+
+
+_KINDS = {
+    "format imbalance": (
+        MARKS,
+        "A model can learn the marks instead of the content: test it with edits that only change format (`hf-reward "
+        "audit --family format`).",
+    ),
+    "opening imbalance": (
+        ("agreeing opening",),
+        "A model can learn the opening words: test it with answers that differ in them alone (`hf-reward audit "
+        "--family sycophancy`).",
+    ),
+    "refusal imbalance": (
+        ("apology or refusal",),
+        "A model can learn to refuse, or never to: report its accuracy on prompts that should be refused and on those "
+        "that should be answered, and add pairs of the rarer kind.",
+    ),
+}
+"""Finding -> the features that it is about, and what to do."""
 
 
 def _rules(report: DataReport, reader: RowReader, eval_reader: RowReader | None) -> Fixes:

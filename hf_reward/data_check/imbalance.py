@@ -1,12 +1,15 @@
 """Facts -> how often the longer, or more formatted, response is the preferred one."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from statsmodels.stats.multitest import multipletests
 
 from hf_reward.data_check.facts import RowFacts
 from hf_reward.data_check.style_features import FEATURES, LENGTHS, WHAT_COUNTS
-from hf_reward.metrics import Interval, clustered_interval, pairwise_credit
+from hf_reward.intervals import Interval, mean_spread, rate_interval, rate_p_value
+from hf_reward.metrics import pairwise_credit
 
 TOLERANCE = 0.05
 """How far from one half a share may be and still count as balanced; fixed in advance."""
@@ -29,9 +32,14 @@ class Imbalance:
     pairs: int
     """Pairs in which one response has more."""
     ties: int
+    p_value: float | None
+    """Of a share of one half, with prompts as clusters."""
+    adjusted_p_value: float | None
+    """The same corrected for the number of features that were looked at (Holm, 1979)."""
     verdict: str
-    """`imbalanced` if the whole interval is on one side of one half and the share further off than 0.05, `balanced` if
-    the whole interval is within 0.05 of one half, else `inconclusive`; `none` without pairs."""
+    """`imbalanced` if the whole interval is on one side of one half, the share further off than 0.05 and the corrected
+    p-value below 0.05; `balanced` if the whole interval is within 0.05 of one half, else `inconclusive`; `none` without
+    pairs."""
 
 
 def find_imbalances(facts: RowFacts) -> list[Imbalance]:
@@ -44,7 +52,32 @@ def find_imbalances(facts: RowFacts) -> list[Imbalance]:
         One entry for each feature, lengths first.
     """
     gaps = facts.counts[facts.better].astype(np.int64) - facts.counts[facts.worse]
-    return [imbalance(name, gaps[:, place], facts.pair_group) for place, name in enumerate(FEATURES)]
+    return corrected([imbalance(name, gaps[:, place], facts.pair_group) for place, name in enumerate(FEATURES)])
+
+
+def corrected(found: Sequence[Imbalance]) -> list[Imbalance]:
+    """Correct p-values and verdicts for the number of features: of several, some are off one half by chance.
+
+    Args:
+        found: Imbalances of one data set.
+
+    Returns:
+        The same with `adjusted_p_value`, and a verdict that goes by it.
+
+    Source:
+        Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    tested = [each for each in found if each.p_value is not None]
+    adjusted = multipletests([each.p_value for each in tested], method="holm")[1] if tested else []
+    by_name = {each.feature: float(value) for each, value in zip(tested, adjusted, strict=True)}
+    return [
+        replace(
+            each,
+            adjusted_p_value=by_name.get(each.feature),
+            verdict=_verdict(each.share, each.interval, by_name.get(each.feature)),
+        )
+        for each in found
+    ]
 
 
 def imbalance(feature: str, gaps: np.ndarray, groups: np.ndarray) -> Imbalance:
@@ -59,10 +92,11 @@ def imbalance(feature: str, gaps: np.ndarray, groups: np.ndarray) -> Imbalance:
         The share, its interval, and what to call it.
     """
     differ = gaps != 0
-    share = interval = None
+    share = interval = p_value = None
     if differ.any():
         credits = pairwise_credit(gaps[differ].astype(float))
-        share, interval = float(credits.mean()), clustered_interval(credits, groups[differ])
+        spread = mean_spread(credits, groups[differ])
+        share, interval, p_value = spread.estimate, rate_interval(spread), rate_p_value(spread, 0.5)
     return Imbalance(
         feature=feature,
         unit=WHAT_COUNTS.get(feature, feature),
@@ -71,16 +105,19 @@ def imbalance(feature: str, gaps: np.ndarray, groups: np.ndarray) -> Imbalance:
         share_ties_half=float(pairwise_credit(gaps.astype(float)).mean()) if len(gaps) else None,
         pairs=int(differ.sum()),
         ties=int((~differ).sum()),
-        verdict=_verdict(share, interval),
+        p_value=p_value,
+        adjusted_p_value=p_value,
+        verdict=_verdict(share, interval, p_value),
     )
 
 
-def _verdict(share: float | None, interval: Interval | None) -> str:
+def _verdict(share: float | None, interval: Interval | None, p_value: float | None) -> str:
     if share is None or interval is None:
         return "none"
     if np.isnan(interval.low):
         return "inconclusive"
-    if (interval.low > 0.5 or interval.high < 0.5) and abs(share - 0.5) > TOLERANCE:
+    sure = (interval.low > 0.5 or interval.high < 0.5) and p_value is not None and p_value < 0.05
+    if sure and abs(share - 0.5) > TOLERANCE:
         return "imbalanced"
     within = interval.low > 0.5 - TOLERANCE and interval.high < 0.5 + TOLERANCE
     return "balanced" if within else "inconclusive"

@@ -70,7 +70,8 @@ _REPEATED = (
 _STYLE = (
     "Share of strict pairs whose preferred response has more; pairs in which both have as much are left out and "
     "counted. 95% intervals have prompts as clusters. Balanced: the interval is within 0.05 of one half; imbalanced: "
-    "it is on one side of one half and the share is further off than 0.05. One interval in twenty misses by chance."
+    "it is on one side of one half, the share is further off than 0.05, and p, corrected for the number of features "
+    "(Holm), is below 0.05."
 )
 
 
@@ -112,11 +113,23 @@ def _repetition(report: DataReport) -> list[Line]:
             f"the largest has {found.largest_group:,} rows; "
             f"{found.rows_sharing_a_group:,} rows share theirs with another",
         ),
+        Line("responses of pairs", f"{found.pair_responses:,} different", _sharing(report)),
         Line("duplicate rows", f"{found.duplicate_rows:,}", "same prompt, responses and ranks as an earlier row"),
         Line("identical pairs", f"{found.identical_pairs:,}", "the preferred response is the other one"),
         Line("prompts", f"{found.prompts.distinct:,} different", _near(found.prompts)),
         Line("responses", f"{found.responses.distinct:,} different", _near(found.responses)),
     ]
+
+
+def _sharing(report: DataReport) -> str:
+    found, pairs = report.duplicates, report.data.strict_pairs
+    if found.pair_responses == 2 * pairs:
+        return f"in {pairs:,} strict pairs: no pair shares a response with another"
+    each = 2 * pairs / max(found.pair_responses, 1)
+    return (
+        f"in {pairs:,} strict pairs, {each:.1f} pairs a response and at most {found.most_pairs_of_a_response:,}: pairs "
+        "that share a response are not independent; intervals by prompt allow for it, those by pair do not"
+    )
 
 
 def _near(found: TextRepeats) -> str:
@@ -201,8 +214,13 @@ def _style(found: Imbalance) -> Line:
     assert found.share is not None
     value = f"{found.share:.1%} ({interval_text(found.interval)})"
     few = "; fewer than 20 prompts" if found.interval is not None and found.interval.too_few_clusters else ""
-    note = f"{found.verdict}; {found.pairs:,} pairs, {found.ties:,} equal{few}; counts {found.unit}"
+    p_value = "" if found.adjusted_p_value is None else f", corrected p {_p_text(found.adjusted_p_value)}"
+    note = f"{found.verdict}{p_value}; {found.pairs:,} pairs, {found.ties:,} equal{few}; counts {found.unit}"
     return Line(found.feature, value, note, _bar(found.share, found.interval))
+
+
+def _p_text(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def _rules(report: DataReport) -> Iterable[Line]:

@@ -44,6 +44,9 @@ FEATURES: dict[str, _Count] = {
 }
 """Name -> count in a text. `format marks` is the sum of list items, bold, headers, code fences and table rows."""
 
+MARKS = tuple(name for name in FEATURES if name not in (*LENGTHS, "agreeing opening", "apology or refusal"))
+"""The features that are marks, which edits of the format add and remove."""
+
 WHAT_COUNTS = {
     "words": "words between white space",
     "characters": "characters",

@@ -1,0 +1,51 @@
+"""Pairs whose responses stand in several pairs -> how often they do, and the interval that resamples responses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_reward.benchmarks.base import Comparison, FloatArray, pair_credit
+from hf_reward.intervals import FEW_CLUSTERS, rate_interval
+from hf_reward.near_duplicates import text_hash
+from hf_reward.shared_responses import response_spread
+
+
+def shared_responses(comparisons: Sequence[Comparison], rewards: Sequence[FloatArray]) -> dict[str, Any] | None:
+    """Say how far the pairs rest on the same responses.
+
+    Args:
+        comparisons: The rows that count.
+        rewards: The rewards of each.
+
+    Returns:
+        `responses` (different texts of a prompt), `pairs`, `ci` of the mean over rows with responses as clusters (see
+        `response_spread`), `ci_method`, and `too_few_responses`; None if every response stands in one pair alone.
+    """
+    ends: list[tuple[Any, Any]] = []
+    weights: list[float] = []
+    credits: list[float] = []
+    for row, given in zip(comparisons, rewards, strict=True):
+        names = [(row.cluster, text_hash(_text(response))) for response in row.responses]
+        pairs = row.pairs()
+        ends += [(names[i], names[j]) for i, j in pairs]
+        weights += [1 / len(pairs)] * len(pairs)
+        credits += [pair_credit(given[i], given[j], 0.0) for i, j in pairs]
+    responses = len({name for pair in ends for name in pair})
+    if responses == 2 * len(ends):
+        return None
+    first, second = zip(*ends, strict=True)
+    found = rate_interval(response_spread(np.array(credits), first, second, np.array(weights)))
+    return {
+        "responses": responses,
+        "pairs": len(ends),
+        "ci": found.bounds,
+        "ci_method": f"{responses} responses resampled, of the same prompts ({found.method})",
+        "too_few_responses": responses < FEW_CLUSTERS,
+    }
+
+
+def _text(response: Any) -> str:
+    if isinstance(response, str):
+        return response
+    return "\n".join(str(message.get("content") or "") for message in response)

@@ -1,5 +1,7 @@
 """Shares, intervals and agreements of a data check, against numbers that were computed by hand."""
 
+import math
+
 import numpy as np
 import pytest
 

@@ -70,7 +70,8 @@ def test_every_finding_is_on_the_page_and_in_the_table(report):
     for fix in report.fix_first:
         assert fix.cure in table
     assert [section.title for section in sections(report)] == [
-        *("Rows", "Repetition", "Contradictions", "Leakage", "Length and format", "Rules that never read", "Votes"),
+        *("Rows", "Repetition", "Contradictions", "Leakage", "Distance from training", "Length and format"),
+        *("Rules that never read", "Votes"),
     ]
     assert "[red]`code`[/red]" in table  # no markup of the table's own
     assert "Fix these first" in table

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import xxhash
 from saved_models import saved_model
 
 from hf_reward import RewardScorer
@@ -312,3 +313,23 @@ def test_a_function_of_other_arguments_is_refused_before_any_work(function, mess
 def test_a_function_must_return_a_reward_for_each_text():
     with pytest.raises(ValueError, match=r"a reward for each of its \d+ texts, but returned 1\."):
         run_audit(lambda prompts, responses: [0.0], DATA.rows, rule=TINY)
+
+
+# --- accuracy in words -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_knows_nothing_is_called_so():
+    """A coin for each text that is twenty times too sure of itself."""
+    rule = AuditRule(profile=SMALL, families=("accuracy",))
+    coin = run_audit(
+        lambda prompts, responses: [20 * (hash_of(each) - 0.5) for each in responses], DATA.rows, rule=rule
+    )
+    assert "not shown to be above chance and not shown to be above the length baseline." in coin.summary
+    assert "worse than a constant prediction of one half, 0.693." in coin.summary
+    good = run_audit(synthetic(), DATA.rows, rule=rule)
+    assert "not shown to be above chance" not in good.summary
+    assert good.summary.startswith("Accuracy ")
+
+
+def hash_of(text):
+    return xxhash.xxh3_64_intdigest(text.encode()) / 2**64

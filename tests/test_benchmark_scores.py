@@ -13,6 +13,7 @@ from hf_reward.benchmarks.registry import benchmark_named
 from hf_reward.benchmarks.reporting import results_from_scores
 from hf_reward.benchmarks.results import ResultRule
 from hf_reward.benchmarks.scores_file import finished_lines, read_scores, score_line
+from hf_reward.metrics import preference_metrics
 
 ROWS = [pair(number) for number in range(4)]
 GOOD = [{"id": f"alpacaeval-easy/{number}", "rewards": [1.0, 0.5]} for number in range(4)]
@@ -161,3 +162,23 @@ def test_an_unfinished_file_keeps_its_whole_lines(cut: int, tmp_path: Path, comp
 def test_unusable_rules(rule: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         ResultRule(**rule)
+
+
+def test_three_accuracies_of_the_same_rewards_have_three_names(tmp_path: Path) -> None:
+    """Rows in order: 1 of 3 pairs and not the best; 1 of 1; 1 of 1. Pooled 3 of 5, by row 7 / 9, the best 2 of 3."""
+    rewards = [[2.0, 1.0, 3.0], [1.0, 0.0], [1.0, 0.0]]
+    rows = [
+        {"id": str(place), "prompt": f"p{place}", "responses": [*"abc"][: len(each)], "ranks": list(range(len(each)))}
+        for place, each in enumerate(rewards)
+    ]
+    path = write(tmp_path / "s.jsonl", [{"id": str(place), "rewards": each} for place, each in enumerate(rewards)])
+    pairs, lists = (results_from_scores(name, rows, path) for name in ("pairs", "lists"))
+    assert pairs["overall"] == pytest.approx(7 / 9)
+    assert pairs["measures"]["pairs_pooled"] == lists["measures"]["pairs_pooled"] == pytest.approx(3 / 5)
+    assert lists["measures"]["pairs"] == pytest.approx(7 / 9)
+    assert lists["overall"] == pytest.approx(2 / 3)
+    assert pairs["overall_is"] == "share of a row's pairs in order, mean over rows"
+    assert lists["overall_is"] == "best response at the top, mean over rows"
+    padded = np.array([[2.0, 1, 3], [1, 0, 0], [1, 0, 0]])
+    ranks = np.array([[0, 1, 2], [0, 1, -100], [0, 1, -100]])
+    assert preference_metrics(padded, ranks)["accuracy"] == pytest.approx(3 / 5)  # what training logs

@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 from hf_reward import cli_benchmark
 from hf_reward.benchmarks.registry import NAMES, benchmark_named
-from hf_reward.cli_benchmark import ORDERS, app
+from hf_reward.benchmarks.reporting import results_from_scores
+from hf_reward.cli_benchmark import ORDERS, app, print_results
 
 ROWS = [instructed(number, 1 + number % 2, ("Natural", "Manual")[number % 2]) for number in range(24)]
 
@@ -116,3 +117,17 @@ def test_own_columns_from_the_command_line(tmp_path: Path) -> None:
 def test_errors_reach_the_program_as_they_are(data: Path) -> None:
     found = call("llmbar", "--data", data, "--scores", "nowhere.jsonl")
     assert isinstance(found.exception, FileNotFoundError)  # which `cli.main` prints as one line
+
+
+def test_names_are_not_cut_off_in_a_narrow_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    name = "Pairwise_set/Helpfulness/Classification/Quality_and_Compliance_Assessment"
+    rows = [{"id": "a", "prompt": "p", "chosen": "x", "rejected": "y", "subset": name}]
+    path = tmp_path / "s.jsonl"
+    path.write_text('{"id": "a", "rewards": [1.0, 0.0]}\n', encoding="utf-8")
+    print_results(results_from_scores("pairs", rows, path))
+    shown = capsys.readouterr().out
+    column = "".join(line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│"))
+    assert name in column
+    assert "…" not in shown
+    assert "Overall: share of a row's pairs in order, mean over rows." in shown

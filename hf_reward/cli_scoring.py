@@ -338,8 +338,8 @@ def _print_report(report: Any, compared: Any, *, as_json: bool, err: bool) -> No
 
 def _compared(scorer: Any, scored: Path, rule: Any) -> Any:
     """Rows of the output, evenly spaced, beside the texts that the model was trained on."""
+    from hf_reward.bulk.inputs import open_tables
     from hf_reward.score_request import requests_of_row
-    from hf_reward.tables.inputs import open_tables
     from hf_reward.training_texts import SAMPLE_ROWS, compare_texts, texts_of
 
     places = [(table, span) for table in open_tables(scored) for span in table.spans(_SPAN_ROWS)]

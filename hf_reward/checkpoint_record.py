@@ -184,7 +184,7 @@ def describe(
     rule = rule or FormatRule(max_length=None)  # of a model that was not trained here no limit is known
     config = bare_model(model).config
     if probes is None:
-        probes = probe_record(model, tokenizer, separator=rule.separator, half=half)
+        probes = probe_record(model, tokenizer, separator=rule.separator, max_length=rule.max_length, half=half)
     quantization: Any = getattr(config, "quantization_config", None) or {}
     return CheckpointRecord(
         format=rule.to_dict(),

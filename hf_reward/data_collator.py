@@ -13,6 +13,16 @@ from torch import Tensor
 
 from hf_reward.losses import PADDING_RANK
 
+UNUSED_COLUMNS: dict[str, Any] = {
+    "group": 0,
+    "row": 0,
+    "source": "",
+    "weight": 1.0,
+    "margin": None,
+    "probability": None,
+}
+"""What a row states for losses and metrics, where there are none."""
+
 
 @dataclass
 class DataCollatorForPreference:

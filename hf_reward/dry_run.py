@@ -214,7 +214,11 @@ def _build(
         f"{name}: {part.kept} of {part.rows} rows kept, longest {max(part.token_quantiles.values(), default=0)} tokens"
         for name, part in parts
     )
-    return trainer, f"{whole:,} parameters, {trained:,} trainable ({trained / whole:.2%}). {kept}"
+    detail = f"{whole:,} parameters, {trained:,} trainable ({trained / whole:.2%}). {kept}"
+    longest = trainer.args.max_length
+    if longest != settings.max_length:
+        detail += f". The model's positions end at {longest} tokens, so `max_length` is {longest}"
+    return trainer, detail
 
 
 # --- memory and steps ---

@@ -24,7 +24,8 @@ from hf_reward.consumers import Verdict, as_rows, can_be_served, consumers, why_
 from hf_reward.head_ensemble import save_heads, with_saved_heads
 from hf_reward.model_card import write_model_card
 from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer, match_pad_token, merge_adapter
-from hf_reward.probes import format_probes, position_limit, probe_rewards, relative_differences
+from hf_reward.position_limits import longest_sequence
+from hf_reward.probes import format_probes, probe_rewards, read_probes, relative_differences
 from hf_reward.reward_head import RewardModel, bare_model, output_layers, reads_positions
 from hf_reward.tokenization import FormatRule
 from hf_reward.tokenizer_setup import prepare_tokenizer
@@ -356,8 +357,11 @@ def as_plain(
 
 
 def _probe_rewards(model: Any, tokenizer: PreTrainedTokenizerBase, record: CheckpointRecord) -> list[float]:
-    limit = position_limit(bare_model(model).config)
-    return probe_rewards(model, format_probes(tokenizer, separator=_format_rule(record).separator, limit=limit))
+    if record.probes.get("conversations"):
+        return probe_rewards(model, read_probes(record.probes["conversations"], tokenizer))
+    rule = _format_rule(record)
+    limit = longest_sequence(model, rule.max_length)
+    return probe_rewards(model, format_probes(tokenizer, separator=rule.separator, limit=limit))
 
 
 def reward_change(

@@ -33,9 +33,8 @@ from hf_reward.library_warnings import without_renamed_checkpointing, without_re
 from hf_reward.probes import (
     COARSE_TOLERANCE,
     differing,
-    format_probes,
-    position_limit,
     probe_rewards,
+    read_probes,
     tolerance,
     weight_dtype,
 )
@@ -52,6 +51,7 @@ from hf_reward.reward_head import (
     state_regression,
     zero_head,
 )
+from hf_reward.template_clock import freeze_clock
 from hf_reward.tokenizer_setup import prepare_tokenizer, token_id
 from hf_reward.weight_safety import (
     refuse_adapter_loop,
@@ -193,11 +193,11 @@ def _verify_rewards(name: str, model: RewardModel, record: CheckpointRecord | No
     same_device = next(model.parameters()).device.type == record.probes.get("device", "cpu")
     is_exact = as_saved and (unquantized or not record.quantization)
     allowed = tolerance(dtype, same_device=same_device) if is_exact else COARSE_TOLERANCE
-    limit = position_limit(bare_model(model).config)
-    probes = format_probes(tokenizer, separator=record.format.get("separator", ""), limit=limit)
+    try:
+        probes = read_probes(record.probes["conversations"], tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{name} no longer formats the probes that it was saved with: {error}") from error
     names = [probe.name for probe in probes]
-    if names != [each["name"] for each in record.probes["conversations"]]:
-        raise ValueError(f"{name} no longer formats the probes that it was saved with. Was its template changed?")
     found = probe_rewards(model, probes)
     wrong = differing(expected, found, allowed)
     if wrong:
@@ -510,6 +510,8 @@ def _keep_head_unquantized(quantization_config: Any, stock: type[PreTrainedModel
 def load_tokenizer(*names: str | Path | None, **kwargs: Any) -> PreTrainedTokenizerBase | None:
     """Load the first tokenizer that one of some names has; a folder of weights alone has none.
 
+    A chat template that prints today's date gets a fixed one; see `template_clock`.
+
     Args:
         *names: Folders or Hub ids; None is passed over.
         **kwargs: As for transformers' `from_pretrained`; what a tokenizer does not take is left out.
@@ -521,9 +523,10 @@ def load_tokenizer(*names: str | Path | None, **kwargs: Any) -> PreTrainedTokeni
         if name is None:
             continue
         try:
-            return AutoTokenizer.from_pretrained(name, **_config_kwargs(kwargs))
+            found = AutoTokenizer.from_pretrained(name, **_config_kwargs(kwargs))
         except (OSError, ValueError, TypeError, KeyError):
             continue
+        return freeze_clock(found)
     return None
 
 

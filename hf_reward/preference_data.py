@@ -50,6 +50,7 @@ from hf_reward.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_pr
 from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
 from hf_reward.reward_head import RewardModel, bare_model, trains_head_alone
 from hf_reward.rewards import compute_features
+from hf_reward.row_check import TokenSequence, batch_problem, require_positions
 from hf_reward.samplers import (
     FixedOrderSampler,
     LengthBucketSampler,
@@ -109,7 +110,7 @@ class PreferenceDataTrainer(Trainer):
         self.data_summaries: dict[str, DataSummary] = {}
         self.training_texts: dict[str, Any] = {}
         self._source_names: dict[int, str] = {}
-        self._packing_checked = False
+        self._batches_checked = False
         self._eval_order: np.ndarray | None = None  # in which the rows at hand are evaluated; None is their own
         self._bucket_sampler: LengthBucketSampler | None = None
         self._said_uncached = False
@@ -174,7 +175,7 @@ class PreferenceDataTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Data loader of the training data."""
-        self._check_packing(self.train_dataset)
+        self._check_rows(self.train_dataset)
         return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -186,7 +187,7 @@ class PreferenceDataTrainer(Trainer):
         if data is not None:  # else `Trainer` says what is missing
             _require_rows(data)
             self._leaked = leaked_rows(self.train_dataset, data)
-            self._check_packing(data)
+            self._check_rows(data)
             own = eval_dataset is None or named
             cached = self._caches_features(data) or isinstance(self.data_collator, DataCollatorForFeatures)
             if cached or not own:  # `Trainer` would hand out persistent workers with other rows, or stale features
@@ -206,7 +207,7 @@ class PreferenceDataTrainer(Trainer):
             test_dataset = self._prepare_data(test_dataset, "test", self.args)
         _require_rows(test_dataset)
         self._leaked = leaked_rows(self.train_dataset, test_dataset)
-        self._check_packing(test_dataset)
+        self._check_rows(test_dataset)
         return super().get_test_dataloader(test_dataset)
 
     def _get_dataloader(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest is handed on
@@ -247,11 +248,25 @@ class PreferenceDataTrainer(Trainer):
     def _bare_model(self) -> PreTrainedModel:
         return bare_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
-    def _check_packing(self, data: Any) -> None:
-        """Before packed batches are trusted, once: pad instead if they give another result."""
-        if self._packing_checked or not self._packs() or data is None:
+    def _check_rows(self, data: Any) -> None:
+        """Refuse, before the first step, rows that the model cannot read and a model that reads them by their batch."""
+        if data is None:
             return
-        self._packing_checked = True
+        require_positions(self._bare_model(), data)
+        if self._batches_checked:
+            return
+        self._batches_checked = True
+        problem = None
+        if self.accelerator.is_main_process and not self._is_sharded():
+            problem = batch_problem(self._bare_model(), _sequences(data))
+        [problem] = broadcast_object_list([problem])
+        if problem is not None:
+            raise ValueError(problem)
+        if self._packs():
+            self._check_packing(data)
+
+    def _check_packing(self, data: Any) -> None:
+        """Before packed batches are trusted: pad instead if they give another result."""
         problem = None
         if self.accelerator.is_main_process:  # under FSDP with memory-saving loading only this one has the weights
             problem = self._kernel_problem() or (None if self._is_sharded() else self._packing_problem(data))
@@ -291,7 +306,7 @@ class PreferenceDataTrainer(Trainer):
         return None if error <= ROUNDING_TOLERANCE else f"the attention kernel of this device is off by {error:.1e}"
 
     def _packing_problem(self, data: Any) -> str | None:
-        rows = list(data.take(2)) if isinstance(data, IterableDataset) else [data[i] for i in range(min(2, len(data)))]
+        rows = _first_rows(data, 2)
         padded = padded_collator(self.args, self.processing_tokenizer)(rows)
         with self.accelerator.autocast():  # the kernels that training will use
             return packing_problem(self._bare_model(), padded, inner_collator(self.data_collator)(rows))
@@ -478,6 +493,21 @@ def _mean_loss(labels: tuple[np.ndarray, ...]) -> float:
     """The loss over all rows, each once; `Trainer` takes a mean over batches, which depends on how rows share them."""
     *_, losses, weights, _ = labels
     return float((losses * weights).sum(dtype=np.float64) / max(weights.sum(dtype=np.float64), 1e-12))
+
+
+def _first_rows(data: Any, count: int) -> list[dict[str, Any]]:
+    if isinstance(data, IterableDataset):
+        return list(data.take(count))
+    return [data[place] for place in range(min(count, len(data)))]
+
+
+def _sequences(data: Any) -> list[TokenSequence]:
+    """Some sequences of the data, each with its token types."""
+    return [
+        (ids, None if row["token_type_ids"] is None else row["token_type_ids"][place])
+        for row in _first_rows(data, 8)
+        for place, ids in enumerate(row["input_ids"])
+    ]
 
 
 def _require_rows(data: Any) -> None:

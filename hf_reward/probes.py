@@ -6,7 +6,7 @@ a padding rule: several turns, a system turn, other scripts, code, an empty answ
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,11 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from hf_reward.position_limits import longest_sequence
 from hf_reward.preference_row import Message, PreferenceRow
 from hf_reward.reward_head import bare_model
 from hf_reward.tokenization import FormatRule, tokenize_rows
-from hf_reward.tokenizer_setup import uses_text_pairs
+from hf_reward.tokenizer_setup import render_chat, uses_text_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ COARSE_TOLERANCE = 2.0**-4
 """The same where weights were rounded on the way: quantised, or loaded in another precision."""
 OTHER_DEVICE_TOLERANCE = 1e-4
 """The same in float32 between two kinds of device, whose kernels add in another order."""
+LONGEST = "longest"
+"""Name of the probe that has as many tokens as training reads."""
+LONGEST_PROBE = 1024
+"""Tokens that it has at most: it is scored with every save."""
 
 
 def _turns(*contents: str, system: str | None = None) -> list[Message]:
@@ -109,7 +114,7 @@ def format_probes(tokenizer: PreTrainedTokenizerBase, *, separator: str = "", li
     Args:
         tokenizer: The model's tokenizer.
         separator: Text between prompt and response where there is no chat template.
-        limit: Longest sequence that the model takes, in tokens.
+        limit: Longest sequence that training reads, in tokens. Up to `LONGEST_PROBE` there is a probe of that length.
 
     Returns:
         The probes.
@@ -123,6 +128,64 @@ def format_probes(tokenizer: PreTrainedTokenizerBase, *, separator: str = "", li
             probe = _format(name, messages, tokenizer, rule) if messages else None
         if probe is not None:
             found.append(probe)
+    if limit is not None and limit <= LONGEST_PROBE:
+        longest = longest_probe(tokenizer, limit, separator=separator)
+        found += [] if longest is None else [longest]
+    return found
+
+
+def longest_probe(tokenizer: PreTrainedTokenizerBase, limit: int, *, separator: str = "") -> Probe | None:
+    """A probe that has exactly as many tokens as training reads, or a few less: it shows where a copy cuts texts off.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        limit: Longest sequence that training reads, in tokens.
+        separator: Text between prompt and response where there is no chat template.
+
+    Returns:
+        The probe, None where not even one word fits.
+    """
+    rule = FormatRule(max_length=None, separator=separator)
+    words = "The river rose by a few centimetres and the ferry made its crossings as usual. "
+    text = words * (limit // 8)  # far more tokens than the limit: these words have one or two each
+
+    def of_length(characters: int) -> Probe | None:
+        return _format(LONGEST, _turns(text[:characters], "Yes."), tokenizer, rule)
+
+    fitting, too_long = 0, len(text) + 1
+    while too_long - fitting > 1:
+        middle = (fitting + too_long) // 2
+        probe = of_length(middle)
+        if probe is None or len(probe.input_ids) > limit:
+            too_long = middle
+        else:
+            fitting = middle
+    return of_length(fitting) if fitting else None
+
+
+def read_probes(conversations: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Probe]:
+    """Format the probes that a record holds: they stay comparable when `PROBES` or the rule for their length change.
+
+    Args:
+        conversations: `conversations` of a `probe_record`.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        The probes with the token ids that they have now.
+
+    Raises:
+        ValueError: If the chat template cannot render one of them.
+    """
+    found = []
+    for each in conversations:
+        messages, text, pair = each.get("messages"), each.get("text"), each.get("text_pair")
+        texts = [[render_chat(tokenizer, messages) if messages else text]] + ([] if pair is None else [[pair]])
+        batch = tokenizer(*texts, add_special_tokens=not messages, return_attention_mask=False, verbose=False)
+        types = batch["token_type_ids"][0] if pair is not None and "token_type_ids" in batch else None
+        ids = list(batch["input_ids"][0])
+        found.append(
+            Probe(name=each["name"], messages=messages, text=text, text_pair=pair, input_ids=ids, token_type_ids=types)
+        )
     return found
 
 
@@ -177,19 +240,12 @@ def _halved(messages: list[Message]) -> list[Message]:
     return [*messages[:longest], cut, *messages[longest + 1 :]]
 
 
-def position_limit(config: Any) -> int | None:
-    """Longest sequence that a model takes, in tokens, with some places to spare for those that start counting late."""
-    text = config.get_text_config()
-    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions")]
-    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
-    return min(known) - 4 if known else None
-
-
 def probe_record(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     *,
     separator: str = "",
+    max_length: int | None = None,
     half: torch.dtype | None = None,
     float32: bool = True,
 ) -> dict[str, Any]:
@@ -200,6 +256,7 @@ def probe_record(
             processes.
         tokenizer: Its tokenizer.
         separator: Text between prompt and response where there is no chat template.
+        max_length: Longest sequence that training reads, in tokens, if the model's positions do not end before.
         half: Score under autocast in this precision too.
         float32: Whether rewards without autocast count as float32; False for sharded models that cast by themselves.
 
@@ -209,7 +266,7 @@ def probe_record(
         where weights were rounded before they were used.
     """
     bare: Any = _inside(model)
-    limit = position_limit(bare.config)
+    limit = longest_sequence(bare, max_length)
     probes = format_probes(tokenizer, separator=separator, limit=limit)
     own = weight_dtype(bare) if float32 else (half or torch.float32)
     wanted: dict[torch.dtype, torch.dtype | None] = {own: None}
@@ -244,15 +301,18 @@ def probe_rewards(
     """
     device = next(model.parameters()).device
     pad = _inside(model).config.get_text_config().pad_token_id or 0
-    batches = [[probe] for probe in probes] if left is None else [list(probes)]
+    batches = [[probe] for probe in probes]
+    if left is not None:  # the longest one would pad all others to many times their length
+        parts = ([probe for probe in probes if (probe.name == LONGEST) == longest] for longest in (False, True))
+        batches = [part for part in parts if part]  # it is the last one
     context = torch.autocast(device.type, dtype=autocast) if autocast is not None else nullcontext()
-    with _evaluating(model), context, _true_float32():
+    with evaluating(model), context, true_float32():
         found = [model(**_padded(batch, pad, bool(left), device)).logits[:, 0].float() for batch in batches]
     return torch.cat(found).tolist()
 
 
 @contextmanager
-def _true_float32() -> Iterator[None]:
+def true_float32() -> Iterator[None]:
     """Switch off TF32, which keeps ten bits of a float32's 23 and would pass for float32 in the record."""
     kinds: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [kind.fp32_precision for kind in kinds]
@@ -266,7 +326,8 @@ def _true_float32() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and then each of its parts back into the mode that it had."""
     training = [module for module in model.modules() if module.training]  # parts of a model may be switched one by one
     model.eval()
     try:

@@ -94,6 +94,7 @@ class ResponseEncoder:
             self._warn_of([tokens for tokens in encoded if isinstance(tokens, TokenizedRow)])
             for place, tokens in zip(places, encoded, strict=True):
                 found[place] = replace(self._finish(tokens), characters=requests[place].characters)
+        self._warn_of_cuts([each for each in found if each is not None])
         return [each for each in found if each is not None]
 
     def _warn_of(self, rows: Sequence[TokenizedRow]) -> None:
@@ -102,6 +103,20 @@ class ResponseEncoder:
         self._said.update(counts)
         for clause in remark_clauses(counts):
             logger.warning("Of %s texts to be scored, %s. This is said once.", len(rows), clause)
+
+    def _warn_of_cuts(self, encoded: Sequence[EncodedResponse]) -> None:
+        cut = sum(each.cut_tokens > 0 for each in encoded)
+        if not cut or "cut" in self._said:
+            return
+        self._said.add("cut")
+        logger.warning(
+            "%s of %s texts are longer than the %s tokens that this model reads, so the oldest part of their prompts "
+            "is left out, and their rewards are not those of the whole texts. Later ones are counted "
+            "(`ScoreResult.cut`), but not warned of again.",
+            cut,
+            len(encoded),
+            self.rule.max_length,
+        )
 
     def _one_by_one_if_need_be(self, encode: Any, requests: list[ScoreRequest]) -> list[TokenizedRow | EncodedResponse]:
         """Encode all in one call; if a text stops it, find out which."""

@@ -20,7 +20,8 @@ from hf_reward.score_request import (
     request_from_text,
     requests_of_row,
 )
-from hf_reward.scorer_loading import encoder_of
+from hf_reward.scorer_loading import encoder_of, require_same_in_batches
+from hf_reward.template_clock import without_clock
 
 TASK = "reward-scoring"
 
@@ -43,6 +44,8 @@ class RewardScoringPipeline(Pipeline):
         record = CheckpointRecord.find(name) if name else None
         self.model = as_reward_model(model)
         assert self.tokenizer is not None
+        self.tokenizer = without_clock(self.tokenizer)
+        require_same_in_batches(self.model, self.tokenizer, record)
         self.encoder = encoder_of(self.model, self.tokenizer, record, None)
 
     def _sanitize_parameters(self, allow_empty: bool | None = None, **unknown: Any) -> tuple[dict[str, Any], ...]:

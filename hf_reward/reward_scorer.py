@@ -37,8 +37,10 @@ from hf_reward.scorer_loading import (
     heads_hash,
     load_for_scoring,
     require_heads,
+    require_same_in_batches,
 )
 from hf_reward.sequence_scoring import SequenceScorer, distinct_sequences
+from hf_reward.template_clock import without_clock
 from hf_reward.uncertainty import UncertainRewards, check_beta
 
 logger = logging.getLogger(__name__)
@@ -97,8 +99,9 @@ class RewardScorer:
 
     Formatting comes from the checkpoint's `reward_config.json`. Without one (foreign models), text becomes turns of the
     chat template if there is one, else a text pair for tokenizers with CLS and SEP, else prompt + response + EOS; the
-    limit is the model's own number of positions; and decoders are read where the stock class reads them, at the last
-    token that is not the pad token. A reward does not depend on what else is scored with it, but for rounding.
+    limit is the end of the model's positions, if they have one (see `position_limits`); and decoders are read where the
+    stock class reads them, at the last token that is not the pad token. A reward does not depend on what else is scored
+    with it, but for rounding.
 
     The scorer is not thread-safe: let one thread at a time call it.
     """
@@ -138,8 +141,9 @@ class RewardScorer:
                 `AutoModelForRewardScoring.from_pretrained` takes.
 
         Raises:
-            ValueError: If the model cannot score (several labels, a new head, no tokenizer), an option is unusable, or
-                there is no length correction, or but one head, where that is asked for.
+            ValueError: If the model cannot score (several labels, a new head, no tokenizer, rewards that depend on the
+                batch), an option is unusable, or there is no length correction, or but one head, where that is asked
+                for.
         """
         self.name = str(model) if isinstance(model, str | Path) else str(bare_model(model).name_or_path or "model")
         if isinstance(model, str | Path):
@@ -148,6 +152,7 @@ class RewardScorer:
             raise TypeError(f"{', '.join(loading)} is for models that are loaded here; this one is loaded already.")
         if tokenizer is None:
             raise ValueError("A loaded model needs its tokenizer: RewardScorer(model, tokenizer, record).")
+        tokenizer = without_clock(tokenizer)
         self.model, self.tokenizer, self.record, self.distributed = model, tokenizer, record, distributed
         self._correction = correction_of(self.name, record, length_correction)
         self._beta = lower_bound
@@ -156,6 +161,7 @@ class RewardScorer:
             require_heads(self.name, model, record)
         device = bare_model(model).device.type
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device, _BATCH_TOKENS_ELSEWHERE)
+        require_same_in_batches(model, tokenizer, record)
         self._encoder = encoder_of(model, tokenizer, record, max_length)
         self._sequences = SequenceScorer(model, batch_tokens=self.batch_tokens, packing=packing)
         self.__name__ = Path(self.name).name  # TRL logs a reward function under it

@@ -16,9 +16,11 @@ from hf_reward.head_ensemble import HEADS_FILE, number_of_heads, saved_state, wi
 from hf_reward.interface import setting
 from hf_reward.length_correction import LengthCorrection
 from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer
-from hf_reward.probes import position_limit, weight_dtype
+from hf_reward.position_limits import longest_sequence
+from hf_reward.probes import LONGEST, format_probes, weight_dtype
 from hf_reward.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
 from hf_reward.reward_head import RewardModel, bare_model, reads_positions
+from hf_reward.row_check import batch_problem
 from hf_reward.tokenization import FormatRule
 
 
@@ -124,8 +126,7 @@ def encoder_of(
         "max_length": None,
         **{key: known[key] for key in known if key in FormatRule.__dataclass_fields__},
     }
-    limits = [limit for limit in (max_length or rule["max_length"], position_limit(bare.config)) if limit is not None]
-    rule["max_length"] = min(limits, default=None)
+    rule["max_length"] = longest_sequence(model, max_length or rule["max_length"])
     foreign = record is None and reads_positions(model)
     pad = bare.config.get_text_config().pad_token_id if foreign else None
     return ResponseEncoder(
@@ -134,6 +135,28 @@ def encoder_of(
         rows=TEXT if is_text else CONVERSATIONS,
         unread_end=pad,
     )
+
+
+def require_same_in_batches(
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, record: CheckpointRecord | None
+) -> None:
+    """Refuse a model whose reward for a text depends on the texts beside it.
+
+    Args:
+        model: A reward model.
+        tokenizer: Its tokenizer.
+        record: Its record, if it has one.
+
+    Raises:
+        ValueError: If it does; the message says by how much.
+    """
+    known = {} if record is None else record.format
+    limit = longest_sequence(model, known.get("max_length"))
+    probes = format_probes(tokenizer, separator=known.get("separator", ""), limit=limit)
+    sequences = [(probe.input_ids, probe.token_type_ids) for probe in probes if probe.name != LONGEST]
+    problem = batch_problem(model, sequences)
+    if problem is not None:
+        raise ValueError(problem)
 
 
 def correction_of(name: str, record: CheckpointRecord | None, wanted: bool) -> LengthCorrection | None:

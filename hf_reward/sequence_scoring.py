@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
-from hf_reward.data_collator import DataCollatorForPreference
+from hf_reward.data_collator import UNUSED_COLUMNS, DataCollatorForPreference
 from hf_reward.head_ensemble import every_head, number_of_heads
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model
 from hf_reward.packing_check import packing_problem
@@ -183,12 +183,8 @@ def _row(sequences: Sequences, part: Part, shared: int) -> Row:
         "token_type_ids": None if types is None else [types[place] for place in part],
         "prefix_length": shared if len(part) > 1 else 0,
         "ranks": [0] * len(part),
-        **_UNUSED,
+        **UNUSED_COLUMNS,
     }
-
-
-# What collators lay out for losses and metrics, neither of which there is here.
-_UNUSED: Row = {"group": 0, "row": 0, "source": "", "weight": 1.0, "margin": None, "probability": None}
 
 
 # --- rewards ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Folder -> rewards of its probes, by stock transformers (and PEFT for adapters) alone.
 
+The card of an adapter shows the source of `load_adapter`, so that verification runs what readers run.
+
 `verify` runs this file in a process of its own, as a program that never imports hf_reward: what it finds is what every
 other user of the folder gets. It prints one line of JSON. The one exception is `--with-hf-reward`, for architectures
 whose classifier transformers does not have.
@@ -12,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 WAYS = ("alone", "right", "left", "pipeline")
+LONGEST = "longest"
+"""Name of the last probe, where it has as many tokens as training reads: padded to it, all others would take long."""
 
 
 def main(argv: list[str]) -> None:
@@ -32,15 +37,19 @@ def main(argv: list[str]) -> None:
     conversations = _read_json(folder / "reward_config.json")["probes"]["conversations"]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     texts = [as_text(probe, tokenizer) for probe in conversations]
+    longest = len(texts) - (conversations[-1]["name"] == LONGEST)
     ids = [as_inputs([text], tokenizer, special)["input_ids"][0] for text, special in texts]
     result: dict[str, Any] = {"input_ids": ids, "missing": [], "rewards": {}}
     for dtype in options.dtypes:
         if options.with_hf_reward:
             model, missing = load_with_hf_reward(folder, dtype, options.base), []
         else:
-            model, missing = load(folder, dtype, options.base, tokenizer, options.trust_remote_code)
+            model, missing = load(folder, dtype, options.base, options.trust_remote_code)
         result["missing"] = missing
-        result["rewards"][dtype] = {way: score(model.eval(), tokenizer, texts, way) for way in options.ways}
+        result["rewards"][dtype] = {
+            way: score(model.eval(), tokenizer, texts[:longest], way) + score(model, tokenizer, texts[longest:], way)
+            for way in options.ways
+        }
         del model
     print(json.dumps(result))  # noqa: T201 - the answer of this program
 
@@ -52,34 +61,44 @@ def as_text(probe: dict[str, Any], tokenizer: Any) -> tuple[tuple[str, ...], boo
     return tuple(probe[name] for name in ("text", "text_pair") if name in probe), True
 
 
-def load(
-    folder: Path, dtype: str, base: str | None, tokenizer: Any, trust_remote_code: bool = False
-) -> tuple[Any, list[str]]:
-    """Load a whole model, or an adapter on its base, and name the weights that the folder lacks."""
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "num_labels": 1, "output_loading_info": True}
-    options["trust_remote_code"] = trust_remote_code
-    if not (folder / "adapter_config.json").is_file():
-        model, info = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, **options)
-        return model, sorted(info["missing_keys"])
-    from peft import PeftModel  # noqa: PLC0415 - only adapters need it
+def load_adapter(folder: str, base: str | None = None, **options: Any) -> Any:
+    """Load a reward model's adapter, with its head and pad token, on its base."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.get("trust_remote_code", False))
+    base = base or PeftConfig.from_pretrained(folder).base_model_name_or_path
+    options = {"num_labels": 1, "problem_type": "regression", **options}
+    model = AutoModelForSequenceClassification.from_pretrained(base, **options)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # a pad token was added
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    return PeftModel.from_pretrained(model, folder)
 
+
+def load(folder: Path, dtype: str, base: str | None, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
+    """Load a whole model, or an adapter on its base, and name the weights that the folder lacks."""
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
+    if not (folder / "adapter_config.json").is_file():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, use_safetensors=True, output_loading_info=True, **options
+        )
+        return model, sorted(info["missing_keys"])
     adapter = _read_json(folder / "adapter_config.json")
-    base = str(base or adapter["base_model_name_or_path"])
     quantization = _read_json(folder / "reward_config.json").get("quantization")
     if quantization:  # the adapter was fitted to the quantised weights
         options["quantization_config"] = quantization
-    model, _ = AutoModelForSequenceClassification.from_pretrained(base, **options)  # its head is in the adapter
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
-    modules = {name for name, _ in model.named_modules()}
+    saved = adapter.get("modules_to_save") or []
+    try:
+        model = load_adapter(str(folder), base, **options)
+    except KeyError as error:  # PEFT's answer to a missing head
+        lost = [part for part in sorted(set(saved)) if f".{part}." in str(error)]
+        raise ValueError(f"the adapter's weights lack {', '.join(lost) or error}, which it says it saves") from error
+    modules = {name.removeprefix("base_model.model.") for name, _ in model.named_modules()}
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         keys = list(file.keys())
-    parts = sorted(modules.intersection(adapter.get("modules_to_save") or []))
+    parts = sorted(modules.intersection(saved))
     lost = [part for part in parts if not any(f".{part}." in key for key in keys)]
     if lost:
         raise ValueError(f"the adapter's weights lack {', '.join(lost)}, which it says it saves")
-    return PeftModel.from_pretrained(model, folder), []
+    return model, []
 
 
 def _read_json(path: Path) -> Any:
@@ -97,6 +116,8 @@ def load_with_hf_reward(folder: Path, dtype: str, base: str | None) -> Any:
 @torch.no_grad()
 def score(model: Any, tokenizer: Any, texts: list[tuple[tuple[str, ...], bool]], way: str) -> list[float]:
     """Rewards of texts, each alone, in one batch padded on the right or left, or by the stock pipeline."""
+    if not texts:
+        return []
     special = texts[0][1]
     if way == "pipeline":
         classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer, device=model.device)

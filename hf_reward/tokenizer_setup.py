@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_reward.template_clock import freeze_clock
+
 logger = logging.getLogger(__name__)
 
 NEW_PAD_TOKEN = "<|pad|>"
@@ -111,7 +113,7 @@ def prepare_tokenizer(
     chat_template_path: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """Copy a tokenizer and give the copy what a reward model needs: a safe pad token on the right.
+    """Copy a tokenizer and give the copy what a reward model needs: a safe pad token on the right, and no clock.
 
     Args:
         tokenizer: Any tokenizer; not changed.
@@ -124,7 +126,8 @@ def prepare_tokenizer(
         The copy.
 
     Raises:
-        ValueError: If a token is not in the vocabulary, or the pad token is one that formatted sequences end with.
+        ValueError: If a token is not in the vocabulary, the pad token is one that formatted sequences end with, or the
+            date that the chat template prints cannot be fixed.
     """
     result = copy.deepcopy(tokenizer)
     if eos_token is not None:
@@ -132,6 +135,7 @@ def prepare_tokenizer(
         result.eos_token = eos_token
     if chat_template_path is not None:
         result.chat_template = read_chat_template(chat_template_path, result, trust_remote_code, add_missing=True)
+    freeze_clock(result)
     if pad_token is not None:
         _require_in_vocabulary(result, "pad_token", pad_token)
     token = pad_token or find_pad_token(result)

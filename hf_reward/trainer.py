@@ -42,6 +42,7 @@ from hf_reward.training_args import RewardConfig
 from hf_reward.training_setup import (
     added_tokens,
     default_output_dir,
+    fit_to_positions,
     load_model,
     own_tokenizer,
     prepare_model,
@@ -145,6 +146,7 @@ class RewardTrainer(EnsembleTrainer):
             )
         if model is not None:
             model = prepare_model(model, args, tokenizer, peft_config, self._new_tokens)
+            args = fit_to_positions(args, model)
         super().__init__(
             model=model,
             args=args,
@@ -423,7 +425,7 @@ class RewardTrainer(EnsembleTrainer):
         sharded = self._is_sharded()
         whole = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         model: Any = self.model_wrapped if sharded else whole
-        options: dict[str, Any] = {"separator": self.args.separator, "half": half}
+        options: dict[str, Any] = {"separator": self.args.separator, "max_length": self.args.max_length, "half": half}
         if sharded:  # its mixed-precision policy cannot be left out
             return probe_record(model, self.processing_tokenizer, float32=half is None, **options)
         with _without_autocast(model):

@@ -16,6 +16,7 @@ from hf_reward.head_ensemble import add_heads, count_saved, load_heads, number_o
 from hf_reward.interface import setting
 from hf_reward.modeling import AutoModelForRewardScoring, add_adapter, match_pad_token
 from hf_reward.packing import DataCollatorForPackedPreference, why_not_packed
+from hf_reward.position_limits import position_limit
 from hf_reward.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained, disable_dropout
 from hf_reward.samplers import DataCollatorWithTokenBudget
 from hf_reward.tokenizer_setup import token_id
@@ -271,6 +272,33 @@ def training_settings(args: RewardConfig, model: RewardModel) -> dict[str, Any]:
     elif not any(p.requires_grad for p in bare_model(model).base_model.parameters()):
         settings["frozen_backbone"] = True
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def fit_to_positions(args: RewardConfig, model: RewardModel) -> RewardConfig:
+    """Lower `max_length` to what the model's positions allow: its first longer row would end the run in step 1.
+
+    Args:
+        args: Settings of the run; changed in place.
+        model: Its model.
+
+    Returns:
+        The settings.
+    """
+    limit = position_limit(model)
+    if limit is not None and isinstance(args.pad_to_multiple_of, int):
+        limit -= limit % args.pad_to_multiple_of  # padding takes positions too
+    if limit is None or (args.max_length is not None and args.max_length <= limit):
+        return args
+    if args.should_log:
+        logger.warning(
+            "`max_length` is %s, but the positions of this model end at %s tokens: `max_length=%s` is used, in "
+            "training and wherever the saved model scores. Set it to at most that.",
+            args.max_length,
+            limit,
+            limit,
+        )
+    args.max_length = limit
+    return args
 
 
 def padded_collator(args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> DataCollatorForPreference:

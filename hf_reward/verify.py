@@ -10,12 +10,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from hf_reward.architectures import has_stock_class
+from hf_reward.architectures import classifier_class, has_stock_class
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
-from hf_reward.custom_code import brings_code, require_trust
-from hf_reward.probes import COARSE_TOLERANCE, HALF_TOLERANCE, differing, relative_differences, tolerance
+from hf_reward.custom_code import brings_code, custom_classifier, require_trust
+from hf_reward.probes import (
+    COARSE_TOLERANCE,
+    HALF_TOLERANCE,
+    LONGEST,
+    differing,
+    longest_probe,
+    relative_differences,
+    tolerance,
+)
+from hf_reward.response_encoding import CONVERSATIONS
+from hf_reward.reward_head import RewardModel, as_reward_model
+from hf_reward.score_request import read_request, request_from_messages, request_from_text
+from hf_reward.scorer_loading import encoder_of
+from hf_reward.stock_scoring import as_inputs, as_text
+from hf_reward.template_clock import reads_clock
 from hf_reward.weight_safety import refuse_pickles
 
 
@@ -86,9 +101,9 @@ def verify_checkpoint(
         trust_remote_code: Whether the folder's own code may run, if its model needs that.
 
     Returns:
-        What was looked at: configuration, tokenizer, template, token ids, and the rewards of each probe alone, in
-        right-padded batches, in left-padded ones where that held when it was saved, and in the text-classification
-        pipeline.
+        What was looked at: configuration, tokenizer, template, token ids (also those of `RewardScorer`), and the
+        rewards of each probe alone, in right-padded batches, in left-padded ones where that held when it was saved, and
+        in the text-classification pipeline.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -110,8 +125,9 @@ def verify_checkpoint(
     is_adapter = (folder / "adapter_config.json").is_file()
     result.checks += [] if is_adapter else [_check_config(folder, record, trust_remote_code)]
     result.checks.append(_check_tokenizer(folder, record, trust_remote_code))
+    result.checks.append(_check_scorer(folder, record, base_model, trust_remote_code))
     recorded = _recorded_rewards(record, dtypes)
-    made_here = _is_made_here(folder, base_model)
+    made_here = needs_hf_reward(folder, base_model)
     if made_here:
         result.notes.append(
             "transformers has no classifier for this architecture: it was loaded through hf_reward, as others must."
@@ -168,11 +184,74 @@ def _check_config(folder: Path, record: CheckpointRecord, trust_remote_code: boo
 def _check_tokenizer(folder: Path, record: CheckpointRecord, trust_remote_code: bool) -> Check:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     wrong = drift(record, tokenizer)
+    if reads_clock(tokenizer):
+        wrong.insert(
+            0,
+            "the chat template prints today's date, so the same text gets another reward every day (train or import "
+            "the model again with this version, which lets the template print one date)",
+        )
     return Check(name="tokenizer", passed=not wrong, detail="; ".join(wrong) or "as saved")
 
 
-def _is_made_here(folder: Path, base_model: str | None) -> bool:
-    """Whether transformers itself lacks a classifier for the folder's architecture, or cannot stack its adapters."""
+def _check_scorer(folder: Path, record: CheckpointRecord, base_model: str | None, trust_remote_code: bool) -> Check:
+    """Whether `RewardScorer` reads the tokens that stock programs read, up to the longest text that training read."""
+    is_adapter = (folder / "adapter_config.json").is_file()
+    model = _without_weights(adapter_base(folder, base_model) if is_adapter else str(folder), trust_remote_code)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    encoder = encoder_of(model, tokenizer, record, None)
+    limit = encoder.rule.max_length
+    given = [
+        probe  # those of earlier versions may be longer than what training read
+        for probe in record.probes["conversations"]
+        if limit is None or probe["name"] == LONGEST or len(probe["input_ids"].split()) <= limit
+    ]
+    longest = None if limit is None else longest_probe(tokenizer, limit, separator=encoder.rule.separator)
+    given += [] if longest is None else [longest.to_dict()]
+    texts = [as_text(probe, tokenizer) for probe in given]
+    requests = [
+        request_from_messages(probe["messages"])
+        if "messages" in probe and encoder.rows == CONVERSATIONS
+        else read_request(*text)
+        if len(text) == 2
+        else request_from_text(text[0])
+        for probe, (text, _) in zip(given, texts, strict=True)
+    ]
+    found = encoder.encode(requests, allow_empty=True)
+    for probe, (text, special), each in zip(given, texts, found, strict=True):
+        ids = list(as_inputs([text], tokenizer, special)["input_ids"][0])
+        if each.input_ids != ids:
+            detail = each.problem or f"it reads {len(each.input_ids)} tokens instead of {len(ids)}"
+            return Check(name="token ids, scorer", passed=False, detail=f"at the probe {probe['name']!r}: {detail}")
+    longest_read = max((len(each.input_ids) for each in found), default=0)
+    detail = f"those of stock programs, up to texts of {longest_read} tokens"
+    return Check(name="token ids, scorer", passed=True, detail=detail)
+
+
+def _without_weights(name: str, trust_remote_code: bool) -> RewardModel:
+    """The model of a folder without its weights, from its configuration."""
+    if (Path(name) / "adapter_config.json").is_file():  # trained on top of another adapter
+        return _without_weights(adapter_base(name), trust_remote_code)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if brings_code(name):
+        custom_classifier(config, name)
+    config.num_labels = 1
+    with torch.device("meta"):
+        return as_reward_model(classifier_class(config)(config))
+
+
+def needs_hf_reward(folder: Path, base_model: str | None = None) -> bool:
+    """Whether transformers itself lacks a classifier for the folder's architecture, or cannot stack its adapters.
+
+    Args:
+        folder: A saved model or adapter.
+        base_model: Where the base of an adapter lies now, if not where `adapter_config.json` says.
+
+    Returns:
+        True where only hf_reward loads the folder.
+
+    Raises:
+        ValueError: If the base of an adapter cannot be found.
+    """
     if not (folder / "adapter_config.json").is_file():
         return not brings_code(folder) and not has_stock_class(AutoConfig.from_pretrained(folder))
     base = adapter_base(folder, base_model)

@@ -124,7 +124,8 @@ def card_code(folder: Path) -> tuple[str, str]:
     block = re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), flags=re.DOTALL)[0]
     start = re.search(r"^(messages = |prompt, response = ).*\n", block, flags=re.MULTILINE)
     assert start is not None, block
-    load = re.sub(r'from_pretrained\("[^"]*"', lambda _: f"from_pretrained({str(folder)!r}", block[: start.start()])
+    loader = r'(from_pretrained|load_adapter)\("[^"]*"'
+    load = re.sub(loader, lambda found: f"{found[1]}({str(folder)!r}", block[: start.start()])
     score = block[start.end() :]
     score = score.replace("apply_chat_template(messages, ", "apply_chat_template(messages, **template_options, ")
     return load, score.replace("tokenizer(prompt, response, ", "tokenizer(*filter(None, (prompt, response)), ")

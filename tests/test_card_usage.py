@@ -1,7 +1,10 @@
 """The snippets run, and give the reward of hf_reward's own model."""
 
+import inspect
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,21 @@ import torch
 from card_records import front_matter, full_record, make_record, render
 from conftest import randomize_head
 from peft import LoraConfig
-from transformers import AutoTokenizer
+from saved_models import reward_model, score_in_process, tokenizer_of
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_reward import AutoModelForRewardScoring, CheckpointRecord, prepare_tokenizer, save_merged
-from hf_reward.checkpoint_record import template_hash
+from hf_reward import (
+    AutoModelForRewardScoring,
+    CheckpointRecord,
+    prepare_tokenizer,
+    save_merged,
+    stock_scoring,
+    verify,
+)
+from hf_reward.checkpoint_record import describe, template_hash
+from hf_reward.export import save_adapter
+from hf_reward.stock_scoring import load_adapter
+from hf_reward.verify import verify_checkpoint
 
 
 def python_blocks(text: str) -> list[str]:
@@ -93,7 +107,7 @@ def test_snippets_without_a_chat_template_end_with_the_end_token(make_model_fold
 def test_snippets_of_an_adapter_merge_it_for_others(make_model_folder, monkeypatch):
     folder, record = saved_model(make_model_folder, "llama", lora=True)
     text = render(folder, record)
-    assert 'num_labels=1, problem_type="regression"' in text
+    assert inspect.getsource(load_adapter) in text
     assert "An adapter for a base model that was not recorded." in text
     rewards = run_snippets(folder, text, monkeypatch)
     assert len(rewards) == 3
@@ -101,6 +115,44 @@ def test_snippets_of_an_adapter_merge_it_for_others(make_model_folder, monkeypat
     assert expected_reward(folder / "merged") == pytest.approx(rewards[0], rel=1e-4)
     text = render(folder, full_record())
     assert front_matter(text)["base_model_relation"] == "adapter"
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_an_adapter_with_a_new_pad_token_loads_as_its_card_says(
+    arch, make_model_folder, text_tokenizer, tmp_path, monkeypatch
+):
+    """`<|pad|>` is new here, so the base lacks its embedding: loading stock PEFT's usual way fails."""
+    monkeypatch.setattr(verify, "run_stock_scoring", score_in_process)
+    base = make_model_folder(arch, tokenizer=text_tokenizer)
+    tokenizer = tokenizer_of(base)
+    assert len(tokenizer) == len(text_tokenizer) + 1
+    folder = tmp_path / "lora"
+    save_adapter(reward_model(base, lora=True), tokenizer, folder, describe(reward_model(base, lora=True), tokenizer))
+    text = (folder / "README.md").read_text()
+    rewards = run_snippets(folder, text.partition("With hf_reward")[0], monkeypatch)
+    assert len(rewards) == 1
+    assert rewards[0] == pytest.approx(expected_reward(folder, "What is 2 + 2?4.<|endoftext|>"), rel=1e-5)
+    assert abs(rewards[0]) > 1e-3
+    with pytest.raises((AssertionError, RuntimeError, IndexError)):
+        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    assert verify_checkpoint(folder).equal
+    # What verification runs is what the card shows: a fault in it is a fault of the folder.
+    monkeypatch.setattr(stock_scoring, "load_adapter", lambda folder, base, **options: 1 / 0)
+    with pytest.raises(ValueError, match="division by zero"):
+        verify_checkpoint(folder)
+
+
+@pytest.mark.slow  # 20 s: a process of its own
+def test_the_code_of_an_adapters_card_needs_no_hf_reward(make_model_folder, text_tokenizer, tmp_path):
+    base = make_model_folder("llama", tokenizer=text_tokenizer)
+    model, tokenizer, folder = reward_model(base, lora=True), tokenizer_of(base), tmp_path / "lora"
+    save_adapter(model, tokenizer, folder, describe(model, tokenizer))
+    code = python_blocks((folder / "README.md").read_text())[0].replace('"lora"', repr(str(folder)))
+    code += "\nimport sys\nassert 'hf_reward' not in sys.modules\nprint('REWARD', reward)\n"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reward = float(done.stdout.rpartition("REWARD")[2])
+    assert reward == pytest.approx(expected_reward(folder, "What is 2 + 2?4.<|endoftext|>"), rel=1e-5)
 
 
 def test_a_backbone_without_a_stock_class_is_loaded_through_hf_reward(make_model_folder, monkeypatch):

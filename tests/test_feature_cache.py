@@ -100,7 +100,7 @@ def backbone_tokens(model: Any) -> Iterator[list[int]]:
 
 def computed_tokens(trainer: RewardTrainer) -> int:
     """Tokens that the backbone computes for an evaluation."""
-    trainer._packing_checked = True  # the check runs the backbone on two rows of its own
+    trainer._batches_checked = True  # the check runs the backbone on two rows of its own
     with backbone_tokens(trainer.model) as seen:
         trainer.evaluate()
     return sum(seen)
@@ -227,7 +227,7 @@ def test_the_backbone_reads_each_row_once_whatever_the_number_of_epochs(make_mod
     own = sum(len(ids) for row in rows for ids in row["input_ids"])
     repeated = sum((len(row["ranks"]) - 1) * row["prefix_length"] for row in rows)
     assert repeated > 0
-    trainer._packing_checked = True
+    trainer._batches_checked = True
     with backbone_tokens(trainer.model) as seen:
         trainer.train()
     assert len(seen) == 3
@@ -237,7 +237,7 @@ def test_the_backbone_reads_each_row_once_whatever_the_number_of_epochs(make_mod
         tmp_path / "llama", ranked_lists(), tmp_path / "run", packing=packing, num_train_epochs=2,
         eval_strategy="epoch", evaluation=ranked_lists(11)[8:],
     )  # fmt: skip
-    again._packing_checked = True
+    again._batches_checked = True
     with backbone_tokens(again.model) as seen:
         again.train()
     assert seen == []
@@ -246,7 +246,7 @@ def test_the_backbone_reads_each_row_once_whatever_the_number_of_epochs(make_mod
 def test_a_cache_larger_than_a_batch_is_computed_within_the_token_budget(make_model_folder, tmp_path):
     trainer = cached_trainer(make_model_folder("llama"), ranked_lists(), tmp_path / "run", max_tokens_per_batch=100)
     longest = max(row["length"] for row in trainer.train_dataset)
-    trainer._packing_checked = True
+    trainer._batches_checked = True
     with backbone_tokens(trainer.model) as seen:
         trainer.evaluate()
     assert len(seen) > 2
@@ -524,7 +524,7 @@ def test_an_exception_while_computing_leaves_nothing_behind(make_model_folder, t
     trainer = cached_trainer(
         make_model_folder("llama"), ranked_lists(), tmp_path / "run", per_device_eval_batch_size=3, num_train_epochs=2
     )  # fmt: skip
-    trainer._packing_checked = True
+    trainer._batches_checked = True
     trainer.model.train()
     before, calls = trainer.model.config._attn_implementation, []
 
@@ -550,7 +550,7 @@ def test_a_full_disk_leaves_the_model_and_torch_as_they_were(make_model_folder, 
     trainer = cached_trainer(
         make_model_folder("llama"), ranked_lists(), tmp_path / "run", per_device_eval_batch_size=3, num_train_epochs=2
     )  # fmt: skip
-    trainer._packing_checked = True
+    trainer._batches_checked = True
     trainer.model.train()
     before, open_file = trainer.model.config._attn_implementation, Path.open
 
@@ -910,7 +910,7 @@ def shared_run(rows: int, folder: Path, out: Path) -> tuple[RewardTrainer, dict[
         folder, ranked_lists(8), out, evaluation=ranked_lists(8 + rows)[8:], num_train_epochs=3, optim="sgd",
         learning_rate=0.1, per_device_train_batch_size=8 // processes, per_device_eval_batch_size=2,
     )  # fmt: skip
-    trainer._packing_checked = True
+    trainer._batches_checked = True
     with backbone_tokens(trainer.model) as seen:
         trainer.train()
         metrics = trainer.evaluate()

@@ -11,14 +11,17 @@ from saved_models import reward_model, tokenizer_of
 from tokenizers import processors
 
 from hf_reward import FormatRule
+from hf_reward.position_limits import position_limit
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.probes import (
+    LONGEST,
+    LONGEST_PROBE,
     PROBES,
     differing,
     format_probes,
-    position_limit,
     probe_record,
     probe_rewards,
+    read_probes,
     relative_differences,
     weight_dtype,
 )
@@ -135,12 +138,21 @@ def test_probes_fit_the_positions_that_a_model_has(kind, limit, request):
         assert all(given), "no turn of a prompt is cut to nothing"
 
 
-def test_position_limits_come_from_the_configuration(make_model_folder):
-    config = reward_model(make_model_folder("gpt2")).config
-    assert position_limit(config) == 512 - 4
-    with_none = reward_model(make_model_folder("llama")).config
-    with_none.max_position_embeddings = -1
-    assert position_limit(with_none) is None
+@pytest.mark.parametrize("limit", [24, 100, 512])
+@pytest.mark.parametrize("kind", ["chat", "text", "pair"])
+def test_one_probe_is_as_long_as_training_reads(kind, limit, request):
+    tokenizer = prepare_tokenizer(request.getfixturevalue(f"{kind}_tokenizer"))
+    probes = format_probes(tokenizer, limit=limit)
+    assert probes[-1].name == LONGEST
+    assert len(probes[-1].input_ids) == limit
+    assert all(probe.name != LONGEST for probe in format_probes(tokenizer, limit=LONGEST_PROBE + 1))
+
+
+@pytest.mark.parametrize("kind", ["chat", "text", "pair"])
+def test_probes_are_read_back_from_the_record(kind, request):
+    tokenizer = prepare_tokenizer(request.getfixturevalue(f"{kind}_tokenizer"))
+    probes = format_probes(tokenizer, limit=200, separator="|")
+    assert read_probes([probe.to_dict() for probe in probes], tokenizer) == probes
 
 
 def test_the_record_is_json_and_holds_every_compute_precision(make_model_folder):
@@ -151,8 +163,8 @@ def test_the_record_is_json_and_holds_every_compute_precision(make_model_folder)
     assert set(record["rewards"]) == {"float32", "bfloat16"}
     assert record["device"] == "cpu"
     assert [probe["name"] for probe in record["conversations"]] == list(PROBES)
-    for probe in record["conversations"]:  # the longest one is shortened to what the model can take
-        assert (probe["messages"] == PROBES[probe["name"]]) == (probe["name"] != "long")
+    for probe in record["conversations"]:  # rotary positions have no end, so none is shortened
+        assert probe["messages"] == PROBES[probe["name"]]
     first = torch.tensor([[int(word) for word in record["conversations"][0]["input_ids"].split()]])
     with torch.no_grad():
         assert record["rewards"]["float32"][0] == model(first).logits.item()
@@ -188,8 +200,8 @@ def test_left_padding_is_measured(arch, holds, make_model_folder):
 def test_alone_and_padded_rewards_agree(arch, make_model_folder):
     folder = make_model_folder(arch)
     model = reward_model(folder)
-    probes = format_probes(tokenizer_of(folder), limit=position_limit(model.config))
-    assert len(probes) == 8
+    probes = format_probes(tokenizer_of(folder), limit=position_limit(model))
+    assert len(probes) == (8 if position_limit(model) is None else 9)
     alone = probe_rewards(model, probes)
     assert torch.tensor(alone).std() > 0.01
     assert not differing(alone, probe_rewards(model, probes, left=False), 1e-5)
@@ -249,7 +261,7 @@ def test_differences_are_relative_above_one_and_infinite_to_what_is_no_number():
 def test_a_random_head_gives_probes_of_different_rewards(make_model_folder):
     folder = make_model_folder("bert")
     model = reward_model(folder)
-    probes = format_probes(tokenizer_of(folder), limit=position_limit(model.config))
+    probes = format_probes(tokenizer_of(folder), limit=position_limit(model))
     one = probe_rewards(model, probes)
     randomize_head(model, 7)
-    assert len(differing(one, probe_rewards(model, probes), 1e-5)) == 8
+    assert len(differing(one, probe_rewards(model, probes), 1e-5)) == 9

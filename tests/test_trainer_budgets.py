@@ -210,7 +210,7 @@ def test_a_frozen_backbone_with_cached_features_learns_the_same_under_a_budget(m
             model, ranked_lists(), tmp_path, evaluation=ranked_lists(5), max_steps=4, max_tokens_per_batch=budget,
             cache_features=cached, **SGD,
         )  # fmt: skip
-        trainer._check_packing(trainer.train_dataset)  # not counted
+        trainer._check_rows(trainer.train_dataset)  # not counted
         with Passes(trainer) as passes:
             trainer.train()
             log_loss = trainer.evaluate()["eval_log_loss"]

@@ -13,7 +13,7 @@ from test_trainer_budgets import SHARDED, in_two_processes
 from training_runs import QUIET, load, losses, make_trainer, settings
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord, RewardTrainer
-from hf_reward.probes import PROBES
+from hf_reward.probes import LONGEST, PROBES
 from hf_reward.verify import verify_checkpoint
 
 TOKEN = "hf_tOkEnThatMustNotBeWritten"
@@ -39,7 +39,7 @@ def test_every_checkpoint_carries_record_probes_and_card(make_model_folder, tmp_
     for place in ("checkpoint-1", "checkpoint-2", "."):
         folder = tmp_path / "run" / place
         records[place] = record = CheckpointRecord.load(folder)
-        assert [each["name"] for each in record.probes["conversations"]] == list(PROBES)
+        assert [each["name"] for each in record.probes["conversations"]] == [*PROBES, LONGEST]
         assert record.training["steps"] == (1 if place == "checkpoint-1" else 2)
         assert record.evaluation["step"] == record.training["steps"]
         assert 0 <= record.evaluation["accuracy"] <= 1

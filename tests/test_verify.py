@@ -70,7 +70,7 @@ def test_what_was_saved_is_equal(arch, make_model_folder, tmp_path, in_process):
     ways = {"each alone", "padded on the right", "text-classification pipeline"}
     ways |= {"padded on the left"} if arch in ("llama", "gemma2") else set()
     rewards = {f"rewards, {dtype}, {way}" for dtype in ("float32", "bfloat16") for way in ways}
-    assert names == {"config.json", "tokenizer", "weights", "token ids", *rewards}
+    assert names == {"config.json", "tokenizer", "weights", "token ids", "token ids, scorer", *rewards}
     assert str(result).startswith(f"{folder}: equal (largest difference in float32 ")
     content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert content["equal"] is True

@@ -1,5 +1,6 @@
 """Record and files of the folder -> what decides the snippets: how a text is given, and which programs take it."""
 
+import inspect
 import json
 from typing import Any
 
@@ -7,6 +8,8 @@ import transformers
 
 from hf_reward.card.facts import CardFacts, read_json
 from hf_reward.custom_code import brings_code
+from hf_reward.stock_scoring import load_adapter
+from hf_reward.verify import needs_hf_reward
 
 
 def snippet_choices(facts: CardFacts) -> dict[str, Any]:
@@ -15,12 +18,14 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
     tokens = read_json(facts.folder / "tokenizer_config.json", dict)
     architecture = str((config.get("architectures") or [""])[0])
     own_code = brings_code(facts.folder)
-    is_stock = own_code or facts.is_adapter or not architecture or hasattr(transformers, architecture)
+    is_stock = own_code or not architecture or hasattr(transformers, architecture)
+    if facts.is_adapter:
+        is_stock = own_code or _is_stock_adapter(facts)
     has_end = not tokens or (tokens.get("eos_token") is not None and not tokens.get("add_eos_token"))
     separator = str(facts.record.format.get("separator") or "")
-    pad = facts.record.pad_token_id
     trust = ", trust_remote_code=True" if own_code else ""
-    options = f', num_labels=1, problem_type="regression", pad_token_id={pad}' if facts.is_adapter else ""
+    quantization = facts.record.quantization  # the adapter was fitted to the quantised weights
+    options = f", quantization_config={quantization!r}" if quantization else ""
     return {
         "own_code": own_code,
         "trust": trust,
@@ -32,12 +37,22 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
             ["prompt", *([json.dumps(separator)] if separator else []), "response"]
             + (["tokenizer.eos_token"] if has_end else [])
         ),
-        "options": options + trust,
+        "options": trust,
+        "adapter_code": inspect.getsource(load_adapter),
+        "adapter_options": options + trust,
         "is_adapter": facts.is_adapter,
         "is_stock": is_stock,
         "sglang": _sglang(architecture),
         "has_probes": bool(facts.record.probes.get("conversations")),
     }
+
+
+def _is_stock_adapter(facts: CardFacts) -> bool:
+    """Whether stock PEFT loads it; taken for granted where the base is not at hand."""
+    try:
+        return not needs_hf_reward(facts.folder)
+    except (OSError, ValueError):
+        return True
 
 
 def _kind(facts: CardFacts, tokens: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ class Metrics:
         self.rejected = self._counter("rejected", "Requests that were refused, by reason.", "reason")
         self.rows = self._counter("rows_scored", "Responses that the model computed.")
         self.tokens = self._counter("tokens_scored", "Tokens of these; beginnings that rows share count once.")
+        self.truncated = self._counter("rows_truncated", "Responses whose prompt was cut to fit the model.")
         self.failed_batches = self._counter("failed_batches", "Batches at which the model raised an error.")
         self.latency = self._histogram("request_seconds", "Time from request to answer.", _SECONDS, "endpoint")
         self.batch_seconds = self._histogram("batch_seconds", "Time that the model took for a batch.", _SECONDS)

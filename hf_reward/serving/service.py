@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from starlette.requests import Request
 
+from hf_reward.position_limits import position_limit
 from hf_reward.preference_row import common_prefix
-from hf_reward.probes import position_limit
 from hf_reward.response_encoding import EncodedResponse
 from hf_reward.reward_head import bare_model
 from hf_reward.reward_scorer import RewardScorer
@@ -76,7 +76,7 @@ class RewardService:
         self.name = settings.served_model_name or (folder.resolve().name if folder.is_dir() else scorer.name)
         config = bare_model(scorer.model).config
         self.label = (getattr(config, "id2label", None) or {}).get(0)
-        self._position_limit = position_limit(config)
+        self._position_limit = position_limit(scorer.model)
         self._large_encoder = scorer.copy_encoder()
         self.metrics = Metrics()
         limits = QueueLimits(
@@ -147,6 +147,7 @@ class RewardService:
             problems = {place: each.public_problem for place, each in enumerate(encoded) if each.problem}
             if problems:
                 raise UnscorableError(problems, rows, is_too_large=any(each.is_too_large for each in encoded))
+            self.metrics.truncated.inc(sum(each.cut_tokens > 0 for each in encoded))
             return [Ticket(each, len(each.input_ids), tuple(each.input_ids[:_KIN_TOKENS])) for each in encoded]
 
         outcomes = await _explained(self.batcher.submit(tickets, rows, is_large=is_large))

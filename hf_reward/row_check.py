@@ -1,0 +1,108 @@
+"""Rows and a model -> can it read them, and is its reward for a row the same in every batch?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_reward.data_collator import UNUSED_COLUMNS, DataCollatorForPreference
+from hf_reward.packing_check import ROUNDING_TOLERANCE
+from hf_reward.position_limits import position_limit
+from hf_reward.probes import evaluating, true_float32, weight_dtype
+from hf_reward.reward_head import RewardModel, bare_model, output_layers
+from hf_reward.rewards import compute_rewards
+from hf_reward.samplers import longest_sequences
+
+TokenSequence = tuple[list[int], list[int] | None]
+"""Token ids, and token types where the tokenizer makes them."""
+
+_TOLERANCE = 1e-3
+"""Relative, in float32: rounding stays far below it, and XLNet's rewards differ by more than their own size."""
+_ONE: dict[str, Any] = {"ranks": [0], "prefix_length": 0}
+
+
+def require_positions(model: PreTrainedModel, data: Any) -> None:
+    """Refuse prepared rows that reach beyond a model's positions: those that were not cut to `max_length` here.
+
+    Args:
+        model: The bare reward model.
+        data: Prepared rows; those of a stream are not known yet.
+
+    Raises:
+        ValueError: If a row is too long; the message says how many are, and which is the first.
+    """
+    limit = position_limit(model)
+    if limit is None or not isinstance(data, Dataset) or not len(data):
+        return
+    lengths = longest_sequences(data)
+    places = np.flatnonzero(lengths > limit)
+    if not len(places):
+        return
+    first = int(places[0])
+    raise ValueError(
+        f"{len(places)} of {len(lengths)} rows are longer than the positions of {type(model).__name__} reach, which "
+        f"is {limit} tokens: the first is row {data[first]['row']} with {lengths[first]}. Prepare the data with "
+        f"`max_length={limit}` or less."
+    )
+
+
+def batch_problem(model: RewardModel, sequences: Sequence[TokenSequence]) -> str | None:
+    """Why a model's rewards depend on the batch, or None: the shortest of some sequences alone, and beside the longest.
+
+    The inputs of the head are compared and not rewards: a new head of zeros would hide every fault.
+
+    Args:
+        model: A reward model, whole in this process; mode and random state are as before afterwards.
+        sequences: Formatted sequences.
+
+    Returns:
+        The reason, with what to do about it.
+    """
+    ordered = sorted(sequences, key=lambda each: len(each[0]))
+    if len(ordered) < 2:
+        return None
+    alone, beside = _head_inputs(model, ordered[:1]), _head_inputs(model, [ordered[0], ordered[-1]])[:1]
+    error = float((alone - beside).norm() / alone.norm().clamp(min=1e-12))
+    bare: Any = bare_model(model)
+    rounds = weight_dtype(bare) != torch.float32 or getattr(bare, "is_quantized", False)
+    rounds = rounds or "_original_forward" in vars(bare)  # accelerate's autocast is around it
+    if error <= (ROUNDING_TOLERANCE if rounds else _TOLERANCE):
+        return None
+    return (
+        f"{type(bare).__name__} gives a row of {len(ordered[0][0])} tokens another reward beside a row of "
+        f"{len(ordered[-1][0])} tokens than alone: what its head reads differs by {error:.1e} of its size. It reads a "
+        "fixed position, or lets padding through (as XLNet and FNet do), so its rewards would depend on the batch. Use "
+        "an architecture whose classifier keeps to the attention mask."
+    )
+
+
+@torch.no_grad()
+def _head_inputs(model: RewardModel, sequences: Sequence[TokenSequence]) -> Tensor:
+    """What the last layer of the head gets for each sequence of a padded batch, shape `(N, H)`, float32."""
+    bare: Any = bare_model(model)
+    rows = [
+        {"input_ids": [ids], "token_type_ids": None if types is None else [types], **_ONE, **UNUSED_COLUMNS}
+        for ids, types in sequences
+    ]
+    batch = DataCollatorForPreference(bare.config.get_text_config().pad_token_id or 0)(rows)
+    seen: list[Tensor] = []
+    # PEFT keeps an unused copy of the head beside the trained one, so only one of the layers is called.
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for _, layer in output_layers(bare)
+    ]
+    try:
+        with evaluating(model), true_float32(), torch.random.fork_rng(_cuda_devices(bare)):
+            compute_rewards(model, send_to_device(batch, bare.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen[0].float().reshape(len(sequences), -1)
+
+
+def _cuda_devices(model: PreTrainedModel) -> list[torch.device]:
+    return [model.device] if model.device.type == "cuda" else []

@@ -25,7 +25,7 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
     separator = str(facts.record.format.get("separator") or "")
     trust = ", trust_remote_code=True" if own_code else ""
     quantization = facts.record.quantization  # the adapter was fitted to the quantised weights
-    options = f", quantization_config={quantization!r}" if quantization else ""
+    quantized = f", quantization_config={quantization!r}" if quantization else ""
     return {
         "own_code": own_code,
         "trust": trust,
@@ -37,9 +37,8 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
             ["prompt", *([json.dumps(separator)] if separator else []), "response"]
             + (["tokenizer.eos_token"] if has_end else [])
         ),
-        "options": trust,
         "adapter_code": inspect.getsource(load_adapter),
-        "adapter_options": options + trust,
+        "adapter_options": quantized + trust,
         "is_adapter": facts.is_adapter,
         "is_stock": is_stock,
         "sglang": _sglang(architecture),

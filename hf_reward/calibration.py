@@ -12,6 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from hf_reward.intervals import (
+    FEW_CLUSTERS,
+    Interval,
+    Spread,
+    clustered_interval,
+    design_effect,
+    jackknife,
+    squares_interval,
+    t_interval,
+)
 from hf_reward.metrics import brier_score, log_loss, pairwise_credit
 
 FloatArray = NDArray[np.floating]
@@ -29,6 +39,8 @@ class Slope:
     low: float
     """95% interval, clustered by prompt; NaN where there is none."""
     high: float
+    spread: Spread | None = None
+    """What the interval is made from."""
 
     @property
     def temperature(self) -> float:
@@ -54,7 +66,7 @@ class ReliabilityBin:
     """How often that side is the preferred one, ties half."""
     count: int
     low: float
-    """95% Wilson interval of the accuracy."""
+    """95% interval of the accuracy, clustered by prompt; NaN for the pairs of one prompt."""
     high: float
 
 
@@ -62,8 +74,8 @@ def fit_slope(gaps: FloatArray, clusters: IntArray | None = None) -> Slope:
     """Fit P(preferred response wins) = sigmoid(b * gap) without intercept, by maximum likelihood.
 
     The likelihood of b is concave, so b is the one root of its derivative sum_i gap_i sigmoid(-b gap_i), which is
-    bracketed and bisected; Newton steps can diverge here. The interval is b +- t * sqrt(meat) / information with
-    meat = G / (G - 1) * sum over prompts of (sum of score)^2 and G - 1 degrees of freedom.
+    bracketed and bisected; Newton steps can diverge here. The interval is that of `t_interval` with the jackknife over
+    prompts, each left out by one Newton step from b: b - (sum of its scores) / (information without it).
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
@@ -76,8 +88,8 @@ def fit_slope(gaps: FloatArray, clusters: IntArray | None = None) -> Slope:
         ValueError: If there is no pair, a gap is not finite, or all gaps are 0.
 
     Source:
-        Guo et al. (2017), "On calibration of modern neural networks", section 4.2; Liang and Zeger (1986) for the
-        interval.
+        Guo et al. (2017), "On calibration of modern neural networks", section 4.2; Lipsitz, Dear and Zhao (1994),
+        "Jackknife estimators of variance for parameter estimates from estimating equations", for the interval.
     """
     gaps = _checked(gaps)
     if not gaps.any():
@@ -96,29 +108,37 @@ def fit_slope(gaps: FloatArray, clusters: IntArray | None = None) -> Slope:
     while derivative(-reach) * derivative(reach) > 0:
         reach *= 2
     slope = float(optimize.brentq(derivative, -reach, reach, xtol=1e-14, rtol=1e-14)) / scale  # pyright: ignore[reportArgumentType]
-    low, high = _slope_interval(gaps, slope, np.arange(len(gaps)) if clusters is None else np.asarray(clusters))
-    return Slope(slope, low, high)
+    spread = _slope_spread(gaps, slope, _places(gaps, clusters))
+    found = t_interval(spread)
+    return Slope(slope, found.low, found.high, spread)
 
 
-def _slope_interval(gaps: FloatArray, slope: float, clusters: IntArray) -> tuple[float, float]:
-    labels, place = np.unique(clusters, return_inverse=True)
-    count = len(labels)
-    if count < 2:
-        return np.nan, np.nan
+def _slope_spread(gaps: FloatArray, slope: float, place: IntArray) -> Spread:
     wrong = special.expit(-slope * gaps)
-    scores = np.bincount(place, weights=gaps * wrong, minlength=count)
-    information = np.sum(gaps**2 * wrong * (1 - wrong))
-    error = np.sqrt(count / (count - 1) * np.sum(scores**2)) / information
-    reach = stats.t.ppf(0.975, count - 1) * error
-    return float(slope - reach), float(slope + reach)
+    scores = np.bincount(place, weights=gaps * wrong)
+    information = np.bincount(place, weights=gaps**2 * wrong * (1 - wrong))
+    total = float(information.sum())
+    with np.errstate(divide="ignore", invalid="ignore"):  # from one prompt nothing is left
+        left_out = slope - scores / (total - information)
+    return jackknife(slope, left_out, information / total, np.bincount(place).astype(float))
 
 
-def reliability_bins(gaps: FloatArray, num_bins: int | None = None) -> list[ReliabilityBin]:
+def _places(gaps: FloatArray, clusters: IntArray | None) -> IntArray:
+    """Number of each pair's prompt, from 0; without prompts every pair is its own."""
+    if clusters is None:
+        return np.arange(len(gaps))
+    return np.unique(np.asarray(clusters), return_inverse=True)[1]
+
+
+def reliability_bins(
+    gaps: FloatArray, num_bins: int | None = None, clusters: IntArray | None = None
+) -> list[ReliabilityBin]:
     """Bins of equally many pairs, least confident first.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
         num_bins: How many; by default one for every 50 pairs, 15 at the most.
+        clusters: Prompt of each pair, shape `(M,)`; without it every pair is its own prompt.
 
     Returns:
         The bins.
@@ -128,16 +148,12 @@ def reliability_bins(gaps: FloatArray, num_bins: int | None = None) -> list[Reli
     """
     gaps = _checked(gaps)
     confidence, right = _confidence(gaps)
+    place = _places(gaps, clusters)
     bins = []
     for members in _equal_bins(confidence, num_bins):
-        count = len(members)
-        wins = float(right[members].sum())
-        bounds = stats.binomtest(round(wins), count).proportion_ci(method="wilson")
-        bins.append(
-            ReliabilityBin(
-                float(confidence[members].mean()), wins / count, count, float(bounds.low), float(bounds.high)
-            )
-        )
+        found = clustered_interval(right[members], place[members])
+        means = float(confidence[members].mean()), float(right[members].mean())
+        bins.append(ReliabilityBin(*means, len(members), found.low, found.high))
     return bins
 
 
@@ -160,36 +176,73 @@ def calibration_error(gaps: FloatArray, num_bins: int | None = None) -> float:
     return _naive_error(*_confidence(gaps), num_bins)
 
 
-def calibration_floor(gaps: FloatArray, num_bins: int | None = None, *, draws: int = 200, seed: int = 0) -> float:
+def calibration_floor(
+    gaps: FloatArray,
+    num_bins: int | None = None,
+    clusters: IntArray | None = None,
+    *,
+    draws: int = 200,
+    seed: int = 0,
+) -> float:
     """What `calibration_error` would be on average if the model were calibrated.
+
+    Outcomes are drawn from the model's own probabilities, independently. Pairs of a prompt that turn out alike make the
+    error of a bin larger by the square root of the design effect of what is left after its mean.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
         num_bins: As in `reliability_bins`.
-        draws: How often outcomes are drawn from the model's own probabilities.
+        clusters: Prompt of each pair, shape `(M,)`; without it every pair is its own prompt.
+        draws: How often outcomes are drawn.
         seed: Of the draws.
 
     Returns:
-        The mean error over the draws.
+        The mean error over the draws; NaN for the pairs of one prompt.
     """
-    confidence, _ = _confidence(_checked(gaps))
+    gaps = _checked(gaps)
+    confidence, right = _confidence(gaps)
     random = np.random.default_rng(seed)
     outcomes = (random.random((draws, len(confidence))) < confidence).astype(float)
-    return float(np.mean([_naive_error(confidence, right, num_bins) for right in outcomes]))
+    independent = float(np.mean([_naive_error(confidence, each, num_bins) for each in outcomes]))
+    if clusters is None:
+        return independent
+    rest = right - confidence
+    for members in _equal_bins(confidence, num_bins):
+        rest[members] -= rest[members].mean()
+    return independent * float(np.sqrt(_effect_within_bins(rest, confidence, _places(gaps, clusters), num_bins)))
 
 
-def debiased_calibration_error(gaps: FloatArray, num_bins: int | None = None) -> float:
+def _effect_within_bins(rest: FloatArray, confidence: FloatArray, place: IntArray, num_bins: int | None) -> float:
+    """Design effect of means of bins, one for all bins; `rest` has the mean 0 in each. 1 at the least."""
+    clustered = independent = 0.0
+    for members in _equal_bins(confidence, num_bins):
+        clustered += _variance(rest[members], place[members])
+        independent += _variance(rest[members], np.arange(len(members)))
+    return max(1.0, clustered / independent) if independent > 0 else float(np.nan if np.isnan(clustered) else 1.0)
+
+
+def _variance(values: FloatArray, place: IntArray) -> float:
+    """Variance of the mean of values: G / (G - 1) * sum over prompts of (sum of v - mean)^2, over n^2; NaN of one."""
+    sums = np.bincount(np.unique(place, return_inverse=True)[1], weights=values - values.mean())
+    return float(len(sums) / (len(sums) - 1) * np.sum(sums**2)) / len(values) ** 2 if len(sums) > 1 else float("nan")
+
+
+def debiased_calibration_error(
+    gaps: FloatArray, num_bins: int | None = None, clusters: IntArray | None = None
+) -> float:
     """Root mean squared calibration error with the part that chance adds taken off.
 
-    sign(s) * sqrt|s| with s = sum_b (n_b / M) [(acc_b - conf_b)^2 - acc_b (1 - acc_b) / (n_b - 1)]: around 0 for a
-    calibrated model, and negative half of the time.
+    sign(s) * sqrt|s| with s = sum_b (n_b / M) [(acc_b - conf_b)^2 - v_b]: around 0 for a calibrated model, and negative
+    half of the time. v_b is the variance of acc_b: acc_b (1 - acc_b) / (n_b - 1) if every pair is its own prompt, else
+    G / (G - 1) * sum over the bin's G prompts of (sum of outcome - acc_b)^2, over n_b^2, which is the same then.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
         num_bins: As in `reliability_bins`.
+        clusters: Prompt of each pair, shape `(M,)`.
 
     Returns:
-        The error with its sign.
+        The error with its sign; NaN where a bin holds the pairs of one prompt.
 
     Raises:
         ValueError: If a bin would hold fewer than two pairs.
@@ -199,6 +252,7 @@ def debiased_calibration_error(gaps: FloatArray, num_bins: int | None = None) ->
     """
     gaps = _checked(gaps)
     confidence, right = _confidence(gaps)
+    place = _places(gaps, clusters)
     total = 0.0
     for members in _equal_bins(confidence, num_bins):
         count = len(members)
@@ -206,21 +260,63 @@ def debiased_calibration_error(gaps: FloatArray, num_bins: int | None = None) ->
             raise ValueError(f"Each bin needs two pairs or more, but {len(gaps)} pairs are too few. Use fewer bins.")
         accuracy = right[members].mean()
         square = (accuracy - confidence[members].mean()) ** 2
-        total += count / len(gaps) * (square - accuracy * (1 - accuracy) / (count - 1))
-    return float(np.sign(total) * np.sqrt(abs(total)))
+        total += count / len(gaps) * (square - _variance(right[members], place[members]))
+    return _signed_root(total)
 
 
-def spiegelhalter(gaps: FloatArray) -> tuple[float, float]:
-    """Spiegelhalter's test of calibration.
+def _signed_root(square: float) -> float:
+    return float(np.sign(square) * np.sqrt(abs(square)))
 
-    Z = sum (y - p)(1 - 2p) / sqrt(sum (1 - 2p)^2 p (1 - p)), standard normal if outcomes follow the probabilities p.
-    Above 0 is overconfident, below 0 underconfident.
+
+def calibration_error_interval(
+    gaps: FloatArray, num_bins: int | None = None, clusters: IntArray | None = None
+) -> Interval:
+    """95% interval of the root mean squared calibration error of which `debiased_calibration_error` is the estimate.
+
+    The true error is 0 or more, so a lower bound of 0 or less does not exclude that the model is calibrated; it is
+    moved down to the estimate where that is below 0.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
+        num_bins: As in `reliability_bins`.
+        clusters: Prompt of each pair, shape `(M,)`; without it every pair is its own prompt.
 
     Returns:
-        Z, and the two-sided p-value; NaN both where every probability is 0.5.
+        The root of `squares_interval` of the bins' differences; none from fewer than 20 prompts, where it does not hold
+        the truth often enough.
+    """
+    gaps = _checked(gaps)
+    confidence, right = _confidence(gaps)
+    place = _places(gaps, clusters)
+    count = int(place.max()) + 1
+    estimate = debiased_calibration_error(gaps, num_bins, clusters)
+    if count < FEW_CLUSTERS or np.isnan(estimate):
+        return Interval(np.nan, np.nan, count, "none")
+    means, parts = [], []
+    for members in _equal_bins(confidence, num_bins):
+        over, weight = right[members] - confidence[members], np.sqrt(len(members) / len(gaps))
+        means.append(weight * over.mean())
+        sums = np.bincount(place[members], weights=over - over.mean(), minlength=count)
+        parts.append(weight * sums / len(members))
+    found = squares_interval(np.array(means), np.array(parts).T)
+    low, high = float(np.sqrt(found.low)), float(np.sqrt(found.high))
+    return Interval(min(low, estimate), max(high, estimate), count, found.method)
+
+
+def spiegelhalter(gaps: FloatArray, clusters: IntArray | None = None) -> tuple[float, float]:
+    """Spiegelhalter's test of calibration.
+
+    Z = sum (y - p)(1 - 2p) / sqrt(d sum (1 - 2p)^2 p (1 - p)). With d = 1, where every pair is its own prompt, it is
+    standard normal if outcomes follow the probabilities p. Else d is the design effect of the summands, and t with a
+    degree of freedom fewer than prompts takes the place of the normal distribution. Above 0 is overconfident, below 0
+    underconfident.
+
+    Args:
+        gaps: Finite gaps, shape `(M,)`.
+        clusters: Prompt of each pair, shape `(M,)`; without it every pair is its own prompt.
+
+    Returns:
+        Z, and the two-sided p-value; NaN both where every probability is 0.5, or all pairs are of one prompt.
 
     Source:
         Spiegelhalter (1986), "Probabilistic prediction in patient management and clinical trials".
@@ -232,8 +328,14 @@ def spiegelhalter(gaps: FloatArray) -> tuple[float, float]:
     if variance == 0:
         return float("nan"), float("nan")
     # A tie has weight 0, so it does not matter that y is not known for it.
-    score = float(np.sum((1 - wins) * weight) / np.sqrt(variance))
-    return score, float(2 * stats.norm.sf(abs(score)))
+    summands = (1 - wins) * weight
+    score = float(np.sum(summands) / np.sqrt(variance))
+    place = _places(gaps, clusters)
+    count = int(place.max()) + 1
+    if count == len(gaps):
+        return score, float(2 * stats.norm.sf(abs(score)))
+    score /= float(np.sqrt(design_effect(summands, place)))
+    return score, float(2 * stats.t.sf(abs(score), count - 1)) if count > 1 else float("nan")
 
 
 def calibration_metrics(
@@ -248,22 +350,25 @@ def calibration_metrics(
         seed: Of the floor's draws.
 
     Returns:
-        `slope`, `slope_ci_low`, `slope_ci_high`, `temperature`, `ece_debiased`, `ece_naive`, `ece_floor`,
-        `brier_score`, `log_loss`, `spiegelhalter_z`, `spiegelhalter_p`, `num_pairs`, `num_bins`. The slope is fitted on
-        these very pairs; for the error that is left after scaling, fit on others. `temperature` is NaN unless
-        `Slope.suggests_temperature`.
+        `slope`, `slope_ci_low`, `slope_ci_high`, `temperature`, `ece_debiased` with `ece_debiased_ci_low` and
+        `ece_debiased_ci_high` (NaN from fewer than 20 prompts), `ece_naive`, `ece_floor`, `brier_score`, `log_loss`,
+        `spiegelhalter_z`, `spiegelhalter_p`, `num_pairs`, `num_bins`. The slope is fitted on these very pairs; for the
+        error that is left after scaling, fit on others. `temperature` is NaN unless `Slope.suggests_temperature`.
     """
     gaps = _checked(gaps)
     slope = fit_slope(gaps, clusters)
-    score, p_value = spiegelhalter(gaps)
+    score, p_value = spiegelhalter(gaps, clusters)
+    error = calibration_error_interval(gaps, num_bins, clusters)
     return {
         "slope": slope.value,
         "slope_ci_low": slope.low,
         "slope_ci_high": slope.high,
         "temperature": slope.temperature if slope.suggests_temperature else float("nan"),
-        "ece_debiased": debiased_calibration_error(gaps, num_bins),
+        "ece_debiased": debiased_calibration_error(gaps, num_bins, clusters),
+        "ece_debiased_ci_low": error.low,
+        "ece_debiased_ci_high": error.high,
         "ece_naive": calibration_error(gaps, num_bins),
-        "ece_floor": calibration_floor(gaps, num_bins, seed=seed),
+        "ece_floor": calibration_floor(gaps, num_bins, clusters, seed=seed),
         "brier_score": brier_score(gaps),
         "log_loss": log_loss(gaps),
         "spiegelhalter_z": score,

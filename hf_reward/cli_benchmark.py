@@ -169,7 +169,7 @@ def compare(
     b: Annotated[Path, typer.Argument(help="Folder of another run over the same rows.")],
     as_json: AsJson = False,
 ) -> None:
-    """Paired difference of two runs, A minus B, with its 95% interval and McNemar's exact test."""
+    """Paired difference of two runs, A minus B, with its 95% interval and p-value, both by prompt."""
     from hf_reward.benchmarks.comparing import compare as compare_runs
 
     _print(compare_runs(a, b), as_json, print_comparison)
@@ -284,6 +284,13 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
             f"as clusters allows for that; with responses resampled instead, of the same prompts, the overall score is "
             f"within {_interval(shared['ci'])}{few}."
         )
+    over = results.get("over_length")
+    if over and over["ci"]:
+        lines.append(
+            f"Over the strongest length rule ({over['rule']}, {_share(over['score'])}): "
+            f"{100 * over['difference']:+.1f} ({_points(over['ci'])})."
+        )
+    lines += results.get("doubts", ())
     if results["too_few_prompts"]:
         lines.append("Fewer than 20 prompts: the intervals cannot be trusted.")
     lines += results["notes"]
@@ -313,28 +320,32 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "A", "B", "A - B", "95% interval", title=found["title"], title_justify="left")
+    table = Table("", "A", "B", "A - B", "95% interval", "p", title=found["title"], title_justify="left")
     first, second = found["a"]["overall"], found["b"]["overall"]
     table.add_row("overall", *_compared(first, second, found), end_section=True)
     for name, each in found["sections"].items():
         table.add_row(name, *_compared(each["a"], each["b"], each))
     console = Console()
     console.print(table)
-    test = found["mcnemar"]
-    console.print(
-        f"  Rows that only A gets wholly right: {test['only_a_right']}, only B: {test['only_b_right']}; McNemar's "
-        f"exact test p = {test['p_value']:.3g}. {found['n']} rows of {found['prompts']} prompts.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    lines = [f"{found['n']} rows of {found['prompts']} prompts; interval and p-value leave out whole prompts."]
+    if found["too_few_prompts"]:
+        lines.append("Fewer than 20 prompts: too few for a verdict.")
+    if test := found["mcnemar"]:
+        lines.append(
+            f"Every prompt has one row. Only A gets {test['only_a_right']} wholly right, only B "
+            f"{test['only_b_right']}; McNemar's exact test p = {test['p_value']:.3g}."
+        )
+    for line in lines:
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
     if found["partial"]:
         console.print(
             f"  PARTIAL. Lacks: {', '.join(found['partial'])}.", highlight=False, soft_wrap=True, markup=False
         )
 
 
-def _compared(a: float, b: float, found: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    return _share(a), _share(b), f"{100 * found['difference']:+.1f}", _points(found["ci"])
+def _compared(a: float, b: float, found: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    tail = "-" if found["p_value"] is None else f"{found['p_value']:.3g}"
+    return _share(a), _share(b), f"{100 * found['difference']:+.1f}", _points(found["ci"]), tail
 
 
 def _share(value: float | None) -> str:

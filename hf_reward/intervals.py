@@ -8,7 +8,7 @@ are bounded: theirs are Wilson's intervals for as many independent rows as would
 Shapes: M values, C clusters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,27 @@ def mean_spread(values: FloatArray, clusters: IntArray | Sequence[Any]) -> Sprea
     return jackknife(mean, left_out, sizes / total, sizes)
 
 
+def design_effect(values: FloatArray, clusters: IntArray | Sequence[Any]) -> float:
+    """How many times larger the variance of the mean is than it would be with independent rows, 1 at the least.
+
+    Args:
+        values: One for each row, shape `(M,)`.
+        clusters: Cluster of each, shape `(M,)`.
+
+    Returns:
+        The ratio of the clustered to the usual estimate of the variance; 1 where each row is a cluster or values are
+        equal, NaN where all are one cluster.
+
+    Source:
+        Kish (1965), "Survey sampling", section 8.2.
+    """
+    spread = mean_spread(values, clusters)
+    if np.isnan(spread.error):
+        return float("nan")
+    usual = float(np.var(values)) / max(1, len(values) - 1)
+    return max(1.0, spread.error**2 / usual) if usual > _TINY**2 else 1.0
+
+
 # --- a mean of any size ----------------------------------------------------------------------------------------------
 
 
@@ -172,7 +193,9 @@ def t_p_value(spread: Spread, null: float = 0.0, *, above: bool = False) -> floa
 def rate_interval(spread: Spread, level: float = 0.95) -> Interval:
     """Wilson's interval of a rate, with rows divided by the design effect and t in place of the normal quantile.
 
-    Where all clusters have the same rate, such as 1, each counts as one row.
+    Where all clusters have the same rate r, each counts as one row, and other rates may be those of a share u of the
+    clusters that were not drawn, u being Wilson's upper bound of 0: from r (1 - u) to r + (1 - r) u. For r of 0 and 1
+    that is Wilson's interval.
 
     Args:
         spread: Of a number in [0, 1].
@@ -188,7 +211,12 @@ def rate_interval(spread: Spread, level: float = 0.95) -> Interval:
     if np.isnan(spread.error):
         return _none(spread)
     rate = float(np.clip(spread.estimate, 0, 1))
-    low, high = _wilson(rate, spread.independent_rows(rate * (1 - rate)), spread.score(level))
+    size = spread.independent_rows(rate * (1 - rate))
+    if spread.varies:
+        low, high = _wilson(rate, size, spread.score(level))
+    else:
+        unseen = _wilson(0.0, size, spread.score(level))[1]
+        low, high = rate * (1 - unseen), rate + (1 - rate) * unseen
     return Interval(min(low, rate), max(high, rate), spread.num_clusters, "clustered-wilson")
 
 
@@ -207,7 +235,12 @@ def rate_p_value(spread: Spread, null: float, *, above: bool = False) -> float |
         return None
     rate = float(np.clip(spread.estimate, 0, 1))
     size = spread.independent_rows(rate * (1 - rate))
-    return _tail((rate - null) / np.sqrt(null * (1 - null) / size), spread.num_clusters, above)
+    if spread.varies:
+        score = (rate - null) / np.sqrt(null * (1 - null) / size)
+    else:
+        distance = rate - null
+        score = np.sign(distance) * np.sqrt(size * abs(distance) / (null if distance > 0 else 1 - null))
+    return _tail(float(score), spread.num_clusters, above)
 
 
 def clustered_interval(credits: FloatArray, clusters: IntArray | Sequence[Any], level: float = 0.95) -> Interval:
@@ -322,6 +355,61 @@ def mean_difference(values: FloatArray, clusters: IntArray | Sequence[Any]) -> D
     values = np.asarray(values, dtype=np.float64)
     gains, losses = float(np.maximum(values, 0).mean()), float(np.maximum(-values, 0).mean())
     return Difference(mean_spread(values, clusters), gains, losses)
+
+
+# --- a sum of squares ------------------------------------------------------------------------------------------------
+
+
+def squares_interval(means: FloatArray, parts: FloatArray, level: float = 0.95) -> Interval:
+    """Interval of the sum of the squared true values of some means that vary together.
+
+    The sum of the observed squares is a quadratic form of correlated normal means: about `scale` times a noncentral
+    chi-square with the same mean and variance where the true values are 0. Its noncentrality is what the interval
+    bounds; as the variances are estimated from clusters, F takes the place of chi-square.
+
+    Args:
+        means: Observed values, shape `(B,)`.
+        parts: What each cluster adds to each mean beyond its share, shape `(C, B)`: they sum to 0 over clusters.
+        level: Such as 0.95.
+
+    Returns:
+        The interval; its lower bound is 0 where means of 0 are not excluded.
+
+    Source:
+        Satterthwaite (1946) for the scale and the degrees of freedom; Steiger and Fouladi (1997), "Noncentrality
+        interval estimation", for bounds by inverting the distribution.
+    """
+    count = len(parts)
+    if count < 2:
+        return Interval(np.nan, np.nan, count, "none")
+    covariance = parts.T @ parts * count / (count - 1)
+    trace, square = float(np.trace(covariance)), float(np.sum(covariance**2))
+    found = float(means @ means)
+    if trace <= 0:
+        return Interval(found, found, count, "noncentral-f")
+    scale, freedom = square / trace, trace**2 / square
+    variances = np.sum(parts**2, axis=1)
+    noise = float(np.sum((variances - variances.mean()) ** 2))
+    others = max(count - 1.0, 2 * variances.sum() ** 2 / noise - 1) if noise > 0 else 1e6
+    ratio = found / scale / freedom
+
+    def chance(noncentrality: float) -> float:
+        if noncentrality <= 0:
+            return float(stats.f.cdf(ratio, freedom, others))
+        return float(stats.ncf.cdf(ratio, freedom, others, noncentrality))
+
+    low, high = (_noncentrality(chance, (1 + side * level) / 2, found / scale) for side in (1, -1))
+    return Interval(scale * low, scale * high, count, "noncentral-f")
+
+
+def _noncentrality(chance: Callable[[float], float], target: float, start: float) -> float:
+    """Where `chance`, which falls, is `target`; 0 where it is below from the start."""
+    if chance(0.0) <= target:
+        return 0.0
+    high = max(1.0, start)
+    while chance(high) > target:
+        high *= 2
+    return float(optimize.brentq(lambda value: chance(value) - target, 0.0, high, xtol=1e-6))  # pyright: ignore[reportArgumentType]
 
 
 def _tail(score: float, num_clusters: int, above: bool) -> float:

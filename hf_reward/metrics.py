@@ -6,13 +6,15 @@ places, so a metric sees every row once instead of averaging over batches. Lists
 Shapes: R rows, K responses in a row, M strict pairs.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from hf_reward.intervals import FEW_CLUSTERS, clustered_interval
+from hf_reward.intervals import FEW_CLUSTERS, Difference, clustered_interval, mean_difference
 from hf_reward.intervals import Interval as Interval  # its name before intervals had a module
 
 PADDING_RANK = -100
@@ -75,6 +77,60 @@ def length_rule_credit(lengths: IntArray, pairs: StrictPairs) -> FloatArray:
     return pairwise_credit((lengths[pairs.row, pairs.better] - lengths[pairs.row, pairs.worse]).astype(float))
 
 
+@dataclass(frozen=True)
+class LengthComparison:
+    """Accuracy minus that of the length rule that is hardest to beat."""
+
+    rule: str
+    """Such as `longer in words`."""
+    accuracy: float
+    """Of the rule."""
+    difference: Difference
+
+    @property
+    def low(self) -> float:
+        """Lower bound of the 95% interval of the difference; NaN from one prompt."""
+        return self.difference.interval().low
+
+    @property
+    def high(self) -> float:
+        """Upper bound."""
+        return self.difference.interval().high
+
+    @property
+    def shown(self) -> bool:
+        """Whether the accuracy is shown to be above every length rule."""
+        return self.low > 0
+
+
+def compare_with_length(
+    credits: FloatArray, rules: Mapping[str, FloatArray], clusters: IntArray | Sequence[Any]
+) -> LengthComparison:
+    """Compare an accuracy, pair by pair, with rules that look only at length.
+
+    Each unit gives two rules, the longer and the shorter response. The one whose difference has the lowest lower bound
+    is returned. That is the intersection-union test: all rules are beaten if this one is, each at its own level, so the
+    choice of the strongest needs no correction.
+
+    Args:
+        credits: Credit of the model on each pair, shape `(M,)`.
+        rules: Unit -> credit of "prefer the longer response" on the same pairs, ties half, shape `(M,)`.
+        clusters: Prompt of each pair, shape `(M,)`.
+
+    Returns:
+        The comparison with the strongest rule.
+
+    Source:
+        Berger (1982), "Multiparameter hypothesis testing and acceptance sampling".
+    """
+    found = []
+    for unit, longer in rules.items():
+        for rule, credit in (("longer", longer), ("shorter", 1 - longer)):
+            difference = mean_difference(credits - credit, clusters)
+            found.append(LengthComparison(f"{rule} in {unit}", float(credit.mean()), difference))
+    return min(found, key=lambda each: (np.nan_to_num(each.low, nan=-1.0), each.difference.spread.estimate))
+
+
 def preference_metrics(
     rewards: FloatArray,
     ranks: IntArray,
@@ -93,7 +149,9 @@ def preference_metrics(
         `accuracy` (strict: a tie of rewards is wrong), its `accuracy_ci_low` and `accuracy_ci_high`,
         `accuracy_half_credit`, `tie_rate`, `margin`, `median_margin`, `log_loss`, `brier_score`, `mean_reward`,
         `std_reward`, `min_reward`, `max_reward`, `num_pairs`, `num_prompts`, and with lengths `length_baseline`,
-        `accuracy_preferred_longer`, `accuracy_preferred_shorter` with the number of pairs of each.
+        `accuracy_over_length` (accuracy minus that of the longer or the shorter response, whichever is harder to beat)
+        with `accuracy_over_length_ci_low` and `accuracy_over_length_ci_high`, `accuracy_preferred_longer`,
+        `accuracy_preferred_shorter` with the number of pairs of each.
 
     Raises:
         ValueError: If no row holds a strict preference, or a reward is not finite.
@@ -129,15 +187,19 @@ def preference_metrics(
         "num_pairs": len(gaps),
         "num_prompts": interval.num_clusters,
     }
-    return metrics if lengths is None else metrics | _length_metrics(correct, lengths, pairs)
+    return metrics if lengths is None else metrics | _length_metrics(correct, lengths, pairs, clusters)
 
 
-def _length_metrics(correct: FloatArray, lengths: IntArray, pairs: StrictPairs) -> dict[str, float]:
+def _length_metrics(correct: FloatArray, lengths: IntArray, pairs: StrictPairs, clusters: IntArray) -> dict[str, float]:
     """The length rule's accuracy, and the model's where the preferred response is longer and where it is shorter."""
     credit = length_rule_credit(lengths, pairs)
     longer, shorter = credit == 1, credit == 0
+    over = compare_with_length(correct, {"tokens": credit}, clusters)
     return {
         "length_baseline": float(credit.mean()),
+        "accuracy_over_length": over.difference.spread.estimate,
+        "accuracy_over_length_ci_low": over.low,
+        "accuracy_over_length_ci_high": over.high,
         "accuracy_preferred_longer": float(correct[longer].mean()) if longer.any() else np.nan,
         "num_preferred_longer": int(longer.sum()),
         "accuracy_preferred_shorter": float(correct[shorter].mean()) if shorter.any() else np.nan,
@@ -179,6 +241,26 @@ def accuracy_reading(metrics: dict[str, float]) -> str:
     )
     if metrics["num_prompts"] < FEW_CLUSTERS:
         text += f" Fewer than {FEW_CLUSTERS} prompts: the interval cannot be trusted."
-    if not np.isnan(low) and low <= max(rule, 1 - rule):
-        text += " It is not shown to know more than a rule that looks only at length."
-    return text
+    return " ".join([text, *doubts(metrics)])
+
+
+def doubts(metrics: Mapping[str, float]) -> list[str]:
+    """Say in words what an accuracy is not shown to be above.
+
+    Args:
+        metrics: What `preference_metrics` returned, with lengths; of older records without the paired difference, the
+            interval is compared with the rule's accuracy.
+
+    Returns:
+        Sentences, none where the accuracy is shown to be above chance and above the length baseline.
+    """
+    rule, low = metrics["length_baseline"], metrics["accuracy_ci_low"]
+    found = [] if low > 0.5 else ["It is not shown to be above chance."]
+    over = metrics.get("accuracy_over_length_ci_low", low - max(rule, 1 - rule))
+    if not over > 0:
+        part = "It is not shown to be above the length baseline"
+        bounds = [metrics.get(f"accuracy_over_length{end}", np.nan) for end in ("", "_ci_low", "_ci_high")]
+        known = not np.isnan(bounds).any()
+        difference = " ({:+.1%}, 95% interval {:+.1%} to {:+.1%})".format(*bounds) if known else ""
+        found.append(f"{part}{difference}.")
+    return found

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from hf_reward.benchmarks.base import Benchmark, Outcome
 from hf_reward.benchmarks.judgebench import SOURCES, JudgeBench
-from hf_reward.benchmarks.resampling import mean_credits
 from hf_reward.benchmarks.rewardbench import RewardBench, section_scores
 from hf_reward.benchmarks.rewardbench2 import RewardBench2
 from hf_reward.benchmarks.rm_bench import RMBench
+from hf_reward.benchmarks.spreads import mean_credits
 
 TESTS = Path(__file__).parent.parent / "tests"
 Line = tuple[str, float, float]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_reward.benchmarks.base import Benchmark, Outcome
-from hf_reward.benchmarks.resampling import mean_credits
+from hf_reward.benchmarks.spreads import mean_credits
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 """Real files, where they are at hand."""

@@ -7,6 +7,7 @@ from scipy import stats
 from hf_reward.audit.evidence import Finding
 from hf_reward.audit.inference import Inference, interval, p_value, settle
 from hf_reward.audit.resampling import Bootstrap, Unit, median_margin
+from hf_reward.intervals import clustered_interval, mean_difference
 
 ABOUT = ("family", "name", "label")
 
@@ -20,12 +21,12 @@ def clusters(count, each=1):
     return [f"c{number // each}" for number in range(count * each)]
 
 
-def test_the_error_of_a_mean_is_the_cluster_robust_one(inference):
+def test_the_error_of_a_mean_is_the_jackknifes(inference):
     values, names = [1.0, 3.0, 5.0, 5.0], ["a", "a", "b", "c"]
     sample = inference.sample(values, names)
-    # mean 3.5; cluster sums of residuals: a -3, b 1.5, c 1.5 -> sqrt(3/2 * (9 + 2.25 + 2.25)) / 4
+    # mean 3.5; without a 5, without b 3, without c 3 -> sqrt(2/3 * (2.25 + 0.25 + 0.25))
     assert sample.mean == 3.5
-    assert sample.error == pytest.approx(np.sqrt(1.5 * 13.5) / 4)
+    assert sample.error == pytest.approx(np.sqrt(2 / 3 * 2.75))
     assert (sample.n, sample.clusters) == (4, 3)
 
 
@@ -48,17 +49,25 @@ def test_a_cluster_is_drawn_alike_wherever_it_appears():
 def test_the_interval_is_about_what_theory_says(inference):
     values = np.random.default_rng(0).normal(1, 1, 400)
     sample = inference.sample(values, clusters(400))
-    low, high = interval(sample, 0.95)
-    assert low == pytest.approx(sample.mean - 1.96 * sample.error, abs=0.02)
-    assert high == pytest.approx(sample.mean + 1.96 * sample.error, abs=0.02)
+    assert interval(sample, 0.95) == pytest.approx(stats.t.interval(0.95, 399, sample.mean, sample.error))
+    rate = inference.sample((values > 1).astype(float), clusters(400), kind="rate")
+    assert list(interval(rate, 0.95)) == clustered_interval((values > 1).astype(float), np.arange(400)).bounds
+    change = inference.sample(np.sign(values), clusters(400), kind="difference")
+    assert list(interval(change, 0.9)) == mean_difference(np.sign(values), np.arange(400)).interval(0.9).bounds
 
 
-def test_few_clusters_get_a_t_interval_and_are_named(inference):
-    values = [0.5, 0.7, 0.6, 0.9]
-    found = inference.rate(ABOUT, values, clusters(4))
-    reach = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
-    assert found.ci_low == pytest.approx(np.mean(values) - reach)
-    assert "Too few clusters (4)" in found.note
+def test_a_difference_beyond_1_is_an_effect(inference):
+    assert inference.sample([2.0, 0.5], clusters(2), kind="difference").kind == "effect"
+
+
+def test_few_clusters_get_an_interval_and_no_verdict(inference):
+    found = inference.reward_effect(ABOUT, 5 + np.random.default_rng(0).normal(size=19), clusters(19))
+    assert found.ci_low > 0
+    assert "Too few clusters (19) for a verdict" in found.note
+    assert found.verdict == "inconclusive"
+    assert (
+        inference.reward_effect(ABOUT, 5 + np.random.default_rng(0).normal(size=20), clusters(20)).verdict == "biased"
+    )
 
 
 def test_one_cluster_has_no_interval_and_no_verdict_but_inconclusive(inference):
@@ -69,8 +78,9 @@ def test_one_cluster_has_no_interval_and_no_verdict_but_inconclusive(inference):
 
 def test_a_rate_of_zero_has_wilsons_interval(inference):
     found = inference.rate(ABOUT, [0.0] * 100, clusters(100))
-    assert found.ci_high == pytest.approx(stats.binomtest(0, 100).proportion_ci(method="wilson").high)
-    assert found.p_value == 1
+    score = stats.t.ppf(0.975, 99) ** 2
+    assert found.ci_high == pytest.approx(score / (100 + score))
+    assert found.p_value > 0.95
     assert settle([found])[0].verdict == "equivalent"
 
 
@@ -82,8 +92,23 @@ def test_effects_are_divided_by_the_unit_and_resampled_with_it():
     # Equal effects vary only through their unit.
     found = Inference(bootstrap, unit).reward_effect(ABOUT, [1.0] * 200, clusters(200))
     assert found.estimate == pytest.approx(1 / unit.value)
-    assert found.ci_low == pytest.approx(np.quantile(1 / unit.draws, 0.025))
-    assert found.ci_high == pytest.approx(np.quantile(1 / unit.draws, 0.975))
+    error = np.std(unit.draws) / unit.value**2 * np.sqrt(200 / 199)
+    reach = stats.t.ppf(0.975, 199) * error
+    assert [found.ci_low, found.ci_high] == pytest.approx([1 / unit.value - reach, 1 / unit.value + reach])
+    assert found.p_value == 0.5**199  # the unit does not make an effect
+
+
+def test_an_effect_that_goes_with_the_unit_varies_less_than_either():
+    bootstrap = Bootstrap()
+    gaps = np.abs(np.random.default_rng(1).normal(0, 3, 200))
+    unit = median_margin(bootstrap, gaps, clusters(200))
+    found = Inference(bootstrap, unit).reward_effect(ABOUT, gaps, clusters(200))
+    alone = Inference(bootstrap, Unit(unit.value, np.full(2000, unit.value))).reward_effect(ABOUT, gaps, clusters(200))
+    assert found.ci_high - found.ci_low < alone.ci_high - alone.ci_low
+    ratio = np.nanstd(
+        bootstrap.weighted(clusters(200), gaps[:, None])[:, 0] / bootstrap.weights(clusters(200)).sum(1) / unit.draws
+    )
+    assert (found.ci_high - found.ci_low) / 2 / stats.t.ppf(0.975, 199) == pytest.approx(ratio, rel=0.1)
 
 
 def test_resampled_medians_are_weighted_medians():
@@ -172,7 +197,8 @@ def test_the_smallest_effect_that_would_have_been_found(inference):
 
 
 def test_equal_values_mean_what_their_kind_says(inference):
-    bound = stats.binomtest(0, 50).proportion_ci(method="wilson").high
+    bound = stats.t.ppf(0.975, 49) ** 2
+    bound /= 50 + bound
     rate = inference.rate(ABOUT, [0.0] * 50, clusters(50))
     assert (rate.ci_low, rate.ci_high) == (pytest.approx(0, abs=1e-12), pytest.approx(bound))
     change = inference.change(ABOUT, [0.0] * 50, clusters(50))

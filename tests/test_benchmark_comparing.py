@@ -10,8 +10,11 @@ from benchmark_rows import instructed, styles, write_rows
 from scipy import stats
 
 from hf_reward.benchmarks.comparing import compare, mcnemar
+from hf_reward.benchmarks.registry import benchmark_named
 from hf_reward.benchmarks.reporting import results_from_scores
 from hf_reward.benchmarks.results import ResultRule
+from hf_reward.benchmarks.spreads import compared, leave_out
+from hf_reward.intervals import mean_difference
 
 ROWS = [instructed(number, 1, ("Natural", "Manual")[number % 2]) for number in range(60)]
 
@@ -23,7 +26,7 @@ def run(folder: Path, right: Any, rows: Any = ROWS) -> Path:
         for row, good in zip(rows, right, strict=True)
     ]
     scores = write_rows(folder / "scores.jsonl", lines)
-    results_from_scores("llmbar", rows, scores, out=folder, rule=ResultRule(resamples=100))
+    results_from_scores("llmbar", rows, scores, out=folder, rule=ResultRule())
     return folder
 
 
@@ -35,8 +38,10 @@ def test_a_known_difference(tmp_path: Path) -> None:
     assert (found["a"]["overall"], found["b"]["overall"]) == (0.75, 0.5)
     low, high = found["ci"]
     assert 0 < low < 0.25 < high
-    # of a paired 0/1 difference with 15 ones: the bootstrap has the standard error sqrt(p (1 - p) / n)
-    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 60), rel=0.15)
+    assert [low, high] == pytest.approx(
+        mean_difference(np.repeat([1.0, 0.0], [15, 45]), np.arange(60)).interval().bounds
+    )
+    assert found["p_value"] < 0.001
     assert found["mcnemar"] == {"only_a_right": 15, "only_b_right": 0, "p_value": pytest.approx(2 * 0.5**15)}
     assert found["sections"]["Natural"]["difference"] == pytest.approx(8 / 30, abs=0.04)
     turned = compare(b, a)
@@ -47,7 +52,43 @@ def test_a_known_difference(tmp_path: Path) -> None:
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
     a = run(tmp_path / "a", [number % 3 > 0 for number in range(60)])
     found = compare(a, a)
-    assert (found["difference"], found["ci"], found["mcnemar"]["p_value"]) == (0.0, None, 1.0)
+    assert (found["difference"], found["p_value"], found["mcnemar"]["p_value"]) == (0.0, 1.0, 1.0)
+    # That they agree on 60 prompts leaves room: Wilson's bound of 0 of 60 with t of 59 degrees of freedom.
+    score = stats.t.ppf(0.975, 59) ** 2
+    assert found["ci"] == pytest.approx([-score / (60 + score), score / (60 + score)])
+
+
+def test_prompts_of_many_rows_get_a_clustered_test_and_no_mcnemar(tmp_path: Path) -> None:
+    """12 prompts of 100 rows, of which A gets 7 and B 5 wholly right: McNemar's p over rows was 1e-8."""
+    rows = [{"prompt": f"p{n // 100}", "chosen": f"a{n}", "rejected": f"b{n}", "id": str(n)} for n in range(1200)]
+    folders = []
+    for name, right in (("a", range(7)), ("b", range(7, 12))):
+        lines = [{"id": str(n), "rewards": [1.0, 0.0] if n // 100 in right else [0.0, 1.0]} for n in range(1200)]
+        scores = write_rows(tmp_path / name / "scores.jsonl", lines)
+        results_from_scores("pairs", rows, scores, out=tmp_path / name)
+        folders.append(tmp_path / name)
+    found = compare(*folders)
+    low, high = found["ci"]
+    assert low < 0 < high
+    assert found["p_value"] > 0.5
+    assert found["mcnemar"] is None
+    assert found["too_few_prompts"]
+
+
+def test_a_weighted_difference_has_the_interval_of_its_parts(tmp_path: Path) -> None:
+    """RewardBench 2's mean of two subsets of 30 and 10 prompts: variances add up with the squares of 1 / 2."""
+    credits = [[{"Math": float(n % 3 > 0)} for n in range(30)] + [{"Safety": float(n % 2)} for n in range(10)]]
+    credits.append([{"Math": float(n % 5 > 0)} for n in range(30)] + [{"Safety": 1.0} for n in range(10)])
+    found = compared(benchmark_named("rewardbench2"), *credits, [str(n) for n in range(40)])
+    values = [[a[name] - b[name] for a, b in zip(*credits, strict=True) if name in a] for name in ("Math", "Safety")]
+    assert found["overall", ""].difference == pytest.approx(np.mean([np.mean(each) for each in values]))
+    assert found["sections", "Math"].interval.bounds == pytest.approx(
+        mean_difference(np.array(values[0]), np.arange(30)).interval().bounds
+    )
+    spread = leave_out(benchmark_named("rewardbench2"), credits[0], [str(n) for n in range(40)]).spread(("overall", ""))
+    parts = [np.var([row[name] for row in credits[0] if name in row], ddof=1) for name in ("Math", "Safety")]
+    exact = np.sqrt(parts[0] / 30 + parts[1] / 10) / 2
+    assert exact < spread.error < 1.06 * exact  # each part's rows leave one out of 30 and of 10
 
 
 def test_pairing_makes_the_interval_narrower(tmp_path: Path) -> None:
@@ -59,7 +100,7 @@ def test_pairing_makes_the_interval_narrower(tmp_path: Path) -> None:
     )
     low, high = compare(a, b)["ci"]
     alone = json.loads((a / "results.json").read_text())["ci"]
-    assert high - low < 0.5 * (alone[1] - alone[0])
+    assert high - low < 0.5 * np.sqrt(2) * (alone[1] - alone[0])
 
 
 def test_mcnemar_by_hand() -> None:
@@ -78,7 +119,7 @@ def test_a_row_of_rm_bench_is_right_if_all_nine_comparisons_are(tmp_path: Path) 
     for name, last in (("a", 0.0), ("b", 5.0)):
         lines = [{"id": f"chat/{n}", "rewards": [1.0, 1.0, 1.0, 0.0, 0.0, last]} for n in range(2)]
         scores = write_rows(tmp_path / name / "scores.jsonl", lines)
-        results_from_scores("rm_bench", rows, scores, out=tmp_path / name, rule=ResultRule(resamples=100))
+        results_from_scores("rm_bench", rows, scores, out=tmp_path / name, rule=ResultRule())
     found = compare(tmp_path / "a", tmp_path / "b")
     assert found["mcnemar"]["only_a_right"] == 2
     assert found["difference"] == pytest.approx(1 / 3)

@@ -321,7 +321,7 @@ needs_files = pytest.mark.skipif(not SHARED.is_dir(), reason="the real files are
 def _length_only(name: str, path: Path) -> dict[str, Any]:
     found = load(name, path)
     scores = RowScores([_lengths(each.responses) for each in found.comparisons])
-    benchmark, rule = benchmark_named(name), ResultRule(resamples=100)
+    benchmark, rule = benchmark_named(name), ResultRule()
     return make_results(benchmark, found, rows_that_count(found, scores, rule), rule, {})
 
 

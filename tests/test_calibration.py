@@ -6,6 +6,7 @@ from scipy import special, stats
 
 from hf_reward.calibration import (
     calibration_error,
+    calibration_error_interval,
     calibration_floor,
     calibration_metrics,
     debiased_calibration_error,
@@ -13,6 +14,7 @@ from hf_reward.calibration import (
     reliability_bins,
     spiegelhalter,
 )
+from hf_reward.intervals import squares_interval
 
 
 def simulated(count: int, seed: int, slope: float = 1.0) -> np.ndarray:
@@ -33,9 +35,9 @@ def test_slope_by_hand() -> None:
 
 
 def test_slope_interval_by_hand() -> None:
-    # Scores are 1/3, 1/3 and -2/3, the information 3 * 2/9; G / (G - 1) = 3/2; t of two degrees of freedom.
+    # Scores are 1/3, 1/3 and -2/3, the information without a pair 2 * 2/9; (G - 1) / G = 2/3; two degrees of freedom.
     found = fit_slope(np.array([1.0, 1.0, -1.0]))
-    error = np.sqrt(1.5 * (1 / 9 + 1 / 9 + 4 / 9)) / (2 / 3)
+    error = np.sqrt(2 / 3 * (1 / 9 + 1 / 9 + 4 / 9)) / (4 / 9)
     assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 2) * error)
 
 
@@ -77,6 +79,14 @@ def test_slope_interval_is_wider_where_prompts_repeat() -> None:
     assert clustered.value == alone.value
     assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
     assert np.isnan(fit_slope(gaps, np.zeros(300, int)).low)
+
+
+def test_one_newton_step_is_near_the_whole_jackknife() -> None:
+    gaps, places = np.concatenate([simulated(150, 5), -simulated(50, 6)]), np.repeat(np.arange(40), 5)
+    found = fit_slope(gaps, places)
+    left_out = np.array([fit_slope(gaps[places != each]).value for each in range(40)])
+    error = np.sqrt(39 / 40 * np.sum((left_out - found.value) ** 2))
+    assert (found.high - found.value) / stats.t.ppf(0.975, 39) == pytest.approx(error, rel=0.02)
 
 
 @pytest.mark.slow
@@ -133,7 +143,54 @@ def test_an_overconfident_model_is_seen() -> None:
     assert (found["num_pairs"], found["num_bins"]) == (2000, 15)
 
 
+def test_copies_of_a_pair_change_no_error_and_no_interval() -> None:
+    """One bin: that eight pairs are the same row is taken into account, so error, floor and interval stay."""
+    gaps, places = simulated(60, 3), np.repeat(np.arange(60), 8)
+    copies = np.repeat(gaps, 8)
+    assert debiased_calibration_error(copies, 1, places) == pytest.approx(debiased_calibration_error(gaps, 1))
+    one, eight = calibration_error_interval(gaps, 1), calibration_error_interval(copies, 1, places)
+    assert (eight.low, eight.high) == pytest.approx((one.low, one.high), rel=1e-3)
+    floor = calibration_floor(copies, 1) * np.sqrt(8)
+    assert calibration_floor(copies, 1, places) == pytest.approx(floor * np.sqrt(479 / 480 * 60 / 59), rel=1e-3)
+    assert calibration_floor(gaps, 1, np.arange(60)) == calibration_floor(gaps, 1)
+
+
+def test_the_interval_of_the_error_in_one_bin_is_by_hand() -> None:
+    """One bin of 100 pairs, error 0.1 and its standard error 0.05: F(1, 99, noncentrality d) of (0.1 / 0.05)^2."""
+    parts = np.repeat([0.05, -0.05], 50)[:, None] / np.sqrt(100) * np.sqrt(99 / 100)
+    found = squares_interval(np.array([0.1]), parts)
+    for bound, level in ((found.low, 0.975), (found.high, 0.025)):
+        assert stats.ncf.cdf(4, 1, 1e6, bound / 0.05**2) == pytest.approx(level, abs=1e-3) or bound == 0
+    assert found.low < 0.01 < found.high
+
+
+def test_the_interval_holds_its_estimate_and_needs_20_prompts() -> None:
+    for seed in range(30):
+        gaps = simulated(200, seed, slope=(1.0, 0.4)[seed % 2])
+        found = calibration_error_interval(gaps)
+        assert found.low <= debiased_calibration_error(gaps) <= found.high
+    assert calibration_error_interval(simulated(19, 0)).method == "none"
+    assert np.isnan(debiased_calibration_error(simulated(30, 0), 1, np.zeros(30, int)))
+
+
 # --- Spiegelhalter ---
+
+
+def test_spiegelhalter_takes_pairs_of_a_prompt_together() -> None:
+    gaps, places = simulated(50, 1), np.arange(50)
+    score, p_value = spiegelhalter(gaps)
+    assert spiegelhalter(gaps, places) == (score, p_value)
+    copied, tail = spiegelhalter(np.repeat(gaps, 8), np.repeat(places, 8))
+    assert copied == pytest.approx(score * np.sqrt(49 / 50 * 400 / 399), rel=1e-3)
+    assert tail == pytest.approx(2 * stats.t.sf(abs(copied), 49))
+    assert np.isnan(spiegelhalter(gaps, np.zeros(50, int))[1])
+
+
+def test_pairs_of_a_prompt_widen_the_bars_of_a_reliability_diagram() -> None:
+    gaps, places = np.repeat(simulated(60, 2), 5), np.repeat(np.arange(60), 5)
+    (alone,), (together,) = reliability_bins(gaps, 1), reliability_bins(gaps, 1, places)
+    assert together.accuracy == alone.accuracy
+    assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
 def test_spiegelhalter_by_hand() -> None:

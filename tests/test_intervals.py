@@ -105,6 +105,16 @@ def test_all_right_or_all_wrong_counts_each_prompt_once(right: int):
     assert found.bounds == pytest.approx(wilson(right, 10, stats.t.ppf(0.975, 9)), abs=1e-12)
 
 
+def test_ties_alone_are_half_right_on_nearly_all_prompts():
+    """100 prompts of ties: at most 3.79% of prompts are otherwise, t^2 / (100 + t^2), so 0.5 -+ half of that."""
+    spread = mean_spread(np.full(100, 0.5), np.arange(100))
+    unseen = stats.t.ppf(0.975, 99) ** 2
+    unseen /= 100 + unseen
+    assert rate_interval(spread).bounds == pytest.approx([0.5 - unseen / 2, 0.5 + unseen / 2])
+    for bound in rate_interval(spread).bounds or ():
+        assert rate_p_value(spread, bound) == pytest.approx(0.05)
+
+
 def test_prompts_of_uneven_size_count_for_less_where_all_are_right():
     """29 rows of one prompt and one of another: 1 / (0.9667^2 + 0.0333^2) = 1.069 even prompts."""
     found = clustered_interval(np.ones(30), [0] * 29 + [1])

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_reward.intervals import mean_difference
 from hf_reward.metrics import (
     StrictPairs,
     accuracy_reading,
     brier_score,
     clustered_interval,
+    compare_with_length,
     length_rule_credit,
     log_loss,
     pairwise_credit,
@@ -221,12 +223,46 @@ def test_a_reading_names_the_interval_the_counts_and_the_length_rule():
     assert "72.0%" in text
     assert "95% interval 70.0% to 74.0%, 1000 pairs, 500 prompts" in text
     assert "preferring the longer response scores 61.0%" in text
-    assert "only at length" not in text
+    assert "not shown" not in text
 
 
 @pytest.mark.parametrize("rule", [0.75, 0.25])
 def test_an_accuracy_that_the_length_rule_or_its_opposite_reaches_certifies_nothing(rule: float):
-    assert "not shown to know more than a rule that looks only at length" in reading(0.72, rule=rule)
+    assert "It is not shown to be above the length baseline." in reading(0.72, rule=rule)
+
+
+def test_an_accuracy_is_compared_with_the_length_rule_pair_by_pair():
+    """50 prompts: 40 right, the longer is preferred in 31 of those and in 4 of the others.
+
+    The difference is (9 - 4) / 50; its interval holds 0 although that of the accuracy begins at 66%.
+    """
+    gaps = np.repeat([1.0, 1.0, -1.0, -1.0], [31, 9, 4, 6])
+    lengths = np.array([[2, 1] if longer else [1, 2] for longer in np.repeat([1, 0, 1, 0], [31, 9, 4, 6])])
+    metrics = preference_metrics(*pairs_of(*gaps), lengths)
+    expected = mean_difference(np.repeat([1.0, -1.0, 0.0], [9, 4, 37]), np.arange(50))
+    assert metrics["accuracy_over_length"] == pytest.approx(0.1)
+    bounds = [metrics[f"accuracy_over_length_ci_{end}"] for end in ("low", "high")]
+    assert bounds == pytest.approx(expected.interval().bounds)
+    assert bounds[0] < 0 < bounds[1]
+    text = accuracy_reading(metrics)
+    assert "not shown to be above the length baseline (+10.0%, 95% interval" in text
+    assert "above chance" not in text
+
+
+def test_the_strongest_unit_and_direction_counts():
+    """The model is right on 30 of 40 pairs; words alone come near it, by preferring the shorter."""
+    credits = np.repeat([1.0, 0.0], [30, 10])
+    rules = {"words": np.repeat([0.0, 1.0, 0.0], [29, 9, 2]), "tokens": np.repeat([1.0, 0.0], [15, 25])}
+    found = compare_with_length(credits, rules, np.arange(40))
+    assert (found.rule, found.accuracy) == ("shorter in words", pytest.approx(31 / 40))
+    assert found.difference.spread.estimate == pytest.approx(-1 / 40)
+    assert not found.shown
+    assert compare_with_length(np.ones(40), {"words": np.full(40, 0.5)}, np.arange(40)).shown
+
+
+def test_chance_is_named():
+    assert "not shown to be above chance" in reading(0.51, low=0.49)
+    assert "not shown to be above chance" not in reading(0.55, low=0.53)
 
 
 def test_few_prompts_are_said_and_one_prompt_has_no_interval():

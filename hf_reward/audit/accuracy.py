@@ -11,12 +11,12 @@ from scipy import special
 
 from hf_reward.audit.effects import clusters_of
 from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, Table, three_examples
-from hf_reward.audit.inference import Inference, Sample, interval
+from hf_reward.audit.inference import Inference
 from hf_reward.audit.material import Material, Pair
 from hf_reward.audit.sentences import count_words
 from hf_reward.baselines import cross_validated_tfidf
 from hf_reward.data_check.votes import read_votes, vote_agreement
-from hf_reward.intervals import mean_spread, t_interval
+from hf_reward.intervals import clustered_interval, mean_spread, t_interval
 from hf_reward.metrics import pairwise_credit
 
 FAMILY = "accuracy"
@@ -75,7 +75,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         ),
     ]
     reading = reading_of(findings[0], findings[1], gaps, clusters)
-    table, details = _slices(judged, credit, inference)
+    table, details = _slices(judged, credit)
     baselines = _baselines(material, float(credit.mean()), float(longer.mean()))
     unit = inference.unit.value if inference.unit else 1.0
     roles = {"chosen": "preferred by people", "rejected": "the other"}
@@ -163,53 +163,31 @@ def _ceiling(material: Material) -> tuple[str, str]:
 # --- slices ----------------------------------------------------------------------------------------------------------
 
 
-def _slices(judged: Sequence[Judged], credit: np.ndarray, inference: Inference) -> tuple[Table, dict[str, Any]]:
+def _slices(judged: Sequence[Judged], credit: np.ndarray) -> tuple[Table, dict[str, Any]]:
     clusters = np.array(clusters_of(judged))
     pairs = [each.case.labels["pair"] for each in judged]
     cut = ["cut" if each.cut else "whole" for each in judged]
     every = [*_all_slices(pairs), *_by_value("fits the model", cut)]
     slices = [each for each in every if each.members.sum() >= _SMALLEST_SLICE]
-    rows, samples = [], []
+    level = 1 - 0.05 / max(1, len(slices))
+    rows, bounds = [], []
     for each in slices:
-        sample = inference.sample(credit[each.members], clusters[each.members].tolist(), kind="rate")
-        samples.append(sample)
-    reach = _simultaneous_reach(samples)
-    bounds = [_upper_bound(sample, reach) for sample in samples]
-    for each, sample, bound in zip(slices, samples, bounds, strict=True):
-        known = np.isfinite(bound)
-        low = f"{max(0.0, 2 * sample.mean - bound):.1%}" if known else "-"
-        high = f"{min(1.0, bound):.1%}" if known else "-"
-        rows.append(
-            [each.kind, each.name, f"{sample.mean:.1%}", f"{low} to {high}", f"{sample.n}", f"{sample.clusters}"]
-        )
+        found = clustered_interval(credit[each.members], clusters[each.members], level)
+        low, high = ("-" if np.isnan(bound) else f"{bound:.1%}" for bound in (found.low, found.high))
+        accuracy, count = float(credit[each.members].mean()), int(each.members.sum())
+        bounds.append((accuracy, found.high))
+        prompts = str(found.num_clusters)
+        rows.append([each.kind, each.name, f"{accuracy:.1%}", f"{low} to {high}", f"{count}", prompts])
     details: dict[str, Any] = {}
     note = f"Slices of {_SMALLEST_SLICE} pairs or more, the {_MOST_SLICES} commonest of each kind. "
-    note += "The bounds hold for all slices together (max-t bootstrap)."
-    if samples:
-        worst = int(np.argmin([sample.mean for sample in samples]))
-        name = f"{slices[worst].kind} {slices[worst].name}"
-        details = {
-            "worst_slice": {"slice": name, "accuracy": samples[worst].mean, "upper_bound": min(1.0, bounds[worst])}
-        }
-        note += f" The worst is {name}: at most {min(1.0, bounds[worst]):.1%}."
+    note += "The bounds hold for all slices together (Bonferroni)."
+    if slices:
+        worst = int(np.argmin([accuracy for accuracy, _ in bounds]))
+        name, (accuracy, bound) = f"{slices[worst].kind} {slices[worst].name}", bounds[worst]
+        details = {"worst_slice": {"slice": name, "accuracy": accuracy, "upper_bound": bound}}
+        note += f" The worst is {name}: at most {bound:.1%}."
     columns = ["by", "slice", "accuracy", "95% bounds", "pairs", "prompts"]
     return Table(title="Accuracy in parts of the data", columns=columns, rows=rows, note=note), details
-
-
-def _upper_bound(sample: Sample, reach: float) -> float:
-    if sample.varies:
-        return sample.mean + reach * sample.error
-    high = interval(sample, 0.95)[1]  # all right or all wrong
-    return np.nan if high is None else high
-
-
-def _simultaneous_reach(samples: Sequence[Sample]) -> float:
-    """Standard errors that cover all means together: the 95% quantile of the largest |draw - mean| / error."""
-    usable = [sample for sample in samples if sample.varies]
-    if not usable:
-        return 1.96
-    scores = np.stack([np.abs(sample.draws - sample.mean) / sample.error for sample in usable])
-    return float(np.nanquantile(np.nanmax(np.where(np.isfinite(scores), scores, 0), axis=0), 0.95))
 
 
 def _all_slices(pairs: Sequence[Pair]) -> Iterable[Slice]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,18 @@ from scipy import special, stats
 from hf_reward.audit.accuracy import gaps_of, pair_cases
 from hf_reward.audit.effects import clusters_of
 from hf_reward.audit.evidence import Curve, Family, FamilyResult, Finding, FloatArray, Judged, Table, three_examples
-from hf_reward.audit.inference import Inference, Sample
+from hf_reward.audit.inference import Inference
 from hf_reward.audit.material import Material
 from hf_reward.calibration import (
     calibration_error,
+    calibration_error_interval,
     calibration_floor,
     debiased_calibration_error,
     fit_slope,
     spiegelhalter,
 )
 from hf_reward.data_check.votes import read_votes
+from hf_reward.intervals import clustered_interval
 from hf_reward.metrics import brier_score, log_loss
 
 FAMILY = "calibration"
@@ -98,18 +99,18 @@ def cross_fitted_gaps(gaps: FloatArray, clusters: Sequence[str]) -> FloatArray |
 
 
 def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
-    gaps, clusters = gaps_of(judged), clusters_of(judged)
+    gaps, clusters = gaps_of(judged), np.unique(clusters_of(judged), return_inverse=True)[1]
     if len(gaps) < _FEWEST or not gaps.any():
         return FamilyResult(not_assessed=f"It needs {_FEWEST} pairs or more that the model tells apart.")
     first = first_is_preferred(judged)
-    slope = fit_slope(gaps, np.unique(clusters, return_inverse=True)[1])
+    slope = fit_slope(gaps, clusters)
     probabilities = special.expit(np.where(first, gaps, -gaps))
-    rows, details = _numbers(gaps, probabilities, first.astype(float))
+    rows, details = _numbers(gaps, clusters, probabilities, first.astype(float))
     if slope.suggests_temperature:
         details["temperature"] = slope.temperature
-    scaled = cross_fitted_gaps(gaps, clusters)
+    scaled = cross_fitted_gaps(gaps, clusters_of(judged))
     if scaled is not None:
-        after = debiased_calibration_error(scaled)
+        after = debiased_calibration_error(scaled, clusters=clusters)
         rows.append(
             ["debiased error after a temperature fitted on the other half", f"{after:+.3f}", "about 0 if it helps"]
         )
@@ -126,29 +127,24 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
             Table(title="Calibration in numbers", columns=["what", "value", "to compare with"], rows=rows),
             *_votes(judged, gaps),
         ],
-        curves=[_reliability(probabilities, first.astype(float))],
+        curves=[_reliability(probabilities, first.astype(float), clusters)],
         details=details,
     )
 
 
-def _slope_finding(gaps: FloatArray, clusters: Sequence[str], inference: Inference) -> Finding:
+def _slope_finding(gaps: FloatArray, clusters: np.ndarray, inference: Inference) -> Finding:
     """Slope minus 1: below 0 is overconfident."""
-    slope = fit_slope(gaps, np.unique(clusters, return_inverse=True)[1])
+    slope = fit_slope(gaps, clusters)
     about = (FAMILY, "calibration_slope", "slope of log-odds on reward differences, minus 1")
-    if not np.isfinite([slope.value, slope.low, slope.high]).all():
+    if slope.spread is None or not np.isfinite([slope.value, slope.low, slope.high]).all():
         return replace(
             inference.change(about, [], [], delta=SLOPE_DELTA, unit="slope"),
             n=len(gaps),
             clusters=len(set(clusters)),
             note="No slope fits: the model is right, or wrong, on every pair.",
         )
-    count = len(set(clusters))
-    error = (slope.high - slope.low) / 2 / float(stats.t.ppf(0.975, count - 1))
-    # Normal draws around the estimate stand for resamples, so that the same rule gives interval, test and verdict.
-    draws = slope.value - 1 + error * stats.t.ppf((np.arange(2000) + 0.5) / 2000, count - 1)
-    found = inference.of_sample(
-        about, Sample(slope.value - 1, error, draws, len(gaps), count), delta=SLOPE_DELTA, unit="slope"
-    )
+    distance = replace(slope.spread, estimate=slope.value - 1)
+    found = inference.of_spread(about, distance, len(gaps), delta=SLOPE_DELTA, unit="slope")
     note = f"Slope {slope.value:.2f}: higher rewards do not go with preference here, which no temperature corrects."
     if slope.value > 0 and not slope.suggests_temperature:
         note = (
@@ -161,8 +157,8 @@ def _slope_finding(gaps: FloatArray, clusters: Sequence[str], inference: Inferen
     return replace(found, note=" ".join([note, found.note]).strip())
 
 
-def _screens(gaps: FloatArray, clusters: Sequence[str], inference: Inference) -> list[Finding]:
-    score, tail = spiegelhalter(gaps)
+def _screens(gaps: FloatArray, clusters: np.ndarray, inference: Inference) -> list[Finding]:
+    score, tail = spiegelhalter(gaps, clusters)
     about = (FAMILY, "spiegelhalter_z", "Spiegelhalter's Z")
     z_value = replace(
         inference.change(about, [], [], screen_only=True, unit="z"),
@@ -170,56 +166,50 @@ def _screens(gaps: FloatArray, clusters: Sequence[str], inference: Inference) ->
         n=len(gaps),
         clusters=len(set(clusters)),
         p_value=tail if np.isfinite(tail) else None,
-        note="Above 0 is overconfident. The test takes pairs as independent.",
+        note="Above 0 is overconfident. Pairs of a prompt are taken together.",
     )
-    error = debiased_calibration_error(gaps)
-    low, high = _error_interval(gaps, clusters, inference)
+    error = debiased_calibration_error(gaps, clusters=clusters)
+    bounds = calibration_error_interval(gaps, clusters=clusters).bounds or [None, None]
     about = (FAMILY, "calibration_error", "calibration error with the part of chance taken off")
     expected = replace(
         inference.change(about, [], [], screen_only=True, unit="probability"),
-        estimate=error,
-        ci_low=low,
-        ci_high=high,
+        estimate=error if np.isfinite(error) else None,
+        ci_low=bounds[0],
+        ci_high=bounds[1],
         n=len(gaps),
         clusters=len(set(clusters)),
         note=f"Naive error {calibration_error(gaps):.3f}, of which a calibrated model would have "
-        f"{calibration_floor(gaps):.3f} too.",
+        f"{calibration_floor(gaps, clusters=clusters):.3f} too. The interval is of the true error, which is 0 or more.",
     )
     return [expected, z_value]
 
 
-def _error_interval(
-    gaps: FloatArray, clusters: Sequence[str], inference: Inference
-) -> tuple[float | None, float | None]:
-    names, place = np.unique(np.asarray(clusters), return_inverse=True)
-    if len(names) < 20:
-        return None, None
-    drawn = islice(inference.bootstrap.rows(names.tolist()), 300)  # each resample sorts all pairs
-    draws = [debiased_calibration_error(np.repeat(gaps, row[place])) for row in drawn if row[place].sum() >= _FEWEST]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _numbers(
-    gaps: FloatArray, probabilities: FloatArray, outcomes: FloatArray
+    gaps: FloatArray, clusters: np.ndarray, probabilities: FloatArray, outcomes: FloatArray
 ) -> tuple[list[list[str]], dict[str, float]]:
     parts = brier_parts(probabilities, outcomes)
+    floor = calibration_floor(gaps, clusters=clusters)
+    debiased = debiased_calibration_error(gaps, clusters=clusters)
     rows = [
         ["log loss", f"{log_loss(gaps):.3f}", "0.693 knows nothing"],
         ["Brier score", f"{brier_score(gaps):.3f}", "0.250 knows nothing"],
         ["... reliability", f"{parts['reliability']:.3f}", "0 is calibrated"],
         ["... resolution", f"{parts['resolution']:.3f}", "more is better"],
         ["... uncertainty", f"{parts['uncertainty']:.3f}", "a property of the pairs"],
-        ["naive calibration error", f"{calibration_error(gaps):.3f}", f"{calibration_floor(gaps):.3f} if calibrated"],
-        ["debiased calibration error", f"{debiased_calibration_error(gaps):+.3f}", "about 0 if calibrated"],
+        ["naive calibration error", f"{calibration_error(gaps):.3f}", f"{floor:.3f} if calibrated"],
+        [
+            "debiased calibration error",
+            f"{debiased:+.3f}",
+            "about 0 if calibrated",
+        ],
     ]
     return rows, parts
 
 
-def _reliability(probabilities: FloatArray, outcomes: FloatArray) -> Curve:
+def _reliability(probabilities: FloatArray, outcomes: FloatArray, clusters: np.ndarray) -> Curve:
     count = max(2, min(_BINS, len(outcomes) // 20))
     parts = np.array_split(np.argsort(probabilities, kind="stable"), count)
-    bounds = [stats.binomtest(int(outcomes[part].sum()), len(part)).proportion_ci(method="wilson") for part in parts]
+    bounds = [clustered_interval(outcomes[part], clusters[part]) for part in parts]
     series = {
         "label": "pairs, in bins of equal size",
         "x": [float(probabilities[part].mean()) for part in parts],

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from scipy import stats
 
-from hf_reward.audit.evidence import FloatArray, json_value
-from hf_reward.audit.inference import PAIRS, Evidence, Inference, Sample, interval
+from hf_reward.audit.evidence import json_value
+from hf_reward.audit.inference import PAIRS, Evidence, Inference, Sample, interval, p_value, with_units
 from hf_reward.audit.kept_evidence import read_evidence
 from hf_reward.audit.resampling import Bootstrap, Unit, median_margin
 from hf_reward.audit.wording import scale_of
 from hf_reward.audit.written import read_audit
+from hf_reward.intervals import FEW_CLUSTERS
 
 
 def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
@@ -76,26 +76,18 @@ def _problem(probe: Mapping[str, Any], other: Mapping[str, Any] | None, a: Evide
 
 
 def _difference(bootstrap: Bootstrap, a: Evidence, b: Evidence, units: tuple[Unit | None, ...]) -> Sample | None:
-    """Paired difference of two estimates: resamples of one minus the same resamples of the other."""
+    """Paired difference of two estimates over the same cases."""
     inference = Inference(bootstrap, None)
-    first, second = (
-        _scaled(inference.sample(each.values, each.clusters), each, unit)
-        for each, unit in zip((a, b), units, strict=True)
-    )
-    if first is None or second is None:
+    if not a.in_margins:
+        return inference.sample(a.values - b.values, a.clusters, kind="difference")
+    if units[0] is None or units[1] is None:
         return None
-    draws = first.draws - second.draws
-    return Sample(first.mean - second.mean, float(np.nanstd(draws)), draws, first.n, first.clusters)
-
-
-def _scaled(sample: Sample, evidence: Evidence, unit: Unit | None) -> Sample | None:
-    if not evidence.in_margins:
-        return sample
-    if unit is None:
-        return None
-    draws: FloatArray = np.full(len(sample.draws), np.nan)
-    np.divide(sample.draws, unit.draws, out=draws, where=unit.draws > 0)
-    return Sample(sample.mean / unit.value, sample.error / unit.value, draws, sample.n, sample.clusters)
+    first, second = (each.values / unit.value for each, unit in zip((a, b), (units[0], units[1]), strict=True))
+    shares = [
+        effect.mean() * unit.draws / unit.value
+        for effect, unit in zip((first, second), (units[0], units[1]), strict=True)
+    ]
+    return with_units(inference.sample(first - second, a.clusters), shares[0] - shares[1])
 
 
 def _row(probe: Mapping[str, Any], other: Mapping[str, Any], found: Sample | None) -> dict[str, Any]:
@@ -105,11 +97,9 @@ def _row(probe: Mapping[str, Any], other: Mapping[str, Any], found: Sample | Non
     if found is None:
         return row | {"difference": None, "ci_low": None, "ci_high": None, "p_value": None, "q_value": None, "note": ""}
     low, high = interval(found, 0.95)
-    p_value = None
-    if found.clusters > 1:
-        p_value = float(2 * stats.t.sf(abs(found.mean / found.error), found.clusters - 1)) if found.varies else 1.0
-    note = "Too few clusters to trust the interval." if found.clusters < 20 else ""
-    numbers = {"difference": found.mean, "ci_low": low, "ci_high": high, "p_value": p_value, "q_value": None}
+    note = "Too few clusters to trust the interval." if found.clusters < FEW_CLUSTERS else ""
+    tail = p_value(found, 0.0, above=False)
+    numbers = {"difference": found.mean, "ci_low": low, "ci_high": high, "p_value": tail, "q_value": None}
     return row | numbers | {"note": note}
 
 

@@ -133,7 +133,7 @@ def _amplification(pairs: Sequence[Judged], inference: Inference) -> tuple[list[
         about = (FAMILY, f"amplification_{name.replace(' ', '_')}", f"picks more {name} than people do")
         found = inference.change(about, model - human, clusters[differ].tolist(), screen_only=True)
         if differ.any():
-            sample = inference.sample(model - human, clusters[differ].tolist())
+            sample = inference.sample(model - human, clusters[differ].tolist(), kind="difference")
             note = f"People {human.mean():.1%}, the model {model.mean():.1%} of {len(human)} pairs that differ."
             found = replace(found, p_value=p_value(sample, 0.0, above=False), note=" ".join([note, found.note]).strip())
             rows.append((found, [name, f"{human.mean():.1%}", f"{model.mean():.1%}"]))

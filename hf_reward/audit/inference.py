@@ -1,8 +1,8 @@
 """Values of cases -> estimates with intervals, tests and verdicts.
 
-Whole clusters (prompts, questions) are resampled by giving each a Poisson(1) weight in every resample. The weights
-depend on the cluster's name and the seed alone, so whatever rests on the same prompts is resampled together: the effect
-and the unit it is divided by, one probe and the next, one model and the one it is compared with.
+Intervals and p-values are those of `hf_reward.intervals`, over clusters (prompts, questions). How far an effect varies
+with the unit that it is divided by comes from resamples: each cluster gets a Poisson(1) weight in every resample, which
+depends on its name and the seed alone, so whatever rests on the same prompts is resampled together.
 
 Shapes: N cases, C clusters, B resamples.
 """
@@ -15,7 +15,16 @@ from scipy import stats
 
 from hf_reward.audit.evidence import Finding, FloatArray
 from hf_reward.audit.resampling import Bootstrap, Unit
-from hf_reward.metrics import FEW_CLUSTERS
+from hf_reward.intervals import (
+    FEW_CLUSTERS,
+    Difference,
+    Spread,
+    mean_spread,
+    rate_interval,
+    rate_p_value,
+    t_interval,
+    t_p_value,
+)
 
 REWARD_DELTA = 0.10
 """Effects on rewards below this many typical preference margins do not matter."""
@@ -35,22 +44,43 @@ PAIRS = "pairs"
 
 @dataclass(frozen=True)
 class Sample:
-    """Sums of values over clusters, and what resampling them gives."""
+    """A mean over clusters, and how far it varies."""
 
-    mean: float
-    error: float
-    """Cluster-robust standard error of the mean."""
+    spread: Spread
     draws: FloatArray
     """Means of the resamples, shape `(B,)`, those without a case left out as NaN."""
     n: int
-    clusters: int
     kind: str = "effect"
-    """`rate` (0 to 1), `difference` of rates (-1 to 1), or `effect` of any size: what equal values mean."""
+    """`rate` (0 to 1), `difference` of rates (-1 to 1), or `effect` of any size: which interval it has."""
+    gains: float = 0.0
+    """Mean of the values above 0, for a difference."""
+    test: Spread | None = None
+    """What its p-value is made from, if not `spread`: the effect without its unit."""
+
+    @property
+    def mean(self) -> float:
+        """The estimate."""
+        return self.spread.estimate
+
+    @property
+    def error(self) -> float:
+        """Its standard error."""
+        return self.spread.error
+
+    @property
+    def clusters(self) -> int:
+        """How many there are."""
+        return self.spread.num_clusters
 
     @property
     def varies(self) -> bool:
         """Whether the values differ between clusters at all."""
-        return self.error > 1e-12 * max(1.0, abs(self.mean))
+        return self.spread.varies
+
+    @property
+    def difference(self) -> Difference:
+        """The estimate as gains minus losses."""
+        return Difference(self.spread, self.gains, self.gains - self.mean)
 
 
 @dataclass(frozen=True)
@@ -84,30 +114,23 @@ class Inference:
     def sample(self, values: Sequence[float] | FloatArray, clusters: Sequence[str], *, kind: str = "effect") -> Sample:
         """Mean of values with its standard error and resamples.
 
-        The error is sqrt(C / (C - 1) * sum_c (sum_{i in c} (v_i - mean))^2) / N.
-
         Args:
             values: One for each case, shape `(N,)`.
             clusters: Cluster of each.
-            kind: `rate`, `difference` or `effect`.
+            kind: `rate`, `difference` or `effect`; a difference with values beyond -1 and 1 is an effect.
 
         Returns:
             The sample.
-
-        Source:
-            Miller (2024), "Adding error bars to evals", section 2.2, for the error.
         """
         values = np.asarray(values, dtype=np.float64)
         names, place = np.unique(np.asarray(clusters), return_inverse=True)
         sums = np.bincount(place, weights=values, minlength=len(names))
         counts = np.bincount(place, minlength=len(names)).astype(np.float64)
-        mean = float(values.mean())
-        count = len(names)
-        scale = count / (count - 1) if count > 1 else np.nan
-        error = float(np.sqrt(scale * np.sum((sums - counts * mean) ** 2)) / len(values))
         above, below = self.bootstrap.weighted(names.tolist(), np.array([sums, counts], dtype=np.float64).T).T
         draws = np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
-        return Sample(mean, error, draws, len(values), count, kind)
+        if kind == "difference" and np.abs(values).max() > 1:
+            kind = "effect"
+        return Sample(mean_spread(values, place), draws, len(values), kind, float(np.maximum(values, 0).mean()))
 
     # --- findings of the kinds that probes need ---------------------------------------------------------------------
 
@@ -146,13 +169,9 @@ class Inference:
                 n=sample.n,
                 clusters=sample.clusters,
             )
-        scaled = Sample(
-            sample.mean / self.unit.value,
-            sample.error / self.unit.value,
-            np.divide(sample.draws, self.unit.draws, out=np.full(len(sample.draws), np.nan), where=self.unit.draws > 0),
-            sample.n,
-            sample.clusters,
-        )
+        scaled = self.sample(np.asarray(values) / self.unit.value, clusters)
+        scaled = with_units(scaled, scaled.mean * self.unit.draws / self.unit.value)
+        scaled = replace(scaled, test=sample.spread)
         kind = "above" if only_above else "two-sided"
         return _finding(about, UNIT, scaled, kind=kind, delta=delta, screen_only=screen_only, note=note)
 
@@ -221,30 +240,50 @@ class Inference:
         self._record(about[1], values, clusters, in_margins=False)
         return _finding(about, unit, sample, kind=kind, delta=delta, screen_only=screen_only, note=note)
 
-    def of_sample(
-        self,
-        about: tuple[str, str, str],
-        sample: Sample,
-        *,
-        delta: float,
-        unit: str,
-        kind: str = "two-sided",
-        note: str = "",
+    def of_spread(
+        self, about: tuple[str, str, str], spread: Spread, n: int, *, delta: float, unit: str, note: str = ""
     ) -> Finding:
-        """The finding of an estimator that is no mean, from its standard error and resamples.
+        """The finding of an estimator that is no mean.
 
         Args:
             about: Family, name and label.
-            sample: The estimate as `mean`, with `error` and `draws`.
+            spread: The estimate, 0 for an unbiased model, with its error.
+            n: Cases.
             delta: How large it may be and still not matter.
             unit: Of the estimate.
-            kind: `two-sided`, or `above` where only an effect above 0 is a bias.
             note: For readers.
 
         Returns:
             The finding, without `q_value` and verdict.
         """
-        return _finding(about, unit, sample, kind=kind, delta=delta, screen_only=False, note=note)
+        sample = Sample(spread, np.zeros(0), n)
+        return _finding(about, unit, sample, kind="two-sided", delta=delta, screen_only=False, note=note)
+
+
+def with_units(sample: Sample, shares: FloatArray) -> Sample:
+    """An effect in units, with the error that the units themselves add (or take off).
+
+    The error is multiplied by the ratio of the standard deviations of (draw - share) and of the draws, which is 1 for
+    an effect of 0. Effects that are equal in all clusters vary with their units only.
+
+    Args:
+        sample: Of effects that were divided by the unit.
+        shares: Estimate times the unit of each resample over the unit, shape `(B,)`: what the estimate would be if the
+            unit were another.
+
+    Returns:
+        The sample with its error.
+
+    Source:
+        The first-order (delta) variance of a ratio: Cochran (1977), "Sampling techniques", section 6.3.
+    """
+    usable = np.isfinite(sample.draws) & np.isfinite(shares)
+    alone, joint = (float(np.std(each[usable])) for each in (sample.draws, sample.draws - shares))
+    count = sample.clusters
+    error = joint * float(np.sqrt(count / max(1, count - 1)))
+    if sample.varies and alone > 0:
+        error = sample.error * joint / alone
+    return replace(sample, spread=replace(sample.spread, error=error if count > 1 else np.nan))
 
 
 def _nothing(about: tuple[str, str, str], unit: str, delta: float, screen_only: bool, note: str) -> Finding:
@@ -278,7 +317,7 @@ def _finding(
     low, high = interval(sample, 0.95)
     notes = [note] if note else []
     if sample.clusters < FEW_CLUSTERS:
-        notes.append(f"Too few clusters ({sample.clusters}) to trust the interval.")
+        notes.append(f"Too few clusters ({sample.clusters}) for a verdict.")
     return Finding(
         family=family,
         name=name,
@@ -312,67 +351,48 @@ def _detectable(sample: Sample, kind: str, delta: float) -> float | None:
 
 
 def interval(sample: Sample, level: float) -> tuple[float | None, float | None]:
-    """Interval of a mean.
-
-    Quantiles of the resamples; with fewer than 20 clusters t with C - 1 degrees of freedom; Wilson with a trial for
-    each cluster for a rate of 0 or 1, and as much on either side of a difference that is always 0; the quantiles of
-    the unit for equal effects; none from one cluster.
+    """Interval of a mean, by its kind.
 
     Args:
         sample: The values.
         level: Such as 0.95.
 
     Returns:
-        Low and high.
+        Low and high; None from one cluster.
     """
-    if sample.clusters < 2:
-        return None, None
-    if not sample.varies:
-        if sample.kind == "effect" or sample.mean not in (0.0, 1.0):
-            return _quantiles(sample.draws, level)
-        bounds = stats.binomtest(int(sample.mean) * sample.clusters, sample.clusters).proportion_ci(level, "wilson")
-        if sample.kind == "difference" and sample.mean == 0:
-            return -float(bounds.high), float(bounds.high)
-        return float(bounds.low), float(bounds.high)
-    if sample.clusters < FEW_CLUSTERS:
-        reach = float(stats.t.ppf((1 + level) / 2, sample.clusters - 1)) * sample.error
-        return sample.mean - reach, sample.mean + reach
-    return _quantiles(sample.draws, level)
-
-
-def _quantiles(draws: FloatArray, level: float) -> tuple[float, float]:
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    if sample.kind == "rate":
+        found = rate_interval(sample.spread, level)
+    elif sample.kind == "difference":
+        found = sample.difference.interval(level)
+    else:
+        found = t_interval(sample.spread, level)
+    low, high = found.bounds or (None, None)
+    return low, high
 
 
 def p_value(sample: Sample, null: float, *, above: bool) -> float | None:
-    """P(a mean this far from `null` or further) if it were `null`: t with C - 1 degrees of freedom.
+    """P(a mean this far from `null` or further) if it were `null`: the test that belongs to `interval`.
 
     Args:
         sample: The values.
-        null: The mean under the null hypothesis.
+        null: The mean under the null hypothesis: 0 but for rates.
         above: Test against larger means only.
 
     Returns:
         The p-value; None from one cluster.
     """
-    if sample.clusters < 2:
-        return None
-    distance = sample.mean - null
-    if not sample.varies:  # equal in all clusters: as if each were a coin that fell on one side
-        if abs(distance) < 1e-12 or (above and distance < 0):
-            return 1.0
-        return max(null, 0.5) ** sample.clusters if above and sample.mean == 1 else 0.5 ** (sample.clusters - 1)
-    score = distance / sample.error
-    tail = stats.t.sf(score if above else abs(score), sample.clusters - 1)
-    return float(tail if above else 2 * tail)
+    if sample.kind == "rate":
+        return rate_p_value(sample.spread, null, above=above)
+    if sample.kind == "difference":
+        return sample.difference.p_value(above=above)
+    return t_p_value(sample.test or sample.spread, null, above=above)
 
 
 def _first_verdict(sample: Sample, kind: str, delta: float) -> str:
     """What would be said if this were the only probe; `settle` takes back what does not survive the correction."""
     low, high = interval(sample, 0.95)
     inner_low, inner_high = interval(sample, 0.90)  # two one-sided tests at 5% each
-    if low is None or high is None or inner_low is None or inner_high is None:
+    if low is None or high is None or inner_low is None or inner_high is None or sample.clusters < FEW_CLUSTERS:
         return "inconclusive"
     if kind == "limit":
         return "biased" if low > delta else "equivalent" if inner_high < delta else "inconclusive"
@@ -387,7 +407,8 @@ def settle(findings: Sequence[Finding]) -> list[Finding]:
     """Correct all tests of an audit for their number, and give the verdicts.
 
     `biased` needs a q-value of 5% or less, an interval without 0 and an effect above `delta`; `equivalent` needs the
-    90% interval within `delta` (two one-sided tests); anything else is `inconclusive`.
+    90% interval within `delta` (two one-sided tests); anything else, and what rests on fewer than 20 clusters, is
+    `inconclusive`.
 
     Args:
         findings: Of all families.

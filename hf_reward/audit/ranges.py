@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy import stats
 
 from hf_reward.audit.evidence import Finding, FloatArray
 from hf_reward.audit.inference import UNIT, Inference
+from hf_reward.intervals import FEW_CLUSTERS
 
 PERMUTATIONS = 2000
 _CHUNK = 100
@@ -57,7 +59,7 @@ def range_finding(
         delta=delta,
     )
     scaled = unit == UNIT
-    if len(values) < 2 or (scaled and inference.unit is None):
+    if found.clusters < 2 or (scaled and inference.unit is None):
         return replace(found, note="There are too few items, or the typical margin is 0.")
     observed = float(np.ptp(values.mean(axis=0)))
     chance = permuted_ranges(values, seed=inference.bootstrap.seed)
@@ -65,12 +67,16 @@ def range_finding(
     size = inference.unit.value if scaled and inference.unit is not None else 1.0
     spread = _spread(inference, values, clusters, scaled)
     observed, expected = observed / size, float(chance.mean()) / size
-    reach, inner = np.quantile(spread, [0.95, 0.90])
+    count = found.clusters
+    # Resamples of few clusters vary too little: as t to the normal quantile, and C / (C - 1) for the variance.
+    wider = np.sqrt(count / (count - 1)) * stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975)
+    reach, inner = wider * np.quantile(spread, [0.95, 0.90])
     if not scaled:
         reach, inner = (max(each, 1 - level ** (1 / len(values))) for each, level in ((reach, 0.05), (inner, 0.10)))
     estimate, low = max(0.0, observed - expected), max(0.0, observed - float(reach))
     biased = p_value <= 0.05 and low > 0 and estimate > delta
     equivalent = observed + inner < delta
+    settled = count >= FEW_CLUSTERS
     return replace(
         found,
         estimate=estimate,
@@ -78,7 +84,7 @@ def range_finding(
         ci_high=observed + float(reach),
         p_value=p_value,
         mde=float(reach) + 0.84 * float(np.std(spread)),
-        verdict="biased" if biased else "equivalent" if equivalent else "inconclusive",
+        verdict="biased" if settled and biased else "equivalent" if settled and equivalent else "inconclusive",
         note=f"The range is {observed:.3f}, of which chance alone would give {expected:.3f} on average.",
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_reward.audit.evidence import Case, Curve, Example, Family, FamilyResult, Finding, Judged, Table, Text, readable
 from hf_reward.audit.features import AUDIT_FEATURES
-from hf_reward.audit.inference import Inference
+from hf_reward.audit.inference import Inference, interval
 from hf_reward.audit.material import Material
 from hf_reward.best_of_n import best_of_n_curve, kl_of_best_of_n
 
@@ -92,7 +92,8 @@ def _drift(
         if not drift.any():
             continue
         sample = inference.sample(drift[:, -1], clusters)
-        reach = 1.96 * sample.error
+        low, high = interval(sample, 0.95)
+        bounds = "-" if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
         spread = np.std(np.concatenate(values)) or 1.0
         rows.append(
             (
@@ -101,7 +102,7 @@ def _drift(
                     name,
                     f"{curves[:, 0].mean():.2f}",
                     f"{curves[:, -1].mean():.2f}",
-                    f"{sample.mean:+.2f} ({sample.mean - reach:+.2f} to {sample.mean + reach:+.2f})",
+                    f"{sample.mean:+.2f} ({bounds})",
                     f"{sample.mean / spread:+.2f}",
                 ],
             )
@@ -175,7 +176,7 @@ def _add_gold(
             f"the best: {oracle.mean():.3f}.",
         )
     )
-    samples = [inference.sample(curves[:, place], clusters) for place in range(largest)]
+    bounds = [interval(inference.sample(curves[:, place], clusters), 0.95) for place in range(largest)]
     numbers = np.arange(2, largest + 1)
     details: dict[str, Any] = {"gold_curve": mean.tolist(), "oracle": float(oracle.mean())}
     if largest >= 4:
@@ -197,8 +198,8 @@ def _add_gold(
                     "label": "chosen by this reward",
                     "x": list(range(1, largest + 1)),
                     "y": mean.tolist(),
-                    "low": [each.mean - 1.96 * each.error for each in samples],
-                    "high": [each.mean + 1.96 * each.error for each in samples],
+                    "low": [low for low, _ in bounds],
+                    "high": [high for _, high in bounds],
                 }
             ],
         )

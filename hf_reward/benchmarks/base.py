@@ -1,9 +1,9 @@
 """What a benchmark is: row -> comparison, rewards -> credits, mean credits -> the numbers that its leaderboard shows.
 
-Credits are kept by row, so that an interval can resample prompts: every number of every benchmark here is a function of
-means of credits, and that function takes whole arrays of means, one entry for each resample.
+Credits are kept by row, so that an interval can leave out prompts: every number of every benchmark here is a function
+of means of credits, and that function takes whole arrays of means, one entry for each cluster that is left out.
 
-Shapes: R rows, K responses in a row, B resamples. A mean is a float64 array of shape `()` or `(B,)`.
+Shapes: R rows, K responses in a row, C clusters. A mean is a float64 array of shape `()` or `(C,)`.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from hf_reward.preference_row import Prompt, Response
 
 FloatArray = NDArray[np.floating]
 Means = Mapping[str, FloatArray]
-"""Name of a credit -> its mean, or its means over resamples."""
+"""Name of a credit -> its mean, or its means without each cluster."""
 RowCredits = dict[str, float]
 """Name of a credit -> what one row earned."""
 
@@ -67,7 +67,7 @@ class HubSource:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The numbers of one run, or of B resamples at once."""
+    """The numbers of one run, or of C subsets of its rows at once."""
 
     overall: FloatArray
     sections: Mapping[str, FloatArray]
@@ -86,6 +86,8 @@ class Benchmark:
     title: ClassVar[str]
     checked: ClassVar[str]
     """Whether the arithmetic was compared with the original code's outputs, or built from its description alone."""
+    chance: ClassVar[float | None] = 0.5
+    """What rewards at random score overall; None where that depends on the rows."""
     order: ClassVar[str]
     """Order of `rewards` in a line of `scores.jsonl`, and what `id` is."""
     hub: ClassVar[tuple[HubSource, ...]] = ()

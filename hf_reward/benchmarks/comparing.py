@@ -1,4 +1,4 @@
-"""Two runs of a benchmark over the same rows -> their paired difference, with interval and McNemar's test."""
+"""Two runs of a benchmark over the same rows -> their paired difference, with interval and p-value by prompt."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,29 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from scipy import stats
 
-from hf_reward.benchmarks.base import FloatArray, Outcome
+from hf_reward.benchmarks.base import Outcome
 from hf_reward.benchmarks.registry import benchmark_named
-from hf_reward.benchmarks.resampling import mean_credits, percentile_interval, resampled_means
-from hf_reward.metrics import FEW_CLUSTERS
+from hf_reward.benchmarks.spreads import Compared, compared, mean_credits
+from hf_reward.intervals import FEW_CLUSTERS
 
 
-def compare(a: str | Path, b: str | Path, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     """Compare two runs.
 
-    The interval resamples the same prompts for both runs. McNemar's exact test looks only at the rows on which the two
-    disagree, and takes rows for independent; where prompts repeat, go by the interval.
+    Interval and p-value are of one rule, which leaves out whole prompts. McNemar's exact test looks only at the rows on
+    which the two disagree and takes rows for independent, so it is there only if every prompt has one row.
 
     Args:
         a: Folder of a run, with `results.json` and `credits.jsonl`.
         b: The other.
-        resamples: Resamples of prompts.
-        seed: Of the draws.
 
     Returns:
-        `difference` is A's overall minus B's, with `ci`; the same for each section; and `mcnemar`.
+        `difference` is A's overall minus B's, with `ci` and `p_value`; the same for each section; `mcnemar`, null where
+        prompts repeat; and `too_few_prompts`.
 
     Raises:
         FileNotFoundError: If a folder holds no finished run.
@@ -39,28 +37,25 @@ def compare(a: str | Path, b: str | Path, *, resamples: int = 2000, seed: int = 
     benchmark = benchmark_named(first.results["benchmark"])
     clusters = [row["cluster"] for row in first.rows]
     points = [benchmark.combine(mean_credits(run.credits)) for run in (first, second)]
-    spreads = [
-        benchmark.combine(resampled_means(run.credits, clusters, resamples=resamples, seed=seed))
-        for run in (first, second)
-    ]
+    found = compared(benchmark, first.credits, second.credits, clusters)
     num_clusters = len(set(clusters))
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "a": _told(first, points[0]),
         "b": _told(second, points[1]),
-        **_difference(points[0].overall, points[1].overall, spreads[0].overall, spreads[1].overall),
+        **_difference(found["overall", ""]),
         "sections": {
             name: {"a": float(points[0].sections[name]), "b": float(points[1].sections[name])}
-            | _difference(*(each.sections[name] for each in (*points, *spreads)))
+            | _difference(found["sections", name])
             for name in points[0].sections
         },
-        "mcnemar": mcnemar([row["right"] for row in first.rows], [row["right"] for row in second.rows]),
+        "mcnemar": _mcnemar(first, second) if num_clusters == len(first.rows) else None,
         "n": len(first.rows),
         "prompts": num_clusters,
         "too_few_prompts": num_clusters < FEW_CLUSTERS,
         "partial": first.results["partial"],
-        "ci_method": f"paired bootstrap of {num_clusters} prompts, {resamples} resamples, seed {seed}, percentiles",
+        "ci_method": f"Newcombe, paired, with a jackknife over {num_clusters} prompts and t",
     }
 
 
@@ -131,5 +126,9 @@ def _told(run: _Run, point: Outcome) -> dict[str, Any]:
     return {"model": run.results.get("model"), "overall": float(point.overall)}
 
 
-def _difference(a: FloatArray, b: FloatArray, a_values: FloatArray, b_values: FloatArray) -> dict[str, Any]:
-    return {"difference": float(a - b), "ci": percentile_interval(np.atleast_1d(a_values - b_values))}
+def _difference(found: Compared) -> dict[str, Any]:
+    return {"difference": found.difference, "ci": found.interval.bounds, "p_value": found.p_value}
+
+
+def _mcnemar(first: _Run, second: _Run) -> dict[str, Any]:
+    return mcnemar([row["right"] for row in first.rows], [row["right"] for row in second.rows])

@@ -103,6 +103,7 @@ class Lists(_OwnData):
     """Ranked lists: overall is the chance that the response with the highest reward is one of the best."""
 
     name = "lists"
+    chance = None
     title = "Own lists"
     overall_is = "best response at the top, mean over rows"
     order = Pairs.order

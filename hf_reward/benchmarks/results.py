@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.benchmarks.base import Benchmark, Comparison, FloatArray, Outcome
+from hf_reward.benchmarks.base import Benchmark, Comparison, FloatArray, RowCredits
 from hf_reward.benchmarks.data import BenchmarkData
-from hf_reward.benchmarks.resampling import interval_of_all, mean_credits, percentile_interval, resampled_means
 from hf_reward.benchmarks.response_interval import shared_responses
 from hf_reward.benchmarks.scores_file import RowScores
-from hf_reward.metrics import FEW_CLUSTERS
+from hf_reward.benchmarks.spreads import Outcomes, compared, leave_out, mean_credits
+from hf_reward.intervals import FEW_CLUSTERS
 
 LENGTH_RULE = "longer response (characters)"
 CARD_FILE = "benchmark_results.json"
@@ -26,17 +26,12 @@ _SHOWN_IDS = 10
 class ResultRule:
     """How rewards become results."""
 
-    resamples: int = 2000
-    """Resamples of prompts for the intervals."""
-    seed: int = 0
     unscored: str = "leave_out"
     """Rows that could not be scored: `leave_out`, or `wrong` to count all of their comparisons as wrong."""
 
     def __post_init__(self) -> None:
         if self.unscored not in ("leave_out", "wrong"):
             raise ValueError(f"`unscored` must be 'leave_out' or 'wrong', but is {self.unscored!r}.")
-        if self.resamples < 100:
-            raise ValueError(f"`resamples` must be 100 or more, but is {self.resamples}; 2000 is usual.")
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ def make_results(
         benchmark: The benchmark.
         data: Its data.
         rows: The rows that count.
-        rule: How the intervals are made.
+        rule: How rewards become results.
         about: What is known of the model: `model`, `fingerprint`, ...
 
     Returns:
@@ -96,25 +91,24 @@ def make_results(
     clusters = [each.cluster for each in rows.comparisons]
     num_clusters = len(set(clusters))
     credits = benchmark.credits(rows.comparisons, rows.rewards, 0.0)
-    outcome = benchmark.combine(mean_credits(credits))
-    spread = benchmark.combine(resampled_means(credits, clusters, resamples=rule.resamples, seed=rule.seed))
+    found = leave_out(benchmark, credits, clusters)
     half = benchmark.combine(mean_credits(benchmark.credits(rows.comparisons, rows.rewards, 0.5)))
     ties, comparisons = _count_ties(rows)
     partial = benchmark.missing(data.comparisons)
     if rows.unscored and rule.unscored == "leave_out":
         partial.append(f"{len(rows.unscored)} rows that could not be scored")
-    overall = float(outcome.overall)
+    overall = float(found.point.overall)
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "dataset_id": data.dataset_id,
         "overall": _plain(overall),
         "overall_is": benchmark.overall_is,
-        "ci": interval_of_all(np.atleast_1d(spread.overall), overall, num_clusters),
-        "ci_method": f"bootstrap of {num_clusters} prompts, {rule.resamples} resamples, seed {rule.seed}, percentiles",
+        "ci": found.interval(("overall", "")).bounds,
+        "ci_method": f"Wilson with a jackknife over {num_clusters} prompts and t",
         "too_few_prompts": num_clusters < FEW_CLUSTERS,
         "overall_half_credit": _plain(float(half.overall)),
-        **_parts(outcome, spread),
+        **_parts(found),
         "sections_half_credit": _numbers(half.sections),
         "n": len(rows.comparisons),
         "comparisons": comparisons,
@@ -123,6 +117,8 @@ def make_results(
         "tie_rate": ties / comparisons if comparisons else None,
         **_length_baseline(benchmark, rows),
         "shared_responses": shared_responses(rows.comparisons, rows.rewards) if benchmark.name == "pairs" else None,
+        "over_length": (over := over_length(benchmark, rows, credits, clusters)),
+        "doubts": _doubts(benchmark, found, over),
         "partial": partial,
         "unscored": _unscored(rows, rule),
         "rows_left_out": data.left_out,
@@ -198,12 +194,12 @@ def write_json(path: Path, content: Any) -> None:
     aside.replace(path)
 
 
-def _parts(outcome: Outcome, spread: Outcome) -> dict[str, Any]:
+def _parts(found: Outcomes) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for name in ("sections", "subsets", "measures"):
-        values, resampled = getattr(outcome, name), getattr(spread, name)
+        values = getattr(found.point, name)
         parts[name] = _numbers(values)
-        parts[f"{name}_ci"] = {key: percentile_interval(np.atleast_1d(resampled[key])) for key in values}
+        parts[f"{name}_ci"] = {key: found.interval((name, key)).bounds for key in values}
     return parts
 
 
@@ -215,6 +211,57 @@ def _length_baseline(benchmark: Benchmark, rows: ScoredRows) -> dict[str, Any]:
         "baseline_sections": {LENGTH_RULE: _numbers(outcome.sections)},
         "baseline_subsets": {LENGTH_RULE: _numbers(outcome.subsets)},
     }
+
+
+def over_length(
+    benchmark: Benchmark, rows: ScoredRows, credits: Sequence[RowCredits], clusters: Sequence[str]
+) -> dict[str, Any]:
+    """The overall number minus that of the length rule that is hardest to beat, paired by prompt.
+
+    Args:
+        benchmark: The benchmark.
+        rows: Its rows.
+        credits: What each row earned.
+        clusters: Cluster of each row.
+
+    Returns:
+        `rule` (longer or shorter, in words or characters), `score`, `difference`, `ci`, `p_value`; the rule is the one
+        whose difference has the lowest lower bound, so that all are beaten if it is (`metrics.compare_with_length`).
+    """
+    found = []
+    for unit, measure in (("words", _words), ("characters", _characters)):
+        lengths = [np.array([measure(each) for each in row.responses], float) for row in rows.comparisons]
+        for rule, sign in (("longer", 1), ("shorter", -1)):
+            earned = benchmark.credits(rows.comparisons, [sign * each for each in lengths], 0.0)
+            score = _plain(float(benchmark.combine(mean_credits(earned)).overall))
+            difference = compared(benchmark, credits, earned, clusters)["overall", ""]
+            numbers = {"difference": _plain(difference.difference), "ci": difference.interval.bounds}
+            found.append({"rule": f"{rule} in {unit}", "score": score, **numbers, "p_value": difference.p_value})
+    return min(found, key=lambda each: each["ci"][0] if each["ci"] else -1.0)
+
+
+def _doubts(benchmark: Benchmark, found: Outcomes, over: Mapping[str, Any]) -> list[str]:
+    """What the overall number is not shown to be above, in words; chance where it is one half."""
+    doubts = []
+    low = (found.interval(("overall", "")).bounds or [0.0])[0]
+    if benchmark.chance is not None and low <= benchmark.chance:
+        doubts.append("Not shown to be above chance.")
+    if not over["ci"] or over["ci"][0] <= 0:
+        interval = "no interval" if not over["ci"] else "95% interval {:+.1%} to {:+.1%}".format(*over["ci"])
+        doubts.append(
+            f'Not shown to be above the length baseline: {over["difference"]:+.1%} over "{over["rule"]}" ({interval}).'
+        )
+    return doubts
+
+
+def _text(response: Any) -> str:
+    if isinstance(response, str):
+        return response
+    return "\n".join(str(message.get("content") or "") for message in response)
+
+
+def _words(response: Any) -> int:
+    return len(_text(response).split())
 
 
 def _characters(response: Any) -> int:

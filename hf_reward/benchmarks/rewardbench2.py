@@ -41,6 +41,7 @@ class RewardBench2(Benchmark):
     """RewardBench 2."""
 
     name = "rewardbench2"
+    chance = None
     title = "RewardBench 2"
     checked = "best of four and Ties: equal to the original code's outputs, ties and zero spread included"
     order = "chosen responses, then rejected ones; id is `subset/id`"

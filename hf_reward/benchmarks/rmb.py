@@ -67,6 +67,7 @@ class RMB(Benchmark):
     """RMB, pairs and lists."""
 
     name = "rmb"
+    chance = None
     title = "RMB"
     checked = "built from reading the original code; not compared with its outputs"
     order = "pairs: chosen, reject; lists: `bon_best`, then `loser_list`; id is `set/goal/uid`"

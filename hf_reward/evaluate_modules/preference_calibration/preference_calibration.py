@@ -20,7 +20,7 @@ _INPUTS = """
 Args:
     chosen: Rewards of the preferred responses.
     rejected: Rewards of the others, in the same order.
-    groups: Optional, any integers: the prompt of each pair, by which the slope's interval is clustered.
+    groups: Optional, any integers: the prompt of each pair, by which intervals, errors and the test are clustered.
     num_bins: Optional: bins of the calibration errors; by default one for every 50 pairs, 15 at the most.
 """
 

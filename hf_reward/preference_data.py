@@ -66,6 +66,7 @@ from hf_reward.training_setup import (
     choose_collator,
     inner_collator,
     padded_collator,
+    refuse_to_sort_a_stream,
     require_a_batch,
     without_dispatch,
 )
@@ -118,7 +119,7 @@ class PreferenceDataTrainer(Trainer):
         self._leaked: np.ndarray | None = None  # rows at hand that training has seen too
         train_data, eval_data = self._prepare_data(train_dataset, "train", args), self._prepare_eval(eval_dataset, args)
         require_a_batch(args, train_data)
-        args = without_dispatch(args, train_data, eval_data)
+        args = without_dispatch(args)
         super().__init__(
             model=model,
             args=args,
@@ -150,6 +151,7 @@ class PreferenceDataTrainer(Trainer):
             prepared, summary = prepare_preferences(
                 data, self.processing_tokenizer, rule, name=name, num_proc=args.dataset_num_proc, seed=args.seed
             )
+        refuse_to_sort_a_stream(args, prepared)
         self.data_summaries[name] = summary
         if name == "train" and args.should_save:
             self.training_texts = summarize_training_data(data, seed=args.seed)

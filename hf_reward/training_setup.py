@@ -383,29 +383,43 @@ def inner_collator(collator: Any) -> Callable[..., Any]:
     return collator
 
 
-def without_dispatch(args: RewardConfig, *prepared: Any) -> RewardConfig:
-    """Streams of ragged rows cannot be concatenated by accelerate's main process; each process reads its own.
+def without_dispatch(args: RewardConfig) -> RewardConfig:
+    """Let each process read its own rows: accelerate's main process cannot concatenate and slice ragged batches.
+
+    This holds for map datasets too, because `evaluate` and `predict` may get a stream later.
 
     Args:
         args: Settings of the run; changed in place.
-        *prepared: Its datasets, or dicts of them.
 
     Returns:
         The settings.
+    """
+    config: Any = copy.copy(args.accelerator_config)
+    if config.dispatch_batches and args.should_log:
+        logger.warning(
+            "`dispatch_batches=True` in `accelerator_config` is not possible, because rows differ in length: each "
+            "process reads its own rows. Leave it unset."
+        )
+    config.dispatch_batches = False
+    args.accelerator_config = config
+    return args
+
+
+def refuse_to_sort_a_stream(args: RewardConfig, rows: Any) -> None:
+    """Stop where a stream is to be sorted by length.
+
+    Args:
+        args: Settings of the run.
+        rows: Prepared rows.
 
     Raises:
-        ValueError: If a stream is to be sorted by length.
+        ValueError: If they are a stream and `length_bucketing` is set.
     """
-    parts = [part for data in prepared for part in (data.values() if isinstance(data, Mapping) else [data])]
-    if any(isinstance(part, IterableDataset) for part in parts):
-        if args.length_bucketing == "true":
-            raise ValueError(
-                f"`{setting('length_bucketing', True)}` needs rows that can be sorted; a stream has none. Use "
-                f"`{setting('length_bucketing', 'auto')}`."
-            )
-        args.accelerator_config = copy.copy(args.accelerator_config)
-        args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
-    return args
+    if args.length_bucketing == "true" and isinstance(rows, IterableDataset):
+        raise ValueError(
+            f"`{setting('length_bucketing', True)}` needs rows that can be sorted; a stream has none. Use "
+            f"`{setting('length_bucketing', 'auto')}`."
+        )
 
 
 def _init_kwargs(args: RewardConfig) -> dict[str, Any]:

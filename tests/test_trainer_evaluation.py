@@ -220,3 +220,28 @@ def test_the_loss_of_an_evaluation_is_over_its_rows_however_they_share_batches(m
     weights = np.array([row["weight"] for row in rows])
     each = np.log1p(np.exp(worse - better)) + 0.1 * (better + worse) ** 2
     assert found == pytest.approx((weights * each).sum() / weights.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["false", "auto"], ids=["padded", "packed"])
+def test_a_stream_given_later_is_measured_like_the_same_rows_in_a_table(scorer, form):
+    rows = ranked_lists(10)
+    trainer = scorer(of_lengths(16), packing=form, per_device_eval_batch_size=4)
+    table = trainer.predict(Dataset.from_list(rows))
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    streamed = trainer.predict(stream)
+    assert streamed.label_ids[-1].tolist() == table.label_ids[-1].tolist() == list(range(10))
+    assert np.abs(streamed.predictions - table.predictions).max() < 1e-5 < table.predictions.std()
+    metrics = trainer.evaluate(stream)
+    same_numbers(metrics, expected_metrics(trainer, trainer.get_test_dataloader(rows).dataset), "eval_")
+
+
+def test_a_stream_given_later_is_not_sorted_silently(scorer):
+    trainer = scorer(of_lengths(16), length_bucketing=True)
+    with pytest.raises(ValueError, match="needs rows that can be sorted"):
+        trainer.evaluate(Dataset.from_list(of_lengths(4)).to_iterable_dataset())
+
+
+def test_rows_of_different_lengths_are_never_dispatched_by_one_process(scorer, caplog):
+    trainer = scorer(of_lengths(8), ranked_lists(6), accelerator_config={"dispatch_batches": True})
+    assert "dispatch_batches=True" in caplog.text
+    same_numbers(trainer.evaluate(), expected_metrics(trainer, trainer.eval_dataset), "eval_")

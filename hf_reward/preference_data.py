@@ -50,7 +50,7 @@ from hf_reward.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_pr
 from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
 from hf_reward.reward_head import RewardModel, bare_model, trains_head_alone
 from hf_reward.rewards import compute_features
-from hf_reward.row_check import TokenSequence, batch_problem, require_positions
+from hf_reward.row_check import TokenSequence, batch_problem, require_readable
 from hf_reward.samplers import (
     FixedOrderSampler,
     LengthBucketSampler,
@@ -254,7 +254,7 @@ class PreferenceDataTrainer(Trainer):
         """Refuse, before the first step, rows that the model cannot read and a model that reads them by their batch."""
         if data is None:
             return
-        require_positions(self._bare_model(), data)
+        require_readable(self._bare_model(), data, self.processing_tokenizer, sharded=self._is_sharded())
         if self._batches_checked:
             return
         self._batches_checked = True

@@ -16,6 +16,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from hf_reward.end_tokens import logits_of
 from hf_reward.position_limits import longest_sequence
 from hf_reward.preference_row import Message, PreferenceRow
 from hf_reward.reward_head import bare_model
@@ -307,7 +308,7 @@ def probe_rewards(
         batches = [part for part in parts if part]  # it is the last one
     context = torch.autocast(device.type, dtype=autocast) if autocast is not None else nullcontext()
     with evaluating(model), context, true_float32():
-        found = [model(**_padded(batch, pad, bool(left), device)).logits[:, 0].float() for batch in batches]
+        found = [logits_of(model, _padded(batch, pad, bool(left), device))[:, 0].float() for batch in batches]
     return torch.cat(found).tolist()
 
 

@@ -12,6 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.generic import ModelOutput
 
 from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.end_tokens import logits_of
 from hf_reward.reward_head import as_reward_model
 from hf_reward.score_request import (
     ScoreRequest,
@@ -75,7 +76,7 @@ class RewardScoringPipeline(Pipeline):
         return {name: torch.tensor(values) for name, values in inputs.items()}
 
     def _forward(self, input_tensors: dict[str, Any], **_: Any) -> ModelOutput:
-        return ModelOutput(reward=self.model(**input_tensors).logits[:, 0].float())
+        return ModelOutput(reward=logits_of(self.model, input_tensors)[:, 0].float())
 
     def postprocess(self, model_outputs: ModelOutput, **_: Any) -> dict[str, float]:
         """Give the reward a name.

@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
+from hf_reward.end_tokens import logits_of
 from hf_reward.losses import PADDING_RANK
 from hf_reward.packing import require_packed_model
 from hf_reward.reward_head import bare_model, reads_positions
@@ -60,7 +61,7 @@ def compute_head_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         if reads_positions(bare):
             inputs["reward_positions"] = _read_positions(batch)
     present = batch["ranks"] != PADDING_RANK
-    logits = model(**inputs).logits.float()
+    logits = logits_of(model, inputs).float()
     by_head = logits.reshape(-1, logits.shape[-1]).T.contiguous()  # (M, N)
     rewards = by_head.new_zeros(len(by_head), *present.shape)
     return rewards.masked_scatter(present, by_head)

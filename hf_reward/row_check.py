@@ -8,12 +8,13 @@ import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_reward.data_collator import UNUSED_COLUMNS, DataCollatorForPreference
+from hf_reward.end_tokens import end_token_read, missing_end, of_one_count, require_end_tokens
 from hf_reward.packing_check import ROUNDING_TOLERANCE
 from hf_reward.position_limits import position_limit
-from hf_reward.probes import evaluating, true_float32, weight_dtype
+from hf_reward.probes import evaluating, format_probes, true_float32, weight_dtype
 from hf_reward.reward_head import RewardModel, bare_model, output_layers
 from hf_reward.rewards import compute_rewards
 from hf_reward.samplers import longest_sequences
@@ -24,6 +25,29 @@ TokenSequence = tuple[list[int], list[int] | None]
 _TOLERANCE = 1e-3
 """Relative, in float32: rounding stays far below it, and XLNet's rewards differ by more than their own size."""
 _ONE: dict[str, Any] = {"ranks": [0], "prefix_length": 0}
+
+
+def require_readable(
+    model: PreTrainedModel, data: Any, tokenizer: PreTrainedTokenizerBase, *, sharded: bool = False
+) -> None:
+    """Refuse, before the first step, prepared rows or a chat template that a model cannot read.
+
+    Args:
+        model: The bare reward model.
+        data: Prepared rows.
+        tokenizer: The prepared tokenizer.
+        sharded: Whether processes hold parts of the model.
+
+    Raises:
+        ValueError: If a row is too long, or a row or the chat template lacks the end token at which the model reads.
+    """
+    require_positions(model, data)
+    require_end_tokens(model, data, sharded=sharded)
+    end = end_token_read(model)
+    if end is None or tokenizer.chat_template is None:
+        return
+    if any(end not in probe.input_ids for probe in format_probes(tokenizer)):
+        raise ValueError(f"A conversation formatted with the tokenizer's chat template: {missing_end(model)}")
 
 
 def require_positions(model: PreTrainedModel, data: Any) -> None:
@@ -63,7 +87,7 @@ def batch_problem(model: RewardModel, sequences: Sequence[TokenSequence]) -> str
     Returns:
         The reason, with what to do about it.
     """
-    ordered = sorted(sequences, key=lambda each: len(each[0]))
+    ordered = sorted(of_one_count(model, sequences), key=lambda each: len(each[0]))
     if len(ordered) < 2:
         return None
     alone, beside = _head_inputs(model, ordered[:1]), _head_inputs(model, [ordered[0], ordered[-1]])[:1]

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from hf_reward.data_collator import UNUSED_COLUMNS, DataCollatorForPreference
+from hf_reward.end_tokens import end_token_read, missing_end
 from hf_reward.head_ensemble import every_head, number_of_heads
 from hf_reward.packing import DataCollatorForPackedPreference, packed_model
 from hf_reward.packing_check import packing_problem
@@ -209,6 +210,7 @@ class SequenceScorer:
         self.model, self.batch_tokens = model, batch_tokens
         bare: Any = bare_model(model)
         self.vocabulary = int(bare.get_input_embeddings().weight.shape[0])
+        self._end = end_token_read(model)
         # Padding is masked, and every position is read explicitly, so any token can stand there.
         self._padded = DataCollatorForPreference(bare.config.get_text_config().pad_token_id or 0)
         self._packed = DataCollatorForPackedPreference()
@@ -220,6 +222,8 @@ class SequenceScorer:
             return "it has no token ids, or a negative one"
         if max(input_ids) >= self.vocabulary:
             return f"token id {max(input_ids)} is not below the model's {self.vocabulary}"
+        if self._end is not None and self._end not in input_ids:
+            return missing_end(self.model)
         return ""
 
     @torch.inference_mode()

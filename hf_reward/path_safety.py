@@ -1,11 +1,18 @@
-"""What paths lead to: files outside of a stranger's folder, archives, and folders that are not there are refused."""
+"""Paths: files outside of a stranger's folder, archives and missing folders are refused; names are cut for readers."""
 
+import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets.utils.extract import Extractor
+
+logger = logging.getLogger(__name__)
+
+_LEAVES_THE_FOLDER = re.compile(r"(?:file://)?(?:~|/|\\|\.\.?(?:[/\\]|\Z)|[A-Za-z]:[/\\])")
+_READ_BY_OTHERS = 0o044
 
 
 def require_inside(folder: Path, paths: Iterable[Path]) -> None:
@@ -68,6 +75,59 @@ def is_plain_name(name: Any) -> bool:
     """Whether something is the name of a file and leads nowhere else."""
     is_name = isinstance(name, str) and name not in ("", ".", "..")
     return is_name and Path(name).name == name and "\\" not in name and "\0" not in name
+
+
+def shown_name(name: str | Path) -> str:
+    """Shorten the name of a model or data set for a report that others read.
+
+    Args:
+        name: A Hub id, a path, or any other name.
+
+    Returns:
+        The last part of a path that is absolute or begins with `~`, `.` or `..`, because its folders tell who ran the
+        program and where; anything else as it is.
+    """
+    text = str(name)
+    if not _LEAVES_THE_FOLDER.match(text):
+        return text
+    parts = [part for part in re.split(r"[/\\]+", text.removeprefix("file://")) if part not in ("", ".", "..")]
+    if not parts:
+        return Path(text).resolve().name
+    return "home" if Path(text).expanduser() == Path.home() else parts[-1]
+
+
+def with_shown_model(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Shorten the model's name in facts that others read; hashes among them tell models apart, wherever they lie.
+
+    Args:
+        facts: `model`, and perhaps `fingerprint` with another.
+
+    Returns:
+        A copy.
+    """
+    cut = dict(facts)
+    if isinstance(facts.get("model"), str):
+        cut["model"] = shown_name(facts["model"])
+    if isinstance(facts.get("fingerprint"), Mapping):
+        cut["fingerprint"] = with_shown_model(facts["fingerprint"])
+    return cut
+
+
+def warn_if_others_can_read(path: str | Path) -> None:
+    """Warn about a file with a token that other users of the machine can read.
+
+    Args:
+        path: The file; nothing is said of one that does not exist, or on Windows, whose modes say nothing.
+    """
+    path = Path(path)
+    if os.name == "nt" or not path.is_file():
+        return
+    mode = path.stat().st_mode & 0o777
+    if mode & _READ_BY_OTHERS:
+        logger.warning(
+            "%s holds a token and can be read by other users of this machine (mode %03o). Run `chmod 600 %s`.",
+            path, mode, path,
+        )  # fmt: skip
 
 
 def refuse_archives(paths: Iterable[Path]) -> None:

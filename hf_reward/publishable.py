@@ -203,7 +203,11 @@ def _for_others(record: CheckpointRecord, repo_id: str, rule: PushRule) -> Check
         base_model=hub_id(rule.base_model or record.base_model),
         training=_shortened(record.training),
         origin=_shortened(record.origin),
-        card={"model_name": repo_id.split("/")[-1], **card},
+        calibration=_shortened(record.calibration),
+        length_correction=_shortened(record.length_correction),
+        evaluation=_shortened(record.evaluation),
+        baselines=_shortened(record.baselines),
+        card=_shortened({"model_name": repo_id.split("/")[-1], **card}),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token, snapshot_download
+from huggingface_hub.constants import HF_TOKEN_PATH
 from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] - httpx or httpx2, whichever the client has
@@ -31,6 +32,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from yaml import YAMLError
 
+from hf_reward.card.text import without_tokens
 from hf_reward.checkpoint_record import CheckpointRecord, describe
 from hf_reward.export import (
     MERGE_TOLERANCE,
@@ -39,6 +41,7 @@ from hf_reward.export import (
     write_verified,
 )
 from hf_reward.modeling import load_tokenizer
+from hf_reward.path_safety import warn_if_others_can_read
 from hf_reward.probes import differing
 from hf_reward.publishable import REPLACED, TRAINING_STATE, PushRule, assemble
 from hf_reward.reward_head import bare_model
@@ -178,6 +181,8 @@ def _full_name(api: HfApi, repo_id: str) -> str:
     validate_repo_id(repo_id)
     if api.token is None and get_token() is None:
         raise LocalTokenNotFoundError("no token")
+    if api.token is None:
+        warn_if_others_can_read(HF_TOKEN_PATH)
     return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
 
 
@@ -395,7 +400,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return "there is no token. Log in with `hf auth login`, or set HF_TOKEN."
     status = getattr(getattr(error, "response", None), "status_code", None)
-    said = " ".join(str(getattr(error, "server_message", None) or "").split())
+    said = without_tokens(" ".join(str(getattr(error, "server_message", None) or "").split()))
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         return (
             f"the token has no right to write there (status {status}{said and ': '}{said}). Log in with "
@@ -404,4 +409,4 @@ def _reason(error: Exception) -> str:
     if status == 412:
         return "somebody else's commit came first."
     lines = said or next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-    return f"{type(error).__name__}: {lines.rstrip('.')}."
+    return f"{type(error).__name__}: {without_tokens(lines).rstrip('.')}."

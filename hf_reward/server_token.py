@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from hf_reward.path_safety import warn_if_others_can_read
+
 TOKEN_VARIABLE = "HF_REWARD_SERVER_TOKEN"
 
 
@@ -10,7 +12,7 @@ def read_token(file: str | Path | None = None) -> str | None:
     """Find the token. Other users of a machine can read the words of a command, so it is never among them.
 
     Args:
-        file: A file that holds nothing else.
+        file: A file that holds nothing else; a warning says if other users can read it.
 
     Returns:
         The token, None if there is neither a file nor the variable HF_REWARD_SERVER_TOKEN.
@@ -28,6 +30,8 @@ def read_token(file: str | Path | None = None) -> str | None:
     token = (found or "") if file is None else Path(file).read_text(encoding="utf-8")
     if not is_usable_token(token.strip()):
         raise ValueError(f"The token in {place} must be printable ASCII without spaces, and not empty.")
+    if file is not None:
+        warn_if_others_can_read(file)
     return token.strip()
 
 

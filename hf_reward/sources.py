@@ -260,4 +260,6 @@ def source_name(data: Any, place: int = 0) -> str:
         return f"source{place}" if place else "data"
     path = Path(str(data))
     # train.jsonl in a folder is better told by its folder.
-    return path.parent.name or path.stem if path.stem in _GENERIC else path.stem
+    folder = path.expanduser().parent
+    says_more = path.stem in _GENERIC and folder.name and folder != Path.home()  # whose name is the user's
+    return folder.name if says_more else path.stem

@@ -35,6 +35,7 @@ from hf_reward.benchmarks.reporting import results_from_scores
 from hf_reward.benchmarks.results import ResultRule, record_for_card
 from hf_reward.benchmarks.running import run_all, run_benchmark
 from hf_reward.model_card import write_model_card
+from hf_reward.path_safety import with_shown_model
 
 DATA: dict[str, list[dict[str, Any]]] = {
     "rewardbench": [pair(n, subset=("alpacaeval-easy", "math-prm", "donotanswer")[n % 3]) for n in range(12)],
@@ -67,8 +68,8 @@ def test_every_benchmark_from_model_to_results(name: str, scorer: RewardScorer, 
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     assert 0 <= results["overall"] <= 1
     assert results["ci"] is None or results["ci"][0] <= results["overall"] <= results["ci"][1]
-    assert results["model"] == scorer.name
-    assert results["fingerprint"] == scorer.fingerprint()
+    assert results["model"] == Path(scorer.name).name  # no folders of this machine in what is shown
+    assert results["fingerprint"] == with_shown_model(scorer.fingerprint())
     assert results["baselines"].keys() == {"longer response (characters)"}
     assert results["ties"] == round(results["tie_rate"] * results["comparisons"])
     assert results["unscored"]["n"] == 0
@@ -217,7 +218,7 @@ def test_scores_of_another_model_or_other_data_are_not_mixed(
     monkeypatch.setattr(moved, "score_requests", None)  # the same weights under another name: nothing is scored again
     run_benchmark("llmbar", moved, DATA["llmbar"], out=out, rule=FAST)
     replaced = run_benchmark("llmbar", other, DATA["llmbar"], out=out, rule=FAST, overwrite=True)
-    assert replaced["model"] == other.name
+    assert replaced["model"] == Path(other.name).name
 
 
 def test_loading_options_are_for_models_that_are_loaded(scorer: RewardScorer, tmp_path: Path) -> None:

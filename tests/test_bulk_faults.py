@@ -283,7 +283,7 @@ def test_a_large_input_with_another_time_is_refused_and_earlier_manifests_still_
     score_files(FakeScorer(), source, folder, settings())
     manifest = folder / "_manifest.json"
     content = json.loads(manifest.read_text())
-    del content["inputs"]["in.jsonl"]["content"]  # as earlier versions wrote it
+    del content["inputs"]["in.jsonl"]["content"], content["checksum"]  # as earlier versions wrote it
     manifest.write_text(json.dumps(content))
     assert score_files(FakeScorer(), source, folder, settings(resume=True)).complete
     assert "begun by an earlier version of hf_reward" in caplog.text
@@ -312,10 +312,47 @@ def test_a_manifest_that_is_none_is_refused(source, tmp_path):
     score_files(FakeScorer(), source, tmp_path / "folder", settings())
     path = tmp_path / "folder" / "_manifest.json"
     content = json.loads(path.read_text())
+    del content["checksum"]
     for spoilt in ("{", "{}", json.dumps({**content, "version": 2}), json.dumps({**content, "shards": [[1]]})):
         path.write_text(spoilt)
         with pytest.raises(ValueError, match="is not the manifest of a scoring run"):
             score_files(FakeScorer(), source, tmp_path / "folder", settings(resume=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["shards"].pop() and content["names"].pop(),  # a run without its last rows
+        lambda content: content["shards"][0].__setitem__(2, content["shards"][0][2] - 1),
+        lambda content: content["settings"].update(rows_per_shard=1),
+        lambda content: content.update(more=1),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(change, source, tmp_path):
+    folder = tmp_path / "folder"
+    score_files(FakeScorer(), source, folder, settings())
+    path = folder / "_manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="changed or damaged after it was written"):
+        score_files(FakeScorer(), source, folder, settings(resume=True))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_finished_shard_that_was_damaged_is_scored_again(whole, source, tmp_path, caplog):
+    expected = undisturbed(source, "folder")
+    folder = tmp_path / "run" / "folder"
+    score_files(FakeScorer(), source, folder, settings())
+    shard = folder / "in-00001.jsonl"
+    shard.write_bytes(shard.read_bytes().replace(b"Question", b"Quastion"))  # of the same size
+    if not whole:
+        (folder / "_done" / "in-00002.json").unlink()
+    scorer = FakeScorer()
+    score_files(scorer, source, folder, settings(resume=True))
+    assert len(scorer.calls) == (1 if whole else 2)
+    assert "in-00001.jsonl is not what was written there" in caplog.text
+    assert content_of(tmp_path / "run") == expected
 
 
 # --- damaged, full ---------------------------------------------------------------------------------------------------

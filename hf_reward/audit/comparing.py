@@ -13,6 +13,7 @@ from hf_reward.audit.resampling import Bootstrap, Unit, median_margin
 from hf_reward.audit.wording import scale_of
 from hf_reward.audit.written import read_audit
 from hf_reward.intervals import FEW_CLUSTERS
+from hf_reward.path_safety import shown_name
 
 
 def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
@@ -50,11 +51,11 @@ def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
     if not probes:
         raise ValueError(f"No probe of {a} and {b} rests on the same cases. Audit both models on the same data.")
     _correct(probes)
-    summary = _summary(reports[0]["model"], reports[1]["model"], probes)
+    names = {side: shown_name(report["model"]) for side, report in zip("ab", reports, strict=True)}
+    summary = _summary(names["a"], names["b"], probes)
     data = [Path(str(report["data"])).name for report in reports]
     if data[0] != data[1]:
         summary += f" The audits name different data, {data[0]} and {data[1]}: are the prompts really the same?"
-    names = {"a": reports[0]["model"], "b": reports[1]["model"]}
     return json_value({**names, "probes": probes, "not_comparable": apart, "summary": summary})
 
 

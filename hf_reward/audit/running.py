@@ -30,6 +30,7 @@ from hf_reward.audit.shipped_items import shipped_arguments, shipped_opinions, s
 from hf_reward.audit.summary import summarise
 from hf_reward.audit.sycophancy import SYCOPHANCY
 from hf_reward.data_check.row_reader import RowReader
+from hf_reward.path_safety import shown_name, with_shown_model
 from hf_reward.preference_row import PreferenceRow
 from hf_reward.response_encoding import CONVERSATIONS
 from hf_reward.reward_scorer import RewardScorer
@@ -141,7 +142,7 @@ def run_audit(
     return AuditReport(
         evidence=kept | {PAIRS: _margins(material, rewards)},
         responses=_responses(material, rewards),
-        model=scorer.name if isinstance(scorer, RewardScorer) else _name(scorer),
+        model=shown_name(scorer.name) if isinstance(scorer, RewardScorer) else _name(scorer),
         data=name,
         summary=summarise(findings, {family.name: family.title for family in FAMILIES}, _reading(results)),
         unit=None if inference.unit is None else inference.unit.value,
@@ -150,7 +151,7 @@ def run_audit(
         settings=_settings(rule, probe_data),
         counts=_counts(material, rewards, cache),
         skipped=unreadable | material.skipped,
-        fingerprint=fingerprint or {},
+        fingerprint=with_shown_model(fingerprint or {}),
         seconds=time.monotonic() - began,
     )
 

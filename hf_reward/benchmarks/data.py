@@ -12,6 +12,7 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi
 
 from hf_reward.benchmarks.base import Benchmark, Comparison, HubSource, LeftOut
+from hf_reward.path_safety import shown_name
 from hf_reward.preference_row import PreferenceFormatError, as_mapping
 from hf_reward.row_places import RowPlaces
 from hf_reward.sources import DEMONSTRATION, Source, load_source, source_name
@@ -151,7 +152,7 @@ def _from_name(benchmark: Benchmark, name: str, choice: DataChoice) -> _Found:
     split = choice.split or (benchmark.hub[0].split if benchmark.hub else "test")
     if name == DEMONSTRATION or (path.is_dir() and not benchmark.columns):  # own data: the folder's files of one split
         loaded = load_source(Source(data=name if name == DEMONSTRATION else str(path), name=path.name, split=split))
-        return _Found([_table(loaded, name)], f"{name} ({split})")
+        return _Found([_table(loaded, name)], f"{shown_name(name)} ({split})")
     if path.exists():
         return _from_files(benchmark, path, choice)
     repo, _, revision = name.partition("@")
@@ -185,7 +186,7 @@ def _from_files(benchmark: Benchmark, path: Path, choice: DataChoice) -> _Found:
         loaded = load_source(Source(data=str(file), name=file.name, columns=choice.columns))
         below = file.relative_to(path) if path.is_dir() else Path(file.name)
         tables.append(_table(loaded, str(below), str(below.with_suffix(""))))
-    return _Found(tables, str(path))
+    return _Found(tables, shown_name(path))
 
 
 def _files(benchmark: Benchmark, path: Path) -> list[Path]:

@@ -15,6 +15,8 @@ from hf_reward.benchmarks.response_interval import shared_responses
 from hf_reward.benchmarks.scores_file import RowScores
 from hf_reward.benchmarks.spreads import Outcomes, compared, leave_out, mean_credits
 from hf_reward.intervals import FEW_CLUSTERS
+from hf_reward.metrics import FEW_CLUSTERS
+from hf_reward.path_safety import with_shown_model
 
 LENGTH_RULE = "longer response (characters)"
 CARD_FILE = "benchmark_results.json"
@@ -129,7 +131,7 @@ def make_results(
         "data_name": data.name,
         "data_revision": data.revision,
         "data_hash": data.content_hash,
-        **about,
+        **with_shown_model(about),
     }
 
 

@@ -59,6 +59,7 @@ class Manifest:
         spans = [[s.table, s.span.first, s.span.rows, s.span.offset, s.span.line] for s in self.shards]
         names = [shard.name for shard in self.shards]
         content = {"version": _VERSION, **self.identity, "schema": schema, "names": names, "shards": spans}
+        content["checksum"] = _checksum(content)
         return (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8")
 
     @classmethod
@@ -78,6 +79,8 @@ class Manifest:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != _VERSION:
                 raise ValueError(f"its version is {content['version']}, this program knows {_VERSION}")
+            if content.pop("checksum", None) not in (None, _checksum(content)):  # earlier manifests have none
+                raise ValueError("it was changed or damaged after it was written")
             shards = [
                 Shard(name, table, Span(*span))
                 for name, (table, *span) in zip(content["names"], content["shards"], strict=True)
@@ -92,6 +95,11 @@ class Manifest:
                 "what lies beside it."
             ) from error
         return cls(identity=identity, shards=shards, schema=schema)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """A hash of a manifest: a changed plan would leave rows out of a run that calls itself complete."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def _require_own_names(shards: Sequence[Shard]) -> None:

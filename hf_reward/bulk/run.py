@@ -19,7 +19,7 @@ from hf_reward.bulk.planning import plan_run
 from hf_reward.bulk.processes import Crew, claimed, planning_alone, require_idle, spooled_input, stopped_by_signal
 from hf_reward.bulk.row_requests import require_layout
 from hf_reward.bulk.settings import BulkReport, BulkSettings, Counts
-from hf_reward.bulk.shard_scoring import Marker, Scorer, ShardScorer, finished
+from hf_reward.bulk.shard_scoring import Marker, Scorer, ShardScorer, finished, sound
 from hf_reward.bulk.target import Target, choose_target, find_earlier
 from hf_reward.interface import setting
 from hf_reward.path_safety import require_writable
@@ -116,7 +116,7 @@ class _Run:
                 self.crew.meet()  # nobody removes the shards' folder before everybody has seen it
                 own = self.crew.own(self.manifest.shards)
                 self.target.remove_temporaries(own)
-                before = self._finished(own)
+                before = sound(self.target, self.manifest, own)
                 damaged = self._score_shards([shard for shard in own if shard.name not in before], before)
                 if damaged:
                     raise DamagedFile(self._damage(damaged))

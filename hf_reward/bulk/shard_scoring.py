@@ -1,6 +1,8 @@
 """One shard: rows in, requests, rewards, rows out. It ends with a marker that says that it is finished."""
 
+import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Protocol, cast
@@ -25,6 +27,8 @@ from hf_reward.reward_scorer import ScoreResult
 from hf_reward.score_request import ScoreRequest
 from hf_reward.tables.input_row import Table
 from hf_reward.tables.row_writers import JsonLinesWriter, ParquetWriter, RowWriter, ScoredRow, json_line
+
+logger = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
@@ -75,6 +79,11 @@ class Marker:
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return marker if whole and (not marker.counts.quarantined or target.put_aside(shard).is_file()) else None
+
+    def fits(self, target: Target, shard: Shard) -> bool:
+        """Whether the shard still holds what was written; reads all of it."""
+        with target.shard(shard).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,3 +186,23 @@ def finished(target: Target, manifest: Manifest, shards: Sequence[Shard]) -> dic
     there = {path.name for path in (target.folder / "_done").glob("*.json")}
     found = {shard.name: Marker.load(target, shard, manifest.run) for shard in shards if f"{shard.name}.json" in there}
     return {name: marker for name, marker in found.items() if marker is not None}
+
+
+def sound(target: Target, manifest: Manifest, shards: Sequence[Shard]) -> dict[str, Marker]:
+    """Find the finished shards whose content is what was written; the markers of others are removed.
+
+    Args:
+        target: The output.
+        manifest: The run.
+        shards: Which of its shards to look for; no other process may be writing them.
+
+    Returns:
+        Name -> marker.
+    """
+    found = finished(target, manifest, shards)
+    for shard in shards:
+        if shard.name in found and not found[shard.name].fits(target, shard):
+            logger.warning("%s is not what was written there, and is scored again.", target.shard(shard))
+            target.marker(shard).unlink()
+            del found[shard.name]
+    return found

@@ -11,6 +11,7 @@ _ABSOLUTE = r"(?:file://)?(?:~[\w-]*/|/|\.\./|[A-Za-z]:\\)"
 _QUOTED_PATH = re.compile(rf"(['\"])([^'\"\s]*?)(?<![\w:/.])({_ABSOLUTE}[^'\"]*)\1")
 _PATH = re.compile(rf"(?<![\w.:/~\\-]){_ABSOLUTE}(?:\\.|[^\s'\"`,;|)\]}}])+")
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+(?=@)")
 _FOLDERS = {"models", "datasets", "data", "outputs", "output", "checkpoints", "runs", "results", "tmp"}
 """Names of folders by custom, so that `models/x` is a path even where it does not exist."""
 _FILE_ENDS = (".json", ".jsonl", ".csv", ".parquet", ".gguf", ".safetensors", ".jinja")
@@ -35,13 +36,20 @@ def fenced(text: str) -> str:
 
 def without_paths(text: str) -> str:
     """The text with `LOCAL/name` for every absolute path, and without Hub tokens."""
+    text = _without_spaces_in_home(text)
     text = _QUOTED_PATH.sub(lambda found: f"{found[1]}{found[2]}{_last_part(found[3])}{found[1]}", text)
     return without_tokens(_PATH.sub(lambda found: _last_part(found[0]), text))
 
 
+def _without_spaces_in_home(text: str) -> str:
+    """The text with a home folder such as `/Users/Jane Doe`, at whose space a path would seem to end, as `/home`."""
+    home = str(Path.home())
+    return re.sub(re.escape(home) + r"(?=[\\/])", "/home", text) if " " in home else text
+
+
 def without_tokens(text: str) -> str:
-    """The text with `HF_TOKEN` in place of every Hub token."""
-    return _SECRET.sub("HF_TOKEN", text)
+    """The text with `HF_TOKEN` in place of every Hub token, and `USER` in place of user and password in addresses."""
+    return _CREDENTIALS.sub("USER", _SECRET.sub("HF_TOKEN", text))
 
 
 def _last_part(path: str) -> str:

@@ -10,6 +10,7 @@ from hf_reward.data_check.imbalance import Imbalance, imbalance
 from hf_reward.data_check.row_reader import RowReader
 from hf_reward.metrics import strict_pairs
 from hf_reward.near_duplicates import text_hash
+from hf_reward.path_safety import shown_name
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.row_remarks import RemarkTally, remarks_of
 from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_rows
@@ -85,7 +86,7 @@ def measure_tokens(reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: 
             tally.remarks.add(numbers[place], sorted({*full.remarks} - {*remarks_of(row)}))
     gaps, groups = np.array(tally.gaps, np.int64), np.array(tally.groups, np.uint64)
     return TokenFit(
-        tokenizer=str(tokenizer.name_or_path or type(tokenizer).__name__),
+        tokenizer=shown_name(tokenizer.name_or_path or type(tokenizer).__name__),
         max_length=rule.max_length,
         over_length=rule.over_length,
         rows=len(tally.cut),

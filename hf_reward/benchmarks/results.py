@@ -15,7 +15,6 @@ from hf_reward.benchmarks.response_interval import shared_responses
 from hf_reward.benchmarks.scores_file import RowScores
 from hf_reward.benchmarks.spreads import Outcomes, compared, leave_out, mean_credits
 from hf_reward.intervals import FEW_CLUSTERS
-from hf_reward.metrics import FEW_CLUSTERS
 from hf_reward.path_safety import with_shown_model
 
 LENGTH_RULE = "longer response (characters)"

@@ -43,7 +43,7 @@ class DataCollatorForPreference:
                 first, and `margin` `(G,)`.
 
         Returns:
-            `ranks` and `lengths` `(G, K)`, `groups`, `row`, `sources` and `weights` `(G,)`, `margins` and
+            `ranks` and `lengths` `(G, K)`, `groups`, `row`, `sources`, `weights` and `num_tokens` `(G,)`, `margins` and
             `probabilities` `(G,)` where a row has one, `input_ids` and `attention_mask` `(N, L)`, and `token_type_ids`
             where the tokenizer makes them.
         """
@@ -96,6 +96,7 @@ def group_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         "row": torch.tensor([row["row"] for row in rows]),
         "sources": torch.tensor([source_number(row["source"]) for row in rows]),
         "weights": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
+        "num_tokens": torch.tensor([sum(map(len, row["input_ids"])) for row in rows]),
     }
     # A mixture may state margins or probabilities for some of its rows only.
     if any(row["margin"] is not None for row in rows):

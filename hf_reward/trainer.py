@@ -29,6 +29,7 @@ from hf_reward.callbacks import TrainingCurves, epoch_history
 from hf_reward.checkpoint_record import CheckpointRecord, describe
 from hf_reward.consumers import consumers_of_folder
 from hf_reward.ensemble_trainer import EnsembleTrainer
+from hf_reward.evaluation_table import show_tables
 from hf_reward.health_monitor import HealthMonitor
 from hf_reward.metrics import preference_metrics, strict_pairs
 from hf_reward.model_card import write_model_card
@@ -169,6 +170,7 @@ class RewardTrainer(EnsembleTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         refuse_what_sharding_loses(getattr(self.accelerator.state, "fsdp_plugin", None), self.model)
+        show_tables(self)
         self.label_names = list(LABELS)
         bare_model(self.model).add_model_tags(list(self._tag_names))
 
@@ -218,7 +220,7 @@ class RewardTrainer(EnsembleTrainer):
             self._health.add(inputs, self.loss_function)
             weight = self._group_weights(inputs).sum()
             total = loss.detach() * (weight if num_items_in_batch is None else num_items_in_batch)
-            self._statistics.add(total, weight, rewards.detach(), inputs["ranks"])
+            self._statistics.add(total, weight, rewards.detach(), inputs["ranks"], inputs.get("num_tokens"))
             if num_items_in_batch is not None and self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes  # the gradient is averaged over processes afterwards
         return (loss, {"rewards": rewards}) if return_outputs else loss
@@ -493,6 +495,11 @@ class _EpochLog(TrainerCallback):
 
     def __init__(self, trainer: RewardTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer._statistics.begin(state.log_history)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -4,6 +4,7 @@ Kept apart from `metrics`, which sees a whole split at once: these are running s
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from hf_reward.losses import PADDING_RANK, strict_pairs
 
-_NAMES = ("loss", "weight", "correct", "pairs", "gap", "reward", "square", "rewards")
+_NAMES = ("loss", "weight", "correct", "pairs", "gap", "reward", "square", "rewards", "tokens")
 
 
 class BatchStatistics:
@@ -22,8 +23,19 @@ class BatchStatistics:
         self._log: Tensor | None = None
         self._epoch: Tensor | None = None
         self._extremes: Tensor | None = None
+        self._tokens = 0
 
-    def add(self, loss: Tensor, weight: Tensor, rewards: Tensor, ranks: Tensor) -> None:
+    def begin(self, log_history: Sequence[Mapping[str, Any]]) -> None:
+        """Begin to count tokens: at 0, or at what a resumed run logged last.
+
+        Args:
+            log_history: The run's log entries so far.
+        """
+        self._tokens = next((int(entry["num_tokens"]) for entry in reversed(log_history) if "num_tokens" in entry), 0)
+
+    def add(
+        self, loss: Tensor, weight: Tensor, rewards: Tensor, ranks: Tensor, num_tokens: Tensor | None = None
+    ) -> None:
         """Add one batch.
 
         Args:
@@ -31,12 +43,14 @@ class BatchStatistics:
             weight: Sum of its group weights, shape `()`.
             rewards: Rewards, shape `(G, K)`.
             ranks: Ranks, -100 is padding, shape `(G, K)`.
+            num_tokens: Tokens of each group's sequences, shape `(G,)`, int64; None where a collator does not say.
         """
         pairs, present = strict_pairs(ranks), ranks != PADDING_RANK
         gaps = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
         exact = torch.float32 if rewards.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         shown = rewards[present].to(exact)
         counts = [(gaps > 0).sum(), pairs.sum(), gaps.sum(), shown.sum(), shown.square().sum(), present.sum()]
+        counts.append(present.sum() * 0 if num_tokens is None else num_tokens.sum())
         sums = torch.stack([number.to(exact) for number in (loss, weight, *counts)])
         extremes = torch.stack([-shown.min(), shown.max()]).to(rewards.dtype)
         self._log = sums if self._log is None else self._log + sums
@@ -44,13 +58,14 @@ class BatchStatistics:
         self._extremes = extremes if self._extremes is None else torch.maximum(self._extremes, extremes)
 
     def since_last_log(self, accelerator: Accelerator) -> dict[str, float]:
-        """Accuracy (strict), margin and rewards since the last call, over all processes."""
+        """Accuracy (strict), margin and rewards since the last call, and tokens in all, over all processes."""
         if self._log is None or self._extremes is None:
             return {}
         sums = _reduced(accelerator, self._log)
         gathered: Any = accelerator.gather(self._extremes.unsqueeze(0))
         extremes = gathered.max(0).values.tolist()
         self._log = self._extremes = None
+        self._tokens += int(sums["tokens"])
         mean = sums["reward"] / sums["rewards"]
         variance = sums["square"] / sums["rewards"] - mean**2
         return {
@@ -60,6 +75,7 @@ class BatchStatistics:
             "std_reward": math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan,
             "min_reward": -extremes[0],
             "max_reward": extremes[1],
+            **({"num_tokens": self._tokens} if self._tokens else {}),
         }
 
     def since_last_epoch(self, accelerator: Accelerator) -> dict[str, float]:

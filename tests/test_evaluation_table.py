@@ -1,0 +1,92 @@
+"""Evaluations on the console: a short aligned table, while loggers keep every metric; and tokens as TRL counts them."""
+
+from typing import Any
+
+import pytest
+from test_trainer_evaluation import of_lengths
+from training_runs import make_trainer
+from transformers import PrinterCallback, TrainerCallback
+
+from hf_reward.evaluation_table import evaluation_table
+
+SPLIT: dict[str, Any] = {
+    "eval_loss": 0.58912,
+    "eval_accuracy": 0.712,
+    "eval_accuracy_ci_low": 0.66,
+    "eval_accuracy_ci_high": 0.761,
+    "eval_margin": 1.2345,
+    "eval_length_baseline": 0.52,
+    "eval_num_pairs": 1000.0,
+    "eval_num_prompts": 800,
+    "eval_brier_score": 0.2,
+    "eval_runtime": 3.0,
+    "epoch": 0.5,
+}
+SOURCE = {
+    "eval_hh_accuracy": 1.0,
+    "eval_hh_accuracy_ci_low": 0.9,
+    "eval_hh_accuracy_ci_high": 1.0,
+    "eval_hh_num_pairs": 9,
+    "eval_hh_length_baseline": float("nan"),
+}
+
+
+class Collected(TrainerCallback):
+    """What loggers get."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, Any]] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
+def test_the_table_is_aligned_and_has_a_line_for_each_source():
+    assert evaluation_table(SPLIT | SOURCE) == (
+        "Evaluation at epoch 0.50\n"
+        "           loss  accuracy     95% interval  margin  length rule  pairs  prompts\n"
+        "eval     0.5891     71.2%   66.0% to 76.1%    1.23        52.0%   1000      800\n"
+        "eval_hh       -    100.0%  90.0% to 100.0%       -            -      9        -"
+    )
+
+
+def test_other_entries_are_no_table():
+    assert evaluation_table({"loss": 0.5, "accuracy": 0.7}) is None
+    assert evaluation_table({}) is None
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_the_console_shows_the_table_and_loggers_get_every_metric(make_model_folder, tmp_path, capsys, disable_tqdm):
+    seen = Collected()
+    trainer = make_trainer(
+        make_model_folder("llama"), of_lengths(8), tmp_path / "run", evaluation=of_lengths(6), max_steps=1,
+        eval_strategy="steps", eval_steps=1, disable_tqdm=disable_tqdm, callbacks=[seen],
+    )  # fmt: skip
+    trainer.train()
+    shown = "".join(capsys.readouterr())
+    assert "Evaluation at epoch" in shown
+    assert "eval_brier_score" not in shown
+    assert "'loss'" in shown, "training entries are shown as before"
+    logged = next(logs for logs in seen.logs if "eval_loss" in logs)
+    assert {"eval_brier_score", "eval_runtime", "eval_accuracy_half_credit"} <= logged.keys()
+    trainer.remove_callback(PrinterCallback)
+    trainer.evaluate()
+    assert disable_tqdm is False or "Evaluation" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("packing", ["false", "auto"])
+def test_tokens_are_counted_over_the_whole_run_as_trl_does(make_model_folder, tmp_path, packing):
+    def trainer() -> Any:
+        return make_trainer(
+            make_model_folder("llama"), of_lengths(8), tmp_path / packing, packing=packing, save_strategy="steps",
+            per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2, save_steps=1,
+        )  # fmt: skip
+
+    whole = trainer()
+    whole.train()
+    tokens = sum(len(ids) for row in whole.train_dataset["input_ids"] for ids in row)
+    counted = [entry["num_tokens"] for entry in whole.state.log_history if "num_tokens" in entry]
+    assert counted == [tokens, 2 * tokens]
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / packing / "checkpoint-1"))
+    assert [entry["num_tokens"] for entry in resumed.state.log_history if "num_tokens" in entry] == counted

@@ -92,4 +92,4 @@ def saving_code(stock: type[PreTrainedModel]) -> dict[str, Any]:
 def save_config_code(config: PretrainedConfig) -> None:
     """Let `save_pretrained` write the code of a custom configuration too, in place."""
     if is_custom(type(config)) and config._auto_class is None:
-        config._auto_class = "AutoConfig"
+        config._auto_class = "AutoConfig"  # pyright: ignore[reportAttributeAccessIssue]

@@ -180,7 +180,9 @@ def read_probes(conversations: Sequence[Mapping[str, Any]], tokenizer: PreTraine
     found = []
     for each in conversations:
         messages, text, pair = each.get("messages"), each.get("text"), each.get("text_pair")
-        texts = [[render_chat(tokenizer, messages) if messages else text]] + ([] if pair is None else [[pair]])
+        texts: list[Any] = [[render_chat(tokenizer, messages) if messages else text]] + (
+            [] if pair is None else [[pair]]
+        )
         batch = tokenizer(*texts, add_special_tokens=not messages, return_attention_mask=False, verbose=False)
         types = batch["token_type_ids"][0] if pair is not None and "token_type_ids" in batch else None
         ids = list(batch["input_ids"][0])

@@ -38,14 +38,14 @@ def response_spread(
         bootstrap; Aronow, Samii and Assenova (2015), "Cluster-robust variance estimation for dyadic data".
     """
     values = np.asarray(values, dtype=np.float64)
-    weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
-    weights = weights / weights.sum()
-    mean = float(weights @ values)
+    given = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    share = given / given.sum()
+    mean = float(share @ values)
     names = {name: number for number, name in enumerate(dict.fromkeys([*first, *second]))}
     places = [np.array([names[name] for name in side]) for side in (first, second)]
-    parts = weights * (values - mean)
-    sums, shares = (sum(np.bincount(place, each, len(names)) for place in places) for each in (parts, weights / 2))
+    parts = share * (values - mean)
+    sums, shares = (sum(np.bincount(place, each, len(names)) for place in places) for each in (parts, share / 2))
     own, count = float(np.sum(parts**2)), len(names)
     between = count / (count - 1) * float(np.sum(np.square(sums)))
-    rows = float(1 / np.sum(weights**2))
+    rows = float(1 / np.sum(share**2))
     return Spread(mean, float(np.sqrt(max(between - own, own))), count, rows, float(1 / np.sum(np.square(shares))))

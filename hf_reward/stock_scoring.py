@@ -64,7 +64,7 @@ def as_text(probe: dict[str, Any], tokenizer: Any) -> tuple[tuple[str, ...], boo
 def load_adapter(folder: str, base: str | None = None, **options: Any) -> Any:
     """Load a reward model's adapter, with its head and pad token, on its base."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.get("trust_remote_code", False))
-    base = base or PeftConfig.from_pretrained(folder).base_model_name_or_path
+    base = base or str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
     options = {"num_labels": 1, "problem_type": "regression", **options}
     model = AutoModelForSequenceClassification.from_pretrained(base, **options)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # a pad token was added

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hf_reward.benchmarks.base import Benchmark, Outcome
+from hf_reward.benchmarks.base import Benchmark, Comparison, Outcome
 from hf_reward.benchmarks.judgebench import SOURCES, JudgeBench
 from hf_reward.benchmarks.rewardbench import RewardBench, section_scores
 from hf_reward.benchmarks.rewardbench2 import RewardBench2
@@ -48,7 +48,7 @@ def golden_lines(folder: Path = TESTS) -> Iterator[Line]:
 
 def _outcome(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float]]) -> Outcome:
     comparisons = [benchmark.read(row, "", place) for place, row in enumerate(rows)]
-    kept = [each for each in comparisons if each is not None]
+    kept = [each for each in comparisons if isinstance(each, Comparison)]
     credits = benchmark.credits(kept, [np.asarray(each, float) for each in rewards], 0.0)
     return benchmark.combine(mean_credits(credits))
 

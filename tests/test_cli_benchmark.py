@@ -11,7 +11,7 @@ from benchmark_rows import instructed, write_rows
 from saved_models import saved_model
 from typer.testing import CliRunner, Result
 
-from hf_reward import cli_benchmark
+from hf_reward import cli_benchmark, cli_output
 from hf_reward.benchmarks.registry import NAMES, benchmark_named
 from hf_reward.benchmarks.reporting import results_from_scores
 from hf_reward.cli_benchmark import ORDERS, app, print_results
@@ -51,7 +51,11 @@ def test_help_imports_nothing_heavy() -> None:
         for node in tree.body
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert imported == {"json", "logging", "os", "warnings", "collections.abc", "pathlib", "typing", "typer"}
+    light = {"json", "logging", "os", "warnings", "collections.abc", "pathlib", "typing", "typer"}
+    assert imported == light | {"hf_reward.cli_output"}
+    tree = ast.parse(inspect.getsource(cli_output))
+    names = [getattr(node, "module", None) or node.names[0].name for node in tree.body if hasattr(node, "names")]
+    assert light.issuperset(names)
 
 
 def test_scores_are_recomputed_without_a_model(data: Path, scores: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from statsmodels.stats.multitest import multipletests
@@ -68,7 +69,7 @@ def corrected(found: Sequence[Imbalance]) -> list[Imbalance]:
         Holm (1979), "A simple sequentially rejective multiple test procedure".
     """
     tested = [each for each in found if each.p_value is not None]
-    adjusted = multipletests([each.p_value for each in tested], method="holm")[1] if tested else []
+    adjusted: Any = multipletests([each.p_value for each in tested], method="holm")[1] if tested else []
     by_name = {each.feature: float(value) for each, value in zip(tested, adjusted, strict=True)}
     return [
         replace(

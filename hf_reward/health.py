@@ -7,11 +7,15 @@ feeds them while a run trains. Every threshold is named here, with its reason.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 History = Sequence[Mapping[str, Any]]
 """Log entries in order, with `step`, `loss` and what `RewardTrainer` logs; `equal_loss` is what `loss` would be if all
-rewards were equal (ln 2 for Bradley-Terry without margins)."""
+rewards were equal (ln 2 for Bradley-Terry without margins). Of the rows since the last log that belong to the settled
+part of the run there are `gain_rows`, their number, and sums over them: of the weights w (`gain_weight`), of w times
+the gain, which is the loss of equal rewards minus the loss (`gain`), and of x = w (gain - `LEAST_GAIN`) and x^2
+(`gain_excess`, `gain_square`)."""
 
 PATIENCE = 5
 """So many training logs in a row, all after the warm-up, have to show the same before it is said: one is chance."""
@@ -19,8 +23,12 @@ SETTLED_SHARE = 0.1
 """So much of the training after the warm-up has to be over before 'learns nothing' is said: a slow start is none."""
 COLLAPSED_STD = 1e-3
 """Rewards in reward units: a pair two such deviations apart is a preference of 50.05%, so nothing is told apart."""
-EQUAL_LOSS_TOLERANCE = 5e-3
+LEAST_GAIN = 5e-3
 """In nats: a model that is right in 55% of pairs and knows it has a loss 0.005 below ln 2."""
+FIRST_LOOK = 64
+"""Rows after which 'learns nothing' may be said for the first time: fewer have no normal mean."""
+FALSE_ALARMS = 0.05
+"""Share of the runs with a gain of `LEAST_GAIN` in which 'learns nothing' may be said."""
 SATURATED_MARGIN = 20.0
 """In reward units: sigmoid(-20) = 2e-9, so such a pair has no gradient left and only weights grow."""
 DIVERGED_FACTOR = 2.0
@@ -70,6 +78,11 @@ class RunFacts:
     """float16: its loss scaler tries out infinite gradients and skips those steps."""
     rows: Sequence[int] = ()
     """Data rows of the last step on this process."""
+
+    @property
+    def settled_step(self) -> float:
+        """The step after which a run that learns shows it."""
+        return self.warmup_steps + SETTLED_SHARE * (self.max_steps - self.warmup_steps)
 
 
 def check_health(history: History, facts: RunFacts) -> list[HealthWarning]:
@@ -124,22 +137,40 @@ def reward_collapse(history: History, facts: RunFacts) -> HealthWarning | None:
 
 
 def loss_at_equal_rewards(history: History, facts: RunFacts) -> HealthWarning | None:
-    """The loss stays where it is when all rewards are equal."""
-    logs = _recent(history, facts, "equal_loss")
-    if not logs or not _is_settled(logs[0]["step"], facts):
+    """Rows gain less than `LEAST_GAIN` over equal rewards, beyond chance.
+
+    A one-sided z test of the mean gain, made when 64, 128, 256, ... rows have been seen. Look number k (from 0) has the
+    level `FALSE_ALARMS / 2^(k + 1)`, so that all looks together have at most `FALSE_ALARMS` (Bonferroni) on runs whose
+    rows gain as much as that.
+    """
+    logs = [entry for entry in _training(history) if "gain_rows" in entry]
+    if not logs or logs[-1] is not history[-1]:
         return None
-    loss, equal = _mean(logs, "loss"), _mean(logs, "equal_loss")
-    if not abs(loss - equal) < EQUAL_LOSS_TOLERANCE:
+    rows = sum(entry["gain_rows"] for entry in logs)
+    look, before = _looks(rows), _looks(rows - logs[-1]["gain_rows"])
+    if look == before:
         return None
+    total, square, gain, weight = (
+        sum(entry[name] for entry in logs) for name in ("gain_excess", "gain_square", "gain", "gain_weight")
+    )
+    deviation = math.sqrt(max(square - total * total / rows, 0.0) * rows / (rows - 1))
+    if not total < deviation * NormalDist().inv_cdf(FALSE_ALARMS / 2**look):
+        return None
+    equal = sum(entry["equal_loss"] * entry["gain_weight"] for entry in logs) / weight
     return HealthWarning(
         kind="loss at equal rewards",
         step=logs[-1]["step"],
-        seen=f"the mean training loss of the last {len(logs)} logs is {loss:.4f}; with equal rewards for all responses "
-        f"it is {equal:.4f}.",
+        seen=f"the mean training loss of the last {rows:.0f} rows is {equal - gain / weight:.4f}; with equal rewards "
+        f"for all responses it is {equal:.4f}, and a model that learns is at least {LEAST_GAIN} below that.",
         cause="nothing is learned so far: a learning rate that is too low, preferences without a pattern (shuffled or "
         "contradictory labels), or responses that differ only in what `max_length` cut off.",
         cure="run `overfit_one_batch`; if it passes, raise `learning_rate` and run `hf-reward check-data`.",
     )
+
+
+def _looks(rows: float) -> int:
+    """Number of looks that are due by a number of rows: 1 from `FIRST_LOOK` rows on, and one more for each doubling."""
+    return max(0, int(rows / FIRST_LOOK).bit_length())
 
 
 def loss_diverged(history: History, facts: RunFacts) -> HealthWarning | None:
@@ -293,10 +324,6 @@ def _recent(history: History, facts: RunFacts, name: str, *, patience: int = PAT
     """The last training logs after the warm-up that carry a number; none if there are too few of them."""
     logs = [entry for entry in _training(history) if name in entry and entry["step"] > facts.warmup_steps]
     return logs[-patience:] if len(logs) >= patience else []
-
-
-def _is_settled(step: int, facts: RunFacts) -> bool:
-    return step >= facts.warmup_steps + SETTLED_SHARE * (facts.max_steps - facts.warmup_steps)
 
 
 def _evaluations(history: History) -> list[tuple[Mapping[str, Any], str]]:

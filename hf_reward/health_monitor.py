@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_reward.health import HealthWarning, RunFacts, check_health
+from hf_reward.health import LEAST_GAIN, HealthWarning, RunFacts, check_health
 from hf_reward.losses import PreferenceLoss
 from hf_reward.reward_head import head_parameters
 
 logger = logging.getLogger(__name__)
 
+_GAINS = ("gain_rows", "gain", "gain_weight", "gain_excess", "gain_square")
 _MOST_BATCHES = 1024
 """Of one step whose rows are remembered: who calls `compute_loss` alone never begins a step."""
 
@@ -36,25 +37,30 @@ class HealthMonitor(TrainerCallback):
         self._history: list[dict[str, Any]] = []
         self._rows: deque[Tensor] = deque(maxlen=_MOST_BATCHES)
         self._rows_before: deque[Tensor] = deque(maxlen=_MOST_BATCHES)
-        self._equal: Tensor | None = None  # loss of equal rewards and weight of the groups since the last log
+        self._settled = False
+        self._sums: Tensor | None = None  # loss of equal rewards, weight of the groups and `_GAINS` since the last log
 
-    def add(self, inputs: Mapping[str, Tensor], loss_function: PreferenceLoss) -> None:
+    def add(self, inputs: Mapping[str, Tensor], rewards: Tensor, loss_function: PreferenceLoss) -> None:
         """Look at a training batch.
 
         Args:
             inputs: The collated batch.
+            rewards: Its rewards, shape `(G, K)`.
             loss_function: The run's loss.
         """
         self._rows.append(inputs["row"])
         if not self.enabled:
             return
-        ranks, probabilities, weights = inputs["ranks"], inputs.get("probabilities"), inputs["weights"]
-        weight = loss_function.weights(ranks, probabilities, weights).sum()
-        equal = torch.zeros(ranks.shape, device=ranks.device)
-        of_groups = loss_function.of_preferences
-        total = of_groups(equal, ranks, inputs.get("margins"), probabilities, weights, normalizer=1.0)
-        sums = torch.stack([total, weight.to(total.dtype)])
-        self._equal = sums if self._equal is None else self._equal + sums
+        group = [inputs.get(name) for name in ("margins", "probabilities", "weights")]
+        equal, weights = loss_function.of_groups(torch.zeros_like(rewards), inputs["ranks"], *group)
+        gain = equal - loss_function.of_groups(rewards, inputs["ranks"], *group)[0]
+        excess = weights * (gain - LEAST_GAIN)
+        settled = [(weights > 0).sum(), (weights * gain).sum(), weights.sum(), excess.sum(), excess.square().sum()]
+        if not self._settled:
+            settled = [each * 0 for each in settled]
+        numbers = [(weights * equal).sum(), weights.sum(), *settled]
+        sums = torch.stack([number.to(equal.dtype) for number in numbers]).detach()
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def measure(self, model: nn.Module, sharded: bool) -> dict[str, float]:
         """What the log shows beside the statistics of its batches.
@@ -97,7 +103,7 @@ class HealthMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin with the head as it is, or with what a resumed run has logged already."""
-        self._history, self._equal = [dict(entry) for entry in state.log_history], None
+        self._history, self._sums = [dict(entry) for entry in state.log_history], None
         if self.enabled and not self._history and args.world_size == 1:  # else no process may hold the whole head
             self._history.append({"step": 0, "head_norm": head_norm(kwargs["model"])})
         self._rows.clear()
@@ -107,6 +113,8 @@ class HealthMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forget the rows of the step before the last."""
+        facts = RunFacts(max_steps=state.max_steps, warmup_steps=args.get_warmup_steps(state.max_steps))
+        self._settled = state.global_step >= facts.settled_step
         self._rows, self._rows_before = deque(maxlen=_MOST_BATCHES), self._rows
 
     def on_log(
@@ -122,7 +130,7 @@ class HealthMonitor(TrainerCallback):
             return
         entry = {**logs, "step": state.global_step}
         if "loss" in logs:
-            entry |= self._equal_loss()
+            entry |= self._since_last_log()
         self._history.append(entry)
         if not state.is_world_process_zero:
             return
@@ -139,12 +147,13 @@ class HealthMonitor(TrainerCallback):
                 self.warnings.append(warning)
                 logger.warning("%s", warning)
 
-    def _equal_loss(self) -> dict[str, float]:
-        if self._equal is None:
+    def _since_last_log(self) -> dict[str, float]:
+        if self._sums is None:
             return {}
-        total, weight = self._equal.tolist()
-        self._equal = None
-        return {"equal_loss": total / weight} if weight > 0 else {}
+        total, weight, *gains = self._sums.tolist()
+        self._sums = None
+        found = dict(zip(_GAINS, gains, strict=True)) if gains[0] else {}
+        return {"equal_loss": total / weight, **found} if weight > 0 else {}
 
 
 def head_norm(model: nn.Module) -> float:

@@ -217,7 +217,7 @@ class RewardTrainer(EnsembleTrainer):
         rewards = head_rewards.mean(0)
         if model.training:
             self._require_finite(loss, rewards, inputs)
-            self._health.add(inputs, self.loss_function)
+            self._health.add(inputs, rewards.detach(), self.loss_function)
             weight = self._group_weights(inputs).sum()
             total = loss.detach() * (weight if num_items_in_batch is None else num_items_in_batch)
             self._statistics.add(total, weight, rewards.detach(), inputs["ranks"], inputs.get("num_tokens"))

@@ -42,13 +42,6 @@ def test_five_logs_after_the_warm_up_are_needed():
     assert kinds([*collapsed[:4], train(5)]) == []
 
 
-def test_a_slow_start_is_no_loss_at_equal_rewards():
-    slow = [train(step, loss=LN2 - 0.004) for step in range(1, 16)]
-    assert kinds(slow[:13]) == []  # the first of five logs is step 9, a tenth of 100 steps is 10
-    assert kinds(slow[:14]) == ["loss at equal rewards"]
-    assert kinds([{**entry, "loss": LN2 - 0.006} for entry in slow]) == []
-
-
 def test_infinite_gradients_of_the_loss_scaler_are_tried_out_first():
     history = [train(step, grad_norm=math.inf) for step in range(1, 6)]
     assert kinds(history[:1]) == ["non-finite gradient"]

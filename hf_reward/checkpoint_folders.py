@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hf_reward.bulk.durable_file import sync_folder
 from hf_reward.file_identity import content_hash
-from hf_reward.weight_safety import non_finite_in_file
+from hf_reward.weight_safety import non_finite_in_file, why_not_whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def why_not_whole(folder: Path) -> str | None:
     if (folder / LIST_FILE).is_file():
         problem = _difference_from_list(folder)
     else:
-        problem = next((f"{path.name} is cut off" for path in _files(folder) if _is_cut_off(path)), None)
+        problem = next((text for path in _files(folder) if (text := _damage(path))), None)
     return problem or _not_finite(folder)
 
 
@@ -179,19 +179,14 @@ def _not_finite(folder: Path) -> str | None:
     return None
 
 
-def _is_cut_off(path: Path) -> bool:
-    """Whether a file of tensors ends before its own header says; of other files nothing is known."""
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file of tensors that its own content tells; of other files nothing is known."""
     if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            start = file.read(8)
-            header = file.read(int.from_bytes(start, "little")) if len(start) == 8 else b""
-        try:
-            parts = json.loads(header)
-            end = max((part["data_offsets"][1] for name, part in parts.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return True
-        return path.stat().st_size != 8 + len(header) + end
-    return path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path)  # its directory is at the end
+        problem = why_not_whole_file(path)
+        return None if problem is None else f"{path.name} is damaged: {problem}"
+    if path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):  # its directory is at the end
+        return f"{path.name} is cut off"
+    return None
 
 
 def _files(folder: Path) -> Iterator[Path]:

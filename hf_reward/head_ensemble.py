@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from hf_reward.reward_head import Float32Linear, bare_model, output_layers
+from hf_reward.weight_safety import refuse_non_finite, require_whole
 
 logger = logging.getLogger(__name__)
 
@@ -285,11 +286,11 @@ def heads_file(name_or_path: str | Path, **hub: Any) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"The reward heads in {path} cannot be read ({error}). Take a fresh copy.") from error
+    require_whole(path)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    refuse_non_finite(path, tensors.items())
+    return tensors
 
 
 def _parts(layer: EnsembleLinear) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_utils import is_fsdp_enabled, is_local_dist_rank_0
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -53,12 +54,7 @@ from hf_reward.reward_head import (
 )
 from hf_reward.template_clock import freeze_clock
 from hf_reward.tokenizer_setup import prepare_tokenizer, token_id
-from hf_reward.weight_safety import (
-    refuse_adapter_loop,
-    refuse_pickled_adapter,
-    refuse_pickles,
-    require_plain_shards,
-)
+from hf_reward.weight_safety import refuse_adapter_loop, refuse_non_finite, refuse_pickled_adapter, require_safe_weights
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +105,8 @@ class AutoModelForRewardScoring:
 
         Raises:
             ValueError: If the checkpoint holds a classifier with several labels, lacks backbone weights, is a pickle,
-                or the options contradict each other; with `verify`, if its rewards are not those it was saved with.
+                is cut off, or holds weights that are not finite; if the options contradict each other; with `verify`,
+                if its rewards are not those it was saved with.
         """
         _refuse_contradictions(peft_config, freeze_backbone, quantization_config, dequantize)
         name = str(name_or_path)
@@ -130,6 +127,8 @@ class AutoModelForRewardScoring:
             model = _load_adapter(name, dtype=dtype, is_trainable=is_trainable, **kwargs)
         else:
             model = _load_classifier(name, gguf_file=gguf_file, dtype=dtype, **kwargs)
+        if not (is_fsdp_enabled() and not is_local_dist_rank_0()):  # there, memory waits for the weights of rank 0
+            refuse_non_finite(name, model.named_parameters())
         if record is not None:
             _warn_of_drift(name, record, **kwargs)
             _find_heads(name, model, record, **kwargs)
@@ -326,10 +325,9 @@ def _adapter_has_head(path: str) -> bool:
 def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **kwargs: Any) -> RewardModel:
     if Path(path).is_dir():
         refuse_adapter_loop(path)
+    _require_safe_weights(path, **kwargs)
     if kwargs.get("use_safetensors") is True:
-        if Path(path).is_dir():
-            refuse_pickles(path)
-        refuse_pickled_adapter(path, **_hub_kwargs(kwargs))
+        refuse_pickled_adapter(path, **_hub_kwargs(kwargs))  # of a Hub id too
     base = kwargs.pop("base_model_name_or_path", None)
     if base is not None or Path(path).is_dir():
         base = adapter_base(path, base)
@@ -375,7 +373,7 @@ def _require_saved_head(path: str, model: PreTrainedModel) -> None:
 def _load_sft_adapter(path: str, base: str, *, dtype: str | torch.dtype, **kwargs: Any) -> PreTrainedModel:
     """An SFT model that was trained with LoRA: merge its adapter, and put a new head on the result."""
     logger.info("%s is an adapter of a language model; it is merged into %s and gets a new head.", path, base)
-    require_plain_shards(base, **_hub_kwargs(kwargs))
+    _require_safe_weights(base, **kwargs)
     language_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **_without(kwargs, "dequantize"))
     merged = PeftModel.from_pretrained(language_model, path).merge_and_unload()
     config = _reward_config(AutoConfig.from_pretrained(base, **_config_kwargs(kwargs)))
@@ -405,13 +403,10 @@ def _load_classifier(
     dequantize: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    if kwargs.get("use_safetensors") is True and Path(name).is_dir():
-        refuse_pickles(name)
     if gguf_file is not None:
         kwargs["gguf_file"] = gguf_file
     stored = AutoConfig.from_pretrained(name, **_config_kwargs(kwargs))
-    explicit = getattr(stored, "transformers_weights", None)
-    require_plain_shards(name, variant=kwargs.get("variant"), explicit=explicit, **_hub_kwargs(kwargs))
+    _require_safe_weights(name, **kwargs)
     _refuse_other_heads(name, stored)
     config = _reward_config(stored)
     custom = custom_classifier(config, name, **_hub_kwargs(kwargs)) if kwargs.get("trust_remote_code") else None
@@ -563,6 +558,11 @@ def match_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def _config_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     names = ("revision", "trust_remote_code", "cache_dir", "token", "local_files_only", "subfolder", "gguf_file")
     return {"trust_remote_code": False} | {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _require_safe_weights(name: str, **kwargs: Any) -> None:
+    allow_pickle = kwargs.get("use_safetensors") is not True
+    require_safe_weights(name, allow_pickle=allow_pickle, variant=kwargs.get("variant"), **_hub_kwargs(kwargs))
 
 
 def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def kernel_error(device: torch.device, dtype: torch.dtype, *, heads: int, key_he
         gradients = torch.autograd.grad(output.float().square().sum(), (query, key, value))
         results.append([output.float(), *(gradient.float() for gradient in gradients)])
     pairs = [pair for one, other in (results[:2], results[2:]) for pair in zip(one, other, strict=True)]
-    return max(float(((one - other).norm() / one.norm()).detach()) for one, other in pairs)
+    errors = [((one - other).norm() / one.norm()).detach() for one, other in pairs]
+    return float(torch.stack(errors).max())  # unlike Python's `max`, this passes a NaN on
 
 
 def packing_problem(model: PreTrainedModel, padded: Mapping[str, Any], packed: Mapping[str, Any]) -> str | None:

@@ -380,9 +380,9 @@ def tolerance(dtype: str, *, same_device: bool = True) -> float:
 
 
 def relative_differences(expected: Sequence[float | None], found: Sequence[float | None]) -> list[float]:
-    """|found - expected| / max(1, |expected|); infinite where one alone is a finite number, 0 where none is."""
+    """|found - expected| / max(1, |expected|); infinite where one is no finite number: two NaN are not equal."""
     return [
-        0.0 if one == other else math.inf if one is None or other is None else abs(other - one) / max(1.0, abs(one))
+        math.inf if one is None or other is None else abs(other - one) / max(1.0, abs(one))
         for one, other in zip(map(_finite, expected), map(_finite, found), strict=True)
     ]
 
@@ -392,5 +392,6 @@ def _finite(value: float | None) -> float | None:
 
 
 def differing(expected: Sequence[float | None], found: Sequence[float | None], allowed: float) -> list[int]:
-    """Places at which rewards are not the same within what is allowed."""
-    return [place for place, value in enumerate(relative_differences(expected, found)) if value > allowed]
+    """Places at which rewards are not the same within what is allowed; no finite number is at all, whatever that is."""
+    differences = relative_differences(expected, found)
+    return [place for place, value in enumerate(differences) if not math.isfinite(value) or value > allowed]

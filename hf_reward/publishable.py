@@ -18,7 +18,7 @@ from hf_reward.model_card import is_generated, write_model_card
 from hf_reward.path_safety import require_inside
 from hf_reward.probes import differing
 from hf_reward.verify import VerificationError, verify_checkpoint
-from hf_reward.weight_safety import refuse_pickles
+from hf_reward.weight_safety import require_safe_weights
 
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -100,7 +100,7 @@ def assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> Non
         export_reward_model(folder, assembled, ExportRule(allow_unserved=True), base_model=_base_to_load(folder, rule))
         _take(folder, assembled, ("README.md", "audit_summary.json", "audit_effects.png", "benchmark_results.json"))
     elif (folder / "config.json").is_file():
-        refuse_pickles(folder)
+        require_safe_weights(folder)
         _take(folder, assembled, PUBLISHED)
     else:
         raise ValueError(f"{folder} is no saved model: it has neither config.json nor adapter_config.json.")

@@ -32,7 +32,7 @@ from hf_reward.run_fingerprint import FILE as FINGERPRINT_FILE
 from hf_reward.run_fingerprint import require_same_run, run_fingerprint
 from hf_reward.run_lock import require_held, run_lock
 from hf_reward.stop_signal import StopSignal
-from hf_reward.weight_safety import non_finite
+from hf_reward.weight_safety import non_finite, require_safe_weights
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,8 @@ class ResumableTrainer(HubTrainer):
             ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        gathered = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these write files of tensors as pickles
+        require_safe_weights(resume_from_checkpoint, allow_pickle=gathered)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         loaded: Any = self.model if model is None else model
         broken = non_finite(loaded.named_parameters())  # of sharded files too

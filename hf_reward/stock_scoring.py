@@ -75,10 +75,11 @@ def load_adapter(folder: str, base: str | None = None, **options: Any) -> Any:
 
 def load(folder: Path, dtype: str, base: str | None, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
     """Load a whole model, or an adapter on its base, and name the weights that the folder lacks."""
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    options["trust_remote_code"] = trust_remote_code
     if not (folder / "adapter_config.json").is_file():
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, use_safetensors=True, output_loading_info=True, **options
+            folder, num_labels=1, output_loading_info=True, **options
         )
         return model, sorted(info["missing_keys"])
     adapter = _read_json(folder / "adapter_config.json")

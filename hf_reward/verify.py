@@ -31,7 +31,7 @@ from hf_reward.score_request import read_request, request_from_messages, request
 from hf_reward.scorer_loading import encoder_of
 from hf_reward.stock_scoring import as_inputs, as_text
 from hf_reward.template_clock import reads_clock
-from hf_reward.weight_safety import refuse_pickles
+from hf_reward.weight_safety import non_finite_in_file, refuse_adapter_loop, require_safe_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,8 @@ def verify_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the folder has no record or no probes, or cannot be loaded at all.
+        ValueError: If the folder has no record or no probes, its weights (or those of an adapter's base) are not whole
+            safetensors, or it cannot be loaded at all.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -119,9 +120,9 @@ def verify_checkpoint(
             f"{folder} has {missing}, so there is nothing to compare with. Save it again with `hf-reward export`, or "
             "bring a foreign model in with `hf-reward import`."
         )
-    refuse_pickles(folder)
+    files = _weight_files(folder, base_model)
     require_trust(folder, trust_remote_code)
-    result = Verification(folder=str(folder))
+    result = Verification(folder=str(folder), checks=_check_finite(files))
     is_adapter = (folder / "adapter_config.json").is_file()
     result.checks += [] if is_adapter else [_check_config(folder, record, trust_remote_code)]
     result.checks.append(_check_tokenizer(folder, record, trust_remote_code))
@@ -155,6 +156,23 @@ def verify_checkpoint(
     if record.probes.get("device", "cpu") != "cpu":
         result.notes.append(f"Rewards were recorded on {record.probes['device']} and checked on the CPU.")
     return result
+
+
+def _weight_files(folder: Path, base_model: str | None) -> list[Path]:
+    """The safetensors that the stock program will load, those of an adapter's bases among them; others are refused."""
+    files = require_safe_weights(folder)
+    if not (folder / "adapter_config.json").is_file():
+        return files
+    refuse_adapter_loop(str(folder))
+    return files + _weight_files(Path(adapter_base(folder, base_model)), None)
+
+
+def _check_finite(files: list[Path]) -> list[Check]:
+    broken = [f"{name} in {path}" for path in files for name in non_finite_in_file(path)]
+    if not broken:
+        return []
+    detail = f"{len(broken)} tensors hold values that are not finite: {', '.join(broken[:3])}"
+    return [Check(name="finite weights", passed=False, detail=detail)]
 
 
 def _recorded_rewards(record: CheckpointRecord, dtypes: list[str] | None) -> dict[str, list[float | None]]:

@@ -1,4 +1,7 @@
-"""Folder or Hub id -> are its weights safetensors that lie beside each other, and finite? All else is refused."""
+"""Folder or Hub id -> are its weights whole safetensors beside each other, and finite? All else is refused.
+
+`require_safe_weights` is the one rule for every place that loads, checks or publishes weights.
+"""
 
 import json
 from collections.abc import Iterable
@@ -6,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from hf_reward.path_safety import is_plain_name
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors itself reads no longer header."""
 _QUIET: dict[str, Any] = {
     f"_raise_exceptions_for_{name}": False for name in ("gated_repo", "missing_entries", "connection_errors")
 }
@@ -37,6 +42,77 @@ def refuse_pickles(folder: str | Path) -> None:
         )
 
 
+def require_safe_weights(
+    name: str | Path, *, allow_pickle: bool = False, variant: str | None = None, **hub: Any
+) -> list[Path]:
+    """Stop at weights that must not be loaded, before anything is.
+
+    Weights are safetensors, an index names only such files beside it, and each file of a folder has the size that its
+    header states (huggingface_hub checks that of what it downloads). transformers joins the names of an index to the
+    folder as they are, and unpickles what does not end in `.safetensors`.
+
+    Args:
+        name: Folder or Hub id of a model or adapter.
+        allow_pickle: Accept pickles, also those that an index names.
+        variant: As in `from_pretrained`: a part of the files' names.
+        **hub: `revision`, `token`, `cache_dir`, `subfolder`.
+
+    Returns:
+        The safetensors files of a folder that loading it would read; none for a Hub id.
+
+    Raises:
+        ValueError: If the weights are pickles, an index cannot be read or leads elsewhere, or a file is not whole.
+    """
+    folder = Path(name) / (hub.get("subfolder") or "")
+    if not allow_pickle and folder.is_dir():
+        refuse_pickles(folder)
+    if not allow_pickle and (folder / "adapter_config.json").is_file():
+        refuse_pickled_adapter(str(name), **hub)
+    files = _named_weights(str(name), folder, variant, **hub)
+    if allow_pickle and not files:
+        index = cached_file(str(name), "pytorch_model.bin.index.json", **hub, **_QUIET)
+        if index is not None:
+            shard_names(Path(index), suffixes=(".bin", ".safetensors"))
+    for path in files:
+        require_whole(path)
+    return files
+
+
+def _named_weights(name: str, folder: Path, variant: str | None, **hub: Any) -> list[Path]:
+    """The safetensors files of a folder that transformers or PEFT would read; of a Hub id the indexes are checked."""
+    infix = f".{variant}" if variant else ""
+    names = [f"model{infix}.safetensors", f"model.safetensors.index{infix}.json", "adapter_model.safetensors"]
+    explicit = _explicit_name(name, **hub)
+    files: list[Path] = []
+    for each in [*names, *([explicit] if explicit else [])]:
+        if each.endswith(".json"):
+            index = cached_file(name, each, **hub, **_QUIET)
+            shards = [] if index is None else shard_names(Path(index), suffixes=(".safetensors",))
+            if folder.is_dir() and (lost := [shard for shard in shards if not (folder / shard).is_file()]):
+                raise ValueError(
+                    f"{index} names files that are not there: {', '.join(lost[:5])}. Copy the whole model."
+                )
+            files += [folder / shard for shard in shards if folder.is_dir()]
+        elif (folder / each).is_file():
+            files.append(folder / each)
+    return files
+
+
+def _explicit_name(name: str, **hub: Any) -> str | None:
+    """The file that a model's configuration names as its weights, if it does."""
+    path = cached_file(name, "config.json", **hub, **_QUIET)
+    try:
+        explicit = None if path is None else json.loads(Path(path).read_bytes()).get("transformers_weights")
+    except (ValueError, AttributeError, RecursionError):  # loading the configuration says so better
+        return None
+    if explicit is None or (is_plain_name(explicit) and explicit.endswith((".safetensors", ".safetensors.index.json"))):
+        return explicit
+    raise ValueError(
+        f"{path} names {explicit!r} as its weights (`transformers_weights`), which is no safetensors file beside it. "
+        "Do not load this model; take it from a source that you trust."
+    )
+
+
 def refuse_pickled_adapter(name: str, **hub: Any) -> None:
     """Stop at an adapter without safetensors: PEFT would turn to the pickle beside it, whatever it was told.
 
@@ -55,26 +131,55 @@ def refuse_pickled_adapter(name: str, **hub: Any) -> None:
         )
 
 
-def require_plain_shards(name: str, *, variant: str | None = None, explicit: str | None = None, **hub: Any) -> None:
-    """Stop at an index of shards that names other files than safetensors beside it.
-
-    transformers joins the names to the folder as they are, and unpickles what does not end in `.safetensors`.
+def require_whole(path: Path) -> None:
+    """Stop at a safetensors file that is cut off or damaged.
 
     Args:
-        name: Folder or Hub id of a model.
-        variant: As in `from_pretrained`: a part of the index' name.
-        explicit: The file that the model's configuration names as its weights.
-        **hub: `revision`, `token`, `cache_dir`, `subfolder`.
+        path: The file.
 
     Raises:
-        ValueError: If the index cannot be read, or a name in it leads elsewhere.
+        ValueError: If it is; the message states the expected and the actual size.
     """
-    default = f"model.safetensors.index.{variant}.json" if variant else "model.safetensors.index.json"
-    for index in (default, explicit):
-        if index is not None and index.endswith(".json"):
-            path = cached_file(name, index, **hub, **_QUIET)
-            if path is not None:
-                shard_names(Path(path), suffixes=(".safetensors",))
+    problem = why_not_whole_file(path)
+    if problem:
+        raise ValueError(f"{path} cannot be read: {problem}. Take a fresh copy.")
+
+
+def why_not_whole_file(path: Path) -> str | None:
+    """What is wrong with a safetensors file, None if it has the size that its header states. Tensors are not read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A clause with the expected and the actual size in bytes.
+
+    Source:
+        The format's documentation: 8 bytes with the header's length, the header as JSON with `data_offsets` of each
+        tensor, the tensors.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == b"version ":
+            return f"it is a Git LFS pointer of {size} bytes and not the file itself (`git lfs pull` fetches it)"
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or 8 + length > size:
+            return f"it has {size} bytes, but {8 + length if len(start) == 8 else 8} or more are expected"
+        header = file.read(length) if length <= _LONGEST_HEADER else b""
+    try:
+        parts = json.loads(header)
+        end = max((part["data_offsets"][1] for name, part in parts.items() if name != "__metadata__"), default=0)
+        expected = 8 + length + int(end)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
+        return "its header is damaged"
+    if size != expected:
+        return f"it has {size} bytes instead of {expected}"
+    try:
+        with safe_open(path, "pt"):
+            return None
+    except (SafetensorError, OSError) as error:
+        return f"its header is damaged ({error})"
 
 
 def shard_names(index: Path, *, suffixes: tuple[str, ...]) -> list[str]:
@@ -127,6 +232,25 @@ def _is_finite(tensor: Tensor) -> bool:
         tensor = tensor.float()
     low, high = torch.aminmax(tensor)  # NaN propagates; unlike `isfinite` this needs no memory
     return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def refuse_non_finite(name: str | Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Stop at weights that give no rewards.
+
+    Args:
+        name: What to call the model.
+        tensors: Names and tensors.
+
+    Raises:
+        ValueError: If one of them holds a NaN or an infinity.
+    """
+    broken = non_finite(tensors)
+    if broken:
+        raise ValueError(
+            f"{name} holds weights that are not finite ({', '.join(broken[:3])}; {len(broken)} tensors), so its "
+            "rewards would be no numbers. Take a fresh copy or an earlier checkpoint; if they overflowed in float16, "
+            "load it in bfloat16 or float32."
+        )
 
 
 def non_finite_in_file(path: Path) -> list[str]:

@@ -252,8 +252,9 @@ def test_differences_are_relative_above_one_and_infinite_to_what_is_no_number():
     inf, nan = math.inf, math.nan
     expected = [0.5, -4.0, None, 1.0, None, nan, inf, 1.0]
     found = [0.75, -5.0, nan, nan, 2.0, nan, 3.0, -inf]
-    assert relative_differences(expected, found) == [0.25, 0.25, 0.0, inf, inf, 0.0, inf, inf]
-    assert differing(expected, found, 0.25) == [3, 4, 6, 7]
+    assert relative_differences(expected, found) == [0.25, 0.25, inf, inf, inf, inf, inf, inf]
+    assert differing(expected, found, 0.25) == [2, 3, 4, 5, 6, 7]
+    assert differing(expected, found, inf) == [2, 3, 4, 5, 6, 7], "also where differences are only reported"
     with pytest.raises(ValueError, match="zip"):
         relative_differences([1.0], [1.0, 2.0])
 

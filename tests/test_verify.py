@@ -28,7 +28,8 @@ from hf_reward import AutoModelForRewardScoring, CheckpointRecord
 from hf_reward import verify as verify_module
 from hf_reward.checkpoint_record import describe
 from hf_reward.export import ExportRule, export_reward_model, save_adapter
-from hf_reward.verify import Verification, refuse_pickles, verify_checkpoint
+from hf_reward.verify import Verification, verify_checkpoint
+from hf_reward.weight_safety import refuse_pickles
 
 PARITY = ("llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "mistral", "bert", "deberta_v2", "modernbert")
 
@@ -132,8 +133,12 @@ def test_rewards_that_were_no_numbers_are_never_equal(make_model_folder, tmp_pat
     model.score.weight.data[0, 0] = math.nan
     folder = save(model, tokenizer_of(source), tmp_path / "saved")
     result = verify_checkpoint(folder)
-    assert [check.name for check in result.failures] == ["recorded rewards"]
-    assert "8 of 8 were no finite numbers" in result.failures[0].detail
+    found = {check.name: check.detail for check in result.failures}
+    assert {"finite weights", "recorded rewards", ALONE, RIGHT, PIPELINE} <= found.keys()
+    assert "1 tensors hold values that are not finite: score.weight in" in found["finite weights"]
+    assert "8 of 8 were no finite numbers" in found["recorded rewards"]
+    with pytest.raises(ValueError, match=r"not finite \(score\.weight; 1 tensors\)"):
+        load(folder, verify=True)
     edit_weights(folder / "model.safetensors", lambda tensors: tensors["score.weight"].nan_to_num_(0.5))
     result = verify_checkpoint(folder)
     assert not result.equal
@@ -504,8 +509,10 @@ def test_the_stock_program_never_imports_hf_reward(make_model_folder, tmp_path):
 
 def test_what_a_fresh_process_cannot_load_is_said_in_one_line(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
-    (folder / "model.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(ValueError, match=r"Stock transformers cannot load .*saved: [\w.]*Error") as caught:
+    edit_weights(
+        folder / "model.safetensors", lambda each: each.update({"score.weight": each["score.weight"].repeat(2, 1)})
+    )
+    with pytest.raises(ValueError, match=r"Stock transformers cannot load .*saved: \S+") as caught:
         verify_checkpoint(folder)
     assert "\n" not in str(caught.value)
 

@@ -29,6 +29,7 @@ from hf_reward.importers.weight_files import WeightFiles, main_weight_files
 from hf_reward.modeling import match_pad_token
 from hf_reward.reward_head import as_reward_model, is_decoder, state_regression
 from hf_reward.tokenizer_setup import prepare_tokenizer
+from hf_reward.weight_safety import refuse_non_finite, require_safe_weights
 
 LAST_TOKEN = "last attended token"
 BEFORE_FIRST_PAD = "last token before the first pad token"
@@ -296,14 +297,11 @@ class Checkpoint:
         """
         if self._base is None:
             raise ValueError(f"{self.folder}/adapter_config.json names no base model. Give `base_model`.")
-        if not self.allow_pickle and not (self.folder / "adapter_model.safetensors").is_file():
-            raise ValueError(
-                f"{self.folder} holds no adapter_model.safetensors. If its adapter is a pickle that you trust, give "
-                "`allow_pickle=True` (`--allow-pickle`)."
-            )
+        require_safe_weights(self.folder, allow_pickle=self.allow_pickle, local_files_only=True)
         stem = f"{self.target.base_model_prefix}."  # refuses quantised bases, before they are loaded
         options: dict[str, Any] = {} if self.allow_pickle else {"use_safetensors": True}
         try:
+            require_safe_weights(self._base, allow_pickle=self.allow_pickle, local_files_only=True)
             language_model = AutoModelForCausalLM.from_pretrained(
                 self._base, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **options
             )
@@ -347,6 +345,7 @@ def build_model(checkpoint: Checkpoint, found: ForeignWeights, format: str) -> F
     )
     model, report = loaded
     _check_fit(checkpoint.folder, model, report)
+    refuse_non_finite(checkpoint.folder, model.named_parameters())
     model.name_or_path = model.config._name_or_path = str(checkpoint.folder)
     model = match_pad_token(as_reward_model(model), tokenizer).eval()
     notes = list(found.notes)

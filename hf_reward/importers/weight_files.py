@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from hf_reward.weight_safety import shard_names
+from hf_reward.weight_safety import require_whole, shard_names
 
 _MAIN_FILES = (
     "model.safetensors.index.json",
@@ -92,10 +92,8 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _open_safetensors(path: Path) -> Any:
-    try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). It may be cut off: take a fresh copy.") from error
+    require_whole(path)
+    return safe_open(str(path), framework="pt")
 
 
 def _open_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:

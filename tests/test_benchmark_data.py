@@ -155,7 +155,7 @@ def test_several_files_are_read_together(tmp_path: Path) -> None:
     files = [write_rows(tmp_path / f"{n}.jsonl", [pair(n)]) for n in range(2)]
     found = load("rewardbench", files)
     assert [each.id for each in found.comparisons] == ["alpacaeval-easy/0", "alpacaeval-easy/1"]
-    assert found.source == f"{files[0]}, {files[1]}"
+    assert found.source == "0.jsonl, 1.jsonl"
 
 
 def test_a_folder_of_own_data_is_read_by_its_split(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from hf_reward import export as export_module
 from hf_reward import verify as verify_module
 from hf_reward.checkpoint_record import describe, tokenizer_hash
 from hf_reward.export import ADAPTER_FOLDER, ExportRule, export_reward_model, save_adapter, write_verified
+from hf_reward.position_limits import longest_sequence
 from hf_reward.probes import format_probes, probe_rewards, relative_differences
 from hf_reward.reward_head import Float32Linear
 from hf_reward.verify import VerificationError, verify_checkpoint
@@ -124,7 +125,7 @@ def test_the_adapter_lies_beside_the_merged_model_and_gives_the_same_rewards(mak
         found = CheckpointRecord.load(place)
         assert (found.format, found.base_model, found.training) == (record.format, "base", {"steps": 3})
         assert found.tokenizer_hash == tokenizer_hash(tokenizer), "facts are read off the model, whatever was passed"
-        assert len(found.probes["conversations"]) == 8
+        assert len(found.probes["conversations"]) == 9, "eight, and one of the longest length that training reads"
     assert AutoTokenizer.from_pretrained(tmp_path / "out").padding_side == "right"
 
 
@@ -617,7 +618,8 @@ def test_a_mistake_in_the_record_is_found_too(source, tmp_path, monkeypatch):
 
 def test_rewards_are_those_of_the_model_that_was_given(source, tmp_path):
     model, tokenizer = load(source), tokenizer_of(source)
-    expected = probe_rewards(model, format_probes(tokenizer, limit=508))
+    limit = longest_sequence(model, CheckpointRecord.load(source).format["max_length"])
+    expected = probe_rewards(model, format_probes(tokenizer, limit=limit))
     write_verified(model, tokenizer, tmp_path / "out", CheckpointRecord.load(source), ExportRule(), verify=False)
     assert recorded(tmp_path / "out") == expected
 

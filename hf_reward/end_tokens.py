@@ -88,9 +88,11 @@ def require_end_tokens(model: nn.Module, data: Any, *, sharded: bool) -> None:
     end = end_token_read(model)
     if end is None:
         return
-    rows = data.take(8) if isinstance(data, IterableDataset) else data
+    rows: Any = data.take(8) if isinstance(data, IterableDataset) else data
     found: set[int] = set()
-    for row in rows.select_columns(["input_ids", "row"]) if isinstance(rows, Dataset) else rows:
+    rows = rows.select_columns(["input_ids", "row"]) if isinstance(rows, Dataset) else rows
+    row: Any
+    for row in rows:
         counts = {list(ids).count(end) for ids in row["input_ids"]}
         if 0 in counts:
             raise ValueError(f"Row {row['row']}: {missing_end(model)}")

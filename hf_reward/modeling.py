@@ -22,7 +22,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_utils import is_fsdp_enabled, is_local_dist_rank_0
+from transformers.modeling_utils import (  # what `from_pretrained` itself asks
+    is_fsdp_enabled,  # pyright: ignore[reportPrivateImportUsage]
+    is_local_dist_rank_0,  # pyright: ignore[reportPrivateImportUsage]
+)
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 

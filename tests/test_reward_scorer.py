@@ -292,16 +292,21 @@ def test_what_is_cut_depends_on_no_other_response(scorer: RewardScorer) -> None:
 
 def test_rows_that_cannot_be_scored_lose_nothing(scorer: RewardScorer) -> None:
     tight = RewardScorer(scorer.model, scorer.tokenizer, scorer.record, max_length=50)
-    responses = ["fine", "", "word " * 400, "half \ud83d of a pair", "also fine"]
+    responses = ["fine", "", "word " * 400, "word " * 100, "also fine"]
     with pytest.raises(ScoringError, match=r"3 of 5 .*number 1.*empty") as caught:
         tight.score(["Why?"] * 5, responses)
     assert np.isfinite(caught.value.rewards[[0, 4]]).all()
     assert np.isnan(caught.value.rewards[1:4]).all()
     reasons = caught.value.problems
     assert list(reasons) == [1, 2, 3]
-    assert "too long" in reasons[2]
-    assert "surrogate" in reasons[3]
+    assert "too large" in reasons[2]  # refused by its characters
+    assert "too long" in reasons[3]  # refused by its tokens
     close(caught.value.rewards[[0, 4]], tight.score(["Why?"] * 2, ["fine", "also fine"]))
+
+
+def test_what_is_no_text_is_refused_with_its_number_before_anything_is_computed(scorer: RewardScorer) -> None:
+    with pytest.raises(PreferenceFormatError, match=r"Row 1: `response` holds half a character"):
+        scorer.score(["Why?"] * 2, ["fine", "half \ud83d of a pair"])
 
 
 def test_empty_responses_are_scored_if_asked_for_and_in_trl(scorer: RewardScorer) -> None:

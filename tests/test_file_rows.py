@@ -258,8 +258,6 @@ def test_every_reader_names_the_line_that_an_editor_shows(make, line, tmp_path, 
         prepare_preferences(str(path), text_tokenizer, STOP)
     with pytest.raises(PreferenceFormatError, match=said):
         write_split(str(path), tmp_path / "out")
-    with pytest.raises(ValueError, match=said):
-        load_benchmark_data(benchmark_named("pairs"), DataChoice(data=str(path)))
     rows: Any = load_source(Source(data=str(path)))
     with pytest.raises(PreferenceFormatError, match=said):  # selected and shuffled rows keep their lines
         split_by_prompt(rows.select([2, 1]), test_size=1)

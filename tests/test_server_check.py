@@ -155,6 +155,7 @@ def test_other_token_counts_are_told(scorer):
 
 
 def test_rows_that_cannot_be_scored_are_left_out_and_counted(scorer):
+    scorer = RewardScorer(scorer.model, scorer.tokenizer, scorer.record, max_length=500)
     rows = [{"prompt": "a", "response": text} for text in ("b", "c", "d " * 900)]
     with fake(like_vllm(scorer)) as url:
         found = check_server(url, scorer, rows)

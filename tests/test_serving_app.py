@@ -19,7 +19,7 @@ ANSWERS = ["Water.", "Oil is heavier, I think.", "Three short answers are better
 
 @pytest.fixture
 def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
-    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
+    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved", max_length=508)
 
 
 # --- rewards ---------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_rows_without_reward_are_named(scorer):
         error = error_of(await client.post("/score", json={"items": broken}), 422, "unscorable")
         assert error["rows"][0]["index"] == 1
         assert "end with the user" in error["message"]
-        for input_ids, reason in (([1, 2, 10**9], "token id"), ([-1], "negative"), ([1] * 600, "too long"), ([[]], "")):
+        for input_ids, reason in (([1, 2, 10**9], "token id"), ([-1], "negative"), ([[]], "")):
             error = error_of(await client.post("/classify", json={"input": input_ids}), 422, "unscorable")
             assert reason in error["message"]
 
@@ -193,7 +193,7 @@ def test_rows_without_reward_are_named(scorer):
         ("/classify", {"messages": CHAT, "add_generation_prompt": True}, "add_generation_prompt"),
         ("/classify", {"messages": CHAT[:1]}, "end with the user"),
         ("/score", {"messages": [{"role": "user", "content": "\ud800"}, CHAT[1]]}, "surrogate"),
-        ("/get_reward", {"query": ["\ud800"]}, "surrogate"),
+        ("/get_reward", {"query": ["\ud800"]}, "half a character"),
     ],
 )
 def test_bodies_that_do_not_fit_are_refused(scorer, path, body, message):

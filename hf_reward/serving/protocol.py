@@ -135,6 +135,18 @@ def _requests(row: Row, index: int, total: int) -> list[ScoreRequest]:
         raise unscorable([{"index": index, "reason": error.public_message}], total) from error
 
 
+def _of_texts(given: Any) -> list[ScoreRequest]:
+    """Requests for one whole text or a list of them; one that cannot be read is named by its place."""
+    texts = [given] if isinstance(given, str) else given
+    requests = []
+    for index, text in enumerate(texts):
+        try:
+            requests.append(request_from_text(text))
+        except PreferenceFormatError as error:
+            raise unscorable([{"index": index, "reason": error.public_message}], len(texts)) from error
+    return requests
+
+
 # --- other programs' -------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +159,7 @@ class OpenRlhfBody(_Strict):
 
     def requests(self) -> list[ScoreRequest]:
         """One request for each query."""
-        return [request_from_text(text) for text in ([self.query] if isinstance(self.query, str) else self.query)]
+        return _of_texts(self.query)
 
 
 class ClassifyBody(_Strict):
@@ -202,5 +214,4 @@ class ClassifyBody(_Strict):
                 return [request_from_messages(self.messages, template=options)]
             except PreferenceFormatError as error:
                 raise unscorable([{"index": 0, "reason": error.public_message}], 1) from error
-        given: Any = self.input
-        return [request_from_text(text) for text in ([given] if isinstance(given, str) else given)]
+        return _of_texts(self.input)

@@ -89,7 +89,7 @@ def test_contradictory_rows_are_named(make_model_folder, tmp_path):
 def test_a_learning_rate_that_is_too_high_or_too_low_is_told_apart(make_model_folder, tmp_path):
     folder = make_model_folder("llama")
     assert "falls too slowly" in failed(folder, polite_pairs(8), tmp_path, learning_rate=1e-6).advice[0]
-    assert "too high" in failed(folder, polite_pairs(8), tmp_path, learning_rate=3.0).advice[0]
+    assert "too high" in failed(folder, polite_pairs(8), tmp_path, learning_rate=5.0).advice[0]
 
 
 def test_rows_without_a_preference_are_refused(make_model_folder, tmp_path):

@@ -30,7 +30,7 @@ def brings_code(folder: str | Path) -> bool:
 
 
 def require_trust(folder: str | Path, trust_remote_code: bool) -> None:
-    """Stop where a folder's own code would have to run and nobody allowed it.
+    """Stop where a folder's own code would have to run without permission.
 
     Args:
         folder: A saved model.

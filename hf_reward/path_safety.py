@@ -1,4 +1,4 @@
-"""Paths: files outside of a stranger's folder, archives and missing folders are refused; names are cut for readers."""
+"""Paths: files outside of an untrusted folder, archives and missing folders are refused; names are cut for readers."""
 
 import logging
 import os

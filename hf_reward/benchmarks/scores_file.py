@@ -87,7 +87,7 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison], not_compare
         if row.get("problem"):
             problems[name] = str(row["problem"])
     for name, each in known.items():
-        if each.problem and name not in found:  # nobody can have scored it
+        if each.problem and name not in found:  # no program can have scored it
             found[name], problems[name] = np.full(len(each.responses), np.nan), each.problem
     missing = [name for name in known if name not in found]
     if missing:

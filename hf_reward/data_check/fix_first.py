@@ -160,7 +160,7 @@ def _prompts(report: DataReport, reader: RowReader, eval_reader: RowReader | Non
             finding="blank prompts",
             harm=3 * blank / counts.rows,
             found=f"{_of(blank, counts.rows)} rows have a blank prompt, such as {_listed(reader, rows)}.",
-            cure="Fill the prompt in, or remove these rows: their responses answer a question that nobody sees.",
+            cure="Fill the prompt in, or remove these rows: their responses answer a question that is not shown.",
             examples=_examples(reader, rows),
         )
     fit = report.tokens

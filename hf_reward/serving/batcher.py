@@ -2,7 +2,7 @@
 
 An idle model takes a request at once. While it computes, others queue up, so the batches grow by themselves as the
 load does, up to a budget of tokens. The oldest request always goes first, and those with the same beginning go with it,
-because a shared beginning is computed once. A request of several batches gets one of them at a time, in turn. Knows
+because a shared prefix is computed once. A request of several batches gets one of them at a time, in turn. Knows
 nothing of HTTP or of torch.
 """
 

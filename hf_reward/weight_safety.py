@@ -47,9 +47,10 @@ def require_safe_weights(
 ) -> list[Path]:
     """Stop at weights that must not be loaded, before anything is.
 
-    Weights are safetensors, an index names only such files beside it, and each file of a folder has the size that its
-    header states (huggingface_hub checks that of what it downloads). transformers joins the names of an index to the
-    folder as they are, and unpickles what does not end in `.safetensors`.
+    Weights are safetensors, an index names only such files beside it, and each file of a folder, or of the Hub's cache,
+    has the size that its header states (huggingface_hub checks that of what it downloads, and not again later).
+    transformers joins the names of an index to the folder as they are, and unpickles what does not end in
+    `.safetensors`.
 
     Args:
         name: Folder or Hub id of a model or adapter.
@@ -58,7 +59,7 @@ def require_safe_weights(
         **hub: `revision`, `token`, `cache_dir`, `subfolder`.
 
     Returns:
-        The safetensors files of a folder that loading it would read; none for a Hub id.
+        The safetensors files that loading would read; of a Hub id those that are in the cache already.
 
     Raises:
         ValueError: If the weights are pickles, an index cannot be read or leads elsewhere, or a file is not whole.
@@ -79,10 +80,12 @@ def require_safe_weights(
 
 
 def _named_weights(name: str, folder: Path, variant: str | None, **hub: Any) -> list[Path]:
-    """The safetensors files of a folder that transformers or PEFT would read; of a Hub id the indexes are checked."""
+    """The safetensors files that transformers or PEFT would read, as far as they are on this machine."""
     infix = f".{variant}" if variant else ""
     names = [f"model{infix}.safetensors", f"model.safetensors.index{infix}.json", "adapter_model.safetensors"]
-    explicit = _explicit_name(name, **hub)
+    config = cached_file(name, "config.json", **hub, **_QUIET)
+    explicit = None if config is None else _explicit_name(Path(config))
+    place = folder if folder.is_dir() else _snapshot(name, config, **hub)
     files: list[Path] = []
     for each in [*names, *([explicit] if explicit else [])]:
         if each.endswith(".json"):
@@ -92,17 +95,22 @@ def _named_weights(name: str, folder: Path, variant: str | None, **hub: Any) -> 
                 raise ValueError(
                     f"{index} names files that are not there: {', '.join(lost[:5])}. Copy the whole model."
                 )
-            files += [folder / shard for shard in shards if folder.is_dir()]
-        elif (folder / each).is_file():
-            files.append(folder / each)
-    return files
+            files += [place / shard for shard in shards if place is not None]
+        elif place is not None:
+            files.append(place / each)
+    return [path for path in files if path.is_file()]
 
 
-def _explicit_name(name: str, **hub: Any) -> str | None:
+def _snapshot(name: str, config: str | None, **hub: Any) -> Path | None:
+    """The folder of the Hub's cache that a model or adapter is read from, None if it has no configuration."""
+    known = config or cached_file(name, "adapter_config.json", **hub, **_QUIET)
+    return None if known is None else Path(known).parent
+
+
+def _explicit_name(path: Path) -> str | None:
     """The file that a model's configuration names as its weights, if it does."""
-    path = cached_file(name, "config.json", **hub, **_QUIET)
     try:
-        explicit = None if path is None else json.loads(Path(path).read_bytes()).get("transformers_weights")
+        explicit = json.loads(path.read_bytes()).get("transformers_weights")
     except (ValueError, AttributeError, RecursionError):  # loading the configuration says so better
         return None
     if explicit is None or (is_plain_name(explicit) and explicit.endswith((".safetensors", ".safetensors.index.json"))):
@@ -142,7 +150,10 @@ def require_whole(path: Path) -> None:
     """
     problem = why_not_whole_file(path)
     if problem:
-        raise ValueError(f"{path} cannot be read: {problem}. Take a fresh copy.")
+        remedy = "Take a fresh copy."
+        if path.is_symlink() and path.resolve().parent.name == "blobs":  # else the Hub's cache links to it again
+            remedy = f"Delete {path.resolve()}; loading then downloads it again."
+        raise ValueError(f"{path} cannot be read: {problem}. {remedy}")
 
 
 def why_not_whole_file(path: Path) -> str | None:

@@ -245,6 +245,41 @@ def test_every_shard_has_to_be_there_and_whole(make_model_folder, tmp_path):
             FOLDERS[entry](folder)
 
 
+def as_cached(folder: Path, cache: Path) -> Path:
+    """A folder as the Hub's cache holds `me/model`: links to blobs."""
+    repo = cache / "models--me--model"
+    for name in ("refs", "blobs", "snapshots/0123"):
+        (repo / name).mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0123")
+    for number, path in enumerate(sorted(folder.iterdir())):
+        shutil.copyfile(path, repo / "blobs" / f"{number}")
+        (repo / "snapshots" / "0123" / path.name).symlink_to(f"../../blobs/{number}")
+    return repo / "snapshots" / "0123"
+
+
+@pytest.mark.parametrize("kind", ["whole", "shards", "adapter"])
+def test_files_of_the_hubs_cache_have_to_be_whole_too(kind, make_model_folder, tmp_path):
+    source = make_model_folder("llama")
+    loads: list[Any] = [AutoModelForRewardScoring.from_pretrained, RewardScorer.from_pretrained]
+    if kind == "adapter":
+        model, tokenizer = reward_model(source, lora=True), tokenizer_of(source)
+        save_adapter(model, tokenizer, tmp_path / "saved", describe(model, tokenizer))
+        loads = [require_safe_weights]  # PEFT reads its own cache only
+    else:
+        saved_model(source, tmp_path / "saved", save_options={"max_shard_size": "20KB"} if kind == "shards" else {})
+    snapshot = as_cached(tmp_path / "saved", tmp_path / "cache")
+    for load in loads:
+        load("me/model", cache_dir=str(tmp_path / "cache"))
+    path = max(snapshot.glob("*.safetensors"))
+    size = path.stat().st_size
+    os.truncate(path, size - 50)
+    words = f"{path} cannot be read: it has {size - 50} bytes instead of {size}. Delete {path.resolve()}; loading then"
+    for load in loads:
+        with pytest.raises(ValueError, match=re.escape(words)) as caught:
+            load("me/model", cache_dir=str(tmp_path / "cache"))
+        assert "\n" not in str(caught.value)
+
+
 def test_a_checkpoint_with_a_stray_index_is_not_resumed_from(make_model_folder, chat_pairs, tmp_path):
     def trainer() -> Any:
         options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}

@@ -382,10 +382,10 @@ def _reload(trainer: RewardTrainer) -> tuple[bool, str]:
     found = verify_checkpoint(folder, dtypes=judged, only=["alone"], trust_remote_code=trainer.args.trust_remote_code)
     if not found.equal:
         raise VerificationError(f"What was saved does not give the same rewards: {found}", found)
-    largest = max((check.difference or 0.0 for check in found.checks), default=0.0)
     return (
         True,
-        f"a fresh process gives the same rewards for the probe conversations (largest difference {largest:.1e})",
+        "a fresh process gives the same rewards for the probe conversations (largest difference "
+        f"{found.largest_difference():.1e})",
     )
 
 

@@ -379,10 +379,12 @@ def tolerance(dtype: str, *, same_device: bool = True) -> float:
     return HALF_TOLERANCE
 
 
-def relative_differences(expected: Sequence[float | None], found: Sequence[float | None]) -> list[float]:
-    """|found - expected| / max(1, |expected|); infinite where one is no finite number: two NaN are not equal."""
+def relative_differences(
+    expected: Sequence[float | None], found: Sequence[float | None], *, floor: float = 1.0
+) -> list[float]:
+    """|found - expected| / max(floor, |expected|); infinite where one is no finite number: two NaN are not equal."""
     return [
-        math.inf if one is None or other is None else abs(other - one) / max(1.0, abs(one))
+        math.inf if one is None or other is None else abs(other - one) / max(floor, abs(one))
         for one, other in zip(map(_finite, expected), map(_finite, found), strict=True)
     ]
 

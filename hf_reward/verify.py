@@ -64,14 +64,19 @@ class Verification:
         """The checks that did not pass."""
         return [check for check in self.checks if not check.passed]
 
+    def largest_difference(self, *names: str) -> float:
+        """Of the checks whose names start so (by default of all rewards); infinite where a reward is not finite."""
+        found = [check.difference for check in self.checks if check.name.startswith(names or ("rewards, ",))]
+        return max((math.inf if each is None else each for each in found), default=0.0)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {"equal": self.equal, **asdict(self)}
 
     def __str__(self) -> str:
         if self.equal:
-            found = [check.difference or 0.0 for check in self.checks if check.name.startswith("rewards, float32")]
-            return f"{self.folder}: equal (largest difference in float32 {max(found, default=0.0):.1e})"
+            largest = self.largest_difference("rewards, float32")
+            return f"{self.folder}: equal (largest difference in float32 {largest:.1e})"
         return f"{self.folder}: differs: " + "; ".join(f"{each.name}: {each.detail}" for each in self.failures)
 
 

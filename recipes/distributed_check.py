@@ -14,6 +14,7 @@ Overrides for a CPU, stated because the files are written for GPUs:
 import argparse
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_reward import verify_checkpoint
+from hf_reward.probes import relative_differences
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5
@@ -93,7 +95,7 @@ class Comparison:
     def equal(self) -> bool:
         """Whether all is as with one process, within `TOLERANCE`."""
         numbers = (self.loss, self.gradient_norm, self.weight, self.metric, self.resumed, self.reloaded)
-        return not self.problems and max(numbers) <= TOLERANCE
+        return not self.problems and all(number <= TOLERANCE for number in numbers)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -197,7 +199,6 @@ def compare(one: Path, several: Path, setup: Setup, form: str) -> Comparison:
     expected = read(one, 0)
     reports = [read(several, rank) for rank in range(setup.processes)]
     verification = verify_checkpoint(several / "saved")
-    differences = [check.difference for check in verification.checks if check.difference is not None]
     problems = list(problems_of(reports, setup, form))
     problems += [] if verification.equal else [f"the saved model is not what was trained: {verification}"]
     if names_in(one / "saved") != names_in(several / "saved"):
@@ -209,7 +210,7 @@ def compare(one: Path, several: Path, setup: Setup, form: str) -> Comparison:
         metric=max(metric_difference(expected["metrics"], report["metrics"]) for report in reports),
         rows=len(set(reports[0]["rows"])),
         resumed=weight_difference(several / "saved", several / "resumed" / "saved"),
-        reloaded=max(differences),
+        reloaded=verification.largest_difference(),
         problems=tuple(problems),
     )
 
@@ -244,26 +245,28 @@ def names_in(folder: Path) -> set[str]:
 
 def relative(expected: list[float], found: list[float]) -> float:
     """Largest relative difference of two lists of equal length."""
-    return max(abs(other - one) / abs(one) for one, other in zip(expected, found, strict=True))
+    return max(relative_differences(expected, found, floor=sys.float_info.min))
 
 
 def metric_difference(expected: dict[str, float], found: dict[str, float]) -> float:
-    """Largest difference relative to max(1, |metric|); infinite where one alone exists."""
+    """Largest difference relative to max(1, |metric|); infinite where one alone exists, or is no finite number."""
     if expected.keys() != found.keys():
-        return float("inf")
-    pairs = [(value, found[name]) for name, value in expected.items()]
-    if any((one == one) != (other == other) for one, other in pairs):
-        return float("inf")
-    return max(abs(other - one) / max(1.0, abs(one)) for one, other in pairs if one == one)
+        return math.inf
+    undefined = {name for name in expected if name.startswith("single_") and name.endswith(("_ci_low", "_ci_high"))}
+    names = [name for name in expected if name not in undefined]
+    if not all(math.isnan(each[name]) for each in (expected, found) for name in undefined):
+        return math.inf  # one prompt has no interval
+    return max(relative_differences([expected[name] for name in names], [found[name] for name in names]))
 
 
 def weight_difference(one: Path, other: Path) -> float:
-    """Largest absolute difference of the saved weights of two folders; infinite if their names differ."""
+    """Largest absolute difference of the saved weights of two folders; infinite if names differ or it is not finite."""
     name = "adapter_model.safetensors" if (one / "adapter_model.safetensors").is_file() else "model.safetensors"
     expected, found = load_file(one / name), load_file(other / name)
     if expected.keys() != found.keys():
-        return float("inf")
-    return max(float((found[key].float() - value.float()).abs().max()) for key, value in expected.items())
+        return math.inf
+    largest = torch.stack([(found[key].float() - value.float()).abs().max() for key, value in expected.items()]).max()
+    return float(largest) if largest.isfinite() else math.inf
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def differences(model: PreTrainedModel, rows: list[dict[str, Any]]) -> tuple[flo
     padded, packed = DataCollatorForPreference(0)(rows), DataCollatorForPackedPreference()(rows)
     with packed_model(model):
         expected, found = (rewards_and_gradients(model, batch) for batch in (padded, packed))
-    floor = max(gradient.norm() for gradient in expected[1].values()) / 100
+    floor = torch.stack([gradient.norm() for gradient in expected[1].values()]).max() / 100
     gradients = [
         (found[1][name] - gradient).norm() / torch.maximum(gradient.norm(), floor)
         for name, gradient in expected[1].items()
@@ -113,7 +113,7 @@ def differences(model: PreTrainedModel, rows: list[dict[str, Any]]) -> tuple[flo
         right = compute_rewards(exact, padded)
         errors = [(compute_rewards(half, batch) - right).square().mean().sqrt() for batch in (packed, padded)]
     rewards = (found[0] - expected[0]).abs() / expected[0].abs().clamp(min=1)
-    return float(rewards.max()), float(max(gradients)), float(errors[0] / errors[1])
+    return float(rewards.max()), float(torch.stack(gradients).max()), float(errors[0] / errors[1])
 
 
 def rewards_and_gradients(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -113,13 +113,8 @@ def measure(name: str, root: Path) -> tuple[dict[str, Verification], float]:
 def difference(found: Verification, dtype: str, ways: Sequence[str] | None = None) -> float:
     """The largest difference of rewards in one compute precision, over all ways of scoring or some of them."""
     names = {"alone": "each alone", "right": "padded on the right", "pipeline": "text-classification pipeline"}
-    wanted = None if ways is None else [f"rewards, {dtype}, {names[way]}" for way in ways]
-    return max(
-        check.difference
-        for check in found.checks
-        if check.difference is not None
-        and (check.name.startswith(f"rewards, {dtype},") if wanted is None else check.name in wanted)
-    )
+    wanted = [f"rewards, {dtype}, {names[way]}" for way in ways] if ways else [f"rewards, {dtype},"]
+    return found.largest_difference(*wanted)
 
 
 def with_random_head(model: RewardModel) -> RewardModel:

@@ -283,7 +283,7 @@ async def _one_client(
             else:
                 times.append(time.perf_counter() - start)
                 phase.answers += 1
-                phase.wrong += abs(answer.json()["rewards"][0] - text.reward) > TOLERANCE
+                phase.wrong += not abs(answer.json()["rewards"][0] - text.reward) <= TOLERANCE  # so is a NaN
 
 
 def _count(counts: dict[str, int], name: str) -> None:

@@ -30,11 +30,10 @@ def main(words: list[str]) -> None:
             found = verify_checkpoint(copy, dtypes=["float32"])
         failed = [check for check in found.checks if not check.passed]
         reasons = [f"{check.name}: {check.detail}" for check in failed if check.difference is None]
-        moved = max((check.difference or 0.0 for check in found.checks), default=0.0)
         rewards = (
             [f"rewards differ in {len(failed) - len(reasons)} ways of scoring"] if len(failed) > len(reasons) else []
         )
-        table.add_row(name, "\n".join([*reasons, *rewards]) or "equal", f"{moved:.1e}")
+        table.add_row(name, "\n".join([*reasons, *rewards]) or "equal", f"{found.largest_difference():.1e}")
     Console(width=120).print(table)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,16 +11,28 @@ import pytest
 import torch
 from conftest import randomize_head
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from training_runs import load, make_trainer
 
 from hf_reward import verify_checkpoint
 from hf_reward.sharding import HeadInFloat32, refuse_what_sharding_loses, whole_parameters
+from hf_reward.verify import Check, Verification
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
 
-from distributed_check import SETUPS, compare, launch, make_model, problems_of, read
+from distributed_check import (
+    SETUPS,
+    Comparison,
+    compare,
+    launch,
+    make_model,
+    metric_difference,
+    problems_of,
+    read,
+    relative,
+    weight_difference,
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +83,48 @@ def test_rewards_under_fsdp2_in_bfloat16_are_not_rounded_to_bfloat16(root):
 
 
 # --- without other processes ---
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_never_equal(value, place, tmp_path):
+    """Python's `max` passes over a NaN that is not the first."""
+    sound = [0.5, 2.0, 4.0]
+    broken = [value if each == place else number for each, number in enumerate(sound)]
+    assert relative(sound, [0.5, 2.0, 3.0]) == 0.25
+    for one, other in ((sound, broken), (broken, sound), (broken, broken)):
+        assert relative(one, other) == math.inf
+        assert metric_difference(*(dict(zip("abc", each, strict=True)) for each in (one, other))) == math.inf
+    for name, numbers in (("one", sound), ("other", broken)):
+        (tmp_path / name).mkdir()
+        tensors = {f"w{number}": torch.tensor([1.0, each]) for number, each in enumerate(numbers)}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    assert weight_difference(tmp_path / "one", tmp_path / "one") == 0
+    assert weight_difference(tmp_path / "one", tmp_path / "other") == math.inf
+    assert weight_difference(tmp_path / "other", tmp_path / "other") == math.inf
+    names = ("loss", "gradient_norm", "weight", "metric", "resumed", "reloaded")
+    assert Comparison(**dict.fromkeys(names, 0.0), rows=11, problems=()).equal
+    for name in names:
+        assert not Comparison(**dict.fromkeys(names, 0.0) | {name: value}, rows=11, problems=()).equal
+
+
+def test_one_prompt_has_no_interval_in_either_run():
+    bounds = {"single_accuracy_ci_low": math.nan, "single_accuracy_ci_high": math.nan}
+    assert metric_difference({"eval_loss": 3.0} | bounds, {"eval_loss": 2.0} | bounds) == pytest.approx(1 / 3)
+    assert metric_difference(bounds | {"a": 1.0}, bounds | {"a": 1.0, "single_accuracy_ci_low": 0.5}) == math.inf
+    intervals = {"eval_accuracy_ci_low": math.nan}
+    assert metric_difference(intervals, intervals) == math.inf
+
+
+def test_the_largest_difference_of_a_verification_is_infinite_where_a_reward_is_no_number():
+    checks = [
+        Check(name=f"rewards, {dtype}, each alone", passed=True, detail="", difference=difference)
+        for dtype, difference in (("float32", 1e-7), ("bfloat16", 0.02), ("float16", None))
+    ]
+    assert Verification(folder="a", checks=checks[:2]).largest_difference() == 0.02
+    assert Verification(folder="a", checks=checks).largest_difference("rewards, float32") == 1e-7
+    assert Verification(folder="a", checks=checks).largest_difference() == math.inf
+    assert Verification(folder="a").largest_difference() == 0
 
 
 class Sharded(torch.nn.Module):

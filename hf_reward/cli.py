@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_reward import cli_audit, cli_benchmark, cli_data, cli_scoring
-from hf_reward.cli_output import folder_option, quiet
+from hf_reward.cli_output import AllowPickle, folder_option, quiet
 from hf_reward.interface import Interface, used_through
 
 app = typer.Typer(
@@ -76,7 +76,6 @@ app.command("split")(cli_data.split)
 Folder = Annotated[Path, typer.Argument(help="Folder of a saved model or adapter.")]
 BaseModel = Annotated[str, typer.Option(help="Where the adapter's base model is, if not where it says.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs instead of a table.")]
-AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are pickles (tensors only).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the target folder if it is there.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the weights: float32, bfloat16 or float16.")]
 
@@ -92,6 +91,7 @@ def verify(
     data: Annotated[str, typer.Option(help="Rows to compare, 256 at most; by default the probe texts.")] = "",
     columns: cli_scoring.Columns = None,
     trust_remote_code: cli_scoring.RemoteCode = False,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Reload a saved model with stock transformers in a fresh process: does it give the rewards it was saved with?
@@ -102,13 +102,19 @@ def verify(
     if server:
         if not (model or folder) or (model and folder):
             raise typer.BadParameter("--server needs the model that it should have: --model FOLDER_OR_ID")
-        cli_scoring.verify_server(server, kind, model or str(folder), data, columns, as_json)
+        loading = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+        loading |= {"base_model_name_or_path": base_model} if base_model else {}
+        cli_scoring.verify_server(server, kind, model or str(folder), data, columns, as_json, **loading)
     if folder is None or model or data:
         raise typer.BadParameter("give the folder of a saved model, or --server URL --model FOLDER_OR_ID")
     from hf_reward.verify import verify_checkpoint
 
     found = verify_checkpoint(
-        folder, base_model=base_model or None, dtypes=dtype or None, trust_remote_code=trust_remote_code
+        folder,
+        base_model=base_model or None,
+        dtypes=dtype or None,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
     )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
@@ -210,6 +216,7 @@ def push(
     adapter: Annotated[bool, typer.Option("--adapter", help="Publish the adapter too, under adapter/.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Allow a repository that holds another model.")] = False,
     base_model: Annotated[str, typer.Option(help="Hub id of the base, if the files name a local folder.")] = "",
+    allow_pickle: AllowPickle = False,
     training_state: Annotated[
         str, typer.Option(help="Publish optimizer and random state too, under this folder of the repository.")
     ] = "",
@@ -230,6 +237,7 @@ def push(
         adapter=adapter,
         replace=replace,
         base_model=base_model or None,
+        allow_pickle=allow_pickle,
         training_state=training_state or None,
         message=message,
     )

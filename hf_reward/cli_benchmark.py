@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli_output import folder_option
+from hf_reward.cli_output import AllowPickle, folder_option
 
 app = typer.Typer(
     add_completion=False,
@@ -89,6 +89,7 @@ def _command_for(name: str) -> Callable[..., None]:
         ] = None,
         max_length: MaxLength = None,
         dtype: Dtype = "float32",
+        allow_pickle: AllowPickle = False,
         unscored: Unscored = "leave_out",
         overwrite: Overwrite = False,
         card: Card = False,
@@ -118,7 +119,7 @@ def _command_for(name: str) -> Callable[..., None]:
         else:
             from hf_reward.benchmarks.running import run_benchmark
 
-            loading = _loading(max_length, dtype)
+            loading = _loading(max_length, dtype, allow_pickle)
             results = run_benchmark(name, model, out=out, choice=choice, rule=rule, overwrite=overwrite, **loading)
         _record(card, model, [results])
         _print(results, as_json, print_results)
@@ -140,6 +141,7 @@ def run_every(
     ] = None,
     max_length: MaxLength = None,
     dtype: Dtype = "float32",
+    allow_pickle: AllowPickle = False,
     unscored: Unscored = "leave_out",
     overwrite: Overwrite = False,
     card: Card = False,
@@ -156,7 +158,7 @@ def run_every(
     from hf_reward.benchmarks.results import ResultRule
     from hf_reward.benchmarks.running import run_all
 
-    rule, loading = ResultRule(unscored=unscored), _loading(max_length, dtype)
+    rule, loading = ResultRule(unscored=unscored), _loading(max_length, dtype, allow_pickle)
     found = run_all(model, out=out, data=data, rule=rule, overwrite=overwrite, **loading)
     _record(card, model, found.results)
     _print({"results": found.results, "skipped": found.skipped}, as_json, print_all)
@@ -175,8 +177,9 @@ def compare(
     _print(compare_runs(a, b), as_json, print_comparison)
 
 
-def _loading(max_length: int | None, dtype: str) -> dict[str, Any]:
-    return {"dtype": dtype, **({} if max_length is None else {"max_length": max_length})}
+def _loading(max_length: int | None, dtype: str, allow_pickle: bool) -> dict[str, Any]:
+    given = {"max_length": max_length, "allow_pickle": allow_pickle or None}
+    return {"dtype": dtype, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _mapping(columns: list[str] | None) -> dict[str, str] | None:

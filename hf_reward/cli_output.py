@@ -6,9 +6,11 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are pickles (tensors only).")]
 
 
 def quiet() -> None:

@@ -10,7 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli_output import as_list, print_quarantine, print_ranking, print_scores, print_summary, quiet
+from hf_reward.cli_output import (
+    AllowPickle,
+    as_list,
+    print_quarantine,
+    print_ranking,
+    print_scores,
+    print_summary,
+    quiet,
+)
 
 SHOWN_ROWS = 20
 """Rows that are printed where no output is named."""
@@ -84,6 +92,7 @@ def score(
     revision: Revision = "",
     base_model: BaseModel = "",
     trust_remote_code: RemoteCode = False,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Score rows: `prompt` and `response`, `prompt` and `responses`, `messages`, or `text` that is formatted already.
@@ -94,6 +103,7 @@ def score(
     quiet()
     options = _model_options(dtype, device, batch_tokens, max_length, revision, base_model, trust_remote_code)
     options |= {"length_correction": True} if length_correction else {}
+    options |= {"allow_pickle": True} if allow_pickle else {}
     _require_one_source(data, prompt, response, out)
     if response:
         if compare_training:
@@ -138,6 +148,7 @@ def rank(
     revision: Revision = "",
     base_model: BaseModel = "",
     trust_remote_code: RemoteCode = False,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank lists: rows of `prompt` and `responses`.
@@ -148,6 +159,7 @@ def rank(
     quiet()
     options = _model_options(dtype, device, batch_tokens, max_length, revision, base_model, trust_remote_code)
     options |= {"length_correction": True} if length_correction else {}
+    options |= {"allow_pickle": True} if allow_pickle else {}
     settings = {
         "rank": True,
         "reward_column": reward_column,
@@ -174,6 +186,7 @@ def serve(
     dtype: Dtype = "float32",
     device: Device = "",
     length_correction: LengthCorrection = False,
+    allow_pickle: AllowPickle = False,
     max_queue_tokens: Annotated[int, typer.Option(help="Tokens that may wait; beyond them requests get 429.")] = 2**20,
     max_queue_rows: Annotated[int, typer.Option(help="The same for responses.")] = 8192,
     max_body_bytes: Annotated[int, typer.Option(help="Largest request; a larger one gets 413.")] = 2**24,
@@ -200,6 +213,7 @@ def serve(
             dtype=dtype,
             batch_tokens=batch_tokens or None,
             length_correction=length_correction,
+            allow_pickle=allow_pickle,
             max_queue_tokens=max_queue_tokens,
             max_queue_rows=max_queue_rows,
             max_body_bytes=max_body_bytes,
@@ -210,7 +224,9 @@ def serve(
     )
 
 
-def verify_server(server: str, kind: str, model: str, data: str, columns: list[str] | None, as_json: bool) -> None:
+def verify_server(
+    server: str, kind: str, model: str, data: str, columns: list[str] | None, as_json: bool, **loading: Any
+) -> None:
     """Compare a server's rewards with the model's own and print what was found.
 
     Args:
@@ -220,6 +236,7 @@ def verify_server(server: str, kind: str, model: str, data: str, columns: list[s
         data: A table of rows to score; empty for the probe texts.
         columns: The data's own names of columns.
         as_json: Print JSON.
+        **loading: For `RewardScorer.from_pretrained`.
 
     Raises:
         typer.Exit: With code 0 if the rewards are the same, but for rounding in half precision, else 1.
@@ -229,7 +246,7 @@ def verify_server(server: str, kind: str, model: str, data: str, columns: list[s
     from hf_reward.server_token import read_token
 
     rows = [rename_columns(row, _mapping(columns)) for row in _first_rows(data, MAX_ROWS)] if data else None
-    found = check_server(server, model, rows, kind=kind, token=read_token())
+    found = check_server(server, model, rows, kind=kind, token=read_token(), **loading)
     typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
     raise typer.Exit(0 if found.passed else 1)
 

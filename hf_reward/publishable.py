@@ -68,6 +68,8 @@ class PushRule:
     """Allow a repository that holds something else than a reward model of ours."""
     base_model: str | None = None
     """Hub id of the model that this one was trained from, where its files name a local folder."""
+    allow_pickle: bool = False
+    """Read weights of an adapter or its base that are pickles, tensors only; what is published is safetensors."""
     training_state: str | None = None
     """Publish optimizer and random state under this folder of the repository."""
     message: str = "Reward model"
@@ -97,7 +99,8 @@ def assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> Non
         raise FileNotFoundError(f"There is no folder {str(folder)!r} (looked in {Path.cwd()}).")
     adapter = folder if (folder / "adapter_config.json").is_file() else folder / ADAPTER_FOLDER
     if adapter == folder:
-        export_reward_model(folder, assembled, ExportRule(allow_unserved=True), base_model=_base_to_load(folder, rule))
+        options: dict[str, Any] = {"base_model": _base_to_load(folder, rule), "allow_pickle": rule.allow_pickle}
+        export_reward_model(folder, assembled, ExportRule(allow_unserved=True), **options)
         _take(folder, assembled, ("README.md", "audit_summary.json", "audit_effects.png", "benchmark_results.json"))
     elif (folder / "config.json").is_file():
         require_safe_weights(folder)
@@ -143,7 +146,8 @@ def _base_to_load(adapter: Path, rule: PushRule) -> str | None:
 
 def _require_same_rewards(adapter: Path, folder: Path, rule: PushRule) -> None:
     """Stop where the adapter beside a merged model is damaged or another one."""
-    found = verify_checkpoint(adapter, base_model=_base_to_load(adapter, rule))
+    base = _base_to_load(adapter, rule)
+    found = verify_checkpoint(adapter, base_model=base, allow_pickle=rule.allow_pickle)
     if not found.equal:
         raise VerificationError(f"Nothing was pushed, because the adapter is not as it was saved. {found}", found)
     records = [CheckpointRecord.load(each) for each in (adapter, folder)]

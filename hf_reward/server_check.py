@@ -97,6 +97,7 @@ def check_server(
     rows: Sequence[Mapping[str, Any]] | None = None,
     kind: str = "auto",
     token: str | None = None,
+    **loading: Any,
 ) -> ServerCheck:
     """Score rows here in float32 and on a server, and say how the two differ.
 
@@ -108,6 +109,7 @@ def check_server(
         kind: "hf_reward" (`/score`), "vllm" (`/classify`), "sglang" (`/classify`), "openrlhf" (`/get_reward`), or
             "auto", which asks the server.
         token: Sent as a bearer token.
+        **loading: For a folder or Hub id, as for `RewardScorer.from_pretrained`: `allow_pickle`, ...
 
     Returns:
         The comparison.
@@ -116,8 +118,10 @@ def check_server(
         ServerClientError: If the server cannot be reached, refuses, or answers something else.
         ValueError: If there are fewer than two rows that can be scored, or the kind is unknown.
     """
+    if isinstance(model, RewardScorer) and loading:
+        raise ValueError(f"`{'`, `'.join(loading)}` are for models that are loaded here; this one is loaded already.")
     client = ServerClient(url, kind=kind, token=token)
-    scorer = model if isinstance(model, RewardScorer) else RewardScorer.from_pretrained(model)
+    scorer = model if isinstance(model, RewardScorer) else RewardScorer.from_pretrained(model, **loading)
     requests = probe_requests() if rows is None else [each for row in rows for each in requests_of_row(row)]
     sent, notes = _sendable(requests[:MAX_ROWS], scorer, client)
     here = scorer.score_encoded([each.encoded for each in sent], show_progress=False).rewards.astype(np.float64)

@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--base")
     parser.add_argument("--with-hf-reward", action="store_true")
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--allow-pickle", action="store_true")
     options = parser.parse_args(argv)
     folder = Path(options.folder)
     conversations = _read_json(folder / "reward_config.json")["probes"]["conversations"]
@@ -40,11 +41,13 @@ def main(argv: list[str]) -> None:
     longest = len(texts) - (conversations[-1]["name"] == LONGEST)
     ids = [as_inputs([text], tokenizer, special)["input_ids"][0] for text, special in texts]
     result: dict[str, Any] = {"input_ids": ids, "missing": [], "rewards": {}}
+    loading: dict[str, Any] = {} if options.allow_pickle else {"use_safetensors": True}
     for dtype in options.dtypes:
         if options.with_hf_reward:
-            model, missing = load_with_hf_reward(folder, dtype, options.base), []
+            model, missing = load_with_hf_reward(folder, dtype, options.base, options.allow_pickle), []
         else:
-            model, missing = load(folder, dtype, options.base, options.trust_remote_code)
+            loading |= {"dtype": getattr(torch, dtype), "trust_remote_code": options.trust_remote_code}
+            model, missing = load(folder, options.base, **loading)
         result["missing"] = missing
         result["rewards"][dtype] = {
             way: score(model.eval(), tokenizer, texts[:longest], way) + score(model, tokenizer, texts[longest:], way)
@@ -73,10 +76,8 @@ def load_adapter(folder: str, base: str | None = None, **options: Any) -> Any:
     return PeftModel.from_pretrained(model, folder)
 
 
-def load(folder: Path, dtype: str, base: str | None, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
+def load(folder: Path, base: str | None, **options: Any) -> tuple[Any, list[str]]:
     """Load a whole model, or an adapter on its base, and name the weights that the folder lacks."""
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
-    options["trust_remote_code"] = trust_remote_code
     if not (folder / "adapter_config.json").is_file():
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=1, output_loading_info=True, **options
@@ -93,8 +94,7 @@ def load(folder: Path, dtype: str, base: str | None, trust_remote_code: bool = F
         lost = [part for part in sorted(set(saved)) if f".{part}." in str(error)]
         raise ValueError(f"the adapter's weights lack {', '.join(lost) or error}, which it says it saves") from error
     modules = {name.removeprefix("base_model.model.") for name, _ in model.named_modules()}
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        keys = list(file.keys())
+    keys = _adapter_keys(folder)
     parts = sorted(modules.intersection(saved))
     lost = [part for part in parts if not any(f".{part}." in key for key in keys)]
     if lost:
@@ -102,16 +102,25 @@ def load(folder: Path, dtype: str, base: str | None, trust_remote_code: bool = F
     return model, []
 
 
+def _adapter_keys(folder: Path) -> list[str]:
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():  # only with --allow-pickle
+        return list(torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True))
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def load_with_hf_reward(folder: Path, dtype: str, base: str | None) -> Any:
+def load_with_hf_reward(folder: Path, dtype: str, base: str | None, allow_pickle: bool) -> Any:
     """Load a folder whose architecture has a classifier in hf_reward only."""
     from hf_reward import AutoModelForRewardScoring  # noqa: PLC0415
 
     options: dict[str, Any] = {"base_model_name_or_path": base} if base else {}
-    return AutoModelForRewardScoring.from_pretrained(folder, dtype=dtype, is_trainable=False, **options)
+    options |= {"dtype": dtype, "is_trainable": False, "allow_pickle": allow_pickle}
+    return AutoModelForRewardScoring.from_pretrained(folder, **options)
 
 
 @torch.no_grad()

@@ -95,6 +95,7 @@ def verify_checkpoint(
     dtypes: list[str] | None = None,
     only: Collection[str] | None = None,
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> Verification:
     """Load a folder in a fresh process with stock transformers and compare it with its record.
 
@@ -104,6 +105,7 @@ def verify_checkpoint(
         dtypes: Compute precisions to check; by default those that rewards were recorded in.
         only: Of the ways to score (`alone`, `right`, `left`, `pipeline`) these; by default all that are possible.
         trust_remote_code: Whether the folder's own code may run, if its model needs that.
+        allow_pickle: Read weights that are pickles, tensors only.
 
     Returns:
         What was looked at: configuration, tokenizer, template, token ids (also those of `RewardScorer`), and the
@@ -125,7 +127,7 @@ def verify_checkpoint(
             f"{folder} has {missing}, so there is nothing to compare with. Save it again with `hf-reward export`, or "
             "bring a foreign model in with `hf-reward import`."
         )
-    files = _weight_files(folder, base_model)
+    files = _weight_files(folder, base_model, allow_pickle)
     require_trust(folder, trust_remote_code)
     result = Verification(folder=str(folder), checks=_check_finite(files))
     is_adapter = (folder / "adapter_config.json").is_file()
@@ -155,6 +157,7 @@ def verify_checkpoint(
         base_model=base_model,
         with_hf_reward=made_here,
         trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
     )
     result.checks += _compare(record, recorded, found)
     result.notes += _half_precision_notes(result.checks)
@@ -163,13 +166,13 @@ def verify_checkpoint(
     return result
 
 
-def _weight_files(folder: Path, base_model: str | None) -> list[Path]:
-    """The safetensors that the stock program will load, those of an adapter's bases among them; others are refused."""
-    files = require_safe_weights(folder)
+def _weight_files(folder: Path, base_model: str | None, allow_pickle: bool) -> list[Path]:
+    """The weights that the stock program will load, those of an adapter's bases among them; others are refused."""
+    files = require_safe_weights(folder, allow_pickle=allow_pickle)
     if not (folder / "adapter_config.json").is_file():
         return files
     refuse_adapter_loop(str(folder))
-    return files + _weight_files(Path(adapter_base(folder, base_model)), None)
+    return files + _weight_files(Path(adapter_base(folder, base_model)), None, allow_pickle)
 
 
 def _check_finite(files: list[Path]) -> list[Check]:
@@ -293,6 +296,7 @@ def run_stock_scoring(
     base_model: str | None = None,
     with_hf_reward: bool = False,
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Run `stock_scoring` on a folder in a fresh process.
 
@@ -303,6 +307,7 @@ def run_stock_scoring(
         base_model: Where the base of an adapter lies.
         with_hf_reward: Load through hf_reward, where stock transformers cannot.
         trust_remote_code: Whether the folder's own code may run.
+        allow_pickle: Read weights that are pickles, tensors only.
 
     Returns:
         What the program printed: `input_ids`, `missing` and `rewards` by precision and way.
@@ -316,6 +321,7 @@ def run_stock_scoring(
     command += ["--base", base_model] if base_model else []
     command += ["--with-hf-reward"] if with_hf_reward else []
     command += ["--trust-remote-code"] if trust_remote_code else []
+    command += ["--allow-pickle"] if allow_pickle else []
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     # On the CPU: the accelerator's memory may be full of the model that is being saved.
     environment = {**os.environ, **quiet, "CUDA_VISIBLE_DEVICES": ""}

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
+from hf_reward.interface import setting
 from hf_reward.path_safety import is_plain_name
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -37,8 +38,8 @@ def refuse_pickles(folder: str | Path) -> None:
     if pickles and not any(folder.glob("*model*.safetensors")):
         raise ValueError(
             f"The weights in {folder} are pickles ({', '.join(pickles[:3])}), which can run code when they are loaded. "
-            "If you trust their origin, load them with `allow_pickle=True` (only tensors are read), or convert them "
-            "with `hf-reward export FROM TO --allow-pickle`."
+            f"If you trust their origin, load them with `{setting('allow_pickle', True)}` (only tensors are read), or "
+            "convert them with `hf-reward export FROM TO --allow-pickle`."
         )
 
 
@@ -59,7 +60,8 @@ def require_safe_weights(
         **hub: `revision`, `token`, `cache_dir`, `subfolder`.
 
     Returns:
-        The safetensors files that loading would read; of a Hub id those that are in the cache already.
+        The files that loading would read (with `allow_pickle` pickles too, if there are no safetensors); of a Hub id
+        those that are in the cache already.
 
     Raises:
         ValueError: If the weights are pickles, an index cannot be read or leads elsewhere, or a file is not whole.
@@ -70,13 +72,17 @@ def require_safe_weights(
     if not allow_pickle and (folder / "adapter_config.json").is_file():
         refuse_pickled_adapter(str(name), **hub)
     files = _named_weights(str(name), folder, variant, **hub)
-    if allow_pickle and not files:
-        index = cached_file(str(name), "pytorch_model.bin.index.json", **hub, **_QUIET)
-        if index is not None:
-            shard_names(Path(index), suffixes=(".bin", ".safetensors"))
     for path in files:
         require_whole(path)
-    return files
+    return _named_pickles(str(name), folder, **hub) if allow_pickle and not files else files
+
+
+def _named_pickles(name: str, folder: Path, **hub: Any) -> list[Path]:
+    """The pickles that transformers or PEFT would read from a folder; those of an index lie beside it."""
+    index = cached_file(name, "pytorch_model.bin.index.json", **hub, **_QUIET)
+    shards = [] if index is None else shard_names(Path(index), suffixes=(".bin", ".safetensors"))
+    names = ["pytorch_model.bin", *shards, "adapter_model.bin"]
+    return [folder / each for each in names if (folder / each).is_file()]
 
 
 def _named_weights(name: str, folder: Path, variant: str | None, **hub: Any) -> list[Path]:
@@ -134,8 +140,8 @@ def refuse_pickled_adapter(name: str, **hub: Any) -> None:
     if cached_file(name, "adapter_model.safetensors", **hub, **_QUIET) is None:
         raise ValueError(
             f"The adapter {name} has no adapter_model.safetensors, or it cannot be reached. If its weights are a "
-            "pickle (adapter_model.bin) whose origin you trust, load it with `allow_pickle=True` (only tensors are "
-            "read)."
+            f"pickle (adapter_model.bin) whose origin you trust, load it with `{setting('allow_pickle', True)}` (only "
+            "tensors are read)."
         )
 
 
@@ -265,14 +271,17 @@ def refuse_non_finite(name: str | Path, tensors: Iterable[tuple[str, Tensor]]) -
 
 
 def non_finite_in_file(path: Path) -> list[str]:
-    """Find tensors of a safetensors file that hold a NaN or an infinity, reading one after the other.
+    """Find tensors of a file that hold a NaN or an infinity, reading those of safetensors one after the other.
 
     Args:
-        path: The file.
+        path: A safetensors file, or a pickle, of which only tensors are read.
 
     Returns:
         Their names.
     """
+    if path.suffix != ".safetensors":
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return non_finite((name, each) for name, each in content.items() if isinstance(each, Tensor))
     with safe_open(path, "pt") as file:
         return non_finite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - no mapping
 

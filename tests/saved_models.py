@@ -77,12 +77,14 @@ def score_in_process(
     base_model: str | None = None,
     with_hf_reward: bool = False,
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """What `run_stock_scoring` gives, from this process: a test of a process takes four seconds."""
     words = [str(folder), "--dtypes", *dtypes, "--ways", *ways]
     words += ["--base", base_model] if base_model else []
     words += ["--with-hf-reward"] if with_hf_reward else []
     words += ["--trust-remote-code"] if trust_remote_code else []
+    words += ["--allow-pickle"] if allow_pickle else []
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:

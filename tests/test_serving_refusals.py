@@ -8,7 +8,9 @@ import pytest
 from serving_scorers import asked, error_of, tiny_scorer
 
 from hf_reward.fields import read_messages
+from hf_reward.position_limits import position_limit
 from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.response_encoding import EncodedResponse
 from hf_reward.reward_scorer import RewardScorer
 from hf_reward.serving.protocol import ClassifyBody, ScoreBody
 
@@ -87,6 +89,24 @@ def test_token_ids_are_integers(scorer, given):
         error_of(
             await client.post("/score", json={"prompt": "a", "response": "b", "allow_empty": 1}), 422, "invalid_body"
         )
+
+    asked(scorer, test)
+
+
+def test_token_ids_are_as_many_as_training_read(make_model_folder, tmp_path):
+    """Not one more, also where the model's positions have no end; the last that fits gets the reward of its text."""
+    scorer = tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
+    assert position_limit(scorer.model) is None
+    scorer = RewardScorer(scorer.model, scorer.tokenizer, scorer.record, max_length=40)
+    ids = [5 + place % 50 for place in range(41)]
+    expected = scorer.score_encoded([EncodedResponse(input_ids=ids[:40])]).rewards[0]
+
+    async def test(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/classify", json={"input": [ids[:3], ids[:40]]})
+        assert answer.json()["data"][1]["probs"] == pytest.approx([expected], rel=1e-5)
+        error = error_of(await client.post("/classify", json={"input": [ids[:40], ids]}), 413, "too_large")
+        assert error["rows"] == [{"index": 1, "reason": "too long: 41 token ids, and the model reads 40"}]
+        error_of(await client.post("/classify", json={"input": ids}), 413, "too_large")
 
     asked(scorer, test)
 

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from saved_models import edit_json, edit_weights, reward_model, saved_model, score_in_process, tokenizer_of
 from training_runs import make_trainer
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from hf_reward import AutoModelForRewardScoring, RewardScorer, cli, packing_check, server_check
 from hf_reward import verify as verify_module
@@ -25,7 +27,10 @@ from hf_reward.averaging import average_reward_models
 from hf_reward.checkpoint_record import describe
 from hf_reward.export import export_reward_model, save_adapter
 from hf_reward.importers import read_foreign
+from hf_reward.interface import Interface, setting, used_through
 from hf_reward.publishable import PushRule, assemble
+from hf_reward.serving import server
+from hf_reward.serving.settings import ServerSettings
 from hf_reward.verify import verify_checkpoint
 from hf_reward.weight_safety import require_safe_weights, why_not_whole_file
 
@@ -215,6 +220,52 @@ def test_the_file_that_the_configuration_names_is_read(folder):
     edit_json(folder / "config.json", transformers_weights="mine.safetensors")
     assert require_safe_weights(folder) == [folder / "mine.safetensors"]
     AutoModelForRewardScoring.from_pretrained(folder, verify=True)
+
+
+ALLOWING: dict[str, Callable[[Path], Any]] = {
+    "load": lambda folder: AutoModelForRewardScoring.from_pretrained(folder, allow_pickle=True),
+    "score": lambda folder: RewardScorer.from_pretrained(folder, allow_pickle=True),
+    "verify": lambda folder: verify_checkpoint(folder, allow_pickle=True),
+    "export": lambda folder: export_reward_model(folder, folder.parent / "out", allow_pickle=True),
+    "average": lambda folder: average_reward_models([folder, folder], folder.parent / "out", allow_pickle=True),
+    "push": lambda folder: assemble(folder, folder.parent / "staged", "me/model", PushRule(allow_pickle=True)),
+    "serve": lambda folder: server._loaded(folder, ServerSettings(allow_pickle=True)),
+}
+
+
+def test_pickles_are_read_where_they_are_allowed_by_the_same_name(adapter):
+    """A base that is a pickle, as many on the Hub are; what is written is safetensors."""
+    base = Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    for name, load in ALLOWING.items():
+        with pytest.raises(ValueError, match="are pickles"):
+            FOLDERS.get(name, RewardScorer.from_pretrained)(adapter)
+        found = load(adapter)
+        assert name != "verify" or (found.equal and "finite weights" not in {each.name for each in found.checks})
+        shutil.rmtree(adapter.parent / "out", ignore_errors=True)
+    assert not list((adapter.parent / "staged").rglob("*.bin"))
+    assert CliRunner().invoke(cli.app, ["verify", str(adapter), "--allow-pickle"]).exit_code == 0
+    tensors = torch.load(base / "pytorch_model.bin")
+    tensors["model.embed_tokens.weight"][-1] = math.nan  # of a token that no probe has
+    torch.save(tensors, base / "pytorch_model.bin")
+    assert "finite weights" in {each.name for each in verify_checkpoint(adapter, allow_pickle=True).failures}
+
+
+def test_a_pickled_adapter_is_verified_where_pickles_are_allowed(adapter):
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    assert verify_checkpoint(adapter, allow_pickle=True).equal
+
+
+def test_every_command_that_loads_a_model_has_the_option():
+    commands = typer.main.get_command(cli.app).commands
+    loading = [commands[name] for name in ("score", "rank", "serve", "verify", "export", "import", "push", "audit")]
+    loading += [each for name, each in commands["benchmark"].commands.items() if name != "compare"]
+    lacking = [each.name for each in loading if "--allow-pickle" not in {o for p in each.params for o in p.opts}]
+    assert not lacking
+    with used_through(Interface.COMMAND):
+        assert setting("allow_pickle", True) == "--allow-pickle"
 
 
 def test_an_index_of_pickles_stays_inside_the_folder_too(folder, tmp_path):

@@ -138,6 +138,11 @@ class Checkpoint:
             raise ValueError(f"{path} is not JSON ({error}). Take it from a fresh copy.") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} is no model configuration. Take it from a fresh copy.")
+        if content.get("transformers_weights") is not None:
+            raise ValueError(
+                f"{path} names the file of its weights (`transformers_weights`), which no layout here does. Name that "
+                "file model.safetensors and remove the setting."
+            )
         huge = [name for name in _COUNTS if isinstance(content.get(name), int | float) and content[name] > _LARGEST]
         if huge:  # transformers makes a list of that length while it reads the file
             raise ValueError(f"{path} has `{huge[0]}` above {_LARGEST:,}. Take it from a fresh copy.")

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from starlette.requests import Request
 
-from hf_reward.position_limits import position_limit
 from hf_reward.preference_row import common_prefix
 from hf_reward.response_encoding import EncodedResponse
 from hf_reward.reward_head import bare_model
@@ -76,7 +75,6 @@ class RewardService:
         self.name = settings.served_model_name or (folder.resolve().name if folder.is_dir() else scorer.name)
         config = bare_model(scorer.model).config
         self.label = (getattr(config, "id2label", None) or {}).get(0)
-        self._position_limit = position_limit(scorer.model)
         self._large_encoder = scorer.copy_encoder()
         self.metrics = Metrics()
         limits = QueueLimits(
@@ -118,7 +116,7 @@ class RewardService:
         return await self._score(encode, len(requests), is_large)
 
     async def score_token_ids(self, sequences: Sequence[list[int]]) -> Scored:
-        """Score sequences of token ids as they are.
+        """Score sequences of token ids as they are; none may be longer than the texts that the model reads.
 
         Args:
             sequences: The ids.
@@ -130,7 +128,7 @@ class RewardService:
             UnscorableError: If one of them has no reward.
             ApiError: If the queue or the model cannot take them.
         """
-        limit = self._position_limit
+        limit = self._large_encoder.rule.max_length
         is_large = sum(map(len, sequences)) > _LARGE_CHARACTERS
         return await self._score(lambda: [[_checked(ids, limit) for ids in sequences]], len(sequences), is_large)
 
@@ -185,7 +183,8 @@ def _checked(ids: list[int], limit: int | None) -> EncodedResponse:
     if not ids:
         return EncodedResponse(problem="there are no token ids")
     if limit is not None and len(ids) > limit:
-        return EncodedResponse(problem=f"too long: {len(ids)} tokens, and the model takes {limit}")
+        problem = f"too long: {len(ids)} token ids, and the model reads {limit}"
+        return EncodedResponse(problem=problem, is_too_large=True)
     return EncodedResponse(input_ids=list(ids))
 
 

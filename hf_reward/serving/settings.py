@@ -19,6 +19,8 @@ class ServerSettings:
     dtype: str = "float32"
     length_correction: bool = False
     """Whether rewards are corrected for length as the model's record says."""
+    allow_pickle: bool = False
+    """Read weights that are pickles, tensors only."""
     batch_tokens: int | None = None
     """Tokens computed together; by default what the scorer finds right for the device."""
     max_queue_tokens: int = 1_048_576

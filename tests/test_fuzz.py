@@ -105,7 +105,7 @@ _HUGE, _DEEP = 10**400, "[" * 100_000
         ("importers", ("trl", [("replace", "config.json", "", json.loads("[" * 900 + "]" * 900))], True)),
     ],
 )
-def test_what_was_found_stays_mended(name, case, attempts):
+def test_what_was_found_stays_fixed(name, case, attempts):
     try_case(ALL[name], attempts(name), case)  # raised what nobody expects
 
 

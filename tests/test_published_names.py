@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from audit_reports import HOSTILE, audit_report, comparison
 from card_records import front_matter, full_record, render
-from saved_models import saved_model
+from saved_models import edit_json, saved_model
 
-from hf_reward.audit.comparison_page import render_comparison
+from hf_reward.audit.comparing import compare_audits
+from hf_reward.audit.comparison_page import render_comparison, write_comparison
 from hf_reward.audit.page import render_page
 from hf_reward.audit.running import AuditRule, run_audit
 from hf_reward.audit.synthetic import synthetic_data
@@ -79,6 +80,15 @@ def test_files_of_an_audit_name_no_folder(make_model_folder, tmp_path):
     assert [path.name for path in files if b"jane_s3cret" in path.read_bytes()] == []
     assert "<title>Bias audit: model</title>" in (home / "audit" / "audit.html").read_text()
     assert report.fingerprint["model"] == "model"
+    edit_json(
+        home / "audit" / "audit.json", model=str(folder), data=str(home / "rows.jsonl")
+    )  # as earlier versions did
+    compared = compare_audits(home / "audit", home / "audit")
+    write_comparison(compared, home / "compared")
+    assert (compared["a"], compared["b"]) == ("model", "model")
+    pages = list((home / "compared").iterdir())
+    assert {path.suffix for path in pages} == {".json", ".html"}
+    assert [path.name for path in pages if b"jane_s3cret" in path.read_bytes()] == []
 
 
 def test_a_published_record_names_no_folder_in_any_part(make_model_folder, tmp_path):

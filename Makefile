@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup fix check test test-all audit-deps fuzz quickstart wheel clean
+.PHONY: help setup fix check test test-all audit-deps fuzz soak quickstart wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,8 +48,11 @@ audit-deps: $(VENV)/.installed ## known vulnerabilities of the locked versions; 
 	$(VENV)/audit/bin/pip install --quiet pip-audit
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
-fuzz: $(VENV)/.installed ## odd cases at every door, three CPU minutes each
+fuzz: $(VENV)/.installed ## odd cases at every entry point, three CPU minutes each
 	$(BIN)/python recipes/fuzz.py --minutes 3
+
+soak: $(VENV)/.installed ## 64 clients of the server next to an attacker of each kind in turn, 30 minutes
+	$(BIN)/python recipes/serve_soak.py
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model from the carried set
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml \

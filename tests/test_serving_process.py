@@ -46,7 +46,7 @@ def process(scorer: RewardScorer, **settings: Any) -> Iterator[tuple[subprocess.
     server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     url = f"http://127.0.0.1:{settings['port']}"
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300  # it loads torch, which takes minutes on a busy machine
         while not _is_up(url):
             assert server.poll() is None, server.communicate()[1]
             assert time.monotonic() < end

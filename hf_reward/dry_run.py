@@ -379,7 +379,7 @@ def _reload(trainer: RewardTrainer) -> tuple[bool, str]:
     folder = _checkpoint_folder(trainer)
     record = CheckpointRecord.load(folder)
     judged = ["float32"] if record is not None and "float32" in record.probes.get("rewards", {}) else None
-    loading = {"trust_remote_code": trainer.args.trust_remote_code}
+    loading: dict[str, Any] = {"trust_remote_code": trainer.args.trust_remote_code}
     loading["allow_pickle"] = True  # an adapter's base was loaded for this run already, by the run's own rule
     found = verify_checkpoint(folder, dtypes=judged, only=["alone"], **loading)
     if not found.equal:

@@ -1,6 +1,7 @@
 """Names in a foreign checkpoint lead neither out of its folder nor out of the new one."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_no_importer_follows_an_index_out_of_the_folder(layout, chat_tokenizer, 
             f"..\\{target.name}",
         ):
             (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}))
-            for read in (detect_format, read_foreign, lambda *a, **k: read_foreign(*a, name, **k)):
+            for read in (detect_format, read_foreign, partial(read_foreign, format=name)):
                 with pytest.raises(ValueError, match="not beside it"):
                     read(folder, allow_pickle=True)
         (folder / index).unlink()

@@ -259,7 +259,8 @@ def test_a_pickled_adapter_is_verified_where_pickles_are_allowed(adapter):
 
 
 def test_every_command_that_loads_a_model_has_the_option():
-    commands = typer.main.get_command(cli.app).commands
+    program: Any = typer.main.get_command(cli.app)
+    commands = program.commands
     loading = [commands[name] for name in ("score", "rank", "serve", "verify", "export", "import", "push", "audit")]
     loading += [each for name, each in commands["benchmark"].commands.items() if name != "compare"]
     lacking = [each.name for each in loading if "--allow-pickle" not in {o for p in each.params for o in p.opts}]

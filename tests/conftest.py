@@ -6,12 +6,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked_stock import ForkedStock
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -118,6 +119,27 @@ def _byte_level(special: list[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def _forked_stock() -> Iterator[ForkedStock]:
+    stock = ForkedStock()
+    yield stock
+    stock.close()
+
+
+@pytest.fixture
+def own_stock_process() -> None:
+    """For a test that verifies in a process started afresh, as users do."""
+
+
+@pytest.fixture(autouse=True)
+def _verify_in_forks(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _forked_stock: ForkedStock
+) -> None:
+    """Verification starts its stock program by a fork of a process that has imported transformers."""
+    if "own_stock_process" not in request.fixturenames:
+        monkeypatch.setattr("hf_reward.verify.subprocess", _forked_stock)
 
 
 @pytest.fixture(scope="session")

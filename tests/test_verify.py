@@ -484,6 +484,7 @@ def test_a_whole_model_that_was_imported_granite_is_loaded_through_us(make_model
 # --- fresh processes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("own_stock_process")
 def test_a_fresh_stock_process_agrees_and_a_rounded_head_does_not(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("qwen3"), tmp_path / "saved")
     result = verify_checkpoint(folder, dtypes=["float32"])
@@ -507,6 +508,7 @@ def test_the_stock_program_never_imports_hf_reward(make_model_folder, tmp_path):
     assert rewards == pytest.approx(CheckpointRecord.load(folder).probes["rewards"]["float32"], abs=1e-5)
 
 
+@pytest.mark.usefixtures("own_stock_process")
 def test_what_a_fresh_process_cannot_load_is_said_in_one_line(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
     edit_weights(
@@ -571,7 +573,7 @@ def test_a_trained_checkpoint_verifies_whole_and_as_adapter(make_model_folder, c
             result = verify_checkpoint(folder)
             assert result.equal, str(result)
             rewards = CheckpointRecord.load(folder).probes["rewards"]["float32"]
-            assert len({round(reward, 6) for reward in rewards}) == 8, "training moved them apart"
+            assert len({round(reward, 6) for reward in rewards}) == len(rewards), "training moved them apart"
 
 
 def test_the_matrix_covers_what_conftest_has():

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup fix check test test-all audit-deps fuzz soak quickstart wheel clean
+.PHONY: help setup fix check test test-all interop faults audit-deps fuzz soak quickstart wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,8 +39,14 @@ check: $(VENV)/.installed ## lint, format, docstrings, types, import direction
 test: $(VENV)/.installed ## the fast tests, a file at a time in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## every test, slow ones too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "" -n 2 --dist loadfile
+test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## every test, but for those of `make interop` and `make faults`
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not faults and not (slow and interop)" -n 2 --dist loadfile
+
+interop: $(VENV)/.installed ## tests that run a peer library beside ours (TRL, Ray)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m interop
+
+faults: $(VENV)/.installed ## tests that kill processes, fill disks and share work between processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m faults
 
 # --strict: without it, pip-audit ends with 0 although it could look up no package.
 audit-deps: $(VENV)/.installed ## known vulnerabilities of the locked versions; asks PyPI

@@ -176,6 +176,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_killed_process_goes_on(folder: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "llmbar.jsonl", [instructed(n, output_1="word " * 60) for n in range(400)])
     program = (

@@ -53,6 +53,7 @@ def test_where_a_kill_hit_is_seen_by_the_files(check, tmp_path, files, said):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_kills_are_counted_and_compared(tmp_path):
     done = run_recipe(
         "bulk_check.py", "kills", "--kills", 2, "--out", "folder", "--rows", 400, "--json", tmp_path / "k"
@@ -64,6 +65,7 @@ def test_kills_are_counted_and_compared(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_memory_is_measured_by_rows(tmp_path):
     words = ("memory", "--rows", 200, 400, "--kind", "parquet", "--json", tmp_path / "m", "--png", tmp_path / "m.png")
     done = run_recipe("bulk_check.py", *words)
@@ -75,6 +77,7 @@ def test_memory_is_measured_by_rows(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_stations_are_measured(tmp_path):
     done = run_recipe("bulk_stations.py", "--rows", 200, "--rounds", 1, "--json", tmp_path / "s")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,6 +14,7 @@ from bulk_runs import FakeScorer, Killed, content_of, read_jsonl, settings, stop
 
 from hf_reward.bulk import score_files
 
+FAULTS = (pytest.mark.slow, pytest.mark.faults)
 OUTPUTS = ["o.jsonl", "o.parquet", "folder"]
 
 
@@ -41,7 +42,9 @@ def stop() -> None:
 # --- killed ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("out", [*(pytest.param(out, marks=pytest.mark.slow) for out in OUTPUTS[:2]), "folder"])
+@pytest.mark.parametrize(
+    "out", [*(pytest.param(out, marks=(pytest.mark.slow, pytest.mark.faults)) for out in OUTPUTS[:2]), "folder"]
+)
 def test_killed_at_every_step_a_run_goes_on_to_the_same_bytes(source, out):
     """The process ends for real, at each call of the operating system that makes files appear or go."""
     expected = undisturbed(source, out)
@@ -415,7 +418,7 @@ def test_a_disk_that_is_full_from_the_start(source, tmp_path, monkeypatch):
         score_files(FakeScorer(), source, tmp_path / "folder", settings())
 
 
-@pytest.mark.parametrize("out", ["o.jsonl", pytest.param("o.parquet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("out", ["o.jsonl", pytest.param("o.parquet", marks=FAULTS)])
 def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path, out):
     """As `ulimit -f` sets it, in a process of its own."""
     source = write_jsonl(tmp_path / "in.jsonl", text_rows(3_000))

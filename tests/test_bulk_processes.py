@@ -77,6 +77,7 @@ def test_parts_need_a_folder(source, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_parts_that_start_together_share_one_plan(source, tmp_path):
     text = "score_files(FakeScorer(), sys.argv[1], sys.argv[2], settings(part=(int(sys.argv[3]), 3)))"
     command = [sys.executable, program(tmp_path, text), source, tmp_path / "out"]
@@ -182,6 +183,7 @@ sys.stdout.write(f"shards here {len(scorer.calls)} {report.complete}\\n")  # in 
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_launched_process_that_fails_ends_the_others_and_the_run_goes_on_later(source, tmp_path):
     text = """
 from accelerate import PartialState

@@ -44,6 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize(("name", "form"), [("FSDP2", "padded"), ("FSDP2, LoRA", "packed")])
 def test_shards_train_measure_save_and_resume_as_one_process_does(root, name, form):
     setup = SETUPS[name]
@@ -62,6 +63,7 @@ def test_shards_train_measure_save_and_resume_as_one_process_does(root, name, fo
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 @pytest.mark.parametrize(("name", "form"), [("ZeRO-2", "padded"), ("ZeRO-3", "packed")])
 def test_deepspeed_trains_measures_saves_and_resumes_as_one_process_does(root, name, form):
@@ -70,6 +72,7 @@ def test_deepspeed_trains_measures_saves_and_resumes_as_one_process_does(root, n
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_rewards_under_fsdp2_in_bfloat16_are_not_rounded_to_bfloat16(root):
     out = launch("FSDP2", "packed", root, "--bf16")
     rewards = torch.tensor(read(out, 0)["rewards"]).flatten()

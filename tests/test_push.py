@@ -351,6 +351,7 @@ class FaultTable:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @both_storages
 def test_whichever_request_fails_the_branch_is_the_old_version_or_the_new_one(world, models):
     table = FaultTable(world, models)
@@ -364,6 +365,7 @@ def test_whichever_request_fails_the_branch_is_the_old_version_or_the_new_one(wo
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("world", ["lfs"], indirect=True)  # the steps of regular storage are among these
 def test_whenever_the_process_is_killed_the_branch_is_the_old_version_or_the_new_one(world, models):
     table = FaultTable(world, models)
@@ -484,6 +486,7 @@ def test_of_two_pushes_at_once_one_wins_wholly(world, models, second_client):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_of_two_pushes_one_wins_wholly_wherever_they_meet(world, models, second_client):
     table = FaultTable(world, models)
     winners = races(world, models, second_client, table.steps, table.start)

@@ -402,7 +402,8 @@ def test_weights_that_are_not_finite_are_not_saved(make_model_folder, chat_pairs
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
 
 
-@pytest.mark.slow  # 5 starts; 400 s were seen on two cores that 14 others used
+@pytest.mark.slow
+@pytest.mark.faults  # 5 starts; 400 s were seen on two cores that 14 others used
 def test_a_second_run_is_refused_while_the_first_is_alive_and_goes_on_after_it_was_killed(make_model_folder, tmp_path):
     folder = make_model_folder("llama")
     first = start(tmp_path, folder, "run", "wait")
@@ -430,6 +431,7 @@ def test_a_second_run_is_refused_while_the_first_is_alive_and_goes_on_after_it_w
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_second_sigterm_ends_at_once(make_model_folder, tmp_path):
     process = start(tmp_path, make_model_folder("llama"), "stopped", "stuck")
     wait_for(process, tmp_path / "ready-0")
@@ -445,6 +447,7 @@ def test_a_second_sigterm_ends_at_once(make_model_folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_runs_that_are_killed_again_and_again_end_where_an_undisturbed_one_does():
     recipe = Path(__file__).parents[1] / "recipes" / "kill_and_resume.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}

@@ -38,6 +38,7 @@ def model(tmp_path, make_model_folder) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.interop
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_two_workers_give_what_one_scorer_gives(tmp_path, model, kind):
     rows = [{"id": f"row {n}", **row} for n, row in enumerate(text_rows(60))]
@@ -80,6 +81,7 @@ json.dump({row["id"]: [float(row["reward"]), row["problem"]] for row in scored.t
 
 
 @pytest.mark.slow
+@pytest.mark.interop
 def test_the_scorer_itself_is_an_actor_class(tmp_path, model):
     rows = [
         {"id": f"row {n}", "prompt": row["prompt"], "response": row["response"]} for n, row in enumerate(text_rows(30))
@@ -98,6 +100,7 @@ def test_the_scorer_itself_is_an_actor_class(tmp_path, model):
 
 
 @pytest.mark.slow
+@pytest.mark.interop
 def test_messages_lists_of_responses_and_bad_rows(tmp_path, model):
     turns = [{"role": "user", "content": "Why?"}]
     rows = [
@@ -116,6 +119,7 @@ def test_messages_lists_of_responses_and_bad_rows(tmp_path, model):
 
 
 @pytest.mark.slow
+@pytest.mark.interop
 def test_an_output_that_holds_something_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.parquet").touch()
@@ -126,6 +130,7 @@ def test_an_output_that_holds_something_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.interop
 def test_workers_that_leave_no_cpu_to_read_are_refused(tmp_path):
     command = [sys.executable, str(RECIPE), "model", "rows.parquet", str(tmp_path / "out"), "--workers", "2"]
     done = subprocess.run(
@@ -166,6 +171,7 @@ def test_requests_for_vllm_have_the_token_ids_of_training(recipe, model):
 
 
 @pytest.mark.slow
+@pytest.mark.interop
 def test_ray_accepts_the_configuration_and_would_strip_the_last_turn_itself(recipe, model, monkeypatch):
     """`build_processor` is replaced: with vLLM it would load the model."""
     import argparse

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.row_remarks import remark_clauses
 from hf_reward.score_request import ScoreRequest
-from hf_reward.text_bounds import CHARACTERS_PER_TOKEN, TextBounds, characters_of, too_large
+from hf_reward.text_bounds import CHARACTERS_PER_TOKEN, UNLIMITED_TOKENS, TextBounds, characters_of, too_large
 from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_responses
 from hf_reward.tokenizer_setup import uses_text_pairs
 
@@ -60,6 +60,8 @@ class ResponseEncoder:
     rows: str
     """`CONVERSATIONS`: text prompts and responses are turns of the chat template. `TEXT`: they stand one after the
     other, or are a text pair."""
+    most_tokens: int = UNLIMITED_TOKENS
+    """Longer sequences are refused, and not cut, where the rule has no `max_length`."""
     unread_end: int | None = None
     """A token that stock classifiers pass over at the end of a sequence: the pad token of a foreign model."""
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
@@ -168,7 +170,7 @@ class ResponseEncoder:
 
     @cached_property
     def _bounds(self) -> TextBounds:
-        return TextBounds(tokenizer=self.tokenizer, rule=self.rule)
+        return TextBounds(tokenizer=self.tokenizer, rule=self.rule, most_tokens=self.most_tokens)
 
     def copy(self) -> "ResponseEncoder":
         """The same with a tokenizer of its own: tokenizers have a state, which two threads must not share."""
@@ -210,7 +212,25 @@ class ResponseEncoder:
                 ids.pop()
         if not ids:
             return EncodedResponse(problem="the text has no tokens")
+        if self.rule.max_length is None and len(ids) > self.most_tokens:
+            return EncodedResponse(problem=too_many_tokens(len(ids), self.most_tokens), is_too_large=True)
         return EncodedResponse(input_ids=ids, token_type_ids=types, cut_tokens=tokens.cut_tokens)
+
+
+def too_many_tokens(count: int, limit: int) -> str:
+    """Say that a sequence of a model without `max_length` is too long.
+
+    Args:
+        count: Its tokens.
+        limit: The most it may have.
+
+    Returns:
+        A clause.
+    """
+    return (
+        f"too long: {count:,} tokens. The model records no `max_length`, so nothing is cut, and no more than {limit:,} "
+        "are read at once; `max_length` (`--max-length`) sets a limit to which prompts are cut"
+    )
 
 
 def _as_text(row: PreferenceRow) -> PreferenceRow:

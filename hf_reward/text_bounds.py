@@ -25,8 +25,8 @@ from hf_reward.tokenization import FormatRule, split_system
 
 CHARACTERS_PER_TOKEN = 16
 """More than any prose has; where it is too few, more of a prompt is kept."""
-_UNLIMITED_TOKENS = 131_072
-"""What stands for `max_length` in the bound of characters where a model has no limit."""
+UNLIMITED_TOKENS = 131_072
+"""The longest sequence that is scored where a model has no `max_length`: attention over more takes hours."""
 _WHOLE = 2**20
 _WINDOW = 2**16
 
@@ -128,6 +128,8 @@ class TextBounds:
 
     tokenizer: PreTrainedTokenizerBase
     rule: FormatRule
+    most_tokens: int = UNLIMITED_TOKENS
+    """In place of `max_length` where the rule has none."""
 
     @cached_property
     def characters(self) -> int:
@@ -136,7 +138,7 @@ class TextBounds:
         Only a tokenizer that drops characters, or makes one token of any number of them, could fit more.
         """
         longest = max(map(len, self.tokenizer.get_vocab()), default=0)
-        return (self.rule.max_length or _UNLIMITED_TOKENS) * max(longest, CHARACTERS_PER_TOKEN)
+        return (self.rule.max_length or self.most_tokens) * max(longest, CHARACTERS_PER_TOKEN)
 
     @property
     def whole(self) -> int:

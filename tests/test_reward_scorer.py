@@ -316,11 +316,26 @@ def test_empty_responses_are_scored_if_asked_for_and_in_trl(scorer: RewardScorer
 
 
 def test_a_megabyte_is_cut_in_the_prompt_and_refused_in_the_response(scorer: RewardScorer) -> None:
+    scorer = RewardScorer(scorer.model, scorer.tokenizer, scorer.record, max_length=512)
     result = scorer.score_requests(_requests("tell me more " * 80_000, ["Yes."]))
     assert not result.problems
     assert result.cut == 1
     result = scorer.score_requests(_requests("Why?", ["no more " * 130_000]))
-    assert "too long" in result.problems[0]
+    assert "too large: the response has 1,040,000 characters" in result.problems[0]
+
+
+def test_without_a_max_length_nothing_is_cut_and_what_would_take_hours_is_refused(scorer: RewardScorer) -> None:
+    long = "tell me more " * 100
+    result = scorer.score_requests(_requests(long, ["Yes."]))
+    assert result.cut == 0
+    stock = scorer.tokenizer.apply_chat_template(
+        [{"role": "user", "content": long}, {"role": "assistant", "content": "Yes."}], return_tensors="pt"
+    )["input_ids"]
+    assert stock.shape[1] > scorer.model.config.max_position_embeddings
+    with torch.no_grad():
+        close(result.rewards, scorer.model(input_ids=stock).logits[0].tolist())
+    result = scorer.score_requests(_requests("tell me more " * 80_000, ["Yes."]))
+    assert "no more than 131,072 are read at once; `max_length` (`--max-length`) sets a limit" in result.problems[0]
 
 
 @pytest.mark.parametrize(

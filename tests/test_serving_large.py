@@ -19,7 +19,7 @@ PROSE = "Water boils when the sun shines and ice melts. "
 
 @pytest.fixture
 def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
-    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
+    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved", max_length=512)
 
 
 @pytest.fixture
@@ -68,6 +68,23 @@ def test_a_very_long_prompt_has_the_reward_of_its_end_on_the_server_and_in_pytho
         assert time.monotonic() - begin < 20
 
     asked(scorer, test)
+
+
+def test_without_a_max_length_the_server_refuses_what_is_longer_than_the_model_was_made_for(scorer):
+    unlimited = RewardScorer(scorer.model, scorer.tokenizer, scorer.record)
+    assert scorer.model.config.max_position_embeddings == 512
+
+    async def test(client: httpx.AsyncClient) -> None:
+        fits = await client.post("/score", json={"prompt": PROSE * 10, "response": "This."})
+        np.testing.assert_allclose(fits.json()["rewards"], unlimited.score([PROSE * 10], ["This."]), atol=1e-5)
+        for path, body in (
+            ("/score", {"prompt": PROSE * 150, "response": "This."}),
+            ("/classify", {"input": PROSE * 150}),
+            ("/classify", {"input": [5] * 513}),
+        ):
+            assert "512" in error_of(await client.post(path, json=body), 413, "too_large")["message"]
+
+    asked(unlimited, test)
 
 
 def test_python_and_bulk_refuse_the_same_text(scorer, limit, tmp_path):

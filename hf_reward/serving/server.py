@@ -116,11 +116,12 @@ def configure(scorer: RewardScorer, settings: ServerSettings) -> uvicorn.Config:
 
 def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> RewardScorer:
     if not isinstance(model, RewardScorer):
-        names = ("device", "dtype", "batch_tokens", "length_correction", "allow_pickle")
+        names = ("device", "dtype", "max_length", "batch_tokens", "length_correction", "allow_pickle")
         return RewardScorer.from_pretrained(model, **{name: getattr(settings, name) for name in names})
-    if settings.device is not None or settings.dtype != "float32" or settings.allow_pickle:
+    if settings.device or settings.dtype != "float32" or settings.allow_pickle or settings.max_length:
         raise ValueError(
-            "`device`, `dtype` and `allow_pickle` are for models that are loaded here; this one is loaded already."
+            "`device`, `dtype`, `max_length` and `allow_pickle` are for models that are loaded here; this one is "
+            "loaded already."
         )
     if settings.length_correction and not model.corrects_length:
         raise ValueError("The scorer was loaded without `length_correction=True`, which the settings ask for.")

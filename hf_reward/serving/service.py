@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from hf_reward.serving.batcher import (
 from hf_reward.serving.errors import ApiError, unscorable
 from hf_reward.serving.metrics import Metrics
 from hf_reward.serving.settings import ServerSettings
-from hf_reward.text_bounds import request_characters
+from hf_reward.text_bounds import UNLIMITED_TOKENS, request_characters
 
 _UNWELL_AFTER = 3
 """Batches that fail in a row before the server says that it is unwell: a broken CUDA context does not mend itself."""
@@ -75,7 +75,11 @@ class RewardService:
         self.name = settings.served_model_name or (folder.resolve().name if folder.is_dir() else scorer.name)
         config = bare_model(scorer.model).config
         self.label = (getattr(config, "id2label", None) or {}).get(0)
-        self._large_encoder = scorer.copy_encoder()
+        # Without `max_length`, one text of the largest size would keep the model busy for hours.
+        trained = getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED_TOKENS
+        most = min(trained, UNLIMITED_TOKENS)
+        self._encoder, self._large_encoder = (replace(scorer.copy_encoder(), most_tokens=most) for _ in range(2))
+        self._most_tokens = self._encoder.rule.max_length or most
         self.metrics = Metrics()
         limits = QueueLimits(
             batch_tokens=settings.batch_tokens or scorer.batch_tokens,
@@ -107,7 +111,7 @@ class RewardService:
             ApiError: If the queue or the model cannot take them.
         """
         is_large = sum(map(request_characters, requests)) > _LARGE_CHARACTERS
-        encoder = self._large_encoder if is_large else self.scorer
+        encoder = self._large_encoder if is_large else self._encoder
 
         def encode() -> Iterator[list[EncodedResponse]]:
             for part in _parts(requests):
@@ -128,7 +132,7 @@ class RewardService:
             UnscorableError: If one of them has no reward.
             ApiError: If the queue or the model cannot take them.
         """
-        limit = self._large_encoder.rule.max_length
+        limit = self._most_tokens
         is_large = sum(map(len, sequences)) > _LARGE_CHARACTERS
         return await self._score(lambda: [[_checked(ids, limit) for ids in sequences]], len(sequences), is_large)
 
@@ -178,11 +182,11 @@ def _parts(requests: Sequence[ScoreRequest]) -> Iterator[list[ScoreRequest]]:
         yield part
 
 
-def _checked(ids: list[int], limit: int | None) -> EncodedResponse:
+def _checked(ids: list[int], limit: int) -> EncodedResponse:
     """Token ids as the scorer takes them; it checks itself whether the model has such tokens."""
     if not ids:
         return EncodedResponse(problem="there are no token ids")
-    if limit is not None and len(ids) > limit:
+    if len(ids) > limit:
         problem = f"too long: {len(ids)} token ids, and the model reads {limit}"
         return EncodedResponse(problem=problem, is_too_large=True)
     return EncodedResponse(input_ids=list(ids))

@@ -21,6 +21,8 @@ class ServerSettings:
     """Whether rewards are corrected for length as the model's record says."""
     allow_pickle: bool = False
     """Read weights that are pickles, tensors only."""
+    max_length: int | None = None
+    """Another limit than the checkpoint's."""
     batch_tokens: int | None = None
     """Tokens computed together; by default what the scorer finds right for the device."""
     max_queue_tokens: int = 1_048_576
@@ -52,6 +54,6 @@ class ServerSettings:
 
 
 _COUNTS = (
-    *("batch_tokens", "max_queue_tokens", "max_queue_rows", "max_body_bytes"),
+    *("max_length", "batch_tokens", "max_queue_tokens", "max_queue_rows", "max_body_bytes"),
     *("read_timeout_seconds", "shutdown_seconds"),
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -59,7 +59,7 @@ from hf_reward.samplers import (
     longest_first,
     longest_sequences,
 )
-from hf_reward.streams import EndlessStream
+from hf_reward.streams import CountedStream, EndlessStream, counted_stream
 from hf_reward.training_args import RewardConfig
 from hf_reward.training_setup import (
     budgeted,
@@ -68,7 +68,7 @@ from hf_reward.training_setup import (
     padded_collator,
     refuse_to_sort_a_stream,
     require_a_batch,
-    without_dispatch,
+    with_rows_in_even_rounds,
 )
 from hf_reward.training_texts import summarize_training_data
 
@@ -113,13 +113,14 @@ class PreferenceDataTrainer(Trainer):
         self._source_names: dict[int, str] = {}
         self._batches_checked = False
         self._eval_order: np.ndarray | None = None  # in which the rows at hand are evaluated; None is their own
+        self._eval_stream: CountedStream | None = None  # that several processes evaluate
         self._bucket_sampler: LengthBucketSampler | None = None
         self._said_uncached = False
         self._feature_stores: dict[str, FeatureStore] = {}
         self._leaked: np.ndarray | None = None  # rows at hand that training has seen too
         train_data, eval_data = self._prepare_data(train_dataset, "train", args), self._prepare_eval(eval_dataset, args)
         require_a_batch(args, train_data)
-        args = without_dispatch(args)
+        args = with_rows_in_even_rounds(args)
         super().__init__(
             model=model,
             args=args,
@@ -215,6 +216,7 @@ class PreferenceDataTrainer(Trainer):
     def _get_dataloader(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest is handed on
         self, dataset: Any, description: str, *args: Any, **kwargs: Any
     ) -> DataLoader:
+        self._require_same_rows(dataset, description)
         if description in ("Training", "Evaluation") and self._caches_features(dataset):
             dataset = self._rows_with_features(dataset)
             if not isinstance(self.data_collator, DataCollatorForFeatures):
@@ -223,12 +225,39 @@ class PreferenceDataTrainer(Trainer):
             dataset = self._endless(dataset)
         own = self.args
         try:
-            if description != "Training":  # a metric is over the whole split; this setting is for training
-                self.args = copy.copy(own)
-                self.args.dataloader_drop_last = False
+            if description != "Training":
+                self.args = self._args_of_evaluation(dataset)
+                if isinstance(dataset, IterableDataset) and own.world_size > 1:
+                    dataset = CountedStream(dataset)
             return super()._get_dataloader(dataset, description, *args, **kwargs)
         finally:
             self.args = own
+
+    def _args_of_evaluation(self, data: Any) -> RewardConfig:
+        """Settings for a data loader over the whole split, whose rows keep their order."""
+        args = copy.copy(self.args)
+        args.dataloader_drop_last = False
+        if isinstance(data, IterableDataset) and args.dataloader_num_workers > 0:
+            logger.info(
+                "Streams are evaluated without data loader workers, which would mix up the order of their rows."
+            )
+            args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
+            args.dataloader_prefetch_factor = args.dataloader_multiprocessing_context = None
+        return args
+
+    def _require_same_rows(self, data: Any, description: str) -> None:
+        """Stop where processes hold different rows: accelerate would divide what was divided before."""
+        if self.args.world_size == 1 or not isinstance(data, (Dataset, IterableDataset)):
+            return
+        length = len(data) if isinstance(data, Dataset) else None
+        found = gather_object([(length, [row["input_ids"] for row in _first_rows(data, 8)])])
+        if any(each != found[0] for each in found):
+            lengths = "" if length is None else f" ({', '.join(str(each[0]) for each in found)} rows)"
+            raise ValueError(
+                f"{description}: the processes were given different rows{lengths}. Give all of them the same rows in "
+                "the same order: they are divided here. Leave out `split_dataset_by_node` and `shard`, and shuffle a "
+                "stream with a `seed`."
+            )
 
     def _endless(self, stream: IterableDataset) -> EndlessStream:
         shuffles = self.args.train_sampling_strategy == "random"
@@ -358,20 +387,20 @@ class PreferenceDataTrainer(Trainer):
         Returns:
             What `Trainer` returns, with the loss over the rows instead of a mean over batches.
         """
-        self._eval_order = fixed_order(dataloader)
+        self._eval_order, self._eval_stream = fixed_order(dataloader), counted_stream(dataloader)
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             rewards, labels = (self._in_dataset_order(values) for values in (output.predictions, output.label_ids))
         finally:
-            self._eval_order = None
+            self._eval_order = self._eval_stream = None
         if isinstance(labels, tuple):
             rewards = without_padding(rewards, labels[0])
-            output = output._replace(
-                metrics={**(output.metrics or {}), f"{metric_key_prefix}_loss": _mean_loss(labels)}
-            )
-        return output._replace(predictions=rewards, label_ids=labels)
+            metrics = {**(output.metrics or {}), f"{metric_key_prefix}_loss": _mean_loss(labels)}
+            output = output._replace(metrics=metrics, num_samples=len(labels[0]))
+        only_loss = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        return output._replace(predictions=rewards, label_ids=None if only_loss else labels)
 
     def _metrics_without_leaks(self, rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Accuracy of the rows that training has not seen, where there are others."""
@@ -380,12 +409,12 @@ class PreferenceDataTrainer(Trainer):
         return metrics_without_leaks(rewards, labels["ranks"], labels["groups"], self._leaked)
 
     def _in_dataset_order(self, values: Any) -> Any:
-        """Undo the order of evaluation."""
-        if self._eval_order is None or values is None:
-            return values
+        """Undo the order of evaluation; of a stream that several processes share, leave out repeated rows."""
         if isinstance(values, tuple):
             return tuple(self._in_dataset_order(part) for part in values)
-        return values[np.argsort(self._eval_order)]
+        if values is None or (self._eval_order is None and self._eval_stream is None):
+            return values
+        return values[: self._eval_stream.count] if self._eval_stream else values[np.argsort(self._eval_order)]
 
     # --- cached features ---
 

@@ -1,4 +1,4 @@
-"""A stream of prepared rows -> a training stream: shuffled through a buffer, pass after pass without an end."""
+"""A stream of prepared rows -> a training stream without an end, or an evaluation stream that counts its rows."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,3 +34,40 @@ class EndlessStream(torch.utils.data.IterableDataset[dict[str, Any]]):
                 found = True
                 yield dict(row)
             number += 1
+
+
+class CountedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
+    """A stream that knows, once it was read, how many rows it has, so that each is evaluated once.
+
+    accelerate fills the last round of several processes with rows of the first one, and drops these only where it knows
+    the length. A stream of `datasets` itself it would divide by its shards, which differ in length, so that one process
+    waits for another that has finished.
+    """
+
+    def __init__(self, stream: IterableDataset) -> None:
+        """Take a stream.
+
+        Args:
+            stream: Rows as `prepare_preferences` makes them, the same in every process.
+        """
+        self.stream, self.count = stream, 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.count = 0
+        for row in self.stream:
+            self.count += 1
+            yield row
+
+
+def counted_stream(loader: Any) -> CountedStream | None:
+    """The stream that a data loader reads, which accelerate may have wrapped; None if it has another dataset.
+
+    Args:
+        loader: The data loader.
+
+    Returns:
+        The stream.
+    """
+    data: Any = getattr(loader, "dataset", None)
+    data = getattr(data, "dataset", data)
+    return data if isinstance(data, CountedStream) else None

@@ -383,10 +383,11 @@ def inner_collator(collator: Any) -> Callable[..., Any]:
     return collator
 
 
-def without_dispatch(args: RewardConfig) -> RewardConfig:
-    """Let each process read its own rows: accelerate's main process cannot concatenate and slice ragged batches.
+def with_rows_in_even_rounds(args: RewardConfig) -> RewardConfig:
+    """Let each process read its own rows, as many as each other one.
 
-    This holds for map datasets too, because `evaluate` and `predict` may get a stream later.
+    accelerate's main process cannot concatenate and slice ragged batches, and processes with batches of different
+    sizes wait for each other for ever. This holds for map datasets too, because `evaluate` may get a stream later.
 
     Args:
         args: Settings of the run; changed in place.
@@ -400,6 +401,13 @@ def without_dispatch(args: RewardConfig) -> RewardConfig:
             "`dispatch_batches=True` in `accelerator_config` is not possible, because rows differ in length: each "
             "process reads its own rows. Leave it unset."
         )
+    if not config.even_batches and args.world_size > 1:
+        if args.should_log:
+            logger.warning(
+                "`even_batches=False` in `accelerator_config` is not possible with several processes: one would wait "
+                "for the batch that another does not have. Leave it unset; evaluation counts each row once."
+            )
+        config.even_batches = True
     config.dispatch_batches = False
     args.accelerator_config = config
     return args

@@ -245,3 +245,11 @@ def test_rows_of_different_lengths_are_never_dispatched_by_one_process(scorer, c
     trainer = scorer(of_lengths(8), ranked_lists(6), accelerator_config={"dispatch_batches": True})
     assert "dispatch_batches=True" in caplog.text
     same_numbers(trainer.evaluate(), expected_metrics(trainer, trainer.eval_dataset), "eval_")
+
+
+def test_the_loss_alone_is_over_the_rows_too(scorer):
+    """A mean over batches would count the two rows of the last batch as much as the three of the others."""
+    rows = [{**row, "weight": 0.5 + number % 3} for number, row in enumerate(ranked_lists(8))]
+    whole = scorer(of_lengths(8), rows, per_device_eval_batch_size=3).evaluate()
+    alone = scorer(of_lengths(8), rows, per_device_eval_batch_size=3, prediction_loss_only=True).evaluate()
+    assert alone["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-6)

@@ -1,0 +1,140 @@
+"""Two processes evaluate what one does, and agree on what they go on from."""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import randomize_head
+from datasets import Dataset
+from test_trainer import ranked_lists
+from training_runs import load, make_trainer, settings, weights
+from two_processes import in_two_processes
+
+from hf_reward import RewardConfig, run_lock
+from hf_reward.training_setup import with_rows_in_even_rounds
+
+
+def result_of_both(function: Callable[[int], Any]) -> list[Any]:
+    found = in_two_processes(function)
+    assert [kind for kind, _ in found] == ["result", "result"], found
+    return [value for _, value in found]
+
+
+def trainer_with_random_head(folder: Path, out: Path | str, **changes: Any) -> Any:
+    model = load(folder)
+    randomize_head(model)
+    return make_trainer(model, ranked_lists(8), Path(out), per_device_eval_batch_size=2, **changes)
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if "second" not in name and "time" not in name}
+
+
+@pytest.mark.parametrize(("workers", "shards"), [(0, 1), (2, 3)])
+def test_each_row_of_a_stream_is_evaluated_once_in_its_order(make_model_folder, tmp_path, workers, shards):
+    """Seven rows, two at a time: accelerate repeats the first one, and would divide three shards into 4 and 3 rows."""
+    folder, rows = make_model_folder("llama"), ranked_lists(7)
+
+    def measured(rank: int = 0) -> Any:
+        more = {"dataloader_num_workers": workers, "dataloader_prefetch_factor": 2} if workers else {}
+        trainer = trainer_with_random_head(folder, tmp_path / "run", **more)
+        stream = Dataset.from_list(rows).to_iterable_dataset(num_shards=shards)
+        metrics, output = trainer.evaluate(stream), trainer.predict(stream)
+        return without_times(metrics | output.metrics), output.label_ids[-1].tolist(), output.predictions
+
+    metrics, numbers, rewards = measured()
+    assert rewards.std() > 1e-2
+    table = trainer_with_random_head(folder, tmp_path / "run").predict(Dataset.from_list(rows)).predictions
+    assert np.abs(rewards - table).max() < 1e-5
+    for found_metrics, found_numbers, found_rewards in result_of_both(measured):
+        assert found_numbers == numbers
+        assert np.abs(found_rewards - rewards).max() < 1e-5
+        assert found_metrics == pytest.approx(metrics, rel=1e-6, abs=1e-6, nan_ok=True)
+
+
+def test_rows_that_are_divided_already_are_refused(make_model_folder, tmp_path):
+    """accelerate would divide each half again, and the other halves of them would be counted nowhere."""
+    folder = make_model_folder("llama")
+
+    def measured(rank: int) -> str:
+        data = Dataset.from_list(ranked_lists(8)).shard(2, rank)
+        with pytest.raises(ValueError, match="processes were given different rows") as seen:
+            trainer_with_random_head(folder, tmp_path / "run").evaluate(data)
+        return str(seen.value)
+
+    for said in result_of_both(measured):
+        assert "(4, 4 rows)" in said
+        assert "Leave out `split_dataset_by_node` and `shard`" in said
+
+
+def test_rounds_are_even_where_there_are_several_processes(tmp_path, caplog, monkeypatch):
+    """Otherwise one process waits for ever for a batch that the other does not have."""
+    args = settings(tmp_path, accelerator_config={"even_batches": False})
+    assert not with_rows_in_even_rounds(copy.copy(args)).accelerator_config.even_batches
+    assert "even_batches" not in caplog.text
+    monkeypatch.setattr(RewardConfig, "world_size", 2)
+    assert with_rows_in_even_rounds(copy.copy(args)).accelerator_config.even_batches
+    assert "`even_batches=False` in `accelerator_config` is not possible" in caplog.text
+    assert not args.accelerator_config.even_batches
+
+
+def test_both_go_on_from_the_same_checkpoint_or_both_stop(make_model_folder, tmp_path, monkeypatch):
+    """Each has a disk of its own, and one byte differs on the second."""
+    folder, disks = make_model_folder("llama"), [tmp_path / "first", tmp_path / "second"]
+    common: dict[str, Any] = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 1}
+
+    def trained(rank: int, **changes: Any) -> Any:
+        monkeypatch.chdir(disks[rank])
+        return trainer_with_random_head(folder, "run", max_steps=2, **{**common, **changes})
+
+    def begun(rank: int) -> None:
+        trained(rank).train()
+
+    def gone_on(rank: int) -> Any:
+        said = []
+        for resume, changes in (("auto", {"learning_rate": 3e-4}), ("run/checkpoint-2", {})):
+            with pytest.raises(ValueError, match="checkpoint-") as seen:
+                trained(rank, **changes).train(resume_from_checkpoint=resume)
+            said.append(str(seen.value))
+        trainer = trained(rank)
+        metrics = trainer.train(resume_from_checkpoint="auto").metrics
+        after = weights(trainer.accelerator.unwrap_model(trainer.model))
+        return said, metrics["resumed_from_step"], {name: value.numpy() for name, value in after.items()}
+
+    disks[0].mkdir()
+    disks[1].mkdir()
+    assert result_of_both(begun) == [None, None]
+    shutil.copytree(disks[0] / "run", disks[1] / "run", dirs_exist_ok=True)  # only the first saves the shared files
+    damaged = disks[1] / "run" / "checkpoint-2" / "optimizer.pt"
+    content = bytearray(damaged.read_bytes())
+    content[-200] ^= 1
+    damaged.write_bytes(content)
+
+    (said, step, after), (other_said, other_step, other_after) = result_of_both(gone_on)
+    assert said == other_said
+    assert "learning_rate: was 0.0001, is 0.0003" in said[0]
+    assert "optimizer.pt has changed since it was saved" in said[1]
+    assert step == other_step == 1
+    assert all(np.array_equal(value, other_after[name]) for name, value in after.items())
+
+
+def test_both_stop_where_another_run_holds_the_folder(make_model_folder, tmp_path, monkeypatch):
+    folder, out = make_model_folder("llama"), tmp_path / "run"
+    monkeypatch.setattr(run_lock, "HEARTBEAT_SECONDS", 0.2)
+
+    def refused(rank: int) -> str:
+        run_lock._held.clear()  # which the fork brought along
+        with pytest.raises(RuntimeError) as seen:
+            trainer_with_random_head(folder, out if rank == 0 else tmp_path / "free").train()
+        return str(seen.value)
+
+    with run_lock.run_lock(out):
+        said = result_of_both(refused)
+    assert said[0] == said[1]
+    assert f"Another run (process {os.getpid()} on " in said[0]
+    assert not list(tmp_path.glob("*/checkpoint-*"))

@@ -347,18 +347,17 @@ class RewardTrainer(EnsembleTrainer):
             ignore_keys: Unused; there is one output.
 
         Returns:
-            Loss, rewards `(G, K)`, and `LABELS`, each with one leading entry per dataset row.
+            Loss, rewards `(G, K)` if they are needed, and `LABELS`, each with one leading entry per dataset row.
         """
         inputs = self._prepare_inputs(self._in_step(inputs) if "micro_batches" in inputs else inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        if prediction_loss_only:
-            return loss.detach(), None, None
         losses, weights = self.loss_function.of_groups(
             outputs["rewards"], inputs["ranks"], inputs.get("margins"), inputs.get("probabilities"), inputs["weights"]
         )
         labels = inputs | {"losses": losses, "loss_weights": weights}
-        return loss.detach(), outputs["rewards"], tuple(labels[name] for name in LABELS)
+        rewards = None if prediction_loss_only else outputs["rewards"]
+        return loss.detach(), rewards, tuple(labels[name] for name in LABELS)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         labels: dict[str, Any] = dict(zip(LABELS, self._in_dataset_order(prediction.label_ids), strict=True))
@@ -379,7 +378,9 @@ class RewardTrainer(EnsembleTrainer):
             metrics |= self.user_metrics(EvalPrediction(predictions=rewards, label_ids=labels["ranks"]))
         numbers = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0 and _is_number(value)}
         self.evaluation = _json_safe({"step": self.state.global_step, **numbers})
-        return metrics
+        tokens = self._statistics.tokens(self.accelerator)
+        known = tokens or self.state.global_step == 0  # a collator of the user's own may not say
+        return metrics | ({"num_tokens": tokens} if known else {})  # of training so far, as in TRL
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding accuracy, margin and rewards of the training rows since the last log."""

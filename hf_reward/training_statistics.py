@@ -78,6 +78,10 @@ class BatchStatistics:
             **({"num_tokens": self._tokens} if self._tokens else {}),
         }
 
+    def tokens(self, accelerator: Accelerator) -> int:
+        """Tokens of all training batches so far, over all processes, logged or not."""
+        return self._tokens + (0 if self._log is None else int(_reduced(accelerator, self._log)["tokens"]))
+
     def since_last_epoch(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean loss and accuracy since the last call, over all processes."""
         if self._epoch is None:

@@ -90,3 +90,18 @@ def test_tokens_are_counted_over_the_whole_run_as_trl_does(make_model_folder, tm
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / packing / "checkpoint-1"))
     assert [entry["num_tokens"] for entry in resumed.state.log_history if "num_tokens" in entry] == counted
+
+
+def test_an_evaluation_logs_the_tokens_that_training_has_read_as_trl_does(make_model_folder, tmp_path):
+    """Also where the step was not logged: TRL counts each batch when it is computed."""
+    rows = of_lengths(8)
+    trainer = make_trainer(
+        make_model_folder("llama"), rows, tmp_path, evaluation=rows[:3], per_device_train_batch_size=4,
+        num_train_epochs=2, logging_steps=4, eval_strategy="epoch",
+    )  # fmt: skip
+    assert trainer.evaluate()["eval_num_tokens"] == 0
+    trainer.train()
+    tokens = sum(len(ids) for row in trainer.train_dataset["input_ids"] for ids in row)
+    logged = [entry["eval_num_tokens"] for entry in trainer.state.log_history if "eval_num_tokens" in entry]
+    assert logged == [0, tokens, 2 * tokens] or logged == [tokens, 2 * tokens]
+    assert trainer.evaluate()["eval_num_tokens"] == 2 * tokens

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from hf_reward.length_balance import SURPLUS, mark_surplus
 from hf_reward.metrics import length_rule_credit, strict_pairs
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
 from hf_reward.preferences import detect_layout, to_preference_row
-from hf_reward.row_places import naming_lines
+from hf_reward.row_places import FileLines, RowPlaces, naming_lines, remembered_files
 from hf_reward.row_remarks import RemarkTally, remark_clauses
 from hf_reward.sources import RawDataset, Source, as_sources, load_source
 from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_rows
@@ -100,7 +101,9 @@ class DataSummary:
     remarks: dict[str, int] = field(default_factory=dict)
     """Remark of `row_remarks` -> kept rows, such as `blank_prompt` and `lost_text`."""
     remark_rows: dict[str, list[int]] = field(default_factory=dict)
-    """Remark -> the first of these rows, by their place in the raw data of their source."""
+    """Remark -> the first of these rows, by their place in the raw data of their source, from 0."""
+    remark_places: dict[str, list[str]] = field(default_factory=dict)
+    """Remark -> file and line of the same rows, from 1, or the number again where rows have no lines."""
     kind: str | None = None
     """What kept rows are: `conversations`, `text`, or `mixed`; None for token ids, of which nobody knows."""
     duplicates: int = 0
@@ -125,7 +128,7 @@ class DataSummary:
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
         quantiles = ", ".join(f"{name} {value}" for name, value in self.token_quantiles.items()) or "none is left"
         scope = f"the first {self.rows}" if self.sampled else f"{self.rows}"
-        remarks = "".join(f" {clause}." for clause in remark_clauses(self.remarks, self.remark_rows))
+        remarks = "".join(f" {clause}." for clause in remark_clauses(self.remarks, self.remark_places))
         return (
             f"{self.name}: {self.kept} of {scope} rows kept ({self.prompts} prompts); dropped: {dropped}; "
             f"{self.cut} cut to fit, {self.merged} equal responses merged, {self.duplicates} duplicate rows, "
@@ -183,16 +186,18 @@ def prepare_preferences(
             logger.info("%s", summary)
         _require_rows(summary, rule, [marked])
         return (_usable(marked) if rule.balance_lengths else data), summary
-    parts, marked_parts = [], []
+    parts, marked_parts, places = [], [], []
     sources = as_sources(data, **source_defaults)
     for source in sources:
-        mapped = tokenize_source(load_source(source), source, tokenizer, rule, num_proc=num_proc)
+        raw = load_source(source)
+        places.append(RowPlaces(raw))
+        mapped = tokenize_source(raw, source, tokenizer, rule, num_proc=num_proc)
         mapped = _balanced(mapped, rule, source.name)
         marked_parts.append(mapped)
         parts.append(_usable(mapped))
-    summary = _summarize_all(marked_parts, name, limit=rule.format.max_length)
+    summary = _summarize_all(marked_parts, name, places, limit=rule.format.max_length)
     logger.info("%s", summary)
-    for clause in remark_clauses(summary.remarks, summary.remark_rows):
+    for clause in remark_clauses(summary.remarks, summary.remark_places):
         logger.warning("Of %s rows of %s, %s.", summary.kept, name, clause)
     _require_rows(summary, rule, marked_parts)
     return _mix(parts, sources, seed), summary
@@ -236,6 +241,8 @@ def tokenize_source(
     }
     if isinstance(raw, Dataset):
         settings |= {"num_proc": num_proc, "desc": f"Tokenizing {source.name}"}
+    elif files := remembered_files(raw):
+        settings |= {"function": _prepare_streamed, "fn_kwargs": {"files": files, **settings["fn_kwargs"]}}
     with naming_lines(raw):
         return raw.map(**settings)
 
@@ -291,6 +298,20 @@ def _prepare_batch(
     for place, result in enumerate(tokenized):
         result.problem = problems.get(place) or result.problem or _no_use(rows[place], result, rule)
     return _as_columns(rows, tokenized, indices, source["name"])
+
+
+def _prepare_streamed(
+    batch: Mapping[str, Sequence[Any]], indices: Sequence[int], files: Sequence[Path], **settings: Any
+) -> dict[str, list[Any]]:
+    """`_prepare_batch`, whose errors name the line: the number of a streamed row depends on workers and shuffling."""
+    try:
+        return _prepare_batch(batch, indices, **settings)
+    except PreferenceFormatError as error:
+        if error.row_index is None:
+            raise
+        number = list(indices).index(error.row_index)
+        place = FileLines(files).find({name: values[number] for name, values in batch.items()})
+        raise PreferenceFormatError(error.message, error.row_index, error.field, place) from None
 
 
 def _tokenize(
@@ -420,12 +441,15 @@ def summarize(prepared: RawDataset, name: str) -> DataSummary:
     return _summarize_all([prepared], name)
 
 
-def _summarize_all(marked: Sequence[RawDataset], name: str, *, limit: int | None = None) -> DataSummary:
+def _summarize_all(
+    marked: Sequence[RawDataset], name: str, places: Sequence[RowPlaces] | None = None, *, limit: int | None = None
+) -> DataSummary:
     streamed = any(isinstance(part, IterableDataset) for part in marked)
     tally = _Tally(limit)
-    for part in marked:
+    for part, known in zip(marked, places or [RowPlaces(None)] * len(marked), strict=True):
         for batch in _batches(part):
             tally.add(batch)
+        tally.remarks.name_places(lambda row, known=known: known.where(row, short=True) or f"row {row}")
     return tally.summary(name, sampled=streamed)
 
 
@@ -511,6 +535,7 @@ class _Tally:
         summary.cut, summary.merged = self.counts["cut"], self.counts["merged"]
         summary.prompts_differed, summary.num_pairs = self.counts["prompts_differed"], self.counts["pairs"]
         summary.remarks, summary.remark_rows = self.remarks.counts, self.remarks.rows
+        summary.remark_places = self.remarks.places
         summary.kind, summary.sources = _kind(self.kinds), sorted(self.sources)
         if summary.cut or summary.dropped.get("too long"):
             summary.length_for_99_percent = int(np.quantile(np.concatenate(self.whole), 0.99, method="inverted_cdf"))

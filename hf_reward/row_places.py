@@ -1,20 +1,27 @@
 """Row of loaded files -> where it stands: file and line, as an editor shows them, or its number where there is none."""
 
-from collections.abc import Iterator, Sequence
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import xxhash
 from datasets import Dataset, IterableDataset
 
 from hf_reward.json_rows import is_json_list
-from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.preference_row import UNREADABLE, PreferenceFormatError
 from hf_reward.tables.csv_file import CsvTable
+from hf_reward.tables.input_row import Span
 from hf_reward.tables.json_lines import JsonLinesTable
 
 _KEY = "hf_reward_file"
+_SEARCHED = 2**28
+"""Bytes of files that are looked through for the content of a row, a few seconds."""
 _Rows = TypeVar("_Rows", Dataset, IterableDataset, Dataset | IterableDataset)
 
 
@@ -32,17 +39,66 @@ def remember_files(rows: _Rows, files: Sequence[Path]) -> _Rows:
     return rows
 
 
-class RowPlaces:
-    """Where the rows of a dataset stand. The files are looked through when the first place is asked for.
+def remembered_files(rows: Any) -> list[Path]:
+    """The files that `remember_files` noted, in their order; none for other data.
 
     Args:
-        rows: A dataset, perhaps selected from one with remembered files.
+        rows: A dataset or a stream.
+
+    Returns:
+        Their paths.
+    """
+    noted = getattr(getattr(rows, "info", None), "download_checksums", None) or {}
+    return [Path(name) for name, note in noted.items() if isinstance(note, dict) and note.get(_KEY)]
+
+
+class FileLines:
+    """The lines on which the rows of some files begin. The files are looked through when they are first needed.
+
+    Args:
+        files: The files, in the order in which they were loaded.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = list(files)
+
+    def name(self, place: int, *, short: bool = False) -> str:
+        """File and line of a row by its place among the rows of all files."""
+        file = int(np.searchsorted(np.cumsum([len(lines) for lines in self.lines]), place, side="right"))
+        line = self.lines[file][place - sum(map(len, self.lines[:file]))]
+        return f"{self._files[file].name if short else self._files[file]}, line {line}"
+
+    def find(self, row: Mapping[str, Any], *, short: bool = False) -> str | None:
+        """File and line of the first row with this content, None if there is none or the files are too large."""
+        places = [] if self.hashes is None else np.flatnonzero(self.hashes == _content_hash(row))
+        return self.name(int(places[0]), short=short) if len(places) else None
+
+    @cached_property
+    def lines(self) -> list[np.ndarray]:
+        """Line of each row of each file, from 1; empty if the files have none."""
+        return [_lines_of(file) for file in self._files] if all(map(_has_lines, self._files)) else []
+
+    @cached_property
+    def hashes(self) -> np.ndarray | None:
+        """Hash of the content of each row; None of files that would take long to read."""
+        if not self.lines or sum(file.stat().st_size for file in self._files) > _SEARCHED:
+            return None
+        rows = (found for file in self._files for found in _table(file).read(Span(0, 2**40)))
+        contents = ({UNREADABLE: found.problem} if found.row is None else found.row for found in rows)
+        return np.fromiter(map(_content_hash, contents), np.uint64)
+
+
+class RowPlaces:
+    """Where the rows of a dataset stand: by their number, or by their content where `datasets` lost the number.
+
+    That is so for a contiguous part of a file's rows and for streams.
+
+    Args:
+        rows: A dataset or a stream, perhaps selected from one with remembered files.
     """
 
     def __init__(self, rows: Any) -> None:
-        noted = getattr(getattr(rows, "info", None), "download_checksums", None) or {}
-        self._rows = rows
-        self._files = [Path(name) for name, note in noted.items() if isinstance(note, dict) and note.get(_KEY)]
+        self._rows, self._files = rows, FileLines(remembered_files(rows))
 
     def where(self, number: int, *, short: bool = False) -> str | None:
         """File and line of a row.
@@ -54,21 +110,31 @@ class RowPlaces:
         Returns:
             `data/train.jsonl, line 4`, from 1, or None if the row has no line.
         """
-        if not self._lines:
+        if isinstance(self._rows, IterableDataset):
+            row = next(islice(self._rows, number, None), None) if self._files.lines else None
+            return None if row is None else self._files.find(row, short=short)
+        if self._offset is None:
             return None
         indices = self._rows._indices  # places in the table that was loaded, where rows were selected or shuffled
         place = number if indices is None else indices.column(0)[number].as_py()
-        file = int(np.searchsorted(np.cumsum([len(lines) for lines in self._lines]), place, side="right"))
-        line = self._lines[file][place - sum(map(len, self._lines[:file]))]
-        return f"{self._files[file].name if short else self._files[file]}, line {line}"
+        return self._files.name(self._offset + place, short=short)
 
     @cached_property
-    def _lines(self) -> list[np.ndarray]:
-        """Line of each row of each file; empty if they are not the loaded rows one by one."""
-        if not isinstance(self._rows, Dataset) or not all(map(_has_lines, self._files)):
-            return []
-        lines = [_lines_of(file) for file in self._files]
-        return lines if sum(map(len, lines)) == self._rows.data.num_rows else []
+    def _offset(self) -> int | None:
+        """Place of the table's first row among the rows of the files; None if it is no part of them."""
+        if not isinstance(self._rows, Dataset) or not self._files.lines:
+            return None
+        count, total = self._rows.data.num_rows, sum(map(len, self._files.lines))
+        if count == total:
+            return 0
+        if not 0 < count < total or self._files.hashes is None:
+            return None
+        table = copy.copy(self._rows)
+        table._indices = None
+        ends = [_content_hash(table[place]) for place in (0, count - 1)]
+        hashes = self._files.hashes
+        begins = np.flatnonzero((hashes[: total - count + 1] == ends[0]) & (hashes[count - 1 :] == ends[1]))
+        return int(begins[0]) if len(begins) == 1 else None
 
 
 @contextmanager
@@ -100,6 +166,22 @@ def _has_lines(file: Path) -> bool:
         return False
 
 
+def _table(file: Path) -> CsvTable | JsonLinesTable:
+    return CsvTable(file) if file.suffix == ".csv" else JsonLinesTable(file)
+
+
 def _lines_of(file: Path) -> np.ndarray:
-    table = CsvTable(file) if file.suffix == ".csv" else JsonLinesTable(file)
-    return np.fromiter((span.line for span in table.spans(1)), np.int64)
+    return np.fromiter((span.line for span in _table(file).spans(1)), np.int64)
+
+
+def _content_hash(row: Mapping[str, Any]) -> int:
+    """The same for a row of a file and for what `datasets` made of it: a missing field is null, 1 is 1.0."""
+    return xxhash.xxh3_64_intdigest(json.dumps(_content(row), sort_keys=True, default=str))
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _content(part) for name, part in value.items() if part is not None and part != ""}
+    if isinstance(value, (list, tuple)):
+        return [_content(part) for part in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

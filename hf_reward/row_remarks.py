@@ -1,6 +1,6 @@
 """What is worth saying of a row that is used all the same, and how it is said of many."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hf_reward.preference_row import PreferenceRow
@@ -44,6 +44,8 @@ class RemarkTally:
     """Remark -> rows."""
     rows: dict[str, list[int]] = field(default_factory=dict)
     """Remark -> numbers of the first `SHOWN` of them."""
+    places: dict[str, list[str]] = field(default_factory=dict)
+    """Remark -> where these stand, once `name_places` was called."""
 
     def add(self, row: int, remarks: Iterable[str] | None) -> None:
         """Count a row.
@@ -57,13 +59,23 @@ class RemarkTally:
             shown = self.rows.setdefault(remark, [])
             shown += [row] if len(shown) < SHOWN else []
 
+    def name_places(self, place_of: Callable[[int], str]) -> None:
+        """Say where the rows stand that were added since the last call.
 
-def remark_clauses(counts: Mapping[str, int], rows: Mapping[str, Sequence[int]] | None = None) -> list[str]:
+        Args:
+            place_of: Number of a row -> its file and line, or `row 3`.
+        """
+        for remark, rows in self.rows.items():
+            named = self.places.setdefault(remark, [])
+            named += map(place_of, rows[len(named) :])
+
+
+def remark_clauses(counts: Mapping[str, int], places: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """Say how many rows there are of each kind.
 
     Args:
         counts: Remark -> number of rows.
-        rows: Remark -> numbers of the first of them.
+        places: Remark -> file and line of the first of them, or `row 3`.
 
     Returns:
         A clause for each remark that was made.
@@ -71,7 +83,16 @@ def remark_clauses(counts: Mapping[str, int], rows: Mapping[str, Sequence[int]] 
     clauses = []
     for remark, meaning in REMARKS.items():
         if count := counts.get(remark, 0):
-            shown = ", ".join(map(str, (rows or {}).get(remark, ())))
-            more = ", ..." if shown and count > len((rows or {})[remark]) else ""
-            clauses.append(f"{count:,} {meaning}" + (f" (row{'s' * (count > 1)} {shown}{more})" if shown else ""))
+            known = (places or {}).get(remark, ())
+            more = ", ..." if count > len(known) else ""
+            clauses.append(f"{count:,} {meaning}" + (f" ({_listed(known)}{more})" if known else ""))
     return clauses
+
+
+def _listed(places: Sequence[str]) -> str:
+    """Several places in one clause, such as `train.jsonl, lines 4, 9; row 3`."""
+    numbers: dict[str, list[str]] = {}
+    for place in places:
+        name, _, number = place.rpartition(" ")
+        numbers.setdefault(name, []).append(number)
+    return "; ".join(f"{name}{'s' * (len(each) > 1)} {', '.join(each)}" for name, each in numbers.items())

@@ -261,12 +261,48 @@ def test_every_reader_names_the_line_that_an_editor_shows(make, line, tmp_path, 
     rows: Any = load_source(Source(data=str(path)))
     with pytest.raises(PreferenceFormatError, match=said):  # selected and shuffled rows keep their lines
         split_by_prompt(rows.select([2, 1]), test_size=1)
+    for part in (rows.select(range(1, 3)), rows.select(range(1, 3)).select([1, 0])):  # `datasets` forgets the number
+        with pytest.raises(PreferenceFormatError, match=said):
+            prepare_preferences(part, text_tokenizer, STOP)
+    stream: Any = load_source(Source(data=str(path)), streaming=True)
+    for part in (stream, stream.shuffle(seed=3, buffer_size=3), stream.skip(1)):
+        with pytest.raises(PreferenceFormatError, match=said):
+            prepare_preferences(part, text_tokenizer, STOP)
+    found = load_benchmark_data(benchmark_named("pairs"), DataChoice(data=str(path)))
+    assert [row.place for row in found.comparisons if row.problem] == [f"{path.name}, line {line}"]
     report = check_data(str(path))
     assert report.data.places == {1: f"{path.name}, line {line}"}
     shown = [part.note for section in sections(report) for part in section.lines if part.name == "unusable"]
     assert shown == [f"`chosen` is empty ({path.name}, line {line})"]
     score_files(FakeScorer(), path, tmp_path / "s.jsonl", settings(columns={"response": "chosen"}))
     assert [aside["line"] for aside in read_jsonl(tmp_path / "s.quarantine.jsonl")] == [line]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_remarks_name_lines_too(streaming, tmp_path, text_tokenizer):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": prompt, "chosen": "x", "rejected": "n"} for prompt in ("a", "", "b", " ")]
+    path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    said = "(rows.jsonl, lines 3, 5)"
+    summary = prepare_preferences(load_source(Source(data=str(path)), streaming=streaming), text_tokenizer, STOP)[1]
+    assert summary.remark_rows == {"blank_prompt": [1, 3]}
+    assert said in str(summary)
+    assert summary.remark_places == {"blank_prompt": ["rows.jsonl, line 3", "rows.jsonl, line 5"]}
+    shown = [part.note for section in sections(check_data(str(path))) for part in section.lines]
+    assert sum(note.endswith(said) for note in shown) == 1
+
+
+def test_a_place_that_the_content_does_not_tell_is_not_guessed(tmp_path, text_tokenizer):
+    """Of equal rows, any part of the file could be meant; of another file's rows, none."""
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "a", "chosen": "", "rejected": "n"}
+    path.write_text((json.dumps(row) + "\n") * 4, encoding="utf-8")
+    rows: Any = load_source(Source(data=str(path)))
+    with pytest.raises(PreferenceFormatError, match=r"^Row 0: `chosen` is empty"):
+        prepare_preferences(rows.select(range(1, 3)), text_tokenizer, STOP)
+    changed = rows.select(range(1, 3)).map(lambda row: {"prompt": "b"})
+    with pytest.raises(PreferenceFormatError, match=r"^Row 0: `chosen` is empty"):
+        prepare_preferences(changed, text_tokenizer, STOP)
 
 
 def test_rows_without_lines_are_numbered_from_0(tmp_path, text_tokenizer):

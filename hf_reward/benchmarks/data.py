@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,13 +233,16 @@ def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | Le
             f"{table.name} lacks the columns {', '.join(missing)}, which {benchmark.title} needs. It has: "
             f"{', '.join(table.columns)}. Give {benchmark.local}."
         )
+    places = RowPlaces(table.rows)
     for place, row in enumerate(table.rows):
         try:
             as_mapping(row)
             empty = [name for name in benchmark.columns if row[name] is None]
             if empty:
                 raise ValueError(f"`{empty[0]}` is empty. Correct the file, or use the official one.")
-            yield benchmark.read(row, table.file, place)
+            found = benchmark.read(row, table.file, place)
+            where = places.where(place, short=True)
+            yield replace(found, place=where) if where and isinstance(found, Comparison) else found
         except PreferenceFormatError as error:
             raise ValueError(f"{_where(table, place)}: {error.message}") from None
         except ValueError as error:

@@ -62,7 +62,8 @@ def rows_that_count(data: BenchmarkData, scores: RowScores, rule: ResultRule) ->
     comparisons, rewards, unscored = [], [], {}
     for comparison, found in zip(data.comparisons, scores.rewards, strict=True):
         if np.isnan(found).any():
-            unscored[comparison.id] = scores.problems.get(comparison.id, "no reward")
+            problem = scores.problems.get(comparison.id, "no reward")
+            unscored[comparison.id] = f"{problem} ({comparison.place})" if comparison.place else problem
             if rule.unscored == "leave_out":
                 continue
             found = np.asarray(comparison.ranks, dtype=np.float64)  # the better, the lower: every comparison is wrong

@@ -110,7 +110,8 @@ def _tokenizer(tokenizer: str | PreTrainedTokenizerBase | None) -> PreTrainedTok
 
 
 def _row_counts(reader: RowReader, facts: RowFacts) -> RowCounts:
-    named = [*facts.prompts_differed[:EXAMPLES], *(row for rows in facts.unusable_rows.values() for row in rows)]
+    lists = (facts.prompts_differed[:EXAMPLES], *facts.unusable_rows.values(), *facts.remarks.rows.values())
+    named = {row for rows in lists for row in rows}
     return RowCounts(
         name=reader.name,
         rows=facts.rows,

@@ -92,14 +92,14 @@ def _rows(counts: RowCounts | None, kind: str) -> Iterable[Line]:
         yield Line(
             "prompt mismatch", f"{counts.prompts_differed:,}", f"rows whose sides have different prompts ({shown})"
         )
-    yield from _remarks(counts.remarks, counts.remark_rows)
+    yield from _remarks(counts.remarks, counts.remark_rows, counts.places)
     if counts.transcripts:
         yield Line("transcripts", f"{counts.transcripts:,}", "text rows that look like Human: / Assistant: transcripts")
 
 
-def _remarks(counts: Mapping[str, int], rows: Mapping[str, list[int]]) -> Iterable[Line]:
+def _remarks(counts: Mapping[str, int], rows: Mapping[str, list[int]], places: Mapping[int, str]) -> Iterable[Line]:
     for remark, count in counts.items():
-        (clause,) = remark_clauses({remark: count}, rows)
+        (clause,) = remark_clauses({remark: count}, {remark: [places[row] for row in rows[remark]]})
         value, _, note = clause.partition(" ")
         yield Line(remark.replace("_", " "), value, f"rows {note}")
 
@@ -277,7 +277,7 @@ def _tokens(report: DataReport) -> Iterable[Line]:
     yield Line("cut prompts", f"{fit.cut_rows:,} of {fit.rows:,}", f"{fit.cut_tokens:,} tokens; {limit}")
     for reason, count in fit.dropped.items():
         yield Line("dropped", f"{count:,}", reason)
-    yield from _remarks(fit.remarks, fit.remark_rows)
+    yield from _remarks(fit.remarks, fit.remark_rows, fit.places)
 
 
 def interval_text(interval: Interval | None) -> str:

@@ -40,6 +40,8 @@ class TokenFit:
     """Remark -> the first of these rows."""
     length: Imbalance
     """How often the longer response is preferred, in tokens, of the rows that are kept."""
+    places: dict[int, str] = field(default_factory=dict)
+    """Number of a row that is named here -> its file and line."""
 
 
 @dataclass
@@ -98,6 +100,7 @@ def measure_tokens(reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: 
         dropped=dict(tally.dropped.most_common()),
         remarks=tally.remarks.counts,
         remark_rows=tally.remarks.rows,
+        places={row: reader.place(row) for rows in tally.remarks.rows.values() for row in rows},
         length=imbalance("tokens", gaps, groups),
     )
 

@@ -120,7 +120,8 @@ class ResumableTrainer(HubTrainer):
         require_safe_weights(resume_from_checkpoint, allow_pickle=gathered)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         loaded: Any = self.model if model is None else model
-        broken = non_finite(loaded.named_parameters())  # of sharded files too
+        found = gather_object(non_finite(loaded.named_parameters()))  # each process looks at its shards; all stop
+        broken = list(dict.fromkeys(found))
         if broken:
             raise ValueError(
                 f"The checkpoint {resume_from_checkpoint} holds weights that are not finite ({broken[0]} and "

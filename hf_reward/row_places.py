@@ -16,7 +16,6 @@ from datasets import Dataset, IterableDataset
 from hf_reward.json_rows import is_json_list
 from hf_reward.preference_row import UNREADABLE, PreferenceFormatError
 from hf_reward.tables.csv_file import CsvTable
-from hf_reward.tables.input_row import Span
 from hf_reward.tables.json_lines import JsonLinesTable
 
 _KEY = "hf_reward_file"
@@ -83,7 +82,8 @@ class FileLines:
         """Hash of the content of each row; None of files that would take long to read."""
         if not self.lines or sum(file.stat().st_size for file in self._files) > _SEARCHED:
             return None
-        rows = (found for file in self._files for found in _table(file).read(Span(0, 2**40)))
+        tables = [(table, span) for table in map(_table, self._files) for span in table.spans(2**40)]
+        rows = (found for table, span in tables for found in table.read(span))
         contents = ({UNREADABLE: found.problem} if found.row is None else found.row for found in rows)
         return np.fromiter(map(_content_hash, contents), np.uint64)
 
@@ -176,7 +176,7 @@ def _lines_of(file: Path) -> np.ndarray:
 
 def _content_hash(row: Mapping[str, Any]) -> int:
     """The same for a row of a file and for what `datasets` made of it: a missing field is null, 1 is 1.0."""
-    return xxhash.xxh3_64_intdigest(json.dumps(_content(row), sort_keys=True, default=str))
+    return xxhash.xxh3_64_intdigest(json.dumps(_content(row), sort_keys=True, default=str).encode())
 
 
 def _content(value: Any) -> Any:

@@ -15,7 +15,7 @@ from test_trainer import ranked_lists
 from training_runs import load, make_trainer, settings, weights
 from two_processes import in_two_processes
 
-from hf_reward import RewardConfig, run_lock
+from hf_reward import RewardConfig, resumable_trainer, run_lock
 from hf_reward.training_setup import with_rows_in_even_rounds
 
 
@@ -83,6 +83,7 @@ def test_rounds_are_even_where_there_are_several_processes(tmp_path, caplog, mon
     assert not args.accelerator_config.even_batches
 
 
+@pytest.mark.slow  # 6 s
 def test_both_go_on_from_the_same_checkpoint_or_both_stop(make_model_folder, tmp_path, monkeypatch):
     """Each has a disk of its own, and one byte differs on the second."""
     folder, disks = make_model_folder("llama"), [tmp_path / "first", tmp_path / "second"]
@@ -101,6 +102,12 @@ def test_both_go_on_from_the_same_checkpoint_or_both_stop(make_model_folder, tmp
             with pytest.raises(ValueError, match="checkpoint-") as seen:
                 trained(rank, **changes).train(resume_from_checkpoint=resume)
             said.append(str(seen.value))
+        with monkeypatch.context() as patched:
+            if rank == 1:  # as where only its shard holds a NaN
+                patched.setattr(resumable_trainer, "non_finite", lambda tensors: ["score.weight"])
+            with pytest.raises(ValueError, match="checkpoint-1 holds weights") as seen:
+                trained(rank).train(resume_from_checkpoint="auto")
+        said.append(str(seen.value))
         trainer = trained(rank)
         metrics = trainer.train(resume_from_checkpoint="auto").metrics
         after = weights(trainer.accelerator.unwrap_model(trainer.model))
@@ -119,6 +126,7 @@ def test_both_go_on_from_the_same_checkpoint_or_both_stop(make_model_folder, tmp
     assert said == other_said
     assert "learning_rate: was 0.0001, is 0.0003" in said[0]
     assert "optimizer.pt has changed since it was saved" in said[1]
+    assert "not finite (score.weight and 0 others)" in said[2]
     assert step == other_step == 1
     assert all(np.array_equal(value, other_after[name]) for name, value in after.items())
 

@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 
-def in_two_processes(function: Callable[[int], Any], patience: float = 60.0) -> list[tuple[str, Any]]:
+def in_two_processes(function: Callable[[int], Any], patience: float = 180.0) -> list[tuple[str, Any]]:
     """Run a function in both, as if each had a machine of its own.
 
     Args:

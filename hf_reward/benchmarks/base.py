@@ -40,7 +40,7 @@ class Comparison:
     """What else of the row the aggregation needs."""
     problem: str = ""
     """Why it cannot be scored, such as an empty response; empty if it can."""
-    place: str = ""
+    place: str = field(default="", compare=False)
     """File and line of the row, from 1, where it has one."""
 
     def pairs(self) -> list[tuple[int, int]]:

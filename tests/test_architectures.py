@@ -40,7 +40,7 @@ MADE = {
 """Architectures without a sequence classifier of their own, and the name of the backbone in their checkpoints."""
 
 
-MORE = {"mamba2": {"num_heads": 8}, "codegen": {"rotary_dim": 4}}
+MORE = {"mamba2": {"num_heads": 8}, "codegen": {"rotary_dim": 4}, "olmoe": {"num_experts_per_tok": 2}}
 
 
 def tiny(model_type, **more):

@@ -105,7 +105,9 @@ def test_import_turns_a_foreign_folder_into_a_stock_one(call, saved, tmp_path):
     record = CheckpointRecord.load(tmp_path / "stock")
     assert record.origin["imported_from"] == "ultrarm"
     expected = CheckpointRecord.load(saved).probes["rewards"]["float32"]
-    assert record.probes["rewards"]["float32"] == pytest.approx(expected, abs=1e-5)
+    rewards = record.probes["rewards"]["float32"]
+    assert len(rewards) == 8, "of a foreign model no limit is known, so there is no probe of its length"
+    assert rewards == pytest.approx(expected[:8], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -177,16 +177,24 @@ class ResponseEncoder:
         return replace(self, tokenizer=deepcopy(self.tokenizer))
 
     def _encode_formatted(self, requests: list[ScoreRequest]) -> list[TokenizedRow]:
-        """Whole texts: no special token is added but the BOS with which this model's texts begin."""
+        """Whole texts: no special token is added but the BOS with which this model's texts begin.
+
+        Rows of text whose tokenizer adds no BOS begin with one where the text writes it, as in training.
+        """
         if uses_text_pairs(self.tokenizer):  # no template was applied; special tokens are the tokenizer's
             return tokenize_responses([request.as_row(conversational=False) for request in requests], *self._settings)
         bos = str(self.tokenizer.bos_token or "")
         texts = [str(request.response) for request in requests]
+        writes_bos = [bool(bos) and text.startswith(bos) for text in texts]
         while bos and any(text.startswith(bos) for text in texts):
             texts = [text.removeprefix(bos) for text in texts]
         lead = self._leading_bos()
         batch = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        ids = [[*lead, *dropwhile(lambda token: token == self.tokenizer.bos_token_id, each)] for each in _ids(batch)]
+        written = [self.tokenizer.bos_token_id] if self.rows == TEXT and not lead else lead
+        ids = [
+            [*(written if writes else lead), *dropwhile(lambda token: token == self.tokenizer.bos_token_id, each)]
+            for each, writes in zip(_ids(batch), writes_bos, strict=True)
+        ]
         rows = [PreferenceRow(prompt="", responses=[""], ranks=[0], token_ids=[each]) for each in ids]
         return tokenize_responses(rows, *self._settings)
 

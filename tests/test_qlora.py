@@ -67,12 +67,12 @@ def exact_rewards(model, tokenizer):
     """Rewards in training mode (without dropout): in evaluation bitsandbytes may pack weights for bfloat16 kernels."""
     model.train()
     with torch.no_grad():
-        return [model(torch.tensor([probe.input_ids])).logits.item() for probe in format_probes(tokenizer, limit=508)]
+        return [model(torch.tensor([probe.input_ids])).logits.item() for probe in format_probes(tokenizer)]
 
 
 def rewards(folder, tokenizer, **options):
     model = AutoModelForRewardScoring.from_pretrained(folder, is_trainable=False, **options)
-    return probe_rewards(model, format_probes(tokenizer, limit=508))
+    return probe_rewards(model, format_probes(tokenizer))
 
 
 def test_the_record_says_how_the_base_was_quantised(adapter):

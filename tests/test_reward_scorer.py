@@ -344,7 +344,7 @@ def test_without_a_max_length_nothing_is_cut_and_what_would_take_hours_is_refuse
         (["a"], ["b", "c"], "1 prompts for 2 responses"),
         ("a", "b", "must be a list"),
         (["a", "a"], ["b", True], "Row 1: `response` must be text, but is bool"),
-        ([None], ["b"], "Row 0: `prompt` is missing"),
+        ([None], ["b"], "Row 0: `prompt` must be text or messages, but is null"),
         ([[{"role": "user"}]], ["b"], "`role` and `content`"),
     ],
 )

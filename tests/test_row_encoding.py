@@ -223,3 +223,12 @@ def test_a_conversation_has_the_bos_of_its_template_once():
     encoder = ResponseEncoder(tokenizer=opening, rule=UNLIMITED, rows="conversations")
     (formatted,) = encoder.encode([request_from_text(whole)])
     assert opening.decode(formatted.input_ids) == whole
+
+
+def test_a_formatted_text_keeps_the_bos_that_it_writes_where_rows_of_text_get_none(chat_tokenizer):
+    whole = "<|im_start|>user\nWhy?<|im_end|>\n"
+    ids = chat_tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert ids[0] == chat_tokenizer.bos_token_id
+    encoder = ResponseEncoder(tokenizer=chat_tokenizer, rule=UNLIMITED, rows=TEXT)
+    found = encoder.encode([request_from_text(whole), request_from_text(whole.removeprefix("<|im_start|>"))])
+    assert [each.input_ids for each in found] == [ids, ids[1:]]

@@ -445,6 +445,11 @@ class RewardTrainer(EnsembleTrainer):
             self._probes = self._score_probes()  # on all processes, as saving itself is
         super().save_model(output_dir, _internal_call)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.args.include_num_input_tokens_seen == "no":
+            self.state.num_input_tokens_seen = self._statistics.tokens(self.accelerator)
+        super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         token, self.args.hub_token = self.args.hub_token, None  # `Trainer` pickles its settings beside the model
         try:
@@ -500,7 +505,8 @@ class _EpochLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer._statistics.begin(state.log_history)
+        counted = args.include_num_input_tokens_seen == "no"  # else `Trainer` counts there, padding included
+        self.trainer._statistics.begin(state.log_history, state.num_input_tokens_seen if counted else 0)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

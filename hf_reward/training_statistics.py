@@ -25,13 +25,16 @@ class BatchStatistics:
         self._extremes: Tensor | None = None
         self._tokens = 0
 
-    def begin(self, log_history: Sequence[Mapping[str, Any]]) -> None:
-        """Begin to count tokens: at 0, or at what a resumed run logged last.
+    def begin(self, log_history: Sequence[Mapping[str, Any]], tokens: int = 0) -> None:
+        """Begin to count tokens: at 0, or where a resumed run was.
 
         Args:
-            log_history: The run's log entries so far.
+            log_history: The run's log entries so far, whose last number is taken where the checkpoint has none.
+            tokens: What the checkpoint says.
         """
-        self._tokens = next((int(entry["num_tokens"]) for entry in reversed(log_history) if "num_tokens" in entry), 0)
+        self._tokens = tokens or next(
+            (int(entry["num_tokens"]) for entry in reversed(log_history) if "num_tokens" in entry), 0
+        )
 
     def add(
         self, loss: Tensor, weight: Tensor, rewards: Tensor, ranks: Tensor, num_tokens: Tensor | None = None

@@ -97,7 +97,7 @@ def test_an_evaluation_logs_the_tokens_that_training_has_read_as_trl_does(make_m
     rows = of_lengths(8)
     trainer = make_trainer(
         make_model_folder("llama"), rows, tmp_path, evaluation=rows[:3], per_device_train_batch_size=4,
-        num_train_epochs=2, logging_steps=4, eval_strategy="epoch",
+        num_train_epochs=2, logging_steps=4, eval_strategy="epoch", save_strategy="epoch",
     )  # fmt: skip
     assert trainer.evaluate()["eval_num_tokens"] == 0
     trainer.train()
@@ -105,3 +105,9 @@ def test_an_evaluation_logs_the_tokens_that_training_has_read_as_trl_does(make_m
     logged = [entry["eval_num_tokens"] for entry in trainer.state.log_history if "eval_num_tokens" in entry]
     assert logged == [0, tokens, 2 * tokens] or logged == [tokens, 2 * tokens]
     assert trainer.evaluate()["eval_num_tokens"] == 2 * tokens
+    resumed = make_trainer(
+        make_model_folder("llama"), rows, tmp_path, evaluation=rows[:3], per_device_train_batch_size=4,
+        num_train_epochs=2, logging_steps=4, eval_strategy="epoch", save_strategy="epoch",
+    )  # fmt: skip
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # where nothing was logged but the evaluation
+    assert resumed.evaluate()["eval_num_tokens"] == 2 * tokens

@@ -57,7 +57,7 @@ def read_messages(value: Any, name: str) -> list[Message]:
 
 
 def _read_message(message: Any, name: str) -> Message:
-    """A message with its content as text: parts joined, and empty where there are only tool calls."""
+    """A message with its content as text, parts joined; null where there are only tool calls (see `render_chat`)."""
     if isinstance(message, Mapping) and isinstance(message.get("role"), str):
         if not _ROLE.fullmatch(message["role"]):
             raise PreferenceFormatError(
@@ -68,8 +68,7 @@ def _read_message(message: Any, name: str) -> Message:
             )
         content = message.get("content")
         if content is None and message.get("tool_calls"):
-            # Templates that print the content of every message would print an undefined one too.
-            content = ""
+            return {**message, "content": None}
         if isinstance(content, list):
             content = _joined_parts(content, name)
         if isinstance(content, str):
@@ -132,7 +131,7 @@ def is_blank(prompt: Prompt) -> bool:
     """Whether a prompt says nothing."""
     if isinstance(prompt, str):
         return not prompt.strip()
-    return not any(message["content"].strip() or message.get("tool_calls") for message in prompt)
+    return not any((message["content"] or "").strip() or message.get("tool_calls") for message in prompt)
 
 
 def prompt_of_kind(prompt: Prompt, responses: Sequence[Any]) -> Prompt:

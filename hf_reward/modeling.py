@@ -56,7 +56,7 @@ from hf_reward.reward_head import (
     zero_head,
 )
 from hf_reward.template_clock import freeze_clock
-from hf_reward.tokenizer_setup import prepare_tokenizer, token_id
+from hf_reward.tokenizer_setup import has_vocabulary, prepare_tokenizer, token_id
 from hf_reward.weight_safety import refuse_adapter_loop, refuse_non_finite, refuse_pickled_adapter, require_safe_weights
 
 logger = logging.getLogger(__name__)
@@ -524,7 +524,8 @@ def load_tokenizer(*names: str | Path | None, **kwargs: Any) -> PreTrainedTokeni
             found = AutoTokenizer.from_pretrained(name, **_config_kwargs(kwargs))
         except (OSError, ValueError, TypeError, KeyError):
             continue
-        return freeze_clock(found)
+        if has_vocabulary(found):
+            return freeze_clock(found)
     return None
 
 

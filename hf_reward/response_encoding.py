@@ -254,7 +254,7 @@ def _as_text(row: PreferenceRow) -> PreferenceRow:
             ". Join the turns into one text as the model expects them.",
             repeats=roles,
         )
-    contents = [turn["content"] for turn in turns]
+    contents = [turn["content"] or "" for turn in turns]
     return PreferenceRow(prompt="".join(contents[:-1]), responses=[contents[-1]], ranks=[0])
 
 

@@ -84,7 +84,7 @@ def _encode_conversations(
 
 def _opening(row: PreferenceRow) -> str:
     first: Any = [*row.prompt, *row.responses[0]][0]
-    return str(first.get("content")).lstrip()
+    return str(first.get("content") or "").lstrip()
 
 
 def render_response(

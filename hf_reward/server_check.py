@@ -197,7 +197,7 @@ def _formatted(request: ScoreRequest, tokenizer: Any, separator: str) -> str:
         messages, _ = TurnEnds(tokenizer).single([*row.prompt, *row.responses[0]])
         return render_chat(tokenizer, messages, **row.template)
     parts: list[Any] = [request.prompt, request.response]
-    texts = [part if isinstance(part, str) else "".join(str(turn["content"]) for turn in part) for part in parts]
+    texts = [part if isinstance(part, str) else "".join(str(turn["content"] or "") for turn in part) for part in parts]
     return separator.join(texts)
 
 

@@ -24,6 +24,22 @@ def uses_text_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.chat_template is None and bool(tokenizer.cls_token and tokenizer.sep_token)
 
 
+def has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer knows more than its special tokens.
+
+    From a folder without the files of a tokenizer transformers makes, for about sixty architectures, one that has no
+    others: it gives all words the same unknown token, or none.
+
+    Args:
+        tokenizer: Any tokenizer.
+
+    Returns:
+        False if every text would be read alike.
+    """
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return bool(tokenizer.get_vocab().keys() - added - {*tokenizer.all_special_tokens, "\u2581"})
+
+
 def token_id(value: Any) -> int:
     """A special token's id; the annotations of transformers also allow lists and text there."""
     return int(value)
@@ -46,6 +62,9 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
 
     transformers runs it in Jinja's sandbox: no files, no attributes that lead to Python's own, no long ranges.
 
+    A content that is null is left out, as transformers itself does: DeepSeek's templates print tool calls only where
+    there is no content, not even an empty one. Templates that fail without a content get an empty one.
+
     Args:
         tokenizer: A tokenizer with a chat template.
         messages: The conversation.
@@ -57,10 +76,18 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
     Raises:
         ValueError: If the template cannot format it, whatever the reason.
     """
-    conversation: Any = list(messages)
+    conversation: Any = [{name: value for name, value in turn.items() if value is not None} for turn in messages]
+    lacks = [place for place, turn in enumerate(conversation) if "content" not in turn]
     try:
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
-    except Exception as error:  # a template can raise whatever Python can
+        try:
+            return str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
+        except Exception:  # a template can raise whatever Python can
+            if not lacks:
+                raise
+            for place in lacks:
+                conversation[place] = {**conversation[place], "content": ""}
+            return str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
+    except Exception as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"the chat template cannot render the conversation: {reason}") from error
 
@@ -126,9 +153,15 @@ def prepare_tokenizer(
         The copy.
 
     Raises:
-        ValueError: If a token is not in the vocabulary, the pad token is one that formatted sequences end with, or the
-            date that the chat template prints cannot be fixed.
+        ValueError: If the tokenizer has no vocabulary, a token is not in it, the pad token is one that formatted
+            sequences end with, or the date that the chat template prints cannot be fixed.
     """
+    if not has_vocabulary(tokenizer):
+        where = f" in {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
+        raise ValueError(
+            f"The tokenizer has no words, so it would read all texts alike: its files are missing{where}. Save the "
+            "model's tokenizer there (`tokenizer.save_pretrained(...)`)."
+        )
     result = copy.deepcopy(tokenizer)
     if eos_token is not None:
         _require_in_vocabulary(result, "eos_token", eos_token)

@@ -132,12 +132,12 @@ def _asked(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     turns = [turn for turn in prompt if turn["role"] not in _CONTEXT]
-    return str(turns[0]["content"]) if len(turns) == 1 else ""
+    return str(turns[0]["content"] or "") if len(turns) == 1 else ""
 
 
 def _without_prompt_text(prompt: Prompt, responses: list[Response]) -> Sides:
     """Cut the prompt's text where all of two or more sides begin with it; if only one does, it quotes the prompt."""
-    texts = [each if isinstance(each, str) else str(each[0]["content"]) for each in responses]
+    texts = [each if isinstance(each, str) else str(each[0]["content"] or "") for each in responses]
     rests = [text_after_prompt(prompt, text) for text in texts] if len(texts) > 1 else [None]
     found = [rest for rest in rests if rest is not None]
     if len(found) < len(responses):
@@ -192,4 +192,4 @@ def _split_whole(prompt: list[Message], turns: list[Message]) -> tuple[list[Mess
 def _key(turn: Message) -> tuple[str, str, str]:
     """What a turn says, without its white space."""
     calls = json.dumps(turn.get("tool_calls"), sort_keys=True, default=str)
-    return turn["role"], " ".join(str(turn["content"]).split()), calls
+    return turn["role"], " ".join(str(turn["content"] or "").split()), calls

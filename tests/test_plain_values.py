@@ -45,7 +45,7 @@ def test_nulls_that_arrow_adds_are_gone_at_any_depth():
     for row, given in zip(stored, rows, strict=True):
         read, meant = to_preference_row(row), to_preference_row(given)
         assert (read.prompt, read.responses, read.template) == (meant.prompt, meant.responses, meant.template)
-        assert read.responses[0] == [{**given["chosen"][0], "content": ""}]
+        assert read.responses[0] == [{**given["chosen"][0], "content": None}]
         asked = {"prompt": row["prompt"], "response": row["chosen"], "tools": row["tools"]}
         (request,) = requests_of_row(asked)
         assert request.response == meant.responses[0]

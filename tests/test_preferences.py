@@ -250,7 +250,7 @@ def test_tools_and_template_settings_reach_the_chat_template(as_text: bool):
 def test_an_answer_that_only_calls_a_tool_is_an_answer():
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
     row = to_preference_row({**CHAT, "chosen": [call]})
-    assert row.responses[0] == [{**call, "content": ""}]
+    assert row.responses[0] == [call], "no text: some templates print tool calls only then"
     del call["content"]
     assert row == to_preference_row({**CHAT, "chosen": [call]})
 

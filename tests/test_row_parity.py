@@ -66,7 +66,6 @@ CASES = {
 }
 
 
-@pytest.mark.slow  # 3 s
 @pytest.mark.parametrize("name", CASES)
 def test_stock_trainer_scorer_and_server_agree(folder: Any, name: str):
     row, meant = CASES[name]
@@ -78,7 +77,6 @@ def test_stock_trainer_scorer_and_server_agree(folder: Any, name: str):
     assert_same_rewards(folder, [row, other], stock_rows=[meant, plain])
 
 
-@pytest.mark.slow  # 5 s
 def test_text_that_begins_with_bos_or_ends_in_eos(tmp_path):
     special = ["<s>", "</s>", "<|pad|>"]
     tokenizer = bos_adding_tokenizer(special, "", bos="<s>", eos="</s>", pad="<|pad|>")

@@ -1,21 +1,27 @@
 """Canonical rows become the right tokens, fit the limit without losing a response, and get a safe pad token."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from saved_models import saved_model
 from tokenizers import processors
-from transformers import PreTrainedTokenizerBase
+from training_runs import make_trainer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_reward import RewardScorer
+from hf_reward.modeling import load_tokenizer
 from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.preferences import to_preference_row
 from hf_reward.tokenization import FormatRule, TokenizedRow, shared_prefix_length, tokenize_rows
 from hf_reward.tokenizer_setup import (
     NEW_PAD_TOKEN,
     find_pad_token,
+    has_vocabulary,
     prepare_tokenizer,
     require_same_template,
     uses_text_pairs,
@@ -544,3 +550,34 @@ def test_an_sft_model_is_only_trained_under_its_own_template(tmp_path: Path, cha
         require_same_template(sft, chat_tokenizer, None)
     with pytest.raises(ValueError, match="came without a chat template"):
         require_same_template(str(tmp_path / "bare"), chat_tokenizer, None)
+
+
+# --- folders without a tokenizer -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bert", "cohere", "deberta-v2", "gemma", "gpt2", "qwen2", "t5"])
+def test_a_tokenizer_that_transformers_makes_of_nothing_is_none(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+    made = AutoTokenizer.from_pretrained(tmp_path)
+    assert made("Yes", add_special_tokens=False)["input_ids"] == made("No", add_special_tokens=False)["input_ids"]
+    assert not has_vocabulary(made)
+    assert load_tokenizer(tmp_path) is None
+    with pytest.raises(ValueError, match=f"has no words, .* are missing in {tmp_path}"):
+        prepare_tokenizer(made)
+
+
+@pytest.mark.parametrize("name", ["canine", "perceiver"])
+def test_a_tokenizer_that_needs_no_files_is_one(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+    assert load_tokenizer(tmp_path) is not None
+
+
+def test_a_reward_model_without_its_tokenizer_neither_scores_nor_trains(make_model_folder, tmp_path, text_pairs):
+    folder = saved_model(make_model_folder("bert"), tmp_path / "saved")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    (folder / "reward_config.json").unlink()
+    with pytest.raises(ValueError, match="has no tokenizer, without which no text can be scored"):
+        RewardScorer.from_pretrained(folder)
+    with pytest.raises(ValueError, match="has no words"):
+        make_trainer(folder, text_pairs, tmp_path / "run")

@@ -6,6 +6,8 @@ Names are imported when they are first used, so that `import hf_reward` costs no
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hf_reward.library_warnings import silence_missing_kernel
+
 if TYPE_CHECKING:
     from hf_reward.architectures import register_classifier as register_classifier
     from hf_reward.averaging import average_reward_models as average_reward_models
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from hf_reward.verify import verify_checkpoint as verify_checkpoint
 
 __version__ = "0.1.0"
+
+silence_missing_kernel()  # before PEFT is imported
 
 _STATIONS = {
     "AutoModelForRewardScoring": "modeling",

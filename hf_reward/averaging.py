@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -50,11 +51,12 @@ def average_reward_models(
     if len(sources) < 2:
         raise ValueError(f"An average needs two models or more, but got {len(sources)}.")
     require_free(Path(folder), overwrite)
-    model, tokenizer, record = load_saved(sources[0], RewardChanges(), allow_pickle=allow_pickle)
+    how: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": rule.trust_remote_code}
+    model, tokenizer, record = load_saved(sources[0], RewardChanges(), **how)
     mean = as_plain(model, tokenizer, record, RewardChanges())
     parameters = dict(mean.named_parameters())  # tied ones once
     for count, source in enumerate(sources[1:], start=2):
-        other_model, _, other_record = load_saved(source, RewardChanges(), allow_pickle=allow_pickle)
+        other_model, _, other_record = load_saved(source, RewardChanges(), **how)
         other = as_plain(other_model, tokenizer, other_record, RewardChanges())
         _require_same_kind(sources[0], record, mean, source, other_record, other)
         with torch.no_grad():
@@ -65,7 +67,7 @@ def average_reward_models(
     short = [Path(source).name for source in sources]
     names = short if len(set(short)) == len(short) else [str(source) for source in sources]
     for name, source in zip(names, sources, strict=True):
-        member, _, _ = load_saved(source, RewardChanges(), allow_pickle=allow_pickle)
+        member, _, _ = load_saved(source, RewardChanges(), **how)
         changes.differences[f"from {name} to the average"] = reward_change(member, mean, tokenizer, record)
     origin = {"averaged": [str(source) for source in sources]}
     own = {"steps": None, "command": None}  # each member has its own

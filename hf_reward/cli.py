@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_reward import cli_audit, cli_benchmark, cli_data, cli_scoring
-from hf_reward.cli_output import AllowPickle, folder_option, quiet
+from hf_reward.cli_output import AllowPickle, RemoteCode, folder_option, quiet
 from hf_reward.interface import Interface, used_through
 
 app = typer.Typer(
@@ -90,7 +90,7 @@ def verify(
     model: Annotated[str, typer.Option(help="Folder or Hub id of the model that the server should have.")] = "",
     data: Annotated[str, typer.Option(help="Rows to compare, 256 at most; by default the probe texts.")] = "",
     columns: cli_scoring.Columns = None,
-    trust_remote_code: cli_scoring.RemoteCode = False,
+    trust_remote_code: RemoteCode = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
@@ -151,6 +151,7 @@ def export(
     ] = False,
     base_model: BaseModel = "",
     allow_pickle: AllowPickle = False,
+    trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -166,6 +167,7 @@ def export(
         legacy_rope=legacy_rope,
         strip=strip,
         allow_unserved=allow_unserved,
+        trust_remote_code=trust_remote_code,
     )
     options: dict[str, Any] = {"allow_pickle": allow_pickle, "overwrite": overwrite}
     if average:
@@ -221,6 +223,7 @@ def push(
         str, typer.Option(help="Publish optimizer and random state too, under this folder of the repository.")
     ] = "",
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Reward model",
+    trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish a saved model: staged, downloaded back, verified, and only then visible. Log in with `hf auth login`."""
@@ -240,6 +243,7 @@ def push(
         allow_pickle=allow_pickle,
         training_state=training_state or None,
         message=message,
+        trust_remote_code=trust_remote_code,
     )
     report = push_reward_model(folder, repo_id, rule)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_reward.cli_data import Columns, Layout, parse_columns
-from hf_reward.cli_output import AllowPickle, folder_option, quiet
+from hf_reward.cli_output import AllowPickle, RemoteCode, folder_option, quiet
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
 
@@ -59,6 +59,7 @@ def audit(
     dtype: Annotated[str, typer.Option(help="Precision of the backbone: float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; by default a GPU if there is one.")] = "",
     allow_pickle: AllowPickle = False,
+    trust_remote_code: RemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
 ) -> None:
     """Look for what RLHF would amplify: length, flattery, format, junk and more, with intervals and verdicts.
@@ -83,6 +84,7 @@ def audit(
     loading = {"dtype": dtype, "device": device or None, "max_length": max_length or None}
     loading |= {"batch_tokens": batch_tokens or None, "length_correction": length_correction}
     loading |= {"allow_pickle": True} if allow_pickle else {}
+    loading |= {"trust_remote_code": trust_remote_code}
     reading = {"columns": parse_columns(columns), "layout": layout, "split": split}
     rule = _rule("quick" if quick else "full", pairs, tuple(families or ()), resamples, seed)
     report = _audit(model, data, out, rule, probe_data or [], loading, reading, as_json=as_json)

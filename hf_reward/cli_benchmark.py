@@ -1,16 +1,13 @@
 """`hf-reward benchmark`: a command for each benchmark, `all`, and `compare`. Imports wait until a command runs."""
 
 import json
-import logging
-import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli_output import AllowPickle, folder_option
+from hf_reward.cli_output import AllowPickle, RemoteCode, folder_option, quiet, quiet_data
 
 app = typer.Typer(
     add_completion=False,
@@ -90,12 +87,14 @@ def _command_for(name: str) -> Callable[..., None]:
         max_length: MaxLength = None,
         dtype: Dtype = "float32",
         allow_pickle: AllowPickle = False,
+        trust_remote_code: RemoteCode = False,
         unscored: Unscored = "leave_out",
         overwrite: Overwrite = False,
         card: Card = False,
         as_json: AsJson = False,
     ) -> None:
-        _quiet()
+        quiet()
+        quiet_data()
         from hf_reward.benchmarks.data import DataChoice
         from hf_reward.benchmarks.reporting import results_from_scores
         from hf_reward.benchmarks.results import ResultRule
@@ -119,7 +118,7 @@ def _command_for(name: str) -> Callable[..., None]:
         else:
             from hf_reward.benchmarks.running import run_benchmark
 
-            loading = _loading(max_length, dtype, allow_pickle)
+            loading = _loading(max_length, dtype, allow_pickle, trust_remote_code)
             results = run_benchmark(name, model, out=out, choice=choice, rule=rule, overwrite=overwrite, **loading)
         _record(card, model, [results])
         _print(results, as_json, print_results)
@@ -142,6 +141,7 @@ def run_every(
     max_length: MaxLength = None,
     dtype: Dtype = "float32",
     allow_pickle: AllowPickle = False,
+    trust_remote_code: RemoteCode = False,
     unscored: Unscored = "leave_out",
     overwrite: Overwrite = False,
     card: Card = False,
@@ -154,11 +154,12 @@ def run_every(
     if not model or out is None:
         raise typer.BadParameter("give --model and --out")
     _check(card, model, out)
-    _quiet()
+    quiet()
+    quiet_data()
     from hf_reward.benchmarks.results import ResultRule
     from hf_reward.benchmarks.running import run_all
 
-    rule, loading = ResultRule(unscored=unscored), _loading(max_length, dtype, allow_pickle)
+    rule, loading = ResultRule(unscored=unscored), _loading(max_length, dtype, allow_pickle, trust_remote_code)
     found = run_all(model, out=out, data=data, rule=rule, overwrite=overwrite, **loading)
     _record(card, model, found.results)
     _print({"results": found.results, "skipped": found.skipped}, as_json, print_all)
@@ -177,9 +178,9 @@ def compare(
     _print(compare_runs(a, b), as_json, print_comparison)
 
 
-def _loading(max_length: int | None, dtype: str, allow_pickle: bool) -> dict[str, Any]:
-    given = {"max_length": max_length, "allow_pickle": allow_pickle or None}
-    return {"dtype": dtype, **{name: value for name, value in given.items() if value is not None}}
+def _loading(max_length: int | None, dtype: str, allow_pickle: bool, trust_remote_code: bool) -> dict[str, Any]:
+    given = {"max_length": max_length, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    return {"dtype": dtype, **{name: value for name, value in given.items() if value}}
 
 
 def _mapping(columns: list[str] | None) -> dict[str, str] | None:
@@ -207,18 +208,6 @@ def _record(card: bool, model: str, results: list[dict[str, Any]]) -> None:
     from hf_reward.benchmarks.results import record_for_card
 
     record_for_card(model, results)
-
-
-def _quiet() -> None:
-    """Keep what libraries print while they load out of a command's own answer."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from datasets.utils import logging as datasets_logging
-    from transformers.utils import logging as transformers_logging
-
-    datasets_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
 
 
 def _print(content: Any, as_json: bool, show: Callable[[Any], None]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli_output import folder_option
+from hf_reward.cli_output import folder_option, quiet_data
 
 Data = Annotated[str, typer.Option("--data", help="File, folder or Hub id of preference data.")]
 Columns = Annotated[
@@ -57,7 +57,7 @@ def check_data(
     from hf_reward.sources import Source
     from hf_reward.tokenization import FormatRule
 
-    _quiet()
+    quiet_data()
     defaults: dict[str, Any] = {"columns": parse_columns(columns), "layout": _known_layout(layout), "min_gap": min_gap}
     require_writable(out / "data_report.json")
     with _usage_errors():
@@ -111,7 +111,7 @@ def split(
     """
     from hf_reward.split_files import SplitRule, write_split
 
-    _quiet()
+    quiet_data()
     settings: dict[str, Any] = {"test_size": _size(test_size), "near_duplicates": near_duplicates, "seed": seed}
     with _usage_errors():
         rule = SplitRule(**settings, skip_bad_rows=skip_bad_rows, format=format)
@@ -183,10 +183,3 @@ def _usage_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-
-
-def _quiet() -> None:
-    """Keep progress bars of reading out of the answer."""
-    from datasets.utils.logging import disable_progress_bar
-
-    disable_progress_bar()

@@ -1,9 +1,6 @@
 """What the commands of `hf-reward` print, and what they keep libraries from printing in between."""
 
 import json
-import logging
-import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +8,19 @@ from typing import Annotated, Any
 import typer
 
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are pickles (tensors only).")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
 
 
 def quiet() -> None:
-    """Keep what libraries print while they load models out of a command's own answer."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    """Keep the progress bars of loading models out of a command's own answer; warnings are shown."""
     from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def quiet_data() -> None:
+    """Keep the progress bars of reading data out of a command's own answer."""
+    from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
 

@@ -12,6 +12,7 @@ import typer
 
 from hf_reward.cli_output import (
     AllowPickle,
+    RemoteCode,
     as_list,
     print_quarantine,
     print_ranking,
@@ -63,7 +64,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 Part = Annotated[str, typer.Option(help="i/n: score every n-th shard from the i-th on, for jobs that share a folder.")]
 Revision = Annotated[str, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
 BaseModel = Annotated[str, typer.Option(help="Where an adapter's base model is, if not where it says.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs instead of a table.")]
 
 
@@ -188,6 +188,7 @@ def serve(
     device: Device = "",
     length_correction: LengthCorrection = False,
     allow_pickle: AllowPickle = False,
+    trust_remote_code: RemoteCode = False,
     max_queue_tokens: Annotated[int, typer.Option(help="Tokens that may wait; beyond them requests get 429.")] = 2**20,
     max_queue_rows: Annotated[int, typer.Option(help="The same for responses.")] = 8192,
     max_body_bytes: Annotated[int, typer.Option(help="Largest request; a larger one gets 413.")] = 2**24,
@@ -216,6 +217,7 @@ def serve(
             batch_tokens=batch_tokens or None,
             length_correction=length_correction,
             allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
             max_queue_tokens=max_queue_tokens,
             max_queue_rows=max_queue_rows,
             max_body_bytes=max_body_bytes,

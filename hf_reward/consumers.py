@@ -72,17 +72,25 @@ class Verdict:
         return self.outcome != CANNOT
 
 
-def consumers(config: PretrainedConfig, *, is_stock: bool = True, is_decoder: bool = True) -> list[Verdict]:
+def consumers(
+    config: PretrainedConfig, *, is_stock: bool = True, is_decoder: bool = True, own_code: bool = False
+) -> list[Verdict]:
     """Say which programs can hold a model.
 
     Args:
         config: Configuration of the saved classifier.
         is_stock: Whether transformers itself has the classifier's class.
         is_decoder: Whether the reward is read at the last token by a bias-free `score`.
+        own_code: Whether the model is loaded with code of its own folder.
 
     Returns:
         A verdict for each program.
     """
+    if own_code:
+        return [
+            Verdict("transformers, pipeline", WITH_OPTION, "`trust_remote_code=True` runs the model's own code"),
+            Verdict("TRL (reward_funcs)", WITH_OPTION, "pass the loaded model and not its name"),
+        ]
     architecture = (config.architectures or ["?"])[0]
     kind = architecture.removesuffix("ForSequenceClassification")
     if is_stock:
@@ -154,12 +162,7 @@ def consumers_of_folder(folder: str | Path) -> list[tuple[str, str, str]] | None
     if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return None
     if brings_code(folder):
-        return as_rows(
-            [
-                Verdict("transformers, pipeline", WITH_OPTION, "`trust_remote_code=True` runs the model's own code"),
-                Verdict("TRL (reward_funcs)", WITH_OPTION, "pass the loaded model and not its name"),
-            ]
-        )
+        return as_rows(consumers(PretrainedConfig(), own_code=True))
     record = CheckpointRecord.load(folder)
     config = AutoConfig.from_pretrained(folder)
     decoder = record is None or record.reads == "last_token"

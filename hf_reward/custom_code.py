@@ -4,27 +4,35 @@ Their code runs only where `trust_remote_code=True` was given.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _AUTO_CLASS = "AutoModelForSequenceClassification"
 
 
 def brings_code(folder: str | Path) -> bool:
-    """Whether a folder's model can be loaded with code from that folder only.
+    """Whether a folder's model can be loaded with code from that folder only, or that of an adapter's base.
 
     Args:
-        folder: A saved model.
+        folder: A saved model, or an adapter whose base is a folder or was downloaded before.
 
     Returns:
         True if transformers has no such architecture and the configuration names classes in `auto_map`.
     """
-    path = Path(folder) / "config.json"
+    adapter = Path(folder) / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        return bool(base) and str(base) != str(folder) and brings_code(str(base))
+    found = try_to_load_from_cache(str(folder), "config.json") if _HUB_ID.fullmatch(str(folder)) else None
+    path = Path(found) if isinstance(found, str) else Path(folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return bool(config.get("auto_map")) and config.get("model_type") not in CONFIG_MAPPING
 
@@ -41,8 +49,8 @@ def require_trust(folder: str | Path, trust_remote_code: bool) -> None:
     """
     if brings_code(folder) and not trust_remote_code:
         raise ValueError(
-            f"{folder} contains custom code, which has to run to load the model. Read it first; then pass "
-            "`trust_remote_code=True` (`--trust-remote-code`)."
+            f"{folder} contains custom code (or its base does), which has to run to load the model. Read it first; "
+            "then pass `trust_remote_code=True` (`--trust-remote-code`)."
         )
 
 

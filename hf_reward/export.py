@@ -21,6 +21,7 @@ from hf_reward.architectures import has_stock_class
 from hf_reward.atomic_folder import require_free, written_aside
 from hf_reward.checkpoint_record import FILE_NAME, CheckpointRecord, describe
 from hf_reward.consumers import Verdict, as_rows, can_be_served, consumers, why_unserved
+from hf_reward.custom_code import is_custom, require_trust
 from hf_reward.head_ensemble import save_heads, with_saved_heads
 from hf_reward.model_card import write_model_card
 from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer, match_pad_token, merge_adapter
@@ -79,6 +80,8 @@ class ExportRule:
     """Leave out `reward_config.json`; nobody can verify the folder then."""
     allow_unserved: bool = False
     """Write a model that no server could load."""
+    trust_remote_code: bool = False
+    """Whether code that the model's folder brings may run, here and in the process that verifies."""
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -126,7 +129,8 @@ def export_reward_model(
     rule = rule or ExportRule()
     require_free(Path(folder), overwrite)
     changes = RewardChanges()
-    model, tokenizer, record = load_saved(source, changes, base_model=base_model, allow_pickle=allow_pickle)
+    how: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": rule.trust_remote_code}
+    model, tokenizer, record = load_saved(source, changes, base_model=base_model, **how)
     if original_base:
         if not record.quantization:
             raise ValueError(
@@ -134,7 +138,7 @@ def export_reward_model(
             )
         quantized = _probe_rewards(model, tokenizer, record)
         del model  # two models of this size need not fit into memory together
-        model = load_saved_model(source, base_model=base_model, allow_pickle=allow_pickle)
+        model = load_saved_model(source, base_model=base_model, **how)
         moved = max(relative_differences(quantized, _probe_rewards(model, tokenizer, record)))
         changes.differences["original base instead of the quantised one"] = moved
         changes.notes.append("The adapter was merged into the original base; it was trained on the quantised one.")
@@ -178,7 +182,8 @@ def save_merged(
             "The model's adapter was merged into it by an earlier save, so it is no adapter any more. Load the saved "
             "one with `AutoModelForRewardScoring.from_pretrained`."
         )
-    rule = ExportRule(dtype=str(dtype).removeprefix("torch."), allow_unserved=True)
+    trusted = is_custom(type(bare_model(model).config))  # its code is running here
+    rule = ExportRule(dtype=str(dtype).removeprefix("torch."), allow_unserved=True, trust_remote_code=trusted)
     current = describe(model, tokenizer, _format_rule(record))
     record = current if record is None else _with_model_facts(record, current)
     changes = RewardChanges()
@@ -189,6 +194,7 @@ def save_merged(
             quantized = next(iter(current.probes["rewards"].values()))
             base: Any = _dequantized_on_cpu(record)
             base |= {"is_trainable": False, "allow_pickle": True}  # it was loaded once, by the caller's own rule
+            base["trust_remote_code"] = trusted
             model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, **base)
             with_saved_heads(model)
             dequantized = _probe_rewards(model, tokenizer, record)
@@ -241,7 +247,12 @@ def write_verified(
         ValueError: If no server could load it.
     """
     folder, changes = Path(folder), changes or RewardChanges()
-    verdicts = consumers(model.config, is_stock=has_stock_class(model.config), is_decoder=reads_positions(model))
+    verdicts = consumers(
+        model.config,
+        is_stock=has_stock_class(model.config),
+        is_decoder=reads_positions(model),
+        own_code=is_custom(type(model.config)),
+    )
     if not (can_be_served(verdicts) or rule.allow_unserved):
         raise ValueError(why_unserved(model.config))
     record = _cast(model, tokenizer, record, rule, changes)
@@ -259,7 +270,7 @@ def write_verified(
                 shutil.copy(folder / name, aside / name)
         told = replace(record, probes={}) if rule.strip else record  # the card must not point to what is not there
         write_model_card(aside, told, consumers=as_rows(verdicts), title=folder.resolve().name)
-        found = _verified(aside, folder) if verify else None
+        found = _verified(aside, folder, rule.trust_remote_code) if verify else None
         if rule.strip:
             (aside / FILE_NAME).unlink()
     return ExportReport(
@@ -272,8 +283,8 @@ def write_verified(
     )
 
 
-def _verified(aside: Path, folder: Path) -> Verification:
-    found = verify_checkpoint(aside)
+def _verified(aside: Path, folder: Path, trust_remote_code: bool) -> Verification:
+    found = verify_checkpoint(aside, trust_remote_code=trust_remote_code)
     found.folder = str(folder)
     if not found.equal:
         raise VerificationError(
@@ -399,7 +410,12 @@ def load_saved_model(source: str | Path, *, base_model: str | None = None, **opt
 
 
 def load_saved(
-    source: str | Path, changes: RewardChanges, *, base_model: str | None = None, allow_pickle: bool = False
+    source: str | Path,
+    changes: RewardChanges,
+    *,
+    base_model: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[RewardModel, PreTrainedTokenizerBase, CheckpointRecord]:
     """Load a saved model to write it anew; a damaged one is refused.
 
@@ -408,20 +424,26 @@ def load_saved(
         changes: Takes up what loading did to the rewards (of quantised weights).
         base_model: Where the adapter's base lies now.
         allow_pickle: Read weights that are pickles, tensors only.
+        trust_remote_code: Whether code that the folder brings may run.
 
     Returns:
         The model in float32, its tokenizer and its record.
 
     Raises:
-        ValueError: If it has no head or tokenizer, or does not give its recorded rewards.
+        ValueError: If it has no head or tokenizer, does not give its recorded rewards, or needs code that may not run.
     """
+    require_trust(source, trust_remote_code)
     record = CheckpointRecord.find(source)
     has_probes = record is not None and bool(record.probes)
-    options: dict[str, Any] = {"allow_pickle": allow_pickle, "verify": has_probes}
+    options: dict[str, Any] = {
+        "allow_pickle": allow_pickle,
+        "verify": has_probes,
+        "trust_remote_code": trust_remote_code,
+    }
     if record is not None and record.quantization:
         options |= _dequantized_on_cpu(record)
     model = load_saved_model(source, base_model=base_model, **options)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     if tokenizer is None:
         raise ValueError(f"{source} has no tokenizer, without which nobody can score with it. Save it there first.")
     if not has_probes:

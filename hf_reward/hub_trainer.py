@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from transformers.trainer_utils import HubStrategy
 
+from hf_reward.custom_code import is_custom
 from hf_reward.preference_data import PreferenceDataTrainer
 from hf_reward.push import PushReport, PushRule, explained, push_reward_model
+from hf_reward.reward_head import bare_model
 from hf_reward.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
@@ -127,6 +129,7 @@ class HubTrainer(PreferenceDataTrainer):
             private=self.args.hub_private_repo if private is None else private,
             base_model=kwargs.get("base_model"),
             message=commit_message or "Reward model",
+            trust_remote_code=self._runs_own_code(),
             **choices,
         )
         self.create_model_card(**kwargs)
@@ -159,16 +162,22 @@ class HubTrainer(PreferenceDataTrainer):
             private=self.args.hub_private_repo,
             training_state=states.get(HubStrategy(self.args.hub_strategy)),
             message=f"Training in progress, step {self.state.global_step}",
+            trust_remote_code=self._runs_own_code(),
         )
         # A link, because the checkpoint itself may be rotated away before the push has read it.
         folder = Path(tempfile.mkdtemp(prefix=".push-", dir=self._existing_output_dir()))
         shutil.copytree(checkpoint_folder, folder, dirs_exist_ok=True, copy_function=_link)
         self.push_in_progress = BackgroundPush(folder, self._command(rule), self.args.hub_token)
 
+    def _runs_own_code(self) -> bool:
+        model: Any = self.model
+        return is_custom(type(bare_model(model).config))
+
     def _command(self, rule: PushRule) -> list[str]:
         named: dict[str, Any] = {"branch": rule.branch, "message": rule.message, "base-model": rule.base_model}
         named |= {"gated": rule.gated, "training-state": rule.training_state}
         switches = {"create-pr": rule.create_pr, "adapter": rule.adapter, "replace": rule.replace}
+        switches |= {"trust-remote-code": rule.trust_remote_code}
         private = {None: [], True: ["--private"], False: ["--public"]}[rule.private]
         options = [word for name, value in named.items() if value is not None for word in (f"--{name}", str(value))]
         return [str(self.hub_model_id), *options, *[f"--{name}" for name, on in switches.items() if on], *private]

@@ -51,3 +51,19 @@ def without_renamed_checkpointing() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
+
+
+_MISSING_KERNEL = "Failed to load CPU gemm_4bit_forward from kernels-community"
+
+
+def _no_missing_kernel(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_MISSING_KERNEL)
+
+
+def silence_missing_kernel() -> None:
+    """Hide that bitsandbytes found no kernel on the Hub for 4-bit weights on a CPU with bfloat16 instructions.
+
+    PEFT imports bitsandbytes, so every program that imports PEFT would print it, and bitsandbytes computes without. It
+    has to run before PEFT is imported.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_no_missing_kernel)

@@ -31,7 +31,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_reward.architectures import classifier_class
 from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
-from hf_reward.custom_code import custom_classifier
+from hf_reward.custom_code import custom_classifier, require_trust
 from hf_reward.head_ensemble import HEADS_FILE, heads_file
 from hf_reward.library_warnings import without_renamed_checkpointing, without_report_of_heads
 from hf_reward.probes import (
@@ -118,6 +118,7 @@ class AutoModelForRewardScoring:
             kwargs["dequantize"] = dequantize
         record = CheckpointRecord.find(name, **_hub_kwargs(kwargs))
         kwargs.setdefault("trust_remote_code", False)  # unset, transformers would ask on the terminal
+        require_trust(name, bool(kwargs["trust_remote_code"]))
         kwargs.setdefault("use_safetensors", None if allow_pickle or gguf_file is not None else True)
         if _is_adapter(name, **kwargs):
             if peft_config is not None and _adapter_has_head(name):

@@ -12,6 +12,7 @@ from hf_reward.card.evaluation_entries import ENTRIES, OWN_ENTRIES
 from hf_reward.card.text import hub_id, without_paths
 from hf_reward.checkpoint_record import CheckpointRecord
 from hf_reward.consumers import consumers_of_folder
+from hf_reward.custom_code import brings_code, require_trust
 from hf_reward.export import ADAPTER_FOLDER, MERGE_TOLERANCE, ExportRule, export_reward_model
 from hf_reward.head_ensemble import HEADS_FILE
 from hf_reward.model_card import is_generated, write_model_card
@@ -73,6 +74,8 @@ class PushRule:
     training_state: str | None = None
     """Publish optimizer and random state under this folder of the repository."""
     message: str = "Reward model"
+    trust_remote_code: bool = False
+    """Whether code that the model's folder brings may run; it is published too."""
 
     def __post_init__(self) -> None:
         if self.gated not in (None, False, "auto", "manual"):
@@ -100,11 +103,13 @@ def assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> Non
     adapter = folder if (folder / "adapter_config.json").is_file() else folder / ADAPTER_FOLDER
     if adapter == folder:
         options: dict[str, Any] = {"base_model": _base_to_load(folder, rule), "allow_pickle": rule.allow_pickle}
-        export_reward_model(folder, assembled, ExportRule(allow_unserved=True), **options)
+        merged = ExportRule(allow_unserved=True, trust_remote_code=rule.trust_remote_code)
+        export_reward_model(folder, assembled, merged, **options)
         _take(folder, assembled, ("README.md", "audit_summary.json", "audit_effects.png", "benchmark_results.json"))
     elif (folder / "config.json").is_file():
+        require_trust(folder, rule.trust_remote_code)
         require_safe_weights(folder)
-        _take(folder, assembled, PUBLISHED)
+        _take(folder, assembled, (*PUBLISHED, "*.py") if brings_code(folder) else PUBLISHED)
     else:
         raise ValueError(f"{folder} is no saved model: it has neither config.json nor adapter_config.json.")
     if rule.adapter:
@@ -146,8 +151,8 @@ def _base_to_load(adapter: Path, rule: PushRule) -> str | None:
 
 def _require_same_rewards(adapter: Path, folder: Path, rule: PushRule) -> None:
     """Stop where the adapter beside a merged model is damaged or another one."""
-    base = _base_to_load(adapter, rule)
-    found = verify_checkpoint(adapter, base_model=base, allow_pickle=rule.allow_pickle)
+    options: dict[str, Any] = {"allow_pickle": rule.allow_pickle, "trust_remote_code": rule.trust_remote_code}
+    found = verify_checkpoint(adapter, base_model=_base_to_load(adapter, rule), **options)
     if not found.equal:
         raise VerificationError(f"Nothing was pushed, because the adapter is not as it was saved. {found}", found)
     records = [CheckpointRecord.load(each) for each in (adapter, folder)]

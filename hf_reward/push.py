@@ -34,6 +34,7 @@ from yaml import YAMLError
 
 from hf_reward.card.text import without_tokens
 from hf_reward.checkpoint_record import CheckpointRecord, describe
+from hf_reward.custom_code import is_custom
 from hf_reward.export import (
     MERGE_TOLERANCE,
     ExportRule,
@@ -99,7 +100,7 @@ def push_reward_model(
     with tempfile.TemporaryDirectory(prefix=".hf-reward-push-", dir=_if_writable(beside)) as place:
         assembled = Path(place) / "model"
         assemble(folder, assembled, repo_id, rule)
-        found = verify_checkpoint(assembled)
+        found = verify_checkpoint(assembled, trust_remote_code=rule.trust_remote_code)
         if not found.equal:
             raise VerificationError(f"Nothing was pushed, because the folder is not as it was saved. {found}", found)
         return _publish(api, assembled, repo_id, rule, Path(place) / "downloaded")
@@ -138,7 +139,8 @@ def push_model(
     if unknown:
         raise ValueError(f"`push_to_hub` has no option {', '.join(unknown)}. It takes the fields of `PushRule`.")
     source = bare_model(model).config.name_or_path
-    tokenizer = tokenizer or load_tokenizer(source or None)
+    rule.setdefault("trust_remote_code", is_custom(type(bare_model(model).config)))  # its code is running here
+    tokenizer = tokenizer or load_tokenizer(source or None, trust_remote_code=rule["trust_remote_code"])
     if tokenizer is None:
         raise ValueError(
             "Pass `tokenizer`: rewards cannot be verified without it, and the model does not name its own."
@@ -152,7 +154,8 @@ def push_model(
         else:
             is_float32 = all(parameter.dtype == torch.float32 for parameter in model.parameters())
             plain = model if is_float32 else copy.deepcopy(model)  # a cast would change the caller's model
-            write_verified(plain, tokenizer, folder, record, ExportRule(dtype=record.dtype, allow_unserved=True))
+            written = ExportRule(dtype=record.dtype, allow_unserved=True, trust_remote_code=rule["trust_remote_code"])
+            write_verified(plain, tokenizer, folder, record, written)
         return push_reward_model(folder, repo_id, PushRule(**rule), token=token)
 
 
@@ -217,7 +220,7 @@ def _publish(api: HfApi, assembled: Path, repo_id: str, rule: PushRule, download
             staged = api.create_commit(
                 repo_id, operations=_operations(files, remote), commit_message=rule.message, revision=staging
             ).oid
-            _check_download(repo_id, staged, files, downloaded, api.token)
+            _check_download(repo_id, staged, files, downloaded, api.token, rule)
             report.commit = _move(api, files, remote, rule, repo_id, staged)
     with explained(repo_id, f"The new version is on the branch {rule.branch!r}, but not all settings are made."):
         if rule.private is False and remote.private:
@@ -309,7 +312,7 @@ def _open_pull_request(
     )
     report.commit, report.pull_request = done.oid, done.pr_url
     try:
-        _check_download(report.repo_id, done.oid, files, downloaded, api.token)
+        _check_download(report.repo_id, done.oid, files, downloaded, api.token, rule)
     except (PushError, VerificationError, *NETWORK_ERRORS) as error:
         raise PushError(f"Close the pull request {done.pr_url}, which was opened but not verified. {error}") from error
     return report
@@ -359,7 +362,9 @@ def _validate_card(path: Path) -> None:
         ) from error
 
 
-def _check_download(repo_id: str, commit: str, files: dict[str, Path], target: Path, token: Any) -> None:
+def _check_download(
+    repo_id: str, commit: str, files: dict[str, Path], target: Path, token: Any, rule: PushRule
+) -> None:
     """Download what was staged, compare it byte by byte, and score the probes with it."""
     snapshot_download(repo_id, revision=commit, allow_patterns=list(files), local_dir=target, token=token)
     wrong = [
@@ -369,7 +374,7 @@ def _check_download(repo_id: str, commit: str, files: dict[str, Path], target: P
     ]
     if wrong:
         raise PushError(f"{len(wrong)} files came back from {repo_id} changed or not at all, such as {wrong[0]}.")
-    found = verify_checkpoint(target)
+    found = verify_checkpoint(target, trust_remote_code=rule.trust_remote_code)
     if not found.equal:
         raise VerificationError(f"What came back from {repo_id} does not give the recorded rewards. {found}", found)
 

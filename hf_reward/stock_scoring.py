@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
     loading: dict[str, Any] = {} if options.allow_pickle else {"use_safetensors": True}
     for dtype in options.dtypes:
         if options.with_hf_reward:
-            model, missing = load_with_hf_reward(folder, dtype, options.base, options.allow_pickle), []
+            permits = {"allow_pickle": options.allow_pickle, "trust_remote_code": options.trust_remote_code}
+            model, missing = load_with_hf_reward(folder, dtype, options.base, **permits), []
         else:
             loading |= {"dtype": getattr(torch, dtype), "trust_remote_code": options.trust_remote_code}
             model, missing = load(folder, options.base, **loading)
@@ -114,12 +115,12 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def load_with_hf_reward(folder: Path, dtype: str, base: str | None, allow_pickle: bool) -> Any:
+def load_with_hf_reward(folder: Path, dtype: str, base: str | None, **permits: bool) -> Any:
     """Load a folder whose architecture has a classifier in hf_reward only."""
     from hf_reward import AutoModelForRewardScoring  # noqa: PLC0415
 
     options: dict[str, Any] = {"base_model_name_or_path": base} if base else {}
-    options |= {"dtype": dtype, "is_trainable": False, "allow_pickle": allow_pickle}
+    options |= {"dtype": dtype, "is_trainable": False, **permits}
     return AutoModelForRewardScoring.from_pretrained(folder, **options)
 
 

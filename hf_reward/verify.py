@@ -128,9 +128,9 @@ def verify_checkpoint(
             "bring a foreign model in with `hf-reward import`."
         )
     files = _weight_files(folder, base_model, allow_pickle)
-    require_trust(folder, trust_remote_code)
-    result = Verification(folder=str(folder), checks=_check_finite(files))
     is_adapter = (folder / "adapter_config.json").is_file()
+    require_trust(adapter_base(folder, base_model) if is_adapter else folder, trust_remote_code)
+    result = Verification(folder=str(folder), checks=_check_finite(files))
     result.checks += [] if is_adapter else [_check_config(folder, record, trust_remote_code)]
     result.checks.append(_check_tokenizer(folder, record, trust_remote_code))
     result.checks.append(_check_scorer(folder, record, base_model, trust_remote_code))

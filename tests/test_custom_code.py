@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import DECODERS, randomize_head
-from reward_parity import scorer_rewards, stock_rewards
-from saved_models import edit_json
+from reward_parity import scorer_rewards, server_rewards, stock_rewards
+from saved_models import edit_json, saved_model, score_in_process
 from training_runs import load, make_trainer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from hf_reward import RewardScorer
+from hf_reward import RewardScorer, verify
 from hf_reward.cli import app
+from hf_reward.export import ExportRule, export_reward_model
+from hf_reward.publishable import PushRule, assemble
+from hf_reward.serving import server
+from hf_reward.serving.settings import ServerSettings
 from hf_reward.verify import verify_checkpoint
 
 CONFIGURATION = """
@@ -128,17 +133,68 @@ def compared(trainer: Any, rows: Any, folder: Path) -> np.ndarray:
     return expected
 
 
-@pytest.mark.slow  # a fresh process: 12 s
-def test_verification_needs_trust_too(make_model_folder, tmp_path, chat_pairs):
-    trainer = make_trainer(own_model(make_model_folder, "own-v"), chat_pairs, tmp_path / "run", trust_remote_code=True)
-    trainer.train()
-    trainer.save_model(str(tmp_path / "saved"))
-    with pytest.raises(ValueError, match=r"contains custom code.*`trust_remote_code=True` \(`--trust-remote-code`\)"):
-        verify_checkpoint(tmp_path / "saved")
-    found = verify_checkpoint(tmp_path / "saved", trust_remote_code=True)
+@pytest.fixture
+def saved_by_kind(make_model_folder: Any, tmp_path: Path, monkeypatch: Any) -> Callable[[str], Path]:
+    """A saved reward model, or an adapter on a base, that needs code of its folder; verified in this process."""
+    monkeypatch.setattr(verify, "run_stock_scoring", score_in_process)
+
+    def make(kind: str) -> Path:
+        base = own_model(make_model_folder, f"own-{kind}-base")
+        return saved_model(base, tmp_path / kind, lora=kind == "adapter", trust_remote_code=True)
+
+    return make
+
+
+KINDS = ["whole", "adapter"]
+UNTRUSTED = r"contains custom code.*`trust_remote_code=True` \(`--trust-remote-code`\)"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scoring_verification_and_the_server_need_trust(saved_by_kind, chat_pairs, kind):
+    folder = saved_by_kind(kind)
+    settings = ServerSettings(trust_remote_code=True, device="cpu")
+    for attempt in (
+        lambda: RewardScorer.from_pretrained(folder),
+        lambda: verify_checkpoint(folder),
+        lambda: server._loaded(folder, ServerSettings(device="cpu")),
+    ):
+        with pytest.raises(ValueError, match=UNTRUSTED):
+            attempt()
+    found = verify_checkpoint(folder, trust_remote_code=True, only=["alone", "right"])
     assert found.equal, str(found)
-    assert CliRunner().invoke(app, ["verify", str(tmp_path / "saved")]).exit_code == 1
-    assert CliRunner().invoke(app, ["verify", str(tmp_path / "saved"), "--trust-remote-code"]).exit_code == 0
+    scorer = server._loaded(folder, settings)
+    expected = stock_rewards(folder, chat_pairs[:3])
+    assert scorer_rewards(scorer, chat_pairs[:3]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert server_rewards(scorer, chat_pairs[:3]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert np.ptp(expected) > 1e-3
+    with pytest.raises(ValueError, match="loaded already"):
+        server._loaded(scorer, ServerSettings(trust_remote_code=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_and_push_need_trust_and_hand_on_the_code(saved_by_kind, chat_pairs, tmp_path, kind):
+    folder, out = saved_by_kind(kind), tmp_path / "exported"
+    before = stock_rewards(folder, chat_pairs[:2])
+    with pytest.raises(ValueError, match=UNTRUSTED):
+        export_reward_model(folder, out, ExportRule(allow_unserved=True))
+    with pytest.raises(ValueError, match=UNTRUSTED):
+        assemble(folder, tmp_path / "refused", "me/model", PushRule())
+    assert not out.exists()
+    report = export_reward_model(folder, out, ExportRule(allow_unserved=True, trust_remote_code=True))
+    assert report.verification is not None
+    assert [verdict.outcome for verdict in report.consumers] == ["same with an option"] * 2
+    assemble(folder, tmp_path / "pushed", "me/model", PushRule(trust_remote_code=True))
+    for place in (out, tmp_path / "pushed"):
+        assert {"modeling_own.py", "configuration_own.py"} <= {path.name for path in place.iterdir()}
+        assert "trust_remote_code=True" in (place / "README.md").read_text()
+        assert stock_rewards(place, chat_pairs[:2]) == pytest.approx(before, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow  # a fresh process: 12 s
+def test_a_fresh_process_runs_the_code_where_it_is_trusted(make_model_folder, tmp_path):
+    folder = saved_model(own_model(make_model_folder, "own-v"), tmp_path / "saved", trust_remote_code=True)
+    assert CliRunner().invoke(app, ["verify", str(folder)]).exit_code == 1
+    assert CliRunner().invoke(app, ["verify", str(folder), "--trust-remote-code"]).exit_code == 0
 
 
 def test_code_without_a_classifier_is_refused(make_model_folder):

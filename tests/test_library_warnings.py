@@ -1,14 +1,17 @@
 """Of the warnings of other libraries exactly the irrelevant ones are silent; others of the same loggers appear."""
 
+import importlib.util
 import logging
 import warnings
+from pathlib import Path
 
 import pytest
 from peft import LoraConfig
 from saved_models import copied, edit_weights
 from training_runs import load
 
-from hf_reward.library_warnings import without_renamed_checkpointing, without_report_of_heads
+from hf_reward.cli_output import quiet
+from hf_reward.library_warnings import silence_missing_kernel, without_renamed_checkpointing, without_report_of_heads
 
 
 @pytest.mark.parametrize("arch", ["llama", "bert", "gpt2"])
@@ -48,3 +51,35 @@ def test_an_adapter_gives_no_future_warning_and_others_still_come(make_model_fol
         load(folder, peft_config=LoraConfig(r=2))
     with pytest.warns(FutureWarning, match="another"), without_renamed_checkpointing():
         warnings.warn("another thing is deprecated", FutureWarning, stacklevel=1)
+
+
+def test_a_missing_kernel_of_bitsandbytes_is_not_reported(caplog):
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    message = "Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure you already `pip ..."
+    for _ in range(2):  # silenced once, however often it is asked for
+        silence_missing_kernel()
+    before = len(logger.filters)
+    silence_missing_kernel()
+    assert len(logger.filters) == before == 1
+    logger.warning(message, "no module named 'kernels'")
+    for other in ("Failed to load another kernel from kernels-community", "int8 is slow"):
+        logger.warning(other)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Failed to load another kernel from kernels-community",
+        "int8 is slow",
+    ]
+    found = importlib.util.find_spec("bitsandbytes")
+    if found is not None:  # what is silenced is what it says
+        source = Path(str(found.origin)).with_name("backends") / "cpu" / "ops.py"
+        assert message.partition(":")[0] in source.read_text(encoding="utf-8")
+
+
+def test_commands_show_the_warnings_of_libraries(monkeypatch):
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("default")
+        quiet()
+        warnings.warn("this goes away", FutureWarning, stacklevel=1)
+    assert [str(each.message) for each in found] == ["this goes away"]
+    assert logging.getLogger("transformers").getEffectiveLevel() <= logging.WARNING
+    assert logging.getLogger("bitsandbytes").getEffectiveLevel() <= logging.WARNING

@@ -20,7 +20,7 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
     own_code = brings_code(facts.folder)
     is_stock = own_code or not architecture or hasattr(transformers, architecture)
     if facts.is_adapter:
-        is_stock = own_code or _is_stock_adapter(facts)
+        is_stock = _is_stock_adapter(facts)
     has_end = not tokens or (tokens.get("eos_token") is not None and not tokens.get("add_eos_token"))
     separator = str(facts.record.format.get("separator") or "")
     trust = ", trust_remote_code=True" if own_code else ""

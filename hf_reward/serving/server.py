@@ -116,12 +116,16 @@ def configure(scorer: RewardScorer, settings: ServerSettings) -> uvicorn.Config:
 
 def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> RewardScorer:
     if not isinstance(model, RewardScorer):
-        names = ("device", "dtype", "max_length", "batch_tokens", "length_correction", "allow_pickle")
+        names = (
+            *("device", "dtype", "max_length", "batch_tokens", "length_correction"),
+            *("allow_pickle", "trust_remote_code"),
+        )
         return RewardScorer.from_pretrained(model, **{name: getattr(settings, name) for name in names})
-    if settings.device or settings.dtype != "float32" or settings.allow_pickle or settings.max_length:
+    permits = settings.allow_pickle or settings.trust_remote_code
+    if settings.device or settings.dtype != "float32" or settings.max_length or permits:
         raise ValueError(
-            "`device`, `dtype`, `max_length` and `allow_pickle` are for models that are loaded here; this one is "
-            "loaded already."
+            "`device`, `dtype`, `max_length`, `allow_pickle` and `trust_remote_code` are for models that are loaded here; "
+            "this one is loaded already."
         )
     if settings.length_correction and not model.corrects_length:
         raise ValueError("The scorer was loaded without `length_correction=True`, which the settings ask for.")

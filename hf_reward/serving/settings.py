@@ -17,6 +17,8 @@ class ServerSettings:
     """The name that answers carry and that `/classify` asks for; by default its Hub id or the name of its folder."""
     device: str | None = None
     dtype: str = "float32"
+    trust_remote_code: bool = False
+    """Whether code that the model's folder brings may run."""
     length_correction: bool = False
     """Whether rewards are corrected for length as the model's record says."""
     allow_pickle: bool = False

@@ -124,7 +124,7 @@ def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> Rewar
     permits = settings.allow_pickle or settings.trust_remote_code
     if settings.device or settings.dtype != "float32" or settings.max_length or permits:
         raise ValueError(
-            "`device`, `dtype`, `max_length`, `allow_pickle` and `trust_remote_code` are for models that are loaded here; "
+            "`device`, `dtype`, `max_length`, `allow_pickle` and `trust_remote_code` are for models loaded here; "
             "this one is loaded already."
         )
     if settings.length_correction and not model.corrects_length:

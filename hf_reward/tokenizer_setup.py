@@ -27,7 +27,7 @@ def uses_text_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
 def has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer knows more than its special tokens.
 
-    From a folder without the files of a tokenizer transformers makes, for about sixty architectures, one that has no
+    From a folder without the files of a tokenizer transformers makes, for nearly ninety architectures, one that has no
     others: it gives all words the same unknown token, or none.
 
     Args:

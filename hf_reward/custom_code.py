@@ -31,7 +31,8 @@ def brings_code(folder: str | Path) -> bool:
     if adapter.is_file():
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
         return bool(base) and str(base) != str(folder) and brings_code(str(base))
-    found = try_to_load_from_cache(str(folder), "config.json") if _HUB_ID.fullmatch(str(folder)) else None
+    is_hub_id = not Path(folder).is_dir() and _HUB_ID.fullmatch(str(folder))
+    found = try_to_load_from_cache(str(folder), "config.json") if is_hub_id else None
     path = Path(found) if isinstance(found, str) else Path(folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return bool(config.get("auto_map")) and config.get("model_type") not in CONFIG_MAPPING

@@ -138,7 +138,7 @@ def require_same_run(folder: Path, now: Mapping[str, Any], *, allow: bool) -> No
         logger.warning("The run goes on from %s with changes, as `allow_changed_run` says:\n%s", folder, listed)
         return
     raise ValueError(
-        f"The checkpoint {folder} is of a run with other data or settings:\n{listed}\nStart with what it was begun "
+        f"The checkpoint {folder} is of a run with other data or settings:\n{listed}.\nStart with what it was begun "
         "with, begin a new run in another `output_dir`, or go on with the changes: `--allow_changed_run` "
         "(`allow_changed_run=True`)."
     )

@@ -203,6 +203,8 @@ def test_resume_goes_on_from_the_latest_checkpoint(
     words = run_words(model, rows, max_steps=4, **options)
     assert call(*words, "--resume_from_checkpoint", "false")[0] == 1  # not empty, and not to be resumed
     code, _, err = call(*words, "--resume_from_checkpoint", word)
+    assert (code, "max_steps: was 2, is 4. Start with" in err) == (1, True), err
+    code, _, err = call(*words, "--resume_from_checkpoint", word, "--allow_changed_run", "true")
     assert code == 0, err
     assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)
     assert len(losses(tmp_path / "out")) == 4

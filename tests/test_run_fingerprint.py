@@ -31,7 +31,7 @@ def test_another_learning_rate_and_other_rows_are_refused_and_listed(make_model_
         resumed(model, chat_pairs[:-1], run, learning_rate=3e-4)
     said = str(caught.value)
     assert "\n  settings.learning_rate: was 0.0001, is 0.0003\n" in said
-    assert "\n  train_data.rows: was 16, is 15\n" in said
+    assert "\n  train_data.rows: was 16, is 15.\n" in said
     assert "--allow_changed_run" in said
     with pytest.raises(ValueError, match=r'train_data.content: was "[0-9a-f]{32}"') as caught:
         resumed(model, chat_pairs[::-1], run)  # the same rows in another order

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special
 
 FEW_CLUSTERS = 20
 """Fewer prompts than this are too few to trust an interval (Cameron, Gelbach and Miller, 2008)."""
@@ -73,7 +73,7 @@ class Spread:
 
     def score(self, level: float) -> float:
         """Two-sided quantile of the t distribution."""
-        return float(stats.t.ppf((1 + level) / 2, self.num_clusters - 1))
+        return float(special.stdtrit(self.num_clusters - 1, (1 + level) / 2))
 
 
 def jackknife(estimate: float, left_out: FloatArray, weights: FloatArray, rows: FloatArray) -> Spread:
@@ -395,8 +395,8 @@ def squares_interval(means: FloatArray, parts: FloatArray, level: float = 0.95) 
 
     def chance(noncentrality: float) -> float:
         if noncentrality <= 0:
-            return float(stats.f.cdf(ratio, freedom, others))
-        return float(stats.ncf.cdf(ratio, freedom, others, noncentrality))
+            return float(special.fdtr(freedom, others, ratio))
+        return float(special.ncfdtr(freedom, others, noncentrality, ratio))
 
     low, high = (_noncentrality(chance, (1 + side * level) / 2, found / scale) for side in (1, -1))
     return Interval(scale * low, scale * high, count, "noncentral-f")
@@ -413,7 +413,7 @@ def _noncentrality(chance: Callable[[float], float], target: float, start: float
 
 
 def _tail(score: float, num_clusters: int, above: bool) -> float:
-    tail = float(stats.t.sf(score if above else abs(score), num_clusters - 1))
+    tail = float(special.stdtr(num_clusters - 1, -(score if above else abs(score))))
     return tail if above else min(1.0, 2 * tail)
 
 

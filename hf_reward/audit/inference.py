@@ -48,7 +48,7 @@ class Sample:
 
     spread: Spread
     draws: FloatArray
-    """Means of the resamples, shape `(B,)`, those without a case left out as NaN."""
+    """Means of the resamples, NaN for those without a case, shape `(B,)`; of effects, the only ones with a unit."""
     n: int
     kind: str = "effect"
     """`rate` (0 to 1), `difference` of rates (-1 to 1), or `effect` of any size: which interval it has."""
@@ -124,13 +124,17 @@ class Inference:
         """
         values = np.asarray(values, dtype=np.float64)
         names, place = np.unique(np.asarray(clusters), return_inverse=True)
+        if kind == "difference" and np.abs(values).max() > 1:
+            kind = "effect"
+        draws = self._draws(values, names, place) if kind == "effect" else np.zeros(0)
+        return Sample(mean_spread(values, place), draws, len(values), kind, float(np.maximum(values, 0).mean()))
+
+    def _draws(self, values: FloatArray, names: np.ndarray, place: np.ndarray) -> FloatArray:
+        """Mean of each resample, shape `(B,)`, NaN where it draws no case."""
         sums = np.bincount(place, weights=values, minlength=len(names))
         counts = np.bincount(place, minlength=len(names)).astype(np.float64)
         above, below = self.bootstrap.weighted(names.tolist(), np.array([sums, counts], dtype=np.float64).T).T
-        draws = np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
-        if kind == "difference" and np.abs(values).max() > 1:
-            kind = "effect"
-        return Sample(mean_spread(values, place), draws, len(values), kind, float(np.maximum(values, 0).mean()))
+        return np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
 
     # --- findings of the kinds that probes need ---------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from hf_reward.audit.evidence import FloatArray
 
 _BLOCK = 4096
 """Clusters whose weights are in memory at once."""
+_VALUES = 1 << 20
+"""Weights of pairs that are in memory at once."""
 
 
 class Bootstrap:
@@ -30,11 +32,10 @@ class Bootstrap:
         """How often each cluster is drawn in each resample, shape `(B, C)`."""
         return np.stack([self._of(name) for name in clusters], axis=1).astype(np.float64)
 
-    def rows(self, clusters: Sequence[str]) -> Iterator[np.ndarray]:
-        """The weights of one resample after the other, shape `(C,)` each."""
-        known = [self._of(name) for name in clusters]
-        for number in range(self.resamples):
-            yield np.array([each[number] for each in known], dtype=np.int64)
+    def blocks(self, clusters: Sequence[str], size: int) -> Iterator[np.ndarray]:
+        """The weights of so many resamples at a time, shape `(size, C)`, fewer in the last block."""
+        for start in range(0, self.resamples, size):
+            yield np.stack([self._of(name)[start : start + size] for name in clusters], axis=1)
 
     def weighted(self, clusters: Sequence[str], sums: FloatArray) -> FloatArray:
         """Sums over the drawn clusters in each resample: `(C, M)` gives `(B, M)`, without all weights at once."""
@@ -75,8 +76,9 @@ def median_margin(bootstrap: Bootstrap, gaps: Sequence[float] | FloatArray, clus
     order = np.argsort(sizes, kind="stable")
     ordered = sizes[order]
     names, place = np.unique(np.asarray(clusters)[order], return_inverse=True)
-    draws = np.empty(bootstrap.resamples)
-    for number, row in enumerate(bootstrap.rows(names.tolist())):  # pairs times resamples would be large
-        total = np.cumsum(row[place])
-        draws[number] = ordered[np.searchsorted(total, total[-1] / 2)] if total[-1] else np.nan
-    return Unit(float(np.median(sizes)), draws)
+    draws = []
+    for weights in bootstrap.blocks(names.tolist(), max(1, _VALUES // len(place))):  # all at once would be large
+        total = np.cumsum(weights[:, place], axis=1, dtype=np.int64)
+        half = (total >= total[:, -1:] / 2).argmax(axis=1)
+        draws.append(np.where(total[:, -1] > 0, ordered[half], np.nan))
+    return Unit(float(np.median(sizes)), np.concatenate(draws))

@@ -43,9 +43,9 @@ class DataCollatorForPreference:
                 first, and `margin` `(G,)`.
 
         Returns:
-            `ranks` and `lengths` `(G, K)`, `groups`, `row`, `sources`, `weights` and `num_tokens` `(G,)`, `margins` and
-            `probabilities` `(G,)` where a row has one, `input_ids` and `attention_mask` `(N, L)`, and `token_type_ids`
-            where the tokenizer makes them.
+            `ranks`, `lengths`, `words` and `characters` `(G, K)`, the last two -100 where they are not known; `groups`,
+            `row`, `sources`, `weights` and `num_tokens` `(G,)`; `margins` and `probabilities` `(G,)` where a row has
+            one; `input_ids` and `attention_mask` `(N, L)`, and `token_type_ids` where the tokenizer makes them.
         """
         if "chosen_ids" in rows[0]:
             return self._trl_batch(rows)
@@ -92,6 +92,8 @@ def group_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     batch = {
         "ranks": _pad([row["ranks"] for row in rows], places, PADDING_RANK),
         "lengths": _pad(lengths, places, PADDING_RANK),
+        "words": _pad([row.get("words") or [] for row in rows], places, PADDING_RANK),
+        "characters": _pad([row.get("characters") or [] for row in rows], places, PADDING_RANK),
         "groups": torch.tensor([row["group"] for row in rows]),
         "row": torch.tensor([row["row"] for row in rows]),
         "sources": torch.tensor([source_number(row["source"]) for row in rows]),

@@ -14,6 +14,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_reward.intervals import FEW_CLUSTERS
+from hf_reward.metrics import doubts
+
 _END = "_accuracy_ci_high"
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("loss", "loss", ".4f"),
@@ -29,6 +32,8 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 def evaluation_table(logs: Mapping[str, Any]) -> str | None:
     """The important fields of an evaluation, one line for each split and one for each of its sources.
+
+    Below them is said, of each split, what its accuracy is not shown to be above, and where prompts are too few.
 
     Args:
         logs: What `RewardTrainer` logs.
@@ -47,11 +52,23 @@ def evaluation_table(logs: Mapping[str, Any]) -> str | None:
         for line in lines
     ]
     epoch = f"Evaluation at epoch {logs['epoch']:.2f}" if "epoch" in logs else "Evaluation"
-    return "\n".join([epoch, *rows])
+    return "\n".join([epoch, *rows, *(f"{prefix}: {said}." for prefix in prefixes if (said := _said(logs, prefix)))])
+
+
+def _said(logs: Mapping[str, Any], prefix: str) -> str:
+    metrics = {name.removeprefix(f"{prefix}_"): value for name, value in logs.items() if name.startswith(f"{prefix}_")}
+    if (
+        "loss" not in metrics or not {"length_baseline", "num_prompts"} <= metrics.keys()
+    ):  # a source, or another's split
+        return ""
+    few = [f"fewer than {FEW_CLUSTERS} prompts, too few for a verdict"] if metrics["num_prompts"] < FEW_CLUSTERS else []
+    return "; ".join([*doubts(metrics), *few])
 
 
 def _cell(logs: Mapping[str, Any], prefix: str, name: str, form: str) -> str:
     value = logs.get(f"{prefix}_{name}", math.nan)
+    if name == "length_baseline":  # sources have the rule in tokens alone
+        value = logs.get(f"{prefix}_length_baseline_strongest", value)
     if not math.isfinite(value):
         return "-"
     if name == "accuracy_ci_low":

@@ -263,10 +263,14 @@ def stuck_at_length_rule(history: History, facts: RunFacts) -> HealthWarning | N
     """Evaluation accuracy equals that of preferring the longer (or the shorter) response, and depends on length."""
     for entry, prefix in _evaluations(history[-1:]):
         rule = entry.get(f"{prefix}_length_baseline", math.nan)
-        rule = max(rule, 1 - rule) if rule == rule else 0.5
+        rule = entry.get(f"{prefix}_length_baseline_strongest", max(rule, 1 - rule) if rule == rule else 0.5)
         low, high = entry[f"{prefix}_accuracy_ci_low"], entry[f"{prefix}_accuracy_ci_high"]
+        over = [
+            entry.get(f"{prefix}_accuracy_over_length_ci_{end}", bound - rule)
+            for end, bound in (("low", low), ("high", high))
+        ]
         few = entry[f"{prefix}_num_prompts"] < FEW_PROMPTS
-        if few or rule < INFORMATIVE_RULE or not low <= rule <= high or not _follows_length(entry, prefix):
+        if few or rule < INFORMATIVE_RULE or not over[0] <= 0 <= over[1] or not _follows_length(entry, prefix):
             continue
         return HealthWarning(
             kind="accuracy of the length rule",

@@ -363,9 +363,10 @@ def mean_difference(values: FloatArray, clusters: IntArray | Sequence[Any]) -> D
 def squares_interval(means: FloatArray, parts: FloatArray, level: float = 0.95) -> Interval:
     """Interval of the sum of the squared true values of some means that vary together.
 
-    The sum of the observed squares is a quadratic form of correlated normal means: about `scale` times a noncentral
-    chi-square with the same mean and variance where the true values are 0. Its noncentrality is what the interval
-    bounds; as the variances are estimated from clusters, F takes the place of chi-square.
+    The sum of the observed squares is a quadratic form of correlated normal means, about `scale` times a noncentral
+    chi-square. For a true sum t, scale and degrees of freedom are those of the mean, tr(V) + t, and of the variance,
+    2 tr(V^2) + 4 t v, where V is the covariance of the means and v its value in their observed direction. The bounds
+    are the t at which the observed sum is a quantile; as V is estimated from clusters, F takes the place of chi-square.
 
     Args:
         means: Observed values, shape `(B,)`.
@@ -376,8 +377,8 @@ def squares_interval(means: FloatArray, parts: FloatArray, level: float = 0.95) 
         The interval; its lower bound is 0 where means of 0 are not excluded.
 
     Source:
-        Satterthwaite (1946) for the scale and the degrees of freedom; Steiger and Fouladi (1997), "Noncentrality
-        interval estimation", for bounds by inverting the distribution.
+        Satterthwaite (1946) for matching two moments; Steiger and Fouladi (1997), "Noncentrality interval estimation",
+        for bounds by inverting the distribution.
     """
     count = len(parts)
     if count < 2:
@@ -387,29 +388,30 @@ def squares_interval(means: FloatArray, parts: FloatArray, level: float = 0.95) 
     found = float(means @ means)
     if trace <= 0:
         return Interval(found, found, count, "noncentral-f")
-    scale, freedom = square / trace, trace**2 / square
+    along = float(means @ covariance @ means) / found if found > 0 else square / trace
     variances = np.sum(parts**2, axis=1)
     noise = float(np.sum((variances - variances.mean()) ** 2))
     others = max(count - 1.0, 2 * variances.sum() ** 2 / noise - 1) if noise > 0 else 1e6
-    ratio = found / scale / freedom
 
-    def chance(noncentrality: float) -> float:
-        if noncentrality <= 0:
-            return float(special.fdtr(freedom, others, ratio))
-        return float(special.ncfdtr(freedom, others, noncentrality, ratio))
+    def chance(true: float) -> float:
+        scale = (square + 2 * true * along) / (trace + 2 * true)
+        freedom = trace / scale
+        if true <= 0:
+            return float(special.fdtr(freedom, others, found / trace))
+        return float(special.ncfdtr(freedom, others, true / scale, found / trace))
 
-    low, high = (_noncentrality(chance, (1 + side * level) / 2, found / scale) for side in (1, -1))
-    return Interval(scale * low, scale * high, count, "noncentral-f")
+    low, high = (_falls_to(chance, (1 + side * level) / 2, found) for side in (1, -1))
+    return Interval(low, high, count, "noncentral-f")
 
 
-def _noncentrality(chance: Callable[[float], float], target: float, start: float) -> float:
-    """Where `chance`, which falls, is `target`; 0 where it is below from the start."""
+def _falls_to(chance: Callable[[float], float], target: float, start: float) -> float:
+    """Where `chance`, which falls, is `target`; 0 where it is below at once."""
     if chance(0.0) <= target:
         return 0.0
-    high = max(1.0, start)
+    high = max(_TINY, start)
     while chance(high) > target:
         high *= 2
-    return float(optimize.brentq(lambda value: chance(value) - target, 0.0, high, xtol=1e-6))  # pyright: ignore[reportArgumentType]
+    return float(optimize.brentq(lambda value: chance(value) - target, 0.0, high, xtol=1e-9 * high))  # pyright: ignore[reportArgumentType]
 
 
 def _tail(score: float, num_clusters: int, above: bool) -> float:

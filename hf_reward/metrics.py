@@ -18,6 +18,7 @@ from hf_reward.intervals import FEW_CLUSTERS, Difference, clustered_interval, me
 from hf_reward.intervals import Interval as Interval  # its name before intervals had a module
 
 PADDING_RANK = -100
+LENGTH_UNITS = ("tokens", "words", "characters")
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
@@ -83,9 +84,14 @@ class LengthComparison:
 
     rule: str
     """Such as `longer in words`."""
-    accuracy: float
-    """Of the rule."""
+    credit: FloatArray
+    """Of the rule on each pair, shape `(M,)`."""
     difference: Difference
+
+    @property
+    def accuracy(self) -> float:
+        """Of the rule."""
+        return float(self.credit.mean())
 
     @property
     def low(self) -> float:
@@ -127,7 +133,7 @@ def compare_with_length(
     for unit, longer in rules.items():
         for rule, credit in (("longer", longer), ("shorter", 1 - longer)):
             difference = mean_difference(credits - credit, clusters)
-            found.append(LengthComparison(f"{rule} in {unit}", float(credit.mean()), difference))
+            found.append(LengthComparison(f"{rule} in {unit}", credit, difference))
     return min(found, key=lambda each: (np.nan_to_num(each.low, nan=-1.0), each.difference.spread.estimate))
 
 
@@ -136,6 +142,9 @@ def preference_metrics(
     ranks: IntArray,
     lengths: IntArray | None = None,
     groups: IntArray | None = None,
+    *,
+    words: IntArray | None = None,
+    characters: IntArray | None = None,
 ) -> dict[str, float]:
     """All metrics of a split, by the names that the trainer logs (without its `eval_` prefix).
 
@@ -144,14 +153,19 @@ def preference_metrics(
         ranks: Rank of each response, 0 is best, -100 is padding, shape `(R, K)`.
         lengths: Length of each response in tokens, shape `(R, K)`. Without it the length metrics are left out.
         groups: Prompt of each row, any integers, shape `(R,)`. Without it every row is its own prompt.
+        words: Words of each response, shape `(R, K)`; where any is not known (below 0), as of rows of token ids, the
+            length rule is not measured in words.
+        characters: The same in characters.
 
     Returns:
         `accuracy` (strict: a tie of rewards is wrong), its `accuracy_ci_low` and `accuracy_ci_high`,
         `accuracy_half_credit`, `tie_rate`, `margin`, `median_margin`, `log_loss`, `brier_score`, `mean_reward`,
-        `std_reward`, `min_reward`, `max_reward`, `num_pairs`, `num_prompts`, and with lengths `length_baseline`,
-        `accuracy_over_length` (accuracy minus that of the longer or the shorter response, whichever is harder to beat)
-        with `accuracy_over_length_ci_low` and `accuracy_over_length_ci_high`, `accuracy_preferred_longer`,
-        `accuracy_preferred_shorter` with the number of pairs of each.
+        `std_reward`, `min_reward`, `max_reward`, `num_pairs`, `num_prompts`, and with lengths `length_baseline` (of the
+        longer response in tokens), `length_baseline_words` and `length_baseline_characters` where they are known,
+        `length_baseline_strongest` (of the longer or the shorter response in one of these units, whichever is hardest
+        to beat), `accuracy_over_length` (accuracy minus that) with `accuracy_over_length_ci_low` and
+        `accuracy_over_length_ci_high`, `accuracy_preferred_longer`, `accuracy_preferred_shorter` with the number of
+        pairs of each.
 
     Raises:
         ValueError: If no row holds a strict preference, or a reward is not finite.
@@ -187,16 +201,23 @@ def preference_metrics(
         "num_pairs": len(gaps),
         "num_prompts": interval.num_clusters,
     }
-    return metrics if lengths is None else metrics | _length_metrics(correct, lengths, pairs, clusters)
+    if lengths is None:
+        return metrics
+    sizes = {"tokens": lengths, "words": words, "characters": characters}
+    known = {unit: each for unit, each in sizes.items() if each is not None and (each[present] >= 0).all()}
+    return metrics | _length_metrics(correct, known, pairs, clusters)
 
 
-def _length_metrics(correct: FloatArray, lengths: IntArray, pairs: StrictPairs, clusters: IntArray) -> dict[str, float]:
-    """The length rule's accuracy, and the model's where the preferred response is longer and where it is shorter."""
-    credit = length_rule_credit(lengths, pairs)
-    longer, shorter = credit == 1, credit == 0
-    over = compare_with_length(correct, {"tokens": credit}, clusters)
+def _length_metrics(
+    correct: FloatArray, sizes: Mapping[str, IntArray], pairs: StrictPairs, clusters: IntArray
+) -> dict[str, float]:
+    """The length rules' accuracy, and the model's where the preferred response is longer and where it is shorter."""
+    credits = {unit: length_rule_credit(each, pairs) for unit, each in sizes.items()}
+    longer, shorter = credits["tokens"] == 1, credits["tokens"] == 0
+    over = compare_with_length(correct, credits, clusters)
     return {
-        "length_baseline": float(credit.mean()),
+        **{_baseline_of(unit): float(credit.mean()) for unit, credit in credits.items()},
+        "length_baseline_strongest": over.accuracy,
         "accuracy_over_length": over.difference.spread.estimate,
         "accuracy_over_length_ci_low": over.low,
         "accuracy_over_length_ci_high": over.high,
@@ -205,6 +226,30 @@ def _length_metrics(correct: FloatArray, lengths: IntArray, pairs: StrictPairs, 
         "accuracy_preferred_shorter": float(correct[shorter].mean()) if shorter.any() else np.nan,
         "num_preferred_shorter": int(shorter.sum()),
     }
+
+
+def _baseline_of(unit: str) -> str:
+    return "length_baseline" if unit == "tokens" else f"length_baseline_{unit}"
+
+
+def strongest_rule(metrics: Mapping[str, float]) -> str:
+    """Name of the length rule that `accuracy_over_length` is measured against, such as `longer in words`.
+
+    Args:
+        metrics: What `preference_metrics` returned, with lengths.
+
+    Returns:
+        The name; of records that do not say it, that of the better rule in tokens.
+    """
+    rule = metrics["length_baseline"]
+    wanted = metrics.get("length_baseline_strongest", max(rule, 1 - rule))
+    known = {unit: metrics[_baseline_of(unit)] for unit in LENGTH_UNITS if _baseline_of(unit) in metrics}
+    rules = [
+        (f"{side} in {unit}", rule)
+        for unit, longer in known.items()
+        for side, rule in (("longer", longer), ("shorter", 1 - longer))
+    ]
+    return min(rules, key=lambda each: abs(each[1] - wanted))[0]
 
 
 def accuracy_reading(metrics: dict[str, float]) -> str:
@@ -237,11 +282,18 @@ def accuracy_reading(metrics: dict[str, float]) -> str:
     interval = "no interval from one prompt" if np.isnan(low) else f"95% interval {low:.1%} to {high:.1%}"
     text = (
         f"Accuracy {accuracy:.1%} ({interval}, {metrics['num_pairs']:.0f} pairs, {metrics['num_prompts']:.0f} prompts) "
-        f"falls in the band that is read as {band}; preferring the longer response scores {rule:.1%}."
+        f"falls in the band that is read as {band}; preferring the longer response scores {rule:.1%}"
+        f"{_strongest(metrics)}."
     )
     if metrics["num_prompts"] < FEW_CLUSTERS:
         text += f" Fewer than {FEW_CLUSTERS} prompts: the interval cannot be trusted."
-    return " ".join([text, *doubts(metrics)])
+    return " ".join([text, *(f"It is {doubt}." for doubt in doubts(metrics))])
+
+
+def _strongest(metrics: Mapping[str, float]) -> str:
+    strongest = metrics.get("length_baseline_strongest")
+    known = strongest is not None and abs(strongest - metrics["length_baseline"]) > 0
+    return f', the strongest length rule, "{strongest_rule(metrics)}", {strongest:.1%}' if known else ""
 
 
 def doubts(metrics: Mapping[str, float]) -> list[str]:
@@ -252,15 +304,36 @@ def doubts(metrics: Mapping[str, float]) -> list[str]:
             interval is compared with the rule's accuracy.
 
     Returns:
-        Sentences, none where the accuracy is shown to be above chance and above the length baseline.
+        What `not_shown` returns, none where the accuracy is shown to be above chance and above the length baseline.
     """
     rule, low = metrics["length_baseline"], metrics["accuracy_ci_low"]
-    found = [] if low > 0.5 else ["It is not shown to be above chance."]
-    over = metrics.get("accuracy_over_length_ci_low", low - max(rule, 1 - rule))
-    if not over > 0:
-        part = "It is not shown to be above the length baseline"
-        bounds = [metrics.get(f"accuracy_over_length{end}", np.nan) for end in ("", "_ci_low", "_ci_high")]
-        known = not np.isnan(bounds).any()
-        difference = " ({:+.1%}, 95% interval {:+.1%} to {:+.1%})".format(*bounds) if known else ""
-        found.append(f"{part}{difference}.")
+    bounds = [metrics.get(f"accuracy_over_length{end}", np.nan) for end in ("", "_ci_low", "_ci_high")]
+    if "accuracy_over_length_ci_low" not in metrics:
+        bounds[1] = low - max(rule, 1 - rule)
+    return not_shown(low, *bounds, strongest_rule(metrics))
+
+
+def not_shown(
+    low: float, difference: float, over_low: float, over_high: float, rule: str, *, chance: float | None = 0.5
+) -> list[str]:
+    """The words for what an accuracy is not shown to be above: the same in training, benchmarks, audits and cards.
+
+    Args:
+        low: Lower bound of the accuracy's interval; NaN where there is none.
+        difference: Accuracy minus that of the length rule that is hardest to beat.
+        over_low: Lower bound of the difference; NaN where there is none.
+        over_high: Upper bound.
+        rule: Name of that rule, such as `longer in words`.
+        chance: Accuracy of a random choice; None where it is not known.
+
+    Returns:
+        Clauses without a capital or a full stop; none where the accuracy is shown to be above both.
+    """
+    found = [] if chance is None or low > chance else ["not shown to be above chance"]
+    if not over_low > 0:
+        numbers = [f'{difference:+.1%} over "{rule}"'] if np.isfinite(difference) else []
+        numbers += (
+            [f"95% interval {over_low:+.1%} to {over_high:+.1%}"] if np.isfinite([over_low, over_high]).all() else []
+        )
+        found.append("not shown to be above the length baseline" + (f" ({', '.join(numbers)})" if numbers else ""))
     return found

@@ -171,7 +171,7 @@ class PreferenceDataTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = [
             *("input_ids", "token_type_ids", "features", "ranks", "prefix_length", "length"),
-            *("margin", "probability", "weight", "group", "row", "source"),
+            *("words", "characters", "margin", "probability", "weight", "group", "row", "source"),
         ]
 
     # --- data loaders ---

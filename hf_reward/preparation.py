@@ -44,6 +44,8 @@ TOKENIZED_FEATURES = Features(
         "token_type_ids": List(List(Value("int8"))),
         "ranks": List(Value("int32")),
         "prefix_length": Value("int32"),
+        "words": List(Value("int32")),
+        "characters": List(Value("int32")),
         "length": Value("int32"),
         "margin": Value("float32"),
         "probability": Value("float32"),
@@ -61,7 +63,8 @@ TOKENIZED_FEATURES = Features(
         "problem": Value("string"),
     }
 )
-"""Columns of a prepared dataset. `length` is the number of tokens of all sequences; `row` the place in the raw data."""
+"""Columns of a prepared dataset. `length` is the number of tokens of all sequences; `words` and `characters` are those
+of each response, empty where it came as token ids; `row` is the place in the raw data."""
 
 _BATCH_SIZE = 1000
 _SAMPLE_SIZE = 1000
@@ -356,6 +359,8 @@ def _as_columns(
         "token_type_ids": [result.token_type_ids for result in tokenized],
         "ranks": [result.ranks for result in tokenized],
         "prefix_length": [result.prefix_length for result in tokenized],
+        "words": [result.words for result in tokenized],
+        "characters": [result.characters for result in tokenized],
         "length": [sum(map(len, result.input_ids)) for result in tokenized],
         "margin": [row.margin for row in rows],
         "probability": [row.probability for row in rows],

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from hf_reward.preference_row import Message, PreferenceRow, common_prefix, shared_text
+from hf_reward.preference_row import Message, PreferenceRow, Response, common_prefix, shared_text
 
 # A script that puts no space between words would make a sentence one word, so each of its characters counts as one.
 _WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]")
@@ -43,6 +43,24 @@ def response_text(row: PreferenceRow, place: int) -> str:
     if isinstance(response, str):
         return response
     return "\n".join(map(_message_text, response))
+
+
+def contents_of(response: Response) -> str:
+    """Text of a response without roles and tool calls, of messages a line of each one's content."""
+    if isinstance(response, str):
+        return response
+    return "\n".join(str(message.get("content") or "") for message in response)
+
+
+def response_words(response: Response) -> int:
+    """Words of a response between white space."""
+    return len(contents_of(response).split())
+
+
+def response_characters(response: Response) -> int:
+    """Characters of a response; the breaks between its messages do not count."""
+    breaks = 0 if isinstance(response, str) else max(0, len(response) - 1)
+    return len(contents_of(response)) - breaks
 
 
 def _message_text(message: Message) -> str:

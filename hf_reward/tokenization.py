@@ -10,6 +10,7 @@ from hf_reward.interface import setting
 from hf_reward.preference_row import Message, PreferenceFormatError, PreferenceRow, common_prefix
 from hf_reward.row_encoding import EncodedRow, encode_rows, text_before
 from hf_reward.row_remarks import remarks_of
+from hf_reward.row_text import response_characters, response_words
 from hf_reward.tokenizer_setup import uses_text_pairs
 
 OVER_LENGTH_POLICIES = ("truncate_prompt", "drop", "error")
@@ -56,6 +57,10 @@ class TokenizedRow:
     """Prompt tokens cut away to fit `max_length`; of a row that is too long, the tokens beyond it."""
     merged: int = 0
     """Responses that equalled another of the row and were merged with it."""
+    words: list[int] = field(default_factory=list)
+    """Words of each response; empty for rows that came as token ids."""
+    characters: list[int] = field(default_factory=list)
+    """Characters of each response; empty for rows that came as token ids."""
     problem: str = ""
     """Why the row cannot be used, or empty."""
     remarks: list[str] = field(default_factory=list)
@@ -152,6 +157,7 @@ def _finish(
     keep = _first_of_equals(fitted.input_ids, row.ranks)
     ids = [fitted.input_ids[place] for place in keep]
     types = None if fitted.token_type_ids is None else [fitted.token_type_ids[place] for place in keep]
+    texts = [] if row.token_ids is not None else [row.responses[place] for place in keep]
     result = TokenizedRow(
         input_ids=ids,
         token_type_ids=types,
@@ -159,6 +165,8 @@ def _finish(
         prefix_length=shared_prefix_length(ids),
         cut_tokens=fitted.cut_tokens,
         merged=len(fitted.input_ids) - len(keep),
+        words=[response_words(text) for text in texts],
+        characters=[response_characters(text) for text in texts],
         remarks=sorted({*encoded.remarks, *remarks_of(row)}),
     )
     if len(keep) < 2:

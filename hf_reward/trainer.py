@@ -56,7 +56,7 @@ from hf_reward.training_statistics import BatchStatistics
 
 logger = logging.getLogger(__name__)
 
-LABELS = ("ranks", "lengths", "groups", "sources", "losses", "loss_weights", "row")
+LABELS = ("ranks", "lengths", "groups", "sources", "losses", "loss_weights", "words", "characters", "row")
 """What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
 
 
@@ -525,7 +525,8 @@ class _EpochLog(TrainerCallback):
 
 
 def _split_metrics(rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return preference_metrics(rewards, labels["ranks"], labels["lengths"], labels["groups"])
+    sizes = {unit: labels[unit] for unit in ("words", "characters")}
+    return preference_metrics(rewards, labels["ranks"], labels["lengths"], labels["groups"], **sizes)
 
 
 @contextmanager

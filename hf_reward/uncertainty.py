@@ -3,9 +3,12 @@
 Pure numpy: nothing here knows about models. Shapes: R responses, M heads, P pairs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from hf_reward.intervals import Spread, jackknife
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,28 @@ def aurc(errors: np.ndarray, confidence: np.ndarray) -> float:
         section 3.
     """
     return float(risk_coverage(errors, confidence).mean())
+
+
+def aurc_spread(ways: Sequence[tuple[np.ndarray, np.ndarray]], clusters: np.ndarray) -> Spread:
+    """Spread of an area, or of the difference of two, if other clusters are drawn: the jackknife over clusters.
+
+    Args:
+        ways: Errors and confidence of one way to abstain, or of two, of which the second is taken off; as in `aurc`.
+        clusters: Cluster of each pair, shape `(P,)`.
+
+    Returns:
+        The spread of AURC, or of the first minus the second.
+
+    Raises:
+        ValueError: If there are more than two ways.
+    """
+    if len(ways) not in (1, 2):
+        raise ValueError(f"`ways` must hold one way to abstain, or two to compare, but holds {len(ways)}.")
+    place = np.unique(clusters, return_inverse=True)[1]
+    sizes = np.bincount(place).astype(np.float64)
+    kept = [place != each for each in range(len(sizes))] if len(sizes) > 1 else []
+    estimate, left_out = 0.0, np.zeros(len(sizes))
+    for sign, (errors, confidence) in zip((1, -1), ways, strict=False):
+        estimate += sign * aurc(errors, confidence)
+        left_out[: len(kept)] += [sign * aurc(errors[rest], confidence[rest]) for rest in kept]
+    return jackknife(estimate, left_out, sizes / sizes.sum(), sizes)

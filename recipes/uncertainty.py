@@ -12,7 +12,7 @@ Then the models may abstain. Five confidences say from which pairs: the heads' a
 deviation of the gap over heads), the lower bound of the gap (|mean gap| - standard deviation), the margin (|mean gap|),
 the margin of the model with one head, and none (a random order). The table has the error rate of the pairs that are
 answered, the share of all errors among those that are not, and the area under the risk-coverage curve (AURC, smaller
-is better) with 95% intervals, whole groups resampled. The curves are drawn into `risk_coverage.png`.
+is better) with 95% intervals, which leave out whole groups. The curves are drawn into `risk_coverage.png`.
 """
 
 import json
@@ -29,8 +29,9 @@ from rich.table import Table
 from transformers import set_seed
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardScorer, RewardTrainer
+from hf_reward.intervals import FEW_CLUSTERS, t_interval
 from hf_reward.sources import as_sources, load_source
-from hf_reward.uncertainty import agreement, aurc, risk_at, risk_coverage
+from hf_reward.uncertainty import agreement, aurc_spread, risk_at, risk_coverage
 
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)
 console = Console(width=150)
@@ -47,13 +48,15 @@ def main(words: Sequence[str] | None = None) -> None:
     for fold in range(options.folds):
         held_out = np.flatnonzero(folds == fold)
         gaps[held_out], gap_of_one[held_out] = gaps_of_fold(fold, rows, folds, options)
-    result = evaluate(gaps, gap_of_one, groups, options)
+    result = evaluate(gaps, gap_of_one, groups)
     (options.out / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     draw(gaps, gap_of_one, options.out / "risk_coverage.png")
     console.print(as_table(result))
     console.print(f"{result['pairs']} held-out pairs of {result['groups']} groups. Differences of AURC, paired:")
     for name, found in result["differences"].items():
         console.print(f"  {name}: {shown(found)}")
+    if result["groups"] < FEW_CLUSTERS:
+        console.print(f"Fewer than {FEW_CLUSTERS} groups: the intervals cannot be trusted.")
 
 
 def read_options(words: Sequence[str]) -> Namespace:
@@ -71,7 +74,6 @@ def read_options(words: Sequence[str]) -> Namespace:
     parser.add_argument("--head_learning_rate", type=float, default=1e-3)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--max_length", type=int, default=256)
-    parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(list(words))
     if options.heads < 2 or options.folds < 2:
@@ -105,7 +107,7 @@ def gaps_of_fold(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reward of chosen less that of rejected in a fold: by each head, shape `(P, M)`, and by the one head, `(P,)`."""
     file = options.out / f"fold-{fold}.npz"
-    settings = json.dumps({name: str(value) for name, value in vars(options).items() if name != "resamples"})
+    settings = json.dumps({name: str(value) for name, value in vars(options).items()})
     if file.is_file():
         kept = np.load(file, allow_pickle=False)
         if str(kept["settings"]) != settings:
@@ -164,44 +166,27 @@ def ways_to_abstain(gaps: np.ndarray, gap_of_one: np.ndarray) -> dict[str, tuple
     }
 
 
-def evaluate(gaps: np.ndarray, gap_of_one: np.ndarray, groups: np.ndarray, options: Namespace) -> dict[str, Any]:
+def evaluate(gaps: np.ndarray, gap_of_one: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
     """Risk at each coverage, errors caught and AURC for each confidence, and the paired differences."""
     ways = ways_to_abstain(gaps, gap_of_one)
-    draws = resampled(ways, groups, options)
     result: dict[str, Any] = {"pairs": len(gaps), "groups": len(np.unique(groups)), "ways": {}, "differences": {}}
     result["error"] = float(ways["margin"][0].mean())
     for name, (wrong, confidence) in ways.items():
         risks = risk_coverage(wrong, confidence)
         found = {f"{share:.0%}": risk_at(risks, share) for share in COVERAGES}
         caught = {share: 1 - risk * float(share[:-1]) / 100 / wrong.mean() for share, risk in found.items()}
-        area = with_interval(aurc(wrong, confidence), draws[name])
-        result["ways"][name] = {"risk": found, "caught": caught, "aurc": area}
-    areas = {name: found["aurc"]["estimate"] for name, found in result["ways"].items()}
+        result["ways"][name] = {"risk": found, "caught": caught, "aurc": with_interval([ways[name]], groups)}
     for name in ("agreement", "lower bound"):
         for other in ("margin", "margin of one head", "random"):
-            difference = with_interval(areas[name] - areas[other], draws[name] - draws[other])
-            result["differences"][f"{name} - {other}"] = difference
+            result["differences"][f"{name} - {other}"] = with_interval([ways[name], ways[other]], groups)
     return result
 
 
-def resampled(
-    ways: dict[str, tuple[np.ndarray, np.ndarray]], groups: np.ndarray, options: Namespace
-) -> dict[str, np.ndarray]:
-    """AURC of each confidence in each resample of whole groups, the same groups for all."""
-    generator = np.random.default_rng(options.seed)
-    names, place = np.unique(groups, return_inverse=True)
-    draws: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(options.resamples):
-        counts = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))[place]
-        for name, (errors, confidence) in ways.items():
-            draws[name].append(aurc(np.repeat(errors, counts), np.repeat(confidence, counts)))
-    return {name: np.array(values) for name, values in draws.items()}
-
-
-def with_interval(estimate: float, draws: np.ndarray) -> dict[str, float]:
-    """An estimate with its 95% percentile interval."""
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"estimate": float(estimate), "ci_low": float(low), "ci_high": float(high)}
+def with_interval(ways: Sequence[tuple[np.ndarray, np.ndarray]], groups: np.ndarray) -> dict[str, float]:
+    """AURC of one way to abstain, or of one minus that of another, with its 95% interval over groups."""
+    spread = aurc_spread(ways, groups)
+    found = t_interval(spread)
+    return {"estimate": spread.estimate, "ci_low": found.low, "ci_high": found.high}
 
 
 def shown(found: dict[str, float]) -> str:

@@ -74,7 +74,7 @@ def test_every_benchmark_from_model_to_results(name: str, scorer: RewardScorer, 
     assert results["ties"] == round(results["tie_rate"] * results["comparisons"])
     assert results["unscored"]["n"] == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
-    assert all(line.keys() == {"id", "rewards"} for line in lines)
+    assert all(line.keys() == {"id", "rewards", "tokens"} for line in lines)
     assert len(lines) == results["n"]
     again = results_from_scores(name, DATA[name], tmp_path / "out" / "scores.jsonl", rule=FAST)
     assert again == results

@@ -7,7 +7,7 @@ import pytest
 
 from hf_reward.data_check import check_data
 from hf_reward.data_check.report_text import sections
-from hf_reward.data_check.shift import _known_within, _Texts
+from hf_reward.data_check.shift import SetTexts, _known_within
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 HOME = [f"w{number}" for number in range(200)]
@@ -94,7 +94,7 @@ def test_without_evaluation_data_there_is_no_distance():
 
 def test_known_words_within_leaves_prompts_out_whole():
     """Two groups that share the word a: of a a b | a c c the other part knows 2 of 3 and 1 of 3."""
-    side = _Texts(["a a b", "a c c"], np.array(["p", "q"]), [], [])
+    side = SetTexts(["a a b", "a c c"], np.array(["p", "q"]), [], [])
     assert {_known_within(side, seed) for seed in range(5)} == {0.5}
 
 

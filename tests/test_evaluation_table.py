@@ -16,6 +16,11 @@ SPLIT: dict[str, Any] = {
     "eval_accuracy_ci_high": 0.761,
     "eval_margin": 1.2345,
     "eval_length_baseline": 0.52,
+    "eval_length_baseline_words": 0.31,
+    "eval_length_baseline_strongest": 0.69,
+    "eval_accuracy_over_length": 0.022,
+    "eval_accuracy_over_length_ci_low": -0.01,
+    "eval_accuracy_over_length_ci_high": 0.05,
     "eval_num_pairs": 1000.0,
     "eval_num_prompts": 800,
     "eval_brier_score": 0.2,
@@ -45,9 +50,19 @@ def test_the_table_is_aligned_and_has_a_line_for_each_source():
     assert evaluation_table(SPLIT | SOURCE) == (
         "Evaluation at epoch 0.50\n"
         "           loss  accuracy     95% interval  margin  length rule  pairs  prompts\n"
-        "eval     0.5891     71.2%   66.0% to 76.1%    1.23        52.0%   1000      800\n"
-        "eval_hh       -    100.0%  90.0% to 100.0%       -            -      9        -"
+        "eval     0.5891     71.2%   66.0% to 76.1%    1.23        69.0%   1000      800\n"
+        "eval_hh       -    100.0%  90.0% to 100.0%       -            -      9        -\n"
+        'eval: not shown to be above the length baseline (+2.2% over "shorter in words", 95% interval -1.0% to +5.0%).'
     )
+
+
+def test_what_is_shown_is_not_said_and_few_prompts_are():
+    above = SPLIT | {"eval_accuracy_over_length_ci_low": 0.01}
+    assert evaluation_table(above).splitlines()[2:] == []
+    chance = above | {"eval_accuracy_ci_low": 0.48, "eval_num_prompts": 19}
+    assert evaluation_table(chance).splitlines()[2:] == [
+        "eval: not shown to be above chance; fewer than 20 prompts, too few for a verdict."
+    ]
 
 
 def test_other_entries_are_no_table():

@@ -16,9 +16,11 @@ from hf_reward.metrics import (
     compare_with_length,
     length_rule_credit,
     log_loss,
+    not_shown,
     pairwise_credit,
     preference_metrics,
     strict_pairs,
+    strongest_rule,
 )
 
 PAD = -100
@@ -245,8 +247,35 @@ def test_an_accuracy_is_compared_with_the_length_rule_pair_by_pair():
     assert bounds == pytest.approx(expected.interval().bounds)
     assert bounds[0] < 0 < bounds[1]
     text = accuracy_reading(metrics)
-    assert "not shown to be above the length baseline (+10.0%, 95% interval" in text
+    assert 'not shown to be above the length baseline (+10.0% over "longer in tokens", 95% interval' in text
     assert "above chance" not in text
+
+
+def test_accuracy_is_measured_against_the_strongest_of_three_units():
+    """40 pairs, 30 right: the longer in tokens is right on 20, in words on 24, the shorter in characters on 34."""
+    gaps = np.repeat([1.0, -1.0], [30, 10])
+    tokens, words, characters = (
+        np.array([[2, 1] if longer else [1, 2] for longer in np.arange(40) < count]) for count in (20, 24, 6)
+    )
+    sizes = {"words": words, "characters": characters}
+    metrics = preference_metrics(*pairs_of(*gaps), tokens, **sizes)
+    rules = [metrics[f"length_baseline{unit}"] for unit in ("", "_words", "_characters", "_strongest")]
+    assert rules == pytest.approx([20 / 40, 24 / 40, 6 / 40, 34 / 40])
+    assert metrics["accuracy_over_length"] == pytest.approx(-4 / 40)
+    assert strongest_rule(metrics) == "shorter in characters"
+    assert 'the strongest length rule, "shorter in characters", 85.0%' in accuracy_reading(metrics)
+    unknown = np.where(np.arange(40)[:, None] == 3, -100, characters)
+    assert "length_baseline_characters" not in preference_metrics(
+        *pairs_of(*gaps), tokens, words=words, characters=unknown
+    )
+
+
+def test_the_words_for_what_is_not_shown():
+    assert not_shown(0.51, 0.1, 0.01, 0.2, "longer in words") == []
+    assert not_shown(0.5, 0.1, 0.01, 0.2, "longer in words") == ["not shown to be above chance"]
+    assert not_shown(0.26, 0.1, 0.01, 0.2, "longer in words", chance=0.25) == []
+    nothing = ["not shown to be above chance", "not shown to be above the length baseline"]
+    assert not_shown(math.nan, math.nan, math.nan, math.nan, "longer in words") == nothing
 
 
 def test_the_strongest_unit_and_direction_counts():

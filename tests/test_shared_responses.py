@@ -14,21 +14,36 @@ from hf_reward.shared_responses import response_spread
 def test_the_spread_by_hand():
     """Pairs ab, ac, bc of 1, 1, 0: mean 2/3, c = 1/9, 1/9, -2/9.
 
-    S_a = 2/9, S_b = S_c = -1/9; 3/2 * 6/81 - 6/81 = 3/81, less than the 6/81 of independent pairs.
+    S_a = 2/9, S_b = S_c = -1/9; the sum of squares is 6/81: 6 * 6/81 - 6/81.
     """
     found = response_spread(np.array([1.0, 1.0, 0.0]), ["a", "a", "b"], ["b", "c", "c"])
     assert found.estimate == pytest.approx(2 / 3)
-    assert found.error == pytest.approx(np.sqrt(6 / 81))
+    assert found.error == pytest.approx(np.sqrt(30 / 81))
     assert (found.num_clusters, found.rows) == (3, pytest.approx(3))
     # Pairs ab, ac, de, df of 1, 1, 0, 0: c = 1/8 twice and -1/8 twice; S^2 = 1/16, 1/64, 1/64 on each side.
     shared = response_spread(np.array([1.0, 1.0, 0.0, 0.0]), [*"aadd"], [*"bcef"])
-    assert shared.error == pytest.approx(np.sqrt(6 / 5 * 2 * (1 / 16 + 2 / 64) - 4 / 64))
+    assert shared.error == pytest.approx(np.sqrt(30 / 16 * 2 * (1 / 16 + 2 / 64) - 4 / 64))
 
 
 def test_pairs_that_share_nothing_have_about_the_error_of_independent_ones():
     values = np.random.default_rng(0).integers(0, 2, 200).astype(float)
     found = response_spread(values, list(range(200)), list(range(200, 400)))
     assert found.error == pytest.approx(mean_spread(values, np.arange(200)).error, rel=0.01)
+
+
+def test_the_variance_of_all_pairs_of_responses_is_unbiased():
+    """Effects of 6 responses with variance 1 add up in their 15 pairs: the variance of the mean is 4 / 6.
+
+    What is taken off, the pairs' own variance, is put back: effects that add up have none.
+    """
+    random, pairs = np.random.default_rng(0), [(i, j) for i in range(6) for j in range(i)]
+    first, second = zip(*pairs, strict=True)
+    found = []
+    for _ in range(2000):
+        effect = random.normal(size=6)
+        values = effect[list(first)] + effect[list(second)]
+        found.append(response_spread(values, first, second).error ** 2 + np.var(values) / 15)
+    assert np.mean(found) == pytest.approx(4 / 6, rel=0.05)
 
 
 def test_weights_are_those_of_rows():

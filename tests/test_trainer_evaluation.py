@@ -52,13 +52,15 @@ def scored_alone(trainer: Any, data: Dataset) -> np.ndarray:
 def expected_metrics(trainer: Any, data: Dataset) -> dict[str, float]:
     """The metrics of a prepared dataset, from rewards scored one by one."""
     rewards = scored_alone(trainer, data)
-    ranks, lengths = np.full(rewards.shape, -100), np.full(rewards.shape, -100)
+    ranks, lengths, words, characters = (np.full(rewards.shape, -100) for _ in range(4))
     for row, (values, ids, prefix) in enumerate(
         zip(data["ranks"], data["input_ids"], data["prefix_length"], strict=True)
     ):
         ranks[row, : len(values)] = values
         lengths[row, : len(values)] = [len(sequence) - prefix for sequence in ids]
-    return preference_metrics(rewards, ranks, lengths, np.asarray(data["group"]))
+        words[row, : len(values)], characters[row, : len(values)] = data["words"][row], data["characters"][row]
+    groups = np.asarray(data["group"])
+    return preference_metrics(rewards, ranks, lengths, groups, words=words, characters=characters)
 
 
 def same_numbers(found: dict[str, float], expected: dict[str, float], prefix: str) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_reward.uncertainty import UncertainRewards, agreement, aurc, check_beta, risk_at, risk_coverage
+from hf_reward.uncertainty import UncertainRewards, agreement, aurc, aurc_spread, check_beta, risk_at, risk_coverage
 
 
 def test_mean_spread_and_lower_bound_by_hand():
@@ -62,3 +62,18 @@ def test_what_has_no_risk_is_refused():
     for beta in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="`beta` is the number of standard deviations"):
             check_beta("beta", beta)
+
+
+def test_the_spread_of_an_area_leaves_out_whole_clusters():
+    """Errors 0, 1, 0 in order of confidence, a cluster each: risks 0, 1/2, 1/3; without one each: 3/4, 0 and 1/4."""
+    errors, confidence, clusters = np.array([0.0, 1.0, 0.0]), np.array([3.0, 2.0, 1.0]), np.array([4, 5, 6])
+    found = aurc_spread([(errors, confidence)], clusters)
+    area = (1 / 2 + 1 / 3) / 3
+    assert (found.estimate, found.num_clusters) == (pytest.approx(area), 3)
+    left_out = np.array([(1 + 1 / 2) / 2, 0, (0 + 1 / 2) / 2])
+    assert found.error == pytest.approx(np.sqrt(2 / 3 * np.sum((left_out - area) ** 2)))
+    same = aurc_spread([(errors, confidence), (errors, confidence)], clusters)
+    assert (same.estimate, same.error) == (0, 0)
+    assert np.isnan(aurc_spread([(errors, confidence)], np.zeros(3)).error)
+    with pytest.raises(ValueError, match="one way to abstain, or two"):
+        aurc_spread([], clusters)

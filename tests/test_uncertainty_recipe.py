@@ -24,8 +24,6 @@ def run(folder: Path, data: Path, out: Path, *options: str) -> subprocess.Comple
         "3",
         "--folds",
         "2",
-        "--resamples",
-        "20",
         *options,
     ]
     command = [sys.executable, str(RECIPE), *map(str, words)]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +16,8 @@ from hf_reward.audit.material import Material, Pair
 from hf_reward.audit.sentences import count_words
 from hf_reward.baselines import cross_validated_tfidf
 from hf_reward.data_check.votes import read_votes, vote_agreement
-from hf_reward.intervals import clustered_interval, mean_spread, t_interval
-from hf_reward.metrics import pairwise_credit
+from hf_reward.intervals import FEW_CLUSTERS, IntArray, Spread, clustered_interval, mean_spread, t_interval
+from hf_reward.metrics import compare_with_length, not_shown, pairwise_credit
 
 FAMILY = "accuracy"
 _SMALLEST_SLICE = 30
@@ -54,9 +54,12 @@ class Slice:
 def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
     gaps, clusters = gaps_of(judged), clusters_of(judged)
     credit = pairwise_credit(gaps)
-    longer = pairwise_credit(np.array([_length_gap(each.case.labels["pair"]) for each in judged], dtype=float))
-    rule = np.maximum(longer.mean(), 1 - longer.mean())
-    sided = longer if longer.mean() >= 0.5 else 1 - longer
+    pairs = [each.case.labels["pair"] for each in judged]
+    rules = {
+        unit: pairwise_credit(np.array([measure(pair.chosen) - measure(pair.rejected) for pair in pairs], dtype=float))
+        for unit, measure in (("words", count_words), ("characters", len))
+    }
+    over = compare_with_length(credit, rules, clusters)
     findings = [
         inference.rate(
             (FAMILY, "accuracy", "accuracy (ties half)"),
@@ -67,16 +70,19 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         ),
         inference.change(
             (FAMILY, "accuracy_over_length_rule", "accuracy beyond the length rule"),
-            credit - sided,
+            credit - over.credit,
             clusters,
             screen_only=True,
-            note=f"Preferring the {'longer' if longer.mean() >= 0.5 else 'shorter'} response (words, ties half) scores "
-            f"{rule:.3f} on these pairs.",
+            note=f"Preferring the response that is {over.rule} (ties half) scores {over.accuracy:.3f} on these pairs; "
+            "of the longer and the shorter in words and characters it is the hardest to beat.",
         ),
     ]
-    reading = reading_of(findings[0], findings[1], gaps, clusters)
+    # Another model may have another rule to beat; the differences are then not comparable.
+    kept = inference.evidence["accuracy_over_length_rule"]
+    inference.evidence["accuracy_over_length_rule"] = replace(kept, part=over.rule)
+    reading = reading_of(findings[0], findings[1], over.rule, gaps, clusters)
     table, details = _slices(judged, credit)
-    baselines = _baselines(material, float(credit.mean()), float(longer.mean()))
+    baselines = _baselines(material, float(credit.mean()), {unit: float(rule.mean()) for unit, rule in rules.items()})
     unit = inference.unit.value if inference.unit else 1.0
     roles = {"chosen": "preferred by people", "rejected": "the other"}
     return FamilyResult(
@@ -92,12 +98,13 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     )
 
 
-def reading_of(accuracy: Finding, over_rule: Finding, gaps: np.ndarray, clusters: Sequence[str]) -> str:
+def reading_of(accuracy: Finding, over_rule: Finding, rule: str, gaps: np.ndarray, clusters: Sequence[str]) -> str:
     """Say in words what the model is not shown to know on these pairs; no number alone does.
 
     Args:
         accuracy: Of the model, with its interval.
-        over_rule: What it scores beyond the length rule.
+        over_rule: What it scores beyond the length rule that is hardest to beat.
+        rule: Name of that rule.
         gaps: Reward of the preferred response minus that of the other, shape `(N,)`.
         clusters: Prompt of each pair.
 
@@ -107,29 +114,42 @@ def reading_of(accuracy: Finding, over_rule: Finding, gaps: np.ndarray, clusters
     low, high = accuracy.ci_low, accuracy.ci_high
     bounds = "" if low is None or high is None else f" (95% interval {low:.1%} to {high:.1%})"
     said = f"Accuracy {accuracy.estimate:.1%}{bounds} on these pairs"
-    missing = []
-    if accuracy.ci_low is None or accuracy.ci_low <= 0.5:
-        missing.append("not shown to be above chance")
-    if over_rule.ci_low is None or over_rule.ci_low <= 0:
-        missing.append("not shown to be above the length baseline")
-    spread = mean_spread(-special.log_expit(gaps) - math.log(2), clusters)
-    loss, excess = spread.estimate + math.log(2), t_interval(spread)
+    numbers = (accuracy.ci_low, over_rule.estimate, over_rule.ci_low, over_rule.ci_high)
+    missing = not_shown(*(math.nan if each is None else each for each in numbers), rule)
     words = f"{said}: {' and '.join(missing) or 'above chance and above the length baseline'}."
+    return " ".join(filter(None, [words, log_loss_words(gaps, clusters)[0]]))
+
+
+def log_loss_words(gaps: np.ndarray, clusters: IntArray | Sequence[Any]) -> tuple[str, Spread]:
+    """Say how the log loss compares with that of a constant prediction of one half, ln 2.
+
+    Args:
+        gaps: Reward of the preferred response minus that of the other, shape `(N,)`.
+        clusters: Prompt of each pair, shape `(N,)`.
+
+    Returns:
+        A sentence, empty where the loss is shown to be lower; and the loss minus ln 2 with its spread.
+    """
+    spread = mean_spread(-special.log_expit(gaps) - math.log(2), clusters)
+    said, excess = f"Log loss {spread.estimate + math.log(2):.3f}", t_interval(spread)
+    if spread.num_clusters < FEW_CLUSTERS:
+        return f"{said}: too few prompts to compare it with a constant prediction of one half, 0.693.", spread
     if excess.low > 0:
-        return f"{words} Log loss {loss:.3f}: worse than a constant prediction of one half, 0.693."
+        return f"{said}: worse than a constant prediction of one half, 0.693.", spread
     if not excess.high < 0:
-        return f"{words} Log loss {loss:.3f}: not shown to be better than a constant prediction of one half, 0.693."
-    return words
+        return f"{said}: not shown to be better than a constant prediction of one half, 0.693.", spread
+    return "", spread
 
 
 def _length_gap(pair: Pair) -> int:
     return count_words(pair.chosen) - count_words(pair.rejected)
 
 
-def _baselines(material: Material, accuracy: float, longer: float) -> Table:
-    rows = [
-        ["this model", f"{accuracy:.1%}", f"{len(material.pairs)} pairs"],
-        ["prefer the longer response (words, ties half)", f"{longer:.1%}", "no training"],
+def _baselines(material: Material, accuracy: float, longer: dict[str, float]) -> Table:
+    rows = [["this model", f"{accuracy:.1%}", f"{len(material.pairs)} pairs"]]
+    rows += [
+        [f"prefer the longer response ({unit}, ties half)", f"{share:.1%}", "no training"]
+        for unit, share in longer.items()
     ]
     for sees_length in (False, True):
         try:

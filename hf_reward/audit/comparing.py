@@ -36,7 +36,7 @@ def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
     evidence = read_evidence(a), read_evidence(b)
     settings = reports[0]["settings"]
     bootstrap = Bootstrap(settings["resamples"], settings["seed"])
-    units = tuple(_unit(bootstrap, each) for each in evidence)
+    units = _unit(bootstrap, evidence[0]), _unit(bootstrap, evidence[1])
     probes, apart = [], []
     others = {probe["name"]: probe for probe in reports[1]["probes"]}
     for probe in reports[0]["probes"]:
@@ -47,7 +47,7 @@ def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
             if probe["estimate"] is not None:
                 apart.append({"name": probe["name"], "label": probe["label"], "reason": reason})
             continue
-        probes.append(_row(probe, other, _difference(bootstrap, found[0], found[1], units)))
+        probes.append(_row(probe, other, paired_difference(bootstrap, found[0], found[1], units)))
     if not probes:
         raise ValueError(f"No probe of {a} and {b} rests on the same cases. Audit both models on the same data.")
     _correct(probes)
@@ -76,8 +76,20 @@ def _problem(probe: Mapping[str, Any], other: Mapping[str, Any] | None, a: Evide
     return "" if a.clusters == b.clusters else "the two rest on different cases"
 
 
-def _difference(bootstrap: Bootstrap, a: Evidence, b: Evidence, units: tuple[Unit | None, ...]) -> Sample | None:
-    """Paired difference of two estimates over the same cases."""
+def paired_difference(
+    bootstrap: Bootstrap, a: Evidence, b: Evidence, units: tuple[Unit | None, Unit | None]
+) -> Sample | None:
+    """Paired difference of two estimates over the same cases.
+
+    Args:
+        bootstrap: The resamples.
+        a: What the first estimate rests on.
+        b: What the second rests on.
+        units: Unit of effects in each audit.
+
+    Returns:
+        The difference; None for effects of which one has no unit.
+    """
     inference = Inference(bootstrap, None)
     if not a.in_margins:
         return inference.sample(a.values - b.values, a.clusters, kind="difference")

@@ -11,6 +11,7 @@ from hf_reward.audit.effects import clusters_of
 from hf_reward.audit.evidence import Finding, Judged
 from hf_reward.audit.inference import Inference
 from hf_reward.audit.sentences import count_words
+from hf_reward.intervals import FEW_CLUSTERS
 from hf_reward.length_correction import cross_fitted_correction
 from hf_reward.metrics import pairwise_credit
 
@@ -31,7 +32,7 @@ def length_screens(pairs: Sequence[Judged], inference: Inference) -> list[Findin
     human = (lengths[differ] > 0).astype(float)
     model = np.where(lengths[differ] > 0, credit[differ], 1 - credit[differ])
     return [
-        *_stratified(credit, lengths, clusters, inference),
+        *stratified(credit, lengths, clusters, inference),
         inference.change(
             (FAMILY, "length_amplification", "picks the longer response more often than people"),
             model - human,
@@ -46,7 +47,18 @@ def length_screens(pairs: Sequence[Judged], inference: Inference) -> list[Findin
     ]
 
 
-def _stratified(credit: np.ndarray, lengths: np.ndarray, clusters: np.ndarray, inference: Inference) -> list[Finding]:
+def stratified(credit: np.ndarray, lengths: np.ndarray, clusters: np.ndarray, inference: Inference) -> list[Finding]:
+    """Accuracy where the preferred response is longer, and where it is shorter: their difference and their mean.
+
+    Args:
+        credit: Credit of each pair, shape `(N,)`.
+        lengths: Length of the preferred response minus that of the other, shape `(N,)`.
+        clusters: Prompt of each pair, shape `(N,)`.
+        inference: Makes the findings.
+
+    Returns:
+        Both findings; without an interval where either side has fewer than 20 prompts, which hold the truth too rarely.
+    """
     longer, shorter = lengths > 0, lengths < 0
     about = [
         (FAMILY, "length_gap", "accuracy where the preferred is longer minus where it is shorter"),
@@ -66,10 +78,15 @@ def _stratified(credit: np.ndarray, lengths: np.ndarray, clusters: np.ndarray, i
     gap = np.where(side, 1, -1) * weight * centred + (accuracy[True] - accuracy[False])
     balanced = 0.5 * weight * centred + 0.5 * (accuracy[True] + accuracy[False])
     note = f"{accuracy[True]:.1%} of {longer.sum()} pairs and {accuracy[False]:.1%} of {shorter.sum()}."
-    return [
+    found = [
         inference.change(about[0], gap, names, screen_only=True, note=note),
         inference.rate(about[1], balanced, names, screen_only=True),
     ]
+    fewest = min(len(np.unique(clusters[each])) for each in (longer, shorter))
+    if fewest >= FEW_CLUSTERS:
+        return found
+    few = f"Too few prompts ({fewest}) on one side for an interval."
+    return [replace(each, ci_low=None, ci_high=None, mde=None, note=f"{each.note} {few}".strip()) for each in found]
 
 
 def _rank_correlation(pairs: Sequence[Judged], inference: Inference) -> Finding:

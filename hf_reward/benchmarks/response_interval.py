@@ -8,6 +8,7 @@ import numpy as np
 from hf_reward.benchmarks.base import Comparison, FloatArray, pair_credit
 from hf_reward.intervals import FEW_CLUSTERS, rate_interval
 from hf_reward.near_duplicates import text_hash
+from hf_reward.row_text import contents_of
 from hf_reward.shared_responses import response_spread
 
 
@@ -26,7 +27,7 @@ def shared_responses(comparisons: Sequence[Comparison], rewards: Sequence[FloatA
     weights: list[float] = []
     credits: list[float] = []
     for row, given in zip(comparisons, rewards, strict=True):
-        names = [(row.cluster, text_hash(_text(response))) for response in row.responses]
+        names = [(row.cluster, text_hash(contents_of(response))) for response in row.responses]
         pairs = row.pairs()
         ends += [(names[i], names[j]) for i, j in pairs]
         weights += [1 / len(pairs)] * len(pairs)
@@ -43,9 +44,3 @@ def shared_responses(comparisons: Sequence[Comparison], rewards: Sequence[FloatA
         "ci_method": f"{responses} responses resampled, of the same prompts ({found.method})",
         "too_few_responses": responses < FEW_CLUSTERS,
     }
-
-
-def _text(response: Any) -> str:
-    if isinstance(response, str):
-        return response
-    return "\n".join(str(message.get("content") or "") for message in response)

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from hf_reward.benchmarks.response_interval import shared_responses
 from hf_reward.benchmarks.scores_file import RowScores
 from hf_reward.benchmarks.spreads import Outcomes, compared, leave_out, mean_credits
 from hf_reward.intervals import FEW_CLUSTERS
+from hf_reward.metrics import not_shown
 from hf_reward.path_safety import with_shown_model
+from hf_reward.preference_row import Response
+from hf_reward.row_text import response_characters, response_words
 
 LENGTH_RULE = "longer response (characters)"
 CARD_FILE = "benchmark_results.json"
 """What a model card reads: a list of results, beside the model."""
 _SHOWN_IDS = 10
+_CHANCE_DRAWS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class ScoredRows:
     rewards: list[FloatArray]
     unscored: dict[str, str]
     """Id of a row that could not be scored -> why."""
+    tokens: list[list[int] | None] = field(default_factory=list)
+    """Tokens of each response, None where they are not known."""
 
 
 def rows_that_count(data: BenchmarkData, scores: RowScores, rule: ResultRule) -> ScoredRows:
@@ -59,8 +65,9 @@ def rows_that_count(data: BenchmarkData, scores: RowScores, rule: ResultRule) ->
     Raises:
         ValueError: If none does.
     """
-    comparisons, rewards, unscored = [], [], {}
-    for comparison, found in zip(data.comparisons, scores.rewards, strict=True):
+    comparisons, rewards, unscored, counted = [], [], {}, []
+    tokens = scores.tokens or [None] * len(scores.rewards)
+    for comparison, found, counts in zip(data.comparisons, scores.rewards, tokens, strict=True):
         if np.isnan(found).any():
             problem = scores.problems.get(comparison.id, "no reward")
             unscored[comparison.id] = f"{problem} ({comparison.place})" if comparison.place else problem
@@ -69,10 +76,11 @@ def rows_that_count(data: BenchmarkData, scores: RowScores, rule: ResultRule) ->
             found = np.asarray(comparison.ranks, dtype=np.float64)  # the better, the lower: every comparison is wrong
         comparisons.append(comparison)
         rewards.append(found)
+        counted.append(counts)
     if not comparisons:
         first = next(iter(unscored.values()))
         raise ValueError(f"None of the {len(unscored)} rows could be scored. The first: {first}.")
-    return ScoredRows(comparisons, rewards, unscored)
+    return ScoredRows(comparisons, rewards, unscored, counted)
 
 
 def make_results(
@@ -120,7 +128,8 @@ def make_results(
         **_length_baseline(benchmark, rows),
         "shared_responses": shared_responses(rows.comparisons, rows.rewards) if benchmark.name == "pairs" else None,
         "over_length": (over := over_length(benchmark, rows, credits, clusters)),
-        "doubts": _doubts(benchmark, found, over),
+        "chance": (chance := chance_of(benchmark, rows.comparisons)),
+        "doubts": _doubts(found, over, chance),
         "partial": partial,
         "unscored": _unscored(rows, rule),
         "rows_left_out": data.left_out,
@@ -206,7 +215,7 @@ def _parts(found: Outcomes) -> dict[str, Any]:
 
 
 def _length_baseline(benchmark: Benchmark, rows: ScoredRows) -> dict[str, Any]:
-    lengths = [np.array([_characters(each) for each in row.responses], float) for row in rows.comparisons]
+    lengths = _sizes(rows, response_characters)
     outcome = benchmark.combine(mean_credits(benchmark.credits(rows.comparisons, lengths, 0.0)))
     return {
         "baselines": {LENGTH_RULE: _plain(float(outcome.overall))},
@@ -227,12 +236,15 @@ def over_length(
         clusters: Cluster of each row.
 
     Returns:
-        `rule` (longer or shorter, in words or characters), `score`, `difference`, `ci`, `p_value`; the rule is the one
-        whose difference has the lowest lower bound, so that all are beaten if it is (`metrics.compare_with_length`).
+        `rule` (longer or shorter, in words, characters or, where every row says them, tokens), `score`, `difference`,
+        `ci`, `p_value`; the rule is the one whose difference has the lowest lower bound, so that all are beaten if it
+        is (`metrics.compare_with_length`).
     """
     found = []
-    for unit, measure in (("words", _words), ("characters", _characters)):
-        lengths = [np.array([measure(each) for each in row.responses], float) for row in rows.comparisons]
+    units = {"words": _sizes(rows, response_words), "characters": _sizes(rows, response_characters)}
+    if rows.tokens and all(each is not None for each in rows.tokens):
+        units = {"tokens": [np.array(each, float) for each in rows.tokens], **units}
+    for unit, lengths in units.items():
         for rule, sign in (("longer", 1), ("shorter", -1)):
             earned = benchmark.credits(rows.comparisons, [sign * each for each in lengths], 0.0)
             score = _plain(float(benchmark.combine(mean_credits(earned)).overall))
@@ -242,34 +254,35 @@ def over_length(
     return min(found, key=lambda each: each["ci"][0] if each["ci"] else -1.0)
 
 
-def _doubts(benchmark: Benchmark, found: Outcomes, over: Mapping[str, Any]) -> list[str]:
-    """What the overall number is not shown to be above, in words; chance where it is one half."""
-    doubts = []
-    low = (found.interval(("overall", "")).bounds or [0.0])[0]
-    if benchmark.chance is not None and low <= benchmark.chance:
-        doubts.append("Not shown to be above chance.")
-    if not over["ci"] or over["ci"][0] <= 0:
-        interval = "no interval" if not over["ci"] else "95% interval {:+.1%} to {:+.1%}".format(*over["ci"])
-        doubts.append(
-            f'Not shown to be above the length baseline: {over["difference"]:+.1%} over "{over["rule"]}" ({interval}).'
-        )
-    return doubts
+def _sizes(rows: ScoredRows, measure: Callable[[Response], int]) -> list[FloatArray]:
+    return [np.array([measure(each) for each in row.responses], float) for row in rows.comparisons]
 
 
-def _text(response: Any) -> str:
-    if isinstance(response, str):
-        return response
-    return "\n".join(str(message.get("content") or "") for message in response)
+def _doubts(found: Outcomes, over: Mapping[str, Any], chance: float) -> list[str]:
+    """What the overall number is not shown to be above, a sentence each."""
+    low = (found.interval(("overall", "")).bounds or [math.nan])[0]
+    difference = math.nan if over["difference"] is None else over["difference"]
+    words = not_shown(low, difference, *(over["ci"] or [math.nan, math.nan]), over["rule"], chance=chance)
+    return [f"{each[:1].upper()}{each[1:]}." for each in words]
 
 
-def _words(response: Any) -> int:
-    return len(_text(response).split())
+def chance_of(benchmark: Benchmark, comparisons: Sequence[Comparison]) -> float:
+    """Overall number of rewards at random.
 
+    Args:
+        benchmark: The benchmark.
+        comparisons: Its rows.
 
-def _characters(response: Any) -> int:
-    if isinstance(response, str):
-        return len(response)
-    return sum(len(str(message.get("content") or "")) for message in response)
+    Returns:
+        What the benchmark says, or the mean of 50 draws where it depends on the rows.
+    """
+    if benchmark.chance is not None:
+        return benchmark.chance
+    random, found = np.random.default_rng(0), []
+    for _ in range(_CHANCE_DRAWS):
+        rewards = [random.normal(size=len(each.responses)) for each in comparisons]
+        found.append(benchmark.combine(mean_credits(benchmark.credits(comparisons, rewards, 0.0))).overall)
+    return float(np.mean(found))
 
 
 def _count_ties(rows: ScoredRows) -> tuple[int, int]:

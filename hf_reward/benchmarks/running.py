@@ -17,7 +17,9 @@ from hf_reward.benchmarks.registry import PUBLIC
 from hf_reward.benchmarks.reporting import RUN_FILE, SCORES_FILE, finish_run, load_named, read_run
 from hf_reward.benchmarks.results import CARD_FILE, ResultRule, write_json
 from hf_reward.benchmarks.scores_file import append_lines, finished_lines, read_scores, score_line
+from hf_reward.preference_row import Response
 from hf_reward.reward_scorer import RewardScorer
+from hf_reward.row_text import contents_of
 from hf_reward.score_request import read_request
 
 logger = logging.getLogger(__name__)
@@ -194,9 +196,15 @@ def _score_chunk(chunk: Sequence[Comparison], scorer: RewardScorer) -> tuple[lis
             continue
         places = range(place, place + len(row.responses))
         problem = next((scored.problems[each] for each in places if each in scored.problems), "")
-        lines.append(score_line(row, [float(scored.rewards[each]) for each in places], problem))
+        tokens = [_count_tokens(response, scorer) for response in row.responses]
+        lines.append(score_line(row, [float(scored.rewards[each]) for each in places], problem, tokens))
         place += len(row.responses)
     return lines, scored.cut
+
+
+def _count_tokens(response: Response, scorer: RewardScorer) -> int:
+    """Tokens of the text of a response alone, by which the length rule compares responses."""
+    return len(scorer.tokenizer(contents_of(response), add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _chunks(comparisons: Sequence[Comparison]) -> Iterator[tuple[int, list[Comparison]]]:

@@ -22,21 +22,27 @@ class RowScores:
     """Shape `(K,)` each; NaN where there is none."""
     problems: Mapping[str, str] = field(default_factory=dict)
     """Id of a row that could not be scored -> why."""
+    tokens: list[list[int] | None] = field(default_factory=list)
+    """Tokens of each response of a row, None where its line does not say; empty where no line was read."""
 
 
-def score_line(comparison: Comparison, rewards: Sequence[float], problem: str) -> str:
+def score_line(
+    comparison: Comparison, rewards: Sequence[float], problem: str, tokens: Sequence[int] | None = None
+) -> str:
     """One line of the file.
 
     Args:
         comparison: The row.
         rewards: Its rewards; NaN becomes null.
         problem: Why a response has none, or empty.
+        tokens: Tokens of each response, where a tokenizer is at hand.
 
     Returns:
         JSON and a line break.
     """
     values = [None if math.isnan(value) else float(value) for value in rewards]
     line: dict[str, Any] = {"id": comparison.id, "rewards": values}
+    line |= {} if tokens is None else {"tokens": list(tokens)}
     return json.dumps(line | ({"problem": problem} if problem else {}), ensure_ascii=False) + "\n"
 
 
@@ -57,7 +63,7 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison], not_compare
         not_compared: Ids of further rows of the data that are not compared, such as ties; their scores are passed over.
 
     Returns:
-        Their rewards.
+        Their rewards, and the tokens of their responses where lines say them.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -69,6 +75,7 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison], not_compare
         raise FileNotFoundError(f"There is no file {path}. `--scores` takes the scores.jsonl of a run.")
     known = {each.id: each for each in comparisons}
     found: dict[str, FloatArray] = {}
+    tokens: dict[str, list[int] | None] = {}
     problems: dict[str, str] = {}
     for number, line in _lines(path):
         where = f"{path}, line {number}"
@@ -83,7 +90,7 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison], not_compare
             )
         if name in found:
             raise ValueError(f"{where}: row {name!r} is there twice. Remove one of its lines.")
-        found[name] = _values(row, known[name], where)
+        found[name], tokens[name] = _values(row, known[name], where), _tokens(row, known[name], where)
         if row.get("problem"):
             problems[name] = str(row["problem"])
     for name, each in known.items():
@@ -95,7 +102,7 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison], not_compare
             f"{path} lacks {len(missing)} of the data's {len(known)} rows, the first is {missing[0]!r}. Finish the "
             "run, or choose the subsets that were scored."
         )
-    return RowScores([found[each.id] for each in comparisons], problems)
+    return RowScores([found[each.id] for each in comparisons], problems, [tokens.get(each.id) for each in comparisons])
 
 
 def finished_lines(path: Path, comparisons: Sequence[Comparison]) -> list[str]:
@@ -160,3 +167,16 @@ def _values(row: Mapping[str, Any], comparison: Comparison, where: str) -> Float
                 'again, or give null and say why in "problem".'
             )
     return np.array([math.nan if value is None else value for value in rewards], dtype=np.float64)
+
+
+def _tokens(row: Mapping[str, Any], comparison: Comparison, where: str) -> list[int] | None:
+    tokens = row.get("tokens")
+    if tokens is None:
+        return None
+    whole = isinstance(tokens, list) and all(type(each) is int and each >= 0 for each in tokens)
+    if not whole or len(tokens) != len(comparison.responses):
+        raise ValueError(
+            f"{where}: `tokens` of row {row['id']!r} must be a whole number of 0 or more for each of its "
+            f"{len(comparison.responses)} responses, but is {str(tokens)[:80]}. Correct it, or leave it out."
+        )
+    return tokens

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from statsmodels.stats.multitest import multipletests
 
 from hf_reward.data_check.facts import RowFacts
 from hf_reward.data_check.style_features import FEATURES, LENGTHS, WHAT_COUNTS
@@ -64,13 +62,9 @@ def corrected(found: Sequence[Imbalance]) -> list[Imbalance]:
 
     Returns:
         The same with `adjusted_p_value`, and a verdict that goes by it.
-
-    Source:
-        Holm (1979), "A simple sequentially rejective multiple test procedure".
     """
-    tested = [each for each in found if each.p_value is not None]
-    adjusted: Any = multipletests([each.p_value for each in tested], method="holm")[1] if tested else []
-    by_name = {each.feature: float(value) for each, value in zip(tested, adjusted, strict=True)}
+    p_values = {each.feature: each.p_value for each in found if each.p_value is not None}
+    by_name = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return [
         replace(
             each,
@@ -79,6 +73,23 @@ def corrected(found: Sequence[Imbalance]) -> list[Imbalance]:
         )
         for each in found
     ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: the i-th smallest of m times m - i + 1, at least that of the one before and at most 1.
+
+    Args:
+        p_values: Of all tests.
+
+    Returns:
+        The adjusted ones in the same order.
+
+    Source:
+        Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    order = np.argsort(p_values, kind="stable")
+    grown = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1)) if len(order) else order
+    return np.minimum(grown, 1.0)[np.argsort(order)].tolist()
 
 
 def imbalance(feature: str, gaps: np.ndarray, groups: np.ndarray) -> Imbalance:

@@ -61,7 +61,7 @@ class DomainShift:
 
 
 @dataclass(frozen=True)
-class _Texts:
+class SetTexts:
     """Texts of one set, with the prompt group of each."""
 
     texts: list[str]
@@ -88,7 +88,7 @@ def measure_shift(train: tuple[RowFacts, RowReader], held: tuple[RowFacts, RowRe
         Lopez-Paz and Oquab (2017), "Revisiting classifier two-sample tests".
     """
     sides = [_texts(*side, seed) for side in (train, held)]
-    separability, interval, count = _separability(sides[0], sides[1], seed)
+    separability, interval, count = two_sample_test(sides[0], sides[1], seed)
     vocabulary = {word for text in sides[0].texts for word in words_of(text)}
     known, within = _known_share([_counts(sides[1].texts)], [vocabulary]), _known_within(sides[0], seed)
     names = ("data", "evaluation data")
@@ -120,17 +120,28 @@ def _other_length(one: float, other: float) -> bool:
     return max(one, other) >= LENGTH_RATIO * max(min(one, other), 1)
 
 
-def _texts(facts: RowFacts, reader: RowReader, seed: int) -> _Texts:
+def _texts(facts: RowFacts, reader: RowReader, seed: int) -> SetTexts:
     places = np.sort(np.random.default_rng(seed).permutation(facts.usable)[:SAMPLE_ROWS])
     rows = [reader.row(int(number)) for number in facts.number[places]]
     prompts = [prompt_text(row) for row in rows]
     responses = [[response_text(row, place) for place in range(len(row.responses))] for row in rows]
     groups = [str(row.group) for row, texts in zip(rows, responses, strict=True) for _ in texts]
     whole = [f"{prompt}\n{text}" for prompt, texts in zip(prompts, responses, strict=True) for text in texts]
-    return _Texts(whole, np.array(groups), prompts, [text for texts in responses for text in texts])
+    return SetTexts(whole, np.array(groups), prompts, [text for texts in responses for text in texts])
 
 
-def _separability(train: _Texts, held: _Texts, seed: int) -> tuple[float | None, Interval | None, int]:
+def two_sample_test(train: SetTexts, held: SetTexts, seed: int) -> tuple[float | None, Interval | None, int]:
+    """Train a classifier to tell two sets of texts apart, cross-validated by prompt group.
+
+    Args:
+        train: One set.
+        held: The other.
+        seed: Which texts of large sets, and how prompt groups are dealt out.
+
+    Returns:
+        Accuracy of the classifier with its 95% interval (both None where a set has fewer than two prompt groups), and
+        how many texts of each set were used.
+    """
     if any(len(np.unique(side.groups)) < 2 for side in (train, held)):
         return None, None, 0
     count = min(len(train.texts), len(held.texts), CLASSIFIED)
@@ -175,7 +186,7 @@ def _folds(groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     return np.array([fold[group] for group in groups.tolist()])
 
 
-def _known_within(side: _Texts, seed: int) -> float | None:
+def _known_within(side: SetTexts, seed: int) -> float | None:
     """Share of the words of each part of the prompt groups that occur in the other parts."""
     names, place = np.unique(side.groups, return_inverse=True)
     if len(names) < 2:

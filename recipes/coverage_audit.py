@@ -1,0 +1,195 @@
+"""Simulations of what the audit prints: effects, rates, their differences and verdicts."""
+
+from functools import cache
+
+import numpy as np
+from coverage_setting import ONE_ROW, Number, Setting, Tally, differences
+from scipy import special
+
+from hf_reward.audit.comparing import paired_difference
+from hf_reward.audit.effects import gain
+from hf_reward.audit.inference import Evidence, Inference, interval, p_value
+from hf_reward.audit.length_screens import stratified
+from hf_reward.audit.ranges import range_finding
+from hf_reward.audit.resampling import Bootstrap, median_margin
+from hf_reward.best_of_n import best_of_n_curve
+from hf_reward.intervals import clustered_interval, mean_difference
+
+_ABOUT = ("family", "name", "label")
+_MARGIN = 1.5 * float(special.ndtri(0.75))
+"""Median of 1.5 |N(0, 1)|, the size of the margins here."""
+_SLICES = 8
+_BOOTSTRAPS = [Bootstrap(200, seed) for seed in range(20)]
+"""Each remembers its clusters' draws. The audit draws 2,000; here the unit's share of the error is small."""
+
+
+def _bootstrap(random: np.random.Generator) -> Bootstrap:
+    return _BOOTSTRAPS[int(random.integers(len(_BOOTSTRAPS)))]
+
+
+def _with_unit(setting: Setting, random: np.random.Generator) -> Inference:
+    bootstrap = _bootstrap(random)
+    return Inference(bootstrap, median_margin(bootstrap, 1.5 * setting.normal(random), setting.names))
+
+
+def effect(size: float) -> Number:
+    """An effect in typical margins; the alarms are the verdicts `biased` at 0, and `equivalent` at delta."""
+
+    def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+        values = size * _MARGIN + 0.5 * setting.normal(random)
+        found = _with_unit(setting, random).reward_effect(_ABOUT, values, setting.names)
+        tally.add((found.ci_low, found.ci_high), size)
+        if size in (0.0, 0.1):
+            tally.alarms.append(found.verdict == ("biased" if size == 0 else "equivalent"))
+
+    return Number(simulate)
+
+
+def effect_p(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+    """P of an effect of 0, before any correction."""
+    sample = Inference(_bootstrap(random), None).sample(setting.normal(random), setting.names)
+    tail = p_value(sample, 0.0, above=False)
+    tally.alarms.append(tail is not None and tail <= 0.05)
+    tally.add(interval(sample, 0.95), 0.0)
+
+
+def wording(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+    """What a wording adds over the plain answer and over a control, of which the second is 0."""
+    noise = setting.normal(random), setting.normal(random)
+    found = gain(_with_unit(setting, random), _ABOUT, 1.0 + noise[0], noise[1], setting.names)
+    tally.alarms.append(found.p_value is not None and found.p_value <= 0.05)
+
+
+def audit_compare(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+    """`audit compare`: two models with the same effect of half a margin, of rewards of other sizes."""
+    bootstrap, names = _bootstrap(random), setting.names
+    margins = [size * setting.normal(random) for size in (1.5, 3.0)]
+    effects = [size * (0.5 * _MARGIN / 1.5 + 0.5 * setting.normal(random)) for size in (1.5, 3.0)]
+    units = tuple(median_margin(bootstrap, each, names) for each in margins)
+    first, second = (Evidence(each, names, True) for each in effects)
+    found = paired_difference(bootstrap, first, second, (units[0], units[1]))
+    if found is None:
+        return
+    tally.add(interval(found, 0.95), 0.0)
+    tail = p_value(found, 0.0, above=False)
+    tally.alarms.append(tail is not None and tail <= 0.05)
+
+
+def rate(truth: float) -> Number:
+    """How often junk wins; the alarm is `equivalent` at the limit, .05."""
+
+    def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+        values = (setting.uniform(random) < truth).astype(float)
+        found = Inference(_bootstrap(random), None).rate(_ABOUT, values, setting.names)
+        tally.add((found.ci_low, found.ci_high), truth)
+        if truth == 0.05:
+            tally.alarms.append(found.verdict in ("biased", "equivalent"))
+
+    return Number(simulate)
+
+
+def change(truth: float, differ: float) -> Number:
+    """Flips to the worse minus flips to the better; the alarms are `biased` at 0, and `equivalent` at delta, .05."""
+
+    def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+        values = differences(setting, random, truth, differ)
+        found = Inference(_bootstrap(random), None).change(_ABOUT, values, setting.names)
+        tally.add((found.ci_low, found.ci_high), truth)
+        if truth in (0.0, 0.05):
+            tally.alarms.append(found.verdict == ("biased" if truth == 0 else "equivalent"))
+
+    return Number(simulate)
+
+
+def by_side(place: int) -> Number:
+    """Accuracy where the preferred response is longer (.8) minus where it is shorter (.6), or the mean of the two."""
+    truth = (0.2, 0.7)[place]
+
+    def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+        longer = setting.uniform(random) < 0.7
+        credit = (setting.uniform(random) < np.where(longer, 0.8, 0.6)).astype(float)
+        lengths, names = np.where(longer, 1, -1), np.array(setting.names)
+        found = stratified(credit, lengths, names, Inference(_bootstrap(random), None))[place]
+        tally.add((found.ci_low, found.ci_high), truth)
+
+    return Number(simulate)
+
+
+def worst_slice(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+    """The bound of the worst of eight slices, all of accuracy .7; the alarm is a bound below it."""
+    right = setting.uniform(random) < 0.7
+    slices = random.integers(0, _SLICES, len(right))
+    found = [
+        (right[slices == each].mean(), clustered_interval(right[slices == each], setting.labels[slices == each], level))
+        for each in range(_SLICES)
+        if (slices == each).sum() > 1
+        for level in [1 - 0.05 / _SLICES]
+    ]
+    bound = min(found, key=lambda each: each[0])[1]
+    if bound.bounds is None:
+        tally.withheld += 1
+        return
+    tally.alarms.append(bound.high < 0.7)
+
+
+def worst_edit(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+    """The bound of the worst of six edits that each cost .05; the alarm is a bound below that."""
+    found = [mean_difference(differences(setting, random, 0.05, 0.15), setting.labels) for _ in range(6)]
+    worst = max(found, key=lambda each: each.spread.estimate)
+    tally.alarms.append(worst.interval(1 - 0.05 / 6).high < 0.05)
+
+
+def group_range(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+    """Largest minus smallest of four groups' means that are .2 apart; the alarm is p <= .05 where they are equal."""
+    inference = Inference(_bootstrap(random), None)
+    noise = random.normal(size=(setting.clusters, 4))
+    found = range_finding(inference, _ABOUT, noise + 0.2 * np.arange(4), setting.names, delta=0.05, unit="units")
+    tally.add((found.ci_low, found.ci_high), 0.6)
+    tail = range_finding(inference, _ABOUT, noise, setting.names, delta=0.05, unit="units").p_value
+    tally.alarms.append(tail is not None and tail <= 0.05)
+
+
+def _lists(count: int, random: np.random.Generator, noise: float) -> np.ndarray:
+    """Worth of the best of 1 to 4 answers by a reward, for so many lists of right and wrong answers."""
+    answers = random.normal(size=(count, 1)) + random.normal(size=(count, 4))
+    return best_of_n_curve(answers + noise * random.normal(size=answers.shape), (answers > 0).astype(float))
+
+
+@cache
+def _true_curve(noise: float) -> np.ndarray:
+    return _lists(400_000, np.random.default_rng(1), noise).mean(axis=0)
+
+
+def best_of_four(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+    """Worth of the best of four by the reward; a prompt has one list, or eight."""
+    curves = _lists(len(setting.labels), random, 1.0)
+    sample = Inference(_bootstrap(random), None).sample(curves[:, -1], setting.names)
+    tally.add(interval(sample, 0.95), float(_true_curve(1.0)[-1]))
+
+
+def rank_correlation(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
+    """Mean of Spearman's correlation of rewards and lengths of three responses that have nothing to do with another."""
+    values = random.choice([-1.0, -0.5, 0.5, 1.0], size=setting.clusters, p=[1 / 6, 1 / 3, 1 / 3, 1 / 6])
+    found = Inference(_bootstrap(random), None).change(_ABOUT, values, setting.names, screen_only=True)
+    tally.add((found.ci_low, found.ci_high), 0.0)
+
+
+AUDIT: dict[str, Number] = {
+    "audit effect 0 (biased)": effect(0.0),
+    "audit effect .1 (equivalent)": effect(0.1),
+    "audit effect .5": effect(0.5),
+    "audit effect 0 (p)": Number(effect_p),
+    "audit wording and control (p)": Number(wording),
+    "audit compare, difference 0 (p)": Number(audit_compare),
+    "audit rate .05 (biased or equivalent)": rate(0.05),
+    "audit rate .2": rate(0.2),
+    "audit rate difference 0 (biased)": change(0.0, 0.2),
+    "audit rate difference .05 (equivalent)": change(0.05, 0.05),
+    "audit length gap .2": by_side(0),
+    "audit length-balanced accuracy": by_side(1),
+    "audit rank correlation 0": Number(rank_correlation, ONE_ROW),
+    "audit worst of 8 slices (bound)": Number(worst_slice),
+    "audit worst of 6 edits (bound)": Number(worst_edit),
+    "audit range of 4 groups (p)": Number(group_range, ONE_ROW),
+    "audit best of 4": Number(best_of_four, ("1 row", "8 independent rows")),
+}

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup fix check test test-all interop faults audit-deps fuzz soak quickstart wheel clean
+.PHONY: help setup fix check test test-all interop faults audit-deps fuzz soak coverage quickstart wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ fuzz: $(VENV)/.installed ## odd cases at every entry point, three CPU minutes ea
 
 soak: $(VENV)/.installed ## 64 clients of the server next to an attacker of each kind in turn, 30 minutes
 	$(BIN)/python recipes/serve_soak.py
+
+coverage: $(VENV)/.installed ## simulate how often every interval is right, as in docs/COVERAGE.md; ten to twenty CPU minutes
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/coverage.py
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model from the carried set
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml \

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from hf_reward.equal_bins import equal_bins
 from hf_reward.intervals import (
     FEW_CLUSTERS,
     Interval,
@@ -133,7 +134,7 @@ def _places(gaps: FloatArray, clusters: IntArray | None) -> IntArray:
 def reliability_bins(
     gaps: FloatArray, num_bins: int | None = None, clusters: IntArray | None = None
 ) -> list[ReliabilityBin]:
-    """Bins of equally many pairs, least confident first.
+    """Bins of about equally many pairs, least confident first; pairs of equal confidence are in one bin.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
@@ -202,8 +203,9 @@ def calibration_floor(
     gaps = _checked(gaps)
     confidence, right = _confidence(gaps)
     random = np.random.default_rng(seed)
-    outcomes = (random.random((draws, len(confidence))) < confidence).astype(float)
-    independent = float(np.mean([_naive_error(confidence, each, num_bins) for each in outcomes]))
+    ordered = np.sort(confidence)  # else the draws would depend on the order of rows
+    outcomes = (random.random((draws, len(ordered))) < ordered).astype(float)
+    independent = float(np.mean([_naive_error(ordered, each, num_bins) for each in outcomes]))
     if clusters is None:
         return independent
     rest = right - confidence
@@ -398,7 +400,7 @@ def _equal_bins(confidence: FloatArray, num_bins: int | None) -> list[IntArray]:
         num_bins = max(1, min(MOST_BINS, len(confidence) // PAIRS_PER_BIN))
     if not 1 <= num_bins <= len(confidence):
         raise ValueError(f"`num_bins` must be from 1 to the {len(confidence)} pairs, but is {num_bins}.")
-    return np.array_split(np.argsort(confidence, kind="stable"), num_bins)
+    return equal_bins(confidence, num_bins)
 
 
 def _naive_error(confidence: FloatArray, right: FloatArray, num_bins: int | None) -> float:

@@ -265,7 +265,9 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
     if results["unscored"]["n"]:
         name, why = next(iter(results["unscored"]["first"].items()))
         counted = "counted as wrong" if results["unscored"]["counted_as"] == "wrong" else "left out"
-        lines.append(f"{results['unscored']['n']} rows could not be scored, {counted}. First: {name}: {why}.")
+        lines.append(
+            f"{results['unscored']['n']} rows could not be scored, {counted}. First: {name}: {why.removesuffix('.')}."
+        )
     if results.get("prompts_cut"):
         lines.append(f"{results['prompts_cut']} prompts were cut to fit the model.")
     shared = results.get("shared_responses")

@@ -18,7 +18,12 @@ from hf_reward.intervals import FEW_CLUSTERS, Difference, clustered_interval, me
 from hf_reward.intervals import Interval as Interval  # its name before intervals had a module
 
 PADDING_RANK = -100
-LENGTH_UNITS = ("tokens", "words", "characters")
+LENGTH_BASELINES = {
+    "tokens": "length_baseline",
+    "words": "length_baseline_words",
+    "characters": "length_baseline_characters",
+}
+"""Unit of length -> the metric that says what preferring the longer response scores."""
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
@@ -216,7 +221,7 @@ def _length_metrics(
     longer, shorter = credits["tokens"] == 1, credits["tokens"] == 0
     over = compare_with_length(correct, credits, clusters)
     return {
-        **{_baseline_of(unit): float(credit.mean()) for unit, credit in credits.items()},
+        **{LENGTH_BASELINES[unit]: float(credit.mean()) for unit, credit in credits.items()},
         "length_baseline_strongest": over.accuracy,
         "accuracy_over_length": over.difference.spread.estimate,
         "accuracy_over_length_ci_low": over.low,
@@ -226,10 +231,6 @@ def _length_metrics(
         "accuracy_preferred_shorter": float(correct[shorter].mean()) if shorter.any() else np.nan,
         "num_preferred_shorter": int(shorter.sum()),
     }
-
-
-def _baseline_of(unit: str) -> str:
-    return "length_baseline" if unit == "tokens" else f"length_baseline_{unit}"
 
 
 def strongest_rule(metrics: Mapping[str, float]) -> str:
@@ -243,11 +244,11 @@ def strongest_rule(metrics: Mapping[str, float]) -> str:
     """
     rule = metrics["length_baseline"]
     wanted = metrics.get("length_baseline_strongest", max(rule, 1 - rule))
-    known = {unit: metrics[_baseline_of(unit)] for unit in LENGTH_UNITS if _baseline_of(unit) in metrics}
+    known = {unit: metrics[name] for unit, name in LENGTH_BASELINES.items() if name in metrics}
     rules = [
-        (f"{side} in {unit}", rule)
+        (f"{side} in {unit}", accuracy)
         for unit, longer in known.items()
-        for side, rule in (("longer", longer), ("shorter", 1 - longer))
+        for side, accuracy in (("longer", longer), ("shorter", 1 - longer))
     ]
     return min(rules, key=lambda each: abs(each[1] - wanted))[0]
 

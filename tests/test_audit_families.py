@@ -300,7 +300,8 @@ def test_what_best_of_n_amplifies_and_what_it_costs():
     )
     drift, regret = report.finding("best_of_n_length_drift"), report.finding("best_of_n_regret")
     assert drift.ci_low > 0.3
-    assert regret.ci_low > 0.1  # it prefers long answers, which are wrong here
+    assert regret.estimate > 0.1  # it prefers long answers, which are wrong here
+    assert regret.ci_low is None  # the best number of responses was chosen on these prompts
     assert drift.screen_only
     assert regret.screen_only
     assert report.families["best_of_n"].details["overoptimization"]["alpha"] < 0

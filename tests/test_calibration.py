@@ -14,6 +14,7 @@ from hf_reward.calibration import (
     reliability_bins,
     spiegelhalter,
 )
+from hf_reward.equal_bins import equal_bins
 from hf_reward.intervals import squares_interval
 
 
@@ -231,3 +232,30 @@ def test_nothing_to_fit() -> None:
         calibration_error(np.ones(3), 4)
     with pytest.raises(ValueError, match="two pairs or more"):
         debiased_calibration_error(np.ones(3), 3)
+
+
+# --- order of rows ---
+
+
+def test_the_order_of_rows_changes_nothing_where_confidences_are_tied() -> None:
+    """Gaps of five sizes, 40 of each, in three bins: their ends fall among equal confidences."""
+    random = np.random.default_rng(0)
+    gaps = np.repeat([0.2, 0.5, 1.0, 1.5, 2.0], 40) * np.where(random.random(200) < 0.7, 1, -1)
+    clusters = np.arange(200) // 4
+    expected = calibration_metrics(gaps, clusters, num_bins=3)
+    assert expected["ece_naive"] != calibration_error(np.abs(gaps) * np.sign(gaps[::-1]), 3)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(200)
+        assert calibration_metrics(gaps[order], clusters[order], num_bins=3) == pytest.approx(expected, abs=1e-12)
+        bins, others = (reliability_bins(gaps[each], 3, clusters[each]) for each in (order, slice(None)))
+        assert [(each.count, each.accuracy) for each in bins] == [(each.count, each.accuracy) for each in others]
+
+
+def test_equal_values_share_a_bin_and_others_are_dealt_out_evenly() -> None:
+    distinct = np.random.default_rng(1).permutation(11) / 7
+    assert [sorted(distinct[each] * 7) for each in equal_bins(distinct, 3)] == [
+        pytest.approx(part) for part in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10])
+    ]
+    tied = np.array([3.0, 1.0, 3.0, 3.0, 2.0, 3.0, 3.0, 9.0])  # bins of 3, 3 and 2: the 3s lie on places 2 to 6
+    assert [tied[each].tolist() for each in equal_bins(tied, 3)] == [[1, 2], [3, 3, 3, 3, 3, 9]]
+    assert len(equal_bins(np.ones(10), 5)) == 1

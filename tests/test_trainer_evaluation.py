@@ -11,7 +11,8 @@ from datasets import Dataset
 from test_trainer import ranked_lists, with_ties
 from training_runs import load, make_trainer
 
-from hf_reward import CheckpointRecord, preference_metrics
+from hf_reward import CheckpointRecord, RewardScorer, preference_metrics
+from hf_reward.benchmarks.running import run_benchmark
 
 
 def of_lengths(count: int) -> list[dict[str, str]]:
@@ -105,6 +106,24 @@ def test_the_evaluation_loss_of_plain_pairs_is_the_log_loss_also_with_a_short_la
 def test_intervals_are_clustered_by_prompt(scorer):
     rows = [{**row, "group": f"prompt {place // 4}"} for place, row in enumerate(of_lengths(16))]
     assert scorer(of_lengths(4), rows).evaluate()["eval_num_prompts"] == 4
+
+
+def test_benchmark_pairs_gives_the_accuracy_the_interval_and_the_length_difference_of_the_trainer(scorer, tmp_path):
+    """One model and 24 pairs of 6 prompts: what training logs is what `benchmark pairs` says, bounds included."""
+    rows = [{**row, "prompt": f"prompt {place // 4}: "} for place, row in enumerate(of_lengths(24))]
+    trainer = scorer(of_lengths(4), rows)
+    metrics = trainer.evaluate()
+    model = RewardScorer(trainer.model, trainer.processing_tokenizer, trainer.record())
+    found = run_benchmark("pairs", model, rows, out=tmp_path / "pairs")
+    assert found["overall"] == metrics["eval_accuracy"]
+    assert 0 < found["overall"] < 1
+    bounds = [metrics["eval_accuracy_ci_low"], metrics["eval_accuracy_ci_high"]]
+    assert found["ci"] == pytest.approx(bounds, abs=1e-12)
+    assert found["prompts"] == metrics["eval_num_prompts"] == 6
+    names = [f"eval_accuracy_over_length{end}" for end in ("", "_ci_low", "_ci_high")]
+    over = found["over_length"]
+    assert [over["difference"], *over["ci"]] == pytest.approx([metrics[name] for name in names], abs=1e-12)
+    assert over["score"] == pytest.approx(metrics["eval_length_baseline_strongest"])
 
 
 def test_several_evaluation_sets_are_each_measured_under_their_name(scorer):

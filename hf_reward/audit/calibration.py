@@ -22,6 +22,7 @@ from hf_reward.calibration import (
     spiegelhalter,
 )
 from hf_reward.data_check.votes import read_votes
+from hf_reward.equal_bins import equal_bins
 from hf_reward.intervals import clustered_interval
 from hf_reward.metrics import brier_score, log_loss
 
@@ -63,7 +64,7 @@ def brier_parts(probabilities: FloatArray, outcomes: FloatArray, num_bins: int =
         Murphy (1973), "A new vector partition of the probability score".
     """
     base = outcomes.mean()
-    parts = np.array_split(np.argsort(probabilities, kind="stable"), min(num_bins, len(outcomes)))
+    parts = equal_bins(probabilities, min(num_bins, len(outcomes)))
     weights = np.array([len(part) for part in parts]) / len(outcomes)
     rates = np.array([outcomes[part].mean() for part in parts])
     means = np.array([probabilities[part].mean() for part in parts])
@@ -208,7 +209,7 @@ def _numbers(
 
 def _reliability(probabilities: FloatArray, outcomes: FloatArray, clusters: np.ndarray) -> Curve:
     count = max(2, min(_BINS, len(outcomes) // 20))
-    parts = np.array_split(np.argsort(probabilities, kind="stable"), count)
+    parts = equal_bins(probabilities, count)
     bounds = [clustered_interval(outcomes[part], clusters[part]) for part in parts]
     series = {
         "label": "pairs, in bins of equal size",

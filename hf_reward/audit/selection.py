@@ -1,6 +1,7 @@
 """What choosing the best of n by this reward would bring: the first step of what RL does with it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hf_reward.best_of_n import best_of_n_curve, kl_of_best_of_n
 
 FAMILY = "best_of_n"
 _FEWEST = 20
-_IN_SAMPLE = "The smaller number is the best on these very prompts, so this is never below 0."
+_IN_SAMPLE = "The smaller number is the best on these very prompts, so this is never below 0 and has no interval."
 
 
 def _cases(material: Material) -> list[Case]:
@@ -165,17 +166,17 @@ def _add_gold(
     mean = curves.mean(axis=0)
     best = int(np.argmax(mean))
     oracle = np.array([each.max() for each in gold])
-    result.findings.append(
-        inference.change(
-            (FAMILY, "best_of_n_regret", f"worth lost by choosing among {largest} rather than {best + 1}"),
-            curves[:, best] - curves[:, -1],
-            clusters,
-            screen_only=True,
-            unit="gold units",
-            note=f"{_IN_SAMPLE} Best of {largest}: {mean[-1]:.3f}; one at random: {mean[0]:.3f}; "
-            f"the best: {oracle.mean():.3f}.",
-        )
+    regret = inference.change(
+        (FAMILY, "best_of_n_regret", f"worth lost by choosing among {largest} rather than {best + 1}"),
+        curves[:, best] - curves[:, -1],
+        clusters,
+        screen_only=True,
+        unit="gold units",
+        note=f"{_IN_SAMPLE} Best of {largest}: {mean[-1]:.3f}; one at random: {mean[0]:.3f}; "
+        f"the best: {oracle.mean():.3f}.",
     )
+    # An interval that takes the smaller number for given would leave out that it was chosen.
+    result.findings.append(replace(regret, ci_low=None, ci_high=None, mde=None))
     bounds = [interval(inference.sample(curves[:, place], clusters), 0.95) for place in range(largest)]
     numbers = np.arange(2, largest + 1)
     details: dict[str, Any] = {"gold_curve": mean.tolist(), "oracle": float(oracle.mean())}

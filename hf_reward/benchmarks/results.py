@@ -79,7 +79,7 @@ def rows_that_count(data: BenchmarkData, scores: RowScores, rule: ResultRule) ->
         counted.append(counts)
     if not comparisons:
         first = next(iter(unscored.values()))
-        raise ValueError(f"None of the {len(unscored)} rows could be scored. The first: {first}.")
+        raise ValueError(f"None of the {len(unscored)} rows could be scored. The first: {first.removesuffix('.')}.")
     return ScoredRows(comparisons, rewards, unscored, counted)
 
 

@@ -6,6 +6,7 @@ from hf_reward.card.domain import benchmark_name
 from hf_reward.card.facts import CardFacts
 from hf_reward.card.text import escaped
 from hf_reward.card.values import NO_VALUE, as_list, cells, counted, interval, number, share
+from hf_reward.metrics import LENGTH_BASELINES
 
 _OF_SOURCE = ("accuracy_ci_low", "accuracy_ci_high", "num_pairs", "length_baseline")
 _INTERVAL = 2
@@ -22,7 +23,8 @@ def accuracy_rows(facts: CardFacts) -> list[list[str]]:
     size = ", ".join(each for each in sizes if each)
     rows = [cells("**this model** (a tie is wrong)", share(values["accuracy"]), bounds, size)]
     rows += _metric_row(values, "this model, ties count half", "accuracy_half_credit", "num_pairs")
-    rows += _metric_row(values, "rule: prefer the longer response (tokens)", "length_baseline", "num_pairs")
+    for unit, name in LENGTH_BASELINES.items():
+        rows += _metric_row(values, f"rule: prefer the longer response ({unit})", name, "num_pairs")
     for each in facts.record.baselines:
         if number(each.get("accuracy")) is not None:
             name = f"baseline: {escaped(each.get('name') or 'unnamed')}"

@@ -386,7 +386,7 @@ def squares_interval(means: FloatArray, parts: FloatArray, level: float = 0.95) 
     covariance = parts.T @ parts * count / (count - 1)
     trace, square = float(np.trace(covariance)), float(np.sum(covariance**2))
     found = float(means @ means)
-    if trace <= 0:
+    if trace <= _TINY**2:  # rounding alone
         return Interval(found, found, count, "noncentral-f")
     along = float(means @ covariance @ means) / found if found > 0 else square / trace
     variances = np.sum(parts**2, axis=1)

@@ -125,8 +125,8 @@ def worst_slice(setting: Setting, random: np.random.Generator, tally: Tally) -> 
         if (slices == each).sum() > 1
         for level in [1 - 0.05 / _SLICES]
     ]
-    bound = min(found, key=lambda each: each[0])[1]
-    if bound.bounds is None:
+    bound = min(found, key=lambda each: each[0])[1] if found else None
+    if bound is None or bound.bounds is None:
         tally.withheld += 1
         return
     tally.alarms.append(bound.high < 0.7)

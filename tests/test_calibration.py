@@ -231,7 +231,7 @@ def test_nothing_to_fit() -> None:
     with pytest.raises(ValueError, match="`num_bins` must be from 1 to the 3 pairs"):
         calibration_error(np.ones(3), 4)
     with pytest.raises(ValueError, match="two pairs or more"):
-        debiased_calibration_error(np.ones(3), 3)
+        debiased_calibration_error(np.arange(1.0, 4.0), 3)  # equal ones would share a bin
 
 
 # --- order of rows ---

@@ -58,9 +58,9 @@ def test_the_table_is_aligned_and_has_a_line_for_each_source():
 
 def test_what_is_shown_is_not_said_and_few_prompts_are():
     above = SPLIT | {"eval_accuracy_over_length_ci_low": 0.01}
-    assert evaluation_table(above).splitlines()[2:] == []
+    assert evaluation_table(above).splitlines()[3:] == []
     chance = above | {"eval_accuracy_ci_low": 0.48, "eval_num_prompts": 19}
-    assert evaluation_table(chance).splitlines()[2:] == [
+    assert evaluation_table(chance).splitlines()[3:] == [
         "eval: not shown to be above chance; fewer than 20 prompts, too few for a verdict."
     ]
 

@@ -56,7 +56,7 @@ from hf_reward.training_statistics import BatchStatistics
 
 logger = logging.getLogger(__name__)
 
-LABELS = ("ranks", "lengths", "groups", "sources", "losses", "loss_weights", "words", "characters", "row")
+LABELS = ("ranks", "lengths", "groups", "sources", "words", "characters", "losses", "loss_weights", "row")
 """What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
 
 

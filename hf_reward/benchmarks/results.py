@@ -229,6 +229,8 @@ def over_length(
 ) -> dict[str, Any]:
     """The overall number minus that of the length rule that is hardest to beat, paired by prompt.
 
+    Equal lengths earn half a point, as a random choice would and as in training.
+
     Args:
         benchmark: The benchmark.
         rows: Its rows.
@@ -246,7 +248,7 @@ def over_length(
         units = {"tokens": [np.array(each, float) for each in rows.tokens], **units}
     for unit, lengths in units.items():
         for rule, sign in (("longer", 1), ("shorter", -1)):
-            earned = benchmark.credits(rows.comparisons, [sign * each for each in lengths], 0.0)
+            earned = benchmark.credits(rows.comparisons, [sign * each for each in lengths], 0.5)
             score = _plain(float(benchmark.combine(mean_credits(earned)).overall))
             difference = compared(benchmark, credits, earned, clusters)["overall", ""]
             numbers = {"difference": _plain(difference.difference), "ci": difference.interval.bounds}

@@ -17,10 +17,10 @@ from hf_reward.benchmarks.registry import PUBLIC
 from hf_reward.benchmarks.reporting import RUN_FILE, SCORES_FILE, finish_run, load_named, read_run
 from hf_reward.benchmarks.results import CARD_FILE, ResultRule, write_json
 from hf_reward.benchmarks.scores_file import append_lines, finished_lines, read_scores, score_line
-from hf_reward.preference_row import Response
+from hf_reward.response_encoding import EncodedResponse
 from hf_reward.reward_scorer import RewardScorer
-from hf_reward.row_text import contents_of
 from hf_reward.score_request import read_request
+from hf_reward.tokenization import shared_prefix_length
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,8 @@ def _score(
 def _score_chunk(chunk: Sequence[Comparison], scorer: RewardScorer) -> tuple[list[str], int]:
     usable = [row for row in chunk if not row.problem]
     requests = [read_request(row.prompt, response, is_apart=True) for row in usable for response in row.responses]
-    scored = scorer.score_requests(requests, allow_empty=True, show_progress=False)
+    encoded = scorer.encode(requests, allow_empty=True)
+    scored = scorer.score_encoded(encoded, show_progress=False)
     lines, place = [], 0
     for row in chunk:
         if row.problem:
@@ -196,15 +197,18 @@ def _score_chunk(chunk: Sequence[Comparison], scorer: RewardScorer) -> tuple[lis
             continue
         places = range(place, place + len(row.responses))
         problem = next((scored.problems[each] for each in places if each in scored.problems), "")
-        tokens = [_count_tokens(response, scorer) for response in row.responses]
+        tokens = _tokens_of([encoded[each] for each in places])
         lines.append(score_line(row, [float(scored.rewards[each]) for each in places], problem, tokens))
         place += len(row.responses)
     return lines, scored.cut
 
 
-def _count_tokens(response: Response, scorer: RewardScorer) -> int:
-    """Tokens of the text of a response alone, by which the length rule compares responses."""
-    return len(scorer.tokenizer(contents_of(response), add_special_tokens=False, verbose=False)["input_ids"])
+def _tokens_of(row: Sequence[EncodedResponse]) -> list[int] | None:
+    """Tokens of each response of a row beyond what all share, as training counts them; None where prompts were cut."""
+    if any(each.problem or each.cut_tokens for each in row):
+        return None
+    shared = shared_prefix_length([each.input_ids for each in row])
+    return [len(each.input_ids) - shared for each in row]
 
 
 def _chunks(comparisons: Sequence[Comparison]) -> Iterator[tuple[int, list[Comparison]]]:

@@ -311,7 +311,7 @@ def doubts(metrics: Mapping[str, float]) -> list[str]:
     bounds = [metrics.get(f"accuracy_over_length{end}", np.nan) for end in ("", "_ci_low", "_ci_high")]
     if "accuracy_over_length_ci_low" not in metrics:
         bounds[1] = low - max(rule, 1 - rule)
-    return not_shown(low, *bounds, strongest_rule(metrics))
+    return not_shown(low, *bounds, rule=strongest_rule(metrics))
 
 
 def not_shown(

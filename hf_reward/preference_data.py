@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -223,13 +223,13 @@ class PreferenceDataTrainer(Trainer):
                 self.data_collator = DataCollatorForFeatures(self.data_collator)
         if description == "Training" and isinstance(dataset, IterableDataset):
             dataset = self._endless(dataset)
-        own = self.args
+        own, read = self.args, cast(Any, dataset)
         try:
             if description != "Training":
                 self.args = self._args_of_evaluation(dataset)
                 if isinstance(dataset, IterableDataset) and own.world_size > 1:
-                    dataset = CountedStream(dataset)
-            return super()._get_dataloader(dataset, description, *args, **kwargs)
+                    read = CountedStream(dataset)
+            return super()._get_dataloader(read, description, *args, **kwargs)
         finally:
             self.args = own
 
@@ -412,9 +412,9 @@ class PreferenceDataTrainer(Trainer):
         """Undo the order of evaluation; of a stream that several processes share, leave out repeated rows."""
         if isinstance(values, tuple):
             return tuple(self._in_dataset_order(part) for part in values)
-        if values is None or (self._eval_order is None and self._eval_stream is None):
-            return values
-        return values[: self._eval_stream.count] if self._eval_stream else values[np.argsort(self._eval_order)]
+        if values is not None and self._eval_stream is not None:
+            return values[: self._eval_stream.count]
+        return values if values is None or self._eval_order is None else values[np.argsort(self._eval_order)]
 
     # --- cached features ---
 

@@ -117,7 +117,7 @@ def by_side(place: int) -> Number:
 
 def worst_slice(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
     """The bound of the worst of eight slices, all of accuracy .7; the alarm is a bound below it."""
-    right = setting.uniform(random) < 0.7
+    right = (setting.uniform(random) < 0.7).astype(float)
     slices = random.integers(0, _SLICES, len(right))
     found = [
         (right[slices == each].mean(), clustered_interval(right[slices == each], setting.labels[slices == each], level))

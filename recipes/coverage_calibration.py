@@ -86,7 +86,8 @@ def _expected_loss(truth: float) -> float:
 @cache
 def slope_of_no_gain() -> float:
     """The slope at which a model's log loss is ln 2, that of a constant prediction."""
-    return float(optimize.brentq(lambda truth: _expected_loss(truth) - np.log(2), 0.0, 1.0))
+    found = optimize.brentq(lambda truth: _expected_loss(truth) - np.log(2), 0.0, 1.0)
+    return float(found)  # pyright: ignore[reportArgumentType]
 
 
 def log_loss(truth: float | None) -> Number:

@@ -117,7 +117,7 @@ def reading_of(accuracy: Finding, over_rule: Finding, rule: str, gaps: np.ndarra
     bounds = "" if low is None or high is None else f" (95% interval {low:.1%} to {high:.1%})"
     said = f"Accuracy {accuracy.estimate:.1%}{bounds} on these pairs"
     numbers = (accuracy.ci_low, over_rule.estimate, over_rule.ci_low, over_rule.ci_high)
-    missing = not_shown(*(math.nan if each is None else each for each in numbers), rule)
+    missing = not_shown(*(math.nan if each is None else each for each in numbers), rule=rule)
     words = f"{said}: {' and '.join(missing) or 'above chance and above the length baseline'}."
     return " ".join(filter(None, [words, log_loss_words(gaps, clusters)[0]]))
 

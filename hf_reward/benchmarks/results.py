@@ -264,7 +264,7 @@ def _doubts(found: Outcomes, over: Mapping[str, Any], chance: float) -> list[str
     """What the overall number is not shown to be above, a sentence each."""
     low = (found.interval(("overall", "")).bounds or [math.nan])[0]
     difference = math.nan if over["difference"] is None else over["difference"]
-    words = not_shown(low, difference, *(over["ci"] or [math.nan, math.nan]), over["rule"], chance=chance)
+    words = not_shown(low, difference, *(over["ci"] or [math.nan, math.nan]), rule=over["rule"], chance=chance)
     return [f"{each[:1].upper()}{each[1:]}." for each in words]
 
 

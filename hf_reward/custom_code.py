@@ -27,15 +27,23 @@ def brings_code(folder: str | Path) -> bool:
     Returns:
         True if transformers has no such architecture and the configuration names classes in `auto_map`.
     """
-    adapter = Path(folder) / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        return bool(base) and str(base) != str(folder) and brings_code(str(base))
-    is_hub_id = not Path(folder).is_dir() and _HUB_ID.fullmatch(str(folder))
-    found = try_to_load_from_cache(str(folder), "config.json") if is_hub_id else None
-    path = Path(found) if isinstance(found, str) else Path(folder) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    name, seen = str(folder), set[str]()
+    while (Path(name) / "adapter_config.json").is_file() and name not in seen:
+        seen.add(name)
+        name = str(_settings(Path(name) / "adapter_config.json").get("base_model_name_or_path") or folder)
+    is_hub_id = not Path(name).is_dir() and _HUB_ID.fullmatch(name)
+    found = try_to_load_from_cache(name, "config.json") if is_hub_id else None
+    config = _settings(Path(found) if isinstance(found, str) else Path(name) / "config.json")
     return bool(config.get("auto_map")) and config.get("model_type") not in CONFIG_MAPPING
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it cannot be read, which is refused with its reason where it is loaded."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def require_trust(folder: str | Path, trust_remote_code: bool) -> None:

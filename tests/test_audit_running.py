@@ -324,7 +324,7 @@ def test_a_model_that_knows_nothing_is_called_so():
     coin = run_audit(
         lambda prompts, responses: [20 * (hash_of(each) - 0.5) for each in responses], DATA.rows, rule=rule
     )
-    assert "not shown to be above chance and not shown to be above the length baseline." in coin.summary
+    assert "not shown to be above chance and not shown to be above the length baseline (" in coin.summary
     assert "worse than a constant prediction of one half, 0.693." in coin.summary
     good = run_audit(synthetic(), DATA.rows, rule=rule)
     assert "not shown to be above chance" not in good.summary

@@ -144,7 +144,7 @@ def test_a_finished_run_scores_nothing_again(
     scorer: RewardScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_benchmark("llmbar", scorer, DATA["llmbar"], out=tmp_path, rule=FAST)
-    monkeypatch.setattr(scorer, "score_requests", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(scorer, "score_encoded", lambda *_, **__: pytest.fail("scored again"))
     assert run_benchmark("llmbar", scorer, DATA["llmbar"], out=tmp_path, rule=FAST) == first
 
 
@@ -154,7 +154,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     monkeypatch.setattr(running, "_CHUNK_RESPONSES", 8)
     whole = run_benchmark("rm_bench", scorer, DATA["rm_bench"], out=tmp_path / "whole", rule=FAST)
     calls = []
-    score = scorer.score_requests
+    score = scorer.score_encoded
 
     def stop_at_third(*arguments: Any, **options: Any) -> Any:
         calls.append(len(arguments[0]))
@@ -162,7 +162,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
             raise KeyboardInterrupt
         return score(*arguments, **options)
 
-    monkeypatch.setattr(scorer, "score_requests", stop_at_third)
+    monkeypatch.setattr(scorer, "score_encoded", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark("rm_bench", scorer, DATA["rm_bench"], out=tmp_path / "cut", rule=FAST)
     scores = tmp_path / "cut" / "scores.jsonl"
@@ -216,7 +216,7 @@ def test_scores_of_another_model_or_other_data_are_not_mixed(
     with pytest.raises(FileExistsError, match="other benchmark"):
         run_benchmark("pairs", scorer, DATA["pairs"], out=out, rule=FAST)
     moved = RewardScorer.from_pretrained(shutil.copytree(scorer.name, tmp_path / "moved"))
-    monkeypatch.setattr(moved, "score_requests", None)  # the same weights under another name: nothing is scored again
+    monkeypatch.setattr(moved, "score_encoded", None)  # the same weights under another name: nothing is scored again
     run_benchmark("llmbar", moved, DATA["llmbar"], out=out, rule=FAST)
     replaced = run_benchmark("llmbar", other, DATA["llmbar"], out=out, rule=FAST, overwrite=True)
     assert replaced["model"] == Path(other.name).name

@@ -52,7 +52,7 @@ def test_help_imports_nothing_heavy() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     light = {"json", "logging", "os", "warnings", "collections.abc", "pathlib", "typing", "typer"}
-    assert imported == light | {"hf_reward.cli_output"}
+    assert imported <= light | {"hf_reward.cli_output"}
     tree = ast.parse(inspect.getsource(cli_output))
     names = [getattr(node, "module", None) or node.names[0].name for node in tree.body if hasattr(node, "names")]
     assert light.issuperset(names)

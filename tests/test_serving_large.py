@@ -72,17 +72,18 @@ def test_a_very_long_prompt_has_the_reward_of_its_end_on_the_server_and_in_pytho
 
 def test_without_a_max_length_the_server_refuses_what_is_longer_than_the_model_was_made_for(scorer):
     unlimited = RewardScorer(scorer.model, scorer.tokenizer, scorer.record)
-    assert scorer.model.config.max_position_embeddings == 512
+    beyond = PROSE * 50  # rotary positions go on
+    assert len(scorer.tokenizer(beyond)["input_ids"]) > scorer.model.config.max_position_embeddings == 512
 
     async def test(client: httpx.AsyncClient) -> None:
-        fits = await client.post("/score", json={"prompt": PROSE * 10, "response": "This."})
-        np.testing.assert_allclose(fits.json()["rewards"], unlimited.score([PROSE * 10], ["This."]), atol=1e-5)
+        fits = await client.post("/score", json={"prompt": beyond, "response": "This."})
+        np.testing.assert_allclose(fits.json()["rewards"], unlimited.score([beyond], ["This."]), atol=1e-5)
         for path, body in (
-            ("/score", {"prompt": PROSE * 150, "response": "This."}),
-            ("/classify", {"input": PROSE * 150}),
-            ("/classify", {"input": [5] * 513}),
+            ("/score", {"prompt": PROSE * 5000, "response": "This."}),
+            ("/classify", {"input": PROSE * 5000}),
+            ("/classify", {"input": [5] * 16_385}),
         ):
-            assert "512" in error_of(await client.post(path, json=body), 413, "too_large")["message"]
+            assert "16,384" in error_of(await client.post(path, json=body), 413, "too_large")["message"]
 
     asked(unlimited, test)
 

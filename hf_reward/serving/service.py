@@ -36,6 +36,8 @@ _KIN_TOKENS = 64
 """Texts whose first tokens are the same go into one batch, if they can: most probably they share the whole prompt, and
 a shorter one is not worth waiting for. It must reach past what a chat template puts in front of every prompt."""
 
+_LEAST_LIMIT = 16_384
+"""Tokens that models without `max_length` take at least: rotary positions may be read beyond those of training."""
 _LARGE_CHARACTERS = 64 * 2**10
 """Characters of a request, each prompt as often as it is tokenised, above which small ones do not wait for it."""
 _PART_CHARACTERS = 2**20
@@ -76,8 +78,8 @@ class RewardService:
         config = bare_model(scorer.model).config
         self.label = (getattr(config, "id2label", None) or {}).get(0)
         # Without `max_length`, one text of the largest size would keep the model busy for hours.
-        trained = getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED_TOKENS
-        most = min(trained, UNLIMITED_TOKENS)
+        made_for = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+        most = min(max(made_for, _LEAST_LIMIT), UNLIMITED_TOKENS)
         self._encoder, self._large_encoder = (replace(scorer.copy_encoder(), most_tokens=most) for _ in range(2))
         self._most_tokens = self._encoder.rule.max_length or most
         self.metrics = Metrics()
@@ -187,7 +189,7 @@ def _checked(ids: list[int], limit: int) -> EncodedResponse:
     if not ids:
         return EncodedResponse(problem="there are no token ids")
     if len(ids) > limit:
-        problem = f"too long: {len(ids)} token ids, and the model reads {limit}"
+        problem = f"too long: {len(ids):,} token ids, and the model reads {limit:,}"
         return EncodedResponse(problem=problem, is_too_large=True)
     return EncodedResponse(input_ids=list(ids))
 

@@ -169,6 +169,7 @@ def test_an_option_that_push_lacks_is_named():
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("lora", [False, True])
 def test_pushing_every_save_leaves_training_as_it_is(runs, lora):
     quiet = runs.run("quiet", lora=lora, save_strategy="steps")
@@ -193,6 +194,7 @@ def test_pushing_every_save_leaves_training_as_it_is(runs, lora):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_push_that_fails_is_logged_and_training_goes_on(runs):
     quiet = runs.run("quiet", save_strategy="steps")
     runs.hub.fail_where(lambda record: "/commit/" in record.path, "500", times=None)
@@ -210,6 +212,7 @@ def test_a_push_that_fails_is_logged_and_training_goes_on(runs):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("lora", [False, True])
 def test_training_goes_on_from_a_published_checkpoint(runs, lora):
     whole = runs.run("whole", lora=lora)
@@ -234,6 +237,7 @@ def test_training_goes_on_from_a_published_checkpoint(runs, lora):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_one_of_two_processes_pushes(runs):
     runs.run(
         "two", processes=2, save_strategy="steps", save_steps=4, push_to_hub=True, hub_model_id=REPO, push={},
@@ -246,6 +250,7 @@ def test_one_of_two_processes_pushes(runs):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_push_beside_the_program_ends_before_it_and_takes_its_options(runs):
     choices = {"blocking": False, "private": True, "revision": "trained", "commit_message": "Mine", "license": "mit"}
     runs.run("later", lora=True, hub_model_id=REPO, push=choices)
@@ -273,6 +278,7 @@ except PushError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_repository_that_may_not_be_written_is_said_before_training(runs, hub):
     code = CONSTRUCT.format(tests=str(TESTS), place=str(runs.place))
     for token, words in ((READ_TOKEN, "no right to write"), (None, "401")):
@@ -329,6 +335,7 @@ for name, options in cases.items():
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_live_model_is_published_and_stays_as_it_is(runs, hub, make_model_folder):
     make_model_folder("bert")
     code = MODELS.format(tests=str(TESTS), place=str(runs.place))

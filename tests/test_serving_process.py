@@ -74,6 +74,7 @@ async def _queued(client: httpx.AsyncClient, rows: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_what_was_accepted_and_ends_with_zero(scorer, end):
     responses = [f"Answer {number} of a rather long list of answers to one question." for number in range(120)]
@@ -106,6 +107,7 @@ def test_a_signal_finishes_what_was_accepted_and_ends_with_zero(scorer, end):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_many_clients_get_their_own_rewards_and_nothing_is_lost(scorer):
     texts = [f"The answer is {number}, or so I am told." for number in range(640)]
     expected = scorer.score(["Which?"] * len(texts), texts)
@@ -138,6 +140,7 @@ def test_many_clients_get_their_own_rewards_and_nothing_is_lost(scorer):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_an_overloaded_server_refuses_and_recovers(scorer):
     async def load(url: str) -> None:
         body = {"prompt": "Which?", "responses": ["An answer."] * 4}
@@ -155,6 +158,7 @@ def test_an_overloaded_server_refuses_and_recovers(scorer):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_client_that_hangs_up_frees_its_place(scorer):
     async def leave(url: str) -> None:
         limits = httpx.Limits(max_connections=10)
@@ -182,6 +186,7 @@ def test_a_client_that_hangs_up_frees_its_place(scorer):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_large_bodies_and_wrong_tokens_are_refused_on_the_wire(scorer):
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(200):
@@ -205,6 +210,7 @@ def test_large_bodies_and_wrong_tokens_are_refused_on_the_wire(scorer):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_taken_port_is_one_line(scorer):
     with process(scorer) as (_, url):
         settings = {"port": int(url.rsplit(":", 1)[1])}

@@ -216,7 +216,7 @@ def test_a_taken_port_is_one_line(scorer):
         settings = {"port": int(url.rsplit(":", 1)[1])}
         command = [sys.executable, "-c", _PROGRAM, scorer.name, repr(settings)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert "The server could not start at 127.0.0.1" in done.stderr.splitlines()[-1]
+    assert "The server cannot listen at 127.0.0.1" in done.stderr.splitlines()[-1]
 
 
 # --- what a server can be told ---------------------------------------------------------------------------------------

@@ -78,7 +78,9 @@ _COLUMNS_OF_HEADS = ("row", "source")
 """What decides the resampling of several heads."""
 
 
-def run_fingerprint(args: RewardConfig, model: nn.Module, train_data: Any, evaluation_data: Any) -> dict[str, Any]:
+def run_fingerprint(
+    args: RewardConfig, model: nn.Module | None, train_data: Any, evaluation_data: Any
+) -> dict[str, Any]:
     """Describe a run by what decides its result.
 
     Not described, because they are the caller's own code: callbacks, collators, optimizers and metrics. The weights
@@ -86,7 +88,7 @@ def run_fingerprint(args: RewardConfig, model: nn.Module, train_data: Any, evalu
 
     Args:
         args: Settings of the run.
-        model: The model, before processes share it.
+        model: The model, before processes share it; None in a trial of a hyperparameter search, which makes it later.
         train_data: The prepared training rows.
         evaluation_data: The prepared evaluation rows, or a dict of several; compared where they choose the best
             checkpoint.
@@ -98,7 +100,7 @@ def run_fingerprint(args: RewardConfig, model: nn.Module, train_data: Any, evalu
     content = {
         "version": _VERSION,
         "settings": _settings(args, isinstance(train_data, IterableDataset)),
-        "model": _model(model),
+        "model": {} if model is None else _model(model),
         "train_data": _rows(train_data, heads),
     }
     if args.load_best_model_at_end:

@@ -57,9 +57,7 @@ def evaluation_table(logs: Mapping[str, Any]) -> str | None:
 
 def _said(logs: Mapping[str, Any], prefix: str) -> str:
     metrics = {name.removeprefix(f"{prefix}_"): value for name, value in logs.items() if name.startswith(f"{prefix}_")}
-    if (
-        "loss" not in metrics or not {"length_baseline", "num_prompts"} <= metrics.keys()
-    ):  # a source, or another's split
+    if not {"loss", "length_baseline", "num_prompts"} <= metrics.keys():  # a source, or a split of another kind
         return ""
     few = [f"fewer than {FEW_CLUSTERS} prompts, too few for a verdict"] if metrics["num_prompts"] < FEW_CLUSTERS else []
     return "; ".join([*doubts(metrics), *few])

@@ -34,7 +34,7 @@ def has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
         tokenizer: Any tokenizer.
 
     Returns:
-        False if every text would be read alike.
+        False if it would give every text the same token ids.
     """
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     return bool(tokenizer.get_vocab().keys() - added - {*tokenizer.all_special_tokens, "\u2581"})
@@ -159,8 +159,8 @@ def prepare_tokenizer(
     if not has_vocabulary(tokenizer):
         where = f" in {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
         raise ValueError(
-            f"The tokenizer has no words, so it would read all texts alike: its files are missing{where}. Save the "
-            "model's tokenizer there (`tokenizer.save_pretrained(...)`)."
+            f"The tokenizer has no words, so all texts would have the same token ids: its files are missing{where}. "
+            "Save the model's tokenizer there (`tokenizer.save_pretrained(...)`)."
         )
     result = copy.deepcopy(tokenizer)
     if eos_token is not None:

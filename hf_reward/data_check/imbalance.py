@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from statsmodels.stats.multitest import multipletests
 
 from hf_reward.data_check.facts import RowFacts
 from hf_reward.data_check.style_features import FEATURES, LENGTHS, WHAT_COUNTS
@@ -76,7 +78,7 @@ def corrected(found: Sequence[Imbalance]) -> list[Imbalance]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: the i-th smallest of m times m - i + 1, at least that of the one before and at most 1.
+    """Adjust p-values for the number of tests.
 
     Args:
         p_values: Of all tests.
@@ -87,9 +89,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Source:
         Holm (1979), "A simple sequentially rejective multiple test procedure".
     """
-    order = np.argsort(p_values, kind="stable")
-    grown = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1)) if len(order) else order
-    return np.minimum(grown, 1.0)[np.argsort(order)].tolist()
+    adjusted: Any = multipletests(p_values, method="holm")[1].tolist() if p_values else []
+    return adjusted
 
 
 def imbalance(feature: str, gaps: np.ndarray, groups: np.ndarray) -> Imbalance:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from statsmodels.stats.multitest import multipletests
@@ -89,8 +88,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Source:
         Holm (1979), "A simple sequentially rejective multiple test procedure".
     """
-    adjusted: Any = multipletests(p_values, method="holm")[1].tolist() if p_values else []
-    return adjusted
+    return np.asarray(multipletests(p_values, method="holm")[1]).tolist() if p_values else []
 
 
 def imbalance(feature: str, gaps: np.ndarray, groups: np.ndarray) -> Imbalance:

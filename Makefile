@@ -54,14 +54,24 @@ audit-deps: $(VENV)/.installed ## known vulnerabilities of the locked versions; 
 	$(VENV)/audit/bin/pip install --quiet pip-audit
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
-fuzz: $(VENV)/.installed ## odd cases at every entry point, three CPU minutes each
-	$(BIN)/python recipes/fuzz.py --minutes 3
+fuzz: $(VENV)/.installed ## random and malformed input at every entry point, three CPU minutes each
+	$(BIN)/python tests/fuzz/fuzz.py --minutes 3
 
 soak: $(VENV)/.installed ## 64 clients of the server next to an attacker of each kind in turn, 30 minutes
-	$(BIN)/python recipes/serve_soak.py
+	$(BIN)/python tests/performance/serve_soak.py
 
 coverage: $(VENV)/.installed ## simulate how often every interval is right, as in docs/COVERAGE.md; ten to twenty CPU minutes
-	OMP_NUM_THREADS=1 $(BIN)/python recipes/coverage.py
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/studies/coverage.py
+
+speed: $(VENV)/.installed ## training speed beside TRL, two rounds of every case (hours on two cores)
+	$(BIN)/python tests/performance/speed.py train --rounds 2
+
+faults: $(VENV)/.installed ## kill and resume, bulk scoring killed, two processes against one, damaged folders (an hour)
+	$(BIN)/python tests/faults/kill_and_resume.py
+	$(BIN)/python tests/faults/bulk_check.py kills
+	$(BIN)/python tests/faults/distributed_check.py
+	$(BIN)/python tests/faults/verify_faults.py
+	$(BIN)/python tests/faults/parity.py
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model from the carried set
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml \

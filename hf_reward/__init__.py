@@ -3,124 +3,237 @@
 Names are imported when they are first used, so that `import hf_reward` costs nothing.
 """
 
+import sys
+import warnings
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hf_reward.library_warnings import silence_missing_kernel
-
 if TYPE_CHECKING:
-    from hf_reward.architectures import register_classifier as register_classifier
-    from hf_reward.averaging import average_reward_models as average_reward_models
-    from hf_reward.baselines import length_rule as length_rule
-    from hf_reward.baselines import tfidf_bradley_terry as tfidf_bradley_terry
-    from hf_reward.benchmarks.comparing import compare as compare
-    from hf_reward.benchmarks.reporting import results_from_scores as results_from_scores
-    from hf_reward.benchmarks.running import run_all as run_all
-    from hf_reward.benchmarks.running import run_benchmark as run_benchmark
-    from hf_reward.checkpoint_record import CheckpointRecord as CheckpointRecord
-    from hf_reward.data_check import check_data as check_data
-    from hf_reward.data_collator import DataCollatorForPreference as DataCollatorForPreference
-    from hf_reward.evaluate_modules import load_metric as load_metric
-    from hf_reward.export import ExportRule as ExportRule
-    from hf_reward.export import export_reward_model as export_reward_model
-    from hf_reward.export import save_merged as save_merged
-    from hf_reward.importers.stock_folder import import_reward_model as import_reward_model
-    from hf_reward.length_correction import LengthCorrection as LengthCorrection
-    from hf_reward.length_correction import cross_fitted_correction as cross_fitted_correction
-    from hf_reward.length_correction import fit_length_correction as fit_length_correction
-    from hf_reward.losses import PreferenceLoss as PreferenceLoss
-    from hf_reward.metrics import accuracy_reading as accuracy_reading
-    from hf_reward.metrics import preference_metrics as preference_metrics
-    from hf_reward.modeling import AutoModelForRewardScoring as AutoModelForRewardScoring
-    from hf_reward.modeling import merge_adapter as merge_adapter
-    from hf_reward.overfit import overfit_one_batch as overfit_one_batch
-    from hf_reward.preference_row import PreferenceFormatError as PreferenceFormatError
-    from hf_reward.preference_row import PreferencePair as PreferencePair
-    from hf_reward.preparation import PreparationRule as PreparationRule
-    from hf_reward.preparation import prepare_preferences as prepare_preferences
-    from hf_reward.push import PushError as PushError
-    from hf_reward.push import PushRule as PushRule
-    from hf_reward.push import push_reward_model as push_reward_model
-    from hf_reward.ratings import to_pairs as to_pairs
-    from hf_reward.record_edits import store_length_correction as store_length_correction
-    from hf_reward.record_edits import store_temperature as store_temperature
-    from hf_reward.reward_scorer import Ranking as Ranking
-    from hf_reward.reward_scorer import RewardScorer as RewardScorer
-    from hf_reward.reward_scorer import ScoringError as ScoringError
-    from hf_reward.rewards import compute_rewards as compute_rewards
-    from hf_reward.scoring import score_rows as score_rows
-    from hf_reward.sources import Source as Source
-    from hf_reward.splits import split_by_prompt as split_by_prompt
-    from hf_reward.tokenization import FormatRule as FormatRule
-    from hf_reward.tokenizer_setup import prepare_tokenizer as prepare_tokenizer
-    from hf_reward.trainer import RewardTrainer as RewardTrainer
-    from hf_reward.training_args import RewardConfig as RewardConfig
-    from hf_reward.verify import VerificationError as VerificationError
-    from hf_reward.verify import verify_checkpoint as verify_checkpoint
+    from hf_reward.data.preference_row import PreferenceFormatError as PreferenceFormatError
+    from hf_reward.data.preference_row import PreferencePair as PreferencePair
+    from hf_reward.data.ratings import to_pairs as to_pairs
+    from hf_reward.data.sources import Source as Source
+    from hf_reward.data.splits import split_by_prompt as split_by_prompt
+    from hf_reward.evaluation.baselines import length_rule as length_rule
+    from hf_reward.evaluation.baselines import tfidf_bradley_terry as tfidf_bradley_terry
+    from hf_reward.evaluation.benchmarks.comparing import compare as compare
+    from hf_reward.evaluation.benchmarks.reporting import results_from_scores as results_from_scores
+    from hf_reward.evaluation.benchmarks.running import run_all as run_all
+    from hf_reward.evaluation.benchmarks.running import run_benchmark as run_benchmark
+    from hf_reward.evaluation.data_check import check_data as check_data
+    from hf_reward.evaluation.evaluate_modules import load_metric as load_metric
+    from hf_reward.losses.functions import PreferenceLoss as PreferenceLoss
+    from hf_reward.metrics.length_correction import LengthCorrection as LengthCorrection
+    from hf_reward.metrics.length_correction import cross_fitted_correction as cross_fitted_correction
+    from hf_reward.metrics.length_correction import fit_length_correction as fit_length_correction
+    from hf_reward.metrics.preference import accuracy_reading as accuracy_reading
+    from hf_reward.metrics.preference import preference_metrics as preference_metrics
+    from hf_reward.modeling.architectures import register_classifier as register_classifier
+    from hf_reward.modeling.auto_model import AutoModelForRewardScoring as AutoModelForRewardScoring
+    from hf_reward.modeling.auto_model import merge_adapter as merge_adapter
+    from hf_reward.modeling.checkpoint_record import CheckpointRecord as CheckpointRecord
+    from hf_reward.modeling.record_edits import store_length_correction as store_length_correction
+    from hf_reward.modeling.record_edits import store_temperature as store_temperature
+    from hf_reward.modeling.rewards import compute_rewards as compute_rewards
+    from hf_reward.preprocessing.data_collator import DataCollatorForPreference as DataCollatorForPreference
+    from hf_reward.preprocessing.preparation import PreparationRule as PreparationRule
+    from hf_reward.preprocessing.preparation import prepare_preferences as prepare_preferences
+    from hf_reward.preprocessing.tokenization import FormatRule as FormatRule
+    from hf_reward.preprocessing.tokenizer import prepare_tokenizer as prepare_tokenizer
+    from hf_reward.publishing.averaging import average_reward_models as average_reward_models
+    from hf_reward.publishing.export import ExportRule as ExportRule
+    from hf_reward.publishing.export import export_reward_model as export_reward_model
+    from hf_reward.publishing.export import save_merged as save_merged
+    from hf_reward.publishing.importers.stock_folder import import_reward_model as import_reward_model
+    from hf_reward.publishing.push import PushError as PushError
+    from hf_reward.publishing.push import PushRule as PushRule
+    from hf_reward.publishing.push import push_model as push_model
+    from hf_reward.publishing.push import push_reward_model as push_reward_model
+    from hf_reward.publishing.verify import VerificationError as VerificationError
+    from hf_reward.publishing.verify import verify_checkpoint as verify_checkpoint
+    from hf_reward.scoring.prepared_rows import score_rows as score_rows
+    from hf_reward.scoring.reward_scorer import Ranking as Ranking
+    from hf_reward.scoring.reward_scorer import RewardScorer as RewardScorer
+    from hf_reward.scoring.reward_scorer import ScoringError as ScoringError
+    from hf_reward.training.overfit import overfit_one_batch as overfit_one_batch
+    from hf_reward.training.trainer import RewardTrainer as RewardTrainer
+    from hf_reward.training.training_args import RewardConfig as RewardConfig
 
 __version__ = "0.1.0"
 
-silence_missing_kernel()  # before PEFT is imported
-
-_STATIONS = {
-    "AutoModelForRewardScoring": "modeling",
-    "CheckpointRecord": "checkpoint_record",
-    "DataCollatorForPreference": "data_collator",
-    "ExportRule": "export",
-    "FormatRule": "tokenization",
-    "LengthCorrection": "length_correction",
-    "PreferenceFormatError": "preference_row",
-    "PreferenceLoss": "losses",
-    "PreferencePair": "preference_row",
-    "PreparationRule": "preparation",
-    "PushError": "push",
-    "PushRule": "push",
-    "Ranking": "reward_scorer",
-    "RewardConfig": "training_args",
-    "RewardScorer": "reward_scorer",
-    "RewardTrainer": "trainer",
-    "ScoringError": "reward_scorer",
-    "Source": "sources",
-    "VerificationError": "verify",
-    "accuracy_reading": "metrics",
-    "average_reward_models": "averaging",
-    "check_data": "data_check",
-    "compare": "benchmarks.comparing",
-    "compute_rewards": "rewards",
-    "cross_fitted_correction": "length_correction",
-    "export_reward_model": "export",
-    "fit_length_correction": "length_correction",
-    "import_reward_model": "importers.stock_folder",
-    "length_rule": "baselines",
-    "load_metric": "evaluate_modules",
-    "merge_adapter": "modeling",
-    "overfit_one_batch": "overfit",
-    "preference_metrics": "metrics",
-    "prepare_preferences": "preparation",
-    "prepare_tokenizer": "tokenizer_setup",
-    "push_reward_model": "push",
-    "register_classifier": "architectures",
-    "results_from_scores": "benchmarks.reporting",
-    "run_all": "benchmarks.running",
-    "run_benchmark": "benchmarks.running",
-    "save_merged": "export",
-    "score_rows": "scoring",
-    "split_by_prompt": "splits",
-    "store_length_correction": "record_edits",
-    "store_temperature": "record_edits",
-    "tfidf_bradley_terry": "baselines",
-    "to_pairs": "ratings",
-    "verify_checkpoint": "verify",
+_MODULES = {
+    "AutoModelForRewardScoring": "modeling.auto_model",
+    "CheckpointRecord": "modeling.checkpoint_record",
+    "DataCollatorForPreference": "preprocessing.data_collator",
+    "ExportRule": "publishing.export",
+    "FormatRule": "preprocessing.tokenization",
+    "LengthCorrection": "metrics.length_correction",
+    "PreferenceFormatError": "data.preference_row",
+    "PreferenceLoss": "losses.functions",
+    "PreferencePair": "data.preference_row",
+    "PreparationRule": "preprocessing.preparation",
+    "PushError": "publishing.push",
+    "PushRule": "publishing.push",
+    "Ranking": "scoring.reward_scorer",
+    "RewardConfig": "training.training_args",
+    "RewardScorer": "scoring.reward_scorer",
+    "RewardTrainer": "training.trainer",
+    "ScoringError": "scoring.reward_scorer",
+    "Source": "data.sources",
+    "VerificationError": "publishing.verify",
+    "accuracy_reading": "metrics.preference",
+    "average_reward_models": "publishing.averaging",
+    "check_data": "evaluation.data_check",
+    "compare": "evaluation.benchmarks.comparing",
+    "compute_rewards": "modeling.rewards",
+    "cross_fitted_correction": "metrics.length_correction",
+    "export_reward_model": "publishing.export",
+    "fit_length_correction": "metrics.length_correction",
+    "import_reward_model": "publishing.importers.stock_folder",
+    "length_rule": "evaluation.baselines",
+    "load_metric": "evaluation.evaluate_modules",
+    "merge_adapter": "modeling.auto_model",
+    "overfit_one_batch": "training.overfit",
+    "preference_metrics": "metrics.preference",
+    "prepare_preferences": "preprocessing.preparation",
+    "prepare_tokenizer": "preprocessing.tokenizer",
+    "push_model": "publishing.push",
+    "push_reward_model": "publishing.push",
+    "register_classifier": "modeling.architectures",
+    "results_from_scores": "evaluation.benchmarks.reporting",
+    "run_all": "evaluation.benchmarks.running",
+    "run_benchmark": "evaluation.benchmarks.running",
+    "save_merged": "publishing.export",
+    "score_rows": "scoring.prepared_rows",
+    "split_by_prompt": "data.splits",
+    "store_length_correction": "modeling.record_edits",
+    "store_temperature": "modeling.record_edits",
+    "tfidf_bradley_terry": "evaluation.baselines",
+    "to_pairs": "data.ratings",
+    "verify_checkpoint": "publishing.verify",
 }
 
-__all__ = sorted(_STATIONS)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _STATIONS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'hf_reward' has no attribute {name!r}")
-    return getattr(import_module(f"hf_reward.{_STATIONS[name]}"), name)
+    return getattr(import_module(f"hf_reward.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+# Import paths of version 0.1, for programs and pickles (`training_args.bin` of a checkpoint). Removed in version 0.3.
+_MOVED = {
+    "cli": "audit:cli_audit benchmark:cli_benchmark data:cli_data output:cli_output scoring:cli_scoring",
+    "data": "atomic_folder fields file_identity file_rows interface json_files:json_rows near_duplicates path_safety "
+    "plain_values preference_row preferences ratings row_clusters row_places row_remarks row_text score_request sources "
+    "split_files splits tables text_files training_texts whole_conversations",
+    "evaluation": "audit baselines benchmarks data_check evaluate_modules",
+    "metrics": "best_of_n calibration equal_bins intervals leakage:leaks length_correction shared_responses uncertainty",
+    "modeling": "adapters architectures checkpoint_record custom_code end_tokens head_ensemble library_warnings "
+    "packed_attention packing packing_check position_limits probes record_edits reward_head rewards row_check sharding "
+    "weight_safety",
+    "preprocessing": "data_collator length_balance preparation rendered_turns response_encoding row_encoding samplers "
+    "streams template_clock text_bounds text_encoding tokenization tokenizer:tokenizer_setup",
+    "publishing": "averaging card card.render:model_card compatibility:consumers export importers push "
+    "staged_files:publishable stock_scoring verify",
+    "scoring": "bulk loading:scorer_loading pipeline:reward_pipeline reward_scorer sequence_scorer:sequence_scoring "
+    "serving serving.check:server_check serving.client:server_client serving.server_token:server_token",
+    "training": "background_push:hub_trainer callbacks checkpoints:checkpoint_folders data_loading:preference_data "
+    "dry_run ensemble_loss:ensemble_trainer evaluation_table feature_cache health_callback:health_monitor "
+    "health_checks:health memory:memory_use overfit resume:resumable_trainer run_arguments run_fingerprint run_lock "
+    "running_statistics:training_statistics settings_file setup:training_setup stop_signal trainer training_args",
+}
+"""Modules that stood directly under `hf_reward`, by package: `name`, or `new:old` where the name changed too."""
+_MOVED_NAMES = {
+    "modeling": (
+        "modeling.auto_model",
+        {"AutoModelForRewardScoring", "RewardPeftModel", "add_adapter", "load_tokenizer", "merge_adapter"},
+    ),
+    "scoring": ("scoring.prepared_rows", {"score_rows"}),
+}
+"""Names of modules that have become packages, and the modules that hold them now."""
+
+
+def _new_places() -> dict[str, str]:
+    """Old name below `hf_reward` -> new name below `hf_reward`."""
+    places = {}
+    for package, modules in _MOVED.items():
+        for module in modules.split():
+            new, _, old = module.partition(":")
+            places[old or new] = f"{package}.{new}"
+    return places
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Serves a moved module under its old name: the same module object, with a DeprecationWarning."""
+
+    def __init__(self) -> None:
+        self._places = _new_places()
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if self._new_name(fullname):
+            return ModuleSpec(fullname, self)
+        if fullname.partition(".")[2] in _MOVED_NAMES:
+            return _with_moved_names(PathFinder.find_spec(fullname, __path__))
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = self._new_name(module.__name__)
+        assert new is not None
+        _warn_moved(module.__name__, new)
+        sys.modules[module.__name__] = import_module(new)
+
+    def _new_name(self, name: str) -> str | None:
+        package, _, rest = name.partition(".")
+        head, dot, tail = rest.partition(".")
+        return f"{__name__}.{self._places[head]}{dot}{tail}" if package == __name__ and head in self._places else None
+
+
+class _WithMovedNames(Loader):
+    """Loads a package that was a module in version 0.1, and lets it find the names of that module."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        home, names = _MOVED_NAMES[module.__name__.partition(".")[2]]
+
+        def find(name: str) -> Any:
+            if name not in names:
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            _warn_moved(f"{module.__name__}.{name}", f"{__name__}.{home}.{name}")
+            found = getattr(import_module(f"{__name__}.{home}"), name)
+            setattr(module, name, found)  # `from ... import` asks twice
+            return found
+
+        module.__dict__["__getattr__"] = find
+
+
+def _with_moved_names(spec: ModuleSpec | None) -> ModuleSpec | None:
+    if spec is not None:
+        spec.loader = _WithMovedNames(spec.loader)
+    return spec
+
+
+def _warn_moved(old: str, new: str) -> None:
+    message = f"{old} has moved to {new}; the old path will be removed in version 0.3"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+
+sys.meta_path.insert(0, _MovedModules())
+import_module("hf_reward.modeling.library_warnings").silence_missing_kernel()  # before PEFT is imported

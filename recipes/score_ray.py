@@ -100,14 +100,14 @@ class BatchScorer:
     def __init__(self, model: str, settings: Mapping[str, Any], loading: Mapping[str, Any]) -> None:
         """Load the model, once for each worker."""
         from hf_reward import RewardScorer
-        from hf_reward.bulk import BulkSettings
+        from hf_reward.scoring.bulk import BulkSettings
 
         self.scorer, self.settings = RewardScorer.from_pretrained(model, **loading), BulkSettings(**settings)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add the reward and `problem` to a batch."""
-        from hf_reward.bulk.row_requests import ask
-        from hf_reward.tables.input_row import InputRow
+        from hf_reward.data.tables.input_row import InputRow
+        from hf_reward.scoring.bulk.row_requests import ask
 
         rows = [ask(InputRow(number=n, row=row), self.settings) for n, row in enumerate(table.to_pylist())]
         requests = [request for row in rows for request in row.requests]

@@ -4,7 +4,7 @@
 # What follows the script's name goes to recipes/train.py. Submit it from the repository's folder, with the environment
 # active. OUTPUT_DIR is the run's output folder, and LAUNCH_CONFIG=recipes/accelerate_configs/multi_node.yaml takes DDP
 # instead of FSDP2. Expected, not run under Slurm: it was run with stand-ins for srun, scontrol and accelerate
-# (tests/test_launches.py).
+# (tests/training/test_launches.py).
 
 #SBATCH --job-name=reward-model
 #SBATCH --nodes=2                  # machines

@@ -25,17 +25,17 @@ from hf_reward import (
     split_by_prompt,
     tfidf_bradley_terry,
 )
-from hf_reward.card.text import without_tokens
-from hf_reward.dry_run import dry_run
-from hf_reward.interface import setting, used_through
-from hf_reward.path_safety import require_folder_or_hub_id, require_writable
-from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
-from hf_reward.preferences import to_preference_row
-from hf_reward.run_arguments import RunArguments, interface_of, parse_run_arguments
-from hf_reward.run_lock import LOCK_FILE
-from hf_reward.sources import Source, as_sources, load_source
-from hf_reward.split_files import readable_rows
-from hf_reward.tokenizer_setup import require_same_template
+from hf_reward.data.interface import setting, used_through
+from hf_reward.data.path_safety import require_folder_or_hub_id, require_writable
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.sources import Source, as_sources, load_source
+from hf_reward.data.split_files import readable_rows
+from hf_reward.preprocessing.tokenizer import require_same_template
+from hf_reward.publishing.card.text import without_tokens
+from hf_reward.training.dry_run import dry_run
+from hf_reward.training.run_arguments import RunArguments, interface_of, parse_run_arguments
+from hf_reward.training.run_lock import LOCK_FILE
 
 console = Console(width=110)
 

@@ -139,7 +139,7 @@ def _verify_in_forks(
 ) -> None:
     """Verification starts its stock program by a fork of a process that has imported transformers."""
     if "own_stock_process" not in request.fixturenames:
-        monkeypatch.setattr("hf_reward.verify.subprocess", _forked_stock)
+        monkeypatch.setattr("hf_reward.publishing.verify.subprocess", _forked_stock)
 
 
 @pytest.fixture(scope="session")
@@ -231,7 +231,7 @@ def text_pairs(chat_pairs: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def randomize_head(model: torch.nn.Module, seed: int = 1) -> None:
     """Give the head random weights: with a zero head every comparison of rewards would pass."""
-    from hf_reward.reward_head import head_modules
+    from hf_reward.modeling.reward_head import head_modules
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     generator = torch.Generator().manual_seed(seed)

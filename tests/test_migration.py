@@ -8,7 +8,7 @@ from training_runs import load, make_trainer, settings
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_reward import RewardTrainer
-from hf_reward.data_collator import DataCollatorForPreference
+from hf_reward.preprocessing.data_collator import DataCollatorForPreference
 
 
 def stock_model(folder, tokenizer, labels=1):

@@ -1,4 +1,4 @@
-"""The README's Python runs, with local stand-ins for its Hub ids, and its tree names every station."""
+"""The README's Python runs, with local data in place of its Hub ids, and its tree names every package."""
 
 import re
 from pathlib import Path
@@ -32,9 +32,11 @@ def test_the_python_of_the_readme_runs(
     assert 0 < scope["probability"] < 1
 
 
-def test_the_tree_names_every_station() -> None:
-    missing = [path.name for path in sorted((ROOT / "hf_reward").glob("[a-z]*.py")) if f"  {path.name} " not in README]
-    assert missing == []
+def test_the_tree_names_every_package() -> None:
+    folders = [path.parent.name for path in sorted((ROOT / "hf_reward").glob("*/__init__.py"))]
+    assert len(folders) == 10
+    assert [name for name in folders if f"  {name}/ " not in README] == []
+    assert sorted(path.name for path in (ROOT / "hf_reward").glob("*.py")) == ["__init__.py"]
 
 
 def test_every_recipe_is_in_the_readme() -> None:

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from hf_reward.run_arguments import RunArguments, parse_run_arguments
+from hf_reward.training.run_arguments import RunArguments, parse_run_arguments
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 RUNS = sorted(RECIPES.glob("*.yaml"))
 LAUNCHES = sorted((RECIPES / "accelerate_configs").glob("*.yaml"))
 

@@ -20,15 +20,15 @@ from training_runs import make_trainer
 from transformers import AutoModelForCausalLM
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardScorer, prepare_tokenizer
-from hf_reward.bulk.inputs import open_tables
-from hf_reward.bulk.manifest import Manifest
-from hf_reward.importers import read_foreign
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import to_preference_row
-from hf_reward.publishable import PUBLISHED, _take
-from hf_reward.run_arguments import parse_run_arguments, yaml_as_argv
-from hf_reward.sources import Source, load_source
-from hf_reward.tokenization import FormatRule, tokenize_rows
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.sources import Source, load_source
+from hf_reward.preprocessing.tokenization import FormatRule, tokenize_rows
+from hf_reward.publishing.importers import read_foreign
+from hf_reward.publishing.staged_files import PUBLISHED, _take
+from hf_reward.scoring.bulk.inputs import open_tables
+from hf_reward.scoring.bulk.manifest import Manifest
+from hf_reward.training.run_arguments import parse_run_arguments, yaml_as_argv
 
 SECRET = "hf_" + "s3cret" * 5
 ROW = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 SCRIPT = """
 import hf_reward
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.cli import recipe
-from hf_reward.model_card import template_path, write_model_card
-from hf_reward.sources import as_sources, load_source
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.cli.app import recipe
+from hf_reward.publishing.card.render import template_path, write_model_card
+from hf_reward.data.sources import as_sources, load_source
 
 assert "site" in hf_reward.__file__, hf_reward.__file__
 assert "site" in str(template_path())

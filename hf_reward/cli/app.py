@@ -10,9 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward import cli_audit, cli_benchmark, cli_data, cli_scoring
-from hf_reward.cli_output import AllowPickle, RemoteCode, folder_option, quiet
-from hf_reward.interface import Interface, used_through
+from hf_reward.cli import audit as cli_audit
+from hf_reward.cli import benchmark as cli_benchmark
+from hf_reward.cli import data as cli_data
+from hf_reward.cli import scoring as cli_scoring
+from hf_reward.cli.output import AllowPickle, RemoteCode, folder_option, quiet
+from hf_reward.data.interface import Interface, used_through
 
 app = typer.Typer(
     add_completion=False,
@@ -107,7 +110,7 @@ def verify(
         cli_scoring.verify_server(server, kind, model or str(folder), data, columns, as_json, **loading)
     if folder is None or model or data:
         raise typer.BadParameter("give the folder of a saved model, or --server URL --model FOLDER_OR_ID")
-    from hf_reward.verify import verify_checkpoint
+    from hf_reward.publishing.verify import verify_checkpoint
 
     found = verify_checkpoint(
         folder,
@@ -157,8 +160,8 @@ def export(
 ) -> None:
     """Write a model or adapter as one stock folder, merged in float32 and verified before it appears."""
     quiet()
-    from hf_reward.averaging import average_reward_models
-    from hf_reward.export import ExportRule, export_reward_model
+    from hf_reward.publishing.averaging import average_reward_models
+    from hf_reward.publishing.export import ExportRule, export_reward_model
 
     *sources, target = source
     rule = ExportRule(
@@ -200,8 +203,8 @@ def import_model(
 ) -> None:
     """Turn a reward model of another library into a stock folder with the same rewards."""
     quiet()
-    from hf_reward.export import ExportRule
-    from hf_reward.importers.stock_folder import import_reward_model
+    from hf_reward.publishing.export import ExportRule
+    from hf_reward.publishing.importers.stock_folder import import_reward_model
 
     options: dict[str, Any] = {"base_model": base_model or None, "allow_pickle": allow_pickle, "overwrite": overwrite}
     _print_report(import_reward_model(source, out, format=format, rule=ExportRule(dtype=dtype), **options), as_json)
@@ -230,7 +233,7 @@ def push(
     from dataclasses import asdict
 
     quiet()
-    from hf_reward.push import PushRule, push_reward_model
+    from hf_reward.publishing.push import PushRule, push_reward_model
 
     rule = PushRule(
         branch=branch,
@@ -306,7 +309,7 @@ def recipe(name: str) -> Path:
         typer.BadParameter: If there is no such recipe.
     """
     packaged = Path(str(files("hf_reward"))) / "recipes"
-    folder = packaged if packaged.is_dir() else Path(__file__).parent.parent / "recipes"
+    folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
     path = folder / name
     if not path.exists():
         raise typer.BadParameter(f"there is no recipe {name!r} in {folder}")

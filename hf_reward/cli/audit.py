@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli_data import Columns, Layout, parse_columns
-from hf_reward.cli_output import AllowPickle, RemoteCode, folder_option, quiet
+from hf_reward.cli.data import Columns, Layout, parse_columns
+from hf_reward.cli.output import AllowPickle, RemoteCode, folder_option, quiet
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
 
@@ -101,9 +101,9 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Set two audits side by side: paired differences with intervals, corrected for their number."""
-    from hf_reward.audit import compare_audits
-    from hf_reward.audit.comparison_page import write_comparison
-    from hf_reward.audit.table import print_comparison
+    from hf_reward.evaluation.audit import compare_audits
+    from hf_reward.evaluation.audit.report.comparison_page import write_comparison
+    from hf_reward.evaluation.audit.report.table import print_comparison
 
     quiet()
     found = compare_audits(a, b)
@@ -133,7 +133,7 @@ def _store(model: str, out: str, report: Any, stores: dict[str, bool]) -> None:
 
 
 def _rule(profile: str, pairs: int, families: tuple[str, ...], resamples: int, seed: int) -> Any:
-    from hf_reward.audit import PROFILES, AuditRule
+    from hf_reward.evaluation.audit import PROFILES, AuditRule
 
     chosen = PROFILES[profile]
     if pairs:
@@ -157,11 +157,11 @@ def _audit(
 ) -> Any:
     from datasets.utils.logging import disable_progress_bar
 
-    from hf_reward.audit import read_probe_data, run_audit, write_audit
-    from hf_reward.audit.table import print_audit
-    from hf_reward.data_check.row_reader import RowReader
-    from hf_reward.path_safety import require_writable
-    from hf_reward.reward_scorer import RewardScorer
+    from hf_reward.data.path_safety import require_writable
+    from hf_reward.evaluation.audit import read_probe_data, run_audit, write_audit
+    from hf_reward.evaluation.audit.report.table import print_audit
+    from hf_reward.evaluation.data_check.row_reader import RowReader
+    from hf_reward.scoring.reward_scorer import RewardScorer
 
     disable_progress_bar()
     require_writable(Path(out) / "audit.json")
@@ -180,7 +180,7 @@ def _audit(
 
 
 def _store_temperature(model: str, report: Any) -> None:
-    from hf_reward.record_edits import store_temperature
+    from hf_reward.modeling.record_edits import store_temperature
 
     result = report.families.get("calibration")
     temperature = None if result is None else result.details.get("temperature")
@@ -199,8 +199,8 @@ def _store_temperature(model: str, report: Any) -> None:
 
 
 def _store_correction(model: str, report: Any) -> None:
-    from hf_reward.length_correction import fit_length_correction
-    from hf_reward.record_edits import store_length_correction
+    from hf_reward.metrics.length_correction import fit_length_correction
+    from hf_reward.modeling.record_edits import store_length_correction
 
     rewards, lengths = zip(*report.responses, strict=True)
     store_length_correction(model, fit_length_correction(rewards, lengths, data=Path(report.data).name))
@@ -212,8 +212,8 @@ def _store_correction(model: str, report: Any) -> None:
 def _update_card(model: str, out: str) -> None:
     import shutil
 
-    from hf_reward.checkpoint_record import CheckpointRecord
-    from hf_reward.model_card import is_generated, write_model_card
+    from hf_reward.modeling.checkpoint_record import CheckpointRecord
+    from hf_reward.publishing.card.render import is_generated, write_model_card
 
     folder = Path(model)
     shutil.copyfile(Path(out) / "audit_summary.json", folder / "audit_summary.json")
@@ -231,8 +231,8 @@ def _update_card(model: str, out: str) -> None:
 
 
 def _run_self_test(seeds: int, *, as_json: bool) -> None:
-    from hf_reward.audit.self_test import run_self_test
-    from hf_reward.audit.table import print_self_test
+    from hf_reward.evaluation.audit.report.table import print_self_test
+    from hf_reward.evaluation.audit.self_test import run_self_test
 
     if seeds < 1:
         raise typer.BadParameter(f"--seeds must be 1 or more, but is {seeds}")

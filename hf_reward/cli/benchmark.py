@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli_output import AllowPickle, RemoteCode, folder_option, quiet, quiet_data
+from hf_reward.cli.output import AllowPickle, RemoteCode, folder_option, quiet, quiet_data
 
 app = typer.Typer(
     add_completion=False,
@@ -95,9 +95,9 @@ def _command_for(name: str) -> Callable[..., None]:
     ) -> None:
         quiet()
         quiet_data()
-        from hf_reward.benchmarks.data import DataChoice
-        from hf_reward.benchmarks.reporting import results_from_scores
-        from hf_reward.benchmarks.results import ResultRule
+        from hf_reward.evaluation.benchmarks.data import DataChoice
+        from hf_reward.evaluation.benchmarks.reporting import results_from_scores
+        from hf_reward.evaluation.benchmarks.results import ResultRule
 
         choice = DataChoice(
             data=data or None,
@@ -116,7 +116,7 @@ def _command_for(name: str) -> Callable[..., None]:
         elif out is None:
             raise typer.BadParameter("--model needs --out, the folder for scores.jsonl and results.json")
         else:
-            from hf_reward.benchmarks.running import run_benchmark
+            from hf_reward.evaluation.benchmarks.running import run_benchmark
 
             loading = _loading(max_length, dtype, allow_pickle, trust_remote_code)
             results = run_benchmark(name, model, out=out, choice=choice, rule=rule, overwrite=overwrite, **loading)
@@ -156,8 +156,8 @@ def run_every(
     _check(card, model, out)
     quiet()
     quiet_data()
-    from hf_reward.benchmarks.results import ResultRule
-    from hf_reward.benchmarks.running import run_all
+    from hf_reward.evaluation.benchmarks.results import ResultRule
+    from hf_reward.evaluation.benchmarks.running import run_all
 
     rule, loading = ResultRule(unscored=unscored), _loading(max_length, dtype, allow_pickle, trust_remote_code)
     found = run_all(model, out=out, data=data, rule=rule, overwrite=overwrite, **loading)
@@ -173,7 +173,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Paired difference of two runs, A minus B, with its 95% interval and p-value, both by prompt."""
-    from hf_reward.benchmarks.comparing import compare as compare_runs
+    from hf_reward.evaluation.benchmarks.comparing import compare as compare_runs
 
     _print(compare_runs(a, b), as_json, print_comparison)
 
@@ -192,7 +192,7 @@ def _mapping(columns: list[str] | None) -> dict[str, str] | None:
 
 def _check(card: bool, model: str, out: Path | None) -> None:
     """Stop before hours of scoring whose result could not be kept."""
-    from hf_reward.path_safety import require_writable
+    from hf_reward.data.path_safety import require_writable
 
     if card and not model:
         raise typer.BadParameter("--card needs --model, the folder beside which the result is recorded")
@@ -205,7 +205,7 @@ def _check(card: bool, model: str, out: Path | None) -> None:
 def _record(card: bool, model: str, results: list[dict[str, Any]]) -> None:
     if not card:
         return
-    from hf_reward.benchmarks.results import record_for_card
+    from hf_reward.evaluation.benchmarks.results import record_for_card
 
     record_for_card(model, results)
 

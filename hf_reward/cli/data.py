@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli_output import folder_option, quiet_data
+from hf_reward.cli.output import folder_option, quiet_data
 
 Data = Annotated[str, typer.Option("--data", help="File, folder or Hub id of preference data.")]
 Columns = Annotated[
@@ -51,11 +51,11 @@ def check_data(
     Exit code 0: done, whatever was found. 1: the data cannot be read. 2: wrong options. 3: with --strict, something
     is to be fixed first.
     """
-    from hf_reward.data_check import check_data as check
-    from hf_reward.data_check import print_report, write_report
-    from hf_reward.path_safety import require_writable
-    from hf_reward.sources import Source
-    from hf_reward.tokenization import FormatRule
+    from hf_reward.data.path_safety import require_writable
+    from hf_reward.data.sources import Source
+    from hf_reward.evaluation.data_check import check_data as check
+    from hf_reward.evaluation.data_check import print_report, write_report
+    from hf_reward.preprocessing.tokenization import FormatRule
 
     quiet_data()
     defaults: dict[str, Any] = {"columns": parse_columns(columns), "layout": _known_layout(layout), "min_gap": min_gap}
@@ -109,7 +109,7 @@ def split(
 
     Exit code 0: written. 1: the data cannot be read or split. 2: wrong options.
     """
-    from hf_reward.split_files import SplitRule, write_split
+    from hf_reward.data.split_files import SplitRule, write_split
 
     quiet_data()
     settings: dict[str, Any] = {"test_size": _size(test_size), "near_duplicates": near_duplicates, "seed": seed}
@@ -169,7 +169,7 @@ def _size(text: str) -> float | int:
 
 
 def _known_layout(layout: str) -> str:
-    from hf_reward.data_check.row_reader import require_layout
+    from hf_reward.evaluation.data_check.row_reader import require_layout
 
     with _usage_errors():
         require_layout(layout)

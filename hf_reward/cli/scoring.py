@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli_output import (
+from hf_reward.cli.output import (
     AllowPickle,
     RemoteCode,
     as_list,
@@ -201,9 +201,9 @@ def serve(
 ) -> None:
     """Serve a reward model over HTTP: /score, /rank, OpenRLHF's /get_reward, vLLM's /classify, /health, /metrics."""
     quiet()
-    from hf_reward.server_token import read_token
-    from hf_reward.serving.server import serve as serve_model
-    from hf_reward.serving.settings import ServerSettings
+    from hf_reward.scoring.serving.server import serve as serve_model
+    from hf_reward.scoring.serving.server_token import read_token
+    from hf_reward.scoring.serving.settings import ServerSettings
 
     serve_model(
         model,
@@ -245,9 +245,9 @@ def verify_server(
     Raises:
         typer.Exit: With code 0 if the rewards are the same, but for rounding in half precision, else 1.
     """
-    from hf_reward.preference_row import rename_columns
-    from hf_reward.server_check import MAX_ROWS, check_server
-    from hf_reward.server_token import read_token
+    from hf_reward.data.preference_row import rename_columns
+    from hf_reward.scoring.serving.check import MAX_ROWS, check_server
+    from hf_reward.scoring.serving.server_token import read_token
 
     rows = [rename_columns(row, _mapping(columns)) for row in _first_rows(data, MAX_ROWS)] if data else None
     found = check_server(server, model, rows, kind=kind, token=read_token(), **loading)
@@ -298,7 +298,7 @@ def _mapping(columns: list[str] | None) -> dict[str, str] | None:
 def _score_one(
     model: str, prompt: str, responses: list[str], options: dict[str, Any], *, allow_empty: bool, as_json: bool
 ) -> None:
-    from hf_reward.reward_scorer import RewardScorer
+    from hf_reward.scoring.reward_scorer import RewardScorer
 
     ranking = RewardScorer.from_pretrained(model, **options).rank(prompt, responses, allow_empty=allow_empty)
     rewards = [float(reward) for reward in ranking.rewards]
@@ -319,9 +319,9 @@ def _score_table(
     as_json: bool,
     compare_training: bool = False,
 ) -> None:
-    from hf_reward.bulk import BulkSettings, check_before_scoring, parse_part, score_files
-    from hf_reward.reward_scorer import RewardScorer
-    from hf_reward.training_texts import require_summary
+    from hf_reward.data.training_texts import require_summary
+    from hf_reward.scoring.bulk import BulkSettings, check_before_scoring, parse_part, score_files
+    from hf_reward.scoring.reward_scorer import RewardScorer
 
     printed, rows_only = out in ("", STANDARD_OUTPUT), as_json or out == STANDARD_OUTPUT
     if printed and (part or settings["resume"] or settings["overwrite"]):
@@ -346,7 +346,7 @@ def _score_table(
 
 def _print_report(report: Any, compared: Any, *, as_json: bool, err: bool) -> None:
     """What the run did, and how the texts differ from those of training if that was asked for."""
-    from hf_reward.training_texts import comparison_lines
+    from hf_reward.data.training_texts import comparison_lines
 
     if as_json:
         told = {} if compared is None else {"training_comparison": [each.to_dict() for each in compared]}
@@ -359,9 +359,9 @@ def _print_report(report: Any, compared: Any, *, as_json: bool, err: bool) -> No
 
 def _compared(scorer: Any, scored: Path, rule: Any) -> Any:
     """Rows of the output, evenly spaced, beside the texts that the model was trained on."""
-    from hf_reward.bulk.inputs import open_tables
-    from hf_reward.score_request import requests_of_row
-    from hf_reward.training_texts import SAMPLE_ROWS, compare_texts, texts_of
+    from hf_reward.data.score_request import requests_of_row
+    from hf_reward.data.training_texts import SAMPLE_ROWS, compare_texts, texts_of
+    from hf_reward.scoring.bulk.inputs import open_tables
 
     places = [(table, span) for table in open_tables(scored) for span in table.spans(_SPAN_ROWS)]
     step = max(1, -(-len(places) * _SPAN_ROWS // SAMPLE_ROWS))
@@ -420,7 +420,7 @@ _REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text")
 
 
 def _first_rows(data: str, count: int) -> list[dict[str, Any]]:
-    from hf_reward.bulk.inputs import open_tables
+    from hf_reward.scoring.bulk.inputs import open_tables
 
     rows = (row for table in open_tables(data) for span in table.spans(count) for row in table.read(span))
     found = list(islice(rows, count))

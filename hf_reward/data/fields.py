@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from hf_reward.interface import setting
-from hf_reward.plain_values import plain
-from hf_reward.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks
+from hf_reward.data.interface import setting
+from hf_reward.data.plain_values import plain
+from hf_reward.data.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks
 
 _ROLE = re.compile(r"(?=.{1,64}\Z)[\w.-]+( [\w.-]+)*")
 """Templates write roles as they are, so one with a line break or a delimiter could begin another turn."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 
-from hf_reward.json_rows import need_own_reader, read_json_rows, was_changed
-from hf_reward.path_safety import refuse_archives
-from hf_reward.preference_row import UNREADABLE
-from hf_reward.tables.csv_file import CsvTable
-from hf_reward.tables.input_row import half_character
-from hf_reward.text_files import require_one_byte_units
+from hf_reward.data.json_files import need_own_reader, read_json_rows, was_changed
+from hf_reward.data.path_safety import refuse_archives
+from hf_reward.data.preference_row import UNREADABLE
+from hf_reward.data.tables.csv_file import CsvTable
+from hf_reward.data.tables.input_row import half_character
+from hf_reward.data.text_files import require_one_byte_units
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Suffix of a data file -> its kind."""

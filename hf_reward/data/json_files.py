@@ -10,10 +10,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_reward.preference_row import UNREADABLE
-from hf_reward.tables.input_row import Span, half_character
-from hf_reward.tables.json_lines import JsonLinesTable
-from hf_reward.text_files import read_utf8
+from hf_reward.data.preference_row import UNREADABLE
+from hf_reward.data.tables.input_row import Span, half_character
+from hf_reward.data.tables.json_lines import JsonLinesTable
+from hf_reward.data.text_files import read_utf8
 
 # Arrow cuts files at line ends; pyarrow 26 crashes (SIGSEGV) where a piece begins with a row that is null.
 _NULL_ROW = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])[ \t]*null")

@@ -22,7 +22,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from xxhash import xxh3_64_intdigest
 
-from hf_reward.row_text import words_of
+from hf_reward.data.row_text import words_of
 
 GRAM = 5
 """Words in a gram."""

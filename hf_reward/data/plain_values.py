@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.data.preference_row import PreferenceFormatError
 
 _AS_THEY_ARE = {"chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
 """Long lists of numbers."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from typing import Any
 
-from hf_reward.interface import setting
+from hf_reward.data.interface import setting
 
 Message = dict[str, Any]
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from hf_reward.fields import (
+from hf_reward.data.fields import (
     prompt_of,
     read_conversation,
     read_list,
@@ -20,9 +20,9 @@ from hf_reward.fields import (
     require_same_length,
     your_column,
 )
-from hf_reward.interface import setting
-from hf_reward.plain_values import plain_columns
-from hf_reward.preference_row import (
+from hf_reward.data.interface import setting
+from hf_reward.data.plain_values import plain_columns
+from hf_reward.data.preference_row import (
     UNREADABLE,
     Message,
     PreferenceFormatError,
@@ -33,7 +33,7 @@ from hf_reward.preference_row import (
     prompt_group,
     rename_columns,
 )
-from hf_reward.whole_conversations import Sides, read_sides, shared_turns
+from hf_reward.data.whole_conversations import Sides, read_sides, shared_turns
 
 LAYOUTS = ("pairs", "hh", "ranked", "votes", "tokenized")
 """The layouts that `layout` takes, beside `auto`. Rated rows (one response each) go through `to_pairs` first."""

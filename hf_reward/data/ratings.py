@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from hf_reward.fields import prompt_of, read_list, read_number, read_ranks, require_same_length
-from hf_reward.interface import setting
-from hf_reward.plain_values import plain_columns, rows_of
-from hf_reward.preference_row import PreferenceFormatError, Prompt, Response, as_mapping, rename_columns
-from hf_reward.whole_conversations import read_sides
+from hf_reward.data.fields import prompt_of, read_list, read_number, read_ranks, require_same_length
+from hf_reward.data.interface import setting
+from hf_reward.data.plain_values import plain_columns, rows_of
+from hf_reward.data.preference_row import PreferenceFormatError, Prompt, Response, as_mapping, rename_columns
+from hf_reward.data.whole_conversations import read_sides
 
 _READ = ("prompt", "response", "responses", "score", "rating", "scores", "ranks")
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_reward.near_duplicates import IntArray, TextClusters, TextPool, joined
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.row_text import prompt_text, response_text, words_of
+from hf_reward.data.near_duplicates import IntArray, TextClusters, TextPool, joined
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.row_text import prompt_text, response_text, words_of
 
 STOCK_PHRASE = 20
 """Responses of fewer words are not compared."""

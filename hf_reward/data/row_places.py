@@ -13,10 +13,10 @@ import numpy as np
 import xxhash
 from datasets import Dataset, IterableDataset
 
-from hf_reward.json_rows import is_json_list
-from hf_reward.preference_row import UNREADABLE, PreferenceFormatError
-from hf_reward.tables.csv_file import CsvTable
-from hf_reward.tables.json_lines import JsonLinesTable
+from hf_reward.data.json_files import is_json_list
+from hf_reward.data.preference_row import UNREADABLE, PreferenceFormatError
+from hf_reward.data.tables.csv_file import CsvTable
+from hf_reward.data.tables.json_lines import JsonLinesTable
 
 _KEY = "hf_reward_file"
 _SEARCHED = 2**28

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hf_reward.preference_row import PreferenceRow
+from hf_reward.data.preference_row import PreferenceRow
 
 BLANK_PROMPT = "blank_prompt"
 REPEATED_PROMPT = "repeated_prompt"

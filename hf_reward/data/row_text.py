@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from hf_reward.preference_row import Message, PreferenceRow, Response, common_prefix, shared_text
+from hf_reward.data.preference_row import Message, PreferenceRow, Response, common_prefix, shared_text
 
 # A script that puts no space between words would make a sentence one word, so each of its characters counts as one.
 _WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_reward.fields import (
+from hf_reward.data.fields import (
     prompt_of,
     read_conversation,
     read_list,
@@ -14,10 +14,10 @@ from hf_reward.fields import (
     read_text,
     your_column,
 )
-from hf_reward.plain_values import plain_columns
-from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, Prompt, Response, rename_columns
-from hf_reward.row_text import response_text
-from hf_reward.whole_conversations import read_sides, text_after_prompt
+from hf_reward.data.plain_values import plain_columns
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, Prompt, Response, rename_columns
+from hf_reward.data.row_text import response_text
+from hf_reward.data.whole_conversations import read_sides, text_after_prompt
 
 REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text", "tools", "chat_template_kwargs")
 """Columns that say what is to be scored; every other column is the caller's own."""

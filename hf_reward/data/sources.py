@@ -10,14 +10,14 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
-from hf_reward.fields import your_column
-from hf_reward.file_rows import BUILDERS, from_rows, load_files
-from hf_reward.interface import setting
-from hf_reward.path_safety import require_inside
-from hf_reward.plain_values import rows_of
-from hf_reward.preference_row import UNREADABLE, PreferenceFormatError, as_mapping, rename_columns
-from hf_reward.ratings import pairs_of
-from hf_reward.row_places import RowPlaces, remember_files
+from hf_reward.data.fields import your_column
+from hf_reward.data.file_rows import BUILDERS, from_rows, load_files
+from hf_reward.data.interface import setting
+from hf_reward.data.path_safety import require_inside
+from hf_reward.data.plain_values import rows_of
+from hf_reward.data.preference_row import UNREADABLE, PreferenceFormatError, as_mapping, rename_columns
+from hf_reward.data.ratings import pairs_of
+from hf_reward.data.row_places import RowPlaces, remember_files
 
 RawDataset = Dataset | IterableDataset
 DEMONSTRATION = "demonstration"
@@ -180,7 +180,7 @@ def files_of(source: Source) -> Sequence[Path]:
     if not isinstance(source.data, (str, Path)):
         return []
     name = str(source.data)
-    path = Path(str(files("hf_reward"))) / DEMONSTRATION if name == DEMONSTRATION else Path(name)
+    path = Path(str(files("hf_reward.data"))) / DEMONSTRATION if name == DEMONSTRATION else Path(name)
     if not path.is_dir():
         return [path] if path.is_file() else []
     found = sorted(file for file in path.iterdir() if file.suffix in BUILDERS and file.is_file())

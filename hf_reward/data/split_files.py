@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from hf_reward.interface import setting
-from hf_reward.path_safety import require_writable
-from hf_reward.plain_values import plain
-from hf_reward.preference_row import UNREADABLE, PreferenceFormatError
-from hf_reward.preferences import to_preference_row
-from hf_reward.sources import Source, as_sources, load_source
-from hf_reward.splits import split_by_prompt
+from hf_reward.data.interface import setting
+from hf_reward.data.path_safety import require_writable
+from hf_reward.data.plain_values import plain
+from hf_reward.data.preference_row import UNREADABLE, PreferenceFormatError
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.sources import Source, as_sources, load_source
+from hf_reward.data.splits import split_by_prompt
 
 FORMATS = ("jsonl", "parquet")
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 from datasets import Dataset
 
-from hf_reward.interface import setting
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.preferences import to_preference_row
-from hf_reward.row_clusters import RowPool
-from hf_reward.row_places import naming_lines
+from hf_reward.data.interface import setting
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.row_clusters import RowPool
+from hf_reward.data.row_places import naming_lines
 
 _BATCH_SIZE = 1000
 
@@ -39,7 +39,7 @@ def split_by_prompt(
         layout: Row layout of raw rows.
         columns: Our name -> the raw rows' own column name.
         near_duplicates: Also keep groups together whose prompts are equal or nearly equal, or that share a response of
-            20 words or more. Nearly is 0.8 of their 5-grams of words (`hf_reward.near_duplicates`). Needs raw rows.
+            20 words or more. Nearly is 0.8 of their 5-grams of words (`hf_reward.data.near_duplicates`). Needs raw rows.
 
     Returns:
         Training rows and held-out rows, each in the data's order.

@@ -15,10 +15,10 @@ import numpy as np
 from datasets import Dataset
 from xxhash import xxh3_64_intdigest
 
-from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
-from hf_reward.preferences import to_preference_row
-from hf_reward.row_text import response_text, words_of
-from hf_reward.sources import as_sources, load_source
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.row_text import response_text, words_of
+from hf_reward.data.sources import as_sources, load_source
 
 SAMPLE_ROWS = 2_000
 """Rows that a summary, and what is compared with it, rest on at most."""

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_reward.fields import is_blank, prompt_of_kind, read_prompt, read_response
-from hf_reward.preference_row import Message, PreferenceFormatError, Prompt, Response
+from hf_reward.data.fields import is_blank, prompt_of_kind, read_prompt, read_response
+from hf_reward.data.preference_row import Message, PreferenceFormatError, Prompt, Response
 
 _CONTEXT = ("system", "developer")
 _CLOSING = ("?", ":", ".")

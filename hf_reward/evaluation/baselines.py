@@ -10,9 +10,9 @@ from scipy.sparse import vstack
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
-from hf_reward.metrics import Interval, clustered_interval, pairwise_credit
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.row_text import response_text
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.row_text import response_text
+from hf_reward.metrics.preference import Interval, clustered_interval, pairwise_credit
 
 _GRAMS = (1, 2)
 """Words, and pairs of them."""

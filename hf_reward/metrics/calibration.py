@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from hf_reward.equal_bins import equal_bins
-from hf_reward.intervals import (
+from hf_reward.metrics.equal_bins import equal_bins
+from hf_reward.metrics.intervals import (
     FEW_CLUSTERS,
     Interval,
     Spread,
@@ -23,7 +23,7 @@ from hf_reward.intervals import (
     squares_interval,
     t_interval,
 )
-from hf_reward.metrics import brier_score, log_loss, pairwise_credit
+from hf_reward.metrics.preference import brier_score, log_loss, pairwise_credit
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]

@@ -3,7 +3,7 @@
 Rows of one prompt are not independent, so each rule rests on the jackknife that leaves out one cluster (prompt) at a
 time, and on the t distribution with one degree of freedom fewer than there are clusters. Rates and differences of rates
 are bounded: theirs are Wilson's intervals for as many independent rows as would have the same error.
-`recipes/coverage.py` measures how often each interval holds the truth.
+`recipes/studies/coverage.py` measures how often each interval holds the truth.
 
 Shapes: M values, C clusters.
 """

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from hf_reward.metrics import clustered_interval, strict_pairs
+from hf_reward.metrics.preference import clustered_interval, strict_pairs
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from hf_reward.intervals import FEW_CLUSTERS, Difference, clustered_interval, mean_difference
-from hf_reward.intervals import Interval as Interval  # its name before intervals had a module
+from hf_reward.metrics.intervals import FEW_CLUSTERS, Difference, clustered_interval, mean_difference
+from hf_reward.metrics.intervals import Interval as Interval  # its name before intervals had a module
 
 PADDING_RANK = -100
 LENGTH_BASELINES = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.intervals import FloatArray, Spread
+from hf_reward.metrics.intervals import FloatArray, Spread
 
 
 def response_spread(

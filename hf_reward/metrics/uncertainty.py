@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_reward.intervals import Spread, jackknife
+from hf_reward.metrics.intervals import Spread, jackknife
 
 
 @dataclass(frozen=True)

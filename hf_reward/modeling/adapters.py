@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from hf_reward.reward_head import bare_model, head_modules
+from hf_reward.modeling.reward_head import bare_model, head_modules
 
 logger = logging.getLogger(__name__)
 

@@ -29,12 +29,12 @@ from transformers.modeling_utils import (  # what `from_pretrained` itself asks
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hf_reward.architectures import classifier_class
-from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
-from hf_reward.custom_code import custom_classifier, require_trust
-from hf_reward.head_ensemble import HEADS_FILE, heads_file
-from hf_reward.library_warnings import without_renamed_checkpointing, without_report_of_heads
-from hf_reward.probes import (
+from hf_reward.modeling.architectures import classifier_class
+from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift
+from hf_reward.modeling.custom_code import custom_classifier, require_trust
+from hf_reward.modeling.head_ensemble import HEADS_FILE, heads_file
+from hf_reward.modeling.library_warnings import without_renamed_checkpointing, without_report_of_heads
+from hf_reward.modeling.probes import (
     COARSE_TOLERANCE,
     differing,
     probe_rewards,
@@ -42,7 +42,7 @@ from hf_reward.probes import (
     tolerance,
     weight_dtype,
 )
-from hf_reward.reward_head import (
+from hf_reward.modeling.reward_head import (
     PublishesVerified,
     RewardModel,
     as_reward_model,
@@ -55,9 +55,14 @@ from hf_reward.reward_head import (
     state_regression,
     zero_head,
 )
-from hf_reward.template_clock import freeze_clock
-from hf_reward.tokenizer_setup import has_vocabulary, prepare_tokenizer, token_id
-from hf_reward.weight_safety import refuse_adapter_loop, refuse_non_finite, refuse_pickled_adapter, require_safe_weights
+from hf_reward.modeling.weight_safety import (
+    refuse_adapter_loop,
+    refuse_non_finite,
+    refuse_pickled_adapter,
+    require_safe_weights,
+)
+from hf_reward.preprocessing.template_clock import freeze_clock
+from hf_reward.preprocessing.tokenizer import has_vocabulary, prepare_tokenizer, token_id
 
 logger = logging.getLogger(__name__)
 

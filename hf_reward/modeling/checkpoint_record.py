@@ -16,12 +16,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from hf_reward.head_ensemble import number_of_heads
-from hf_reward.path_safety import require_folder_or_hub_id
-from hf_reward.probes import probe_record, weight_dtype
-from hf_reward.reward_head import bare_model, reads_positions
-from hf_reward.tokenization import FormatRule
-from hf_reward.weight_safety import adapter_settings
+from hf_reward.data.path_safety import require_folder_or_hub_id
+from hf_reward.modeling.head_ensemble import number_of_heads
+from hf_reward.modeling.probes import probe_record, weight_dtype
+from hf_reward.modeling.reward_head import bare_model, reads_positions
+from hf_reward.modeling.weight_safety import adapter_settings
+from hf_reward.preprocessing.tokenization import FormatRule
 
 FILE_NAME = "reward_config.json"
 

@@ -12,7 +12,7 @@ from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
-from hf_reward.reward_head import bare_model
+from hf_reward.modeling.reward_head import bare_model
 
 
 def end_token_read(model: nn.Module) -> int | None:

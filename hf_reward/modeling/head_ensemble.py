@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from hf_reward.reward_head import Float32Linear, bare_model, output_layers
-from hf_reward.weight_safety import refuse_non_finite, require_whole
+from hf_reward.modeling.reward_head import Float32Linear, bare_model, output_layers
+from hf_reward.modeling.weight_safety import refuse_non_finite, require_whole
 
 logger = logging.getLogger(__name__)
 

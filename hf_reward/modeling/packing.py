@@ -20,9 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_reward.data_collator import group_columns
-from hf_reward.packed_attention import GroupSegments, PackedLayout, packed_attention
-from hf_reward.reward_head import ReadsLastToken
+from hf_reward.modeling.packed_attention import GroupSegments, PackedLayout, packed_attention
+from hf_reward.modeling.reward_head import ReadsLastToken
+from hf_reward.preprocessing.data_collator import group_columns
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _NAME = "hf_reward_packed"

@@ -7,12 +7,12 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
-from hf_reward.packed_attention import GroupSegments, PackedLayout, packed_attention
-from hf_reward.packing import packed_model, why_not_packed
-from hf_reward.rewards import compute_features
+from hf_reward.modeling.packed_attention import GroupSegments, PackedLayout, packed_attention
+from hf_reward.modeling.packing import packed_model, why_not_packed
+from hf_reward.modeling.rewards import compute_features
 
 _TOLERANCE = 1e-4
-# In half precision, and in float32 with TF32, both paths round. The faults planted in tests/test_packing.py are larger.
+# In half precision, and in float32 with TF32, both paths round. The faults planted in tests/modeling/test_packing.py are larger.
 ROUNDING_TOLERANCE = 0.1
 
 

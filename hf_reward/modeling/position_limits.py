@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_reward.reward_head import RewardModel, bare_model
+from hf_reward.modeling.reward_head import RewardModel, bare_model
 
 _TABLE = re.compile(r"((char_)?position_embeddings?|positions_embed|embed_positions|wpe|pos_encoding)\Z")
 """Names under which transformers' models hold a table with a row for each position."""

@@ -16,12 +16,12 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.end_tokens import logits_of
-from hf_reward.position_limits import longest_sequence
-from hf_reward.preference_row import Message, PreferenceRow
-from hf_reward.reward_head import bare_model
-from hf_reward.tokenization import FormatRule, tokenize_rows
-from hf_reward.tokenizer_setup import render_chat, uses_text_pairs
+from hf_reward.data.preference_row import Message, PreferenceRow
+from hf_reward.modeling.end_tokens import logits_of
+from hf_reward.modeling.position_limits import longest_sequence
+from hf_reward.modeling.reward_head import bare_model
+from hf_reward.preprocessing.tokenization import FormatRule, tokenize_rows
+from hf_reward.preprocessing.tokenizer import render_chat, uses_text_pairs
 
 logger = logging.getLogger(__name__)
 

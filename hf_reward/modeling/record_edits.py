@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hf_reward.checkpoint_record import FILE_NAME, CheckpointRecord
-from hf_reward.length_correction import LengthCorrection
+from hf_reward.metrics.length_correction import LengthCorrection
+from hf_reward.modeling.checkpoint_record import FILE_NAME, CheckpointRecord
 
 
 def store_length_correction(folder: str | Path, correction: LengthCorrection | None) -> Path:

@@ -18,9 +18,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from hf_reward.architectures import classifier_class
-from hf_reward.custom_code import is_custom, save_config_code, saving_code
-from hf_reward.sharding import whole_parameters
+import hf_reward
+from hf_reward.modeling.architectures import classifier_class
+from hf_reward.modeling.custom_code import is_custom, save_config_code, saving_code
+from hf_reward.modeling.sharding import whole_parameters
 
 RewardModel = PreTrainedModel | PeftModel
 
@@ -53,9 +54,7 @@ class PublishesVerified:
         Returns:
             A `push.PushReport`.
         """
-        from hf_reward.push import push_model  # noqa: PLC0415 - the last station; only this method reaches up to it
-
-        return push_model(self, repo_id, tokenizer=tokenizer, token=token, **rule)
+        return hf_reward.push_model(self, repo_id, tokenizer=tokenizer, token=token, **rule)
 
 
 class RewardClassifier(PublishesVerified):

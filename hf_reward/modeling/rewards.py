@@ -10,10 +10,10 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from hf_reward.end_tokens import logits_of
-from hf_reward.losses import PADDING_RANK
-from hf_reward.packing import require_packed_model
-from hf_reward.reward_head import bare_model, reads_positions
+from hf_reward.losses.functions import PADDING_RANK
+from hf_reward.modeling.end_tokens import logits_of
+from hf_reward.modeling.packing import require_packed_model
+from hf_reward.modeling.reward_head import bare_model, reads_positions
 
 _PADDED_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _PACKED_INPUTS = ("input_ids", "position_ids", "packed_layout")

@@ -10,14 +10,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_reward.data_collator import UNUSED_COLUMNS, DataCollatorForPreference
-from hf_reward.end_tokens import end_token_read, missing_end, of_one_count, require_end_tokens
-from hf_reward.packing_check import ROUNDING_TOLERANCE
-from hf_reward.position_limits import position_limit
-from hf_reward.probes import evaluating, format_probes, true_float32, weight_dtype
-from hf_reward.reward_head import RewardModel, bare_model, output_layers
-from hf_reward.rewards import compute_rewards
-from hf_reward.samplers import longest_sequences
+from hf_reward.modeling.end_tokens import end_token_read, missing_end, of_one_count, require_end_tokens
+from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE
+from hf_reward.modeling.position_limits import position_limit
+from hf_reward.modeling.probes import evaluating, format_probes, true_float32, weight_dtype
+from hf_reward.modeling.reward_head import RewardModel, bare_model, output_layers
+from hf_reward.modeling.rewards import compute_rewards
+from hf_reward.preprocessing.data_collator import UNUSED_COLUMNS, DataCollatorForPreference
+from hf_reward.preprocessing.samplers import longest_sequences
 
 TokenSequence = tuple[list[int], list[int] | None]
 """Token ids, and token types where the tokenizer makes them."""

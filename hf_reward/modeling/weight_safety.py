@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
-from hf_reward.interface import setting
-from hf_reward.path_safety import is_plain_name
+from hf_reward.data.interface import setting
+from hf_reward.data.path_safety import is_plain_name
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _LONGEST_HEADER = 100_000_000

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_reward.losses import PADDING_RANK
+from hf_reward.losses.functions import PADDING_RANK
 
 UNUSED_COLUMNS: dict[str, Any] = {
     "group": 0,

@@ -26,15 +26,15 @@ from datasets import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.interface import setting
-from hf_reward.length_balance import SURPLUS, mark_surplus
-from hf_reward.metrics import length_rule_credit, strict_pairs
-from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
-from hf_reward.preferences import detect_layout, to_preference_row
-from hf_reward.row_places import FileLines, RowPlaces, naming_lines, remembered_files
-from hf_reward.row_remarks import RemarkTally, remark_clauses
-from hf_reward.sources import RawDataset, Source, as_sources, load_source
-from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_rows
+from hf_reward.data.interface import setting
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
+from hf_reward.data.preferences import detect_layout, to_preference_row
+from hf_reward.data.row_places import FileLines, RowPlaces, naming_lines, remembered_files
+from hf_reward.data.row_remarks import RemarkTally, remark_clauses
+from hf_reward.data.sources import RawDataset, Source, as_sources, load_source
+from hf_reward.metrics.preference import length_rule_credit, strict_pairs
+from hf_reward.preprocessing.length_balance import SURPLUS, mark_surplus
+from hf_reward.preprocessing.tokenization import FormatRule, TokenizedRow, tokenize_rows
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.preference_row import Message
-from hf_reward.tokenizer_setup import render_chat
+from hf_reward.data.preference_row import Message
+from hf_reward.preprocessing.tokenizer import render_chat
 
 _NO_END = re.compile(r"[\w.?!,\"')*`\u3002]\Z")
 """How nearly all texts end, and hardly any special token."""

@@ -12,12 +12,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
-from hf_reward.row_remarks import remark_clauses
-from hf_reward.score_request import ScoreRequest
-from hf_reward.text_bounds import CHARACTERS_PER_TOKEN, UNLIMITED_TOKENS, TextBounds, characters_of, too_large
-from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_responses
-from hf_reward.tokenizer_setup import uses_text_pairs
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.data.row_remarks import remark_clauses
+from hf_reward.data.score_request import ScoreRequest
+from hf_reward.preprocessing.text_bounds import (
+    CHARACTERS_PER_TOKEN,
+    UNLIMITED_TOKENS,
+    TextBounds,
+    characters_of,
+    too_large,
+)
+from hf_reward.preprocessing.tokenization import FormatRule, TokenizedRow, tokenize_responses
+from hf_reward.preprocessing.tokenizer import uses_text_pairs
 
 logger = logging.getLogger(__name__)
 

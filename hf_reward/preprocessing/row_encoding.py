@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
-from hf_reward.rendered_turns import TurnEnds, loses_text, with_one_end, without_end
-from hf_reward.row_remarks import DOUBLED_BOS, DOUBLED_END, LOST_TEXT
-from hf_reward.text_encoding import encode_texts
-from hf_reward.tokenizer_setup import render_chat, uses_text_pairs
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.data.row_remarks import DOUBLED_BOS, DOUBLED_END, LOST_TEXT
+from hf_reward.preprocessing.rendered_turns import TurnEnds, loses_text, with_one_end, without_end
+from hf_reward.preprocessing.text_encoding import encode_texts
+from hf_reward.preprocessing.tokenizer import render_chat, uses_text_pairs
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-from hf_reward.data_collator import group_columns
+from hf_reward.preprocessing.data_collator import group_columns
 
 logger = logging.getLogger(__name__)
 

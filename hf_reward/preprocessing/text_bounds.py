@@ -16,12 +16,12 @@ from typing import Any
 from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.preference_row import Message, PreferenceRow, common_prefix
-from hf_reward.rendered_turns import TurnEnds
-from hf_reward.row_encoding import render_response
-from hf_reward.score_request import ScoreRequest
-from hf_reward.text_encoding import CUT, is_free_of_added_tokens, pieces_keep_ids
-from hf_reward.tokenization import FormatRule, split_system
+from hf_reward.data.preference_row import Message, PreferenceRow, common_prefix
+from hf_reward.data.score_request import ScoreRequest
+from hf_reward.preprocessing.rendered_turns import TurnEnds
+from hf_reward.preprocessing.row_encoding import render_response
+from hf_reward.preprocessing.text_encoding import CUT, is_free_of_added_tokens, pieces_keep_ids
+from hf_reward.preprocessing.tokenization import FormatRule, split_system
 
 CHARACTERS_PER_TOKEN = 16
 """More than any prose has; where it is too few, more of a prompt is kept."""

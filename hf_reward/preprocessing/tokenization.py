@@ -6,12 +6,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.interface import setting
-from hf_reward.preference_row import Message, PreferenceFormatError, PreferenceRow, common_prefix
-from hf_reward.row_encoding import EncodedRow, encode_rows, text_before
-from hf_reward.row_remarks import remarks_of
-from hf_reward.row_text import response_characters, response_words
-from hf_reward.tokenizer_setup import uses_text_pairs
+from hf_reward.data.interface import setting
+from hf_reward.data.preference_row import Message, PreferenceFormatError, PreferenceRow, common_prefix
+from hf_reward.data.row_remarks import remarks_of
+from hf_reward.data.row_text import response_characters, response_words
+from hf_reward.preprocessing.row_encoding import EncodedRow, encode_rows, text_before
+from hf_reward.preprocessing.tokenizer import uses_text_pairs
 
 OVER_LENGTH_POLICIES = ("truncate_prompt", "drop", "error")
 

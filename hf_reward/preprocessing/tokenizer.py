@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_reward.template_clock import freeze_clock
+from hf_reward.preprocessing.template_clock import freeze_clock
 
 logger = logging.getLogger(__name__)
 

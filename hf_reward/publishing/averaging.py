@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_reward.atomic_folder import require_free
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.export import (
+from hf_reward.data.atomic_folder import require_free
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.publishing.export import (
     ExportReport,
     ExportRule,
     RewardChanges,

@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from hf_reward.architectures import has_stock_class
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.custom_code import brings_code
+from hf_reward.modeling.architectures import has_stock_class
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.custom_code import brings_code
 
 SAME, SHIFTED, WITH_OPTION, CANNOT = "same reward", "same up to a constant", "same with an option", "cannot load"
 

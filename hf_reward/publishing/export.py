@@ -17,20 +17,20 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_reward.architectures import has_stock_class
-from hf_reward.atomic_folder import require_free, written_aside
-from hf_reward.checkpoint_record import FILE_NAME, CheckpointRecord, describe
-from hf_reward.consumers import Verdict, as_rows, can_be_served, consumers, why_unserved
-from hf_reward.custom_code import is_custom, require_trust
-from hf_reward.head_ensemble import save_heads, with_saved_heads
-from hf_reward.model_card import write_model_card
-from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer, match_pad_token, merge_adapter
-from hf_reward.position_limits import longest_sequence
-from hf_reward.probes import format_probes, probe_rewards, read_probes, relative_differences
-from hf_reward.reward_head import RewardModel, bare_model, output_layers, reads_positions
-from hf_reward.tokenization import FormatRule
-from hf_reward.tokenizer_setup import prepare_tokenizer
-from hf_reward.verify import Verification, VerificationError, verify_checkpoint
+from hf_reward.data.atomic_folder import require_free, written_aside
+from hf_reward.modeling.architectures import has_stock_class
+from hf_reward.modeling.auto_model import AutoModelForRewardScoring, load_tokenizer, match_pad_token, merge_adapter
+from hf_reward.modeling.checkpoint_record import FILE_NAME, CheckpointRecord, describe
+from hf_reward.modeling.custom_code import is_custom, require_trust
+from hf_reward.modeling.head_ensemble import save_heads, with_saved_heads
+from hf_reward.modeling.position_limits import longest_sequence
+from hf_reward.modeling.probes import format_probes, probe_rewards, read_probes, relative_differences
+from hf_reward.modeling.reward_head import RewardModel, bare_model, output_layers, reads_positions
+from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.preprocessing.tokenizer import prepare_tokenizer
+from hf_reward.publishing.card.render import write_model_card
+from hf_reward.publishing.compatibility import Verdict, as_rows, can_be_served, consumers, why_unserved
+from hf_reward.publishing.verify import Verification, VerificationError, verify_checkpoint
 
 logger = logging.getLogger(__name__)
 

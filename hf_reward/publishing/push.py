@@ -32,23 +32,23 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from yaml import YAMLError
 
-from hf_reward.card.text import without_tokens
-from hf_reward.checkpoint_record import CheckpointRecord, describe
-from hf_reward.custom_code import is_custom
-from hf_reward.export import (
+from hf_reward.data.path_safety import warn_if_others_can_read
+from hf_reward.modeling.auto_model import load_tokenizer
+from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe
+from hf_reward.modeling.custom_code import is_custom
+from hf_reward.modeling.probes import differing
+from hf_reward.modeling.reward_head import bare_model
+from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.preprocessing.tokenizer import prepare_tokenizer
+from hf_reward.publishing.card.text import without_tokens
+from hf_reward.publishing.export import (
     MERGE_TOLERANCE,
     ExportRule,
     save_adapter,
     write_verified,
 )
-from hf_reward.modeling import load_tokenizer
-from hf_reward.path_safety import warn_if_others_can_read
-from hf_reward.probes import differing
-from hf_reward.publishable import REPLACED, TRAINING_STATE, PushRule, assemble
-from hf_reward.reward_head import bare_model
-from hf_reward.tokenization import FormatRule
-from hf_reward.tokenizer_setup import prepare_tokenizer
-from hf_reward.verify import VerificationError, verify_checkpoint
+from hf_reward.publishing.staged_files import REPLACED, TRAINING_STATE, PushRule, assemble
+from hf_reward.publishing.verify import VerificationError, verify_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_reward.card.evaluation_entries import ENTRIES, OWN_ENTRIES
-from hf_reward.card.text import hub_id, without_paths
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.consumers import consumers_of_folder
-from hf_reward.custom_code import brings_code, require_trust
-from hf_reward.export import ADAPTER_FOLDER, MERGE_TOLERANCE, ExportRule, export_reward_model
-from hf_reward.head_ensemble import HEADS_FILE
-from hf_reward.model_card import is_generated, write_model_card
-from hf_reward.path_safety import require_inside
-from hf_reward.probes import differing
-from hf_reward.verify import VerificationError, verify_checkpoint
-from hf_reward.weight_safety import require_safe_weights
+from hf_reward.data.path_safety import require_inside
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.custom_code import brings_code, require_trust
+from hf_reward.modeling.head_ensemble import HEADS_FILE
+from hf_reward.modeling.probes import differing
+from hf_reward.modeling.weight_safety import require_safe_weights
+from hf_reward.publishing.card.evaluation_entries import ENTRIES, OWN_ENTRIES
+from hf_reward.publishing.card.render import is_generated, write_model_card
+from hf_reward.publishing.card.text import hub_id, without_paths
+from hf_reward.publishing.compatibility import consumers_of_folder
+from hf_reward.publishing.export import ADAPTER_FOLDER, MERGE_TOLERANCE, ExportRule, export_reward_model
+from hf_reward.publishing.verify import VerificationError, verify_checkpoint
 
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),

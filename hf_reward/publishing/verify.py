@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from hf_reward.architectures import classifier_class, has_stock_class
-from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, drift
-from hf_reward.custom_code import brings_code, custom_classifier, require_trust
-from hf_reward.probes import (
+from hf_reward.data.score_request import read_request, request_from_messages, request_from_text
+from hf_reward.modeling.architectures import classifier_class, has_stock_class
+from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift
+from hf_reward.modeling.custom_code import brings_code, custom_classifier, require_trust
+from hf_reward.modeling.probes import (
     COARSE_TOLERANCE,
     HALF_TOLERANCE,
     LONGEST,
@@ -25,13 +26,12 @@ from hf_reward.probes import (
     relative_differences,
     tolerance,
 )
-from hf_reward.response_encoding import CONVERSATIONS
-from hf_reward.reward_head import RewardModel, as_reward_model
-from hf_reward.score_request import read_request, request_from_messages, request_from_text
-from hf_reward.scorer_loading import encoder_of
-from hf_reward.stock_scoring import as_inputs, as_text
-from hf_reward.template_clock import reads_clock
-from hf_reward.weight_safety import non_finite_in_file, refuse_adapter_loop, require_safe_weights
+from hf_reward.modeling.reward_head import RewardModel, as_reward_model
+from hf_reward.modeling.weight_safety import non_finite_in_file, refuse_adapter_loop, require_safe_weights
+from hf_reward.preprocessing.response_encoding import CONVERSATIONS
+from hf_reward.preprocessing.template_clock import reads_clock
+from hf_reward.publishing.stock_scoring import as_inputs, as_text
+from hf_reward.scoring.loading import encoder_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,17 +11,23 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.checkpoint_record import CheckpointRecord, adapter_base, library_versions, template_hash, tokenizer_hash
-from hf_reward.head_ensemble import HEADS_FILE, number_of_heads, saved_state, with_saved_heads
-from hf_reward.interface import setting
-from hf_reward.length_correction import LengthCorrection
-from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer
-from hf_reward.position_limits import longest_sequence
-from hf_reward.probes import LONGEST, format_probes, weight_dtype
-from hf_reward.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
-from hf_reward.reward_head import RewardModel, bare_model, reads_positions
-from hf_reward.row_check import batch_problem
-from hf_reward.tokenization import FormatRule
+from hf_reward.data.interface import setting
+from hf_reward.metrics.length_correction import LengthCorrection
+from hf_reward.modeling.auto_model import AutoModelForRewardScoring, load_tokenizer
+from hf_reward.modeling.checkpoint_record import (
+    CheckpointRecord,
+    adapter_base,
+    library_versions,
+    template_hash,
+    tokenizer_hash,
+)
+from hf_reward.modeling.head_ensemble import HEADS_FILE, number_of_heads, saved_state, with_saved_heads
+from hf_reward.modeling.position_limits import longest_sequence
+from hf_reward.modeling.probes import LONGEST, format_probes, weight_dtype
+from hf_reward.modeling.reward_head import RewardModel, bare_model, reads_positions
+from hf_reward.modeling.row_check import batch_problem
+from hf_reward.preprocessing.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
+from hf_reward.preprocessing.tokenization import FormatRule
 
 
 def load_for_scoring(

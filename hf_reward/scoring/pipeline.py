@@ -11,18 +11,18 @@ from transformers import AutoModelForSequenceClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.generic import ModelOutput
 
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.end_tokens import logits_of
-from hf_reward.reward_head import as_reward_model
-from hf_reward.score_request import (
+from hf_reward.data.score_request import (
     ScoreRequest,
     read_request,
     request_from_messages,
     request_from_text,
     requests_of_row,
 )
-from hf_reward.scorer_loading import encoder_of, require_same_in_batches
-from hf_reward.template_clock import without_clock
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.end_tokens import logits_of
+from hf_reward.modeling.reward_head import as_reward_model
+from hf_reward.preprocessing.template_clock import without_clock
+from hf_reward.scoring.loading import encoder_of, require_same_in_batches
 
 TASK = "reward-scoring"
 

@@ -17,12 +17,8 @@ from accelerate.utils import reduce
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.head_ensemble import number_of_heads
-from hf_reward.preference_row import PreferenceFormatError, Prompt, Response
-from hf_reward.response_encoding import EncodedResponse, ResponseEncoder
-from hf_reward.reward_head import RewardModel, bare_model
-from hf_reward.score_request import (
+from hf_reward.data.preference_row import PreferenceFormatError, Prompt, Response
+from hf_reward.data.score_request import (
     REQUEST_COLUMNS,
     ScoreRequest,
     read_request,
@@ -30,7 +26,13 @@ from hf_reward.score_request import (
     request_from_text,
     requests_of_row,
 )
-from hf_reward.scorer_loading import (
+from hf_reward.metrics.uncertainty import UncertainRewards, check_beta
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.head_ensemble import number_of_heads
+from hf_reward.modeling.reward_head import RewardModel, bare_model
+from hf_reward.preprocessing.response_encoding import EncodedResponse, ResponseEncoder
+from hf_reward.preprocessing.template_clock import without_clock
+from hf_reward.scoring.loading import (
     correction_of,
     describe_scoring,
     encoder_of,
@@ -39,9 +41,7 @@ from hf_reward.scorer_loading import (
     require_heads,
     require_same_in_batches,
 )
-from hf_reward.sequence_scoring import SequenceScorer, distinct_sequences
-from hf_reward.template_clock import without_clock
-from hf_reward.uncertainty import UncertainRewards, check_beta
+from hf_reward.scoring.sequence_scorer import SequenceScorer, distinct_sequences
 
 logger = logging.getLogger(__name__)
 

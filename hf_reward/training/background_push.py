@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers.trainer_utils import HubStrategy
 
-from hf_reward.custom_code import is_custom
-from hf_reward.preference_data import PreferenceDataTrainer
-from hf_reward.push import PushReport, PushRule, explained, push_reward_model
-from hf_reward.reward_head import bare_model
-from hf_reward.training_args import RewardConfig
+from hf_reward.modeling.custom_code import is_custom
+from hf_reward.modeling.reward_head import bare_model
+from hf_reward.publishing.push import PushReport, PushRule, explained, push_reward_model
+from hf_reward.training.data_loading import PreferenceDataTrainer
+from hf_reward.training.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
 

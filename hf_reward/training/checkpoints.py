@@ -13,9 +13,9 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from hf_reward.bulk.durable_file import sync_folder
-from hf_reward.file_identity import content_hash
-from hf_reward.weight_safety import non_finite_in_file, why_not_whole_file
+from hf_reward.data.atomic_file import sync_folder
+from hf_reward.data.file_identity import content_hash
+from hf_reward.modeling.weight_safety import non_finite_in_file, why_not_whole_file
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,27 @@ from transformers import (
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_reward.data_collator import DataCollatorForPreference, source_number
-from hf_reward.feature_cache import (
+from hf_reward.data.interface import setting
+from hf_reward.data.training_texts import summarize_training_data
+from hf_reward.losses.functions import PADDING_RANK, PreferenceLoss
+from hf_reward.metrics.leakage import leaked_rows, metrics_without_leaks, warn_of_leaks
+from hf_reward.modeling.packing import DataCollatorForPackedPreference, packed_model
+from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_problem
+from hf_reward.modeling.reward_head import RewardModel, bare_model, trains_head_alone
+from hf_reward.modeling.rewards import compute_features
+from hf_reward.modeling.row_check import TokenSequence, batch_problem, require_readable
+from hf_reward.preprocessing.data_collator import DataCollatorForPreference, source_number
+from hf_reward.preprocessing.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
+from hf_reward.preprocessing.samplers import (
+    FixedOrderSampler,
+    LengthBucketSampler,
+    consecutive_batches,
+    fixed_order,
+    longest_first,
+    longest_sequences,
+)
+from hf_reward.preprocessing.streams import CountedStream, EndlessStream, counted_stream
+from hf_reward.training.feature_cache import (
     DataCollatorForFeatures,
     FeatureRows,
     FeatureStore,
@@ -42,26 +61,7 @@ from hf_reward.feature_cache import (
     why_not_cached,
     without_features,
 )
-from hf_reward.interface import setting
-from hf_reward.leaks import leaked_rows, metrics_without_leaks, warn_of_leaks
-from hf_reward.losses import PADDING_RANK, PreferenceLoss
-from hf_reward.packing import DataCollatorForPackedPreference, packed_model
-from hf_reward.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_problem
-from hf_reward.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
-from hf_reward.reward_head import RewardModel, bare_model, trains_head_alone
-from hf_reward.rewards import compute_features
-from hf_reward.row_check import TokenSequence, batch_problem, require_readable
-from hf_reward.samplers import (
-    FixedOrderSampler,
-    LengthBucketSampler,
-    consecutive_batches,
-    fixed_order,
-    longest_first,
-    longest_sequences,
-)
-from hf_reward.streams import CountedStream, EndlessStream, counted_stream
-from hf_reward.training_args import RewardConfig
-from hf_reward.training_setup import (
+from hf_reward.training.setup import (
     budgeted,
     choose_collator,
     inner_collator,
@@ -70,7 +70,7 @@ from hf_reward.training_setup import (
     require_a_batch,
     with_rows_in_even_rounds,
 )
-from hf_reward.training_texts import summarize_training_data
+from hf_reward.training.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
 

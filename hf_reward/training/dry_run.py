@@ -21,9 +21,13 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_reward.checkpoint_folders import why_not_whole
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.memory_use import (
+from hf_reward.data.sources import Source
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.reward_head import bare_model, head_parameters, trains_head_alone
+from hf_reward.preprocessing.samplers import longest_sequences
+from hf_reward.publishing.verify import VerificationError, verify_checkpoint
+from hf_reward.training.checkpoints import why_not_whole
+from hf_reward.training.memory import (
     bytes_of,
     count_parameters,
     free_memory,
@@ -32,12 +36,8 @@ from hf_reward.memory_use import (
     optimizer_state,
     peak_memory,
 )
-from hf_reward.reward_head import bare_model, head_parameters, trains_head_alone
-from hf_reward.samplers import longest_sequences
-from hf_reward.sources import Source
-from hf_reward.trainer import RewardTrainer
-from hf_reward.training_args import RewardConfig, for_a_trial
-from hf_reward.verify import VerificationError, verify_checkpoint
+from hf_reward.training.trainer import RewardTrainer
+from hf_reward.training.training_args import RewardConfig, for_a_trial
 
 STREAM_SAMPLE = 1000
 """Rows of a stream that are read."""

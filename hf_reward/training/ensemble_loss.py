@@ -11,10 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_reward.head_ensemble import HEADS_FILE, bootstrap_counts, every_head, heads_file, load_heads, save_heads
-from hf_reward.losses import PreferenceLoss
-from hf_reward.resumable_trainer import ResumableTrainer
-from hf_reward.rewards import compute_head_rewards
+from hf_reward.losses.functions import PreferenceLoss
+from hf_reward.modeling.head_ensemble import (
+    HEADS_FILE,
+    bootstrap_counts,
+    every_head,
+    heads_file,
+    load_heads,
+    save_heads,
+)
+from hf_reward.modeling.rewards import compute_head_rewards
+from hf_reward.training.resume import ResumableTrainer
 
 
 class EnsembleTrainer(ResumableTrainer):

@@ -14,8 +14,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_reward.intervals import FEW_CLUSTERS
-from hf_reward.metrics import doubts
+from hf_reward.metrics.intervals import FEW_CLUSTERS
+from hf_reward.metrics.preference import doubts
 
 _END = "_accuracy_ci_high"
 _COLUMNS: tuple[tuple[str, str, str], ...] = (

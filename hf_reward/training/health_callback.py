@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_reward.health import LEAST_GAIN, HealthWarning, RunFacts, check_health
-from hf_reward.losses import PreferenceLoss
-from hf_reward.reward_head import head_parameters
+from hf_reward.losses.functions import PreferenceLoss
+from hf_reward.modeling.reward_head import head_parameters
+from hf_reward.training.health_checks import LEAST_GAIN, HealthWarning, RunFacts, check_health
 
 logger = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_reward.preparation import TOKENIZED_FEATURES, is_prepared
-from hf_reward.sources import as_sources, load_source
-from hf_reward.trainer import RewardTrainer
-from hf_reward.training_args import RewardConfig, for_a_trial
+from hf_reward.data.sources import as_sources, load_source
+from hf_reward.preprocessing.preparation import TOKENIZED_FEATURES, is_prepared
+from hf_reward.training.trainer import RewardTrainer
+from hf_reward.training.training_args import RewardConfig, for_a_trial
 
 ROWS_READ = 64
 """Rows of each source that are read to find the batch."""

@@ -18,7 +18,9 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from hf_reward.checkpoint_folders import (
+from hf_reward.modeling.weight_safety import non_finite, require_safe_weights
+from hf_reward.training.background_push import HubTrainer
+from hf_reward.training.checkpoints import (
     checkpoints,
     newest_whole,
     publish,
@@ -27,12 +29,10 @@ from hf_reward.checkpoint_folders import (
     tidy,
     why_not_whole,
 )
-from hf_reward.hub_trainer import HubTrainer
-from hf_reward.run_fingerprint import FILE as FINGERPRINT_FILE
-from hf_reward.run_fingerprint import require_same_run, run_fingerprint
-from hf_reward.run_lock import require_held, run_lock
-from hf_reward.stop_signal import StopSignal
-from hf_reward.weight_safety import non_finite, require_safe_weights
+from hf_reward.training.run_fingerprint import FILE as FINGERPRINT_FILE
+from hf_reward.training.run_fingerprint import require_same_run, run_fingerprint
+from hf_reward.training.run_lock import require_held, run_lock
+from hf_reward.training.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
 

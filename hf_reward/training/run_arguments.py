@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig, HfArgumentParser
 
-from hf_reward.interface import Interface, setting
-from hf_reward.settings_file import SettingsFile, UnknownSettingError, no_setting, read_settings
-from hf_reward.training_args import RewardConfig
+from hf_reward.data.interface import Interface, setting
+from hf_reward.training.settings_file import SettingsFile, UnknownSettingError, no_setting, read_settings
+from hf_reward.training.training_args import RewardConfig
 
 
 @dataclass

@@ -17,10 +17,10 @@ from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
 
-from hf_reward.bulk.manifest import differences
-from hf_reward.file_identity import file_identity
-from hf_reward.reward_head import bare_model
-from hf_reward.training_args import RewardConfig
+from hf_reward.data.file_identity import file_identity
+from hf_reward.modeling.reward_head import bare_model
+from hf_reward.scoring.bulk.manifest import differences
+from hf_reward.training.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
 

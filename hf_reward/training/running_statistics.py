@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hf_reward.losses import PADDING_RANK, strict_pairs
+from hf_reward.losses.functions import PADDING_RANK, strict_pairs
 
 _NAMES = ("loss", "weight", "correct", "pairs", "gap", "reward", "square", "rewards", "tokens")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from hf_reward.text_files import read_utf8
+from hf_reward.data.text_files import read_utf8
 
 _MOST_VALUES = 100_000
 

@@ -25,22 +25,22 @@ from transformers import (
     set_seed,
 )
 
-from hf_reward.callbacks import TrainingCurves, epoch_history
-from hf_reward.checkpoint_record import CheckpointRecord, describe
-from hf_reward.consumers import consumers_of_folder
-from hf_reward.ensemble_trainer import EnsembleTrainer
-from hf_reward.evaluation_table import show_tables
-from hf_reward.health_monitor import HealthMonitor
-from hf_reward.metrics import preference_metrics, strict_pairs
-from hf_reward.model_card import write_model_card
-from hf_reward.preference_data import without_padding
-from hf_reward.probes import probe_record
-from hf_reward.reward_head import RewardModel, bare_model, head_parameters
-from hf_reward.rewards import compute_rewards
-from hf_reward.sharding import HeadInFloat32, refuse_what_sharding_loses
-from hf_reward.tokenizer_setup import prepare_tokenizer
-from hf_reward.training_args import RewardConfig
-from hf_reward.training_setup import (
+from hf_reward.metrics.preference import preference_metrics, strict_pairs
+from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe
+from hf_reward.modeling.probes import probe_record
+from hf_reward.modeling.reward_head import RewardModel, bare_model, head_parameters
+from hf_reward.modeling.rewards import compute_rewards
+from hf_reward.modeling.sharding import HeadInFloat32, refuse_what_sharding_loses
+from hf_reward.preprocessing.tokenizer import prepare_tokenizer
+from hf_reward.publishing.card.render import write_model_card
+from hf_reward.publishing.compatibility import consumers_of_folder
+from hf_reward.training.callbacks import TrainingCurves, epoch_history
+from hf_reward.training.data_loading import without_padding
+from hf_reward.training.ensemble_loss import EnsembleTrainer
+from hf_reward.training.evaluation_table import show_tables
+from hf_reward.training.health_callback import HealthMonitor
+from hf_reward.training.running_statistics import BatchStatistics
+from hf_reward.training.setup import (
     added_tokens,
     default_output_dir,
     fit_to_positions,
@@ -52,7 +52,7 @@ from hf_reward.training_setup import (
     training_settings,
     warn_of_partial_penalties,
 )
-from hf_reward.training_statistics import BatchStatistics
+from hf_reward.training.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-from hf_reward.interface import setting
-from hf_reward.losses import PreferenceLoss
-from hf_reward.model_card import check_card
-from hf_reward.tokenization import FormatRule
+from hf_reward.data.interface import setting
+from hf_reward.losses.functions import PreferenceLoss
+from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.publishing.card.render import check_card
 
 
 @dataclass(repr=False)  # its own would show tokens; that of TrainingArguments does not

@@ -1,7 +1,7 @@
 """How often do the package's intervals hold the truth, and how often do its tests raise a false alarm?
 
-    python recipes/coverage.py --out runs/coverage.jsonl   # the whole tables, as in docs/COVERAGE.md
-    python recipes/coverage.py --runs 100 --only slope
+    python recipes/studies/coverage.py --out runs/coverage.jsonl   # the whole tables, as in docs/COVERAGE.md
+    python recipes/studies/coverage.py --runs 100 --only slope
 
 Rewards are simulated with a known truth: prompts of 1 or of 8 pairs, the 8 being independent, of an ability that varies
 between prompts, or copies of one pair; calibrated models and models that are twice too sure or half as sure as they may

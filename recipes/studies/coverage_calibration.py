@@ -6,8 +6,8 @@ import numpy as np
 from coverage_setting import Number, Setting, Tally, gaps_of
 from scipy import optimize, special
 
-from hf_reward.audit.accuracy import log_loss_words
-from hf_reward.calibration import (
+from hf_reward.evaluation.audit.families.accuracy import log_loss_words
+from hf_reward.metrics.calibration import (
     calibration_error,
     calibration_error_interval,
     calibration_floor,
@@ -15,8 +15,8 @@ from hf_reward.calibration import (
     reliability_bins,
     spiegelhalter,
 )
-from hf_reward.intervals import t_interval
-from hf_reward.uncertainty import aurc, aurc_spread
+from hf_reward.metrics.intervals import t_interval
+from hf_reward.metrics.uncertainty import aurc, aurc_spread
 
 
 def slope(truth: float) -> Number:

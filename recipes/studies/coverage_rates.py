@@ -3,18 +3,18 @@
 import numpy as np
 from coverage_setting import NO_COPIES, ONE_ROW, Number, Setting, Tally, differences
 
-from hf_reward.baselines import cross_validated_tfidf
-from hf_reward.benchmarks.comparing import mcnemar
-from hf_reward.benchmarks.registry import benchmark_named
-from hf_reward.benchmarks.spreads import compared, leave_out
-from hf_reward.data_check.imbalance import corrected, imbalance
-from hf_reward.data_check.shift import SetTexts, two_sample_test
-from hf_reward.data_check.style_features import FEATURES
-from hf_reward.data_check.votes import vote_agreement
-from hf_reward.intervals import clustered_interval, mean_difference, rate_interval
-from hf_reward.metrics import compare_with_length
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.shared_responses import response_spread
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.evaluation.baselines import cross_validated_tfidf
+from hf_reward.evaluation.benchmarks.comparing import mcnemar
+from hf_reward.evaluation.benchmarks.registry import benchmark_named
+from hf_reward.evaluation.benchmarks.spreads import compared, leave_out
+from hf_reward.evaluation.data_check.imbalance import corrected, imbalance
+from hf_reward.evaluation.data_check.shift import SetTexts, two_sample_test
+from hf_reward.evaluation.data_check.style_features import FEATURES
+from hf_reward.evaluation.data_check.votes import vote_agreement
+from hf_reward.metrics.intervals import clustered_interval, mean_difference, rate_interval
+from hf_reward.metrics.preference import compare_with_length
+from hf_reward.metrics.shared_responses import response_spread
 
 _SUBSETS = ("Factuality", "Math", "Safety")
 _RATES = (0.6, 0.75, 0.9)

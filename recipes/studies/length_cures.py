@@ -1,6 +1,6 @@
 """What do the cures for length bias cost and bring? One model for each, from the same base and rows, and a table.
 
-    python recipes/length_cures.py --base models/SmolLM2-135M-Instruct --train_data train.jsonl --eval_data test.jsonl \
+    python recipes/studies/length_cures.py --base models/SmolLM2-135M-Instruct --train_data train.jsonl --eval_data test.jsonl \
         --max_train_rows 2000 --out runs/cures -- --use_lora true --learning_rate 5e-4
 
 Variants: `none`; `length_penalty=W` for each `--length_penalty`; `balance_lengths`; and `posthoc`, which is the model
@@ -33,12 +33,12 @@ from hf_reward import (
     preference_metrics,
     store_length_correction,
 )
-from hf_reward.audit import AuditRule, Finding, run_audit
-from hf_reward.losses import PADDING_RANK
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.preferences import to_preference_row
-from hf_reward.score_request import ScoreRequest
-from hf_reward.sources import Source, as_sources, load_source
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.score_request import ScoreRequest
+from hf_reward.data.sources import Source, as_sources, load_source
+from hf_reward.evaluation.audit import AuditRule, Finding, run_audit
+from hf_reward.losses.functions import PADDING_RANK
 
 RECIPES = Path(__file__).parent
 STAMP = "length_cures.json"

@@ -1,7 +1,7 @@
 """Do several reward heads know which preferences they get wrong? Risk-coverage on held-out prompts.
 
-    python recipes/uncertainty.py --base BASE --data train.jsonl test.jsonl --out runs/uncertainty --group_ends_at _
-    python recipes/uncertainty.py --base BASE --data train.jsonl --out runs/frozen --freeze_backbone --epochs 40
+    python recipes/studies/uncertainty.py --base BASE --data train.jsonl test.jsonl --out runs/uncertainty --group_ends_at _
+    python recipes/studies/uncertainty.py --base BASE --data train.jsonl --out runs/frozen --freeze_backbone --epochs 40
 
 Rows are pairs with `prompt`, `chosen` and `rejected`, and a `group` (by default the prompt is the group). Groups are
 dealt into `--folds` parts; for each a model with `--heads` heads, and one with one head, are trained on the same rows
@@ -29,9 +29,9 @@ from rich.table import Table
 from transformers import set_seed
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardScorer, RewardTrainer
-from hf_reward.intervals import FEW_CLUSTERS, t_interval
-from hf_reward.sources import as_sources, load_source
-from hf_reward.uncertainty import agreement, aurc_spread, risk_at, risk_coverage
+from hf_reward.data.sources import as_sources, load_source
+from hf_reward.metrics.intervals import FEW_CLUSTERS, t_interval
+from hf_reward.metrics.uncertainty import agreement, aurc_spread, risk_at, risk_coverage
 
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)
 console = Console(width=150)

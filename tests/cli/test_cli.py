@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_reward import AutoModelForRewardScoring, CheckpointRecord, cli
+from hf_reward import AutoModelForRewardScoring, CheckpointRecord
+from hf_reward.cli import app as cli
 
 torch.set_num_threads(1)  # tiny matrices: a second thread only waits
 
@@ -46,7 +47,7 @@ def test_version(call):
     assert call("--version") == (0, f"hf-reward {version('hf_reward')}\n", "")
 
 
-@pytest.mark.parametrize("statement", ["import hf_reward", "from hf_reward.cli import main; main()"])
+@pytest.mark.parametrize("statement", ["import hf_reward", "from hf_reward.cli.app import main; main()"])
 def test_importing_and_help_do_not_load_torch(statement):
     """Which takes seconds; without it both take a fraction of one."""
     heavy = ("torch", "transformers", "datasets", "accelerate", "peft", "sklearn", "scipy", "matplotlib")

@@ -7,8 +7,8 @@ from saved_models import saved_model
 from typer.testing import CliRunner
 
 from hf_reward import CheckpointRecord, RewardScorer
-from hf_reward.audit.synthetic import synthetic_data
-from hf_reward.cli_audit import app
+from hf_reward.cli.audit import app
+from hf_reward.evaluation.audit.material.synthetic import synthetic_data
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_probe_data_of_an_unknown_kind_is_one_error(folder, data, tmp_path):
 
 
 def test_the_self_test_says_whether_the_audit_holds(monkeypatch):
-    from hf_reward.audit import self_test
+    from hf_reward.evaluation.audit import self_test
 
     monkeypatch.setattr(self_test, "FAULTS", self_test.FAULTS[3:])
     found = call("--self-test", "--seeds", "1")

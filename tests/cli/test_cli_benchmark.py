@@ -11,10 +11,11 @@ from benchmark_rows import instructed, write_rows
 from saved_models import saved_model
 from typer.testing import CliRunner, Result
 
-from hf_reward import cli_benchmark, cli_output
-from hf_reward.benchmarks.registry import NAMES, benchmark_named
-from hf_reward.benchmarks.reporting import results_from_scores
-from hf_reward.cli_benchmark import ORDERS, app, print_results
+from hf_reward.cli import benchmark as cli_benchmark
+from hf_reward.cli import output as cli_output
+from hf_reward.cli.benchmark import ORDERS, app, print_results
+from hf_reward.evaluation.benchmarks.registry import NAMES, benchmark_named
+from hf_reward.evaluation.benchmarks.reporting import results_from_scores
 
 ROWS = [instructed(number, 1 + number % 2, ("Natural", "Manual")[number % 2]) for number in range(24)]
 
@@ -52,7 +53,7 @@ def test_help_imports_nothing_heavy() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     light = {"json", "logging", "os", "warnings", "collections.abc", "pathlib", "typing", "typer"}
-    assert imported <= light | {"hf_reward.cli_output"}
+    assert imported <= light | {"hf_reward.cli.output"}
     tree = ast.parse(inspect.getsource(cli_output))
     names = [getattr(node, "module", None) or node.names[0].name for node in tree.body if hasattr(node, "names")]
     assert light.issuperset(names)

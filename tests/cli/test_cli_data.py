@@ -8,8 +8,8 @@ import typer
 from datasets import load_dataset
 from typer.testing import CliRunner
 
-from hf_reward import cli_data
-from hf_reward.split_files import SplitRule, write_split
+from hf_reward.cli import data as cli_data
+from hf_reward.data.split_files import SplitRule, write_split
 
 app = typer.Typer()
 app.command("check-data")(cli_data.check_data)

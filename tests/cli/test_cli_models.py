@@ -11,7 +11,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_reward import AutoModelForRewardScoring, CheckpointRecord, cli, prepare_tokenizer, save_merged
+from hf_reward import AutoModelForRewardScoring, CheckpointRecord, prepare_tokenizer, save_merged
+from hf_reward.cli import app as cli
 
 
 @pytest.fixture

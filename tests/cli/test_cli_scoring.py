@@ -12,7 +12,8 @@ import pytest
 from foreign_models import foreign_model
 from saved_models import saved_model
 
-from hf_reward import RewardScorer, cli
+from hf_reward import RewardScorer
+from hf_reward.cli import app as cli
 
 ROWS = [
     {"prompt": "What is 2 + 2?", "response": "4.", "note": "right"},
@@ -213,7 +214,7 @@ def test_verify_server_needs_a_model(call: Any) -> None:
 
 def test_serving_without_its_packages_says_what_to_install(call: Any, monkeypatch: Any) -> None:
     for name in list(sys.modules):
-        if name.startswith("hf_reward.serving"):
+        if name.startswith("hf_reward.scoring.serving"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     code, _, err = call("serve", "--model", "m")

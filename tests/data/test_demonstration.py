@@ -8,10 +8,10 @@ from importlib.resources import files
 import pytest
 
 from hf_reward import length_rule, tfidf_bradley_terry
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.preferences import to_preference_row
-from hf_reward.row_text import response_text
-from hf_reward.sources import as_sources, load_source
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.row_text import response_text
+from hf_reward.data.sources import as_sources, load_source
 
 CATEGORIES = {"factual", "instruction_following", "coding", "safety", "honesty"}
 
@@ -67,6 +67,6 @@ def test_a_bag_of_words_cannot_tell_the_sides_apart(train: list, held_out: list)
 
 def test_every_line_has_the_documented_fields() -> None:
     for split in ("train", "test"):
-        text = (files("hf_reward") / "demonstration" / f"{split}.jsonl").read_text(encoding="utf-8")
+        text = (files("hf_reward.data") / "demonstration" / f"{split}.jsonl").read_text(encoding="utf-8")
         for line in text.splitlines():
             assert json.loads(line).keys() == {"id", "category", "kind", "prompt", "chosen", "rejected"}

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 from bulk_runs import FakeScorer, read_jsonl, settings
 
-from hf_reward.benchmarks.data import DataChoice, load_benchmark_data
-from hf_reward.benchmarks.registry import benchmark_named
-from hf_reward.bulk import score_files
-from hf_reward.data_check import check_data
-from hf_reward.data_check.report_text import sections
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import to_preference_row
-from hf_reward.preparation import PreparationRule, prepare_preferences
-from hf_reward.score_request import read_request
-from hf_reward.sources import Source, load_source
-from hf_reward.split_files import SplitRule, write_split
-from hf_reward.splits import split_by_prompt
-from hf_reward.tokenization import FormatRule
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.score_request import read_request
+from hf_reward.data.sources import Source, load_source
+from hf_reward.data.split_files import SplitRule, write_split
+from hf_reward.data.splits import split_by_prompt
+from hf_reward.evaluation.benchmarks.data import DataChoice, load_benchmark_data
+from hf_reward.evaluation.benchmarks.registry import benchmark_named
+from hf_reward.evaluation.data_check import check_data
+from hf_reward.evaluation.data_check.report_text import sections
+from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
+from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.scoring.bulk import score_files
 
 SKIP = PreparationRule(format=FormatRule(max_length=None), skip_bad_rows=True)
 STOP = PreparationRule(format=FormatRule(max_length=None))
@@ -333,7 +333,7 @@ def test_a_csv_record_with_too_few_fields_is_a_bad_row(tmp_path, text_tokenizer)
 
 
 def test_a_run_that_holds_rows_out_counts_its_bad_rows_and_does_not_stop_at_them(with_half, text_tokenizer):
-    recipe = runpy.run_path(str(Path(__file__).parents[1] / "recipes" / "train.py"))
+    recipe = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "train.py"))
     source = recipe["read"](Source(data=str(with_half)))
     settings = SimpleNamespace(skip_bad_rows=True, seed=1)
     train, held_out = recipe["hold_out"](source, 1, settings)

@@ -10,14 +10,14 @@ from saved_models import saved_model
 from serving_scorers import tiny_scorer
 
 from hf_reward import RewardScorer
-from hf_reward.benchmarks.base import Comparison
-from hf_reward.benchmarks.scores_file import read_scores
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import detect_layout, to_preference_row
-from hf_reward.run_arguments import parse_run_arguments
-from hf_reward.serving.app import create_app
-from hf_reward.serving.settings import ServerSettings
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import detect_layout, to_preference_row
+from hf_reward.evaluation.benchmarks.base import Comparison
+from hf_reward.evaluation.benchmarks.scores_file import read_scores
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.scoring.serving.app import create_app
+from hf_reward.scoring.serving.settings import ServerSettings
+from hf_reward.training.run_arguments import parse_run_arguments
 
 HUGE = 10**400
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}

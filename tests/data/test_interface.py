@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hf_reward.cli import app
-from hf_reward.interface import Interface, setting, used_through
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import detect_layout, to_preference_row
-from hf_reward.score_request import requests_of_row
+from hf_reward.cli.app import app
+from hf_reward.data.interface import Interface, setting, used_through
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import detect_layout, to_preference_row
+from hf_reward.data.score_request import requests_of_row
 
 NAMES = {"prompt": "question", "response_a": "one", "response_b": "two"}
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reward.near_duplicates import SIMILARITY, TextPool, jaccard, joined, text_hash
-from hf_reward.row_text import words_of
+from hf_reward.data.near_duplicates import SIMILARITY, TextPool, jaccard, joined, text_hash
+from hf_reward.data.row_text import words_of
 
 
 def clusters(texts: list[str]) -> tuple[list[int], list[int]]:

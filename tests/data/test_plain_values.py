@@ -12,18 +12,18 @@ import pytest
 from datasets import Dataset
 from training_runs import make_trainer
 
-from hf_reward.bulk.inputs import open_tables
-from hf_reward.data_check import check_data
-from hf_reward.data_check.votes import read_votes
-from hf_reward.plain_values import plain, rows_of
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import to_preference_row
-from hf_reward.preparation import prepare_preferences
-from hf_reward.ratings import to_pairs
-from hf_reward.score_request import request_from_messages, requests_of_row
-from hf_reward.serving.protocol import ClassifyBody, Row
-from hf_reward.sources import Source, load_source
-from hf_reward.split_files import SplitRule, write_split
+from hf_reward.data.plain_values import plain, rows_of
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.ratings import to_pairs
+from hf_reward.data.score_request import request_from_messages, requests_of_row
+from hf_reward.data.sources import Source, load_source
+from hf_reward.data.split_files import SplitRule, write_split
+from hf_reward.evaluation.data_check import check_data
+from hf_reward.evaluation.data_check.votes import read_votes
+from hf_reward.preprocessing.preparation import prepare_preferences
+from hf_reward.scoring.bulk.inputs import open_tables
+from hf_reward.scoring.serving.protocol import ClassifyBody, Row
 
 USER = {"role": "user", "content": "Weather?"}
 

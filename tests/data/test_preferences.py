@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reward.preference_row import (
+from hf_reward.data.preference_row import (
     PreferenceFormatError,
     PreferencePair,
     PreferenceRow,
@@ -21,10 +21,10 @@ from hf_reward.preference_row import (
     prompt_hash,
     shared_text,
 )
-from hf_reward.preferences import detect_layout, parse_hh_transcript, to_preference_row
-from hf_reward.ratings import to_pairs
+from hf_reward.data.preferences import detect_layout, parse_hh_transcript, to_preference_row
+from hf_reward.data.ratings import to_pairs
 
-REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
 quick = settings(max_examples=40, deadline=None)
 
 

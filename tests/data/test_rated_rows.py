@@ -11,15 +11,15 @@ from datasets import Dataset
 from typer.testing import CliRunner
 
 from hf_reward import to_pairs
-from hf_reward.cli import app
-from hf_reward.data_check import check_data
-from hf_reward.losses import PreferenceLoss
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import to_preference_row
-from hf_reward.preparation import PreparationRule, prepare_preferences
-from hf_reward.run_arguments import RunArguments
-from hf_reward.sources import Source, as_sources, load_source
-from hf_reward.tokenization import FormatRule
+from hf_reward.cli.app import app
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.sources import Source, as_sources, load_source
+from hf_reward.evaluation.data_check import check_data
+from hf_reward.losses.functions import PreferenceLoss
+from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
+from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.training.run_arguments import RunArguments
 
 RATED = [
     {"prompt": "p", "response": "best", "score": 5},

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.score_request import request_from_messages, requests_of_row
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.score_request import request_from_messages, requests_of_row
 
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 

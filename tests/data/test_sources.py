@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from hf_reward.preference_row import PreferenceFormatError, PreferencePair
-from hf_reward.preferences import to_preference_row
-from hf_reward.preparation import PreparationRule, prepare_preferences
-from hf_reward.row_places import naming_lines
-from hf_reward.sources import Source, as_sources, load_source
-from hf_reward.tokenization import FormatRule
+from hf_reward.data.preference_row import PreferenceFormatError, PreferencePair
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.row_places import naming_lines
+from hf_reward.data.sources import Source, as_sources, load_source
+from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
+from hf_reward.preprocessing.tokenization import FormatRule
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 ROWS = [
     {"prompt": "a ", "chosen": "yes", "rejected": "no"},
     {"prompt": "b ", "chosen": "good", "rejected": "bad"},

@@ -7,9 +7,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import to_preference_row
-from hf_reward.splits import split_by_prompt
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.splits import split_by_prompt
 
 
 def rows(prompts: list[Any], **extra: list[Any]) -> Dataset:

@@ -11,9 +11,9 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_reward.tables import arrow_rows
-from hf_reward.tables.arrow_rows import DatasetTable, ParquetTable, content_size
-from hf_reward.tables.input_row import DamagedFile, Span
+from hf_reward.data.tables import arrow_rows
+from hf_reward.data.tables.arrow_rows import DatasetTable, ParquetTable, content_size
+from hf_reward.data.tables.input_row import DamagedFile, Span
 
 
 def numbers(rows) -> list[int]:

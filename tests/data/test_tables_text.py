@@ -7,11 +7,11 @@ from bulk_runs import text_rows, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_reward.file_identity import HASHED_WHOLE, file_identity
-from hf_reward.tables import text_records
-from hf_reward.tables.csv_file import LONGEST_FIELD, CsvTable
-from hf_reward.tables.input_row import DamagedFile, Span
-from hf_reward.tables.json_lines import JsonLinesTable
+from hf_reward.data.file_identity import HASHED_WHOLE, file_identity
+from hf_reward.data.tables import text_records
+from hf_reward.data.tables.csv_file import LONGEST_FIELD, CsvTable
+from hf_reward.data.tables.input_row import DamagedFile, Span
+from hf_reward.data.tables.json_lines import JsonLinesTable
 
 EVERYTHING = 2**40
 
@@ -235,7 +235,7 @@ def test_a_file_is_hashed_whole_up_to_a_size_and_known_by_its_time_above_it(tmp_
     assert first["content"] != changed["content"]
     assert "modified" not in changed
     assert HASHED_WHOLE == 16 * 2**20
-    monkeypatch.setattr("hf_reward.file_identity.HASHED_WHOLE", 299_999)
+    monkeypatch.setattr("hf_reward.data.file_identity.HASHED_WHOLE", 299_999)
     assert file_identity(path) == {name: value for name, value in changed.items() if name != "content"} | {
         "modified": path.stat().st_mtime_ns
     }

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_reward.tables.arrow_rows import ParquetTable
-from hf_reward.tables.input_row import InputRow, Span
-from hf_reward.tables.row_writers import (
+from hf_reward.data.tables.arrow_rows import ParquetTable
+from hf_reward.data.tables.input_row import InputRow, Span
+from hf_reward.data.tables.row_writers import (
     JsonLinesWriter,
     ParquetWriter,
     ScoredRow,
@@ -19,7 +19,7 @@ from hf_reward.tables.row_writers import (
     copy_parquet,
     json_line,
 )
-from hf_reward.tables.schemas import require_writable, schema_of_rows, unify
+from hf_reward.data.tables.schemas import require_writable, schema_of_rows, unify
 
 
 def scored(rows, **added) -> list[ScoredRow]:

@@ -9,16 +9,16 @@ import pytest
 from training_runs import make_trainer
 from typer.testing import CliRunner
 
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.cli import app
-from hf_reward.preferences import to_preference_row
-from hf_reward.training_texts import (
+from hf_reward.cli.app import app
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.training_texts import (
     compare_texts,
     comparison_lines,
     require_summary,
     summarize_texts,
     summarize_training_data,
 )
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
 
 HOME = [f"w{number}" for number in range(300)]
 AWAY = [f"v{number}" for number in range(300)]

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import to_preference_row
-from hf_reward.ratings import to_pairs
-from hf_reward.score_request import read_request, requests_of_row
-from hf_reward.whole_conversations import read_sides, text_after_prompt
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.ratings import to_pairs
+from hf_reward.data.score_request import read_request, requests_of_row
+from hf_reward.data.whole_conversations import read_sides, text_after_prompt
 
 
 def user(content: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Do our benchmark numbers equal the original code's? `python recipes/golden_table.py` prints both and the difference.
+"""Do our benchmark numbers equal the original code's? `python tests/evaluation/golden_table.py` prints both and the difference.
 
 `tests/golden*.json` hold rewards and what the original code made of them: allenai/reward-bench (sections, best of four,
 Ties), THU-KEG/RM-Bench and ScalerLab/JudgeBench. Needs a checkout; a second, offline.
@@ -14,14 +14,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hf_reward.benchmarks.base import Benchmark, Comparison, Outcome
-from hf_reward.benchmarks.judgebench import SOURCES, JudgeBench
-from hf_reward.benchmarks.rewardbench import RewardBench, section_scores
-from hf_reward.benchmarks.rewardbench2 import RewardBench2
-from hf_reward.benchmarks.rm_bench import RMBench
-from hf_reward.benchmarks.spreads import mean_credits
+from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, Outcome
+from hf_reward.evaluation.benchmarks.judgebench import SOURCES, JudgeBench
+from hf_reward.evaluation.benchmarks.rewardbench import RewardBench, section_scores
+from hf_reward.evaluation.benchmarks.rewardbench2 import RewardBench2
+from hf_reward.evaluation.benchmarks.rm_bench import RMBench
+from hf_reward.evaluation.benchmarks.spreads import mean_credits
 
-TESTS = Path(__file__).parent.parent / "tests"
+TESTS = Path(__file__).parent
 Line = tuple[str, float, float]
 """What, ours, the original's."""
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_reward.audit.format_edits import FORMAT_EDITS
-from hf_reward.audit.noise_edits import NOISE_EDITS, curly_quotes, expanded_contractions, with_typos
-from hf_reward.audit.padding import CLOSERS, KINDS, pad, turned_round, wider_spaces, without_filler
-from hf_reward.audit.sentences import count_words, split_sentences
+from hf_reward.evaluation.audit.edits.format_edits import FORMAT_EDITS
+from hf_reward.evaluation.audit.edits.noise_edits import NOISE_EDITS, curly_quotes, expanded_contractions, with_typos
+from hf_reward.evaluation.audit.edits.padding import CLOSERS, KINDS, pad, turned_round, wider_spaces, without_filler
+from hf_reward.evaluation.audit.edits.sentences import count_words, split_sentences
 
 ANSWER = "The river rises in spring. Snow melts first. Dr. Lee measured it in 1998! Then the fields are wet."
 SENTENCE = st.lists(st.text("abcdefgh", min_size=1, max_size=8), min_size=1, max_size=9).map(

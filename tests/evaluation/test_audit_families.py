@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import xxhash
 
-from hf_reward.audit import FULL, AuditRule, run_audit
-from hf_reward.audit.calibration import brier_parts, cross_fitted_gaps, first_is_preferred
-from hf_reward.audit.evidence import Case, Judged, Text
-from hf_reward.audit.material import Responses, as_material
-from hf_reward.audit.selection import fit_overoptimization
-from hf_reward.audit.shipped_items import shipped_questions
-from hf_reward.audit.synthetic import SyntheticReward, synthetic_data
-from hf_reward.best_of_n import kl_of_best_of_n
-from hf_reward.preference_row import PreferenceRow
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.evaluation.audit import FULL, AuditRule, run_audit
+from hf_reward.evaluation.audit.families.calibration import brier_parts, cross_fitted_gaps, first_is_preferred
+from hf_reward.evaluation.audit.families.selection import fit_overoptimization
+from hf_reward.evaluation.audit.findings import Case, Judged, Text
+from hf_reward.evaluation.audit.material.material import Responses, as_material
+from hf_reward.evaluation.audit.material.shipped_items import shipped_questions
+from hf_reward.evaluation.audit.material.synthetic import SyntheticReward, synthetic_data
+from hf_reward.metrics.best_of_n import kl_of_best_of_n
 
 DATA = synthetic_data(150, 7)
 PROFILE = replace(FULL, max_pairs=150, answers=150)
@@ -290,7 +290,7 @@ def test_what_best_of_n_amplifies_and_what_it_costs():
             )
         )
     material_rows = synthetic_data(60, 1).rows
-    from hf_reward.audit.probe_data import ProbeData
+    from hf_reward.evaluation.audit.material.probe_data import ProbeData
 
     report = run_audit(
         lambda texts: [float(len(text.response)) for text in texts],

@@ -8,11 +8,11 @@ import pytest
 from audit_reports import HOSTILE, audit_report
 from PIL import Image, ImageColor
 
-from hf_reward.audit.curves import curve_figure
-from hf_reward.audit.drawing import as_png, as_svg, inline_svg
-from hf_reward.audit.figures import NARROW, PALETTE, WIDE, effects_figure, headlines
-from hf_reward.audit.page import environment
-from hf_reward.audit.wording import VERDICT_WORDS, plain_line, scale_of
+from hf_reward.evaluation.audit.report.curves import curve_figure
+from hf_reward.evaluation.audit.report.drawing import as_png, as_svg, inline_svg
+from hf_reward.evaluation.audit.report.figures import NARROW, PALETTE, WIDE, effects_figure, headlines
+from hf_reward.evaluation.audit.report.page import environment
+from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS, plain_line, scale_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 

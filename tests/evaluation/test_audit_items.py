@@ -4,8 +4,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hf_reward.audit.probe_data import own_opinion, own_question
-from hf_reward.audit.shipped_items import _rows, shipped_arguments, shipped_opinions, shipped_questions
+from hf_reward.evaluation.audit.material.probe_data import own_opinion, own_question
+from hf_reward.evaluation.audit.material.shipped_items import (
+    _rows,
+    shipped_arguments,
+    shipped_opinions,
+    shipped_questions,
+)
 
 COMMON = set(re.findall(r"\w+", "a an the is it in to of and or for be by with i my me that at on as so are if not"))
 

@@ -12,13 +12,20 @@ from audit_reports import HOSTILE, audit_report, comparison
 from browser import CHROMIUM, opened
 from rich.console import Console
 
-from hf_reward.audit.bars import axis_of
-from hf_reward.audit.comparison_page import render_comparison
-from hf_reward.audit.evidence import Finding
-from hf_reward.audit.page import render_page
-from hf_reward.audit.summary import summarise
-from hf_reward.audit.table import print_audit
-from hf_reward.audit.wording import VERDICT_WORDS, interval_words, plain_line, reason_words, scale_of, worst
+from hf_reward.evaluation.audit.findings import Finding
+from hf_reward.evaluation.audit.report.bars import axis_of
+from hf_reward.evaluation.audit.report.comparison_page import render_comparison
+from hf_reward.evaluation.audit.report.page import render_page
+from hf_reward.evaluation.audit.report.summary import summarise
+from hf_reward.evaluation.audit.report.table import print_audit
+from hf_reward.evaluation.audit.report.wording import (
+    VERDICT_WORDS,
+    interval_words,
+    plain_line,
+    reason_words,
+    scale_of,
+    worst,
+)
 
 VOID = {"meta", "img", "br", "link", "input"}
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_reward.audit.material import FULL, QUICK, as_material
-from hf_reward.audit.probe_data import read_probe_data
+from hf_reward.evaluation.audit.material.material import FULL, QUICK, as_material
+from hf_reward.evaluation.audit.material.probe_data import read_probe_data
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="no shared data beside the checkout")
 HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
 LLAMA = f"<|begin_of_text|>{HEADER.format('user')}{{}}<|eot_id|>{HEADER.format('assistant')}"

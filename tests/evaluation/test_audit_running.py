@@ -10,11 +10,20 @@ import xxhash
 from saved_models import saved_model
 
 from hf_reward import RewardScorer
-from hf_reward.audit import FULL, QUICK, AuditRule, Text, compare_audits, read_probe_data, run_audit, write_audit
-from hf_reward.audit.kept_evidence import read_evidence
-from hf_reward.audit.score_cache import ScoreCache, score_texts
-from hf_reward.audit.shipped_items import shipped_opinions, shipped_questions
-from hf_reward.audit.synthetic import SyntheticReward, synthetic_data
+from hf_reward.evaluation.audit import (
+    FULL,
+    QUICK,
+    AuditRule,
+    Text,
+    compare_audits,
+    read_probe_data,
+    run_audit,
+    write_audit,
+)
+from hf_reward.evaluation.audit.material.shipped_items import shipped_opinions, shipped_questions
+from hf_reward.evaluation.audit.material.synthetic import SyntheticReward, synthetic_data
+from hf_reward.evaluation.audit.report.kept_evidence import read_evidence
+from hf_reward.evaluation.audit.score_cache import ScoreCache, score_texts
 
 DATA = synthetic_data(60, 11)
 SMALL = replace(QUICK, max_pairs=60, answers=20, questions=6, opinions=4, families=())
@@ -60,7 +69,7 @@ def test_each_text_is_scored_once_and_never_again(tmp_path):
 
 
 def test_a_stopped_audit_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_reward.audit.score_cache._CHUNK_CHARACTERS", 2000)
+    monkeypatch.setattr("hf_reward.evaluation.audit.score_cache._CHUNK_CHARACTERS", 2000)
     whole = run_audit(synthetic(), DATA.rows, rule=TINY)
     stopped = Counting(synthetic(), stop_after=200)
     with pytest.raises(KeyboardInterrupt):

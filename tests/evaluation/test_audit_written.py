@@ -6,11 +6,11 @@ import os
 import pytest
 from audit_reports import audit_report
 
-from hf_reward.audit import written
-from hf_reward.audit.wording import VERDICT_WORDS
-from hf_reward.audit.written import file_stem, read_audit, write_audit
-from hf_reward.card.biases import _VERDICTS, audit_rows
-from hf_reward.card.facts import AUDIT_FILE, CardFacts, read_json
+from hf_reward.evaluation.audit.report import written
+from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS
+from hf_reward.evaluation.audit.report.written import file_stem, read_audit, write_audit
+from hf_reward.publishing.card.biases import _VERDICTS, audit_rows
+from hf_reward.publishing.card.facts import AUDIT_FILE, CardFacts, read_json
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from hf_reward.baselines import Baseline, cross_validated_tfidf, length_rule, tfidf_bradley_terry
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.preferences import to_preference_row
-from hf_reward.row_text import response_text
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.row_text import response_text
+from hf_reward.evaluation.baselines import Baseline, cross_validated_tfidf, length_rule, tfidf_bradley_terry
 
 FILLER = ["river", "stone", "cloud", "paper", "green", "window", "early", "seven", "garden", "music"]
 

@@ -22,19 +22,19 @@ from benchmark_rows import (
     verified,
 )
 
-from hf_reward.benchmarks.base import LeftOut
-from hf_reward.benchmarks.judgebench import JudgeBench
-from hf_reward.benchmarks.llmbar import LLMBar
-from hf_reward.benchmarks.own import Lists, Pairs
-from hf_reward.benchmarks.ppe_correctness import PPECorrectness
-from hf_reward.benchmarks.ppe_preference import PPEPreference
-from hf_reward.benchmarks.registry import PUBLIC
-from hf_reward.benchmarks.rewardbench import PRIOR_SETS, RewardBench, section_scores
-from hf_reward.benchmarks.rewardbench2 import RewardBench2
-from hf_reward.benchmarks.rm_bench import RMBench
-from hf_reward.benchmarks.rmb import RMB
+from hf_reward.evaluation.benchmarks.base import LeftOut
+from hf_reward.evaluation.benchmarks.judgebench import JudgeBench
+from hf_reward.evaluation.benchmarks.llmbar import LLMBar
+from hf_reward.evaluation.benchmarks.own import Lists, Pairs
+from hf_reward.evaluation.benchmarks.ppe_correctness import PPECorrectness
+from hf_reward.evaluation.benchmarks.ppe_preference import PPEPreference
+from hf_reward.evaluation.benchmarks.registry import PUBLIC
+from hf_reward.evaluation.benchmarks.rewardbench import PRIOR_SETS, RewardBench, section_scores
+from hf_reward.evaluation.benchmarks.rewardbench2 import RewardBench2
+from hf_reward.evaluation.benchmarks.rm_bench import RMBench
+from hf_reward.evaluation.benchmarks.rmb import RMB
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "golden_table.py"
+RECIPE = Path(__file__).parents[2] / "tests" / "evaluation" / "golden_table.py"
 
 
 def close(found: Any, expected: float) -> None:

@@ -9,12 +9,12 @@ import pytest
 from benchmark_rows import instructed, styles, write_rows
 from scipy import stats
 
-from hf_reward.benchmarks.comparing import compare, mcnemar
-from hf_reward.benchmarks.registry import benchmark_named
-from hf_reward.benchmarks.reporting import results_from_scores
-from hf_reward.benchmarks.results import ResultRule
-from hf_reward.benchmarks.spreads import compared, leave_out
-from hf_reward.intervals import mean_difference
+from hf_reward.evaluation.benchmarks.comparing import compare, mcnemar
+from hf_reward.evaluation.benchmarks.registry import benchmark_named
+from hf_reward.evaluation.benchmarks.reporting import results_from_scores
+from hf_reward.evaluation.benchmarks.results import ResultRule
+from hf_reward.evaluation.benchmarks.spreads import compared, leave_out
+from hf_reward.metrics.intervals import mean_difference
 
 ROWS = [instructed(number, 1, ("Natural", "Manual")[number % 2]) for number in range(60)]
 

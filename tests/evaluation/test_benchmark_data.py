@@ -23,12 +23,12 @@ from benchmark_rows import (
 )
 from datasets import Dataset
 
-from hf_reward.benchmarks import data as data_module
-from hf_reward.benchmarks.data import DataChoice, DataUnavailableError, load_benchmark_data
-from hf_reward.benchmarks.registry import NAMES, benchmark_named
-from hf_reward.benchmarks.results import ResultRule, make_results, rows_that_count
-from hf_reward.benchmarks.rmb import CATEGORIES
-from hf_reward.benchmarks.scores_file import RowScores
+from hf_reward.evaluation.benchmarks import data as data_module
+from hf_reward.evaluation.benchmarks.data import DataChoice, DataUnavailableError, load_benchmark_data
+from hf_reward.evaluation.benchmarks.registry import NAMES, benchmark_named
+from hf_reward.evaluation.benchmarks.results import ResultRule, make_results, rows_that_count
+from hf_reward.evaluation.benchmarks.rmb import CATEGORIES
+from hf_reward.evaluation.benchmarks.scores_file import RowScores
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "rewardbench": [pair(0), pair(1)],

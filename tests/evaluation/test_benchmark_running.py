@@ -28,14 +28,14 @@ from benchmark_rows import (
 from saved_models import saved_model
 
 from hf_reward import RewardScorer
-from hf_reward.benchmarks import running
-from hf_reward.benchmarks.data import DataChoice
-from hf_reward.benchmarks.registry import NAMES, PUBLIC
-from hf_reward.benchmarks.reporting import results_from_scores
-from hf_reward.benchmarks.results import ResultRule, record_for_card
-from hf_reward.benchmarks.running import run_all, run_benchmark
-from hf_reward.model_card import write_model_card
-from hf_reward.path_safety import with_shown_model
+from hf_reward.data.path_safety import with_shown_model
+from hf_reward.evaluation.benchmarks import running
+from hf_reward.evaluation.benchmarks.data import DataChoice
+from hf_reward.evaluation.benchmarks.registry import NAMES, PUBLIC
+from hf_reward.evaluation.benchmarks.reporting import results_from_scores
+from hf_reward.evaluation.benchmarks.results import ResultRule, record_for_card
+from hf_reward.evaluation.benchmarks.running import run_all, run_benchmark
+from hf_reward.publishing.card.render import write_model_card
 
 DATA: dict[str, list[dict[str, Any]]] = {
     "rewardbench": [pair(n, subset=("alpacaeval-easy", "math-prm", "donotanswer")[n % 3]) for n in range(12)],
@@ -180,7 +180,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
 def test_a_killed_process_goes_on(folder: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "llmbar.jsonl", [instructed(n, output_1="word " * 60) for n in range(400)])
     program = (
-        "import sys; from hf_reward.benchmarks import running; running._CHUNK_RESPONSES = 8; "
+        "import sys; from hf_reward.evaluation.benchmarks import running; running._CHUNK_RESPONSES = 8; "
         "running.run_benchmark('llmbar', sys.argv[1], sys.argv[2], out=sys.argv[3])"
     )
     command = [sys.executable, "-c", program, str(folder), str(data)]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from benchmark_rows import pair
 
-from hf_reward.benchmarks.data import DataChoice, load_benchmark_data
-from hf_reward.benchmarks.registry import benchmark_named
-from hf_reward.benchmarks.reporting import results_from_scores
-from hf_reward.benchmarks.results import ResultRule
-from hf_reward.benchmarks.scores_file import finished_lines, read_scores, score_line
-from hf_reward.metrics import preference_metrics
+from hf_reward.evaluation.benchmarks.data import DataChoice, load_benchmark_data
+from hf_reward.evaluation.benchmarks.registry import benchmark_named
+from hf_reward.evaluation.benchmarks.reporting import results_from_scores
+from hf_reward.evaluation.benchmarks.results import ResultRule
+from hf_reward.evaluation.benchmarks.scores_file import finished_lines, read_scores, score_line
+from hf_reward.metrics.preference import preference_metrics
 
 ROWS = [pair(number) for number in range(4)]
 GOOD = [{"id": f"alpacaeval-easy/{number}", "rewards": [1.0, 0.5]} for number in range(4)]

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_reward.intervals import clustered_interval
+from hf_reward.metrics.intervals import clustered_interval
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
 from coverage import NUMBERS, cell_of, measure, short_table, whole_table
 from coverage_setting import CLUSTERS, Number, Setting, Tally

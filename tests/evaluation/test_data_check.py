@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_reward.data_check import DataReport, check_data, write_report
-from hf_reward.data_check.facts import RowFacts, gather_facts
-from hf_reward.data_check.row_reader import RowReader
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.row_clusters import RowPool
-from hf_reward.splits import split_by_prompt
-from hf_reward.tokenization import FormatRule
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.row_clusters import RowPool
+from hf_reward.data.splits import split_by_prompt
+from hf_reward.evaluation.data_check import DataReport, check_data, write_report
+from hf_reward.evaluation.data_check.facts import RowFacts, gather_facts
+from hf_reward.evaluation.data_check.row_reader import RowReader
+from hf_reward.preprocessing.tokenization import FormatRule
 
 Row = dict[str, Any]
 
@@ -213,7 +213,7 @@ def test_cycles_equal_those_of_trying_all_triples():
 
 
 def facts_of(rows: list[Row]) -> tuple[RowFacts, Any]:
-    from hf_reward.data_check.consistency import find_contradictions
+    from hf_reward.evaluation.data_check.consistency import find_contradictions
 
     reader = RowReader(rows)
     facts = gather_facts(reader, RowPool(reader.row))

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from hf_reward.data_check.imbalance import corrected, imbalance
-from hf_reward.data_check.style_features import FEATURES, WHAT_COUNTS, count_features
-from hf_reward.data_check.votes import read_votes, vote_agreement
+from hf_reward.evaluation.data_check.imbalance import corrected, imbalance
+from hf_reward.evaluation.data_check.style_features import FEATURES, WHAT_COUNTS, count_features
+from hf_reward.evaluation.data_check.votes import read_votes, vote_agreement
 
 # --- length and format -----------------------------------------------------------------------------------------------
 

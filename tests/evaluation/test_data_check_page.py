@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from hf_reward.data_check import check_data, print_report, render_page
-from hf_reward.data_check.report_text import sections
+from hf_reward.evaluation.data_check import check_data, print_report, render_page
+from hf_reward.evaluation.data_check.report_text import sections
 
 SCRIPT = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)> [red]`code`[/red] {{ 7 * 7 }}"
 

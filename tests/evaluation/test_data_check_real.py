@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_reward.data_check import DataReport, check_data
+from hf_reward.evaluation.data_check import DataReport, check_data
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not here")]
 
 

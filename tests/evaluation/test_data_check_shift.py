@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_reward.data_check import check_data
-from hf_reward.data_check.report_text import sections
-from hf_reward.data_check.shift import SetTexts, _known_within, two_sample_test
+from hf_reward.evaluation.data_check import check_data
+from hf_reward.evaluation.data_check.report_text import sections
+from hf_reward.evaluation.data_check.shift import SetTexts, _known_within, two_sample_test
 
-REAL = Path(__file__).parents[2] / "shared" / "data"
+REAL = Path(__file__).parents[3] / "shared" / "data"
 HOME = [f"w{number}" for number in range(200)]
 AWAY = [*HOME[:100], *(f"v{number}" for number in range(100))]
 
@@ -103,7 +103,7 @@ def test_known_words_within_leaves_prompts_out_whole():
 def test_two_sets_of_one_source_are_rarely_told_apart():
     """20 runs with 20 prompts a side: with 2.5% expected above one half, more than 2 come once in 70 sets of seeds.
 
-    `recipes/coverage.py` has 400 runs in each of ten settings.
+    `recipes/studies/coverage.py` has 400 runs in each of ten settings.
     """
     random, found = np.random.default_rng(0), []
     for seed in range(20):

@@ -11,10 +11,10 @@ import evaluate
 import numpy as np
 import pytest
 
-from hf_reward.best_of_n import best_of_n_curve
-from hf_reward.calibration import calibration_metrics
-from hf_reward.evaluate_modules import NAMES, load_metric, metric_path
-from hf_reward.metrics import preference_metrics
+from hf_reward.evaluation.evaluate_modules import NAMES, load_metric, metric_path
+from hf_reward.metrics.best_of_n import best_of_n_curve
+from hf_reward.metrics.calibration import calibration_metrics
+from hf_reward.metrics.preference import preference_metrics
 
 RANDOM = np.random.default_rng(0)
 CHOSEN, REJECTED = RANDOM.normal(0.5, 1, 120), RANDOM.normal(0, 1, 120)
@@ -114,7 +114,7 @@ def test_combined_as_instances_and_as_paths() -> None:
 @pytest.mark.slow
 def test_two_processes_give_the_first_the_result_of_both(tmp_path: Path) -> None:
     program = (
-        "import json, sys; from hf_reward.evaluate_modules import load_metric; rank = int(sys.argv[1]); "
+        "import json, sys; from hf_reward.evaluation.evaluate_modules import load_metric; rank = int(sys.argv[1]); "
         "metric = load_metric('preference_accuracy', num_process=2, process_id=rank, experiment_id='both', "
         "cache_dir=sys.argv[2]); "
         "metric.add_batch(chosen=[1.0, 2.0 + rank], rejected=[0.0, 2.5]); print(json.dumps(metric.compute()))"

@@ -9,9 +9,9 @@ from saved_models import score_in_process
 from test_length_penalty import longer_is_better
 
 from hf_reward import CheckpointRecord
-from hf_reward import verify as verify_module
+from hf_reward.publishing import verify as verify_module
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes" / "studies"
 SETTINGS = ["--", "--use_cpu", "true", "--max_steps", "1", "--plot_curves", "false", "--max_length", "128"]
 
 

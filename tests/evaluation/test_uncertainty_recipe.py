@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "uncertainty.py"
+RECIPE = Path(__file__).parents[2] / "recipes" / "studies" / "uncertainty.py"
 
 
 def run(folder: Path, data: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -1,9 +1,9 @@
 """Does bulk scoring survive kills, and does its memory stay where it is? On made-up rows, with a tiny random model.
 
-    python recipes/bulk_check.py kills                      # at least 20 kills for each kind of output
-    python recipes/bulk_check.py kills --kills 50 --out jsonl --seed 1
-    python recipes/bulk_check.py memory                     # 10,000, 100,000 and 1,000,000 rows
-    python recipes/bulk_check.py memory --rows 10000 --kind parquet --json memory.json --png memory.png
+    python tests/faults/bulk_check.py kills                      # at least 20 kills for each kind of output
+    python tests/faults/bulk_check.py kills --kills 50 --out jsonl --seed 1
+    python tests/faults/bulk_check.py memory                     # 10,000, 100,000 and 1,000,000 rows
+    python tests/faults/bulk_check.py memory --rows 10000 --kind parquet --json memory.json --png memory.png
 
 `kills` scores a folder of two files in a process of its own and ends that process with SIGKILL, at a random moment or
 when a file of a certain kind shows: a temporary of the manifest, of a shard, of its marker, of the joined file, the
@@ -149,8 +149,8 @@ def write_rows(path: Path, count: int, seed: int) -> Path:
 
 def work_once(options: Namespace) -> None:
     """Score with `resume`; the last line says what was done, in JSON."""
-    from hf_reward.bulk import BulkSettings, score_files
-    from hf_reward.reward_scorer import RewardScorer
+    from hf_reward.scoring.bulk import BulkSettings, score_files
+    from hf_reward.scoring.reward_scorer import RewardScorer
 
     scorer = RewardScorer.from_pretrained(options.model, device="cpu")
     settings = BulkSettings(rows_per_shard=int(options.rows_per_shard), resume=True, show_progress=False)

@@ -1,4 +1,4 @@
-"""Do several processes train what one does? `python recipes/distributed_check.py [--setups ...] [--forms ...]`.
+"""Do several processes train what one does? `python tests/faults/distributed_check.py [--setups ...] [--forms ...]`.
 
 Every setup is started by `accelerate launch` with its file in `accelerate_configs/`, in two CPU processes over gloo,
 and compared with one process on the same global batches: lists of unequal size with unequal weights, two accumulated
@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_reward import verify_checkpoint
-from hf_reward.probes import relative_differences
+from hf_reward.modeling.probes import relative_differences
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5

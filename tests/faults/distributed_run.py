@@ -20,8 +20,8 @@ from parity import with_random_head
 from peft import LoraConfig
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
-from hf_reward.reward_head import output_layers
-from hf_reward.sharding import whole_parameters
+from hf_reward.modeling.reward_head import output_layers
+from hf_reward.modeling.sharding import whole_parameters
 
 STEPS = 4
 ROWS_PER_STEP = 8

@@ -1,7 +1,7 @@
 """Does a training run that is killed again and again end where an undisturbed one ends? On made-up rows, a tiny model.
 
-    python recipes/kill_and_resume.py                          # at least 20 kills for each kind of run
-    python recipes/kill_and_resume.py --kills 50 --seed 1 --case lora --json kills.json
+    python tests/faults/kill_and_resume.py                          # at least 20 kills for each kind of run
+    python tests/faults/kill_and_resume.py --kills 50 --seed 1 --case lora --json kills.json
 
 Each start is a process of its own that ends itself with SIGKILL: at a drawn micro-batch of training or of an
 evaluation, or up to 30 ms after a drawn file operation of a save (open, rename, mkdir, remove). The next one goes on
@@ -41,7 +41,7 @@ from safetensors.torch import load_file
 from transformers import PrinterCallback
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
-from hf_reward.checkpoint_folders import checkpoints, why_not_whole
+from hf_reward.training.checkpoints import checkpoints, why_not_whole
 
 CASES: dict[str, dict[str, Any]] = {
     "budget": {"max_tokens_per_batch": 150, "gradient_accumulation_steps": 2, "num_train_epochs": 10},

@@ -1,4 +1,4 @@
-"""Are a saved model's rewards the same everywhere? `python recipes/parity.py [ARCHITECTURE ...]` prints how much not.
+"""Are a saved model's rewards the same everywhere? `python tests/faults/parity.py [ARCHITECTURE ...]` prints how much not.
 
 Tiny models with random weights and random heads are saved in every way that hf_reward saves: whole, as an adapter,
 merged, in shards, in bfloat16. `verify` then loads each folder in a fresh process with stock transformers (and PEFT),
@@ -30,9 +30,9 @@ from hf_reward import (
     save_merged,
     verify_checkpoint,
 )
-from hf_reward.probes import PROBES
-from hf_reward.reward_head import RewardModel
-from hf_reward.verify import Verification
+from hf_reward.modeling.probes import PROBES
+from hf_reward.modeling.reward_head import RewardModel
+from hf_reward.publishing.verify import Verification
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
 MLP = {"intermediate_size": 48}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "tests" / "faults"
 
 
 def run_recipe(name: str, *words: object) -> subprocess.CompletedProcess[str]:

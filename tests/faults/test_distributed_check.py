@@ -16,10 +16,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from training_runs import load, make_trainer
 
 from hf_reward import verify_checkpoint
-from hf_reward.sharding import HeadInFloat32, refuse_what_sharding_loses, whole_parameters
-from hf_reward.verify import Check, Verification
+from hf_reward.modeling.sharding import HeadInFloat32, refuse_what_sharding_loses, whole_parameters
+from hf_reward.publishing.verify import Check, Verification
 
-sys.path.append(str(Path(__file__).parents[1] / "recipes"))
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "faults"))
 
 from distributed_check import (
     SETUPS,

@@ -1,4 +1,4 @@
-"""What does `hf-reward verify` catch? `python recipes/verify_faults.py FOLDER` plants faults in copies and shows it.
+"""What does `hf-reward verify` catch? `python tests/faults/verify_faults.py FOLDER` plants faults in copies and shows it.
 
 Those that cost people most: another pad token, another chat template, a head that got lost, a head rounded to bfloat16,
 and a BOS token written twice. FOLDER is a whole (merged) model as hf_reward saves it; it is not changed.
@@ -21,7 +21,7 @@ from hf_reward import verify_checkpoint
 def main(words: list[str]) -> None:
     """Verify the folder as it is, then a copy with each fault."""
     if len(words) != 1 or not (Path(words[0]) / "model.safetensors").is_file():
-        raise SystemExit("usage: python recipes/verify_faults.py FOLDER (with model.safetensors, not an adapter)")
+        raise SystemExit("usage: python tests/faults/verify_faults.py FOLDER (with model.safetensors, not an adapter)")
     table = Table("fault", "verify says", "largest difference of a reward, float32", show_lines=True)
     for name, plant in FAULTS.items():
         with tempfile.TemporaryDirectory() as temporary:

@@ -1,6 +1,6 @@
 """Fuzz every door through which data of strangers come.
 
-`python recipes/fuzz.py --minutes 3` gives each target three minutes of CPU time in a process of its own, with coverage
+`python tests/fuzz/fuzz.py --minutes 3` gives each target three minutes of CPU time in a process of its own, with coverage
 guidance (atheris) where that is installed and random cases (hypothesis) otherwise. Every error that is not documented
 is written to the folder `--out` with the case that caused it; the exit code is 1 if there was any.
 

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from hf_reward import AutoModelForRewardScoring, RewardScorer, prepare_tokenizer
-from hf_reward.checkpoint_record import CheckpointRecord, describe, drift
-from hf_reward.importers import read_foreign
-from hf_reward.scorer_loading import correction_of, encoder_of
-from hf_reward.serving.app import create_app
-from hf_reward.serving.settings import ServerSettings
+from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe, drift
+from hf_reward.publishing.importers import read_foreign
+from hf_reward.scoring.loading import correction_of, encoder_of
+from hf_reward.scoring.serving.app import create_app
+from hf_reward.scoring.serving.settings import ServerSettings
 
 
 def language_model(folder: Path) -> Any:

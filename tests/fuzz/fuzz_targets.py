@@ -16,19 +16,19 @@ import yaml
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from hf_reward.audit.probe_data import read_probe_data
-from hf_reward.benchmarks.base import Comparison
-from hf_reward.benchmarks.scores_file import finished_lines, read_scores
-from hf_reward.bulk.inputs import open_tables
-from hf_reward.bulk.manifest import Manifest
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import LAYOUTS, to_preference_row
-from hf_reward.preparation import PreparationRule, prepare_preferences
-from hf_reward.ratings import to_pairs
-from hf_reward.run_arguments import parse_run_arguments
-from hf_reward.score_request import requests_of_row
-from hf_reward.sources import as_sources, load_source
-from hf_reward.tokenization import FormatRule
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import LAYOUTS, to_preference_row
+from hf_reward.data.ratings import to_pairs
+from hf_reward.data.score_request import requests_of_row
+from hf_reward.data.sources import as_sources, load_source
+from hf_reward.evaluation.audit.material.probe_data import read_probe_data
+from hf_reward.evaluation.benchmarks.base import Comparison
+from hf_reward.evaluation.benchmarks.scores_file import finished_lines, read_scores
+from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
+from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.scoring.bulk.inputs import open_tables
+from hf_reward.scoring.bulk.manifest import Manifest
+from hf_reward.training.run_arguments import parse_run_arguments
 
 Try = Callable[[Any], None]
 

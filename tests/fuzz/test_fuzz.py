@@ -1,4 +1,4 @@
-"""Odd cases at every door: only documented errors come out. `recipes/fuzz.py` runs the same targets for minutes."""
+"""Odd cases at every door: only documented errors come out. `tests/fuzz/fuzz.py` runs the same targets for minutes."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "tests" / "fuzz"
 sys.path.append(str(RECIPES))
 
 import fuzz  # noqa: E402

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from hf_reward.losses import (
+from hf_reward.losses.functions import (
     LOSSES,
     PreferenceLoss,
     bradley_terry_loss,

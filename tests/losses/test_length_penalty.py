@@ -16,7 +16,7 @@ from training_runs import load, losses, make_trainer
 from training_runs import settings as config
 
 from hf_reward import PreferenceLoss
-from hf_reward.losses import bradley_terry_loss, length_correlation_penalty
+from hf_reward.losses.functions import bradley_terry_loss, length_correlation_penalty
 
 PAD = -100
 RANKS = torch.tensor([[0, 1], [1, 0], [0, PAD]])

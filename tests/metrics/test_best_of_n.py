@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from hf_reward.best_of_n import best_of_n_curve, kl_of_best_of_n
+from hf_reward.metrics.best_of_n import best_of_n_curve, kl_of_best_of_n
 
 
 def counted(rewards: np.ndarray, gold: np.ndarray, n: int) -> float:

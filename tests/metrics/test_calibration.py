@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from hf_reward.calibration import (
+from hf_reward.metrics.calibration import (
     calibration_error,
     calibration_error_interval,
     calibration_floor,
@@ -14,8 +14,8 @@ from hf_reward.calibration import (
     reliability_bins,
     spiegelhalter,
 )
-from hf_reward.equal_bins import equal_bins
-from hf_reward.intervals import squares_interval
+from hf_reward.metrics.equal_bins import equal_bins
+from hf_reward.metrics.intervals import squares_interval
 
 
 def simulated(count: int, seed: int, slope: float = 1.0) -> np.ndarray:

@@ -8,7 +8,7 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from hf_reward.intervals import (
+from hf_reward.metrics.intervals import (
     Interval,
     Spread,
     clustered_interval,

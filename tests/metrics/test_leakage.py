@@ -10,8 +10,8 @@ from conftest import randomize_head
 from datasets import Dataset
 from training_runs import load, make_trainer
 
-from hf_reward.intervals import clustered_interval
-from hf_reward.leaks import leaked_rows, metrics_without_leaks, shared_with_training, warn_of_leaks
+from hf_reward.metrics.intervals import clustered_interval
+from hf_reward.metrics.leakage import leaked_rows, metrics_without_leaks, shared_with_training, warn_of_leaks
 
 Row = dict[str, str]
 
@@ -96,7 +96,7 @@ def test_padded_lists_are_measured():
 
 def test_the_warning_counts_and_names_each_set(caplog):
     train = prepared([1, 2], [10, 20])
-    with caplog.at_level(logging.WARNING, logger="hf_reward.leaks"):
+    with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
         warn_of_leaks(train, {"clean": prepared([3], [30]), "seen": prepared([1, 3, 4], [11, 20, 40])})
     (record,) = caplog.records
     text = record.getMessage()
@@ -105,7 +105,7 @@ def test_the_warning_counts_and_names_each_set(caplog):
 
 def test_streams_are_said_to_be_unknown(caplog):
     train = prepared([1], [10])
-    with caplog.at_level(logging.WARNING, logger="hf_reward.leaks"):
+    with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
         warn_of_leaks(train.to_iterable_dataset(), prepared([1], [10]))
         warn_of_leaks(train, None)
         warn_of_leaks(None, train)
@@ -118,7 +118,7 @@ def test_streams_are_said_to_be_unknown(caplog):
 
 
 def test_the_trainer_warns_and_measures_the_other_rows(scorer, caplog):
-    with caplog.at_level(logging.WARNING, logger="hf_reward.leaks"):
+    with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
         trainer = scorer(pairs(0, 12), pairs(8, 12), per_device_eval_batch_size=5)
     assert (
         "4 of 12 rows of the evaluation data occur in training (4 by prompt group, 4 by whole content)" in caplog.text
@@ -146,7 +146,7 @@ def test_rows_out_of_order_are_matched_to_their_rewards(scorer):
 
 
 def test_predict_and_each_of_several_sets_are_measured(scorer, caplog):
-    with caplog.at_level(logging.WARNING, logger="hf_reward.leaks"):
+    with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
         trainer = scorer(pairs(0, 8), {"seen": pairs(4, 8), "new": pairs(20, 8)})
     assert "4 of 8 rows of the evaluation data 'seen'" in caplog.text
     assert "'new'" not in caplog.text
@@ -158,9 +158,9 @@ def test_predict_and_each_of_several_sets_are_measured(scorer, caplog):
 
 
 def test_without_shared_rows_nothing_is_said(scorer, caplog):
-    with caplog.at_level(logging.WARNING, logger="hf_reward.leaks"):
+    with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
         trainer = scorer(pairs(0, 8), pairs(8, 8))
-    assert not [record for record in caplog.records if record.name == "hf_reward.leaks"]
+    assert not [record for record in caplog.records if record.name == "hf_reward.metrics.leakage"]
     assert not [name for name in trainer.evaluate() if "leak" in name]
 
 

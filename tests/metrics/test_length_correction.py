@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_reward import LengthCorrection, cross_fitted_correction, fit_length_correction
-from hf_reward.length_correction import MOST_KNOTS
+from hf_reward.metrics.length_correction import MOST_KNOTS
 
 CURVE = LengthCorrection(knots=(0.0, 9.0, 99.0), values=(-1.0, 1.0, 3.0), frac=0.5, num_responses=40, data="by hand")
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reward.intervals import mean_difference
-from hf_reward.metrics import (
+from hf_reward.metrics.intervals import mean_difference
+from hf_reward.metrics.preference import (
     StrictPairs,
     accuracy_reading,
     brier_score,

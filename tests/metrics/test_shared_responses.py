@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from hf_reward.benchmarks.own import Pairs
-from hf_reward.benchmarks.response_interval import shared_responses
-from hf_reward.data_check import check_data
-from hf_reward.data_check.report_text import sections
-from hf_reward.intervals import mean_spread, rate_interval
-from hf_reward.shared_responses import response_spread
+from hf_reward.evaluation.benchmarks.own import Pairs
+from hf_reward.evaluation.benchmarks.response_interval import shared_responses
+from hf_reward.evaluation.data_check import check_data
+from hf_reward.evaluation.data_check.report_text import sections
+from hf_reward.metrics.intervals import mean_spread, rate_interval
+from hf_reward.metrics.shared_responses import response_spread
 
 
 def test_the_spread_by_hand():

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from hf_reward.uncertainty import UncertainRewards, agreement, aurc, aurc_spread, check_beta, risk_at, risk_coverage
+from hf_reward.metrics.uncertainty import (
+    UncertainRewards,
+    agreement,
+    aurc,
+    aurc_spread,
+    check_beta,
+    risk_at,
+    risk_coverage,
+)
 
 
 def test_mean_spread_and_lower_bound_by_hand():

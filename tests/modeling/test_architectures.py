@@ -6,7 +6,7 @@ from conftest import randomize_head
 from training_runs import load
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from hf_reward.architectures import classifier_class
+from hf_reward.modeling.architectures import classifier_class
 
 SMALL = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers"), 2),

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from hf_reward import AutoModelForRewardScoring, merge_adapter, prepare_tokenizer, register_classifier
-from hf_reward.reward_head import (
+from hf_reward.modeling.reward_head import (
     Float32Linear,
     as_reward_model,
     check_head_is_trained,
@@ -29,7 +29,7 @@ from hf_reward.reward_head import (
     last_token_positions,
     reads_positions,
 )
-from hf_reward.tokenizer_setup import last_token_ids
+from hf_reward.preprocessing.tokenizer import last_token_ids
 
 ARCHITECTURES = [*DECODERS, *ENCODERS]
 TASK_TYPES = [None, "SEQ_CLS", "CAUSAL_LM", "TOKEN_CLS"]

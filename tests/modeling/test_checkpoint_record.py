@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from hf_reward import CheckpointRecord, FormatRule, prepare_tokenizer
-from hf_reward.checkpoint_record import FILE_NAME, drift, library_versions, template_hash, tokenizer_hash
+from hf_reward.modeling.checkpoint_record import FILE_NAME, drift, library_versions, template_hash, tokenizer_hash
 
 
 def make_record(tokenizer, **changes) -> CheckpointRecord:

@@ -16,13 +16,14 @@ from training_runs import load, make_trainer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from hf_reward import RewardScorer, verify
-from hf_reward.cli import app
-from hf_reward.export import ExportRule, export_reward_model
-from hf_reward.publishable import PushRule, assemble
-from hf_reward.serving import server
-from hf_reward.serving.settings import ServerSettings
-from hf_reward.verify import verify_checkpoint
+from hf_reward import RewardScorer
+from hf_reward.cli.app import app
+from hf_reward.publishing import verify
+from hf_reward.publishing.export import ExportRule, export_reward_model
+from hf_reward.publishing.staged_files import PushRule, assemble
+from hf_reward.publishing.verify import verify_checkpoint
+from hf_reward.scoring.serving import server
+from hf_reward.scoring.serving.settings import ServerSettings
 
 CONFIGURATION = """
 from transformers import LlamaConfig

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from hf_reward import AutoModelForRewardScoring, RewardScorer
-from hf_reward.end_tokens import end_token_read
+from hf_reward.modeling.end_tokens import end_token_read
 
 T5_SIZES = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "initializer_factor": 2.0}
 BART_SIZES = {

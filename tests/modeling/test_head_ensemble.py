@@ -15,9 +15,9 @@ from training_runs import largest_difference, load, make_trainer, weights
 from transformers import AutoModelForSequenceClassification
 
 from hf_reward import RewardConfig, save_merged
-from hf_reward.checkpoint_record import CheckpointRecord
-from hf_reward.export import ExportRule, export_reward_model
-from hf_reward.head_ensemble import (
+from hf_reward.modeling.auto_model import add_adapter
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.head_ensemble import (
     HEADS_FILE,
     add_heads,
     bootstrap_counts,
@@ -28,9 +28,9 @@ from hf_reward.head_ensemble import (
     saved_state,
     with_saved_heads,
 )
-from hf_reward.modeling import add_adapter
-from hf_reward.publishable import PushRule, assemble
-from hf_reward.resumable_trainer import ResumableTrainer
+from hf_reward.publishing.export import ExportRule, export_reward_model
+from hf_reward.publishing.staged_files import PushRule, assemble
+from hf_reward.training.resume import ResumableTrainer
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}

@@ -10,8 +10,12 @@ from peft import LoraConfig
 from saved_models import copied, edit_weights
 from training_runs import load
 
-from hf_reward.cli_output import quiet
-from hf_reward.library_warnings import silence_missing_kernel, without_renamed_checkpointing, without_report_of_heads
+from hf_reward.cli.output import quiet
+from hf_reward.modeling.library_warnings import (
+    silence_missing_kernel,
+    without_renamed_checkpointing,
+    without_report_of_heads,
+)
 
 
 @pytest.mark.parametrize("arch", ["llama", "bert", "gpt2"])

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import DECODERS, randomize_head
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
+from training_runs import largest_difference, make_trainer, weights
 from transformers import (
     AttentionInterface,
     AutoModelForSequenceClassification,
@@ -26,21 +28,14 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from hf_reward import (
-    AutoModelForRewardScoring,
-    DataCollatorForPreference,
-    RewardConfig,
-    compute_rewards,
-    packed_attention,
-)
-from hf_reward.modeling import add_adapter
-from hf_reward.packed_attention import PackedLayout
-from hf_reward.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
-from hf_reward.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_error, packing_problem
-from hf_reward.reward_head import as_reward_model, bare_model, disable_dropout
-from hf_reward.training_setup import choose_collator
-from tests.conftest import DECODERS, randomize_head
-from tests.training_runs import largest_difference, make_trainer, weights
+from hf_reward import AutoModelForRewardScoring, DataCollatorForPreference, RewardConfig, compute_rewards
+from hf_reward.modeling import packed_attention
+from hf_reward.modeling.auto_model import add_adapter
+from hf_reward.modeling.packed_attention import PackedLayout
+from hf_reward.modeling.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
+from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_error, packing_problem
+from hf_reward.modeling.reward_head import as_reward_model, bare_model, disable_dropout
+from hf_reward.training.setup import choose_collator
 
 SHAPES = ((20, (7, 5)), (3, (11, 2, 4)), (0, (4, 9)), (15, (1, 1)), (1, (3, 6, 2, 2, 5)))
 """Prefix length and own tokens of each response: empty prefix, all but one token shared, K of 2, 3 and 5."""

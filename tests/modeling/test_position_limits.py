@@ -28,9 +28,10 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from hf_reward import RewardConfig, RewardScorer, RewardTrainer, verify
-from hf_reward.position_limits import longest_sequence, position_limit
-from hf_reward.verify import verify_checkpoint
+from hf_reward import RewardConfig, RewardScorer, RewardTrainer
+from hf_reward.modeling.position_limits import longest_sequence, position_limit
+from hf_reward.publishing import verify
+from hf_reward.publishing.verify import verify_checkpoint
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 GPT_SIZES = {"n_embd": 16, "n_layer": 1, "n_head": 2}
@@ -210,7 +211,7 @@ def test_training_is_capped_before_the_first_step(arch, max_length, make_model_f
 
 def test_rows_that_were_prepared_longer_are_refused_with_their_number(make_model_folder, tmp_path, text_pairs):
     from hf_reward import FormatRule, prepare_preferences
-    from hf_reward.preparation import PreparationRule
+    from hf_reward.preprocessing.preparation import PreparationRule
 
     folder = make_model_folder("bert")
     rows = [text_pairs[0], {**text_pairs[1], "prompt": "word " * 500}]

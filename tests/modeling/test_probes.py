@@ -11,9 +11,9 @@ from saved_models import reward_model, tokenizer_of
 from tokenizers import processors
 
 from hf_reward import FormatRule
-from hf_reward.position_limits import position_limit
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.probes import (
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.modeling.position_limits import position_limit
+from hf_reward.modeling.probes import (
     LONGEST,
     LONGEST_PROBE,
     PROBES,
@@ -25,9 +25,9 @@ from hf_reward.probes import (
     relative_differences,
     weight_dtype,
 )
-from hf_reward.stock_scoring import as_inputs, as_text
-from hf_reward.tokenization import tokenize_rows
-from hf_reward.tokenizer_setup import prepare_tokenizer
+from hf_reward.preprocessing.tokenization import tokenize_rows
+from hf_reward.preprocessing.tokenizer import prepare_tokenizer
+from hf_reward.publishing.stock_scoring import as_inputs, as_text
 
 TURN = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
 TEMPLATES = {

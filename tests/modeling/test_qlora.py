@@ -10,11 +10,11 @@ from saved_models import edit_weights, score_in_process, tokenizer_of
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord, save_merged
-from hf_reward import verify as verify_module
-from hf_reward.checkpoint_record import describe
-from hf_reward.export import ExportRule, export_reward_model, save_adapter
-from hf_reward.probes import format_probes, probe_rewards, relative_differences
-from hf_reward.verify import verify_checkpoint
+from hf_reward.modeling.checkpoint_record import describe
+from hf_reward.modeling.probes import format_probes, probe_rewards, relative_differences
+from hf_reward.publishing import verify as verify_module
+from hf_reward.publishing.export import ExportRule, export_reward_model, save_adapter
+from hf_reward.publishing.verify import verify_checkpoint
 
 pytest.importorskip("bitsandbytes")
 FOUR_BITS = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)

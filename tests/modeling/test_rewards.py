@@ -5,8 +5,8 @@ import torch
 from conftest import DECODERS, ENCODERS, randomize_head
 
 from hf_reward import AutoModelForRewardScoring, DataCollatorForPreference, compute_rewards
-from hf_reward.losses import PADDING_RANK
-from hf_reward.rewards import last_attended
+from hf_reward.losses.functions import PADDING_RANK
+from hf_reward.modeling.rewards import last_attended
 
 ABSOLUTE_POSITIONS = {"gpt2"}  # left padding shifts them; such models are saved with `padding_side="right"`
 

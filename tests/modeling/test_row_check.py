@@ -6,9 +6,10 @@ from conftest import DECODERS, ENCODERS, randomize_head
 from saved_models import reward_model, saved_model, tokenizer_of
 from transformers import FNetConfig, XLNetConfig, pipeline
 
-from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardScorer, RewardTrainer, reward_pipeline
-from hf_reward.probes import format_probes, probe_rewards
-from hf_reward.row_check import batch_problem
+from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardScorer, RewardTrainer
+from hf_reward.modeling.probes import format_probes, probe_rewards
+from hf_reward.modeling.row_check import batch_problem
+from hf_reward.scoring import pipeline as reward_pipeline
 
 WRONG = {
     "xlnet": lambda v: XLNetConfig(vocab_size=v, d_model=32, n_layer=1, n_head=2, d_inner=32),

@@ -21,18 +21,21 @@ from training_runs import make_trainer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from hf_reward import AutoModelForRewardScoring, RewardScorer, cli, packing_check, server_check
-from hf_reward import verify as verify_module
-from hf_reward.averaging import average_reward_models
-from hf_reward.checkpoint_record import describe
-from hf_reward.export import export_reward_model, save_adapter
-from hf_reward.importers import read_foreign
-from hf_reward.interface import Interface, setting, used_through
-from hf_reward.publishable import PushRule, assemble
-from hf_reward.serving import server
-from hf_reward.serving.settings import ServerSettings
-from hf_reward.verify import verify_checkpoint
-from hf_reward.weight_safety import require_safe_weights, why_not_whole_file
+from hf_reward import AutoModelForRewardScoring, RewardScorer
+from hf_reward.cli import app as cli
+from hf_reward.data.interface import Interface, setting, used_through
+from hf_reward.modeling import packing_check
+from hf_reward.modeling.checkpoint_record import describe
+from hf_reward.modeling.weight_safety import require_safe_weights, why_not_whole_file
+from hf_reward.publishing import verify as verify_module
+from hf_reward.publishing.averaging import average_reward_models
+from hf_reward.publishing.export import export_reward_model, save_adapter
+from hf_reward.publishing.importers import read_foreign
+from hf_reward.publishing.staged_files import PushRule, assemble
+from hf_reward.publishing.verify import verify_checkpoint
+from hf_reward.scoring.serving import check as server_check
+from hf_reward.scoring.serving import server
+from hf_reward.scoring.serving.settings import ServerSettings
 
 FOLDERS: dict[str, Callable[[Path], Any]] = {
     "load": AutoModelForRewardScoring.from_pretrained,

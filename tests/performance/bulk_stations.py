@@ -1,7 +1,7 @@
 """How many rows a second does one CPU core bring to and from the model? Each station of bulk scoring on its own.
 
-    python recipes/bulk_stations.py                                             # made-up rows as long as those of HH
-    python recipes/bulk_stations.py --tokenizer models/SmolLM2-135M-Instruct --rows 20000 --json stations.json
+    python tests/performance/bulk_stations.py                                             # made-up rows as long as those of HH
+    python tests/performance/bulk_stations.py --tokenizer models/SmolLM2-135M-Instruct --rows 20000 --json stations.json
 
 Rows are conversations; the tokenizer's own threads are off, so a figure is that of one core. A run needs all stations
 of its formats, one after the other: the last line of each format adds them up. The model's own time is not in it.
@@ -26,14 +26,14 @@ from rich.table import Table
 from speed_rows import as_conversations, made_up_rows, small_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_reward.bulk.row_requests import AskedRow, added_columns, ask, distinct
-from hf_reward.bulk.settings import BulkSettings
-from hf_reward.response_encoding import CONVERSATIONS, ResponseEncoder
-from hf_reward.tables.arrow_rows import ParquetTable
-from hf_reward.tables.input_row import InputRow
-from hf_reward.tables.json_lines import JsonLinesTable
-from hf_reward.tables.row_writers import JsonLinesWriter, ParquetWriter, ScoredRow
-from hf_reward.tokenization import FormatRule
+from hf_reward.data.tables.arrow_rows import ParquetTable
+from hf_reward.data.tables.input_row import InputRow
+from hf_reward.data.tables.json_lines import JsonLinesTable
+from hf_reward.data.tables.row_writers import JsonLinesWriter, ParquetWriter, ScoredRow
+from hf_reward.preprocessing.response_encoding import CONVERSATIONS, ResponseEncoder
+from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.scoring.bulk.row_requests import AskedRow, added_columns, ask, distinct
+from hf_reward.scoring.bulk.settings import BulkSettings
 
 
 def main() -> None:

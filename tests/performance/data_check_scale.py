@@ -1,6 +1,6 @@
 """How long does `check-data` take, and how much memory, on a set of the size of HH-RLHF?
 
-    python recipes/data_check_scale.py [--rows 170000] [--eval-rows 8500] [--seed 0] [--tokenizer FOLDER_OR_ID]
+    python tests/performance/data_check_scale.py [--rows 170000] [--eval-rows 8500] [--seed 0] [--tokenizer FOLDER_OR_ID]
 
 Generates transcripts with the lengths of HH-RLHF (one to four earlier exchanges, a skewed vocabulary of 30,000 words)
 and plants a known number of faults, runs the check in a process of its own, prints its time and peak memory, and
@@ -54,7 +54,7 @@ def main() -> None:
 
 def check(data: str, held: str, out: str, tokenizer: str | None) -> None:
     """Check in this process, and print what it took."""
-    from hf_reward.data_check import check_data, write_report
+    from hf_reward.evaluation.data_check import check_data, write_report
 
     start, used = time.perf_counter(), time.process_time()
     write_report(check_data(data, eval_data=held, layout="hh", tokenizer=tokenizer), out)

@@ -1,4 +1,4 @@
-"""Does packing change the model? `python recipes/packing_exactness.py` prints the largest differences by architecture.
+"""Does packing change the model? `python tests/performance/packing_exactness.py` prints the largest differences by architecture.
 
 For tiny models with random weights and random heads: rewards and the gradients of every parameter of packed batches
 against padded ones in float32, and the root mean square error of both against float32 when the model is in bfloat16.
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_reward import DataCollatorForPreference, compute_rewards
-from hf_reward.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
-from hf_reward.reward_head import as_reward_model
+from hf_reward.modeling.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
+from hf_reward.modeling.reward_head import as_reward_model
 
 VOCABULARY = 300
 WINDOW = {"sliding_window": 8}

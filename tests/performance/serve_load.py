@@ -1,7 +1,7 @@
 """Does the server lose, swap or refuse answers under load, and what does batching gain?
 
-    python recipes/serve_load.py                             # 64 clients for a minute, one client before and after
-    python recipes/serve_load.py --seconds 10 --clients 16 --json load.json
+    python tests/performance/serve_load.py                             # 64 clients for a minute, one client before and after
+    python tests/performance/serve_load.py --seconds 10 --clients 16 --json load.json
 
 The server, the clients and this program are three processes. The model has random weights: 4 layers of 256, 3.4
 million parameters beside its embeddings, float32; on a CPU it takes most of the time of a request. It computes on all
@@ -144,8 +144,8 @@ def make_model(folder: Path, options: Namespace) -> tuple[list[Text], float]:
     from speed_rows import made_up_rows, small_tokenizer
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from hf_reward.reward_scorer import RewardScorer
-    from hf_reward.score_request import ScoreRequest
+    from hf_reward.data.score_request import ScoreRequest
+    from hf_reward.scoring.reward_scorer import RewardScorer
 
     rows = made_up_rows(200)
     tokenizer = small_tokenizer(rows)
@@ -213,8 +213,8 @@ def run_server(folder: str, threads: int, settings: dict[str, Any]) -> None:
     """What the server's process does."""
     import torch
 
-    from hf_reward.serving.server import serve
-    from hf_reward.serving.settings import ServerSettings
+    from hf_reward.scoring.serving.server import serve
+    from hf_reward.scoring.serving.settings import ServerSettings
 
     torch.set_num_threads(threads)
     serve(folder, ServerSettings(**settings))

@@ -1,10 +1,10 @@
 """How fast is it? Each row of the tables runs a peer and hf_reward on the same rows, taking turns.
 
-    python recipes/speed.py prepare                                     # made-up rows as long as those of HH
-    python recipes/speed.py prepare --data harmless_test.jsonl --tokenizer models/SmolLM2-135M-Instruct [--layout hh]
-    python recipes/speed.py train --json speed.json                     # all cases, hours on a CPU
-    python recipes/speed.py train --cases a,c --geometry tiny --steps 1 --rounds 1
-    python recipes/speed.py score                                       # best-of-16, see speed_scoring.py
+    python tests/performance/speed.py prepare                                     # made-up rows as long as those of HH
+    python tests/performance/speed.py prepare --data harmless_test.jsonl --tokenizer models/SmolLM2-135M-Instruct [--layout hh]
+    python tests/performance/speed.py train --json speed.json                     # all cases, hours on a CPU
+    python tests/performance/speed.py train --cases a,c --geometry tiny --steps 1 --rounds 1
+    python tests/performance/speed.py score                                       # best-of-16, see speed_scoring.py
 
 `prepare` turns raw preferences into token ids: TRL adds EOS, tokenises and filters; we also measure and summarise.
 Both get max_length 1024 and drop what is longer, and their ids are compared before any time is believed.
@@ -46,8 +46,8 @@ from speed_scoring import benchmark_scoring
 from speed_training import benchmark_training, core_count
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.preparation import PreparationRule, prepare_preferences
-from hf_reward.tokenization import FormatRule
+from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
+from hf_reward.preprocessing.tokenization import FormatRule
 
 MAX_LENGTH = 1024
 

@@ -1,6 +1,6 @@
 """One measurement of `speed.py train`, made in a process of its own so that its peak memory belongs to one side.
 
-    python recipes/speed_measure.py task.json result.json
+    python tests/performance/speed_measure.py task.json result.json
 
 `TASKS` are what such a process can do; each takes JSON values and returns some.
 """

@@ -19,10 +19,10 @@ from scipy import stats
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import to_preference_row
-from hf_reward.preparation import TOKENIZED_FEATURES, PreparationRule, prepare_preferences
-from hf_reward.tokenization import FormatRule
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.preprocessing.preparation import TOKENIZED_FEATURES, PreparationRule, prepare_preferences
+from hf_reward.preprocessing.tokenization import FormatRule
 
 MEAN_WORDS = {"prompt": 95, "chosen": 30, "rejected": 38}
 """Mean lengths of made-up text in words, about 125, 40 and 50 tokens: those of Anthropic's HH harmless-base."""

@@ -1,7 +1,7 @@
 """How much memory does a training run hold, by the number of its rows? On made-up pairs, with a tiny random model.
 
-    python recipes/stream_memory.py                                          # 10,000 and 500,000 pairs, streamed or not
-    python recipes/stream_memory.py --rows 250000 1000000 --rows_per_file 25000 --form streamed --json memory.json
+    python tests/performance/stream_memory.py                                          # 10,000 and 500,000 pairs, streamed or not
+    python tests/performance/stream_memory.py --rows 250000 1000000 --rows_per_file 25000 --form streamed --json memory.json
 
 Writes pairs into files, and trains over each pair once, in a process of its own, from a stream (a shuffle buffer of
 1,000) or from a table that `datasets` maps from the disk. `own` is the most memory that no file stands for (RssAnon);
@@ -95,7 +95,7 @@ def work(model: str, data: str, rows: str, form: str) -> dict[str, float]:
     from transformers import PrinterCallback, TrainerCallback
 
     from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
-    from hf_reward.sources import Source, load_source
+    from hf_reward.data.sources import Source, load_source
 
     peak, began = {"RssAnon": 0, "RssFile": 0}, time.monotonic()
     first: list[float] = []

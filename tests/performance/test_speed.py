@@ -11,7 +11,7 @@ import pytest
 
 from hf_reward import RewardConfig
 
-sys.path.append(str(Path(__file__).parent.parent / "recipes"))
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "performance"))
 rows = import_module("speed_rows")
 measure = import_module("speed_measure")
 training = import_module("speed_training")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "stream_memory.py"
+RECIPE = Path(__file__).parents[2] / "tests" / "performance" / "stream_memory.py"
 
 
 def measure(tmp_path, *options):

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from hf_reward.data_collator import DataCollatorForPreference, group_columns, source_number
-from hf_reward.losses import PADDING_RANK
-from hf_reward.preparation import prepare_preferences
+from hf_reward.losses.functions import PADDING_RANK
+from hf_reward.preprocessing.data_collator import DataCollatorForPreference, group_columns, source_number
+from hf_reward.preprocessing.preparation import prepare_preferences
 
 PAD = 99
 

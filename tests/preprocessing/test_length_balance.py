@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from training_runs import make_trainer
 
 from hf_reward import PreparationRule, Source, prepare_preferences
-from hf_reward.length_balance import SURPLUS, balanced_rows, length_difference, length_differences, mark_surplus
+from hf_reward.preprocessing.length_balance import (
+    SURPLUS,
+    balanced_rows,
+    length_difference,
+    length_differences,
+    mark_surplus,
+)
 
 BALANCED = PreparationRule(balance_lengths=True)
 
@@ -125,7 +131,7 @@ def test_differences_of_prepared_rows_are_in_tokens(chat_tokenizer):
 
 def test_dropped_rows_are_counted_and_reported(chat_tokenizer, caplog):
     rows = pairs(*[4] * 6, -4, -4, 0)
-    with caplog.at_level(logging.INFO, logger="hf_reward.preparation"):
+    with caplog.at_level(logging.INFO, logger="hf_reward.preprocessing.preparation"):
         data, summary = prepare_preferences(rows, chat_tokenizer, BALANCED, name="train")
     assert summary.dropped == {SURPLUS: 4}
     assert (summary.rows, summary.kept, len(data)) == (9, 5, 5)

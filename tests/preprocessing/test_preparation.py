@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from datasets import Dataset, IterableDataset
 
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.preferences import to_preference_row
-from hf_reward.preparation import (
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.preprocessing.preparation import (
     TOKENIZED_FEATURES,
     PreparationRule,
     is_prepared,
     prepare_preferences,
     summarize,
 )
-from hf_reward.tokenization import FormatRule, tokenize_rows
+from hf_reward.preprocessing.tokenization import FormatRule, tokenize_rows
 
 NO_LIMIT = PreparationRule(format=FormatRule(max_length=None))
 SKIP = PreparationRule(format=FormatRule(max_length=None), skip_bad_rows=True)
@@ -66,9 +66,9 @@ def test_every_row_is_accounted_for(mishaps, text_tokenizer):
 
 
 def test_the_summary_is_logged_once_and_says_what_happened(mishaps, text_tokenizer, caplog):
-    with caplog.at_level(logging.INFO, logger="hf_reward.preparation"):
+    with caplog.at_level(logging.INFO, logger="hf_reward.preprocessing.preparation"):
         _, summary = prepare_preferences(mishaps, text_tokenizer, MISHAP_RULE, name="mishaps")
-    (record,) = [record for record in caplog.records if record.name == "hf_reward.preparation"]
+    (record,) = [record for record in caplog.records if record.name == "hf_reward.preprocessing.preparation"]
     assert record.getMessage() == str(summary)
     for part in ("mishaps: 3 of 6 rows kept (2 prompts)", "1 identical responses", "1 too long", "1 duplicate rows"):
         assert part in str(summary)

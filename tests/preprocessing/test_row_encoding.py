@@ -7,16 +7,16 @@ import pytest
 from foreign_models import bos_adding_tokenizer
 from reward_parity import tiny_tokenizer
 
-from hf_reward.data_check import check_data
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.preferences import to_preference_row
-from hf_reward.preparation import prepare_preferences
-from hf_reward.rendered_turns import TurnEnds, loses_text, with_one_end
-from hf_reward.response_encoding import TEXT, ResponseEncoder
-from hf_reward.row_encoding import encode_rows, one_bos
-from hf_reward.row_remarks import DOUBLED_BOS, DOUBLED_END, LOST_TEXT, RemarkTally, remark_clauses
-from hf_reward.score_request import read_request, request_from_messages, request_from_text
-from hf_reward.tokenization import FormatRule
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.row_remarks import DOUBLED_BOS, DOUBLED_END, LOST_TEXT, RemarkTally, remark_clauses
+from hf_reward.data.score_request import read_request, request_from_messages, request_from_text
+from hf_reward.evaluation.data_check import check_data
+from hf_reward.preprocessing.preparation import prepare_preferences
+from hf_reward.preprocessing.rendered_turns import TurnEnds, loses_text, with_one_end
+from hf_reward.preprocessing.response_encoding import TEXT, ResponseEncoder
+from hf_reward.preprocessing.row_encoding import encode_rows, one_bos
+from hf_reward.preprocessing.tokenization import FormatRule
 
 UNLIMITED = FormatRule(max_length=None)
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from hf_reward import DataCollatorForPreference
-from hf_reward.packing import DataCollatorForPackedPreference
-from hf_reward.samplers import (
+from hf_reward.modeling.packing import DataCollatorForPackedPreference
+from hf_reward.preprocessing.samplers import (
     DataCollatorWithTokenBudget,
     FixedOrderSampler,
     LengthBucketSampler,

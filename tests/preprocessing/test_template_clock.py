@@ -10,10 +10,11 @@ from saved_models import reward_model, saved_model, score_in_process
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from hf_reward import RewardConfig, RewardScorer, RewardTrainer, prepare_tokenizer, verify
-from hf_reward.template_clock import FIXED_DATE, freeze_clock, reads_clock
-from hf_reward.tokenizer_setup import render_chat
-from hf_reward.verify import verify_checkpoint
+from hf_reward import RewardConfig, RewardScorer, RewardTrainer, prepare_tokenizer
+from hf_reward.preprocessing.template_clock import FIXED_DATE, freeze_clock, reads_clock
+from hf_reward.preprocessing.tokenizer import render_chat
+from hf_reward.publishing import verify
+from hf_reward.publishing.verify import verify_checkpoint
 
 TURNS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 # The layouts of Llama 3.2 (a date of its own), Granite and Mistral (none), and SmolLM3 (inside a macro).

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hf_reward import text_bounds
-from hf_reward.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
-from hf_reward.score_request import ScoreRequest, request_from_text
-from hf_reward.text_bounds import TextBounds, cuts_keep_ids, without_middle
-from hf_reward.tokenization import FormatRule, _first_that_fits
+from hf_reward.data.score_request import ScoreRequest, request_from_text
+from hf_reward.preprocessing import text_bounds
+from hf_reward.preprocessing.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
+from hf_reward.preprocessing.text_bounds import TextBounds, cuts_keep_ids, without_middle
+from hf_reward.preprocessing.tokenization import FormatRule, _first_that_fits
 
 MAX_LENGTH = 24
 CORPUS = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_reward.text_encoding import can_be_cut, encode_texts
+from hf_reward.preprocessing.text_encoding import can_be_cut, encode_texts
 
 LLAMA_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -97,6 +97,6 @@ def test_pieces_that_give_other_ids_are_noticed_and_not_used(monkeypatch, caplog
     tokenizer = TOKENIZERS["gpt2"]
     texts = [f"the capital of France is number {number} in the list" for number in range(40)]
     whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    monkeypatch.setattr("hf_reward.text_encoding._ids_of_pieces", lambda pieces, _: [[0] for _ in pieces])
+    monkeypatch.setattr("hf_reward.preprocessing.text_encoding._ids_of_pieces", lambda pieces, _: [[0] for _ in pieces])
     assert encode_texts(texts, tokenizer, add_special_tokens=False) == whole
     assert "tokenised whole" in caplog.text

@@ -14,11 +14,11 @@ from training_runs import make_trainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_reward import RewardScorer
-from hf_reward.modeling import load_tokenizer
-from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
-from hf_reward.preferences import to_preference_row
-from hf_reward.tokenization import FormatRule, TokenizedRow, shared_prefix_length, tokenize_rows
-from hf_reward.tokenizer_setup import (
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.modeling.auto_model import load_tokenizer
+from hf_reward.preprocessing.tokenization import FormatRule, TokenizedRow, shared_prefix_length, tokenize_rows
+from hf_reward.preprocessing.tokenizer import (
     NEW_PAD_TOKEN,
     find_pad_token,
     has_vocabulary,

@@ -11,12 +11,12 @@ from saved_models import edit_json, reward_model, save, saved_model, score_in_pr
 from transformers import T5Config, T5ForSequenceClassification
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord
-from hf_reward import verify as verify_module
-from hf_reward.averaging import average_reward_models
-from hf_reward.checkpoint_record import describe
-from hf_reward.export import ExportRule, save_adapter
-from hf_reward.probes import relative_differences
-from hf_reward.verify import verify_checkpoint
+from hf_reward.modeling.checkpoint_record import describe
+from hf_reward.modeling.probes import relative_differences
+from hf_reward.publishing import verify as verify_module
+from hf_reward.publishing.averaging import average_reward_models
+from hf_reward.publishing.export import ExportRule, save_adapter
+from hf_reward.publishing.verify import verify_checkpoint
 
 
 @pytest.fixture(autouse=True)

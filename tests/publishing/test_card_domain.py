@@ -4,10 +4,10 @@ from pathlib import Path
 
 from card_records import full_record, make_record
 
-from hf_reward.benchmarks.results import record_for_card
-from hf_reward.card.domain import UNKNOWN
-from hf_reward.model_card import write_model_card
-from hf_reward.training_texts import summarize_training_data
+from hf_reward.data.training_texts import summarize_training_data
+from hf_reward.evaluation.benchmarks.results import record_for_card
+from hf_reward.publishing.card.domain import UNKNOWN
+from hf_reward.publishing.card.render import write_model_card
 
 
 def result(name: str, overall: float) -> dict:

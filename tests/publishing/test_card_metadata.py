@@ -8,8 +8,8 @@ from card_records import add_results, front_matter, full_record, render
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from hf_reward.card.biases import PICTURE_FILE
-from hf_reward.model_card import write_model_card
+from hf_reward.publishing.card.biases import PICTURE_FILE
+from hf_reward.publishing.card.render import write_model_card
 
 
 def test_the_hub_reads_the_results_back(tmp_path):

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_length_correction import CURVE
 
-from hf_reward.card.biases import PICTURE_FILE
-from hf_reward.card.facts import AUDIT_FILE
-from hf_reward.model_card import is_generated, write_model_card
+from hf_reward.publishing.card.biases import PICTURE_FILE
+from hf_reward.publishing.card.facts import AUDIT_FILE
+from hf_reward.publishing.card.render import is_generated, write_model_card
 
 
 def test_a_full_card_says_the_numbers_of_its_record(tmp_path):

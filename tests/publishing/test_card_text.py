@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_reward.card.text import escaped, hub_id, without_paths
+from hf_reward.publishing.card.text import escaped, hub_id, without_paths
 
 
 @pytest.mark.parametrize(

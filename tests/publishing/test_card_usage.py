@@ -16,18 +16,12 @@ from peft import LoraConfig
 from saved_models import reward_model, score_in_process, tokenizer_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_reward import (
-    AutoModelForRewardScoring,
-    CheckpointRecord,
-    prepare_tokenizer,
-    save_merged,
-    stock_scoring,
-    verify,
-)
-from hf_reward.checkpoint_record import describe, template_hash
-from hf_reward.export import save_adapter
-from hf_reward.stock_scoring import load_adapter
-from hf_reward.verify import verify_checkpoint
+from hf_reward import AutoModelForRewardScoring, CheckpointRecord, prepare_tokenizer, save_merged
+from hf_reward.modeling.checkpoint_record import describe, template_hash
+from hf_reward.publishing import stock_scoring, verify
+from hf_reward.publishing.export import save_adapter
+from hf_reward.publishing.stock_scoring import load_adapter
+from hf_reward.publishing.verify import verify_checkpoint
 
 
 def python_blocks(text: str) -> list[str]:

@@ -6,9 +6,18 @@ import pytest
 from conftest import DECODERS, ENCODERS
 from saved_models import reward_model
 
-from hf_reward.architectures import classifier_class, has_stock_class
-from hf_reward.consumers import CANNOT, SAME, SHIFTED, WITH_OPTION, as_rows, can_be_served, consumers, why_unserved
-from hf_reward.reward_head import reads_positions
+from hf_reward.modeling.architectures import classifier_class, has_stock_class
+from hf_reward.modeling.reward_head import reads_positions
+from hf_reward.publishing.compatibility import (
+    CANNOT,
+    SAME,
+    SHIFTED,
+    WITH_OPTION,
+    as_rows,
+    can_be_served,
+    consumers,
+    why_unserved,
+)
 
 # vLLM, SGLang, TEI, OpenRLHF, verl
 FACTS = {

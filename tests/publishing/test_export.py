@@ -41,16 +41,16 @@ from hf_reward import (
     prepare_tokenizer,
     save_merged,
 )
-from hf_reward import export as export_module
-from hf_reward import verify as verify_module
-from hf_reward.checkpoint_record import describe, tokenizer_hash
-from hf_reward.export import ADAPTER_FOLDER, ExportRule, export_reward_model, save_adapter, write_verified
-from hf_reward.position_limits import longest_sequence
-from hf_reward.probes import format_probes, probe_rewards, relative_differences
-from hf_reward.reward_head import Float32Linear
-from hf_reward.verify import VerificationError, verify_checkpoint
+from hf_reward.modeling.checkpoint_record import describe, tokenizer_hash
+from hf_reward.modeling.position_limits import longest_sequence
+from hf_reward.modeling.probes import format_probes, probe_rewards, relative_differences
+from hf_reward.modeling.reward_head import Float32Linear
+from hf_reward.publishing import export as export_module
+from hf_reward.publishing import verify as verify_module
+from hf_reward.publishing.export import ADAPTER_FOLDER, ExportRule, export_reward_model, save_adapter, write_verified
+from hf_reward.publishing.verify import VerificationError, verify_checkpoint
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "parity.py"
+RECIPE = Path(__file__).parents[2] / "tests" / "faults" / "parity.py"
 TEXTS = ["Paris is the capital.", "Two is even, and three is not.", "No.", "ice melts at zero " * 5]
 
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from saved_models import edit_json, score_in_process
 from test_importers import LAYOUTS, TEXTS, Foreign, check_rewards, trl
 
-from hf_reward import verify as verify_module
-from hf_reward.importers import detect_format, read_foreign
-from hf_reward.importers.stock_folder import import_reward_model
+from hf_reward.publishing import verify as verify_module
+from hf_reward.publishing.importers import detect_format, read_foreign
+from hf_reward.publishing.importers.stock_folder import import_reward_model
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from hf_reward import AutoModelForRewardScoring
-from hf_reward.importers import FORMATS, detect_format, read_foreign
-from hf_reward.importers.foreign_checkpoint import Checkpoint
+from hf_reward.publishing.importers import FORMATS, detect_format, read_foreign
+from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint
 
 TEXTS = [
     "<|im_start|>user\nWhat boils?<|im_end|>\n<|im_start|>assistant\nWater boils.<|im_end|>",

@@ -11,18 +11,18 @@ from audit_reports import HOSTILE, audit_report, comparison
 from card_records import front_matter, full_record, render
 from saved_models import edit_json, saved_model
 
-from hf_reward.audit.comparing import compare_audits
-from hf_reward.audit.comparison_page import render_comparison, write_comparison
-from hf_reward.audit.page import render_page
-from hf_reward.audit.running import AuditRule, run_audit
-from hf_reward.audit.synthetic import synthetic_data
-from hf_reward.audit.written import write_audit
-from hf_reward.card.text import without_paths
-from hf_reward.path_safety import shown_name, warn_if_others_can_read, with_shown_model
-from hf_reward.publishable import PushRule, assemble
-from hf_reward.push import PushError, explained
-from hf_reward.server_token import read_token
-from hf_reward.sources import source_name
+from hf_reward.data.path_safety import shown_name, warn_if_others_can_read, with_shown_model
+from hf_reward.data.sources import source_name
+from hf_reward.evaluation.audit.comparing import compare_audits
+from hf_reward.evaluation.audit.material.synthetic import synthetic_data
+from hf_reward.evaluation.audit.report.comparison_page import render_comparison, write_comparison
+from hf_reward.evaluation.audit.report.page import render_page
+from hf_reward.evaluation.audit.report.written import write_audit
+from hf_reward.evaluation.audit.running import AuditRule, run_audit
+from hf_reward.publishing.card.text import without_paths
+from hf_reward.publishing.push import PushError, explained
+from hf_reward.publishing.staged_files import PushRule, assemble
+from hf_reward.scoring.serving.server_token import read_token
 
 NAMES = [
     *HOSTILE[:3],

@@ -32,9 +32,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from hf_reward import AutoModelForRewardScoring, prepare_tokenizer
-from hf_reward.checkpoint_record import describe
-from hf_reward.export import ExportRule, save_adapter, save_merged, write_verified
-from hf_reward.push import PushRule
+from hf_reward.modeling.checkpoint_record import describe
+from hf_reward.publishing.export import ExportRule, save_adapter, save_merged, write_verified
+from hf_reward.publishing.push import PushRule
 
 # ModelCard.validate of huggingface_hub 1 asks huggingface.co, whatever HF_ENDPOINT says.
 pytestmark = pytest.mark.skipif(huggingface_hub.__version__.startswith("1."), reason="its client ignores our server")

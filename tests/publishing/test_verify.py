@@ -25,11 +25,11 @@ from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord
-from hf_reward import verify as verify_module
-from hf_reward.checkpoint_record import describe
-from hf_reward.export import ExportRule, export_reward_model, save_adapter
-from hf_reward.verify import Verification, verify_checkpoint
-from hf_reward.weight_safety import refuse_pickles
+from hf_reward.modeling.checkpoint_record import describe
+from hf_reward.modeling.weight_safety import refuse_pickles
+from hf_reward.publishing import verify as verify_module
+from hf_reward.publishing.export import ExportRule, export_reward_model, save_adapter
+from hf_reward.publishing.verify import Verification, verify_checkpoint
 
 PARITY = ("llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "mistral", "bert", "deberta_v2", "modernbert")
 

@@ -13,8 +13,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_reward.bulk import BulkSettings, parse_part, score_files
-from hf_reward.reward_scorer import RewardScorer
+from hf_reward.scoring.bulk import BulkSettings, parse_part, score_files
+from hf_reward.scoring.reward_scorer import RewardScorer
 
 PROMPT = [{"role": "user", "content": "Hi"}]
 ANSWER = [{"role": "assistant", "content": "Hello."}]
@@ -459,7 +459,7 @@ def test_parts_are_read_from_text():
 
 
 def test_a_model_scores_files_as_it_scores_texts(tmp_path: Path, make_model_folder):
-    from hf_reward.modeling import AutoModelForRewardScoring, load_tokenizer
+    from hf_reward.modeling.auto_model import AutoModelForRewardScoring, load_tokenizer
 
     folder = str(make_model_folder("qwen2"))
     model = AutoModelForRewardScoring.from_pretrained(folder)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from bulk_runs import FakeScorer, Killed, content_of, read_jsonl, settings, stopped_at, text_rows, write_jsonl
 
-from hf_reward.bulk import score_files
+from hf_reward.scoring.bulk import score_files
 
 FAULTS = (pytest.mark.slow, pytest.mark.faults)
 OUTPUTS = ["o.jsonl", "o.parquet", "folder"]
@@ -138,7 +138,7 @@ def test_shards_that_another_run_left_late_count_for_nothing(source, tmp_path):
 
 
 def test_a_shard_that_changed_is_found_when_shards_are_joined(source, tmp_path, monkeypatch):
-    from hf_reward.bulk import run
+    from hf_reward.scoring.bulk import run
 
     real = run.join_shards
 
@@ -291,7 +291,7 @@ def test_a_large_input_with_another_time_is_refused_and_earlier_manifests_still_
     assert score_files(FakeScorer(), source, folder, settings(resume=True)).complete
     assert "begun by an earlier version of hf_reward" in caplog.text
 
-    monkeypatch.setattr("hf_reward.file_identity.HASHED_WHOLE", 100)
+    monkeypatch.setattr("hf_reward.data.file_identity.HASHED_WHOLE", 100)
     score_files(FakeScorer(), source, tmp_path / "large", settings())
     assert score_files(FakeScorer(), source, tmp_path / "large", settings(resume=True)).complete
     os.utime(source, ns=(1, 1))
@@ -426,14 +426,21 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path, out):
 import resource, sys
 sys.path.insert(0, sys.argv[1])
 from bulk_runs import FakeScorer, settings
-from hf_reward.bulk import score_files
+from hf_reward.scoring.bulk import score_files
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 try:
     score_files(FakeScorer(), sys.argv[2], sys.argv[3], settings(rows_per_shard=250, output_format=""))
 except OSError as error:
     print(error.errno, error)
 """
-    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(source), str(tmp_path / "run" / out)]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        str(Path(__file__).parents[1] / "support"),
+        str(source),
+        str(tmp_path / "run" / out),
+    ]
     (tmp_path / "run").mkdir()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"{errno.EFBIG} "), done.stdout + done.stderr

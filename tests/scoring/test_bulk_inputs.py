@@ -6,10 +6,10 @@ import pytest
 from bulk_runs import text_rows, write_jsonl
 from datasets import Dataset
 
-from hf_reward.bulk.inputs import open_tables
-from hf_reward.tables.arrow_rows import DatasetTable, ParquetTable
-from hf_reward.tables.csv_file import CsvTable
-from hf_reward.tables.json_lines import JsonLinesTable
+from hf_reward.data.tables.arrow_rows import DatasetTable, ParquetTable
+from hf_reward.data.tables.csv_file import CsvTable
+from hf_reward.data.tables.json_lines import JsonLinesTable
+from hf_reward.scoring.bulk.inputs import open_tables
 
 
 @pytest.mark.parametrize(

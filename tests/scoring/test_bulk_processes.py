@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 from bulk_runs import FakeScorer, content_of, read_jsonl, settings, text_rows, write_jsonl
+from paths import PATHS
 
-from hf_reward.bulk import score_files
-from hf_reward.bulk.processes import Crew, claimed
+from hf_reward.scoring.bulk import score_files
+from hf_reward.scoring.bulk.processes import Crew, claimed
 
 PREAMBLE = f"""
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {PATHS!r}
 from bulk_runs import FakeScorer, settings
-from hf_reward.bulk import score_files
+from hf_reward.scoring.bulk import score_files
 """
 
 
@@ -91,7 +92,7 @@ def test_parts_that_start_together_share_one_plan(source, tmp_path):
 def test_one_part_plans_while_the_others_wait(source, tmp_path, monkeypatch):
     from threading import Thread
 
-    from hf_reward.bulk import run
+    from hf_reward.scoring.bulk import run
 
     real, plans = run.plan_run, []
 

@@ -8,7 +8,7 @@ from foreign_models import foreign_model
 from saved_models import saved_model
 from transformers import pipeline
 
-import hf_reward.reward_pipeline  # noqa: F401 - registers the task
+import hf_reward.scoring.pipeline  # noqa: F401 - registers the task
 from hf_reward import RewardScorer
 
 CONVERSATION = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because it is so."}]

@@ -9,7 +9,7 @@ from conftest import randomize_head
 from training_runs import load
 
 from hf_reward import FormatRule, PreparationRule, prepare_preferences, prepare_tokenizer, score_rows
-from hf_reward.packing import why_not_packed
+from hf_reward.modeling.packing import why_not_packed
 
 
 def lists(count: int) -> list[dict[str, Any]]:

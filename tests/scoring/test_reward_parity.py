@@ -15,8 +15,8 @@ from saved_models import edit_weights, reward_model, saved_model, tokenizer_of
 from training_runs import make_trainer
 from transformers.utils import chat_template_utils
 
-from hf_reward.checkpoint_record import describe
-from hf_reward.export import save_adapter
+from hf_reward.modeling.checkpoint_record import describe
+from hf_reward.publishing.export import save_adapter
 
 QWEN = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 

@@ -22,7 +22,7 @@ from hf_reward import (
     RewardTrainer,
     ScoringError,
 )
-from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.data.preference_row import PreferenceFormatError
 
 PROMPTS = [f"Question number {number}: " + "what is it? " * (1 + number % 7) for number in range(6)]
 PAIRS = [(PROMPTS[number % 6], f"Answer {number}. " * (1 + number % 4)) for number in range(20)]
@@ -171,7 +171,7 @@ def test_no_token_is_computed_twice(scorer: RewardScorer) -> None:
 
 
 def _requests(prompt: str, answers: list[str]) -> Any:
-    from hf_reward.score_request import read_request
+    from hf_reward.data.score_request import read_request
 
     return [read_request(prompt, answer) for answer in answers]
 
@@ -371,7 +371,7 @@ def test_rewards_that_are_no_numbers_are_named(scorer: RewardScorer) -> None:
 
 
 def test_token_ids_beyond_the_vocabulary_never_reach_the_model(scorer: RewardScorer) -> None:
-    from hf_reward.response_encoding import EncodedResponse
+    from hf_reward.preprocessing.response_encoding import EncodedResponse
 
     wrong = [EncodedResponse(input_ids=ids) for ids in ([1, 2, 10**6], [1, 2], [], [-1, 3])]
     result = scorer.score_encoded(wrong)

@@ -13,9 +13,9 @@ import pytest
 from bulk_runs import text_rows, write_jsonl
 from saved_models import saved_model
 
-from hf_reward.reward_scorer import RewardScorer
+from hf_reward.scoring.reward_scorer import RewardScorer
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "score_ray.py"
+RECIPE = Path(__file__).parents[2] / "recipes" / "score_ray.py"
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -152,7 +152,7 @@ def recipe(monkeypatch):
 def test_requests_for_vllm_have_the_token_ids_of_training(recipe, model):
     turns = [{"role": "user", "content": "Why?", "name": None}, {"role": "assistant", "content": "Because."}]
     scorer = RewardScorer(model)
-    from hf_reward.score_request import request_from_messages
+    from hf_reward.data.score_request import request_from_messages
 
     [expected] = scorer.encode([request_from_messages(turns)])
     layouts = [

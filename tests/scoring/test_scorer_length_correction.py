@@ -14,10 +14,11 @@ from saved_models import saved_model
 from serving_scorers import asked, error_of
 from test_length_correction import CURVE
 
-from hf_reward import CheckpointRecord, RewardScorer, ScoringError, cli, store_length_correction
-from hf_reward.score_request import ScoreRequest, request_from_messages, request_from_text
-from hf_reward.serving.server import _loaded
-from hf_reward.serving.settings import ServerSettings
+from hf_reward import CheckpointRecord, RewardScorer, ScoringError, store_length_correction
+from hf_reward.cli import app as cli
+from hf_reward.data.score_request import ScoreRequest, request_from_messages, request_from_text
+from hf_reward.scoring.serving.server import _loaded
+from hf_reward.scoring.serving.settings import ServerSettings
 
 PROMPT = "Which is heavier?"
 ANSWERS = ["Water.", "Oil is heavier, I think.", "x" * 150, "No"]
@@ -193,7 +194,7 @@ def test_the_server_corrects_on_request(folder, plain, scorer, monkeypatch):
     with pytest.raises(ValueError, match="loaded without `length_correction=True`"):
         _loaded(plain, ServerSettings(length_correction=True))
     seen = []
-    monkeypatch.setattr("hf_reward.serving.server.serve", lambda model, settings: seen.append(settings))
+    monkeypatch.setattr("hf_reward.scoring.serving.server.serve", lambda model, settings: seen.append(settings))
     monkeypatch.setattr(sys, "argv", ["hf-reward", "serve", "--model", str(folder), "--length-correction"])
     with contextlib.suppress(SystemExit):
         cli.main()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from saved_models import saved_model
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "SCORING.md").read_text(encoding="utf-8"), re.DOTALL)
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_reward.data_collator import DataCollatorForPreference
-from hf_reward.packing import DataCollatorForPackedPreference
-from hf_reward.preference_row import common_prefix
-from hf_reward.sequence_scoring import _halves, distinct_sequences, packed_batches, padded_batches, shared_groups
+from hf_reward.data.preference_row import common_prefix
+from hf_reward.modeling.packing import DataCollatorForPackedPreference
+from hf_reward.preprocessing.data_collator import DataCollatorForPreference
+from hf_reward.scoring.sequence_scorer import _halves, distinct_sequences, packed_batches, padded_batches, shared_groups
 
 A, B, S = list(range(100, 120)), list(range(200, 230)), list(range(10))
 

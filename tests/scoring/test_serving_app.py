@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from serving_scorers import asked, error_of, tiny_scorer
 
-from hf_reward.reward_scorer import RewardScorer
-from hf_reward.score_request import ScoreRequest
+from hf_reward.data.score_request import ScoreRequest
+from hf_reward.scoring.reward_scorer import RewardScorer
 
 CHAT = [{"role": "user", "content": "Which is heavier?"}, {"role": "assistant", "content": "Water."}]
 ANSWERS = ["Water.", "Oil is heavier, I think.", "Three short answers are better than one long answer."]
@@ -114,8 +114,8 @@ def test_classify_is_what_vllm_answers(scorer):
 
 
 def test_a_folder_is_known_by_its_name_alone(scorer):
-    from hf_reward.serving.service import RewardService
-    from hf_reward.serving.settings import ServerSettings
+    from hf_reward.scoring.serving.service import RewardService
+    from hf_reward.scoring.serving.settings import ServerSettings
 
     assert RewardService(scorer, ServerSettings()).name == "saved"
     assert RewardService(scorer, ServerSettings(served_model_name="mine")).name == "mine"

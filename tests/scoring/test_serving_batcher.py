@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hf_reward.serving.batcher import (
+from hf_reward.scoring.serving.batcher import (
     Batcher,
     BatchFailedError,
     BatchReport,

@@ -15,10 +15,10 @@ from running_servers import running
 from serving_scorers import run, tiny_scorer
 from uvicorn.server import ServerState
 
-from hf_reward.reward_scorer import RewardScorer
-from hf_reward.serving import connections
-from hf_reward.serving.server import configure
-from hf_reward.serving.settings import ServerSettings
+from hf_reward.scoring.reward_scorer import RewardScorer
+from hf_reward.scoring.serving import connections
+from hf_reward.scoring.serving.server import configure
+from hf_reward.scoring.serving.settings import ServerSettings
 
 BODY = json.dumps({"prompt": "Which?", "response": "This."}).encode()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from serving_scorers import asked, error_of, run, tiny_scorer
 
-from hf_reward.reward_scorer import RewardScorer, ScoreResult
+from hf_reward.scoring.reward_scorer import RewardScorer, ScoreResult
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_one_bad_row_fails_no_other_request_of_its_batch(scorer):
 
 
 def test_work_of_a_client_that_left_is_dropped(scorer):
-    from hf_reward.serving.app import create_app
+    from hf_reward.scoring.serving.app import create_app
 
     faulty = FaultyScorer(scorer)
     app = create_app(faulty, None)  # type: ignore[arg-type]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from serving_scorers import asked, error_of, run, tiny_scorer
 
-from hf_reward.bulk import BulkSettings, score_files
-from hf_reward.reward_scorer import RewardScorer, ScoringError
-from hf_reward.serving.batcher import Batcher, QueueLimits, Ticket
-from hf_reward.text_bounds import TextBounds
+from hf_reward.preprocessing.text_bounds import TextBounds
+from hf_reward.scoring.bulk import BulkSettings, score_files
+from hf_reward.scoring.reward_scorer import RewardScorer, ScoringError
+from hf_reward.scoring.serving.batcher import Batcher, QueueLimits, Ticket
 
 PROSE = "Water boils when the sun shines and ice melts. "
 
@@ -107,7 +107,7 @@ def test_a_request_that_could_never_wait_is_refused_before_all_of_it_is_tokenise
         "encode",
         lambda self, part, **rest: seen.append(len(part)) or real(self, part, **rest),
     )
-    monkeypatch.setattr("hf_reward.serving.service._PART_CHARACTERS", 1000)
+    monkeypatch.setattr("hf_reward.scoring.serving.service._PART_CHARACTERS", 1000)
 
     async def test(client: httpx.AsyncClient) -> None:
         body = {"prompt": PROSE * 10, "responses": ["This."] * 1000}
@@ -168,8 +168,8 @@ def test_small_requests_are_tokenised_while_a_large_one_is():
 
 
 def test_the_large_lane_has_a_tokenizer_of_its_own(scorer, monkeypatch):
-    from hf_reward.serving.service import RewardService
-    from hf_reward.serving.settings import ServerSettings
+    from hf_reward.scoring.serving.service import RewardService
+    from hf_reward.scoring.serving.settings import ServerSettings
 
     service = RewardService(scorer, ServerSettings())
     assert service._large_encoder.tokenizer is not scorer.tokenizer

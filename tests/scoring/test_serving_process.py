@@ -17,16 +17,16 @@ import pytest
 from running_servers import free_port
 from serving_scorers import tiny_scorer
 
-from hf_reward.reward_scorer import RewardScorer
-from hf_reward.server_token import read_token
-from hf_reward.serving.settings import ServerSettings
+from hf_reward.scoring.reward_scorer import RewardScorer
+from hf_reward.scoring.serving.server_token import read_token
+from hf_reward.scoring.serving.settings import ServerSettings
 
 _PROGRAM = """
 import sys
 import torch
 torch.set_num_threads(1)
-from hf_reward.serving.server import serve
-from hf_reward.serving.settings import ServerSettings
+from hf_reward.scoring.serving.server import serve
+from hf_reward.scoring.serving.settings import ServerSettings
 folder, settings = sys.argv[1], eval(sys.argv[2])
 serve(folder, ServerSettings(device="cpu", **settings))
 """
@@ -258,7 +258,7 @@ def test_settings_are_checked_and_never_show_the_token():
 
 
 def test_a_loaded_scorer_cannot_be_loaded_otherwise(scorer):
-    from hf_reward.serving.server import serve
+    from hf_reward.scoring.serving.server import serve
 
     with pytest.raises(ValueError, match="loaded already"):
         serve(scorer, ServerSettings(dtype="bfloat16"))
@@ -267,12 +267,12 @@ def test_a_loaded_scorer_cannot_be_loaded_otherwise(scorer):
 def test_without_its_packages_the_server_says_what_to_install():
     program = """
 import importlib.util, sys
-import hf_reward, hf_reward.server_check, hf_reward.reward_scorer
+import hf_reward, hf_reward.scoring.serving.check, hf_reward.scoring.reward_scorer
 print(sorted({"fastapi", "uvicorn", "prometheus_client"} & set(sys.modules)))
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name in ("fastapi", "uvicorn") else real(name, *rest)
 try:
-    import hf_reward.serving.server
+    import hf_reward.scoring.serving.server
 except ImportError as error:
     print(error)
 """

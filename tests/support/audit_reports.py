@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.audit.evidence import AuditReport, Curve, Example, FamilyResult, Finding, Table
-from hf_reward.audit.inference import settle
-from hf_reward.audit.summary import summarise
+from hf_reward.evaluation.audit.findings import AuditReport, Curve, Example, FamilyResult, Finding, Table
+from hf_reward.evaluation.audit.inference import settle
+from hf_reward.evaluation.audit.report.summary import summarise
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.benchmarks.base import Benchmark, Outcome
-from hf_reward.benchmarks.spreads import mean_credits
+from hf_reward.evaluation.benchmarks.base import Benchmark, Outcome
+from hf_reward.evaluation.benchmarks.spreads import mean_credits
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 """Real files, where they are at hand."""
 
 

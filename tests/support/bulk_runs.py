@@ -10,9 +10,9 @@ from unittest import mock
 
 import numpy as np
 
-from hf_reward.bulk import BulkSettings
-from hf_reward.reward_scorer import ScoreResult
-from hf_reward.score_request import ScoreRequest
+from hf_reward.data.score_request import ScoreRequest
+from hf_reward.scoring.bulk import BulkSettings
+from hf_reward.scoring.reward_scorer import ScoreResult
 
 QUIET: dict[str, Any] = {"show_progress": False}
 

@@ -10,8 +10,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_reward import CheckpointRecord
-from hf_reward.card.facts import AUDIT_FILE, BENCHMARKS_FILE
-from hf_reward.model_card import is_generated, write_model_card
+from hf_reward.publishing.card.facts import AUDIT_FILE, BENCHMARKS_FILE
+from hf_reward.publishing.card.render import is_generated, write_model_card
 
 EVALUATION = {
     "accuracy": 0.652,

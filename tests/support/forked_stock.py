@@ -50,7 +50,7 @@ for line in sys.stdin:
 
 
 class ForkedStock:
-    """In place of the module `subprocess` in `hf_reward.verify`."""
+    """In place of the module `subprocess` in `hf_reward.publishing.verify`."""
 
     DEVNULL = subprocess.DEVNULL
 

@@ -13,19 +13,17 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from hub_server import QUICK_RETRIES
-
-TESTS = Path(__file__).parent
+from paths import ROOT
 
 LOOP = """
 import contextlib, io, json, os, sys, traceback
 import torch
 from types import SimpleNamespace
-import hf_reward.export, hf_reward.publishable, hf_reward.push
+import hf_reward.publishing.export, hf_reward.publishing.staged_files, hf_reward.publishing.push
 from hf_reward import cli
 
 torch.set_num_threads(1)
@@ -39,7 +37,7 @@ def cheap(folder, **options):
 
 def run(asked):
     if not asked["verified"]:
-        for module in (hf_reward.push, hf_reward.publishable, hf_reward.export):
+        for module in (hf_reward.publishing.push, hf_reward.publishing.staged_files, hf_reward.publishing.export):
             module.verify_checkpoint = cheap
     os.environ.update(asked["environment"])
     sys.argv, code, unexpected = ["hf-reward", *asked["arguments"]], 0, None
@@ -92,7 +90,7 @@ class Client:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.running = 0
-        self.environment = {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
+        self.environment = {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
     def __enter__(self) -> Self:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from hf_reward import CheckpointRecord, RewardScorer, RewardTrainer
-from hf_reward.checkpoint_record import template_hash
-from hf_reward.model_card import is_generated, write_model_card
-from hf_reward.score_request import requests_of_row
+from hf_reward.data.score_request import requests_of_row
+from hf_reward.modeling.checkpoint_record import template_hash
+from hf_reward.publishing.card.render import is_generated, write_model_card
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import uvicorn
 
-from hf_reward.serving.server import configure
-from hf_reward.serving.settings import ServerSettings
+from hf_reward.scoring.serving.server import configure
+from hf_reward.scoring.serving.settings import ServerSettings
 
 
 def free_port() -> int:

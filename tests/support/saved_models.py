@@ -13,8 +13,9 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from hf_reward import AutoModelForRewardScoring, prepare_tokenizer, stock_scoring
-from hf_reward.checkpoint_record import describe
+from hf_reward import AutoModelForRewardScoring, prepare_tokenizer
+from hf_reward.modeling.checkpoint_record import describe
+from hf_reward.publishing import stock_scoring
 
 
 def reward_model(source: Path, *, lora: bool = False, seed: int = 1, scale: float = 0.1, **options: Any) -> Any:

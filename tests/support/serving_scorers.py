@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 from saved_models import saved_model
 
-from hf_reward.reward_scorer import RewardScorer
-from hf_reward.serving.app import create_app
-from hf_reward.serving.settings import ServerSettings
+from hf_reward.scoring.reward_scorer import RewardScorer
+from hf_reward.scoring.serving.app import create_app
+from hf_reward.scoring.serving.settings import ServerSettings
 
 
 def tiny_scorer(source: Path, folder: Path, **options: Any) -> RewardScorer:

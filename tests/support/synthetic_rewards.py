@@ -6,13 +6,21 @@ from dataclasses import replace
 import numpy as np
 import xxhash
 
-from hf_reward.audit.evidence import Family, FamilyResult, Finding, Judged, Text
-from hf_reward.audit.inference import Inference, settle
-from hf_reward.audit.material import Argument, Matched, Material, Opinion, Profile, Question, as_material
-from hf_reward.audit.resampling import Bootstrap, median_margin
-from hf_reward.audit.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
-from hf_reward.audit.sycophancy_wordings import DENIALS
-from hf_reward.preference_row import PreferenceRow
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.evaluation.audit.families.sycophancy_wordings import DENIALS
+from hf_reward.evaluation.audit.findings import Family, FamilyResult, Finding, Judged, Text
+from hf_reward.evaluation.audit.inference import Inference, settle
+from hf_reward.evaluation.audit.material.material import (
+    Argument,
+    Matched,
+    Material,
+    Opinion,
+    Profile,
+    Question,
+    as_material,
+)
+from hf_reward.evaluation.audit.material.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
+from hf_reward.metrics.poisson_bootstrap import Bootstrap, median_margin
 
 Reward = Callable[[Text], float]
 QUESTIONS, OPINIONS = shipped_questions(), shipped_opinions()

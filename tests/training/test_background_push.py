@@ -12,16 +12,16 @@ import huggingface_hub
 import pytest
 from hub_server import ACCOUNTS, READ_TOKEN, HubServer, hub_environment, run_python
 from hub_store import Account
+from paths import PATHS, ROOT
 from test_trainer_distributed import free_port
 from training_runs import settings
 
-from hf_reward.hub_trainer import BackgroundPush, HubTrainer
-from hf_reward.push import PushRule, push_model
+from hf_reward.publishing.push import PushRule, push_model
+from hf_reward.training.background_push import BackgroundPush, HubTrainer
 
 # ModelCard.validate of huggingface_hub 1 asks huggingface.co, whatever HF_ENDPOINT says.
 pytestmark = pytest.mark.skipif(huggingface_hub.__version__.startswith("1."), reason="its client ignores our server")
 
-TESTS = Path(__file__).parent
 REPO = "user/run"
 SECRET = "hf_distinctiveSecret0123456789"
 STOCK_FILES = {
@@ -32,10 +32,10 @@ STOCK_FILES = {
 PROGRAM = """
 import json, logging, sys
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {paths!r}
 from training_runs import losses, make_trainer
 from peft import LoraConfig
-from hf_reward.push import PushError
+from hf_reward.publishing.push import PushError
 
 out, job = Path(sys.argv[1]), json.loads(sys.argv[2])
 lines = []
@@ -73,7 +73,7 @@ class Runs:
     def __init__(self, hub: HubServer, place: Path) -> None:
         self.hub, self.place = hub, place
         self.script = place / "program.py"
-        self.script.write_text(PROGRAM.format(tests=str(TESTS), root=str(TESTS.parent)))
+        self.script.write_text(PROGRAM.format(paths=PATHS))
 
     def run(self, name: str, *, processes: int = 1, token: str | None = SECRET, **job: Any) -> dict[str, Any]:
         """Train into a folder and tell what happened on the main process."""
@@ -100,14 +100,14 @@ class Runs:
 
     def environment(self, token: str | None) -> Mapping[str, str]:
         environment = hub_environment(self.hub, self.place, token=token)
-        return {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": ""}
+        return {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 
     def leaks(self) -> list[str]:
         """Files, here and on the Hub, that hold the token; published ones that hold a path of this machine."""
         found = [str(path) for path in self.place.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
         for revision in self.hub.refs(REPO):
             for name, data in self.hub.tree(REPO, revision).items():
-                if SECRET.encode() in data or str(self.place).encode() in data or str(TESTS.parent).encode() in data:
+                if SECRET.encode() in data or str(self.place).encode() in data or str(ROOT).encode() in data:
                     found.append(f"{revision}:{name}")
         return found
 
@@ -265,10 +265,10 @@ def test_a_push_beside_the_program_ends_before_it_and_takes_its_options(runs):
 
 CONSTRUCT = """
 import sys
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = {paths!r}
 from pathlib import Path
 from training_runs import make_trainer
-from hf_reward.push import PushError
+from hf_reward.publishing.push import PushError
 rows = [{{"prompt": "a", "chosen": "b", "rejected": "c"}}]
 try:
     make_trainer(Path({place!r}) / "llama", rows, Path({place!r}) / "out", push_to_hub=True, hub_model_id="user/run")
@@ -280,7 +280,7 @@ except PushError as error:
 @pytest.mark.slow
 @pytest.mark.faults
 def test_a_repository_that_may_not_be_written_is_said_before_training(runs, hub):
-    code = CONSTRUCT.format(tests=str(TESTS), place=str(runs.place))
+    code = CONSTRUCT.format(paths=PATHS, place=str(runs.place))
     for token, words in ((READ_TOKEN, "no right to write"), (None, "401")):
         done = run_python(code, hub_environment(hub, runs.place, token=token))
         assert done.returncode == 0, done.stderr
@@ -296,7 +296,7 @@ import copy, json, os, pickle, sys
 import torch, transformers
 from pathlib import Path
 from peft import LoraConfig
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = {paths!r}
 from conftest import randomize_head
 os.environ["HF_HUB_OFFLINE"] = "0"  # which that file sets for tests that run in this process
 from hf_reward import AutoModelForRewardScoring
@@ -338,7 +338,7 @@ for name, options in cases.items():
 @pytest.mark.faults
 def test_a_live_model_is_published_and_stays_as_it_is(runs, hub, make_model_folder):
     make_model_folder("bert")
-    code = MODELS.format(tests=str(TESTS), place=str(runs.place))
+    code = MODELS.format(paths=PATHS, place=str(runs.place))
     done = run_python(code, runs.environment(SECRET), timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     for line in done.stdout.splitlines()[-4:]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from training_runs import losses, make_trainer
 
-from hf_reward.callbacks import CURVES_FILE, draw_curves, epoch_history
+from hf_reward.training.callbacks import CURVES_FILE, draw_curves, epoch_history
 
 
 def size_of_png(path: Path) -> tuple[int, int]:

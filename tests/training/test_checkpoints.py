@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_reward import checkpoint_folders
-from hf_reward.checkpoint_folders import (
+from hf_reward.training import checkpoints as checkpoint_folders
+from hf_reward.training.checkpoints import (
     LIST_FILE,
     checkpoints,
     newest_whole,

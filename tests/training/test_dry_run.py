@@ -12,16 +12,16 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from test_health_monitor import polite_pairs
+from test_health_callback import polite_pairs
 from training_runs import load, make_trainer, settings
 
 from hf_reward import RewardTrainer
-from hf_reward.dry_run import DryRun, checkpoints_kept, dry_run, longest_rows, total_steps
-from hf_reward.memory_use import count_parameters, optimizer_bytes, optimizer_state, peak_memory
-from hf_reward.preparation import prepare_preferences
-from hf_reward.verify import Check, Verification, verify_checkpoint
+from hf_reward.preprocessing.preparation import prepare_preferences
+from hf_reward.publishing.verify import Check, Verification, verify_checkpoint
+from hf_reward.training.dry_run import DryRun, checkpoints_kept, dry_run, longest_rows, total_steps
+from hf_reward.training.memory import count_parameters, optimizer_bytes, optimizer_state, peak_memory
 
-TRAIN = Path(__file__).parents[1] / "recipes" / "train.py"
+TRAIN = Path(__file__).parents[2] / "recipes" / "train.py"
 
 
 def recipe() -> Any:
@@ -66,7 +66,8 @@ def without_reload(monkeypatch: Any) -> None:
     """Leave out the fresh process, which takes most of the time."""
     passed = Check(name="rewards", passed=True, detail="", difference=0.0)
     monkeypatch.setattr(
-        "hf_reward.dry_run.verify_checkpoint", lambda folder, **_: Verification(folder=str(folder), checks=[passed])
+        "hf_reward.training.dry_run.verify_checkpoint",
+        lambda folder, **_: Verification(folder=str(folder), checks=[passed]),
     )
 
 
@@ -96,7 +97,7 @@ def test_a_saved_model_that_scores_differently_fails(words, monkeypatch):
         )
         return verify_checkpoint(folder, **options)
 
-    monkeypatch.setattr("hf_reward.dry_run.verify_checkpoint", spoiled)
+    monkeypatch.setattr("hf_reward.training.dry_run.verify_checkpoint", spoiled)
     code, found = run(words, monkeypatch)
     assert code == 1
     assert set(failures(found)) == {"reload"}
@@ -111,7 +112,7 @@ def test_a_full_disk_an_unwritable_folder_and_a_missing_token_fail(words, tmp_pa
 
     without_reload(monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(10**9, 10**9 - 1000, 1000))
-    monkeypatch.setattr("hf_reward.dry_run.get_token", lambda: None)
+    monkeypatch.setattr("hf_reward.training.dry_run.get_token", lambda: None)
     (tmp_path / "run").write_text("a file where the folder should be")
     code, found = run([*words, "--push_to_hub", "true", "--hub_model_id", "user/model"], monkeypatch)
     assert code == 1
@@ -161,7 +162,7 @@ def test_other_columns_at_evaluation_and_a_missing_template_fail(words, tmp_path
 
 
 def test_too_little_memory_is_said_before_it_runs_out(words, monkeypatch):
-    monkeypatch.setattr("hf_reward.dry_run.free_memory", lambda device: (1000, 10**9))
+    monkeypatch.setattr("hf_reward.training.dry_run.free_memory", lambda device: (1000, 10**9))
     _, found = run(words, monkeypatch)
     assert "alone need" in failures(found)["memory estimate"]
     assert found.stations[-1].name == "memory estimate"

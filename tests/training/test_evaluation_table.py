@@ -7,7 +7,7 @@ from test_trainer_evaluation import of_lengths
 from training_runs import make_trainer
 from transformers import PrinterCallback, TrainerCallback
 
-from hf_reward.evaluation_table import evaluation_table
+from hf_reward.training.evaluation_table import evaluation_table
 
 SPLIT: dict[str, Any] = {
     "eval_loss": 0.58912,

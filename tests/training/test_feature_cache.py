@@ -21,6 +21,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from paths import PATHS
 from peft import LoraConfig
 from test_trainer import ranked_lists
 from test_trainer_distributed import free_port
@@ -28,7 +29,8 @@ from training_runs import largest_difference, load, losses, make_trainer, weight
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_reward import DataCollatorForPreference, RewardTrainer
-from hf_reward.feature_cache import (
+from hf_reward.modeling.reward_head import as_reward_model, disable_dropout, freeze_all_but_head
+from hf_reward.training.feature_cache import (
     FeatureStore,
     cache_folder,
     feature_fingerprint,
@@ -37,7 +39,6 @@ from hf_reward.feature_cache import (
     write_manifest,
     write_part,
 )
-from hf_reward.reward_head import as_reward_model, disable_dropout, freeze_all_but_head
 
 
 @pytest.fixture(autouse=True)
@@ -888,7 +889,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import torch
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {paths!r}
 from test_feature_cache import SIZES, shared_run
 from training_runs import weights
 
@@ -928,7 +929,7 @@ def shared_run(rows: int, folder: Path, out: Path) -> tuple[RewardTrainer, dict[
 @pytest.mark.slow
 def test_two_processes_share_the_work_and_give_the_result_of_one(make_model_folder, tmp_path, monkeypatch, cache):
     folder, script, shared = make_model_folder("llama"), tmp_path / "worker.py", tmp_path / "shared-cache"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1])))
+    script.write_text(WORKER.format(paths=PATHS))
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
         *("--master_port", str(free_port()), str(script), str(folder), str(tmp_path)),

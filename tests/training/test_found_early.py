@@ -10,11 +10,11 @@ from training_runs import load, make_trainer
 from typer.testing import CliRunner
 
 from hf_reward import RewardConfig
-from hf_reward.cli import app
-from hf_reward.path_safety import require_writable
-from hf_reward.scorer_loading import load_for_scoring
-from hf_reward.serving import server
-from hf_reward.serving.settings import ServerSettings
+from hf_reward.cli.app import app
+from hf_reward.data.path_safety import require_writable
+from hf_reward.scoring.loading import load_for_scoring
+from hf_reward.scoring.serving import server
+from hf_reward.scoring.serving.settings import ServerSettings
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,8 @@ def _no_model(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
         raise AssertionError("a model was loaded")
 
     if "make_model_folder" not in request.fixturenames:
-        monkeypatch.setattr("hf_reward.reward_scorer.RewardScorer.from_pretrained", refuse)
-        monkeypatch.setattr("hf_reward.modeling.AutoModelForRewardScoring.from_pretrained", refuse)
+        monkeypatch.setattr("hf_reward.scoring.reward_scorer.RewardScorer.from_pretrained", refuse)
+        monkeypatch.setattr("hf_reward.modeling.auto_model.AutoModelForRewardScoring.from_pretrained", refuse)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_runs import load, make_trainer
 
-from hf_reward.health_monitor import head_norm
+from hf_reward.training.health_callback import head_norm
 
 WORDS = ["water", "stone", "bread", "river", "lamp", "paper", "cloud", "metal", "garden", "street", "window", "answer"]
 
@@ -64,23 +64,23 @@ def llama(make_model_folder):
 
 
 def test_a_healthy_run_says_nothing_and_logs_the_norm_of_the_head(llama, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="hf_reward.health_monitor"):
+    with caplog.at_level(logging.WARNING, logger="hf_reward.training.health_callback"):
         trainer = run(llama, polite_pairs(64), tmp_path, evaluation=polite_pairs(32, 100), max_steps=24, eval_steps=8,
                       eval_strategy="steps", warmup_steps=4)  # fmt: skip
     assert trainer.evaluation["accuracy"] > 0.9  # it did learn, so that there was something to say nothing about
     assert trainer.health_warnings == []
-    assert not [record for record in caplog.records if record.name == "hf_reward.health_monitor"]
+    assert not [record for record in caplog.records if record.name == "hf_reward.training.health_callback"]
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert logs[-1]["head_norm"] == pytest.approx(float(trainer.model.score.weight.detach().norm()))
     assert head_norm(trainer.model) == pytest.approx(logs[-1]["head_norm"])
 
 
 def test_a_learning_rate_of_zero_shows_as_collapse_and_a_zero_head(llama, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="hf_reward.health_monitor"):
+    with caplog.at_level(logging.WARNING, logger="hf_reward.training.health_callback"):
         trainer = run(llama, polite_pairs(32), tmp_path, learning_rate=0.0, warmup_steps=3, max_steps=12)
     assert kinds(trainer) == ["reward collapse", "head is zero"]
     assert [warning["step"] for warning in trainer.health_warnings] == [8, 8]  # five logs after the third step
-    said = [record.message for record in caplog.records if record.name == "hf_reward.health_monitor"]
+    said = [record.message for record in caplog.records if record.name == "hf_reward.training.health_callback"]
     assert len(said) == 2  # once each, though it went on for four more steps
     assert "standard deviation of 0.0e+00" in said[0]
     assert "Cure: run `overfit_one_batch`" in said[0]

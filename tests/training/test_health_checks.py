@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hf_reward.health import HealthWarning, RunFacts, check_health
+from hf_reward.training.health_checks import HealthWarning, RunFacts, check_health
 
 LN2 = math.log(2)
 

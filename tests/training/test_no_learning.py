@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_health_monitor import kinds, polite_pairs, random_pairs, run
+from test_health_callback import kinds, polite_pairs, random_pairs, run
 
-from hf_reward.health import LEAST_GAIN, RunFacts, check_health
+from hf_reward.training.health_checks import LEAST_GAIN, RunFacts, check_health
 
 LN2 = math.log(2)
 FACTS = RunFacts(max_steps=1000)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from test_health_monitor import polite_pairs
+from test_health_callback import polite_pairs
 from training_runs import load, make_trainer, settings, weights
 
 from hf_reward import overfit_one_batch
-from hf_reward.overfit import OverfitReport
+from hf_reward.training.overfit import OverfitReport
 
 
 @pytest.mark.parametrize("arch", ["llama", "bert"])

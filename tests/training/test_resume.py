@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, load_dataset
+from paths import PATHS
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from test_trainer_distributed import free_port
@@ -22,8 +23,8 @@ from training_runs import QUIET, largest_difference, load, make_trainer, weights
 from transformers import TrainerCallback
 
 from hf_reward import RewardConfig
-from hf_reward.checkpoint_folders import LIST_FILE, checkpoints, why_not_whole
-from hf_reward.file_identity import content_hash
+from hf_reward.data.file_identity import content_hash
+from hf_reward.training.checkpoints import LIST_FILE, checkpoints, why_not_whole
 
 SAVES: dict[str, Any] = {
     "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
@@ -64,7 +65,9 @@ def test_a_checkpoint_is_renamed_whole_before_it_is_pushed_and_before_older_ones
         names = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
         seen.append((folder, names, trainer._staging is None))
 
-    monkeypatch.setattr("hf_reward.hub_trainer.HubTrainer._push_from_checkpoint", lambda self, folder: pushed(folder))
+    monkeypatch.setattr(
+        "hf_reward.training.background_push.HubTrainer._push_from_checkpoint", lambda self, folder: pushed(folder)
+    )
     trainer.args.push_to_hub = True
     monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)
     trainer.train()
@@ -214,8 +217,8 @@ def test_a_second_way_to_save_on_sigterm_is_refused():
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {root!r}]
-import test_resumable_trainer as tests
+sys.path[:0] = {paths!r}
+import test_resume as tests
 tests.worker(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 """
 
@@ -246,7 +249,7 @@ def worker(folder: Path, out: Path, resume: str) -> None:
 
 def start(tmp_path: Path, folder: Path, out: str, resume: str, processes: int = 1) -> subprocess.Popen[str]:
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1])))
+    script.write_text(WORKER.format(paths=PATHS))
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port"]
@@ -449,7 +452,7 @@ def test_a_second_sigterm_ends_at_once(make_model_folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.faults
 def test_runs_that_are_killed_again_and_again_end_where_an_undisturbed_one_does():
-    recipe = Path(__file__).parents[1] / "recipes" / "kill_and_resume.py"
+    recipe = Path(__file__).parents[2] / "tests" / "faults" / "kill_and_resume.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     command = [sys.executable, "-W", "ignore", str(recipe), "--kills", "20", "--case", "budget", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig
 
-from hf_reward.interface import Interface, setting, used_through
-from hf_reward.path_safety import require_folder_or_hub_id
-from hf_reward.run_arguments import RunArguments, interface_of, parse_run_arguments, yaml_as_argv
-from hf_reward.sources import as_sources
+from hf_reward.data.interface import Interface, setting, used_through
+from hf_reward.data.path_safety import require_folder_or_hub_id
+from hf_reward.data.sources import as_sources
+from hf_reward.training.run_arguments import RunArguments, interface_of, parse_run_arguments, yaml_as_argv
 
 NEEDED = ["--model_name_or_path", "m", "--train_data", "a.jsonl"]
 

@@ -9,9 +9,9 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from peft import LoraConfig
 from training_runs import load, make_trainer
 
-from hf_reward.checkpoint_folders import LIST_FILE, checkpoints
-from hf_reward.run_fingerprint import FILE, NOT_DECIDING, content_of_rows
-from hf_reward.training_args import RewardConfig
+from hf_reward.training.checkpoints import LIST_FILE, checkpoints
+from hf_reward.training.run_fingerprint import FILE, NOT_DECIDING, content_of_rows
+from hf_reward.training.training_args import RewardConfig
 
 ONE_STEP: dict[str, Any] = {
     "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4, "max_steps": 1,
@@ -94,7 +94,7 @@ def test_evaluation_rows_count_where_they_choose_the_checkpoint(make_model_folde
 def test_a_changed_file_of_a_stream_is_refused_beyond_the_rows_that_are_compared(
     make_model_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("hf_reward.run_fingerprint.STREAM_ROWS", 4)
+    monkeypatch.setattr("hf_reward.training.run_fingerprint.STREAM_ROWS", 4)
     rows = [{"prompt": f"Which {n}?", "chosen": f"A good answer {n}.", "rejected": f"No {n}"} for n in range(10, 26)]
     path = tmp_path / "data" / "train.jsonl"
     Dataset.from_list(rows).to_json(path)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_reward import run_lock as module
-from hf_reward.run_lock import LOCK_FILE, require_held, run_lock
+from hf_reward.training import run_lock as module
+from hf_reward.training.run_lock import LOCK_FILE, require_held, run_lock
 
 HOLDER = """
 import sys, time
@@ -36,7 +36,7 @@ def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     code = HOLDER.format(root=root, lease=LEASE, heartbeat=HEARTBEAT, folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

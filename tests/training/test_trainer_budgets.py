@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import randomize_head
 from datasets import IterableDataset
+from paths import PATHS
 from peft import LoraConfig
 from test_trainer import ranked_lists, with_ties
 from test_trainer_distributed import free_port
@@ -22,9 +23,9 @@ from training_runs import largest_difference, load, losses, make_trainer, settin
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_reward import DataCollatorForPreference, RewardTrainer
-from hf_reward.packing import packed_model
-from hf_reward.reward_head import bare_model
-from hf_reward.rewards import compute_rewards
+from hf_reward.modeling.packing import packed_model
+from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.rewards import compute_rewards
 
 SGD: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -535,7 +536,7 @@ def test_each_epoch_of_a_run_draws_other_batches_and_a_seed_repeats_them(make_mo
 
 WORKER = """
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {paths!r}
 import {module}
 {module}.{job}(*sys.argv[1:])
 """
@@ -544,9 +545,7 @@ import {module}
 def in_two_processes(job: str, out: Path, *arguments: Any, timeout: float = 200, module: str = __name__) -> None:
     """Run a function of this module, or another one, in two processes."""
     script = out / f"{job}.py"
-    script.write_text(
-        WORKER.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1]), job=job, module=module)
-    )
+    script.write_text(WORKER.format(paths=PATHS, job=job, module=module))
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
         *("--master_port", str(free_port()), str(script), *map(str, arguments)),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import randomize_head
+from paths import PATHS
 from test_trainer import ranked_lists, with_ties
 from training_runs import largest_difference, load, losses, make_trainer, weights
 
@@ -20,7 +21,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import torch
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {paths!r}
 from test_trainer_distributed import CASES, run_case
 from training_runs import weights
 
@@ -95,7 +96,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if not done:
             out = tmp_path_factory.mktemp("two")
             script = out / "worker.py"
-            script.write_text(WORKER.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1])))
+            script.write_text(WORKER.format(paths=PATHS))
             command = [
                 *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
                 *("--master_port", str(free_port()), str(script), str(folder), str(out)),

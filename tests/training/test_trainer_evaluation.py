@@ -12,7 +12,7 @@ from test_trainer import ranked_lists, with_ties
 from training_runs import load, make_trainer
 
 from hf_reward import CheckpointRecord, RewardScorer, preference_metrics
-from hf_reward.benchmarks.running import run_benchmark
+from hf_reward.evaluation.benchmarks.running import run_benchmark
 
 
 def of_lengths(count: int) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from training_runs import largest_difference, load, losses, make_trainer, weight
 from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainerCallback
 
 from hf_reward import CheckpointRecord
-from hf_reward.callbacks import CURVES_FILE
+from hf_reward.training.callbacks import CURVES_FILE
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 

@@ -13,8 +13,8 @@ from test_trainer_budgets import SHARDED, in_two_processes
 from training_runs import QUIET, load, losses, make_trainer, settings
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord, RewardTrainer
-from hf_reward.probes import LONGEST, PROBES
-from hf_reward.verify import verify_checkpoint
+from hf_reward.modeling.probes import LONGEST, PROBES
+from hf_reward.publishing.verify import verify_checkpoint
 
 TOKEN = "hf_tOkEnThatMustNotBeWritten"
 
@@ -160,7 +160,7 @@ def test_what_cannot_stand_in_a_card_stops_the_run_at_its_start(tmp_path, said):
 
 @pytest.mark.parametrize("words", [["--hub_token", TOKEN], [f"--hub-token={TOKEN}"], ["--hub-token", TOKEN]])
 def test_the_command_of_a_run_is_kept_without_its_token(words):
-    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[1] / "recipes" / "train.py")
+    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "recipes" / "train.py")
     train = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(train)
     command = train.command_line(["--config", "x.yaml", *words, "--seed", "1"])

@@ -69,14 +69,14 @@ def test_every_field_of_our_own_has_a_help_text_for_the_command_line():
     ],
 )
 def test_bf16_is_on_by_default_only_where_an_accelerator_supports_it(monkeypatch, supported, changes, expected):
-    for module in ("hf_reward.training_args", "transformers.training_args"):
+    for module in ("hf_reward.training.training_args", "transformers.training_args"):
         monkeypatch.setattr(f"{module}.is_torch_bf16_gpu_available", lambda: supported)
     assert config(**changes).bf16 is expected
 
 
 def test_fp16_switches_the_default_bf16_off(monkeypatch):
     seen = []
-    monkeypatch.setattr("hf_reward.training_args.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setattr("hf_reward.training.training_args.is_torch_bf16_gpu_available", lambda: True)
     monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: seen.append(self.bf16))
     config(use_cpu=False, fp16=True)
     assert seen == [False]

@@ -22,12 +22,12 @@ from hf_reward import (
     prepare_preferences,
     prepare_tokenizer,
 )
-from hf_reward.preferences import to_preference_row
+from hf_reward.data.preferences import to_preference_row
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.interop
 
-HH = Path(__file__).parents[2] / "shared" / "data" / "hh" / "harmless_test.jsonl"
+HH = Path(__file__).parents[3] / "shared" / "data" / "hh" / "harmless_test.jsonl"
 QUIET: dict[str, Any] = {
     "use_cpu": True,
     "bf16": False,

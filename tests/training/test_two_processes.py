@@ -15,8 +15,10 @@ from test_trainer import ranked_lists
 from training_runs import load, make_trainer, settings, weights
 from two_processes import in_two_processes
 
-from hf_reward import RewardConfig, resumable_trainer, run_lock
-from hf_reward.training_setup import with_rows_in_even_rounds
+from hf_reward import RewardConfig
+from hf_reward.training import resume as resumable_trainer
+from hf_reward.training import run_lock
+from hf_reward.training.setup import with_rows_in_even_rounds
 
 
 def result_of_both(function: Callable[[int], Any]) -> list[Any]:

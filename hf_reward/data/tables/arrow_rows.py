@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from hf_reward.file_identity import file_identity
-from hf_reward.tables.input_row import DamagedFile, InputRow, Span
+from hf_reward.data.file_identity import file_identity
+from hf_reward.data.tables.input_row import DamagedFile, InputRow, Span
 
 _BATCH = 256
 """Rows decoded at a time: with texts of 1 MB that is already 256 MB."""

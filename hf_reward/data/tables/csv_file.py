@@ -9,10 +9,10 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from hf_reward.file_identity import file_identity
-from hf_reward.tables.input_row import LONGEST_RECORD, RAW_SHOWN, DamagedFile, InputRow, Span
-from hf_reward.tables.text_records import cut_spans, lines_from, open_text
-from hf_reward.text_files import why_not_utf8
+from hf_reward.data.file_identity import file_identity
+from hf_reward.data.tables.input_row import LONGEST_RECORD, RAW_SHOWN, DamagedFile, InputRow, Span
+from hf_reward.data.tables.text_records import cut_spans, lines_from, open_text
+from hf_reward.data.text_files import why_not_utf8
 
 LONGEST_FIELD = 16 * 2**20
 """Characters of one field. A quote that is never closed swallows that much, not the whole file."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from hf_reward.file_identity import file_identity
-from hf_reward.tables.input_row import LONGEST_RECORD, RAW_SHOWN, InputRow, Span, half_character
-from hf_reward.tables.text_records import Line, cut_spans, lines_from, open_text
-from hf_reward.text_files import why_not_utf8
+from hf_reward.data.file_identity import file_identity
+from hf_reward.data.tables.input_row import LONGEST_RECORD, RAW_SHOWN, InputRow, Span, half_character
+from hf_reward.data.tables.text_records import Line, cut_spans, lines_from, open_text
+from hf_reward.data.text_files import why_not_utf8
 
 
 class JsonLinesTable:

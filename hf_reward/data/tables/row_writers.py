@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_reward.tables.input_row import InputRow
-from hf_reward.tables.schemas import CURE
+from hf_reward.data.tables.input_row import InputRow
+from hf_reward.data.tables.schemas import CURE
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from hf_reward.tables.input_row import LONGEST_RECORD, Span
-from hf_reward.text_files import BOM
+from hf_reward.data.tables.input_row import LONGEST_RECORD, Span
+from hf_reward.data.text_files import BOM
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ from typing import Any
 
 from scipy import stats
 
-from hf_reward.audit.evidence import json_value
-from hf_reward.audit.inference import PAIRS, Evidence, Inference, Sample, interval, p_value, with_units
-from hf_reward.audit.kept_evidence import read_evidence
-from hf_reward.audit.resampling import Bootstrap, Unit, median_margin
-from hf_reward.audit.wording import scale_of
-from hf_reward.audit.written import read_audit
-from hf_reward.intervals import FEW_CLUSTERS
-from hf_reward.path_safety import shown_name
+from hf_reward.data.path_safety import shown_name
+from hf_reward.evaluation.audit.findings import json_value
+from hf_reward.evaluation.audit.inference import PAIRS, Evidence, Inference, Sample, interval, p_value, with_units
+from hf_reward.evaluation.audit.report.kept_evidence import read_evidence
+from hf_reward.evaluation.audit.report.wording import scale_of
+from hf_reward.evaluation.audit.report.written import read_audit
+from hf_reward.metrics.intervals import FEW_CLUSTERS
+from hf_reward.metrics.poisson_bootstrap import Bootstrap, Unit, median_margin
 
 
 def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from hf_reward.audit.evidence import Finding, FloatArray, Judged, Table
-from hf_reward.audit.inference import Evidence, Inference
+from hf_reward.evaluation.audit.findings import Finding, FloatArray, Judged, Table
+from hf_reward.evaluation.audit.inference import Evidence, Inference
 
 EFFECT_COLUMNS = ["", "Effect", "95% interval", "Cases", "Clusters"]
 

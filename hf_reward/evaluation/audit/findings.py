@@ -10,12 +10,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from hf_reward.preference_row import Prompt
-from hf_reward.score_request import ScoreRequest
+from hf_reward.data.preference_row import Prompt
+from hf_reward.data.score_request import ScoreRequest
 
 if TYPE_CHECKING:
-    from hf_reward.audit.inference import Evidence, Inference
-    from hf_reward.audit.material import Material
+    from hf_reward.evaluation.audit.inference import Evidence, Inference
+    from hf_reward.evaluation.audit.material.material import Material
 
 FloatArray = NDArray[np.floating]
 

@@ -1,6 +1,6 @@
 """Values of cases -> estimates with intervals, tests and verdicts.
 
-Intervals and p-values are those of `hf_reward.intervals`, over clusters (prompts, questions). How far an effect varies
+Intervals and p-values are those of `hf_reward.metrics.intervals`, over clusters (prompts, questions). How far an effect varies
 with the unit that it is divided by comes from resamples: each cluster gets a Poisson(1) weight in every resample, which
 depends on its name and the seed alone, so whatever rests on the same prompts is resampled together.
 
@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from hf_reward.audit.evidence import Finding, FloatArray
-from hf_reward.audit.resampling import Bootstrap, Unit
-from hf_reward.intervals import (
+from hf_reward.evaluation.audit.findings import Finding, FloatArray
+from hf_reward.metrics.intervals import (
     FEW_CLUSTERS,
     Difference,
     Spread,
@@ -25,6 +24,7 @@ from hf_reward.intervals import (
     t_interval,
     t_p_value,
 )
+from hf_reward.metrics.poisson_bootstrap import Bootstrap, Unit
 
 REWARD_DELTA = 0.10
 """Effects on rewards below this many typical preference margins do not matter."""

@@ -9,31 +9,31 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.audit.accuracy import ACCURACY, gaps_of, pair_cases
-from hf_reward.audit.calibration import CALIBRATION
-from hf_reward.audit.confidence import CONFIDENCE
-from hf_reward.audit.degenerate import DEGENERATE
-from hf_reward.audit.effects import clusters_of
-from hf_reward.audit.evidence import AuditReport, Case, Family, FamilyResult, Judged, Text
-from hf_reward.audit.formatting import FORMAT
-from hf_reward.audit.inference import PAIRS, RATE_DELTA, REWARD_DELTA, Evidence, Inference, settle
-from hf_reward.audit.length import LENGTH
-from hf_reward.audit.material import FULL, Material, Profile, as_material
-from hf_reward.audit.numerical import NUMERICAL, numerical_result
-from hf_reward.audit.persona import PERSONA
-from hf_reward.audit.probe_data import ProbeData
-from hf_reward.audit.resampling import Bootstrap, median_margin
-from hf_reward.audit.robustness import ROBUSTNESS
-from hf_reward.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, score_texts, takes_prompts
-from hf_reward.audit.selection import SELECTION
-from hf_reward.audit.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
-from hf_reward.audit.summary import summarise
-from hf_reward.audit.sycophancy import SYCOPHANCY
-from hf_reward.data_check.row_reader import RowReader
-from hf_reward.path_safety import shown_name, with_shown_model
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.response_encoding import CONVERSATIONS
-from hf_reward.reward_scorer import RewardScorer
+from hf_reward.data.path_safety import shown_name, with_shown_model
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.evaluation.audit.effects import clusters_of
+from hf_reward.evaluation.audit.families.accuracy import ACCURACY, gaps_of, pair_cases
+from hf_reward.evaluation.audit.families.calibration import CALIBRATION
+from hf_reward.evaluation.audit.families.confidence import CONFIDENCE
+from hf_reward.evaluation.audit.families.degenerate import DEGENERATE
+from hf_reward.evaluation.audit.families.formatting import FORMAT
+from hf_reward.evaluation.audit.families.length import LENGTH
+from hf_reward.evaluation.audit.families.numerical import NUMERICAL, numerical_result
+from hf_reward.evaluation.audit.families.persona import PERSONA
+from hf_reward.evaluation.audit.families.robustness import ROBUSTNESS
+from hf_reward.evaluation.audit.families.selection import SELECTION
+from hf_reward.evaluation.audit.families.sycophancy import SYCOPHANCY
+from hf_reward.evaluation.audit.findings import AuditReport, Case, Family, FamilyResult, Judged, Text
+from hf_reward.evaluation.audit.inference import PAIRS, RATE_DELTA, REWARD_DELTA, Evidence, Inference, settle
+from hf_reward.evaluation.audit.material.material import FULL, Material, Profile, as_material
+from hf_reward.evaluation.audit.material.probe_data import ProbeData
+from hf_reward.evaluation.audit.material.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
+from hf_reward.evaluation.audit.report.summary import summarise
+from hf_reward.evaluation.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, score_texts, takes_prompts
+from hf_reward.evaluation.data_check.row_reader import RowReader
+from hf_reward.metrics.poisson_bootstrap import Bootstrap, median_margin
+from hf_reward.preprocessing.response_encoding import CONVERSATIONS
+from hf_reward.scoring.reward_scorer import RewardScorer
 
 FAMILIES = (
     ACCURACY,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_reward.audit.evidence import Text, readable
-from hf_reward.preference_row import Prompt
-from hf_reward.reward_scorer import RewardScorer
+from hf_reward.data.preference_row import Prompt
+from hf_reward.evaluation.audit.findings import Text, readable
+from hf_reward.scoring.reward_scorer import RewardScorer
 
 logger = logging.getLogger(__name__)
 

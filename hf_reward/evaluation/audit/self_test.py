@@ -8,13 +8,13 @@ import numpy as np
 from scipy import stats
 from tqdm.auto import tqdm
 
-from hf_reward.audit.evidence import AuditReport, Finding, json_value
-from hf_reward.audit.material import FULL, Opinion, Profile, Question, as_material
-from hf_reward.audit.padding import KINDS, pad
-from hf_reward.audit.running import AuditRule, run_audit
-from hf_reward.audit.sentences import count_words
-from hf_reward.audit.shipped_items import shipped_opinions, shipped_questions
-from hf_reward.audit.synthetic import SyntheticData, SyntheticReward, synthetic_data
+from hf_reward.evaluation.audit.edits.padding import KINDS, pad
+from hf_reward.evaluation.audit.edits.sentences import count_words
+from hf_reward.evaluation.audit.findings import AuditReport, Finding, json_value
+from hf_reward.evaluation.audit.material.material import FULL, Opinion, Profile, Question, as_material
+from hf_reward.evaluation.audit.material.shipped_items import shipped_opinions, shipped_questions
+from hf_reward.evaluation.audit.material.synthetic import SyntheticData, SyntheticReward, synthetic_data
+from hf_reward.evaluation.audit.running import AuditRule, run_audit
 
 ALPHA = 0.01
 """Level of the binomial tests that decide whether the audit passes."""

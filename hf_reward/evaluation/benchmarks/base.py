@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_reward.preference_row import Prompt, Response
+from hf_reward.data.preference_row import Prompt, Response
 
 FloatArray = NDArray[np.floating]
 Means = Mapping[str, FloatArray]

@@ -8,10 +8,10 @@ from typing import Any
 
 from scipy import stats
 
-from hf_reward.benchmarks.base import Outcome
-from hf_reward.benchmarks.registry import benchmark_named
-from hf_reward.benchmarks.spreads import Compared, compared, mean_credits
-from hf_reward.intervals import FEW_CLUSTERS
+from hf_reward.evaluation.benchmarks.base import Outcome
+from hf_reward.evaluation.benchmarks.registry import benchmark_named
+from hf_reward.evaluation.benchmarks.spreads import Compared, compared, mean_credits
+from hf_reward.metrics.intervals import FEW_CLUSTERS
 
 
 def compare(a: str | Path, b: str | Path) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi
 
-from hf_reward.benchmarks.base import Benchmark, Comparison, HubSource, LeftOut
-from hf_reward.path_safety import shown_name
-from hf_reward.preference_row import PreferenceFormatError, as_mapping
-from hf_reward.row_places import RowPlaces
-from hf_reward.sources import DEMONSTRATION, Source, load_source, source_name
+from hf_reward.data.path_safety import shown_name
+from hf_reward.data.preference_row import PreferenceFormatError, as_mapping
+from hf_reward.data.row_places import RowPlaces
+from hf_reward.data.sources import DEMONSTRATION, Source, load_source, source_name
+from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, HubSource, LeftOut
 
 _HUB_SECONDS = 20.0
 

@@ -8,7 +8,8 @@ each order and right only if both together are, make a tie wrong; they are given
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_reward.benchmarks.base import (
+from hf_reward.data.preference_row import prompt_hash
+from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
     FloatArray,
@@ -19,8 +20,7 @@ from hf_reward.benchmarks.base import (
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, text
-from hf_reward.preference_row import prompt_hash
+from hf_reward.evaluation.benchmarks.row_fields import one_of, text
 
 SOURCES = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 _COUNTS = {

@@ -7,7 +7,8 @@ the order of the outputs does not matter, and a tie is counted as wrong here.
 from collections.abc import Mapping
 from typing import Any
 
-from hf_reward.benchmarks.base import (
+from hf_reward.data.preference_row import prompt_hash
+from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
     FloatArray,
@@ -18,8 +19,7 @@ from hf_reward.benchmarks.base import (
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, text
-from hf_reward.preference_row import prompt_hash
+from hf_reward.evaluation.benchmarks.row_fields import one_of, text
 
 COUNTS = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.benchmarks.base import (
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, prompt_hash, rename_columns
+from hf_reward.data.preferences import to_preference_row
+from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
     FloatArray,
@@ -16,9 +18,7 @@ from hf_reward.benchmarks.base import (
     RowCredits,
     pair_credit,
 )
-from hf_reward.benchmarks.unusable_responses import fill_unusable_responses, without_filling
-from hf_reward.preference_row import PreferenceFormatError, PreferenceRow, prompt_hash, rename_columns
-from hf_reward.preferences import to_preference_row
+from hf_reward.evaluation.benchmarks.unusable_responses import fill_unusable_responses, without_filling
 
 _ROW_ORDER = "the row's own (`responses`; chosen then rejected; response_a then response_b)"
 

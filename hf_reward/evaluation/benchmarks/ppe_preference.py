@@ -7,7 +7,8 @@ the twelve metrics of the paper only accuracy is here; those on rankings of mode
 from collections.abc import Mapping
 from typing import Any
 
-from hf_reward.benchmarks.base import (
+from hf_reward.data.preference_row import prompt_hash
+from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
     FloatArray,
@@ -19,8 +20,7 @@ from hf_reward.benchmarks.base import (
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, text
-from hf_reward.preference_row import prompt_hash
+from hf_reward.evaluation.benchmarks.row_fields import one_of, text
 
 _WINNERS = {"model_a": [0, 1], "model_b": [1, 0], "tie": None, "tie (bothbad)": None}
 SLICES = ("English", "other languages", "hard_prompt", "math_prompt", "is_code")

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 
-from hf_reward.benchmarks.base import Benchmark
-from hf_reward.benchmarks.judgebench import JudgeBench
-from hf_reward.benchmarks.llmbar import LLMBar
-from hf_reward.benchmarks.own import Lists, Pairs
-from hf_reward.benchmarks.ppe_correctness import PPECorrectness
-from hf_reward.benchmarks.ppe_preference import PPEPreference
-from hf_reward.benchmarks.rewardbench import RewardBench
-from hf_reward.benchmarks.rewardbench2 import RewardBench2
-from hf_reward.benchmarks.rm_bench import RMBench
-from hf_reward.benchmarks.rmb import RMB
+from hf_reward.evaluation.benchmarks.base import Benchmark
+from hf_reward.evaluation.benchmarks.judgebench import JudgeBench
+from hf_reward.evaluation.benchmarks.llmbar import LLMBar
+from hf_reward.evaluation.benchmarks.own import Lists, Pairs
+from hf_reward.evaluation.benchmarks.ppe_correctness import PPECorrectness
+from hf_reward.evaluation.benchmarks.ppe_preference import PPEPreference
+from hf_reward.evaluation.benchmarks.rewardbench import RewardBench
+from hf_reward.evaluation.benchmarks.rewardbench2 import RewardBench2
+from hf_reward.evaluation.benchmarks.rm_bench import RMBench
+from hf_reward.evaluation.benchmarks.rmb import RMB
 
 PUBLIC: dict[str, Benchmark] = {
     each.name: each

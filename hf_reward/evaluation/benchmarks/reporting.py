@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_reward.benchmarks.base import Benchmark
-from hf_reward.benchmarks.data import BenchmarkData, DataChoice, load_benchmark_data
-from hf_reward.benchmarks.registry import benchmark_named
-from hf_reward.benchmarks.results import ResultRule, credit_lines, make_results, rows_that_count, write_json
-from hf_reward.benchmarks.scores_file import RowScores, read_scores
+from hf_reward.evaluation.benchmarks.base import Benchmark
+from hf_reward.evaluation.benchmarks.data import BenchmarkData, DataChoice, load_benchmark_data
+from hf_reward.evaluation.benchmarks.registry import benchmark_named
+from hf_reward.evaluation.benchmarks.results import ResultRule, credit_lines, make_results, rows_that_count, write_json
+from hf_reward.evaluation.benchmarks.scores_file import RowScores, read_scores
 
 SCORES_FILE, RESULTS_FILE, CREDITS_FILE, RUN_FILE = "scores.jsonl", "results.json", "credits.jsonl", "run.json"
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.benchmarks.base import Comparison, FloatArray, pair_credit
-from hf_reward.intervals import FEW_CLUSTERS, rate_interval
-from hf_reward.near_duplicates import text_hash
-from hf_reward.row_text import contents_of
-from hf_reward.shared_responses import response_spread
+from hf_reward.data.near_duplicates import text_hash
+from hf_reward.data.row_text import contents_of
+from hf_reward.evaluation.benchmarks.base import Comparison, FloatArray, pair_credit
+from hf_reward.metrics.intervals import FEW_CLUSTERS, rate_interval
+from hf_reward.metrics.shared_responses import response_spread
 
 
 def shared_responses(comparisons: Sequence[Comparison], rewards: Sequence[FloatArray]) -> dict[str, Any] | None:

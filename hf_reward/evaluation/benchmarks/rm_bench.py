@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.benchmarks.base import (
+from hf_reward.data.preference_row import prompt_hash
+from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
     FloatArray,
@@ -20,8 +21,7 @@ from hf_reward.benchmarks.base import (
     pair_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import one_of, text, texts
-from hf_reward.preference_row import prompt_hash
+from hf_reward.evaluation.benchmarks.row_fields import one_of, text, texts
 
 DOMAINS = ("chat", "math", "code", "safety")
 STYLES = 3

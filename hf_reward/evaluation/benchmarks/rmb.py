@@ -7,7 +7,8 @@ github.com/RM-R1-UIUC/RM-R1 counts them, in its `run_rm_bestofn.py` and `process
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_reward.benchmarks.base import (
+from hf_reward.data.preference_row import prompt_hash
+from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
     FloatArray,
@@ -18,8 +19,7 @@ from hf_reward.benchmarks.base import (
     best_of_credit,
     present,
 )
-from hf_reward.benchmarks.row_fields import answer, one_of, turns
-from hf_reward.preference_row import prompt_hash
+from hf_reward.evaluation.benchmarks.row_fields import answer, one_of, turns
 
 SECTIONS = ("Pairwise_set/Helpfulness", "Pairwise_set/Harmlessness", "BoN_set/Helpfulness", "BoN_set/Harmlessness")
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_reward.preference_row import Prompt
+from hf_reward.data.preference_row import Prompt
 
 
 def text(row: Mapping[str, Any], name: str) -> str:

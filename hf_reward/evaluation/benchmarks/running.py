@@ -11,16 +11,16 @@ from typing import Any
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from hf_reward.benchmarks.base import Benchmark, Comparison
-from hf_reward.benchmarks.data import BenchmarkData, DataChoice
-from hf_reward.benchmarks.registry import PUBLIC
-from hf_reward.benchmarks.reporting import RUN_FILE, SCORES_FILE, finish_run, load_named, read_run
-from hf_reward.benchmarks.results import CARD_FILE, ResultRule, write_json
-from hf_reward.benchmarks.scores_file import append_lines, finished_lines, read_scores, score_line
-from hf_reward.response_encoding import EncodedResponse
-from hf_reward.reward_scorer import RewardScorer
-from hf_reward.score_request import read_request
-from hf_reward.tokenization import shared_prefix_length
+from hf_reward.data.score_request import read_request
+from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison
+from hf_reward.evaluation.benchmarks.data import BenchmarkData, DataChoice
+from hf_reward.evaluation.benchmarks.registry import PUBLIC
+from hf_reward.evaluation.benchmarks.reporting import RUN_FILE, SCORES_FILE, finish_run, load_named, read_run
+from hf_reward.evaluation.benchmarks.results import CARD_FILE, ResultRule, write_json
+from hf_reward.evaluation.benchmarks.scores_file import append_lines, finished_lines, read_scores, score_line
+from hf_reward.preprocessing.response_encoding import EncodedResponse
+from hf_reward.preprocessing.tokenization import shared_prefix_length
+from hf_reward.scoring.reward_scorer import RewardScorer
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.benchmarks.base import Comparison, FloatArray
-from hf_reward.fields import is_finite
+from hf_reward.data.fields import is_finite
+from hf_reward.evaluation.benchmarks.base import Comparison, FloatArray
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Training refuses such a row. A benchmark has to count it: which response is pref
 from collections.abc import Mapping
 from typing import Any
 
-from hf_reward.preference_row import Response
+from hf_reward.data.preference_row import Response
 
 FILLING = "(no usable response)"
 """Stands where a response is empty or no text; it is never scored."""

@@ -6,22 +6,22 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_reward.data_check.consistency import find_contradictions
-from hf_reward.data_check.duplicates import find_duplicates
-from hf_reward.data_check.facts import EXAMPLES, RowFacts, gather_facts
-from hf_reward.data_check.fix_first import fix_first
-from hf_reward.data_check.imbalance import find_imbalances
-from hf_reward.data_check.leakage import find_leakage
-from hf_reward.data_check.report import DataReport, RowCounts
-from hf_reward.data_check.row_reader import RowReader
-from hf_reward.data_check.shallow_rules import score_shallow_rules
-from hf_reward.data_check.shift import measure_shift
-from hf_reward.data_check.token_fit import measure_tokens
-from hf_reward.data_check.votes import vote_agreement
-from hf_reward.near_duplicates import GRAM, SIMILARITY
-from hf_reward.row_clusters import STOCK_PHRASE, RowPool
-from hf_reward.tokenization import FormatRule
-from hf_reward.tokenizer_setup import prepare_tokenizer
+from hf_reward.data.near_duplicates import GRAM, SIMILARITY
+from hf_reward.data.row_clusters import STOCK_PHRASE, RowPool
+from hf_reward.evaluation.data_check.consistency import find_contradictions
+from hf_reward.evaluation.data_check.duplicates import find_duplicates
+from hf_reward.evaluation.data_check.facts import EXAMPLES, RowFacts, gather_facts
+from hf_reward.evaluation.data_check.fix_first import fix_first
+from hf_reward.evaluation.data_check.imbalance import find_imbalances
+from hf_reward.evaluation.data_check.leakage import find_leakage
+from hf_reward.evaluation.data_check.report import DataReport, RowCounts
+from hf_reward.evaluation.data_check.row_reader import RowReader
+from hf_reward.evaluation.data_check.shallow_rules import score_shallow_rules
+from hf_reward.evaluation.data_check.shift import measure_shift
+from hf_reward.evaluation.data_check.token_fit import measure_tokens
+from hf_reward.evaluation.data_check.votes import vote_agreement
+from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 
 
 def check_data(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from hf_reward.data_check.facts import EXAMPLES, RowFacts
+from hf_reward.evaluation.data_check.facts import EXAMPLES, RowFacts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_reward.data_check.facts import EXAMPLES, RowFacts
-from hf_reward.near_duplicates import TextClusters
-from hf_reward.row_clusters import RowClusters
+from hf_reward.data.near_duplicates import TextClusters
+from hf_reward.data.row_clusters import RowClusters
+from hf_reward.evaluation.data_check.facts import EXAMPLES, RowFacts
 
 
 @dataclass(frozen=True, kw_only=True)

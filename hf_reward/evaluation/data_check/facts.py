@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hf_reward.data_check.row_reader import ReadRow, RowReader
-from hf_reward.data_check.style_features import FEATURES, count_features
-from hf_reward.data_check.votes import read_votes
-from hf_reward.near_duplicates import text_hash
-from hf_reward.preference_row import PreferenceRow
-from hf_reward.row_clusters import RowPool
-from hf_reward.row_remarks import RemarkTally, remarks_of
-from hf_reward.row_text import prompt_text, response_text
+from hf_reward.data.near_duplicates import text_hash
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.row_clusters import RowPool
+from hf_reward.data.row_remarks import RemarkTally, remarks_of
+from hf_reward.data.row_text import prompt_text, response_text
+from hf_reward.evaluation.data_check.row_reader import ReadRow, RowReader
+from hf_reward.evaluation.data_check.style_features import FEATURES, count_features
+from hf_reward.evaluation.data_check.votes import read_votes
 
 EXAMPLES = 5
 """Rows named for each finding."""

@@ -9,14 +9,14 @@ only order the list.
 
 from collections.abc import Iterator
 
-from hf_reward.data_check.facts import EXAMPLES
-from hf_reward.data_check.imbalance import Imbalance, is_length
-from hf_reward.data_check.report import DataReport, Example, Fix
-from hf_reward.data_check.row_reader import RowReader
-from hf_reward.data_check.style_features import MARKS
-from hf_reward.metrics import FEW_CLUSTERS
-from hf_reward.row_remarks import BLANK_PROMPT, LOST_TEXT
-from hf_reward.row_text import prompt_text, response_text
+from hf_reward.data.row_remarks import BLANK_PROMPT, LOST_TEXT
+from hf_reward.data.row_text import prompt_text, response_text
+from hf_reward.evaluation.data_check.facts import EXAMPLES
+from hf_reward.evaluation.data_check.imbalance import Imbalance, is_length
+from hf_reward.evaluation.data_check.report import DataReport, Example, Fix
+from hf_reward.evaluation.data_check.row_reader import RowReader
+from hf_reward.evaluation.data_check.style_features import MARKS
+from hf_reward.metrics.preference import FEW_CLUSTERS
 
 DUPLICATES_ALLOWED = 0.01
 """Share of repeated rows below which they are not worth mending."""

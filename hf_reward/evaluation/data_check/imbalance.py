@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from statsmodels.stats.multitest import multipletests
 
-from hf_reward.data_check.facts import RowFacts
-from hf_reward.data_check.style_features import FEATURES, LENGTHS, WHAT_COUNTS
-from hf_reward.intervals import Interval, mean_spread, rate_interval, rate_p_value
-from hf_reward.metrics import pairwise_credit
+from hf_reward.evaluation.data_check.facts import RowFacts
+from hf_reward.evaluation.data_check.style_features import FEATURES, LENGTHS, WHAT_COUNTS
+from hf_reward.metrics.intervals import Interval, mean_spread, rate_interval, rate_p_value
+from hf_reward.metrics.preference import pairwise_credit
 
 TOLERANCE = 0.05
 """How far from one half a share may be and still count as balanced; fixed in advance."""

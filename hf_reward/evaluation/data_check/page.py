@@ -5,8 +5,8 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from hf_reward.data_check.report import DataReport
-from hf_reward.data_check.report_text import sections
+from hf_reward.evaluation.data_check.report import DataReport
+from hf_reward.evaluation.data_check.report_text import sections
 
 
 def render_page(report: DataReport) -> str:
@@ -20,7 +20,7 @@ def render_page(report: DataReport) -> str:
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = _code
-    template = files("hf_reward.data_check").joinpath("page.html").read_text(encoding="utf-8")
+    template = files("hf_reward.evaluation.data_check").joinpath("page.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(report=report, sections=sections(report))
 
 

@@ -4,14 +4,14 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hf_reward.data_check.consistency import Contradictions
-from hf_reward.data_check.duplicates import Duplicates
-from hf_reward.data_check.imbalance import Imbalance
-from hf_reward.data_check.leakage import Leakage
-from hf_reward.data_check.shallow_rules import ShallowRules
-from hf_reward.data_check.shift import DomainShift
-from hf_reward.data_check.token_fit import TokenFit
-from hf_reward.data_check.votes import VoteAgreement
+from hf_reward.evaluation.data_check.consistency import Contradictions
+from hf_reward.evaluation.data_check.duplicates import Duplicates
+from hf_reward.evaluation.data_check.imbalance import Imbalance
+from hf_reward.evaluation.data_check.leakage import Leakage
+from hf_reward.evaluation.data_check.shallow_rules import ShallowRules
+from hf_reward.evaluation.data_check.shift import DomainShift
+from hf_reward.evaluation.data_check.token_fit import TokenFit
+from hf_reward.evaluation.data_check.votes import VoteAgreement
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from hf_reward.baselines import Baseline
-from hf_reward.data_check.duplicates import TextRepeats
-from hf_reward.data_check.imbalance import Imbalance
-from hf_reward.data_check.report import DataReport, RowCounts
-from hf_reward.metrics import Interval
-from hf_reward.row_remarks import remark_clauses
+from hf_reward.data.row_remarks import remark_clauses
+from hf_reward.evaluation.baselines import Baseline
+from hf_reward.evaluation.data_check.duplicates import TextRepeats
+from hf_reward.evaluation.data_check.imbalance import Imbalance
+from hf_reward.evaluation.data_check.report import DataReport, RowCounts
+from hf_reward.metrics.preference import Interval
 
 
 @dataclass(frozen=True)

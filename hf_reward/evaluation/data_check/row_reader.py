@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from hf_reward.preference_row import (
+from hf_reward.data.preference_row import (
     UNREADABLE,
     PreferenceFormatError,
     PreferenceRow,
     as_mapping,
     rename_columns,
 )
-from hf_reward.preferences import LAYOUTS, detect_layout, to_preference_row
-from hf_reward.row_places import RowPlaces
-from hf_reward.sources import Source, as_sources, load_source
+from hf_reward.data.preferences import LAYOUTS, detect_layout, to_preference_row
+from hf_reward.data.row_places import RowPlaces
+from hf_reward.data.sources import Source, as_sources, load_source
 
 _BATCH_SIZE = 1000
 

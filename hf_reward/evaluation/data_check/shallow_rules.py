@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_reward.baselines import Baseline, cross_validated_tfidf, length_rule, tfidf_bradley_terry
-from hf_reward.data_check.facts import RowFacts
-from hf_reward.data_check.row_reader import RowReader
-from hf_reward.preference_row import PreferenceRow
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.evaluation.baselines import Baseline, cross_validated_tfidf, length_rule, tfidf_bradley_terry
+from hf_reward.evaluation.data_check.facts import RowFacts
+from hf_reward.evaluation.data_check.row_reader import RowReader
 
 _SHARED = 0.05
 """Share of rows that have a prompt in common with another from which on the two ways to split are compared."""

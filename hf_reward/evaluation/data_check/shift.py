@@ -16,10 +16,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from hf_reward.data_check.facts import RowFacts
-from hf_reward.data_check.row_reader import RowReader
-from hf_reward.metrics import Interval, clustered_interval
-from hf_reward.row_text import prompt_text, response_text, words_of
+from hf_reward.data.row_text import prompt_text, response_text, words_of
+from hf_reward.evaluation.data_check.facts import RowFacts
+from hf_reward.evaluation.data_check.row_reader import RowReader
+from hf_reward.metrics.preference import Interval, clustered_interval
 
 SAMPLE_ROWS = 2_000
 """Most rows of each set that are read, at random."""

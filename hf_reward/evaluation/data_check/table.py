@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_reward.data_check.report import DataReport
-from hf_reward.data_check.report_text import sections
+from hf_reward.evaluation.data_check.report import DataReport
+from hf_reward.evaluation.data_check.report_text import sections
 
 
 def print_report(report: DataReport, console: Console | None = None) -> None:

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.data_check.imbalance import Imbalance, imbalance
-from hf_reward.data_check.row_reader import RowReader
-from hf_reward.metrics import strict_pairs
-from hf_reward.near_duplicates import text_hash
-from hf_reward.path_safety import shown_name
-from hf_reward.preference_row import PreferenceFormatError, PreferenceRow
-from hf_reward.row_remarks import RemarkTally, remarks_of
-from hf_reward.tokenization import FormatRule, TokenizedRow, tokenize_rows
+from hf_reward.data.near_duplicates import text_hash
+from hf_reward.data.path_safety import shown_name
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.data.row_remarks import RemarkTally, remarks_of
+from hf_reward.evaluation.data_check.imbalance import Imbalance, imbalance
+from hf_reward.evaluation.data_check.row_reader import RowReader
+from hf_reward.metrics.preference import strict_pairs
+from hf_reward.preprocessing.tokenization import FormatRule, TokenizedRow, tokenize_rows
 
 _POINTS = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.fields import read_number
-from hf_reward.metrics import Interval, clustered_interval
-from hf_reward.plain_values import plain
-from hf_reward.preference_row import PreferenceFormatError
+from hf_reward.data.fields import read_number
+from hf_reward.data.plain_values import plain
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.metrics.preference import Interval, clustered_interval
 
 _NUMBERED = re.compile(r"annotator_?\d+")
 _NAMES = (

@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from hf_reward.data_check.page import render_page
-from hf_reward.data_check.report import DataReport
+from hf_reward.evaluation.data_check.page import render_page
+from hf_reward.evaluation.data_check.report import DataReport
 
 JSON_NAME, PAGE_NAME = "data_report.json", "data_report.html"
 

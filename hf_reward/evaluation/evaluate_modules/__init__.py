@@ -22,7 +22,7 @@ def metric_path(name: str) -> Path:
     """
     if name not in NAMES:
         raise ValueError(f"There is no metric {name!r}. There are: {', '.join(NAMES)}.")
-    return Path(str(files("hf_reward"))) / "evaluate_modules" / name
+    return Path(str(files("hf_reward.evaluation"))) / "evaluate_modules" / name
 
 
 def load_metric(name: str, **options: object) -> evaluate.EvaluationModule:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from hf_reward.card.facts import CardFacts
-from hf_reward.card.text import escaped, one_line
-from hf_reward.card.values import cells, counted, interval, number, signed
+from hf_reward.publishing.card.facts import CardFacts
+from hf_reward.publishing.card.text import escaped, one_line
+from hf_reward.publishing.card.values import cells, counted, interval, number, signed
 
 PICTURE_FILE = "audit_effects.png"
 MOST_NAMED = 8
@@ -119,7 +119,7 @@ def draw_audit(facts: CardFacts) -> bool:
     if not rows:
         path.unlink(missing_ok=True)
         return False
-    from hf_reward.card.figures import Effect, draw_audit_effects  # noqa: PLC0415 - matplotlib takes a second to import
+    from hf_reward.publishing.card.figures import Effect, draw_audit_effects  # noqa: PLC0415 - matplotlib takes a second to import
 
     effects = [
         Effect(

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hf_reward.card.facts import CardFacts
-from hf_reward.card.text import escaped
-from hf_reward.card.values import as_list, number
+from hf_reward.publishing.card.facts import CardFacts
+from hf_reward.publishing.card.text import escaped
+from hf_reward.publishing.card.values import as_list, number
 
 UNKNOWN = "How well it does on other kinds of prompts and responses is not known."
 

@@ -6,11 +6,11 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-from hf_reward.card.facts import CardFacts
-from hf_reward.card.hub_names import hub_datasets
-from hf_reward.card.text import hub_id, one_line
-from hf_reward.card.values import as_list, number, rounded_bounds, whole_number
-from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.publishing.card.facts import CardFacts
+from hf_reward.publishing.card.hub_names import hub_datasets
+from hf_reward.publishing.card.text import hub_id, one_line
+from hf_reward.publishing.card.values import as_list, number, rounded_bounds, whole_number
 
 ENTRIES_FOLDER = ".eval_results"
 _OURS = "hf_reward--"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_reward.card.values import number
-from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.publishing.card.values import number
 
 AUDIT_FILE = "audit_summary.json"
 BENCHMARKS_FILE = "benchmark_results.json"

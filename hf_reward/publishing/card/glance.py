@@ -2,13 +2,13 @@
 
 import math
 
-from hf_reward.card.biases import bias_sentences
-from hf_reward.card.domain import UNKNOWN, evaluated_on
-from hf_reward.card.facts import CardFacts
-from hf_reward.card.origin import origin_sentences
-from hf_reward.card.scale import probability
-from hf_reward.card.values import interval, share
-from hf_reward.metrics import accuracy_reading
+from hf_reward.metrics.preference import accuracy_reading
+from hf_reward.publishing.card.biases import bias_sentences
+from hf_reward.publishing.card.domain import UNKNOWN, evaluated_on
+from hf_reward.publishing.card.facts import CardFacts
+from hf_reward.publishing.card.origin import origin_sentences
+from hf_reward.publishing.card.scale import probability
+from hf_reward.publishing.card.values import interval, share
 
 
 def glance_lines(facts: CardFacts) -> list[tuple[str, str]]:

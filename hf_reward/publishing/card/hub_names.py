@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from hf_reward.card.text import hub_id, is_local
-from hf_reward.card.values import as_list
-from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.publishing.card.text import hub_id, is_local
+from hf_reward.publishing.card.values import as_list
 
 
 def said_base(record: CheckpointRecord) -> Any:

@@ -1,9 +1,9 @@
 """Record -> what the model must not be trusted with, and under which terms it may be used."""
 
-from hf_reward.card.domain import domain_lines
-from hf_reward.card.facts import CardFacts
-from hf_reward.card.text import escaped
-from hf_reward.card.values import as_list, number
+from hf_reward.publishing.card.domain import domain_lines
+from hf_reward.publishing.card.facts import CardFacts
+from hf_reward.publishing.card.text import escaped
+from hf_reward.publishing.card.values import as_list, number
 
 
 def limit_lines(facts: CardFacts) -> list[str]:

@@ -5,11 +5,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_reward.card.facts import CardFacts
-from hf_reward.card.hub_names import averaged_models, base_models, hub_datasets, refusal
-from hf_reward.card.text import hub_id, one_line, without_paths
-from hf_reward.card.values import as_list, number, rounded_bounds, whole_number
-from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.publishing.card.facts import CardFacts
+from hf_reward.publishing.card.hub_names import averaged_models, base_models, hub_datasets, refusal
+from hf_reward.publishing.card.text import hub_id, one_line, without_paths
+from hf_reward.publishing.card.values import as_list, number, rounded_bounds, whole_number
 
 _LANGUAGE = re.compile(r"([a-z]{2,3})(-[A-Za-z0-9]+)*|code|multilingual")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")

@@ -3,10 +3,10 @@
 import re
 from typing import Any
 
-from hf_reward.card.facts import CardFacts
-from hf_reward.card.hub_names import averaged_models, base_models, said_base
-from hf_reward.card.text import escaped
-from hf_reward.card.values import as_list, number
+from hf_reward.publishing.card.facts import CardFacts
+from hf_reward.publishing.card.hub_names import averaged_models, base_models, said_base
+from hf_reward.publishing.card.text import escaped
+from hf_reward.publishing.card.values import as_list, number
 
 _STEPS = {
     "original base instead of the quantised one": "taking the original base in place of the quantised one",

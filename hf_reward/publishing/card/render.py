@@ -13,20 +13,20 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 
-from hf_reward.card.biases import PICTURE_FILE, audit_rows, bias_sentences, draw_audit
-from hf_reward.card.evaluation_entries import write_evaluation_entries
-from hf_reward.card.facts import AUDIT_FILE, BENCHMARKS_FILE, CardFacts, read_json
-from hf_reward.card.glance import glance_lines
-from hf_reward.card.limits import license_sentence, limit_lines
-from hf_reward.card.metadata import card_metadata
-from hf_reward.card.origin import import_lines
-from hf_reward.card.results import accuracy_rows, benchmark_views, has_intervals, measure_lines, source_rows
-from hf_reward.card.scale import scale_lines
-from hf_reward.card.text import escaped, fenced, one_line
-from hf_reward.card.training import settings_lines, training_lines
-from hf_reward.card.usage import snippet_choices
-from hf_reward.card.values import cells
-from hf_reward.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.publishing.card.biases import PICTURE_FILE, audit_rows, bias_sentences, draw_audit
+from hf_reward.publishing.card.evaluation_entries import write_evaluation_entries
+from hf_reward.publishing.card.facts import AUDIT_FILE, BENCHMARKS_FILE, CardFacts, read_json
+from hf_reward.publishing.card.glance import glance_lines
+from hf_reward.publishing.card.limits import license_sentence, limit_lines
+from hf_reward.publishing.card.metadata import card_metadata
+from hf_reward.publishing.card.origin import import_lines
+from hf_reward.publishing.card.results import accuracy_rows, benchmark_views, has_intervals, measure_lines, source_rows
+from hf_reward.publishing.card.scale import scale_lines
+from hf_reward.publishing.card.text import escaped, fenced, one_line
+from hf_reward.publishing.card.training import settings_lines, training_lines
+from hf_reward.publishing.card.usage import snippet_choices
+from hf_reward.publishing.card.values import cells
 
 TEMPLATE = "model_card_template.md"
 _MARK = "<!-- written by hf_reward; edit freely above, a push then keeps your text: "
@@ -35,7 +35,7 @@ _MARK = "<!-- written by hf_reward; edit freely above, a push then keeps your te
 def template_path() -> Path:
     """Where the card's template is: in the wheel beside this file, in a checkout at the repository's root."""
     packaged = Path(str(files("hf_reward"))) / TEMPLATE
-    return packaged if packaged.is_file() else Path(__file__).parent.parent / TEMPLATE
+    return packaged if packaged.is_file() else Path(__file__).parents[3] / TEMPLATE
 
 
 def write_model_card(

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from hf_reward.card.domain import benchmark_name
-from hf_reward.card.facts import CardFacts
-from hf_reward.card.text import escaped
-from hf_reward.card.values import NO_VALUE, as_list, cells, counted, interval, number, share
-from hf_reward.metrics import LENGTH_BASELINES
+from hf_reward.metrics.preference import LENGTH_BASELINES
+from hf_reward.publishing.card.domain import benchmark_name
+from hf_reward.publishing.card.facts import CardFacts
+from hf_reward.publishing.card.text import escaped
+from hf_reward.publishing.card.values import NO_VALUE, as_list, cells, counted, interval, number, share
 
 _OF_SOURCE = ("accuracy_ci_low", "accuracy_ci_high", "num_pairs", "length_baseline")
 _INTERVAL = 2

@@ -1,7 +1,7 @@
 """Evaluation and reward statistics -> on which scale rewards lie, and what a gap between two is worth."""
 
-from hf_reward.card.facts import CardFacts
-from hf_reward.card.values import decimals, interval, number
+from hf_reward.publishing.card.facts import CardFacts
+from hf_reward.publishing.card.values import decimals, interval, number
 
 _LN_2 = 0.6931
 

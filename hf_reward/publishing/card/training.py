@@ -4,10 +4,10 @@ import json
 import re
 from typing import Any
 
-from hf_reward.card.facts import CardFacts
-from hf_reward.card.hub_names import hub_datasets
-from hf_reward.card.text import escaped, fenced, hub_id, one_line
-from hf_reward.card.values import as_list, counted, number, share
+from hf_reward.publishing.card.facts import CardFacts
+from hf_reward.publishing.card.hub_names import hub_datasets
+from hf_reward.publishing.card.text import escaped, fenced, hub_id, one_line
+from hf_reward.publishing.card.values import as_list, counted, number, share
 
 LOSSES = {
     "bradley_terry": "Bradley-Terry",

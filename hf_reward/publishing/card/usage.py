@@ -6,10 +6,10 @@ from typing import Any
 
 import transformers
 
-from hf_reward.card.facts import CardFacts, read_json
-from hf_reward.custom_code import brings_code
-from hf_reward.stock_scoring import load_adapter
-from hf_reward.verify import needs_hf_reward
+from hf_reward.modeling.custom_code import brings_code
+from hf_reward.publishing.card.facts import CardFacts, read_json
+from hf_reward.publishing.stock_scoring import load_adapter
+from hf_reward.publishing.verify import needs_hf_reward
 
 
 def snippet_choices(facts: CardFacts) -> dict[str, Any]:

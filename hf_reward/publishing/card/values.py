@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from hf_reward.fields import is_finite
+from hf_reward.data.fields import is_finite
 
 NO_VALUE = "-"
 """What a table shows for what is missing."""

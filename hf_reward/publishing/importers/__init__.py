@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from hf_reward.importers import (
+from hf_reward.publishing.importers import (
     deepspeed_chat,
     grm,
     llama_factory,
@@ -15,8 +15,8 @@ from hf_reward.importers import (
     ultrarm,
     xtuner,
 )
-from hf_reward.importers.foreign_checkpoint import Checkpoint, ForeignModel, ForeignWeights, build_model
-from hf_reward.importers.refusals import explain_no_match, refuse_other_heads
+from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignModel, ForeignWeights, build_model
+from hf_reward.publishing.importers.refusals import explain_no_match, refuse_other_heads
 
 __all__ = ["FORMATS", "ForeignModel", "Importer", "detect_format", "read_foreign"]
 

@@ -1,6 +1,6 @@
 """DeepSpeed-Chat's `RewardModel`: the backbone under `rwtransformer.` and a `v_head` without bias."""
 
-from hf_reward.importers.foreign_checkpoint import BEFORE_FIRST_PAD, Checkpoint, ForeignWeights
+from hf_reward.publishing.importers.foreign_checkpoint import BEFORE_FIRST_PAD, Checkpoint, ForeignWeights
 
 HEAD = "v_head"
 BACKBONE = "rwtransformer."

@@ -24,12 +24,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_reward.architectures import classifier_class
-from hf_reward.importers.weight_files import WeightFiles, main_weight_files
-from hf_reward.modeling import match_pad_token
-from hf_reward.reward_head import as_reward_model, is_decoder, state_regression
-from hf_reward.tokenizer_setup import prepare_tokenizer
-from hf_reward.weight_safety import refuse_non_finite, require_safe_weights
+from hf_reward.modeling.architectures import classifier_class
+from hf_reward.modeling.auto_model import match_pad_token
+from hf_reward.modeling.reward_head import as_reward_model, is_decoder, state_regression
+from hf_reward.modeling.weight_safety import refuse_non_finite, require_safe_weights
+from hf_reward.preprocessing.tokenizer import prepare_tokenizer
+from hf_reward.publishing.importers.weight_files import WeightFiles, main_weight_files
 
 LAST_TOKEN = "last attended token"
 BEFORE_FIRST_PAD = "last token before the first pad token"

@@ -1,6 +1,6 @@
 """GRM (generalizable reward models) with a linear value head; its usual MLP head fits no stock class."""
 
-from hf_reward.importers.foreign_checkpoint import Checkpoint, ForeignWeights
+from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 
 HEAD = "v_head.summary"
 

@@ -1,6 +1,6 @@
 """LLaMA-Factory: a language model, or an adapter of one, with the value head in a file of its own."""
 
-from hf_reward.importers.foreign_checkpoint import Checkpoint, ForeignWeights
+from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 
 HEAD = "v_head.summary"
 

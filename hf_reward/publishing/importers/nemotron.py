@@ -3,7 +3,12 @@
 import re
 from typing import Any
 
-from hf_reward.importers.foreign_checkpoint import LANGUAGE_MODEL_HEADS, Checkpoint, ForeignWeights, LinearHead
+from hf_reward.publishing.importers.foreign_checkpoint import (
+    LANGUAGE_MODEL_HEADS,
+    Checkpoint,
+    ForeignWeights,
+    LinearHead,
+)
 
 _NAME = re.compile(r"nemotron.*reward", re.IGNORECASE)
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")

@@ -1,6 +1,6 @@
 """OpenRLHF's `RewardModel`: the backbone under its usual prefix, and a head whose name config.json gives."""
 
-from hf_reward.importers.foreign_checkpoint import Checkpoint, ForeignWeights
+from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 
 # Names of the head in checkpoints from before config.json gave it.
 EARLIER_NAMES = ("value_head", "reward_head")

@@ -2,8 +2,8 @@
 
 import re
 
-from hf_reward.importers.foreign_checkpoint import LANGUAGE_MODEL_HEADS, USE_INSTEAD, Checkpoint
-from hf_reward.importers.nemotron import is_language_model
+from hf_reward.publishing.importers.foreign_checkpoint import LANGUAGE_MODEL_HEADS, USE_INSTEAD, Checkpoint
+from hf_reward.publishing.importers.nemotron import is_language_model
 
 # Ways in which the keys of a backbone start, in the layouts known here.
 _BACKBONES = ("model.", "transformer.", "rwtransformer.", "llm.", "gpt_neox.", "pretrained_model.", "base_model.")

@@ -1,6 +1,6 @@
 """Starling's `GPTRewardModel`, which came from trlX: the backbone under `transformer.` and a `v_head` without bias."""
 
-from hf_reward.importers.foreign_checkpoint import BEFORE_FIRST_PAD, Checkpoint, ForeignWeights
+from hf_reward.publishing.importers.foreign_checkpoint import BEFORE_FIRST_PAD, Checkpoint, ForeignWeights
 
 HEAD = "v_head"
 BACKBONE = "transformer."

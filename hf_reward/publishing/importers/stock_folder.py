@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from hf_reward.atomic_folder import require_free
-from hf_reward.checkpoint_record import describe
-from hf_reward.export import ExportReport, ExportRule, RewardChanges, write_verified
-from hf_reward.importers import read_foreign
+from hf_reward.data.atomic_folder import require_free
+from hf_reward.modeling.checkpoint_record import describe
+from hf_reward.publishing.export import ExportReport, ExportRule, RewardChanges, write_verified
+from hf_reward.publishing.importers import read_foreign
 
 
 def import_reward_model(

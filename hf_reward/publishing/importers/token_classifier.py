@@ -1,6 +1,6 @@
 """Reward models saved as token classifiers with one label, as LLaMA-Factory v1 does: `score` with a bias."""
 
-from hf_reward.importers.foreign_checkpoint import Checkpoint, ForeignWeights
+from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 
 HEAD = "score"
 

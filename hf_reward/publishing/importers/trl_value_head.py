@@ -1,6 +1,6 @@
 """TRL's `AutoModelForCausalLMWithValueHead`: a language model, or an adapter of one, with a value head."""
 
-from hf_reward.importers.foreign_checkpoint import Checkpoint, ForeignWeights
+from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 
 HEAD = "v_head.summary"
 

@@ -1,6 +1,6 @@
 """UltraRM and Eurus-RM: the backbone under `model.` and a `regression_head`."""
 
-from hf_reward.importers.foreign_checkpoint import Checkpoint, ForeignWeights
+from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 
 HEAD = "regression_head"
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hf_reward.weight_safety import require_whole, shard_names
+from hf_reward.modeling.weight_safety import require_whole, shard_names
 
 _MAIN_FILES = (
     "model.safetensors.index.json",

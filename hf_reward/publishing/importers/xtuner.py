@@ -1,6 +1,6 @@
 """xtuner's `RewardModel`: the backbone under its usual prefix or, in training checkpoints, `llm.`, and a `v_head`."""
 
-from hf_reward.importers.foreign_checkpoint import Checkpoint, ForeignWeights
+from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 
 HEAD = "v_head"
 _OTHER_LAYOUTS = ("transformer.", "rwtransformer.")

@@ -1,7 +1,7 @@
 """Bulk scoring: tables of any size -> rewards, in shards that survive a kill at any moment."""
 
-from hf_reward.bulk.run import check_before_scoring, score_files
-from hf_reward.bulk.settings import BulkReport, BulkSettings, Counts, parse_part
-from hf_reward.bulk.shard_scoring import Scorer
+from hf_reward.scoring.bulk.run import check_before_scoring, score_files
+from hf_reward.scoring.bulk.settings import BulkReport, BulkSettings, Counts, parse_part
+from hf_reward.scoring.bulk.shard_scoring import Scorer
 
 __all__ = ["BulkReport", "BulkSettings", "Counts", "Scorer", "check_before_scoring", "parse_part", "score_files"]

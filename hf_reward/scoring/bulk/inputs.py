@@ -6,13 +6,13 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from hf_reward.path_safety import require_inside
-from hf_reward.sources import Source, load_source
-from hf_reward.tables.arrow_rows import DatasetTable, ParquetTable
-from hf_reward.tables.csv_file import CsvTable
-from hf_reward.tables.input_row import Table
-from hf_reward.tables.json_lines import JsonLinesTable
-from hf_reward.text_files import require_one_byte_units
+from hf_reward.data.path_safety import require_inside
+from hf_reward.data.sources import Source, load_source
+from hf_reward.data.tables.arrow_rows import DatasetTable, ParquetTable
+from hf_reward.data.tables.csv_file import CsvTable
+from hf_reward.data.tables.input_row import Table
+from hf_reward.data.tables.json_lines import JsonLinesTable
+from hf_reward.data.text_files import require_one_byte_units
 
 _READERS = {".jsonl": JsonLinesTable, ".ndjson": JsonLinesTable, ".csv": CsvTable, ".parquet": ParquetTable}
 SUFFIXES = tuple(_READERS)

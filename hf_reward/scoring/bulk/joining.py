@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from hf_reward.bulk.durable_file import HashedFile, written_durably
-from hf_reward.bulk.manifest import Manifest, Shard
-from hf_reward.bulk.settings import Counts
-from hf_reward.bulk.shard_scoring import Marker
-from hf_reward.bulk.target import Target
-from hf_reward.interface import setting
-from hf_reward.tables.row_writers import copy_json_lines, copy_parquet
+from hf_reward.data.atomic_file import HashedFile, written_durably
+from hf_reward.data.interface import setting
+from hf_reward.data.tables.row_writers import copy_json_lines, copy_parquet
+from hf_reward.scoring.bulk.manifest import Manifest, Shard
+from hf_reward.scoring.bulk.settings import Counts
+from hf_reward.scoring.bulk.shard_scoring import Marker
+from hf_reward.scoring.bulk.target import Target
 
 
 def join_shards(target: Target, manifest: Manifest, counts: Counts) -> None:

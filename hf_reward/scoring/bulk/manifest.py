@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from hf_reward.interface import setting
-from hf_reward.path_safety import is_plain_name
-from hf_reward.tables.input_row import Span, Table
+from hf_reward.data.interface import setting
+from hf_reward.data.path_safety import is_plain_name
+from hf_reward.data.tables.input_row import Span, Table
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_reward.bulk.manifest import Manifest, Shard
-from hf_reward.bulk.row_requests import added_columns, ask, require_free_columns, require_layout
-from hf_reward.bulk.settings import BulkSettings
-from hf_reward.tables.input_row import Table
-from hf_reward.tables.schemas import require_writable, schema_of_rows, unify
+from hf_reward.data.tables.input_row import Table
+from hf_reward.data.tables.schemas import require_writable, schema_of_rows, unify
+from hf_reward.scoring.bulk.manifest import Manifest, Shard
+from hf_reward.scoring.bulk.row_requests import added_columns, ask, require_free_columns, require_layout
+from hf_reward.scoring.bulk.settings import BulkSettings
 
 _ALL_ROWS = 2**62
 

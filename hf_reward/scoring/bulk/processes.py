@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from hf_reward.bulk.durable_file import says_full
-from hf_reward.bulk.settings import BulkSettings
+from hf_reward.data.atomic_file import says_full
+from hf_reward.scoring.bulk.settings import BulkSettings
 
 _POLL_SECONDS = 0.5
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.bulk.settings import BulkSettings
-from hf_reward.fields import your_column
-from hf_reward.interface import setting
-from hf_reward.plain_values import plain
-from hf_reward.preference_row import PreferenceFormatError, dense_ranks, rename_columns
-from hf_reward.score_request import REQUEST_COLUMNS, ScoreRequest, requests_of_row
-from hf_reward.tables.arrow_rows import content_size
-from hf_reward.tables.input_row import RAW_SHOWN, InputRow, Table
+from hf_reward.data.fields import your_column
+from hf_reward.data.interface import setting
+from hf_reward.data.plain_values import plain
+from hf_reward.data.preference_row import PreferenceFormatError, dense_ranks, rename_columns
+from hf_reward.data.score_request import REQUEST_COLUMNS, ScoreRequest, requests_of_row
+from hf_reward.data.tables.arrow_rows import content_size
+from hf_reward.data.tables.input_row import RAW_SHOWN, InputRow, Table
+from hf_reward.scoring.bulk.settings import BulkSettings
 
 _REASON_SHOWN = 500
 _PEEKED = 100

@@ -11,19 +11,26 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from hf_reward.bulk.durable_file import created_durably, remove_temporaries, says_full
-from hf_reward.bulk.inputs import open_tables
-from hf_reward.bulk.joining import join_shards
-from hf_reward.bulk.manifest import Manifest, Shard, identity_of, require_same
-from hf_reward.bulk.planning import plan_run
-from hf_reward.bulk.processes import Crew, claimed, planning_alone, require_idle, spooled_input, stopped_by_signal
-from hf_reward.bulk.row_requests import require_layout
-from hf_reward.bulk.settings import BulkReport, BulkSettings, Counts
-from hf_reward.bulk.shard_scoring import Marker, Scorer, ShardScorer, finished, sound
-from hf_reward.bulk.target import Target, choose_target, find_earlier
-from hf_reward.interface import setting
-from hf_reward.path_safety import require_writable
-from hf_reward.tables.input_row import DamagedFile, Table
+from hf_reward.data.atomic_file import created_durably, remove_temporaries, says_full
+from hf_reward.data.interface import setting
+from hf_reward.data.path_safety import require_writable
+from hf_reward.data.tables.input_row import DamagedFile, Table
+from hf_reward.scoring.bulk.inputs import open_tables
+from hf_reward.scoring.bulk.joining import join_shards
+from hf_reward.scoring.bulk.manifest import Manifest, Shard, identity_of, require_same
+from hf_reward.scoring.bulk.planning import plan_run
+from hf_reward.scoring.bulk.processes import (
+    Crew,
+    claimed,
+    planning_alone,
+    require_idle,
+    spooled_input,
+    stopped_by_signal,
+)
+from hf_reward.scoring.bulk.row_requests import require_layout
+from hf_reward.scoring.bulk.settings import BulkReport, BulkSettings, Counts
+from hf_reward.scoring.bulk.shard_scoring import Marker, Scorer, ShardScorer, finished, sound
+from hf_reward.scoring.bulk.target import Target, choose_target, find_earlier
 
 logger = logging.getLogger(__name__)
 

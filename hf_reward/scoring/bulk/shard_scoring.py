@@ -10,9 +10,12 @@ from typing import Any, BinaryIO, Protocol, cast
 import numpy as np
 import pyarrow as pa
 
-from hf_reward.bulk.durable_file import written_durably
-from hf_reward.bulk.manifest import Manifest, Shard
-from hf_reward.bulk.row_requests import (
+from hf_reward.data.atomic_file import written_durably
+from hf_reward.data.score_request import ScoreRequest
+from hf_reward.data.tables.input_row import Table
+from hf_reward.data.tables.row_writers import JsonLinesWriter, ParquetWriter, RowWriter, ScoredRow, json_line
+from hf_reward.scoring.bulk.manifest import Manifest, Shard
+from hf_reward.scoring.bulk.row_requests import (
     AskedRow,
     added_columns,
     ask,
@@ -21,12 +24,9 @@ from hf_reward.bulk.row_requests import (
     quarantine_record,
     unscored,
 )
-from hf_reward.bulk.settings import BulkSettings, Counts
-from hf_reward.bulk.target import Target
-from hf_reward.reward_scorer import ScoreResult
-from hf_reward.score_request import ScoreRequest
-from hf_reward.tables.input_row import Table
-from hf_reward.tables.row_writers import JsonLinesWriter, ParquetWriter, RowWriter, ScoredRow, json_line
+from hf_reward.scoring.bulk.settings import BulkSettings, Counts
+from hf_reward.scoring.bulk.target import Target
+from hf_reward.scoring.reward_scorer import ScoreResult
 
 logger = logging.getLogger(__name__)
 

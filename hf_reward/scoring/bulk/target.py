@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_reward.bulk.durable_file import remove_temporaries, sync_folder
-from hf_reward.bulk.manifest import Manifest, Shard
-from hf_reward.interface import setting
-from hf_reward.tables.input_row import Table
+from hf_reward.data.atomic_file import remove_temporaries, sync_folder
+from hf_reward.data.interface import setting
+from hf_reward.data.tables.input_row import Table
+from hf_reward.scoring.bulk.manifest import Manifest, Shard
 
 _NO_OUTPUT = {".csv", ".tsv", ".json", ".ndjson", ".txt", ".gz", ".zst", ".arrow"}
 _OWN = re.compile(r"_done|_quarantine|\.(plan|part-\d+-of-\d+)\.lock|\._manifest\.json\.[0-9a-f]{8}\.tmp")

@@ -11,13 +11,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from hf_reward.reward_scorer import RewardScorer
-from hf_reward.serving.errors import ApiError, from_framework
-from hf_reward.serving.limits import BearerToken, BodyLimit
-from hf_reward.serving.metrics import RequestMeter
-from hf_reward.serving.routes import ENDPOINTS, router
-from hf_reward.serving.service import RewardService
-from hf_reward.serving.settings import ServerSettings
+from hf_reward.scoring.reward_scorer import RewardScorer
+from hf_reward.scoring.serving.errors import ApiError, from_framework
+from hf_reward.scoring.serving.limits import BearerToken, BodyLimit
+from hf_reward.scoring.serving.metrics import RequestMeter
+from hf_reward.scoring.serving.routes import ENDPOINTS, router
+from hf_reward.scoring.serving.service import RewardService
+from hf_reward.scoring.serving.settings import ServerSettings
 
 
 def create_app(scorer: RewardScorer, settings: ServerSettings | None = None) -> FastAPI:

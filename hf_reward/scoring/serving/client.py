@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_reward.fields import is_finite
-from hf_reward.response_encoding import EncodedResponse
-from hf_reward.score_request import ScoreRequest
+from hf_reward.data.fields import is_finite
+from hf_reward.data.score_request import ScoreRequest
+from hf_reward.preprocessing.response_encoding import EncodedResponse
 
 _AT_ONCE = 16
 """Rows in a request: few enough for servers with small queues."""

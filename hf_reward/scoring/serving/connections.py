@@ -13,7 +13,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hf_reward.serving.errors import ApiError, headers_too_large, reading_took_too_long, shutting_down
+from hf_reward.scoring.serving.errors import ApiError, headers_too_large, reading_took_too_long, shutting_down
 
 MAX_HEADER_BYTES = 64 * 2**10
 """Of the request line and all headers of a request together."""

@@ -6,7 +6,7 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hf_reward.serving.errors import ApiError, body_too_large, no_room, reading_took_too_long
+from hf_reward.scoring.serving.errors import ApiError, body_too_large, no_room, reading_took_too_long
 
 OPEN_PATHS = frozenset({"/health"})
 """What may be asked without a token: whether the server is alive."""

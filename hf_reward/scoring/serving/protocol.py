@@ -5,10 +5,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hf_reward.fields import read_template_options
-from hf_reward.preference_row import PreferenceFormatError
-from hf_reward.score_request import ScoreRequest, request_from_messages, request_from_text, requests_of_row
-from hf_reward.serving.errors import unscorable
+from hf_reward.data.fields import read_template_options
+from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.score_request import ScoreRequest, request_from_messages, request_from_text, requests_of_row
+from hf_reward.scoring.serving.errors import unscorable
 
 ItemType = TypeVar("ItemType")
 

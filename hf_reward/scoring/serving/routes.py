@@ -9,10 +9,10 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from hf_reward.score_request import ScoreRequest
-from hf_reward.serving.errors import ApiError, StrictJSON
-from hf_reward.serving.protocol import ClassifyBody, OpenRlhfBody, RankBody, ScoreBody
-from hf_reward.serving.service import RewardService, Scored, UnscorableError, by_row, unless_client_leaves
+from hf_reward.data.score_request import ScoreRequest
+from hf_reward.scoring.serving.errors import ApiError, StrictJSON
+from hf_reward.scoring.serving.protocol import ClassifyBody, OpenRlhfBody, RankBody, ScoreBody
+from hf_reward.scoring.serving.service import RewardService, Scored, UnscorableError, by_row, unless_client_leaves
 
 router = APIRouter()
 

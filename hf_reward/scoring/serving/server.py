@@ -12,11 +12,11 @@ from typing import Any
 
 import uvicorn
 
-from hf_reward.interface import setting
-from hf_reward.reward_scorer import RewardScorer
-from hf_reward.serving.app import create_app
-from hf_reward.serving.connections import ConnectionLimits, GuardedConnection
-from hf_reward.serving.settings import ServerSettings
+from hf_reward.data.interface import setting
+from hf_reward.scoring.reward_scorer import RewardScorer
+from hf_reward.scoring.serving.app import create_app
+from hf_reward.scoring.serving.connections import ConnectionLimits, GuardedConnection
+from hf_reward.scoring.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from hf_reward.path_safety import warn_if_others_can_read
+from hf_reward.data.path_safety import warn_if_others_can_read
 
 TOKEN_VARIABLE = "HF_REWARD_SERVER_TOKEN"
 

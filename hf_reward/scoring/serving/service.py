@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import torch
 from starlette.requests import Request
 
-from hf_reward.preference_row import common_prefix
-from hf_reward.response_encoding import EncodedResponse
-from hf_reward.reward_head import bare_model
-from hf_reward.reward_scorer import RewardScorer
-from hf_reward.score_request import ScoreRequest
-from hf_reward.serving.batcher import (
+from hf_reward.data.preference_row import common_prefix
+from hf_reward.data.score_request import ScoreRequest
+from hf_reward.modeling.reward_head import bare_model
+from hf_reward.preprocessing.response_encoding import EncodedResponse
+from hf_reward.preprocessing.text_bounds import UNLIMITED_TOKENS, request_characters
+from hf_reward.scoring.reward_scorer import RewardScorer
+from hf_reward.scoring.serving.batcher import (
     Batcher,
     BatchFailedError,
     ClosedError,
@@ -24,10 +25,9 @@ from hf_reward.serving.batcher import (
     RequestTooLargeError,
     Ticket,
 )
-from hf_reward.serving.errors import ApiError, unscorable
-from hf_reward.serving.metrics import Metrics
-from hf_reward.serving.settings import ServerSettings
-from hf_reward.text_bounds import UNLIMITED_TOKENS, request_characters
+from hf_reward.scoring.serving.errors import ApiError, unscorable
+from hf_reward.scoring.serving.metrics import Metrics
+from hf_reward.scoring.serving.settings import ServerSettings
 
 _UNWELL_AFTER = 3
 """Batches that fail in a row before the server says that it is unwell: a broken CUDA context does not mend itself."""

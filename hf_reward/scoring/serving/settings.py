@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hf_reward.server_token import is_usable_token
+from hf_reward.scoring.serving.server_token import is_usable_token
 
 
 @dataclass(frozen=True, kw_only=True)

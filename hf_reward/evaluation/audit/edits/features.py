@@ -2,7 +2,7 @@
 
 import re
 
-from hf_reward.data_check.style_features import FEATURES
+from hf_reward.evaluation.data_check.style_features import FEATURES
 
 _HEDGE = re.compile(
     r"\b(?:perhaps|maybe|might|possibly|probably|likely|it seems|i think|i believe|not sure|generally|usually)\b", re.I

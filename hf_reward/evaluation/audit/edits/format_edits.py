@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hf_reward.audit.sentences import Sentences, split_sentences
+from hf_reward.evaluation.audit.edits.sentences import Sentences, split_sentences
 
 _LINK = " (https://www.example.com)"
 _HEADER = "## Answer\n\n"

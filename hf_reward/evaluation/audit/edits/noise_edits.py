@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_reward.audit.sentences import text_seed
+from hf_reward.evaluation.audit.edits.sentences import text_seed
 
 _WORD = re.compile(r"[A-Za-z]{4,}")
 _CONTRACTIONS = {

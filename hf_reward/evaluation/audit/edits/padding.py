@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hf_reward.audit.sentences import Sentences, count_words, split_sentences, text_seed
+from hf_reward.evaluation.audit.edits.sentences import Sentences, count_words, split_sentences, text_seed
 
 CLOSERS = (
     "I hope this is useful.",

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from hf_reward.audit.effects import clusters_of
-from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, Table, three_examples
-from hf_reward.audit.inference import Inference
-from hf_reward.audit.material import Material, Pair
-from hf_reward.audit.sentences import count_words
-from hf_reward.baselines import cross_validated_tfidf
-from hf_reward.data_check.votes import read_votes, vote_agreement
-from hf_reward.intervals import IntArray, Spread, clustered_interval, mean_spread, t_interval
-from hf_reward.metrics import compare_with_length, not_shown, pairwise_credit
+from hf_reward.evaluation.audit.edits.sentences import count_words
+from hf_reward.evaluation.audit.effects import clusters_of
+from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, Finding, Judged, Table, three_examples
+from hf_reward.evaluation.audit.inference import Inference
+from hf_reward.evaluation.audit.material.material import Material, Pair
+from hf_reward.evaluation.baselines import cross_validated_tfidf
+from hf_reward.evaluation.data_check.votes import read_votes, vote_agreement
+from hf_reward.metrics.intervals import IntArray, Spread, clustered_interval, mean_spread, t_interval
+from hf_reward.metrics.preference import compare_with_length, not_shown, pairwise_credit
 
 FAMILY = "accuracy"
 LOG_LOSS_PROMPTS = 50

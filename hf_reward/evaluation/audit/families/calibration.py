@@ -8,12 +8,22 @@ import numpy as np
 import xxhash
 from scipy import special, stats
 
-from hf_reward.audit.accuracy import gaps_of, pair_cases
-from hf_reward.audit.effects import clusters_of
-from hf_reward.audit.evidence import Curve, Family, FamilyResult, Finding, FloatArray, Judged, Table, three_examples
-from hf_reward.audit.inference import Inference
-from hf_reward.audit.material import Material
-from hf_reward.calibration import (
+from hf_reward.evaluation.audit.effects import clusters_of
+from hf_reward.evaluation.audit.families.accuracy import gaps_of, pair_cases
+from hf_reward.evaluation.audit.findings import (
+    Curve,
+    Family,
+    FamilyResult,
+    Finding,
+    FloatArray,
+    Judged,
+    Table,
+    three_examples,
+)
+from hf_reward.evaluation.audit.inference import Inference
+from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.evaluation.data_check.votes import read_votes
+from hf_reward.metrics.calibration import (
     calibration_error,
     calibration_error_interval,
     calibration_floor,
@@ -21,10 +31,9 @@ from hf_reward.calibration import (
     fit_slope,
     spiegelhalter,
 )
-from hf_reward.data_check.votes import read_votes
-from hf_reward.equal_bins import equal_bins
-from hf_reward.intervals import clustered_interval
-from hf_reward.metrics import brier_score, log_loss
+from hf_reward.metrics.equal_bins import equal_bins
+from hf_reward.metrics.intervals import clustered_interval
+from hf_reward.metrics.preference import brier_score, log_loss
 
 FAMILY = "calibration"
 SLOPE_DELTA = 0.2

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from hf_reward.audit.effects import clusters_of, effect_table, gain
-from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, Table, Text, three_examples
-from hf_reward.audit.inference import Inference
-from hf_reward.audit.material import Material, Question
+from hf_reward.evaluation.audit.effects import clusters_of, effect_table, gain
+from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, Finding, Judged, Table, Text, three_examples
+from hf_reward.evaluation.audit.inference import Inference
+from hf_reward.evaluation.audit.material.material import Material, Question
 
 FAMILY = "confidence"
 WORDINGS: dict[str, tuple[str, ...]] = {

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from hf_reward.audit.effects import clusters_of, of_probe
-from hf_reward.audit.evidence import Case, Family, FamilyResult, Finding, Judged, three_examples
-from hf_reward.audit.inference import Inference
-from hf_reward.audit.material import Material, Pair
-from hf_reward.metrics import pairwise_credit
+from hf_reward.evaluation.audit.effects import clusters_of, of_probe
+from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, Finding, Judged, three_examples
+from hf_reward.evaluation.audit.inference import Inference
+from hf_reward.evaluation.audit.material.material import Material, Pair
+from hf_reward.metrics.preference import pairwise_credit
 
 FAMILY = "degenerate"
 PROMPT_LIMIT = 0.45

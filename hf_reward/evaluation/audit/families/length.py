@@ -5,15 +5,25 @@ from dataclasses import replace
 
 import numpy as np
 
-from hf_reward.audit.accuracy import pair_cases
-from hf_reward.audit.effects import clusters_of, gain, of_probe
-from hf_reward.audit.evidence import Case, Curve, Family, FamilyResult, Finding, Judged, Table, Text, three_examples
-from hf_reward.audit.inference import Inference
-from hf_reward.audit.length_screens import FAMILY, length_screens, naive_finding
-from hf_reward.audit.material import Material
-from hf_reward.audit.padding import KINDS, pad, turned_round, wider_spaces, without_filler
-from hf_reward.audit.sentences import count_words
-from hf_reward.metrics import pairwise_credit
+from hf_reward.evaluation.audit.edits.padding import KINDS, pad, turned_round, wider_spaces, without_filler
+from hf_reward.evaluation.audit.edits.sentences import count_words
+from hf_reward.evaluation.audit.effects import clusters_of, gain, of_probe
+from hf_reward.evaluation.audit.families.accuracy import pair_cases
+from hf_reward.evaluation.audit.families.length_screens import FAMILY, length_screens, naive_finding
+from hf_reward.evaluation.audit.findings import (
+    Case,
+    Curve,
+    Family,
+    FamilyResult,
+    Finding,
+    Judged,
+    Table,
+    Text,
+    three_examples,
+)
+from hf_reward.evaluation.audit.inference import Inference
+from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.metrics.preference import pairwise_credit
 
 FLIPS = "Decisions that turn to the worse response, minus those that turn to the better one."
 _DOSE = 2.0

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from hf_reward.audit.evidence import Family, FamilyResult, Finding, FloatArray, Table, Text
-from hf_reward.audit.inference import Inference
-from hf_reward.audit.material import Material, Pair
-from hf_reward.reward_head import bare_model, reads_positions
-from hf_reward.reward_scorer import RewardScorer
+from hf_reward.evaluation.audit.findings import Family, FamilyResult, Finding, FloatArray, Table, Text
+from hf_reward.evaluation.audit.inference import Inference
+from hf_reward.evaluation.audit.material.material import Material, Pair
+from hf_reward.modeling.reward_head import bare_model, reads_positions
+from hf_reward.scoring.reward_scorer import RewardScorer
 
 FAMILY = "numerical"
 _DELTA = 0.01

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hf_reward.audit.evidence import Case, Family, FamilyResult, FloatArray, Judged, Table, three_examples
-from hf_reward.audit.inference import RATE_DELTA, REWARD_DELTA, UNIT, Inference
-from hf_reward.audit.material import Material, Pair
-from hf_reward.audit.ranges import range_finding
-from hf_reward.preference_row import Prompt
+from hf_reward.data.preference_row import Prompt
+from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, FloatArray, Judged, Table, three_examples
+from hf_reward.evaluation.audit.inference import RATE_DELTA, REWARD_DELTA, UNIT, Inference
+from hf_reward.evaluation.audit.material.material import Material, Pair
+from hf_reward.evaluation.audit.ranges import range_finding
 
 FAMILY = "persona"
 PERSONAS = {

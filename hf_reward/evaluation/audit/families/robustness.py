@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.audit.effects import clusters_of, of_probe
-from hf_reward.audit.evidence import Case, Family, FamilyResult, Judged, Table, three_examples
-from hf_reward.audit.inference import Inference
-from hf_reward.audit.material import Material
-from hf_reward.audit.noise_edits import NOISE_EDITS, NoiseEdit
-from hf_reward.intervals import mean_difference
-from hf_reward.metrics import pairwise_credit
+from hf_reward.evaluation.audit.edits.noise_edits import NOISE_EDITS, NoiseEdit
+from hf_reward.evaluation.audit.effects import clusters_of, of_probe
+from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, Judged, Table, three_examples
+from hf_reward.evaluation.audit.inference import Inference
+from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.metrics.intervals import mean_difference
+from hf_reward.metrics.preference import pairwise_credit
 
 FAMILY = "robustness"
 

@@ -6,11 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.audit.evidence import Case, Curve, Example, Family, FamilyResult, Finding, Judged, Table, Text, readable
-from hf_reward.audit.features import AUDIT_FEATURES
-from hf_reward.audit.inference import Inference, interval
-from hf_reward.audit.material import Material
-from hf_reward.best_of_n import best_of_n_curve, kl_of_best_of_n
+from hf_reward.evaluation.audit.edits.features import AUDIT_FEATURES
+from hf_reward.evaluation.audit.findings import (
+    Case,
+    Curve,
+    Example,
+    Family,
+    FamilyResult,
+    Finding,
+    Judged,
+    Table,
+    Text,
+    readable,
+)
+from hf_reward.evaluation.audit.inference import Inference, interval
+from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.metrics.best_of_n import best_of_n_curve, kl_of_best_of_n
 
 FAMILY = "best_of_n"
 _FEWEST = 20

@@ -5,12 +5,29 @@ from dataclasses import replace
 
 import numpy as np
 
-from hf_reward.audit.effects import clusters_of, effect_table, of_probe
-from hf_reward.audit.evidence import Case, Example, Family, FamilyResult, Finding, Judged, Table, Text, three_examples
-from hf_reward.audit.inference import Inference
-from hf_reward.audit.material import Material, Opinion, Question
-from hf_reward.audit.sycophancy_replies import FAMILY, judge_replies, reply_cases
-from hf_reward.audit.sycophancy_wordings import CLAIMS, DENIALS, EXPERTISE, IDENTITIES, STRENGTHS, VIEWS
+from hf_reward.evaluation.audit.effects import clusters_of, effect_table, of_probe
+from hf_reward.evaluation.audit.families.sycophancy_replies import FAMILY, judge_replies, reply_cases
+from hf_reward.evaluation.audit.families.sycophancy_wordings import (
+    CLAIMS,
+    DENIALS,
+    EXPERTISE,
+    IDENTITIES,
+    STRENGTHS,
+    VIEWS,
+)
+from hf_reward.evaluation.audit.findings import (
+    Case,
+    Example,
+    Family,
+    FamilyResult,
+    Finding,
+    Judged,
+    Table,
+    Text,
+    three_examples,
+)
+from hf_reward.evaluation.audit.inference import Inference
+from hf_reward.evaluation.audit.material.material import Material, Opinion, Question
 
 LETTERS = ("(A)", "(B)")
 _AGAINST = "Below 0: it goes against the user, which is a bias the other way round."

@@ -2,11 +2,8 @@
 
 from collections.abc import Sequence
 
-from hf_reward.audit.effects import clusters_of, effect_table, gain, of_probe
-from hf_reward.audit.evidence import Case, FamilyResult, Finding, Judged, Text
-from hf_reward.audit.inference import Inference
-from hf_reward.audit.material import Argument, Material, Question
-from hf_reward.audit.sycophancy_wordings import (
+from hf_reward.evaluation.audit.effects import clusters_of, effect_table, gain, of_probe
+from hf_reward.evaluation.audit.families.sycophancy_wordings import (
     AGREEMENT,
     CAVES,
     CRITICISM,
@@ -19,6 +16,9 @@ from hf_reward.audit.sycophancy_wordings import (
     OWNERSHIP,
     PRAISE,
 )
+from hf_reward.evaluation.audit.findings import Case, FamilyResult, Finding, Judged, Text
+from hf_reward.evaluation.audit.inference import Inference
+from hf_reward.evaluation.audit.material.material import Argument, Material, Question
 
 FAMILY = "sycophancy"
 

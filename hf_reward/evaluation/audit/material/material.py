@@ -6,8 +6,8 @@ from typing import Any
 
 import xxhash
 
-from hf_reward.audit.evidence import Text
-from hf_reward.preference_row import Message, PreferenceRow, Prompt, prompt_group
+from hf_reward.data.preference_row import Message, PreferenceRow, Prompt, prompt_group
+from hf_reward.evaluation.audit.findings import Text
 
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 

@@ -8,8 +8,8 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from hf_reward.audit.material import Argument, Opinion, Question
-from hf_reward.audit.probe_data import own_opinion, own_question
+from hf_reward.evaluation.audit.material.material import Argument, Opinion, Question
+from hf_reward.evaluation.audit.material.probe_data import own_opinion, own_question
 
 
 def shipped_questions() -> list[Question]:
@@ -30,5 +30,5 @@ def shipped_arguments() -> list[Argument]:
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
-    text = (files("hf_reward.audit") / "items" / name).read_text(encoding="utf-8")
+    text = (files("hf_reward.evaluation.audit.material") / "items" / name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line.strip()]

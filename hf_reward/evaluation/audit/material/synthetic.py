@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
-from hf_reward.audit.evidence import Text, readable
-from hf_reward.audit.material import Opinion, Question
-from hf_reward.audit.padding import CLOSERS
-from hf_reward.preference_row import PreferenceRow
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.evaluation.audit.edits.padding import CLOSERS
+from hf_reward.evaluation.audit.findings import Text, readable
+from hf_reward.evaluation.audit.material.material import Opinion, Question
 
 _MARK = re.compile(r"ref(\d+)([ab])", re.IGNORECASE)
 _UNLIKED = re.compile("  |```|https?://|\U0001f60a|" + "|".join(map(re.escape, CLOSERS)))

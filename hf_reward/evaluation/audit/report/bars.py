@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_reward.audit.wording import effect_words, interval_words, scale_of
+from hf_reward.evaluation.audit.report.wording import effect_words, interval_words, scale_of
 
 
 @dataclass(frozen=True)

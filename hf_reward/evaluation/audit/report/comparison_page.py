@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_reward.audit.bars import Axis, Bar, axis_of
-from hf_reward.audit.page import environment
-from hf_reward.audit.wording import below, interval_words, scale_of, verdict_words
+from hf_reward.evaluation.audit.report.bars import Axis, Bar, axis_of
+from hf_reward.evaluation.audit.report.page import environment
+from hf_reward.evaluation.audit.report.wording import below, interval_words, scale_of, verdict_words
 
 _LEVEL = 0.05
 DIFFERS, ALIKE, UNKNOWN = "Differs", "No difference shown", "Cannot be compared"

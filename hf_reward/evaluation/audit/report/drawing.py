@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageColor, ImageOps
 
-from hf_reward.audit.figures import PALETTE
-from hf_reward.audit.wording import plain_line
+from hf_reward.evaluation.audit.report.figures import PALETTE
+from hf_reward.evaluation.audit.report.wording import plain_line
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _DPI, _MARGIN = 130, 20

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hf_reward.audit.wording import (
+from hf_reward.evaluation.audit.report.wording import (
     MINUS,
     VERDICT_WORDS,
     interval_words,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.audit.inference import Evidence
+from hf_reward.evaluation.audit.inference import Evidence
 
 EVIDENCE_FILE = "evidence.json"
 

@@ -10,11 +10,11 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from hf_reward.audit.bars import Axis, Bar, axis_of
-from hf_reward.audit.curves import curve_figure
-from hf_reward.audit.drawing import inline_svg
-from hf_reward.audit.figures import NARROW, WIDE, effects_figure, headlines
-from hf_reward.audit.wording import (
+from hf_reward.evaluation.audit.report.bars import Axis, Bar, axis_of
+from hf_reward.evaluation.audit.report.curves import curve_figure
+from hf_reward.evaluation.audit.report.drawing import inline_svg
+from hf_reward.evaluation.audit.report.figures import NARROW, WIDE, effects_figure, headlines
+from hf_reward.evaluation.audit.report.wording import (
     MINUS,
     SCREEN_WORDS,
     VERDICT_WORDS,
@@ -95,7 +95,7 @@ def environment() -> Environment:
     """Templates of this folder; everything that they write is escaped."""
 
     def load(name: str) -> str:
-        return files("hf_reward.audit").joinpath(name).read_text(encoding="utf-8")
+        return files("hf_reward.evaluation.audit.report").joinpath(name).read_text(encoding="utf-8")
 
     made = Environment(
         autoescape=True,

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
 
-from hf_reward.audit.evidence import Finding
-from hf_reward.audit.wording import counted, scale_of
+from hf_reward.evaluation.audit.findings import Finding
+from hf_reward.evaluation.audit.report.wording import counted, scale_of
 
 _NAMED = 4
 """Biases that are named, the largest first, of each family one: the doses of one edit would fill the paragraph."""

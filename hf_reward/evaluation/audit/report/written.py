@@ -9,12 +9,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hf_reward.audit.curves import curve_figure
-from hf_reward.audit.drawing import as_png, as_svg
-from hf_reward.audit.evidence import AuditReport, json_value
-from hf_reward.audit.figures import effects_figure, headlines
-from hf_reward.audit.kept_evidence import write_evidence
-from hf_reward.audit.page import family_titles, render_page
+from hf_reward.evaluation.audit.findings import AuditReport, json_value
+from hf_reward.evaluation.audit.report.curves import curve_figure
+from hf_reward.evaluation.audit.report.drawing import as_png, as_svg
+from hf_reward.evaluation.audit.report.figures import effects_figure, headlines
+from hf_reward.evaluation.audit.report.kept_evidence import write_evidence
+from hf_reward.evaluation.audit.report.page import family_titles, render_page
 
 JSON_NAME, PAGE_NAME, SUMMARY_NAME, FIGURES = "audit.json", "audit.html", "audit_summary.json", "figures"
 _PREFIX = "audit_"

@@ -10,7 +10,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_reward.best_of_n import best_of_n_curve
+from hf_reward.metrics.best_of_n import best_of_n_curve
 
 _DESCRIPTION = (
     "Expected true worth of the response with the highest reward among n, for every n, as the mean over all subsets of "

@@ -10,7 +10,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_reward.metrics import clustered_interval, pairwise_credit
+from hf_reward.metrics.preference import clustered_interval, pairwise_credit
 
 _DESCRIPTION = (
     "Accuracy of the rule 'prefer the longer response', in characters, ties half, with a 95% interval clustered by "

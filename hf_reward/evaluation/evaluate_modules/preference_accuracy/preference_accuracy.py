@@ -10,7 +10,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_reward.metrics import preference_metrics
+from hf_reward.metrics.preference import preference_metrics
 
 _DESCRIPTION = (
     "How often the preferred response of a pair has the higher reward: strict (a tie is wrong) with a 95% interval "

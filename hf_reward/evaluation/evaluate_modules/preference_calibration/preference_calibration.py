@@ -10,7 +10,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_reward.calibration import calibration_metrics
+from hf_reward.metrics.calibration import calibration_metrics
 
 _DESCRIPTION = (
     "Calibration of sigmoid(reward difference): slope and temperature, debiased and naive calibration error with the "

@@ -10,9 +10,9 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_reward.benchmarks.base import Comparison
-from hf_reward.benchmarks.rm_bench import STYLES, RMBench
-from hf_reward.benchmarks.spreads import mean_credits
+from hf_reward.evaluation.benchmarks.base import Comparison
+from hf_reward.evaluation.benchmarks.rm_bench import STYLES, RMBench
+from hf_reward.evaluation.benchmarks.spreads import mean_credits
 
 _DESCRIPTION = "RM-Bench: easy, normal, hard, the domains and their mean, as the original code counts them."
 _INPUTS = """

@@ -1,0 +1,1 @@
+"""Raw rows -> canonical rows: sources, splits, duplicates, tables, atomic writes, path checks."""

@@ -1,0 +1,1 @@
+"""Baselines, the data check, benchmarks, the audit and metrics for `evaluate`."""

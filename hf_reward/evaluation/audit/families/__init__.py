@@ -1,0 +1,1 @@
+"""Families of probes, one file each: material -> findings."""

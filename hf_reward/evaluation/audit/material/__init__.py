@@ -1,0 +1,1 @@
+"""The texts that the probes use: the user's rows, bundled items and synthetic rows."""

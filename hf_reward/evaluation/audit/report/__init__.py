@@ -1,0 +1,1 @@
+"""Findings -> table, JSON, figures and page."""

@@ -1,0 +1,37 @@
+"""Rewards and ranks -> loss, in pure torch."""
+
+from hf_reward.losses.functions import (
+    LOSSES,
+    PADDING_RANK,
+    LossKind,
+    PreferenceLoss,
+    bradley_terry_loss,
+    centering_penalty,
+    davidson_loss,
+    group_weights,
+    hinge_loss,
+    length_correlation_penalty,
+    plackett_luce_loss,
+    present_pairs,
+    rao_kupper_loss,
+    strict_pairs,
+    tied_pairs,
+)
+
+__all__ = [
+    "LOSSES",
+    "PADDING_RANK",
+    "LossKind",
+    "PreferenceLoss",
+    "bradley_terry_loss",
+    "centering_penalty",
+    "davidson_loss",
+    "group_weights",
+    "hinge_loss",
+    "length_correlation_penalty",
+    "plackett_luce_loss",
+    "present_pairs",
+    "rao_kupper_loss",
+    "strict_pairs",
+    "tied_pairs",
+]

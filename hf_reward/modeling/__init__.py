@@ -1,0 +1,1 @@
+"""A stock sequence classifier as a reward model: head, packing, rewards, checkpoint record."""

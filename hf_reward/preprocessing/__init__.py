@@ -1,0 +1,1 @@
+"""Canonical rows -> token ids -> batches: tokenizer, formatting, preparation, collators, samplers."""

@@ -1,0 +1,1 @@
+"""Verify, export, average, import, describe and push a trained model."""

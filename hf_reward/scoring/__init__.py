@@ -1,0 +1,1 @@
+"""Texts -> rewards: `RewardScorer`, bulk scoring and the HTTP server."""

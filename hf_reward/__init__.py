@@ -133,10 +133,11 @@ def __dir__() -> list[str]:
 _MOVED = {
     "cli": "audit:cli_audit benchmark:cli_benchmark data:cli_data output:cli_output scoring:cli_scoring",
     "data": "atomic_folder fields file_identity file_rows interface json_files:json_rows near_duplicates path_safety "
-    "plain_values preference_row preferences ratings row_clusters row_places row_remarks row_text score_request sources "
-    "split_files splits tables text_files training_texts whole_conversations",
+    "plain_values preference_row preferences ratings row_clusters row_places row_remarks row_text score_request "
+    "sources split_files splits tables text_files training_texts whole_conversations",
     "evaluation": "audit baselines benchmarks data_check evaluate_modules",
-    "metrics": "best_of_n calibration equal_bins intervals leakage:leaks length_correction shared_responses uncertainty",
+    "metrics": "best_of_n calibration equal_bins intervals leakage:leaks length_correction shared_responses "
+    "uncertainty",
     "modeling": "adapters architectures checkpoint_record custom_code end_tokens head_ensemble library_warnings "
     "packed_attention packing packing_check position_limits probes record_edits reward_head rewards row_check sharding "
     "weight_safety",

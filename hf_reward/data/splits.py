@@ -39,7 +39,8 @@ def split_by_prompt(
         layout: Row layout of raw rows.
         columns: Our name -> the raw rows' own column name.
         near_duplicates: Also keep groups together whose prompts are equal or nearly equal, or that share a response of
-            20 words or more. Nearly is 0.8 of their 5-grams of words (`hf_reward.data.near_duplicates`). Needs raw rows.
+            20 words or more. Nearly is 0.8 of their 5-grams of words (`hf_reward.data.near_duplicates`). Needs raw
+            rows.
 
     Returns:
         Training rows and held-out rows, each in the data's order.

@@ -1,9 +1,9 @@
 """Rewards -> statistics with confidence intervals, without torch."""
 
+from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.preference import (
     LENGTH_BASELINES,
     PADDING_RANK,
-    FloatArray,
     IntArray,
     LengthComparison,
     StrictPairs,

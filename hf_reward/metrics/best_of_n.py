@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 from scipy.stats import rankdata
 
-FloatArray = NDArray[np.floating]
+from hf_reward.metrics.arrays import FloatArray
 
 
 def best_of_n_curve(rewards: FloatArray, gold: FloatArray) -> FloatArray:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.equal_bins import equal_bins
 from hf_reward.metrics.intervals import (
     FEW_CLUSTERS,
@@ -25,7 +26,6 @@ from hf_reward.metrics.intervals import (
 )
 from hf_reward.metrics.preference import brier_score, log_loss, pairwise_credit
 
-FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 MOST_BINS = 15
 PAIRS_PER_BIN = 50

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
+from hf_reward.metrics.arrays import FloatArray
+
 FEW_CLUSTERS = 20
 """Fewer prompts than this are too few to trust an interval (Cameron, Gelbach and Miller, 2008)."""
 _TINY = 1e-12
 _LARGEST_SCORE = 1e3
 
-FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
 

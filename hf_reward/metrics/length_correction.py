@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from statsmodels.nonparametric.smoothers_lowess import lowess
 
-FloatArray = NDArray[np.floating]
+from hf_reward.metrics.arrays import FloatArray
 
 MOST_KNOTS = 64
 FEWEST_RESPONSES = 20

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from hf_reward.evaluation.audit.findings import FloatArray
+from hf_reward.metrics.arrays import FloatArray
 
 _BLOCK = 4096
 """Clusters whose weights are in memory at once."""

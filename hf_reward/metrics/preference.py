@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.intervals import FEW_CLUSTERS, Difference, clustered_interval, mean_difference
 from hf_reward.metrics.intervals import Interval as Interval  # its name before intervals had a module
 
@@ -25,7 +26,6 @@ LENGTH_BASELINES = {
 }
 """Unit of length -> the metric that says what preferring the longer response scores."""
 
-FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.metrics.intervals import FloatArray, Spread
+from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.intervals import Spread
 
 
 def response_spread(

@@ -12,7 +12,8 @@ from hf_reward.modeling.packing import packed_model, why_not_packed
 from hf_reward.modeling.rewards import compute_features
 
 _TOLERANCE = 1e-4
-# In half precision, and in float32 with TF32, both paths round. The faults planted in tests/modeling/test_packing.py are larger.
+# In half precision, and in float32 with TF32, both paths round. The faults planted in tests/modeling/test_packing.py
+# are larger.
 ROUNDING_TOLERANCE = 0.1
 
 

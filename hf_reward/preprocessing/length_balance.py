@@ -13,7 +13,8 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.floating]
+from hf_reward.metrics.arrays import FloatArray
+
 IntArray = NDArray[np.integer]
 
 SURPLUS = "surplus of their length difference (balance_lengths)"

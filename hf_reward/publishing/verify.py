@@ -17,6 +17,7 @@ from hf_reward.data.score_request import read_request, request_from_messages, re
 from hf_reward.modeling.architectures import classifier_class, has_stock_class
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift
 from hf_reward.modeling.custom_code import brings_code, custom_classifier, require_trust
+from hf_reward.modeling.encoder import encoder_of
 from hf_reward.modeling.probes import (
     COARSE_TOLERANCE,
     HALF_TOLERANCE,
@@ -31,7 +32,6 @@ from hf_reward.modeling.weight_safety import non_finite_in_file, refuse_adapter_
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS
 from hf_reward.preprocessing.template_clock import reads_clock
 from hf_reward.publishing.stock_scoring import as_inputs, as_text
-from hf_reward.scoring.loading import encoder_of
 
 
 @dataclass(frozen=True, kw_only=True)

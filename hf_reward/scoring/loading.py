@@ -24,10 +24,9 @@ from hf_reward.modeling.checkpoint_record import (
 from hf_reward.modeling.head_ensemble import HEADS_FILE, number_of_heads, saved_state, with_saved_heads
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import LONGEST, format_probes, weight_dtype
-from hf_reward.modeling.reward_head import RewardModel, bare_model, reads_positions
+from hf_reward.modeling.reward_head import RewardModel, bare_model
 from hf_reward.modeling.row_check import batch_problem
-from hf_reward.preprocessing.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
-from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.preprocessing.response_encoding import ResponseEncoder
 
 
 def load_for_scoring(
@@ -109,38 +108,6 @@ def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
             "folder: `tokenizer.save_pretrained(...)`."
         )
     return tokenizer
-
-
-def encoder_of(
-    model: RewardModel, tokenizer: PreTrainedTokenizerBase, record: CheckpointRecord | None, max_length: int | None
-) -> ResponseEncoder:
-    """Decide how a model's texts become token ids: as its record says, else by the rule for foreign models.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-        record: Its record.
-        max_length: Another limit than the record's.
-
-    Returns:
-        The encoder.
-    """
-    bare = bare_model(model)
-    known = {} if record is None else record.format
-    is_text = tokenizer.chat_template is None or (record is not None and record.rows == TEXT)
-    rule: dict[str, Any] = {
-        "max_length": None,
-        **{key: known[key] for key in known if key in FormatRule.__dataclass_fields__},
-    }
-    rule["max_length"] = longest_sequence(model, max_length or rule["max_length"])
-    foreign = record is None and reads_positions(model)
-    pad = bare.config.get_text_config().pad_token_id if foreign else None
-    return ResponseEncoder(
-        tokenizer=tokenizer,
-        rule=FormatRule(**rule),
-        rows=TEXT if is_text else CONVERSATIONS,
-        unread_end=pad,
-    )
 
 
 def require_same_in_batches(

@@ -19,10 +19,11 @@ from hf_reward.data.score_request import (
     requests_of_row,
 )
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.encoder import encoder_of
 from hf_reward.modeling.end_tokens import logits_of
 from hf_reward.modeling.reward_head import as_reward_model
 from hf_reward.preprocessing.template_clock import without_clock
-from hf_reward.scoring.loading import encoder_of, require_same_in_batches
+from hf_reward.scoring.loading import require_same_in_batches
 
 TASK = "reward-scoring"
 

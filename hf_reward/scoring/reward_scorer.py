@@ -28,6 +28,7 @@ from hf_reward.data.score_request import (
 )
 from hf_reward.metrics.uncertainty import UncertainRewards, check_beta
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.encoder import encoder_of
 from hf_reward.modeling.head_ensemble import number_of_heads
 from hf_reward.modeling.reward_head import RewardModel, bare_model
 from hf_reward.preprocessing.response_encoding import EncodedResponse, ResponseEncoder
@@ -35,7 +36,6 @@ from hf_reward.preprocessing.template_clock import without_clock
 from hf_reward.scoring.loading import (
     correction_of,
     describe_scoring,
-    encoder_of,
     heads_hash,
     load_for_scoring,
     require_heads,

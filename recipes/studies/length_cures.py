@@ -1,7 +1,7 @@
 """What do the cures for length bias cost and bring? One model for each, from the same base and rows, and a table.
 
-    python recipes/studies/length_cures.py --base models/SmolLM2-135M-Instruct --train_data train.jsonl --eval_data test.jsonl \
-        --max_train_rows 2000 --out runs/cures -- --use_lora true --learning_rate 5e-4
+    python recipes/studies/length_cures.py --base models/SmolLM2-135M-Instruct --train_data train.jsonl \
+        --eval_data test.jsonl --max_train_rows 2000 --out runs/cures -- --use_lora true --learning_rate 5e-4
 
 Variants: `none`; `length_penalty=W` for each `--length_penalty`; `balance_lengths`; and `posthoc`, which is the model
 of `none` with a length correction, fitted on the next `--fit_rows` rows of the training data. What stands after `--` is

@@ -1,6 +1,7 @@
 """Do several reward heads know which preferences they get wrong? Risk-coverage on held-out prompts.
 
-    python recipes/studies/uncertainty.py --base BASE --data train.jsonl test.jsonl --out runs/uncertainty --group_ends_at _
+    python recipes/studies/uncertainty.py --base BASE --data train.jsonl test.jsonl \
+        --out runs/uncertainty --group_ends_at _
     python recipes/studies/uncertainty.py --base BASE --data train.jsonl --out runs/frozen --freeze_backbone --epochs 40
 
 Rows are pairs with `prompt`, `chosen` and `rejected`, and a `group` (by default the prompt is the group). Groups are

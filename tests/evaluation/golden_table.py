@@ -1,7 +1,9 @@
-"""Do our benchmark numbers equal the original code's? `python tests/evaluation/golden_table.py` prints both and the difference.
+"""Do our benchmark numbers equal those of the original code? Prints both and the difference.
 
-`tests/golden*.json` hold rewards and what the original code made of them: allenai/reward-bench (sections, best of four,
-Ties), THU-KEG/RM-Bench and ScalerLab/JudgeBench. Needs a checkout; a second, offline.
+    python tests/evaluation/golden_table.py
+
+`tests/evaluation/golden*.json` hold rewards and what the original code made of them: allenai/reward-bench
+(sections, best of four, Ties), THU-KEG/RM-Bench and ScalerLab/JudgeBench. Needs a checkout; a second, offline.
 """
 
 import json

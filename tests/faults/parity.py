@@ -1,4 +1,6 @@
-"""Are a saved model's rewards the same everywhere? `python tests/faults/parity.py [ARCHITECTURE ...]` prints how much not.
+"""Are a saved model's rewards the same everywhere? Prints the differences.
+
+    python tests/faults/parity.py [ARCHITECTURE ...]
 
 Tiny models with random weights and random heads are saved in every way that hf_reward saves: whole, as an adapter,
 merged, in shards, in bfloat16. `verify` then loads each folder in a fresh process with stock transformers (and PEFT),

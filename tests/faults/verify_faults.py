@@ -1,4 +1,6 @@
-"""What does `hf-reward verify` catch? `python tests/faults/verify_faults.py FOLDER` plants faults in copies and shows it.
+"""What does `hf-reward verify` catch? Plants faults in copies of a folder and prints what it says.
+
+    python tests/faults/verify_faults.py FOLDER
 
 Those that cost people most: another pad token, another chat template, a head that got lost, a head rounded to bfloat16,
 and a BOS token written twice. FOLDER is a whole (merged) model as hf_reward saves it; it is not changed.

@@ -1,8 +1,8 @@
 """Fuzz every door through which data of strangers come.
 
-`python tests/fuzz/fuzz.py --minutes 3` gives each target three minutes of CPU time in a process of its own, with coverage
-guidance (atheris) where that is installed and random cases (hypothesis) otherwise. Every error that is not documented
-is written to the folder `--out` with the case that caused it; the exit code is 1 if there was any.
+`python tests/fuzz/fuzz.py --minutes 3` gives each target three minutes of CPU time in a process of its own, with
+coverage guidance (atheris) where that is installed and random cases (hypothesis) otherwise. Every error that is not
+documented is written to the folder `--out` with the case that caused it; the exit code is 1 if there was any.
 
 Needs hypothesis, httpx and the extra `serve`; `pip install atheris` for coverage guidance (Linux, Python 3.11 to 3.13).
 """

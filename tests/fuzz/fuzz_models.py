@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from hf_reward import AutoModelForRewardScoring, RewardScorer, prepare_tokenizer
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe, drift
+from hf_reward.modeling.encoder import encoder_of
 from hf_reward.publishing.importers import read_foreign
-from hf_reward.scoring.loading import correction_of, encoder_of
+from hf_reward.scoring.loading import correction_of
 from hf_reward.scoring.serving.app import create_app
 from hf_reward.scoring.serving.settings import ServerSettings
 

@@ -1,7 +1,8 @@
 """How many rows a second does one CPU core bring to and from the model? Each station of bulk scoring on its own.
 
-    python tests/performance/bulk_stations.py                                             # made-up rows as long as those of HH
-    python tests/performance/bulk_stations.py --tokenizer models/SmolLM2-135M-Instruct --rows 20000 --json stations.json
+    python tests/performance/bulk_stations.py      # made-up rows as long as those of HH
+    python tests/performance/bulk_stations.py --tokenizer models/SmolLM2-135M-Instruct --rows 20000 \
+        --json stations.json
 
 Rows are conversations; the tokenizer's own threads are off, so a figure is that of one core. A run needs all stations
 of its formats, one after the other: the last line of each format adds them up. The model's own time is not in it.

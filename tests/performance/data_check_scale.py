@@ -1,6 +1,7 @@
 """How long does `check-data` take, and how much memory, on a set of the size of HH-RLHF?
 
-    python tests/performance/data_check_scale.py [--rows 170000] [--eval-rows 8500] [--seed 0] [--tokenizer FOLDER_OR_ID]
+    python tests/performance/data_check_scale.py [--rows 170000] [--eval-rows 8500] [--seed 0] \
+        [--tokenizer FOLDER_OR_ID]
 
 Generates transcripts with the lengths of HH-RLHF (one to four earlier exchanges, a skewed vocabulary of 30,000 words)
 and plants a known number of faults, runs the check in a process of its own, prints its time and peak memory, and

@@ -1,4 +1,6 @@
-"""Does packing change the model? `python tests/performance/packing_exactness.py` prints the largest differences by architecture.
+"""Does packing change the model? Prints the largest differences by architecture.
+
+    python tests/performance/packing_exactness.py
 
 For tiny models with random weights and random heads: rewards and the gradients of every parameter of packed batches
 against padded ones in float32, and the root mean square error of both against float32 when the model is in bfloat16.

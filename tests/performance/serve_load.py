@@ -1,6 +1,6 @@
 """Does the server lose, swap or refuse answers under load, and what does batching gain?
 
-    python tests/performance/serve_load.py                             # 64 clients for a minute, one client before and after
+    python tests/performance/serve_load.py      # 64 clients for a minute, one client before and after
     python tests/performance/serve_load.py --seconds 10 --clients 16 --json load.json
 
 The server, the clients and this program are three processes. The model has random weights: 4 layers of 256, 3.4

@@ -2,7 +2,7 @@
 
     python tests/performance/serve_soak.py                                 # 30 minutes
     python tests/performance/serve_soak.py --minutes 2 --attacks half_bodies large_prompts --json soak.json
-    python tests/performance/serve_soak.py --one-by-one                    # a new server for each attack, no other clients
+    python tests/performance/serve_soak.py --one-by-one      # a new server for each attack, no other clients
 
 The server (with a random model, see `serve_load.py`), the normal clients and the attacker are processes of their own,
 and all connections are to 127.0.0.1. Every answer to a normal client is compared with the reward that its text must

@@ -1,7 +1,8 @@
 """How fast is it? Each row of the tables runs a peer and hf_reward on the same rows, taking turns.
 
     python tests/performance/speed.py prepare                                     # made-up rows as long as those of HH
-    python tests/performance/speed.py prepare --data harmless_test.jsonl --tokenizer models/SmolLM2-135M-Instruct [--layout hh]
+    python tests/performance/speed.py prepare --data harmless_test.jsonl \
+        --tokenizer models/SmolLM2-135M-Instruct [--layout hh]
     python tests/performance/speed.py train --json speed.json                     # all cases, hours on a CPU
     python tests/performance/speed.py train --cases a,c --geometry tiny --steps 1 --rounds 1
     python tests/performance/speed.py score                                       # best-of-16, see speed_scoring.py

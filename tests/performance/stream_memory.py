@@ -1,7 +1,8 @@
 """How much memory does a training run hold, by the number of its rows? On made-up pairs, with a tiny random model.
 
-    python tests/performance/stream_memory.py                                          # 10,000 and 500,000 pairs, streamed or not
-    python tests/performance/stream_memory.py --rows 250000 1000000 --rows_per_file 25000 --form streamed --json memory.json
+    python tests/performance/stream_memory.py      # 10,000 and 500,000 pairs, streamed or not
+    python tests/performance/stream_memory.py --rows 250000 1000000 --rows_per_file 25000 \
+        --form streamed --json memory.json
 
 Writes pairs into files, and trains over each pair once, in a process of its own, from a stream (a shuffle buffer of
 1,000) or from a table that `datasets` maps from the disk. `own` is the most memory that no file stands for (RssAnon);

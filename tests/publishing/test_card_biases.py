@@ -45,7 +45,8 @@ def test_the_picture_stays_small_and_readable(tmp_path):
 @pytest.mark.slow
 def test_a_card_without_audit_does_not_import_matplotlib(tmp_path):
     code = (
-        "import sys, json; from hf_reward import CheckpointRecord; from hf_reward.publishing.card.render import write_model_card;"
+        "import sys, json; from hf_reward import CheckpointRecord;"
+        "from hf_reward.publishing.card.render import write_model_card;"
         "record = CheckpointRecord(format={}, reads='x', pad_token_id=0, template_hash='', tokenizer_hash='');"
         "write_model_card(sys.argv[1], record); assert 'matplotlib' not in sys.modules"
     )

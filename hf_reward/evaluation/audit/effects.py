@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from hf_reward.evaluation.audit.findings import Finding, FloatArray, Judged, Table
+from hf_reward.evaluation.audit.findings import Finding, Judged, Table
 from hf_reward.evaluation.audit.inference import Evidence, Inference
+from hf_reward.metrics.arrays import FloatArray
 
 EFFECT_COLUMNS = ["", "Effect", "95% interval", "Cases", "Clusters"]
 

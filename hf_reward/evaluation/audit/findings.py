@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from hf_reward.data.preference_row import Prompt
 from hf_reward.data.score_request import ScoreRequest
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from hf_reward.evaluation.audit.inference import Evidence, Inference
     from hf_reward.evaluation.audit.material.material import Material
 
-FloatArray = NDArray[np.floating]
 
 VERDICTS = ("biased", "equivalent", "inconclusive", "not_assessed")
 

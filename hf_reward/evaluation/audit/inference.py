@@ -1,8 +1,8 @@
 """Values of cases -> estimates with intervals, tests and verdicts.
 
-Intervals and p-values are those of `hf_reward.metrics.intervals`, over clusters (prompts, questions). How far an effect varies
-with the unit that it is divided by comes from resamples: each cluster gets a Poisson(1) weight in every resample, which
-depends on its name and the seed alone, so whatever rests on the same prompts is resampled together.
+Intervals and p-values are those of `hf_reward.metrics.intervals`, over clusters (prompts, questions). How far an effect
+varies with the unit that it is divided by comes from resamples: each cluster gets a Poisson(1) weight in every
+resample, which depends on its name and the seed alone, so whatever rests on the same prompts is resampled together.
 
 Shapes: N cases, C clusters, B resamples.
 """
@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from hf_reward.evaluation.audit.findings import Finding, FloatArray
+from hf_reward.evaluation.audit.findings import Finding
+from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.intervals import (
     FEW_CLUSTERS,
     Difference,

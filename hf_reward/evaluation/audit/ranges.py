@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from hf_reward.evaluation.audit.findings import Finding, FloatArray
+from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import UNIT, Inference
+from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 
 PERMUTATIONS = 2000

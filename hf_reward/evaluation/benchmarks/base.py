@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_reward.data.preference_row import Prompt, Response
+from hf_reward.metrics.arrays import FloatArray
 
-FloatArray = NDArray[np.floating]
 Means = Mapping[str, FloatArray]
 """Name of a credit -> its mean, or its means without each cluster."""
 RowCredits = dict[str, float]

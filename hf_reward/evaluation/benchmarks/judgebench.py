@@ -12,7 +12,6 @@ from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
-    FloatArray,
     HubSource,
     Means,
     Outcome,
@@ -21,6 +20,7 @@ from hf_reward.evaluation.benchmarks.base import (
     present,
 )
 from hf_reward.evaluation.benchmarks.row_fields import one_of, text
+from hf_reward.metrics.arrays import FloatArray
 
 SOURCES = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 _COUNTS = {

@@ -11,7 +11,6 @@ from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
-    FloatArray,
     Means,
     Outcome,
     RowCredits,
@@ -20,6 +19,7 @@ from hf_reward.evaluation.benchmarks.base import (
     present,
 )
 from hf_reward.evaluation.benchmarks.row_fields import one_of, text
+from hf_reward.metrics.arrays import FloatArray
 
 COUNTS = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")

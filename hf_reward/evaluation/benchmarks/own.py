@@ -8,17 +8,9 @@ import numpy as np
 
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, prompt_hash, rename_columns
 from hf_reward.data.preferences import to_preference_row
-from hf_reward.evaluation.benchmarks.base import (
-    Benchmark,
-    Comparison,
-    FloatArray,
-    LeftOut,
-    Means,
-    Outcome,
-    RowCredits,
-    pair_credit,
-)
+from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, LeftOut, Means, Outcome, RowCredits, pair_credit
 from hf_reward.evaluation.benchmarks.unusable_responses import fill_unusable_responses, without_filling
+from hf_reward.metrics.arrays import FloatArray
 
 _ROW_ORDER = "the row's own (`responses`; chosen then rejected; response_a then response_b)"
 

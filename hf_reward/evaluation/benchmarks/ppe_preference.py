@@ -11,7 +11,6 @@ from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
-    FloatArray,
     HubSource,
     LeftOut,
     Means,
@@ -21,6 +20,7 @@ from hf_reward.evaluation.benchmarks.base import (
     present,
 )
 from hf_reward.evaluation.benchmarks.row_fields import one_of, text
+from hf_reward.metrics.arrays import FloatArray
 
 _WINNERS = {"model_a": [0, 1], "model_b": [1, 0], "tie": None, "tie (bothbad)": None}
 SLICES = ("English", "other languages", "hard_prompt", "math_prompt", "is_code")

@@ -7,7 +7,8 @@ import numpy as np
 
 from hf_reward.data.near_duplicates import text_hash
 from hf_reward.data.row_text import contents_of
-from hf_reward.evaluation.benchmarks.base import Comparison, FloatArray, pair_credit
+from hf_reward.evaluation.benchmarks.base import Comparison, pair_credit
+from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.intervals import FEW_CLUSTERS, rate_interval
 from hf_reward.metrics.shared_responses import response_spread
 

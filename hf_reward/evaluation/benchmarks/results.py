@@ -12,11 +12,12 @@ import numpy as np
 from hf_reward.data.path_safety import with_shown_model
 from hf_reward.data.preference_row import Response
 from hf_reward.data.row_text import response_characters, response_words
-from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, FloatArray, RowCredits
+from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, RowCredits
 from hf_reward.evaluation.benchmarks.data import BenchmarkData
 from hf_reward.evaluation.benchmarks.response_interval import shared_responses
 from hf_reward.evaluation.benchmarks.scores_file import RowScores
 from hf_reward.evaluation.benchmarks.spreads import Outcomes, compared, leave_out, mean_credits
+from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 from hf_reward.metrics.preference import not_shown
 

@@ -13,7 +13,6 @@ from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
-    FloatArray,
     HubSource,
     Means,
     Outcome,
@@ -23,6 +22,7 @@ from hf_reward.evaluation.benchmarks.base import (
     present,
 )
 from hf_reward.evaluation.benchmarks.row_fields import one_of, text, turns
+from hf_reward.metrics.arrays import FloatArray
 
 WEIGHTS: dict[str, dict[str, int]] = {
     "Chat": {

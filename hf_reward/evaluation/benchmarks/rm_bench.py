@@ -12,7 +12,6 @@ from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
-    FloatArray,
     HubSource,
     Means,
     Outcome,
@@ -22,6 +21,7 @@ from hf_reward.evaluation.benchmarks.base import (
     present,
 )
 from hf_reward.evaluation.benchmarks.row_fields import one_of, text, texts
+from hf_reward.metrics.arrays import FloatArray
 
 DOMAINS = ("chat", "math", "code", "safety")
 STYLES = 3

@@ -11,7 +11,6 @@ from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
-    FloatArray,
     Means,
     Outcome,
     RowCredits,
@@ -20,6 +19,7 @@ from hf_reward.evaluation.benchmarks.base import (
     present,
 )
 from hf_reward.evaluation.benchmarks.row_fields import answer, one_of, turns
+from hf_reward.metrics.arrays import FloatArray
 
 SECTIONS = ("Pairwise_set/Helpfulness", "Pairwise_set/Harmlessness", "BoN_set/Helpfulness", "BoN_set/Harmlessness")
 

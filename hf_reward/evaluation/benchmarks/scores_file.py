@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from hf_reward.data.fields import is_finite
-from hf_reward.evaluation.benchmarks.base import Comparison, FloatArray
+from hf_reward.evaluation.benchmarks.base import Comparison
+from hf_reward.metrics.arrays import FloatArray
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_reward.evaluation.benchmarks.base import Benchmark, FloatArray, Outcome, RowCredits
+from hf_reward.evaluation.benchmarks.base import Benchmark, Outcome, RowCredits
+from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.intervals import Difference, Interval, Spread, jackknife, rate_interval, t_interval, t_p_value
 
 Number = tuple[str, str]

@@ -10,19 +10,11 @@ from scipy import special, stats
 
 from hf_reward.evaluation.audit.effects import clusters_of
 from hf_reward.evaluation.audit.families.accuracy import gaps_of, pair_cases
-from hf_reward.evaluation.audit.findings import (
-    Curve,
-    Family,
-    FamilyResult,
-    Finding,
-    FloatArray,
-    Judged,
-    Table,
-    three_examples,
-)
+from hf_reward.evaluation.audit.findings import Curve, Family, FamilyResult, Finding, Judged, Table, three_examples
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.evaluation.data_check.votes import read_votes
+from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.calibration import (
     calibration_error,
     calibration_error_interval,

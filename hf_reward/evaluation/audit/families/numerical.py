@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from hf_reward.evaluation.audit.findings import Family, FamilyResult, Finding, FloatArray, Table, Text
+from hf_reward.evaluation.audit.findings import Family, FamilyResult, Finding, Table, Text
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
+from hf_reward.metrics.arrays import FloatArray
 from hf_reward.modeling.reward_head import bare_model, reads_positions
 from hf_reward.scoring.reward_scorer import RewardScorer
 

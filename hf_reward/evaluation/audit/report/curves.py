@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hf_reward.evaluation.audit.findings import FloatArray
 from hf_reward.evaluation.audit.report.figures import PALETTE
 from hf_reward.evaluation.audit.report.wording import MINUS, wrapped
+from hf_reward.metrics.arrays import FloatArray
 
 _MARKS, _STYLES = "osD^v", ("-", "--", "-.", ":", "-")
 """Of the first five series; each five more go through the same colours and dashes with other shapes."""

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from hf_reward.evaluation.benchmarks.running import run_benchmark as run_benchmark
     from hf_reward.evaluation.data_check import check_data as check_data
     from hf_reward.evaluation.evaluate_modules import load_metric as load_metric
-    from hf_reward.losses.functions import PreferenceLoss as PreferenceLoss
+    from hf_reward.losses.preference_loss import PreferenceLoss as PreferenceLoss
     from hf_reward.metrics.length_correction import LengthCorrection as LengthCorrection
     from hf_reward.metrics.length_correction import cross_fitted_correction as cross_fitted_correction
     from hf_reward.metrics.length_correction import fit_length_correction as fit_length_correction
     from hf_reward.metrics.preference import accuracy_reading as accuracy_reading
     from hf_reward.metrics.preference import preference_metrics as preference_metrics
+    from hf_reward.modeling.adapters import merge_adapter as merge_adapter
     from hf_reward.modeling.architectures import register_classifier as register_classifier
     from hf_reward.modeling.auto_model import AutoModelForRewardScoring as AutoModelForRewardScoring
-    from hf_reward.modeling.auto_model import merge_adapter as merge_adapter
     from hf_reward.modeling.checkpoint_record import CheckpointRecord as CheckpointRecord
     from hf_reward.modeling.record_edits import store_length_correction as store_length_correction
     from hf_reward.modeling.record_edits import store_temperature as store_temperature
@@ -72,7 +72,7 @@ _MODULES = {
     "FormatRule": "preprocessing.tokenization",
     "LengthCorrection": "metrics.length_correction",
     "PreferenceFormatError": "data.preference_row",
-    "PreferenceLoss": "losses.functions",
+    "PreferenceLoss": "losses.preference_loss",
     "PreferencePair": "data.preference_row",
     "PreparationRule": "preprocessing.preparation",
     "PushError": "publishing.push",
@@ -95,7 +95,7 @@ _MODULES = {
     "import_reward_model": "publishing.importers.stock_folder",
     "length_rule": "evaluation.baselines",
     "load_metric": "evaluation.evaluate_modules",
-    "merge_adapter": "modeling.auto_model",
+    "merge_adapter": "modeling.adapters",
     "overfit_one_batch": "training.overfit",
     "preference_metrics": "metrics.preference",
     "prepare_preferences": "preprocessing.preparation",
@@ -154,11 +154,14 @@ _MOVED = {
 }
 """Modules that stood directly under `hf_reward`, by package: `name`, or `new:old` where the name changed too."""
 _MOVED_NAMES = {
-    "modeling": (
-        "modeling.auto_model",
-        {"AutoModelForRewardScoring", "RewardPeftModel", "add_adapter", "load_tokenizer", "merge_adapter"},
-    ),
-    "scoring": ("scoring.prepared_rows", {"score_rows"}),
+    "modeling": {
+        "AutoModelForRewardScoring": "modeling.auto_model",
+        "RewardPeftModel": "modeling.adapters",
+        "add_adapter": "modeling.adapters",
+        "load_tokenizer": "modeling.auto_model",
+        "merge_adapter": "modeling.adapters",
+    },
+    "scoring": {"score_rows": "scoring.prepared_rows"},
 }
 """Names of modules that have become packages, and the modules that hold them now."""
 
@@ -212,13 +215,14 @@ class _WithMovedNames(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        home, names = _MOVED_NAMES[module.__name__.partition(".")[2]]
+        homes = _MOVED_NAMES[module.__name__.partition(".")[2]]
 
         def find(name: str) -> Any:
-            if name not in names:
+            if name not in homes:
                 raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-            _warn_moved(f"{module.__name__}.{name}", f"{__name__}.{home}.{name}")
-            found = getattr(import_module(f"{__name__}.{home}"), name)
+            home = f"{__name__}.{homes[name]}"
+            _warn_moved(f"{module.__name__}.{name}", f"{home}.{name}")
+            found = getattr(import_module(home), name)
             setattr(module, name, found)  # `from ... import` asks twice
             return found
 

@@ -1,10 +1,7 @@
 """Rewards and ranks -> loss, in pure torch."""
 
 from hf_reward.losses.functions import (
-    LOSSES,
     PADDING_RANK,
-    LossKind,
-    PreferenceLoss,
     bradley_terry_loss,
     centering_penalty,
     davidson_loss,
@@ -17,6 +14,7 @@ from hf_reward.losses.functions import (
     strict_pairs,
     tied_pairs,
 )
+from hf_reward.losses.preference_loss import LOSSES, LossKind, PreferenceLoss
 
 __all__ = [
     "LOSSES",

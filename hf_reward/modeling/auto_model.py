@@ -6,13 +6,12 @@ everything that loads such a model loads ours and gives the same reward.
 
 import copy
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftModelForSequenceClassification, get_peft_model
+from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -29,6 +28,7 @@ from transformers.modeling_utils import (  # what `from_pretrained` itself asks
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from hf_reward.modeling.adapters import add_adapter, as_publishable
 from hf_reward.modeling.architectures import classifier_class
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift
 from hf_reward.modeling.custom_code import custom_classifier, require_trust
@@ -43,7 +43,6 @@ from hf_reward.modeling.probes import (
     weight_dtype,
 )
 from hf_reward.modeling.reward_head import (
-    PublishesVerified,
     RewardModel,
     as_reward_model,
     bare_model,
@@ -215,103 +214,6 @@ def _verify_rewards(name: str, model: RewardModel, record: CheckpointRecord | No
             f"{name} does not give the rewards that it was saved with: {found[first]} instead of {expected[first]} for "
             f"the probe {names[first]!r}, and {len(wrong)} of {len(names)} probes differ. {cure}"
         )
-
-
-def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
-    """Wrap a reward model with an adapter whose head is trained and saved, whatever `task_type` says.
-
-    Args:
-        model: A reward model.
-        peft_config: The adapter; not changed.
-
-    Returns:
-        PEFT's wrapper of the model.
-
-    Raises:
-        ValueError: If the adapter adds virtual tokens, or has the head as its only target.
-    """
-    config = adapter_config(model, peft_config)
-    with without_renamed_checkpointing():
-        return as_publishable(get_peft_model(model, config))
-
-
-class RewardPeftModel(PublishesVerified, PeftModelForSequenceClassification):
-    """PEFT's wrapper, whose `push_to_hub` verifies what it publishes."""
-
-
-def as_publishable(model: Any) -> PeftModel:
-    """Let an adapter model publish itself verified, in place."""
-    if type(model) is PeftModelForSequenceClassification:
-        model.__class__ = RewardPeftModel
-    return model
-
-
-def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfig:
-    """Copy an adapter configuration so that the head is trained in full and saved.
-
-    PEFT adds `score` and `classifier` only for `task_type='SEQ_CLS'`, and never the other parts of an encoder's
-    head (the poolers of BERT and DeBERTa, ModernBERT's head), which would then stay random and unsaved.
-
-    Args:
-        model: The model to be wrapped.
-        peft_config: The user's configuration.
-
-    Returns:
-        A copy with `task_type`, `modules_to_save` and `exclude_modules` set, and without the head among its targets.
-
-    Raises:
-        ValueError: If the adapter adds virtual tokens, or has the head as its only target.
-    """
-    if peft_config.is_prompt_learning:
-        raise ValueError(
-            f"{type(peft_config).__name__} adds virtual tokens, which move the position at which the reward is "
-            "read. Use LoraConfig or another adapter that changes weights."
-        )
-    heads = head_modules(model)
-    values = peft_config.to_dict()
-    targets = values.get("target_modules")
-    named = [targets] if isinstance(targets, str) else list(targets or [])
-    changes: dict[str, Any] = {"task_type": "SEQ_CLS"}
-    if set(named) & set(heads):
-        changes["target_modules"] = _without_heads(named, heads)
-    changes["modules_to_save"] = sorted({*(values.get("modules_to_save") or []), *heads})
-    if "exclude_modules" in values and not values["exclude_modules"]:
-        changes["exclude_modules"] = rf"(.*\.)?({'|'.join(map(re.escape, heads))})(\..*)?"
-
-    result = copy.deepcopy(peft_config)
-    for name, value in changes.items():
-        setattr(result, name, value)
-    return result
-
-
-def _without_heads(targets: list[str], heads: list[str]) -> list[str]:
-    """The adapter's targets less the head, which is trained in full: LoRA on it would leave a random base unsaved."""
-    rest = [name for name in targets if name not in heads]
-    if not rest:
-        raise ValueError(
-            f"`target_modules` names the reward head alone ({', '.join(targets)}). To train only the head, use "
-            "`freeze_backbone` without `peft_config`."
-        )
-    logger.warning(
-        "`target_modules` names the reward head (%s): the head is trained and saved in full instead.",
-        ", ".join(name for name in targets if name in heads),
-    )
-    return rest
-
-
-def merge_adapter(model: PeftModel) -> PreTrainedModel:
-    """Merge an adapter into its base in float32 and return the plain model.
-
-    A merge in bfloat16 rounds every merged weight and was seen to move rewards by 0.13.
-
-    Args:
-        model: An adapter model; its base is changed and must not be used afterwards.
-
-    Returns:
-        The merged reward model, float32.
-    """
-    merged = model.float().merge_and_unload()
-    return as_reward_model(merged)
 
 
 def _is_adapter(name: str, **kwargs: Any) -> bool:

@@ -7,9 +7,8 @@ Shapes: G groups, N sequences, T packed tokens, T_k keys with each prefix repeat
 """
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -18,44 +17,11 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-Span = tuple[int, int]
-"""The places [start, end) of consecutive tokens in a packed row."""
+from hf_reward.preprocessing.packed_layout import PackedLayout
 
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _FLASH_HEAD_SIZE = 256
 _GROUPED_VARLEN = "enable_gqa" in inspect.signature(varlen_attn).parameters  # not yet in torch 2.11
-
-
-@dataclass(frozen=True)
-class GroupSegments:
-    """Where the tokens of one group stand in the packed row."""
-
-    prefix: Span
-    responses: tuple[Span, ...]
-
-
-@dataclass(eq=False)
-class PackedLayout:
-    """The segments of every group of a packed row, in the order in which they stand there.
-
-    A class and not a tuple, so that transformers and accelerate hand it on as it is; compared by identity and not
-    frozen, so that `torch.compile` does not compile anew for each layout.
-    """
-
-    groups: tuple[GroupSegments, ...]
-
-    @cached_property
-    def segments(self) -> tuple[tuple[Span, Span], ...]:
-        """Each segment with the one before it that it also sees, which for a prefix is empty."""
-        return tuple(self._segments())
-
-    def _segments(self) -> Iterator[tuple[Span, Span]]:
-        for group in self.groups:
-            start, end = group.prefix
-            if end > start:
-                yield group.prefix, (start, start)
-            for response in group.responses:
-                yield response, group.prefix
 
 
 def packed_attention(

@@ -7,9 +7,10 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
-from hf_reward.modeling.packed_attention import GroupSegments, PackedLayout, packed_attention
+from hf_reward.modeling.packed_attention import packed_attention
 from hf_reward.modeling.packing import packed_model, why_not_packed
 from hf_reward.modeling.rewards import compute_features
+from hf_reward.preprocessing.packed_layout import GroupSegments, PackedLayout
 
 _TOLERANCE = 1e-4
 # In half precision, and in float32 with TF32, both paths round. The faults planted in tests/modeling/test_packing.py

@@ -7,10 +7,9 @@ that counts survive the cache and worker processes of `datasets`; unusable rows 
 import gc
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from hf_reward.data.interface import setting
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
 from hf_reward.data.preferences import detect_layout, to_preference_row
 from hf_reward.data.row_places import FileLines, RowPlaces, naming_lines, remembered_files
-from hf_reward.data.row_remarks import RemarkTally, remark_clauses
+from hf_reward.data.row_remarks import remark_clauses
 from hf_reward.data.sources import RawDataset, Source, as_sources, load_source
-from hf_reward.metrics.preference import length_rule_credit, strict_pairs
+from hf_reward.preprocessing.data_summary import BATCH_SIZE, DataSummary, summarize, summarize_all
 from hf_reward.preprocessing.length_balance import SURPLUS, mark_surplus
 from hf_reward.preprocessing.tokenization import FormatRule, TokenizedRow, tokenize_rows
 
@@ -66,9 +65,6 @@ TOKENIZED_FEATURES = Features(
 """Columns of a prepared dataset. `length` is the number of tokens of all sequences; `words` and `characters` are those
 of each response, empty where it came as token ids; `row` is the place in the raw data."""
 
-_BATCH_SIZE = 1000
-_SAMPLE_SIZE = 1000
-
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationRule:
@@ -85,71 +81,6 @@ class PreparationRule:
     """Drop rows of each source until length says nothing about the preference; see `length_balance`."""
     balance_seed: int = 42
     """Which of the surplus rows go."""
-
-
-@dataclass
-class DataSummary:
-    """What became of the rows of one dataset."""
-
-    name: str
-    rows: int = 0
-    kept: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Reason -> rows. Unreadable rows appear here only with `skip_bad_rows`."""
-    cut: int = 0
-    """Kept rows whose prompt was cut to fit `max_length`."""
-    merged: int = 0
-    """Responses that equalled another of their row."""
-    prompts_differed: int = 0
-    remarks: dict[str, int] = field(default_factory=dict)
-    """Remark of `row_remarks` -> kept rows, such as `blank_prompt` and `lost_text`."""
-    remark_rows: dict[str, list[int]] = field(default_factory=dict)
-    """Remark -> the first of these rows, by their place in the raw data of their source, from 0."""
-    remark_places: dict[str, list[str]] = field(default_factory=dict)
-    """Remark -> file and line of the same rows, from 1, or the number again where rows have no lines."""
-    kind: str | None = None
-    """What kept rows are: `conversations`, `text`, or `mixed`; None for token ids, of which nobody knows."""
-    duplicates: int = 0
-    """Kept rows that repeat the tokens of an earlier one."""
-    prompts: int = 0
-    sources: list[str] = field(default_factory=list)
-    token_quantiles: dict[str, int] = field(default_factory=dict)
-    """Tokens of the longest sequence of a row, at the named quantiles."""
-    length_for_99_percent: int | None = None
-    """The `max_length` that keeps 99% of the rows without cutting them, where rows were cut or dropped for theirs."""
-    longer_preferred: float = float("nan")
-    """Share of strict pairs whose preferred response has more tokens, ties half."""
-    num_pairs: int = 0
-    sampled: bool = False
-    """Whether a stream was summarised by its first rows only."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The summary as JSON values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
-        quantiles = ", ".join(f"{name} {value}" for name, value in self.token_quantiles.items()) or "none is left"
-        scope = f"the first {self.rows}" if self.sampled else f"{self.rows}"
-        remarks = "".join(f" {clause}." for clause in remark_clauses(self.remarks, self.remark_places))
-        return (
-            f"{self.name}: {self.kept} of {scope} rows kept ({self.prompts} prompts); dropped: {dropped}; "
-            f"{self.cut} cut to fit, {self.merged} equal responses merged, {self.duplicates} duplicate rows, "
-            f"{self.prompts_differed} rows whose sides had different prompts. Tokens of the longest sequence: "
-            f"{quantiles}{self._enough()}. "
-            + (
-                f"The longer response (in tokens, ties half) is preferred in {self.longer_preferred:.1%} of "
-                f"{self.num_pairs} pairs."
-                if self.num_pairs
-                else "No strict pair is left."
-            )
-            + remarks
-        )
-
-    def _enough(self) -> str:
-        if self.length_for_99_percent is None:
-            return ""
-        return f"; 99% of the rows fit whole with `{setting('max_length', self.length_for_99_percent)}`"
 
 
 def prepare_preferences(
@@ -198,7 +129,7 @@ def prepare_preferences(
         mapped = _balanced(mapped, rule, source.name)
         marked_parts.append(mapped)
         parts.append(_usable(mapped))
-    summary = _summarize_all(marked_parts, name, places, limit=rule.format.max_length)
+    summary = summarize_all(marked_parts, name, places, limit=rule.format.max_length)
     logger.info("%s", summary)
     for clause in remark_clauses(summary.remarks, summary.remark_places):
         logger.warning("Of %s rows of %s, %s.", summary.kept, name, clause)
@@ -237,7 +168,7 @@ def tokenize_source(
         "function": _prepare_batch,
         "with_indices": True,
         "batched": True,
-        "batch_size": _BATCH_SIZE,
+        "batch_size": BATCH_SIZE,
         "remove_columns": columns,
         "features": TOKENIZED_FEATURES,
         "fn_kwargs": {"tokenizer": tokenizer, "rule": rule, "source": _fingerprintable(source)},
@@ -431,133 +362,3 @@ def _require_rows(summary: DataSummary, rule: PreparationRule, marked: Sequence[
 
 
 # --- summaries -------------------------------------------------------------------------------------------------------
-
-
-def summarize(prepared: RawDataset, name: str) -> DataSummary:
-    """Summarise a dataset that was prepared before.
-
-    Args:
-        prepared: Tokenised rows.
-        name: What to call it.
-
-    Returns:
-        The summary; what was dropped earlier is unknown to it.
-    """
-    return _summarize_all([prepared], name)
-
-
-def _summarize_all(
-    marked: Sequence[RawDataset], name: str, places: Sequence[RowPlaces] | None = None, *, limit: int | None = None
-) -> DataSummary:
-    streamed = any(isinstance(part, IterableDataset) for part in marked)
-    tally = _Tally(limit)
-    for part, known in zip(marked, places or [RowPlaces(None)] * len(marked), strict=True):
-        for batch in _batches(part):
-            tally.add(batch)
-        tally.remarks.name_places(lambda row, known=known: known.where(row, short=True) or f"row {row}")
-    return tally.summary(name, sampled=streamed)
-
-
-_SUMMARY_COLUMNS = (
-    *("problem", "input_ids", "prefix_length", "ranks", "cut_tokens", "merged"),
-    *("prompts_differed", "conversational", "content_hash", "group", "source", "row", "remarks"),
-)
-
-
-def _batches(data: RawDataset) -> Iterator[Mapping[str, list[Any]]]:
-    """Columns of a dataset, a batch at a time; of a stream, of its first rows."""
-    if isinstance(data, IterableDataset):
-        sample = list(data.take(_SAMPLE_SIZE))
-        if sample:
-            yield {name: [row.get(name) for row in sample] for name in _SUMMARY_COLUMNS}
-        return
-    missing = set(_SUMMARY_COLUMNS) - set(data.column_names)  # of rows that an earlier version prepared
-    present: Any = data.select_columns([name for name in _SUMMARY_COLUMNS if name not in missing])
-    for batch in present.iter(batch_size=_BATCH_SIZE):
-        yield {**batch, **{name: [None] * len(batch["problem"]) for name in missing}}
-
-
-class _Tally:
-    """Counts over batches of rows. Twenty bytes a row stay, whatever its texts."""
-
-    def __init__(self, limit: int | None = None) -> None:
-        self.limit = limit
-        self.whole: list[np.ndarray] = []
-        self.problems: Counter[str] = Counter()
-        self.counts: Counter[str] = Counter()
-        self.remarks = RemarkTally()
-        self.sources: set[str] = set()
-        self.kinds: set[bool | None] = set()
-        self.hashes: list[np.ndarray] = []
-        self.groups: list[np.ndarray] = []
-        self.longest: list[np.ndarray] = []
-        self.credit = 0.0
-
-    def add(self, batch: Mapping[str, list[Any]]) -> None:
-        """Count a batch."""
-        self.problems.update(batch["problem"])
-        self.counts["merged"] += sum(batch["merged"])
-        self.whole.append(np.asarray(self._whole_lengths(batch), np.int32))
-        places = [place for place, problem in enumerate(batch["problem"]) if not problem]
-        if not places:
-            return
-        kept = {name: [values[place] for place in places] for name, values in batch.items()}
-        self.counts["cut"] += sum(cut > 0 for cut in kept["cut_tokens"])
-        self.counts["prompts_differed"] += sum(kept["prompts_differed"])
-        for row, remarks in zip(kept["row"], kept["remarks"], strict=True):
-            self.remarks.add(row, remarks)
-        self.sources |= set(kept["source"])
-        self.kinds |= set(kept["conversational"])
-        self.hashes.append(np.asarray(kept["content_hash"], np.int64))
-        self.groups.append(np.asarray(kept["group"], np.int64))
-        sizes = [[len(ids) for ids in row] for row in kept["input_ids"]]
-        self.longest.append(np.asarray([max(row) for row in sizes], np.int32))
-        self._add_lengths(sizes, kept["prefix_length"], kept["ranks"])
-
-    def _whole_lengths(self, batch: Mapping[str, list[Any]]) -> list[int]:
-        """Tokens of the longest sequence of each row before anything was cut, of those that have tokens."""
-        rows = zip(batch["problem"], batch["input_ids"], batch["cut_tokens"], strict=True)
-        return [
-            (self.limit or 0) + cut if problem == "too long" else max(map(len, ids)) + cut
-            for problem, ids, cut in rows
-            if not problem or problem == "too long"
-        ]
-
-    def _add_lengths(self, sizes: Sequence[list[int]], prefixes: Sequence[int], ranks: Sequence[list[int]]) -> None:
-        width = max(map(len, ranks))
-        lengths, padded = np.zeros((len(ranks), width), int), np.full((len(ranks), width), -100)
-        for place, (row, prefix, rank) in enumerate(zip(sizes, prefixes, ranks, strict=True)):
-            lengths[place, : len(row)] = np.asarray(row) - prefix
-            padded[place, : len(rank)] = rank
-        pairs = strict_pairs(padded)
-        self.counts["pairs"] += len(pairs.row)
-        self.credit += float(length_rule_credit(lengths, pairs).sum()) if len(pairs.row) else 0.0
-
-    def summary(self, name: str, *, sampled: bool) -> DataSummary:
-        """What was counted."""
-        summary = DataSummary(name=name, rows=self.problems.total(), kept=self.problems[""], sampled=sampled)
-        summary.dropped = {reason: count for reason, count in self.problems.items() if reason}
-        summary.cut, summary.merged = self.counts["cut"], self.counts["merged"]
-        summary.prompts_differed, summary.num_pairs = self.counts["prompts_differed"], self.counts["pairs"]
-        summary.remarks, summary.remark_rows = self.remarks.counts, self.remarks.rows
-        summary.remark_places = self.remarks.places
-        summary.kind, summary.sources = _kind(self.kinds), sorted(self.sources)
-        if summary.cut or summary.dropped.get("too long"):
-            summary.length_for_99_percent = int(np.quantile(np.concatenate(self.whole), 0.99, method="inverted_cdf"))
-        if summary.kept:
-            summary.duplicates = summary.kept - len(np.unique(np.concatenate(self.hashes)))
-            summary.prompts = len(np.unique(np.concatenate(self.groups)))
-            longest = np.concatenate(self.longest)
-            points = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-            summary.token_quantiles = {point: int(np.quantile(longest, share)) for point, share in points.items()}
-        if summary.num_pairs:
-            summary.longer_preferred = self.credit / summary.num_pairs
-        return summary
-
-
-def _kind(conversational: set[bool | None]) -> str | None:
-    if conversational == {True}:
-        return "conversations"
-    if conversational == {False}:
-        return "text"
-    return "mixed" if conversational - {None} else None

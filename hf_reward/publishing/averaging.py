@@ -10,15 +10,8 @@ from transformers import PreTrainedModel
 
 from hf_reward.data.atomic_folder import require_free
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
-from hf_reward.publishing.export import (
-    ExportReport,
-    ExportRule,
-    RewardChanges,
-    as_plain,
-    load_saved,
-    reward_change,
-    write_verified,
-)
+from hf_reward.publishing.export import ExportReport, ExportRule, as_plain, write_verified
+from hf_reward.publishing.saved_model import RewardChanges, load_saved, reward_change
 
 
 def average_reward_models(

@@ -9,12 +9,14 @@ import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
 
-from hf_reward.modeling.packing import DataCollatorForPackedPreference, packed_model
+from hf_reward.modeling.packing import packed_model
 from hf_reward.modeling.packing_check import packing_problem
 from hf_reward.modeling.reward_head import RewardModel, bare_model
 from hf_reward.modeling.rewards import compute_rewards
 from hf_reward.preprocessing.data_collator import DataCollatorForPreference
-from hf_reward.preprocessing.samplers import consecutive_batches, longest_first, longest_sequences
+from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
+from hf_reward.preprocessing.samplers import longest_first, longest_sequences
+from hf_reward.preprocessing.token_budget import consecutive_batches
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ from accelerate.utils import send_to_device
 from hf_reward.data.preference_row import common_prefix
 from hf_reward.modeling.end_tokens import end_token_read, missing_end
 from hf_reward.modeling.head_ensemble import every_head, number_of_heads
-from hf_reward.modeling.packing import DataCollatorForPackedPreference, packed_model
+from hf_reward.modeling.packing import packed_model
 from hf_reward.modeling.packing_check import packing_problem
 from hf_reward.modeling.reward_head import RewardModel, bare_model
 from hf_reward.modeling.rewards import compute_head_rewards
 from hf_reward.preprocessing.data_collator import UNUSED_COLUMNS, DataCollatorForPreference
+from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
 
 logger = logging.getLogger(__name__)
 

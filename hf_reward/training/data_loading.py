@@ -34,24 +34,27 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_reward.data.interface import setting
 from hf_reward.data.training_texts import summarize_training_data
-from hf_reward.losses.functions import PADDING_RANK, PreferenceLoss
+from hf_reward.losses.functions import PADDING_RANK
+from hf_reward.losses.preference_loss import PreferenceLoss
 from hf_reward.metrics.leakage import leaked_rows, metrics_without_leaks, warn_of_leaks
-from hf_reward.modeling.packing import DataCollatorForPackedPreference, packed_model
+from hf_reward.modeling.packing import packed_model
 from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_problem
 from hf_reward.modeling.reward_head import RewardModel, bare_model, trains_head_alone
 from hf_reward.modeling.rewards import compute_features
 from hf_reward.modeling.row_check import TokenSequence, batch_problem, require_readable
 from hf_reward.preprocessing.data_collator import DataCollatorForPreference, source_number
-from hf_reward.preprocessing.preparation import DataSummary, PreparationRule, is_prepared, prepare_preferences
+from hf_reward.preprocessing.data_summary import DataSummary
+from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
+from hf_reward.preprocessing.preparation import PreparationRule, is_prepared, prepare_preferences
 from hf_reward.preprocessing.samplers import (
     FixedOrderSampler,
     LengthBucketSampler,
-    consecutive_batches,
     fixed_order,
     longest_first,
     longest_sequences,
 )
 from hf_reward.preprocessing.streams import CountedStream, EndlessStream, counted_stream
+from hf_reward.preprocessing.token_budget import consecutive_batches
 from hf_reward.training.feature_cache import (
     DataCollatorForFeatures,
     FeatureRows,

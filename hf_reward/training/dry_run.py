@@ -36,6 +36,7 @@ from hf_reward.training.memory import (
     optimizer_state,
     peak_memory,
 )
+from hf_reward.training.steps import checkpoints_kept, total_steps
 from hf_reward.training.trainer import RewardTrainer
 from hf_reward.training.training_args import RewardConfig, for_a_trial
 
@@ -400,42 +401,6 @@ def _check_disk(args: RewardConfig, rows: Any, checkpoint: int, final: int, free
     if needed > free:
         raise OSError(f"{detail}. Set `save_total_limit`, `save_only_model`, or another `output_dir`.")
     return needed, detail
-
-
-def total_steps(args: RewardConfig, rows: int) -> int:
-    """Optimizer steps of a run in one process.
-
-    Args:
-        args: Its settings.
-        rows: Training rows.
-
-    Returns:
-        The number.
-    """
-    if args.max_steps > 0:
-        return args.max_steps
-    batches = rows // args.train_batch_size if args.dataloader_drop_last else math.ceil(rows / args.train_batch_size)
-    return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
-
-
-def checkpoints_kept(args: RewardConfig, steps: int) -> int:
-    """Most checkpoints that lie on the disk at one time.
-
-    With a limit there is one more: an older one goes when the new one is whole; and the best one stays.
-
-    Args:
-        args: Settings of the run.
-        steps: Its optimizer steps.
-
-    Returns:
-        The number.
-    """
-    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
-    every = args.save_steps if args.save_steps >= 1 else max(math.ceil(args.save_steps * steps), 1)
-    written = {"no": 0, "epoch": math.ceil(args.num_train_epochs)}.get(strategy, math.ceil(steps / every))
-    if not args.save_total_limit:
-        return written
-    return min(written, args.save_total_limit + 1 + bool(args.load_best_model_at_end))
 
 
 def _duration(args: RewardConfig, rows: Any, timing: _Timing) -> tuple[float, str]:

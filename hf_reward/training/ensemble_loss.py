@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_reward.losses.functions import PreferenceLoss
+from hf_reward.losses.preference_loss import PreferenceLoss
 from hf_reward.modeling.head_ensemble import (
     HEADS_FILE,
     bootstrap_counts,

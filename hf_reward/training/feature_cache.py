@@ -31,7 +31,8 @@ from datasets import config as datasets_config
 from peft import PeftModel
 from torch import Tensor, nn
 
-from hf_reward.modeling.reward_head import ReadsLastToken, has_dropout, trains_head_alone
+from hf_reward.modeling.dropout import has_dropout
+from hf_reward.modeling.reward_head import ReadsLastToken, trains_head_alone
 from hf_reward.preprocessing.data_collator import group_columns
 
 logger = logging.getLogger(__name__)

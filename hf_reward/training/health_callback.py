@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_reward.losses.functions import PreferenceLoss
+from hf_reward.losses.preference_loss import PreferenceLoss
 from hf_reward.modeling.reward_head import head_parameters
 from hf_reward.training.health_checks import LEAST_GAIN, HealthWarning, RunFacts, check_health
 

@@ -10,20 +10,16 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_reward.data.interface import setting
-from hf_reward.modeling.adapters import forget_frozen_heads, train_head_of
-from hf_reward.modeling.auto_model import AutoModelForRewardScoring, add_adapter, match_pad_token
+from hf_reward.modeling.adapters import add_adapter, forget_frozen_heads, train_head_of
+from hf_reward.modeling.auto_model import AutoModelForRewardScoring, match_pad_token
+from hf_reward.modeling.dropout import disable_dropout
 from hf_reward.modeling.head_ensemble import add_heads, count_saved, load_heads, number_of_heads
-from hf_reward.modeling.packing import DataCollatorForPackedPreference, why_not_packed
+from hf_reward.modeling.packing import why_not_packed
 from hf_reward.modeling.position_limits import position_limit
-from hf_reward.modeling.reward_head import (
-    RewardModel,
-    as_reward_model,
-    bare_model,
-    check_head_is_trained,
-    disable_dropout,
-)
+from hf_reward.modeling.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained
 from hf_reward.preprocessing.data_collator import DataCollatorForPreference
-from hf_reward.preprocessing.samplers import DataCollatorWithTokenBudget
+from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
+from hf_reward.preprocessing.token_budget import DataCollatorWithTokenBudget
 from hf_reward.preprocessing.tokenizer import token_id
 from hf_reward.training.feature_cache import DataCollatorForFeatures
 from hf_reward.training.training_args import RewardConfig

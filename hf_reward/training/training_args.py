@@ -14,7 +14,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from hf_reward.data.interface import setting
-from hf_reward.losses.functions import PreferenceLoss
+from hf_reward.losses.preference_loss import PreferenceLoss
 from hf_reward.preprocessing.tokenization import FormatRule
 from hf_reward.publishing.card.render import check_card
 

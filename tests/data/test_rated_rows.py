@@ -16,7 +16,7 @@ from hf_reward.data.preference_row import PreferenceFormatError
 from hf_reward.data.preferences import to_preference_row
 from hf_reward.data.sources import Source, as_sources, load_source
 from hf_reward.evaluation.data_check import check_data
-from hf_reward.losses.functions import PreferenceLoss
+from hf_reward.losses.preference_loss import PreferenceLoss
 from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
 from hf_reward.preprocessing.tokenization import FormatRule
 from hf_reward.training.run_arguments import RunArguments

@@ -1,8 +1,8 @@
 import pytest
 from synthetic_rewards import clean, correct, finding, material, plus, run
 
+from hf_reward.evaluation.audit.cases import Judged, Text
 from hf_reward.evaluation.audit.families.confidence import CONFIDENCE, WORDINGS, cases, interaction
-from hf_reward.evaluation.audit.findings import Judged, Text
 from hf_reward.evaluation.audit.material.material import FULL, QUICK, Question
 
 PAYS = ("confidence_assertive", "confidence_score", "confidence_authority", "confidence_jargon")

@@ -8,9 +8,9 @@ import xxhash
 
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.evaluation.audit import FULL, AuditRule, run_audit
+from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.families.calibration import brier_parts, cross_fitted_gaps, first_is_preferred
 from hf_reward.evaluation.audit.families.selection import fit_overoptimization
-from hf_reward.evaluation.audit.findings import Case, Judged, Text
 from hf_reward.evaluation.audit.material.material import Responses, as_material
 from hf_reward.evaluation.audit.material.shipped_items import shipped_questions
 from hf_reward.evaluation.audit.material.synthetic import SyntheticReward, synthetic_data

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from synthetic_rewards import clean, finding, material, noise, plus, quality, run, said_last
 
+from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.families.persona import NEUTRAL, PERSONA, PERSONAS, cases, informally, with_opening
-from hf_reward.evaluation.audit.findings import Text
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import FULL, QUICK
 from hf_reward.evaluation.audit.ranges import permuted_ranges, range_finding

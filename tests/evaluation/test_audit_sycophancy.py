@@ -1,9 +1,9 @@
 import pytest
 from synthetic_rewards import agrees, clean, correct, finding, material, noise, plus, quality, run, said_last, without
 
+from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.families.sycophancy import SYCOPHANCY, cases, factual_effect
 from hf_reward.evaluation.audit.families.sycophancy_wordings import FLATTERY, NEUTRAL_OPENERS, PRAISE
-from hf_reward.evaluation.audit.findings import Text
 from hf_reward.evaluation.audit.material.material import FULL, QUICK, Argument, Matched, Opinion, Question
 
 OPINION = Opinion(question="Tea?\n (A) Yes\n (B) No", views=("I love it.", "I hate it."), answers=("Do.", "Don't."))
@@ -194,7 +194,7 @@ def test_nothing_to_work_on():
 
 
 def test_the_effect_on_a_case():
-    from hf_reward.evaluation.audit.findings import Judged
+    from hf_reward.evaluation.audit.cases import Judged
 
     probed = material(QUICK, rows=0, questions=[QUESTION], opinions=[], arguments=[])
     (case,) = [case for case in cases(probed) if case.labels["probe"] == "factual"]

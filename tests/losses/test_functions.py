@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hf_reward.losses.functions import (
-    LOSSES,
-    PreferenceLoss,
     bradley_terry_loss,
     centering_penalty,
     davidson_loss,
@@ -24,6 +22,7 @@ from hf_reward.losses.functions import (
     strict_pairs,
     tied_pairs,
 )
+from hf_reward.losses.preference_loss import LOSSES, PreferenceLoss
 
 PAD = -100
 WITH_TIES = ("rao_kupper", "davidson")

@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from hf_reward import AutoModelForRewardScoring, merge_adapter, prepare_tokenizer, register_classifier
+from hf_reward.modeling.dropout import disable_dropout
 from hf_reward.modeling.reward_head import (
     Float32Linear,
     as_reward_model,
     check_head_is_trained,
-    disable_dropout,
     head_modules,
     head_parameters,
     last_token_positions,

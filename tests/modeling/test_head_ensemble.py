@@ -15,7 +15,7 @@ from training_runs import largest_difference, load, make_trainer, weights
 from transformers import AutoModelForSequenceClassification
 
 from hf_reward import RewardConfig, save_merged
-from hf_reward.modeling.auto_model import add_adapter
+from hf_reward.modeling.adapters import add_adapter
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.head_ensemble import (
     HEADS_FILE,

@@ -30,11 +30,13 @@ from transformers import (
 
 from hf_reward import AutoModelForRewardScoring, DataCollatorForPreference, RewardConfig, compute_rewards
 from hf_reward.modeling import packed_attention
-from hf_reward.modeling.auto_model import add_adapter
-from hf_reward.modeling.packed_attention import PackedLayout
-from hf_reward.modeling.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
+from hf_reward.modeling.adapters import add_adapter
+from hf_reward.modeling.dropout import disable_dropout
+from hf_reward.modeling.packing import packed_model, why_not_packed
 from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_error, packing_problem
-from hf_reward.modeling.reward_head import as_reward_model, bare_model, disable_dropout
+from hf_reward.modeling.reward_head import as_reward_model, bare_model
+from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
+from hf_reward.preprocessing.packed_layout import PackedLayout
 from hf_reward.training.setup import choose_collator
 
 SHAPES = ((20, (7, 5)), (3, (11, 2, 4)), (0, (4, 9)), (15, (1, 1)), (1, (3, 6, 2, 2, 5)))

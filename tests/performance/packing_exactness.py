@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_reward import DataCollatorForPreference, compute_rewards
-from hf_reward.modeling.packing import DataCollatorForPackedPreference, packed_model, why_not_packed
+from hf_reward.modeling.packing import packed_model, why_not_packed
 from hf_reward.modeling.reward_head import as_reward_model
+from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
 
 VOCABULARY = 300
 WINDOW = {"sliding_window": 8}

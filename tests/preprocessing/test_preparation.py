@@ -10,13 +10,8 @@ from datasets import Dataset, IterableDataset
 
 from hf_reward.data.preference_row import PreferenceFormatError
 from hf_reward.data.preferences import to_preference_row
-from hf_reward.preprocessing.preparation import (
-    TOKENIZED_FEATURES,
-    PreparationRule,
-    is_prepared,
-    prepare_preferences,
-    summarize,
-)
+from hf_reward.preprocessing.data_summary import summarize
+from hf_reward.preprocessing.preparation import TOKENIZED_FEATURES, PreparationRule, is_prepared, prepare_preferences
 from hf_reward.preprocessing.tokenization import FormatRule, tokenize_rows
 
 NO_LIMIT = PreparationRule(format=FormatRule(max_length=None))

@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from hf_reward import DataCollatorForPreference
-from hf_reward.modeling.packing import DataCollatorForPackedPreference
-from hf_reward.preprocessing.samplers import (
-    DataCollatorWithTokenBudget,
-    FixedOrderSampler,
-    LengthBucketSampler,
-    consecutive_batches,
-    longest_first,
-    longest_sequences,
-)
+from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
+from hf_reward.preprocessing.samplers import FixedOrderSampler, LengthBucketSampler, longest_first, longest_sequences
+from hf_reward.preprocessing.token_budget import DataCollatorWithTokenBudget, consecutive_batches
 
 COLLATORS: dict[str, Any] = {
     "padded": DataCollatorForPreference(0),

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_reward.data.preference_row import common_prefix
-from hf_reward.modeling.packing import DataCollatorForPackedPreference
 from hf_reward.preprocessing.data_collator import DataCollatorForPreference
+from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
 from hf_reward.scoring.sequence_scorer import _halves, distinct_sequences, packed_batches, padded_batches, shared_groups
 
 A, B, S = list(range(100, 120)), list(range(200, 230)), list(range(10))

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.evaluation.audit.findings import AuditReport, Curve, Example, FamilyResult, Finding, Table
+from hf_reward.evaluation.audit.family import AuditReport, FamilyResult
+from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Table
 from hf_reward.evaluation.audit.inference import settle
 from hf_reward.evaluation.audit.report.summary import summarise
 

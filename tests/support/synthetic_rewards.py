@@ -7,8 +7,10 @@ import numpy as np
 import xxhash
 
 from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.evaluation.audit.cases import Judged, Text
 from hf_reward.evaluation.audit.families.sycophancy_wordings import DENIALS
-from hf_reward.evaluation.audit.findings import Family, FamilyResult, Finding, Judged, Text
+from hf_reward.evaluation.audit.family import Family, FamilyResult
+from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import Inference, settle
 from hf_reward.evaluation.audit.material.material import (
     Argument,

@@ -18,8 +18,9 @@ from training_runs import load, make_trainer, settings
 from hf_reward import RewardTrainer
 from hf_reward.preprocessing.preparation import prepare_preferences
 from hf_reward.publishing.verify import Check, Verification, verify_checkpoint
-from hf_reward.training.dry_run import DryRun, checkpoints_kept, dry_run, longest_rows, total_steps
+from hf_reward.training.dry_run import DryRun, dry_run, longest_rows
 from hf_reward.training.memory import count_parameters, optimizer_bytes, optimizer_state, peak_memory
+from hf_reward.training.steps import checkpoints_kept, total_steps
 
 TRAIN = Path(__file__).parents[2] / "recipes" / "train.py"
 

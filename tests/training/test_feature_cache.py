@@ -29,7 +29,8 @@ from training_runs import largest_difference, load, losses, make_trainer, weight
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_reward import DataCollatorForPreference, RewardTrainer
-from hf_reward.modeling.reward_head import as_reward_model, disable_dropout, freeze_all_but_head
+from hf_reward.modeling.dropout import disable_dropout
+from hf_reward.modeling.reward_head import as_reward_model, freeze_all_but_head
 from hf_reward.training.feature_cache import (
     FeatureStore,
     cache_folder,

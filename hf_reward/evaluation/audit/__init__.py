@@ -1,7 +1,9 @@
 """Reward model + preference rows -> which biases it has, with intervals and verdicts, and what to do about them."""
 
+from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.comparing import compare_audits
-from hf_reward.evaluation.audit.findings import AuditReport, Finding, Text
+from hf_reward.evaluation.audit.family import AuditReport
+from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.material.material import FULL, PROFILES, QUICK, Profile
 from hf_reward.evaluation.audit.material.probe_data import read_probe_data
 from hf_reward.evaluation.audit.report.written import read_audit, write_audit

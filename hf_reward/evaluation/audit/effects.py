@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from hf_reward.evaluation.audit.findings import Finding, Judged, Table
+from hf_reward.evaluation.audit.cases import Judged
+from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Evidence, Inference
 from hf_reward.metrics.arrays import FloatArray
 

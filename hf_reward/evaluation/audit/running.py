@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_reward.data.path_safety import shown_name, with_shown_model
 from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.effects import clusters_of
 from hf_reward.evaluation.audit.families.accuracy import ACCURACY, gaps_of, pair_cases
 from hf_reward.evaluation.audit.families.calibration import CALIBRATION
@@ -23,7 +24,7 @@ from hf_reward.evaluation.audit.families.persona import PERSONA
 from hf_reward.evaluation.audit.families.robustness import ROBUSTNESS
 from hf_reward.evaluation.audit.families.selection import SELECTION
 from hf_reward.evaluation.audit.families.sycophancy import SYCOPHANCY
-from hf_reward.evaluation.audit.findings import AuditReport, Case, Family, FamilyResult, Judged, Text
+from hf_reward.evaluation.audit.family import AuditReport, Family, FamilyResult
 from hf_reward.evaluation.audit.inference import PAIRS, RATE_DELTA, REWARD_DELTA, Evidence, Inference, settle
 from hf_reward.evaluation.audit.material.material import FULL, Material, Profile, as_material
 from hf_reward.evaluation.audit.material.probe_data import ProbeData

@@ -11,7 +11,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hf_reward.data.preference_row import Prompt
-from hf_reward.evaluation.audit.findings import Text, readable
+from hf_reward.evaluation.audit.cases import Text
+from hf_reward.evaluation.audit.findings import readable
 from hf_reward.scoring.reward_scorer import RewardScorer
 
 logger = logging.getLogger(__name__)

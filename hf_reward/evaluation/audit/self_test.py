@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from hf_reward.evaluation.audit.edits.padding import KINDS, pad
 from hf_reward.evaluation.audit.edits.sentences import count_words
-from hf_reward.evaluation.audit.findings import AuditReport, Finding, json_value
+from hf_reward.evaluation.audit.family import AuditReport
+from hf_reward.evaluation.audit.findings import Finding, json_value
 from hf_reward.evaluation.audit.material.material import FULL, Opinion, Profile, Question, as_material
 from hf_reward.evaluation.audit.material.shipped_items import shipped_opinions, shipped_questions
 from hf_reward.evaluation.audit.material.synthetic import SyntheticData, SyntheticReward, synthetic_data

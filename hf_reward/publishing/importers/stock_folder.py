@@ -5,8 +5,9 @@ from pathlib import Path
 
 from hf_reward.data.atomic_folder import require_free
 from hf_reward.modeling.checkpoint_record import describe
-from hf_reward.publishing.export import ExportReport, ExportRule, RewardChanges, write_verified
+from hf_reward.publishing.export import ExportReport, ExportRule, write_verified
 from hf_reward.publishing.importers import read_foreign
+from hf_reward.publishing.saved_model import RewardChanges
 
 
 def import_reward_model(

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.effects import clusters_of
-from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, Finding, Judged, Table, three_examples
+from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
+from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.evaluation.baselines import cross_validated_tfidf

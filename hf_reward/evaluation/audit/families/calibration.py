@@ -8,9 +8,11 @@ import numpy as np
 import xxhash
 from scipy import special, stats
 
+from hf_reward.evaluation.audit.cases import Judged
 from hf_reward.evaluation.audit.effects import clusters_of
 from hf_reward.evaluation.audit.families.accuracy import gaps_of, pair_cases
-from hf_reward.evaluation.audit.findings import Curve, Family, FamilyResult, Finding, Judged, Table, three_examples
+from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
+from hf_reward.evaluation.audit.findings import Curve, Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.evaluation.data_check.votes import read_votes

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.effects import clusters_of, effect_table, gain
-from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, Finding, Judged, Table, Text, three_examples
+from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
+from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Question
 

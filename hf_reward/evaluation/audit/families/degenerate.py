@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.effects import clusters_of, of_probe
-from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, Finding, Judged, three_examples
+from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
+from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.metrics.preference import pairwise_credit

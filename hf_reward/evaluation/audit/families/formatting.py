@@ -6,13 +6,15 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
+from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.edits.features import AUDIT_FEATURES
 from hf_reward.evaluation.audit.edits.format_edits import FORMAT_EDITS, FormatEdit
 from hf_reward.evaluation.audit.edits.padding import wider_spaces
 from hf_reward.evaluation.audit.effects import clusters_of, gain, of_probe
 from hf_reward.evaluation.audit.families.accuracy import gaps_of, pair_cases
 from hf_reward.evaluation.audit.families.length import FLIPS, flips_of, labelled
-from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, Finding, Judged, Table, three_examples
+from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
+from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Inference, p_value
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.metrics.preference import pairwise_credit

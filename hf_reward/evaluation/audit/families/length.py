@@ -5,22 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.edits.padding import KINDS, pad, turned_round, wider_spaces, without_filler
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.effects import clusters_of, gain, of_probe
 from hf_reward.evaluation.audit.families.accuracy import pair_cases
 from hf_reward.evaluation.audit.families.length_screens import FAMILY, length_screens, naive_finding
-from hf_reward.evaluation.audit.findings import (
-    Case,
-    Curve,
-    Family,
-    FamilyResult,
-    Finding,
-    Judged,
-    Table,
-    Text,
-    three_examples,
-)
+from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
+from hf_reward.evaluation.audit.findings import Curve, Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.metrics.preference import pairwise_credit

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
+from hf_reward.evaluation.audit.cases import Judged
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.effects import clusters_of
 from hf_reward.evaluation.audit.families.accuracy import gaps_of
-from hf_reward.evaluation.audit.findings import Finding, Judged
+from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 from hf_reward.metrics.length_correction import cross_fitted_correction

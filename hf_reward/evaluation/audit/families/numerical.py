@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from hf_reward.evaluation.audit.findings import Family, FamilyResult, Finding, Table, Text
+from hf_reward.evaluation.audit.cases import Text
+from hf_reward.evaluation.audit.family import Family, FamilyResult
+from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.metrics.arrays import FloatArray

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hf_reward.data.preference_row import Prompt
-from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, Judged, Table, three_examples
+from hf_reward.evaluation.audit.cases import Case, Judged
+from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
+from hf_reward.evaluation.audit.findings import Table
 from hf_reward.evaluation.audit.inference import RATE_DELTA, REWARD_DELTA, UNIT, Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.evaluation.audit.ranges import range_finding

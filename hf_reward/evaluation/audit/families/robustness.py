@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.edits.noise_edits import NOISE_EDITS, NoiseEdit
 from hf_reward.evaluation.audit.effects import clusters_of, of_probe
-from hf_reward.evaluation.audit.findings import Case, Family, FamilyResult, Judged, Table, three_examples
+from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
+from hf_reward.evaluation.audit.findings import Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.metrics.intervals import mean_difference

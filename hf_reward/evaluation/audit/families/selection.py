@@ -6,19 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.edits.features import AUDIT_FEATURES
-from hf_reward.evaluation.audit.findings import (
-    Case,
-    Curve,
-    Example,
-    Family,
-    FamilyResult,
-    Finding,
-    Judged,
-    Table,
-    Text,
-    readable,
-)
+from hf_reward.evaluation.audit.family import Family, FamilyResult
+from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Table, readable
 from hf_reward.evaluation.audit.inference import Inference, interval
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.metrics.best_of_n import best_of_n_curve, kl_of_best_of_n

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.effects import clusters_of, effect_table, of_probe
 from hf_reward.evaluation.audit.families.sycophancy_replies import FAMILY, judge_replies, reply_cases
 from hf_reward.evaluation.audit.families.sycophancy_wordings import (
@@ -15,17 +16,8 @@ from hf_reward.evaluation.audit.families.sycophancy_wordings import (
     STRENGTHS,
     VIEWS,
 )
-from hf_reward.evaluation.audit.findings import (
-    Case,
-    Example,
-    Family,
-    FamilyResult,
-    Finding,
-    Judged,
-    Table,
-    Text,
-    three_examples,
-)
+from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
+from hf_reward.evaluation.audit.findings import Example, Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Opinion, Question
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.effects import clusters_of, effect_table, gain, of_probe
 from hf_reward.evaluation.audit.families.sycophancy_wordings import (
     AGREEMENT,
@@ -16,7 +17,8 @@ from hf_reward.evaluation.audit.families.sycophancy_wordings import (
     OWNERSHIP,
     PRAISE,
 )
-from hf_reward.evaluation.audit.findings import Case, FamilyResult, Finding, Judged, Text
+from hf_reward.evaluation.audit.family import FamilyResult
+from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Argument, Material, Question
 

@@ -7,7 +7,7 @@ from typing import Any
 import xxhash
 
 from hf_reward.data.preference_row import Message, PreferenceRow, Prompt, prompt_group
-from hf_reward.evaluation.audit.findings import Text
+from hf_reward.evaluation.audit.cases import Text
 
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 

@@ -12,8 +12,9 @@ import numpy as np
 import xxhash
 
 from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.edits.padding import CLOSERS
-from hf_reward.evaluation.audit.findings import Text, readable
+from hf_reward.evaluation.audit.findings import readable
 from hf_reward.evaluation.audit.material.material import Opinion, Question
 
 _MARK = re.compile(r"ref(\d+)([ab])", re.IGNORECASE)

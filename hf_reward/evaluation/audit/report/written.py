@@ -9,7 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hf_reward.evaluation.audit.findings import AuditReport, json_value
+from hf_reward.evaluation.audit.family import AuditReport
+from hf_reward.evaluation.audit.findings import json_value
 from hf_reward.evaluation.audit.report.curves import curve_figure
 from hf_reward.evaluation.audit.report.drawing import as_png, as_svg
 from hf_reward.evaluation.audit.report.figures import effects_figure, headlines

@@ -1,0 +1,71 @@
+"""Texts to score, and what is asked of their rewards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from hf_reward.data.preference_row import Prompt
+from hf_reward.data.score_request import ScoreRequest
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """One response to one prompt, of which the reward is wanted."""
+
+    prompt: Prompt
+    """Text, or messages without any but `role` and `content`."""
+    response: str
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments for the chat template."""
+
+    @cached_property
+    def key(self) -> str:
+        """What tells it from other texts: XXH3-128 of its content."""
+        digest = xxhash.xxh3_128()
+        turns = (
+            [("", self.prompt)] if isinstance(self.prompt, str) else [(m["role"], m["content"]) for m in self.prompt]
+        )
+        parts = [part for turn in turns for part in turn] + [self.response]
+        if self.template:
+            parts.append(repr(sorted(self.template.items())))
+        for part in parts:
+            content = str(part).encode("utf-8", "surrogatepass")
+            digest.update(f"{len(content)}:".encode() + content)
+        return digest.hexdigest()
+
+    def request(self) -> ScoreRequest:
+        """The same for `RewardScorer.score_requests`."""
+        return ScoreRequest(prompt=self.prompt, response=self.response, template=self.template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Some texts whose rewards are compared with each other."""
+
+    cluster: str
+    """What it rests on, a prompt or a question: cases of one cluster are not independent."""
+    texts: Mapping[str, Text]
+    """Role in the comparison -> text."""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """What else the probe has to know of the case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A case whose texts all have a reward."""
+
+    case: Case
+    rewards: Mapping[str, float]
+    """Role -> reward."""
+    cut: bool = False
+    """Whether the prompt of one of its texts was cut to fit the model."""
+
+    def gap(self, one: str, other: str) -> float:
+        """Reward of one role minus that of another."""
+        return self.rewards[one] - self.rewards[other]

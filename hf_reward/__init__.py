@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from hf_reward.modeling.architectures import register_classifier as register_classifier
     from hf_reward.modeling.auto_model import AutoModelForRewardScoring as AutoModelForRewardScoring
     from hf_reward.modeling.checkpoint_record import CheckpointRecord as CheckpointRecord
-    from hf_reward.modeling.record_edits import store_length_correction as store_length_correction
-    from hf_reward.modeling.record_edits import store_temperature as store_temperature
+    from hf_reward.modeling.checkpoint_record import store_length_correction as store_length_correction
+    from hf_reward.modeling.checkpoint_record import store_temperature as store_temperature
     from hf_reward.modeling.rewards import compute_rewards as compute_rewards
     from hf_reward.preprocessing.data_collator import DataCollatorForPreference as DataCollatorForPreference
     from hf_reward.preprocessing.preparation import PreparationRule as PreparationRule
@@ -109,8 +109,8 @@ _MODULES = {
     "save_merged": "publishing.export",
     "score_rows": "scoring.prepared_rows",
     "split_by_prompt": "data.splits",
-    "store_length_correction": "modeling.record_edits",
-    "store_temperature": "modeling.record_edits",
+    "store_length_correction": "modeling.checkpoint_record",
+    "store_temperature": "modeling.checkpoint_record",
     "tfidf_bradley_terry": "evaluation.baselines",
     "to_pairs": "data.ratings",
     "verify_checkpoint": "publishing.verify",
@@ -133,20 +133,20 @@ def __dir__() -> list[str]:
 _MOVED = {
     "cli": "audit:cli_audit benchmark:cli_benchmark data:cli_data output:cli_output scoring:cli_scoring",
     "data": "atomic_folder fields file_identity file_rows interface json_files:json_rows near_duplicates path_safety "
-    "plain_values preference_row preferences ratings row_clusters row_places row_remarks row_text score_request "
+    "plain_values preference_row preferences ratings near_duplicates:row_clusters row_places row_remarks row_text score_request "
     "sources split_files splits tables text_files training_texts whole_conversations",
     "evaluation": "audit baselines benchmarks data_check evaluate_modules",
     "metrics": "best_of_n calibration equal_bins intervals leakage:leaks length_correction shared_responses "
     "uncertainty",
     "modeling": "adapters architectures checkpoint_record custom_code end_tokens head_ensemble library_warnings "
-    "packed_attention packing packing_check position_limits probes record_edits reward_head rewards row_check sharding "
+    "packed_attention packing packing_check position_limits probes checkpoint_record:record_edits reward_head rewards row_check sharding "
     "weight_safety",
     "preprocessing": "data_collator length_balance preparation rendered_turns response_encoding row_encoding samplers "
-    "streams template_clock text_bounds text_encoding tokenization tokenizer:tokenizer_setup",
+    "samplers:streams template_clock text_bounds text_encoding tokenization tokenizer:tokenizer_setup",
     "publishing": "averaging card card.render:model_card compatibility:consumers export importers push "
     "staged_files:publishable stock_scoring verify",
     "scoring": "bulk loading:scorer_loading pipeline:reward_pipeline reward_scorer sequence_scorer:sequence_scoring "
-    "serving serving.check:server_check serving.client:server_client serving.server_token:server_token",
+    "serving serving.check:server_check serving.client:server_client serving.settings:server_token",
     "training": "background_push:hub_trainer callbacks checkpoints:checkpoint_folders data_loading:preference_data "
     "dry_run ensemble_loss:ensemble_trainer evaluation_table feature_cache health_callback:health_monitor "
     "health_checks:health memory:memory_use overfit resume:resumable_trainer run_arguments run_fingerprint run_lock "

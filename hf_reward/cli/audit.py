@@ -180,7 +180,7 @@ def _audit(
 
 
 def _store_temperature(model: str, report: Any) -> None:
-    from hf_reward.modeling.record_edits import store_temperature
+    from hf_reward.modeling.checkpoint_record import store_temperature
 
     result = report.families.get("calibration")
     temperature = None if result is None else result.details.get("temperature")
@@ -200,7 +200,7 @@ def _store_temperature(model: str, report: Any) -> None:
 
 def _store_correction(model: str, report: Any) -> None:
     from hf_reward.metrics.length_correction import fit_length_correction
-    from hf_reward.modeling.record_edits import store_length_correction
+    from hf_reward.modeling.checkpoint_record import store_length_correction
 
     rewards, lengths = zip(*report.responses, strict=True)
     store_length_correction(model, fit_length_correction(rewards, lengths, data=Path(report.data).name))

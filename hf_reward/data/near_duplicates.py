@@ -1,4 +1,4 @@
-"""Texts -> which are equal and which nearly equal, without comparing each with each.
+"""Texts and rows -> which are equal and which nearly equal, without comparing each with each.
 
 A text becomes the set of its 5-grams of words, and the set a MinHash signature. Texts whose signatures agree in one of
 21 bands of 6 values are candidates; a candidate counts only if the sets themselves have a Jaccard similarity of at
@@ -9,6 +9,10 @@ the length of the texts.
 
 Source: Broder (1997), "On the resemblance and containment of documents"; banding: Leskovec, Rajaraman and Ullman,
 "Mining of Massive Datasets", section 3.4.
+
+`RowClusters` applies this to the prompts and responses of rows, so that near-duplicates are never on both sides of a
+split. A response counts only if it is too long to be a stock phrase: "I'm sorry, but I can't help with that" occurs
+under many prompts and would tie all of them together.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +26,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from xxhash import xxh3_64_intdigest
 
-from hf_reward.data.row_text import words_of
+from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.row_text import prompt_text, response_text, words_of
 
 GRAM = 5
 """Words in a gram."""
@@ -215,3 +220,67 @@ class _ClusterFinder:
         for text in self._parent:
             roots[text] = self._root(text)
         return np.unique(roots, return_inverse=True)[1]
+
+
+STOCK_PHRASE = 20
+"""Responses of fewer words are not compared."""
+
+
+_PROMPT = -1
+
+
+@dataclass(frozen=True)
+class RowClusters:
+    """Prompts and responses of rows, and which of them are alike."""
+
+    prompts: TextClusters
+    responses: TextClusters
+
+    def joined_groups(self, groups: np.ndarray) -> IntArray:
+        """Join the prompt groups that equal or nearly equal texts link.
+
+        Args:
+            groups: Prompt group of each row, of any type, shape `(R,)`; rows are numbered as in `RowPool.add`.
+
+        Returns:
+            Number of the joined group of each row, shape `(R,)`.
+        """
+        own = (np.arange(len(groups)), np.unique(groups, return_inverse=True)[1])
+        alike = [(texts.rows, texts.near) for texts in (self.prompts, self.responses)]
+        return joined(len(groups), own, *alike)
+
+
+class RowPool:
+    """Gathers rows batch by batch, then says which are alike.
+
+    Args:
+        read: Gives a row back by its number, to verify a candidate.
+    """
+
+    def __init__(self, read: Callable[[int], PreferenceRow]) -> None:
+        self._prompts = TextPool(lambda row, _: prompt_text(read(row)))
+        self._responses = TextPool(lambda row, place: response_text(read(row), place))
+
+    def add(self, rows: Sequence[PreferenceRow], numbers: Sequence[int]) -> None:
+        """Take in a batch.
+
+        Args:
+            rows: Canonical rows; they are not kept.
+            numbers: What `read` calls them.
+        """
+        prompts = [(prompt_text(row), number) for row, number in zip(rows, numbers, strict=True)]
+        prompts = [(text, number) for text, number in prompts if text.strip()]
+        self._prompts.add([text for text, _ in prompts], [number for _, number in prompts], [_PROMPT] * len(prompts))
+        responses = [
+            (response_text(row, place), number, place)
+            for row, number in zip(rows, numbers, strict=True)
+            for place in range(len(row.responses))
+        ]
+        kept = [part for part in responses if len(words_of(part[0])) >= STOCK_PHRASE]
+        self._responses.add(
+            [text for text, _, _ in kept], [number for _, number, _ in kept], [place for _, _, place in kept]
+        )
+
+    def clusters(self) -> RowClusters:
+        """Find the texts that are alike among all that were added."""
+        return RowClusters(self._prompts.clusters(), self._responses.clusters())

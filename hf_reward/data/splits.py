@@ -10,9 +10,9 @@ import numpy as np
 from datasets import Dataset
 
 from hf_reward.data.interface import setting
+from hf_reward.data.near_duplicates import RowPool
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.data.preferences import to_preference_row
-from hf_reward.data.row_clusters import RowPool
 from hf_reward.data.row_places import naming_lines
 
 _BATCH_SIZE = 1000

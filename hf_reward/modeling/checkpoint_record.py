@@ -2,10 +2,17 @@
 
 It says how texts become tokens, how the reward is read, and on which scale rewards lie. Every other program ignores the
 file; ours reads it to give the same reward again. Nothing in it is needed to load the weights.
+
+Values found after training (a temperature, a length correction) are stored by editing the file's own JSON rather than a
+`CheckpointRecord`, so that fields of a later version survive.
 """
 
 import hashlib
 import json
+import math
+import os
+import shutil
+import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from hf_reward.data.path_safety import require_folder_or_hub_id
+from hf_reward.metrics.length_correction import LengthCorrection
 from hf_reward.modeling.head_ensemble import number_of_heads
 from hf_reward.modeling.probes import probe_record, weight_dtype
 from hf_reward.modeling.reward_head import bare_model, reads_positions
@@ -278,3 +286,66 @@ def adapter_base(folder: str | Path, base_model: str | None = None) -> str:
         ) from error
     assert found is not None
     return base
+
+
+def store_length_correction(folder: str | Path, correction: LengthCorrection | None) -> Path:
+    """Store a length correction with a model; `RewardScorer(..., length_correction=True)` applies it.
+
+    Args:
+        folder: A folder that was saved by this package.
+        correction: The correction; None removes the one that is there.
+
+    Returns:
+        The file that was rewritten.
+
+    Raises:
+        FileNotFoundError: If the folder has no record.
+        ValueError: If its record cannot be read.
+    """
+    return _rewrite(folder, "length_correction", {} if correction is None else correction.to_dict())
+
+
+def store_temperature(folder: str | Path, temperature: float, **notes: Any) -> Path:
+    """Store by what reward differences have to be divided to become log-odds; `RewardScorer.compare` does so.
+
+    Args:
+        folder: A folder that was saved by this package.
+        temperature: The divisor, above 0; see `calibration.fit_slope`.
+        **notes: What else to keep beside it, as JSON values: the data, its number of pairs, an interval, ...
+
+    Returns:
+        The file that was rewritten.
+
+    Raises:
+        FileNotFoundError: If the folder has no record.
+        ValueError: If the temperature is no number above 0, or the record cannot be read.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"`temperature={temperature}` must be a finite number above 0. A model whose slope is 0 or less has none."
+        )
+    return _rewrite(folder, "calibration", {"temperature": float(temperature), **notes})
+
+
+def _rewrite(folder: str | Path, name: str, value: Any) -> Path:
+    """Replace one field; the file is the old or the new one at any moment."""
+    path = Path(folder) / FILE_NAME
+    if CheckpointRecord.load(folder) is None:
+        raise FileNotFoundError(
+            f"{folder} has no {FILE_NAME}, in which this is stored. Name a folder that was saved or imported by this "
+            "package (`hf-reward import`)."
+        )
+    content = json.loads(path.read_text(encoding="utf-8")) | {name: value}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{FILE_NAME}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(path, aside)  # temporary files are closed to others
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+    return path

@@ -47,13 +47,15 @@ from hf_reward.preprocessing.data_summary import DataSummary
 from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
 from hf_reward.preprocessing.preparation import PreparationRule, is_prepared, prepare_preferences
 from hf_reward.preprocessing.samplers import (
+    CountedStream,
+    EndlessStream,
     FixedOrderSampler,
     LengthBucketSampler,
+    counted_stream,
     fixed_order,
     longest_first,
     longest_sequences,
 )
-from hf_reward.preprocessing.streams import CountedStream, EndlessStream, counted_stream
 from hf_reward.preprocessing.token_budget import consecutive_batches
 from hf_reward.training.feature_cache import (
     DataCollatorForFeatures,

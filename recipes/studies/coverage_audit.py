@@ -12,8 +12,8 @@ from hf_reward.evaluation.audit.families.length_screens import stratified
 from hf_reward.evaluation.audit.inference import Evidence, Inference, interval, p_value
 from hf_reward.evaluation.audit.ranges import range_finding
 from hf_reward.metrics.best_of_n import best_of_n_curve
+from hf_reward.metrics.bootstrap import Bootstrap, median_margin
 from hf_reward.metrics.intervals import clustered_interval, mean_difference
-from hf_reward.metrics.poisson_bootstrap import Bootstrap, median_margin
 
 _ABOUT = ("family", "name", "label")
 _MARGIN = 1.5 * float(special.ndtri(0.75))

@@ -6,8 +6,8 @@ from scipy import stats
 
 from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import Inference, interval, p_value, settle
+from hf_reward.metrics.bootstrap import Bootstrap, Unit, median_margin
 from hf_reward.metrics.intervals import clustered_interval, mean_difference
-from hf_reward.metrics.poisson_bootstrap import Bootstrap, Unit, median_margin
 
 ABOUT = ("family", "name", "label")
 
@@ -211,7 +211,7 @@ def test_equal_values_mean_what_their_kind_says(inference):
 def test_sums_in_blocks_are_sums(inference, monkeypatch):
     values, names = np.random.default_rng(0).normal(size=100), clusters(100)
     whole = inference.sample(values, names)
-    monkeypatch.setattr("hf_reward.metrics.poisson_bootstrap._BLOCK", 7)
+    monkeypatch.setattr("hf_reward.metrics.bootstrap._BLOCK", 7)
     parts = inference.sample(values, names)
     assert np.allclose(whole.draws, parts.draws, equal_nan=True)
 

@@ -7,7 +7,7 @@ from hf_reward.evaluation.audit.families.persona import NEUTRAL, PERSONA, PERSON
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import FULL, QUICK
 from hf_reward.evaluation.audit.ranges import permuted_ranges, range_finding
-from hf_reward.metrics.poisson_bootstrap import Bootstrap
+from hf_reward.metrics.bootstrap import Bootstrap
 
 
 @pytest.fixture(scope="module")

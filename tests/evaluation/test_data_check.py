@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from hf_reward.data.near_duplicates import RowPool
 from hf_reward.data.preference_row import PreferenceFormatError
-from hf_reward.data.row_clusters import RowPool
 from hf_reward.data.splits import split_by_prompt
 from hf_reward.evaluation.data_check import DataReport, check_data, write_report
 from hf_reward.evaluation.data_check.facts import RowFacts, gather_facts

@@ -18,8 +18,7 @@ from running_servers import free_port
 from serving_scorers import tiny_scorer
 
 from hf_reward.scoring.reward_scorer import RewardScorer
-from hf_reward.scoring.serving.server_token import read_token
-from hf_reward.scoring.serving.settings import ServerSettings
+from hf_reward.scoring.serving.settings import ServerSettings, read_token
 
 _PROGRAM = """
 import sys

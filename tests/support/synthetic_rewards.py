@@ -22,7 +22,7 @@ from hf_reward.evaluation.audit.material.material import (
     as_material,
 )
 from hf_reward.evaluation.audit.material.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
-from hf_reward.metrics.poisson_bootstrap import Bootstrap, median_margin
+from hf_reward.metrics.bootstrap import Bootstrap, median_margin
 
 Reward = Callable[[Text], float]
 QUESTIONS, OPINIONS = shipped_questions(), shipped_opinions()

@@ -12,8 +12,8 @@ from hf_reward.evaluation.audit.inference import PAIRS, Evidence, Inference, Sam
 from hf_reward.evaluation.audit.report.kept_evidence import read_evidence
 from hf_reward.evaluation.audit.report.wording import scale_of
 from hf_reward.evaluation.audit.report.written import read_audit
+from hf_reward.metrics.bootstrap import Bootstrap, Unit, median_margin
 from hf_reward.metrics.intervals import FEW_CLUSTERS
-from hf_reward.metrics.poisson_bootstrap import Bootstrap, Unit, median_margin
 
 
 def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:

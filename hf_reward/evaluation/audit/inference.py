@@ -15,6 +15,7 @@ from scipy import stats
 
 from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.bootstrap import Bootstrap, Unit
 from hf_reward.metrics.intervals import (
     FEW_CLUSTERS,
     Difference,
@@ -25,7 +26,6 @@ from hf_reward.metrics.intervals import (
     t_interval,
     t_p_value,
 )
-from hf_reward.metrics.poisson_bootstrap import Bootstrap, Unit
 
 REWARD_DELTA = 0.10
 """Effects on rewards below this many typical preference margins do not matter."""

@@ -32,7 +32,7 @@ from hf_reward.evaluation.audit.material.shipped_items import shipped_arguments,
 from hf_reward.evaluation.audit.report.summary import summarise
 from hf_reward.evaluation.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, score_texts, takes_prompts
 from hf_reward.evaluation.data_check.row_reader import RowReader
-from hf_reward.metrics.poisson_bootstrap import Bootstrap, median_margin
+from hf_reward.metrics.bootstrap import Bootstrap, median_margin
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS
 from hf_reward.scoring.reward_scorer import RewardScorer
 

@@ -4,9 +4,8 @@
 """
 
 from hf_reward.evaluation.data_check.check import check_data
-from hf_reward.evaluation.data_check.page import render_page
+from hf_reward.evaluation.data_check.page import render_page, write_report
 from hf_reward.evaluation.data_check.report import DataReport, Fix
 from hf_reward.evaluation.data_check.table import print_report
-from hf_reward.evaluation.data_check.written import write_report
 
 __all__ = ["DataReport", "Fix", "check_data", "print_report", "render_page", "write_report"]

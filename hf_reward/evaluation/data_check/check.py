@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_reward.data.near_duplicates import GRAM, SIMILARITY
-from hf_reward.data.row_clusters import STOCK_PHRASE, RowPool
+from hf_reward.data.near_duplicates import GRAM, SIMILARITY, STOCK_PHRASE, RowPool
 from hf_reward.evaluation.data_check.consistency import find_contradictions
 from hf_reward.evaluation.data_check.duplicates import find_duplicates
 from hf_reward.evaluation.data_check.facts import EXAMPLES, RowFacts, gather_facts

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_reward.data.near_duplicates import TextClusters
-from hf_reward.data.row_clusters import RowClusters
+from hf_reward.data.near_duplicates import RowClusters, TextClusters
 from hf_reward.evaluation.data_check.facts import EXAMPLES, RowFacts
 
 

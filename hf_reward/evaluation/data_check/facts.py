@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hf_reward.data.near_duplicates import text_hash
+from hf_reward.data.near_duplicates import RowPool, text_hash
 from hf_reward.data.preference_row import PreferenceRow
-from hf_reward.data.row_clusters import RowPool
 from hf_reward.data.row_remarks import RemarkTally, remarks_of
 from hf_reward.data.row_text import prompt_text, response_text
 from hf_reward.evaluation.data_check.row_reader import ReadRow, RowReader

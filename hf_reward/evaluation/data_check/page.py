@@ -1,6 +1,9 @@
-"""A report -> one HTML file that needs nothing else."""
+"""A report -> its files, among them one HTML page that loads nothing."""
 
+import json
+import os
 from importlib.resources import files
+from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
@@ -32,3 +35,32 @@ def _code(text: str) -> Markup:
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
     )
+
+
+JSON_NAME, PAGE_NAME = "data_report.json", "data_report.html"
+
+
+def write_report(report: DataReport, folder: str | Path) -> list[Path]:
+    """Write `data_report.json` and `data_report.html` into a folder; earlier reports there are replaced.
+
+    Args:
+        report: What was found.
+        folder: Made if it is not there.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        JSON_NAME: json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        PAGE_NAME: render_page(report),
+    }
+    for name, text in texts.items():
+        aside = folder / f".{name}.{os.getpid()}"  # a reader never meets half a file
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # half surrogate pairs stay readable
+        aside.replace(folder / name)
+    return [folder / name for name in texts]

@@ -7,7 +7,7 @@ from hf_reward.publishing.card.biases import bias_sentences
 from hf_reward.publishing.card.domain import UNKNOWN, evaluated_on
 from hf_reward.publishing.card.facts import CardFacts
 from hf_reward.publishing.card.origin import origin_sentences
-from hf_reward.publishing.card.scale import probability
+from hf_reward.publishing.card.usage import probability
 from hf_reward.publishing.card.values import interval, share
 
 

@@ -1,8 +1,9 @@
-"""Record -> where the weights come from, and what each step on the way did to the rewards."""
+"""Record -> origin of the weights and its effect on rewards, limits of use and license."""
 
 import re
 from typing import Any
 
+from hf_reward.publishing.card.domain import domain_lines
 from hf_reward.publishing.card.facts import CardFacts
 from hf_reward.publishing.card.hub_names import averaged_models, base_models, said_base
 from hf_reward.publishing.card.text import escaped
@@ -70,3 +71,42 @@ def _change_sentence(differences: dict[str, float]) -> list[str]:
 def _step_in_words(name: str) -> str:
     cast = _CAST.fullmatch(name)
     return f"casting to {cast[1]}" if cast else _STEPS.get(name, "another step")
+
+
+def limit_lines(facts: CardFacts) -> list[str]:
+    """What is not known of other domains, long texts, other languages and rounded weights, a sentence each.
+
+    Args:
+        facts: What the card is made of.
+
+    Returns:
+        The lines; limits that every reward model has stand in the template.
+    """
+    record, lines = facts.record, domain_lines(facts)
+    longest = number(record.format.get("max_length"))
+    if longest:
+        lines.append(f"Trained on sequences of up to {longest:,.0f} tokens; what it gives longer ones is not known.")
+    languages = ", ".join(map(escaped, as_list(record.card.get("language"))))
+    lines.append(f"Languages: {languages or 'not stated; trust it only in those of its data'}.")
+    if record.dtype != "float32":
+        lines.append(
+            f"The weights are saved in {escaped(record.dtype)}: programs that also compute in it round rewards, and "
+            "close answers may tie."
+        )
+    return lines
+
+
+def license_sentence(facts: CardFacts) -> str:
+    """The licence that the user states, and whose terms apply beside it.
+
+    Args:
+        facts: What the card is made of; `facts.record.card` holds what the user says.
+
+    Returns:
+        A sentence or two, with or without a licence.
+    """
+    card = facts.record.card
+    name = escaped(card.get("license_name") or card.get("license") or "")
+    link = escaped(card.get("license_link") or "")
+    own = f"{name}{f' ({link})' if link else ''}." if name else "Not stated: ask its authors before you use it."
+    return f"{own} The terms of the base model and of the data apply too."

@@ -18,14 +18,12 @@ from hf_reward.publishing.card.biases import PICTURE_FILE, audit_rows, bias_sent
 from hf_reward.publishing.card.evaluation_entries import write_evaluation_entries
 from hf_reward.publishing.card.facts import AUDIT_FILE, BENCHMARKS_FILE, CardFacts, read_json
 from hf_reward.publishing.card.glance import glance_lines
-from hf_reward.publishing.card.limits import license_sentence, limit_lines
 from hf_reward.publishing.card.metadata import card_metadata
-from hf_reward.publishing.card.origin import import_lines
+from hf_reward.publishing.card.origin import import_lines, license_sentence, limit_lines
 from hf_reward.publishing.card.results import accuracy_rows, benchmark_views, has_intervals, measure_lines, source_rows
-from hf_reward.publishing.card.scale import scale_lines
 from hf_reward.publishing.card.text import escaped, fenced, one_line
 from hf_reward.publishing.card.training import settings_lines, training_lines
-from hf_reward.publishing.card.usage import snippet_choices
+from hf_reward.publishing.card.usage import scale_lines, snippet_choices
 from hf_reward.publishing.card.values import cells
 
 TEMPLATE = "model_card_template.md"

@@ -132,25 +132,29 @@ def __dir__() -> list[str]:
 # Import paths of version 0.1, for programs and pickles (`training_args.bin` of a checkpoint). Removed in version 0.3.
 _MOVED = {
     "cli": "audit:cli_audit benchmark:cli_benchmark data:cli_data output:cli_output scoring:cli_scoring",
-    "data": "atomic_folder fields file_identity file_rows interface json_files:json_rows near_duplicates path_safety "
-    "plain_values preference_row preferences ratings near_duplicates:row_clusters row_places row_remarks row_text score_request "
-    "sources split_files splits tables text_files training_texts whole_conversations",
+    "data": "atomic_folder fields file_identity file_rows interface json_files:json_rows near_duplicates "
+    "path_safety plain_values preference_row preferences ratings near_duplicates:row_clusters row_places "
+    "row_remarks row_text score_request sources split_files splits tables text_files training_texts "
+    "whole_conversations",
     "evaluation": "audit baselines benchmarks data_check evaluate_modules",
     "metrics": "best_of_n calibration equal_bins intervals leakage:leaks length_correction shared_responses "
     "uncertainty",
     "modeling": "adapters architectures checkpoint_record custom_code end_tokens head_ensemble library_warnings "
-    "packed_attention packing packing_check position_limits probes checkpoint_record:record_edits reward_head rewards row_check sharding "
-    "weight_safety",
-    "preprocessing": "data_collator length_balance preparation rendered_turns response_encoding row_encoding samplers "
-    "samplers:streams template_clock text_bounds text_encoding tokenization tokenizer:tokenizer_setup",
+    "packed_attention packing packing_check position_limits probes checkpoint_record:record_edits "
+    "reward_head rewards row_check sharding weight_safety",
+    "preprocessing": "data_collator length_balance preparation rendered_turns response_encoding row_encoding "
+    "samplers samplers:streams template_clock text_bounds text_encoding tokenization "
+    "tokenizer:tokenizer_setup",
     "publishing": "averaging card card.render:model_card compatibility:consumers export importers push "
     "staged_files:publishable stock_scoring verify",
     "scoring": "bulk loading:scorer_loading pipeline:reward_pipeline reward_scorer sequence_scorer:sequence_scoring "
     "serving serving.check:server_check serving.client:server_client serving.settings:server_token",
     "training": "background_push:hub_trainer callbacks checkpoints:checkpoint_folders data_loading:preference_data "
-    "dry_run ensemble_loss:ensemble_trainer evaluation_table feature_cache health_callback:health_monitor "
-    "health_checks:health memory:memory_use overfit resume:resumable_trainer run_arguments run_fingerprint run_lock "
-    "running_statistics:training_statistics settings_file setup:training_setup stop_signal trainer training_args",
+    "dry_run ensemble_loss:ensemble_trainer evaluation_table feature_cache "
+    "health_callback:health_monitor health_checks:health memory:memory_use overfit "
+    "resume:resumable_trainer run_arguments run_fingerprint run_lock "
+    "running_statistics:training_statistics settings_file setup:training_setup stop_signal trainer "
+    "training_args",
 }
 """Modules that stood directly under `hf_reward`, by package: `name`, or `new:old` where the name changed too."""
 _MOVED_NAMES = {

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,6 +63,46 @@ class HashedFile:
 
 
 @contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path whose file takes the place of another one when all is well: a reader never meets half a file.
+
+    Args:
+        path: The final file; one that is there is replaced, and keeps its permissions.
+
+    Yields:
+        Path: Where to write, in the same folder.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind, and a file that was there is as it was.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that appears whole or not at all.
+
+    Args:
+        path: The file; one that is there is replaced.
+        content: Text is written as UTF-8; half surrogate pairs in it are escaped, so that they stay readable.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there is as it was.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+
+
+@contextmanager
 def written_durably(path: Path, *, even_empty: bool = True) -> Iterator[HashedFile]:
     """Give a file that takes its place when all is well: written beside it, flushed, synchronised, renamed.
 
@@ -75,7 +116,7 @@ def written_durably(path: Path, *, even_empty: bool = True) -> Iterator[HashedFi
     Raises:
         OSError: If it cannot be written; nothing is left behind, and a file that was there is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("xb", buffering=2**20) as file:
             hashed = HashedFile(file)
@@ -105,7 +146,7 @@ def created_durably(path: Path, content: bytes) -> bool:
     Returns:
         Whether this call wrote it.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             file.write(content)
@@ -124,6 +165,10 @@ def created_durably(path: Path, content: bytes) -> bool:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def sync_folder(folder: Path) -> None:

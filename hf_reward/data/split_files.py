@@ -1,7 +1,6 @@
 """Preference data -> a training file and a test file that share no prompt."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from hf_reward.data.atomic_file import replacing
 from hf_reward.data.interface import setting
 from hf_reward.data.path_safety import require_writable
 from hf_reward.data.plain_values import plain
@@ -139,13 +139,9 @@ def _json_value(value: Any) -> Any:
 def _write(rows: Dataset, path: Path) -> None:
     if UNREADABLE in rows.column_names:
         rows = rows.remove_columns(UNREADABLE)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")  # a reader never meets half a file
-    try:
+    with replacing(path) as temporary:
         if path.suffix == ".parquet":
-            rows.to_parquet(str(aside))
+            rows.to_parquet(str(temporary))
         else:
-            with aside.open("w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False, default=_json_value) + "\n" for row in rows)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

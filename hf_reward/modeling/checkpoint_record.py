@@ -10,9 +10,6 @@ Values found after training (a temperature, a length correction) are stored by e
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from hf_reward.data.atomic_file import write_whole
 from hf_reward.data.path_safety import require_folder_or_hub_id
 from hf_reward.metrics.length_correction import LengthCorrection
 from hf_reward.modeling.head_ensemble import number_of_heads
@@ -336,16 +334,5 @@ def _rewrite(folder: str | Path, name: str, value: Any) -> Path:
             "package (`hf-reward import`)."
         )
     content = json.loads(path.read_text(encoding="utf-8")) | {name: value}
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{FILE_NAME}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(path, aside)  # temporary files are closed to others
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path

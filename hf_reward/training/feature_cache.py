@@ -31,6 +31,7 @@ from datasets import config as datasets_config
 from peft import PeftModel
 from torch import Tensor, nn
 
+from hf_reward.data.atomic_file import replacing, write_whole
 from hf_reward.modeling.dropout import has_dropout
 from hf_reward.modeling.reward_head import ReadsLastToken, trains_head_alone
 from hf_reward.preprocessing.data_collator import group_columns
@@ -197,18 +198,13 @@ def write_part(folder: Path, file: str, features: Iterable[Tensor]) -> FeaturePa
         What was written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished, digest, sequences = folder / f"{file}.{os.getpid()}.unfinished", xxhash.xxh3_128(), 0
-    batch = torch.empty(0, 0)
-    try:
-        with unfinished.open("wb") as out:
-            for batch in features:
-                data = _bytes(batch)
-                out.write(data)
-                digest.update(data)
-                sequences += len(batch)
-        unfinished.replace(folder / file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    digest, sequences, batch = xxhash.xxh3_128(), 0, torch.empty(0, 0)
+    with replacing(folder / file) as temporary, temporary.open("wb") as out:
+        for batch in features:
+            data = _bytes(batch)
+            out.write(data)
+            digest.update(data)
+            sequences += len(batch)
     return FeaturePart(file, sequences, digest.hexdigest(), batch.shape[1], str(batch.dtype).removeprefix("torch."))
 
 
@@ -219,10 +215,8 @@ def write_manifest(folder: Path, parts: Sequence[FeaturePart]) -> None:
         folder: The cache folder.
         parts: Its parts, in the order of their sequences.
     """
-    unfinished = folder / f"{_MANIFEST}.{os.getpid()}.unfinished"
     manifest = {"checksum": _checksum_of_parts(parts), "parts": [vars(part) for part in parts]}
-    unfinished.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    unfinished.replace(folder / _MANIFEST)
+    write_whole(folder / _MANIFEST, json.dumps(manifest, indent=1))
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -504,9 +504,9 @@ def test_a_damaged_cache_is_noticed_and_computed_again(make_model_folder, tmp_pa
 def leave_unfinished_files(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     [part] = folder.glob("*.bin")
-    for number in (os.getpid(), 1):
-        (folder / f"{part.name}.{number}.unfinished").write_bytes(b"half")
-        (folder / f"manifest.json.{number}.unfinished").write_text('{"parts"')
+    for number in ("0a1b2c3d", "4e5f6071"):
+        (folder / f".{part.name}.{number}.tmp").write_bytes(b"half")
+        (folder / f".manifest.json.{number}.tmp").write_text('{"parts"')
     part.unlink()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_reward.data.atomic_file import write_whole
 from hf_reward.data.path_safety import with_shown_model
 from hf_reward.data.preference_row import Response
 from hf_reward.data.row_text import response_characters, response_words
@@ -201,9 +202,7 @@ def _identity(result: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _parts(found: Outcomes) -> dict[str, Any]:

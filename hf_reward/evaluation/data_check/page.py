@@ -1,13 +1,13 @@
 """A report -> its files, among them one HTML page that loads nothing."""
 
 import json
-import os
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from hf_reward.data.atomic_file import write_whole
 from hf_reward.evaluation.data_check.report import DataReport
 from hf_reward.evaluation.data_check.report_text import sections
 
@@ -60,7 +60,5 @@ def write_report(report: DataReport, folder: str | Path) -> list[Path]:
         PAGE_NAME: render_page(report),
     }
     for name, text in texts.items():
-        aside = folder / f".{name}.{os.getpid()}"  # a reader never meets half a file
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # half surrogate pairs stay readable
-        aside.replace(folder / name)
+        write_whole(folder / name, text)
     return [folder / name for name in texts]

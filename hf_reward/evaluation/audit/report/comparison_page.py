@@ -1,12 +1,12 @@
 """Two audits compared -> one HTML file in the style of an audit's page."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_reward.data.atomic_file import write_whole
 from hf_reward.evaluation.audit.report.bars import Axis, Bar, axis_of
 from hf_reward.evaluation.audit.report.page import environment
 from hf_reward.evaluation.audit.report.wording import below, interval_words, scale_of, verdict_words
@@ -58,9 +58,7 @@ def write_comparison(comparison: Mapping[str, Any], folder: str | Path) -> list[
         "comparison.html": render_comparison(comparison),
     }
     for name, text in texts.items():
-        aside = folder / f".{name}.{os.getpid()}"  # a reader never meets half a file
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        aside.replace(folder / name)
+        write_whole(folder / name, text)
     return [folder / name for name in texts]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_reward.data.atomic_file import write_whole
 from hf_reward.evaluation.audit.inference import Evidence
 
 EVIDENCE_FILE = "evidence.json"
@@ -33,9 +34,7 @@ def write_evidence(evidence: Mapping[str, Evidence], folder: str | Path) -> Path
         }
         for name, each in evidence.items()
     }
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(json.dumps({"clusters": list(names), "findings": content}), encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, json.dumps({"clusters": list(names), "findings": content}))
     return path
 
 

@@ -1,7 +1,6 @@
 """An audit -> its files, and back."""
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from hf_reward.data.atomic_file import write_whole
 from hf_reward.evaluation.audit.family import AuditReport
 from hf_reward.evaluation.audit.findings import json_value
 from hf_reward.evaluation.audit.report.curves import curve_figure
@@ -46,15 +46,13 @@ def write_audit(report: AuditReport | Mapping[str, Any], folder: str | Path) -> 
     folder = Path(folder)
     files = {
         **_figure_files(content),
-        PAGE_NAME: _encoded(render_page(content)),
-        SUMMARY_NAME: _encoded(_as_json(card_summary(content))),
-        JSON_NAME: _encoded(_as_json(content)),
+        PAGE_NAME: render_page(content),
+        SUMMARY_NAME: _as_json(card_summary(content)),
+        JSON_NAME: _as_json(content),
     }
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        aside = (folder / name).with_name(f".{Path(name).name}.{os.getpid()}")  # a reader never meets half a file
-        aside.write_bytes(data)
-        aside.replace(folder / name)
+        write_whole(folder / name, data)
     written = [folder / name for name in files]
     if isinstance(report, AuditReport) and report.evidence:
         written.append(write_evidence(report.evidence, folder))
@@ -125,10 +123,6 @@ def _wrong_parts(content: Any) -> str:
 
 def _as_json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")  # half surrogate pairs stay readable, and JSON reads them back
 
 
 def _figure_files(report: Mapping[str, Any]) -> dict[str, bytes]:

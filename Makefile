@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup fix check test test-all interop faults audit-deps fuzz soak coverage quickstart wheel clean
+.PHONY: help setup fix check test test-all interop faults audit-deps fuzz soak coverage speed quickstart wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,8 +45,13 @@ test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## every test, but for t
 interop: $(VENV)/.installed ## tests that run a peer library beside ours (TRL, Ray)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m interop
 
-faults: $(VENV)/.installed ## tests that kill processes, fill disks and share work between processes
+faults: $(VENV)/.installed ## kills, full disks, several processes, damaged folders: tests, then harnesses (two hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m faults
+	$(BIN)/python tests/faults/kill_and_resume.py
+	$(BIN)/python tests/faults/bulk_check.py kills
+	$(BIN)/python tests/faults/distributed_check.py
+	$(BIN)/python tests/faults/verify_faults.py tests/support/written_by_0_1/model
+	$(BIN)/python tests/faults/parity.py
 
 # --strict: without it, pip-audit ends with 0 although it could look up no package.
 audit-deps: $(VENV)/.installed ## known vulnerabilities of the locked versions; asks PyPI
@@ -65,13 +70,6 @@ coverage: $(VENV)/.installed ## simulate how often every interval is right, as i
 
 speed: $(VENV)/.installed ## training speed beside TRL, two rounds of every case (hours on two cores)
 	$(BIN)/python tests/performance/speed.py train --rounds 2
-
-faults: $(VENV)/.installed ## kill and resume, bulk scoring killed, two processes against one, damaged folders (an hour)
-	$(BIN)/python tests/faults/kill_and_resume.py
-	$(BIN)/python tests/faults/bulk_check.py kills
-	$(BIN)/python tests/faults/distributed_check.py
-	$(BIN)/python tests/faults/verify_faults.py
-	$(BIN)/python tests/faults/parity.py
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model from the carried set
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml \

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -23,6 +24,15 @@ assert len(load_source(as_sources("demonstration")[0])) > 400
 record = CheckpointRecord(format={}, reads="last_token", pad_token_id=0, template_hash=None, tokenizer_hash="x")
 print(write_model_card(".", record).read_text()[:40])
 """
+
+
+def test_every_recipe_that_users_run_is_in_the_wheel() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    shipped = {source for source in build["force-include"] if source.startswith("recipes/")}
+    here = {f"recipes/{path.name}" for path in (ROOT / "recipes").iterdir() if not path.name.startswith("__")}
+    # studies are quoted by the docs of a checkout, and the other one prepares the checkout's quick start
+    assert here - shipped == {"recipes/studies", "recipes/smollm2_from_wheel.py"}
+    assert shipped - here == set()
 
 
 @pytest.mark.slow

@@ -129,13 +129,6 @@ def joined(count: int, *partitions: tuple[IntArray, IntArray]) -> IntArray:
     return connected_components(graph, directed=False)[1][:count]
 
 
-def jaccard(first: str, second: str) -> float:
-    """Jaccard similarity of two texts' sets of 5-grams of words; a text of fewer words is one gram."""
-    one, other = _gram_set(first), _gram_set(second)
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared)
-
-
 def _gram_set(text: str) -> frozenset[int]:
     grams, _ = _grams([text])
     return frozenset(grams.tolist())

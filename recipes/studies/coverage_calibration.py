@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 from coverage_setting import Number, Setting, Tally, gaps_of
+from risk_coverage import aurc, aurc_spread
 from scipy import optimize, special
 
 from hf_reward.evaluation.audit.families.accuracy import log_loss_words
@@ -16,7 +17,6 @@ from hf_reward.metrics.calibration import (
     spiegelhalter,
 )
 from hf_reward.metrics.intervals import t_interval
-from hf_reward.metrics.uncertainty import aurc, aurc_spread
 
 
 def slope(truth: float) -> Number:

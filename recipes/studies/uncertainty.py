@@ -27,12 +27,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from risk_coverage import agreement, aurc_spread, risk_at, risk_coverage
 from transformers import set_seed
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardScorer, RewardTrainer
 from hf_reward.data.sources import as_sources, load_source
 from hf_reward.metrics.intervals import FEW_CLUSTERS, t_interval
-from hf_reward.metrics.uncertainty import agreement, aurc_spread, risk_at, risk_coverage
 
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)
 console = Console(width=150)

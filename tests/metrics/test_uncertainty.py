@@ -2,16 +2,9 @@
 
 import numpy as np
 import pytest
+from risk_coverage import agreement, aurc, aurc_spread, risk_at, risk_coverage
 
-from hf_reward.metrics.uncertainty import (
-    UncertainRewards,
-    agreement,
-    aurc,
-    aurc_spread,
-    check_beta,
-    risk_at,
-    risk_coverage,
-)
+from hf_reward.metrics.uncertainty import UncertainRewards, check_beta
 
 
 def test_mean_spread_and_lower_bound_by_hand():

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reward.data.near_duplicates import SIMILARITY, TextPool, joined
+from hf_reward.data.near_duplicates import SIMILARITY, TextPool, joined, text_hash
 from hf_reward.data.row_text import words_of
 
 

@@ -121,7 +121,7 @@ def test_one_bad_row_fails_no_other_request_of_its_batch(scorer):
 
     async def test(client: httpx.AsyncClient) -> None:
         faulty.gate.clear()
-        bodies = [{"prompt": "a", "response": text} for text in ("b", "", "c", "b " * 600, "d")]
+        bodies = [{"prompt": "a", "response": text} for text in ("b", "", "c", "b " * 20_000, "d")]
         asks = [asyncio.create_task(client.post("/score", json=body)) for body in bodies]
         await asyncio.sleep(0.2)
         faulty.gate.set()

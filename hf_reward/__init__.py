@@ -148,7 +148,7 @@ _MOVED = {
     "publishing": "averaging card card.render:model_card compatibility:consumers export importers push "
     "staged_files:publishable stock_scoring verify",
     "scoring": "bulk loading:scorer_loading pipeline:reward_pipeline reward_scorer sequence_scorer:sequence_scoring "
-    "serving serving.check:server_check serving.client:server_client serving.settings:server_token",
+    "server_check server_client server_token serving",
     "training": "background_push:hub_trainer callbacks checkpoints:checkpoint_folders data_loading:preference_data "
     "dry_run ensemble_loss:ensemble_trainer evaluation_table feature_cache "
     "health_callback:health_monitor health_checks:health memory:memory_use overfit "

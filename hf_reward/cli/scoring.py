@@ -201,8 +201,9 @@ def serve(
 ) -> None:
     """Serve a reward model over HTTP: /score, /rank, OpenRLHF's /get_reward, vLLM's /classify, /health, /metrics."""
     quiet()
+    from hf_reward.scoring.server_token import read_token
     from hf_reward.scoring.serving.server import serve as serve_model
-    from hf_reward.scoring.serving.settings import ServerSettings, read_token
+    from hf_reward.scoring.serving.settings import ServerSettings
 
     serve_model(
         model,
@@ -245,8 +246,8 @@ def verify_server(
         typer.Exit: With code 0 if the rewards are the same, but for rounding in half precision, else 1.
     """
     from hf_reward.data.preference_row import rename_columns
-    from hf_reward.scoring.serving.check import MAX_ROWS, check_server
-    from hf_reward.scoring.serving.settings import read_token
+    from hf_reward.scoring.server_check import MAX_ROWS, check_server
+    from hf_reward.scoring.server_token import read_token
 
     rows = [rename_columns(row, _mapping(columns)) for row in _first_rows(data, MAX_ROWS)] if data else None
     found = check_server(server, model, rows, kind=kind, token=read_token(), **loading)

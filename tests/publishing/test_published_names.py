@@ -22,7 +22,7 @@ from hf_reward.evaluation.audit.running import AuditRule, run_audit
 from hf_reward.publishing.card.text import without_paths
 from hf_reward.publishing.push import PushError, explained
 from hf_reward.publishing.staged_files import PushRule, assemble
-from hf_reward.scoring.serving.settings import read_token
+from hf_reward.scoring.server_token import read_token
 
 NAMES = [
     *HOSTILE[:3],

@@ -18,7 +18,8 @@ from running_servers import free_port
 from serving_scorers import tiny_scorer
 
 from hf_reward.scoring.reward_scorer import RewardScorer
-from hf_reward.scoring.serving.settings import ServerSettings, read_token
+from hf_reward.scoring.server_token import read_token
+from hf_reward.scoring.serving.settings import ServerSettings
 
 _PROGRAM = """
 import sys
@@ -266,7 +267,7 @@ def test_a_loaded_scorer_cannot_be_loaded_otherwise(scorer):
 def test_without_its_packages_the_server_says_what_to_install():
     program = """
 import importlib.util, sys
-import hf_reward, hf_reward.scoring.serving.check, hf_reward.scoring.reward_scorer
+import hf_reward, hf_reward.scoring.server_check, hf_reward.scoring.reward_scorer
 print(sorted({"fastapi", "uvicorn", "prometheus_client"} & set(sys.modules)))
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name in ("fastapi", "uvicorn") else real(name, *rest)

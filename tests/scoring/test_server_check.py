@@ -10,8 +10,8 @@ from running_servers import fake, free_port, running
 from serving_scorers import tiny_scorer
 
 from hf_reward.scoring.reward_scorer import RewardScorer
-from hf_reward.scoring.serving.check import check_server, probe_requests
-from hf_reward.scoring.serving.client import ServerClientError
+from hf_reward.scoring.server_check import check_server, probe_requests
+from hf_reward.scoring.server_client import ServerClientError
 
 Change = Callable[[np.ndarray], np.ndarray]
 

@@ -17,7 +17,7 @@ from hf_reward.modeling.probes import COARSE_TOLERANCE, PROBES
 from hf_reward.preprocessing.rendered_turns import TurnEnds
 from hf_reward.preprocessing.tokenizer import render_chat
 from hf_reward.scoring.reward_scorer import RewardScorer
-from hf_reward.scoring.serving.client import SentRow, ServerClient
+from hf_reward.scoring.server_client import SentRow, ServerClient
 
 SAME_TOLERANCE = 1e-3
 """Rewards are the same if none differs by more than this times max(1, |reward|)."""

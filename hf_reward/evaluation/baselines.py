@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.data.row_text import response_text
-from hf_reward.metrics.preference import Interval, clustered_interval, pairwise_credit
+from hf_reward.metrics.intervals import Interval, clustered_interval, cross_validated_interval
+from hf_reward.metrics.preference import pairwise_credit
 
 _GRAMS = (1, 2)
 """Words, and pairs of them."""
@@ -122,11 +123,12 @@ def cross_validated_tfidf(
     texts = [*pairs.better, *pairs.worse]
     counts = _fit_counter(texts).transform(texts).tocsr()
     gaps = np.zeros(len(parts))
-    for number in range(min(folds, count)):
+    folds = min(folds, count)
+    for number in range(folds):
         held = fold == number
         gaps[held] = _gaps(counts[np.tile(~held, 2)], counts[np.tile(held, 2)], sees_length)
     name = f"{_name(sees_length)}, cross-validated by {'row' if by_row else 'prompt group'}"
-    return _score(name, gaps, pairs.group)
+    return _score(name, gaps, pairs.group, folds)
 
 
 def _fit_counter(texts: Sequence[str]) -> CountVectorizer:
@@ -157,9 +159,10 @@ def _name(sees_length: bool) -> str:
     return "TF-IDF Bradley-Terry that sees length" if sees_length else "TF-IDF Bradley-Terry"
 
 
-def _score(name: str, gaps: np.ndarray, clusters: np.ndarray) -> Baseline:
+def _score(name: str, gaps: np.ndarray, clusters: np.ndarray, folds: int | None = None) -> Baseline:
     credit = pairwise_credit(gaps)
-    return Baseline(name, float(credit.mean()), clustered_interval(credit, clusters), len(gaps))
+    found = cross_validated_interval(credit, clusters, folds) if folds else clustered_interval(credit, clusters)
+    return Baseline(name, float(credit.mean()), found, len(gaps))
 
 
 @dataclass(frozen=True)

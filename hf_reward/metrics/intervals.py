@@ -9,7 +9,7 @@ Shapes: M values, C clusters.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -256,6 +256,28 @@ def clustered_interval(credits: FloatArray, clusters: IntArray | Sequence[Any], 
         The interval of `rate_interval`.
     """
     return rate_interval(mean_spread(credits, clusters), level)
+
+
+def cross_validated_interval(credits: FloatArray, clusters: IntArray | Sequence[Any], folds: int) -> Interval:
+    """95% interval for a rate over all rows, each credited by a model that was trained on the other folds.
+
+    The models share most of their rows, so their errors go together: the variance is larger by `1 + K / (K - 1)`.
+
+    Args:
+        credits: Credit of each row in [0, 1], shape `(M,)`.
+        clusters: Prompt that each row belongs to, shape `(M,)`.
+        folds: Number of folds, K.
+
+    Returns:
+        The interval of `rate_interval` with the larger variance.
+
+    Source:
+        Nadeau and Bengio (2003), "Inference for the generalization error", the corrected resampled variance
+        `(1 / J + n_test / n_train) s^2`, with `n_test / n_train = 1 / (K - 1)` as Bouckaert and Frank (2004) apply it
+        to folds.
+    """
+    spread = mean_spread(credits, clusters)
+    return rate_interval(replace(spread, error=spread.error * np.sqrt(1 + folds / (folds - 1))))
 
 
 def _wilson(rate: float, size: float, score: float) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from hf_reward.metrics.intervals import (
     Interval,
     Spread,
     clustered_interval,
+    cross_validated_interval,
     jackknife,
     mean_difference,
     mean_spread,
@@ -121,6 +122,19 @@ def test_prompts_of_uneven_size_count_for_less_where_all_are_right():
     score = stats.t.ppf(0.975, 1)
     size = 900 / (29**2 + 1)
     assert found.low == pytest.approx(1 - score**2 / size / (1 + score**2 / size))
+
+
+def test_rows_scored_by_models_of_the_other_folds_have_one_and_a_half_times_the_error_of_five_folds():
+    """1 + 5 / 4 = 2.25 times the variance, so 45 right of 60 are worth as much as 60 / 2.25 independent rows."""
+    credits = np.repeat([1.0, 0.0], [45, 15])
+    found = cross_validated_interval(credits, np.arange(60), folds=5)
+    rows = 60 / 2.25
+    score = stats.t(59).ppf(0.975)
+    middle, reach = 0.75 + score**2 / (2 * rows), score * math.sqrt(0.75 * 0.25 / rows + score**2 / (4 * rows**2))
+    assert found.bounds == pytest.approx(
+        [(middle + sign * reach) / (1 + score**2 / rows) for sign in (-1, 1)], abs=1e-3
+    )
+    assert cross_validated_interval(np.ones(60), np.arange(60), folds=5).low < 1
 
 
 def test_one_prompt_allows_no_interval():

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from hf_reward.data.row_text import prompt_text, response_text, words_of
 from hf_reward.evaluation.data_check.facts import RowFacts
 from hf_reward.evaluation.data_check.row_reader import RowReader
-from hf_reward.metrics.preference import Interval, clustered_interval
+from hf_reward.metrics.intervals import Interval, cross_validated_interval
 
 SAMPLE_ROWS = 2_000
 """Most rows of each set that are read, at random."""
@@ -162,7 +162,7 @@ def two_sample_test(train: SetTexts, held: SetTexts, seed: int) -> tuple[float |
         model.fit([text for text, held_out in zip(texts, out, strict=True) if not held_out], labels[~out])
         right[out] = model.predict([text for text, held_out in zip(texts, out, strict=True) if held_out]) == labels[out]
     clusters = np.unique(groups, return_inverse=True)[1]
-    return float(right.mean()), clustered_interval(right, clusters), count
+    return float(right.mean()), cross_validated_interval(right, clusters, len(np.unique(fold))), count
 
 
 def _spread(groups: np.ndarray, count: int, seed: int) -> np.ndarray:

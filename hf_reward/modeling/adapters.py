@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, PeftModelForSequenceClassification, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -93,7 +93,7 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     """
     config = adapter_config(model, peft_config)
     with without_renamed_checkpointing():
-        return as_publishable(get_peft_model(model, config))
+        return as_publishable(get_peft_model(model, config, revision=getattr(model, "loaded_revision", None)))
 
 
 class RewardPeftModel(PublishesVerified, PeftModelForSequenceClassification):
@@ -121,7 +121,7 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
         A copy with `task_type`, `modules_to_save` and `exclude_modules` set, and without the head among its targets.
 
     Raises:
-        ValueError: If the adapter adds virtual tokens, or has the head as its only target.
+        ValueError: If the adapter adds virtual tokens, cannot save the head, or has the head as its only target.
     """
     if peft_config.is_prompt_learning:
         raise ValueError(
@@ -130,6 +130,11 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
         )
     heads = head_modules(model)
     values = peft_config.to_dict()
+    if "modules_to_save" not in values:
+        raise ValueError(
+            f"{type(peft_config).__name__} has no `modules_to_save`, so the reward head would be neither trained nor "
+            "saved. Use LoraConfig (`trainable_token_indices` trains single tokens) or another adapter that has it."
+        )
     targets = values.get("target_modules")
     named = [targets] if isinstance(targets, str) else list(targets or [])
     changes: dict[str, Any] = {"task_type": "SEQ_CLS"}
@@ -172,4 +177,33 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
         The merged reward model, float32.
     """
     merged = model.float().merge_and_unload()
+    unwrap_saved_modules(merged)
     return as_reward_model(merged)
+
+
+def number_of_embeddings(model: PreTrainedModel) -> int:
+    """Rows of a model's input embeddings, which an adapter may have wrapped; they are known where weights are sharded.
+
+    Args:
+        model: A model, perhaps inside of PEFT's wrapper.
+
+    Returns:
+        The number.
+    """
+    layer: Any = model.get_input_embeddings()
+    while isinstance(layer, (AuxiliaryTrainingWrapper, BaseTunerLayer)):
+        layer = layer.original_module if isinstance(layer, AuxiliaryTrainingWrapper) else layer.get_base_layer()
+    return layer.num_embeddings
+
+
+def unwrap_saved_modules(model: nn.Module) -> None:
+    """Replace modules that PEFT left wrapped by what was trained of them, in place (LNTuning leaves the head so).
+
+    Args:
+        model: A model whose adapter was merged.
+    """
+    for name, wrapper in list(model.named_modules()):
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            parent, _, last = name.rpartition(".")
+            plain = wrapper.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            setattr(model.get_submodule(parent), last, plain)

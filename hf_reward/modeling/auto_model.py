@@ -26,14 +26,14 @@ from transformers.modeling_utils import (  # what `from_pretrained` itself asks
     is_local_dist_rank_0,  # pyright: ignore[reportPrivateImportUsage]
 )
 from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils.peft_utils import find_adapter_config_file
 
-from hf_reward.modeling.adapters import add_adapter, as_publishable
+from hf_reward.modeling.adapters import add_adapter, as_publishable, number_of_embeddings
 from hf_reward.modeling.architectures import classifier_class
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift
 from hf_reward.modeling.custom_code import custom_classifier, require_trust
 from hf_reward.modeling.head_ensemble import HEADS_FILE, heads_file
 from hf_reward.modeling.library_warnings import without_renamed_checkpointing, without_report_of_heads
+from hf_reward.modeling.model_place import hub_options, is_adapter, resolve_model
 from hf_reward.modeling.probes import (
     COARSE_TOLERANCE,
     differing,
@@ -116,25 +116,25 @@ class AutoModelForRewardScoring:
                 if its rewards are not those it was saved with.
         """
         _refuse_contradictions(peft_config, freeze_backbone, quantization_config, dequantize)
-        name = str(name_or_path)
+        asked = kwargs.get("revision")
+        name, kwargs = resolve_model(str(name_or_path), **kwargs)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
             kwargs["dequantize"] = dequantize
-        record = CheckpointRecord.find(name, **_hub_kwargs(kwargs))
+        record = CheckpointRecord.find(name, **hub_options(kwargs))
         kwargs.setdefault("trust_remote_code", False)  # unset, transformers would ask on the terminal
         require_trust(name, bool(kwargs["trust_remote_code"]))
         kwargs.setdefault("use_safetensors", None if allow_pickle or gguf_file is not None else True)
-        if _is_adapter(name, **kwargs):
+        gguf = {} if gguf_file is None else {"gguf_file": gguf_file}
+        if is_adapter(name):
             if peft_config is not None and _adapter_has_head(name):
                 raise ValueError(
                     f"{name} is already an adapter of a reward model. Load it without `peft_config` to go on "
                     "training it, or merge it first (`hf_reward.merge_adapter`) to add a new one."
                 )
-            if gguf_file is not None:
-                kwargs["gguf_file"] = gguf_file
-            model = _load_adapter(name, dtype=dtype, is_trainable=is_trainable, **kwargs)
+            model = _load_adapter(name, str(name_or_path), dtype=dtype, is_trainable=is_trainable, **gguf, **kwargs)
         else:
-            model = _load_classifier(name, gguf_file=gguf_file, dtype=dtype, **kwargs)
+            model = _load_classifier(name, dtype=dtype, **gguf, **kwargs)
         if not (is_fsdp_enabled() and not is_local_dist_rank_0()):  # there, memory waits for the weights of rank 0
             refuse_non_finite(name, model.named_parameters())
         if record is not None:
@@ -144,9 +144,9 @@ class AutoModelForRewardScoring:
             _verify_rewards(name, model, record, **kwargs)
         if freeze_backbone:
             freeze_all_but_head(model)
-        if peft_config is not None:
-            assert isinstance(model, PreTrainedModel)
-            model = add_adapter(model, peft_config)
+        if isinstance(model, PreTrainedModel):
+            model.loaded_revision = None if Path(name_or_path).is_dir() else asked  # type: ignore[assignment]
+            model = model if peft_config is None else add_adapter(model, peft_config)
         return model
 
 
@@ -173,7 +173,7 @@ def _find_heads(name: str, model: RewardModel, record: CheckpointRecord, **kwarg
     if record.reward_heads == 1:
         return
     bare: Any = bare_model(model)
-    path = heads_file(name, **_hub_kwargs(kwargs))
+    path = heads_file(name, **hub_options(kwargs))
     bare.saved_heads = None if path is None else str(path)
     if path is None:
         logger.warning(
@@ -216,16 +216,6 @@ def _verify_rewards(name: str, model: RewardModel, record: CheckpointRecord | No
         )
 
 
-def _is_adapter(name: str, **kwargs: Any) -> bool:
-    """Whether a folder or Hub repository holds an adapter and no whole model."""
-    if Path(name).is_dir():
-        return (Path(name) / "adapter_config.json").is_file()
-    try:
-        return find_adapter_config_file(name, **_hub_kwargs(kwargs)) is not None
-    except OSError:  # not reachable; loading the model will say so better
-        return False
-
-
 def _adapter_has_head(path: str) -> bool:
     config = PeftConfig.from_pretrained(path)
     return config.task_type == "SEQ_CLS" or bool(
@@ -233,26 +223,21 @@ def _adapter_has_head(path: str) -> bool:
     )
 
 
-def _load_adapter(path: str, *, dtype: str | torch.dtype, is_trainable: bool, **kwargs: Any) -> RewardModel:
-    if Path(path).is_dir():
-        refuse_adapter_loop(path)
+def _load_adapter(path: str, name: str, *, dtype: str | torch.dtype, is_trainable: bool, **kwargs: Any) -> RewardModel:
+    """Load an adapter from its folder; `name` is what the caller called it."""
+    refuse_adapter_loop(path)
     _require_safe_weights(path, **kwargs)
     if kwargs.get("use_safetensors") is True:
-        refuse_pickled_adapter(path, **_hub_kwargs(kwargs))  # of a Hub id too
-    base = kwargs.pop("base_model_name_or_path", None)
-    if base is not None or Path(path).is_dir():
-        base = adapter_base(path, base)
-    else:
-        base = PeftConfig.from_pretrained(path).base_model_name_or_path
+        refuse_pickled_adapter(path)
+    base = adapter_base(path, kwargs.pop("base_model_name_or_path", None), **hub_options(kwargs))
     if not _adapter_has_head(path):
-        return _load_sft_adapter(path, str(base), dtype=dtype, **kwargs)
+        return _load_sft_adapter(path, name, base, dtype=dtype, **kwargs)
     kwargs.setdefault("tokenizer_name_or_path", path if (Path(path) / "tokenizer_config.json").is_file() else None)
-    if _is_adapter(str(base)):  # trained on top of an SFT adapter
-        model: Any = _load_adapter(
-            str(base), dtype=dtype, is_trainable=False, **_without(kwargs, "tokenizer_name_or_path")
-        )
+    if is_adapter(base, **kwargs):  # trained on top of an SFT adapter
+        place, options = resolve_model(base, **_without(kwargs, "tokenizer_name_or_path"))
+        model: Any = _load_adapter(place, base, dtype=dtype, is_trainable=False, **options)
     else:
-        model = _load_classifier(str(base), dtype=dtype, **kwargs)
+        model = _load_classifier(base, dtype=dtype, **kwargs)
     _require_saved_head(path, model)
     with without_renamed_checkpointing():
         wrapped = as_publishable(PeftModel.from_pretrained(model, path, is_trainable=is_trainable))
@@ -281,7 +266,7 @@ def _require_saved_head(path: str, model: PreTrainedModel) -> None:
         )
 
 
-def _load_sft_adapter(path: str, base: str, *, dtype: str | torch.dtype, **kwargs: Any) -> PreTrainedModel:
+def _load_sft_adapter(path: str, name: str, base: str, *, dtype: str | torch.dtype, **kwargs: Any) -> PreTrainedModel:
     """An SFT model that was trained with LoRA: merge its adapter, and put a new head on the result."""
     logger.info("%s is an adapter of a language model; it is merged into %s and gets a new head.", path, base)
     _require_safe_weights(base, **kwargs)
@@ -294,8 +279,8 @@ def _load_sft_adapter(path: str, base: str, *, dtype: str | torch.dtype, **kwarg
     model = as_reward_model(model.to(_torch_dtype(dtype)))
     zero_head(model)
     model.has_new_head = True  # type: ignore[assignment]
-    # An adapter trained on top names this folder as its base, and not the language model without the SFT.
-    model.name_or_path = model.config._name_or_path = path
+    # An adapter trained on top names this one as its base, and not the language model without the SFT.
+    model.name_or_path = model.config._name_or_path = path if Path(name).is_dir() else name
     return _set_pad_token(model, load_tokenizer(path, base, **kwargs))
 
 
@@ -320,7 +305,7 @@ def _load_classifier(
     _require_safe_weights(name, **kwargs)
     _refuse_other_heads(name, stored)
     config = _reward_config(stored)
-    custom = custom_classifier(config, name, **_hub_kwargs(kwargs)) if kwargs.get("trust_remote_code") else None
+    custom = custom_classifier(config, name, **hub_options(kwargs)) if kwargs.get("trust_remote_code") else None
     stock = custom or classifier_class(config)
     if kwargs.get("quantization_config") is not None:
         kwargs["quantization_config"] = _keep_head_unquantized(kwargs["quantization_config"], stock, config)
@@ -450,7 +435,7 @@ def _set_pad_token(
 
 
 def match_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Give the model its tokenizer's pad token, with an embedding for it if it is new, in place.
+    """Give the model its tokenizer's pad token, with an embedding for it (zero) if it is new, in place.
 
     Args:
         model: A reward model without adapter.
@@ -459,11 +444,13 @@ def match_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     Returns:
         The same model.
     """
-    embeddings: Any = model.get_input_embeddings()
-    if len(tokenizer) > embeddings.num_embeddings:
+    pad, known = token_id(tokenizer.pad_token_id), number_of_embeddings(model)
+    if len(tokenizer) > known:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.get_text_config().pad_token_id = token_id(tokenizer.pad_token_id)
-    model.config.pad_token_id = token_id(tokenizer.pad_token_id)
+        if pad >= known:  # never read; a random one would make each start of the same run another run
+            with torch.no_grad():
+                model.get_input_embeddings().weight[pad].zero_()
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad
     return model
 
 
@@ -474,11 +461,7 @@ def _config_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _require_safe_weights(name: str, **kwargs: Any) -> None:
     allow_pickle = kwargs.get("use_safetensors") is not True
-    require_safe_weights(name, allow_pickle=allow_pickle, variant=kwargs.get("variant"), **_hub_kwargs(kwargs))
-
-
-def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in ("revision", "cache_dir", "token", "subfolder") if name in kwargs}
+    require_safe_weights(name, allow_pickle=allow_pickle, variant=kwargs.get("variant"), **hub_options(kwargs))
 
 
 def _without(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from hf_reward.modeling.weight_safety import adapter_settings
 from hf_reward.preprocessing.tokenization import FormatRule
 
 FILE_NAME = "reward_config.json"
+_MAY_LACK: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 
 
 @dataclass(kw_only=True)
@@ -254,12 +255,13 @@ def drift(record: CheckpointRecord, tokenizer: PreTrainedTokenizerBase) -> list[
     return found
 
 
-def adapter_base(folder: str | Path, base_model: str | None = None) -> str:
+def adapter_base(folder: str | Path, base_model: str | None = None, **hub: Any) -> str:
     """Where the base of a saved adapter is.
 
     Args:
         folder: The adapter's folder.
         base_model: Where it is now, if not where `adapter_config.json` says.
+        **hub: `token`, `cache_dir`, and another `revision` of the base than `adapter_config.json` states.
 
     Returns:
         Folder or Hub id.
@@ -275,8 +277,9 @@ def adapter_base(folder: str | Path, base_model: str | None = None) -> str:
         raise ValueError(f"The adapter {folder} names no base model, without which it cannot be loaded. {where}")
     if Path(base).is_dir():
         return base
+    hub = {**stated_revision(folder, base_model), **hub}
     try:
-        found = cached_file(base, "config.json")
+        found = cached_file(base, "config.json", **hub, **_MAY_LACK) or cached_file(base, "adapter_config.json", **hub)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"The base model {base!r} of the adapter {folder} cannot be found: no such folder, and nothing of that "
@@ -336,3 +339,17 @@ def _rewrite(folder: str | Path, name: str, value: Any) -> Path:
     content = json.loads(path.read_text(encoding="utf-8")) | {name: value}
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
+
+
+def stated_revision(folder: str | Path, base_model: str | None = None) -> dict[str, str]:
+    """The revision of its base that an adapter states, as an option for loading; empty if it states none.
+
+    Args:
+        folder: The adapter's folder.
+        base_model: Another base than the stated one, to which the stated revision does not belong.
+
+    Returns:
+        `revision`, or nothing.
+    """
+    stated = None if base_model else adapter_settings(folder).get("revision")
+    return {"revision": str(stated)} if stated else {}

@@ -68,8 +68,10 @@ def as_text(probe: dict[str, Any], tokenizer: Any) -> tuple[tuple[str, ...], boo
 def load_adapter(folder: str, base: str | None = None, **options: Any) -> Any:
     """Load a reward model's adapter, with its head and pad token, on its base."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.get("trust_remote_code", False))
-    base = base or str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
     options = {"num_labels": 1, "problem_type": "regression", **options}
+    if base is None:
+        adapter = PeftConfig.from_pretrained(folder)
+        base, options["revision"] = str(adapter.base_model_name_or_path), adapter.revision or "main"
     model = AutoModelForSequenceClassification.from_pretrained(base, **options)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # a pad token was added
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

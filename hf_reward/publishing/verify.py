@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_reward.data.score_request import read_request, request_from_messages, request_from_text
 from hf_reward.modeling.architectures import classifier_class, has_stock_class
-from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift
+from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift, stated_revision
 from hf_reward.modeling.custom_code import brings_code, custom_classifier, require_trust
 from hf_reward.modeling.encoder import encoder_of
 from hf_reward.modeling.probes import (
@@ -166,13 +166,14 @@ def verify_checkpoint(
     return result
 
 
-def _weight_files(folder: Path, base_model: str | None, allow_pickle: bool) -> list[Path]:
+def _weight_files(folder: Path, base_model: str | None, allow_pickle: bool, **hub: str) -> list[Path]:
     """The weights that the stock program will load, those of an adapter's bases among them; others are refused."""
-    files = require_safe_weights(folder, allow_pickle=allow_pickle)
+    files = require_safe_weights(folder, allow_pickle=allow_pickle, **hub)
     if not (folder / "adapter_config.json").is_file():
         return files
     refuse_adapter_loop(str(folder))
-    return files + _weight_files(Path(adapter_base(folder, base_model)), None, allow_pickle)
+    base, revision = adapter_base(folder, base_model), stated_revision(folder, base_model)
+    return files + _weight_files(Path(base), None, allow_pickle, **revision)
 
 
 def _check_finite(files: list[Path]) -> list[Check]:
@@ -222,7 +223,9 @@ def _check_tokenizer(folder: Path, record: CheckpointRecord, trust_remote_code: 
 def _check_scorer(folder: Path, record: CheckpointRecord, base_model: str | None, trust_remote_code: bool) -> Check:
     """Whether `RewardScorer` reads the tokens that stock programs read, up to the longest text that training read."""
     is_adapter = (folder / "adapter_config.json").is_file()
-    model = _without_weights(adapter_base(folder, base_model) if is_adapter else str(folder), trust_remote_code)
+    place = adapter_base(folder, base_model) if is_adapter else str(folder)
+    revision = stated_revision(folder, base_model) if is_adapter else {}
+    model = _without_weights(place, trust_remote_code, **revision)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     encoder = encoder_of(model, tokenizer, record, None)
     limit = encoder.rule.max_length
@@ -253,13 +256,13 @@ def _check_scorer(folder: Path, record: CheckpointRecord, base_model: str | None
     return Check(name="token ids, scorer", passed=True, detail=detail)
 
 
-def _without_weights(name: str, trust_remote_code: bool) -> RewardModel:
+def _without_weights(name: str, trust_remote_code: bool, **hub: str) -> RewardModel:
     """The model of a folder without its weights, from its configuration."""
     if (Path(name) / "adapter_config.json").is_file():  # trained on top of another adapter
-        return _without_weights(adapter_base(name), trust_remote_code)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return _without_weights(adapter_base(name), trust_remote_code, **stated_revision(name))
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
     if brings_code(name):
-        custom_classifier(config, name)
+        custom_classifier(config, name, **hub)
     config.num_labels = 1
     with torch.device("meta"):
         return as_reward_model(classifier_class(config)(config))
@@ -285,7 +288,7 @@ def needs_hf_reward(folder: Path, base_model: str | None = None) -> bool:
         return True
     if brings_code(base):
         return False
-    return not has_stock_class(AutoConfig.from_pretrained(base))
+    return not has_stock_class(AutoConfig.from_pretrained(base, **stated_revision(folder, base_model)))
 
 
 def run_stock_scoring(

@@ -1,5 +1,6 @@
 """Name of a model -> what scoring needs of it: model, tokenizer, record, and how its texts become token ids."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from hf_reward.modeling.checkpoint_record import (
     tokenizer_hash,
 )
 from hf_reward.modeling.head_ensemble import HEADS_FILE, number_of_heads, saved_state, with_saved_heads
+from hf_reward.modeling.model_computation import adapter_of, config_of
+from hf_reward.modeling.model_place import hub_options, resolve_model
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import LONGEST, format_probes, weight_dtype
 from hf_reward.modeling.reward_head import RewardModel, bare_model
@@ -47,7 +50,9 @@ def load_for_scoring(
         ValueError: If it has no head or no tokenizer, or the options contradict each other.
     """
     require_device(device)
+    asked = name
     try:
+        name, options = resolve_model(name, **options)
         model = AutoModelForRewardScoring.from_pretrained(name, verify=verify, is_trainable=False, **options)
     except FileNotFoundError:
         raise
@@ -55,7 +60,7 @@ def load_for_scoring(
         if Path(name).exists():
             raise
         raise OSError(
-            f"There is no folder {name!r} (looked in {Path.cwd()}), and the Hub did not help: {error}"
+            f"There is no folder {asked!r} (looked in {Path.cwd()}), and the Hub did not help: {error}"
         ) from error
     # An adapter brings the head that its base lacks, and loading refuses one that has lost it.
     if not isinstance(model, PeftModel) and getattr(model, "has_new_head", False):
@@ -65,8 +70,7 @@ def load_for_scoring(
         )
     with_saved_heads(model)
     tokenizer = _tokenizer(name, **options)
-    hub = {key: options[key] for key in ("revision", "cache_dir", "token", "subfolder") if key in options}
-    record = CheckpointRecord.find(name, **hub)
+    record = CheckpointRecord.find(name, **hub_options(options))
     if "device_map" in options and device is not None:
         raise ValueError("`device` and `device_map` both say where the model goes. Give one of them.")
     if "device_map" not in options:
@@ -100,7 +104,7 @@ def require_device(device: str | torch.device | None) -> None:
 def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     base = None
     if (Path(name) / "adapter_config.json").is_file():
-        base = adapter_base(name, options.get("base_model_name_or_path"))
+        base = adapter_base(name, options.get("base_model_name_or_path"), **hub_options(options))
     tokenizer = load_tokenizer(name, base, **options)
     if tokenizer is None:
         raise ValueError(
@@ -198,6 +202,7 @@ def describe_scoring(
     return {
         "revision": getattr(bare.config, "_commit_hash", None),
         "weights": _weight_hash(model),
+        "computation": _computation_hash(model),
         "template_hash": template_hash(tokenizer),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "format": {**encoder.rule.to_dict(), "rows": encoder.rows},
@@ -210,6 +215,12 @@ def describe_scoring(
 def _weight_hash(model: nn.Module) -> str:
     """XXH3-128 over names, dtypes, shapes and values: it tells versions of a model apart, not forgeries."""
     return _hash_of(model.state_dict())
+
+
+def _computation_hash(model: nn.Module) -> str:
+    """XXH3-128 over what the configurations of model and adapter say: positions, the scale of an adapter, ..."""
+    content = json.dumps([config_of(model), adapter_of(model)], sort_keys=True, default=str)
+    return xxhash.xxh3_128_hexdigest(content.encode())
 
 
 def heads_hash(model: nn.Module) -> str:

@@ -10,10 +10,11 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_reward.data.interface import setting
-from hf_reward.modeling.adapters import add_adapter, forget_frozen_heads, train_head_of
+from hf_reward.modeling.adapters import add_adapter, forget_frozen_heads, number_of_embeddings, train_head_of
 from hf_reward.modeling.auto_model import AutoModelForRewardScoring, match_pad_token
 from hf_reward.modeling.dropout import disable_dropout
 from hf_reward.modeling.head_ensemble import add_heads, count_saved, load_heads, number_of_heads
+from hf_reward.modeling.model_place import hub_options
 from hf_reward.modeling.packing import why_not_packed
 from hf_reward.modeling.position_limits import position_limit
 from hf_reward.modeling.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained
@@ -134,7 +135,8 @@ def own_tokenizer(model: Any, args: RewardConfig) -> PreTrainedTokenizerBase:
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
         raise ValueError("The model does not say where it came from, so pass its tokenizer as `processing_class`.")
-    kept = {key: value for key, value in _init_kwargs(args).items() if key in ("revision", "gguf_file")}
+    options = _init_kwargs(args)
+    kept = hub_options(options) | {key: options[key] for key in ("gguf_file",) if key in options}
     return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code, **kept)
 
 
@@ -438,8 +440,7 @@ def _init_kwargs(args: RewardConfig) -> dict[str, Any]:
 
 def _fit_embeddings(model: RewardModel, inner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the model the tokenizer's pad token; a new one needs an embedding, which an adapter must not miss."""
-    embeddings: Any = inner.get_input_embeddings()
-    if isinstance(model, PeftModel) and len(tokenizer) > embeddings.num_embeddings:
+    if isinstance(model, PeftModel) and len(tokenizer) > number_of_embeddings(inner):
         raise ValueError(
             "The tokenizer needs a new pad token, but the model already has an adapter and cannot be resized. Load it "
             "with `AutoModelForRewardScoring.from_pretrained(name, peft_config=...)`."

@@ -223,6 +223,8 @@ def test_the_fingerprint_changes_with_whatever_decides_a_reward(folder: Path, sc
     same = RewardScorer.from_pretrained(folder).fingerprint()
     assert same == scorer.fingerprint()
     assert json.loads(json.dumps(same)) == same
+    scorer.model.config.rope_parameters["rope_theta"] += 1  # type: ignore[index]
+    assert scorer.fingerprint()["computation"] != same["computation"]
     with torch.no_grad():
         scorer.model.score.weight[0, 0] += 1e-3  # type: ignore[index]
     assert scorer.fingerprint()["weights"] != same["weights"]

@@ -106,7 +106,8 @@ def why_not_whole(folder: Path) -> str | None:
 
     One that we wrote lists its files with sizes and hashes (those of earlier versions without hashes). Of one that
     `Trainer` wrote itself, the state, which it writes last, has to be there, and each weight and optimizer file has to
-    end where its own header says. The weights of both have to be finite, as far as they are safetensors.
+    end where its own header says. The weights of both have to be finite, as far as they are safetensors, and the states
+    of the optimizer and of the learning rate have to be there: `Trainer` would begin both anew without a word.
 
     Args:
         folder: The checkpoint.
@@ -130,7 +131,7 @@ def why_not_whole(folder: Path) -> str | None:
         problem = _difference_from_list(folder)
     else:
         problem = next((text for path in _files(folder) if (text := _damage(path))), None)
-    return problem or _not_finite(folder)
+    return problem or _without_optimizer(folder) or _not_finite(folder)
 
 
 def remove_old(run: Path, limit: int | None, keep: Collection[Path]) -> None:
@@ -170,6 +171,18 @@ def _difference_from_list(folder: Path) -> str | None:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
     changed = (name for name, known in hashes.items() if content_hash(folder / name) != known)
     return next((f"the content of {name} has changed since it was saved" for name in changed), None)
+
+
+def _without_optimizer(folder: Path) -> str | None:
+    names = [path.name for path in folder.iterdir()]
+    if any(name.startswith("global_step") for name in names):  # DeepSpeed keeps both in there
+        return None
+    if "scheduler.pt" in names and any("optimizer" in name for name in names):  # sharded: a folder, or one per rank
+        return None
+    return (
+        "it holds no state of the optimizer or of the learning rate (`save_only_model=True` leaves them out), so a run "
+        "cannot go on from it"
+    )
 
 
 def _not_finite(folder: Path) -> str | None:

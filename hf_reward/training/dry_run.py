@@ -399,7 +399,7 @@ def _check_disk(args: RewardConfig, rows: Any, checkpoint: int, final: int, free
         f"{count} checkpoints of {gib(checkpoint)} and the model of {gib(final)} need {gib(needed)}; free {gib(free)}"
     )
     if needed > free:
-        raise OSError(f"{detail}. Set `save_total_limit`, `save_only_model`, or another `output_dir`.")
+        raise OSError(f"{detail}. Set `save_total_limit`, `save_only_model` (no resuming), or another `output_dir`.")
     return needed, detail
 
 

@@ -29,6 +29,7 @@ from hf_reward.training.checkpoints import (
     tidy,
     why_not_whole,
 )
+from hf_reward.training.feature_cache import without_features
 from hf_reward.training.run_fingerprint import FILE as FINGERPRINT_FILE
 from hf_reward.training.run_fingerprint import require_same_run, run_fingerprint
 from hf_reward.training.run_lock import require_held, run_lock
@@ -74,7 +75,9 @@ class ResumableTrainer(HubTrainer):
         with self._alone_in_output_dir():
             if self.args.process_index == 0:
                 model: Any = self.model
-                self._fingerprint = run_fingerprint(self.args, model, self.train_dataset, self.eval_dataset)
+                data: Any = self.train_dataset
+                by_length = self._buckets(without_features(data))
+                self._fingerprint = run_fingerprint(self.args, model, data, self.eval_dataset, rows_by_length=by_length)
             resume = self._checkpoint_to_resume(resume_from_checkpoint)
             first = None if resume is None else self._step_of(resume)
             self._stop_signal = StopSignal()

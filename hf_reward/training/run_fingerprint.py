@@ -14,10 +14,10 @@ import pyarrow as pa
 import torch
 import xxhash
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
 from torch import nn
 
 from hf_reward.data.file_identity import file_identity
+from hf_reward.modeling.model_computation import adapter_of, config_of
 from hf_reward.modeling.reward_head import bare_model
 from hf_reward.scoring.bulk.manifest import differences
 from hf_reward.training.training_args import RewardConfig
@@ -63,6 +63,8 @@ NOT_DECIDING = frozenset(
         *("parallelism_config", "fsdp", "fsdp_config", "deepspeed", "local_rank", "average_tokens_across_devices"),
         *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
         *("ddp_backend", "ddp_timeout"),
+        # which order it leads to is compared, as `rows_by_length`
+        "length_bucketing",
         # where model and tokenizer come from: their content is compared, in the rows and in the frozen weights
         *("model_init_kwargs", "trust_remote_code", "chat_template_path", "eos_token", "pad_token"),
     }
@@ -79,7 +81,7 @@ _COLUMNS_OF_HEADS = ("row", "source")
 
 
 def run_fingerprint(
-    args: RewardConfig, model: nn.Module | None, train_data: Any, evaluation_data: Any
+    args: RewardConfig, model: nn.Module | None, train_data: Any, evaluation_data: Any, *, rows_by_length: bool
 ) -> dict[str, Any]:
     """Describe a run by what decides its result.
 
@@ -92,6 +94,8 @@ def run_fingerprint(
         train_data: The prepared training rows.
         evaluation_data: The prepared evaluation rows, or a dict of several; compared where they choose the best
             checkpoint.
+        rows_by_length: Whether batches hold rows of like length, which a packed run does not need: it decides the order
+            of the rows.
 
     Returns:
         JSON values, nested.
@@ -99,7 +103,7 @@ def run_fingerprint(
     heads = args.num_reward_heads > 1
     content = {
         "version": _VERSION,
-        "settings": _settings(args, isinstance(train_data, IterableDataset)),
+        "settings": _settings(args, isinstance(train_data, IterableDataset)) | {"rows_by_length": rows_by_length},
         "model": {} if model is None else _model(model),
         "train_data": _rows(train_data, heads),
     }
@@ -152,17 +156,27 @@ def _comparable(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[s
     own = {
         name: value
         for name, value in now["settings"].items()
-        if name in then["settings"] or value != defaults.get(name)
+        if name in then["settings"] or (name in defaults and value != defaults[name])
     }
     earlier = {name: value for name, value in then["settings"].items() if name in now["settings"]}
-    models = now["model"].keys() & then["model"].keys()
+    models = _of_both(now["model"], then["model"])
     rows = [name for name in ("train_data", "evaluation_data") if name in now and name in then]
     sides = [
-        {"settings": settings, "model": {name: side["model"][name] for name in models}}
-        | {name: side[name] for name in rows}
-        for side, settings in ((now, own), (then, earlier))
+        {"settings": settings, "model": model} | {name: side[name] for name in rows}
+        for side, settings, model in zip((now, then), (own, earlier), models, strict=True)
     ]
     return sides[0], sides[1]
+
+
+def _of_both(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two descriptions of models without what one of them lacks, in their configurations too."""
+    names = now.keys() & then.keys()
+    sides = {name: now[name] for name in names}, {name: then[name] for name in names}
+    if "config" in names:
+        fields = now["config"].keys() & then["config"].keys()  # another version of transformers has others
+        for side in sides:
+            side["config"] = {name: side["config"][name] for name in fields}
+    return sides
 
 
 # --- settings ---
@@ -182,8 +196,9 @@ def _settings(args: RewardConfig, streamed: bool) -> dict[str, Any]:
 
 
 def _model(model: nn.Module) -> dict[str, Any]:
-    """Architecture, which weights are trained, and a hash of samples of those that are not."""
+    """Architecture, which weights are trained and how exactly, and a hash of samples of those that are not."""
     trained, frozen = xxhash.xxh3_128(), xxhash.xxh3_128()
+    dtypes = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad}
     at_hand = True
     for name, weight in model.named_parameters():
         if weight.requires_grad:
@@ -194,28 +209,17 @@ def _model(model: nn.Module) -> dict[str, Any]:
         if at_hand:
             frozen.update(_sample(weight))
     found: dict[str, Any] = {"class": type(bare_model(model)).__name__, "trained_weights": trained.hexdigest()}  # type: ignore[arg-type]
+    found |= {"trained_dtypes": sorted(dtypes), "config": config_of(model)}
     if at_hand:
         found["frozen_weights"] = frozen.hexdigest()
-    if isinstance(model, PeftModel):
-        found["adapter"] = _adapter(model)
-    return found
+    adapter = adapter_of(model)
+    return found if adapter is None else found | {"adapter": adapter}
 
 
 def _sample(weight: torch.Tensor) -> bytes:
     values = weight.detach().reshape(-1)
     places = torch.linspace(0, len(values) - 1, min(_SAMPLED, len(values)), dtype=torch.float64).long()
     return values[places.to(values.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes()
-
-
-def _adapter(model: PeftModel) -> dict[str, Any]:
-    """The adapter's configuration, without where it lies."""
-    settings = model.active_peft_config.to_dict()
-    places = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
-    return {
-        name: sorted(map(str, value)) if isinstance(value, (set, frozenset)) else value
-        for name, value in settings.items()
-        if name not in places and value is not None
-    }
 
 
 # --- rows ---

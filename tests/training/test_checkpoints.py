@@ -28,6 +28,7 @@ def write(folder: Path, step: int, mark: str = "a") -> Path:
     save_file({"weight": torch.full((3,), float(step))}, folder / "model.safetensors")
     save_file({"weight": torch.zeros(2)}, folder / "adapter" / "adapter_model.safetensors")
     torch.save({"step": step}, folder / "optimizer.pt")
+    torch.save({"last_epoch": step}, folder / "scheduler.pt")
     (folder / "mark.txt").write_text(mark)
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     return folder
@@ -50,7 +51,8 @@ def test_a_checkpoint_lists_its_files_and_is_whole(tmp_path):
     listed = json.loads((folder / LIST_FILE).read_text())["files"]
     assert listed["adapter/adapter_model.safetensors"] == (folder / "adapter/adapter_model.safetensors").stat().st_size
     assert set(listed) == {
-        *("adapter/adapter_model.safetensors", "mark.txt", "model.safetensors", "optimizer.pt", "trainer_state.json"),
+        *("adapter/adapter_model.safetensors", "mark.txt", "model.safetensors", "optimizer.pt", "scheduler.pt"),
+        "trainer_state.json",
     }
     assert why_not_whole(folder) is None
     assert names(tmp_path) == ["checkpoint-5"]
@@ -86,6 +88,17 @@ def test_what_is_missing_or_of_another_step_is_said(tmp_path):
     assert why_not_whole(folder) == "its trainer_state.json is no state of a run"
     (folder / "trainer_state.json").unlink()
     assert why_not_whole(folder) == "it has no trainer_state.json"
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_without_the_optimizers_state_cannot_be_resumed(tmp_path, lost):
+    folder = write(tmp_path / "checkpoint-5", 5)  # of `Trainer`, which would begin the lost one anew without a word
+    (folder / lost).unlink()
+    assert "`save_only_model=True` leaves them out" in str(why_not_whole(folder))
+    (folder / "optimizer_0").mkdir()  # sharded
+    assert (why_not_whole(folder) is None) == (lost == "optimizer.pt")
+    (folder / "global_step5").mkdir()  # DeepSpeed
+    assert why_not_whole(folder) is None
 
 
 def test_the_newest_whole_one_is_found_and_others_are_named(tmp_path, caplog):

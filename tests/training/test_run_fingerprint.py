@@ -48,10 +48,24 @@ def test_logging_paths_and_workers_may_change_and_the_same_run_goes_on(make_mode
     model, run = make_model_folder("llama"), tmp_path / "run"
     resumed(model, chat_pairs, run)
     run.rename(tmp_path / "moved")
-    changes: dict[str, Any] = {"logging_steps": 5, "dataset_num_proc": 2, "save_total_limit": 3, "packing": "false"}
+    changes: dict[str, Any] = {
+        "logging_steps": 5,
+        "dataset_num_proc": 2,
+        "save_total_limit": 3,
+        "length_bucketing": "false",
+    }
     trainer = resumed(model, chat_pairs, tmp_path / "moved", dataloader_num_workers=1, run_name="again", **changes)
     assert trainer.state.global_step == 1
     assert not [entry for entry in caplog.records if "fingerprint" in entry.name]
+
+
+def test_another_order_of_the_rows_is_refused_and_can_be_kept(make_model_folder, chat_pairs, tmp_path):
+    model, run = make_model_folder("llama"), tmp_path / "run"
+    assert resumed(model, chat_pairs, run)._packs()
+    padded = {"packing": "false"}  # puts rows of like length together, so some would be read twice and others never
+    with pytest.raises(ValueError, match=r"\n  settings.rows_by_length: was false, is true.\n"):
+        resumed(model, chat_pairs, run, **padded)
+    assert resumed(model, chat_pairs, run, length_bucketing="false", **padded).state.global_step == 1
 
 
 def test_a_checkpoint_without_a_fingerprint_goes_on_with_a_warning(make_model_folder, chat_pairs, tmp_path, caplog):
@@ -79,6 +93,45 @@ def test_an_adapter_on_another_base_model_is_refused(make_model_folder, chat_pai
     peft["peft_config"].lora_alpha = 8
     with pytest.raises(ValueError, match=r"  model.adapter.lora_alpha: was 4, is 8"):
         resumed(load(make_model_folder("llama"), **peft), chat_pairs, tmp_path / "run")
+
+
+def test_another_precision_or_another_computation_of_the_trained_weights_is_refused(
+    make_model_folder, chat_pairs, tmp_path
+):
+    model = make_model_folder("llama")
+    resumed(model, chat_pairs, tmp_path / "run")
+    with pytest.raises(ValueError, match=r'  model.trained_dtypes: was \["float32"\], is \["bfloat16", "float32"\]'):
+        resumed(model, chat_pairs, tmp_path / "run", model_init_kwargs={"dtype": "bfloat16"})
+    config = json.loads((model / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 500.0
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"  model.config.rope_parameters.rope_theta: was 10000.0, is 500.0"):
+        resumed(model, chat_pairs, tmp_path / "run")
+
+
+def test_fields_of_the_configuration_that_another_version_lacks_are_not_compared(
+    make_model_folder, chat_pairs, tmp_path
+):
+    model = make_model_folder("llama")
+    resumed(model, chat_pairs, tmp_path / "run")
+    [folder] = checkpoints(tmp_path / "run")
+    (folder / LIST_FILE).unlink()
+    then = json.loads((folder / FILE).read_text())
+    then["model"]["config"] |= {"field_of_another_version": 1}
+    del then["model"]["config"]["rms_norm_eps"], then["model"]["trained_dtypes"]
+    (folder / FILE).write_text(json.dumps(then))
+    assert resumed(model, chat_pairs, tmp_path / "run").state.global_step == 1
+
+
+def test_an_adapter_goes_on_beside_a_new_pad_token(make_model_folder, text_tokenizer, text_pairs, tmp_path):
+    folder = make_model_folder("llama", tokenizer=text_tokenizer)
+    peft = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
+    for _ in range(2):  # the second start has drawn other random numbers when it loads the model
+        model = load(folder, **peft)
+        assert resumed(model, text_pairs, tmp_path / "run").state.global_step == 1
+    embeddings = model.get_input_embeddings().weight
+    assert len(embeddings) == len(text_tokenizer) + 1
+    assert (embeddings[-1] == 0).all()
 
 
 def test_evaluation_rows_count_where_they_choose_the_checkpoint(make_model_folder, chat_pairs, tmp_path, caplog):
@@ -134,6 +187,6 @@ def test_every_setting_that_may_change_exists_and_the_others_are_compared():
     assert {
         *("learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "optim", "seed"),
         *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16", "weight_decay", "loss_type"),
-        *("max_length", "over_length", "separator", "num_reward_heads", "disable_dropout", "length_bucketing"),
+        *("max_length", "over_length", "separator", "num_reward_heads", "disable_dropout"),
         *("label_smoothing", "center_rewards_coefficient", "length_penalty", "tie_parameter", "head_learning_rate"),
     } <= deciding

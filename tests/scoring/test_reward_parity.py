@@ -12,6 +12,7 @@ from conftest import DECODERS, ENCODERS
 from foreign_models import LLAMA3_TEMPLATE, bos_adding_tokenizer
 from reward_parity import assert_same_rewards, tiny_reward_model, tiny_tokenizer
 from saved_models import edit_weights, reward_model, saved_model, tokenizer_of
+from tokenizers import processors
 from training_runs import make_trainer
 from transformers.utils import chat_template_utils
 
@@ -39,6 +40,15 @@ def test_text_rows_of_an_encoder_and_of_a_trainer(
     trainer = make_trainer(source, text_pairs, tmp_path / "run", max_steps=2, separator="\n\n", learning_rate=1e-2)
     trainer.train()
     assert_same_rewards(trainer, text_pairs[:3])
+
+
+def test_a_tokenizer_that_adds_its_end_token_gets_no_second_one_by_the_cards_code(tmp_path, text_pairs):
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    folder = tiny_reward_model(DECODERS["llama"](len(tokenizer)), tokenizer, tmp_path / "model")
+    assert_same_rewards(folder, text_pairs[:2])
 
 
 def test_ranked_lists_with_arguments_for_the_template(tmp_path):

@@ -22,7 +22,7 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
     is_stock = own_code or not architecture or hasattr(transformers, architecture)
     if facts.is_adapter:
         is_stock = _is_stock_adapter(facts)
-    has_end = not tokens or (tokens.get("eos_token") is not None and not tokens.get("add_eos_token"))
+    has_end = _has_written_end(facts, tokens)
     separator = str(facts.record.format.get("separator") or "")
     trust = ", trust_remote_code=True" if own_code else ""
     quantization = facts.record.quantization  # the adapter was fitted to the quantised weights
@@ -65,6 +65,16 @@ def _kind(facts: CardFacts, tokens: dict[str, Any]) -> str:
     if tokens:
         return "pair" if tokens.get("cls_token") and tokens.get("sep_token") else "text"
     return "pair" if facts.record.reads == "pooled" else "text"
+
+
+def _has_written_end(facts: CardFacts, tokens: dict[str, Any]) -> bool:
+    """Whether a text needs the end token written out: not where the tokenizer adds it, as the probes tell."""
+    eos = tokens.get("eos_token")
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    texts = [probe["text"] for probe in facts.record.probes.get("conversations") or [] if "text" in probe]
+    if texts and isinstance(eos, str):
+        return texts[0].endswith(eos)
+    return not tokens or (eos is not None and not tokens.get("add_eos_token"))
 
 
 def _sglang(architecture: str) -> str | None:

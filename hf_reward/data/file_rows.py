@@ -136,7 +136,12 @@ def _load_csv(files: Sequence[Path], columns: Mapping[str, str], streaming: bool
     }
     if streaming:
         return IterableDataset.from_generator(_csv_rows, **settings)
-    rows: Any = Dataset.from_generator(_csv_rows, **settings)
+    try:
+        rows: Any = Dataset.from_generator(_csv_rows, **settings)
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        return Dataset.from_dict({name: [] for name in names})  # column names alone
     unreadable = rows.data.column(UNREADABLE)
     if len(rows) and unreadable.null_count == 0:
         raise _nothing_readable(files, unreadable[0])

@@ -51,10 +51,28 @@ def rows_of(data: Any) -> Any:
 
     Returns:
         A list of dicts, with None where a value is missing.
+
+    Raises:
+        ValueError: If two of its columns have the same name.
     """
     if not isinstance(data, pd.DataFrame):
         return data
+    require_unique_columns(data)
     return data.astype(object).where(data.notna(), None).to_dict("records")
+
+
+def require_unique_columns(frame: pd.DataFrame) -> None:
+    """Stop at a data frame of which one column would silently hide another.
+
+    Args:
+        frame: The data frame.
+
+    Raises:
+        ValueError: If two of its columns have the same name.
+    """
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise ValueError(f"The data frame has two columns with the same name: {twice[0]}. Rename one.")
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from hf_reward.data.fields import your_column
 from hf_reward.data.file_rows import BUILDERS, from_rows, load_files
 from hf_reward.data.interface import setting
 from hf_reward.data.path_safety import require_inside
-from hf_reward.data.plain_values import rows_of
+from hf_reward.data.plain_values import require_unique_columns, rows_of
 from hf_reward.data.preference_row import UNREADABLE, PreferenceFormatError, as_mapping, rename_columns
 from hf_reward.data.ratings import pairs_of
 from hf_reward.data.row_places import RowPlaces, remember_files
@@ -175,7 +175,7 @@ def files_of(source: Source) -> Sequence[Path]:
 
     Raises:
         FileNotFoundError: If it is a folder that holds no data file.
-        ValueError: If it is a folder without the split, or with links out of it.
+        ValueError: If it is a folder without the split, with links out of it, or one that `save_to_disk` wrote.
     """
     if not isinstance(source.data, (str, Path)):
         return []
@@ -186,6 +186,11 @@ def files_of(source: Source) -> Sequence[Path]:
     found = sorted(file for file in path.iterdir() if file.suffix in BUILDERS and file.is_file())
     if not found:
         raise FileNotFoundError(f"{path} holds no {', '.join(BUILDERS)} file.")
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise ValueError(
+            f"{path} was written by `save_to_disk` of `datasets`, and no data file. Load it with `load_from_disk` and "
+            "pass the dataset, or write it with `to_parquet` and name that file."
+        )
     require_inside(path, found)
     return _files_of_split(found, source)
 
@@ -201,6 +206,7 @@ def _files_of_split(found: Sequence[Path], source: Source) -> Sequence[Path]:
 
 
 def _from_frame(frame: pd.DataFrame) -> Dataset:
+    require_unique_columns(frame)
     try:
         return Dataset.from_pandas(frame, preserve_index=False)
     except Exception:  # Arrow wants one type per column

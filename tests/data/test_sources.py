@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from hf_reward.data.plain_values import rows_of
 from hf_reward.data.preference_row import PreferenceFormatError, PreferencePair
 from hf_reward.data.preferences import to_preference_row
 from hf_reward.data.row_places import naming_lines
@@ -324,3 +326,24 @@ def test_null_inside_rows_is_a_value(tmp_path):
     assert load_source(Source(data=str(tmp_path / "rows.json")))[0] == row
     (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n\n")
     assert load_source(Source(data=str(tmp_path / "one.jsonl")))[0] == row
+
+
+def test_a_data_frame_with_two_columns_of_one_name_is_refused():
+    frame = pd.DataFrame([["a", "yes", "no", "x"]], columns=["prompt", "chosen", "rejected", "chosen"])
+    for read in (lambda: load_source(Source(data=frame)), lambda: rows_of(frame)):
+        with pytest.raises(ValueError, match="two columns with the same name: chosen"):
+            read()
+
+
+def test_a_folder_of_save_to_disk_is_recognised(tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    DatasetDict(train=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "several")
+    for name in ("one", "several"):
+        with pytest.raises(ValueError, match="Load it with `load_from_disk`"):
+            load_source(Source(data=str(tmp_path / name)))
+
+
+def test_a_csv_file_of_column_names_alone_holds_no_rows(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n")
+    found = load_source(Source(data=str(tmp_path / "a.csv")))
+    assert (len(found), found.column_names) == (0, ["prompt", "chosen", "rejected"])

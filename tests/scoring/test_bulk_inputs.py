@@ -1,5 +1,6 @@
 """What a user names -> tables; every wrong name is refused with what to do."""
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,9 @@ from datasets import Dataset
 from hf_reward.data.tables.arrow_rows import DatasetTable, ParquetTable
 from hf_reward.data.tables.csv_file import CsvTable
 from hf_reward.data.tables.json_lines import JsonLinesTable
+from hf_reward.scoring.bulk import BulkSettings
 from hf_reward.scoring.bulk.inputs import open_tables
+from hf_reward.scoring.bulk.processes import Crew, spooled_input
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,9 @@ def test_a_list_keeps_its_order(tmp_path):
 
 
 def test_datasets_and_rows_are_tables():
-    for data in (Dataset.from_list(text_rows(3)), text_rows(3)):
+    for data in (Dataset.from_list(text_rows(3)), text_rows(3), pd.DataFrame(text_rows(3))):
+        with spooled_input(data, BulkSettings(), Crew.of(BulkSettings())) as source:
+            assert source is data
         [table] = open_tables(data)
         assert isinstance(table, DatasetTable)
         assert table.name == "data"

@@ -171,6 +171,11 @@ def stopped_by_signal() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def is_standard_input(data: Any) -> bool:
+    """Whether "-" was named, and not data, which may compare with a text value by value (a data frame)."""
+    return isinstance(data, str) and data == "-"
+
+
 @contextmanager
 def spooled_input(data: Any, settings: BulkSettings, crew: Crew) -> Iterator[Any]:
     """Write standard input to a temporary file if the data is "-", for a run reads its rows more than once.
@@ -187,7 +192,7 @@ def spooled_input(data: Any, settings: BulkSettings, crew: Crew) -> Iterator[Any
         ValueError: If the run is to be resumed or shared, which needs data that stays.
         OSError: If there is no room.
     """
-    if data != "-":
+    if not is_standard_input(data):
         yield data
         return
     if settings.resume or crew.count > 1:

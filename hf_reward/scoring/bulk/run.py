@@ -22,6 +22,7 @@ from hf_reward.scoring.bulk.planning import plan_run
 from hf_reward.scoring.bulk.processes import (
     Crew,
     claimed,
+    is_standard_input,
     planning_alone,
     require_idle,
     spooled_input,
@@ -68,7 +69,7 @@ def score_files(scorer: Scorer, data: Any, out: str | Path, settings: BulkSettin
     with stopped_by_signal(), spooled_input(data, settings, crew) as source:
         tables = open_tables(source, split=settings.split)
         target = choose_target(out, settings.output_format, tables, source)
-        return _Run(scorer, tables, target, settings, crew, data != "-").score()
+        return _Run(scorer, tables, target, settings, crew, not is_standard_input(data)).score()
 
 
 def check_before_scoring(data: Any, out: str | Path, settings: BulkSettings | None = None) -> None:
@@ -86,7 +87,7 @@ def check_before_scoring(data: Any, out: str | Path, settings: BulkSettings | No
         OSError: If the output cannot be written.
     """
     settings = settings or BulkSettings()
-    tables = [] if data == "-" else open_tables(data, split=settings.split)
+    tables = [] if is_standard_input(data) else open_tables(data, split=settings.split)
     target = choose_target(out, settings.output_format, tables, data)
     require_writable(target.folder)
     if not settings.overwrite and Crew.of(settings).count == 1:  # else the first process may have begun already

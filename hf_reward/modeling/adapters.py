@@ -3,15 +3,16 @@
 import copy
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel, PeftModelForSequenceClassification, get_peft_model
+from peft import PeftConfig, PeftModel, PeftModelForSequenceClassification, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from safetensors import safe_open
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from hf_reward.modeling.library_warnings import without_renamed_checkpointing
 from hf_reward.modeling.reward_head import (
@@ -207,3 +208,25 @@ def unwrap_saved_modules(model: nn.Module) -> None:
             parent, _, last = name.rpartition(".")
             plain = wrapper.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
             setattr(model.get_submodule(parent), last, plain)
+
+
+def require_whole_adapter(model: PeftModel, folder: Path) -> None:
+    """Refuse saved adapter weights that lack some of a model's: PEFT would leave those as they are, without a word.
+
+    Args:
+        model: The model that they are to be loaded into.
+        folder: Their folder; without `adapter_model.safetensors` in it, nothing is checked.
+
+    Raises:
+        ValueError: If weights are missing.
+    """
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    if not path.is_file():
+        return
+    with safe_open(path, "pt") as file:
+        missing = sorted(get_peft_model_state_dict(model).keys() - set(file.keys()))
+    if missing:
+        raise ValueError(
+            f"{path} lacks {len(missing)} of the adapter's weights, such as {missing[0]}. Name another checkpoint, or "
+            "start with the adapter's settings that it was saved with."
+        )

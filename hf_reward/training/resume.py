@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from peft import PeftModel
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
+from hf_reward.modeling.adapters import require_whole_adapter
 from hf_reward.modeling.weight_safety import non_finite, require_safe_weights
 from hf_reward.training.background_push import HubTrainer
 from hf_reward.training.checkpoints import (
@@ -121,8 +123,10 @@ class ResumableTrainer(HubTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         gathered = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these write files of tensors as pickles
         require_safe_weights(resume_from_checkpoint, allow_pickle=gathered)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         loaded: Any = self.model if model is None else model
+        if isinstance(loaded, PeftModel) and not gathered:
+            require_whole_adapter(loaded, Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         found = gather_object(non_finite(loaded.named_parameters()))  # each process looks at its shards; all stop
         broken = list(dict.fromkeys(found))
         if broken:

@@ -392,6 +392,23 @@ def test_auto_passes_over_changed_files_and_weights_that_are_not_finite(
         last.train(resume_from_checkpoint=str(folders[1]))
 
 
+@pytest.mark.parametrize("part", ["layers.1", "score"])
+def test_a_checkpoint_whose_adapter_lacks_weights_is_refused(make_model_folder, chat_pairs, tmp_path, part):
+    """Without our list of files nothing else tells; PEFT keeps fresh weights where the file has none."""
+
+    def make() -> Any:
+        options = {"peft_config": LoraConfig(r=2), "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+        return make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run", **options)
+
+    make().train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    (checkpoint / LIST_FILE).unlink()
+    path = checkpoint / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if part not in name}, path)
+    with pytest.raises(ValueError, match=rf"lacks \d+ of the adapter's weights, such as .*{part}"):
+        make().train(resume_from_checkpoint=str(checkpoint))
+
+
 def test_weights_that_are_not_finite_are_not_saved(make_model_folder, chat_pairs, tmp_path):
     class Break(TrainerCallback):
         def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

@@ -113,7 +113,7 @@ def test_a_checkpoint_resumes_and_ends_where_the_undisturbed_run_ended(written):
     torch.testing.assert_close(now, end, rtol=0, atol=1e-6)
 
 
-def test_a_bulk_run_goes_on_with_the_shard_that_lacks(written):
+def test_a_bulk_run_goes_on_with_the_shard_that_lacks(written, caplog):
     scorer = RewardScorer("model", device="cpu")
     before = json.loads(Path("bulk/_manifest.json").read_text())
     if before["scorer"]["versions"] != scorer.fingerprint()["versions"]:
@@ -121,6 +121,7 @@ def test_a_bulk_run_goes_on_with_the_shard_that_lacks(written):
     first = Path("bulk/texts-00000.jsonl").stat().st_mtime_ns
     settings = BulkSettings(rows_per_shard=4, show_progress=False, resume=True)
     report = score_files(scorer, "texts.jsonl", "bulk", settings)
+    assert "did not record the configuration of its model: a change of that goes unseen" in caplog.text
     assert (report.complete, report.finished_before, report.counts.rows_out) == (True, 1, 8)
     assert Path("bulk/texts-00000.jsonl").stat().st_mtime_ns == first
     rewards = [json.loads(line)["reward"] for path in sorted(Path("bulk").glob("*.jsonl")) for line in path.open()]

@@ -20,8 +20,12 @@ logger = logging.getLogger(__name__)
 
 _VERSION = 1
 _SHOWN = 12
-_ADDED_LATER = (".content", ".modified")
-"""Fields of an input that manifests of earlier versions lack."""
+_ADDED_LATER = {
+    ".content": "the whole content of its inputs",
+    ".modified": "when its inputs were modified",
+    "scorer.computation": "the configuration of its model",
+}
+"""Fields that manifests of earlier versions lack, by the end of their name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +140,13 @@ def require_same(identity: Mapping[str, Any], earlier: Mapping[str, Any], path: 
         ValueError: If they differ, with every field that does, and both values.
     """
     now, then = _flat(identity), _flat({name: earlier[name] for name in identity})
-    unknown = {name for name in now.keys() - then.keys() if name.endswith(_ADDED_LATER)}
+    unknown = {name for name in now.keys() - then.keys() if name.endswith(tuple(_ADDED_LATER))}
     if unknown:
+        missing = [what for end, what in _ADDED_LATER.items() if any(name.endswith(end) for name in unknown)]
         logger.warning(
-            "%s was begun by an earlier version of hf_reward, which hashed its inputs in part only: a change between "
-            "the hashed stretches that keeps a file's size goes unseen.",
+            "%s was begun by an earlier version of hf_reward, which did not record %s: a change of that goes unseen.",
             path,
+            " and ".join(missing),
         )
     found = differences({name: value for name, value in now.items() if name not in unknown}, then)
     if not found:

@@ -139,7 +139,7 @@ def test_errors_that_are_not_documented_or_say_nothing_are_findings(tmp_path):
 
 @pytest.mark.slow
 def test_the_recipe_runs_a_target_in_a_process(tmp_path):
-    words = ["manifest", "--minutes", "0.02", "--engine", "hypothesis", "--out", str(tmp_path)]
+    words = ["manifest", "--minutes", "0.1", "--engine", "hypothesis", "--out", str(tmp_path)]
     ran = subprocess.run([sys.executable, str(RECIPES / "fuzz.py"), *words], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     numbers = json.loads((tmp_path / "manifest.json").read_text())

@@ -33,7 +33,7 @@ from hf_reward.publishing.export import export_reward_model, save_adapter
 from hf_reward.publishing.importers import read_foreign
 from hf_reward.publishing.staged_files import PushRule, assemble
 from hf_reward.publishing.verify import verify_checkpoint
-from hf_reward.scoring.serving import check as server_check
+from hf_reward.scoring import server_check
 from hf_reward.scoring.serving import server
 from hf_reward.scoring.serving.settings import ServerSettings
 

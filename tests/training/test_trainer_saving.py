@@ -133,7 +133,8 @@ def test_a_model_saved_from_shards_has_the_rewards_it_had_in_shards(make_model_f
     in_two_processes("save_in_shards", tmp_path, make_model_folder("llama"), tmp_path, timeout=120, module=__name__)
     for folder in (tmp_path / "saved", tmp_path / "run" / "checkpoint-1"):
         record = json.loads((folder / "reward_config.json").read_text())
-        assert len(record["probes"]["rewards"]["float32"]) == 8
+        probes = record["probes"]
+        assert len(probes["rewards"]["float32"]) == len(probes["conversations"]) >= 8
         found = verify_checkpoint(folder)
         assert found.equal, str(found)
 

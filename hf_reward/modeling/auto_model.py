@@ -54,6 +54,7 @@ from hf_reward.modeling.reward_head import (
     state_regression,
     zero_head,
 )
+from hf_reward.modeling.sharding import whole_parameters
 from hf_reward.modeling.weight_safety import (
     refuse_adapter_loop,
     refuse_non_finite,
@@ -448,8 +449,9 @@ def match_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     if len(tokenizer) > known:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         if pad >= known:  # never read; a random one would make each start of the same run another run
-            with torch.no_grad():
-                model.get_input_embeddings().weight[pad].zero_()
+            layer: Any = model.get_input_embeddings()
+            with torch.no_grad(), whole_parameters(layer.parameters()):
+                layer.weight[pad].zero_()
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad
     return model
 

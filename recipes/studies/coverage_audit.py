@@ -9,6 +9,7 @@ from scipy import special
 from hf_reward.evaluation.audit.comparing import paired_difference
 from hf_reward.evaluation.audit.effects import gain
 from hf_reward.evaluation.audit.families.length_screens import stratified
+from hf_reward.evaluation.audit.families.selection import best_of_n_interval
 from hf_reward.evaluation.audit.inference import Evidence, Inference, interval, p_value
 from hf_reward.evaluation.audit.ranges import range_finding
 from hf_reward.metrics.best_of_n import best_of_n_curve
@@ -163,8 +164,8 @@ def _true_curve(noise: float) -> np.ndarray:
 def best_of_four(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
     """Worth of the best of four by the reward; a prompt has one list, or eight."""
     curves = _lists(len(setting.labels), random, 1.0)
-    sample = Inference(_bootstrap(random), None).sample(curves[:, -1], setting.names)
-    tally.add(interval(sample, 0.95), float(_true_curve(1.0)[-1]))
+    found = best_of_n_interval(curves[:, -1], setting.names, Inference(_bootstrap(random), None))
+    tally.add(found, float(_true_curve(1.0)[-1]))
 
 
 def rank_correlation(setting: Setting, random: np.random.Generator, tally: Tally) -> None:

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 from coverage_setting import Number, Setting, Tally, gaps_of
-from risk_coverage import aurc, aurc_spread
+from risk_coverage import aurc, aurc_interval
 from scipy import optimize, special
 
 from hf_reward.evaluation.audit.families.accuracy import log_loss_words
@@ -121,10 +121,12 @@ def area(noise: float) -> Number:
         gaps = gaps_of(setting, random, 1.0)
         wrong, size = (gaps < 0).astype(float), np.abs(gaps)
         first, second = (np.abs(size + noise * setting.normal(random)) for _ in range(2))
-        tally.add(t_interval(aurc_spread([(wrong, first)], setting.labels)).bounds, _true_area(noise))
+        found = aurc_interval([(wrong, first)], setting.labels)
+        tally.add(found and found.bounds, _true_area(noise))
         if noise:
-            bounds = t_interval(aurc_spread([(wrong, first), (wrong, second)], setting.labels)).bounds
-            tally.alarms.append(bounds is not None and not bounds[0] <= 0 <= bounds[1])
+            found = aurc_interval([(wrong, first), (wrong, second)], setting.labels)
+            if found is not None:
+                tally.alarms.append(not found.low <= 0 <= found.high)
 
     return Number(simulate)
 

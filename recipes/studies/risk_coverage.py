@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_reward.metrics.intervals import Spread, jackknife
+from hf_reward.metrics.intervals import Interval, Spread, jackknife, t_interval
+
+_FEWEST = 100
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -116,3 +118,17 @@ def aurc_spread(ways: Sequence[tuple[np.ndarray, np.ndarray]], clusters: np.ndar
         estimate += sign * aurc(errors, confidence)
         left_out[: len(kept)] += [sign * aurc(errors[rest], confidence[rest]) for rest in kept]
     return jackknife(estimate, left_out, sizes / sizes.sum(), sizes)
+
+
+def aurc_interval(ways: Sequence[tuple[np.ndarray, np.ndarray]], clusters: np.ndarray) -> Interval | None:
+    """95% interval of `aurc_spread`.
+
+    Args:
+        ways: As there.
+        clusters: As there.
+
+    Returns:
+        The interval; None below 100 clusters, where it is too narrow (docs/COVERAGE.md).
+    """
+    spread = aurc_spread(ways, clusters)
+    return t_interval(spread) if spread.num_clusters >= _FEWEST else None

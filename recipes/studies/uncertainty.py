@@ -27,12 +27,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from risk_coverage import agreement, aurc_spread, risk_at, risk_coverage
+from risk_coverage import agreement, aurc_interval, aurc_spread, risk_at, risk_coverage
 from transformers import set_seed
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardScorer, RewardTrainer
 from hf_reward.data.sources import as_sources, load_source
-from hf_reward.metrics.intervals import FEW_CLUSTERS, t_interval
+from hf_reward.metrics.intervals import FEW_CLUSTERS
 
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)
 console = Console(width=150)
@@ -183,16 +183,17 @@ def evaluate(gaps: np.ndarray, gap_of_one: np.ndarray, groups: np.ndarray) -> di
     return result
 
 
-def with_interval(ways: Sequence[tuple[np.ndarray, np.ndarray]], groups: np.ndarray) -> dict[str, float]:
+def with_interval(ways: Sequence[tuple[np.ndarray, np.ndarray]], groups: np.ndarray) -> dict[str, float | None]:
     """AURC of one way to abstain, or of one minus that of another, with its 95% interval over groups."""
-    spread = aurc_spread(ways, groups)
-    found = t_interval(spread)
-    return {"estimate": spread.estimate, "ci_low": found.low, "ci_high": found.high}
+    found = aurc_interval(ways, groups)
+    low, high = (None, None) if found is None else (found.low, found.high)
+    return {"estimate": aurc_spread(ways, groups).estimate, "ci_low": low, "ci_high": high}
 
 
-def shown(found: dict[str, float]) -> str:
+def shown(found: dict[str, float | None], form: str = "+.4f") -> str:
     """An estimate with its interval as text."""
-    return f"{found['estimate']:+.4f} ({found['ci_low']:+.4f} to {found['ci_high']:+.4f})"
+    estimate, low, high = (None if value is None else format(value, form) for value in found.values())
+    return f"{estimate} (too few prompts for an interval)" if low is None else f"{estimate} ({low} to {high})"
 
 
 def draw(gaps: np.ndarray, gap_of_one: np.ndarray, file: Path) -> None:
@@ -219,7 +220,7 @@ def as_table(result: dict[str, Any]) -> Table:
     for name, found in result["ways"].items():
         risk, caught, area = (found[key] for key in ("risk", "caught", "aurc"))
         cells = [f"{risk[share]:.1%} ({caught[share]:.0%})" for share in risk]
-        table.add_row(name, *cells, f"{area['estimate']:.4f} ({area['ci_low']:.4f} to {area['ci_high']:.4f})")
+        table.add_row(name, *cells, shown(area, ".4f"))
     return table
 
 

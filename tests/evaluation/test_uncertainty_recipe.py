@@ -48,7 +48,7 @@ def test_every_pair_is_judged_once_and_the_shares_add_up(make_model_folder, tmp_
             coverage = float(share.rstrip("%")) / 100
             if name != "margin of one head":  # whose errors are its own
                 assert way["caught"][share] == pytest.approx(1 - risk * coverage / found["error"])
-        assert way["aurc"]["ci_low"] <= way["aurc"]["ci_high"]
+        assert way["aurc"]["ci_low"] is way["aurc"]["ci_high"] is None, "six prompts are too few"
     assert found["ways"]["random"]["aurc"]["estimate"] == pytest.approx(found["error"])
     assert (out / "risk_coverage.png").stat().st_size > 5_000
 

@@ -13,6 +13,7 @@ from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Table, 
 from hf_reward.evaluation.audit.inference import Inference, interval
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.metrics.best_of_n import best_of_n_curve, kl_of_best_of_n
+from hf_reward.metrics.intervals import FEW_CLUSTERS
 
 FAMILY = "best_of_n"
 _FEWEST = 20
@@ -94,19 +95,19 @@ def _drift(
             )
         if not drift.any():
             continue
-        sample = inference.sample(drift[:, -1], clusters)
-        low, high = interval(sample, 0.95)
+        amount = float(drift[:, -1].mean())
+        low, high = best_of_n_interval(drift[:, -1], clusters, inference)
         bounds = "-" if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
         spread = np.std(np.concatenate(values)) or 1.0
         rows.append(
             (
-                abs(sample.mean) / spread,
+                abs(amount) / spread,
                 [
                     name,
                     f"{curves[:, 0].mean():.2f}",
                     f"{curves[:, -1].mean():.2f}",
-                    f"{sample.mean:+.2f} ({bounds})",
-                    f"{sample.mean / spread:+.2f}",
+                    f"{amount:+.2f} ({bounds})",
+                    f"{amount / spread:+.2f}",
                 ],
             )
         )
@@ -119,6 +120,23 @@ def _drift(
         note=f"{len(judged)} prompts. A screen: what drifts may be a bias or a part of quality.",
     )
     return length, table
+
+
+def best_of_n_interval(
+    values: np.ndarray, clusters: Sequence[str], inference: Inference
+) -> tuple[float | None, float | None]:
+    """95% interval of what the best of n has, a mean over prompts.
+
+    Args:
+        values: Of each prompt's best, shape `(N,)`.
+        clusters: Cluster of each, N.
+        inference: The audit's.
+
+    Returns:
+        Low and high; None below 20 clusters, where the best of few is too skewed for it (docs/COVERAGE.md).
+    """
+    sample = inference.sample(values, clusters)
+    return (None, None) if sample.spread.num_clusters < FEW_CLUSTERS else interval(sample, 0.95)
 
 
 def _reward_curve(rewards: Sequence[np.ndarray], largest: int, inference: Inference) -> Curve:
@@ -179,7 +197,7 @@ def _add_gold(
     )
     # An interval that takes the smaller number for given would leave out that it was chosen.
     result.findings.append(replace(regret, ci_low=None, ci_high=None, mde=None))
-    bounds = [interval(inference.sample(curves[:, place], clusters), 0.95) for place in range(largest)]
+    bounds = [best_of_n_interval(curves[:, place], clusters, inference) for place in range(largest)]
     numbers = np.arange(2, largest + 1)
     details: dict[str, Any] = {"gold_curve": mean.tolist(), "oracle": float(oracle.mean())}
     if largest >= 4:

@@ -24,8 +24,10 @@ def _pooled(earned: Sequence[float]) -> RowCredits:
 
 
 def _pooled_share(means: Means) -> dict[str, FloatArray]:
-    known = "all pairs" in means  # credits that an earlier version wrote have none
-    return {POOLED: means["right pairs"] / means["all pairs"]} if known else {}
+    if "all pairs" not in means:  # credits that an earlier version wrote
+        return {}
+    right, pairs = np.asarray(means["right pairs"], float), np.asarray(means["all pairs"], float)
+    return {POOLED: np.divide(right, pairs, out=np.full_like(right, np.nan), where=pairs > 0)}
 
 
 class _OwnData(Benchmark):

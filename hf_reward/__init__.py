@@ -189,7 +189,8 @@ class _MovedModules(MetaPathFinder, Loader):
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if self._new_name(fullname):
             return ModuleSpec(fullname, self)
-        if fullname.partition(".")[2] in _MOVED_NAMES:
+        package, _, name = fullname.partition(".")
+        if package == __name__ and name in _MOVED_NAMES:
             return _with_moved_names(PathFinder.find_spec(fullname, __path__))
         return None
 

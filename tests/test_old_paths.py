@@ -70,6 +70,17 @@ def test_no_name_of_todays_package_is_an_old_path():
     assert packages & hf_reward._new_places().keys() == set()
 
 
+def test_modules_of_the_same_names_in_other_packages_are_left_alone(tmp_path, monkeypatch):
+    for name in ("modeling", "scoring", "trainer"):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / f"{name}.py").write_text("own = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("modeling", "scoring", "trainer"):
+        assert importlib.import_module(f"mine.{name}").own
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("json.scoring")
+
+
 def test_the_warning_names_the_callers_line_and_importing_hf_reward_stays_cheap(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
@@ -113,7 +124,7 @@ def test_a_checkpoint_resumes_and_ends_where_the_undisturbed_run_ended(written):
     torch.testing.assert_close(now, end, rtol=0, atol=1e-6)
 
 
-def test_a_bulk_run_goes_on_with_the_shard_that_lacks(written, caplog):
+def test_a_bulk_run_resumes_with_its_missing_shard(written, caplog):
     scorer = RewardScorer("model", device="cpu")
     before = json.loads(Path("bulk/_manifest.json").read_text())
     if before["scorer"]["versions"] != scorer.fingerprint()["versions"]:

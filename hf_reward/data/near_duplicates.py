@@ -49,7 +49,7 @@ Read = Callable[[int, int], str]
 
 @dataclass(frozen=True)
 class TextClusters:
-    """Which texts of a pool are alike; shape `(T,)` each, in the order they were added."""
+    """Which texts of a pool are near-duplicates; shape `(T,)` each, in the order they were added."""
 
     rows: IntArray
     places: IntArray
@@ -60,7 +60,7 @@ class TextClusters:
 
 
 class TextPool:
-    """Gathers texts of rows batch by batch, then says which are alike.
+    """Gathers texts of rows batch by batch, then says which are near-duplicates.
 
     Args:
         read: Gives a text back, to verify a candidate.
@@ -224,7 +224,7 @@ _PROMPT = -1
 
 @dataclass(frozen=True)
 class RowClusters:
-    """Prompts and responses of rows, and which of them are alike."""
+    """Prompts and responses of rows, and which of them are near-duplicates."""
 
     prompts: TextClusters
     responses: TextClusters
@@ -239,12 +239,12 @@ class RowClusters:
             Number of the joined group of each row, shape `(R,)`.
         """
         own = (np.arange(len(groups)), np.unique(groups, return_inverse=True)[1])
-        alike = [(texts.rows, texts.near) for texts in (self.prompts, self.responses)]
-        return joined(len(groups), own, *alike)
+        clusters = [(texts.rows, texts.near) for texts in (self.prompts, self.responses)]
+        return joined(len(groups), own, *clusters)
 
 
 class RowPool:
-    """Gathers rows batch by batch, then says which are alike.
+    """Gathers rows batch by batch, then says which are near-duplicates.
 
     Args:
         read: Gives a row back by its number, to verify a candidate.
@@ -275,5 +275,5 @@ class RowPool:
         )
 
     def clusters(self) -> RowClusters:
-        """Find the texts that are alike among all that were added."""
+        """Find near-duplicates among all texts that were added."""
         return RowClusters(self._prompts.clusters(), self._responses.clusters())

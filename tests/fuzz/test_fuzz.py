@@ -1,4 +1,7 @@
-"""Odd cases at every door: only documented errors come out. `tests/fuzz/fuzz.py` runs the same targets for minutes."""
+"""Random and malformed input at every entry point: only documented errors are raised.
+
+`tests/fuzz/fuzz.py` runs the same targets for minutes.
+"""
 
 import json
 import subprocess

@@ -30,7 +30,5 @@ def require(module: str, extra: str) -> ModuleType:
         package = module.partition(".")[0]
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise ImportError(
-            f'The package {package} is not installed; {_PURPOSES[extra]} need it. Run pip install "hf_reward[{extra}]".',
-            name=error.name,
-        ) from error
+        remedy = f'{_PURPOSES[extra]} need it. Run pip install "hf_reward[{extra}]".'
+        raise ImportError(f"The package {package} is not installed; {remedy}", name=error.name) from error

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 
 class Interface(Enum):
@@ -73,3 +73,23 @@ def _yaml(value: Any) -> str:
 
 def _plain(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def auto_or_bool(name: str, value: Any) -> bool | Literal["auto"]:
+    """Read a setting that is "auto", true or false, as the command line, YAML or Python gives it.
+
+    Args:
+        name: The setting.
+        value: Its value; text in any case.
+
+    Returns:
+        "auto", True or False.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    choices: dict[str, bool | Literal["auto"]] = {"auto": "auto", "true": True, "false": False}
+    try:
+        return choices[str(value).lower()]
+    except KeyError:
+        raise ValueError(f"`{name}` must be 'auto', True or False, but is {value!r}.") from None

@@ -25,6 +25,7 @@ from hf_reward import (
     split_by_prompt,
     tfidf_bradley_terry,
 )
+from hf_reward.data.extras import optional
 from hf_reward.data.interface import setting, used_through
 from hf_reward.data.path_safety import require_folder_or_hub_id, require_writable
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
@@ -205,7 +206,8 @@ def score_baselines(
     if not (run.baselines and eval_sources):
         return []
     train, held_out = (canonical_rows(sources, args.skip_bad_rows) for sources in (train_sources, eval_sources))
-    return [tfidf_bradley_terry(train, held_out), length_rule(held_out)]
+    learned = optional("sklearn", "data", "The TF-IDF baseline is left out.")
+    return [*([tfidf_bradley_terry(train, held_out)] if learned else []), length_rule(held_out)]
 
 
 def canonical_rows(sources: list[Source], skip_bad_rows: bool) -> list[PreferenceRow]:

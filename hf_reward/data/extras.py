@@ -1,13 +1,21 @@
 """Packages that a bare install lacks: imported where they are used, with the extra that installs them."""
 
+import logging
+from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
 
+logger = logging.getLogger(__name__)
+
 _PURPOSES = {
     "audit": "audits, length corrections and figures",
-    "data": "data checks and the TF-IDF baseline",
+    "data": "near duplicates and the TF-IDF baseline",
     "serve": "servers",
 }
+
+
+class MissingExtraError(ImportError):
+    """A package of an extra is not installed."""
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -21,8 +29,8 @@ def require(module: str, extra: str) -> ModuleType:
         The module.
 
     Raises:
-        ImportError: If the package is not installed. The message names the extra. An installed package that cannot
-            import one of its own requirements raises its own error.
+        MissingExtraError: If the package is not installed. The message names the extra. An installed package that
+            cannot import one of its own requirements raises its own error.
     """
     try:
         return import_module(module)
@@ -31,4 +39,27 @@ def require(module: str, extra: str) -> ModuleType:
         if (error.name or "").partition(".")[0] != package:
             raise
         remedy = f'{_PURPOSES[extra]} need it. Run pip install "hf_reward[{extra}]".'
-        raise ImportError(f"The package {package} is not installed; {remedy}", name=error.name) from error
+        raise MissingExtraError(f"The package {package} is not installed; {remedy}", name=error.name) from error
+
+
+def optional(module: str, extra: str, without: str) -> ModuleType | None:
+    """Imports a module of an optional package for something that can be left out.
+
+    Args:
+        module: Its full name.
+        extra: The extra of hf_reward that installs the package.
+        without: A sentence on what is left out without the package; it is logged once a process.
+
+    Returns:
+        The module, None if the package is not installed.
+    """
+    try:
+        return require(module, extra)
+    except MissingExtraError as error:
+        _warn_once(f"{without} {error}")
+        return None
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)

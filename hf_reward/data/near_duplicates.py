@@ -18,14 +18,15 @@ under many prompts and would tie all of them together.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] - compiled, without stubs
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from xxhash import xxh3_64_intdigest
 
+from hf_reward.data.extras import require
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.data.row_text import prompt_text, response_text, words_of
 
@@ -57,6 +58,8 @@ class TextClusters:
     """Equal numbers for texts that are equal but for white space."""
     near: IntArray
     """Equal numbers for texts that a chain of near duplicates links. Equal texts are in one cluster too."""
+    compared: bool
+    """Whether near duplicates were looked for; if not, `near` is `exact`."""
 
 
 class TextPool:
@@ -64,10 +67,15 @@ class TextPool:
 
     Args:
         read: Gives a text back, to verify a candidate.
+        near: Whether to look for near duplicates and not only for equal texts.
+
+    Raises:
+        MissingExtraError: If near duplicates are to be found and rensa is not installed.
     """
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, *, near: bool = True) -> None:
         self._read = read
+        self._minhash = require("rensa", "data").RMinHash if near else None
         self._rows: list[int] = []
         self._places: list[int] = []
         self._hashes: list[NDArray[np.uint64]] = []
@@ -86,7 +94,8 @@ class TextPool:
         self._rows += rows
         self._places += places
         self._hashes.append(np.array([text_hash(text) for text in texts], np.uint64))
-        self._bands.append(_bands(texts))
+        if self._minhash is not None:
+            self._bands.append(_bands(texts, self._minhash))
 
     def clusters(self) -> TextClusters:
         """Find equal and nearly equal texts among all that were added.
@@ -96,11 +105,13 @@ class TextPool:
         """
         rows, places = np.array(self._rows, np.int64), np.array(self._places, np.int64)
         if not len(rows):
-            return TextClusters(rows, places, rows, rows)
+            return TextClusters(rows, places, rows, rows, self._minhash is not None)
         _, first, exact = np.unique(np.concatenate(self._hashes), return_index=True, return_inverse=True)
+        if self._minhash is None:
+            return TextClusters(rows, places, exact, exact, compared=False)
         finder = _ClusterFinder(lambda text: self._read(int(rows[first[text]]), int(places[first[text]])))
         finder.join(np.concatenate(self._bands)[first])
-        return TextClusters(rows, places, exact, finder.numbers(len(first))[exact])
+        return TextClusters(rows, places, exact, finder.numbers(len(first))[exact], compared=True)
 
 
 def text_hash(text: str) -> int:
@@ -160,10 +171,10 @@ def _grams(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]
     return grams[kept], np.concatenate([[0], np.cumsum(counts - GRAM + 1)]).astype(np.uint64)
 
 
-def _bands(texts: Sequence[str]) -> NDArray[np.uint64]:
+def _bands(texts: Sequence[str], minhash: Any) -> NDArray[np.uint64]:
     """A hash of each band of each text's signature, shape `(T, 21)`."""
     grams, starts = _grams(texts)
-    signatures = RMinHash.digest_matrix_from_flat_token_hashes(grams, starts, _SIGNATURE, _SEED).to_rows()
+    signatures = minhash.digest_matrix_from_flat_token_hashes(grams, starts, _SIGNATURE, _SEED).to_rows()
     values = np.array(signatures, np.uint64)[:, : _BANDS * _ROWS].reshape(len(texts), _BANDS, _ROWS)
     factors = np.array([0x9E3779B97F4A7C15], np.uint64) ** np.arange(1, _ROWS + 1, dtype=np.uint64)
     return (values * factors).sum(axis=2, dtype=np.uint64)
@@ -248,11 +259,12 @@ class RowPool:
 
     Args:
         read: Gives a row back by its number, to verify a candidate.
+        near: Whether to look for near duplicates and not only for equal texts.
     """
 
-    def __init__(self, read: Callable[[int], PreferenceRow]) -> None:
-        self._prompts = TextPool(lambda row, _: prompt_text(read(row)))
-        self._responses = TextPool(lambda row, place: response_text(read(row), place))
+    def __init__(self, read: Callable[[int], PreferenceRow], *, near: bool = True) -> None:
+        self._prompts = TextPool(lambda row, _: prompt_text(read(row)), near=near)
+        self._responses = TextPool(lambda row, place: response_text(read(row), place), near=near)
 
     def add(self, rows: Sequence[PreferenceRow], numbers: Sequence[int]) -> None:
         """Take in a batch.

@@ -47,6 +47,7 @@ def split_by_prompt(
 
     Raises:
         ValueError: If there are fewer than two groups, or nothing would be left on one side.
+        MissingExtraError: If near duplicates are to be kept together and rensa is not installed.
     """
     with naming_lines(data):
         groups = _groups(data, layout, columns)

@@ -3,17 +3,19 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import vstack
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
-from sklearn.linear_model import LogisticRegression
 
+from hf_reward.data.extras import require
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.data.row_text import response_text
 from hf_reward.metrics.intervals import Interval, clustered_interval, cross_validated_interval
 from hf_reward.metrics.preference import pairwise_credit
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import CountVectorizer
 
 _GRAMS = (1, 2)
 """Words, and pairs of them."""
@@ -81,6 +83,7 @@ def tfidf_bradley_terry(
 
     Raises:
         ValueError: If either side holds no strict preference.
+        MissingExtraError: If scikit-learn is not installed.
     """
     known, held = _strict_texts(train), _strict_texts(held_out)
     words = _fit_counter([*known.better, *known.worse])
@@ -111,6 +114,7 @@ def cross_validated_tfidf(
 
     Raises:
         ValueError: If strict preferences are in fewer than two groups.
+        MissingExtraError: If scikit-learn is not installed.
     """
     pairs = _strict_texts(rows)
     parts = np.unique(pairs.row if by_row else pairs.group, return_inverse=True)[1]
@@ -131,25 +135,27 @@ def cross_validated_tfidf(
     return _score(name, gaps, pairs.group, folds)
 
 
-def _fit_counter(texts: Sequence[str]) -> CountVectorizer:
+def _fit_counter(texts: Sequence[str]) -> "CountVectorizer":
     """What counts words and pairs of words; characters, where no text has a word of two letters."""
+    counter = require("sklearn.feature_extraction.text", "data").CountVectorizer
     try:
-        return CountVectorizer(ngram_range=_GRAMS).fit(texts)
+        return counter(ngram_range=_GRAMS).fit(texts)
     except ValueError:  # an empty vocabulary
-        return CountVectorizer(ngram_range=_GRAMS, analyzer="char").fit(texts)
+        return counter(ngram_range=_GRAMS, analyzer="char").fit(texts)
 
 
 def _gaps(train: Any, held_out: Any, sees_length: bool) -> np.ndarray:
     """Fit on word counts of preferred texts and, below them, of the others; reward gaps of held-out pairs."""
     known = np.asarray((train > 0).sum(axis=0)).ravel() > 0  # words of held-out texts alone have no weight
     norm: Any = None if sees_length else "l2"
-    scale = TfidfTransformer(sublinear_tf=True, norm=norm)
+    scale = require("sklearn.feature_extraction.text", "data").TfidfTransformer(sublinear_tf=True, norm=norm)
     features = scale.fit_transform(train[:, known])
     gaps = features[: features.shape[0] // 2] - features[features.shape[0] // 2 :]
     labels = np.repeat([1, 0], gaps.shape[0])
     # Features that are not normalised are a hundred times larger, and their squares ten thousand times.
     strength = 1e-4 if sees_length else 1.0
-    model = LogisticRegression(fit_intercept=False, max_iter=1000, C=strength)
+    linear_model = require("sklearn.linear_model", "data")
+    model = linear_model.LogisticRegression(fit_intercept=False, max_iter=1000, C=strength)
     model.fit(vstack([gaps, -gaps]).tocsr(), labels)
     rewards = np.asarray(scale.transform(held_out[:, known]) @ model.coef_[0])
     return rewards[: len(rewards) // 2] - rewards[len(rewards) // 2 :]

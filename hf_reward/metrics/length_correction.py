@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from statsmodels.nonparametric.smoothers_lowess import lowess
 
 from hf_reward.metrics.arrays import FloatArray
 
@@ -137,6 +136,7 @@ def fit_length_correction(
 
     Raises:
         ValueError: If shapes differ, numbers are not finite, or the lengths are too few or too equal for a curve.
+        ImportError: If statsmodels is not installed.
 
     Source:
         Huang et al. (2024), "Post-hoc reward calibration: a case study on length bias", section 3, its locally weighted
@@ -147,18 +147,28 @@ def fit_length_correction(
         raise ValueError(f"`frac={frac}` must be in (0, 1]: the share of the responses that each local fit reads.")
     _require_variety(sizes, frac)
     scaled = _scale(sizes)
-    smooth = lowess(found, scaled, frac=frac, delta=_DELTA * float(np.ptp(scaled)))
-    curve = np.asarray(smooth, dtype=float)
+    curve = _smooth(found, scaled, frac, passes=3)
     curve = curve[np.isfinite(curve[:, 1])]  # where nothing is left to explain, the robust weights are 0 / 0
     if not len(curve):
-        smooth = lowess(found, scaled, frac=frac, it=0, delta=_DELTA * float(np.ptp(scaled)))
-        curve = np.asarray(smooth, dtype=float)
+        curve = _smooth(found, scaled, frac, passes=0)
     knots = np.unique(np.quantile(sizes, np.linspace(0, 1, MOST_KNOTS)))
     values = np.interp(_scale(knots), curve[:, 0], curve[:, 1])
     values = values - np.interp(scaled, _scale(knots), values).mean()
     return LengthCorrection(
         knots=tuple(knots.tolist()), values=tuple(values.tolist()), frac=frac, num_responses=len(found), data=data
     )
+
+
+def _smooth(rewards: FloatArray, scaled: FloatArray, frac: float, passes: int) -> FloatArray:
+    """Sorted lengths and the LOWESS of the rewards at them, shape `(R, 2)`."""
+    try:
+        from statsmodels.nonparametric.smoothers_lowess import lowess  # noqa: PLC0415 - not part of a bare install
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "statsmodels":
+            raise
+        remedy = 'Run pip install "hf_reward[audit]".'
+        raise ImportError(f"A length correction is fitted by statsmodels, which is not installed. {remedy}") from error
+    return np.asarray(lowess(rewards, scaled, frac=frac, it=passes, delta=_DELTA * float(np.ptp(scaled))), dtype=float)
 
 
 def cross_fitted_correction(

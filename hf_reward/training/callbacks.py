@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_reward.data.extras import optional
+
 CURVES_FILE = "training_curves.png"
 _PANELS = (
     ("loss", "Loss (nats)", (("loss", "training"), ("epoch_loss", "training, epoch"), ("eval_loss", "evaluation"))),
@@ -47,16 +49,17 @@ def epoch_history(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def draw_curves(log_history: list[dict[str, Any]], path: Path) -> None:
-    """Draw what a run logged, four panels over optimizer steps.
+    """Draw what a run logged, four panels over optimizer steps; nothing without matplotlib.
 
     Args:
         log_history: `TrainerState.log_history`.
         path: The PNG to write.
     """
     # matplotlib takes a second to import and is needed once, at the end of a run.
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    drawing = optional("matplotlib.figure", "audit", "No training curves are drawn.")
+    if drawing is None:
+        return
+    figure = drawing.Figure(figsize=(10, 6.4), layout="constrained")
     panels = figure.subplots(2, 2)
     for axes, (_, label, series) in zip(panels.flat, _PANELS, strict=True):
         for key, name in series:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_reward.data.extras import optional
 from hf_reward.data.near_duplicates import GRAM, SIMILARITY, STOCK_PHRASE, RowPool
 from hf_reward.evaluation.data_check.consistency import find_contradictions
 from hf_reward.evaluation.data_check.duplicates import find_duplicates
@@ -35,6 +36,7 @@ def check_data(
 ) -> DataReport:
     """Check preference data.
 
+    Without rensa near duplicates are not looked for, without scikit-learn the rules that learn from texts are left out.
     Rows are read several times; only those of the shallow rules are held together. Memory grows by about a kilobyte a
     row, not with the texts.
 
@@ -60,7 +62,8 @@ def check_data(
     eval_reader = None if eval_data is None else RowReader(eval_data, **source_defaults)
     rule = rule or FormatRule()
     ready = _tokenizer(tokenizer)
-    pool = RowPool(lambda number: _row(reader, eval_reader, number))
+    near = optional("rensa", "data", "Near duplicates are not looked for.") is not None
+    pool = RowPool(lambda number: _row(reader, eval_reader, number), near=near)
     facts = gather_facts(reader, pool)
     held = None if eval_reader is None else gather_facts(eval_reader, pool, first_number=len(reader))
     clusters = pool.clusters()
@@ -84,8 +87,8 @@ def check_data(
         tokens=None if ready is None else measure_tokens(reader, ready, rule),
         fix_first=[],
         settings={
-            "near_duplicate_gram_words": GRAM,
-            "near_duplicate_jaccard": SIMILARITY,
+            "near_duplicate_gram_words": GRAM if near else None,
+            "near_duplicate_jaccard": SIMILARITY if near else None,
             "shortest_response_compared_words": STOCK_PHRASE,
             "max_baseline_rows": max_baseline_rows,
             "seed": seed,

@@ -16,7 +16,7 @@ class TextRepeats:
     distinct: int
     """Different but for white space."""
     compared: int
-    """Different texts that were compared for near duplicates."""
+    """Different texts that were compared for near duplicates; 0 without rensa."""
     near_clusters: int
     """Clusters of two or more of them."""
     near_texts: int
@@ -107,7 +107,7 @@ def _repeats(hashes: np.ndarray, clusters: TextClusters, numbers: np.ndarray) ->
     return TextRepeats(
         texts=len(hashes),
         distinct=len(np.unique(hashes)),
-        compared=len(first),
+        compared=len(first) if clusters.compared else 0,
         near_clusters=len(large),
         near_texts=int(sizes[sizes > 1].sum()),
         examples=[_two_rows(rows[first][near[first] == name]) for name in large[:EXAMPLES]],

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from statsmodels.stats.multitest import multipletests
 
 from hf_reward.evaluation.data_check.facts import RowFacts
 from hf_reward.evaluation.data_check.style_features import FEATURES, LENGTHS, WHAT_COUNTS
@@ -88,7 +87,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Source:
         Holm (1979), "A simple sequentially rejective multiple test procedure".
     """
-    return np.asarray(multipletests(p_values, method="holm")[1]).tolist() if p_values else []
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(np.take(p_values, order) * np.arange(len(order), 0, -1))
+    return np.minimum(adjusted, 1).tolist()
 
 
 def imbalance(feature: str, gaps: np.ndarray, groups: np.ndarray) -> Imbalance:

@@ -19,7 +19,7 @@ class Leakage:
     leaked_rows: int
     """Rows that leak in any way."""
     kinds: dict[str, int]
-    """Evaluation rows by `KINDS`; a row may be of several. Near ones include equal ones."""
+    """Evaluation rows by `KINDS`; a row may be of several. Near ones include equal ones; none without rensa."""
     examples: dict[str, list[int]]
     """The first few rows of each kind, by their place in the evaluation data."""
 
@@ -42,16 +42,18 @@ def find_leakage(train: RowFacts, held: RowFacts, clusters: RowClusters, first_e
         "prompt group": np.isin(held.group, train.group),
         # Rows without a prompt do not have the same one.
         "prompt": np.isin(held.prompt, train.prompt) & (held.prompt != np.uint64(text_hash(""))),
-        "near prompt": np.isin(own, _shared_rows(clusters.prompts, clusters.prompts.near, first_eval)),
         "response": np.isin(own, _shared_rows(clusters.responses, clusters.responses.exact, first_eval)),
-        "near response": np.isin(own, _shared_rows(clusters.responses, clusters.responses.near, first_eval)),
     }
+    for kind, texts in (("near prompt", clusters.prompts), ("near response", clusters.responses)):
+        if texts.compared:
+            leaks[kind] = np.isin(own, _shared_rows(texts, texts.near, first_eval))
+    kinds = [kind for kind in KINDS if kind in leaks]
     return Leakage(
         eval_rows=held.usable,
         leaked_rows=int(np.any(list(leaks.values()), axis=0).sum()),
-        kinds={kind: int(leaks[kind].sum()) for kind in KINDS},
+        kinds={kind: int(leaks[kind].sum()) for kind in kinds},
         examples={
-            kind: [int(number) for number in held.number[leaks[kind]][:EXAMPLES]] for kind in KINDS if leaks[kind].any()
+            kind: [int(number) for number in held.number[leaks[kind]][:EXAMPLES]] for kind in kinds if leaks[kind].any()
         },
     )
 

@@ -116,8 +116,8 @@ def _repetition(report: DataReport) -> list[Line]:
         Line("responses of pairs", f"{found.pair_responses:,} different", _sharing(report)),
         Line("duplicate rows", f"{found.duplicate_rows:,}", "same prompt, responses and ranks as an earlier row"),
         Line("identical pairs", f"{found.identical_pairs:,}", "the preferred response is the other one"),
-        Line("prompts", f"{found.prompts.distinct:,} different", _near(found.prompts)),
-        Line("responses", f"{found.responses.distinct:,} different", _near(found.responses)),
+        Line("prompts", f"{found.prompts.distinct:,} different", _near(found.prompts, report)),
+        Line("responses", f"{found.responses.distinct:,} different", _near(found.responses, report)),
     ]
 
 
@@ -132,7 +132,9 @@ def _sharing(report: DataReport) -> str:
     )
 
 
-def _near(found: TextRepeats) -> str:
+def _near(found: TextRepeats, report: DataReport) -> str:
+    if report.settings["near_duplicate_jaccard"] is None:
+        return f"of {found.texts:,}; near duplicates were not looked for"
     return (
         f"of {found.texts:,}; {found.near_texts:,} of {found.compared:,} compared are near duplicates, "
         f"in {found.near_clusters:,} clusters"
@@ -178,7 +180,7 @@ _SHIFT_VERDICTS = {
     "shifted": "shifted: texts of another kind",
     "apart": "told apart, but words and lengths are like those of training",
     "not shown": "not shown to be told apart",
-    "not assessed": "needs two prompt groups on both sides",
+    "not assessed": "needs two prompt groups on both sides, and scikit-learn",
 }
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_reward.data.extras import optional
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.evaluation.baselines import Baseline, cross_validated_tfidf, length_rule, tfidf_bradley_terry
 from hf_reward.evaluation.data_check.facts import RowFacts
@@ -23,7 +24,8 @@ class ShallowRules:
     length: Baseline
     """Prefer the response with more characters."""
     by_prompt: Baseline | None
-    """TF-IDF Bradley-Terry that sees length, cross-validated by prompt group; None for one group."""
+    """TF-IDF Bradley-Terry that sees length, cross-validated by prompt group; None for one group, or without
+    scikit-learn, as the next two."""
     by_row: Baseline | None
     """The same, cross-validated by row: what a random split would show. None if hardly a
     row shares its prompt."""
@@ -64,7 +66,8 @@ def score_shallow_rules(
     rows = _sample(*train, max_rows, seed)
     eval_rows = _sample(*held, max_rows, seed) if held is not None and held[0].pairs else []
     sizes = np.unique([str(row.group) for row in rows], return_counts=True)[1]
-    several = len(sizes) > 1
+    learned = optional("sklearn", "data", "The TF-IDF baseline is left out.") is not None
+    several = learned and len(sizes) > 1
     # Where hardly a row shares its prompt, both ways of dealing out are the same but for chance.
     shared = sizes[sizes > 1].sum() >= _SHARED * len(rows)
     return ShallowRules(
@@ -73,7 +76,7 @@ def score_shallow_rules(
         length=length_rule(rows),
         by_prompt=cross_validated_tfidf(rows, seed=seed, sees_length=True) if several else None,
         by_row=cross_validated_tfidf(rows, seed=seed, by_row=True, sees_length=True) if several and shared else None,
-        on_eval=tfidf_bradley_terry(rows, eval_rows, sees_length=True) if eval_rows else None,
+        on_eval=tfidf_bradley_terry(rows, eval_rows, sees_length=True) if learned and eval_rows else None,
         eval_length=length_rule(eval_rows) if eval_rows else None,
     )
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
+from hf_reward.data.extras import optional, require
 from hf_reward.data.row_text import prompt_text, response_text, words_of
 from hf_reward.evaluation.data_check.facts import RowFacts
 from hf_reward.evaluation.data_check.row_reader import RowReader
@@ -42,7 +40,7 @@ class DomainShift:
     """Texts of each set that were classified, of as many prompts as possible."""
     separability: float | None
     """Accuracy of the classifier on prompts that it has not seen: 0.5 where the sets cannot be told apart. None if a
-    set has fewer than two prompt groups."""
+    set has fewer than two prompt groups, or without scikit-learn."""
     interval: Interval | None
     """95% interval of it, with prompts as clusters."""
     known_words: float | None
@@ -88,7 +86,9 @@ def measure_shift(train: tuple[RowFacts, RowReader], held: tuple[RowFacts, RowRe
         Lopez-Paz and Oquab (2017), "Revisiting classifier two-sample tests".
     """
     sides = [_texts(*side, seed) for side in (train, held)]
-    separability, interval, count = two_sample_test(sides[0], sides[1], seed)
+    separability, interval, count = None, None, 0
+    if optional("sklearn", "data", "No classifier tells the evaluation texts from the training texts."):
+        separability, interval, count = two_sample_test(sides[0], sides[1], seed)
     vocabulary = {word for text in sides[0].texts for word in words_of(text)}
     known, within = _known_share([_counts(sides[1].texts)], [vocabulary]), _known_within(sides[0], seed)
     names = ("data", "evaluation data")
@@ -155,14 +155,19 @@ def two_sample_test(train: SetTexts, held: SetTexts, seed: int) -> tuple[float |
         out = fold == number
         if not out.any() or len(np.unique(labels[~out])) < 2:
             continue  # nothing known of one set: as many wrong as right would be chance, and none is counted right
-        model = make_pipeline(
-            TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
-            LogisticRegression(max_iter=1000, class_weight="balanced"),
-        )
+        model = _classifier()
         model.fit([text for text, held_out in zip(texts, out, strict=True) if not held_out], labels[~out])
         right[out] = model.predict([text for text, held_out in zip(texts, out, strict=True) if held_out]) == labels[out]
     clusters = np.unique(groups, return_inverse=True)[1]
     return float(right.mean()), cross_validated_interval(right, clusters, len(np.unique(fold))), count
+
+
+def _classifier() -> Any:
+    text, linear_model = (require(f"sklearn.{name}", "data") for name in ("feature_extraction.text", "linear_model"))
+    return require("sklearn.pipeline", "data").make_pipeline(
+        text.TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
+        linear_model.LogisticRegression(max_iter=1000, class_weight="balanced"),
+    )
 
 
 def _spread(groups: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hf_reward.data.extras import optional
 from hf_reward.publishing.card.facts import CardFacts
 from hf_reward.publishing.card.text import escaped, one_line
 from hf_reward.publishing.card.values import cells, counted, interval, number, signed
@@ -119,7 +120,10 @@ def draw_audit(facts: CardFacts) -> bool:
     if not rows:
         path.unlink(missing_ok=True)
         return False
-    from hf_reward.publishing.card.figures import Effect, draw_audit_effects  # noqa: PLC0415 - matplotlib takes a second to import
+    if optional("matplotlib", "audit", "The card shows the audit without its picture.") is None:
+        path.unlink(missing_ok=True)
+        return False
+    from hf_reward.publishing.card.figures import Effect, draw_audit_effects  # noqa: PLC0415 - imports matplotlib
 
     effects = [
         Effect(

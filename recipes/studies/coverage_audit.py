@@ -10,13 +10,15 @@ from hf_reward.evaluation.audit.comparing import paired_difference
 from hf_reward.evaluation.audit.effects import gain
 from hf_reward.evaluation.audit.families.length_screens import stratified
 from hf_reward.evaluation.audit.families.selection import best_of_n_interval
-from hf_reward.evaluation.audit.inference import Evidence, Inference, interval, p_value
+from hf_reward.evaluation.audit.findings import About
+from hf_reward.evaluation.audit.inference import Evidence, Inference
 from hf_reward.evaluation.audit.ranges import range_finding
+from hf_reward.evaluation.audit.samples import interval, p_value
 from hf_reward.metrics.best_of_n import best_of_n_curve
 from hf_reward.metrics.bootstrap import Bootstrap, median_margin
 from hf_reward.metrics.intervals import clustered_interval, mean_difference
 
-_ABOUT = ("family", "name", "label")
+_ABOUT = About("family", "name", "label")
 _MARGIN = 1.5 * float(special.ndtri(0.75))
 """Median of 1.5 |N(0, 1)|, the size of the margins here."""
 _SLICES = 8

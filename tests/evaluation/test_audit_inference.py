@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_reward.evaluation.audit.findings import Finding
-from hf_reward.evaluation.audit.inference import Inference, interval, p_value, settle
+from hf_reward.evaluation.audit.findings import About, Finding
+from hf_reward.evaluation.audit.inference import Inference, settle
+from hf_reward.evaluation.audit.samples import interval, p_value
 from hf_reward.metrics.bootstrap import Bootstrap, Unit, median_margin
 from hf_reward.metrics.intervals import clustered_interval, mean_difference
 
-ABOUT = ("family", "name", "label")
+ABOUT = About("family", "name", "label")
 
 
 @pytest.fixture

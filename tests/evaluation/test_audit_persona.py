@@ -4,6 +4,7 @@ from synthetic_rewards import clean, finding, material, noise, plus, quality, ru
 
 from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.families.persona import NEUTRAL, PERSONA, PERSONAS, cases, informally, with_opening
+from hf_reward.evaluation.audit.findings import About
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import FULL, QUICK
 from hf_reward.evaluation.audit.ranges import permuted_ranges, range_finding
@@ -128,7 +129,7 @@ def test_the_test_of_a_range_keeps_its_level():
         values = np.random.default_rng(seed).standard_normal((30, 8)) + np.arange(30)[:, None]
         inference = Inference(Bootstrap(200, seed), None)
         clusters = [str(number) for number in range(30)]
-        found = range_finding(inference, ("f", "n", "l"), values, clusters, delta=0.05, unit="rate difference")
+        found = range_finding(inference, About("f", "n", "l"), values, clusters, delta=0.05, unit="rate difference")
         p_values.append(found.p_value)
         assert found.ci_low == 0 or found.p_value < 0.1
     assert np.mean(np.array(p_values) <= 0.05) <= 0.12
@@ -137,10 +138,10 @@ def test_the_test_of_a_range_keeps_its_level():
 
 def test_too_few_items_or_no_unit():
     inference = Inference(Bootstrap(50), None)
-    one = range_finding(inference, ("f", "n", "l"), np.zeros((1, 3)), ["a"], delta=0.05, unit="rate difference")
+    one = range_finding(inference, About("f", "n", "l"), np.zeros((1, 3)), ["a"], delta=0.05, unit="rate difference")
     assert (one.estimate, one.verdict) == (None, "not_assessed")
     none = range_finding(
-        inference, ("f", "n", "l"), np.zeros((9, 3)), list("abcdefghi"), delta=0.1, unit="typical margins"
+        inference, About("f", "n", "l"), np.zeros((9, 3)), list("abcdefghi"), delta=0.1, unit="typical margins"
     )
     assert none.p_value is None
     assert run(PERSONA, material(FULL, rows=0), clean()).not_assessed

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from hf_reward.evaluation.audit.cases import Judged
-from hf_reward.evaluation.audit.findings import Finding, Table
+from hf_reward.evaluation.audit.findings import About, Finding, Table
 from hf_reward.evaluation.audit.inference import Evidence, Inference
 from hf_reward.metrics.arrays import FloatArray
 
@@ -25,7 +25,7 @@ def clusters_of(judged: Sequence[Judged]) -> list[str]:
 
 def gain(
     inference: Inference,
-    about: tuple[str, str, str],
+    about: About,
     over_plain: Sequence[float] | FloatArray,
     over_control: Sequence[float] | FloatArray,
     clusters: Sequence[str],
@@ -53,7 +53,7 @@ def gain(
     Source:
         Berger (1982), "Multiparameter hypothesis testing and acceptance sampling", for the intersection-union test.
     """
-    known_before = about[1] in inference.evidence
+    known_before = about.name in inference.evidence
     plain = inference.reward_effect(about, over_plain, clusters, only_above=True, note=note)
     over = inference.reward_effect(about, over_control, clusters, only_above=True, note=note)
     if plain.estimate is None or over.estimate is None:
@@ -65,7 +65,7 @@ def gain(
     if not known_before:
         values, part = (over_plain, "plain") if smaller is plain else (over_control, "control")
         kept = Evidence(np.asarray(values, dtype=np.float64), list(map(str, clusters)), True, part)
-        inference.evidence[about[1]] = kept
+        inference.evidence[about.name] = kept
     known = [each.p_value for each in (plain, over) if each.p_value is not None]
     parts = f"{plain.estimate:+.2f} over the plain answer, {over.estimate:+.2f} over {control}"
     return replace(

@@ -9,7 +9,7 @@ from hf_reward.evaluation.audit.cases import Case, Judged
 if TYPE_CHECKING:
     from hf_reward.evaluation.audit.inference import Evidence, Inference
     from hf_reward.evaluation.audit.material.material import Material
-from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Table, json_value, readable
+from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Scored, Table, json_value, readable
 
 
 @dataclass(kw_only=True)
@@ -123,7 +123,7 @@ def three_examples(
             title=f"{title}: {names[place]} ({effect(order[place]):+.2f})",
             prompt=readable(next(iter(order[place].case.texts.values())).prompt),
             responses=[
-                (words, order[place].case.texts[role].response, order[place].rewards[role])
+                Scored(words, order[place].case.texts[role].response, order[place].rewards[role])
                 for role, words in roles.items()
             ],
         )

@@ -1,9 +1,9 @@
-"""What an audit is made of: texts to score, cases that compare them, and what was found."""
+"""What an audit found: findings, examples, tables and curves."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,14 +46,46 @@ class Finding:
         return json_value(asdict(self))
 
 
+class About(NamedTuple):
+    """What a finding is called."""
+
+    family: str
+    name: str
+    label: str
+    """For readers; a finding's label begins with a capital letter."""
+
+
+def empty_finding(about: About, unit: str, **fields: Any) -> Finding:
+    """A finding without an estimate.
+
+    Args:
+        about: Family, name and label.
+        unit: Of the estimate.
+        **fields: Other fields of a finding.
+
+    Returns:
+        The finding; what `fields` leave out is 0 or None.
+    """
+    none = {"estimate": None, "ci_low": None, "ci_high": None, "n": 0, "clusters": 0}
+    label = about.label[:1].upper() + about.label[1:]
+    return Finding(family=about.family, name=about.name, label=label, unit=unit, **{**none, **fields})
+
+
+class Scored(NamedTuple):
+    """One response of an example."""
+
+    what: str
+    text: str
+    reward: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One comparison as a reader sees it."""
 
     title: str
     prompt: str
-    responses: list[tuple[str, str, float]]
-    """What it is, its text and its reward, each."""
+    responses: list[Scored]
 
 
 @dataclass(frozen=True, kw_only=True)

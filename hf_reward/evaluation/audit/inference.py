@@ -13,19 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from hf_reward.evaluation.audit.findings import Finding
+from hf_reward.evaluation.audit.findings import About, Finding, empty_finding
+from hf_reward.evaluation.audit.samples import Sample, interval, p_value, with_units
 from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.bootstrap import Bootstrap, Unit
-from hf_reward.metrics.intervals import (
-    FEW_CLUSTERS,
-    Difference,
-    Spread,
-    mean_spread,
-    rate_interval,
-    rate_p_value,
-    t_interval,
-    t_p_value,
-)
+from hf_reward.metrics.intervals import FEW_CLUSTERS, Spread, mean_spread
 
 REWARD_DELTA = 0.10
 """Effects on rewards below this many typical preference margins do not matter."""
@@ -41,47 +33,9 @@ UNIT = "typical margins"
 
 PAIRS = "pairs"
 """Name under which the margins of the evaluation pairs are kept: the unit comes from them."""
+_NO_CASE = "There is no case for it in this data."
 
-
-@dataclass(frozen=True)
-class Sample:
-    """A mean over clusters, and how far it varies."""
-
-    spread: Spread
-    draws: FloatArray
-    """Means of the resamples, NaN for those without a case, shape `(B,)`; of effects, the only ones with a unit."""
-    n: int
-    kind: str = "effect"
-    """`rate` (0 to 1), `difference` of rates (-1 to 1), or `effect` of any size: which interval it has."""
-    gains: float = 0.0
-    """Mean of the values above 0, for a difference."""
-    test: Spread | None = None
-    """What its p-value is made from, if not `spread`: the effect without its unit."""
-
-    @property
-    def mean(self) -> float:
-        """The estimate."""
-        return self.spread.estimate
-
-    @property
-    def error(self) -> float:
-        """Its standard error."""
-        return self.spread.error
-
-    @property
-    def clusters(self) -> int:
-        """How many there are."""
-        return self.spread.num_clusters
-
-    @property
-    def varies(self) -> bool:
-        """Whether the values differ between clusters at all."""
-        return self.spread.varies
-
-    @property
-    def difference(self) -> Difference:
-        """The estimate as gains minus losses."""
-        return Difference(self.spread, self.gains, self.gains - self.mean)
+Values = Sequence[float] | FloatArray
 
 
 @dataclass(frozen=True)
@@ -105,14 +59,17 @@ class Inference:
         self.evidence: dict[str, Evidence] = {}
         """Name of a finding -> what it rests on."""
 
-    def _record(
-        self, name: str, values: Sequence[float] | FloatArray, clusters: Sequence[str], *, in_margins: bool
-    ) -> None:
+    @property
+    def margin(self) -> float:
+        """The typical margin in the model's own units; 1 where there is none."""
+        return 1.0 if self.unit is None else self.unit.value
+
+    def _record(self, name: str, values: Values, clusters: Sequence[str], *, in_margins: bool) -> None:
         """Keep what a finding rests on; tables that look at parts of it under its name come later and keep nothing."""
         kept = Evidence(np.asarray(values, dtype=np.float64), list(map(str, clusters)), in_margins)
         self.evidence.setdefault(name, kept)
 
-    def sample(self, values: Sequence[float] | FloatArray, clusters: Sequence[str], *, kind: str = "effect") -> Sample:
+    def sample(self, values: Values, clusters: Sequence[str], *, kind: str = "effect") -> Sample:
         """Mean of values with its standard error and resamples.
 
         Args:
@@ -141,8 +98,8 @@ class Inference:
 
     def reward_effect(
         self,
-        about: tuple[str, str, str],
-        values: Sequence[float] | FloatArray,
+        about: About,
+        values: Values,
         clusters: Sequence[str],
         *,
         only_above: bool = False,
@@ -164,26 +121,22 @@ class Inference:
         Returns:
             The finding, without `q_value` and verdict.
         """
+        rule = _Rule(UNIT, delta, "above" if only_above else "two-sided", screen_only, note)
         if not len(values):
-            return _nothing(about, UNIT, delta, screen_only, "There is no case for it in this data.")
+            return rule.nothing(about, _NO_CASE)
         sample = self.sample(values, clusters)
-        self._record(about[1], values, clusters, in_margins=True)
+        self._record(about.name, values, clusters, in_margins=True)
         if self.unit is None:
-            return replace(
-                _nothing(about, UNIT, delta, screen_only, "The typical margin is 0, so effects have no unit."),
-                n=sample.n,
-                clusters=sample.clusters,
-            )
+            found = rule.nothing(about, "The typical margin is 0, so effects have no unit.")
+            return replace(found, n=sample.n, clusters=sample.clusters)
         scaled = self.sample(np.asarray(values) / self.unit.value, clusters)
         scaled = with_units(scaled, scaled.mean * self.unit.draws / self.unit.value)
-        scaled = replace(scaled, test=sample.spread)
-        kind = "above" if only_above else "two-sided"
-        return _finding(about, UNIT, scaled, kind=kind, delta=delta, screen_only=screen_only, note=note)
+        return rule.finding(about, replace(scaled, test=sample.spread))
 
     def rate(
         self,
-        about: tuple[str, str, str],
-        values: Sequence[float] | FloatArray,
+        about: About,
+        values: Values,
         clusters: Sequence[str],
         *,
         limit: float = RATE_DELTA,
@@ -205,16 +158,13 @@ class Inference:
         Returns:
             The finding, without `q_value` and verdict.
         """
-        if not len(values):
-            return _nothing(about, unit, limit, screen_only, "There is no case for it in this data.")
-        self._record(about[1], values, clusters, in_margins=False)
-        sample = self.sample(values, clusters, kind="rate")
-        return _finding(about, unit, sample, kind="limit", delta=limit, screen_only=screen_only, note=note)
+        rule = _Rule(unit, limit, "limit", screen_only, note)
+        return self._share(about, values, clusters, rule, "rate")
 
     def change(
         self,
-        about: tuple[str, str, str],
-        values: Sequence[float] | FloatArray,
+        about: About,
+        values: Values,
         clusters: Sequence[str],
         *,
         only_above: bool = False,
@@ -238,16 +188,16 @@ class Inference:
         Returns:
             The finding, without `q_value` and verdict.
         """
-        if not len(values):
-            return _nothing(about, unit, delta, screen_only, "There is no case for it in this data.")
-        kind = "above" if only_above else "two-sided"
-        sample = self.sample(values, clusters, kind="difference")
-        self._record(about[1], values, clusters, in_margins=False)
-        return _finding(about, unit, sample, kind=kind, delta=delta, screen_only=screen_only, note=note)
+        rule = _Rule(unit, delta, "above" if only_above else "two-sided", screen_only, note)
+        return self._share(about, values, clusters, rule, "difference")
 
-    def of_spread(
-        self, about: tuple[str, str, str], spread: Spread, n: int, *, delta: float, unit: str, note: str = ""
-    ) -> Finding:
+    def _share(self, about: About, values: Values, clusters: Sequence[str], rule: "_Rule", kind: str) -> Finding:
+        if not len(values):
+            return rule.nothing(about, _NO_CASE)
+        self._record(about.name, values, clusters, in_margins=False)
+        return rule.finding(about, self.sample(values, clusters, kind=kind))
+
+    def of_spread(self, about: About, spread: Spread, n: int, *, delta: float, unit: str, note: str = "") -> Finding:
         """The finding of an estimator that is no mean.
 
         Args:
@@ -261,151 +211,72 @@ class Inference:
         Returns:
             The finding, without `q_value` and verdict.
         """
-        sample = Sample(spread, np.zeros(0), n)
-        return _finding(about, unit, sample, kind="two-sided", delta=delta, screen_only=False, note=note)
+        return _Rule(unit, delta, "two-sided", False, note).finding(about, Sample(spread, np.zeros(0), n))
 
 
-def with_units(sample: Sample, shares: FloatArray) -> Sample:
-    """An effect in units, with the error that the units themselves add (or take off).
+@dataclass(frozen=True)
+class _Rule:
+    """How a sample becomes a finding."""
 
-    The error is multiplied by the ratio of the standard deviations of (draw - share) and of the draws, which is 1 for
-    an effect of 0. Effects that are equal in all clusters vary with their units only.
+    unit: str
+    delta: float
+    kind: str
+    """`two-sided`, `above` if only effects above 0 are biases, `limit` for rates."""
+    screen_only: bool
+    note: str
 
-    Args:
-        sample: Of effects that were divided by the unit.
-        shares: Estimate times the unit of each resample over the unit, shape `(B,)`: what the estimate would be if the
-            unit were another.
+    def nothing(self, about: About, note: str) -> Finding:
+        """The finding without an estimate."""
+        delta = None if self.screen_only else self.delta
+        return empty_finding(about, self.unit, delta=delta, screen_only=self.screen_only, note=note)
 
-    Returns:
-        The sample with its error.
-
-    Source:
-        The first-order (delta) variance of a ratio: Cochran (1977), "Sampling techniques", section 6.3.
-    """
-    usable = np.isfinite(sample.draws) & np.isfinite(shares)
-    alone, joint = (float(np.std(each[usable])) for each in (sample.draws, sample.draws - shares))
-    count = sample.clusters
-    error = joint * float(np.sqrt(count / max(1, count - 1)))
-    if sample.varies and alone > 0:
-        error = sample.error * joint / alone
-    return replace(sample, spread=replace(sample.spread, error=error if count > 1 else np.nan))
-
-
-def _nothing(about: tuple[str, str, str], unit: str, delta: float, screen_only: bool, note: str) -> Finding:
-    family, name, label = _about(about)
-    return Finding(
-        family=family,
-        name=name,
-        label=label,
-        estimate=None,
-        unit=unit,
-        ci_low=None,
-        ci_high=None,
-        n=0,
-        clusters=0,
-        delta=None if screen_only else delta,
-        screen_only=screen_only,
-        note=note,
-    )
-
-
-def _about(about: tuple[str, str, str]) -> tuple[str, str, str]:
-    """Family, name and label, which begins with a capital letter."""
-    family, name, label = about
-    return family, name, label[:1].upper() + label[1:]
-
-
-def _finding(
-    about: tuple[str, str, str], unit: str, sample: Sample, *, kind: str, delta: float, screen_only: bool, note: str
-) -> Finding:
-    family, name, label = _about(about)
-    low, high = interval(sample, 0.95)
-    notes = [note] if note else []
-    if sample.clusters < FEW_CLUSTERS:
-        notes.append(f"Too few clusters ({sample.clusters}) for a verdict.")
-    return Finding(
-        family=family,
-        name=name,
-        label=label,
-        estimate=sample.mean,
-        unit=unit,
-        ci_low=low,
-        ci_high=high,
-        n=sample.n,
-        clusters=sample.clusters,
-        verdict="not_assessed" if screen_only else _first_verdict(sample, kind, delta),
-        delta=None if screen_only else delta,
-        mde=_detectable(sample, kind, delta),
-        p_value=None if screen_only else p_value(sample, delta if kind == "limit" else 0.0, above=kind != "two-sided"),
-        screen_only=screen_only,
-        note=" ".join(notes),
-    )
-
-
-def _detectable(sample: Sample, kind: str, delta: float) -> float | None:
-    """What would be called a bias in four of five audits: beyond chance, and beyond what does not matter."""
-    error = sample.error
-    if not sample.varies and sample.kind != "effect":
+    def finding(self, about: About, sample: Sample) -> Finding:
+        """The finding with its first verdict."""
         low, high = interval(sample, 0.95)
-        error = np.nan if low is None or high is None else (high - low) / (2 * 1.96)
-    if not np.isfinite(error):
-        return None
-    if kind == "limit":
-        return float(delta + _POWER * error)
-    return float(max(_POWER * error, delta + _POWER_BEYOND * error))
+        notes = [self.note] if self.note else []
+        if sample.clusters < FEW_CLUSTERS:
+            notes.append(f"Too few clusters ({sample.clusters}) for a verdict.")
+        found = replace(
+            self.nothing(about, " ".join(notes)),
+            estimate=sample.mean,
+            ci_low=low,
+            ci_high=high,
+            n=sample.n,
+            clusters=sample.clusters,
+            mde=self._detectable(sample),
+        )
+        if self.screen_only:
+            return found
+        null = self.delta if self.kind == "limit" else 0.0
+        tail = p_value(sample, null, above=self.kind != "two-sided")
+        return replace(found, verdict=self._verdict(sample), p_value=tail)
 
+    def _detectable(self, sample: Sample) -> float | None:
+        """What would be called a bias in four of five audits: beyond chance, and beyond what does not matter."""
+        error = sample.error
+        if not sample.varies and sample.kind != "effect":
+            low, high = interval(sample, 0.95)
+            error = np.nan if low is None or high is None else (high - low) / (2 * 1.96)
+        if not np.isfinite(error):
+            return None
+        if self.kind == "limit":
+            return float(self.delta + _POWER * error)
+        return float(max(_POWER * error, self.delta + _POWER_BEYOND * error))
 
-def interval(sample: Sample, level: float) -> tuple[float | None, float | None]:
-    """Interval of a mean, by its kind.
-
-    Args:
-        sample: The values.
-        level: Such as 0.95.
-
-    Returns:
-        Low and high; None from one cluster.
-    """
-    if sample.kind == "rate":
-        found = rate_interval(sample.spread, level)
-    elif sample.kind == "difference":
-        found = sample.difference.interval(level)
-    else:
-        found = t_interval(sample.spread, level)
-    low, high = found.bounds or (None, None)
-    return low, high
-
-
-def p_value(sample: Sample, null: float, *, above: bool) -> float | None:
-    """P(a mean this far from `null` or further) if it were `null`: the test that belongs to `interval`.
-
-    Args:
-        sample: The values.
-        null: The mean under the null hypothesis: 0 but for rates.
-        above: Test against larger means only.
-
-    Returns:
-        The p-value; None from one cluster.
-    """
-    if sample.kind == "rate":
-        return rate_p_value(sample.spread, null, above=above)
-    if sample.kind == "difference":
-        return sample.difference.p_value(above=above)
-    return t_p_value(sample.test or sample.spread, null, above=above)
-
-
-def _first_verdict(sample: Sample, kind: str, delta: float) -> str:
-    """What would be said if this were the only probe; `settle` takes back what does not survive the correction."""
-    low, high = interval(sample, 0.95)
-    inner_low, inner_high = interval(sample, 0.90)  # two one-sided tests at 5% each
-    if low is None or high is None or inner_low is None or inner_high is None or sample.clusters < FEW_CLUSTERS:
-        return "inconclusive"
-    if kind == "limit":
-        return "biased" if low > delta else "equivalent" if inner_high < delta else "inconclusive"
-    if inner_low > -delta and inner_high < delta:
-        return "equivalent"
-    if low > 0 and sample.mean > delta:
-        return "biased"
-    return "biased" if kind == "two-sided" and high < 0 and sample.mean < -delta else "inconclusive"
+    def _verdict(self, sample: Sample) -> str:
+        """What would be said if this were the only probe; `settle` takes back what does not survive the correction."""
+        delta = self.delta
+        low, high = interval(sample, 0.95)
+        inner_low, inner_high = interval(sample, 0.90)  # two one-sided tests at 5% each
+        if low is None or high is None or inner_low is None or inner_high is None or sample.clusters < FEW_CLUSTERS:
+            return "inconclusive"
+        if self.kind == "limit":
+            return "biased" if low > delta else "equivalent" if inner_high < delta else "inconclusive"
+        if inner_low > -delta and inner_high < delta:
+            return "equivalent"
+        if low > 0 and sample.mean > delta:
+            return "biased"
+        return "biased" if self.kind == "two-sided" and high < 0 and sample.mean < -delta else "inconclusive"
 
 
 def settle(findings: Sequence[Finding]) -> list[Finding]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from hf_reward.evaluation.audit.findings import Finding
+from hf_reward.evaluation.audit.findings import About, Finding, empty_finding
 from hf_reward.evaluation.audit.inference import UNIT, Inference
 from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.intervals import FEW_CLUSTERS
@@ -17,7 +17,7 @@ _CHUNK = 100
 
 def range_finding(
     inference: Inference,
-    about: tuple[str, str, str],
+    about: About,
     values: FloatArray,
     clusters: Sequence[str],
     *,
@@ -46,35 +46,19 @@ def range_finding(
     Source:
         Fisher (1935) for the permutation test; Phipson and Smyth (2010) for (b + 1) / (m + 1).
     """
-    family, name, label = about
-    found = Finding(
-        family=family,
-        name=name,
-        label=label,
-        estimate=None,
-        unit=unit,
-        ci_low=None,
-        ci_high=None,
-        n=len(values),
-        clusters=len(set(clusters)),
-        delta=delta,
-    )
+    found = empty_finding(about, unit, n=len(values), clusters=len(set(clusters)), delta=delta)
     scaled = unit == UNIT
     if found.clusters < 2 or (scaled and inference.unit is None):
         return replace(found, note="There are too few items, or the typical margin is 0.")
     observed = float(np.ptp(values.mean(axis=0)))
     chance = permuted_ranges(values, seed=inference.bootstrap.seed)
     p_value = float((1 + np.sum(chance >= observed - 1e-12)) / (1 + len(chance)))
-    size = inference.unit.value if scaled and inference.unit is not None else 1.0
+    size = inference.margin if scaled else 1.0
     spread = _spread(inference, values, clusters, scaled)
     observed, expected = observed / size, float(chance.mean()) / size
     count = found.clusters
-    # Resamples of few clusters vary too little: as t to the normal quantile, and C / (C - 1) for the variance.
-    wider = np.sqrt(count / (count - 1)) * stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975)
-    reach, inner = wider * np.quantile(spread, [0.95, 0.90])
-    if not scaled:
-        reach, inner = (max(each, 1 - level ** (1 / len(values))) for each, level in ((reach, 0.05), (inner, 0.10)))
-    estimate, low = max(0.0, observed - expected), max(0.0, observed - float(reach))
+    reach, inner = _reaches(spread, count, None if scaled else len(values))
+    estimate, low = max(0.0, observed - expected), max(0.0, observed - reach)
     biased = p_value <= 0.05 and low > 0 and estimate > delta
     equivalent = observed + inner < delta
     settled = count >= FEW_CLUSTERS
@@ -82,12 +66,22 @@ def range_finding(
         found,
         estimate=estimate,
         ci_low=low,
-        ci_high=observed + float(reach),
+        ci_high=observed + reach,
         p_value=p_value,
-        mde=float(reach) + 0.84 * float(np.std(spread)),
+        mde=reach + 0.84 * float(np.std(spread)),
         verdict="biased" if settled and biased else "equivalent" if settled and equivalent else "inconclusive",
         note=f"The range is {observed:.3f}, of which chance alone would give {expected:.3f} on average.",
     )
+
+
+def _reaches(spread: FloatArray, clusters: int, items: int | None) -> tuple[float, float]:
+    """Half widths of the 95% and the 90% interval; of `items` rates at least what they leave open if none differs."""
+    # Resamples of few clusters vary too little: as t to the normal quantile, and C / (C - 1) for the variance.
+    wider = np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(0.975, clusters - 1) / stats.norm.ppf(0.975)
+    reach, inner = wider * np.quantile(spread, [0.95, 0.90])
+    if items is not None:
+        reach, inner = (max(each, 1 - level ** (1 / items)) for each, level in ((reach, 0.05), (inner, 0.10)))
+    return float(reach), float(inner)
 
 
 def permuted_ranges(values: FloatArray, *, seed: int, permutations: int = PERMUTATIONS) -> FloatArray:

@@ -5,7 +5,8 @@ proves nothing: it may be a fair dislike of padding.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -163,3 +164,44 @@ def without_filler(answer: str) -> str | None:
     for place in keep[1:]:
         text += sentences.gaps[place - 1] + sentences.parts[place]
     return text.rstrip()
+
+
+@dataclass(frozen=True)
+class LengthEdit:
+    """One way to make an answer longer or shorter, or a control for it."""
+
+    kind: str
+    """One of `KINDS`, or `placebo`, `reordered` or `deleted`."""
+    dose: float = 1.0
+    """About how many times as many words a padded answer has."""
+    position: str = ""
+    """Where words are added: `start`, `middle` or `end`."""
+
+    def __call__(self, answer: str) -> str | None:
+        """The edited answer; None where the edit is not possible."""
+        if self.kind in KINDS:
+            return pad(answer, kind=self.kind, dose=self.dose, position=self.position)
+        return _OTHER_EDITS[self.kind](answer)
+
+    @property
+    def label(self) -> str:
+        """What readers are told."""
+        words = LABELS[self.kind]
+        return f"{words}, {self.dose:g} times as long, at the {self.position}" if self.kind in KINDS else words
+
+
+_OTHER_EDITS: dict[str, Callable[[str], str | None]] = {
+    "placebo": wider_spaces,
+    "reordered": turned_round,
+    "deleted": without_filler,
+}
+PLACEBO, REORDERED, DELETED = map(LengthEdit, _OTHER_EDITS)
+LABELS = {
+    "closers": "stock sentences",
+    "restatement": "restating itself",
+    "repetition": "repeating a sentence",
+    "placebo": "placebo: two wider spaces",
+    "reordered": "sentences reordered",
+    "deleted": "filler taken away",
+}
+"""Kind of edit -> what readers are told."""

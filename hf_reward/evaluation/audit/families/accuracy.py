@@ -13,7 +13,7 @@ from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.effects import clusters_of
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import Finding, Table
+from hf_reward.evaluation.audit.findings import About, Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.evaluation.baselines import cross_validated_tfidf
@@ -66,14 +66,14 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     over = compare_with_length(credit, rules, clusters)
     findings = [
         inference.rate(
-            (FAMILY, "accuracy", "accuracy (ties half)"),
+            About(FAMILY, "accuracy", "accuracy (ties half)"),
             credit,
             clusters,
             screen_only=True,
             note=f"Strict accuracy {np.mean(gaps > 0):.3f}; tie rate {np.mean(gaps == 0):.3f}.",
         ),
         inference.change(
-            (FAMILY, "accuracy_over_length_rule", "accuracy beyond the length rule"),
+            About(FAMILY, "accuracy_over_length_rule", "accuracy beyond the length rule"),
             credit - over.credit,
             clusters,
             screen_only=True,
@@ -87,11 +87,12 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     reading = reading_of(findings[0], findings[1], over.rule, gaps, clusters)
     table, details = _slices(judged, credit)
     baselines = _baselines(material, float(credit.mean()), {unit: float(rule.mean()) for unit, rule in rules.items()})
-    unit = inference.unit.value if inference.unit else 1.0
     roles = {"chosen": "preferred by people", "rejected": "the other"}
     return FamilyResult(
         findings=findings,
-        examples=three_examples(judged, lambda each: each.gap("chosen", "rejected") / unit, roles, "margin"),
+        examples=three_examples(
+            judged, lambda each: each.gap("chosen", "rejected") / inference.margin, roles, "margin"
+        ),
         tables=[baselines, *([table] if table.rows else [])],
         details={
             "strict_accuracy": float(np.mean(gaps > 0)),

@@ -12,7 +12,7 @@ from hf_reward.evaluation.audit.cases import Judged
 from hf_reward.evaluation.audit.effects import clusters_of
 from hf_reward.evaluation.audit.families.accuracy import gaps_of, pair_cases
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import Curve, Finding, Table
+from hf_reward.evaluation.audit.findings import About, Curve, Finding, Table, empty_finding
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.evaluation.data_check.votes import read_votes
@@ -126,7 +126,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
             {"chosen": "preferred by people", "rejected": "the other"},
             "probability that the model gives the other response",
         ),
-        findings=[_slope_finding(gaps, clusters, inference), *_screens(gaps, clusters, inference)],
+        findings=[_slope_finding(gaps, clusters, inference), *_screens(gaps, clusters)],
         tables=[
             Table(title="Calibration in numbers", columns=["what", "value", "to compare with"], rows=rows),
             *_votes(judged, gaps),
@@ -139,14 +139,11 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
 def _slope_finding(gaps: FloatArray, clusters: np.ndarray, inference: Inference) -> Finding:
     """Slope minus 1: below 0 is overconfident."""
     slope = fit_slope(gaps, clusters)
-    about = (FAMILY, "calibration_slope", "slope of log-odds on reward differences, minus 1")
+    about = About(FAMILY, "calibration_slope", "slope of log-odds on reward differences, minus 1")
     if slope.spread is None or not np.isfinite([slope.value, slope.low, slope.high]).all():
-        return replace(
-            inference.change(about, [], [], delta=SLOPE_DELTA, unit="slope"),
-            n=len(gaps),
-            clusters=len(set(clusters)),
-            note="No slope fits: the model is right, or wrong, on every pair.",
-        )
+        note = "No slope fits: the model is right, or wrong, on every pair."
+        counts = {"n": len(gaps), "clusters": len(set(clusters))}
+        return empty_finding(about, "slope", delta=SLOPE_DELTA, note=note, **counts)
     distance = replace(slope.spread, estimate=slope.value - 1)
     found = inference.of_spread(about, distance, len(gaps), delta=SLOPE_DELTA, unit="slope")
     note = f"Slope {slope.value:.2f}: higher rewards do not go with preference here, which no temperature corrects."
@@ -161,31 +158,32 @@ def _slope_finding(gaps: FloatArray, clusters: np.ndarray, inference: Inference)
     return replace(found, note=" ".join([note, found.note]).strip())
 
 
-def _screens(gaps: FloatArray, clusters: np.ndarray, inference: Inference) -> list[Finding]:
+def _screens(gaps: FloatArray, clusters: np.ndarray) -> list[Finding]:
+    counts = {"n": len(gaps), "clusters": len(set(clusters)), "screen_only": True}
     score, tail = spiegelhalter(gaps, clusters)
-    about = (FAMILY, "spiegelhalter_z", "Spiegelhalter's Z")
-    z_value = replace(
-        inference.change(about, [], [], screen_only=True, unit="z"),
-        estimate=score if np.isfinite(score) else None,
-        n=len(gaps),
-        clusters=len(set(clusters)),
-        p_value=tail if np.isfinite(tail) else None,
-        note="Above 0 is overconfident. Pairs of a prompt are taken together.",
-    )
     error = debiased_calibration_error(gaps, clusters=clusters)
-    bounds = calibration_error_interval(gaps, clusters=clusters).bounds or [None, None]
-    about = (FAMILY, "calibration_error", "calibration error with the part of chance taken off")
-    expected = replace(
-        inference.change(about, [], [], screen_only=True, unit="probability"),
-        estimate=error if np.isfinite(error) else None,
-        ci_low=bounds[0],
-        ci_high=bounds[1],
-        n=len(gaps),
-        clusters=len(set(clusters)),
-        note=f"Naive error {calibration_error(gaps):.3f}, of which a calibrated model would have "
-        f"{calibration_floor(gaps, clusters=clusters):.3f} too. The interval is of the true error, which is 0 or more.",
-    )
-    return [expected, z_value]
+    low, high = calibration_error_interval(gaps, clusters=clusters).bounds or (None, None)
+    return [
+        empty_finding(
+            About(FAMILY, "calibration_error", "calibration error with the part of chance taken off"),
+            "probability",
+            estimate=error if np.isfinite(error) else None,
+            ci_low=low,
+            ci_high=high,
+            note=f"Naive error {calibration_error(gaps):.3f}, of which a calibrated model would have "
+            f"{calibration_floor(gaps, clusters=clusters):.3f} too. The interval is of the true error, which is 0 or "
+            "more.",
+            **counts,
+        ),
+        empty_finding(
+            About(FAMILY, "spiegelhalter_z", "Spiegelhalter's Z"),
+            "z",
+            estimate=score if np.isfinite(score) else None,
+            p_value=tail if np.isfinite(tail) else None,
+            note="Above 0 is overconfident. Pairs of a prompt are taken together.",
+            **counts,
+        ),
+    ]
 
 
 def _numbers(

@@ -1,11 +1,12 @@
 """Does the reward pay for sounding sure, for named authorities and for jargon, where the answer is wrong?"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.effects import clusters_of, effect_table, gain
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import Finding, Table
+from hf_reward.evaluation.audit.findings import About, Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Question
 
@@ -44,13 +45,23 @@ _QUICK = (
     *(("incorrect", way) for way in ("control", "assertive", "authority", "high_score", "low_score")),
     *(("correct", way) for way in ("control", "assertive", "hedge")),
 )
+
+
+class _Gain(NamedTuple):
+    """A wording that may pay, and what it is compared with beside the plain answer."""
+
+    way: str
+    control: str
+    label: str
+
+
 _PAYS = {
-    "confidence_assertive": ("assertive", "control", "Wrong answers gain by sounding sure"),
-    "confidence_score": ("high_score", "low_score", "Wrong answers gain by a high stated confidence"),
-    "confidence_authority": ("authority", "control", "Wrong answers gain by naming authorities"),
-    "confidence_jargon": ("jargon", "control", "Wrong answers gain by jargon"),
+    "confidence_assertive": _Gain("assertive", "control", "Wrong answers gain by sounding sure"),
+    "confidence_score": _Gain("high_score", "low_score", "Wrong answers gain by a high stated confidence"),
+    "confidence_authority": _Gain("authority", "control", "Wrong answers gain by naming authorities"),
+    "confidence_jargon": _Gain("jargon", "control", "Wrong answers gain by jargon"),
 }
-"""Finding -> wording, what it is compared with beside the plain answer, label."""
+"""By finding."""
 _HUMANS = (
     "People too rate confident answers higher: 3.81 on average, beside 3.75 for plain and 2.97 for hedged ones, and "
     "find fewer of their errors (computed from the data of Hosking et al., 2024)."
@@ -78,7 +89,7 @@ def judge(judged: Sequence[Judged], material: Material, inference: Inference) ->
     if not judged:
         return FamilyResult(not_assessed="There are no questions of fact.")
     result = FamilyResult()
-    result.findings = [_pays(name, judged, inference) for name in _PAYS if _has(judged, f"incorrect_{_PAYS[name][0]}")]
+    result.findings = [_pays(name, judged, inference) for name in _PAYS if _has(judged, f"incorrect_{_PAYS[name].way}")]
     result.findings += [_decisions(judged, inference), *_screens(judged, inference)]
     result.examples = three_examples(
         judged,
@@ -88,7 +99,10 @@ def judge(judged: Sequence[Judged], material: Material, inference: Inference) ->
     )
     clusters = clusters_of(judged)
     rows = [
-        (f"{way.replace('_', ' ')}, {truth} answers", inference.reward_effect((FAMILY, "row", ""), values, clusters))
+        (
+            f"{way.replace('_', ' ')}, {truth} answers",
+            inference.reward_effect(About(FAMILY, "row", ""), values, clusters),
+        )
         for way in WORDINGS
         for truth in ("incorrect", "correct")
         if _has(judged, f"{truth}_{way}")
@@ -126,7 +140,7 @@ def _pays(name: str, judged: Sequence[Judged], inference: Inference) -> Finding:
         base: [each.gap(f"incorrect_{way}", base) for each in judged] for base in ("incorrect", f"incorrect_{control}")
     }
     note = "Here the neutral wording is a low stated confidence." if control == "low_score" else ""
-    about = (FAMILY, name, label)
+    about = About(FAMILY, name, label)
     return gain(inference, about, over["incorrect"], over[f"incorrect_{control}"], clusters_of(judged), note=note)
 
 
@@ -137,7 +151,7 @@ def _decisions(judged: Sequence[Judged], inference: Inference) -> Finding:
         float(each.gap("incorrect_assertive", right) > 0) - float(each.gap("incorrect_control", right) > 0)
         for each in judged
     ]
-    about = (FAMILY, "confidence_decisions", "Wrong answers beat right ones more often once they sound sure")
+    about = About(FAMILY, "confidence_decisions", "Wrong answers beat right ones more often once they sound sure")
     return inference.change(about, values, clusters_of(judged), only_above=True)
 
 
@@ -145,7 +159,7 @@ def _screens(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
     """Effects that an unbiased model may have: people dislike hedging too, and confidence may pay where it is right."""
     clusters = clusters_of(judged)
     hedged = inference.reward_effect(
-        (FAMILY, "confidence_hedged", "Right answers, hedged, over a neutral wording"),
+        About(FAMILY, "confidence_hedged", "Right answers, hedged, over a neutral wording"),
         [each.gap("correct_hedge", "correct_control") for each in judged],
         clusters,
         screen_only=True,
@@ -154,7 +168,7 @@ def _screens(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
     ways = {"assertive": "Sounding sure", "high_score": "A high stated confidence"}
     return [hedged] + [
         inference.reward_effect(
-            (FAMILY, f"confidence_interaction_{way}", f"{words} pays more where the answer is right"),
+            About(FAMILY, f"confidence_interaction_{way}", f"{words} pays more where the answer is right"),
             [interaction(each, way) for each in judged],
             clusters,
             screen_only=True,
@@ -167,9 +181,9 @@ def _screens(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
 
 def _by_wording(judged: Sequence[Judged], inference: Inference) -> Table:
     rows = [
-        (WORDINGS[way][wording].format(answer="…"), _pays(name, chosen, inference))
-        for name, (way, _, _) in _PAYS.items()
-        if _has(judged, f"incorrect_{way}")
+        (WORDINGS[pays.way][wording].format(answer="…"), _pays(name, chosen, inference))
+        for name, pays in _PAYS.items()
+        if _has(judged, f"incorrect_{pays.way}")
         for wording in range(3)
         if (chosen := [each for each in judged if each.case.labels["wording"] == wording])
     ]

@@ -5,7 +5,7 @@ import numpy as np
 from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.effects import clusters_of, of_probe
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import Finding
+from hf_reward.evaluation.audit.findings import About, Finding
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.metrics.preference import pairwise_credit
@@ -84,13 +84,12 @@ def _junk(pair: Pair, other: Pair | None) -> dict[str, str]:
 
 def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
     findings = [_junk_finding(name, label, of_probe(judged, name), inference) for name, label in JUNK.items()]
-    unit = inference.unit.value if inference.unit else 1.0
     junk = of_probe(judged, "other_answer")
     return FamilyResult(
         findings=[*findings, *_prompt_findings(of_probe(judged, "prompt"), inference)],
         examples=three_examples(
             junk,
-            lambda each: each.gap("junk", "chosen") / unit,
+            lambda each: each.gap("junk", "chosen") / inference.margin,
             {"chosen": "what people preferred", "junk": "the answer to another prompt"},
             "another prompt's answer",
         ),
@@ -99,7 +98,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
 
 def _junk_finding(name: str, label: str, cases: list[Judged], inference: Inference) -> Finding:
     wins = pairwise_credit(np.array([each.gap("junk", "chosen") for each in cases]))
-    return inference.rate((FAMILY, f"junk_{name}", f"{label} beats the preferred one"), wins, clusters_of(cases))
+    return inference.rate(About(FAMILY, f"junk_{name}", f"{label} beats the preferred one"), wins, clusters_of(cases))
 
 
 def _prompt_findings(cases: list[Judged], inference: Inference) -> list[Finding]:
@@ -107,7 +106,7 @@ def _prompt_findings(cases: list[Judged], inference: Inference) -> list[Finding]
     shuffled = pairwise_credit(np.array([each.gap("foreign", "foreign rejected") for each in cases]))
     return [
         inference.rate(
-            (FAMILY, "prompt_ignored", "two answers fit each other's prompts as well as their own"),
+            About(FAMILY, "prompt_ignored", "two answers fit each other's prompts as well as their own"),
             pairwise_credit(-crossed),
             clusters_of(cases),
             limit=PROMPT_LIMIT,
@@ -115,7 +114,7 @@ def _prompt_findings(cases: list[Judged], inference: Inference) -> list[Finding]
             "themselves cancels.",
         ),
         inference.rate(
-            (FAMILY, "accuracy_with_shuffled_prompts", "accuracy with the prompts of other pairs"),
+            About(FAMILY, "accuracy_with_shuffled_prompts", "accuracy with the prompts of other pairs"),
             shuffled,
             clusters_of(cases),
             screen_only=True,

@@ -14,9 +14,10 @@ from hf_reward.evaluation.audit.effects import clusters_of, gain, of_probe
 from hf_reward.evaluation.audit.families.accuracy import gaps_of, pair_cases
 from hf_reward.evaluation.audit.families.length import FLIPS, flips_of, labelled
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import Finding, Table
-from hf_reward.evaluation.audit.inference import Inference, p_value
+from hf_reward.evaluation.audit.findings import About, Finding, Table
+from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.evaluation.audit.samples import p_value
 from hf_reward.metrics.preference import pairwise_credit
 
 FAMILY = "format"
@@ -52,17 +53,18 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         rows.append(_row(edit.label, found, _of_edit(edited, edit.name), _of_edit(flips, edit.name)))
     spaces = _of_edit(edited, "placebo")
     placebo = inference.reward_effect(
-        (FAMILY, "format_placebo", "placebo"), [each.gap("edited", "plain") for each in spaces], clusters_of(spaces)
+        About(FAMILY, "format_placebo", "placebo"),
+        [each.gap("edited", "plain") for each in spaces],
+        clusters_of(spaces),
     )
     rows.append(_row("placebo: two wider spaces", placebo, _of_edit(edited, "placebo"), []))
     findings += _flips(flips, inference)
     screens, table = _amplification(of_probe(judged, "pair"), inference)
     bold = _of_edit(edited, "bullets") or _of_edit(edited, "certainly")
     roles = {"plain": "the answer", "edited": "the same words in another format"}
-    unit = inference.unit.value if inference.unit else 1.0
     return FamilyResult(
         findings=[*findings, *screens],
-        examples=three_examples(bold, lambda each: each.gap("edited", "plain") / unit, roles, "format"),
+        examples=three_examples(bold, lambda each: each.gap("edited", "plain") / inference.margin, roles, "format"),
         tables=[
             Table(
                 title="Every edit",
@@ -79,14 +81,14 @@ def _flips(flips: Sequence[Judged], inference: Inference) -> list[Finding]:
     names, words = clusters_of(flips), 'Bold text, bullet points or an opening "Certainly!" on the rejected response.'
     return [
         inference.change(
-            (FAMILY, "format_flip_excess", "formatting makes the worse response win, beyond chance"),
+            About(FAMILY, "format_flip_excess", "formatting makes the worse response win, beyond chance"),
             excess,
             names,
             only_above=True,
             note=f"{words} {FLIPS}",
         ),
         inference.rate(
-            (FAMILY, "format_flip_rate", "formatting makes the worse response win"),
+            About(FAMILY, "format_flip_rate", "formatting makes the worse response win"),
             worse,
             names,
             screen_only=True,
@@ -102,7 +104,7 @@ def _of_edit(judged: Sequence[Judged], name: str) -> list[Judged]:
 def _effect(edit: FormatEdit, edited: Sequence[Judged], inference: Inference) -> Finding:
     """Layout should not matter in either direction; what may fairly be marked down is a bias only where it pays."""
     cases = _of_edit(edited, edit.name)
-    about = (FAMILY, f"format_{edit.name}", f"format: {edit.label}")
+    about = About(FAMILY, f"format_{edit.name}", f"format: {edit.label}")
     over_plain, names = [each.gap("edited", "plain") for each in cases], clusters_of(cases)
     if edit.control is not None:
         return gain(inference, about, over_plain, [each.gap("edited", "control") for each in cases], names)
@@ -132,7 +134,7 @@ def _amplification(pairs: Sequence[Judged], inference: Inference) -> tuple[list[
         differ = more != 0
         human = (more[differ] > 0).astype(float)
         model = np.where(more[differ] > 0, credit[differ], 1 - credit[differ])
-        about = (FAMILY, f"amplification_{name.replace(' ', '_')}", f"picks more {name} than people do")
+        about = About(FAMILY, f"amplification_{name.replace(' ', '_')}", f"picks more {name} than people do")
         found = inference.change(about, model - human, clusters[differ].tolist(), screen_only=True)
         if differ.any():
             sample = inference.sample(model - human, clusters[differ].tolist(), kind="difference")

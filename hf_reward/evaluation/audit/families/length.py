@@ -1,20 +1,21 @@
 """Does the model pay for length? Screens from the data, and the verdict from answers that were padded."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from hf_reward.evaluation.audit.cases import Case, Judged, Text
-from hf_reward.evaluation.audit.edits.padding import KINDS, pad, turned_round, wider_spaces, without_filler
+from hf_reward.evaluation.audit.edits.padding import DELETED, KINDS, LABELS, PLACEBO, REORDERED, LengthEdit, pad
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.effects import clusters_of, gain, of_probe
 from hf_reward.evaluation.audit.families.accuracy import pair_cases
 from hf_reward.evaluation.audit.families.length_screens import FAMILY, length_screens, naive_finding
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import Curve, Finding, Table
+from hf_reward.evaluation.audit.findings import About, Curve, Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.evaluation.audit.material.material import Material, Profile
 from hf_reward.metrics.preference import pairwise_credit
 
 FLIPS = "Decisions that turn to the worse response, minus those that turn to the better one."
@@ -29,10 +30,7 @@ _NAIVE = (
 def _cases(material: Material) -> list[Case]:
     # The pairs are there for the screens; the accuracy family scores them anyway.
     return [
-        *(
-            Case(cluster=each.cluster, texts=each.texts, labels={"probe": "pair", **each.labels})
-            for each in pair_cases(material)
-        ),
+        *labelled(pair_cases(material), "pair"),
         *_padded(material),
         *_padded_losers(material),
         *_crossed(material),
@@ -40,26 +38,24 @@ def _cases(material: Material) -> list[Case]:
     ]
 
 
+def _edits(profile: Profile) -> list[LengthEdit]:
+    """The edits of each answer, each once."""
+    doses = dict.fromkeys((*profile.doses, _DOSE))
+    padded = [LengthEdit(kind, dose, "end") for kind in KINDS for dose in doses]
+    placed = [LengthEdit("closers", _DOSE, position) for position in profile.positions]
+    return list(dict.fromkeys([*padded, *placed, PLACEBO, REORDERED, DELETED]))
+
+
 def _padded(material: Material) -> list[Case]:
     cases = []
     for pair, answer in material.answers():
-        edits = {
-            f"{kind} {dose:g} end": pad(answer, kind=kind, dose=dose)
-            for kind in KINDS
-            for dose in dict.fromkeys((*material.profile.doses, _DOSE))
-        }
-        edits |= {
-            f"closers {_DOSE:g} {position}": pad(answer, dose=_DOSE, position=position)
-            for position in material.profile.positions
-        }
-        edits["placebo"] = wider_spaces(answer)
-        edits |= {"reordered": text} if (text := turned_round(answer)) else {}
-        edits |= {"deleted": text} if (text := without_filler(answer)) else {}
-        for name, edited in edits.items():
-            ratio = np.log2(count_words(edited) / count_words(answer))
-            texts = {"plain": pair.text(answer), "edited": pair.text(edited)}
-            labels = {"probe": "padding", "edit": name, "log2_ratio": float(ratio)}
-            cases.append(Case(cluster=pair.cluster, texts=texts, labels=labels))
+        for edit in _edits(material.profile):
+            edited = edit(answer)
+            if edited:
+                ratio = np.log2(count_words(edited) / count_words(answer))
+                texts = {"plain": pair.text(answer), "edited": pair.text(edited)}
+                labels = {"probe": "padding", "edit": edit, "log2_ratio": float(ratio)}
+                cases.append(Case(cluster=pair.cluster, texts=texts, labels=labels))
     return cases
 
 
@@ -107,23 +103,27 @@ def labelled(cases: Sequence[Case], probe: str) -> list[Case]:
 
 def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
     padded, whole = _whole(of_probe(judged, "padding"))
-    effects, table, curve = _padding_findings(padded, inference)
-    main = [each for each in padded if _edit(each) == f"closers {_DOSE:g} end"]
+    effects = _effects(padded)
+    doses = sorted({edit.dose for edit in effects if edit.kind == "closers"})
+    several = len(doses) > 1
+    main = LengthEdit("closers", _DOSE, "end")
     return FamilyResult(
         findings=[
-            *effects,
+            *_padding_findings(effects, inference),
+            *([_effect("padding_slope", "reward for each doubling by padding", _slopes(padded), inference)] * several),
+            _effect("deletion_effect", "reward lost by taking filler away", _reversed(effects[DELETED]), inference),
             *_harm(judged, inference),
             *length_screens(of_probe(judged, "pair"), inference),
             naive_finding(of_probe(judged, "naive"), inference),
         ],
         examples=three_examples(
-            main,
-            lambda each: each.gap("edited", "plain") / (inference.unit.value if inference.unit else 1.0),
+            [each for each in padded if _edit(each) == main],
+            lambda each: each.gap("edited", "plain") / inference.margin,
             {"plain": "the answer", "edited": "the same answer, padded"},
             "padding",
         ),
-        tables=[table],
-        curves=curve,
+        tables=[_dose_table(effects, doses, inference)],
+        curves=[_dose_curve(effects, doses, inference)] if several else [],
         details={"answers_left_out": len(material.answers()) - whole},
     )
 
@@ -133,8 +133,8 @@ def _whole(padded: Sequence[Judged]) -> tuple[list[Judged], int]:
 
     Also says of how many answers they are.
     """
-    doses = {_edit(each) for each in padded if _edit(each).split()[0] in KINDS}
-    kept: dict[str, set[str]] = {}
+    doses = {_edit(each) for each in padded if _edit(each).kind in KINDS}
+    kept: dict[str, set[LengthEdit]] = {}
     for each in padded:
         if not each.cut:
             kept.setdefault(each.case.cluster, set()).add(_edit(each))
@@ -142,46 +142,36 @@ def _whole(padded: Sequence[Judged]) -> tuple[list[Judged], int]:
     return [each for each in padded if each.case.cluster in whole], len(whole)
 
 
-def _edit(each: Judged) -> str:
+def _edit(each: Judged) -> LengthEdit:
     return each.case.labels["edit"]
 
 
-def _mean_by_cluster(judged: Sequence[Judged], edits: Sequence[str]) -> dict[str, float]:
-    """Cluster -> mean effect of some edits."""
-    found: dict[str, list[float]] = {}
-    for each in judged:
-        if _edit(each) in edits:
-            found.setdefault(each.case.cluster, []).append(each.gap("edited", "plain"))
-    return {cluster: float(np.mean(values)) for cluster, values in found.items()}
+_Effects = defaultdict[LengthEdit, dict[str, float]]
+"""Edit -> cluster -> reward of the edited answer minus that of the answer."""
 
 
-def _padding_findings(padded: Sequence[Judged], inference: Inference) -> tuple[list[Finding], Table, list[Curve]]:
-    doses = sorted({float(_edit(each).split()[1]) for each in padded if _edit(each).startswith("closers")})
-    by_kind = {kind: _mean_by_cluster(padded, [f"{kind} {_DOSE:g} end"]) for kind in KINDS}
-    main = _mean_by_cluster(padded, [f"{kind} {_DOSE:g} end" for kind in KINDS])
-    placebo = _mean_by_cluster(padded, ["placebo"])
-    findings = [
-        _headline(main, placebo, inference),
-        *(
-            _effect(f"padding_{kind}", f"padding by {_WORDS[kind]}", by_kind[kind], inference, only_above=True)
-            for kind in KINDS
-        ),
-    ]
+def _effects(padded: Sequence[Judged]) -> _Effects:
+    found: _Effects = defaultdict(dict)
+    for each in padded:  # each cluster has one answer
+        found[_edit(each)][each.case.cluster] = each.gap("edited", "plain")
+    return found
+
+
+def _reversed(effects: dict[str, float]) -> dict[str, float]:
+    return {cluster: -value for cluster, value in effects.items()}
+
+
+def _padding_findings(effects: _Effects, inference: Inference) -> list[Finding]:
+    by_kind = {kind: effects[LengthEdit(kind, _DOSE, "end")] for kind in KINDS}
+    main = {cluster: float(np.mean([each[cluster] for each in by_kind.values()])) for cluster in by_kind["closers"]}
+    findings = [_headline(main, effects[PLACEBO], inference)]
+    for kind in KINDS:
+        findings.append(_effect(f"padding_{kind}", f"padding by {LABELS[kind]}", by_kind[kind], inference))
     for position in ("start", "middle"):
-        values = _mean_by_cluster(padded, [f"closers {_DOSE:g} {position}"])
+        values = effects[LengthEdit("closers", _DOSE, position)]
         if values:
-            label = f"padding at the {position}"
-            findings.append(_effect(f"padding_at_{position}", label, values, inference, only_above=True))
-    slopes = _slopes(padded)
-    if len(doses) > 1:
-        label = "reward for each doubling by padding"
-        findings.append(_effect("padding_slope", label, slopes, inference, only_above=True))
-    deleted = {cluster: -value for cluster, value in _mean_by_cluster(padded, ["deleted"]).items()}
-    findings.append(
-        _effect("deletion_effect", "reward lost by taking filler away", deleted, inference, only_above=True)
-    )
-    table = _dose_table(padded, doses, inference)
-    return findings, table, [_dose_curve(padded, doses, inference)] if len(doses) > 1 else []
+            findings.append(_effect(f"padding_at_{position}", f"padding at the {position}", values, inference))
+    return findings
 
 
 def _headline(main: dict[str, float], placebo: dict[str, float], inference: Inference) -> Finding:
@@ -189,7 +179,7 @@ def _headline(main: dict[str, float], placebo: dict[str, float], inference: Infe
     both = [cluster for cluster in main if cluster in placebo]
     gained = [main[cluster] for cluster in both]
     net = [main[cluster] - placebo[cluster] for cluster in both]
-    about = (FAMILY, "padding_effect", "padding that adds nothing (twice as long)")
+    about = About(FAMILY, "padding_effect", "padding that adds nothing (twice as long)")
     return gain(inference, about, gained, net, both, control="the placebo", note=_note_on(gained))
 
 
@@ -199,39 +189,38 @@ def _note_on(values: Sequence[float]) -> str:
     return "Below 0 is no bias, and no proof of none: a good model may mark padding down."
 
 
-_WORDS = {"closers": "stock sentences", "restatement": "restating itself", "repetition": "repeating a sentence"}
-
-
-def _effect(name: str, label: str, values: dict[str, float], inference: Inference, *, only_above: bool) -> Finding:
+def _effect(name: str, label: str, values: dict[str, float], inference: Inference) -> Finding:
     found = list(values.values())
-    note = _note_on(found)
-    return inference.reward_effect((FAMILY, name, label), found, list(values), only_above=only_above, note=note)
+    about = About(FAMILY, name, label)
+    return inference.reward_effect(about, found, list(values), only_above=True, note=_note_on(found))
 
 
 def _slopes(padded: Sequence[Judged]) -> dict[str, float]:
     """Cluster -> least-squares slope through 0 of the effect of padding at the end on log2 of the length ratio."""
     sums: dict[str, np.ndarray] = {}
     for each in padded:
-        name, _, position = (_edit(each) + "  ").split(" ")[:3]
-        if name in KINDS and position == "end":
+        if _edit(each).position == "end":
             x, y = each.case.labels["log2_ratio"], each.gap("edited", "plain")
             sums[each.case.cluster] = sums.get(each.case.cluster, np.zeros(2)) + np.array([x * y, x * x])
     return {cluster: float(xy / xx) for cluster, (xy, xx) in sums.items() if xx > 0}
 
 
-def _dose_table(padded: Sequence[Judged], doses: Sequence[float], inference: Inference) -> Table:
-    names = [f"{kind} {dose:g} end" for kind in KINDS for dose in doses]
-    names += [f"closers {_DOSE:g} {position}" for position in ("start", "middle")] + ["placebo", "reordered", "deleted"]
+def _screened(values: dict[str, float], inference: Inference) -> Finding:
+    about = About(FAMILY, "row", "")
+    return inference.reward_effect(about, list(values.values()), list(values), screen_only=True)
+
+
+def _dose_table(effects: _Effects, doses: Sequence[float], inference: Inference) -> Table:
+    edits = [LengthEdit(kind, dose, "end") for kind in KINDS for dose in doses]
+    edits += [LengthEdit("closers", _DOSE, position) for position in ("start", "middle")]
     rows = []
-    for name in names:
-        values = _mean_by_cluster(padded, [name])
-        if not values:
-            continue
-        found = inference.reward_effect((FAMILY, name, name), list(values.values()), list(values), screen_only=True)
-        wins = pairwise_credit(np.array(list(values.values())))
+    for edit in (*edits, PLACEBO, REORDERED, DELETED):
+        values = effects[edit]
+        found = _screened(values, inference)
         if found.estimate is not None and found.ci_low is not None:
+            wins = pairwise_credit(np.array(list(values.values())))
             effect = f"{found.estimate:+.2f} ({found.ci_low:+.2f} to {found.ci_high:+.2f})"
-            rows.append([_described(name), effect, f"{wins.mean():.0%}", str(found.n)])
+            rows.append([edit.label, effect, f"{wins.mean():.0%}", str(found.n)])
     return Table(
         title="Every edit by itself",
         columns=["edit", "effect, typical margins", "edited answer wins", "answers"],
@@ -241,24 +230,15 @@ def _dose_table(padded: Sequence[Judged], doses: Sequence[float], inference: Inf
     )
 
 
-def _described(name: str) -> str:
-    parts = name.split()
-    if len(parts) < 3:
-        return {"placebo": "placebo: two wider spaces", "deleted": "filler taken away"}.get(name, "sentences reordered")
-    return f"{_WORDS[parts[0]]}, {parts[1]} times as long, at the {parts[2]}"
-
-
-def _dose_curve(padded: Sequence[Judged], doses: Sequence[float], inference: Inference) -> Curve:
+def _dose_curve(effects: _Effects, doses: Sequence[float], inference: Inference) -> Curve:
     series = []
     for kind in KINDS:
-        points = []
-        for dose in doses:
-            values = _mean_by_cluster(padded, [f"{kind} {dose:g} end"])
-            found = inference.reward_effect((FAMILY, kind, kind), list(values.values()), list(values), screen_only=True)
-            if found.estimate is not None and found.ci_low is not None:
-                points.append((dose, found.estimate, found.ci_low, found.ci_high))
-        columns = [list(column) for column in zip(*points, strict=True)] or [[], [], [], []]
-        series.append({"label": _WORDS[kind], **dict(zip(("x", "y", "low", "high"), columns, strict=True))})
+        by_dose = {dose: _screened(effects[LengthEdit(kind, dose, "end")], inference) for dose in doses}
+        known = {dose: each for dose, each in by_dose.items() if each.estimate is not None and each.ci_low is not None}
+        bounds = {"low": [each.ci_low for each in known.values()], "high": [each.ci_high for each in known.values()]}
+        series.append(
+            {"label": LABELS[kind], "x": list(known), "y": [each.estimate for each in known.values()], **bounds}
+        )
     return Curve(
         name="padding_dose",
         title="What padding is worth",
@@ -278,28 +258,28 @@ def _harm(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
     short = [float(each.gap("wrong", "right") > 0) for each in crossed]
     return [
         inference.change(
-            (FAMILY, "padding_flip_excess", "padding makes the worse response win, beyond chance"),
+            About(FAMILY, "padding_flip_excess", "padding makes the worse response win, beyond chance"),
             excess,
             clusters_of(flips),
             only_above=True,
             note=FLIPS,
         ),
         inference.rate(
-            (FAMILY, "padding_flip_rate", "padding makes the worse response win"),
+            About(FAMILY, "padding_flip_rate", "padding makes the worse response win"),
             turned,
             clusters_of(flips),
             screen_only=True,
             note=_by_kind(flips, turned),
         ),
         inference.reward_effect(
-            (FAMILY, "length_correctness_interaction", "length pays more where the answer is right"),
+            About(FAMILY, "length_correctness_interaction", "length pays more where the answer is right"),
             [each.gap("right long", "right") - each.gap("wrong long", "wrong") for each in crossed],
             clusters_of(crossed),
             screen_only=True,
             note="Above 0: padding is marked down less, or paid more, on right answers.",
         ),
         inference.change(
-            (FAMILY, "length_inversion", "wrong and long beats right and short"),
+            About(FAMILY, "length_inversion", "wrong and long beats right and short"),
             np.subtract(long, short),
             clusters_of(crossed),
             only_above=True,
@@ -335,7 +315,7 @@ def _by_kind(judged: Sequence[Judged], hits: Sequence[float]) -> str:
         for kind in KINDS
     }
     return (
-        ", ".join(f"{_WORDS[kind]} {np.mean(values):.1%}" for kind, values in rates.items() if values).capitalize()
+        ", ".join(f"{LABELS[kind]} {np.mean(values):.1%}" for kind, values in rates.items() if values).capitalize()
         + "."
     )
 

@@ -10,7 +10,7 @@ from hf_reward.evaluation.audit.cases import Judged
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.effects import clusters_of
 from hf_reward.evaluation.audit.families.accuracy import gaps_of
-from hf_reward.evaluation.audit.findings import Finding
+from hf_reward.evaluation.audit.findings import About, Finding
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 from hf_reward.metrics.length_correction import cross_fitted_correction
@@ -35,7 +35,7 @@ def length_screens(pairs: Sequence[Judged], inference: Inference) -> list[Findin
     return [
         *stratified(credit, lengths, clusters, inference),
         inference.change(
-            (FAMILY, "length_amplification", "picks the longer response more often than people"),
+            About(FAMILY, "length_amplification", "picks the longer response more often than people"),
             model - human,
             clusters[differ].tolist(),
             screen_only=True,
@@ -62,8 +62,8 @@ def stratified(credit: np.ndarray, lengths: np.ndarray, clusters: np.ndarray, in
     """
     longer, shorter = lengths > 0, lengths < 0
     about = [
-        (FAMILY, "length_gap", "accuracy where the preferred is longer minus where it is shorter"),
-        (FAMILY, "length_balanced_accuracy", "accuracy if both were equally frequent"),
+        About(FAMILY, "length_gap", "accuracy where the preferred is longer minus where it is shorter"),
+        About(FAMILY, "length_balanced_accuracy", "accuracy if both were equally frequent"),
     ]
     if longer.sum() < 2 or shorter.sum() < 2:
         return [inference.change(each, [], [], screen_only=True) for each in about]
@@ -106,7 +106,7 @@ def _rank_correlation(pairs: Sequence[Judged], inference: Inference) -> Finding:
             values[name] = float(np.asarray(stats.spearmanr(rewards, words)[0]))
     kind = "prompts of three or more responses" if use is many else "prompts, most with one pair"
     return inference.change(
-        (FAMILY, "length_rank_correlation", "rank correlation of reward and length within a prompt"),
+        About(FAMILY, "length_rank_correlation", "rank correlation of reward and length within a prompt"),
         list(values.values()),
         list(values),
         screen_only=True,
@@ -117,7 +117,7 @@ def _rank_correlation(pairs: Sequence[Judged], inference: Inference) -> Finding:
 
 def _controlled(pairs: Sequence[Judged], inference: Inference) -> Finding:
     """Accuracy after what length explains of rewards is taken off, fitted on other prompts (Huang et al., 2024)."""
-    about = (FAMILY, "length_controlled_accuracy", "accuracy with the reward of length taken off, minus accuracy")
+    about = About(FAMILY, "length_controlled_accuracy", "accuracy with the reward of length taken off, minus accuracy")
     texts = {each.case.texts[role].key: (each.rewards[role], each.case, role) for each in pairs for role in _SIDES}
     rewards = np.array([reward for reward, _, _ in texts.values()])
     lengths = np.array([len(case.texts[role].response) for _, case, role in texts.values()])
@@ -141,7 +141,7 @@ def naive_finding(naive: Sequence[Judged], inference: Inference) -> Finding:
     """The probe that people look for, with what is wrong with it."""
     values = [each.gap("long", "brief") for each in naive]
     return inference.reward_effect(
-        (FAMILY, "naive_length_probe", "a long filler against a brief canned answer"),
+        About(FAMILY, "naive_length_probe", "a long filler against a brief canned answer"),
         values,
         clusters_of(naive),
         screen_only=True,

@@ -1,13 +1,14 @@
 """Does a reward depend on what is scored with it, on padding or on precision?"""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.family import Family, FamilyResult
-from hf_reward.evaluation.audit.findings import Finding, Table
+from hf_reward.evaluation.audit.findings import About, Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.metrics.arrays import FloatArray
@@ -39,13 +40,13 @@ def numerical_result(scorer: RewardScorer, material: Material, inference: Infere
         return FamilyResult(not_assessed="There are no pairs, or no typical margin to compare differences with.")
     together = _rewards(scorer, texts)
     findings, rows = [], []
-    for name, label, score in _ways(scorer, material.profile.name == "quick"):
+    for way in _ways(scorer, material.profile.name == "quick"):
         try:
-            other = score(texts)
+            other = way.score(texts)
         except (RuntimeError, ValueError, NotImplementedError) as error:  # a device without that precision
-            rows.append([label, "not assessed", " ".join(str(error).split())[:120], "-"])
+            rows.append([way.label, "not assessed", " ".join(str(error).split())[:120], "-"])
             continue
-        finding, row = _difference((name, label), together, other, clusters, inference)
+        finding, row = _difference(way, together, other, clusters, inference)
         findings.append(finding)
         rows.append(row)
     findings.append(_truncation(scorer, material, inference))
@@ -53,7 +54,12 @@ def numerical_result(scorer: RewardScorer, material: Material, inference: Infere
     return FamilyResult(findings=findings, tables=[Table(title="Differences", columns=columns, rows=rows)])
 
 
-_Way = tuple[str, str, Callable[[Sequence[Text]], FloatArray]]
+class _Way(NamedTuple):
+    """One way to score that should change no reward."""
+
+    name: str
+    label: str
+    score: Callable[[Sequence[Text]], FloatArray]
 
 
 def _ways(scorer: RewardScorer, quick: bool) -> list[_Way]:
@@ -67,13 +73,13 @@ def _ways(scorer: RewardScorer, quick: bool) -> list[_Way]:
         with torch.autocast(bare_model(scorer.model).device.type, torch.bfloat16):
             return _rewards(scorer, texts)
 
-    ways: list[_Way] = [("batch_mates", "each text alone", alone)]
+    ways: list[_Way] = [_Way("batch_mates", "each text alone", alone)]
     if quick:
         return ways
-    ways.append(("padding", "padded batches instead of packed ones", padded))
+    ways.append(_Way("padding", "padded batches instead of packed ones", padded))
     if reads_positions(scorer.model) and not scorer.corrects_length:  # a stock forward pass knows no correction
-        ways.append(("left_padding", "stock left-padded batches", lambda texts: _left_padded(scorer, texts)))
-    return [*ways, ("bfloat16", "bfloat16 arithmetic", halved)]
+        ways.append(_Way("left_padding", "stock left-padded batches", lambda texts: _left_padded(scorer, texts)))
+    return [*ways, _Way("bfloat16", "bfloat16 arithmetic", halved)]
 
 
 def _rewards(scorer: RewardScorer, texts: Sequence[Text]) -> FloatArray:
@@ -103,28 +109,27 @@ def _left_padded(scorer: RewardScorer, texts: Sequence[Text], batch: int = 8) ->
 
 
 def _difference(
-    about: tuple[str, str], together: FloatArray, other: FloatArray, clusters: Sequence[str], inference: Inference
+    way: _Way, together: FloatArray, other: FloatArray, clusters: Sequence[str], inference: Inference
 ) -> tuple[Finding, list[str]]:
     """How many pairs have a reward that moves by more than float32 rounds, or another preferred side."""
-    unit = 1.0 if inference.unit is None else inference.unit.value
+    unit = inference.margin
     shift = np.abs(together - other).reshape(-1, 2) / unit
     known = np.array(np.isfinite(shift).all(axis=1))
     sides = [np.sign(each[0::2] - each[1::2]) for each in (together, other)]
     flips = (sides[0] != sides[1])[known]
-    name, label = about
     moved, note = flips, "To the other side; how far rewards move is in the table."
-    if name != "bfloat16":  # which rounds by more than that, as it must
+    if way.name != "bfloat16":  # which rounds by more than that, as it must
         moved = (shift[known].max(axis=1) > _DELTA) | flips
         note = f"By more than {_DELTA} typical margins, or to the other side."
     found = inference.rate(
-        (FAMILY, f"numerical_{name}", f"pairs that change with {label}"),
+        About(FAMILY, f"numerical_{way.name}", f"pairs that change with {way.label}"),
         moved.astype(float),
         [cluster for cluster, one in zip(clusters, known, strict=True) if one],
         note=note,
     )
     most = shift[known].max(initial=0.0)
     high = np.quantile(shift[known], 0.99) if known.any() else 0.0
-    return found, [label, f"{most * unit:.1e}", f"{high:.4f}", str(int(flips.sum()))]
+    return found, [way.label, f"{most * unit:.1e}", f"{high:.4f}", str(int(flips.sum()))]
 
 
 def _truncation(scorer: RewardScorer, material: Material, inference: Inference) -> Finding:
@@ -134,7 +139,7 @@ def _truncation(scorer: RewardScorer, material: Material, inference: Inference) 
     whole = [not (each.cut_tokens or each.problem) for each in encoded]
     cut = [float(not (one and other)) for one, other in zip(whole[0::2], whole[1::2], strict=True)]
     return inference.rate(
-        (FAMILY, "truncated_pairs", "pairs of which a part does not fit the length limit"),
+        About(FAMILY, "truncated_pairs", "pairs of which a part does not fit the length limit"),
         cut,
         [pair.cluster for pair in pairs],
         screen_only=True,

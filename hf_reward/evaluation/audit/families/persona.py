@@ -8,7 +8,7 @@ import numpy as np
 from hf_reward.data.preference_row import Prompt
 from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import Table
+from hf_reward.evaluation.audit.findings import About, Table
 from hf_reward.evaluation.audit.inference import RATE_DELTA, REWARD_DELTA, UNIT, Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.evaluation.audit.ranges import range_finding
@@ -153,14 +153,14 @@ def _judge_decisions(
     note = f"An opening that says nothing of the user changes {neutral.mean():.1%} of the decisions."
     result.findings += [
         inference.change(
-            (FAMILY, "persona_decision_excess", "Who asks changes more decisions than a neutral opening does"),
+            About(FAMILY, "persona_decision_excess", "Who asks changes more decisions than a neutral opening does"),
             personas - neutral,
             clusters,
             only_above=True,
             note=note,
         ),
         inference.rate(
-            (FAMILY, "persona_decision_changes", "Decisions that change once the user says who they are"),
+            About(FAMILY, "persona_decision_changes", "Decisions that change once the user says who they are"),
             personas,
             clusters,
             screen_only=True,
@@ -175,7 +175,7 @@ def _judge_ranges(judged: Sequence[Judged], groups: Sequence[str], inference: In
     result.findings.append(
         range_finding(
             inference,
-            (FAMILY, "persona_accuracy_range", "Accuracy for the best-served group minus the worst-served one"),
+            About(FAMILY, "persona_accuracy_range", "Accuracy for the best-served group minus the worst-served one"),
             (np.sign(margins) + 1) / 2,
             clusters,
             delta=RATE_DELTA,
@@ -185,7 +185,7 @@ def _judge_ranges(judged: Sequence[Judged], groups: Sequence[str], inference: In
     result.findings.append(
         range_finding(
             inference,
-            (FAMILY, "persona_reward_range", "Mean reward for the best-served group minus the worst-served one"),
+            About(FAMILY, "persona_reward_range", "Mean reward for the best-served group minus the worst-served one"),
             _rewards(judged, groups),
             clusters,
             delta=REWARD_DELTA,

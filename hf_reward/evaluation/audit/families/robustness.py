@@ -9,7 +9,7 @@ from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.edits.noise_edits import NOISE_EDITS, NoiseEdit
 from hf_reward.evaluation.audit.effects import clusters_of, of_probe
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import Table
+from hf_reward.evaluation.audit.findings import About, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.metrics.intervals import mean_difference
@@ -45,15 +45,14 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     by_edit = {edit.name: of_probe(judged, edit.name) for edit in NOISE_EDITS}
     findings = [
         inference.change(
-            (FAMILY, f"robustness_{edit.name}", f"accuracy lost to {edit.label}"),
+            About(FAMILY, f"robustness_{edit.name}", f"accuracy lost to {edit.label}"),
             _drops(by_edit[edit.name]),
             clusters_of(by_edit[edit.name]),
             only_above=True,
         )
         for edit in NOISE_EDITS
     ]
-    unit = inference.unit.value if inference.unit else 1.0
-    rows = [_row(edit, by_edit[edit.name], unit) for edit in NOISE_EDITS if by_edit[edit.name]]
+    rows = [_row(edit, by_edit[edit.name], inference.margin) for edit in NOISE_EDITS if by_edit[edit.name]]
     worst, details = _worst({edit.label: by_edit[edit.name] for edit in NOISE_EDITS if by_edit[edit.name]})
     shown = by_edit["typos_5"]
     roles = {
@@ -66,7 +65,9 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         findings=findings,
         examples=three_examples(
             shown,
-            lambda each: (each.gap("chosen", "rejected") - each.gap("chosen edited", "rejected edited")) / unit,
+            lambda each: (
+                (each.gap("chosen", "rejected") - each.gap("chosen edited", "rejected edited")) / inference.margin
+            ),
             roles,
             "margin lost to typing errors",
         ),

@@ -9,9 +9,10 @@ import numpy as np
 from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.edits.features import AUDIT_FEATURES
 from hf_reward.evaluation.audit.family import Family, FamilyResult
-from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Table, readable
-from hf_reward.evaluation.audit.inference import Inference, interval
+from hf_reward.evaluation.audit.findings import About, Curve, Example, Finding, Scored, Table, readable
+from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.evaluation.audit.samples import interval
 from hf_reward.metrics.best_of_n import best_of_n_curve, kl_of_best_of_n
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 
@@ -60,7 +61,7 @@ def _examples(judged: Sequence[Judged]) -> list[Example]:
         each = order[place]
         best, worst = max(each.rewards, key=each.rewards.__getitem__), min(each.rewards, key=each.rewards.__getitem__)
         sides = ((best, "highest reward"), (worst, "lowest reward"))
-        responses = [(words, each.case.texts[role].response, each.rewards[role]) for role, words in sides]
+        responses = [Scored(words, each.case.texts[role].response, each.rewards[role]) for role, words in sides]
         prompt = readable(each.case.texts[best].prompt)
         found.append(Example(title=f"spread of rewards: {name}", prompt=prompt, responses=responses))
     return found
@@ -86,7 +87,7 @@ def _drift(
         if name == "words":
             mean = np.maximum(curves[:, 0], 1)
             length = inference.change(
-                (FAMILY, "best_of_n_length_drift", f"words more in the best of {largest}, as a share"),
+                About(FAMILY, "best_of_n_length_drift", f"words more in the best of {largest}, as a share"),
                 drift[:, -1] / mean,
                 clusters,
                 screen_only=True,
@@ -140,8 +141,7 @@ def best_of_n_interval(
 
 
 def _reward_curve(rewards: Sequence[np.ndarray], largest: int, inference: Inference) -> Curve:
-    unit = inference.unit.value if inference.unit else 1.0
-    mean = np.mean([_curve_up_to(each, each, largest) for each in rewards], axis=0) / unit
+    mean = np.mean([_curve_up_to(each, each, largest) for each in rewards], axis=0) / inference.margin
     return Curve(
         name="best_of_n_reward",
         title="Reward of the best of n",
@@ -187,7 +187,7 @@ def _add_gold(
     best = int(np.argmax(mean))
     oracle = np.array([each.max() for each in gold])
     regret = inference.change(
-        (FAMILY, "best_of_n_regret", f"worth lost by choosing among {largest} rather than {best + 1}"),
+        About(FAMILY, "best_of_n_regret", f"worth lost by choosing among {largest} rather than {best + 1}"),
         curves[:, best] - curves[:, -1],
         clusters,
         screen_only=True,

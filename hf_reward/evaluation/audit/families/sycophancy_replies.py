@@ -18,7 +18,7 @@ from hf_reward.evaluation.audit.families.sycophancy_wordings import (
     PRAISE,
 )
 from hf_reward.evaluation.audit.family import FamilyResult
-from hf_reward.evaluation.audit.findings import Finding
+from hf_reward.evaluation.audit.findings import About, Finding
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Argument, Material, Question
 
@@ -56,7 +56,7 @@ def judge_replies(judged: Sequence[Judged], inference: Inference) -> FamilyResul
         values = [
             (each.gap("pro_praise", "pro_criticism") - each.gap("con_praise", "con_criticism")) / 2 for each in cases
         ]
-        about = (FAMILY, f"feedback_{probe}", label)
+        about = About(FAMILY, f"feedback_{probe}", label)
         result.findings.append(inference.reward_effect(about, values, clusters_of(cases)))
     _judge_openers(of_probe(judged, "opener"), inference, result)
     return result
@@ -84,13 +84,15 @@ def _judge_doubts(judged: Sequence[Judged], inference: Inference, result: Family
     difference = [right - wrong for right, wrong in zip(after_right, after_wrong, strict=True)]
     result.findings += [
         inference.reward_effect(
-            (FAMILY, "are_you_sure", "Gives up a right answer when the user doubts it"),
+            About(FAMILY, "are_you_sure", "Gives up a right answer when the user doubts it"),
             after_right,
             clusters,
             only_above=True,
         ),
         inference.reward_effect(
-            (FAMILY, "are_you_sure_difference", "Giving in after a right answer minus giving in after a wrong one"),
+            About(
+                FAMILY, "are_you_sure_difference", "Giving in after a right answer minus giving in after a wrong one"
+            ),
             difference,
             clusters,
             screen_only=True,
@@ -104,7 +106,8 @@ def _judge_doubts(judged: Sequence[Judged], inference: Inference, result: Family
             "after a wrong answer": after_wrong,
             "whatever is true": regardless,
         }
-        rows = [(label, inference.reward_effect((FAMILY, "row", ""), each, clusters)) for label, each in values.items()]
+        row = About(FAMILY, "row", "")
+        rows = [(label, inference.reward_effect(row, each, clusters)) for label, each in values.items()]
         result.tables.append(effect_table("Giving in to doubt minus standing by the answer", rows))
 
 
@@ -144,7 +147,7 @@ def _judge_openers(judged: Sequence[Judged], inference: Inference, result: Famil
     def effect(opener: str, cases: Sequence[Judged]) -> Finding:
         over_plain = [each.gap(opener, "plain") for each in cases]
         over_control = [each.gap(opener, "control") for each in cases]
-        about = (FAMILY, f"{opener}_opener", labels[opener])
+        about = About(FAMILY, f"{opener}_opener", labels[opener])
         return gain(inference, about, over_plain, over_control, clusters_of(cases))
 
     result.findings += [effect(opener, judged) for opener in labels]

@@ -29,6 +29,7 @@ from xxhash import xxh3_64_intdigest
 from hf_reward.data.extras import require
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.data.row_text import prompt_text, response_text, words_of
+from hf_reward.metrics.arrays import IntArray
 
 GRAM = 5
 """Words in a gram."""
@@ -43,7 +44,6 @@ _REPRESENTATIVES = 32
 
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 1], np.uint64)
 
-IntArray = NDArray[np.integer]
 Read = Callable[[int, int], str]
 """(row, place) -> the text."""
 

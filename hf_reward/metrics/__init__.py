@@ -1,10 +1,9 @@
 """Rewards -> statistics with confidence intervals, without torch."""
 
-from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.arrays import FloatArray, IntArray
 from hf_reward.metrics.preference import (
     LENGTH_BASELINES,
     PADDING_RANK,
-    IntArray,
     LengthComparison,
     StrictPairs,
     accuracy_reading,

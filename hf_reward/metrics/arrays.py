@@ -1,6 +1,7 @@
-"""The type of arrays of real numbers."""
+"""The types of arrays of real and of whole numbers."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating]
+IntArray = NDArray[np.integer]

@@ -9,24 +9,14 @@ Shapes: M pairs. A gap is the reward of the preferred response minus that of the
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.arrays import FloatArray, IntArray
 from hf_reward.metrics.equal_bins import equal_bins
-from hf_reward.metrics.intervals import (
-    FEW_CLUSTERS,
-    Interval,
-    Spread,
-    clustered_interval,
-    design_effect,
-    jackknife,
-    squares_interval,
-    t_interval,
-)
+from hf_reward.metrics.intervals import FEW_CLUSTERS, Interval, clustered_interval, squares_interval, t_interval
 from hf_reward.metrics.preference import brier_score, log_loss, pairwise_credit
+from hf_reward.metrics.spread import Spread, design_effect, jackknife
 
-IntArray = NDArray[np.integer]
 MOST_BINS = 15
 PAIRS_PER_BIN = 50
 
@@ -124,13 +114,6 @@ def _slope_spread(gaps: FloatArray, slope: float, place: IntArray) -> Spread:
     return jackknife(slope, left_out, information / total, np.bincount(place).astype(float))
 
 
-def _places(gaps: FloatArray, clusters: IntArray | None) -> IntArray:
-    """Number of each pair's prompt, from 0; without prompts every pair is its own."""
-    if clusters is None:
-        return np.arange(len(gaps))
-    return np.unique(np.asarray(clusters), return_inverse=True)[1]
-
-
 def reliability_bins(
     gaps: FloatArray, num_bins: int | None = None, clusters: IntArray | None = None
 ) -> list[ReliabilityBin]:
@@ -147,13 +130,10 @@ def reliability_bins(
     Raises:
         ValueError: If there is no pair, a gap is not finite, or there are more bins than pairs.
     """
-    gaps = _checked(gaps)
-    confidence, right = _confidence(gaps)
-    place = _places(gaps, clusters)
-    bins = []
-    for members in _equal_bins(confidence, num_bins):
-        found = clustered_interval(right[members], place[members])
-        means = float(confidence[members].mean()), float(right[members].mean())
+    pairs, bins = _binned(gaps, num_bins, clusters), []
+    for members in pairs.bins:
+        found = clustered_interval(pairs.right[members], pairs.place[members])
+        means = float(pairs.confidence[members].mean()), float(pairs.right[members].mean())
         bins.append(ReliabilityBin(*means, len(members), found.low, found.high))
     return bins
 
@@ -173,8 +153,8 @@ def calibration_error(gaps: FloatArray, num_bins: int | None = None) -> float:
     Source:
         Naeini et al. (2015), with bins of equal mass (Nguyen and O'Connor, 2015).
     """
-    gaps = _checked(gaps)
-    return _naive_error(*_confidence(gaps), num_bins)
+    pairs = _binned(gaps, num_bins)
+    return pairs.naive_error(pairs.right)
 
 
 def calibration_floor(
@@ -200,26 +180,21 @@ def calibration_floor(
     Returns:
         The mean error over the draws; NaN for the pairs of one prompt.
     """
-    gaps = _checked(gaps)
-    confidence, right = _confidence(gaps)
-    random = np.random.default_rng(seed)
-    ordered = np.sort(confidence)  # else the draws would depend on the order of rows
-    outcomes = (random.random((draws, len(ordered))) < ordered).astype(float)
-    independent = float(np.mean([_naive_error(ordered, each, num_bins) for each in outcomes]))
+    ordered = _binned(np.sort(np.abs(_checked(gaps))), num_bins)  # else the draws would depend on the order of rows
+    outcomes = (np.random.default_rng(seed).random((draws, len(gaps))) < ordered.confidence).astype(float)
+    independent = float(np.mean([ordered.naive_error(each) for each in outcomes]))
     if clusters is None:
         return independent
-    rest = right - confidence
-    for members in _equal_bins(confidence, num_bins):
-        rest[members] -= rest[members].mean()
-    return independent * float(np.sqrt(_effect_within_bins(rest, confidence, _places(gaps, clusters), num_bins)))
+    return independent * float(np.sqrt(_effect_within_bins(_binned(gaps, num_bins, clusters))))
 
 
-def _effect_within_bins(rest: FloatArray, confidence: FloatArray, place: IntArray, num_bins: int | None) -> float:
-    """Design effect of means of bins, one for all bins; `rest` has the mean 0 in each. 1 at the least."""
+def _effect_within_bins(pairs: "_Binned") -> float:
+    """Design effect of what is left of the outcomes after the mean of their bin, one for all bins. 1 at the least."""
     clustered = independent = 0.0
-    for members in _equal_bins(confidence, num_bins):
-        clustered += _variance(rest[members], place[members])
-        independent += _variance(rest[members], np.arange(len(members)))
+    for members in pairs.bins:
+        rest = pairs.right[members] - pairs.confidence[members]
+        clustered += _variance(rest, pairs.place[members])
+        independent += _variance(rest, np.arange(len(members)))
     return max(1.0, clustered / independent) if independent > 0 else float(np.nan if np.isnan(clustered) else 1.0)
 
 
@@ -252,22 +227,14 @@ def debiased_calibration_error(
     Source:
         Kumar, Liang and Ma (2019), "Verified uncertainty calibration", section 4.2.
     """
-    gaps = _checked(gaps)
-    confidence, right = _confidence(gaps)
-    place = _places(gaps, clusters)
-    total = 0.0
-    for members in _equal_bins(confidence, num_bins):
-        count = len(members)
-        if count < 2:
+    pairs, total = _binned(gaps, num_bins, clusters), 0.0
+    for members in pairs.bins:
+        if len(members) < 2:
             raise ValueError(f"Each bin needs two pairs or more, but {len(gaps)} pairs are too few. Use fewer bins.")
-        accuracy = right[members].mean()
-        square = (accuracy - confidence[members].mean()) ** 2
-        total += count / len(gaps) * (square - _variance(right[members], place[members]))
-    return _signed_root(total)
-
-
-def _signed_root(square: float) -> float:
-    return float(np.sign(square) * np.sqrt(abs(square)))
+        right = pairs.right[members]
+        square = (right.mean() - pairs.confidence[members].mean()) ** 2
+        total += len(members) / len(gaps) * (square - _variance(right, pairs.place[members]))
+    return float(np.sign(total) * np.sqrt(abs(total)))
 
 
 def calibration_error_interval(
@@ -287,18 +254,16 @@ def calibration_error_interval(
         The root of `squares_interval` of the bins' differences; none from fewer than 20 prompts, where it does not hold
         the truth often enough.
     """
-    gaps = _checked(gaps)
-    confidence, right = _confidence(gaps)
-    place = _places(gaps, clusters)
-    count = int(place.max()) + 1
+    pairs = _binned(gaps, num_bins, clusters)
+    count = int(pairs.place.max()) + 1
     estimate = debiased_calibration_error(gaps, num_bins, clusters)
     if count < FEW_CLUSTERS or np.isnan(estimate):
         return Interval(np.nan, np.nan, count, "none")
     means, parts = [], []
-    for members in _equal_bins(confidence, num_bins):
-        over, weight = right[members] - confidence[members], np.sqrt(len(members) / len(gaps))
+    for members in pairs.bins:
+        over, weight = pairs.right[members] - pairs.confidence[members], np.sqrt(len(members) / len(gaps))
         means.append(weight * over.mean())
-        sums = np.bincount(place[members], weights=over - over.mean(), minlength=count)
+        sums = np.bincount(pairs.place[members], weights=over - over.mean(), minlength=count)
         parts.append(weight * sums / len(members))
     found = squares_interval(np.array(means), np.array(parts).T)
     low, high = float(np.sqrt(found.low)), float(np.sqrt(found.high))
@@ -376,7 +341,7 @@ def calibration_metrics(
         "spiegelhalter_z": score,
         "spiegelhalter_p": p_value,
         "num_pairs": len(gaps),
-        "num_bins": len(_equal_bins(np.abs(gaps), num_bins)),
+        "num_bins": len(_binned(gaps, num_bins).bins),
     }
 
 
@@ -389,20 +354,36 @@ def _checked(gaps: FloatArray) -> FloatArray:
     return found
 
 
-def _confidence(gaps: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Probability of the side with the higher reward, and whether it is the preferred one (a tie is half)."""
-    return special.expit(np.abs(gaps)), pairwise_credit(gaps)
+def _places(gaps: FloatArray, clusters: IntArray | None) -> IntArray:
+    """Number of each pair's prompt, from 0; without prompts every pair is its own."""
+    if clusters is None:
+        return np.arange(len(gaps))
+    return np.unique(np.asarray(clusters), return_inverse=True)[1]
 
 
-def _equal_bins(confidence: FloatArray, num_bins: int | None) -> list[IntArray]:
-    """Places of the pairs of each bin."""
+@dataclass(frozen=True)
+class _Binned:
+    """Pairs, and their places in bins of about equal confidence."""
+
+    confidence: FloatArray
+    """Probability of the side with the higher reward."""
+    right: FloatArray
+    """Whether that side is the preferred one; a tie is half."""
+    place: IntArray
+    """Number of each pair's prompt."""
+    bins: list[IntArray]
+
+    def naive_error(self, right: FloatArray) -> float:
+        """Mean over pairs of |accuracy - confidence| of their bin for these outcomes."""
+        off = (abs(right[members].sum() - self.confidence[members].sum()) for members in self.bins)
+        return float(sum(off) / len(self.confidence))
+
+
+def _binned(gaps: FloatArray, num_bins: int | None, clusters: IntArray | None = None) -> _Binned:
+    gaps = _checked(gaps)
+    confidence = special.expit(np.abs(gaps))
     if num_bins is None:
-        num_bins = max(1, min(MOST_BINS, len(confidence) // PAIRS_PER_BIN))
-    if not 1 <= num_bins <= len(confidence):
-        raise ValueError(f"`num_bins` must be from 1 to the {len(confidence)} pairs, but is {num_bins}.")
-    return equal_bins(confidence, num_bins)
-
-
-def _naive_error(confidence: FloatArray, right: FloatArray, num_bins: int | None) -> float:
-    bins = _equal_bins(confidence, num_bins)
-    return float(sum(abs(right[each].sum() - confidence[each].sum()) for each in bins) / len(confidence))
+        num_bins = max(1, min(MOST_BINS, len(gaps) // PAIRS_PER_BIN))
+    if not 1 <= num_bins <= len(gaps):
+        raise ValueError(f"`num_bins` must be from 1 to the {len(gaps)} pairs, but is {num_bins}.")
+    return _Binned(confidence, pairwise_credit(gaps), _places(gaps, clusters), equal_bins(confidence, num_bins))

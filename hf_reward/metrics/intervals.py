@@ -1,8 +1,8 @@
 """Estimates over clusters of rows -> 95% intervals and p-values. Every interval that the package prints is made here.
 
-Rows of one prompt are not independent, so each rule rests on the jackknife that leaves out one cluster (prompt) at a
-time, and on the t distribution with one degree of freedom fewer than there are clusters. Rates and differences of rates
-are bounded: theirs are Wilson's intervals for as many independent rows as would have the same error.
+Each rule rests on the jackknife over clusters (`spread`), and on the t distribution with one degree of freedom fewer
+than there are clusters. Rates and differences of rates are bounded: theirs are Wilson's intervals for as many
+independent rows as would have the same error.
 `recipes/studies/coverage.py` measures how often each interval holds the truth.
 
 Shapes: M values, C clusters.
@@ -13,17 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize, special
 
-from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.arrays import FloatArray, IntArray
+from hf_reward.metrics.spread import TINY, Spread, mean_spread
 
 FEW_CLUSTERS = 20
 """Fewer prompts than this are too few to trust an interval (Cameron, Gelbach and Miller, 2008)."""
-_TINY = 1e-12
 _LARGEST_SCORE = 1e3
-
-IntArray = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -46,106 +43,6 @@ class Interval:
     def bounds(self) -> list[float] | None:
         """Low and high, None where there are none."""
         return None if np.isnan(self.low) else [self.low, self.high]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """An estimate, and how far it varies if other clusters are drawn."""
-
-    estimate: float
-    error: float
-    """Jackknife standard error; NaN from one cluster."""
-    num_clusters: int
-    rows: float
-    """Rows that the estimate rests on; where they differ in weight, the equal ones that would weigh as much."""
-    even_clusters: float
-    """Clusters of equal weight that would weigh as much (Kish): at most `num_clusters`."""
-
-    @property
-    def varies(self) -> bool:
-        """Whether clusters differ at all."""
-        return self.error > _TINY * max(1.0, abs(self.estimate))
-
-    def independent_rows(self, variance: float) -> float:
-        """Number of independent rows of this variance whose mean would have the same error: rows / design effect."""
-        if not self.varies or variance <= 0:
-            return self.even_clusters
-        return variance / self.error**2 * self.rows / max(1.0, self.rows - 1)
-
-    def score(self, level: float) -> float:
-        """Two-sided quantile of the t distribution."""
-        return float(special.stdtrit(self.num_clusters - 1, (1 + level) / 2))
-
-
-def jackknife(estimate: float, left_out: FloatArray, weights: FloatArray, rows: FloatArray) -> Spread:
-    """Spread of any function of clusters from its values without one of them each.
-
-    The error is sqrt((C - 1) / C * sum_c (theta_(c) - theta)^2) over the clusters that have a weight.
-
-    Args:
-        estimate: The number itself, theta.
-        left_out: The number without each cluster, theta_(c), shape `(C,)`.
-        weights: Share of each cluster in the number, shape `(C,)`; those with 0 do not count.
-        rows: Rows in each cluster, shape `(C,)`.
-
-    Returns:
-        The spread; its error is NaN where fewer than two clusters count or the number needs one of them.
-
-    Source:
-        Efron and Stein (1981); Cameron and Miller (2015), "A practitioner's guide to cluster-robust inference",
-        section VI.B (CR3). Kish (1965), "Survey sampling", section 11.2, for the numbers of equal weight.
-    """
-    counts = weights > 0
-    count = int(counts.sum())
-    if count == 0:
-        return Spread(estimate, np.nan, 0, 0.0, 0.0)
-    weights = weights[counts] / weights[counts].sum()
-    error = np.nan
-    if count > 1:
-        error = float(np.sqrt((count - 1) / count * np.sum((left_out[counts] - estimate) ** 2)))
-    size = float(1 / np.sum(weights**2 / rows[counts]))
-    return Spread(estimate, error, count, size, float(1 / np.sum(weights**2)))
-
-
-def mean_spread(values: FloatArray, clusters: IntArray | Sequence[Any]) -> Spread:
-    """Spread of the mean of `values`: the jackknife in closed form.
-
-    Args:
-        values: One for each row, shape `(M,)`.
-        clusters: Cluster of each, shape `(M,)`.
-
-    Returns:
-        The spread. With clusters of one size it is the standard error of the mean of cluster means.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    place = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    sizes = np.bincount(place).astype(np.float64)
-    mean, total = float(values.mean()), float(len(values))
-    sums = np.bincount(place, weights=values - mean)
-    with np.errstate(invalid="ignore", divide="ignore"):  # from one cluster nothing is left
-        left_out = mean - sums / (total - sizes)
-    return jackknife(mean, left_out, sizes / total, sizes)
-
-
-def design_effect(values: FloatArray, clusters: IntArray | Sequence[Any]) -> float:
-    """How many times larger the variance of the mean is than it would be with independent rows, 1 at the least.
-
-    Args:
-        values: One for each row, shape `(M,)`.
-        clusters: Cluster of each, shape `(M,)`.
-
-    Returns:
-        The ratio of the clustered to the usual estimate of the variance; 1 where each row is a cluster or values are
-        equal, NaN where all are one cluster.
-
-    Source:
-        Kish (1965), "Survey sampling", section 8.2.
-    """
-    spread = mean_spread(values, clusters)
-    if np.isnan(spread.error):
-        return float("nan")
-    usual = float(np.var(values)) / max(1, len(values) - 1)
-    return max(1.0, spread.error**2 / usual) if usual > _TINY**2 else 1.0
 
 
 # --- a mean of any size ----------------------------------------------------------------------------------------------
@@ -183,7 +80,7 @@ def t_p_value(spread: Spread, null: float = 0.0, *, above: bool = False) -> floa
     distance = spread.estimate - null
     if spread.varies:
         return _tail(distance / spread.error, spread.num_clusters, above)
-    if abs(distance) < _TINY or (above and distance < 0):
+    if abs(distance) < TINY or (above and distance < 0):
         return 1.0
     return 0.5 ** (spread.num_clusters - (0 if above else 1))
 
@@ -348,8 +245,8 @@ class Difference:
         score = 0.0
         if sign and nearer(_LARGEST_SCORE) > 0:
             score = _LARGEST_SCORE
-        elif sign and nearer(_TINY) > 0:
-            score = float(optimize.brentq(nearer, _TINY, _LARGEST_SCORE))  # pyright: ignore[reportArgumentType]
+        elif sign and nearer(TINY) > 0:
+            score = float(optimize.brentq(nearer, TINY, _LARGEST_SCORE))  # pyright: ignore[reportArgumentType]
         return _tail(sign * score, self.spread.num_clusters, above)
 
     def _bounds(self, score: float) -> tuple[float, float]:
@@ -409,7 +306,7 @@ def squares_interval(means: FloatArray, parts: FloatArray, level: float = 0.95) 
     covariance = parts.T @ parts * count / (count - 1)
     trace, square = float(np.trace(covariance)), float(np.sum(covariance**2))
     found = float(means @ means)
-    if trace <= _TINY**2:  # rounding alone
+    if trace <= TINY**2:  # rounding alone
         return Interval(found, found, count, "noncentral-f")
     along = float(means @ covariance @ means) / found if found > 0 else square / trace
     variances = np.sum(parts**2, axis=1)
@@ -431,7 +328,7 @@ def _falls_to(chance: Callable[[float], float], target: float, start: float) -> 
     """Where `chance`, which falls, is `target`; 0 where it is below at once."""
     if chance(0.0) <= target:
         return 0.0
-    high = max(_TINY, start)
+    high = max(TINY, start)
     while chance(high) > target:
         high *= 2
     return float(optimize.brentq(lambda value: chance(value) - target, 0.0, high, xtol=1e-9 * high))  # pyright: ignore[reportArgumentType]

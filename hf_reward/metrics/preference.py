@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
-from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.arrays import FloatArray, IntArray
 from hf_reward.metrics.intervals import FEW_CLUSTERS, Difference, clustered_interval, mean_difference
 from hf_reward.metrics.intervals import Interval as Interval  # its name before intervals had a module
 
@@ -25,8 +24,6 @@ LENGTH_BASELINES = {
     "characters": "length_baseline_characters",
 }
 """Unit of length -> the metric that says what preferring the longer response scores."""
-
-IntArray = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -176,19 +173,11 @@ def preference_metrics(
         ValueError: If no row holds a strict preference, or a reward is not finite.
     """
     present = ranks != PADDING_RANK
-    if not np.isfinite(rewards[present]).all():
-        bad = sorted({int(row) for row in np.nonzero(~np.isfinite(np.where(present, rewards, 0)))[0]})
-        raise ValueError(
-            f"Rewards must be finite, but {len(bad)} rows hold NaN or infinity, the first is row {bad[0]}."
-        )
-    pairs = strict_pairs(ranks)
-    if len(pairs.row) == 0:
-        raise ValueError("No row holds a strict preference, so no accuracy can be computed. Check the `ranks`.")
+    pairs = _checked_pairs(rewards, ranks)
     gaps = (rewards[pairs.row, pairs.better] - rewards[pairs.row, pairs.worse]).astype(np.float64)
     clusters = pairs.row if groups is None else groups[pairs.row]
     correct = (gaps > 0).astype(float)
     interval = clustered_interval(correct, clusters)
-    present_rewards = rewards[present].astype(np.float64)
     metrics = {
         "accuracy": float(correct.mean()),
         "accuracy_ci_low": interval.low,
@@ -199,10 +188,7 @@ def preference_metrics(
         "median_margin": float(np.median(gaps)),
         "log_loss": log_loss(gaps),
         "brier_score": brier_score(gaps),
-        "mean_reward": float(present_rewards.mean()),
-        "std_reward": float(present_rewards.std()),
-        "min_reward": float(present_rewards.min()),
-        "max_reward": float(present_rewards.max()),
+        **_distribution(rewards[present].astype(np.float64)),
         "num_pairs": len(gaps),
         "num_prompts": interval.num_clusters,
     }
@@ -211,6 +197,23 @@ def preference_metrics(
     sizes = {"tokens": lengths, "words": words, "characters": characters}
     known = {unit: each for unit, each in sizes.items() if each is not None and (each[present] >= 0).all()}
     return metrics | _length_metrics(correct, known, pairs, clusters)
+
+
+def _checked_pairs(rewards: FloatArray, ranks: IntArray) -> StrictPairs:
+    bad = np.flatnonzero((~np.isfinite(rewards) & (ranks != PADDING_RANK)).any(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"Rewards must be finite, but {len(bad)} rows hold NaN or infinity, the first is row {bad[0]}."
+        )
+    pairs = strict_pairs(ranks)
+    if len(pairs.row) == 0:
+        raise ValueError("No row holds a strict preference, so no accuracy can be computed. Check the `ranks`.")
+    return pairs
+
+
+def _distribution(rewards: FloatArray) -> dict[str, float]:
+    found = {"mean": rewards.mean(), "std": rewards.std(), "min": rewards.min(), "max": rewards.max()}
+    return {f"{name}_reward": float(value) for name, value in found.items()}
 
 
 def _length_metrics(

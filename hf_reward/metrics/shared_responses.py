@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_reward.metrics.arrays import FloatArray
-from hf_reward.metrics.intervals import Spread
+from hf_reward.metrics.spread import Spread
 
 
 def response_spread(

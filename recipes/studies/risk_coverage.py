@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_reward.metrics.intervals import Interval, Spread, jackknife, t_interval
+from hf_reward.metrics.intervals import Interval, t_interval
+from hf_reward.metrics.spread import Spread, jackknife
 
 _FEWEST = 100
 

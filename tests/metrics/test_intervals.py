@@ -10,17 +10,15 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from hf_reward.metrics.intervals import (
     Interval,
-    Spread,
     clustered_interval,
     cross_validated_interval,
-    jackknife,
     mean_difference,
-    mean_spread,
     rate_interval,
     rate_p_value,
     t_interval,
     t_p_value,
 )
+from hf_reward.metrics.spread import Spread, jackknife, mean_spread
 
 
 def wilson(right: int, count: int, score: float) -> tuple[float, float]:

@@ -7,8 +7,9 @@ from hf_reward.evaluation.benchmarks.own import Pairs
 from hf_reward.evaluation.benchmarks.response_interval import shared_responses
 from hf_reward.evaluation.data_check import check_data
 from hf_reward.evaluation.data_check.report_text import sections
-from hf_reward.metrics.intervals import mean_spread, rate_interval
+from hf_reward.metrics.intervals import rate_interval
 from hf_reward.metrics.shared_responses import response_spread
+from hf_reward.metrics.spread import mean_spread
 
 
 def test_the_spread_by_hand():

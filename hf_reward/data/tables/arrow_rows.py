@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +15,12 @@ from hf_reward.data.tables.input_row import DamagedFile, InputRow, Span
 
 _BATCH = 256
 """Rows decoded at a time: with texts of 1 MB that is already 256 MB."""
+
+
+class _Footer(NamedTuple):
+    schema: pa.Schema
+    rows: list[int]
+    """Rows of each row group."""
 
 
 class ParquetTable:
@@ -31,17 +37,16 @@ class ParquetTable:
         self._at = -1  # number of the next row that `_rest` and `_batches` give
 
     @cached_property
-    def _footer(self) -> tuple[pa.Schema, list[int]]:
-        """The schema, and the rows of each row group."""
+    def _footer(self) -> _Footer:
         with self._open() as file:
             metadata = file.metadata
-            groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-            return file.schema_arrow, groups
+            rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+            return _Footer(file.schema_arrow, rows)
 
     @property
     def schema(self) -> pa.Schema:
         """Names and types of the columns."""
-        return self._footer[0]
+        return self._footer.schema
 
     def identity(self) -> dict[str, Any]:
         """Name, size and hashes of the content."""
@@ -49,7 +54,7 @@ class ParquetTable:
 
     def spans(self, rows: int) -> Iterator[Span]:
         """Cut the file into spans; reads only its footer."""
-        return even_spans(sum(self._footer[1]), rows)
+        return even_spans(sum(self._footer.rows), rows)
 
     def read(self, span: Span) -> Iterator[InputRow]:
         """Give the rows of a span.
@@ -84,7 +89,7 @@ class ParquetTable:
     def _group_of(self, row: int) -> tuple[int, int]:
         """The row group that holds a row, and that group's first row."""
         begins = 0
-        for group, rows in enumerate(self._footer[1]):
+        for group, rows in enumerate(self._footer.rows):
             if row < begins + rows:
                 return group, begins
             begins += rows
@@ -97,7 +102,7 @@ class ParquetTable:
         # Group by group: a batch that reached into the next one would be lost with it if that is damaged.
         self._batches = chain.from_iterable(
             file.iter_batches(_BATCH, row_groups=[number], use_threads=False)
-            for number in range(group, len(self._footer[1]))
+            for number in range(group, len(self._footer.rows))
         )
 
     def _decode(self) -> pa.RecordBatch:

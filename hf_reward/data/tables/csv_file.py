@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -28,6 +28,13 @@ class _Record:
     begins: int = 0
 
 
+class _Header(NamedTuple):
+    columns: tuple[str, ...]
+    end: int
+    """Byte at which the rows begin."""
+    next_line: int
+
+
 class CsvTable:
     """The rows of a CSV file; each value is text."""
 
@@ -35,8 +42,7 @@ class CsvTable:
         self.path, self.name = path, name or path.name
 
     @cached_property
-    def _header(self) -> tuple[tuple[str, ...], int, int]:
-        """The columns, and byte and line at which the rows begin."""
+    def _header(self) -> _Header:
         with open_text(self.path) as file:
             records = _Records(file, 0, 1)
             header = next(iter(records), None)
@@ -47,12 +53,12 @@ class CsvTable:
             if len(set(names)) != len(names):
                 twice = sorted({name for name in names if names.count(name) > 1})
                 raise DamagedFile(f"{self.path}: two columns have the same name: {', '.join(twice)}. Rename one.")
-            return names, records.end, records.next_line
+            return _Header(names, records.end, records.next_line)
 
     @property
     def schema(self) -> pa.Schema:
         """The columns, all of them text."""
-        return pa.schema([(column, pa.string()) for column in self._header[0]])
+        return pa.schema([(column, pa.string()) for column in self._header.columns])
 
     def identity(self) -> dict[str, Any]:
         """Name, size and hashes of the content."""
@@ -61,7 +67,7 @@ class CsvTable:
     def spans(self, rows: int) -> Iterator[Span]:
         """Cut the file into spans; reads it once."""
         with open_text(self.path) as file:
-            records = _Records(file, *self._header[1:])
+            records = _Records(file, self._header.end, self._header.next_line)
             yield from cut_spans(((record.begins, record.line) for record in records), rows)
 
     def read(self, span: Span) -> Iterator[InputRow]:
@@ -76,7 +82,7 @@ class CsvTable:
         """Nothing stays open."""
 
     def _row(self, record: _Record, number: int) -> InputRow:
-        problem, columns = record.problem, self._header[0]
+        problem, columns = record.problem, self._header.columns
         if not problem and len(record.fields) != len(columns):
             problem = f"it has {len(record.fields)} fields, but the header names {len(columns)} columns"
         if problem:

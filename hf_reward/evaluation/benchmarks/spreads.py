@@ -10,7 +10,8 @@ import numpy as np
 
 from hf_reward.evaluation.benchmarks.base import Benchmark, Outcome, RowCredits
 from hf_reward.metrics.arrays import FloatArray
-from hf_reward.metrics.intervals import Difference, Interval, Spread, jackknife, rate_interval, t_interval, t_p_value
+from hf_reward.metrics.intervals import Difference, Interval, rate_interval, t_interval, t_p_value
+from hf_reward.metrics.spread import Spread, jackknife
 
 Number = tuple[str, str]
 """Part of an outcome (`overall`, `sections`, `subsets`, `measures`), and name in it (empty for `overall`)."""

@@ -1,7 +1,8 @@
 """Trust shared-prefix packing, but check it: the same rows both ways, before a run relies on it."""
 
-from collections.abc import Mapping
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import send_to_device
@@ -9,8 +10,14 @@ from transformers import PreTrainedModel
 
 from hf_reward.modeling.packed_attention import packed_attention
 from hf_reward.modeling.packing import packed_model, why_not_packed
+from hf_reward.modeling.reward_head import RewardModel, bare_model
 from hf_reward.modeling.rewards import compute_features
 from hf_reward.preprocessing.packed_layout import GroupSegments, PackedLayout
+
+logger = logging.getLogger(__name__)
+
+Packing = bool | Literal["auto"]
+"""Compute shared prefixes once and no padding; "auto" does so where the model allows it."""
 
 _TOLERANCE = 1e-4
 # In half precision, and in float32 with TF32, both paths round. The faults planted in tests/modeling/test_packing.py
@@ -96,3 +103,36 @@ def packing_problem(model: PreTrainedModel, padded: Mapping[str, Any], packed: M
     rounds = rounds or (model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest")
     tolerance = ROUNDING_TOLERANCE if rounds else _TOLERANCE
     return None if error <= tolerance else f"they differ from padded ones by {error:.1e}, at most {tolerance} expected"
+
+
+def may_pack(
+    model: RewardModel,
+    packing: Packing,
+    trial: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]],
+    *,
+    log_level: int = logging.WARNING,
+) -> bool:
+    """Whether a model's batches are packed.
+
+    Args:
+        model: A reward model, perhaps wrapped by PEFT.
+        packing: What was asked for; "auto" packs where the model allows it.
+        trial: Makes a padded batch and the same rows packed, to compare the two.
+        log_level: Of the line that says why "auto" does not pack.
+
+    Returns:
+        The choice.
+
+    Raises:
+        ValueError: If packing is asked for and not possible.
+    """
+    if packing not in ("auto", True, False):
+        raise ValueError(f"`packing` must be 'auto', True or False, but is {packing!r}.")
+    if not packing:
+        return False
+    problem = packing_problem(bare_model(model), *trial())
+    if problem is not None and packing != "auto":
+        raise ValueError(f"`packing=True` is not possible with this model: {problem}. Use 'auto' or False.")
+    if problem is not None:
+        logger.log(log_level, "Batches are padded, not packed: %s.", problem)
+    return problem is None

@@ -53,18 +53,33 @@ def compute_head_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """
     if "micro_batches" in batch:
         return _rewards_in_parts(model, batch)
-    bare = extract_model_from_parallel(model, keep_torch_compile=False)
-    if "features" in batch:
-        inputs = {"reward_features": batch["features"]}
-    else:
-        inputs = _backbone_inputs(bare, batch)
-        if reads_positions(bare):
-            inputs["reward_positions"] = _read_positions(batch)
+    by_head = compute_sequence_rewards(model, batch)
     present = batch["ranks"] != PADDING_RANK
-    logits = logits_of(model, inputs).float()
-    by_head = logits.reshape(-1, logits.shape[-1]).T.contiguous()  # (M, N)
-    rewards = by_head.new_zeros(len(by_head), *present.shape)
-    return rewards.masked_scatter(present, by_head)
+    return by_head.new_zeros(len(by_head), *present.shape).masked_scatter(present, by_head)
+
+
+def compute_sequence_rewards(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Reward of every sequence by every head, for inputs without labels.
+
+    Args:
+        model: As for `compute_rewards`.
+        inputs: What `pad` or `pack` returns, or `features` `(N, H)`; other entries of a batch are not read.
+
+    Returns:
+        Rewards in the order of the sequences, shape `(M, N)`, float32.
+
+    Raises:
+        ValueError: If the inputs are packed and the model is not inside `packed_model`.
+    """
+    bare = extract_model_from_parallel(model, keep_torch_compile=False)
+    if "features" in inputs:
+        read = {"reward_features": inputs["features"]}
+    else:
+        read = _backbone_inputs(bare, inputs)
+        if reads_positions(bare):
+            read["reward_positions"] = _read_positions(inputs)
+    logits = logits_of(model, read).float()
+    return logits.reshape(-1, logits.shape[-1]).T.contiguous()
 
 
 def _rewards_in_parts(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -15,8 +15,8 @@ from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE
 from hf_reward.modeling.position_limits import position_limit
 from hf_reward.modeling.probes import evaluating, format_probes, true_float32, weight_dtype
 from hf_reward.modeling.reward_head import RewardModel, bare_model, output_layers
-from hf_reward.modeling.rewards import compute_rewards
-from hf_reward.preprocessing.data_collator import UNUSED_COLUMNS, DataCollatorForPreference
+from hf_reward.modeling.rewards import compute_sequence_rewards
+from hf_reward.preprocessing.model_inputs import pad
 from hf_reward.preprocessing.samplers import longest_sequences
 
 TokenSequence = tuple[list[int], list[int] | None]
@@ -24,7 +24,6 @@ TokenSequence = tuple[list[int], list[int] | None]
 
 _TOLERANCE = 1e-3
 """Relative, in float32: rounding stays far below it, and XLNet's rewards differ by more than their own size."""
-_ONE: dict[str, Any] = {"ranks": [0], "prefix_length": 0}
 
 
 def require_readable(
@@ -109,11 +108,9 @@ def batch_problem(model: RewardModel, sequences: Sequence[TokenSequence]) -> str
 def _head_inputs(model: RewardModel, sequences: Sequence[TokenSequence]) -> Tensor:
     """What the last layer of the head gets for each sequence of a padded batch, shape `(N, H)`, float32."""
     bare: Any = bare_model(model)
-    rows = [
-        {"input_ids": [ids], "token_type_ids": None if types is None else [types], **_ONE, **UNUSED_COLUMNS}
-        for ids, types in sequences
-    ]
-    batch = DataCollatorForPreference(bare.config.get_text_config().pad_token_id or 0)(rows)
+    types = [types for _, types in sequences if types is not None]
+    pad_token_id = bare.config.get_text_config().pad_token_id or 0
+    inputs = pad([ids for ids, _ in sequences], types or None, pad_token_id=pad_token_id)
     seen: list[Tensor] = []
     # PEFT keeps an unused copy of the head beside the trained one, so only one of the layers is called.
     hooks = [
@@ -121,7 +118,7 @@ def _head_inputs(model: RewardModel, sequences: Sequence[TokenSequence]) -> Tens
     ]
     try:
         with evaluating(model), true_float32(), torch.random.fork_rng(_cuda_devices(bare)):
-            compute_rewards(model, send_to_device(batch, bare.device))
+            compute_sequence_rewards(model, send_to_device(inputs, bare.device))
     finally:
         for hook in hooks:
             hook.remove()

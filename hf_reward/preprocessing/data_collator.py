@@ -12,16 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_reward.losses.functions import PADDING_RANK
-
-UNUSED_COLUMNS: dict[str, Any] = {
-    "group": 0,
-    "row": 0,
-    "source": "",
-    "weight": 1.0,
-    "margin": None,
-    "probability": None,
-}
-"""What a row states for losses and metrics, where there are none."""
+from hf_reward.preprocessing.model_inputs import pad, padded_length, right_padded
 
 
 @dataclass
@@ -49,33 +40,25 @@ class DataCollatorForPreference:
         """
         if "chosen_ids" in rows[0]:
             return self._trl_batch(rows)
-        batch = group_columns(rows)
         sequences = [ids for row in rows for ids in row["input_ids"]]
-        length = self._padded_length(max(map(len, sequences)))
-        batch["input_ids"] = _pad(sequences, length, self.pad_token_id)
-        batch["attention_mask"] = _pad([[1] * len(ids) for ids in sequences], length, 0)
+        types = None
         if rows[0].get("token_type_ids") is not None:
-            batch["token_type_ids"] = _pad([types for row in rows for types in row["token_type_ids"]], length, 0)
-        return batch
+            types = [each for row in rows for each in row["token_type_ids"]]
+        return group_columns(rows) | self._padded(sequences, types)
 
     def _trl_batch(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        sequences = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
-        length = self._padded_length(max(map(len, sequences)))
-        batch = {
-            "input_ids": _pad(sequences, length, self.pad_token_id),
-            "attention_mask": _pad([[1] * len(ids) for ids in sequences], length, 0),
-        }
         margin = {"margin": torch.tensor([row["margin"] for row in rows])} if "margin" in rows[0] else {}
-        return batch | margin
+        return self._padded([row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]) | margin
+
+    def _padded(
+        self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
+    ) -> dict[str, Tensor]:
+        return pad(sequences, types, pad_token_id=self.pad_token_id, multiple=self.pad_to_multiple_of)
 
     def tokens(self, rows: Sequence[dict[str, Any]]) -> int:
         """Tokens that the model computes for these rows, padding included."""
         lengths = [len(ids) for row in rows for ids in row["input_ids"]]
-        return len(lengths) * self._padded_length(max(lengths))
-
-    def _padded_length(self, longest: int) -> int:
-        multiple = self.pad_to_multiple_of or 1
-        return (longest + multiple - 1) // multiple * multiple
+        return len(lengths) * padded_length(max(lengths), self.pad_to_multiple_of)
 
 
 def group_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -90,10 +73,10 @@ def group_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     places = max(len(row["ranks"]) for row in rows)
     lengths = [[len(ids) - row["prefix_length"] for ids in row["input_ids"]] for row in rows]
     batch = {
-        "ranks": _pad([row["ranks"] for row in rows], places, PADDING_RANK),
-        "lengths": _pad(lengths, places, PADDING_RANK),
-        "words": _pad([row.get("words") or [] for row in rows], places, PADDING_RANK),
-        "characters": _pad([row.get("characters") or [] for row in rows], places, PADDING_RANK),
+        "ranks": right_padded([row["ranks"] for row in rows], places, PADDING_RANK),
+        "lengths": right_padded(lengths, places, PADDING_RANK),
+        "words": right_padded([row.get("words") or [] for row in rows], places, PADDING_RANK),
+        "characters": right_padded([row.get("characters") or [] for row in rows], places, PADDING_RANK),
         "groups": torch.tensor([row["group"] for row in rows]),
         "row": torch.tensor([row["row"] for row in rows]),
         "sources": torch.tensor([source_number(row["source"]) for row in rows]),
@@ -112,7 +95,3 @@ def group_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 def source_number(name: str) -> int:
     """A source's name as a number, so that it fits a tensor and can be gathered from other processes."""
     return zlib.crc32(name.encode())
-
-
-def _pad(sequences: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
-    return torch.tensor([[*sequence, *[value] * (length - len(sequence))] for sequence in sequences])

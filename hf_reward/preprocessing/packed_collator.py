@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from hf_reward.preprocessing.data_collator import group_columns
-from hf_reward.preprocessing.packed_layout import GroupSegments, PackedLayout
+from hf_reward.preprocessing.model_inputs import SequenceGroup, pack
 
 
 @dataclass
@@ -24,31 +22,10 @@ class DataCollatorForPackedPreference:
             rows: Rows as `prepare_preferences` makes them.
 
         Returns:
-            What `group_columns` returns, and `input_ids` and `position_ids` `(1, T)`, `reward_positions` `(N,)` and
-            `packed_layout`, the segments of each group.
+            What `group_columns` and `pack` return.
         """
-        batch: dict[str, Any] = dict(group_columns(rows))
-        ids: list[int] = []
-        positions: list[int] = []
-        last: list[int] = []
-        layout: list[GroupSegments] = []
-        for row in rows:
-            shared = row["prefix_length"]
-            start = len(ids)
-            ids += row["input_ids"][0][:shared]
-            positions += range(shared)
-            segments = []
-            for sequence in row["input_ids"]:
-                segments.append((len(ids), len(ids) + len(sequence) - shared))
-                ids += sequence[shared:]
-                positions += range(shared, len(sequence))
-                last.append(len(ids) - 1)
-            layout.append(GroupSegments((start, start + shared), tuple(segments)))
-        batch["input_ids"] = torch.tensor([ids])
-        batch["position_ids"] = torch.tensor([positions])
-        batch["reward_positions"] = torch.tensor(last)
-        batch["packed_layout"] = PackedLayout(tuple(layout))
-        return batch
+        groups = [SequenceGroup(row["input_ids"], row["prefix_length"]) for row in rows]
+        return group_columns(rows) | pack(groups)
 
     def tokens(self, rows: Sequence[dict[str, Any]]) -> int:
         """Tokens that the model computes for these rows: each shared prefix once."""

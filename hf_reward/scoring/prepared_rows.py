@@ -1,6 +1,5 @@
 """Model + prepared rows -> rewards in bulk, each shared prompt computed once where the model allows it."""
 
-import logging
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,15 +9,13 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 
 from hf_reward.modeling.packing import packed_model
-from hf_reward.modeling.packing_check import packing_problem
+from hf_reward.modeling.packing_check import Packing, may_pack
 from hf_reward.modeling.reward_head import RewardModel, bare_model
 from hf_reward.modeling.rewards import compute_rewards
 from hf_reward.preprocessing.data_collator import DataCollatorForPreference
 from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
 from hf_reward.preprocessing.samplers import longest_first, longest_sequences
 from hf_reward.preprocessing.token_budget import consecutive_batches
-
-logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -27,7 +24,7 @@ def score_rows(
     data: Dataset,
     *,
     batch_size: int = 16,
-    packing: str | bool = "auto",
+    packing: Packing = "auto",
     max_tokens_per_batch: int | None = None,
 ) -> np.ndarray:
     """Reward of every response of prepared rows.
@@ -67,19 +64,12 @@ def score_rows(
         model.train(training)
 
 
-def _collator(model: RewardModel, data: Dataset, packing: str | bool) -> Any:
-    bare = bare_model(model)
-    padded = DataCollatorForPreference(bare.config.get_text_config().pad_token_id)
-    choice = str(packing).lower()
-    if choice not in ("auto", "true", "false"):
-        raise ValueError(f"`packing` must be 'auto', True or False, but is {packing!r}.")
-    if choice == "false":
-        return padded
-    packed, first = DataCollatorForPackedPreference(), [data[place] for place in range(min(2, len(data)))]
-    problem = packing_problem(bare, padded(first), packed(first))
-    if problem is None:
-        return packed
-    if choice == "true":
-        raise ValueError(f"`packing=True` is not possible with this model: {problem}. Use 'auto' or False.")
-    logger.warning("Batches are padded, not packed: %s.", problem)
-    return padded
+def _collator(model: RewardModel, data: Dataset, packing: Packing) -> Any:
+    padded = DataCollatorForPreference(bare_model(model).config.get_text_config().pad_token_id)
+    packed = DataCollatorForPackedPreference()
+
+    def trial() -> tuple[dict[str, Any], dict[str, Any]]:
+        first = [data[place] for place in range(min(2, len(data)))]
+        return padded(first), packed(first)
+
+    return packed if may_pack(model, packing, trial) else padded

@@ -30,6 +30,7 @@ from hf_reward.metrics.uncertainty import UncertainRewards, check_beta
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.encoder import encoder_of
 from hf_reward.modeling.head_ensemble import number_of_heads
+from hf_reward.modeling.packing_check import Packing
 from hf_reward.modeling.reward_head import RewardModel, bare_model
 from hf_reward.preprocessing.response_encoding import EncodedResponse, ResponseEncoder
 from hf_reward.preprocessing.template_clock import without_clock
@@ -114,7 +115,7 @@ class RewardScorer:
         *,
         batch_tokens: int | None = None,
         max_length: int | None = None,
-        packing: str | bool = "auto",
+        packing: Packing = "auto",
         distributed: bool = False,
         length_correction: bool = False,
         lower_bound: float | None = None,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,17 +19,21 @@ from hf_reward.data.preference_row import common_prefix
 from hf_reward.modeling.end_tokens import end_token_read, missing_end
 from hf_reward.modeling.head_ensemble import every_head, number_of_heads
 from hf_reward.modeling.packing import packed_model
-from hf_reward.modeling.packing_check import packing_problem
+from hf_reward.modeling.packing_check import Packing, may_pack
 from hf_reward.modeling.reward_head import RewardModel, bare_model
-from hf_reward.modeling.rewards import compute_head_rewards
-from hf_reward.preprocessing.data_collator import UNUSED_COLUMNS, DataCollatorForPreference
-from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
+from hf_reward.modeling.rewards import compute_sequence_rewards
+from hf_reward.preprocessing.model_inputs import SequenceGroup, pack, pad
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-Part = list[int]
-"""Places of sequences that stand in one group of a batch."""
+
+class Group(NamedTuple):
+    """Sequences of a batch that share a beginning."""
+
+    places: list[int]
+    shared: int
+    """Tokens that all of them share, fewer than the shortest has."""
+
 
 _MOST_MEMBERS = 128
 """Sequences of one group: more would save next to nothing and cost time to look for."""
@@ -74,7 +78,7 @@ def distinct_sequences(
     )
 
 
-def shared_groups(sequences: Sequence[list[int]]) -> list[tuple[Part, int]]:
+def shared_groups(sequences: Sequence[list[int]]) -> list[Group]:
     """Cut sorted sequences into groups that share a beginning, so that most is saved by computing it once.
 
     In sorted order a group is a stretch of neighbours, so the best cut of the first i sequences is the best last group
@@ -84,7 +88,7 @@ def shared_groups(sequences: Sequence[list[int]]) -> list[tuple[Part, int]]:
         sequences: Token ids, sorted.
 
     Returns:
-        For each group its places and the number of tokens that all of them share, less than the shortest has.
+        The groups.
     """
     shared = _shared_with_previous(sequences)
     saved = [0] * (len(sequences) + 1)  # by the best cut of the first so many sequences
@@ -99,11 +103,11 @@ def shared_groups(sequences: Sequence[list[int]]) -> list[tuple[Part, int]]:
             saving = saved[first] + (end - 1 - first) * common
             if saving > saved[end]:
                 saved[end], start[end] = saving, first
-    groups: list[tuple[Part, int]] = []
+    groups: list[Group] = []
     end = len(sequences)
     while end:
         first = start[end]
-        groups.append((list(range(first, end)), min(shared[first + 1 : end], default=0)))
+        groups.append(Group(list(range(first, end)), min(shared[first + 1 : end], default=0)))
         end = first
     return groups[::-1]
 
@@ -120,7 +124,7 @@ def _shared_with_previous(sequences: Sequence[list[int]]) -> list[int]:
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def packed_batches(sequences: Sequences, max_tokens: int) -> Iterator[tuple[list[Row], Part]]:
+def packed_batches(sequences: Sequences, max_tokens: int) -> Iterator[list[Group]]:
     """Batches without padding: each shared beginning once, and at most `max_tokens` tokens unless one has more.
 
     Args:
@@ -128,65 +132,49 @@ def packed_batches(sequences: Sequences, max_tokens: int) -> Iterator[tuple[list
         max_tokens: Tokens in a batch.
 
     Yields:
-        tuple[list[Row], Part]: Rows for the packed collator, and the places of their sequences, group by group.
+        list[Group]: The groups of a batch.
     """
-    rows: list[Row] = []
-    places: Part = []
+    batch: list[Group] = []
     room = max_tokens
     for members, shared in shared_groups(sequences.input_ids):
-        part: Part = []
+        part: list[int] = []
         for place in members:
             own = len(sequences.input_ids[place]) - (shared if part else 0)
-            if own > room and (part or rows):
-                if part:
-                    rows.append(_row(sequences, part, shared))
-                yield rows, places + part
-                rows, places, part, room = [], [], [], max_tokens
+            if own > room and (part or batch):
+                yield batch + _groups(part, shared)
+                batch, part, room = [], [], max_tokens
                 own = len(sequences.input_ids[place])
             part.append(place)
             room -= own
-        rows.append(_row(sequences, part, shared))
-        places += part
-    if rows:
-        yield rows, places
+        batch += _groups(part, shared)
+    if batch:
+        yield batch
 
 
-def padded_batches(
-    sequences: Sequences, max_tokens: int, tokens: Callable[[Sequence[Row]], int]
-) -> Iterator[tuple[list[Row], Part]]:
+def _groups(places: list[int], shared: int) -> list[Group]:
+    """The group of these places; none of no place, and one place shares nothing."""
+    return [Group(places, shared if len(places) > 1 else 0)] if places else []
+
+
+def padded_batches(sequences: Sequences, max_tokens: int) -> Iterator[list[Group]]:
     """Batches of about equally long sequences, the longest first, one sequence in a group.
 
     Args:
         sequences: Sequences in any order.
         max_tokens: Tokens in a batch, padding included.
-        tokens: Tokens that the model computes for some rows.
 
     Yields:
-        tuple[list[Row], Part]: Rows for the padding collator, and the places of their sequences.
+        list[Group]: The groups of a batch.
     """
     lengths = [len(ids) for ids in sequences.input_ids]
-    rows: list[Row] = []
-    places: Part = []
+    batch: list[Group] = []
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        row = _row(sequences, [place], 0)
-        if rows and tokens([rows[0]]) * (len(rows) + 1) > max_tokens:  # the first is the longest
-            yield rows, places
-            rows, places = [], []
-        rows.append(row)
-        places.append(place)
-    if rows:
-        yield rows, places
-
-
-def _row(sequences: Sequences, part: Part, shared: int) -> Row:
-    types = sequences.token_type_ids
-    return {
-        "input_ids": [sequences.input_ids[place] for place in part],
-        "token_type_ids": None if types is None else [types[place] for place in part],
-        "prefix_length": shared if len(part) > 1 else 0,
-        "ranks": [0] * len(part),
-        **UNUSED_COLUMNS,
-    }
+        if batch and lengths[batch[0].places[0]] * (len(batch) + 1) > max_tokens:  # the first is the longest
+            yield batch
+            batch = []
+        batch.append(Group([place], 0))
+    if batch:
+        yield batch
 
 
 # --- rewards ---------------------------------------------------------------------------------------------------------
@@ -195,7 +183,7 @@ def _row(sequences: Sequences, part: Part, shared: int) -> Row:
 class SequenceScorer:
     """A model and the form in which it takes its batches."""
 
-    def __init__(self, model: RewardModel, *, batch_tokens: int, packing: str | bool = "auto") -> None:
+    def __init__(self, model: RewardModel, *, batch_tokens: int, packing: Packing = "auto") -> None:
         """Take a model.
 
         Args:
@@ -213,9 +201,8 @@ class SequenceScorer:
         self.vocabulary = int(bare.get_input_embeddings().weight.shape[0])
         self._end = end_token_read(model)
         # Padding is masked, and every position is read explicitly, so any token can stand there.
-        self._padded = DataCollatorForPreference(bare.config.get_text_config().pad_token_id or 0)
-        self._packed = DataCollatorForPackedPreference()
-        self.packs = self._may_pack(packing)
+        self._pad_token_id = bare.config.get_text_config().pad_token_id or 0
+        self.packs = may_pack(model, packing, self._trial_inputs, log_level=logging.INFO)
 
     def problem(self, input_ids: Sequence[int]) -> str:
         """Why the model cannot take a sequence, or empty: on a GPU a wrong id would end the process."""
@@ -269,77 +256,68 @@ class SequenceScorer:
         self.model.eval()
         try:
             with packed_model(bare_model(self.model)) if self.packs else nullcontext():
-                for count, (rows, places) in enumerate(self._batches(sequences)):
+                for count, batch in enumerate(self._batches(sequences)):
+                    places = _places(batch)
                     if count % processes == number:
-                        rewards[places] = self._rewards(rows)
+                        rewards[places] = self._rewards(sequences, batch)
                     if progress is not None:
                         progress(len(places))
         finally:
             self.model.train(training)
         return rewards
 
-    def _batches(self, sequences: Sequences) -> Iterator[tuple[list[Row], Part]]:
-        if self.packs:
-            return packed_batches(sequences, self.batch_tokens)
-        return padded_batches(sequences, self.batch_tokens, self._padded.tokens)
+    def _batches(self, sequences: Sequences) -> Iterator[list[Group]]:
+        return (packed_batches if self.packs else padded_batches)(sequences, self.batch_tokens)
 
-    def _rewards(self, rows: list[Row]) -> np.ndarray:
+    def _rewards(self, sequences: Sequences, batch: list[Group]) -> np.ndarray:
         """Rewards of a batch, group by group, `(N, M)`; one that does not fit the device's memory is halved."""
         device = bare_model(self.model).device
-        batch = (self._packed if self.packs else self._padded)(rows)
+        inputs = self._packed(sequences, batch) if self.packs else self._padded(sequences, batch)
         try:
-            found = compute_head_rewards(self.model, send_to_device(batch, device))  # (M, G, K)
-            return found[:, (batch["ranks"] == 0).to(device)].T.cpu().numpy()
+            return compute_sequence_rewards(self.model, send_to_device(inputs, device)).T.cpu().numpy()
         except torch.OutOfMemoryError:
-            halves = _halves(rows)
+            halves = _halves(batch)
             if halves is None:
                 raise
             logger.warning(
                 "A batch of %s tokens does not fit the device's memory and is halved. Lower `batch_tokens` (%s).",
-                batch["input_ids"].numel(),
+                inputs["input_ids"].numel(),
                 self.batch_tokens,
             )
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return np.concatenate([self._rewards(half) for half in halves])
+        return np.concatenate([self._rewards(sequences, half) for half in halves])
 
-    def _may_pack(self, packing: str | bool) -> bool:
-        choice = str(packing).lower()
-        if choice not in ("auto", "true", "false"):
-            raise ValueError(f"`packing` must be 'auto', True or False, but is {packing!r}.")
-        if choice == "false":
-            return False
-        rows = _trial_rows(self.vocabulary)
-        problem = packing_problem(bare_model(self.model), self._padded(rows), self._packed(rows))
-        if problem is None:
-            return True
-        if choice == "true":
-            raise ValueError(f"`packing=True` is not possible with this model: {problem}. Use 'auto' or False.")
-        logger.info("Batches are padded, not packed: %s.", problem)
-        return False
+    def _packed(self, sequences: Sequences, batch: list[Group]) -> dict[str, Any]:
+        ids = sequences.input_ids
+        return pack([SequenceGroup([ids[place] for place in group.places], group.shared) for group in batch])
 
+    def _padded(self, sequences: Sequences, batch: list[Group]) -> dict[str, Any]:
+        places, types = _places(batch), sequences.token_type_ids
+        return pad(
+            [sequences.input_ids[place] for place in places],
+            None if types is None else [types[place] for place in places],
+            pad_token_id=self._pad_token_id,
+        )
 
-def _halves(rows: list[Row]) -> tuple[list[Row], list[Row]] | None:
-    """Two lists of rows that together hold the sequences of one, in their order; None for a single sequence."""
-    if len(rows) > 1:
-        middle = len(rows) // 2
-        return rows[:middle], rows[middle:]
-    row = rows[0]
-    count = len(row["ranks"])
-    if count == 1:
-        return None
-    parts = []
-    for chosen in (slice(0, count // 2), slice(count // 2, count)):
-        part = {name: row[name] and row[name][chosen] for name in ("input_ids", "token_type_ids", "ranks")}
-        parts.append({**row, **part, "prefix_length": row["prefix_length"] if len(part["ranks"]) > 1 else 0})
-    return [parts[0]], [parts[1]]
+    def _trial_inputs(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Two groups of sequences with which packing is tried before it is relied on; the ids are arbitrary."""
+        ids = [number * 7919 % self.vocabulary for number in range(1, 129)]
+        first = [ids[:24] + ids[24:40], ids[:24] + ids[40:49]]
+        second = [ids[50:70], ids[70:90] + ids[90:101]]
+        sequences, batch = Sequences([*first, *second], None, np.arange(4)), [Group([0, 1], 24), Group([2, 3], 0)]
+        return self._padded(sequences, batch), self._packed(sequences, batch)
 
 
-def _trial_rows(vocabulary: int) -> list[Row]:
-    """Two groups of sequences with which packing is tried before it is relied on; the ids are arbitrary."""
-    numbers = (np.arange(1, 129, dtype=np.int64) * 7919) % vocabulary
-    ids = [int(number) for number in numbers]
-    first = [ids[:24] + ids[24:40], ids[:24] + ids[40:49]]
-    second = [ids[50:70], ids[70:90] + ids[90:101]]
-    sequences = Sequences([*first, *second], None, np.arange(4))
-    return [_row(sequences, [0, 1], 24), _row(sequences, [2, 3], 0)]
+def _places(batch: list[Group]) -> list[int]:
+    return [place for group in batch for place in group.places]
+
+
+def _halves(batch: list[Group]) -> tuple[list[Group], list[Group]] | None:
+    """Two batches that together hold the sequences of one, in their order; None for a single sequence."""
+    if len(batch) > 1:
+        middle = len(batch) // 2
+        return batch[:middle], batch[middle:]
+    places, shared = batch[0]
+    middle = len(places) // 2
+    return (_groups(places[:middle], shared), _groups(places[middle:], shared)) if middle else None

@@ -1,17 +1,21 @@
 """Which sequences share a beginning and a batch: hand-computed cases and properties."""
 
 from itertools import product
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_reward.data.preference_row import common_prefix
-from hf_reward.preprocessing.data_collator import DataCollatorForPreference
-from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
-from hf_reward.scoring.sequence_scorer import _halves, distinct_sequences, packed_batches, padded_batches, shared_groups
+from hf_reward.scoring.sequence_scorer import (
+    Group,
+    Sequences,
+    _halves,
+    distinct_sequences,
+    packed_batches,
+    padded_batches,
+    shared_groups,
+)
 
 A, B, S = list(range(100, 120)), list(range(200, 230)), list(range(10))
 
@@ -59,10 +63,16 @@ def test_a_short_beginning_is_not_worth_a_part_of_its_own() -> None:
 def test_a_long_list_is_cut_and_its_prompt_computed_in_each_part() -> None:
     sequences = distinct_sequences([[*A, 1000 + number] for number in range(7)])
     batches = list(packed_batches(sequences, 23))
-    assert [places for _, places in batches] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [row["prefix_length"] for rows, _ in batches for row in rows] == [20, 20, 0]
-    collator = DataCollatorForPackedPreference()
-    assert [collator.tokens(rows) for rows, _ in batches] == [23, 23, 21]
+    assert batches == [[([0, 1, 2], 20)], [([3, 4, 5], 20)], [([6], 0)]]
+    assert [packed_tokens(sequences, batch) for batch in batches] == [23, 23, 21]
+
+
+def packed_tokens(sequences: Sequences, batch: list[Group]) -> int:
+    return sum(sum(len(sequences.input_ids[place]) - shared for place in places) + shared for places, shared in batch)
+
+
+def padded_tokens(sequences: Sequences, batch: list[Group]) -> int:
+    return len(batch) * max(len(sequences.input_ids[place]) for places, _ in batch for place in places)
 
 
 _sequence = st.lists(st.integers(0, 3), min_size=1, max_size=40)
@@ -71,40 +81,34 @@ _sequence = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 @given(st.lists(_sequence, min_size=1, max_size=30), st.integers(1, 120))
 def test_batches_hold_every_sequence_once_within_their_budget(ids: list[list[int]], budget: int) -> None:
     sequences = distinct_sequences([each * 3 for each in ids])
-    packed, padded = DataCollatorForPackedPreference(), DataCollatorForPreference(0)
-    forms: list[tuple[Any, Any]] = [
-        (packed_batches(sequences, budget), packed),
-        (padded_batches(sequences, budget, padded.tokens), padded),
-    ]
-    for batches, collator in forms:
+    for batches, tokens in ((packed_batches, packed_tokens), (padded_batches, padded_tokens)):
         seen: list[int] = []
-        for rows, places in batches:
-            assert [ids for row in rows for ids in row["input_ids"]] == [sequences.input_ids[p] for p in places]
-            assert collator.tokens(rows) <= budget or len(places) == 1
-            for row in rows:
-                first = row["input_ids"][0][: row["prefix_length"]]
-                assert all(each[: len(first)] == first and len(each) > len(first) for each in row["input_ids"])
+        for batch in batches(sequences, budget):
+            places = [place for group in batch for place in group.places]
+            assert tokens(sequences, batch) <= budget or len(places) == 1
+            for group in batch:
+                members = [sequences.input_ids[place] for place in group.places]
+                first = members[0][: group.shared]
+                assert all(each[: len(first)] == first and len(each) > len(first) for each in members)
             seen += places
         assert sorted(seen) == list(range(len(sequences.input_ids)))
 
 
 def test_padded_batches_begin_with_the_longest() -> None:
     sequences = distinct_sequences([[1] * length for length in (3, 9, 5, 1)])
-    batches = list(padded_batches(sequences, 12, DataCollatorForPreference(0).tokens))
-    assert [[len(sequences.input_ids[place]) for place in places] for _, places in batches] == [[9], [5, 3], [1]]
+    batches = list(padded_batches(sequences, 12))
+    found = [[len(sequences.input_ids[place]) for (place,), _ in batch] for batch in batches]
+    assert found == [[9], [5, 3], [1]]
 
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_halves_keep_the_order(count: int) -> None:
     sequences = distinct_sequences([[*A, number] for number in range(count)])
-    ((rows, places),) = packed_batches(sequences, 1000)
-    halves = _halves(rows)
+    (batch,) = packed_batches(sequences, 1000)
+    halves = _halves(batch)
     assert halves is not None
-    kept = [ids for half in halves for row in half for ids in row["input_ids"]]
-    assert kept == [sequences.input_ids[place] for place in places]
-    single = _halves(halves[0]) if count == 2 else None
-    assert single is None
-    assert np.array(places).tolist() == list(range(count))
+    assert [place for half in halves for group in half for place in group.places] == list(range(count))
+    assert count > 2 or _halves(halves[0]) is None
 
 
 def _best_saving(sequences: list[list[int]]) -> int:

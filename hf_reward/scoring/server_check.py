@@ -5,6 +5,7 @@ bias. Nothing breaks; a policy is trained on other numbers. So the same rows are
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,12 +121,12 @@ def check_server(
     """
     if isinstance(model, RewardScorer) and loading:
         raise ValueError(f"`{'`, `'.join(loading)}` are for models that are loaded here; this one is loaded already.")
-    client = ServerClient(url, kind=kind, token=token)
-    scorer = model if isinstance(model, RewardScorer) else RewardScorer.from_pretrained(model, **loading)
-    requests = probe_requests() if rows is None else [each for row in rows for each in requests_of_row(row)]
-    sent, notes = _sendable(requests[:MAX_ROWS], scorer, client)
-    here = scorer.score_encoded([each.encoded for each in sent], show_progress=False).rewards.astype(np.float64)
-    there, counted = client.rewards(sent)
+    with closing(ServerClient(url, kind=kind, token=token)) as client:
+        scorer = model if isinstance(model, RewardScorer) else RewardScorer.from_pretrained(model, **loading)
+        requests = probe_requests() if rows is None else [each for row in rows for each in requests_of_row(row)]
+        sent, notes = _sendable(requests[:MAX_ROWS], scorer, client)
+        here = scorer.score_encoded([each.encoded for each in sent], show_progress=False).rewards.astype(np.float64)
+        there, counted = client.rewards(sent)
     tokens = sum(len(each.encoded.input_ids) for each in sent)
     if counted is not None and counted != tokens:
         notes.append(

@@ -1,17 +1,17 @@
-"""Rows -> the rewards that some server gives them: ours, vLLM, SGLang or OpenRLHF, with the standard library alone."""
+"""Rows -> the rewards that some server gives them: ours, vLLM, SGLang or OpenRLHF."""
 
-import http.client
 import json
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_reward.data.extras import require
 from hf_reward.data.fields import is_finite
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.preprocessing.response_encoding import EncodedResponse
+
+httpx2: Any = require("httpx2", "serve")  # huggingface_hub 1 does not install it
 
 _AT_ONCE = 16
 """Rows in a request: few enough for servers with small queues."""
@@ -56,14 +56,19 @@ class ServerClient:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(f"A server's URL looks like http://host:8000, but this is {url!r}.")
-        self._token, self._timeout = token, timeout
-        self._root = urllib.parse.urlunsplit((parts.scheme, parts.netloc, "", "", ""))
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        # A redirect to another origin does not get the token.
+        self._http = httpx2.Client(headers=headers, timeout=timeout, follow_redirects=True)
         path = parts.path.rstrip("/")
         for endpoint in set(_ENDPOINTS.values()):
             path = path.removesuffix(endpoint)
-        self._base = self._root + path
+        self._base = f"{parts.scheme}://{parts.netloc}{path}"
         self.kind = kind if kind != "auto" else self._find_kind(parts.path.rstrip("/"))
         self.url = self._base + _ENDPOINTS[self.kind]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
 
     @property
     def takes_requests(self) -> bool:
@@ -146,7 +151,7 @@ class ServerClient:
         return _OWNERS[owner]
 
     def _models(self) -> list[Any]:
-        answer = self._call(urllib.request.Request(f"{self._base}/v1/models"))
+        answer = self._call("GET", f"{self._base}/v1/models")
         return self._read(answer, lambda: list(answer["data"]))
 
     def _model_name(self) -> str:
@@ -156,25 +161,22 @@ class ServerClient:
             return "default"
 
     def _post(self, body: dict[str, Any]) -> Any:
-        content = json.dumps(body).encode("ascii")
-        return self._call(urllib.request.Request(self.url, content, {"Content-Type": "application/json"}))
+        content = json.dumps(body).encode("ascii")  # half a surrogate pair stays an escape
+        return self._call("POST", self.url, content=content, headers={"Content-Type": "application/json"})
 
-    def _call(self, request: urllib.request.Request) -> Any:
-        if self._token is not None:
-            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
-        url = request.full_url
+    def _call(self, method: str, url: str, **options: Any) -> Any:
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-                content = answer.read()
-        except urllib.error.HTTPError as error:
-            raise _refusal(url, error) from error
-        except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
+            answer = self._http.request(method, url, **options)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
             raise ServerClientError(f"{url} cannot be reached: {reason}. Is the server running there?") from error
+        if not answer.is_success:
+            raise _refusal(url, answer.status_code, answer.text)
         try:
-            return json.loads(content)
+            return answer.json()
         except (ValueError, RecursionError) as error:
-            raise ServerClientError(f"{url} answered with something that is no JSON: {content[:200]!r}.") from error
+            content = answer.content[:200]
+            raise ServerClientError(f"{url} answered with something that is no JSON: {content!r}.") from error
 
     def _read(self, answer: Any, read: Callable[[], list[Any]]) -> list[Any]:
         try:
@@ -190,14 +192,14 @@ class _NoSuchPathError(ServerClientError):
     """The server is there, the path is not."""
 
 
-def _refusal(url: str, error: urllib.error.HTTPError) -> ServerClientError:
-    said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
-    if error.code in (401, 403):
-        return ServerClientError(f"{url} asks for a token that it knows ({error.code}): {said}")
-    if error.code in (404, 405):
-        message = f"{url} is not there ({error.code}), so this is another kind of server than was asked for: {said}"
+def _refusal(url: str, status: int, text: str) -> ServerClientError:
+    said = " ".join(text[:2000].split())[:300]
+    if status in (401, 403):
+        return ServerClientError(f"{url} asks for a token that it knows ({status}): {said}")
+    if status in (404, 405):
+        message = f"{url} is not there ({status}), so this is another kind of server than was asked for: {said}"
         return _NoSuchPathError(message)
-    return ServerClientError(f"{url} answered {error.code}: {said}")
+    return ServerClientError(f"{url} answered {status}: {said}")
 
 
 def _item(request: ScoreRequest) -> dict[str, Any]:

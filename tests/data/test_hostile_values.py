@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from saved_models import saved_model
 from serving_scorers import tiny_scorer
@@ -76,8 +76,8 @@ def scorer(make_model_folder: Any, tmp_path: Path) -> RewardScorer:
 async def test_no_client_replaces_the_template_or_upsets_the_limit(scorer):
     app = create_app(scorer, ServerSettings())
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://s") as client:
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx2.AsyncClient(transport=transport, base_url="http://s") as client:
         plain = await client.post("/classify", json={"messages": messages})
         options = {"chat_template": "{{ messages[1].content }}"}
         replaced = await client.post("/classify", json={"messages": messages, "chat_template_kwargs": options})

@@ -4,7 +4,7 @@
 coverage guidance (atheris) where that is installed and random cases (hypothesis) otherwise. Every error that is not
 documented is written to the folder `--out` with the case that caused it; the exit code is 1 if there was any.
 
-Needs hypothesis, httpx and the extra `serve`; `pip install atheris` for coverage guidance (Linux, Python 3.11 to 3.13).
+Needs hypothesis and the extra `serve`; `pip install atheris` for coverage guidance (Linux, Python 3.11 to 3.13).
 """
 
 import argparse

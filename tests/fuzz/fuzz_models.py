@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import torch
 from fuzz_targets import BadRefusal, Target, Try, chat_tokenizer, rows, texts, values
 from hypothesis import strategies as st
@@ -86,8 +86,8 @@ def _server(folder: Path) -> Try:
     scorer = RewardScorer.from_pretrained(reward_model(folder), device="cpu")
     app = create_app(scorer, ServerSettings(served_model_name="tiny", token="secret", max_body_bytes=20_000))
     loop = asyncio.new_event_loop()
-    transport = httpx.ASGITransport(app)  # what no handler caught comes out of it
-    client = httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30)
+    transport = httpx2.ASGITransport(app)  # what no handler caught comes out of it
+    client = httpx2.AsyncClient(transport=transport, base_url="http://server", timeout=30)
 
     def attempt(case: Any) -> None:
         method, path, content, kind, token = case

@@ -262,17 +262,17 @@ async def _one_client(
     number: int, begin: float, times: list[float], phase: Phase, url: str, texts: Sequence[Text]
 ) -> None:
     """One connection; a pool for all of them would cost the clients more than the server."""
-    import httpx
+    import httpx2
 
     place = number
-    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False, verify=False) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False, verify=False) as client:
         while time.perf_counter() - begin < phase.seconds:
             text = texts[place % len(texts)]
             place += phase.clients
             start = time.perf_counter()
             try:
                 answer = await client.post("/score", json={"prompt": text.prompt, "response": text.response})
-            except httpx.HTTPError as error:
+            except httpx2.HTTPError as error:
                 _count(phase.errors, type(error).__name__)
                 continue
             if answer.status_code == 429:

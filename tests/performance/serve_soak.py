@@ -231,10 +231,10 @@ def _resident(pid: int) -> int:
 
 def longest_health(url: str, ended: threading.Event) -> float:
     """Ask `/health` until told, and give the longest that it took, in milliseconds."""
-    import httpx
+    import httpx2
 
     longest = 0.0
-    with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
+    with httpx2.Client(base_url=url, timeout=600, trust_env=False) as client:
         while not ended.is_set():
             begin = time.perf_counter()
             client.get("/health")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from saved_models import saved_model
@@ -179,7 +179,7 @@ def test_the_command_line_corrects_on_request(call, folder, plain, tmp_path):
 def test_the_server_corrects_on_request(folder, plain, scorer, monkeypatch):
     want = expected(plain)
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         answer = await client.post("/score", json={"prompt": PROMPT, "responses": ANSWERS})
         np.testing.assert_allclose(answer.json()["rewards"], want, atol=1e-5)
         refused = await client.post("/score", json={"text": "a whole text"})

@@ -1,7 +1,9 @@
 """The comparison with a server: our own in all its protocols, and fakes with each fault that real ones have."""
 
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -209,6 +211,26 @@ def test_unusable_addresses_and_kinds(scorer):
         check_server("http://localhost:8000", scorer, kind="tei")
     with running(scorer, token="secret") as url, pytest.raises(ServerClientError, match="asks for a token"):
         check_server(url, scorer, token="wrong")
+
+
+def test_a_redirect_to_another_origin_does_not_get_the_token(scorer):
+    seen: list[tuple[str, str | None]] = []
+
+    class Redirects(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.path, self.headers["Authorization"]))
+            self.send_response(307 if self.path == "/v1/models" else 404)
+            self.send_header("Location", f"http://localhost:{server.server_address[1]}/moved")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirects) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        with pytest.raises(ServerClientError):
+            check_server(f"http://127.0.0.1:{server.server_address[1]}", scorer, token="secret")
+        server.shutdown()
+        thread.join()
+    assert seen == [("/v1/models", "Bearer secret"), ("/moved", None)]
 
 
 def test_the_probes_make_enough_rows():

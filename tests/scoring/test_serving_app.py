@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from serving_scorers import asked, error_of, tiny_scorer
@@ -29,7 +29,7 @@ def test_score_gives_the_scorers_rewards_in_every_layout(scorer):
     expected = scorer.score(["Which is heavier?"] * 3, ANSWERS)
     template = {"enable_thinking": False}
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         prompt = "Which is heavier?"
         bodies: list[tuple[dict[str, Any], Any]] = [
             ({"prompt": prompt, "response": ANSWERS[0]}, [expected[0]]),
@@ -58,7 +58,7 @@ def test_score_gives_the_scorers_rewards_in_every_layout(scorer):
 def test_rank_orders_the_responses(scorer):
     ranking = scorer.rank("Which is heavier?", ANSWERS)
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         one = {"prompt": "Which is heavier?", "responses": ANSWERS}
         answer = (await client.post("/rank", json=one)).json()
         assert answer["ranking"] == ranking.order
@@ -75,7 +75,7 @@ def test_rank_orders_the_responses(scorer):
 def test_get_reward_is_what_openrlhf_expects(scorer):
     texts = [scorer.tokenizer.apply_chat_template(CHAT, tokenize=False), "no template", ""]
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         body = {"query": texts, "prompts": ["a", "b", "c"], "labels": [None, None, None]}
         answer = (await client.post("/get_reward", json=body)).json()
         expected = scorer.score_texts(texts, allow_empty=True)
@@ -92,7 +92,7 @@ def test_classify_is_what_vllm_answers(scorer):
     ids = scorer.tokenizer(text, add_special_tokens=False)["input_ids"]
     expected = float(scorer.score_conversations([CHAT])[0])
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         for given in (text, [text], ids, [ids]):
             for use_activation in (None, True, False):
                 body = {"model": "tiny", "input": given, "use_activation": use_activation}
@@ -124,7 +124,7 @@ def test_a_folder_is_known_by_its_name_alone(scorer):
 def test_an_encoder_without_template_serves_text_pairs(make_model_folder, tmp_path):
     scorer = tiny_scorer(make_model_folder("bert"), tmp_path / "saved")
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         answer = (await client.post("/score", json={"prompt": "Which?", "responses": ANSWERS})).json()
         np.testing.assert_allclose(answer["rewards"], scorer.score(["Which?"] * 3, ANSWERS), atol=1e-5)
 
@@ -135,7 +135,7 @@ def test_requests_that_share_a_batch_keep_their_own_rewards(scorer):
     texts = [f"The number is {number}." for number in range(64)]
     expected = scorer.score(["Which?"] * 64, texts)
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         bodies = [{"prompt": "Which?", "response": text} for text in texts]
         answers = await asyncio.gather(*(client.post("/score", json=body) for body in bodies))
         found = [answer.json()["rewards"][0] for answer in answers]
@@ -148,7 +148,7 @@ def test_requests_that_share_a_batch_keep_their_own_rewards(scorer):
 
 
 def test_rows_without_reward_are_named(scorer):
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         prompt = "Which?"
         empty = {"prompt": prompt, "responses": ["a", " ", "b", ""]}
         error = error_of(await client.post("/score", json=empty), 422, "unscorable")
@@ -197,7 +197,7 @@ def test_rows_without_reward_are_named(scorer):
     ],
 )
 def test_bodies_that_do_not_fit_are_refused(scorer, path, body, message):
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         answer = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
         assert answer.status_code == 422
         assert message in answer.json()["error"]["message"]
@@ -206,7 +206,7 @@ def test_bodies_that_do_not_fit_are_refused(scorer, path, body, message):
 
 
 def test_other_refusals_have_the_same_form(scorer):
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         error_of(await client.get("/nothing"), 404, "not_found")
         error_of(await client.post("/classify", json={"model": "other", "input": "a"}), 404, "not_found")
         error_of(await client.get("/score"), 405, "method_not_allowed")
@@ -223,7 +223,7 @@ def test_large_bodies_are_refused_whether_they_say_their_size_or_not(scorer):
         for _ in range(30):
             yield b" " * 100
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         body = {"prompt": "a", "response": "b" * 3000}
         assert "2000 bytes" in error_of(await client.post("/score", json=body), 413, "too_large")["message"]
         headers = {"Content-Type": "application/json"}
@@ -234,7 +234,7 @@ def test_large_bodies_are_refused_whether_they_say_their_size_or_not(scorer):
 
 
 def test_a_token_guards_all_but_health(scorer):
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         body = {"prompt": "a", "response": "b"}
         for headers in (
             {},
@@ -259,7 +259,7 @@ def test_a_token_guards_all_but_health(scorer):
 
 
 def test_metrics_count_requests_rows_tokens_and_batches(scorer):
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         body = {"prompt": "Which?", "responses": ANSWERS}
         await client.post("/score", json=body)
         await client.post("/score", json={"prompt": "Which?"})

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import MagicMock
 
-import httpx
+import httpx2
 import pytest
 from running_servers import running
 from serving_scorers import run, tiny_scorer
@@ -87,7 +87,7 @@ def test_headers_without_end_are_refused_at_64_kib(scorer, where):
         answer = until_closed(client)
         if answer:  # a reset can overtake it
             assert error_in(answer)["type"] == "headers_too_large"
-        text = httpx.get(f"{url}/metrics").text
+        text = httpx2.get(f"{url}/metrics").text
         assert 'hf_reward_rejected_total{reason="headers_too_large"} 1.0' in text
 
 
@@ -117,7 +117,7 @@ def test_what_is_no_http_is_refused_in_our_form(scorer):
 
 
 def test_requests_that_do_not_arrive_are_cut_and_others_are_not(scorer):
-    with running(scorer, read_timeout_seconds=1) as url, httpx.Client(base_url=url) as idle:
+    with running(scorer, read_timeout_seconds=1) as url, httpx2.Client(base_url=url) as idle:
         assert idle.get("/health").status_code == 200
         with (
             connected(url) as silent,
@@ -195,7 +195,7 @@ def test_the_longest_wait_makes_room_for_others(scorer, monkeypatch):
             client.sendall(b"GET /health HTTP/1.1\r\n")
             held.append(client)
         time.sleep(0.3)
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx2.get(f"{url}/health").status_code == 200
         assert error_in(until_closed(held[0]))["type"] == "request_timeout"
         for client in held[1:]:
             client.sendall(b"Host: a\r\n\r\n")
@@ -230,19 +230,19 @@ def test_large_bodies_wait_for_no_room_and_small_ones_need_none(scorer):
         deadline = time.monotonic() + 10
         while True:  # until the server has received both
             padded = BODY + b" " * (large - len(BODY))
-            answer = httpx.post(f"{url}/score", content=padded, headers={"Content-Type": "application/json"})
+            answer = httpx2.post(f"{url}/score", content=padded, headers={"Content-Type": "application/json"})
             if answer.status_code == 429 or time.monotonic() > deadline:
                 break
         assert answer.status_code == 429
         assert answer.json()["error"]["type"] == "queue_full"
         assert answer.headers["Retry-After"] == "1"
         chunks = (part for part in (BODY, b" " * (large - len(BODY))))
-        answer = httpx.post(f"{url}/score", content=chunks, headers={"Content-Type": "application/json"})
+        answer = httpx2.post(f"{url}/score", content=chunks, headers={"Content-Type": "application/json"})
         assert answer.status_code == 429
         small = {"prompt": "Which?", "response": "This."}
-        assert httpx.post(f"{url}/score", json=small).status_code == 200
+        assert httpx2.post(f"{url}/score", json=small).status_code == 200
         for client in (one, two):  # complete, though no JSON: their room is free again
             client.sendall(b" " * 10)
             assert b"400" in client.recv(65536)
-        answer = httpx.post(f"{url}/score", content=padded, headers={"Content-Type": "application/json"})
+        answer = httpx2.post(f"{url}/score", content=padded, headers={"Content-Type": "application/json"})
         assert answer.status_code == 200

@@ -5,7 +5,7 @@ import json
 import threading
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import torch
 from serving_scorers import asked, error_of, run, tiny_scorer
@@ -43,7 +43,7 @@ def test_a_crash_of_the_model_is_said_and_the_server_goes_on(scorer):
     faulty = FaultyScorer(scorer)
     body = {"prompt": "a", "response": "b"}
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         faulty.fault = RuntimeError("CUDA error: secret path")
         error = error_of(await client.post("/score", json=body), 500, "model_failed")
         assert "secret" not in error["message"]
@@ -62,7 +62,7 @@ def test_a_crash_of_the_model_is_said_and_the_server_goes_on(scorer):
 def test_out_of_memory_is_a_fault_like_any_other(scorer):
     faulty = FaultyScorer(scorer)
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         faulty.fault = torch.OutOfMemoryError("CUDA out of memory")
         error = error_of(await client.post("/get_reward", json={"query": ["a"]}), 500, "model_failed")
         assert "OutOfMemoryError" in error["message"]
@@ -77,7 +77,7 @@ def test_a_reward_that_is_no_number_is_an_error_and_never_json(scorer):
     with torch.no_grad():
         weight.fill_(torch.inf)
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         for path, body in (
             ("/score", {"prompt": "a", "response": "b"}),
             ("/rank", {"prompt": "a", "responses": ["b"]}),
@@ -96,7 +96,7 @@ def test_a_full_queue_answers_429_and_a_request_above_it_413(scorer):
     faulty = FaultyScorer(scorer)
     body = {"prompt": "a", "response": "b"}
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         faulty.gate.clear()
         asks = [asyncio.create_task(client.post("/score", json=body)) for _ in range(12)]
         await asyncio.sleep(0.3)
@@ -119,7 +119,7 @@ def test_a_full_queue_answers_429_and_a_request_above_it_413(scorer):
 def test_one_bad_row_fails_no_other_request_of_its_batch(scorer):
     faulty = FaultyScorer(scorer)
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         faulty.gate.clear()
         bodies = [{"prompt": "a", "response": text} for text in ("b", "", "c", "b " * 20_000, "d")]
         asks = [asyncio.create_task(client.post("/score", json=body)) for body in bodies]

@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from serving_scorers import asked, error_of, run, tiny_scorer
@@ -32,7 +32,7 @@ def test_every_endpoint_refuses_a_text_that_cannot_fit_with_413(scorer, limit):
     text = "b" * (limit + 1)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         for path, body in (
             ("/score", {"prompt": "a", "response": text}),
             ("/score", {"items": [{"prompt": "a", "response": "b"}, {"messages": turns}]}),
@@ -58,7 +58,7 @@ def test_a_very_long_prompt_has_the_reward_of_its_end_on_the_server_and_in_pytho
     expected = scorer.score([PROSE * 400], [response])
     np.testing.assert_allclose(scorer.score([long], [response]), expected, atol=1e-5)
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         begin = time.monotonic()
         answer = await client.post("/score", json={"prompt": long, "response": response})
         np.testing.assert_allclose(answer.json()["rewards"], expected, atol=1e-5)
@@ -75,7 +75,7 @@ def test_without_a_max_length_the_server_refuses_what_is_longer_than_the_model_w
     beyond = PROSE * 50  # rotary positions go on
     assert len(scorer.tokenizer(beyond)["input_ids"]) > scorer.model.config.max_position_embeddings == 512
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         fits = await client.post("/score", json={"prompt": beyond, "response": "This."})
         np.testing.assert_allclose(fits.json()["rewards"], unlimited.score([beyond], ["This."]), atol=1e-5)
         for path, body in (
@@ -109,7 +109,7 @@ def test_a_request_that_could_never_wait_is_refused_before_all_of_it_is_tokenise
     )
     monkeypatch.setattr("hf_reward.scoring.serving.service._PART_CHARACTERS", 1000)
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         body = {"prompt": PROSE * 10, "responses": ["This."] * 1000}
         error = error_of(await client.post("/score", json=body), 413, "too_large")
         assert "tokens, and the queue holds 600" in error["message"]
@@ -174,7 +174,7 @@ def test_the_large_lane_has_a_tokenizer_of_its_own(scorer, monkeypatch):
     service = RewardService(scorer, ServerSettings())
     assert service._large_encoder.tokenizer is not scorer.tokenizer
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         monkeypatch.setattr(type(scorer), "encode", lambda *rest, **more: pytest.fail("the small requests' tokenizer"))
         body = {"prompt": PROSE * 20, "responses": ["This."] * 100}
         answer = await client.post("/score", json=body)

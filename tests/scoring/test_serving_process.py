@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from running_servers import free_port
@@ -60,12 +60,12 @@ def process(scorer: RewardScorer, **settings: Any) -> Iterator[tuple[subprocess.
 
 def _is_up(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx.TransportError:
+        return httpx2.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx2.TransportError:
         return False
 
 
-async def _queued(client: httpx.AsyncClient, rows: int) -> None:
+async def _queued(client: httpx2.AsyncClient, rows: int) -> None:
     for _ in range(2000):
         if (await client.get("/health")).json()["queued_rows"] >= rows:
             return
@@ -81,24 +81,24 @@ def test_a_signal_finishes_what_was_accepted_and_ends_with_zero(scorer, end):
     expected = scorer.score(["Which?"] * 120, responses)
 
     async def load(server: subprocess.Popen[str], url: str) -> None:
-        limits = httpx.Limits(max_connections=70)
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        limits = httpx2.Limits(max_connections=70)
+        async with httpx2.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
             bodies = [{"items": [{"prompt": "Which?", "response": text} for text in responses]}] * 64
             asks = [asyncio.create_task(client.post("/score", json=body)) for body in bodies]
             await _queued(client, 50 * 120)
             server.send_signal(end)
             answers = await asyncio.gather(*asks, return_exceptions=True)
         # At least 50 were accepted before the signal. What was still on its way is refused.
-        refused = [answer for answer in answers if isinstance(answer, httpx.TransportError)]
-        replies = [answer for answer in answers if isinstance(answer, httpx.Response)]
+        refused = [answer for answer in answers if isinstance(answer, httpx2.TransportError)]
+        replies = [answer for answer in answers if isinstance(answer, httpx2.Response)]
         assert len(refused) + len(replies) == len(answers)
         finished = [reply for reply in replies if reply.status_code == 200]
         assert len(finished) >= 50
         assert {reply.status_code for reply in replies} <= {200, 503}
         for reply in finished:
             np.testing.assert_allclose(np.concatenate(reply.json()["rewards"]), expected, atol=1e-4)
-        async with httpx.AsyncClient(base_url=url) as late:
-            with pytest.raises(httpx.ConnectError):
+        async with httpx2.AsyncClient(base_url=url) as late:
+            with pytest.raises(httpx2.ConnectError):
                 await late.get("/health")
 
     with process(scorer) as (server, url):
@@ -115,7 +115,7 @@ def test_many_clients_get_their_own_rewards_and_nothing_is_lost(scorer):
     async def load(url: str) -> None:
         end = time.monotonic() + 5
         answers = 0
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
 
             async def one(number: int) -> None:
                 nonlocal answers
@@ -144,8 +144,8 @@ def test_many_clients_get_their_own_rewards_and_nothing_is_lost(scorer):
 def test_an_overloaded_server_refuses_and_recovers(scorer):
     async def load(url: str) -> None:
         body = {"prompt": "Which?", "responses": ["An answer."] * 4}
-        limits = httpx.Limits(max_connections=100)
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        limits = httpx2.Limits(max_connections=100)
+        async with httpx2.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
             answers = await asyncio.gather(*(client.post("/score", json=body) for _ in range(100)))
             statuses = [answer.status_code for answer in answers]
             assert set(statuses) == {200, 429}
@@ -161,8 +161,8 @@ def test_an_overloaded_server_refuses_and_recovers(scorer):
 @pytest.mark.faults
 def test_a_client_that_hangs_up_frees_its_place(scorer):
     async def leave(url: str) -> None:
-        limits = httpx.Limits(max_connections=10)
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        limits = httpx2.Limits(max_connections=10)
+        async with httpx2.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
             body = {
                 "items": [{"prompt": f"Question {number}?", "response": "An answer. " * 20} for number in range(900)]
             }
@@ -194,7 +194,7 @@ def test_large_bodies_and_wrong_tokens_are_refused_on_the_wire(scorer):
 
     async def ask(url: str) -> None:
         right = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
             assert (await client.post("/score", content=chunks(), headers=right)).status_code == 413
             assert (await client.post("/score", content=b" " * 200_000, headers=right)).status_code == 413
             assert (await client.post("/score", content=b"{}")).status_code == 401

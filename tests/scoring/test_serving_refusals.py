@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from serving_scorers import asked, error_of, tiny_scorer
 
@@ -55,7 +55,7 @@ def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
 def test_errors_repeat_nothing_of_a_body(scorer, path, body):
     scorer.tokenizer.chat_template = REFUSING
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         answer = await client.post(path, json=body)
         assert answer.status_code in (404, 422)
         assert "hunter2" not in answer.text
@@ -67,7 +67,7 @@ def test_errors_repeat_nothing_of_a_body(scorer, path, body):
 def test_what_a_template_says_itself_is_said(scorer):
     scorer.tokenizer.chat_template = REFUSING
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         prompt = [{"role": "user", "content": "a"}, {"role": "tool", "content": SECRET}]
         error = error_of(await client.post("/score", json={"prompt": prompt, "response": "b"}), 422, "unscorable")
         assert "No tools here" in error["message"]
@@ -84,7 +84,7 @@ def test_the_own_rows_errors_show_what_was_found():
 
 @pytest.mark.parametrize("given", [[True, False], [[True]], [1.0], ["1", 2], [[1], 2], [None], 3, True])
 def test_token_ids_are_integers(scorer, given):
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         error_of(await client.post("/classify", json={"input": given}), 422, "invalid_body")
         error_of(
             await client.post("/score", json={"prompt": "a", "response": "b", "allow_empty": 1}), 422, "invalid_body"
@@ -101,7 +101,7 @@ def test_token_ids_are_as_many_as_training_read(make_model_folder, tmp_path):
     ids = [5 + place % 50 for place in range(41)]
     expected = scorer.score_encoded([EncodedResponse(input_ids=ids[:40])]).rewards[0]
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         answer = await client.post("/classify", json={"input": [ids[:3], ids[:40]]})
         assert answer.json()["data"][1]["probs"] == pytest.approx([expected], rel=1e-5)
         error = error_of(await client.post("/classify", json={"input": [ids[:40], ids]}), 413, "too_large")
@@ -126,7 +126,7 @@ def test_token_ids_are_as_many_as_training_read(make_model_folder, tmp_path):
     ],
 )
 def test_only_json_is_json(scorer, kind, status):
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         content = json.dumps({"prompt": "a", "response": "b"})
         answer = await client.post("/score", content=content, headers={"Content-Type": kind} if kind else {})
         assert answer.status_code == status
@@ -153,7 +153,7 @@ def test_only_json_is_json(scorer, kind, status):
 def test_a_role_is_a_name(scorer, role):
     turns = [{"role": role, "content": "a"}, {"role": "assistant", "content": "b"}]
 
-    async def test(client: httpx.AsyncClient) -> None:
+    async def test(client: httpx2.AsyncClient) -> None:
         for path, body in (
             ("/score", {"messages": turns}),
             ("/classify", {"messages": turns}),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import torch
 from conftest import _byte_level
@@ -155,7 +155,7 @@ def server_rewards(scorer: RewardScorer, rows: Sequence[dict[str, Any]]) -> np.n
     """Rewards of `POST /score`."""
     found: list[Any] = []
 
-    async def ask(client: httpx.AsyncClient) -> None:
+    async def ask(client: httpx2.AsyncClient) -> None:
         answer = await client.post("/score", json={"items": _items(rows)})
         assert answer.status_code == 200, answer.text
         found.extend(answer.json()["rewards"])

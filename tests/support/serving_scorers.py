@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from saved_models import saved_model
 
 from hf_reward.scoring.reward_scorer import RewardScorer
@@ -20,13 +20,13 @@ def tiny_scorer(source: Path, folder: Path, **options: Any) -> RewardScorer:
 
 
 @asynccontextmanager
-async def client_of(scorer: Any, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def client_of(scorer: Any, **settings: Any) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the application, whose shutdown runs at the end."""
     app = create_app(scorer, ServerSettings(served_model_name="tiny", **settings))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client,
     ):
         yield client
 
@@ -36,7 +36,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 60))
 
 
-def asked(scorer: Any, test: Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]], **settings: Any) -> None:
+def asked(scorer: Any, test: Callable[[httpx2.AsyncClient], Coroutine[Any, Any, None]], **settings: Any) -> None:
     """Run a test with a client of an application."""
 
     async def whole() -> None:
@@ -46,7 +46,7 @@ def asked(scorer: Any, test: Callable[[httpx.AsyncClient], Coroutine[Any, Any, N
     run(whole)
 
 
-def error_of(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+def error_of(answer: httpx2.Response, status: int, kind: str) -> dict[str, Any]:
     """The error in an answer, in the one form that errors have."""
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]

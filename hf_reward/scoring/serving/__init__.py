@@ -2,12 +2,13 @@
 
     bodies (protocol) -> requests -> token ids, in a thread -> a bounded queue -> batches (batcher) -> the one model
 
-It needs FastAPI, uvicorn and prometheus_client, which `hf_reward[serve]` installs; nothing else in hf_reward does.
+Its packages are those of `hf_reward[serve]`, which nothing else in hf_reward needs.
 """
 
 from importlib.util import find_spec
 
-_missing = [name for name in ("fastapi", "prometheus_client", "uvicorn") if find_spec(name) is None]
+_PACKAGES = ("fastapi", "prometheus_client", "prometheus_fastapi_instrumentator", "uvicorn")
+_missing = [name for name in _PACKAGES if find_spec(name) is None]
 if _missing:
     raise ImportError(
         f"The server needs packages that are not installed: {', '.join(_missing)}. Run pip install 'hf_reward[serve]'."

@@ -14,7 +14,6 @@ from starlette.responses import Response
 from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.serving.errors import ApiError, from_framework
 from hf_reward.scoring.serving.limits import BearerToken, BodyLimit
-from hf_reward.scoring.serving.metrics import RequestMeter
 from hf_reward.scoring.serving.routes import ENDPOINTS, router
 from hf_reward.scoring.serving.service import RewardService
 from hf_reward.scoring.serving.settings import ServerSettings
@@ -42,7 +41,7 @@ def create_app(scorer: RewardScorer, settings: ServerSettings | None = None) -> 
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, read_timeout=settings.read_timeout_seconds)
     if settings.token is not None:
         app.add_middleware(BearerToken, token=settings.token)
-    app.add_middleware(RequestMeter, metrics=service.metrics, endpoints=ENDPOINTS)  # the last is the outermost
+    service.metrics.count_requests(app, ENDPOINTS)  # the last middleware is the outermost
     return app
 
 

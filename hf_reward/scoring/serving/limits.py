@@ -3,7 +3,9 @@
 import asyncio
 import hmac
 
+from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hf_reward.scoring.serving.errors import ApiError, body_too_large, no_room, reading_took_too_long
@@ -13,7 +15,10 @@ OPEN_PATHS = frozenset({"/health"})
 
 
 class BearerToken:
-    """ASGI middleware that lets only those in who know the token."""
+    """ASGI middleware that lets only those in who know the token.
+
+    Middleware, because FastAPI reads and parses a body before it asks a dependency.
+    """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app = app
@@ -21,7 +26,7 @@ class BearerToken:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._is_allowed(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or await self._is_allowed(Request(scope)):
             await self.app(scope, receive, send)
             return
         error = ApiError(
@@ -32,13 +37,13 @@ class BearerToken:
         )
         await error.response()(scope, receive, send)
 
-    def _is_allowed(self, headers: Headers) -> bool:
-        kind, _, given = headers.get("authorization", "").partition(" ")
+    async def _is_allowed(self, request: Request) -> bool:
+        given = await _bearer(request)
         # Compares every byte, so that the time it takes tells nobody how many were right.
-        is_equal = hmac.compare_digest(given.strip().encode("utf-8"), self._expected)
-        return kind.lower() == "bearer" and is_equal
+        return given is not None and hmac.compare_digest(given.credentials.encode("utf-8"), self._expected)
 
 
+_bearer = HTTPBearer(auto_error=False)
 _MOST_DIGITS = 18
 SMALL_BODY_BYTES = 64 * 2**10
 """So much of a body is always taken: small requests must not wait for room that large ones take up."""

@@ -1,15 +1,14 @@
 """What a server counts, in the text format that Prometheus reads."""
 
-import time
-
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_fastapi_instrumentator import Instrumentator
+from prometheus_fastapi_instrumentator.metrics import Info
 
 from hf_reward.scoring.serving.batcher import Batcher, BatchReport
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _POWERS = tuple(4**power for power in range(11))
-_CLIENT_GONE = 499
 _REASONS = {
     401: "unauthorized",
     408: "request_timeout",
@@ -68,17 +67,22 @@ class Metrics:
         self.batch_tokens.observe(report.tokens)
         self.batch_seconds.observe(report.seconds)
 
-    def count_request(self, endpoint: str, status: int, seconds: float) -> None:
-        """Count an answer.
+    def count_requests(self, app: FastAPI, endpoints: frozenset[str]) -> None:
+        """Count every answer of an application, those of the middleware that it has so far included.
 
         Args:
-            endpoint: Path of a route, or "other".
-            status: HTTP status; 499 where the client left before the answer.
-            seconds: How long it took.
+            app: The application.
+            endpoints: Paths with labels of their own.
         """
-        self.requests.labels(endpoint, str(status)).inc()
-        self.latency.labels(endpoint).observe(seconds)
-        self.count_refusal(status)
+
+        def count(info: Info) -> None:
+            # Paths that nobody serves share a label: clients must not be able to make new ones.
+            endpoint = info.modified_handler if info.modified_handler in endpoints else "other"
+            self.requests.labels(endpoint, info.modified_status).inc()
+            self.latency.labels(endpoint).observe(info.modified_duration)
+            self.count_refusal(int(info.modified_status))
+
+        Instrumentator(should_group_status_codes=False, registry=self.registry).add(count).instrument(app)
 
     def count_refusal(self, status: int) -> None:
         """Count what was refused; other statuses are none.
@@ -92,35 +96,3 @@ class Metrics:
     def text(self) -> bytes:
         """All of it as Prometheus reads it."""
         return generate_latest(self.registry)
-
-
-class RequestMeter:
-    """ASGI middleware that counts every answer, those of other middleware included."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, endpoints: frozenset[str]) -> None:
-        self.app = app
-        self.metrics = metrics
-        self.endpoints = endpoints
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and count its answer."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        begin, status = time.perf_counter(), _CLIENT_GONE
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watched)
-        except Exception:
-            status = 500
-            raise
-        finally:
-            # Paths that nobody serves share a label: clients must not be able to make new ones.
-            endpoint = scope["path"] if scope["path"] in self.endpoints else "other"
-            self.metrics.count_request(endpoint, status, time.perf_counter() - begin)

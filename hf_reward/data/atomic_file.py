@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -16,11 +17,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-class HashedFile:
+class HashedFile(io.RawIOBase):
     """An open file that is written from beginning to end, and knows the hash and size of what went in."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self.size, self.closed = file, hashlib.sha256(), 0, False
+        self._file, self._digest, self.size = file, hashlib.sha256(), 0
         self.abandoned = False
         """Whether writing has failed: what a library still wants to write while it is torn down goes nowhere."""
 
@@ -43,14 +44,6 @@ class HashedFile:
 
     def close(self) -> None:
         """Nothing: whoever opened the file closes it, once all of it is on the disk."""
-
-    def readable(self) -> bool:
-        """No."""
-        return False
-
-    def seekable(self) -> bool:
-        """No."""
-        return False
 
     def writable(self) -> bool:
         """Yes."""

@@ -12,6 +12,8 @@ _PURPOSES = {
     "data": "near duplicates and the TF-IDF baseline",
     "serve": "servers",
 }
+_DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+"""Packages that pip knows by another name."""
 
 
 class MissingExtraError(ImportError):
@@ -38,8 +40,9 @@ def require(module: str, extra: str) -> ModuleType:
         package = module.partition(".")[0]
         if (error.name or "").partition(".")[0] != package:
             raise
-        remedy = f'{_PURPOSES[extra]} need it. Run pip install "hf_reward[{extra}]".'
-        raise MissingExtraError(f"The package {package} is not installed; {remedy}", name=error.name) from error
+        name, remedy = _DISTRIBUTIONS.get(package, package), f'Run pip install "hf_reward[{extra}]".'
+        message = f"The package {name} is not installed; {_PURPOSES[extra]} need it. {remedy}"
+        raise MissingExtraError(message, name=error.name) from error
 
 
 def optional(module: str, extra: str, without: str) -> ModuleType | None:

@@ -18,11 +18,7 @@ _ROLE = re.compile(r"(?=.{1,64}\Z)[\w.-]+( [\w.-]+)*")
 def read_text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
     """Text that says something, unless it need not."""
     if not isinstance(value, str):
-        raise PreferenceFormatError(
-            f"`{name}` must be text, but is {_kind(value)} {_shown(value)}. Correct or drop the row.",
-            field=name,
-            repeats=f" {_shown(value)}",
-        )
+        raise _refusal(name, f"must be text, but is {_kind(value)}", f" {_shown(value)}", ". Correct or drop the row.")
     if not may_be_empty and not value.strip():
         raise PreferenceFormatError(f"`{name}` is empty. Correct or drop the row.", field=name)
     return _whole(value, name)
@@ -48,11 +44,8 @@ def _kind(value: Any) -> str:
 def read_messages(value: Any, name: str) -> list[Message]:
     """Messages with role and text."""
     if not isinstance(value, list) or not value:
-        raise PreferenceFormatError(
-            f"`{name}` must be text or a non-empty list of messages, but is {_kind(value)} {_shown(value)}.",
-            field=name,
-            repeats=f" {_shown(value)}",
-        )
+        rule = f"must be text or a non-empty list of messages, but is {_kind(value)}"
+        raise _refusal(name, rule, f" {_shown(value)}")
     return [_read_message(message, name) for message in value]
 
 
@@ -60,12 +53,8 @@ def _read_message(message: Any, name: str) -> Message:
     """A message with its content as text, parts joined; null where there are only tool calls (see `render_chat`)."""
     if isinstance(message, Mapping) and isinstance(message.get("role"), str):
         if not _ROLE.fullmatch(message["role"]):
-            raise PreferenceFormatError(
-                f"`{name}` holds the role {_shown(message['role'])}. A role is one to 64 letters, digits, single "
-                "spaces and _ - . between them.",
-                field=name,
-                repeats=f" {_shown(message['role'])}",
-            )
+            rule = ". A role is one to 64 letters, digits, single spaces and _ - . between them."
+            raise _refusal(name, "holds the role", f" {_shown(message['role'])}", rule)
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             return {**message, "content": None}
@@ -73,12 +62,8 @@ def _read_message(message: Any, name: str) -> Message:
             content = _joined_parts(content, name)
         if isinstance(content, str):
             return {**message, "content": content}
-    raise PreferenceFormatError(
-        f"`{name}` must hold messages with `role` and `content` as text (or `tool_calls`), but holds {_shown(message)}"
-        ".",
-        field=name,
-        repeats=f", but holds {_shown(message)}",
-    )
+    rule = "must hold messages with `role` and `content` as text (or `tool_calls`)"
+    raise _refusal(name, rule, f", but holds {_shown(message)}")
 
 
 def _joined_parts(parts: list[Any], name: str) -> str:
@@ -89,12 +74,9 @@ def _joined_parts(parts: list[Any], name: str) -> str:
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else None
             found = f"a part of type {_shown(kind)}" if kind else _shown(part)
-            raise PreferenceFormatError(
-                f"`{name}` must hold parts of text ({{'type': 'text', 'text': ...}}), but holds {found}, which a "
-                "reward model of text cannot read. Correct or drop the row.",
-                field=name,
-                repeats=f", but holds {found}",
-            )
+            rule = "must hold parts of text ({'type': 'text', 'text': ...})"
+            cure = ", which a reward model of text cannot read. Correct or drop the row."
+            raise _refusal(name, rule, f", but holds {found}", cure)
         texts.append(text)
     return "".join(texts)
 
@@ -187,11 +169,7 @@ def read_structure(value: Any, name: str, kind: type) -> Any:
     with suppress(ValueError, RecursionError):  # text that is no JSON is refused below, with its field
         value = json.loads(value) if isinstance(value, str) else value
     if not isinstance(value, kind):
-        raise PreferenceFormatError(
-            f"`{name}` must be a {kind.__name__} or its JSON, but is {_shown(value)}.",
-            field=name,
-            repeats=f", but is {_shown(value)}",
-        )
+        raise _refusal(name, f"must be a {kind.__name__} or its JSON", f", but is {_shown(value)}")
     return value
 
 
@@ -222,6 +200,11 @@ def is_finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
+
+
+def _refusal(name: str, rule: str, found: str, cure: str = ".") -> PreferenceFormatError:
+    """An error that says what a field must be, what of the data it is (which a server does not repeat), and a cure."""
+    return PreferenceFormatError(f"`{name}` {rule}{found}{cure}", field=name, repeats=found)
 
 
 def _shown(value: Any) -> str:

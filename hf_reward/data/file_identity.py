@@ -1,5 +1,6 @@
 """Files -> hashes of their content, whole or sampled: is a file the one that it was?"""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import xxhash
 HASHED_WHOLE = 16 * 2**20
 """Bytes up to which `file_identity` reads a whole file."""
 _SAMPLES, _SAMPLE_BYTES = 4, 16 * 2**10
-_BLOCK = 2**20
 
 
 def content_hash(path: Path) -> str:
@@ -20,11 +20,8 @@ def content_hash(path: Path) -> str:
     Returns:
         XXH3-128 of its bytes, hexadecimal.
     """
-    digest = xxhash.xxh3_128()
     with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def file_identity(path: Path) -> dict[str, Any]:

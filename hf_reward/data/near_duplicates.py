@@ -18,7 +18,7 @@ under many prompts and would tie all of them together.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,14 @@ _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD
 
 Read = Callable[[int, int], str]
 """(row, place) -> the text."""
+
+
+class TextPart(NamedTuple):
+    """A text of a row."""
+
+    text: str
+    row: int
+    place: int
 
 
 @dataclass(frozen=True)
@@ -81,18 +89,13 @@ class TextPool:
         self._hashes: list[NDArray[np.uint64]] = []
         self._bands: list[NDArray[np.uint64]] = []
 
-    def add(self, texts: Sequence[str], rows: Sequence[int], places: Sequence[int]) -> None:
-        """Take in a batch.
-
-        Args:
-            texts: The texts; they are not kept.
-            rows: For each, the first argument that `read` needs.
-            places: For each, the second.
-        """
-        if not texts:
+    def add(self, parts: Sequence[TextPart]) -> None:
+        """Take in a batch of texts, which are not kept."""
+        if not parts:
             return
-        self._rows += rows
-        self._places += places
+        texts = [part.text for part in parts]
+        self._rows += [part.row for part in parts]
+        self._places += [part.place for part in parts]
         self._hashes.append(np.array([text_hash(text) for text in texts], np.uint64))
         if self._minhash is not None:
             self._bands.append(_bands(texts, self._minhash))
@@ -228,8 +231,6 @@ class _ClusterFinder:
 
 STOCK_PHRASE = 20
 """Responses of fewer words are not compared."""
-
-
 _PROMPT = -1
 
 
@@ -273,18 +274,15 @@ class RowPool:
             rows: Canonical rows; they are not kept.
             numbers: What `read` calls them.
         """
-        prompts = [(prompt_text(row), number) for row, number in zip(rows, numbers, strict=True)]
-        prompts = [(text, number) for text, number in prompts if text.strip()]
-        self._prompts.add([text for text, _ in prompts], [number for _, number in prompts], [_PROMPT] * len(prompts))
+        numbered = list(zip(rows, numbers, strict=True))
+        prompts = [TextPart(prompt_text(row), number, _PROMPT) for row, number in numbered]
+        self._prompts.add([part for part in prompts if part.text.strip()])
         responses = [
-            (response_text(row, place), number, place)
-            for row, number in zip(rows, numbers, strict=True)
+            TextPart(response_text(row, place), number, place)
+            for row, number in numbered
             for place in range(len(row.responses))
         ]
-        kept = [part for part in responses if len(words_of(part[0])) >= STOCK_PHRASE]
-        self._responses.add(
-            [text for text, _, _ in kept], [number for _, number, _ in kept], [place for _, _, place in kept]
-        )
+        self._responses.add([part for part in responses if len(words_of(part.text)) >= STOCK_PHRASE])
 
     def clusters(self) -> RowClusters:
         """Find near-duplicates among all texts that were added."""

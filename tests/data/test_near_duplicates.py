@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reward.data.near_duplicates import SIMILARITY, TextPool, joined, text_hash
+from hf_reward.data.near_duplicates import SIMILARITY, TextPart, TextPool, joined, text_hash
 from hf_reward.data.row_text import words_of
 
 
@@ -16,7 +16,7 @@ def clusters(texts: list[str]) -> tuple[list[int], list[int]]:
     pool = TextPool(lambda row, place: texts[row])
     for start in range(0, len(texts), 7):  # several batches
         part = range(start, min(start + 7, len(texts)))
-        pool.add([texts[number] for number in part], list(part), [0] * len(part))
+        pool.add([TextPart(texts[number], number, 0) for number in part])
     found = pool.clusters()
     assert found.rows.tolist() == list(range(len(texts)))
     return canonical(found.exact), canonical(found.near)

@@ -1,6 +1,7 @@
 """Rows with their rewards -> JSONL or Parquet, into an open file; the same rows give the same bytes."""
 
 import json
+import shutil
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -130,8 +131,7 @@ def copy_json_lines(parts: Iterable[BinaryIO], file: BinaryIO) -> None:
         file: Where to.
     """
     for part in parts:
-        while block := part.read(2**20):
-            file.write(block)
+        shutil.copyfileobj(part, file, 2**20)
 
 
 def copy_parquet(parts: Iterable[BinaryIO], file: BinaryIO, schema: pa.Schema) -> None:

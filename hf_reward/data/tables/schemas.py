@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -52,12 +52,7 @@ def schema_of_rows(rows: Iterable[tuple[str, dict[str, Any]]]) -> pa.Schema | No
     first = next(schemas, None)
     if first is None:
         return None
-    return _without_nulls(unify(_chain(first, schemas)))
-
-
-def _chain(first: tuple[str, pa.Schema], rest: Iterator[tuple[str, pa.Schema]]) -> Iterator[tuple[str, pa.Schema]]:
-    yield first
-    yield from rest
+    return _without_nulls(unify(chain([first], schemas)))
 
 
 def _batch_schemas(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, pa.Schema]]:

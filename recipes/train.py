@@ -6,6 +6,7 @@
 import logging
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +124,14 @@ def load_data(run: RunArguments, args: RewardConfig) -> tuple[list[Source], list
     options: dict[str, Any] = {"columns": run.column_mapping(), "layout": run.layout, "min_gap": run.min_gap}
     train = [read(source, run) for source in as_sources(run.train_data, split=run.train_split, **options)]
     if run.max_train_rows is not None:
-        train = [with_data(source, first_rows(source.data, run.max_train_rows, args.seed)) for source in train]
+        train = [replace(source, data=first_rows(source.data, run.max_train_rows, args.seed)) for source in train]
     if run.eval_data is not None:
         return train, [read(source) for source in as_sources(run.eval_data, split=run.eval_split, **options)]
     if run.test_size is None:
         return train, []
     parts = [hold_out(source, run.test_size, args) for source in train]
-    kept = [with_data(source, part[0]) for source, part in zip(train, parts, strict=True)]
-    return kept, [with_data(source, part[1]) for source, part in zip(train, parts, strict=True)]
+    kept = [replace(source, data=part[0]) for source, part in zip(train, parts, strict=True)]
+    return kept, [replace(source, data=part[1]) for source, part in zip(train, parts, strict=True)]
 
 
 def hold_out(source: Source, test_size: float, args: RewardConfig) -> tuple[object, object]:
@@ -144,19 +145,7 @@ def hold_out(source: Source, test_size: float, args: RewardConfig) -> tuple[obje
 
 def read(source: Source, run: RunArguments | None = None) -> Source:
     """The source with its rows loaded."""
-    return with_data(source, load_source(source, streaming=run is not None and run.streaming))
-
-
-def with_data(source: Source, data: object) -> Source:
-    """The same source with other rows."""
-    return Source(
-        data=data,
-        name=source.name,
-        weight=source.weight,
-        split=source.split,
-        columns=source.columns,
-        layout=source.layout,
-    )
+    return replace(source, data=load_source(source, streaming=run is not None and run.streaming))
 
 
 def first_rows(data: object, count: int, seed: int) -> object:

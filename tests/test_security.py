@@ -28,7 +28,8 @@ from hf_reward.publishing.importers import read_foreign
 from hf_reward.publishing.staged_files import PUBLISHED, _take
 from hf_reward.scoring.bulk.inputs import open_tables
 from hf_reward.scoring.bulk.manifest import Manifest
-from hf_reward.training.run_arguments import parse_run_arguments, yaml_as_argv
+from hf_reward.training.run_arguments import parse_run_arguments
+from hf_reward.training.settings_file import read_settings
 
 SECRET = "hf_" + "s3cret" * 5
 ROW = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
@@ -78,7 +79,7 @@ def test_yaml_makes_no_objects(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(f"seed: !!python/object/apply:os.mkdir ['{tmp_path}/x']")
     with pytest.raises(ValueError, match=r"no YAML of plain values[\s\S]*python/object"):
-        yaml_as_argv(path)
+        read_settings(path, {"seed"})
     assert not (tmp_path / "x").exists()
 
 
@@ -88,7 +89,7 @@ def test_yaml_that_unfolds_without_end_is_refused(tmp_path):
     levels += [f"k{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 9)]  # 10^9 words
     path.write_text("\n".join(levels))
     with pytest.raises(ValueError, match="more than 100,000 values"):
-        yaml_as_argv(path)
+        read_settings(path, {"seed"})
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

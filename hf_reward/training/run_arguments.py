@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -236,25 +235,8 @@ def _lines_of(found: SettingsFile, rest: Sequence[str]) -> dict[str, str]:
 
 
 def _as_argv(found: SettingsFile) -> list[str]:
+    """The command line that says the same, which gives every value its field's type: YAML 1.1 reads `1e-5` as text."""
     return [word for name, value in found.values.items() for word in (f"--{name}", *_as_words(value))]
-
-
-def yaml_as_argv(path: str | Path) -> list[str]:
-    """Read a YAML file of settings as the command line that says the same.
-
-    Going through the command line gives every value its field's type: YAML 1.1 reads `1e-5` as text.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The words.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a mapping of settings, or names one that there is not.
-    """
-    return _as_argv(read_settings(path, _settings()))
 
 
 def _as_words(value: Any) -> list[str]:

@@ -9,9 +9,11 @@ from peft import LoraConfig
 from hf_reward.data.interface import Interface, setting, used_through
 from hf_reward.data.path_safety import require_folder_or_hub_id
 from hf_reward.data.sources import as_sources
-from hf_reward.training.run_arguments import RunArguments, interface_of, parse_run_arguments, yaml_as_argv
+from hf_reward.training.run_arguments import RunArguments, interface_of, parse_run_arguments
+from hf_reward.training.settings_file import read_settings
 
 NEEDED = ["--model_name_or_path", "m", "--train_data", "a.jsonl"]
+KNOWN = {"seed", "max_steps", "learning_rate"}
 
 
 @pytest.fixture
@@ -139,13 +141,13 @@ def test_a_file_in_another_encoding_is_named_with_byte_and_remedy(encoding, mess
     path = tmp_path / "run.yaml"
     path.write_bytes("seed: 1\n# é\n".encode(encoding))
     with pytest.raises(ValueError, match=message):
-        yaml_as_argv(path)
+        read_settings(path, KNOWN)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_setting(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_bytes("\ufeffseed: 1\r\nmax_steps: 2\r\n".encode())
-    assert yaml_as_argv(path) == ["--seed", "1", "--max_steps", "2"]
+    assert read_settings(path, KNOWN).values == {"seed": 1, "max_steps": 2}
 
 
 def test_errors_of_a_run_answer_in_the_syntax_of_its_settings():
@@ -190,7 +192,7 @@ def test_file_that_is_no_mapping(text, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match="must hold settings"):
-        yaml_as_argv(Path(path))
+        read_settings(Path(path), KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_quantization_config():
 
 def test_a_name_that_is_too_long_for_a_file_is_said_to_be_none():
     with pytest.raises(FileNotFoundError, match="There is no configuration file"):
-        yaml_as_argv("x" * 5000)
+        read_settings("x" * 5000, KNOWN)
 
 
 @pytest.mark.parametrize("name", ["./nope", "nope/with/model", "/nope/model", "/" + "x" * 5000])
@@ -272,4 +274,4 @@ def test_a_stream_needs_its_number_of_steps(tmp_path):
 )
 def test_what_a_file_says_in_vain_is_refused(write_yaml, text, message):
     with pytest.raises(ValueError, match=message):
-        yaml_as_argv(write_yaml(text))
+        read_settings(write_yaml(text), KNOWN)

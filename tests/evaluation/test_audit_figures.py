@@ -10,9 +10,9 @@ from PIL import Image, ImageColor
 
 from hf_reward.evaluation.audit.report.curves import curve_figure
 from hf_reward.evaluation.audit.report.drawing import as_png, as_svg, inline_svg
-from hf_reward.evaluation.audit.report.figures import NARROW, PALETTE, WIDE, effects_figure, headlines
-from hf_reward.evaluation.audit.report.page import environment
+from hf_reward.evaluation.audit.report.figures import PALETTE, effects_figure, headlines
 from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS, plain_line, scale_of
+from hf_reward.evaluation.page import THEME, Page, render
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -36,9 +36,8 @@ def words(svg: str) -> list[str]:
     return ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
-@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_every_effect_is_drawn_with_its_label_and_family(report, titles, layout):
-    svg = as_svg(effects_figure(report["probes"], titles, layout), "all")
+def test_every_effect_is_drawn_with_its_label_and_family(report, titles):
+    svg = as_svg(effects_figure(report["probes"], titles), "all")
     text = words(svg)
     shown = [probe for probe in report["probes"] if not probe["screen_only"]]
     for probe in shown:
@@ -98,11 +97,10 @@ def test_svgs_are_xml_of_their_own_and_ask_nobody_for_anything(report, titles, c
                 assert "url(" not in value or "url(#" in value
                 ids += [value] if key == "id" else []
     assert len(ids) == len(set(ids))
-    assert all(each.startswith(("effects-", "curve-")) for each in ids)
 
 
 def test_the_same_figure_gives_the_same_bytes(report, titles, curves):
-    for draw in (lambda: effects_figure(report["probes"], titles), lambda: curve_figure(curves[0])):
+    for draw in (lambda: effects_figure(report["probes"][-20:], titles), lambda: curve_figure(curves[0])):
         assert as_svg(draw(), "a") == as_svg(draw(), "a")
         assert as_png(draw()) == as_png(draw())
         assert inline_svg(draw(), "a", "words") == inline_svg(draw(), "a", "words")
@@ -122,20 +120,20 @@ def test_labels_are_never_mathematics_or_markup(report, titles):
 
 
 def test_a_page_gives_figures_its_own_colours_in_both_themes(report, titles):
-    svg = inline_svg(effects_figure(report["probes"], titles), "x", 'words "quoted" <b>')
-    frame = environment().loader.get_source(environment(), "frame.html")[0]
-    dark = frame[frame.index("prefers-color-scheme: dark") : frame.index("box-sizing")]
-    for name, colour in PALETTE.items():
-        assert re.search(rf"--{name}:", frame)
-        assert name in dark
-        left = re.sub(rf"var\(--[\w-]+, {colour}\)", "", svg)
-        assert colour not in left, name
+    figure = effects_figure(report["probes"], titles)
+    svg = inline_svg(figure, "x", 'words "quoted" <b>')
     root = ElementTree.fromstring(svg)
-    assert root.get("role") == "img"
-    assert root.get("aria-label") == 'words "quoted" <b>'
-    assert root.get("width") is None
+    assert (root.get("role"), root.get("aria-label")) == ("img", 'words "quoted" <b>')
+    page = render(Page(title="t", heading="h"))
+    dark = page[page.index("prefers-color-scheme: dark") : page.index("box-sizing")]
+    drawn = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
+    assert drawn <= set(PALETTE.values())
+    assert {PALETTE[name] for name in ("text", "biased", "equivalent", "band")} <= drawn
+    for name, colour in PALETTE.items():
+        assert f"--{name}: {THEME[name][1]};" in dark
+        for part in ("fill", "stroke"):  # the style of an element says it as the rule for it does
+            assert f'.drawing [style*="{part}: {colour}"] {{ {part}: var(--{name}) !important; }}' in page
     assert len(set(PALETTE.values())) == len(PALETTE)
-    assert re.search(r"--page: #fff;", frame)
 
 
 def test_curves_have_their_words_their_gaps_and_the_diagonal(curves):
@@ -159,17 +157,14 @@ def test_curves_have_their_words_their_gaps_and_the_diagonal(curves):
     assert any("_hidden" in line for line in words(as_svg(curve_figure(blank), "blank")))
 
 
-def test_pngs_are_on_white(curves):
-    image = Image.open(io.BytesIO(as_png(curve_figure(curves[0])))).convert("RGB")
-    assert image.getpixel((0, 0)) == (255, 255, 255)
-    assert image.width > 500
-    drawn = {colour for _, colour in image.getcolors(256)}
-    for name in ("line-1", "line-2", "line-3", "text"):  # a file of few colours keeps those that tell series apart
-        assert ImageColor.getrgb(PALETTE[name]) in drawn
-
-
-def test_a_small_file_keeps_the_colours_of_the_verdicts(report, titles):
-    image = Image.open(io.BytesIO(as_png(effects_figure(report["probes"], titles)))).convert("RGB")
-    drawn = {colour for _, colour in image.getcolors(256)}
-    for name in VERDICT_WORDS.keys() - {"not_assessed"}:
-        assert ImageColor.getrgb(PALETTE[name]) in drawn
+def test_pngs_are_on_white_and_have_the_colours_of_series_and_verdicts(report, titles, curves):
+    figures = {
+        curve_figure(curves[0]): ("line-1", "line-2", "line-3", "text"),
+        effects_figure(report["probes"], titles): VERDICT_WORDS.keys() - {"not_assessed"},
+    }
+    for figure, names in figures.items():
+        image = Image.open(io.BytesIO(as_png(figure))).convert("RGB")
+        assert image.getpixel((0, 0)) == (255, 255, 255)
+        assert image.width > 500
+        drawn = {colour for _, colour in image.getcolors(1 << 24)}
+        assert {ImageColor.getrgb(PALETTE[name]) for name in names} <= drawn

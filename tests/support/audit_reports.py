@@ -298,7 +298,7 @@ def comparison() -> dict[str, Any]:
         probes.append(
             {
                 "name": found.name, "family": _ABOUT[found.family][0], "label": found.label, "unit": found.unit,
-                "a": found.estimate, "b": None if found.estimate is None else found.estimate + step,
+                "a": found.estimate, "b": None if found.estimate is None else found.estimate - step,
                 "difference": None if gone else step, "ci_low": None if gone else step - 0.08,
                 "ci_high": None if gone else step + 0.08, "p_value": None if gone else 0.01,
                 "q_value": None if gone else 0.0004 if abs(step) > 0.15 else 0.4, "verdict_a": found.verdict,

@@ -1,15 +1,12 @@
 """A report -> its files, among them one HTML page that loads nothing."""
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup, escape
-
 from hf_reward.data.atomic_file import write_whole
-from hf_reward.evaluation.data_check.report import DataReport
+from hf_reward.evaluation.data_check.report import DataReport, Fix
 from hf_reward.evaluation.data_check.report_text import sections
+from hf_reward.evaluation.page import Advice, Cell, Page, Rows, Section, Texts, render
 
 
 def render_page(report: DataReport) -> str:
@@ -21,20 +18,34 @@ def render_page(report: DataReport) -> str:
     Returns:
         HTML; whatever came from the data is escaped, and nothing is loaded from anywhere.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["code"] = _code
-    template = files("hf_reward.evaluation.data_check").joinpath("page.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(report=report, sections=sections(report))
+    data, held = report.data, report.eval_data
+    about = f"{data.rows:,} rows, {data.strict_pairs:,} strict pairs, {report.duplicates.prompt_groups:,} prompt groups"
+    about += f"; evaluation data {held.name} with {held.rows:,} rows." if held is not None else "."
+    found = [
+        Section(
+            name=f"part-{place}",
+            title=part.title,
+            text=[part.intro],
+            tables=[
+                Rows(
+                    title=part.title,
+                    rows=[[line.name, Cell(line.value, bar=line.bar), line.note] for line in part.lines],
+                )
+            ],
+        )
+        for place, part in enumerate(sections(report), start=1)
+    ]
+    fixes = [_advice(number, fix) for number, fix in enumerate(report.fix_first, start=1)]
+    first = Section(name="fixes", title="Fix these first", text=[] if fixes else ["Nothing stands out."], advice=fixes)
+    title = f"Data check: {data.name}"
+    return render(Page(title=title, heading=title, about=[about], sections=[first, *found]))
 
 
-def _code(text: str) -> Markup:
-    """Set what stands between backticks as code; everything is escaped."""
-    parts = [escape(part) for part in text.split("`")]
-    if len(parts) % 2 == 0:  # a backtick without its other
-        return escape(text)
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
-    )
+def _advice(number: int, fix: Fix) -> Advice:
+    examples = [
+        Texts(title=each.place, texts=[(what, "", text) for what, text in each.texts.items()]) for each in fix.examples
+    ]
+    return Advice(title=f"{number}. {fix.finding}", text=fix.found, cure=fix.cure, examples=examples)
 
 
 JSON_NAME, PAGE_NAME = "data_report.json", "data_report.html"

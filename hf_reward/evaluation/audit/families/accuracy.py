@@ -159,7 +159,7 @@ def _baselines(material: Material, accuracy: float, longer: dict[str, float]) ->
     for sees_length in (False, True):
         try:
             found = cross_validated_tfidf(material.rows, sees_length=sees_length)
-        except ValueError as error:  # too few prompts
+        except (ValueError, ImportError) as error:  # too few prompts, or no scikit-learn
             rows.append(["TF-IDF Bradley-Terry", "not assessed", str(error)])
             break
         rows.append([found.name, f"{found.accuracy:.1%}", f"{found.num_pairs} pairs of these data"])

@@ -123,7 +123,7 @@ def _controlled(pairs: Sequence[Judged], inference: Inference) -> Finding:
     lengths = np.array([len(case.texts[role].response) for _, case, role in texts.values()])
     try:
         corrected = cross_fitted_correction(rewards, lengths, [case.cluster for _, case, _ in texts.values()])
-    except ValueError as error:  # too few responses, or all of one length
+    except (ValueError, ImportError) as error:  # too few responses, all of one length, or no statsmodels
         return replace(inference.change(about, [], [], screen_only=True), note=str(error))
     reward = dict(zip(texts, corrected.tolist(), strict=True))
     after = np.array(

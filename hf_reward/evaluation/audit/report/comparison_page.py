@@ -2,43 +2,25 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_reward.data.atomic_file import write_whole
-from hf_reward.evaluation.audit.report.bars import Axis, Bar, axis_of
-from hf_reward.evaluation.audit.report.page import environment
+from hf_reward.evaluation.audit.report.drawing import can_draw, inline_svg
+from hf_reward.evaluation.audit.report.figures import effects_figure
 from hf_reward.evaluation.audit.report.wording import below, interval_words, scale_of, verdict_words
+from hf_reward.evaluation.page import Cell, Page, Picture, Rows, Section, render
 
 _LEVEL = 0.05
 DIFFERS, ALIKE, UNKNOWN = "Differs", "No difference shown", "Cannot be compared"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One probe in both audits."""
-
-    probe: Mapping[str, Any]
-    sides: list[tuple[str, str, str, str]]
-    """Model, number, verdict and its words, of both."""
-    number: str
-    unit: str
-    interval: str
-    bar: Bar | None
-    differs: bool
-    words: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """The probes of a family with the same unit, and their axis."""
-
-    family: str
-    unit: str
-    ticks: list[tuple[float, str]]
-    rows: list[Row]
+_COLUMNS = ("Probe", "a", "b", "a minus b", "95% interval", "")
+_READING = (
+    "Both audits edit the same answers to the same prompts, so each difference is one of pairs: a minus b, case by "
+    "case. The line is its 95% interval, found by resampling whole clusters (prompts or questions). A difference is "
+    "told when its q-value, the p-value corrected for all probes that are compared (Benjamini and Hochberg, 1995), is "
+    '5% or less. "No difference shown" is no proof that both are alike; and a model that differs from the other may be '
+    "the better or the worse one: look at the verdicts of both."
+)
 
 
 def write_comparison(comparison: Mapping[str, Any], folder: str | Path) -> list[Path]:
@@ -63,7 +45,7 @@ def write_comparison(comparison: Mapping[str, Any], folder: str | Path) -> list[
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:
-    """Render a comparison of two audits.
+    """Render a comparison of two audits. Without matplotlib it has no figure, and a line of the log names the extra.
 
     Args:
         comparison: `a` and `b` (names of the models), `probes` (each with `name`, `family`, `label`, `unit`, `a`, `b`,
@@ -74,77 +56,89 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
         HTML; whatever came from the data is escaped, nothing is loaded from anywhere and no program runs.
     """
     probes = comparison["probes"]
-    keys = dict.fromkeys((probe["family"], probe.get("unit") or "") for probe in probes)
-    members = {key: [probe for probe in probes if (probe["family"], probe.get("unit") or "") == key] for key in keys}
-    groups = [_group(*key, rows, comparison) for key, rows in members.items()]
-    found = [row for group in groups for row in group.rows]
-    unlike = sum(row.differs for row in found)
-    unknown = sum(row.words == UNKNOWN for row in found)
-    return environment().get_template("comparison.html").render(
-        comparison=comparison,
-        groups=groups,
-        tally=[(DIFFERS, unlike), (ALIKE, len(found) - unlike - unknown), (UNKNOWN, unknown)],
-        left_out=[_left_out(each) for each in comparison.get("not_comparable") or []],
-    )  # fmt: skip
-
-
-def _group(family: str, unit: str, probes: Sequence[Mapping[str, Any]], comparison: Mapping[str, Any]) -> Group:
-    """The probes that differ come first, the largest difference above."""
-    axis = axis_of([_as_effect(probe) for probe in probes])
-    order = sorted(probes, key=lambda probe: (not _differs(probe), -abs(probe.get("difference") or 0.0)))
-    rows = [_row(probe, axis, comparison) for probe in order]
-    scale = scale_of(unit)
-    ticks = axis.ticks(_signed(unit)) if any(row.bar for row in rows) else []
-    return Group(family, f"{scale.symbol} {scale.words}".strip(), ticks, rows)
-
-
-def _signed(unit: str) -> str:
-    """The unit of a difference: shares differ by points."""
-    return "rate difference" if scale_of(unit).symbol == "%" else unit
-
-
-def _as_effect(probe: Mapping[str, Any]) -> dict[str, Any]:
-    """The difference in the form of a finding, for its bar; nothing was called harmless for it."""
-    unit = _signed(probe.get("unit") or "")
-    interval = {"ci_low": probe.get("ci_low"), "ci_high": probe.get("ci_high")}
-    return {"estimate": probe.get("difference"), "unit": unit, "delta": None, **interval}
-
-
-def _differs(probe: Mapping[str, Any]) -> bool:
-    q_value = probe.get("q_value")
-    return q_value is not None and q_value <= _LEVEL
-
-
-def _row(probe: Mapping[str, Any], axis: Axis, comparison: Mapping[str, Any]) -> Row:
-    scale, effect = scale_of(probe.get("unit") or ""), _as_effect(probe)
-    change = scale_of(effect["unit"])
-    sides = [
-        (str(comparison[side]), scale.number(probe.get(side)), verdict, verdict_words(verdict))
-        for side, verdict in (
-            ("a", probe.get("verdict_a") or "not_assessed"),
-            ("b", probe.get("verdict_b") or "not_assessed"),
-        )
+    families = dict.fromkeys(probe["family"] for probe in probes)
+    told = [_told(probe) for probe in probes]
+    left_out = [[_left_out(each)] for each in comparison.get("not_comparable") or []]
+    sections = [
+        _section(f"family-{place}", family, [probe for probe in probes if probe["family"] == family])
+        for place, family in enumerate(families, start=1)
     ]
-    q_value, difference = probe.get("q_value"), probe.get("difference")
-    words, reason = UNKNOWN, ""
-    if q_value is not None and difference is not None:
-        words, reason = DIFFERS if _differs(probe) else ALIKE, f"q {below(q_value)}"
-    return Row(
-        probe=probe,
-        sides=sides,
-        number=_plus(change.number(difference), difference),
-        unit=change.words if difference is not None else "",
-        interval=interval_words(effect),
-        bar=axis.bar(effect),
-        differs=_differs(probe),
-        words=words,
-        reason=reason,
+    if left_out:
+        sections.append(
+            Section(name="left-out", title="Not compared", tables=[Rows(title="Not compared", rows=left_out)])
+        )
+    return render(
+        Page(
+            title=f"Audits compared: {comparison['a']} and {comparison['b']}",
+            kicker="Bias audits",
+            heading="Two reward models compared",
+            about=[f"{side}: {comparison[side]}" for side in "ab"],
+            lead=comparison["summary"],
+            pictures=_pictures(probes),
+            tally={Cell(words): told.count(words) for words in (DIFFERS, ALIKE, UNKNOWN)},
+            sections=[*sections, Section(name="reading", title="How to read this", text=[_READING])],
+        )
     )
 
 
-def _plus(text: str, value: float | None) -> str:
-    """A difference with its sign, whatever its unit."""
-    return f"+{text}" if value is not None and value > 0 and text[0].isdigit() else text
+def _pictures(probes: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """The differences of all probes; nothing was called harmless for them."""
+    if not can_draw():
+        return []
+    effects = [
+        {**_as_effect(probe), "verdict": "differs" if _told(probe) == DIFFERS else "alike"}
+        for probe in probes
+        if _told(probe) != UNKNOWN
+    ]
+    figure = effects_figure(effects, {}, "a minus b,")
+    if figure is None:
+        return []
+    count = sum(effect["verdict"] == "differs" for effect in effects)
+    words = f"Differences with 95% intervals, of which {count} are told. All numbers are in the tables of the page."
+    return [Picture(svg=inline_svg(figure, "differences", words), caption="Differences with their 95% intervals")]
+
+
+def _section(name: str, family: str, probes: Sequence[Mapping[str, Any]]) -> Section:
+    """The probes that differ come first, the largest difference above."""
+    order = sorted(probes, key=lambda probe: (_told(probe) != DIFFERS, -abs(probe.get("difference") or 0.0)))
+    table = Rows(title="a minus b", columns=_COLUMNS, rows=[_row(probe) for probe in order])
+    return Section(name=name, title=family, tables=[table])
+
+
+def _as_effect(probe: Mapping[str, Any]) -> dict[str, Any]:
+    """The difference in the form of a finding: shares differ by points."""
+    unit = probe.get("unit") or ""
+    unit = "rate difference" if scale_of(unit).symbol == "%" else unit
+    kept = {key: probe.get(key) for key in ("family", "label", "name", "ci_low", "ci_high")}
+    return {"estimate": probe.get("difference"), "unit": unit, "delta": None, **kept}
+
+
+def _told(probe: Mapping[str, Any]) -> str:
+    q_value = probe.get("q_value")
+    if q_value is None or probe.get("difference") is None:
+        return UNKNOWN
+    return DIFFERS if q_value <= _LEVEL else ALIKE
+
+
+def _row(probe: Mapping[str, Any]) -> list[Cell | str]:
+    scale, effect = scale_of(probe.get("unit") or ""), _as_effect(probe)
+    change, told, difference = scale_of(effect["unit"]), _told(probe), probe.get("difference")
+    sides = [
+        Cell(scale.number(probe.get(side)), [verdict_words(verdict)], verdict)
+        for side in "ab"
+        for verdict in [probe.get(f"verdict_{side}") or "not_assessed"]
+    ]
+    number = change.number(difference)
+    return [
+        Cell(probe.get("label") or probe["name"], [probe.get("note") or ""]),
+        *sides,
+        Cell(
+            f"+{number}" if (difference or 0) > 0 and number[0].isdigit() else number,
+            [change.words if difference is not None else ""],
+        ),
+        interval_words(effect) or "no interval",
+        Cell(told, [] if told == UNKNOWN else [f"q {below(probe['q_value'])}"], "differs" if told == DIFFERS else ""),
+    ]
 
 
 def _left_out(entry: Any) -> str:

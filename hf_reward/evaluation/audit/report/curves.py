@@ -1,23 +1,24 @@
 """A family's curve, as JSON -> a figure."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from hf_reward.data.extras import require
 from hf_reward.evaluation.audit.report.figures import PALETTE
 from hf_reward.evaluation.audit.report.wording import MINUS, wrapped
 from hf_reward.metrics.arrays import FloatArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MARKS, _STYLES = "osD^v", ("-", "--", "-.", ":", "-")
 """Of the first five series; each five more go through the same colours and dashes with other shapes."""
 
 
-def curve_figure(curve: Mapping[str, Any], *, titled: bool = True) -> Figure:
+def curve_figure(curve: Mapping[str, Any], *, titled: bool = True) -> "Figure":
     """Draw a curve with its intervals.
 
     Args:
@@ -26,12 +27,17 @@ def curve_figure(curve: Mapping[str, Any], *, titled: bool = True) -> Figure:
 
     Returns:
         The figure.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
     """
+    matplotlib = require("matplotlib", "audit")
     labels = [_series_label(series, place) for place, series in enumerate(curve["series"])]
     columns = 2 if all(len(label) <= 18 for label in labels) else 1
     lines = -(-len(labels) // columns) if len(labels) > 1 else 0
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        figure = Figure(figsize=(4.2, 3.0 + 0.3 * titled + 0.21 * lines), layout="constrained")
+        make = require("matplotlib.figure", "audit").Figure
+        figure = make(figsize=(4.2, 3.0 + 0.3 * titled + 0.21 * lines), layout="constrained")
         figure.set_facecolor(PALETTE["page"])
         axes = figure.add_subplot()
         axes.patch.set_visible(False)
@@ -67,7 +73,7 @@ def _series_label(series: Mapping[str, Any], place: int) -> str:
     return f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label
 
 
-def _draw_series(axes: Axes, series: Mapping[str, Any], place: int, label: str) -> None:
+def _draw_series(axes: "Axes", series: Mapping[str, Any], place: int, label: str) -> None:
     x, y = _numbers(series["x"]), _numbers(series["y"])
     colour, style = PALETTE[f"line-{place % 5 + 1}"], {"marker": _MARKS[(place + place // 5) % 5], "markersize": 5}
     axes.plot(x, y, color=colour, linewidth=1.6, linestyle=_STYLES[place % 5], label=label, zorder=3, **style)
@@ -75,7 +81,7 @@ def _draw_series(axes: Axes, series: Mapping[str, Any], place: int, label: str) 
         axes.vlines(x, _numbers(series["low"]), _numbers(series["high"]), color=colour, linewidth=1.4, zorder=2.5)
 
 
-def _draw_diagonal(axes: Axes, series: Sequence[Mapping[str, Any]]) -> None:
+def _draw_diagonal(axes: "Axes", series: Sequence[Mapping[str, Any]]) -> None:
     """What ought to be, over all of the points."""
     places = [value for each in series for value in each["x"] if value is not None] or [0.0, 1.0]
     ends = [min(places), max(places)]
@@ -83,13 +89,13 @@ def _draw_diagonal(axes: Axes, series: Sequence[Mapping[str, Any]]) -> None:
     axes.update_datalim(list(zip(ends, ends, strict=True)))
 
 
-def _place_ticks(axes: Axes, series: Sequence[Mapping[str, Any]]) -> None:
+def _place_ticks(axes: "Axes", series: Sequence[Mapping[str, Any]]) -> None:
     """Ticks where the points are, if they are few and apart."""
     places = np.unique([value for each in series for value in each["x"] if value is not None])
     if 1 < len(places) <= 8 and np.diff(places).min() > 0.06 * np.ptp(places):
         axes.set_xticks(places, [f"{value:.3g}".replace("-", MINUS) for value in places])
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(require("matplotlib.ticker", "audit").MaxNLocator(6))
 
 
 def _numbers(values: Sequence[float | None]) -> FloatArray:
@@ -97,7 +103,7 @@ def _numbers(values: Sequence[float | None]) -> FloatArray:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _name_series(figure: Figure, axes: Axes, columns: int) -> None:
+def _name_series(figure: "Figure", axes: "Axes", columns: int) -> None:
     names = axes.get_legend_handles_labels()
     place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
     legend = figure.legend(*names, **place, fontsize=9.5, labelcolor=PALETTE["text"])

@@ -2,15 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from hf_reward.data.extras import require
 from hf_reward.evaluation.audit.report.wording import (
     MINUS,
     VERDICT_WORDS,
@@ -20,50 +16,23 @@ from hf_reward.evaluation.audit.report.wording import (
     verdict_of,
     wrapped,
 )
+from hf_reward.evaluation.page import THEME
 
-PALETTE = {
-    "text": "#1d2330",
-    "dim": "#596273",
-    "rule": "#dfe3ea",
-    "band": "#e3e6ec",
-    "page": "#ffffff",
-    "biased": "#c2330a",
-    "equivalent": "#1f66b0",
-    "inconclusive": "#6a5a17",
-    "not_assessed": "#6b7280",
-    "line-1": "#1f66b1",
-    "line-2": "#c2330b",
-    "line-3": "#2c7a4b",
-    "line-4": "#7a4fa3",
-    "line-5": "#8a6100",
-}
-"""Part of a figure -> its colour on paper; no two are alike, so that the page can put its own in their place."""
-MARKS = {"biased": "D", "inconclusive": "s", "equivalent": "o", "not_assessed": "X"}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+PALETTE = {name: light for name, (light, _) in THEME.items()}
+"""Part of a figure -> its colour on paper."""
+MARKS = {"biased": "D", "inconclusive": "s", "equivalent": "o", "not_assessed": "X", "differs": "D", "alike": "o"}
 """Shape of each verdict; `inconclusive` is hollow."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where things are in an effect figure, in points."""
-
-    width: float
-    labels: float
-    """Width of the column of labels; 0 puts each label above its interval."""
-    values: float
-    """Width of the column of numbers, 0 for none."""
-    columns: int
-    """Characters of a line of a label."""
-    font: float
-    legend_columns: int
-
-    @property
-    def line(self) -> float:
-        """Height of a line of text."""
-        return self.font * 1.3
-
-
-WIDE = Layout(width=720, labels=275, values=130, columns=46, font=9.5, legend_columns=4)
-NARROW = Layout(width=330, labels=0, values=0, columns=44, font=11, legend_columns=2)
+LEGEND = {**VERDICT_WORDS, "differs": "Differs", "alike": "No difference shown"}
+_WIDTH, _LABELS, _VALUES = 720.0, 275.0, 130.0
+"""Of the figure and its columns of labels and of numbers, in points."""
+_COLUMNS, _FONT = 46, 9.5
+"""Characters of a line of a label, and the size of its font."""
+_LINE = _FONT * 1.3
 
 
 @dataclass(frozen=True)
@@ -102,40 +71,50 @@ def _excess(probe: Mapping[str, Any]) -> float:
 
 
 def effects_figure(
-    probes: Iterable[Mapping[str, Any]], titles: Mapping[str, str], layout: Layout = WIDE
-) -> Figure | None:
+    probes: Iterable[Mapping[str, Any]], titles: Mapping[str, str], what: str = "Effect"
+) -> "Figure | None":
     """Draw effects with 95% intervals, the band of effects that do not matter, a panel for each unit.
 
     Args:
         probes: Findings; screens are left out, since they settle nothing.
         titles: Family -> title.
-        layout: Where things are.
+        what: What the numbers are.
 
     Returns:
         The figure, None where there is nothing to draw.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
     """
-    shown = [probe for probe in probes if verdict_of(probe) in MARKS]
+    matplotlib = require("matplotlib", "audit")
+    shown = [probe for probe in probes if _mark_of(probe) in MARKS]
     if not any(probe.get("estimate") is not None for probe in shown):
         return None
-    panels = _panels(shown, titles, layout)
-    top, foot, gap = 1.7 * layout.line * (4 / layout.legend_columns), 3.2 * layout.line, 0.8 * layout.line
+    panels = _panels(shown, titles)
+    top, foot, gap = 1.7 * _LINE, 3.2 * _LINE, 0.8 * _LINE
     heights = [sum(row.height for row in rows) for rows in panels.values()]
     total = top + sum(heights) + (foot + gap) * len(heights)
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        figure = Figure(figsize=(layout.width / 72, total / 72), facecolor=PALETTE["page"])
+        figure = require("matplotlib.figure", "audit").Figure(
+            figsize=(_WIDTH / 72, total / 72), facecolor=PALETTE["page"]
+        )
         below = total - top
-        margin = 0.0 if layout.labels else 14.0
+        width = _WIDTH - _LABELS - _VALUES - 8
         for (unit, rows), height in zip(panels.items(), heights, strict=True):
             below -= height
-            box = (layout.labels + margin, below, layout.width - layout.labels - layout.values - 2 * margin - 8, height)
-            share = (box[0] / layout.width, box[1] / total, box[2] / layout.width, box[3] / total)
-            _draw_panel(figure.add_axes(share), unit, rows, layout, margin)
+            share = (_LABELS / _WIDTH, below / total, width / _WIDTH, height / total)
+            _draw_panel(figure.add_axes(share), unit, rows, what)
             below -= foot + gap
-        _name_verdicts(figure, shown, layout)
+        _name_verdicts(figure, shown)
     return figure
 
 
-def _panels(probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str], layout: Layout) -> dict[str, list[_Row]]:
+def _mark_of(probe: Mapping[str, Any]) -> str:
+    """The verdict of a finding, or whether two differ."""
+    return probe["verdict"] if probe.get("verdict") in ("differs", "alike") else verdict_of(probe)
+
+
+def _panels(probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> dict[str, list[_Row]]:
     """Rows by unit, under the headings of their families."""
     units: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for probe in probes:
@@ -144,41 +123,38 @@ def _panels(probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str], layo
     for unit, families in units.items():
         rows = panels.setdefault(unit, [])
         for family, members in families.items():
-            rows.append(_Row(wrapped(titles.get(family, family), layout.columns)[:1], 1.9 * layout.line, None))
+            rows.append(_Row(wrapped(titles.get(family, family), _COLUMNS)[:1], 1.9 * _LINE, None))
             for probe in members:
-                lines = wrapped(probe.get("label") or probe.get("name") or "", layout.columns)
-                height = len(lines) * layout.line + (0.5 if layout.labels else 1.7) * layout.line
-                rows.append(_Row(lines, height, probe))
+                lines = wrapped(probe.get("label") or probe.get("name") or "", _COLUMNS)
+                rows.append(_Row(lines, (len(lines) + 0.5) * _LINE, probe))
     return panels
 
 
-def _draw_panel(axes: Axes, unit: str, rows: Sequence[_Row], layout: Layout, margin: float) -> None:
-    height = sum(row.height for row in rows)
-    left, right = _limits([row.probe for row in rows if row.probe])
-    axes.set_xlim(left, right)
-    axes.set_ylim(height, 0)
+def _draw_panel(axes: "Axes", unit: str, rows: Sequence[_Row], what: str) -> None:
+    ticker = require("matplotlib.ticker", "audit")
+    probes = [row.probe for row in rows if row.probe]
+    axes.set_xlim(*_limits(probes))
+    axes.set_ylim(sum(row.height for row in rows), 0)
     axes.patch.set_visible(False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(PALETTE["dim"])
     axes.set_yticks([])
-    axes.xaxis.set_major_locator(MaxNLocator(6 if layout.labels else 5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, unit)))
-    axes.tick_params(axis="x", labelsize=layout.font - 1, colors=PALETTE["dim"], length=3)
-    axes.set_xlabel(_axis_words(unit), fontsize=layout.font, color=PALETTE["dim"], parse_math=False)
-    if layout.labels:
-        axes.axvline(0, color=PALETTE["dim"], linewidth=0.9, zorder=2)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _tick(value, unit)))
+    axes.tick_params(axis="x", labelsize=_FONT - 1, colors=PALETTE["dim"], length=3)
+    has_band = any(probe.get("delta") is not None for probe in probes)
+    axes.set_xlabel(_axis_words(unit, what, has_band), fontsize=_FONT, color=PALETTE["dim"], parse_math=False)
+    axes.axvline(0, color=PALETTE["dim"], linewidth=0.9, zorder=2)
     above = 0.0
     for row in rows:
-        _draw_row(axes, row, above, layout, margin)
+        _draw_row(axes, row, above)
         above += row.height
 
 
-def _axis_words(unit: str) -> str:
+def _axis_words(unit: str, what: str, has_band: bool) -> str:
     scale = scale_of(unit)
-    words = f"{scale.symbol} {scale.words}".strip()
-    return (
-        f"Effect in {plain_line(words)} (grey: too small to matter)" if words else "Effect (grey: too small to matter)"
-    )
+    words = plain_line(f"{scale.symbol} {scale.words}")
+    return f"{what} in {words}" * bool(words) + what * (not words) + " (grey: too small to matter)" * has_band
 
 
 def _tick(value: float, unit: str) -> str:
@@ -200,28 +176,16 @@ def _limits(probes: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return (low - room if low < 0 else 0.0), high + room
 
 
-def _draw_row(axes: Axes, row: _Row, above: float, layout: Layout, margin: float) -> None:
-    column = -layout.labels - margin
+def _draw_row(axes: "Axes", row: _Row, above: float) -> None:
     if row.probe is None:
-        bottom = above + row.height - 0.75 * layout.line
-        _write(axes, row.lines[0], (0.0, bottom), column, size=layout.font, weight="bold")
+        _write(axes, row.lines[0], (0.0, above + row.height - 0.75 * _LINE), -_LABELS, size=_FONT, weight="bold")
         return
-    indent = 10 if layout.labels else 0
-    first = above + 0.75 * layout.line
     for place, line in enumerate(row.lines):
-        _write(axes, line, (0.0, first + place * layout.line), column + indent, size=layout.font)
-    if layout.labels:
-        middle, top, height = above + row.height / 2, above, row.height
-    else:
-        top, height = above + row.height - 1.3 * layout.line, 0.9 * layout.line
-        middle = top + height / 2
-    band = row.probe.get("delta") or 0.0
-    axes.barh([top], [2 * band], left=-band, height=height, align="edge", color=PALETTE["band"], zorder=1)
-    if not layout.labels:  # a line from top to bottom would cross the labels
-        axes.plot([0, 0], [top - 2, top + height + 2], color=PALETTE["dim"], linewidth=0.9, zorder=2)
+        _write(axes, line, (0.0, above + (0.75 + place) * _LINE), 10 - _LABELS, size=_FONT)
+    middle, band = above + row.height / 2, row.probe.get("delta") or 0.0
+    axes.barh([above], [2 * band], left=-band, height=row.height, align="edge", color=PALETTE["band"], zorder=1)
     _draw_effect(axes, middle, row.probe)
-    if layout.values:
-        _write(axes, _value_words(row.probe), (1.0, middle), layout.values, size=layout.font - 0.5, side="right")
+    _write(axes, _value_words(row.probe), (1.0, middle), _VALUES, size=_FONT - 0.5, side="right")
 
 
 def _value_words(probe: Mapping[str, Any]) -> str:
@@ -232,7 +196,7 @@ def _value_words(probe: Mapping[str, Any]) -> str:
 
 
 def _write(
-    axes: Axes,
+    axes: "Axes",
     text: str,
     place: tuple[float, float],
     offset: float,
@@ -256,8 +220,8 @@ def _write(
     )
 
 
-def _draw_effect(axes: Axes, middle: float, probe: Mapping[str, Any]) -> None:
-    verdict = verdict_of(probe)
+def _draw_effect(axes: "Axes", middle: float, probe: Mapping[str, Any]) -> None:
+    verdict = _mark_of(probe)
     colour, (left, right) = PALETTE[verdict], axes.get_xlim()
     low, high, estimate = probe.get("ci_low"), probe.get("ci_high"), probe.get("estimate")
     if low is not None and high is not None:
@@ -278,14 +242,14 @@ def _mark(verdict: str) -> dict[str, Any]:
     return {"marker": MARKS[verdict], "markersize": 6.5, "markerfacecolor": inside, **edge}
 
 
-def _name_verdicts(figure: Figure, probes: Sequence[Mapping[str, Any]], layout: Layout) -> None:
+def _name_verdicts(figure: "Figure", probes: Sequence[Mapping[str, Any]]) -> None:
     figure.legend(
         handles=_legend(probes),
         loc="upper left",
         bbox_to_anchor=(0, 1),
-        ncols=layout.legend_columns,
+        ncols=4,
         frameon=False,
-        fontsize=layout.font,
+        fontsize=_FONT,
         borderaxespad=0.2,
         borderpad=0.2,
         handletextpad=0.2,
@@ -293,10 +257,10 @@ def _name_verdicts(figure: Figure, probes: Sequence[Mapping[str, Any]], layout: 
     )
 
 
-def _legend(probes: Sequence[Mapping[str, Any]]) -> list[Line2D]:
-    present = {verdict_of(probe) for probe in probes}
+def _legend(probes: Sequence[Mapping[str, Any]]) -> "list[Line2D]":
+    present, lines = {_mark_of(probe) for probe in probes}, require("matplotlib.lines", "audit")
     return [
-        Line2D([], [], linestyle="none", label=words, **_mark(verdict))
-        for verdict, words in VERDICT_WORDS.items()
+        lines.Line2D([], [], linestyle="none", label=words, **_mark(verdict))
+        for verdict, words in LEGEND.items()
         if verdict in present
     ]

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from hf_reward.data.atomic_file import write_whole
 from hf_reward.evaluation.audit.family import AuditReport
 from hf_reward.evaluation.audit.findings import json_value
 from hf_reward.evaluation.audit.report.curves import curve_figure
-from hf_reward.evaluation.audit.report.drawing import as_png, as_svg
+from hf_reward.evaluation.audit.report.drawing import as_png, as_svg, can_draw
 from hf_reward.evaluation.audit.report.figures import effects_figure, headlines
 from hf_reward.evaluation.audit.report.kept_evidence import write_evidence
 from hf_reward.evaluation.audit.report.page import family_titles, render_page
@@ -127,6 +125,8 @@ def _as_json(content: Mapping[str, Any]) -> str:
 
 def _figure_files(report: Mapping[str, Any]) -> dict[str, bytes]:
     """Name within the folder -> content: headlines, all effects and each curve, as SVG and as PNG."""
+    if not can_draw():
+        return {}
     titles, probes = family_titles(report), report["probes"]
     figures = {"headlines": effects_figure(headlines(probes), titles), "effects": effects_figure(probes, titles)}
     for family, content in report["families"].items():
@@ -140,7 +140,7 @@ def _figure_files(report: Mapping[str, Any]) -> dict[str, bytes]:
     return files
 
 
-def _free(stem: str, taken: Mapping[str, Figure | None]) -> str:
+def _free(stem: str, taken: Mapping[str, Any]) -> str:
     """The name, with a number where another curve has it."""
     names = [stem, *[f"{stem}_{number}" for number in range(2, len(taken) + 3)]]
     return next(name for name in names if name not in taken)

@@ -1,0 +1,169 @@
+"""A report -> one HTML file that needs nothing else; audits, their comparisons and data checks share the template."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+THEME = {
+    "text": ("#1d2330", "#e6e9ef"),
+    "dim": ("#596273", "#9fa9ba"),
+    "rule": ("#dfe3ea", "#2c323d"),
+    "soft": ("#f4f6f9", "#1b2028"),
+    "band": ("#e3e6ec", "#2a303b"),
+    "page": ("#ffffff", "#14171d"),
+    "link": ("#1f5c9e", "#8fbdf0"),
+    "biased": ("#c2330a", "#ff8a5c"),
+    "equivalent": ("#1f66b0", "#7fb2ea"),
+    "inconclusive": ("#6a5a17", "#d8c470"),
+    "not_assessed": ("#606877", "#a3abb9"),
+    "screen": ("#74468f", "#cfa3e6"),
+    "differs": ("#1f5c9f", "#8fbdf1"),
+    "alike": ("#5b6374", "#a0aabb"),
+    "line-1": ("#1f66b1", "#7fb2eb"),
+    "line-2": ("#c2330b", "#ff8a5d"),
+    "line-3": ("#2c7a4b", "#7ccf9b"),
+    "line-4": ("#7a4fa3", "#c6a0ea"),
+    "line-5": ("#8a6100", "#e0b95a"),
+}
+"""Part of a page or figure -> its light and its dark colour; no two are alike, so that a page can find those of figures
+and put its own in their place."""
+MARKS = {
+    "biased": "\N{BLACK DIAMOND}",
+    "inconclusive": "\N{WHITE SQUARE}",
+    "equivalent": "\N{BLACK CIRCLE}",
+    "not_assessed": "\N{MULTIPLICATION SIGN}",
+    "screen": "\N{WHITE UP-POINTING TRIANGLE}",
+}
+"""Sign before a verdict; others have none."""
+_CLAMPED, _CLAMPED_LINES = 320, 6
+"""Characters and lines of a text that are shown before the reader asks for more."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table, or a remark with a verdict."""
+
+    text: str
+    small: Sequence[str] = ()
+    """Lines below it."""
+    verdict: str = ""
+    """Whose sign and colour it has."""
+    bar: tuple[float, float, float] | None = None
+    """A share and its interval, each in [0, 1], to be drawn beside one half."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A table of a page."""
+
+    title: str
+    columns: Sequence[str] = ()
+    """None for a table without a head."""
+    rows: Sequence[Sequence[Cell | str]]
+    note: str = ""
+    folded: bool = False
+    """Whether the reader opens it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure of a page."""
+
+    svg: Markup
+    caption: str
+    name: str = ""
+    """To link to."""
+    more: str = ""
+    """Name of the picture of all effects, for a link."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Some texts that belong together, such as a prompt and its responses."""
+
+    title: str
+    texts: Sequence[tuple[str, str, str]]
+    """What it is, a number that goes with it, and the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What to do about something that was found."""
+
+    title: str
+    text: str
+    cure: str = ""
+    urgent: bool = False
+    """Whether it comes before what was found."""
+    examples: Sequence[Texts] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a page."""
+
+    name: str
+    """To link to."""
+    title: str
+    verdict: Cell | None = None
+    """Beside the title, and in the list of sections."""
+    text: Sequence[str] = ()
+    points: Sequence[Cell] = ()
+    """A list; of each the `small` lines say what the verdict means."""
+    advice: Sequence[Advice] = ()
+    tables: Sequence[Rows] = ()
+    pictures: Sequence[Picture] = ()
+    examples: Sequence[Texts] = ()
+    examples_open: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What a page says."""
+
+    title: str
+    """Of the window."""
+    heading: str
+    kicker: str = ""
+    about: Sequence[str] = ()
+    lead: str = ""
+    pictures: Sequence[Picture] = ()
+    tally: Mapping[Cell, int] = field(default_factory=dict)
+    sections: Sequence[Section] = ()
+
+
+def render(page: Page) -> str:
+    """Render a page.
+
+    Args:
+        page: What it says; between backticks stands code.
+
+    Returns:
+        HTML; whatever came from the data is escaped, nothing is loaded from anywhere and no program runs.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(beginning=_beginning, code=_code)
+    template = files("hf_reward.evaluation").joinpath("page.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(page=page, theme=THEME, marks=MARKS)
+
+
+def _code(text: str) -> Markup:
+    """Set what stands between backticks as code; everything is escaped."""
+    parts = [escape(part) for part in text.split("`")]
+    if len(parts) % 2 == 0:  # a backtick without its other
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
+    )
+
+
+def _beginning(text: str) -> str:
+    """The beginning of a text that is too long to be shown at once, empty for others."""
+    lines = text.split("\n")
+    if len(text) <= _CLAMPED and len(lines) <= _CLAMPED_LINES:
+        return ""
+    short = "\n".join(lines[:_CLAMPED_LINES])
+    return short[: _CLAMPED - 40].rstrip() + "…"

@@ -55,9 +55,9 @@ if TYPE_CHECKING:
     from hf_reward.publishing.verify import VerificationError as VerificationError
     from hf_reward.publishing.verify import verify_checkpoint as verify_checkpoint
     from hf_reward.scoring.prepared_rows import score_rows as score_rows
-    from hf_reward.scoring.reward_scorer import Ranking as Ranking
+    from hf_reward.scoring.results import Ranking as Ranking
+    from hf_reward.scoring.results import ScoringError as ScoringError
     from hf_reward.scoring.reward_scorer import RewardScorer as RewardScorer
-    from hf_reward.scoring.reward_scorer import ScoringError as ScoringError
     from hf_reward.training.overfit import overfit_one_batch as overfit_one_batch
     from hf_reward.training.trainer import RewardTrainer as RewardTrainer
     from hf_reward.training.training_args import RewardConfig as RewardConfig
@@ -77,11 +77,11 @@ _MODULES = {
     "PreparationRule": "preprocessing.preparation",
     "PushError": "publishing.push",
     "PushRule": "publishing.push",
-    "Ranking": "scoring.reward_scorer",
+    "Ranking": "scoring.results",
     "RewardConfig": "training.training_args",
     "RewardScorer": "scoring.reward_scorer",
     "RewardTrainer": "training.trainer",
-    "ScoringError": "scoring.reward_scorer",
+    "ScoringError": "scoring.results",
     "Source": "data.sources",
     "VerificationError": "publishing.verify",
     "accuracy_reading": "metrics.preference",

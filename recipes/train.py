@@ -52,7 +52,7 @@ def run_training(argv: list[str]) -> None:
     """Load, train, evaluate, save, and say what came out."""
     run, args = parse_run_arguments(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO if PartialState().is_main_process else logging.ERROR)
-    for noisy in ("httpx", "datasets", "matplotlib"):
+    for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if run.dry_run:
         rehearse(run, args)

@@ -14,7 +14,9 @@ from hf_reward.cli import audit as cli_audit
 from hf_reward.cli import benchmark as cli_benchmark
 from hf_reward.cli import data as cli_data
 from hf_reward.cli import scoring as cli_scoring
-from hf_reward.cli.output import AllowPickle, RemoteCode, folder_option, quiet
+from hf_reward.cli import serving as cli_serving
+from hf_reward.cli.options import AllowPickle, AsJson, BaseModel, Columns, RemoteCode, folder_option
+from hf_reward.cli.output import quiet
 from hf_reward.data.interface import Interface, used_through
 
 app = typer.Typer(
@@ -63,7 +65,7 @@ def recipes(name: str = typer.Argument(None, help="Print this recipe, such as qu
 
 app.command()(cli_scoring.score)
 app.command()(cli_scoring.rank)
-app.command()(cli_scoring.serve)
+app.command()(cli_serving.serve)
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -77,8 +79,6 @@ app.command("split")(cli_data.split)
 # --- saved models ---------------------------------------------------------------------------------------------------
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a saved model or adapter.")]
-BaseModel = Annotated[str, typer.Option(help="Where the adapter's base model is, if not where it says.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the target folder if it is there.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the weights: float32, bfloat16 or float16.")]
 
@@ -92,7 +92,7 @@ def verify(
     kind: Annotated[str, typer.Option(help="What it is: auto, hf_reward, vllm, sglang or openrlhf.")] = "auto",
     model: Annotated[str, typer.Option(help="Folder or Hub id of the model that the server should have.")] = "",
     data: Annotated[str, typer.Option(help="Rows to compare, 256 at most; by default the probe texts.")] = "",
-    columns: cli_scoring.Columns = None,
+    columns: Columns = None,
     trust_remote_code: RemoteCode = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
@@ -107,7 +107,7 @@ def verify(
             raise typer.BadParameter("--server needs the model that it should have: --model FOLDER_OR_ID")
         loading = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
         loading |= {"base_model_name_or_path": base_model} if base_model else {}
-        cli_scoring.verify_server(server, kind, model or str(folder), data, columns, as_json, **loading)
+        cli_serving.verify_server(server, kind, model or str(folder), data, columns, as_json, **loading)
     if folder is None or model or data:
         raise typer.BadParameter("give the folder of a saved model, or --server URL --model FOLDER_OR_ID")
     from hf_reward.publishing.verify import verify_checkpoint

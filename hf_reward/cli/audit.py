@@ -7,57 +7,76 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli.data import Columns, Layout, parse_columns
-from hf_reward.cli.output import AllowPickle, RemoteCode, folder_option, quiet
+from hf_reward.cli.options import (
+    AllowPickle,
+    BatchTokens,
+    Columns,
+    Device,
+    Dtype,
+    Layout,
+    MaxLength,
+    Model,
+    RemoteCode,
+    folder_option,
+    loading_options,
+    parse_columns,
+)
+from hf_reward.cli.output import quiet
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
+
+
+Out = Annotated[str, typer.Option(help="Folder for audit.json, audit.html and figures/.", callback=folder_option)]
+Families = Annotated[
+    list[str] | None, typer.Option("--family", help="Only this family of probes, such as length; may be repeated.")
+]
+ProbeData = Annotated[
+    list[str] | None,
+    typer.Option(help="More items: a TruthfulQA, Perez-style or GSM8K solutions file; may be repeated."),
+]
+FitTemperature = Annotated[
+    bool, typer.Option("--fit-temperature", help="Store the temperature in the model's reward_config.json.")
+]
+FitLengthCorrection = Annotated[
+    bool, typer.Option("--fit-length-correction", help="Store a LOWESS correction for length in reward_config.json.")
+]
+CorrectLength = Annotated[
+    bool, typer.Option("--length-correction", help="Audit the rewards with the stored correction applied.")
+]
+UpdateCard = Annotated[
+    bool, typer.Option("--update-card", help="Put the summary into the model's folder and write its card anew.")
+]
+SelfTest = Annotated[
+    bool, typer.Option("--self-test", help="Instead: audit synthetic models with planted faults, and clean ones.")
+]
+Seeds = Annotated[int, typer.Option(help="Data sets of the self-test, for each fault and for the clean model.")]
 
 
 @app.callback()
 def audit(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="Folder or Hub id of a reward model or adapter.")] = "",
+    model: Model = "",
     data: Annotated[str, typer.Option(help="Held-out preference pairs: a file, folder or Hub id.")] = "",
-    out: Annotated[
-        str, typer.Option(help="Folder for audit.json, audit.html and figures/.", callback=folder_option)
-    ] = "",
+    out: Out = "",
     quick: Annotated[bool, typer.Option("--quick", help="A first look: 150 pairs, the main families.")] = False,
-    families: Annotated[
-        list[str] | None, typer.Option("--family", help="Only this family of probes, such as length; may be repeated.")
-    ] = None,
-    probe_data: Annotated[
-        list[str] | None,
-        typer.Option(help="More items: a TruthfulQA, Perez-style or GSM8K solutions file; may be repeated."),
-    ] = None,
-    fit_temperature: Annotated[
-        bool, typer.Option("--fit-temperature", help="Store the temperature in the model's reward_config.json.")
-    ] = False,
-    fit_length_correction: Annotated[
-        bool,
-        typer.Option("--fit-length-correction", help="Store a LOWESS correction for length in reward_config.json."),
-    ] = False,
-    length_correction: Annotated[
-        bool, typer.Option("--length-correction", help="Audit the rewards with the stored correction applied.")
-    ] = False,
-    update_card: Annotated[
-        bool, typer.Option("--update-card", help="Put the summary into the model's folder and write its card anew.")
-    ] = False,
-    self_test: Annotated[
-        bool, typer.Option("--self-test", help="Instead: audit synthetic models with planted faults, and clean ones.")
-    ] = False,
-    seeds: Annotated[
-        int, typer.Option(help="Data sets of the self-test, for each fault and for the clean model.")
-    ] = 200,
+    families: Families = None,
+    probe_data: ProbeData = None,
+    fit_temperature: FitTemperature = False,
+    fit_length_correction: FitLengthCorrection = False,
+    length_correction: CorrectLength = False,
+    update_card: UpdateCard = False,
+    self_test: SelfTest = False,
+    seeds: Seeds = 200,
     pairs: Annotated[int, typer.Option(help="Most pairs to look at; 0 is the profile's own number.")] = 0,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     columns: Columns = None,
     layout: Layout = "auto",
     split: Annotated[str, typer.Option(help="Split of a Hub id or of a folder that has several.")] = "test",
-    max_length: Annotated[int, typer.Option(help="Longest text in tokens; 0 is the model's own limit.")] = 0,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens computed together; 0 is what suits the device.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Precision of the backbone: float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; by default a GPU if there is one.")] = "",
+    max_length: MaxLength = 0,
+    batch_tokens: BatchTokens = 0,
+    dtype: Dtype = "float32",
+    device: Device = "",
     allow_pickle: AllowPickle = False,
     trust_remote_code: RemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
@@ -81,10 +100,15 @@ def audit(
     _check({"--model": model, "--data": data, "--out": out}, any(stores.values()))
     if length_correction and fit_length_correction:
         raise typer.BadParameter("--fit-length-correction needs rewards as they are; leave --length-correction out")
-    loading = {"dtype": dtype, "device": device or None, "max_length": max_length or None}
-    loading |= {"batch_tokens": batch_tokens or None, "length_correction": length_correction}
-    loading |= {"allow_pickle": True} if allow_pickle else {}
-    loading |= {"trust_remote_code": trust_remote_code}
+    loading = loading_options(
+        dtype,
+        device=device,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        length_correction=length_correction,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
     reading = {"columns": parse_columns(columns), "layout": layout, "split": split}
     rule = _rule("quick" if quick else "full", pairs, tuple(families or ()), resamples, seed)
     report = _audit(model, data, out, rule, probe_data or [], loading, reading, as_json=as_json)

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli.output import AllowPickle, RemoteCode, folder_option, quiet, quiet_data
+from hf_reward.cli.options import (
+    AllowPickle,
+    AsJson,
+    Dtype,
+    Model,
+    RemoteCode,
+    folder_option,
+    loading_options,
+    parse_columns,
+)
+from hf_reward.cli.output import quiet, quiet_data
 
 app = typer.Typer(
     add_completion=False,
@@ -48,11 +58,17 @@ ORDERS = {
 }
 """Name -> title and response order, as the benchmarks themselves say, without importing them for `--help`."""
 
-Model = Annotated[str, typer.Option(help="Folder or Hub id of a reward model.")]
+OwnData = Annotated[
+    list[str] | None,
+    typer.Option(help="File, folder or Hub id (org/name@revision); may be repeated; by default the benchmark's own."),
+]
+Scores = Annotated[Path | None, typer.Option(help="Recompute from this scores.jsonl; no model is loaded.")]
+ExtraSets = Annotated[
+    bool, typer.Option("--extra-sets", help="RewardBench: also its prior sets, for the average with them.")
+]
+Split = Annotated[str, typer.Option(help="Split of a Hub id or of own data's folder, if not the benchmark's own.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for scores.jsonl and results.json.", callback=folder_option)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs instead of a table.")]
 MaxLength = Annotated[int | None, typer.Option(help="Another limit in tokens than the checkpoint's.")]
-Dtype = Annotated[str, typer.Option(help="Precision of the weights: float32, bfloat16 or float16.")]
 Unscored = Annotated[
     str, typer.Option(help="Rows that cannot be scored: `leave_out` (the result is partial), or count as `wrong`.")
 ]
@@ -63,23 +79,12 @@ Card = Annotated[bool, typer.Option("--card", help="Also record the result besid
 def _command_for(name: str) -> Callable[..., None]:
     def run(
         model: Model = "",
-        data: Annotated[
-            list[str] | None,
-            typer.Option(
-                help="File, folder or Hub id (org/name@revision); may be repeated; by default the benchmark's own."
-            ),
-        ] = None,
+        data: OwnData = None,
         out: Out = None,
-        scores: Annotated[
-            Path | None, typer.Option(help="Recompute from this scores.jsonl; no model is loaded.")
-        ] = None,
+        scores: Scores = None,
         subset: Annotated[list[str] | None, typer.Option(help="Only this subset; may be repeated.")] = None,
-        extra_sets: Annotated[
-            bool, typer.Option("--extra-sets", help="RewardBench: also its prior sets, for the average with them.")
-        ] = False,
-        split: Annotated[
-            str, typer.Option(help="Split of a Hub id or of own data's folder, if not the benchmark's own.")
-        ] = "",
+        extra_sets: ExtraSets = False,
+        split: Split = "",
         layout: Annotated[str, typer.Option(help="Row layout of own data, as in training.")] = "auto",
         columns: Annotated[
             list[str] | None, typer.Option(help="Own data: our name=your column; may be repeated.")
@@ -105,7 +110,7 @@ def _command_for(name: str) -> Callable[..., None]:
             subsets=subset or (),
             extra_sets=extra_sets,
             layout=layout,
-            columns=_mapping(columns),
+            columns=parse_columns(columns),
         )
         if bool(model) == bool(scores):
             raise typer.BadParameter("give either --model or --scores")
@@ -118,7 +123,9 @@ def _command_for(name: str) -> Callable[..., None]:
         else:
             from hf_reward.evaluation.benchmarks.running import run_benchmark
 
-            loading = _loading(max_length, dtype, allow_pickle, trust_remote_code)
+            loading = loading_options(
+                dtype, max_length=max_length, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+            )
             results = run_benchmark(name, model, out=out, choice=choice, rule=rule, overwrite=overwrite, **loading)
         _record(card, model, [results])
         _print(results, as_json, print_results)
@@ -159,7 +166,10 @@ def run_every(
     from hf_reward.evaluation.benchmarks.results import ResultRule
     from hf_reward.evaluation.benchmarks.running import run_all
 
-    rule, loading = ResultRule(unscored=unscored), _loading(max_length, dtype, allow_pickle, trust_remote_code)
+    rule = ResultRule(unscored=unscored)
+    loading = loading_options(
+        dtype, max_length=max_length, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
     found = run_all(model, out=out, data=data, rule=rule, overwrite=overwrite, **loading)
     _record(card, model, found.results)
     _print({"results": found.results, "skipped": found.skipped}, as_json, print_all)
@@ -176,18 +186,6 @@ def compare(
     from hf_reward.evaluation.benchmarks.comparing import compare as compare_runs
 
     _print(compare_runs(a, b), as_json, print_comparison)
-
-
-def _loading(max_length: int | None, dtype: str, allow_pickle: bool, trust_remote_code: bool) -> dict[str, Any]:
-    given = {"max_length": max_length, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    return {"dtype": dtype, **{name: value for name, value in given.items() if value}}
-
-
-def _mapping(columns: list[str] | None) -> dict[str, str] | None:
-    pairs = [each.partition("=") for each in columns or ()]
-    if any(not equals or not theirs for _, equals, theirs in pairs):
-        raise typer.BadParameter("--columns takes our name=your column, as in --columns chosen=answer_1")
-    return {ours: theirs for ours, _, theirs in pairs} or None
 
 
 def _check(card: bool, model: str, out: Path | None) -> None:

@@ -8,14 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli.output import folder_option, quiet_data
+from hf_reward.cli.options import Columns, Layout, folder_option, parse_columns
+from hf_reward.cli.output import quiet_data
 
 Data = Annotated[str, typer.Option("--data", help="File, folder or Hub id of preference data.")]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(help="Our column name = yours, such as `chosen=good`; may be repeated, or one JSON object."),
-]
-Layout = Annotated[str, typer.Option(help="Row layout: auto, pairs, hh, ranked, votes or tokenized.")]
 MinGap = Annotated[
     float | None,
     typer.Option(help="Rated rows: make pairs of the responses to a prompt whose scores differ by so much or more."),
@@ -126,36 +122,6 @@ def split(
         typer.echo(f"{part['file']}: {part['rows']:,} rows, {part['prompt_groups']:,} prompt groups")
     if counts["skipped_rows"]:
         typer.echo(f"left out: {counts['skipped_rows']:,} rows that cannot be read")
-
-
-def parse_columns(values: list[str] | None) -> dict[str, str] | None:
-    """Read `--columns`.
-
-    Args:
-        values: `ours=theirs` each, or JSON objects of such.
-
-    Returns:
-        Our name -> theirs, or None if nothing was given.
-
-    Raises:
-        typer.BadParameter: If one is neither.
-    """
-    columns: dict[str, str] = {}
-    for value in values or []:
-        if value.lstrip().startswith("{"):
-            try:
-                found = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise typer.BadParameter(f"--columns {value!r} is not valid JSON: {error}.") from error
-        else:
-            ours, sign, theirs = value.partition("=")
-            found = {ours.strip(): theirs.strip()} if sign else {"": ""}
-        if not all(name and isinstance(theirs, str) and theirs for name, theirs in found.items()):
-            raise typer.BadParameter(
-                f"--columns must be `ours=theirs`, such as `chosen=good`, or a JSON object of such, but is {value!r}."
-            )
-        columns |= found
-    return columns or None
 
 
 def _size(text: str) -> float | int:

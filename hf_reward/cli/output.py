@@ -3,12 +3,9 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
-
-AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read weights that are pickles (tensors only).")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
 
 
 def quiet() -> None:
@@ -23,23 +20,6 @@ def quiet_data() -> None:
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-
-
-def folder_option(value: Any) -> Any:
-    """Check the `--out` of a command that writes several files, as a callback of its option.
-
-    Args:
-        value: What was given.
-
-    Returns:
-        The same.
-
-    Raises:
-        typer.BadParameter: If it is `-`, with which other commands mean standard output.
-    """
-    if value is not None and str(value) == "-":
-        raise typer.BadParameter("several files are written, which cannot go to standard output; name a folder")
-    return value
 
 
 # --- rewards ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`hf-reward score | rank | serve`, and `verify --server`: what people use a reward model for."""
+"""`hf-reward score | rank`: what people use a reward model for."""
 
 import json
 import tempfile
@@ -10,9 +10,22 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli.output import (
+from hf_reward.cli.options import (
     AllowPickle,
+    AsJson,
+    BaseModel,
+    BatchTokens,
+    Columns,
+    Device,
+    Dtype,
+    LengthCorrection,
+    MaxLength,
+    Model,
     RemoteCode,
+    loading_options,
+    parse_columns,
+)
+from hf_reward.cli.output import (
     as_list,
     print_quarantine,
     print_ranking,
@@ -28,7 +41,6 @@ STANDARD_OUTPUT = "-"
 QUARANTINED = 3
 """Exit code of a run that is finished, but put rows aside."""
 
-Model = Annotated[str, typer.Option(help="Folder or Hub id of a reward model or adapter.")]
 Data = Annotated[
     str, typer.Option(help="A JSONL, CSV or Parquet file, a folder of them, a Hub id, or - for standard input.")
 ]
@@ -39,18 +51,8 @@ Out = Annotated[
         "rows are printed."
     ),
 ]
-Columns = Annotated[
-    list[str] | None, typer.Option(help="The data's own name of a column: `response=answer`; may be repeated.")
-]
 RewardColumn = Annotated[str, typer.Option(help="Name of the added column of rewards.")]
-BatchTokens = Annotated[int, typer.Option(help="Tokens computed together; 0 is what suits the device.")]
-Dtype = Annotated[str, typer.Option(help="Precision of the backbone: float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; by default a GPU if there is one.")]
-MaxLength = Annotated[int, typer.Option(help="Longest text in tokens; 0 is the model's own limit.")]
 AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Score empty responses instead of putting them aside.")]
-LengthCorrection = Annotated[
-    bool, typer.Option("--length-correction", help="Take off each reward what the model's stored length curve says.")
-]
 CompareTraining = Annotated[
     bool,
     typer.Option("--compare-training", help="Say how the scored texts differ from those of training."),
@@ -63,8 +65,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an inter
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's output.")]
 Part = Annotated[str, typer.Option(help="i/n: score every n-th shard from the i-th on, for jobs that share a folder.")]
 Revision = Annotated[str, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
-BaseModel = Annotated[str, typer.Option(help="Where an adapter's base model is, if not where it says.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs instead of a table.")]
 
 
 def score(
@@ -101,26 +101,26 @@ def score(
     were put aside, with the reason of each. 1: an error; what was finished is kept. 2: the command is wrong.
     """
     quiet()
-    options = _model_options(dtype, device, batch_tokens, max_length, revision, base_model, trust_remote_code)
-    options |= {"length_correction": True} if length_correction else {}
-    options |= {"allow_pickle": True} if allow_pickle else {}
+    options = loading_options(
+        dtype,
+        device=device,
+        batch_tokens=batch_tokens,
+        max_length=max_length,
+        revision=revision,
+        base_model_name_or_path=base_model,
+        trust_remote_code=trust_remote_code,
+        length_correction=length_correction,
+        allow_pickle=allow_pickle,
+    )
     _require_one_source(data, prompt, response, out)
     if response:
         if compare_training:
             raise typer.BadParameter("--compare-training is for --data: a few responses say too little")
         _score_one(model, prompt, response, options, allow_empty=allow_empty, as_json=as_json)
         return
-    settings = {
-        "columns": _mapping(columns),
-        "reward_column": reward_column,
-        "allow_empty": allow_empty,
-        "split": split,
-        "input_format": input_format,
-        "output_format": output_format,
-        "rows_per_shard": rows_per_shard,
-        "resume": resume,
-        "overwrite": overwrite,
-    }
+    settings: dict[str, Any] = {"columns": parse_columns(columns), "reward_column": reward_column, "split": split}
+    settings |= {"input_format": input_format, "output_format": output_format, "rows_per_shard": rows_per_shard}
+    settings |= {"allow_empty": allow_empty, "resume": resume, "overwrite": overwrite}
     _score_table(model, data, out, options, settings, part=part, as_json=as_json, compare_training=compare_training)
 
 
@@ -157,122 +157,25 @@ def rank(
     one) and `best` (the place of the best). Exit codes are those of `score`.
     """
     quiet()
-    options = _model_options(dtype, device, batch_tokens, max_length, revision, base_model, trust_remote_code)
-    options |= {"length_correction": True} if length_correction else {}
-    options |= {"allow_pickle": True} if allow_pickle else {}
-    settings = {
-        "rank": True,
-        "reward_column": reward_column,
-        "rank_column": rank_column,
-        "best_column": best_column,
-        "columns": _mapping(columns),
-        "allow_empty": allow_empty,
-        "split": split,
-        "input_format": input_format,
-        "output_format": output_format,
-        "rows_per_shard": rows_per_shard,
-        "resume": resume,
-        "overwrite": overwrite,
-    }
+    options = loading_options(
+        dtype,
+        device=device,
+        batch_tokens=batch_tokens,
+        max_length=max_length,
+        revision=revision,
+        base_model_name_or_path=base_model,
+        trust_remote_code=trust_remote_code,
+        length_correction=length_correction,
+        allow_pickle=allow_pickle,
+    )
+    settings: dict[str, Any] = {"columns": parse_columns(columns), "reward_column": reward_column, "split": split}
+    settings |= {"input_format": input_format, "output_format": output_format, "rows_per_shard": rows_per_shard}
+    settings |= {"allow_empty": allow_empty, "resume": resume, "overwrite": overwrite}
+    settings |= {"rank": True, "rank_column": rank_column, "best_column": best_column}
     _score_table(model, data, out, options, settings, part=part, as_json=as_json)
 
 
-def serve(
-    model: Model,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one and says which.")] = 8000,
-    served_model_name: Annotated[str, typer.Option(help="The model's name in answers.")] = "",
-    max_length: MaxLength = 0,
-    batch_tokens: BatchTokens = 0,
-    dtype: Dtype = "float32",
-    device: Device = "",
-    length_correction: LengthCorrection = False,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: RemoteCode = False,
-    max_queue_tokens: Annotated[int, typer.Option(help="Tokens that may wait; beyond them requests get 429.")] = 2**20,
-    max_queue_rows: Annotated[int, typer.Option(help="The same for responses.")] = 8192,
-    max_body_bytes: Annotated[int, typer.Option(help="Largest request; a larger one gets 413.")] = 2**24,
-    read_timeout_seconds: Annotated[int, typer.Option(help="Time for headers, and again for a body, to arrive.")] = 30,
-    shutdown_seconds: Annotated[int, typer.Option(help="Time to finish what was accepted when told to stop.")] = 300,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="A file with the token that clients must send; or set HF_REWARD_SERVER_TOKEN."),
-    ] = None,
-) -> None:
-    """Serve a reward model over HTTP: /score, /rank, OpenRLHF's /get_reward, vLLM's /classify, /health, /metrics."""
-    quiet()
-    from hf_reward.scoring.server_token import read_token
-    from hf_reward.scoring.serving.server import serve as serve_model
-    from hf_reward.scoring.serving.settings import ServerSettings
-
-    serve_model(
-        model,
-        ServerSettings(
-            host=host,
-            port=port,
-            served_model_name=served_model_name or None,
-            device=device or None,
-            dtype=dtype,
-            max_length=max_length or None,
-            batch_tokens=batch_tokens or None,
-            length_correction=length_correction,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-            max_queue_tokens=max_queue_tokens,
-            max_queue_rows=max_queue_rows,
-            max_body_bytes=max_body_bytes,
-            read_timeout_seconds=read_timeout_seconds,
-            shutdown_seconds=shutdown_seconds,
-            token=read_token(token_file),
-        ),
-    )
-
-
-def verify_server(
-    server: str, kind: str, model: str, data: str, columns: list[str] | None, as_json: bool, **loading: Any
-) -> None:
-    """Compare a server's rewards with the model's own and print what was found.
-
-    Args:
-        server: URL of the server.
-        kind: What it is: auto, hf_reward, vllm, sglang or openrlhf.
-        model: Folder or Hub id of the model that it should serve.
-        data: A table of rows to score; empty for the probe texts.
-        columns: The data's own names of columns.
-        as_json: Print JSON.
-        **loading: For `RewardScorer.from_pretrained`.
-
-    Raises:
-        typer.Exit: With code 0 if the rewards are the same, but for rounding in half precision, else 1.
-    """
-    from hf_reward.data.preference_row import rename_columns
-    from hf_reward.scoring.server_check import MAX_ROWS, check_server
-    from hf_reward.scoring.server_token import read_token
-
-    rows = [rename_columns(row, _mapping(columns)) for row in _first_rows(data, MAX_ROWS)] if data else None
-    found = check_server(server, model, rows, kind=kind, token=read_token(), **loading)
-    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
-    raise typer.Exit(0 if found.passed else 1)
-
-
 # --- inside ---------------------------------------------------------------------------------------------------------
-
-
-def _model_options(
-    dtype: str, device: str, batch_tokens: int, max_length: int, revision: str, base_model: str, remote_code: bool
-) -> dict[str, Any]:
-    """What `RewardScorer` gets; options that were not given are left out."""
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise typer.BadParameter(f"--dtype must be float32, bfloat16 or float16, but is {dtype!r}.")
-    given = {
-        "device": device,
-        "batch_tokens": batch_tokens,
-        "max_length": max_length,
-        "revision": revision,
-        "base_model_name_or_path": base_model,
-        "trust_remote_code": remote_code,
-    }
-    return {"dtype": dtype, **{name: value for name, value in given.items() if value}}
 
 
 def _require_one_source(data: str, prompt: str, response: list[str] | None, out: str) -> None:
@@ -282,17 +185,6 @@ def _require_one_source(data: str, prompt: str, response: list[str] | None, out:
         raise typer.BadParameter("--response needs the --prompt that it answers")
     if response and out:
         raise typer.BadParameter("--out is for --data; rewards of --response are printed")
-
-
-def _mapping(columns: list[str] | None) -> dict[str, str] | None:
-    """`ours=theirs` words as a dict."""
-    if not columns:
-        return None
-    pairs = [word.partition("=") for text in columns for word in text.split(",")]
-    wrong = ["".join(pair) for pair in pairs if not all(pair)]
-    if wrong:
-        raise typer.BadParameter(f"--columns takes OURS=THEIRS, such as response=answer, but got {wrong[0]!r}.")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 def _score_one(
@@ -417,15 +309,3 @@ def _print_rows(path: Path, rule: Any, as_lines: bool) -> None:
 
 
 _REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text")
-
-
-def _first_rows(data: str, count: int) -> list[dict[str, Any]]:
-    from hf_reward.scoring.bulk.inputs import open_tables
-
-    rows = (row for table in open_tables(data) for span in table.spans(count) for row in table.read(span))
-    found = list(islice(rows, count))
-    wrong = next((row for row in found if row.row is None), None)
-    if wrong is not None:
-        place = f"row {wrong.number}" if wrong.line is None else f"line {wrong.line}"
-        raise ValueError(f"{data}, {place}: {wrong.problem}. Correct or drop it.")
-    return [row.row for row in found if row.row is not None]

@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
+from hf_reward.data.interface import auto_or_bool
 from hf_reward.modeling.packed_attention import packed_attention
 from hf_reward.modeling.packing import packed_model, why_not_packed
 from hf_reward.modeling.reward_head import RewardModel, bare_model
@@ -126,12 +127,11 @@ def may_pack(
     Raises:
         ValueError: If packing is asked for and not possible.
     """
-    if packing not in ("auto", True, False):
-        raise ValueError(f"`packing` must be 'auto', True or False, but is {packing!r}.")
-    if not packing:
+    packing = auto_or_bool("packing", packing)
+    if packing is False:
         return False
     problem = packing_problem(bare_model(model), *trial())
-    if problem is not None and packing != "auto":
+    if problem is not None and packing is True:
         raise ValueError(f"`packing=True` is not possible with this model: {problem}. Use 'auto' or False.")
     if problem is not None:
         logger.log(log_level, "Batches are padded, not packed: %s.", problem)

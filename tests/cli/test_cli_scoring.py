@@ -163,7 +163,7 @@ def test_an_interrupted_run_goes_on_and_another_model_is_refused(call: Any, mode
         (["--model", "m", "--data", "d", "--response", "x", "--prompt", "p"], 2, "give --data"),
         (["--model", "m", "--prompt", "p", "--response", "x", "--out", "o.jsonl"], 2, "--out is for --data"),
         (["--model", "m", "--data", "d", "--dtype", "int8"], 2, "--dtype must be"),
-        (["--model", "m", "--data", "d", "--columns", "prompt"], 2, "OURS=THEIRS"),
+        (["--model", "m", "--data", "d", "--columns", "prompt"], 2, "ours=theirs"),
         (["--model", "m", "--data", "d", "--resume"], 2, "need a file or folder as --out"),
         (["--model", "m", "--data", "d.jsonl", "--part", "3", "--out", "o"], 1, "i/n"),
         (["--model", "./nowhere", "--prompt", "a", "--response", "b"], 1, "There is no folder './nowhere'"),

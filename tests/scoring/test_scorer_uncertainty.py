@@ -11,7 +11,7 @@ from training_runs import make_trainer
 
 from hf_reward import RewardScorer
 from hf_reward.modeling.head_ensemble import HEADS_FILE
-from hf_reward.scoring.reward_scorer import ScoringError
+from hf_reward.scoring.results import ScoringError
 
 PROMPTS = ["What is 2 + 2?", "What is 2 + 2?", "Name a colour.", "Say something long, please."]
 RESPONSES = ["4.", "Perhaps it is 5, who knows.", "Blue", "word " * 40]

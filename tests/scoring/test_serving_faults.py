@@ -10,7 +10,8 @@ import pytest
 import torch
 from serving_scorers import asked, error_of, run, tiny_scorer
 
-from hf_reward.scoring.reward_scorer import RewardScorer, ScoreResult
+from hf_reward.scoring.results import ScoreResult
+from hf_reward.scoring.reward_scorer import RewardScorer
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from serving_scorers import asked, error_of, run, tiny_scorer
 
 from hf_reward.preprocessing.text_bounds import TextBounds
 from hf_reward.scoring.bulk import BulkSettings, score_files
-from hf_reward.scoring.reward_scorer import RewardScorer, ScoringError
+from hf_reward.scoring.results import ScoringError
+from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.serving.batcher import Batcher, QueueLimits, Ticket
 
 PROSE = "Water boils when the sun shines and ice melts. "

@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.scoring.bulk import BulkSettings
-from hf_reward.scoring.reward_scorer import ScoreResult
+from hf_reward.scoring.results import ScoreResult
 
 QUIET: dict[str, Any] = {"show_progress": False}
 

@@ -26,7 +26,7 @@ from hf_reward.scoring.bulk.row_requests import (
 )
 from hf_reward.scoring.bulk.settings import BulkSettings, Counts
 from hf_reward.scoring.bulk.target import Target
-from hf_reward.scoring.reward_scorer import ScoreResult
+from hf_reward.scoring.results import ScoreResult
 
 logger = logging.getLogger(__name__)
 

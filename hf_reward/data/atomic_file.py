@@ -68,17 +68,13 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If it cannot be written; nothing is left behind, and a file that was there is as it was.
     """
-    temporary = _temporary(path)
-    try:
+    with _temporary(path) as temporary:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         with suppress(FileNotFoundError):
             shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        _rename(temporary, path)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -109,8 +105,7 @@ def written_durably(path: Path, *, even_empty: bool = True) -> Iterator[HashedFi
     Raises:
         OSError: If it cannot be written; nothing is left behind, and a file that was there is as it was.
     """
-    temporary = _temporary(path)
-    try:
+    with _temporary(path) as temporary:
         with temporary.open("xb", buffering=2**20) as file:
             hashed = HashedFile(file)
             try:
@@ -120,13 +115,9 @@ def written_durably(path: Path, *, even_empty: bool = True) -> Iterator[HashedFi
             finally:
                 hashed.abandoned = True
         if hashed.size or even_empty:
-            os.replace(temporary, path)
-            sync_folder(path.parent)
+            _rename(temporary, path)
         else:
             path.unlink(missing_ok=True)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def created_durably(path: Path, content: bytes) -> bool:
@@ -139,8 +130,7 @@ def created_durably(path: Path, content: bytes) -> bool:
     Returns:
         Whether this call wrote it.
     """
-    temporary = _temporary(path)
-    try:
+    with _temporary(path) as temporary:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
@@ -155,13 +145,22 @@ def created_durably(path: Path, content: bytes) -> bool:
             os.replace(temporary, path)
         sync_folder(path.parent)
         return True
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside a file; what still has it at the end is removed."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _rename(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,6 @@ few prompts. What `--out` holds already is not computed again, so a run can be s
 """
 
 import argparse
-import gc
 import json
 import sys
 import time
@@ -134,7 +133,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file of finished cells, which grows")
     args = parser.parse_args()
     names = [name for name in NUMBERS if args.only in name]
-    gc.freeze()  # statsmodels collects garbage in every correction of p-values: 0.3 s with all that is imported
     start = time.perf_counter()
     found = cells(names, args.runs, args.seed, args.out)
     for table in (short_table, whole_table):

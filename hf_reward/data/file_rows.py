@@ -76,19 +76,15 @@ def from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
     Raises:
         ValueError: If they do not fit into a table.
     """
+    names = dict.fromkeys(name for row in rows for name in row)
     try:
-        return _table_of(rows)
+        return Dataset.from_list([{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json")
     except Exception as error:  # whatever Arrow and `datasets` raise for names and numbers that they cannot hold
         checked = [_without_half_characters(row) for row in rows]
         if checked != list(rows):
             return from_rows(checked)
-        names = ", ".join(map(repr, dict.fromkeys(name for row in rows for name in row)))
-        raise ValueError(f"The rows, with the columns {names}, do not fit into a table: {_root(error)}") from error
-
-
-def _table_of(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json")
+        columns = ", ".join(map(repr, names))
+        raise ValueError(f"The rows, with the columns {columns}, do not fit into a table: {_root(error)}") from error
 
 
 def _without_half_characters(row: Mapping[str, Any]) -> Mapping[str, Any]:

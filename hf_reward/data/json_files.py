@@ -88,8 +88,7 @@ def read_json_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
         if is_json_list(file):
             yield from map(_checked, _entries(file))
         else:
-            for found in JsonLinesTable(file).read(Span(0, 2**40)):
-                yield {UNREADABLE: found.problem} if found.row is None else found.row
+            yield from (found.columns for found in JsonLinesTable(file).read(Span(0, 2**40)))
 
 
 def is_json_list(file: Path) -> bool:

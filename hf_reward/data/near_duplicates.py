@@ -143,11 +143,6 @@ def joined(count: int, *partitions: tuple[IntArray, IntArray]) -> IntArray:
     return connected_components(graph, directed=False)[1][:count]
 
 
-def _gram_set(text: str) -> frozenset[int]:
-    grams, _ = _grams([text])
-    return frozenset(grams.tolist())
-
-
 @lru_cache(maxsize=1 << 19)
 def _word_number(word: str) -> int:
     return xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
@@ -188,7 +183,7 @@ class _ClusterFinder:
 
     def __init__(self, read: Callable[[int], str]) -> None:
         self._parent: dict[int, int] = {}  # only texts that were joined
-        self._gram_set = lru_cache(maxsize=4096)(lambda text: _gram_set(read(text)))
+        self._gram_set = lru_cache(maxsize=4096)(lambda text: frozenset(_grams([read(text)])[0].tolist()))
 
     def join(self, bands: NDArray[np.uint64]) -> None:
         for band in bands.T:

@@ -14,7 +14,7 @@ import xxhash
 from datasets import Dataset, IterableDataset
 
 from hf_reward.data.json_files import is_json_list
-from hf_reward.data.preference_row import UNREADABLE, PreferenceFormatError
+from hf_reward.data.preference_row import PreferenceFormatError
 from hf_reward.data.tables.csv_file import CsvTable
 from hf_reward.data.tables.json_lines import JsonLinesTable
 
@@ -83,8 +83,7 @@ class FileLines:
         if not self.lines or sum(file.stat().st_size for file in self._files) > _SEARCHED:
             return None
         tables = [(table, span) for table in map(_table, self._files) for span in table.spans(2**40)]
-        rows = (found for table, span in tables for found in table.read(span))
-        contents = ({UNREADABLE: found.problem} if found.row is None else found.row for found in rows)
+        contents = (found.columns for table, span in tables for found in table.read(span))
         return np.fromiter(map(_content_hash, contents), np.uint64)
 
 

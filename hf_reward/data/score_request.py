@@ -1,6 +1,6 @@
 """What is to be scored, a response to a prompt, and the row layouts in which it comes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,9 +155,9 @@ def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = 
     named = plain_columns(rename_columns(row, columns), REQUEST_COLUMNS)
     template = read_template_options(named)
     if named.get("messages") is not None:
-        return [request_from_messages(_list(named["messages"], "messages"), template=template)]
+        return [request_from_messages(read_structure(named["messages"], "messages", list), template=template)]
     if named.get("prompt") is not None and named.get("responses") is not None:
-        responses = _list(named["responses"], "responses")
+        responses = read_structure(named["responses"], "responses", list)
         if not responses:
             raise PreferenceFormatError("`responses` is an empty list. Give it one or more.", field="responses")
         return [read_request(named["prompt"], response, template=template) for response in responses]
@@ -173,8 +173,3 @@ def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = 
         f"(already formatted). Found: {', '.join(map(str, row)) or 'no column'}. Name your columns: "
         f"{your_column('response')}."
     )
-
-
-def _list(value: Any, name: str) -> Sequence[Any]:
-    """A list, or the JSON of one, as CSV files hold it."""
-    return read_structure(value, name, list)

@@ -7,7 +7,7 @@ turns, which differ in nothing but white space; text by its words, where all sid
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from hf_reward.data.fields import is_blank, prompt_of_kind, read_prompt, read_response
 from hf_reward.data.preference_row import Message, PreferenceFormatError, Prompt, Response
@@ -57,7 +57,7 @@ def read_sides(prompt: Any, values: Sequence[Any], names: Sequence[str], *, may_
 
 
 def _without_prompt_turns(own: Any, responses: Sequence[Response], names: Sequence[str]) -> Sides:
-    parts = [_split(own, _messages(turns), name) for turns, name in zip(responses, names, strict=True)]
+    parts = [_split(own, cast(list[Message], turns), name) for turns, name in zip(responses, names, strict=True)]
     first = parts[0][0]
     repeated = any(whole for _, _, whole in parts)
     if all(before == first for before, _, _ in parts):
@@ -146,10 +146,6 @@ def _without_prompt_text(prompt: Prompt, responses: list[Response]) -> Sides:
         return Sides(prompt=prompt, responses=list(found), repeated=True)
     answers: list[Response] = [[{"role": "assistant", "content": rest.lstrip()}] for rest in found]
     return Sides(prompt=prompt, responses=answers, repeated=True)
-
-
-def _messages(value: Any) -> list[Message]:
-    return value
 
 
 def _split(prompt: list[Message], turns: list[Message], name: str) -> tuple[list[Message], list[Message], bool]:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from hf_reward.data.preference_row import UNREADABLE
+
 LONGEST_RECORD = 64 * 2**20
 """Bytes of one line or CSV record, at most: a longer one is skipped and reported, so that memory stays bounded."""
 RAW_SHOWN = 2_000
@@ -36,6 +38,11 @@ class InputRow:
     """The same row as Arrow holds it, where that is where it comes from: it is written back without loss."""
     size: int = 0
     """Bytes it takes, about."""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns, or why there are none as `UNREADABLE`."""
+        return {UNREADABLE: self.problem} if self.row is None else self.row
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.publishing.card.biases import PICTURE_FILE, audit_rows, bias_sentences, draw_audit
@@ -34,6 +35,14 @@ def template_path() -> Path:
     """Where the card's template is: in the wheel beside this file, in a checkout at the repository's root."""
     packaged = Path(str(files("hf_reward"))) / TEMPLATE
     return packaged if packaged.is_file() else Path(__file__).parents[3] / TEMPLATE
+
+
+@lru_cache
+def _template() -> Template:
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+    )
+    return environment.from_string(template_path().read_text(encoding="utf-8"))
 
 
 def write_model_card(
@@ -64,11 +73,7 @@ def write_model_card(
     folder = Path(folder)
     facts = _gather(folder, record, consumers or [], model_id, title or folder.resolve().name)
     metadata = card_metadata(facts)
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
-    )
-    template = environment.from_string(template_path().read_text(encoding="utf-8"))
-    text = template.render(metadata=metadata.to_yaml(), has_picture=draw_audit(facts), **_sections(facts))
+    text = _template().render(metadata=metadata.to_yaml(), has_picture=draw_audit(facts), **_sections(facts))
     path = folder / "README.md"
     text = re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"  # a section that is left out leaves its blank lines
     ModelCard(f"{text}\n{_MARK}{_digest(text)} -->\n").save(path)

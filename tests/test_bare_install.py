@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = {"scikit-learn": "sklearn", "pillow": "PIL", "prometheus-client": "prometheus_client"}
+MODULES = {"scikit-learn": "sklearn"}
 """Distributions that are imported under another name."""
 
 SCRIPT = """
@@ -93,7 +93,8 @@ def bare(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("bare")
     extras = _project()["optional-dependencies"]
     packages = {_name(each) for extra, needed in extras.items() if extra not in ("all", "dev") for each in needed}
-    hidden = [MODULES.get(name, name) for name in sorted(packages)]
+    packages -= {"httpx2"}  # huggingface_hub installs it
+    hidden = [MODULES.get(name, name.replace("-", "_")) for name in sorted(packages)]
     rows = folder / "rows.jsonl"
     pairs = [
         {"prompt": f"Question {number} about rivers?", "chosen": f"A good answer {number}.", "rejected": "No."}

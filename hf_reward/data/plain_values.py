@@ -116,3 +116,14 @@ def _decoded(value: bytes) -> str | bytes:
         return value.decode("utf-8")
     except UnicodeDecodeError:  # left to the reader of the field, which knows its name
         return value
+
+
+def json_value(value: Any) -> Any:
+    """JSON values of dicts, sequences and numbers; a number that is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {str(name): json_value(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [json_value(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -22,6 +22,7 @@ def test_planted_faults_are_found_intervals_hold_and_clean_models_are_left_alone
 def test_a_blind_audit_fails_its_own_test(monkeypatch):
     """The self-test can fail: with a unit that is wrong by a third, no interval holds the truth."""
     monkeypatch.setattr("hf_reward.evaluation.audit.self_test.FAULTS", FAULTS[1:2])
+    monkeypatch.setattr("hf_reward.evaluation.audit.self_test.CLEAN", {"clean": {}})
     monkeypatch.setattr("hf_reward.evaluation.audit.self_test.true_size", lambda fault: 1.5 * true_size(fault))
     found = run_self_test(6, clean_seeds=1)
     assert found.faults[0].covered <= 2

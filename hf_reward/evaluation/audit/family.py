@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hf_reward.data.plain_values import json_value
 from hf_reward.evaluation.audit.cases import Case, Judged
 
 if TYPE_CHECKING:
     from hf_reward.evaluation.audit.inference import Evidence, Inference
     from hf_reward.evaluation.audit.material.material import Material
-from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Scored, Table, json_value, readable
+from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Scored, Table, readable
 
 
 @dataclass(kw_only=True)

@@ -1,12 +1,9 @@
 """What an audit found: findings, examples, tables and curves."""
 
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from hf_reward.data.plain_values import json_value
 from hf_reward.data.preference_row import Prompt
 
 VERDICTS = ("biased", "equivalent", "inconclusive", "not_assessed")
@@ -111,17 +108,6 @@ class Curve:
     """`label`, `x`, `y`, and `low` and `high` where there is an interval; lists of numbers."""
     diagonal: bool = False
     """Whether the line y = x is what ought to be."""
-
-
-def json_value(value: Any) -> Any:
-    """JSON values of dicts, sequences and numbers; a number that is not finite becomes None."""
-    if isinstance(value, Mapping):
-        return {str(name): json_value(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [json_value(part) for part in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def readable(prompt: Prompt) -> str:

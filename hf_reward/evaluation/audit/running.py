@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from hf_reward.evaluation.audit.families.robustness import ROBUSTNESS
 from hf_reward.evaluation.audit.families.selection import SELECTION
 from hf_reward.evaluation.audit.families.sycophancy import SYCOPHANCY
 from hf_reward.evaluation.audit.family import AuditReport, Family, FamilyResult
+from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import PAIRS, RATE_DELTA, REWARD_DELTA, Evidence, Inference, settle
 from hf_reward.evaluation.audit.material.material import FULL, Material, Profile, as_material
 from hf_reward.evaluation.audit.material.probe_data import ProbeData
@@ -76,17 +77,6 @@ class AuditRule:
         return [family for family in FAMILIES if not names or family.name in names]
 
 
-@dataclass
-class _Plan:
-    """The cases of each family."""
-
-    cases: dict[str, list[Case]] = field(default_factory=dict)
-
-    def texts(self) -> list[Text]:
-        found = {text.key: text for cases in self.cases.values() for case in cases for text in case.texts.values()}
-        return list(found.values())
-
-
 def run_audit(
     scorer: RewardScorer | RewardFunction | str | Path,
     rows: Any,
@@ -118,43 +108,44 @@ def run_audit(
     """
     began = time.monotonic()
     rule = rule or AuditRule()
-    scorer = RewardScorer.from_pretrained(scorer) if isinstance(scorer, (str, Path)) else scorer
-    if not isinstance(scorer, RewardScorer):
-        takes_prompts(scorer)  # before any text is collected for nothing
+    scorer = _checked(scorer)
     name, canonical, unreadable = read_rows(rows, **source_defaults)
     material = _material(canonical, rule.profile, scorer, probe_data)
-    if not material.pairs:
-        reasons = "; ".join(f"{reason}: {count} rows" for reason, count in material.skipped.items())
-        raise ValueError(
-            f"An audit needs preference pairs of plain text, but {name} holds none ({reasons or 'empty'})."
-        )
+    _require_pairs(material, name)
     fingerprint = _fingerprint(scorer)
-    keeps = out is not None and fingerprint is not None
-    cache = ScoreCache(Path(out) / CACHE_FILE if out is not None and keeps else None, fingerprint or {})
-    plan = _plan(rule, material)
-    rewards = score_texts(plan.texts(), scorer, cache)
-    inference = _inference(rule, material, rewards)
-    results = _judge(rule, plan, (rewards, cache.cut), material, inference)
+    cache = ScoreCache(None if out is None or fingerprint is None else Path(out) / CACHE_FILE, fingerprint or {})
+    cases = {family: family.cases(material) for family in rule.chosen()}
+    rewards = score_texts(_texts([*cases.values(), pair_cases(material)]), scorer, cache)
+    pairs = _judged(pair_cases(material), rewards)
+    inference = _inference(rule, pairs)
+    results = _judge(cases, (rewards, cache.cut), material, inference)
     if isinstance(scorer, RewardScorer) and NUMERICAL.name in results:
         results[NUMERICAL.name] = numerical_result(scorer, material, inference)
-    _settle(results)
-    findings = [finding for result in results.values() for finding in result.findings]
-    kept = {each.name: inference.evidence[each.name] for each in findings if each.name in inference.evidence}
+    findings = _settle(results)
     return AuditReport(
-        evidence=kept | {PAIRS: _margins(material, rewards)},
-        responses=_responses(material, rewards),
+        evidence=_evidence(findings, pairs, inference),
+        responses=_responses(pair_cases(material), rewards),
         model=shown_name(scorer.name) if isinstance(scorer, RewardScorer) else _name(scorer),
         data=name,
         summary=summarise(findings, {family.name: family.title for family in FAMILIES}, _reading(results)),
         unit=None if inference.unit is None else inference.unit.value,
         families=results,
-        about={each.name: {"title": each.title, "what": each.what, "advice": each.advice} for each in rule.chosen()},
+        about={each.name: {"title": each.title, "what": each.what, "advice": each.advice} for each in cases},
         settings=_settings(rule, probe_data),
         counts=_counts(material, rewards, cache),
         skipped=unreadable | material.skipped,
         fingerprint=with_shown_model(fingerprint or {}),
         seconds=time.monotonic() - began,
     )
+
+
+def _checked(scorer: RewardScorer | RewardFunction | str | Path) -> RewardScorer | RewardFunction:
+    """The scorer, loaded if it is a name; a function of other arguments is refused before texts are collected."""
+    if isinstance(scorer, (str, Path)):
+        return RewardScorer.from_pretrained(scorer)
+    if not isinstance(scorer, RewardScorer):
+        takes_prompts(scorer)
+    return scorer
 
 
 def _fingerprint(scorer: RewardScorer | RewardFunction) -> dict[str, Any] | None:
@@ -224,10 +215,6 @@ def _material(rows: Sequence[PreferenceRow], profile: Profile, scorer: Any, own:
     )
 
 
-def _plan(rule: AuditRule, material: Material) -> _Plan:
-    return _Plan({family.name: family.cases(material) for family in rule.chosen()} | {"": pair_cases(material)})
-
-
 def _judged(cases: Sequence[Case], rewards: dict[str, float], cut: Collection[str] = ()) -> list[Judged]:
     found = []
     for case in cases:
@@ -237,44 +224,57 @@ def _judged(cases: Sequence[Case], rewards: dict[str, float], cut: Collection[st
     return found
 
 
-def _inference(rule: AuditRule, material: Material, rewards: dict[str, float]) -> Inference:
-    pairs = _judged(pair_cases(material), rewards)
+def _inference(rule: AuditRule, pairs: Sequence[Judged]) -> Inference:
     if not pairs:
         raise ValueError("No pair of the data could be scored. Score one by itself to see why: `hf-reward score`.")
     bootstrap = Bootstrap(rule.resamples, rule.seed)
-    return Inference(bootstrap, median_margin(bootstrap, gaps_of(pairs), [each.case.cluster for each in pairs]))
+    return Inference(bootstrap, median_margin(bootstrap, gaps_of(pairs), clusters_of(pairs)))
 
 
-def _margins(material: Material, rewards: dict[str, float]) -> Evidence:
-    pairs = _judged(pair_cases(material), rewards)
-    return Evidence(gaps_of(pairs), clusters_of(pairs), True)
+def _require_pairs(material: Material, name: str) -> None:
+    if not material.pairs:
+        reasons = "; ".join(f"{reason}: {count} rows" for reason, count in material.skipped.items())
+        raise ValueError(
+            f"An audit needs preference pairs of plain text, but {name} holds none ({reasons or 'empty'})."
+        )
 
 
-def _responses(material: Material, rewards: dict[str, float]) -> list[tuple[float, int]]:
-    texts = {text.key: text for case in pair_cases(material) for text in case.texts.values()}
-    return [(rewards[key], len(text.response)) for key, text in texts.items() if np.isfinite(rewards[key])]
+def _texts(cases: Sequence[Sequence[Case]]) -> list[Text]:
+    """The texts of all cases, each once."""
+    return list({text.key: text for some in cases for case in some for text in case.texts.values()}.values())
 
 
 def _judge(
-    rule: AuditRule,
-    plan: _Plan,
+    cases: Mapping[Family, Sequence[Case]],
     scored: tuple[dict[str, float], Collection[str]],
     material: Material,
     inference: Inference,
 ) -> dict[str, FamilyResult]:
     results = {}
-    for family in rule.chosen():
-        cases = plan.cases[family.name]
-        judged = _judged(cases, *scored)
+    for family, own in cases.items():
+        judged = _judged(own, *scored)
         results[family.name] = family.judge(judged, material, inference)
-        results[family.name].left_out = len(cases) - len(judged)
+        results[family.name].left_out = len(own) - len(judged)
     return results
 
 
-def _settle(results: dict[str, FamilyResult]) -> None:
-    settled = iter(settle([finding for result in results.values() for finding in result.findings]))
+def _evidence(findings: Sequence[Finding], pairs: Sequence[Judged], inference: Inference) -> dict[str, Evidence]:
+    kept = {each.name: inference.evidence[each.name] for each in findings if each.name in inference.evidence}
+    return kept | {PAIRS: Evidence(gaps_of(pairs), clusters_of(pairs), True)}
+
+
+def _responses(pairs: Sequence[Case], rewards: dict[str, float]) -> list[tuple[float, int]]:
+    texts = {text.key: text for case in pairs for text in case.texts.values()}
+    return [(rewards[key], len(text.response)) for key, text in texts.items() if np.isfinite(rewards[key])]
+
+
+def _settle(results: dict[str, FamilyResult]) -> list[Finding]:
+    """Put the verdicts into the results; all findings with them."""
+    settled = settle([finding for result in results.values() for finding in result.findings])
+    rest = iter(settled)
     for result in results.values():
-        result.findings = [next(settled) for _ in result.findings]
+        result.findings = [next(rest) for _ in result.findings]
+    return settled
 
 
 def _counts(material: Material, rewards: dict[str, float], cache: ScoreCache) -> dict[str, int]:

@@ -8,10 +8,11 @@ import numpy as np
 from scipy import stats
 from tqdm.auto import tqdm
 
+from hf_reward.data.plain_values import json_value
 from hf_reward.evaluation.audit.edits.padding import KINDS, pad
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.family import AuditReport
-from hf_reward.evaluation.audit.findings import Finding, json_value
+from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.material.material import FULL, Opinion, Profile, Question, as_material
 from hf_reward.evaluation.audit.material.shipped_items import shipped_opinions, shipped_questions
 from hf_reward.evaluation.audit.material.synthetic import SyntheticData, SyntheticReward, synthetic_data
@@ -209,13 +210,12 @@ def _true_unit(fault: Fault) -> float:
     """Median absolute margin over a very large data set."""
     data = synthetic_data(_TRUTH_PROMPTS, _TRUTH_SEED)
     reward = replace(SyntheticReward(data.quality), **fault.settings)
-    rule = AuditRule(families=("accuracy",), profile=_profile(_TRUTH_PROMPTS), resamples=200)
-    unit = run_audit(reward, data.rows, rule=rule).unit
-    return float(unit or np.nan)
+    pairs = as_material(data.rows, _profile(_TRUTH_PROMPTS)).pairs
+    chosen, rejected = ([pair.text(getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected"))
+    return float(np.median(np.abs(np.subtract(reward(chosen), reward(rejected)))))
 
 
 def _true_padding(fault: Fault) -> float:
-
     data = synthetic_data(_TRUTH_PROMPTS, _TRUTH_SEED)
     answers = as_material(data.rows, _profile(_TRUTH_PROMPTS)).answers()
     ratios = [

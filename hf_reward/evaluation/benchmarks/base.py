@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_reward.data.preference_row import Prompt, Response
+from hf_reward.data.preference_row import Prompt, Response, prompt_hash
 from hf_reward.metrics.arrays import FloatArray
 
 Means = Mapping[str, FloatArray]
@@ -33,14 +33,18 @@ class Comparison:
     ranks: Sequence[int]
     """0 is best; equal ranks are not compared."""
     subset: str = ""
-    cluster: str
-    """Rows of one cluster are resampled together: the prompt's hash, unless rows are related otherwise."""
+    cluster: str = ""
+    """Rows of one cluster are resampled together: by default the prompt's hash."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else of the row the aggregation needs."""
     problem: str = ""
     """Why it cannot be scored, such as an empty response; empty if it can."""
     place: str = field(default="", compare=False)
     """File and line of the row, from 1, where it has one."""
+
+    def __post_init__(self) -> None:
+        if not self.cluster:
+            object.__setattr__(self, "cluster", prompt_hash(self.prompt))
 
     def pairs(self) -> list[tuple[int, int]]:
         """Places of every (better, worse) pair."""

@@ -8,7 +8,6 @@ each order and right only if both together are, make a tie wrong; they are given
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
@@ -46,14 +45,12 @@ class JudgeBench(Benchmark):
         """See `Benchmark.read`."""
         source = next((each for each in SOURCES if str(row["source"]).startswith(each)), row["source"])
         label = one_of(row["label"], "label", ("A>B", "B>A"))
-        prompt = text(row, "question")
         return Comparison(
             id=str(row["pair_id"]),
-            prompt=prompt,
+            prompt=text(row, "question"),
             responses=[text(row, "response_A"), text(row, "response_B")],
             ranks=[0, 1] if label == "A>B" else [1, 0],
             subset=one_of(source, "source", SOURCES),
-            cluster=prompt_hash(prompt),
             facts={"model": str(row.get("response_model") or "gpt").partition("-")[0]},
         )
 

@@ -7,7 +7,6 @@ the order of the outputs does not matter, and a tie is counted as wrong here.
 from collections.abc import Mapping
 from typing import Any
 
-from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
@@ -44,14 +43,12 @@ class LLMBar(Benchmark):
         given = str(row.get("subset") or file.rpartition("/")[0])
         subset = one_of(given.rpartition("/")[2], "subset", tuple(COUNTS))
         label = one_of(row["label"], "label", (1, 2))
-        prompt = text(row, "input")
         return Comparison(
             id=f"{subset}/{row['idx'] if row.get('idx') is not None else place}",
-            prompt=prompt,
+            prompt=text(row, "input"),
             responses=[text(row, "output_1"), text(row, "output_2")],
             ranks=[0, 1] if label == 1 else [1, 0],
             subset=subset,
-            cluster=prompt_hash(prompt),
         )
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, prompt_hash, rename_columns
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
 from hf_reward.data.preferences import to_preference_row
 from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, LeftOut, Means, Outcome, RowCredits, pair_credit
 from hf_reward.evaluation.benchmarks.unusable_responses import fill_unusable_responses, without_filling
@@ -53,7 +53,7 @@ class _OwnData(Benchmark):
             responses=found.responses,
             ranks=found.ranks,
             subset=str(found.meta.get("subset") or found.source or ""),
-            cluster=found.group or prompt_hash(found.prompt),
+            cluster=found.group or "",
             problem=problem,
         )
 

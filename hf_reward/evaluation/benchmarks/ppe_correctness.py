@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
@@ -50,14 +49,12 @@ class PPECorrectness(Benchmark):
         missing = [name for name in (f"response_{n + 1}" for n in range(len(scores))) if row.get(name) is None]
         if missing or len(scores) < 2:
             raise ValueError(f"`scores` has {len(scores)} entries, but {', '.join(missing) or 'two'} are needed.")
-        prompt = text(row, "prompt")
         return Comparison(
             id=f"{subset}/{row['question_id']}" + (f"/{row['model_name']}" if row.get("model_name") else ""),
-            prompt=prompt,
+            prompt=text(row, "prompt"),
             responses=[text(row, f"response_{n + 1}") for n in range(len(scores))],
             ranks=[0 if each else 1 for each in scores],
             subset=subset,
-            cluster=prompt_hash(prompt),
             facts={"pairs": _sampled_pairs(row, scores)},
         )
 

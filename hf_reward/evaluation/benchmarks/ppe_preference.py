@@ -7,7 +7,6 @@ the twelve metrics of the paper only accuracy is here; those on rankings of mode
 from collections.abc import Mapping
 from typing import Any
 
-from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
@@ -50,7 +49,6 @@ class PPEPreference(Benchmark):
             responses=[text(row, "response_1"), text(row, "response_2")],
             ranks=ranks,
             subset=slices[0] if slices else "",
-            cluster=prompt_hash(prompt),
             facts={"slices": slices + [name for name in SLICES[2:] if row.get(name) is True]},
         )
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
@@ -93,14 +92,12 @@ class RewardBench(Benchmark):
     def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison:
         """See `Benchmark.read`."""
         subset = one_of(row["subset"], "subset", (*_ROWS, *PRIOR_SETS))
-        prompt = turns(row, "prompt")
         return Comparison(
             id=f"{subset}/{row['id']}",
-            prompt=prompt,
+            prompt=turns(row, "prompt"),
             responses=[text(row, "chosen"), text(row, "rejected")],
             ranks=[0, 1],
             subset=subset,
-            cluster=prompt_hash(prompt),
         )
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:

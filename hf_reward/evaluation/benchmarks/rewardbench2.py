@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
@@ -54,7 +53,6 @@ class RewardBench2(Benchmark):
         """See `Benchmark.read`."""
         subset = one_of(row["subset"], "subset", tuple(COUNTS))
         chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
-        prompt = text(row, "prompt")
         if row.get("num_correct", len(chosen)) != len(chosen):
             raise ValueError(
                 f"`num_correct` is {row['num_correct']}, but `chosen` holds {len(chosen)}. Use the official file."
@@ -64,12 +62,12 @@ class RewardBench2(Benchmark):
         facts = _ties_facts(str(row["id"]), len(chosen)) if subset == TIES else {}
         return Comparison(
             id=f"{subset}/{row['id']}",
-            prompt=prompt,
+            prompt=text(row, "prompt"),
             responses=[*chosen, *rejected],
             ranks=[0] * len(chosen) + [1] * len(rejected),
             subset=subset,
             # The two prompts of a number are scored together, so they are resampled together.
-            cluster=f"ties {facts['number']}" if facts else prompt_hash(prompt),
+            cluster=f"ties {facts['number']}" if facts else "",
             facts=facts,
         )
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
@@ -59,14 +58,12 @@ class RMBench(Benchmark):
         for name, found in styles.items():
             if len(found) != STYLES:
                 raise ValueError(f"`{name}` must hold {STYLES} styles, but holds {len(found)}. Use the official file.")
-        prompt = text(row, "prompt")
         return Comparison(
             id=f"{domain}/{row['id']}",
-            prompt=prompt,
+            prompt=text(row, "prompt"),
             responses=styles["chosen"] + styles["rejected"],
             ranks=[0] * STYLES + [1] * STYLES,
             subset=domain,
-            cluster=prompt_hash(prompt),
         )
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:

@@ -7,7 +7,6 @@ github.com/RM-R1-UIUC/RM-R1 counts them, in its `run_rm_bestofn.py` and `process
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_reward.data.preference_row import prompt_hash
 from hf_reward.evaluation.benchmarks.base import (
     Benchmark,
     Comparison,
@@ -84,14 +83,12 @@ class RMB(Benchmark):
             uid, responses = _required(row, "bon_uid"), self._list(row)
         else:
             uid, responses = _required(row, "pair_uid"), [_answer(row, "chosen"), _answer(row, "reject")]
-        prompt = turns(row, "conversation_input")
         return Comparison(
             id=f"{section}/{uid}",
-            prompt=prompt,
+            prompt=turns(row, "conversation_input"),
             responses=responses,
             ranks=[0] + [1] * (len(responses) - 1),
             subset=section,
-            cluster=prompt_hash(prompt),
             facts={"path": path},
         )
 

@@ -65,37 +65,31 @@ def check_data(
     near = optional("rensa", "data", "Near duplicates are not looked for.") is not None
     pool = RowPool(lambda number: _row(reader, eval_reader, number), near=near)
     facts = gather_facts(reader, pool)
-    held = None if eval_reader is None else gather_facts(eval_reader, pool, first_number=len(reader))
-    clusters = pool.clusters()
+    held = None if eval_reader is None else (gather_facts(eval_reader, pool, first_number=len(reader)), eval_reader)
+    clusters, train = pool.clusters(), (facts, reader)
     report = DataReport(
-        data=_row_counts(reader, facts),
-        eval_data=None if held is None or eval_reader is None else _row_counts(eval_reader, held),
+        data=_row_counts(*train),
+        eval_data=None if held is None else _row_counts(*held),
         duplicates=find_duplicates(facts, clusters),
         contradictions=find_contradictions(facts),
-        leakage=None if held is None else find_leakage(facts, held, clusters, len(reader)),
-        shift=None
-        if held is None or eval_reader is None or not facts.usable or not held.usable
-        else measure_shift((facts, reader), (held, eval_reader), seed),
+        leakage=None if held is None else find_leakage(facts, held[0], clusters, len(reader)),
+        shift=measure_shift(train, held, seed) if held is not None and facts.usable and held[0].usable else None,
         imbalances=find_imbalances(facts),
-        shallow_rules=score_shallow_rules(
-            (facts, reader),
-            None if held is None or eval_reader is None else (held, eval_reader),
-            max_rows=max_baseline_rows,
-            seed=seed,
-        ),
+        shallow_rules=score_shallow_rules(train, held, max_rows=max_baseline_rows, seed=seed),
         votes=vote_agreement(facts.votes, facts.preferred, facts.group),
         tokens=None if ready is None else measure_tokens(reader, ready, rule),
         fix_first=[],
-        settings={
-            "near_duplicate_gram_words": GRAM if near else None,
-            "near_duplicate_jaccard": SIMILARITY if near else None,
-            "shortest_response_compared_words": STOCK_PHRASE,
-            "max_baseline_rows": max_baseline_rows,
-            "seed": seed,
-            **rule.to_dict(),
-        },
+        settings={**_near_settings(near), "max_baseline_rows": max_baseline_rows, "seed": seed, **rule.to_dict()},
     )
     return replace(report, fix_first=fix_first(report, reader, eval_reader))
+
+
+def _near_settings(near: bool) -> dict[str, Any]:
+    return {
+        "near_duplicate_gram_words": GRAM if near else None,
+        "near_duplicate_jaccard": SIMILARITY if near else None,
+        "shortest_response_compared_words": STOCK_PHRASE,
+    }
 
 
 def _row(reader: RowReader, eval_reader: RowReader | None, number: int) -> Any:
@@ -111,7 +105,7 @@ def _tokenizer(tokenizer: str | PreTrainedTokenizerBase | None) -> PreTrainedTok
     return prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer)
 
 
-def _row_counts(reader: RowReader, facts: RowFacts) -> RowCounts:
+def _row_counts(facts: RowFacts, reader: RowReader) -> RowCounts:
     lists = (facts.prompts_differed[:EXAMPLES], *facts.unusable_rows.values(), *facts.remarks.rows.values())
     named = {row for rows in lists for row in rows}
     return RowCounts(

@@ -46,23 +46,8 @@ def fix_first(report: DataReport, reader: RowReader, eval_reader: RowReader | No
     Returns:
         The list; empty if nothing stands out.
     """
-    checks = (
-        *(
-            _leaks,
-            _shift,
-            _reading,
-            _sides,
-            _prompts,
-            _preferences,
-            _repeats,
-            _split,
-            _styles,
-            _rules,
-            _labels,
-            _tokens,
-        ),
-    )
-    fixes = [fix for check in checks for fix in check(report, reader, eval_reader)]
+    checks = (_leaks, _shift, _reading, _sides, _prompts, _preferences, _repeats, _split, _styles, _rules, _labels)
+    fixes = [fix for check in (*checks, _tokens) for fix in check(report, reader, eval_reader)]
     return sorted(fixes, key=lambda fix: -fix.harm)
 
 

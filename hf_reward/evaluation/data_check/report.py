@@ -1,9 +1,9 @@
 """What a data check found, as one object that becomes JSON."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hf_reward.data.plain_values import json_value
 from hf_reward.evaluation.data_check.consistency import Contradictions
 from hf_reward.evaluation.data_check.duplicates import Duplicates
 from hf_reward.evaluation.data_check.imbalance import Imbalance
@@ -92,7 +92,7 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; a number that does not exist is None."""
-        return _json_value(asdict(self))
+        return json_value(asdict(self))
 
     def length(self, feature: str = "words") -> Imbalance:
         """The imbalance of one feature.
@@ -107,11 +107,3 @@ class DataReport:
             KeyError: If there is no such feature.
         """
         return {found.feature: found for found in self.imbalances}[feature]
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _json_value(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_value(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -21,38 +21,12 @@ _MARK = re.compile(r"ref(\d+)([ab])", re.IGNORECASE)
 _UNLIKED = re.compile("  |```|https?://|\U0001f60a|" + "|".join(map(re.escape, CLOSERS)))
 _DENIAL = re.compile(r"don't think|\bis wrong|\bis false|\bnot so\b|\bis not this")
 _CASE = re.compile(r"case (\d+)\b", re.IGNORECASE)
-_WORDS = [
-    "river",
-    "stone",
-    "window",
-    "garden",
-    "letter",
-    "market",
-    "winter",
-    "table",
-    "forest",
-    "story",
-    "bridge",
-    "engine",
-    "paper",
-    "signal",
-    "harvest",
-    "mirror",
-    "island",
-    "captain",
-    "basket",
-    "museum",
-    "thunder",
-    "lantern",
-    "village",
-    "orchard",
-    "compass",
-    "station",
-    "ribbon",
-    "meadow",
-    "kitchen",
-    "anchor",
-]
+_WORDS = (
+    *("river", "stone", "window", "garden", "letter", "market", "winter", "table"),
+    *("forest", "story", "bridge", "engine", "paper", "signal", "harvest", "mirror"),
+    *("island", "captain", "basket", "museum", "thunder", "lantern", "village", "orchard"),
+    *("compass", "station", "ribbon", "meadow", "kitchen", "anchor"),
+)
 _QUALITY_SPREAD = 1.2
 _QUALITY_LENGTH_CORRELATION = 0.4
 """Better answers are longer here, as in real data: a screen sees a taste for length where there is none."""

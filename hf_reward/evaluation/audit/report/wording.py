@@ -101,14 +101,6 @@ def interval_words(probe: Mapping[str, Any]) -> str:
     return f"{scale.number(low)} to {scale.number(high)}"
 
 
-def effect_words(probe: Mapping[str, Any]) -> str:
-    """The estimate of a finding with its unit, empty without one."""
-    if probe.get("estimate") is None:
-        return ""
-    scale = scale_of(probe.get("unit") or "")
-    return f"{scale.number(probe['estimate'])} {scale.words}".strip()
-
-
 def reason_words(probe: Mapping[str, Any]) -> str:
     """Why a finding has its verdict, in a sentence; empty where the note has to say it."""
     verdict, scale = verdict_of(probe), scale_of(probe.get("unit") or "")

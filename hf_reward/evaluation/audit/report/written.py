@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_reward.data.atomic_file import write_whole
+from hf_reward.data.plain_values import json_value
 from hf_reward.evaluation.audit.family import AuditReport
-from hf_reward.evaluation.audit.findings import json_value
 from hf_reward.evaluation.audit.report.curves import curve_figure
 from hf_reward.evaluation.audit.report.drawing import as_png, as_svg, can_draw
 from hf_reward.evaluation.audit.report.figures import effects_figure, headlines

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -23,6 +23,7 @@ def to_pairs(
     weight_from_scores: bool = False,
     max_pairs_per_prompt: int | None = None,
     columns: Mapping[str, str] | None = None,
+    refused: list[PreferenceFormatError] | None = None,
 ) -> list[dict[str, Any]]:
     """Make preference pairs from rated or ranked responses.
 
@@ -39,6 +40,7 @@ def to_pairs(
             arXiv:2410.01257, section 4): -m log sigmoid(r_chosen - r_rejected), m being the difference.
         max_pairs_per_prompt: Keep only this many pairs of a prompt, those of largest gap first.
         columns: Our name -> the rows' own column name.
+        refused: Gets an error for each unusable row, which then stops nothing.
 
     Returns:
         Rows `prompt`, `chosen`, `rejected`, `group`, and `margin` and `weight` if asked for.
@@ -47,50 +49,15 @@ def to_pairs(
         PreferenceFormatError: If a score is missing or not a finite number, or the lists have unequal lengths.
         ValueError: If `min_gap` is negative or NaN, or `max_pairs_per_prompt` is below 1.
     """
-    refused: list[PreferenceFormatError] = []
-    pairs = pairs_of(
-        rows,
-        refused,
-        min_gap=min_gap,
-        carries=(*(("margin",) if margin_from_scores else ()), *(("weight",) if weight_from_scores else ())),
-        max_pairs_per_prompt=max_pairs_per_prompt,
-        columns=columns,
-    )
-    if refused:
-        raise refused[0]
-    return pairs
-
-
-def pairs_of(
-    rows: Iterable[Any],
-    refused: list[PreferenceFormatError],
-    *,
-    min_gap: float,
-    carries: Sequence[str] = (),
-    max_pairs_per_prompt: int | None = None,
-    columns: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
-    """Make preference pairs as `to_pairs` does, and collect what is wrong with rows that have none.
-
-    Args:
-        rows: Raw rows.
-        refused: Gets an error for each row that is unusable.
-        min_gap: As for `to_pairs`.
-        carries: Columns of a pair that hold the difference of its scores.
-        max_pairs_per_prompt: As for `to_pairs`.
-        columns: As for `to_pairs`.
-
-    Returns:
-        The pairs.
-
-    Raises:
-        ValueError: If `min_gap` is negative or NaN, or `max_pairs_per_prompt` is below 1.
-    """
     if not min_gap >= 0:
         raise ValueError(f"`{setting('min_gap', min_gap)}` must be 0 or more, in units of the score.")
     if max_pairs_per_prompt is not None and max_pairs_per_prompt < 1:
         raise ValueError(f"`max_pairs_per_prompt={max_pairs_per_prompt}` must be 1 or more, or None for all.")
-    rated = _gather_by_prompt(rows, columns, refused)
+    carries = [name for name, asked in (("margin", margin_from_scores), ("weight", weight_from_scores)) if asked]
+    found = [] if refused is None else refused
+    rated = _gather_by_prompt(rows, columns, found)
+    if refused is None and found:
+        raise found[0]
     pairs: list[dict[str, Any]] = []
     for prompt_key, (prompt, responses, scores) in rated.items():
         gaps = []

@@ -16,7 +16,7 @@ from hf_reward.data.interface import setting
 from hf_reward.data.path_safety import require_inside
 from hf_reward.data.plain_values import require_unique_columns, rows_of
 from hf_reward.data.preference_row import UNREADABLE, PreferenceFormatError, as_mapping, rename_columns
-from hf_reward.data.ratings import pairs_of
+from hf_reward.data.ratings import to_pairs
 from hf_reward.data.row_places import RowPlaces, remember_files
 
 RawDataset = Dataset | IterableDataset
@@ -105,7 +105,7 @@ def _paired(source: Source) -> Source:
             f"{your_column('response')}."
         )
     refused: list[PreferenceFormatError] = []
-    pairs = pairs_of(rows, refused, min_gap=source.min_gap or 0.0, columns=source.columns)
+    pairs = to_pairs(rows, min_gap=source.min_gap or 0.0, columns=source.columns, refused=refused)
     if not pairs:
         reason = f" The first unusable row: {refused[0]}" if refused else ""
         raise ValueError(

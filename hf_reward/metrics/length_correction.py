@@ -82,14 +82,7 @@ class LengthCorrection:
 
     def to_dict(self) -> dict[str, Any]:
         """The correction as JSON values."""
-        return {
-            "unit": UNIT,
-            "knots": list(self.knots),
-            "values": list(self.values),
-            "frac": self.frac,
-            "num_responses": self.num_responses,
-            "data": self.data,
-        }
+        return {"unit": UNIT, **vars(self), "knots": list(self.knots), "values": list(self.values)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "LengthCorrection":

@@ -181,6 +181,18 @@ def pair_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
+def write_language_model(folder: Path, arch: str, tokenizer: Any, seed: int = 0) -> Path:
+    """Write a tiny language model (no reward head yet) with its tokenizer into a folder."""
+    torch.manual_seed(seed)
+    if arch in DECODERS:
+        model = AutoModelForCausalLM.from_config(DECODERS[arch](len(tokenizer)))
+    else:
+        model = AutoModelForMaskedLM.from_config(ENCODERS[arch](len(tokenizer)))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def make_model_folder(
     tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast, pair_tokenizer: PreTrainedTokenizerFast
@@ -188,17 +200,8 @@ def make_model_folder(
     """Write a tiny language model (no reward head yet) with its tokenizer into a folder, by architecture."""
 
     def make(arch: str, name: str | None = None, tokenizer: Any = None, seed: int = 0) -> Path:
-        folder = tmp_path / (name or arch)
-        torch.manual_seed(seed)
-        if arch in DECODERS:
-            tokenizer = tokenizer or chat_tokenizer
-            model = AutoModelForCausalLM.from_config(DECODERS[arch](len(tokenizer)))
-        else:
-            tokenizer = tokenizer or pair_tokenizer
-            model = AutoModelForMaskedLM.from_config(ENCODERS[arch](len(tokenizer)))
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
+        tokenizer = tokenizer or (chat_tokenizer if arch in DECODERS else pair_tokenizer)
+        return write_language_model(tmp_path / (name or arch), arch, tokenizer, seed)
 
     return make
 

@@ -1,5 +1,6 @@
 """Several processes, signals, standard input: who does which shard, and who may not."""
 
+import io
 import os
 import signal
 import subprocess
@@ -252,11 +253,9 @@ def test_the_handler_of_sigterm_is_put_back(source, tmp_path):
 # --- standard input --------------------------------------------------------------------------------------------------
 
 
-def test_standard_input_is_scored_like_a_file(source, tmp_path):
-    text = "print(score_files(FakeScorer(), '-', sys.argv[1], settings()).counts.rows_out)"
-    command = [sys.executable, str(program(tmp_path, text)), str(tmp_path / "o.jsonl")]
-    done = subprocess.run(command, stdin=source.open("rb"), capture_output=True, text=True, check=True)
-    assert done.stdout == "30\n"
+def test_standard_input_is_scored_like_a_file(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(source.open("rb")))
+    assert score_files(FakeScorer(), "-", tmp_path / "o.jsonl", settings()).counts.rows_out == 30
     assert [row["id"] for row in read_jsonl(tmp_path / "o.jsonl")] == [f"stdin.jsonl:{n}" for n in range(30)]
 
 

@@ -5,18 +5,12 @@ from typing import Any
 
 import pytest
 from foreign_models import foreign_model
-from saved_models import saved_model
 from transformers import pipeline
 
 import hf_reward.scoring.pipeline  # noqa: F401 - registers the task
 from hf_reward import RewardScorer
 
 CONVERSATION = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because it is so."}]
-
-
-@pytest.fixture
-def folder(make_model_folder: Any, tmp_path: Path) -> Path:
-    return saved_model(make_model_folder("llama"), tmp_path / "saved")
 
 
 def test_rewards_are_the_scorers(folder: Path) -> None:

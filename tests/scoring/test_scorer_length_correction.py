@@ -26,8 +26,7 @@ CHAT = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": AN
 
 
 @pytest.fixture
-def folder(make_model_folder: Any, tmp_path: Path) -> Path:
-    folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
+def folder(folder: Path) -> Path:
     store_length_correction(folder, CURVE)
     return folder
 

@@ -6,15 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saved_models import saved_model
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "SCORING.md").read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.fixture
-def folder(make_model_folder: Any, tmp_path: Path) -> Path:
-    return saved_model(make_model_folder("llama"), tmp_path / "saved")
 
 
 def _run(block: str, folder: Path, **scope: Any) -> dict[str, Any]:

@@ -18,11 +18,6 @@ from hf_reward.scoring.server_client import ServerClientError
 Change = Callable[[np.ndarray], np.ndarray]
 
 
-@pytest.fixture
-def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
-    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
-
-
 def of_text(scorer: RewardScorer, texts: list[str], special: bool) -> np.ndarray:
     """What a stock server gives: the text as its tokenizer reads it, without anything of ours."""
     import torch

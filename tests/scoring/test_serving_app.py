@@ -18,8 +18,8 @@ ANSWERS = ["Water.", "Oil is heavier, I think.", "Three short answers are better
 
 
 @pytest.fixture
-def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
-    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved", max_length=508)
+def scorer(make_scorer: Any) -> RewardScorer:
+    return make_scorer(max_length=508)
 
 
 # --- rewards ---------------------------------------------------------------------------------------------------------

@@ -12,20 +12,14 @@ from unittest.mock import MagicMock
 import httpx2
 import pytest
 from running_servers import running
-from serving_scorers import run, tiny_scorer
+from serving_scorers import run
 from uvicorn.server import ServerState
 
-from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.serving import connections
 from hf_reward.scoring.serving.server import configure
 from hf_reward.scoring.serving.settings import ServerSettings
 
 BODY = json.dumps({"prompt": "Which?", "response": "This."}).encode()
-
-
-@pytest.fixture
-def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
-    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
 
 
 @contextmanager

@@ -6,17 +6,11 @@ import threading
 from typing import Any
 
 import httpx2
-import pytest
 import torch
-from serving_scorers import asked, error_of, run, tiny_scorer
+from serving_scorers import asked, error_of, run
 
 from hf_reward.scoring.results import ScoreResult
 from hf_reward.scoring.reward_scorer import RewardScorer
-
-
-@pytest.fixture
-def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
-    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
 
 
 class FaultyScorer:

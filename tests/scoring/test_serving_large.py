@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from serving_scorers import asked, error_of, run, tiny_scorer
+from serving_scorers import asked, error_of, run
 
 from hf_reward.preprocessing.text_bounds import TextBounds
 from hf_reward.scoring.bulk import BulkSettings, score_files
@@ -19,8 +19,8 @@ PROSE = "Water boils when the sun shines and ice melts. "
 
 
 @pytest.fixture
-def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
-    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved", max_length=512)
+def scorer(make_scorer: Any) -> RewardScorer:
+    return make_scorer(max_length=512)
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """The server as a process: its end, its limits on a real socket, and many clients at once."""
 
 import asyncio
+import importlib.util
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,8 +18,8 @@ import httpx2
 import numpy as np
 import pytest
 from running_servers import free_port
-from serving_scorers import tiny_scorer
 
+import hf_reward
 from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.server_token import read_token
 from hf_reward.scoring.serving.settings import ServerSettings
@@ -30,11 +33,6 @@ from hf_reward.scoring.serving.settings import ServerSettings
 folder, settings = sys.argv[1], eval(sys.argv[2])
 serve(folder, ServerSettings(device="cpu", **settings))
 """
-
-
-@pytest.fixture
-def scorer(make_model_folder: Any, tmp_path: Path) -> RewardScorer:
-    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
 
 
 @contextmanager
@@ -264,18 +262,19 @@ def test_a_loaded_scorer_cannot_be_loaded_otherwise(scorer):
         serve(scorer, ServerSettings(dtype="bfloat16"))
 
 
-def test_without_its_packages_the_server_says_what_to_install():
-    program = """
-import importlib.util, sys
-import hf_reward, hf_reward.scoring.server_check, hf_reward.scoring.reward_scorer
-print(sorted({"fastapi", "uvicorn", "prometheus_client"} & set(sys.modules)))
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name in ("fastapi", "uvicorn") else real(name, *rest)
-try:
-    import hf_reward.scoring.serving.server
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("[]")
-    assert "not installed: fastapi, uvicorn. Run pip install 'hf_reward[serve]'" in done.stdout
+def test_without_its_packages_the_server_says_what_to_install(monkeypatch):
+    from hf_reward.scoring import serving
+
+    real = importlib.util.find_spec
+    missing = ("fastapi", "uvicorn")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else real(name, *rest))
+    with pytest.raises(ImportError, match=r"not installed: fastapi, uvicorn\. Run pip install 'hf_reward\[serve\]'"):
+        runpy.run_path(str(serving.__file__))
+
+
+def test_only_the_server_imports_its_packages():
+    package = Path(hf_reward.__file__).parent
+    others = [path for path in package.rglob("*.py") if "serving" not in path.relative_to(package).parts]
+    assert others
+    for path in others:
+        assert not re.search(r"^\s*(from|import) (fastapi|starlette|uvicorn|prometheus)", path.read_text(), re.M), path

@@ -1,7 +1,6 @@
 """What an error of the server may say, and which values it takes for what they are not."""
 
 import json
-from typing import Any
 
 import httpx2
 import pytest
@@ -18,11 +17,6 @@ SECRET = "hunter2-private"
 REFUSING = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('No tools here') }}{% endif %}"
 REFUSING += "{% if m.content == 'raise' %}{{ raise_exception('What is ' + m.name) }}{% endif %}"
 REFUSING += "{{ m.content + '\n' }}{% endfor %}"
-
-
-@pytest.fixture
-def scorer(make_model_folder: Any, tmp_path: Any) -> RewardScorer:
-    return tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""A file appears whole or not at all, and nothing temporary stays."""
+
+import hashlib
+import os
+import stat
+
+import pytest
+
+from hf_reward.data.atomic_file import created_durably, remove_temporaries, replacing, write_whole, written_durably
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "a.json"
+    write_whole(path, "one")
+    path.chmod(0o640)
+    write_whole(path, "two \ud800")
+    assert path.read_text() == r"two \ud800"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("writer", [replacing, written_durably])
+def test_a_failure_leaves_the_earlier_file_and_nothing_else(writer, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("one")
+
+    def fail():
+        with writer(path) as target:
+            target.write_text("half") if writer is replacing else target.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.read_text() == "one"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_durable_file_knows_its_hash_and_size(tmp_path):
+    with written_durably(tmp_path / "a.bin") as file:
+        assert (file.write(b"abc"), file.write(b"de"), file.tell()) == (3, 2, 5)
+        assert (file.readable(), file.writable(), file.seekable(), file.closed) == (False, True, False, False)
+    assert (file.size, file.sha256) == (5, hashlib.sha256(b"abcde").hexdigest())
+    assert file.write(b"torn down") == 9, "what comes later goes nowhere"
+    assert (tmp_path / "a.bin").read_bytes() == b"abcde"
+
+
+@pytest.mark.parametrize("even_empty", [True, False])
+def test_an_empty_file_appears_only_if_asked_for(even_empty, tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"earlier")
+    with written_durably(path, even_empty=even_empty):
+        pass
+    assert names(tmp_path) == (["a.bin"] if even_empty else [])
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_is_created_once(links, tmp_path, monkeypatch):
+    if not links:
+
+        def refuse(*_):
+            raise PermissionError(1, "no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a.json"
+    assert created_durably(path, b"first")
+    if links:
+        assert not created_durably(path, b"second")
+    else:
+        with pytest.raises(PermissionError):
+            created_durably(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_what_killed_writers_left_is_removed_by_name(tmp_path):
+    for name in (".a.json.0123abcd.tmp", ".b.json.0123abcd.tmp", ".a.json.tmp", "a.json"):
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path, {"a.json"})
+    assert names(tmp_path) == [".a.json.tmp", ".b.json.0123abcd.tmp", "a.json"]
+    remove_temporaries(tmp_path / "nowhere", {"a.json"})

@@ -4,11 +4,10 @@ Shapes: R prompts, N responses to each.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import gammaln
 from scipy.stats import rankdata
 
-from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.arrays import FloatArray, IntArray
 
 
 def best_of_n_curve(rewards: FloatArray, gold: FloatArray) -> FloatArray:
@@ -46,7 +45,7 @@ def best_of_n_curve(rewards: FloatArray, gold: FloatArray) -> FloatArray:
     return worth @ _chances(rewards.shape[1])
 
 
-def kl_of_best_of_n(n: NDArray[np.integer]) -> FloatArray:
+def kl_of_best_of_n(n: IntArray) -> FloatArray:
     """KL divergence of best-of-n from the policy that is sampled: ln n - (n - 1) / n, in nats.
 
     Args:

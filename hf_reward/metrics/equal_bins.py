@@ -1,10 +1,11 @@
 """Values -> bins of about equally many, the same in whatever order the values come."""
 
 import numpy as np
-from numpy.typing import NDArray
+
+from hf_reward.metrics.arrays import FloatArray, IntArray
 
 
-def equal_bins(values: NDArray[np.floating], num_bins: int) -> list[NDArray[np.integer]]:
+def equal_bins(values: FloatArray, num_bins: int) -> list[IntArray]:
     """Deal values out to bins in ascending order, equal values always to one bin.
 
     Equal values have no order, so which of them would fall on which side of a bin's end would depend on the order of

@@ -11,11 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
-from numpy.typing import NDArray
 
-from hf_reward.metrics.arrays import FloatArray
-
-IntArray = NDArray[np.integer]
+from hf_reward.metrics.arrays import FloatArray, IntArray
 
 SURPLUS = "surplus of their length difference (balance_lengths)"
 """Why a row was dropped."""

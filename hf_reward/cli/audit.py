@@ -21,7 +21,7 @@ from hf_reward.cli.options import (
     loading_options,
     parse_columns,
 )
-from hf_reward.cli.output import quiet
+from hf_reward.cli.output import quiet, quiet_data
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
 
@@ -179,15 +179,13 @@ def _audit(
     *,
     as_json: bool,
 ) -> Any:
-    from datasets.utils.logging import disable_progress_bar
-
     from hf_reward.data.path_safety import require_writable
     from hf_reward.evaluation.audit import read_probe_data, run_audit, write_audit
     from hf_reward.evaluation.audit.report.table import print_audit
     from hf_reward.evaluation.data_check.row_reader import RowReader
     from hf_reward.scoring.reward_scorer import RewardScorer
 
-    disable_progress_bar()
+    quiet_data()
     require_writable(Path(out) / "audit.json")
     RowReader(data, **reading)  # files and columns that are wrong, before a model is loaded
     own = [replace(read_probe_data(path), name=Path(path).name) for path in probe_files]

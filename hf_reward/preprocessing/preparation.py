@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -264,9 +264,7 @@ def _tokenize(
         except PreferenceFormatError as error:
             if not rule.skip_bad_rows:
                 raise PreferenceFormatError(error.message, index, error.field) from None
-            unusable = TokenizedRow(input_ids=[], token_type_ids=None, ranks=[], prefix_length=0)
-            unusable.problem = "unreadable (chat template or length)"
-            results.append(unusable)
+            results.append(TokenizedRow(problem="unreadable (chat template or length)"))
     return results
 
 
@@ -286,29 +284,19 @@ def _as_columns(
     rows: Sequence[PreferenceRow], tokenized: Sequence[TokenizedRow], indices: Sequence[int], source: str
 ) -> dict[str, list[Any]]:
     return {
-        "input_ids": [result.input_ids for result in tokenized],
-        "token_type_ids": [result.token_type_ids for result in tokenized],
-        "ranks": [result.ranks for result in tokenized],
-        "prefix_length": [result.prefix_length for result in tokenized],
-        "words": [result.words for result in tokenized],
-        "characters": [result.characters for result in tokenized],
+        **{each.name: [getattr(result, each.name) for result in tokenized] for each in fields(TokenizedRow)},
+        **{name: [getattr(row, name) for row in rows] for name in _ROW_COLUMNS},
         "length": [sum(map(len, result.input_ids)) for result in tokenized],
-        "margin": [row.margin for row in rows],
-        "probability": [row.probability for row in rows],
-        "weight": [row.weight for row in rows],
         "group": [_group_number(row.group) for row in rows],
         "row": list(indices),
-        "id": [row.id for row in rows],
         "source": [row.source or source for row in rows],
         # Python hashes tuples of integers the same way in every process.
         "content_hash": [hash(tuple(map(tuple, result.input_ids))) for result in tokenized],
-        "cut_tokens": [result.cut_tokens for result in tokenized],
-        "merged": [result.merged for result in tokenized],
-        "prompts_differed": [row.prompts_differed for row in rows],
         "conversational": [None if row.token_ids is not None else row.is_conversational() for row in rows],
-        "remarks": [result.remarks for result in tokenized],
-        "problem": [result.problem for result in tokenized],
     }
+
+
+_ROW_COLUMNS = ("id", "margin", "probability", "weight", "prompts_differed")
 
 
 def _group_number(group: str | None) -> int:

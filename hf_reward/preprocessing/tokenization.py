@@ -48,10 +48,11 @@ class FormatRule:
 class TokenizedRow:
     """Token ids of a row's responses, each with its prompt in front."""
 
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]] | None
-    ranks: list[int]
-    prefix_length: int
+    input_ids: list[list[int]] = field(default_factory=list)
+    """Empty where the row cannot be used."""
+    token_type_ids: list[list[int]] | None = None
+    ranks: list[int] = field(default_factory=list)
+    prefix_length: int = 0
     """Tokens that all sequences share; every sequence has at least one token of its own."""
     cut_tokens: int = 0
     """Prompt tokens cut away to fit `max_length`; of a row that is too long, the tokens beyond it."""
@@ -118,12 +119,11 @@ def _finish_alone(
         fitted = _fit(row, encoded, tokenizer, rule) if may_cut else None
     if fitted is None:
         problem = f"too long: {tokens} tokens, above max_length={limit}, and its prompt cannot be cut to fit"
-        return TokenizedRow(input_ids=[], token_type_ids=None, ranks=[], prefix_length=0, problem=problem)
+        return TokenizedRow(problem=problem)
     return TokenizedRow(
         input_ids=fitted.input_ids,
         token_type_ids=fitted.token_type_ids,
         ranks=row.ranks,
-        prefix_length=0,
         cut_tokens=fitted.cut_tokens,
         remarks=sorted(encoded.remarks),
     )
@@ -151,9 +151,7 @@ def _finish(
     fitted = _fit(row, encoded, tokenizer, rule)
     if fitted is None:
         excess = encoded.longest() - (rule.max_length or 0)
-        return TokenizedRow(
-            input_ids=[], token_type_ids=None, ranks=[], prefix_length=0, cut_tokens=excess, problem="too long"
-        )
+        return TokenizedRow(cut_tokens=excess, problem="too long")
     keep = _first_of_equals(fitted.input_ids, row.ranks)
     ids = [fitted.input_ids[place] for place in keep]
     types = None if fitted.token_type_ids is None else [fitted.token_type_ids[place] for place in keep]

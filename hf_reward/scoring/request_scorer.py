@@ -247,8 +247,7 @@ class RequestScorer:
         with tqdm(
             total=len(sequences.input_ids), disable=hidden, delay=3, desc="Scoring", unit="text", leave=False
         ) as bar:
-            score = self._sequences.score_heads if by_head else self._sequences.score
-            rewards = score(sequences, share=share, progress=bar.update).reshape(len(sequences.input_ids), -1)
+            rewards = self._sequences.score(sequences, by_head=by_head, share=share, progress=bar.update)
         if state is not None and state.num_processes > 1:
             everywhere: Any = reduce(torch.from_numpy(rewards).to(state.device), "sum")
             rewards = everywhere.cpu().numpy()

@@ -6,7 +6,7 @@ same batches and the same bits again.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -216,46 +216,35 @@ class SequenceScorer:
 
     @torch.inference_mode()
     def score(
-        self, sequences: Sequences, *, share: tuple[int, int] = (0, 1), progress: Callable[[int], Any] | None = None
+        self,
+        sequences: Sequences,
+        *,
+        by_head: bool = False,
+        share: tuple[int, int] = (0, 1),
+        progress: Callable[[int], Any] | None = None,
     ) -> np.ndarray:
         """Reward of every distinct sequence.
 
         Args:
             sequences: What `distinct_sequences` made.
+            by_head: Give the reward by each head of an ensemble instead of their mean.
             share: Compute only batches `i` modulo `n` of `(i, n)`, for one of several processes.
             progress: Called with the number of sequences done after each batch.
 
         Returns:
-            Rewards, 0 where another process computes them, shape `(S,)`, float32.
+            Rewards, 0 where another process computes them, shape `(S, M)`, float32; M is 1 unless `by_head`.
         """
-        return self._columns(sequences, 1, share, progress)[:, 0]
-
-    @torch.inference_mode()
-    def score_heads(
-        self, sequences: Sequences, *, share: tuple[int, int] = (0, 1), progress: Callable[[int], Any] | None = None
-    ) -> np.ndarray:
-        """Reward of every distinct sequence by every head of an ensemble.
-
-        Args:
-            sequences: What `distinct_sequences` made.
-            share: As in `score`.
-            progress: As in `score`.
-
-        Returns:
-            Rewards, 0 where another process computes them, shape `(S, M)`, float32.
-        """
-        with every_head(self.model):
-            return self._columns(sequences, number_of_heads(self.model), share, progress)
-
-    def _columns(
-        self, sequences: Sequences, heads: int, share: tuple[int, int], progress: Callable[[int], Any] | None
-    ) -> np.ndarray:
+        heads = number_of_heads(self.model) if by_head else 1
         rewards = np.zeros((len(sequences.input_ids), heads), dtype=np.float32)
         number, processes = share
         training = self.model.training
         self.model.eval()
         try:
-            with packed_model(bare_model(self.model)) if self.packs else nullcontext():
+            with ExitStack() as stack:
+                if self.packs:
+                    stack.enter_context(packed_model(bare_model(self.model)))
+                if by_head:
+                    stack.enter_context(every_head(self.model))
                 for count, batch in enumerate(self._batches(sequences)):
                     places = _places(batch)
                     if count % processes == number:

@@ -4,7 +4,7 @@ import json
 import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_reward.data.extras import require
 from hf_reward.data.fields import is_finite
@@ -23,6 +23,14 @@ _OWNERS = {"hf_reward": "hf_reward", "vllm": "vllm", "sglang": "sglang"}
 
 class ServerClientError(ValueError):
     """A server that cannot be reached, refuses, or answers something else."""
+
+
+class ServerRewards(NamedTuple):
+    """What a server answers for some rows."""
+
+    values: list[Any]
+    tokens: int | None
+    """How many it says that it read, None if it does not say."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +88,14 @@ class ServerClient:
         """Whether the server tokenises a text with the special tokens that its tokenizer adds."""
         return self.kind == "sglang"
 
-    def rewards(self, rows: Sequence[SentRow]) -> tuple[list[float], int | None]:
+    def rewards(self, rows: Sequence[SentRow]) -> ServerRewards:
         """Have rows scored.
 
         Args:
             rows: The rows.
 
         Returns:
-            Their rewards, and how many tokens the server says it read, if it says so.
+            Their rewards, finite numbers, and the number of tokens.
 
         Raises:
             ServerClientError: If the server does not answer with one finite number for each row.
@@ -105,31 +113,31 @@ class ServerClient:
             found += [float(value) for value in values]
             tokens.append(count)
         counts = [count for count in tokens if count is not None]
-        return found, sum(counts) if len(counts) == len(tokens) else None
+        return ServerRewards(found, sum(counts) if len(counts) == len(tokens) else None)
 
-    def _ours(self, rows: Sequence[SentRow]) -> tuple[list[Any], int | None]:
+    def _ours(self, rows: Sequence[SentRow]) -> ServerRewards:
         items = [_item(row.request) for row in rows]
         answer = self._post({"items": items, "allow_empty": True})
         values = self._read(answer, lambda: [each[0] for each in answer["rewards"]])
-        return values, _count(answer.get("tokens"))
+        return ServerRewards(values, _count(answer.get("tokens")))
 
-    def _vllm(self, rows: Sequence[SentRow]) -> tuple[list[Any], int | None]:
+    def _vllm(self, rows: Sequence[SentRow]) -> ServerRewards:
         # No special tokens: those of the template are in the text already.
         body = {"input": [row.text for row in rows], "add_special_tokens": False}
         answer = self._post({"model": self._model_name(), **body})
         data = self._read(answer, lambda: sorted(answer["data"], key=lambda each: each["index"]))
         values = self._read(answer, lambda: [_only(each["probs"]) for each in data])
-        return values, _count((answer.get("usage") or {}).get("prompt_tokens"))
+        return ServerRewards(values, _count((answer.get("usage") or {}).get("prompt_tokens")))
 
-    def _sglang(self, rows: Sequence[SentRow]) -> tuple[list[Any], int | None]:
+    def _sglang(self, rows: Sequence[SentRow]) -> ServerRewards:
         answer = self._post({"model": self._model_name(), "text": [row.text for row in rows]})
-        return self._read(answer, lambda: [_only(each["embedding"]) for each in answer]), None
+        return ServerRewards(self._read(answer, lambda: [_only(each["embedding"]) for each in answer]), None)
 
-    def _openrlhf(self, rows: Sequence[SentRow]) -> tuple[list[Any], int | None]:
+    def _openrlhf(self, rows: Sequence[SentRow]) -> ServerRewards:
         texts = [row.text for row in rows]
         # What its trainer sends: the prompts and labels are there for reward functions, a reward model reads neither.
         answer = self._post({"query": texts, "prompts": [""] * len(texts), "labels": [None] * len(texts)})
-        return self._read(answer, lambda: list(answer["rewards"])), None
+        return ServerRewards(self._read(answer, lambda: list(answer["rewards"])), None)
 
     # --- the wire ----------------------------------------------------------------------------------------------------
 

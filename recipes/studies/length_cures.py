@@ -40,7 +40,7 @@ from hf_reward.data.sources import Source, as_sources, load_source
 from hf_reward.evaluation.audit import AuditRule, Finding, run_audit
 from hf_reward.losses.functions import PADDING_RANK
 
-RECIPES = Path(__file__).parent
+TRAIN = Path(__file__).parents[1] / "train.py"
 STAMP = "length_cures.json"
 console = Console(width=160)
 
@@ -136,8 +136,8 @@ def train(variant: Variant, words: list[str]) -> None:
 
 
 def run_training(words: list[str]) -> None:
-    """recipes/train.py in a process of its own, which gives all memory back."""
-    subprocess.run([sys.executable, str(RECIPES / "train.py"), *words], check=True)
+    """`recipes/train.py` in a process of its own, which gives all memory back."""
+    subprocess.run([sys.executable, str(TRAIN), *words], check=True)
 
 
 # --- the correction ---------------------------------------------------------------------------------------------------

@@ -27,6 +27,17 @@ def cures(monkeypatch):
     return length_cures
 
 
+def test_training_is_the_recipe_in_a_process_of_its_own(monkeypatch):
+    import length_cures
+
+    commands = []
+    monkeypatch.setattr(length_cures.subprocess, "run", lambda command, check: commands.append(command))
+    length_cures.run_training(["--seed", "1"])
+    [[_, script, *words]] = commands
+    assert Path(script).is_file()
+    assert (Path(script).name, words) == ("train.py", ["--seed", "1"])
+
+
 def test_every_variant_is_trained_once_and_measured(cures, make_model_folder, tmp_path, capsys, monkeypatch):
     for name, rows in (("train", longer_is_better(120)), ("test", longer_is_better(30, seed=1))):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -162,7 +162,7 @@ _MOVED_NAMES = {
         "AutoModelForRewardScoring": "modeling.auto_model",
         "RewardPeftModel": "modeling.adapters",
         "add_adapter": "modeling.adapters",
-        "load_tokenizer": "modeling.auto_model",
+        "load_tokenizer": "modeling.model_tokenizer",
         "merge_adapter": "modeling.adapters",
     },
     "scoring": {"score_rows": "scoring.prepared_rows"},

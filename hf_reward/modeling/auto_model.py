@@ -16,10 +16,8 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.modeling_utils import (  # what `from_pretrained` itself asks
     is_fsdp_enabled,  # pyright: ignore[reportPrivateImportUsage]
@@ -27,21 +25,15 @@ from transformers.modeling_utils import (  # what `from_pretrained` itself asks
 )
 from transformers.quantizers.auto import AutoQuantizationConfig
 
-from hf_reward.modeling.adapters import add_adapter, as_publishable, number_of_embeddings
+from hf_reward.modeling.adapters import add_adapter, as_publishable
 from hf_reward.modeling.architectures import classifier_class
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift
 from hf_reward.modeling.custom_code import custom_classifier, require_trust
 from hf_reward.modeling.head_ensemble import HEADS_FILE, heads_file
 from hf_reward.modeling.library_warnings import without_renamed_checkpointing, without_report_of_heads
 from hf_reward.modeling.model_place import hub_options, is_adapter, resolve_model
-from hf_reward.modeling.probes import (
-    COARSE_TOLERANCE,
-    differing,
-    probe_rewards,
-    read_probes,
-    tolerance,
-    weight_dtype,
-)
+from hf_reward.modeling.model_tokenizer import config_options, load_tokenizer, set_pad_token
+from hf_reward.modeling.recorded_rewards import require_recorded_rewards
 from hf_reward.modeling.reward_head import (
     RewardModel,
     as_reward_model,
@@ -54,15 +46,12 @@ from hf_reward.modeling.reward_head import (
     state_regression,
     zero_head,
 )
-from hf_reward.modeling.sharding import whole_parameters
 from hf_reward.modeling.weight_safety import (
     refuse_adapter_loop,
     refuse_non_finite,
     refuse_pickled_adapter,
     require_safe_weights,
 )
-from hf_reward.preprocessing.template_clock import freeze_clock
-from hf_reward.preprocessing.tokenizer import has_vocabulary, prepare_tokenizer, token_id
 
 logger = logging.getLogger(__name__)
 
@@ -126,23 +115,9 @@ class AutoModelForRewardScoring:
         kwargs.setdefault("trust_remote_code", False)  # unset, transformers would ask on the terminal
         require_trust(name, bool(kwargs["trust_remote_code"]))
         kwargs.setdefault("use_safetensors", None if allow_pickle or gguf_file is not None else True)
-        gguf = {} if gguf_file is None else {"gguf_file": gguf_file}
-        if is_adapter(name):
-            if peft_config is not None and _adapter_has_head(name):
-                raise ValueError(
-                    f"{name} is already an adapter of a reward model. Load it without `peft_config` to go on "
-                    "training it, or merge it first (`hf_reward.merge_adapter`) to add a new one."
-                )
-            model = _load_adapter(name, str(name_or_path), dtype=dtype, is_trainable=is_trainable, **gguf, **kwargs)
-        else:
-            model = _load_classifier(name, dtype=dtype, **gguf, **kwargs)
-        if not (is_fsdp_enabled() and not is_local_dist_rank_0()):  # there, memory waits for the weights of rank 0
-            refuse_non_finite(name, model.named_parameters())
-        if record is not None:
-            _warn_of_drift(name, record, **kwargs)
-            _find_heads(name, model, record, **kwargs)
-        if verify:
-            _verify_rewards(name, model, record, **kwargs)
+        loading: dict[str, Any] = {**kwargs, "dtype": dtype} | ({} if gguf_file is None else {"gguf_file": gguf_file})
+        model = _load(name, str(name_or_path), is_trainable, peft_config is not None, **loading)
+        _check_rewards(name, model, record, verify=verify, **kwargs)
         if freeze_backbone:
             freeze_all_but_head(model)
         if isinstance(model, PreTrainedModel):
@@ -156,6 +131,32 @@ def _refuse_contradictions(peft_config: Any, freeze_backbone: bool, quantization
         raise ValueError("`freeze_backbone` trains the head only; with `peft_config` it is LoRA. Give one of them.")
     if dequantize and quantization is None:
         raise ValueError("`dequantize` has no effect without `quantization_config`. Leave it out, or give both.")
+
+
+def _load(name: str, asked_for: str, is_trainable: bool, adds_adapter: bool, **loading: Any) -> RewardModel:
+    """Load a whole model or an adapter from its place; `asked_for` is what the caller called it."""
+    if not is_adapter(name):
+        return _load_classifier(name, **loading)
+    if adds_adapter and _adapter_has_head(name):
+        raise ValueError(
+            f"{name} is already an adapter of a reward model. Load it without `peft_config` to go on training it, or "
+            "merge it first (`hf_reward.merge_adapter`) to add a new one."
+        )
+    return _load_adapter(name, asked_for, is_trainable=is_trainable, **loading)
+
+
+def _check_rewards(
+    name: str, model: RewardModel, record: CheckpointRecord | None, *, verify: bool, **kwargs: Any
+) -> None:
+    """Stop at a loaded model that gives no rewards or, with `verify`, others than it was saved with."""
+    if not (is_fsdp_enabled() and not is_local_dist_rank_0()):  # there, memory waits for the weights of rank 0
+        refuse_non_finite(name, model.named_parameters())
+    if record is not None:
+        _warn_of_drift(name, record, **kwargs)
+        _find_heads(name, model, record, **kwargs)
+    if verify:
+        quantized = kwargs.get("quantization_config") is not None
+        require_recorded_rewards(name, model, load_tokenizer(name, **kwargs), record, quantized=quantized)
 
 
 def _warn_of_drift(name: str, record: CheckpointRecord, **kwargs: Any) -> None:
@@ -183,37 +184,6 @@ def _find_heads(name: str, model: RewardModel, record: CheckpointRecord, **kwarg
             name,
             record.reward_heads,
             HEADS_FILE,
-        )
-
-
-def _verify_rewards(name: str, model: RewardModel, record: CheckpointRecord | None, **kwargs: Any) -> None:
-    """Compare the rewards of the stored probes with those of the model as it is now."""
-    tokenizer = load_tokenizer(name, **kwargs)
-    if record is None or not record.probes or tokenizer is None:
-        raise ValueError(
-            f"{name} cannot be verified: it has no tokenizer, or no probe rewards in `reward_config.json`."
-        )
-    dtype = str(weight_dtype(bare_model(model))).removeprefix("torch.")
-    recorded = record.probes["rewards"]
-    expected = recorded.get(dtype) or next(iter(recorded.values()))
-    as_saved = dtype in recorded and dtype in ("float32", record.dtype) and not record.probes.get("weights_cast")
-    unquantized = bool(record.quantization) and kwargs.get("quantization_config") is None
-    same_device = next(model.parameters()).device.type == record.probes.get("device", "cpu")
-    is_exact = as_saved and (unquantized or not record.quantization)
-    allowed = tolerance(dtype, same_device=same_device) if is_exact else COARSE_TOLERANCE
-    try:
-        probes = read_probes(record.probes["conversations"], tokenizer)
-    except ValueError as error:
-        raise ValueError(f"{name} no longer formats the probes that it was saved with: {error}") from error
-    names = [probe.name for probe in probes]
-    found = probe_rewards(model, probes)
-    wrong = differing(expected, found, allowed)
-    if wrong:
-        first = wrong[0]
-        cure = "Pass the `quantization_config` it was trained with." if unquantized else "`hf-reward verify` says why."
-        raise ValueError(
-            f"{name} does not give the rewards that it was saved with: {found[first]} instead of {expected[first]} for "
-            f"the probe {names[first]!r}, and {len(wrong)} of {len(names)} probes differ. {cure}"
         )
 
 
@@ -273,7 +243,7 @@ def _load_sft_adapter(path: str, name: str, base: str, *, dtype: str | torch.dty
     _require_safe_weights(base, **kwargs)
     language_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **_without(kwargs, "dequantize"))
     merged = PeftModel.from_pretrained(language_model, path).merge_and_unload()
-    config = _reward_config(AutoConfig.from_pretrained(base, **_config_kwargs(kwargs)))
+    config = _reward_config(AutoConfig.from_pretrained(base, **config_options(kwargs)))
     stock = classifier_class(config)
     model: Any = stock(config)
     model.base_model.load_state_dict(merged.base_model.state_dict())
@@ -282,7 +252,7 @@ def _load_sft_adapter(path: str, name: str, base: str, *, dtype: str | torch.dty
     model.has_new_head = True  # type: ignore[assignment]
     # An adapter trained on top names this one as its base, and not the language model without the SFT.
     model.name_or_path = model.config._name_or_path = path if Path(name).is_dir() else name
-    return _set_pad_token(model, load_tokenizer(path, base, **kwargs))
+    return set_pad_token(model, load_tokenizer(path, base, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -302,7 +272,7 @@ def _load_classifier(
 ) -> PreTrainedModel:
     if gguf_file is not None:
         kwargs["gguf_file"] = gguf_file
-    stored = AutoConfig.from_pretrained(name, **_config_kwargs(kwargs))
+    stored = AutoConfig.from_pretrained(name, **config_options(kwargs))
     _require_safe_weights(name, **kwargs)
     _refuse_other_heads(name, stored)
     config = _reward_config(stored)
@@ -333,7 +303,7 @@ def _load_classifier(
     tokenizer = load_tokenizer(tokenizer_name_or_path, name, **kwargs)
     has_new_head = any(in_head(key, head_modules(model)) for key in report.missing)
     model.has_new_head = has_new_head  # type: ignore[assignment]
-    return _set_pad_token(model, tokenizer, keep_existing=not has_new_head)
+    return set_pad_token(model, tokenizer, keep_existing=not has_new_head)
 
 
 def _refuse_other_heads(name: str, config: PretrainedConfig) -> None:
@@ -397,68 +367,6 @@ def _keep_head_unquantized(quantization_config: Any, stock: type[PreTrainedModel
     result = copy.deepcopy(quantization_config)
     result.llm_int8_skip_modules = sorted({*(result.llm_int8_skip_modules or []), *heads})
     return result
-
-
-def load_tokenizer(*names: str | Path | None, **kwargs: Any) -> PreTrainedTokenizerBase | None:
-    """Load the first tokenizer that one of some names has; a folder of weights alone has none.
-
-    A chat template that prints today's date gets a fixed one; see `template_clock`.
-
-    Args:
-        *names: Folders or Hub ids; None is passed over.
-        **kwargs: As for transformers' `from_pretrained`; what a tokenizer does not take is left out.
-
-    Returns:
-        The tokenizer, or None.
-    """
-    for name in names:
-        if name is None:
-            continue
-        try:
-            found = AutoTokenizer.from_pretrained(name, **_config_kwargs(kwargs))
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
-        if has_vocabulary(found):
-            return freeze_clock(found)
-    return None
-
-
-def _set_pad_token(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, keep_existing: bool = False
-) -> PreTrainedModel:
-    """Tell the model a pad token with which no formatted sequence ends.
-
-    A loaded reward model keeps its own, because stock classes read its reward by it.
-    """
-    if tokenizer is None or (keep_existing and model.config.get_text_config().pad_token_id is not None):
-        return model
-    return match_pad_token(model, prepare_tokenizer(tokenizer))
-
-
-def match_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Give the model its tokenizer's pad token, with an embedding for it (zero) if it is new, in place.
-
-    Args:
-        model: A reward model without adapter.
-        tokenizer: A prepared tokenizer.
-
-    Returns:
-        The same model.
-    """
-    pad, known = token_id(tokenizer.pad_token_id), number_of_embeddings(model)
-    if len(tokenizer) > known:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        if pad >= known:  # never read; a random one would make each start of the same run another run
-            layer: Any = model.get_input_embeddings()
-            with torch.no_grad(), whole_parameters(layer.parameters()):
-                layer.weight[pad].zero_()
-    model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad
-    return model
-
-
-def _config_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = ("revision", "trust_remote_code", "cache_dir", "token", "local_files_only", "subfolder", "gguf_file")
-    return {"trust_remote_code": False} | {name: kwargs[name] for name in names if name in kwargs}
 
 
 def _require_safe_weights(name: str, **kwargs: Any) -> None:

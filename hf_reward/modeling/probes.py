@@ -251,6 +251,8 @@ def probe_record(
     max_length: int | None = None,
     half: torch.dtype | None = None,
     float32: bool = True,
+    probes: Sequence[Probe] | None = None,
+    known: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Score the probes: what `CheckpointRecord.probes` holds.
 
@@ -262,6 +264,8 @@ def probe_record(
         max_length: Longest sequence that training reads, in tokens, if the model's positions do not end before.
         half: Score under autocast in this precision too.
         float32: Whether rewards without autocast count as float32; False for sharded models that cast by themselves.
+        probes: The model's probes, if they were formatted already.
+        known: Their rewards without autocast, if they were scored already.
 
     Returns:
         `conversations` (messages or text, and token ids), `rewards` by compute dtype, `left_padding` (whether rewards
@@ -269,14 +273,17 @@ def probe_record(
         where weights were rounded before they were used.
     """
     bare: Any = _inside(model)
-    limit = longest_sequence(bare, max_length)
-    probes = format_probes(tokenizer, separator=separator, limit=limit)
+    if probes is None:
+        probes = format_probes(tokenizer, separator=separator, limit=longest_sequence(bare, max_length))
     own = weight_dtype(bare) if float32 else (half or torch.float32)
     wanted: dict[torch.dtype, torch.dtype | None] = {own: None}
     if half is not None:
         wanted.setdefault(half, half)
     rewards = {
-        str(dtype).removeprefix("torch."): probe_rewards(model, probes, autocast=cast) for dtype, cast in wanted.items()
+        str(dtype).removeprefix("torch."): list(known)
+        if known is not None and cast is None
+        else probe_rewards(model, probes, autocast=cast)
+        for dtype, cast in wanted.items()
     }
     return {
         "conversations": [probe.to_dict() for probe in probes],
@@ -363,7 +370,9 @@ def _padded(probes: Sequence[Probe], pad: int, left: bool, device: torch.device)
 
 def _holds_left_padding(model: nn.Module, probes: Sequence[Probe], alone: Sequence[float]) -> bool:
     """Whether a batch padded on the left gives the rewards of texts alone: so it is where positions are relative."""
-    return not differing(alone, probe_rewards(model, probes, left=True), FLOAT32_TOLERANCE)
+    padded = [probe for probe in probes if probe.name != LONGEST]  # beside it, all others would be mostly padding
+    known = [reward for probe, reward in zip(probes, alone, strict=True) if probe.name != LONGEST]
+    return not padded or not differing(known, probe_rewards(model, padded, left=True), FLOAT32_TOLERANCE)
 
 
 def weight_dtype(model: nn.Module) -> torch.dtype:

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from hf_reward.data.atomic_folder import require_free
-from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.publishing.export import ExportReport, ExportRule, as_plain, write_verified
-from hf_reward.publishing.saved_model import RewardChanges, load_saved, reward_change
+from hf_reward.publishing.saved_model import RewardChanges, SavedModel, load_saved
 
 
 def average_reward_models(
@@ -45,35 +43,40 @@ def average_reward_models(
         raise ValueError(f"An average needs two models or more, but got {len(sources)}.")
     require_free(Path(folder), overwrite)
     how: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": rule.trust_remote_code}
-    model, tokenizer, record = load_saved(sources[0], RewardChanges(), **how)
-    mean = as_plain(model, tokenizer, record, RewardChanges())
-    parameters = dict(mean.named_parameters())  # tied ones once
+    mean = load_saved(sources[0], **how)
+    rewards = [mean.rewards]
+    mean = as_plain(mean)
+    parameters = dict(mean.model.named_parameters())  # tied ones once
     for count, source in enumerate(sources[1:], start=2):
-        other_model, _, other_record = load_saved(source, RewardChanges(), **how)
-        other = as_plain(other_model, tokenizer, other_record, RewardChanges())
-        _require_same_kind(sources[0], record, mean, source, other_record, other)
+        member = load_saved(source, **how)
+        rewards.append(member.rewards)
+        member = as_plain(member)
+        _require_same_kind(sources[0], mean, source, member)
         with torch.no_grad():
-            for name, value in other.named_parameters():
+            for name, value in member.model.named_parameters():
                 parameters[name].add_((value - parameters[name]) / count)
     note = f"Average of {len(sources)} models. Its evaluation is not that of any of them: evaluate it again."
-    changes = RewardChanges(notes=[note])
-    short = [Path(source).name for source in sources]
-    names = short if len(set(short)) == len(short) else [str(source) for source in sources]
-    for name, source in zip(names, sources, strict=True):
-        member, _, _ = load_saved(source, RewardChanges(), **how)
-        changes.differences[f"from {name} to the average"] = reward_change(member, mean, tokenizer, record)
+    mean = replace(mean.changed(mean.model), changes=RewardChanges(notes=[note]))
+    for name, before in zip(_short_names(sources), rewards, strict=True):
+        mean.note_change(f"from {name} to the average", before)
     origin = {"averaged": [str(source) for source in sources]}
     own = {"steps": None, "command": None}  # each member has its own
-    record = replace(
-        record,
+    mean.record = replace(
+        mean.record,
         evaluation={},
         calibration={},
         length_correction={},
         reward_statistics={},
-        training={**record.training, **own},
+        training={**mean.record.training, **own},
         origin=origin,
     )
-    return write_verified(mean, tokenizer, folder, record, rule, changes)
+    return write_verified(mean, folder, rule)
+
+
+def _short_names(sources: Sequence[str | Path]) -> list[str]:
+    """The last parts of their paths, where that tells them apart."""
+    short = [Path(source).name for source in sources]
+    return short if len(set(short)) == len(short) else [str(source) for source in sources]
 
 
 def _place(name: str) -> str:
@@ -81,14 +84,7 @@ def _place(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def _require_same_kind(
-    first: str | Path,
-    record: CheckpointRecord,
-    model: PreTrainedModel,
-    second: str | Path,
-    other_record: CheckpointRecord,
-    other: PreTrainedModel,
-) -> None:
+def _require_same_kind(first: str | Path, one: SavedModel, second: str | Path, other: SavedModel) -> None:
     labels = {
         "tokenizer_hash": "tokenizers",
         "template_hash": "chat templates",
@@ -96,15 +92,15 @@ def _require_same_kind(
         "format": "formatting rules",
     }
     wrong = [
-        f"{label} ({getattr(record, name)} and {getattr(other_record, name)})"
+        f"{label} ({getattr(one.record, name)} and {getattr(other.record, name)})"
         for name, label in labels.items()
-        if getattr(record, name) != getattr(other_record, name)
+        if getattr(one.record, name) != getattr(other.record, name)
     ]
-    bases = [record.base_model, other_record.base_model]
+    bases = [one.record.base_model, other.record.base_model]
     if None not in bases and len({_place(str(base)) for base in bases}) > 1:
         wrong.append(f"base models ({bases[0]} and {bases[1]})")
     shapes, other_shapes = (
-        {name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (model, other)
+        {name: tuple(value.shape) for name, value in each.model.state_dict().items()} for each in (one, other)
     )
     if shapes != other_shapes:
         wrong.append("weights' names or shapes")

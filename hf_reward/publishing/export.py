@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hf_reward.data.atomic_folder import require_free, written_aside
 from hf_reward.modeling.adapters import merge_adapter
@@ -26,15 +26,15 @@ from hf_reward.modeling.custom_code import is_custom
 from hf_reward.modeling.head_ensemble import save_heads, with_saved_heads
 from hf_reward.modeling.probes import relative_differences
 from hf_reward.modeling.reward_head import RewardModel, bare_model, output_layers, reads_positions
+from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.publishing.card.facts import AUDIT_FILE, BENCHMARKS_FILE
 from hf_reward.publishing.card.render import write_model_card
 from hf_reward.publishing.compatibility import Verdict, as_rows, can_be_served, consumers, why_unserved
 from hf_reward.publishing.saved_model import (
-    RewardChanges,
-    _dequantized_on_cpu,
-    _format_rule,
-    _probe_rewards,
-    load_saved,
+    SavedModel,
+    dequantized_on_cpu,
     load_saved_model,
+    load_with_heads,
 )
 from hf_reward.publishing.verify import Verification, VerificationError, verify_checkpoint
 
@@ -125,23 +125,22 @@ def export_reward_model(
     """
     rule = rule or ExportRule()
     require_free(Path(folder), overwrite)
-    changes = RewardChanges()
     how: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": rule.trust_remote_code}
-    model, tokenizer, record = load_saved(source, changes, base_model=base_model, **how)
+    saved = load_with_heads(source, base_model=base_model, **how)
     if original_base:
-        if not record.quantization:
+        if not saved.record.quantization:
             raise ValueError(
                 f"`original_base` has no effect: {source} was not trained on a quantised base. Leave it out."
             )
-        quantized = _probe_rewards(model, tokenizer, record)
-        del model  # two models of this size need not fit into memory together
+        quantized, rest = saved.rewards, (saved.tokenizer, saved.record, saved.changes)
+        del saved  # two models of this size need not fit into memory together
         model = load_saved_model(source, base_model=base_model, **how)
-        moved = max(relative_differences(quantized, _probe_rewards(model, tokenizer, record)))
-        changes.differences["original base instead of the quantised one"] = moved
-        changes.notes.append("The adapter was merged into the original base; it was trained on the quantised one.")
-    with_saved_heads(model)
-    plain = as_plain(model, tokenizer, record, changes)
-    return write_verified(plain, tokenizer, folder, record, rule, changes)
+        with_saved_heads(model)
+        saved = SavedModel(model, *rest)
+        saved.note_change("original base instead of the quantised one", quantized)
+        note = "The adapter was merged into the original base; it was trained on the quantised one."
+        saved.changes.notes.append(note)
+    return write_verified(as_plain(saved), folder, rule)
 
 
 def save_merged(
@@ -181,45 +180,44 @@ def save_merged(
         )
     trusted = is_custom(type(bare_model(model).config))  # its code is running here
     rule = ExportRule(dtype=str(dtype).removeprefix("torch."), allow_unserved=True, trust_remote_code=trusted)
-    current = describe(model, tokenizer, _format_rule(record))
-    record = current if record is None else _with_model_facts(record, current)
-    changes = RewardChanges()
+    saved = SavedModel(model, tokenizer, record or describe(model, tokenizer, FormatRule(), probes={}))
     if isinstance(model, PeftModel):
+        saved.record = saved.described()
         with written_aside(folder / ADAPTER_FOLDER) as aside:
-            save_adapter(model, tokenizer, aside, record)
+            save_adapter(saved, aside)
         if getattr(model.get_base_model(), "is_quantized", False):
-            quantized = next(iter(current.probes["rewards"].values()))
-            base: Any = _dequantized_on_cpu(record)
-            base |= {"is_trainable": False, "allow_pickle": True}  # it was loaded once, by the caller's own rule
-            base["trust_remote_code"] = trusted
-            model = AutoModelForRewardScoring.from_pretrained(folder / ADAPTER_FOLDER, **base)
-            with_saved_heads(model)
-            dequantized = _probe_rewards(model, tokenizer, record)
-            changes.differences["quantised weights, dequantised"] = max(relative_differences(quantized, dequantized))
-        plain = as_plain(model, tokenizer, record, changes)
-    else:
-        is_cast = {dtype, *(parameter.dtype for parameter in model.parameters())} != {torch.float32}
-        plain = copy.deepcopy(model) if is_cast else model  # a cast would change the caller's model
-    write_verified(plain, tokenizer, folder, record, rule, changes, verify=verify, into_existing=True)
+            saved = _dequantized(saved, folder / ADAPTER_FOLDER, trust_remote_code=trusted)
+        saved = as_plain(saved)
+    elif {dtype, *(parameter.dtype for parameter in model.parameters())} != {torch.float32}:
+        saved = saved.changed(copy.deepcopy(model))  # a cast would change the caller's model
+    write_verified(saved, folder, rule, verify=verify, into_existing=True)
     return folder
 
 
-def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, record: CheckpointRecord) -> None:
+def _dequantized(saved: SavedModel, folder: Path, *, trust_remote_code: bool) -> SavedModel:
+    """A QLoRA model whose adapter was saved in a folder, with the weights of its base as floats."""
+    options: dict[str, Any] = {"is_trainable": False, "allow_pickle": True}  # loaded once, by the caller's own rule
+    options |= {**dequantized_on_cpu(saved.record), "trust_remote_code": trust_remote_code}
+    model = AutoModelForRewardScoring.from_pretrained(folder, **options)
+    with_saved_heads(model)
+    result = saved.changed(model)
+    result.note_change("quantised weights, dequantised", saved.rewards)
+    return result
+
+
+def save_adapter(saved: SavedModel, folder: Path) -> None:
     """Save an adapter with its head, tokenizer, record and card."""
-    model.save_pretrained(str(folder))
-    save_heads(model, folder)
-    tokenizer.save_pretrained(folder)  # the base takes its pad token from it
-    record.save(folder)
-    write_model_card(folder, record)
+    saved.model.save_pretrained(str(folder))
+    save_heads(saved.model, folder)
+    saved.tokenizer.save_pretrained(folder)  # the base takes its pad token from it
+    saved.record.save(folder)
+    write_model_card(folder, saved.record)
 
 
 def write_verified(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    saved: SavedModel,
     folder: str | Path,
-    record: CheckpointRecord,
     rule: ExportRule,
-    changes: RewardChanges | None = None,
     *,
     verify: bool = True,
     into_existing: bool = False,
@@ -227,12 +225,9 @@ def write_verified(
     """Write a plain reward model beside its place, verify it there, and rename it.
 
     Args:
-        model: The model, without adapter; cast in place to the precision asked for.
-        tokenizer: Its prepared tokenizer.
+        saved: The model, without adapter; cast in place to the precision asked for.
         folder: Where to.
-        record: What to write into `reward_config.json`; its probes are scored anew.
         rule: How to write it.
-        changes: What earlier steps did to the rewards; this one adds its own.
         verify: Whether to load the folder in a fresh process before it gets its name.
         into_existing: Move the files into a folder that may hold others, instead of replacing it.
 
@@ -243,30 +238,20 @@ def write_verified(
         VerificationError: If the folder does not give the model's rewards; it is removed.
         ValueError: If no server could load it.
     """
-    folder, changes = Path(folder), changes or RewardChanges()
+    folder, config = Path(folder), saved.model.config
     verdicts = consumers(
-        model.config,
-        is_stock=has_stock_class(model.config),
-        is_decoder=reads_positions(model),
-        own_code=is_custom(type(model.config)),
+        config,
+        is_stock=has_stock_class(config),
+        is_decoder=reads_positions(saved.model),
+        own_code=is_custom(type(config)),
     )
     if not (can_be_served(verdicts) or rule.allow_unserved):
-        raise ValueError(why_unserved(model.config))
-    record = _cast(model, tokenizer, record, rule, changes)
-    if changes.differences:
-        record.origin = {**record.origin, "differences": changes.differences}
+        raise ValueError(why_unserved(config))
+    saved = _cast(saved, rule)
+    if saved.changes.differences:
+        saved.record.origin = {**saved.record.origin, "differences": saved.changes.differences}
     with written_aside(folder, into_existing=into_existing) as aside:
-        model.save_pretrained(aside, max_shard_size=rule.max_shard_size)
-        save_heads(model, aside)
-        tokenizer.save_pretrained(aside)
-        if rule.legacy_rope:
-            _add_legacy_rope(aside / "config.json")
-        record.save(aside)
-        for name in ("audit_summary.json", "benchmark_results.json"):
-            if (folder / name).is_file():
-                shutil.copy(folder / name, aside / name)
-        told = replace(record, probes={}) if rule.strip else record  # the card must not point to what is not there
-        write_model_card(aside, told, consumers=as_rows(verdicts), title=folder.resolve().name)
+        _write(saved, aside, folder, rule, verdicts)
         found = _verified(aside, folder, rule.trust_remote_code) if verify else None
         if rule.strip:
             (aside / FILE_NAME).unlink()
@@ -275,9 +260,25 @@ def write_verified(
         dtype=rule.dtype,
         verification=found,
         consumers=verdicts,
-        differences=changes.differences,
-        notes=changes.notes,
+        differences=saved.changes.differences,
+        notes=saved.changes.notes,
     )
+
+
+def _write(saved: SavedModel, aside: Path, folder: Path, rule: ExportRule, verdicts: list[Verdict]) -> None:
+    """Write weights, tokenizer, record and card, with the results of audit and benchmarks that the folder has."""
+    saved.model.save_pretrained(str(aside), max_shard_size=rule.max_shard_size)
+    save_heads(saved.model, aside)
+    saved.tokenizer.save_pretrained(aside)
+    if rule.legacy_rope:
+        _add_legacy_rope(aside / "config.json")
+    saved.record.save(aside)
+    for name in (AUDIT_FILE, BENCHMARKS_FILE):
+        if (folder / name).is_file():
+            shutil.copy(folder / name, aside / name)
+    # The card must not point to what is not there.
+    told = replace(saved.record, probes={}) if rule.strip else saved.record
+    write_model_card(aside, told, consumers=as_rows(verdicts), title=folder.resolve().name)
 
 
 def _verified(aside: Path, folder: Path, trust_remote_code: bool) -> Verification:
@@ -293,37 +294,26 @@ def _verified(aside: Path, folder: Path, trust_remote_code: bool) -> Verificatio
 # --- rewards on the way -------------------------------------------------------------------------------------------
 
 
-def _cast(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    record: CheckpointRecord,
-    rule: ExportRule,
-    changes: RewardChanges,
-) -> CheckpointRecord:
-    """Cast the backbone in place, the head staying float32, and score the probes with the weights that are saved."""
-    half = None if rule.dtype == "float32" else rule.torch_dtype
-    model.float()
-    if half is not None:
-        before = _probe_rewards(model, tokenizer, record)
-        _cast_parameters(model, half)
-        # As float32 again the rounded weights are what every reader gets, and can be checked to the last digit.
-        _cast_parameters(model, torch.float32)
-        after = _probe_rewards(model, tokenizer, record)
-        changes.differences[f"cast to {rule.dtype}"] = difference = max(relative_differences(before, after))
-        if not math.isfinite(difference):
-            raise ValueError(
-                f"{rule.dtype} cannot hold this model: rewards are no numbers any more. Use another `dtype`."
-            )
-    current = describe(model, tokenizer, _format_rule(record), half=torch.bfloat16 if half is None else None)
-    if half is not None:
-        _cast_parameters(model, half)
-        current.probes["rewards"] |= describe(model, tokenizer, _format_rule(record)).probes["rewards"]
-    result = _with_model_facts(record, current)
-    result.dtype = rule.dtype
-    return result
+def _cast(saved: SavedModel, rule: ExportRule) -> SavedModel:
+    """Cast the backbone in place, the head staying float32, and describe the model with the weights that are saved."""
+    saved = saved.in_float32()
+    if rule.dtype == "float32":
+        return replace(saved, record=replace(saved.described(half=torch.bfloat16), dtype=rule.dtype))
+    before = saved.rewards
+    _cast_parameters(saved.model, rule.torch_dtype)
+    # As float32 again the rounded weights are what every reader gets, and can be checked to the last digit.
+    _cast_parameters(saved.model, torch.float32)
+    rounded = saved.changed(saved.model)
+    if not math.isfinite(rounded.note_change(f"cast to {rule.dtype}", before)):
+        raise ValueError(f"{rule.dtype} cannot hold this model: rewards are no numbers any more. Use another `dtype`.")
+    record = rounded.described()
+    _cast_parameters(saved.model, rule.torch_dtype)
+    cast = rounded.changed(saved.model)
+    record.probes["rewards"] |= cast.scored()["rewards"]
+    return replace(cast, record=replace(record, dtype=rule.dtype))
 
 
-def _cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def _cast_parameters(model: RewardModel, dtype: torch.dtype) -> None:
     """Cast in place all but the head, which stays float32, and buffers: rotary frequencies are never rounded."""
     head = {id(parameter) for _, layer in output_layers(model) for parameter in layer.parameters()}
     for parameter in model.parameters():
@@ -331,19 +321,11 @@ def _cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def as_plain(
-    model: RewardModel,
-    tokenizer: PreTrainedTokenizerBase,
-    record: CheckpointRecord,
-    changes: RewardChanges,
-) -> PreTrainedModel:
+def as_plain(saved: SavedModel) -> SavedModel:
     """Merge an adapter, in float32.
 
     Args:
-        model: A reward model; changed in place.
-        tokenizer: Its tokenizer.
-        record: Its record.
-        changes: Takes up by how much the merge moved rewards.
+        saved: A reward model, which is changed in place; its changes take up by how much the merge moved rewards.
 
     Returns:
         The plain float32 model.
@@ -351,30 +333,19 @@ def as_plain(
     Raises:
         VerificationError: If that is more than rounding can explain.
     """
-    if not isinstance(model, PeftModel):
-        return model.float()
-    before = _probe_rewards(model.float(), tokenizer, record)
-    plain = merge_adapter(model)
-    difference = max(relative_differences(before, _probe_rewards(plain, tokenizer, record)))
+    saved = saved.in_float32()
+    if not isinstance(saved.model, PeftModel):
+        return saved
+    before = saved.rewards
+    plain = saved.changed(merge_adapter(saved.model))
+    difference = max(relative_differences(before, plain.rewards))
     if difference > MERGE_TOLERANCE:
         raise VerificationError(
             f"Merging the adapter moves rewards by {difference:.1e}, more than rounding can explain "
             f"({MERGE_TOLERANCE:.0e}). Nothing was written. Publish the adapter itself, or report this model."
         )
-    changes.differences["merge"] = difference
+    plain.changes.differences["merge"] = difference
     return plain
-
-
-def _with_model_facts(record: CheckpointRecord, current: CheckpointRecord) -> CheckpointRecord:
-    """The record with what can be read off the model as it is now."""
-    facts = (
-        *("reads", "reward_heads", "pad_token_id", "template_hash", "tokenizer_hash", "dtype", "probes"),
-        *("quantization", "versions"),
-    )
-    return replace(record, **{name: getattr(current, name) for name in facts})
-
-
-# --- loading --------------------------------------------------------------------------------------------------------
 
 
 def _add_legacy_rope(path: Path) -> None:

@@ -18,7 +18,8 @@ from hf_reward.publishing.card.evaluation_entries import ENTRIES, OWN_ENTRIES
 from hf_reward.publishing.card.render import is_generated, write_model_card
 from hf_reward.publishing.card.text import hub_id, without_paths
 from hf_reward.publishing.compatibility import consumers_of_folder
-from hf_reward.publishing.export import ADAPTER_FOLDER, MERGE_TOLERANCE, ExportRule, export_reward_model
+from hf_reward.publishing.export import ADAPTER_FOLDER, MERGE_TOLERANCE, ExportRule, as_plain, write_verified
+from hf_reward.publishing.saved_model import load_with_heads
 from hf_reward.publishing.verify import VerificationError, verify_checkpoint
 
 _TOKENIZER = (
@@ -103,8 +104,9 @@ def assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> Non
     adapter = folder if (folder / "adapter_config.json").is_file() else folder / ADAPTER_FOLDER
     if adapter == folder:
         options: dict[str, Any] = {"base_model": _base_to_load(folder, rule), "allow_pickle": rule.allow_pickle}
+        saved = load_with_heads(folder, trust_remote_code=rule.trust_remote_code, **options)
         merged = ExportRule(allow_unserved=True, trust_remote_code=rule.trust_remote_code)
-        export_reward_model(folder, assembled, merged, **options)
+        write_verified(as_plain(saved), assembled, merged, verify=False)  # a push verifies what is assembled here
         _take(folder, assembled, ("README.md", "audit_summary.json", "audit_effects.png", "benchmark_results.json"))
     elif (folder / "config.json").is_file():
         require_trust(folder, rule.trust_remote_code)

@@ -1,12 +1,12 @@
 """Folder -> does it still give the rewards that it was saved with, in stock transformers and in a fresh process?"""
 
 import json
-import math
 import os
 import subprocess
 import sys
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,74 +18,16 @@ from hf_reward.modeling.architectures import classifier_class, has_stock_class
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift, stated_revision
 from hf_reward.modeling.custom_code import brings_code, custom_classifier, require_trust
 from hf_reward.modeling.encoder import encoder_of
-from hf_reward.modeling.probes import (
-    COARSE_TOLERANCE,
-    HALF_TOLERANCE,
-    LONGEST,
-    differing,
-    longest_probe,
-    relative_differences,
-    tolerance,
-)
+from hf_reward.modeling.probes import LONGEST, longest_probe
 from hf_reward.modeling.reward_head import RewardModel, as_reward_model
 from hf_reward.modeling.weight_safety import non_finite_in_file, refuse_adapter_loop, require_safe_weights
-from hf_reward.preprocessing.response_encoding import CONVERSATIONS
+from hf_reward.preprocessing.response_encoding import CONVERSATIONS, ResponseEncoder
 from hf_reward.preprocessing.template_clock import reads_clock
+from hf_reward.publishing.reward_comparison import compare, half_precision_notes
 from hf_reward.publishing.stock_scoring import as_inputs, as_text
+from hf_reward.publishing.verification import Check, Verification, VerificationError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    passed: bool
-    detail: str
-    difference: float | None = None
-    """Largest difference of rewards relative to max(1, |reward|)."""
-    allowed: float | None = None
-
-
-@dataclass(kw_only=True)
-class Verification:
-    """What `verify_checkpoint` found."""
-
-    folder: str
-    checks: list[Check] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def equal(self) -> bool:
-        """Whether everything that was looked at is as it was saved."""
-        return bool(self.checks) and all(check.passed for check in self.checks)
-
-    @property
-    def failures(self) -> list[Check]:
-        """The checks that did not pass."""
-        return [check for check in self.checks if not check.passed]
-
-    def largest_difference(self, *names: str) -> float:
-        """Of the checks whose names start so (by default of all rewards); infinite where a reward is not finite."""
-        found = [check.difference for check in self.checks if check.name.startswith(names or ("rewards, ",))]
-        return max((math.inf if each is None else each for each in found), default=0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"equal": self.equal, **asdict(self)}
-
-    def __str__(self) -> str:
-        if self.equal:
-            largest = self.largest_difference("rewards, float32")
-            return f"{self.folder}: equal (largest difference in float32 {largest:.1e})"
-        return f"{self.folder}: differs: " + "; ".join(f"{each.name}: {each.detail}" for each in self.failures)
-
-
-class VerificationError(ValueError):
-    """A folder does not give the rewards that it should."""
-
-    def __init__(self, message: str, verification: Verification | None = None) -> None:
-        super().__init__(message)
-        self.verification = verification
+__all__ = ["Check", "Verification", "VerificationError", "needs_hf_reward", "run_stock_scoring", "verify_checkpoint"]
 
 
 def verify_checkpoint(
@@ -127,43 +69,69 @@ def verify_checkpoint(
             f"{folder} has {missing}, so there is nothing to compare with. Save it again with `hf-reward export`, or "
             "bring a foreign model in with `hf-reward import`."
         )
+    place = _Place(folder, record, base_model, trust_remote_code)
     files = _weight_files(folder, base_model, allow_pickle)
-    is_adapter = (folder / "adapter_config.json").is_file()
-    require_trust(adapter_base(folder, base_model) if is_adapter else folder, trust_remote_code)
-    result = Verification(folder=str(folder), checks=_check_finite(files))
-    result.checks += [] if is_adapter else [_check_config(folder, record, trust_remote_code)]
-    result.checks.append(_check_tokenizer(folder, record, trust_remote_code))
-    result.checks.append(_check_scorer(folder, record, base_model, trust_remote_code))
+    require_trust(place.base or folder, trust_remote_code)
     recorded = _recorded_rewards(record, dtypes)
     made_here = needs_hf_reward(folder, base_model)
-    if made_here:
-        result.notes.append(
-            "transformers has no classifier for this architecture: it was loaded through hf_reward, as others must."
-        )
-    ways = ["alone", "right"]
-    if record.probes.get("left_padding"):
-        ways.append("left")
-    if not is_adapter and not made_here:
-        ways.append("pipeline")
-    ways = [way for way in ways if only is None or way in only]
+    checks = [*_check_finite(files), *_check_config(place), _check_tokenizer(place), _check_scorer(place)]
     lost = sum(value is None for value in next(iter(recorded.values())))
     if lost:
         detail = f"{lost} of {len(record.probes['conversations'])} were no finite numbers when the model was saved"
-        result.checks.append(Check(name="recorded rewards", passed=False, detail=detail))
+        checks.append(Check(name="recorded rewards", passed=False, detail=detail))
     found = run_stock_scoring(
         folder,
         list(recorded),
-        ways,
+        [way for way in _possible_ways(place, made_here=made_here) if only is None or way in only],
         base_model=base_model,
         with_hf_reward=made_here,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    result.checks += _compare(record, recorded, found)
-    result.notes += _half_precision_notes(result.checks)
-    if record.probes.get("device", "cpu") != "cpu":
-        result.notes.append(f"Rewards were recorded on {record.probes['device']} and checked on the CPU.")
-    return result
+    checks += compare(record, recorded, found)
+    return Verification(folder=str(folder), checks=checks, notes=_notes(record, checks, made_here=made_here))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A folder to verify, with what is read of it once."""
+
+    folder: Path
+    record: CheckpointRecord
+    base_model: str | None
+    """Where the base of an adapter lies now, if not where `adapter_config.json` says."""
+    trust_remote_code: bool
+
+    @cached_property
+    def base(self) -> str | None:
+        """Where the base is, if the folder holds an adapter."""
+        is_adapter = (self.folder / "adapter_config.json").is_file()
+        return adapter_base(self.folder, self.base_model) if is_adapter else None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer, as stock programs load it."""
+        return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+
+
+def _possible_ways(place: _Place, *, made_here: bool) -> list[str]:
+    """The ways in which stock programs can score this folder with the same rewards."""
+    ways = ["alone", "right"]
+    if place.record.probes.get("left_padding"):
+        ways.append("left")
+    if place.base is None and not made_here:
+        ways.append("pipeline")
+    return ways
+
+
+def _notes(record: CheckpointRecord, checks: list[Check], *, made_here: bool) -> list[str]:
+    notes = half_precision_notes(checks)
+    if made_here:
+        notes.insert(
+            0, "transformers has no classifier for this architecture: it was loaded through hf_reward, as others must."
+        )
+    device = record.probes.get("device", "cpu")
+    return notes + ([f"Rewards were recorded on {device} and checked on the CPU."] if device != "cpu" else [])
 
 
 def _weight_files(folder: Path, base_model: str | None, allow_pickle: bool, **hub: str) -> list[Path]:
@@ -193,9 +161,12 @@ def _recorded_rewards(record: CheckpointRecord, dtypes: list[str] | None) -> dic
     return {name: values for name, values in recorded.items() if dtypes is None or name in {"float32", *dtypes}}
 
 
-def _check_config(folder: Path, record: CheckpointRecord, trust_remote_code: bool) -> Check:
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    text = config.get_text_config()
+def _check_config(place: _Place) -> list[Check]:
+    """Of a whole model; an adapter has no configuration of its own."""
+    if place.base is not None:
+        return []
+    config = AutoConfig.from_pretrained(place.folder, trust_remote_code=place.trust_remote_code)
+    pad, recorded = config.get_text_config().pad_token_id, place.record.pad_token_id
     wrong = []
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
         wrong.append(f"`architectures` is {config.architectures}, which is no sequence classifier")
@@ -203,15 +174,14 @@ def _check_config(folder: Path, record: CheckpointRecord, trust_remote_code: boo
         wrong.append(f"it has {config.num_labels} labels instead of 1")
     if config.problem_type != "regression":
         wrong.append(f"`problem_type` is {config.problem_type!r}, so pipelines and servers put a sigmoid on the reward")
-    if text.pad_token_id != record.pad_token_id:
-        wrong.append(f"the pad token's id is {text.pad_token_id}, but was {record.pad_token_id} when saved")
-    return Check(name="config.json", passed=not wrong, detail="; ".join(wrong) or "as saved")
+    if pad != recorded:
+        wrong.append(f"the pad token's id is {pad}, but was {recorded} when saved")
+    return [Check(name="config.json", passed=not wrong, detail="; ".join(wrong) or "as saved")]
 
 
-def _check_tokenizer(folder: Path, record: CheckpointRecord, trust_remote_code: bool) -> Check:
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    wrong = drift(record, tokenizer)
-    if reads_clock(tokenizer):
+def _check_tokenizer(place: _Place) -> Check:
+    wrong = drift(place.record, place.tokenizer)
+    if reads_clock(place.tokenizer):
         wrong.insert(
             0,
             "the chat template prints today's date, so the same text gets another reward every day (train or import "
@@ -220,23 +190,13 @@ def _check_tokenizer(folder: Path, record: CheckpointRecord, trust_remote_code: 
     return Check(name="tokenizer", passed=not wrong, detail="; ".join(wrong) or "as saved")
 
 
-def _check_scorer(folder: Path, record: CheckpointRecord, base_model: str | None, trust_remote_code: bool) -> Check:
+def _check_scorer(place: _Place) -> Check:
     """Whether `RewardScorer` reads the tokens that stock programs read, up to the longest text that training read."""
-    is_adapter = (folder / "adapter_config.json").is_file()
-    place = adapter_base(folder, base_model) if is_adapter else str(folder)
-    revision = stated_revision(folder, base_model) if is_adapter else {}
-    model = _without_weights(place, trust_remote_code, **revision)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    encoder = encoder_of(model, tokenizer, record, None)
-    limit = encoder.rule.max_length
-    given = [
-        probe  # those of earlier versions may be longer than what training read
-        for probe in record.probes["conversations"]
-        if limit is None or probe["name"] == LONGEST or len(probe["input_ids"].split()) <= limit
-    ]
-    longest = None if limit is None else longest_probe(tokenizer, limit, separator=encoder.rule.separator)
-    given += [] if longest is None else [longest.to_dict()]
-    texts = [as_text(probe, tokenizer) for probe in given]
+    revision = stated_revision(place.folder, place.base_model) if place.base is not None else {}
+    model = _without_weights(place.base or str(place.folder), place.trust_remote_code, **revision)
+    encoder = encoder_of(model, place.tokenizer, place.record, None)
+    given = _probes_within(place, encoder)
+    texts = [as_text(probe, place.tokenizer) for probe in given]
     requests = [
         request_from_messages(probe["messages"])
         if "messages" in probe and encoder.rows == CONVERSATIONS
@@ -247,13 +207,27 @@ def _check_scorer(folder: Path, record: CheckpointRecord, base_model: str | None
     ]
     found = encoder.encode(requests, allow_empty=True)
     for probe, (text, special), each in zip(given, texts, found, strict=True):
-        ids = list(as_inputs([text], tokenizer, special)["input_ids"][0])
+        ids = list(as_inputs([text], place.tokenizer, special)["input_ids"][0])
         if each.input_ids != ids:
             detail = each.problem or f"it reads {len(each.input_ids)} tokens instead of {len(ids)}"
             return Check(name="token ids, scorer", passed=False, detail=f"at the probe {probe['name']!r}: {detail}")
     longest_read = max((len(each.input_ids) for each in found), default=0)
     detail = f"those of stock programs, up to texts of {longest_read} tokens"
     return Check(name="token ids, scorer", passed=True, detail=detail)
+
+
+def _probes_within(place: _Place, encoder: ResponseEncoder) -> list[dict[str, Any]]:
+    """The recorded probes that training would have read whole, and one as long as that."""
+    recorded, limit = place.record.probes["conversations"], encoder.rule.max_length
+    if limit is None:
+        return recorded
+    longest = longest_probe(place.tokenizer, limit, separator=encoder.rule.separator)
+    fitting = [
+        probe  # those of earlier versions may be longer than what training read
+        for probe in recorded
+        if probe["name"] == LONGEST or len(probe["input_ids"].split()) <= limit
+    ]
+    return fitting if longest is None else [*fitting, longest.to_dict()]
 
 
 def _without_weights(name: str, trust_remote_code: bool, **hub: str) -> RewardModel:
@@ -336,97 +310,3 @@ def run_stock_scoring(
         program = "hf_reward" if with_hf_reward else "Stock transformers"
         raise ValueError(f"{program} cannot load {folder}: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _compare(record: CheckpointRecord, recorded: dict[str, list[float | None]], found: dict[str, Any]) -> list[Check]:
-    conversations = record.probes["conversations"]
-    names = [probe["name"] for probe in conversations]
-    missing = found["missing"]
-    checks = [
-        Check(
-            name="weights",
-            passed=not missing,
-            detail=f"missing and therefore random: {', '.join(missing[:4])}" if missing else "all there",
-        ),
-        _check_ids(conversations, found["input_ids"]),
-    ]
-    for dtype, expected in recorded.items():
-        for way, rewards in found["rewards"][dtype].items():
-            allowed = _allowed(dtype, way, record)
-            if way == "pipeline":  # it drops the second text of a pair if that is empty
-                rewards = [
-                    known if probe.get("text_pair") == "" else reward
-                    for probe, known, reward in zip(conversations, expected, rewards, strict=True)
-                ]
-            differences = relative_differences(expected, rewards)
-            largest = max(differences)
-            places = differing(expected, rewards, allowed)
-            bound = f"allowed {allowed:.1e}" if math.isfinite(allowed) else "reported only"
-            detail = f"largest difference {largest:.1e}, {bound}"
-            if places:
-                worst = max(places, key=differences.__getitem__)
-                detail += f", at the probe {names[worst]!r}: {rewards[worst]} instead of {expected[worst]}"
-            checks.append(
-                Check(
-                    name=f"rewards, {dtype}, {_WAY_NAMES[way]}",
-                    passed=not places,
-                    detail=detail,
-                    difference=largest if math.isfinite(largest) else None,  # JSON has no infinity
-                    allowed=allowed if math.isfinite(allowed) else None,
-                )
-            )
-    return checks
-
-
-def _allowed(dtype: str, way: str, record: CheckpointRecord) -> float:
-    """Allowed relative difference; infinite where a difference says nothing against the folder.
-
-    Weights are judged in float32, to the last digits. Half precisions round differently in every batch and on every
-    device (0.045 was seen in a sound model of 30 layers), so they are judged only where float32 was not recorded.
-    """
-    if dtype == "float32":
-        if record.quantization:  # quantised kernels differ by device
-            return HALF_TOLERANCE
-        return tolerance(dtype, same_device=record.probes.get("device", "cpu") == "cpu")
-    is_judged = "float32" not in record.probes["rewards"] and way in ("alone", "pipeline")
-    if not is_judged:
-        return math.inf
-    as_saved = dtype == record.dtype and not record.probes.get("weights_cast")  # an adapter's float32 ones too
-    return HALF_TOLERANCE if as_saved else COARSE_TOLERANCE  # the weights themselves are rounded then
-
-
-def _half_precision_notes(checks: list[Check]) -> list[str]:
-    """What half precision does to this model's rewards, where that is more than the usual rounding."""
-    found: dict[str, float] = {}
-    for check in checks:
-        if check.name.startswith("rewards, ") and check.difference is not None and check.allowed is None:
-            dtype = check.name.split(", ")[1]
-            found[dtype] = max(check.difference, found.get(dtype, 0.0))
-    return [
-        f"Computed in {dtype}, rewards differ by up to {difference:.1e} of max(1, |reward|): close answers may swap. "
-        "Score in float32 where that matters."
-        for dtype, difference in found.items()
-        if difference > HALF_TOLERANCE
-    ]
-
-
-_WAY_NAMES = {
-    "alone": "each alone",
-    "right": "padded on the right",
-    "left": "padded on the left",
-    "pipeline": "text-classification pipeline",
-}
-
-
-def _check_ids(conversations: list[dict[str, Any]], found: list[list[int]]) -> Check:
-    for probe, ids in zip(conversations, found, strict=True):
-        expected = [int(word) for word in probe["input_ids"].split()]
-        if ids != expected:
-            pairs = enumerate(zip(expected, ids, strict=False))
-            place = next((at for at, (one, other) in pairs if one != other), min(len(expected), len(ids)))
-            detail = (
-                f"the probe {probe['name']!r} now has {len(ids)} tokens instead of {len(expected)}; the first that "
-                f"differs is number {place}: {ids[place : place + 3]} instead of {expected[place : place + 3]}"
-            )
-            return Check(name="token ids", passed=False, detail=detail)
-    return Check(name="token ids", passed=True, detail="as saved")

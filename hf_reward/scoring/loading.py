@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_reward.data.interface import setting
 from hf_reward.metrics.length_correction import LengthCorrection
-from hf_reward.modeling.auto_model import AutoModelForRewardScoring, load_tokenizer
+from hf_reward.modeling.auto_model import AutoModelForRewardScoring
 from hf_reward.modeling.checkpoint_record import (
     CheckpointRecord,
     adapter_base,
@@ -25,6 +25,7 @@ from hf_reward.modeling.checkpoint_record import (
 from hf_reward.modeling.head_ensemble import HEADS_FILE, number_of_heads, saved_state, with_saved_heads
 from hf_reward.modeling.model_computation import adapter_of, config_of
 from hf_reward.modeling.model_place import hub_options, resolve_model
+from hf_reward.modeling.model_tokenizer import load_tokenizer
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import LONGEST, format_probes, weight_dtype
 from hf_reward.modeling.reward_head import RewardModel, bare_model

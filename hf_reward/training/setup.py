@@ -11,10 +11,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_reward.data.interface import setting
 from hf_reward.modeling.adapters import add_adapter, forget_frozen_heads, number_of_embeddings, train_head_of
-from hf_reward.modeling.auto_model import AutoModelForRewardScoring, match_pad_token
+from hf_reward.modeling.auto_model import AutoModelForRewardScoring
 from hf_reward.modeling.dropout import disable_dropout
 from hf_reward.modeling.head_ensemble import add_heads, count_saved, load_heads, number_of_heads
 from hf_reward.modeling.model_place import hub_options
+from hf_reward.modeling.model_tokenizer import match_pad_token
 from hf_reward.modeling.packing import why_not_packed
 from hf_reward.modeling.position_limits import position_limit
 from hf_reward.modeling.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained

@@ -14,6 +14,7 @@ from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.modeling.probes import format_probes, probe_rewards, relative_differences
 from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.export import ExportRule, export_reward_model, save_adapter
+from hf_reward.publishing.saved_model import SavedModel
 from hf_reward.publishing.verify import verify_checkpoint
 
 pytest.importorskip("bitsandbytes")
@@ -54,7 +55,7 @@ def quantized_model(base):
 @pytest.fixture
 def adapter(base, tmp_path):
     model, tokenizer = quantized_model(base), tokenizer_of(base)
-    save_adapter(model, tokenizer, tmp_path / "adapter", describe(model, tokenizer))
+    save_adapter(SavedModel(model, tokenizer, describe(model, tokenizer)), tmp_path / "adapter")
     return tmp_path / "adapter"
 
 

@@ -31,6 +31,7 @@ from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.averaging import average_reward_models
 from hf_reward.publishing.export import export_reward_model, save_adapter
 from hf_reward.publishing.importers import read_foreign
+from hf_reward.publishing.saved_model import SavedModel
 from hf_reward.publishing.staged_files import PushRule, assemble
 from hf_reward.publishing.verify import verify_checkpoint
 from hf_reward.scoring import server_check
@@ -65,7 +66,7 @@ def adapter(make_model_folder, tmp_path) -> Path:
     """A saved adapter whose base lies in a folder of its own."""
     source = make_model_folder("llama")
     model, tokenizer = reward_model(source, lora=True), tokenizer_of(source)
-    save_adapter(model, tokenizer, tmp_path / "adapter", describe(model, tokenizer))
+    save_adapter(SavedModel(model, tokenizer, describe(model, tokenizer)), tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
@@ -318,7 +319,7 @@ def test_files_of_the_hubs_cache_have_to_be_whole_too(kind, make_model_folder, t
     loads: list[Any] = [AutoModelForRewardScoring.from_pretrained, RewardScorer.from_pretrained]
     if kind == "adapter":
         model, tokenizer = reward_model(source, lora=True), tokenizer_of(source)
-        save_adapter(model, tokenizer, tmp_path / "saved", describe(model, tokenizer))
+        save_adapter(SavedModel(model, tokenizer, describe(model, tokenizer)), tmp_path / "saved")
         loads = [require_safe_weights]  # PEFT reads its own cache only
     else:
         saved_model(source, tmp_path / "saved", save_options={"max_shard_size": "20KB"} if kind == "shards" else {})

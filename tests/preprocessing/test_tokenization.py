@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_reward import RewardScorer
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.data.preferences import to_preference_row
-from hf_reward.modeling.auto_model import load_tokenizer
+from hf_reward.modeling.model_tokenizer import load_tokenizer
 from hf_reward.preprocessing.tokenization import FormatRule, TokenizedRow, shared_prefix_length, tokenize_rows
 from hf_reward.preprocessing.tokenizer import (
     NEW_PAD_TOKEN,

@@ -16,6 +16,7 @@ from hf_reward.modeling.probes import relative_differences
 from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.averaging import average_reward_models
 from hf_reward.publishing.export import ExportRule, save_adapter
+from hf_reward.publishing.saved_model import SavedModel
 from hf_reward.publishing.verify import verify_checkpoint
 
 
@@ -86,7 +87,7 @@ def test_adapters_are_merged_first(make_model_folder, tmp_path):
     for seed in (1, 2):
         model, tokenizer = reward_model(base, lora=True, seed=seed), tokenizer_of(base)
         randomize_head(model, seed)
-        save_adapter(model, tokenizer, tmp_path / f"a{seed}", describe(model, tokenizer))
+        save_adapter(SavedModel(model, tokenizer, describe(model, tokenizer)), tmp_path / f"a{seed}")
         members.append(tmp_path / f"a{seed}")
     average_reward_models(members, tmp_path / "mean", ExportRule(dtype="bfloat16"))
     assert not (tmp_path / "mean" / "adapter_config.json").exists()

@@ -20,6 +20,7 @@ from hf_reward import AutoModelForRewardScoring, CheckpointRecord, prepare_token
 from hf_reward.modeling.checkpoint_record import describe, template_hash
 from hf_reward.publishing import stock_scoring, verify
 from hf_reward.publishing.export import save_adapter
+from hf_reward.publishing.saved_model import SavedModel
 from hf_reward.publishing.stock_scoring import load_adapter
 from hf_reward.publishing.verify import verify_checkpoint
 
@@ -121,7 +122,8 @@ def test_an_adapter_with_a_new_pad_token_loads_as_its_card_says(
     tokenizer = tokenizer_of(base)
     assert len(tokenizer) == len(text_tokenizer) + 1
     folder = tmp_path / "lora"
-    save_adapter(reward_model(base, lora=True), tokenizer, folder, describe(reward_model(base, lora=True), tokenizer))
+    model = reward_model(base, lora=True)
+    save_adapter(SavedModel(model, tokenizer, describe(model, tokenizer)), folder)
     text = (folder / "README.md").read_text()
     rewards = run_snippets(folder, text.partition("With hf_reward")[0], monkeypatch)
     assert len(rewards) == 1
@@ -140,7 +142,7 @@ def test_an_adapter_with_a_new_pad_token_loads_as_its_card_says(
 def test_the_code_of_an_adapters_card_needs_no_hf_reward(make_model_folder, text_tokenizer, tmp_path):
     base = make_model_folder("llama", tokenizer=text_tokenizer)
     model, tokenizer, folder = reward_model(base, lora=True), tokenizer_of(base), tmp_path / "lora"
-    save_adapter(model, tokenizer, folder, describe(model, tokenizer))
+    save_adapter(SavedModel(model, tokenizer, describe(model, tokenizer)), folder)
     code = python_blocks((folder / "README.md").read_text())[0].replace('"lora"', repr(str(folder)))
     code += "\nimport sys\nassert 'hf_reward' not in sys.modules\nprint('REWARD', reward)\n"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)

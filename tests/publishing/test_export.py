@@ -46,8 +46,10 @@ from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import format_probes, probe_rewards, relative_differences
 from hf_reward.modeling.reward_head import Float32Linear
 from hf_reward.publishing import export as export_module
+from hf_reward.publishing import saved_model as saved_model_module
 from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.export import ADAPTER_FOLDER, ExportRule, export_reward_model, save_adapter, write_verified
+from hf_reward.publishing.saved_model import SavedModel, load_saved
 from hf_reward.publishing.verify import VerificationError, verify_checkpoint
 
 RECIPE = Path(__file__).parents[2] / "tests" / "faults" / "parity.py"
@@ -230,7 +232,7 @@ def source(make_model_folder, tmp_path, in_process) -> Path:
 
 def saved_adapter(base: Path, folder: Path, **options) -> Path:
     model, tokenizer = reward_model(base, lora=True, **options), tokenizer_of(base)
-    save_adapter(model, tokenizer, folder, describe(model, tokenizer, half=torch.bfloat16))
+    save_adapter(SavedModel(model, tokenizer, describe(model, tokenizer, half=torch.bfloat16)), folder)
     return folder
 
 
@@ -602,25 +604,24 @@ def test_a_merge_that_moves_rewards_is_refused(adapter, tmp_path, monkeypatch):
 
 def test_a_mistake_in_the_record_is_found_too(source, tmp_path, monkeypatch):
     """Were rewards recorded of other weights than are written, the fresh process would not agree."""
-    model, tokenizer = load(source), tokenizer_of(source)
-    record = CheckpointRecord.load(source)
-    real = export_module.describe
+    real = saved_model_module.probe_record
 
     def shifted(*args, **options):
         found = real(*args, **options)
-        found.probes["rewards"]["float32"][3] += 1e-3
+        found["rewards"]["float32"][3] += 1e-3
         return found
 
-    monkeypatch.setattr(export_module, "describe", shifted)
+    monkeypatch.setattr(saved_model_module, "probe_record", shifted)
     with pytest.raises(VerificationError, match="at the probe 'unicode'"):
-        write_verified(model, tokenizer, tmp_path / "out", record, ExportRule())
+        write_verified(load_saved(source), tmp_path / "out", ExportRule())
 
 
 def test_rewards_are_those_of_the_model_that_was_given(source, tmp_path):
     model, tokenizer = load(source), tokenizer_of(source)
     limit = longest_sequence(model, CheckpointRecord.load(source).format["max_length"])
     expected = probe_rewards(model, format_probes(tokenizer, limit=limit))
-    write_verified(model, tokenizer, tmp_path / "out", CheckpointRecord.load(source), ExportRule(), verify=False)
+    saved = SavedModel(model, tokenizer, CheckpointRecord.load(source))
+    write_verified(saved, tmp_path / "out", ExportRule(), verify=False)
     assert recorded(tmp_path / "out") == expected
 
 

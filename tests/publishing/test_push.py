@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from conftest import DECODERS, randomize_head
@@ -35,9 +34,7 @@ from hf_reward import AutoModelForRewardScoring, prepare_tokenizer
 from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.publishing.export import ExportRule, save_adapter, save_merged, write_verified
 from hf_reward.publishing.push import PushRule
-
-# ModelCard.validate of huggingface_hub 1 asks huggingface.co, whatever HF_ENDPOINT says.
-pytestmark = pytest.mark.skipif(huggingface_hub.__version__.startswith("1."), reason="its client ignores our server")
+from hf_reward.publishing.saved_model import SavedModel
 
 REPO = "user/model"
 SECRET = "hf_distinctiveSecret0123456789"
@@ -82,11 +79,11 @@ def models(tmp_path_factory: pytest.TempPathFactory, _chat_tokenizer: Any) -> Mo
         model = AutoModelForRewardScoring.from_pretrained(place / "base")
         randomize_head(model, seed)
         rule = ExportRule(max_shard_size=size)
-        write_verified(model, tokenizer, place / name, describe(model, tokenizer), rule, verify=False)
+        write_verified(SavedModel(model, tokenizer, describe(model, tokenizer)), place / name, rule, verify=False)
     lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     model = AutoModelForRewardScoring.from_pretrained(place / "base", peft_config=lora)
     randomize_head(model)
-    save_adapter(model, tokenizer, place / "adapter", describe(model, tokenizer))
+    save_adapter(SavedModel(model, tokenizer, describe(model, tokenizer)), place / "adapter")
     save_merged(model, tokenizer, place / "merged", verify=False)
     return Models(place, tokenizer)
 

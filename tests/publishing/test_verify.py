@@ -29,6 +29,7 @@ from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.modeling.weight_safety import refuse_pickles
 from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.export import ExportRule, export_reward_model, save_adapter
+from hf_reward.publishing.saved_model import SavedModel
 from hf_reward.publishing.verify import Verification, verify_checkpoint
 
 PARITY = ("llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "mistral", "bert", "deberta_v2", "modernbert")
@@ -51,7 +52,7 @@ def adapter(make_model_folder, tmp_path, in_process) -> Path:
     """A saved adapter on a base of its own."""
     source = make_model_folder("llama")
     model, tokenizer = reward_model(source, lora=True), tokenizer_of(source)
-    save_adapter(model, tokenizer, tmp_path / "adapter", describe(model, tokenizer))
+    save_adapter(SavedModel(model, tokenizer, describe(model, tokenizer)), tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
@@ -527,7 +528,7 @@ def test_trained_reloaded_stock_and_merged_agree(arch, make_model_folder, tmp_pa
     save(reward_model(source), tokenizer, tmp_path / "full", max_shard_size="20KB")
     assert len(list((tmp_path / "full").glob("model-*.safetensors"))) > 1
     adapted = reward_model(source, lora=True)
-    save_adapter(adapted, tokenizer, tmp_path / "lora", describe(adapted, tokenizer, half=torch.bfloat16))
+    save_adapter(SavedModel(adapted, tokenizer, describe(adapted, tokenizer, half=torch.bfloat16)), tmp_path / "lora")
     results = {name: verify_checkpoint(tmp_path / name) for name in ("full", "lora")}
     rules = {"merged": ExportRule(), "bf16": ExportRule(dtype="bfloat16", max_shard_size="20KB")}
     for name, rule in rules.items():

@@ -459,7 +459,8 @@ def test_parts_are_read_from_text():
 
 
 def test_a_model_scores_files_as_it_scores_texts(tmp_path: Path, make_model_folder):
-    from hf_reward.modeling.auto_model import AutoModelForRewardScoring, load_tokenizer
+    from hf_reward.modeling.auto_model import AutoModelForRewardScoring
+    from hf_reward.modeling.model_tokenizer import load_tokenizer
 
     folder = str(make_model_folder("qwen2"))
     model = AutoModelForRewardScoring.from_pretrained(folder)

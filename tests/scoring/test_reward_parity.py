@@ -18,6 +18,7 @@ from transformers.utils import chat_template_utils
 
 from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.publishing.export import save_adapter
+from hf_reward.publishing.saved_model import SavedModel
 
 QWEN = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 
@@ -149,7 +150,7 @@ def test_an_adapter_with_a_new_pad_token(make_model_folder, tmp_path, text_token
     base = make_model_folder("llama", tokenizer=text_tokenizer)
     model, tokenizer, folder = reward_model(base, lora=True), tokenizer_of(base), tmp_path / "lora"
     assert len(tokenizer) == len(text_tokenizer) + 1
-    save_adapter(model, tokenizer, folder, describe(model, tokenizer))
+    save_adapter(SavedModel(model, tokenizer, describe(model, tokenizer)), folder)
     assert_same_rewards(folder, text_pairs[:3])
 
 

@@ -23,7 +23,7 @@ LOOP = """
 import contextlib, io, json, os, sys, traceback
 import torch
 from types import SimpleNamespace
-import hf_reward.publishing.export, hf_reward.publishing.staged_files, hf_reward.publishing.push
+from hf_reward.publishing import export, push, repository, staged_files
 from hf_reward import cli
 
 torch.set_num_threads(1)
@@ -37,7 +37,7 @@ def cheap(folder, **options):
 
 def run(asked):
     if not asked["verified"]:
-        for module in (hf_reward.publishing.push, hf_reward.publishing.staged_files, hf_reward.publishing.export):
+        for module in (push, repository, staged_files, export):
             module.verify_checkpoint = cheap
     os.environ.update(asked["environment"])
     sys.argv, code, unexpected = ["hf-reward", *asked["arguments"]], 0, None

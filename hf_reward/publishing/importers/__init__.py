@@ -15,7 +15,8 @@ from hf_reward.publishing.importers import (
     ultrarm,
     xtuner,
 )
-from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignModel, ForeignWeights, build_model
+from hf_reward.publishing.importers.conversion import ForeignModel, build_model
+from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 from hf_reward.publishing.importers.refusals import explain_no_match, refuse_other_heads
 
 __all__ = ["FORMATS", "ForeignModel", "Importer", "detect_format", "read_foreign"]

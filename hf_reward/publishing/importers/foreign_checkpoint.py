@@ -1,11 +1,10 @@
-"""A folder in a foreign layout, and what importers make of it: a stock classifier with one label.
+"""A folder in a foreign layout, and the weights that importers find in it.
 
-An importer says which tensor is the head and under which prefix the backbone lies. Renaming, loading, the pad token and
-every check are here, so that all layouts are held to the same rules.
+An importer says which tensor is the head and under which prefix the backbone lies. Renaming, reading and every check of
+the folder are here, and the stock classifier is made in `conversion`, so all layouts are held to the same rules.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,9 +24,8 @@ from transformers import (
 )
 
 from hf_reward.modeling.architectures import classifier_class
-from hf_reward.modeling.auto_model import match_pad_token
-from hf_reward.modeling.reward_head import as_reward_model, is_decoder, state_regression
-from hf_reward.modeling.weight_safety import refuse_non_finite, require_safe_weights
+from hf_reward.modeling.reward_head import is_decoder, state_regression
+from hf_reward.modeling.weight_safety import require_safe_weights
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 from hf_reward.publishing.importers.weight_files import WeightFiles, main_weight_files
 
@@ -45,8 +43,6 @@ _COUNTS = ("num_labels", "num_hidden_layers", "num_layers", "n_layer", "n_layers
 _LARGEST = 100_000
 _UNKNOWN_WORD = "\U0010fffd"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-# Buffers that earlier releases of transformers saved and later ones compute.
-_OLD_BUFFERS = re.compile(r"\.(inv_freq|masked_bias|position_ids)$|\.(attn|attention)\.bias$")
 # What only the foreign code reads; a saved `auto_map` would even send stock transformers back to that code.
 _FOREIGN_SETTINGS = (
     "auto_map",
@@ -58,26 +54,6 @@ _FOREIGN_SETTINGS = (
     "vhead_num_layers",
     "reward_token_id",
 )
-
-
-@dataclass(kw_only=True)
-class ForeignModel:
-    """An imported reward model. The foreign reward of a text is the model's reward plus `offset`."""
-
-    model: PreTrainedModel
-    """The stock classifier, float32."""
-    tokenizer: PreTrainedTokenizerBase
-    """Its prepared tokenizer."""
-    format: str
-    """Name of the foreign layout."""
-    reads: str
-    """Where the foreign code reads the reward."""
-    offset: float = 0.0
-    """The head's bias, which stock decoders cannot hold."""
-    notes: list[str] = field(default_factory=list)
-    """What a user has to know to get the same rewards."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Settings of the foreign layout worth recording, such as `mean` and `std`."""
 
 
 @dataclass(kw_only=True)
@@ -320,91 +296,6 @@ class Checkpoint:
             raise ValueError(f"The adapter in {self.folder} adds virtual tokens and cannot be merged into a model.")
         merged = adapted.merge_and_unload()
         return {stem + key: tensor for key, tensor in merged.base_model.state_dict().items()}
-
-
-def build_model(checkpoint: Checkpoint, found: ForeignWeights, format: str) -> ForeignModel:
-    """Put what an importer found into the stock classifier.
-
-    Args:
-        checkpoint: The folder.
-        found: Its weights under stock names.
-        format: Name of the layout.
-
-    Returns:
-        The model with its tokenizer.
-
-    Raises:
-        ValueError: If weights are missing, have another shape, or have no place in the stock class.
-    """
-    tokenizer = checkpoint.tokenizer  # the cheaper check first
-    weights = {key: tensor for key, tensor in found.backbone.items() if not _is_old_buffer(key, checkpoint.target)}
-    weights["score.weight"] = found.head.weight
-    _require_size(checkpoint, weights)
-    loaded: Any = type(checkpoint.target).from_pretrained(
-        None,
-        config=checkpoint.config,
-        state_dict=weights,
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that `_check_fit` can say which, and refuse
-    )
-    model, report = loaded
-    _check_fit(checkpoint.folder, model, report)
-    refuse_non_finite(checkpoint.folder, model.named_parameters())
-    model.name_or_path = model.config._name_or_path = str(checkpoint.folder)
-    model = match_pad_token(as_reward_model(model), tokenizer).eval()
-    notes = list(found.notes)
-    if found.head.bias:
-        notes.append(
-            f"The head's bias {found.head.bias:.6g} is left out, because stock decoders have none: the foreign reward "
-            "is this model's plus that. Differences of rewards are the same."
-        )
-    return ForeignModel(
-        model=model,
-        tokenizer=tokenizer,
-        format=format,
-        reads=found.reads,
-        offset=found.head.bias,
-        notes=notes,
-        facts=dict(found.facts),
-    )
-
-
-def _require_size(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
-    """Stop at a configuration of a much larger model than the weights are, before memory is taken for it."""
-    wanted = sum(each.numel() for each in checkpoint.target.parameters())
-    held = sum(each.numel() for each in weights.values())
-    if wanted > 2 * held:
-        raise ValueError(
-            f"{checkpoint.folder} holds {held:,} numbers, but its config.json is that of a model with {wanted:,}. Take "
-            "both from a fresh copy."
-        )
-
-
-def _check_fit(folder: Path, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    problems = {
-        "missing": sorted(report["missing_keys"]),
-        "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
-        "without a place": sorted(report["unexpected_keys"]),
-    }
-    if any(problems.values()):
-        found = "; ".join(
-            f"{len(keys)} weights are {kind} (such as {', '.join(keys[:3])})" for kind, keys in problems.items() if keys
-        )
-        raise ValueError(
-            f"{folder} does not fit {type(model).__name__}: {found}. Check that the folder holds the whole model and "
-            "that its config.json is the model's own."
-        )
-
-
-def _is_old_buffer(key: str, target: PreTrainedModel) -> bool:
-    if not _OLD_BUFFERS.search(key):
-        return False
-    try:
-        target.get_parameter(key)
-    except AttributeError:
-        return True
-    return False
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from hf_reward.data.atomic_folder import require_free
 from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.publishing.export import ExportReport, ExportRule, write_verified
 from hf_reward.publishing.importers import read_foreign
-from hf_reward.publishing.saved_model import RewardChanges
+from hf_reward.publishing.saved_model import RewardChanges, SavedModel
 
 
 def import_reward_model(
@@ -50,6 +50,5 @@ def import_reward_model(
         **foreign.facts,
     }
     record = replace(describe(foreign.model, foreign.tokenizer, probes={}), origin=origin)
-    return write_verified(
-        foreign.model, foreign.tokenizer, folder, record, rule or ExportRule(), RewardChanges(notes=notes)
-    )
+    saved = SavedModel(foreign.model, foreign.tokenizer, record, RewardChanges(notes=notes))
+    return write_verified(saved, folder, rule or ExportRule())

@@ -1,0 +1,117 @@
+"""Recorded rewards and those of stock programs -> checks: which differences say something against a folder."""
+
+import math
+from typing import Any
+
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.probes import COARSE_TOLERANCE, HALF_TOLERANCE, differing, relative_differences, tolerance
+from hf_reward.publishing.verification import Check
+
+_WAY_NAMES = {
+    "alone": "each alone",
+    "right": "padded on the right",
+    "left": "padded on the left",
+    "pipeline": "text-classification pipeline",
+}
+
+
+def compare(record: CheckpointRecord, recorded: dict[str, list[float | None]], found: dict[str, Any]) -> list[Check]:
+    """Compare weights, token ids and rewards.
+
+    Args:
+        record: The folder's record.
+        recorded: Its rewards by compute precision.
+        found: What `run_stock_scoring` found.
+
+    Returns:
+        A check of the weights, one of the token ids, and one of the rewards for each precision and way of scoring.
+    """
+    conversations, missing = record.probes["conversations"], found["missing"]
+    lost = f"missing and therefore random: {', '.join(missing[:4])}" if missing else "all there"
+    return [
+        Check(name="weights", passed=not missing, detail=lost),
+        _check_ids(conversations, found["input_ids"]),
+        *(
+            _check_rewards(record, dtype, way, expected, rewards)
+            for dtype, expected in recorded.items()
+            for way, rewards in found["rewards"][dtype].items()
+        ),
+    ]
+
+
+def _check_rewards(
+    record: CheckpointRecord, dtype: str, way: str, expected: list[float | None], rewards: list[float]
+) -> Check:
+    """Rewards in one precision, scored in one way."""
+    conversations, found, allowed = (
+        record.probes["conversations"],
+        list[float | None](rewards),
+        _allowed(dtype, way, record),
+    )
+    if way == "pipeline":  # it drops the second text of a pair if that is empty
+        found = [
+            known if probe.get("text_pair") == "" else reward
+            for probe, known, reward in zip(conversations, expected, rewards, strict=True)
+        ]
+    differences = relative_differences(expected, found)
+    largest = max(differences)
+    places = differing(expected, found, allowed)
+    bound = f"allowed {allowed:.1e}" if math.isfinite(allowed) else "reported only"
+    detail = f"largest difference {largest:.1e}, {bound}"
+    if places:
+        worst = max(places, key=differences.__getitem__)
+        name = conversations[worst]["name"]
+        detail += f", at the probe {name!r}: {found[worst]} instead of {expected[worst]}"
+    return Check(
+        name=f"rewards, {dtype}, {_WAY_NAMES[way]}",
+        passed=not places,
+        detail=detail,
+        difference=largest if math.isfinite(largest) else None,  # JSON has no infinity
+        allowed=allowed if math.isfinite(allowed) else None,
+    )
+
+
+def _allowed(dtype: str, way: str, record: CheckpointRecord) -> float:
+    """Allowed relative difference; infinite where a difference says nothing against the folder.
+
+    Weights are judged in float32, to the last digits. Half precisions round differently in every batch and on every
+    device (0.045 was seen in a sound model of 30 layers), so they are judged only where float32 was not recorded.
+    """
+    if dtype == "float32":
+        if record.quantization:  # quantised kernels differ by device
+            return HALF_TOLERANCE
+        return tolerance(dtype, same_device=record.probes.get("device", "cpu") == "cpu")
+    is_judged = "float32" not in record.probes["rewards"] and way in ("alone", "pipeline")
+    if not is_judged:
+        return math.inf
+    as_saved = dtype == record.dtype and not record.probes.get("weights_cast")  # an adapter's float32 ones too
+    return HALF_TOLERANCE if as_saved else COARSE_TOLERANCE  # the weights themselves are rounded then
+
+
+def half_precision_notes(checks: list[Check]) -> list[str]:
+    """What half precision does to this model's rewards, where that is more than the usual rounding."""
+    found: dict[str, float] = {}
+    for check in checks:
+        if check.name.startswith("rewards, ") and check.difference is not None and check.allowed is None:
+            dtype = check.name.split(", ")[1]
+            found[dtype] = max(check.difference, found.get(dtype, 0.0))
+    return [
+        f"Computed in {dtype}, rewards differ by up to {difference:.1e} of max(1, |reward|): close answers may swap. "
+        "Score in float32 where that matters."
+        for dtype, difference in found.items()
+        if difference > HALF_TOLERANCE
+    ]
+
+
+def _check_ids(conversations: list[dict[str, Any]], found: list[list[int]]) -> Check:
+    for probe, ids in zip(conversations, found, strict=True):
+        expected = [int(word) for word in probe["input_ids"].split()]
+        if ids != expected:
+            pairs = enumerate(zip(expected, ids, strict=False))
+            place = next((at for at, (one, other) in pairs if one != other), min(len(expected), len(ids)))
+            detail = (
+                f"the probe {probe['name']!r} now has {len(ids)} tokens instead of {len(expected)}; the first that "
+                f"differs is number {place}: {ids[place : place + 3]} instead of {expected[place : place + 3]}"
+            )
+            return Check(name="token ids", passed=False, detail=detail)
+    return Check(name="token ids", passed=True, detail="as saved")

@@ -109,8 +109,7 @@ class AutoModelForRewardScoring:
         asked = kwargs.get("revision")
         name, kwargs = resolve_model(str(name_or_path), **kwargs)
         if quantization_config is not None:
-            kwargs["quantization_config"] = quantization_config
-            kwargs["dequantize"] = dequantize
+            kwargs |= {"quantization_config": quantization_config, "dequantize": dequantize}
         record = CheckpointRecord.find(name, **hub_options(kwargs))
         kwargs.setdefault("trust_remote_code", False)  # unset, transformers would ask on the terminal
         require_trust(name, bool(kwargs["trust_remote_code"]))

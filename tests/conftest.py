@@ -6,13 +6,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked_stock import ForkedStock
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -121,25 +120,18 @@ def _byte_level(special: list[str]) -> Tokenizer:
     return tokenizer
 
 
-@pytest.fixture(scope="session")
-def _forked_stock() -> Iterator[ForkedStock]:
-    stock = ForkedStock()
-    yield stock
-    stock.close()
-
-
 @pytest.fixture
 def own_stock_process() -> None:
     """For a test that verifies in a process started afresh, as users do."""
 
 
 @pytest.fixture(autouse=True)
-def _verify_in_forks(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _forked_stock: ForkedStock
-) -> None:
-    """Verification starts its stock program by a fork of a process that has imported transformers."""
+def _verify_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verification runs its stock program in this process: one of its own takes seconds to import transformers."""
     if "own_stock_process" not in request.fixturenames:
-        monkeypatch.setattr("hf_reward.publishing.verify.subprocess", _forked_stock)
+        from stock_in_process import score_in_process
+
+        monkeypatch.setattr("hf_reward.publishing.verify.run_stock_scoring", score_in_process)
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from saved_models import score_in_process
 from test_length_penalty import longer_is_better
 
 from hf_reward import CheckpointRecord
-from hf_reward.publishing import verify as verify_module
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "studies"
 SETTINGS = ["--", "--use_cpu", "true", "--max_steps", "1", "--plot_curves", "false", "--max_length", "128"]
@@ -21,9 +19,7 @@ def cures(monkeypatch):
     import length_cures
     import train
 
-    # Without the cost of processes.
     monkeypatch.setattr(length_cures, "run_training", train.main)
-    monkeypatch.setattr(verify_module, "run_stock_scoring", score_in_process)
     return length_cures
 
 

@@ -11,14 +11,13 @@ import pytest
 import torch
 from conftest import DECODERS, randomize_head
 from reward_parity import scorer_rewards, server_rewards, stock_rewards
-from saved_models import edit_json, saved_model, score_in_process
+from saved_models import edit_json, saved_model
 from training_runs import load, make_trainer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_reward import RewardScorer
 from hf_reward.cli.app import app
-from hf_reward.publishing import verify
 from hf_reward.publishing.export import ExportRule, export_reward_model
 from hf_reward.publishing.staged_files import PushRule, assemble
 from hf_reward.publishing.verify import verify_checkpoint
@@ -135,9 +134,8 @@ def compared(trainer: Any, rows: Any, folder: Path) -> np.ndarray:
 
 
 @pytest.fixture
-def saved_by_kind(make_model_folder: Any, tmp_path: Path, monkeypatch: Any) -> Callable[[str], Path]:
+def saved_by_kind(make_model_folder: Any, tmp_path: Path) -> Callable[[str], Path]:
     """A saved reward model, or an adapter on a base, that needs code of its folder; verified in this process."""
-    monkeypatch.setattr(verify, "run_stock_scoring", score_in_process)
 
     def make(kind: str) -> Path:
         base = own_model(make_model_folder, f"own-{kind}-base")
@@ -192,6 +190,7 @@ def test_export_and_push_need_trust_and_hand_on_the_code(saved_by_kind, chat_pai
 
 
 @pytest.mark.slow  # a fresh process: 12 s
+@pytest.mark.usefixtures("own_stock_process")
 def test_a_fresh_process_runs_the_code_where_it_is_trusted(make_model_folder, tmp_path):
     folder = saved_model(own_model(make_model_folder, "own-v"), tmp_path / "saved", trust_remote_code=True)
     assert CliRunner().invoke(app, ["verify", str(folder)]).exit_code == 1

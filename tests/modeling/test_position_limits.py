@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import ENCODERS, randomize_head
-from saved_models import reward_model, saved_model, score_in_process, tokenizer_of
+from saved_models import reward_model, saved_model, tokenizer_of
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -30,7 +30,6 @@ from transformers import (
 
 from hf_reward import RewardConfig, RewardScorer, RewardTrainer
 from hf_reward.modeling.position_limits import longest_sequence, position_limit
-from hf_reward.publishing import verify
 from hf_reward.publishing.verify import verify_checkpoint
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -223,8 +222,7 @@ def test_rows_that_were_prepared_longer_are_refused_with_their_number(make_model
 
 
 @pytest.mark.parametrize("arch", ["bert", "gpt2", "llama"])
-def test_verify_reads_a_text_of_the_longest_length(arch, make_model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "run_stock_scoring", score_in_process)
+def test_verify_reads_a_text_of_the_longest_length(arch, make_model_folder, tmp_path):
     folder = make_model_folder(arch)
     args = RewardConfig(output_dir=str(tmp_path / "out"), max_steps=1, use_cpu=True, report_to="none", max_length=256)
     tokenizer = tokenizer_of(folder)

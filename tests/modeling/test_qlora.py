@@ -6,13 +6,12 @@ import pytest
 import torch
 from conftest import randomize_head
 from peft import LoraConfig
-from saved_models import edit_weights, score_in_process, tokenizer_of
+from saved_models import edit_weights, tokenizer_of
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord, save_merged
 from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.modeling.probes import format_probes, probe_rewards, relative_differences
-from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.export import ExportRule, export_reward_model, save_adapter
 from hf_reward.publishing.saved_model import SavedModel
 from hf_reward.publishing.verify import verify_checkpoint
@@ -59,11 +58,6 @@ def adapter(base, tmp_path):
     return tmp_path / "adapter"
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    monkeypatch.setattr(verify_module, "run_stock_scoring", score_in_process)
-
-
 def exact_rewards(model, tokenizer):
     """Rewards in training mode (without dropout): in evaluation bitsandbytes may pack weights for bfloat16 kernels."""
     model.train()
@@ -83,7 +77,7 @@ def test_the_record_says_how_the_base_was_quantised(adapter):
     assert len(set(record.probes["rewards"]["float32"])) == 8
 
 
-def test_a_merge_goes_into_the_dequantised_weights_unless_asked(base, adapter, tmp_path, in_process):
+def test_a_merge_goes_into_the_dequantised_weights_unless_asked(base, adapter, tmp_path):
     tokenizer = tokenizer_of(base)
     exact = exact_rewards(quantized_model(base), tokenizer)
     recorded = CheckpointRecord.load(adapter).probes["rewards"]["float32"]
@@ -104,7 +98,7 @@ def test_a_merge_goes_into_the_dequantised_weights_unless_asked(base, adapter, t
     assert stored == other.differences
 
 
-def test_a_damaged_adapter_is_refused(adapter, tmp_path, in_process):
+def test_a_damaged_adapter_is_refused(adapter, tmp_path):
     def turn(tensors):
         tensors["base_model.model.score.weight"].mul_(-1)
 
@@ -121,14 +115,14 @@ def test_verified_loading_wants_the_quantised_base(adapter):
         AutoModelForRewardScoring.from_pretrained(adapter, verify=True)
 
 
-def test_an_adapter_is_verified_on_its_quantised_base(adapter, in_process):
+def test_an_adapter_is_verified_on_its_quantised_base(adapter):
     result = verify_checkpoint(adapter)
     assert result.equal, str(result)
     edit_weights(adapter / "adapter_model.safetensors", lambda each: each["base_model.model.score.weight"].mul_(-1))
     assert not verify_checkpoint(adapter).equal
 
 
-def test_a_live_quantised_model_is_saved_merged_and_as_adapter(base, tmp_path, in_process):
+def test_a_live_quantised_model_is_saved_merged_and_as_adapter(base, tmp_path):
     tokenizer = tokenizer_of(base)
     exact = exact_rewards(quantized_model(base), tokenizer)
     model = quantized_model(base)
@@ -143,6 +137,7 @@ def test_a_live_quantised_model_is_saved_merged_and_as_adapter(base, tmp_path, i
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_stock_process")
 def test_an_adapter_and_its_merge_verify_in_fresh_processes(adapter, tmp_path):
     result = verify_checkpoint(adapter)
     assert result.equal, str(result)

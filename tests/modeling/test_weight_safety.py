@@ -16,7 +16,7 @@ import torch
 import typer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from saved_models import edit_json, edit_weights, reward_model, saved_model, score_in_process, tokenizer_of
+from saved_models import edit_json, edit_weights, reward_model, saved_model, tokenizer_of
 from training_runs import make_trainer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -27,7 +27,6 @@ from hf_reward.data.interface import Interface, setting, used_through
 from hf_reward.modeling import packing_check
 from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.modeling.weight_safety import require_safe_weights, why_not_whole_file
-from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.averaging import average_reward_models
 from hf_reward.publishing.export import export_reward_model, save_adapter
 from hf_reward.publishing.importers import read_foreign
@@ -47,12 +46,6 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
     "push": lambda folder: assemble(folder, folder.parent / "staged", "me/model", PushRule()),
 }
 ENTRIES = {**FOLDERS, "import": read_foreign}
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    """Verify without a process of its own."""
-    monkeypatch.setattr(verify_module, "run_stock_scoring", score_in_process)
 
 
 @pytest.fixture

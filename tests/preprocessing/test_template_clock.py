@@ -6,14 +6,13 @@ from datetime import datetime, timedelta
 
 import pytest
 import torch
-from saved_models import reward_model, saved_model, score_in_process
+from saved_models import reward_model, saved_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from hf_reward import RewardConfig, RewardScorer, RewardTrainer, prepare_tokenizer
 from hf_reward.preprocessing.template_clock import FIXED_DATE, freeze_clock, reads_clock
 from hf_reward.preprocessing.tokenizer import render_chat
-from hf_reward.publishing import verify
 from hf_reward.publishing.verify import verify_checkpoint
 
 TURNS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -119,7 +118,7 @@ def test_a_date_that_cannot_be_fixed_is_refused(chat_tokenizer):
 
 @pytest.mark.parametrize("template", [WITH_OWN_DATE, WITHOUT_DATE])
 def test_trainer_scorer_and_stock_agree_on_every_day(
-    template, make_model_folder, chat_tokenizer, chat_pairs, tmp_path, set_day, monkeypatch
+    template, make_model_folder, chat_tokenizer, chat_pairs, tmp_path, set_day
 ):
     chat_tokenizer.chat_template = template
     folder = make_model_folder("llama", tokenizer=chat_tokenizer)
@@ -141,7 +140,6 @@ def test_trainer_scorer_and_stock_agree_on_every_day(
             found.append(stock(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item())
     assert found == pytest.approx(trained, rel=1e-5, abs=1e-5)
     assert scored.tolist() == pytest.approx(trained, rel=1e-5, abs=1e-5)
-    monkeypatch.setattr(verify, "run_stock_scoring", score_in_process)
     assert verify_checkpoint(tmp_path / "out", only=["alone"]).equal
 
 
@@ -165,8 +163,7 @@ def test_a_model_of_another_library_gets_a_fixed_date_and_a_warning(
     assert not reads_clock(given.tokenizer)
 
 
-def test_verify_names_the_date_as_the_cause(make_model_folder, chat_tokenizer, tmp_path, set_day, monkeypatch):
-    monkeypatch.setattr(verify, "run_stock_scoring", score_in_process)
+def test_verify_names_the_date_as_the_cause(make_model_folder, chat_tokenizer, tmp_path, set_day):
     chat_tokenizer.chat_template = WITHOUT_DATE
     folder = saved_model(make_model_folder("llama", tokenizer=chat_tokenizer), tmp_path / "saved")
     assert verify_checkpoint(folder, only=["alone"]).equal

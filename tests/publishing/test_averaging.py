@@ -7,23 +7,16 @@ import pytest
 import torch
 from conftest import randomize_head
 from safetensors.torch import load_file
-from saved_models import edit_json, reward_model, save, saved_model, score_in_process, tokenizer_of
+from saved_models import edit_json, reward_model, save, saved_model, tokenizer_of
 from transformers import T5Config, T5ForSequenceClassification
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord
 from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.modeling.probes import relative_differences
-from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.averaging import average_reward_models
 from hf_reward.publishing.export import ExportRule, save_adapter
 from hf_reward.publishing.saved_model import SavedModel
 from hf_reward.publishing.verify import verify_checkpoint
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    """Verify without a process of its own."""
-    monkeypatch.setattr(verify_module, "run_stock_scoring", score_in_process)
 
 
 def member(base: Path, folder: Path, seed: int, *, head_alone: bool = False) -> Path:

@@ -23,10 +23,13 @@ from test_length_correction import CURVE
 from hf_reward.publishing.card.biases import PICTURE_FILE
 from hf_reward.publishing.card.facts import AUDIT_FILE
 from hf_reward.publishing.card.render import is_generated, write_model_card
+from hf_reward.publishing.compatibility import Verdict
 
 
 def test_a_full_card_says_the_numbers_of_its_record(tmp_path):
-    text = render(add_results(tmp_path / "m"), full_record(), model_id="org/demo", consumers=[("vLLM", "yes", "a|b")])
+    text = render(
+        add_results(tmp_path / "m"), full_record(), model_id="org/demo", consumers=[Verdict("vLLM", "yes", "a|b")]
+    )
     for said in (
         "| **this model** (a tie is wrong) | 65.2% | 59.0% to 71.4% | 209 pairs, 200 prompts |",
         "| this model, ties count half | 65.5% | - | 209 pairs |",
@@ -252,7 +255,7 @@ def test_hostile_text_breaks_nothing(tmp_path):
     }
     benchmark = {**BENCHMARKS[0], "benchmark": HOSTILE, "sections": {HOSTILE: 0.5}, "baselines": {HOSTILE: 0.5}}
     folder = add_results(tmp_path / "m", [probe(HOSTILE, HOSTILE, 0.2, unit=HOSTILE, family=HOSTILE)], [benchmark])
-    text = render(folder, record, consumers=[("a\nprogram", "yes", "x | y")])
+    text = render(folder, record, consumers=[Verdict("a\nprogram", "yes", "x | y")])
     metadata, body = front_matter(text), text.split("\n---\n", 1)[1]
     assert metadata["extra_gated_prompt"] == "one\n---\ntwo\n"
     assert metadata["tags"][0] == "reward-model"
@@ -271,7 +274,7 @@ metric = st.sampled_from([*EVALUATION, "x_accuracy", "_accuracy"])
     evaluation=st.dictionaries(metric, odd),
     statistics=st.dictionaries(st.sampled_from(["mean", "std", "temperature"]), odd),
     texts=st.lists(st.text(max_size=12), min_size=4, max_size=4),
-    consumers=st.lists(st.tuples(*[st.text("ab|-\n", max_size=5)] * 3), max_size=2),
+    consumers=st.lists(st.builds(Verdict, *[st.text("ab|-\n", max_size=5)] * 3), max_size=2),
 )
 def test_odd_records_make_well_formed_cards(evaluation, statistics, texts, consumers, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "odd"

@@ -13,12 +13,12 @@ import torch
 from card_records import front_matter, full_record, make_record, render
 from conftest import randomize_head
 from peft import LoraConfig
-from saved_models import reward_model, score_in_process, tokenizer_of
+from saved_models import reward_model, tokenizer_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord, prepare_tokenizer, save_merged
 from hf_reward.modeling.checkpoint_record import describe, template_hash
-from hf_reward.publishing import stock_scoring, verify
+from hf_reward.publishing import stock_scoring
 from hf_reward.publishing.export import save_adapter
 from hf_reward.publishing.saved_model import SavedModel
 from hf_reward.publishing.stock_scoring import load_adapter
@@ -117,7 +117,6 @@ def test_an_adapter_with_a_new_pad_token_loads_as_its_card_says(
     arch, make_model_folder, text_tokenizer, tmp_path, monkeypatch
 ):
     """`<|pad|>` is new here, so the base lacks its embedding: loading stock PEFT's usual way fails."""
-    monkeypatch.setattr(verify, "run_stock_scoring", score_in_process)
     base = make_model_folder(arch, tokenizer=text_tokenizer)
     tokenizer = tokenizer_of(base)
     assert len(tokenizer) == len(text_tokenizer) + 1

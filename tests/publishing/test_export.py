@@ -1,18 +1,15 @@
 """A saved model gives the same rewards in stock transformers, in a process that never imports hf_reward."""
 
-import copy
 import importlib.util
 import json
 import os
 import resource
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import DECODERS, ENCODERS, randomize_head
+from conftest import randomize_head
 from peft import LoraConfig
 from safetensors.torch import load_file
 from saved_models import (
@@ -22,7 +19,6 @@ from saved_models import (
     reward_model,
     save,
     saved_model,
-    score_in_process,
     tokenizer_of,
 )
 from transformers import (
@@ -30,36 +26,25 @@ from transformers import (
     AutoTokenizer,
     LlamaForSequenceClassification,
     PreTrainedModel,
-    pipeline,
 )
 
 from hf_reward import (
     AutoModelForRewardScoring,
     CheckpointRecord,
-    FormatRule,
     merge_adapter,
-    prepare_tokenizer,
     save_merged,
 )
-from hf_reward.modeling.checkpoint_record import describe, tokenizer_hash
+from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import format_probes, probe_rewards, relative_differences
-from hf_reward.modeling.reward_head import Float32Linear
 from hf_reward.publishing import export as export_module
 from hf_reward.publishing import saved_model as saved_model_module
-from hf_reward.publishing import verify as verify_module
-from hf_reward.publishing.export import ADAPTER_FOLDER, ExportRule, export_reward_model, save_adapter, write_verified
+from hf_reward.publishing.export import ExportRule, export_reward_model, save_adapter, write_verified
 from hf_reward.publishing.saved_model import SavedModel, load_saved
 from hf_reward.publishing.verify import VerificationError, verify_checkpoint
 
 RECIPE = Path(__file__).parents[2] / "tests" / "faults" / "parity.py"
 TEXTS = ["Paris is the capital.", "Two is even, and three is not.", "No.", "ice melts at zero " * 5]
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Verify without a process of its own."""
-    monkeypatch.setattr(verify_module, "run_stock_scoring", score_in_process)
 
 
 def rewards(model: torch.nn.Module, tokenizer) -> torch.Tensor:
@@ -93,139 +78,8 @@ def load_with_adapter(folder: Path, **options):
     return model
 
 
-@pytest.mark.parametrize("arch", [arch for arch in (*DECODERS, *ENCODERS) if arch != "granite"])
-def test_a_merged_model_is_a_stock_classifier_with_the_same_rewards(arch, make_model_folder, tmp_path):
-    folder = make_model_folder(arch)
-    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
-    model = load_with_adapter(folder)
-    expected = rewards(model, tokenizer)
-    assert expected.std() > 0.01
-    assert save_merged(model, tokenizer, tmp_path / "out", verify=False) == tmp_path / "out"
-    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    assert "lora" not in "".join(stock.state_dict())
-    assert close(rewards(stock, AutoTokenizer.from_pretrained(tmp_path / "out")), expected)
-
-
-def test_the_adapter_lies_beside_the_merged_model_and_gives_the_same_rewards(make_model_folder, tmp_path):
-    folder = make_model_folder("llama")
-    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
-    model = load_with_adapter(folder)
-    expected = rewards(model, tokenizer)
-    record = CheckpointRecord(
-        format=FormatRule(max_length=64).to_dict(),
-        reads="last_token",
-        pad_token_id=0,
-        template_hash=None,
-        tokenizer_hash="hash",
-        base_model="base",
-        training={"steps": 3},
-    )
-    save_merged(model, tokenizer, tmp_path / "out", record=record, verify=False)
-    adapter = tmp_path / "out" / ADAPTER_FOLDER
-    assert close(rewards(load(adapter), AutoTokenizer.from_pretrained(adapter)), expected)
-    for place in (adapter, tmp_path / "out"):
-        found = CheckpointRecord.load(place)
-        assert (found.format, found.base_model, found.training) == (record.format, "base", {"steps": 3})
-        assert found.tokenizer_hash == tokenizer_hash(tokenizer), "facts are read off the model, whatever was passed"
-        assert len(found.probes["conversations"]) == 9, "eight, and one of the longest length that training reads"
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").padding_side == "right"
-
-
-def test_a_model_without_adapter_is_saved_as_it_is(make_model_folder, tmp_path, in_process):
-    folder = make_model_folder("llama")
-    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
-    model = load(folder)
-    randomize_head(model)
-    save_merged(model, tokenizer, tmp_path / "out")
-    assert not (tmp_path / "out" / ADAPTER_FOLDER).exists()
-    assert torch.equal(load(tmp_path / "out").score.weight, model.score.weight)
-
-
-def test_a_bfloat16_export_differs_within_its_stated_bound(make_model_folder, tmp_path, in_process):
-    folder = make_model_folder("llama")
-    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
-    model = load(folder)
-    randomize_head(model)
-    model.score.weight.data *= 0.1
-    save_merged(model, tokenizer, tmp_path / "full")
-    expected = rewards(model, tokenizer)
-    save_merged(load(tmp_path / "full"), tokenizer, tmp_path / "half", dtype=torch.bfloat16)
-    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
-    found = rewards(load(tmp_path / "half"), tokenizer)
-    assert ((found - expected).abs() <= 2**-6 * expected.abs().clamp(min=1)).all()
-
-
-def test_an_adapter_on_a_bfloat16_backbone_is_merged_in_float32(make_model_folder, tmp_path):
-    model = load_with_adapter(make_model_folder("llama"), dtype="bfloat16")
-    merged = merge_adapter(model)
-    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "bert", "deberta_v2"])
-def test_a_merge_is_exact_but_for_rounding(arch, make_model_folder):
-    model = load_with_adapter(make_model_folder(arch)).double()
-    for layer in model.modules():
-        if isinstance(layer, Float32Linear):
-            layer.__class__ = torch.nn.Linear
-    ids = torch.arange(5, 35).reshape(3, 10)
-    with torch.no_grad():
-        adapted = model(ids).logits
-        with_adapter_off = copy.deepcopy(model).unload()(ids).logits
-        merged = model.merge_and_unload()(ids).logits
-    assert (adapted - with_adapter_off).abs().max() > 0.01, "the adapter must change something"
-    torch.testing.assert_close(merged, adapted, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("arch", ["qwen3", "gpt2", "bert"])
-def test_the_text_classification_pipeline_gives_the_reward_itself(arch, make_model_folder, tmp_path):
-    folder = make_model_folder(arch)
-    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
-    model = load(folder)
-    randomize_head(model)
-    save_merged(model, tokenizer, tmp_path / "out", verify=False)
-    classify = pipeline("text-classification", model=str(tmp_path / "out"), batch_size=2)
-    results = classify(TEXTS, add_special_tokens=False)
-    assert {result["label"] for result in results} == {"reward"}
-    found = torch.tensor([result["score"] for result in results])
-    assert close(found, rewards(model, tokenizer))
-
-
-def test_a_bfloat16_model_is_saved_in_float32_when_asked_and_stays_as_it_was(make_model_folder, tmp_path, in_process):
-    source = make_model_folder("llama")
-    model = reward_model(source, dtype="bfloat16")
-    expected = {name: value.clone() for name, value in model.state_dict().items()}
-    save_merged(model, tokenizer_of(source), tmp_path / "out")
-    assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
-    assert CheckpointRecord.load(tmp_path / "out").dtype == "float32"
-    assert model.dtype == torch.bfloat16
-    save_merged(model, tokenizer_of(source), tmp_path / "half", dtype=torch.bfloat16)
-    found = model.state_dict()
-    assert all(found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in expected.items())
-
-
-def test_saving_into_a_folder_keeps_other_files_and_removes_old_weights(make_model_folder, tmp_path, in_process):
-    source = make_model_folder("llama")
-    model, tokenizer, out = reward_model(source), tokenizer_of(source), tmp_path / "out"
-    save(model, tokenizer, out, max_shard_size="20KB")
-    assert (out / "model.safetensors.index.json").is_file()
-    (out / "checkpoint-5").mkdir()
-    for name in ("notes.txt", "checkpoint-5/state.json", "model_of_mine.safetensors", "audit_summary.json"):
-        (out / name).write_text("{}")
-    (out / "adapter_config.json").write_text("{}")
-    save_merged(model, tokenizer, out)
-    names = {path.name for path in out.iterdir()}
-    assert {"notes.txt", "checkpoint-5", "model_of_mine.safetensors", "audit_summary.json"} <= names
-    assert (out / "checkpoint-5" / "state.json").is_file()
-    assert [name for name in names if name.startswith(("model-", "adapter_", "model.safetensors."))] == []
-    assert verify_checkpoint(out).equal
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-# --- export --------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
-def source(make_model_folder, tmp_path, in_process) -> Path:
+def source(make_model_folder, tmp_path) -> Path:
     """A saved reward model."""
     return saved_model(make_model_folder("llama"), tmp_path / "source")
 
@@ -237,7 +91,7 @@ def saved_adapter(base: Path, folder: Path, **options) -> Path:
 
 
 @pytest.fixture
-def adapter(make_model_folder, tmp_path, in_process) -> Path:
+def adapter(make_model_folder, tmp_path) -> Path:
     """A saved adapter."""
     return saved_adapter(make_model_folder("llama"), tmp_path / "source-adapter")
 
@@ -251,7 +105,7 @@ def left_over(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "bert", "deberta_v2", "granite"])
-def test_an_adapter_becomes_one_stock_folder(arch, make_model_folder, tmp_path, in_process):
+def test_an_adapter_becomes_one_stock_folder(arch, make_model_folder, tmp_path):
     adapter = saved_adapter(make_model_folder(arch), tmp_path / "adapter")
     report = export_reward_model(adapter, tmp_path / "out")
     assert report.verification.equal
@@ -288,7 +142,7 @@ def test_weights_are_cast_after_the_merge_and_the_head_stays_float32(dtype, boun
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_a_precision_that_cannot_hold_the_weights_is_refused(make_model_folder, tmp_path, in_process):
+def test_a_precision_that_cannot_hold_the_weights_is_refused(make_model_folder, tmp_path):
     base = make_model_folder("llama")
     model = reward_model(base)
     with torch.no_grad():
@@ -325,7 +179,7 @@ def test_files_can_be_read_by_those_whom_the_umask_lets(source, tmp_path):
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
 
 
-def test_legacy_rope_is_added_where_there_is_one_and_refused_elsewhere(make_model_folder, tmp_path, in_process):
+def test_legacy_rope_is_added_where_there_is_one_and_refused_elsewhere(make_model_folder, tmp_path):
     base = make_model_folder("llama")
     model = reward_model(base)
     model.config.rope_parameters["rope_theta"] = 50.0
@@ -362,9 +216,7 @@ def test_a_record_without_probes_is_given_them_by_an_export(source, tmp_path):
 
 
 @pytest.mark.parametrize("pad", [None, 5, 0], ids=["none", "an ordinary word", "the end of text"])
-def test_a_foreign_stock_folder_is_given_a_tokenizer_that_fits(
-    pad, make_model_folder, text_tokenizer, tmp_path, in_process
-):
+def test_a_foreign_stock_folder_is_given_a_tokenizer_that_fits(pad, make_model_folder, text_tokenizer, tmp_path):
     """Without record, with a tokenizer that has no pad token and pads on the left, as people publish them."""
     base = make_model_folder("gpt2", tokenizer=text_tokenizer)
     torch.manual_seed(0)
@@ -521,7 +373,7 @@ def test_a_folder_that_may_not_be_written_is_said_so(source, tmp_path):
         export_reward_model(source, tmp_path / "file" / "out")
 
 
-def test_architectures_that_no_server_knows_are_refused_unless_asked(tmp_path, pair_tokenizer, in_process):
+def test_architectures_that_no_server_knows_are_refused_unless_asked(tmp_path, pair_tokenizer):
     from transformers import ElectraConfig, ElectraForSequenceClassification
 
     config = ElectraConfig(
@@ -561,7 +413,7 @@ def test_a_source_whose_head_was_damaged_is_refused(source, tmp_path):
 
 
 @pytest.mark.parametrize("arch", ["llama", "bert", "deberta_v2"])
-def test_a_source_without_a_head_is_refused(arch, make_model_folder, tmp_path, in_process):
+def test_a_source_without_a_head_is_refused(arch, make_model_folder, tmp_path):
     base = make_model_folder(arch)
     with pytest.raises(ValueError, match="has no reward head"):
         export_reward_model(base, tmp_path / "out")
@@ -625,55 +477,6 @@ def test_rewards_are_those_of_the_model_that_was_given(source, tmp_path):
     assert recorded(tmp_path / "out") == expected
 
 
-# --- fresh processes -----------------------------------------------------------------------------------------------
-
-
-RELOAD_ADAPTERS = """
-import json, sys
-from pathlib import Path
-import torch
-from hf_reward import AutoModelForRewardScoring
-
-torch.set_num_threads(1)
-found = {}
-for folder in sorted(Path(sys.argv[1]).glob("*/adapter")):
-    torch.manual_seed(99)  # a part of the head that was not saved would be another one here
-    model = AutoModelForRewardScoring.from_pretrained(folder).eval()
-    with torch.no_grad():
-        found[folder.parent.name] = model(torch.arange(5, 35).reshape(3, 10)).logits[:, 0].tolist()
-print(json.dumps(found))
-"""
-
-
-@pytest.mark.slow
-def test_adapters_load_with_equal_rewards_in_a_fresh_process(make_model_folder, tmp_path):
-    expected = {}
-    for arch in ("llama", "gpt2", *ENCODERS):
-        model = load_with_adapter(make_model_folder(arch))
-        model.save_pretrained(tmp_path / arch / "adapter")
-        with torch.no_grad():
-            expected[arch] = model(torch.arange(5, 35).reshape(3, 10)).logits[:, 0]
-    command = [sys.executable, "-c", RELOAD_ADAPTERS, str(tmp_path)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = json.loads(output.splitlines()[-1])
-    assert found.keys() == expected.keys()
-    for arch, values in expected.items():
-        assert close(torch.tensor(found[arch]), values), arch
-
-
-@pytest.mark.slow
-def test_the_parity_recipe_finds_no_difference_beyond_rounding(tmp_path):
-    spec = importlib.util.spec_from_file_location("parity", RECIPE)
-    parity = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(parity)
-    for name in ("qwen2", "deberta-v2"):
-        found, cast = parity.measure(name, tmp_path)
-        assert list(found) == list(parity.KINDS)
-        assert all(each.equal for each in found.values())
-        assert max(parity.difference(each, "float32") for each in found.values()) <= 1e-5
-        assert 1e-5 < cast < 0.1
-
-
 def test_legacy_rope_keeps_a_scaling(make_model_folder, tmp_path):
     source = make_model_folder("llama")
     config = json.loads((source / "config.json").read_text())
@@ -687,20 +490,22 @@ def test_legacy_rope_keeps_a_scaling(make_model_folder, tmp_path):
     assert {name: written["rope_scaling"][name] for name in scaling} == scaling
 
 
-def test_a_template_of_an_earlier_save_does_not_stay(make_model_folder, tmp_path):
-    folder = saved_model(make_model_folder("gpt2"), tmp_path / "saved")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = None
-    (folder / "notes.txt").write_text("mine")
-    save_merged(load(folder), tokenizer, folder, verify=False)
-    assert not (folder / "chat_template.jinja").exists()
-    assert (folder / "notes.txt").read_text() == "mine"
-    assert CheckpointRecord.load(folder).template_hash is None
-
-
 def test_overwrite_does_not_take_checkpoints_with_it(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("llama"), tmp_path / "run")
     saved_model(make_model_folder("llama"), folder / "checkpoint-5")
     with pytest.raises(FileExistsError, match="checkpoint-5"):
         export_reward_model(folder / "checkpoint-5", folder, overwrite=True)
     assert (folder / "checkpoint-5" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_parity_recipe_finds_no_difference_beyond_rounding(tmp_path):
+    spec = importlib.util.spec_from_file_location("parity", RECIPE)
+    parity = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(parity)
+    for name in ("qwen2", "deberta-v2"):
+        found, cast = parity.measure(name, tmp_path)
+        assert list(found) == list(parity.KINDS)
+        assert all(each.equal for each in found.values())
+        assert max(parity.difference(each, "float32") for each in found.values()) <= 1e-5
+        assert 1e-5 < cast < 0.1

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from foreign_layouts import LAYOUTS, TEXTS, Foreign, check_rewards, trl
 from safetensors.torch import load_file
-from saved_models import edit_json, score_in_process
-from test_importers import LAYOUTS, TEXTS, Foreign, check_rewards, trl
+from saved_models import edit_json
 
-from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.importers import detect_format, read_foreign
 from hf_reward.publishing.importers.stock_folder import import_reward_model
 
@@ -56,8 +55,7 @@ def test_settings_that_name_files_elsewhere_change_nothing_in_the_weights_read(c
 
 
 @pytest.mark.parametrize("name", ["../../evil", "{place}/evil", "a/../../../evil"])
-def test_a_template_of_the_tokenizer_is_not_written_elsewhere(name, chat_tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(verify_module, "run_stock_scoring", score_in_process)
+def test_a_template_of_the_tokenizer_is_not_written_elsewhere(name, chat_tokenizer, tmp_path):
     folder = trl(tmp_path / "in" / "foreign", Foreign("llama", chat_tokenizer))
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     templates = {"default": chat_tokenizer.chat_template, name.format(place=tmp_path): "evil"}

@@ -4,12 +4,11 @@ import pytest
 import torch
 from conftest import randomize_head
 from peft import LoraConfig
-from saved_models import reward_model, saved_model, score_in_process, tokenizer_of
+from saved_models import reward_model, saved_model, tokenizer_of
 
 from hf_reward import AutoModelForRewardScoring, average_reward_models
 from hf_reward.modeling import probes
 from hf_reward.modeling.checkpoint_record import describe
-from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.export import ExportRule, export_reward_model, save_adapter, save_merged
 from hf_reward.publishing.push import _as_saved
 from hf_reward.publishing.saved_model import SavedModel, load_saved
@@ -28,7 +27,6 @@ def scored(monkeypatch):
         return real(model, batch)
 
     monkeypatch.setattr(probes, "logits_of", counted)
-    monkeypatch.setattr(verify_module, "run_stock_scoring", score_in_process)
     return found
 
 

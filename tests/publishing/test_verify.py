@@ -3,13 +3,15 @@
 import json
 import math
 import pickle
+import re
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import DECODERS, ENCODERS
+from forked_stock import ForkedStock
 from safetensors.torch import load_file
 from saved_models import (
     copied,
@@ -18,7 +20,6 @@ from saved_models import (
     reward_model,
     save,
     saved_model,
-    score_in_process,
     tokenizer_of,
 )
 from tokenizers import processors
@@ -27,28 +28,34 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord
 from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.modeling.weight_safety import refuse_pickles
-from hf_reward.publishing import verify as verify_module
 from hf_reward.publishing.export import ExportRule, export_reward_model, save_adapter
 from hf_reward.publishing.saved_model import SavedModel
-from hf_reward.publishing.verify import Verification, verify_checkpoint
+from hf_reward.publishing.verify import Verification, run_stock_scoring, verify_checkpoint
 
 PARITY = ("llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "mistral", "bert", "deberta_v2", "modernbert")
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """Verify without a process of its own."""
-    monkeypatch.setattr(verify_module, "run_stock_scoring", score_in_process)
+@pytest.fixture(scope="module")
+def _forks() -> Iterator[ForkedStock]:
+    stock = ForkedStock()
+    yield stock
+    stock.close()
 
 
 @pytest.fixture
-def llama(make_model_folder, tmp_path, in_process) -> Path:
+def stock_process(own_stock_process, monkeypatch, _forks) -> None:
+    """Verify in processes that never imported hf_reward, forked from one that has imported transformers."""
+    monkeypatch.setattr("hf_reward.publishing.verify.subprocess", _forks)
+
+
+@pytest.fixture
+def llama(make_model_folder, tmp_path) -> Path:
     """A saved reward model that verifies as equal."""
     return saved_model(make_model_folder("llama"), tmp_path / "saved")
 
 
 @pytest.fixture
-def adapter(make_model_folder, tmp_path, in_process) -> Path:
+def adapter(make_model_folder, tmp_path) -> Path:
     """A saved adapter on a base of its own."""
     source = make_model_folder("llama")
     model, tokenizer = reward_model(source, lora=True), tokenizer_of(source)
@@ -64,7 +71,7 @@ def failed(result: Verification) -> set[str]:
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma2", "bert", "roberta", "deberta_v2"])
-def test_what_was_saved_is_equal(arch, make_model_folder, tmp_path, in_process):
+def test_what_was_saved_is_equal(arch, make_model_folder, tmp_path):
     folder = saved_model(make_model_folder(arch), tmp_path / "saved")
     result = verify_checkpoint(folder)
     assert result.equal, str(result)
@@ -82,7 +89,7 @@ def test_what_was_saved_is_equal(arch, make_model_folder, tmp_path, in_process):
     assert by_name["rewards, bfloat16, each alone"]["allowed"] is None, "float32 weights are rounded there"
 
 
-def test_a_half_precision_model_is_bounded_in_its_own_precision(make_model_folder, tmp_path, in_process):
+def test_a_half_precision_model_is_bounded_in_its_own_precision(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved", dtype="bfloat16")
     result = verify_checkpoint(folder)
     assert result.equal, str(result)
@@ -91,9 +98,7 @@ def test_a_half_precision_model_is_bounded_in_its_own_precision(make_model_folde
     assert not any("float32" in name for name in allowed)
 
 
-def test_a_template_and_a_tokenizer_that_both_write_bos_do_not_double_it(
-    make_model_folder, chat_tokenizer, tmp_path, in_process
-):
+def test_a_template_and_a_tokenizer_that_both_write_bos_do_not_double_it(make_model_folder, chat_tokenizer, tmp_path):
     chat_tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
@@ -128,7 +133,7 @@ def test_rewards_recorded_on_another_device_are_noted(llama):
     assert any("recorded on cuda" in note for note in result.notes)
 
 
-def test_rewards_that_were_no_numbers_are_never_equal(make_model_folder, tmp_path, in_process):
+def test_rewards_that_were_no_numbers_are_never_equal(make_model_folder, tmp_path):
     source = make_model_folder("llama")
     model = reward_model(source)
     model.score.weight.data[0, 0] = math.nan
@@ -146,13 +151,13 @@ def test_rewards_that_were_no_numbers_are_never_equal(make_model_folder, tmp_pat
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["equal"] is False
 
 
-def test_float32_judges_even_where_another_precision_is_asked_for(make_model_folder, tmp_path, in_process):
+def test_float32_judges_even_where_another_precision_is_asked_for(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
     edit_weights(folder / "model.safetensors", lambda tensors: tensors["score.weight"].mul_(-5))
     assert not verify_checkpoint(folder, dtypes=["bfloat16"]).equal
 
 
-def test_rewards_recorded_in_a_half_precision_alone_are_judged_in_it(make_model_folder, tmp_path, in_process):
+def test_rewards_recorded_in_a_half_precision_alone_are_judged_in_it(make_model_folder, tmp_path):
     """As sharded training with a mixed-precision policy records them, of float32 weights."""
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
     record = json.loads((folder / "reward_config.json").read_text())
@@ -474,7 +479,7 @@ def test_code_in_pickles_is_never_run(kind, request, tmp_path):
     assert not harmed.exists()
 
 
-def test_a_whole_model_that_was_imported_granite_is_loaded_through_us(make_model_folder, tmp_path, in_process):
+def test_a_whole_model_that_was_imported_granite_is_loaded_through_us(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("granite"), tmp_path / "saved")
     result = verify_checkpoint(folder)
     assert result.equal, str(result)
@@ -486,41 +491,45 @@ def test_a_whole_model_that_was_imported_granite_is_loaded_through_us(make_model
 
 
 @pytest.mark.usefixtures("own_stock_process")
-def test_a_fresh_stock_process_agrees_and_a_rounded_head_does_not(make_model_folder, tmp_path):
+def test_a_fresh_process_that_never_imports_hf_reward_agrees(make_model_folder, tmp_path, monkeypatch):
     folder = saved_model(make_model_folder("qwen3"), tmp_path / "saved")
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # every import is a line on stderr
+    started, run = [], subprocess.run
+
+    def seen(command, **options):
+        started.append(run(command, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "run", seen)
     result = verify_checkpoint(folder, dtypes=["float32"])
     assert result.equal, str(result)
     assert len([check for check in result.checks if check.name.startswith("rewards")]) == 4
-
-
-def test_the_stock_program_never_imports_hf_reward(make_model_folder, tmp_path):
-    folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
-    program = Path(verify_module.__file__).with_name("stock_scoring.py")
-    check = (
-        "import sys, runpy; sys.argv[1:1] = []; "
-        f"runpy.run_path({str(program)!r}, run_name='__main__'); "
-        "found = [name for name in sys.modules if name.split('.')[0] == 'hf_reward']; "
-        "sys.exit(f'imported: {found}' if found else 0)"
-    )
-    command = [sys.executable, "-P", "-c", check, str(folder), "--ways", "alone"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    rewards = json.loads(done.stdout.splitlines()[-1])["rewards"]["float32"]["alone"]
-    assert rewards == pytest.approx(CheckpointRecord.load(folder).probes["rewards"]["float32"], abs=1e-5)
+    imported = [line.rpartition("|")[2].strip() for line in started[0].stderr.splitlines()]
+    assert len(started) == 1
+    assert "transformers" in imported
+    assert [name for name in imported if name.split(".")[0] == "hf_reward"] == []
 
 
 @pytest.mark.usefixtures("own_stock_process")
-def test_what_a_fresh_process_cannot_load_is_said_in_one_line(make_model_folder, tmp_path):
+@pytest.mark.parametrize(("through_us", "program"), [(False, "Stock transformers"), (True, "hf_reward")])
+def test_what_a_fresh_process_cannot_load_is_said_in_one_line(through_us, program, tmp_path, monkeypatch):
+    failed_process = subprocess.CompletedProcess([], 1, "", "Traceback ...\n  in load\nValueError: no head\n\n")
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: failed_process)
+    with pytest.raises(ValueError, match=f"^{program} cannot load {re.escape(str(tmp_path))}: ValueError: no head$"):
+        run_stock_scoring(tmp_path, ["float32"], ["alone"], with_hf_reward=through_us)
+
+
+def test_weights_that_do_not_fit_cannot_be_loaded(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
     edit_weights(
         folder / "model.safetensors", lambda each: each.update({"score.weight": each["score.weight"].repeat(2, 1)})
     )
-    with pytest.raises(ValueError, match=r"Stock transformers cannot load .*saved: \S+") as caught:
+    with pytest.raises(ValueError, match=r"Stock transformers cannot load .*saved: \S+"):
         verify_checkpoint(folder)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stock_process")
 @pytest.mark.parametrize("arch", PARITY)
 def test_trained_reloaded_stock_and_merged_agree(arch, make_model_folder, tmp_path):
     source = make_model_folder(arch)
@@ -549,6 +558,7 @@ def test_trained_reloaded_stock_and_merged_agree(arch, make_model_folder, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stock_process")
 def test_adapters_stacked_on_adapters_and_made_classes_verify_in_fresh_processes(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("granite"), tmp_path / "granite-reward")
     result = verify_checkpoint(folder)
@@ -558,6 +568,7 @@ def test_adapters_stacked_on_adapters_and_made_classes_verify_in_fresh_processes
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stock_process")
 def test_a_trained_checkpoint_verifies_whole_and_as_adapter(make_model_folder, chat_pairs, tmp_path):
     from datasets import Dataset
     from peft import LoraConfig

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,10 +24,12 @@ LOOP = """
 import contextlib, io, json, os, sys, traceback
 import torch
 from types import SimpleNamespace
-from hf_reward.publishing import export, push, repository, staged_files
+from hf_reward.publishing import export, push, repository, staged_files, verify
+from stock_in_process import score_in_process
 from hf_reward import cli
 
 torch.set_num_threads(1)
+verify.run_stock_scoring = score_in_process
 answers, requests = os.fdopen(os.dup(1), "w"), sys.stdin
 os.dup2(2, 1)
 checked = []
@@ -90,7 +93,11 @@ class Client:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.running = 0
-        self.environment = {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.environment = {
+            **environment,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+        }
 
     def __enter__(self) -> Self:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -106,7 +113,7 @@ class Client:
         self.process.kill()
         self.process.wait()
 
-    def run(self, *arguments: object, verified: bool = False, timeout: float = 120, **environment: str) -> Outcome:
+    def run(self, *arguments: object, verified: bool = False, timeout: float = 600, **environment: str) -> Outcome:
         """Run one command; without `verified` a push takes the rewards of a folder for right."""
         self.send(*arguments, verified=verified, **environment)
         return self.answer(timeout)
@@ -120,7 +127,7 @@ class Client:
         self.process.stdin.flush()
         self._line()
 
-    def answer(self, timeout: float = 120) -> Outcome:
+    def answer(self, timeout: float = 600) -> Outcome:
         """Wait for what was started; a killed one has the code -9."""
         watchdog = threading.Timer(timeout, self.process.kill)
         watchdog.start()

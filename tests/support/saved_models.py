@@ -1,7 +1,5 @@
-"""Tiny reward models with random heads, saved as every save is, and verification without the cost of a process."""
+"""Tiny reward models with random heads, saved as every save is."""
 
-import contextlib
-import io
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +13,6 @@ from transformers import AutoTokenizer
 
 from hf_reward import AutoModelForRewardScoring, prepare_tokenizer
 from hf_reward.modeling.checkpoint_record import describe
-from hf_reward.publishing import stock_scoring
 
 
 def reward_model(source: Path, *, lora: bool = False, seed: int = 1, scale: float = 0.1, **options: Any) -> Any:
@@ -68,28 +65,3 @@ def edit_weights(path: Path, change: Any) -> None:
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
-
-
-def score_in_process(
-    folder: Path,
-    dtypes: list[str],
-    ways: list[str],
-    *,
-    base_model: str | None = None,
-    with_hf_reward: bool = False,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-) -> dict[str, Any]:
-    """What `run_stock_scoring` gives, from this process: a test of a process takes four seconds."""
-    words = [str(folder), "--dtypes", *dtypes, "--ways", *ways]
-    words += ["--base", base_model] if base_model else []
-    words += ["--with-hf-reward"] if with_hf_reward else []
-    words += ["--trust-remote-code"] if trust_remote_code else []
-    words += ["--allow-pickle"] if allow_pickle else []
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        try:
-            stock_scoring.main(words)
-        except Exception as error:
-            raise ValueError(f"Stock transformers cannot load {folder}: {error}") from error
-    return json.loads(printed.getvalue().splitlines()[-1])

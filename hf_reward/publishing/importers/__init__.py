@@ -3,18 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from hf_reward.publishing.importers import (
-    deepspeed_chat,
-    grm,
-    llama_factory,
-    nemotron,
-    openrlhf,
-    starling,
-    token_classifier,
-    trl_value_head,
-    ultrarm,
-    xtuner,
-)
+from hf_reward.publishing.importers import linear_head, llama_factory, nemotron, openrlhf, trl_value_head, xtuner
 from hf_reward.publishing.importers.conversion import ForeignModel, build_model
 from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 from hf_reward.publishing.importers.refusals import explain_no_match, refuse_other_heads
@@ -23,7 +12,7 @@ __all__ = ["FORMATS", "ForeignModel", "Importer", "detect_format", "read_foreign
 
 
 class Importer(Protocol):
-    """What a module of a foreign layout offers."""
+    """What a foreign layout offers: a module, or a value of `linear_head`."""
 
     def matches(self, checkpoint: Checkpoint) -> bool:
         """Whether a folder is in this layout."""
@@ -36,14 +25,14 @@ class Importer(Protocol):
 
 FORMATS: dict[str, Importer] = {
     "llama_factory": llama_factory,
-    "grm": grm,
+    "grm": linear_head.GRM,
     "trl": trl_value_head,
     "openrlhf": openrlhf,
-    "deepspeed_chat": deepspeed_chat,
-    "starling": starling,
+    "deepspeed_chat": linear_head.DEEPSPEED_CHAT,
+    "starling": linear_head.STARLING,
     "xtuner": xtuner,
-    "ultrarm": ultrarm,
-    "token_classifier": token_classifier,
+    "ultrarm": linear_head.ULTRARM,
+    "token_classifier": linear_head.TOKEN_CLASSIFIER,
     "nemotron": nemotron,
 }
 """The importers by name, in the order in which they are tried."""

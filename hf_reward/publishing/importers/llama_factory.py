@@ -11,17 +11,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def convert(checkpoint: Checkpoint) -> ForeignWeights:
-    """The backbone, an adapter merged into it, and the value head.
-
-    Args:
-        checkpoint: The folder.
-
-    Returns:
-        The weights under stock names.
-
-    Raises:
-        ValueError: If a part is missing.
-    """
+    """The backbone, an adapter merged into it, and the value head, under stock names; a missing part is refused."""
     if checkpoint.head_files is None:
         raise ValueError(f"{checkpoint.folder} holds no value_head.safetensors or value_head.bin.")
     head = checkpoint.linear_head(HEAD, checkpoint.head_files)

@@ -12,17 +12,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def convert(checkpoint: Checkpoint) -> ForeignWeights:
-    """The backbone and the head.
-
-    Args:
-        checkpoint: The folder.
-
-    Returns:
-        The weights under stock names.
-
-    Raises:
-        ValueError: If there is no head.
-    """
+    """The backbone and the head, under stock names; a folder without a head is refused."""
     name = _head(checkpoint)
     if name is None:
         raise ValueError(

@@ -13,14 +13,7 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def convert(checkpoint: Checkpoint) -> ForeignWeights:
-    """The backbone and the head.
-
-    Args:
-        checkpoint: The folder.
-
-    Returns:
-        The weights under stock names.
-    """
+    """The backbone and the head, under stock names."""
     head = checkpoint.linear_head(HEAD)
     in_training = any(key.startswith("llm.") for key in checkpoint.weights)
     prefix = "llm." if in_training else f"{checkpoint.target.base_model_prefix}."

@@ -26,7 +26,7 @@ from hf_reward.metrics.length_correction import LengthCorrection
 from hf_reward.modeling.head_ensemble import number_of_heads
 from hf_reward.modeling.probes import probe_record, weight_dtype
 from hf_reward.modeling.reward_head import bare_model, reads_positions
-from hf_reward.modeling.weight_safety import adapter_settings
+from hf_reward.modeling.weight_safety import adapter_settings, optional_file
 from hf_reward.preprocessing.tokenization import FormatRule
 
 FILE_NAME = "reward_config.json"
@@ -79,6 +79,12 @@ class CheckpointRecord:
     card: dict[str, Any] = field(default_factory=dict)
     """What the user says of the model: `model_name`, `license`, `language`, `dataset`, `tags`."""
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rule(self) -> FormatRule:
+        """How texts are formatted; settings that a later version added are left out."""
+        known = {name: value for name, value in self.format.items() if name in FormatRule.__dataclass_fields__}
+        return FormatRule(**{"max_length": None, **known})
 
     def save(self, folder: str | Path) -> Path:
         """Write the record into a model folder.
@@ -139,10 +145,8 @@ class CheckpointRecord:
         if Path(name_or_path).is_dir():
             return cls.load(name_or_path)
         require_folder_or_hub_id(name_or_path)
-        quiet = ("gated_repo", "missing_entries", "connection_errors")
-        options = {f"_raise_exceptions_for_{name}": False for name in quiet}
-        path = cached_file(str(name_or_path), FILE_NAME, **hub, **options)  # type: ignore[arg-type]
-        return cls.load(Path(path).parent) if path else None
+        path = optional_file(name_or_path, FILE_NAME, **hub)
+        return None if path is None else cls.load(path.parent)
 
 
 def _check_kinds(record: CheckpointRecord) -> None:
@@ -152,8 +156,7 @@ def _check_kinds(record: CheckpointRecord) -> None:
         kind = kind if kind in (dict, list) else each.type
         if not isinstance(getattr(record, each.name), kind):
             raise TypeError(f"`{each.name}` is {getattr(record, each.name)!r}")
-    known = FormatRule.__dataclass_fields__.keys()
-    FormatRule(**{name: value for name, value in record.format.items() if name in known})
+    _ = record.rule
 
 
 def _check_probes(probes: dict[str, Any]) -> None:

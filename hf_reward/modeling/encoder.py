@@ -1,6 +1,6 @@
 """A model, its tokenizer and its record -> the encoder that reads texts as training did."""
 
-from typing import Any
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -26,18 +26,13 @@ def encoder_of(
         The encoder.
     """
     bare = bare_model(model)
-    known = {} if record is None else record.format
     is_text = tokenizer.chat_template is None or (record is not None and record.rows == TEXT)
-    rule: dict[str, Any] = {
-        "max_length": None,
-        **{key: known[key] for key in known if key in FormatRule.__dataclass_fields__},
-    }
-    rule["max_length"] = longest_sequence(model, max_length or rule["max_length"])
+    rule = FormatRule(max_length=None) if record is None else record.rule
     foreign = record is None and reads_positions(model)
     pad = bare.config.get_text_config().pad_token_id if foreign else None
     return ResponseEncoder(
         tokenizer=tokenizer,
-        rule=FormatRule(**rule),
+        rule=replace(rule, max_length=longest_sequence(model, max_length or rule.max_length)),
         rows=TEXT if is_text else CONVERSATIONS,
         unread_end=pad,
     )

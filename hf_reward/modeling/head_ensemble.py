@@ -17,10 +17,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.utils.hub import cached_file
 
 from hf_reward.modeling.reward_head import Float32Linear, bare_model, output_layers
-from hf_reward.modeling.weight_safety import refuse_non_finite, require_whole
+from hf_reward.modeling.weight_safety import optional_file, refuse_non_finite, require_whole
 
 logger = logging.getLogger(__name__)
 
@@ -276,13 +275,7 @@ def heads_file(name_or_path: str | Path, **hub: Any) -> Path | None:
     Returns:
         The file.
     """
-    if Path(name_or_path).is_dir():
-        path = Path(name_or_path) / HEADS_FILE
-        return path if path.is_file() else None
-    quiet = ("gated_repo", "missing_entries", "connection_errors")
-    options = {f"_raise_exceptions_for_{name}": False for name in quiet}
-    found = cached_file(str(name_or_path), HEADS_FILE, **hub, **options)  # type: ignore[arg-type]
-    return Path(found) if found else None
+    return optional_file(name_or_path, HEADS_FILE, **hub)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -24,6 +24,21 @@ _QUIET: dict[str, Any] = {
 }
 
 
+def optional_file(name: str | Path, file: str, **hub: Any) -> Path | None:
+    """A file of a folder or of a model on the Hub, None if it is not there or cannot be reached.
+
+    Args:
+        name: Folder or Hub id.
+        file: Name of the file.
+        **hub: `revision`, `token`, `cache_dir`, `subfolder`.
+
+    Returns:
+        The file; of a Hub id that of the cache, downloaded if need be.
+    """
+    found = cached_file(str(name), file, **hub, **_QUIET)
+    return None if found is None else Path(found)
+
+
 def refuse_pickles(folder: str | Path) -> None:
     """Stop at a folder whose weights are pickles, which can run code when they are loaded.
 
@@ -79,8 +94,8 @@ def require_safe_weights(
 
 def _named_pickles(name: str, folder: Path, **hub: Any) -> list[Path]:
     """The pickles that transformers or PEFT would read from a folder; those of an index lie beside it."""
-    index = cached_file(name, "pytorch_model.bin.index.json", **hub, **_QUIET)
-    shards = [] if index is None else shard_names(Path(index), suffixes=(".bin", ".safetensors"))
+    index = optional_file(name, "pytorch_model.bin.index.json", **hub)
+    shards = [] if index is None else shard_names(index, suffixes=(".bin", ".safetensors"))
     names = ["pytorch_model.bin", *shards, "adapter_model.bin"]
     return [folder / each for each in names if (folder / each).is_file()]
 
@@ -89,14 +104,14 @@ def _named_weights(name: str, folder: Path, variant: str | None, **hub: Any) -> 
     """The safetensors files that transformers or PEFT would read, as far as they are on this machine."""
     infix = f".{variant}" if variant else ""
     names = [f"model{infix}.safetensors", f"model.safetensors.index{infix}.json", "adapter_model.safetensors"]
-    config = cached_file(name, "config.json", **hub, **_QUIET)
-    explicit = None if config is None else _explicit_name(Path(config))
+    config = optional_file(name, "config.json", **hub)
+    explicit = None if config is None else _explicit_name(config)
     place = folder if folder.is_dir() else _snapshot(name, config, **hub)
     files: list[Path] = []
     for each in [*names, *([explicit] if explicit else [])]:
         if each.endswith(".json"):
-            index = cached_file(name, each, **hub, **_QUIET)
-            shards = [] if index is None else shard_names(Path(index), suffixes=(".safetensors",))
+            index = optional_file(name, each, **hub)
+            shards = [] if index is None else shard_names(index, suffixes=(".safetensors",))
             if folder.is_dir() and (lost := [shard for shard in shards if not (folder / shard).is_file()]):
                 raise ValueError(
                     f"{index} names files that are not there: {', '.join(lost[:5])}. Copy the whole model."
@@ -107,10 +122,10 @@ def _named_weights(name: str, folder: Path, variant: str | None, **hub: Any) -> 
     return [path for path in files if path.is_file()]
 
 
-def _snapshot(name: str, config: str | None, **hub: Any) -> Path | None:
+def _snapshot(name: str, config: Path | None, **hub: Any) -> Path | None:
     """The folder of the Hub's cache that a model or adapter is read from, None if it has no configuration."""
-    known = config or cached_file(name, "adapter_config.json", **hub, **_QUIET)
-    return None if known is None else Path(known).parent
+    known = config or optional_file(name, "adapter_config.json", **hub)
+    return None if known is None else known.parent
 
 
 def _explicit_name(path: Path) -> str | None:
@@ -137,7 +152,7 @@ def refuse_pickled_adapter(name: str, **hub: Any) -> None:
     Raises:
         ValueError: If it has no `adapter_model.safetensors`.
     """
-    if cached_file(name, "adapter_model.safetensors", **hub, **_QUIET) is None:
+    if optional_file(name, "adapter_model.safetensors", **hub) is None:
         raise ValueError(
             f"The adapter {name} has no adapter_model.safetensors, or it cannot be reached. If its weights are a "
             f"pickle (adapter_model.bin) whose origin you trust, load it with `{setting('allow_pickle', True)}` (only "

@@ -5,9 +5,8 @@ of July 2026, OpenRLHF of August 2026, verl 0.9). Only transformers and TRL were
 their loaders look for. What was checked by running is checked by `verify`, not here.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -19,35 +18,12 @@ SAME, SHIFTED, WITH_OPTION, CANNOT = "same reward", "same up to a constant", "sa
 
 _VLLM_DECODERS = frozenset(
     (
-        *(
-            "Llama",
-            "Qwen2",
-            "Qwen2Moe",
-            "Qwen3",
-            "Qwen3Moe",
-            "Qwen3Next",
-            "Qwen3_5",
-            "Mistral",
-            "Mixtral",
-            "Ministral3",
-        ),
-        *(
-            "Gemma",
-            "Gemma2",
-            "Gemma3",
-            "Phi",
-            "Phi3",
-            "Olmo",
-            "Olmo2",
-            "Olmo3",
-            "GPT2",
-            "GPTBigCode",
-            "GPTNeoX",
-            "GPTJ",
-        ),
-        *("OPT", "Bloom", "Falcon", "Mpt", "SmolLM3", "StableLm", "Starcoder2", "DeepseekV2", "DeepseekV3", "Glm"),
-        *("Glm4", "GptOss", "Jamba", "Zamba2", "SeedOss", "Nemotron", "Exaone4", "Arcee", "Persimmon", "MiniCPM3"),
-        *("Granite", "GraniteMoe", "Cohere", "Cohere2", "Olmoe", "Bamba"),
+        *("Llama", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Qwen3Next", "Qwen3_5", "Mistral", "Mixtral"),
+        *("Ministral3", "Gemma", "Gemma2", "Gemma3", "Phi", "Phi3", "Olmo", "Olmo2", "Olmo3", "GPT2"),
+        *("GPTBigCode", "GPTNeoX", "GPTJ", "OPT", "Bloom", "Falcon", "Mpt", "SmolLM3", "StableLm"),
+        *("Starcoder2", "DeepseekV2", "DeepseekV3", "Glm", "Glm4", "GptOss", "Jamba", "Zamba2", "SeedOss"),
+        *("Nemotron", "Exaone4", "Arcee", "Persimmon", "MiniCPM3", "Granite", "GraniteMoe", "Cohere"),
+        *("Cohere2", "Olmoe", "Bamba"),
     )
 )
 _VLLM_ENCODERS = frozenset(("Bert", "Roberta", "XLMRoberta", "ModernBert"))
@@ -57,8 +33,7 @@ _TEI = frozenset(("Bert", "Camembert", "Roberta", "XLMRoberta", "DistilBert", "D
 SERVERS = ("vLLM", "SGLang", "TEI")
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether one program gives a saved model's rewards."""
 
     consumer: str
@@ -108,7 +83,7 @@ def consumers(
         sglang,
         _tei(kind),
         _open_rlhf(is_decoder, is_stock),
-        Verdict("verl", *_best((vllm, sglang)), "served by vLLM or SGLang") if is_decoder else Verdict("verl", CANNOT),
+        Verdict("verl", _best(vllm, sglang), "served by vLLM or SGLang") if is_decoder else Verdict("verl", CANNOT),
     ]
 
 
@@ -151,27 +126,22 @@ def _open_rlhf(is_decoder: bool, is_stock: bool) -> Verdict:
     return Verdict("OpenRLHF", CANNOT, "it reads decoders' `score` heads only")
 
 
-def _best(verdicts: tuple[Verdict, ...]) -> tuple[str]:
+def _best(*verdicts: Verdict) -> str:
     order = (SAME, WITH_OPTION, SHIFTED, CANNOT)
-    return (min((verdict.outcome for verdict in verdicts), key=order.index),)
+    return min((verdict.outcome for verdict in verdicts), key=order.index)
 
 
-def consumers_of_folder(folder: str | Path) -> list[tuple[str, str, str]] | None:
-    """Verdicts on a saved model as table rows, None for an adapter, which most programs have to merge first."""
+def consumers_of_folder(folder: str | Path) -> list[Verdict] | None:
+    """Verdicts on a saved model, None for an adapter, which most programs have to merge first."""
     folder = Path(folder)
     if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return None
     if brings_code(folder):
-        return as_rows(consumers(PretrainedConfig(), own_code=True))
+        return consumers(PretrainedConfig(), own_code=True)
     record = CheckpointRecord.load(folder)
     config = AutoConfig.from_pretrained(folder)
     decoder = record is None or record.reads == "last_token"
-    return as_rows(consumers(config, is_stock=has_stock_class(config), is_decoder=decoder))
-
-
-def as_rows(verdicts: list[Verdict]) -> list[tuple[str, str, str]]:
-    """Verdicts as table rows: consumer, outcome, note."""
-    return [(verdict.consumer, verdict.outcome, verdict.note) for verdict in verdicts]
+    return consumers(config, is_stock=has_stock_class(config), is_decoder=decoder)
 
 
 def why_unserved(config: Any) -> str:

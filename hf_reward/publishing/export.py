@@ -29,7 +29,7 @@ from hf_reward.modeling.reward_head import RewardModel, bare_model, output_layer
 from hf_reward.preprocessing.tokenization import FormatRule
 from hf_reward.publishing.card.facts import AUDIT_FILE, BENCHMARKS_FILE
 from hf_reward.publishing.card.render import write_model_card
-from hf_reward.publishing.compatibility import Verdict, as_rows, can_be_served, consumers, why_unserved
+from hf_reward.publishing.compatibility import Verdict, can_be_served, consumers, why_unserved
 from hf_reward.publishing.saved_model import (
     SavedModel,
     dequantized_on_cpu,
@@ -60,7 +60,7 @@ class ExportReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         checked = None if self.verification is None else self.verification.to_dict()
-        verdicts = [asdict(verdict) for verdict in self.consumers]
+        verdicts = [verdict._asdict() for verdict in self.consumers]
         return {**asdict(self), "folder": str(self.folder), "verification": checked, "consumers": verdicts}
 
 
@@ -278,7 +278,7 @@ def _write(saved: SavedModel, aside: Path, folder: Path, rule: ExportRule, verdi
             shutil.copy(folder / name, aside / name)
     # The card must not point to what is not there.
     told = replace(saved.record, probes={}) if rule.strip else saved.record
-    write_model_card(aside, told, consumers=as_rows(verdicts), title=folder.resolve().name)
+    write_model_card(aside, told, consumers=verdicts, title=folder.resolve().name)
 
 
 def _verified(aside: Path, folder: Path, trust_remote_code: bool) -> Verification:

@@ -134,7 +134,7 @@ def _as_saved(model: Any, tokenizer: PreTrainedTokenizerBase, source: str | None
     now = result.rewards if weight_dtype(model) == torch.float32 else None
     if before is None or now is None or len(before) != len(now) or differing(before, now, MERGE_TOLERANCE):
         # It was trained further: its evaluation was another model's.
-        result.record = replace(describe(model, tokenizer, result.rule, probes={}), card=record.card)
+        result.record = replace(describe(model, tokenizer, record.rule, probes={}), card=record.card)
     return result
 
 

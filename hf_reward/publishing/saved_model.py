@@ -20,7 +20,6 @@ from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import Probe, format_probes, probe_record, probe_rewards, relative_differences
 from hf_reward.modeling.recorded_rewards import require_recorded_rewards
 from hf_reward.modeling.reward_head import RewardModel, bare_model, output_layers
-from hf_reward.preprocessing.tokenization import FormatRule
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 
 
@@ -47,16 +46,12 @@ class SavedModel:
     changes: RewardChanges = field(default_factory=RewardChanges)
     """What the steps so far did to the rewards."""
 
-    @property
-    def rule(self) -> FormatRule:
-        """How texts are formatted."""
-        return FormatRule(**self.record.format)
-
     @cached_property
     def probes(self) -> list[Probe]:
         """The probes as this model reads them."""
-        limit = longest_sequence(self.model, self.rule.max_length)
-        return format_probes(self.tokenizer, separator=self.rule.separator, limit=limit)
+        rule = self.record.rule
+        limit = longest_sequence(self.model, rule.max_length)
+        return format_probes(self.tokenizer, separator=rule.separator, limit=limit)
 
     @cached_property
     def rewards(self) -> list[float]:

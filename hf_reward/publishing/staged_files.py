@@ -209,15 +209,11 @@ def _finish_card(folder: Path, assembled: Path, repo_id: str, rule: PushRule) ->
 def _for_others(record: CheckpointRecord, repo_id: str, rule: PushRule) -> CheckpointRecord:
     """The record without the paths of this machine."""
     card = {**record.card, **({"base_model": rule.base_model} if rule.base_model else {})}
+    names = ("training", "origin", "calibration", "length_correction", "evaluation", "baselines")
     return replace(
         record,
+        **{name: _shortened(getattr(record, name)) for name in names},
         base_model=hub_id(rule.base_model or record.base_model),
-        training=_shortened(record.training),
-        origin=_shortened(record.origin),
-        calibration=_shortened(record.calibration),
-        length_correction=_shortened(record.length_correction),
-        evaluation=_shortened(record.evaluation),
-        baselines=_shortened(record.baselines),
         card=_shortened({"model_name": repo_id.split("/")[-1], **card}),
     )
 

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     texts = [as_text(probe, tokenizer) for probe in conversations]
     longest = len(texts) - (conversations[-1]["name"] == LONGEST)
-    ids = [as_inputs([text], tokenizer, special)["input_ids"][0] for text, special in texts]
+    ids = [as_inputs([text.parts], tokenizer, text.special)["input_ids"][0] for text in texts]
     result: dict[str, Any] = {"input_ids": ids, "missing": [], "rewards": {}}
     loading: dict[str, Any] = {} if options.allow_pickle else {"use_safetensors": True}
     for dtype in options.dtypes:
@@ -58,11 +58,20 @@ def main(argv: list[str]) -> None:
     print(json.dumps(result))  # noqa: T201 - the answer of this program
 
 
-def as_text(probe: dict[str, Any], tokenizer: Any) -> tuple[tuple[str, ...], bool]:
-    """A probe as the tokenizer gets it: one text or two, and whether the tokenizer adds its special tokens."""
+class ProbeText(NamedTuple):
+    """A probe as the tokenizer gets it."""
+
+    parts: tuple[str, ...]
+    """One text or two."""
+    special: bool
+    """Whether the tokenizer adds its special tokens."""
+
+
+def as_text(probe: dict[str, Any], tokenizer: Any) -> ProbeText:
+    """A probe as the tokenizer gets it."""
     if "messages" in probe:  # the template writes all special tokens itself
-        return (tokenizer.apply_chat_template(probe["messages"], tokenize=False),), False
-    return tuple(probe[name] for name in ("text", "text_pair") if name in probe), True
+        return ProbeText((tokenizer.apply_chat_template(probe["messages"], tokenize=False),), False)
+    return ProbeText(tuple(probe[name] for name in ("text", "text_pair") if name in probe), True)
 
 
 def load_adapter(folder: str, base: str | None = None, **options: Any) -> Any:
@@ -127,16 +136,16 @@ def load_with_hf_reward(folder: Path, dtype: str, base: str | None, **permits: b
 
 
 @torch.no_grad()
-def score(model: Any, tokenizer: Any, texts: list[tuple[tuple[str, ...], bool]], way: str) -> list[float]:
+def score(model: Any, tokenizer: Any, texts: list[ProbeText], way: str) -> list[float]:
     """Rewards of texts, each alone, in one batch padded on the right or left, or by the stock pipeline."""
     if not texts:
         return []
-    special = texts[0][1]
+    special = texts[0].special
     if way == "pipeline":
         classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer, device=model.device)
-        pairs = [text[0] if len(text) == 1 else {"text": text[0], "text_pair": text[1]} for text, _ in texts]
+        pairs = [parts[0] if len(parts) == 1 else {"text": parts[0], "text_pair": parts[1]} for parts, _ in texts]
         return [float(classify([pair], add_special_tokens=special)[0]["score"]) for pair in pairs]
-    batches = [[text] for text, _ in texts] if way == "alone" else [[text for text, _ in texts]]
+    batches = [[text.parts] for text in texts] if way == "alone" else [[text.parts for text in texts]]
     rewards = []
     for batch in batches:
         side = {} if way == "alone" else {"padding": True, "padding_side": way}

@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.publishing.card.values import number
+from hf_reward.publishing.compatibility import Verdict
 
 AUDIT_FILE = "audit_summary.json"
 BENCHMARKS_FILE = "benchmark_results.json"
@@ -23,8 +24,8 @@ class CardFacts:
     """Content of `audit_summary.json`, empty without one."""
     benchmarks: list[dict[str, Any]]
     """Content of `benchmark_results.json`, empty without one."""
-    consumers: Sequence[tuple[str, str, str]]
-    """Programs that may hold the model: name, verdict and a note each."""
+    consumers: Sequence[Verdict]
+    """Programs that may hold the model."""
     title: str
     model_id: str
     """What to load in the snippets."""

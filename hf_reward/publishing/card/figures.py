@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -19,13 +20,22 @@ _STEP = 51
 """Colours are rounded to multiples of this, which halves the file."""
 _ROW = 0.36
 _LABEL_WIDTH = 30
+
+
+class _Mark(NamedTuple):
+    shape: str
+    line: str
+    fill: str
+    legend: str
+
+
 _MARKS = {
-    "biased": ("D", "#cc3300", "#cc3300", "biased"),
-    "equivalent": ("o", "#0066cc", "#0066cc", "no effect that matters"),
-    "inconclusive": ("s", "#333333", "white", "cannot tell"),
-    "not_assessed": ("X", "#666666", "#666666", "not assessed"),
+    "biased": _Mark("D", "#cc3300", "#cc3300", "biased"),
+    "equivalent": _Mark("o", "#0066cc", "#0066cc", "no effect that matters"),
+    "inconclusive": _Mark("s", "#333333", "white", "cannot tell"),
+    "not_assessed": _Mark("X", "#666666", "#666666", "not assessed"),
 }
-"""Shape, line colour, fill and legend of each verdict: told apart by shape alone too."""
+"""The mark of each verdict: told apart by shape alone too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,20 +104,22 @@ def _draw_panel(axes: Axes, unit: str, rows: Sequence[Effect]) -> None:
 
 
 def _draw_effect(axes: Axes, place: float, effect: Effect) -> None:
-    shape, line, inside, _ = _MARKS[effect.verdict]
+    mark = _MARKS[effect.verdict]
     if effect.low is not None and effect.high is not None:
-        axes.plot([effect.low, effect.high], [place, place], color=line, linewidth=1.8, zorder=3)
+        axes.plot([effect.low, effect.high], [place, place], color=mark.line, linewidth=1.8, zorder=3)
     if effect.estimate is None:
-        axes.annotate("no estimate", (0, place), (6, 0), textcoords="offset points", va="center", color=line, zorder=4)
+        said: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": mark.line, "zorder": 4}
+        axes.annotate("no estimate", (0, place), (6, 0), **said)
         return
-    style = {"marker": shape, "markersize": 7, "markeredgecolor": line, "markerfacecolor": inside}
+    style = {"marker": mark.shape, "markersize": 7, "markeredgecolor": mark.line, "markerfacecolor": mark.fill}
     axes.plot([effect.estimate], [place], linestyle="none", zorder=4, **style)
 
 
 def _legend(effects: Sequence[Effect]) -> list[Line2D]:
     present = {effect.verdict for effect in effects}
+    marks = [mark for verdict, mark in _MARKS.items() if verdict in present]
+    style: dict[str, Any] = {"markersize": 7, "linestyle": "none"}
     return [
-        Line2D([], [], marker=shape, color=line, markerfacecolor=inside, markersize=7, linestyle="none", label=name)
-        for verdict, (shape, line, inside, name) in _MARKS.items()
-        if verdict in present
+        Line2D([], [], marker=mark.shape, color=mark.line, markerfacecolor=mark.fill, label=mark.legend, **style)
+        for mark in marks
     ]

@@ -116,9 +116,10 @@ def _held_out_results(facts: CardFacts, datasets: list[str]) -> list[EvalResult]
         "pairs": whole_number(values.get("num_pairs")),
         "prompts": whole_number(values.get("num_prompts")),
     }
-    data = (datasets[0], datasets[0]) if len(datasets) == 1 else ("held-out-preferences", "held-out preference pairs")
+    own = datasets * 2 if len(datasets) == 1 else ["held-out-preferences", "held-out preference pairs"]
+    data = {"dataset_type": own[0], "dataset_name": own[1]}
     return [
-        _result(data, kind, name, values[kind], known if kind == "accuracy" else {})
+        _result(kind, name, values[kind], known if kind == "accuracy" else {}, **data)
         for kind, name in _METRICS.items()
         if kind in values
     ]
@@ -133,19 +134,21 @@ def _benchmark_results(benchmarks: list[dict[str, Any]]) -> list[EvalResult]:
             known = {"ci95": rounded_bounds(as_list(each.get("ci"))), "pairs": whole_number(each.get("n"))}
             data_name = one_line(without_paths(str(each.get("data_name") or "")))
             named = f"{name} ({data_name})" if data_name else name
-            data = (hub_id(each.get("dataset_id")) or named, f"{named} (partial)" if each.get("partial") else named)
-            results.append(_result(data, "accuracy", "accuracy", overall, known))
+            data = {
+                "dataset_type": hub_id(each.get("dataset_id")) or named,
+                "dataset_name": f"{named} (partial)" if each.get("partial") else named,
+            }
+            results.append(_result("accuracy", "accuracy", overall, known, **data))
     return results
 
 
-def _result(data: tuple[str, str], kind: str, name: str, value: float, known: dict[str, Any]) -> EvalResult:
+def _result(kind: str, name: str, value: float, known: dict[str, Any], **data: Any) -> EvalResult:
     return EvalResult(
         task_type="text-classification",
         task_name="preference prediction",
-        dataset_type=data[0],
-        dataset_name=data[1],
         metric_type=kind,
         metric_name=name,
         metric_value=round(value, 4),
         metric_args={key: each for key, each in known.items() if each is not None} or None,
+        **data,
     )

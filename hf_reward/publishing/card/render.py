@@ -26,6 +26,7 @@ from hf_reward.publishing.card.text import escaped, fenced, one_line
 from hf_reward.publishing.card.training import settings_lines, training_lines
 from hf_reward.publishing.card.usage import scale_lines, snippet_choices
 from hf_reward.publishing.card.values import cells
+from hf_reward.publishing.compatibility import Verdict
 
 TEMPLATE = "model_card_template.md"
 _MARK = "<!-- written by hf_reward; edit freely above, a push then keeps your text: "
@@ -49,7 +50,7 @@ def write_model_card(
     folder: str | Path,
     record: CheckpointRecord,
     *,
-    consumers: Sequence[tuple[str, str, str]] | None = None,
+    consumers: Sequence[Verdict] | None = None,
     model_id: str | None = None,
     title: str | None = None,
 ) -> Path:
@@ -60,7 +61,7 @@ def write_model_card(
     Args:
         folder: The model folder.
         record: What travels with the model.
-        consumers: Programs that may hold the model: name, verdict and a note each.
+        consumers: Programs that may hold the model.
         model_id: The Hub id that the snippets load; by default the folder's name stands in its place.
         title: Name of the folder, where the card is written in another one that is to be renamed.
 
@@ -115,7 +116,7 @@ def _digest(text: str) -> str:
 
 
 def _gather(
-    folder: Path, record: CheckpointRecord, consumers: Sequence[tuple[str, str, str]], model_id: str | None, name: str
+    folder: Path, record: CheckpointRecord, consumers: Sequence[Verdict], model_id: str | None, name: str
 ) -> CardFacts:
     try:
         validate_repo_id(model_id)

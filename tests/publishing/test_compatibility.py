@@ -1,6 +1,5 @@
 """What is said of other programs is what their sources say, for the architectures that are tested here."""
 
-import dataclasses
 
 import pytest
 from conftest import DECODERS, ENCODERS
@@ -97,5 +96,5 @@ def test_a_model_that_was_made_from_a_language_model_is_judged_as_the_classifier
     model = reward_model(make_model_folder(arch))
     stock = has_stock_class(model.config)
     found = consumers(model.config, is_stock=stock, is_decoder=reads_positions(model))
-    expected = verdicts_of(arch).values()
-    assert [dataclasses.astuple(each) for each in found] == [dataclasses.astuple(each) for each in expected]
+    expected = list(verdicts_of(arch).values())
+    assert found == expected

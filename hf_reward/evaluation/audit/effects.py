@@ -1,7 +1,8 @@
-"""What several families of probes need: the part of an effect that is due to its wording, and tables of effects."""
+"""What several families of probes need: findings over cases, what a wording adds to an effect, tables of effects."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from hf_reward.evaluation.audit.cases import Judged
 from hf_reward.evaluation.audit.findings import About, Finding, Table
 from hf_reward.evaluation.audit.inference import Evidence, Inference
 from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.preference import pairwise_credit
 
 EFFECT_COLUMNS = ["", "Effect", "95% interval", "Cases", "Clusters"]
 
@@ -21,6 +23,68 @@ def of_probe(judged: Sequence[Judged], probe: str) -> list[Judged]:
 def clusters_of(judged: Sequence[Judged]) -> list[str]:
     """Cluster of each case."""
     return [each.case.cluster for each in judged]
+
+
+def labelled_with(judged: Sequence[Judged], label: str, value: Any) -> list[Judged]:
+    """The cases that have a value of a label."""
+    return [each for each in judged if each.case.labels[label] == value]
+
+
+def wins(judged: Sequence[Judged], one: str, other: str) -> FloatArray:
+    """1 for each case in which one role has the higher reward, half for a tie, else 0, shape `(N,)`."""
+    return pairwise_credit(np.array([each.gap(one, other) for each in judged]))
+
+
+Value = Callable[[Judged], float] | Sequence[float] | FloatArray
+"""What a finding is the mean of: made of each case, or given for each."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Makes the findings of one family from its cases."""
+
+    family: str
+    inference: Inference
+
+    def about(self, name: str, label: str) -> About:
+        """What a finding is called."""
+        return About(self.family, name, label)
+
+    def effect(self, name: str, label: str, cases: Sequence[Judged], value: Value, **options: Any) -> Finding:
+        """Mean effect on rewards; options are those of `Inference.reward_effect`."""
+        found = _values(cases, value)
+        return self.inference.reward_effect(self.about(name, label), found, clusters_of(cases), **options)
+
+    def rate(self, name: str, label: str, cases: Sequence[Judged], value: Value, **options: Any) -> Finding:
+        """How often something happens; options are those of `Inference.rate`."""
+        return self.inference.rate(self.about(name, label), _values(cases, value), clusters_of(cases), **options)
+
+    def change(self, name: str, label: str, cases: Sequence[Judged], value: Value, **options: Any) -> Finding:
+        """Mean difference of two rates; options are those of `Inference.change`."""
+        return self.inference.change(self.about(name, label), _values(cases, value), clusters_of(cases), **options)
+
+    def row(self, cases: Sequence[Judged], value: Value) -> Finding:
+        """An effect for a row of a table, which is no finding of its own."""
+        return self.effect("row", "", cases, value)
+
+    def gain(
+        self, name: str, label: str, cases: Sequence[Judged], over_plain: Value, over_control: Value, note: str = ""
+    ) -> Finding:
+        """What a wording adds; see `gain`."""
+        plain, control = _values(cases, over_plain), _values(cases, over_control)
+        return gain(self.inference, self.about(name, label), plain, control, clusters_of(cases), note=note)
+
+
+def _values(cases: Sequence[Judged], value: Value) -> Sequence[float] | FloatArray:
+    return [value(each) for each in cases] if callable(value) else value
+
+
+def rows_by(
+    judged: Sequence[Judged], labels: Mapping[str, Iterable[Any]], finding: Callable[[list[Judged]], Finding]
+) -> list[tuple[str, Finding]]:
+    """The finding of the cases with each value of some labels, for a table; values that no case has are left out."""
+    parts = [(label, value, labelled_with(judged, label, value)) for label in labels for value in labels[label]]
+    return [(f"{label}: {value}", finding(chosen)) for label, value, chosen in parts if chosen]
 
 
 def gain(

@@ -11,9 +11,9 @@ from scipy import special
 
 from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.edits.sentences import count_words
-from hf_reward.evaluation.audit.effects import clusters_of
+from hf_reward.evaluation.audit.effects import Probes, clusters_of
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import About, Finding, Table
+from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.evaluation.baselines import cross_validated_tfidf
@@ -64,18 +64,21 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         for unit, measure in (("words", count_words), ("characters", len))
     }
     over = compare_with_length(credit, rules, clusters)
+    probes = Probes(FAMILY, inference)
     findings = [
-        inference.rate(
-            About(FAMILY, "accuracy", "accuracy (ties half)"),
+        probes.rate(
+            "accuracy",
+            "accuracy (ties half)",
+            judged,
             credit,
-            clusters,
             screen_only=True,
             note=f"Strict accuracy {np.mean(gaps > 0):.3f}; tie rate {np.mean(gaps == 0):.3f}.",
         ),
-        inference.change(
-            About(FAMILY, "accuracy_over_length_rule", "accuracy beyond the length rule"),
+        probes.change(
+            "accuracy_over_length_rule",
+            "accuracy beyond the length rule",
+            judged,
             credit - over.credit,
-            clusters,
             screen_only=True,
             note=f"Preferring the response that is {over.rule} (ties half) scores {over.accuracy:.3f} on these pairs; "
             "of the longer and the shorter in words and characters it is the hardest to beat.",

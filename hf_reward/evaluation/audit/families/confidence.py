@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hf_reward.evaluation.audit.cases import Case, Judged, Text
-from hf_reward.evaluation.audit.effects import clusters_of, effect_table, gain
+from hf_reward.evaluation.audit.effects import Probes, effect_table, labelled_with
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import About, Finding, Table
+from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Question
 
@@ -88,30 +88,26 @@ def judge(judged: Sequence[Judged], material: Material, inference: Inference) ->
     """Findings of the family, its three examples and its tables."""
     if not judged:
         return FamilyResult(not_assessed="There are no questions of fact.")
-    result = FamilyResult()
-    result.findings = [_pays(name, judged, inference) for name in _PAYS if _has(judged, f"incorrect_{_PAYS[name].way}")]
-    result.findings += [_decisions(judged, inference), *_screens(judged, inference)]
+    result, probes = FamilyResult(), Probes(FAMILY, inference)
+    result.findings = [_pays(name, judged, probes) for name in _PAYS if _has(judged, f"incorrect_{_PAYS[name].way}")]
+    result.findings += [_decisions(judged, probes), *_screens(judged, probes)]
     result.examples = three_examples(
         judged,
         lambda each: each.gap("incorrect_assertive", "incorrect"),
         {"incorrect_assertive": "wrong, sounds sure", "incorrect": "wrong", "correct": "right"},
         "A wrong answer that sounds sure",
     )
-    clusters = clusters_of(judged)
     rows = [
-        (
-            f"{way.replace('_', ' ')}, {truth} answers",
-            inference.reward_effect(About(FAMILY, "row", ""), values, clusters),
-        )
+        (f"{way.replace('_', ' ')}, {truth} answers", probes.row(judged, over))
         for way in WORDINGS
         for truth in ("incorrect", "correct")
         if _has(judged, f"{truth}_{way}")
-        for values in [[each.gap(f"{truth}_{way}", truth) for each in judged]]
+        for over in [[each.gap(f"{truth}_{way}", truth) for each in judged]]
     ]
     note = "`control` is a neutral wording: what it adds is due to the length or to any edit."
     result.tables = [
         effect_table("Each way to put an answer, over the plain answer", rows, note),
-        _by_wording(judged, inference),
+        _by_wording(judged, probes),
     ]
     return result
 
@@ -134,58 +130,53 @@ def interaction(each: Judged, way: str) -> float:
     return each.gap(f"correct_{way}", "correct") - each.gap(f"incorrect_{way}", "incorrect")
 
 
-def _pays(name: str, judged: Sequence[Judged], inference: Inference) -> Finding:
+def _pays(name: str, judged: Sequence[Judged], probes: Probes) -> Finding:
     way, control, label = _PAYS[name]
-    over = {
-        base: [each.gap(f"incorrect_{way}", base) for each in judged] for base in ("incorrect", f"incorrect_{control}")
-    }
-    note = "Here the neutral wording is a low stated confidence." if control == "low_score" else ""
-    about = About(FAMILY, name, label)
-    return gain(inference, about, over["incorrect"], over[f"incorrect_{control}"], clusters_of(judged), note=note)
-
-
-def _decisions(judged: Sequence[Judged], inference: Inference) -> Finding:
-    """How often the wrong answer wins when it sounds sure, minus how often it does when it is neutral."""
-    right = "correct_control"
-    values = [
-        float(each.gap("incorrect_assertive", right) > 0) - float(each.gap("incorrect_control", right) > 0)
-        for each in judged
-    ]
-    about = About(FAMILY, "confidence_decisions", "Wrong answers beat right ones more often once they sound sure")
-    return inference.change(about, values, clusters_of(judged), only_above=True)
-
-
-def _screens(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
-    """Effects that an unbiased model may have: people dislike hedging too, and confidence may pay where it is right."""
-    clusters = clusters_of(judged)
-    hedged = inference.reward_effect(
-        About(FAMILY, "confidence_hedged", "Right answers, hedged, over a neutral wording"),
-        [each.gap("correct_hedge", "correct_control") for each in judged],
-        clusters,
-        screen_only=True,
-        note=_HUMANS,
+    return probes.gain(
+        name,
+        label,
+        judged,
+        lambda each: each.gap(f"incorrect_{way}", "incorrect"),
+        lambda each: each.gap(f"incorrect_{way}", f"incorrect_{control}"),
+        "Here the neutral wording is a low stated confidence." if control == "low_score" else "",
     )
-    ways = {"assertive": "Sounding sure", "high_score": "A high stated confidence"}
-    return [hedged] + [
-        inference.reward_effect(
-            About(FAMILY, f"confidence_interaction_{way}", f"{words} pays more where the answer is right"),
-            [interaction(each, way) for each in judged],
-            clusters,
-            screen_only=True,
-            note="Above 0 is good, if wrong answers gain nothing.",
+
+
+def _decisions(judged: Sequence[Judged], probes: Probes) -> Finding:
+    """How often the wrong answer wins when it sounds sure, minus how often it does when it is neutral."""
+
+    def turned(each: Judged) -> float:
+        wins = [float(each.gap(f"incorrect_{way}", "correct_control") > 0) for way in ("assertive", "control")]
+        return wins[0] - wins[1]
+
+    label = "Wrong answers beat right ones more often once they sound sure"
+    return probes.change("confidence_decisions", label, judged, turned, only_above=True)
+
+
+def _screens(judged: Sequence[Judged], probes: Probes) -> list[Finding]:
+    """Effects that an unbiased model may have: people dislike hedging too, and confidence may pay where it is right."""
+    label, hedged = "Right answers, hedged, over a neutral wording", ("correct_hedge", "correct_control")
+    found = [
+        probes.effect(
+            "confidence_hedged", label, judged, lambda each: each.gap(*hedged), screen_only=True, note=_HUMANS
         )
-        for way, words in ways.items()
-        if _has(judged, f"correct_{way}")
     ]
+    note = "Above 0 is good, if wrong answers gain nothing."
+    for way, words in {"assertive": "Sounding sure", "high_score": "A high stated confidence"}.items():
+        if _has(judged, f"correct_{way}"):
+            name, label = f"confidence_interaction_{way}", f"{words} pays more where the answer is right"
+            values = [interaction(each, way) for each in judged]
+            found.append(probes.effect(name, label, judged, values, screen_only=True, note=note))
+    return found
 
 
-def _by_wording(judged: Sequence[Judged], inference: Inference) -> Table:
+def _by_wording(judged: Sequence[Judged], probes: Probes) -> Table:
     rows = [
-        (WORDINGS[pays.way][wording].format(answer="…"), _pays(name, chosen, inference))
+        (WORDINGS[pays.way][wording].format(answer="…"), _pays(name, chosen, probes))
         for name, pays in _PAYS.items()
         if _has(judged, f"incorrect_{pays.way}")
         for wording in range(3)
-        if (chosen := [each for each in judged if each.case.labels["wording"] == wording])
+        if (chosen := labelled_with(judged, "wording", wording))
     ]
     return effect_table("Wordings on wrong answers, over plain or neutral ones, whichever is less", rows)
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from hf_reward.evaluation.audit.cases import Case, Judged
-from hf_reward.evaluation.audit.effects import clusters_of, of_probe
+from hf_reward.evaluation.audit.effects import Probes, of_probe, wins
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import About, Finding
+from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.metrics.preference import pairwise_credit
@@ -83,10 +83,15 @@ def _junk(pair: Pair, other: Pair | None) -> dict[str, str]:
 
 
 def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
-    findings = [_junk_finding(name, label, of_probe(judged, name), inference) for name, label in JUNK.items()]
+    probes = Probes(FAMILY, inference)
+    findings = [
+        probes.rate(f"junk_{name}", f"{label} beats the preferred one", cases, wins(cases, "junk", "chosen"))
+        for name, label in JUNK.items()
+        for cases in [of_probe(judged, name)]
+    ]
     junk = of_probe(judged, "other_answer")
     return FamilyResult(
-        findings=[*findings, *_prompt_findings(of_probe(judged, "prompt"), inference)],
+        findings=[*findings, *_prompt_findings(of_probe(judged, "prompt"), probes)],
         examples=three_examples(
             junk,
             lambda each: each.gap("junk", "chosen") / inference.margin,
@@ -96,27 +101,23 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     )
 
 
-def _junk_finding(name: str, label: str, cases: list[Judged], inference: Inference) -> Finding:
-    wins = pairwise_credit(np.array([each.gap("junk", "chosen") for each in cases]))
-    return inference.rate(About(FAMILY, f"junk_{name}", f"{label} beats the preferred one"), wins, clusters_of(cases))
-
-
-def _prompt_findings(cases: list[Judged], inference: Inference) -> list[Finding]:
+def _prompt_findings(cases: list[Judged], probes: Probes) -> list[Finding]:
     crossed = np.array([each.gap("own", "foreign") - each.gap("other here", "other") for each in cases])
-    shuffled = pairwise_credit(np.array([each.gap("foreign", "foreign rejected") for each in cases]))
     return [
-        inference.rate(
-            About(FAMILY, "prompt_ignored", "two answers fit each other's prompts as well as their own"),
+        probes.rate(
+            "prompt_ignored",
+            "two answers fit each other's prompts as well as their own",
+            cases,
             pairwise_credit(-crossed),
-            clusters_of(cases),
             limit=PROMPT_LIMIT,
             note="One half is what a model has that does not read prompts. What prompts or answers are worth by "
             "themselves cancels.",
         ),
-        inference.rate(
-            About(FAMILY, "accuracy_with_shuffled_prompts", "accuracy with the prompts of other pairs"),
-            shuffled,
-            clusters_of(cases),
+        probes.rate(
+            "accuracy_with_shuffled_prompts",
+            "accuracy with the prompts of other pairs",
+            cases,
+            wins(cases, "foreign", "foreign rejected"),
             screen_only=True,
             note="As high as the accuracy itself: the preference is told without the prompt.",
         ),

@@ -10,15 +10,14 @@ from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.edits.features import AUDIT_FEATURES
 from hf_reward.evaluation.audit.edits.format_edits import FORMAT_EDITS, FormatEdit
 from hf_reward.evaluation.audit.edits.padding import wider_spaces
-from hf_reward.evaluation.audit.effects import clusters_of, gain, of_probe
-from hf_reward.evaluation.audit.families.accuracy import gaps_of, pair_cases
+from hf_reward.evaluation.audit.effects import Probes, clusters_of, labelled_with, of_probe, wins
+from hf_reward.evaluation.audit.families.accuracy import pair_cases
 from hf_reward.evaluation.audit.families.length import FLIPS, flips_of, labelled
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import About, Finding, Table
+from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.evaluation.audit.samples import p_value
-from hf_reward.metrics.preference import pairwise_credit
 
 FAMILY = "format"
 _FLIPPING = ("bold", "bullets", "certainly")
@@ -46,20 +45,16 @@ def _cases(material: Material) -> list[Case]:
 
 def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
     edited, flips = of_probe(judged, "edit"), of_probe(judged, "flip")
-    findings, rows = [], []
+    probes, findings, rows = Probes(FAMILY, inference), [], []
     for edit in FORMAT_EDITS:
-        found = _effect(edit, edited, inference)
+        found = _effect(edit, edited, probes)
         findings.append(found)
         rows.append(_row(edit.label, found, _of_edit(edited, edit.name), _of_edit(flips, edit.name)))
     spaces = _of_edit(edited, "placebo")
-    placebo = inference.reward_effect(
-        About(FAMILY, "format_placebo", "placebo"),
-        [each.gap("edited", "plain") for each in spaces],
-        clusters_of(spaces),
-    )
-    rows.append(_row("placebo: two wider spaces", placebo, _of_edit(edited, "placebo"), []))
-    findings += _flips(flips, inference)
-    screens, table = _amplification(of_probe(judged, "pair"), inference)
+    placebo = probes.row(spaces, lambda each: each.gap("edited", "plain"))
+    rows.append(_row("placebo: two wider spaces", placebo, spaces, []))
+    findings += _flips(flips, probes)
+    screens, table = _amplification(of_probe(judged, "pair"), probes)
     bold = _of_edit(edited, "bullets") or _of_edit(edited, "certainly")
     roles = {"plain": "the answer", "edited": "the same words in another format"}
     return FamilyResult(
@@ -76,83 +71,75 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     )
 
 
-def _flips(flips: Sequence[Judged], inference: Inference) -> list[Finding]:
+def _flips(flips: Sequence[Judged], probes: Probes) -> list[Finding]:
     worse, excess = flips_of(flips, "edited")
-    names, words = clusters_of(flips), 'Bold text, bullet points or an opening "Certainly!" on the rejected response.'
+    words, win = 'Bold text, bullet points or an opening "Certainly!" on the rejected response.', "formatting makes the"
+    note = f"{words} {FLIPS}"
     return [
-        inference.change(
-            About(FAMILY, "format_flip_excess", "formatting makes the worse response win, beyond chance"),
-            excess,
-            names,
-            only_above=True,
-            note=f"{words} {FLIPS}",
+        probes.change(
+            "format_flip_excess", f"{win} worse response win, beyond chance", flips, excess, only_above=True, note=note
         ),
-        inference.rate(
-            About(FAMILY, "format_flip_rate", "formatting makes the worse response win"),
-            worse,
-            names,
-            screen_only=True,
-            note=words,
-        ),
+        probes.rate("format_flip_rate", f"{win} worse response win", flips, worse, screen_only=True, note=words),
     ]
 
 
 def _of_edit(judged: Sequence[Judged], name: str) -> list[Judged]:
-    return [each for each in judged if each.case.labels["edit"] == name]
+    return labelled_with(judged, "edit", name)
 
 
-def _effect(edit: FormatEdit, edited: Sequence[Judged], inference: Inference) -> Finding:
+def _effect(edit: FormatEdit, edited: Sequence[Judged], probes: Probes) -> Finding:
     """Layout should not matter in either direction; what may fairly be marked down is a bias only where it pays."""
-    cases = _of_edit(edited, edit.name)
-    about = About(FAMILY, f"format_{edit.name}", f"format: {edit.label}")
-    over_plain, names = [each.gap("edited", "plain") for each in cases], clusters_of(cases)
+    cases, name, label = _of_edit(edited, edit.name), f"format_{edit.name}", f"format: {edit.label}"
+    over_plain = [each.gap("edited", "plain") for each in cases]
     if edit.control is not None:
-        return gain(inference, about, over_plain, [each.gap("edited", "control") for each in cases], names)
+        return probes.gain(name, label, cases, over_plain, lambda each: each.gap("edited", "control"))
     note = "" if edit.neutral or not cases or np.mean(over_plain) >= 0 else "It may fairly be marked down: no bias."
-    return inference.reward_effect(about, over_plain, names, only_above=not edit.neutral, note=note)
+    return probes.effect(name, label, cases, over_plain, only_above=not edit.neutral, note=note)
 
 
 def _row(label: str, found: Finding, cases: Sequence[Judged], flips: Sequence[Judged]) -> list[str]:
     if found.estimate is None or found.ci_low is None:
         return [label, "-", "-", str(found.n), "-"]
-    wins = pairwise_credit(np.array([each.gap("edited", "plain") for each in cases])).mean()
+    won = wins(cases, "edited", "plain").mean()
     turned = [each.gap("chosen", "rejected") > 0 > each.gap("chosen", "edited") for each in flips]
     effect = f"{found.estimate:+.2f} ({found.ci_low:+.2f} to {found.ci_high:+.2f})"
-    return [label, effect, f"{wins:.0%}", str(found.n), f"{np.mean(turned):.1%}" if turned else "-"]
+    return [label, effect, f"{won:.0%}", str(found.n), f"{np.mean(turned):.1%}" if turned else "-"]
 
 
 # --- what people and model pick in the data -------------------------------------------------------------------------
 
 
-def _amplification(pairs: Sequence[Judged], inference: Inference) -> tuple[list[Finding], Table]:
+def _amplification(pairs: Sequence[Judged], probes: Probes) -> tuple[list[Finding], Table]:
     """For each feature: of pairs in which one side has more of it, how often people and the model pick that side."""
-    gaps, clusters = gaps_of(pairs), np.array(clusters_of(pairs))
-    credit = pairwise_credit(gaps)
-    findings, rows = [], []
+    credit, found, heads = wins(pairs, "chosen", "rejected"), [], []
     for name, count in AUDIT_FEATURES.items():
         more = np.array([_difference(each, count) for each in pairs])
-        differ = more != 0
+        differ = np.flatnonzero(more)
+        if not len(differ):
+            continue
         human = (more[differ] > 0).astype(float)
         model = np.where(more[differ] > 0, credit[differ], 1 - credit[differ])
-        about = About(FAMILY, f"amplification_{name.replace(' ', '_')}", f"picks more {name} than people do")
-        found = inference.change(about, model - human, clusters[differ].tolist(), screen_only=True)
-        if differ.any():
-            sample = inference.sample(model - human, clusters[differ].tolist(), kind="difference")
-            note = f"People {human.mean():.1%}, the model {model.mean():.1%} of {len(human)} pairs that differ."
-            found = replace(found, p_value=p_value(sample, 0.0, above=False), note=" ".join([note, found.note]).strip())
-            rows.append((found, [name, f"{human.mean():.1%}", f"{model.mean():.1%}"]))
-            findings.append(found)
-    tested = [found.p_value for found, _ in rows if found.p_value is not None]
-    q_values = iter(stats.false_discovery_control(tested)) if tested else iter(())
-    screened = {each.name: replace(each, q_value=float(next(q_values))) for each, _ in rows if each.p_value is not None}
-    lines = [[*head, _signed(screened.get(each.name, each)), str(each.n)] for each, head in rows]
+        cases, label = [pairs[place] for place in differ.tolist()], f"picks more {name} than people do"
+        made = probes.change(f"amplification_{name.replace(' ', '_')}", label, cases, model - human, screen_only=True)
+        sample = probes.inference.sample(model - human, clusters_of(cases), kind="difference")
+        note = f"People {human.mean():.1%}, the model {model.mean():.1%} of {len(human)} pairs that differ. {made.note}"
+        found.append(replace(made, p_value=p_value(sample, 0.0, above=False), note=note.strip()))
+        heads.append([name, f"{human.mean():.1%}", f"{model.mean():.1%}"])
+    found = _corrected(found)
     table = Table(
         title="What people and the model pick",
         columns=["side with more", "people", "model", "difference (95% interval), q", "pairs that differ"],
-        rows=lines,
+        rows=[[*head, _signed(each), str(each.n)] for head, each in zip(heads, found, strict=True)],
         note="A screen: features come together, so none of these differences is proof. q is corrected over this table.",
     )
-    return [screened.get(each.name, each) for each in findings], table
+    return found, table
+
+
+def _corrected(found: Sequence[Finding]) -> list[Finding]:
+    """The findings with q-values, where they have p-values."""
+    tested = [each.p_value for each in found if each.p_value is not None]
+    q_values = iter(stats.false_discovery_control(tested) if tested else ())
+    return [each if each.p_value is None else replace(each, q_value=float(next(q_values))) for each in found]
 
 
 def _difference(each: Judged, count: object) -> int:

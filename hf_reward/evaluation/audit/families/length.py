@@ -9,7 +9,7 @@ import numpy as np
 from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.edits.padding import DELETED, KINDS, LABELS, PLACEBO, REORDERED, LengthEdit, pad
 from hf_reward.evaluation.audit.edits.sentences import count_words
-from hf_reward.evaluation.audit.effects import clusters_of, gain, of_probe
+from hf_reward.evaluation.audit.effects import Probes, gain, of_probe
 from hf_reward.evaluation.audit.families.accuracy import pair_cases
 from hf_reward.evaluation.audit.families.length_screens import FAMILY, length_screens, naive_finding
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
@@ -252,41 +252,30 @@ def _dose_curve(effects: _Effects, doses: Sequence[float], inference: Inference)
 
 
 def _harm(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
-    flips, crossed = of_probe(judged, "flip"), of_probe(judged, "cross")
+    flips, crossed, probes = of_probe(judged, "flip"), of_probe(judged, "cross"), Probes(FAMILY, inference)
     turned, excess = flips_of(flips, "padded")
     long = [float(each.gap("wrong long", "right") > 0) for each in crossed]
     short = [float(each.gap("wrong", "right") > 0) for each in crossed]
+    against = f"In {np.mean(long):.1%} of cases, against {np.mean(short):.1%} where both are short." if crossed else ""
+    win = "padding makes the worse response win"
     return [
-        inference.change(
-            About(FAMILY, "padding_flip_excess", "padding makes the worse response win, beyond chance"),
-            excess,
-            clusters_of(flips),
-            only_above=True,
-            note=FLIPS,
-        ),
-        inference.rate(
-            About(FAMILY, "padding_flip_rate", "padding makes the worse response win"),
-            turned,
-            clusters_of(flips),
-            screen_only=True,
-            note=_by_kind(flips, turned),
-        ),
-        inference.reward_effect(
-            About(FAMILY, "length_correctness_interaction", "length pays more where the answer is right"),
-            [each.gap("right long", "right") - each.gap("wrong long", "wrong") for each in crossed],
-            clusters_of(crossed),
+        probes.change("padding_flip_excess", f"{win}, beyond chance", flips, excess, only_above=True, note=FLIPS),
+        probes.rate("padding_flip_rate", win, flips, turned, screen_only=True, note=_by_kind(flips, turned)),
+        probes.effect(
+            "length_correctness_interaction",
+            "length pays more where the answer is right",
+            crossed,
+            lambda each: each.gap("right long", "right") - each.gap("wrong long", "wrong"),
             screen_only=True,
             note="Above 0: padding is marked down less, or paid more, on right answers.",
         ),
-        inference.change(
-            About(FAMILY, "length_inversion", "wrong and long beats right and short"),
+        probes.change(
+            "length_inversion",
+            "wrong and long beats right and short",
+            crossed,
             np.subtract(long, short),
-            clusters_of(crossed),
             only_above=True,
-            note=f"In {np.mean(long):.1%} of cases, against {np.mean(short):.1%} where both are short. "
-            f"{_by_kind(crossed, long)}"
-            if crossed
-            else "",
+            note=f"{against} {_by_kind(crossed, long)}" if crossed else "",
         ),
     ]
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from hf_reward.evaluation.audit.cases import Judged
 from hf_reward.evaluation.audit.edits.sentences import count_words
-from hf_reward.evaluation.audit.effects import clusters_of
+from hf_reward.evaluation.audit.effects import Probes, clusters_of, wins
 from hf_reward.evaluation.audit.families.accuracy import gaps_of
 from hf_reward.evaluation.audit.findings import About, Finding
 from hf_reward.evaluation.audit.inference import Inference
@@ -21,28 +21,19 @@ FAMILY = "length"
 
 def length_screens(pairs: Sequence[Judged], inference: Inference) -> list[Finding]:
     """Stratified accuracy, amplification, rank correlation and accuracy without what length explains, of pairs."""
-    lengths = np.array(
-        [
-            count_words(each.case.labels["pair"].chosen) - count_words(each.case.labels["pair"].rejected)
-            for each in pairs
-        ]
-    )
-    gaps, clusters = gaps_of(pairs), np.array(clusters_of(pairs))
-    credit = pairwise_credit(gaps)
-    differ = lengths != 0
+    both = [(each.case.labels["pair"].chosen, each.case.labels["pair"].rejected) for each in pairs]
+    lengths = np.array([count_words(chosen) - count_words(rejected) for chosen, rejected in both])
+    credit, differ = wins(pairs, "chosen", "rejected"), np.flatnonzero(lengths)
     human = (lengths[differ] > 0).astype(float)
     model = np.where(lengths[differ] > 0, credit[differ], 1 - credit[differ])
+    note = (
+        f"The model {model.mean():.1%}, people {human.mean():.1%} of pairs that differ in words." if len(human) else ""
+    )
+    label, cases = "picks the longer response more often than people", [pairs[place] for place in differ.tolist()]
+    probes = Probes(FAMILY, inference)
     return [
-        *stratified(credit, lengths, clusters, inference),
-        inference.change(
-            About(FAMILY, "length_amplification", "picks the longer response more often than people"),
-            model - human,
-            clusters[differ].tolist(),
-            screen_only=True,
-            note=f"The model {model.mean():.1%}, people {human.mean():.1%} of pairs that differ in words."
-            if len(human)
-            else "",
-        ),
+        *stratified(credit, lengths, np.array(clusters_of(pairs)), inference),
+        probes.change("length_amplification", label, cases, model - human, screen_only=True, note=note),
         _rank_correlation(pairs, inference),
         _controlled(pairs, inference),
     ]
@@ -139,11 +130,11 @@ _SIDES = ("chosen", "rejected")
 
 def naive_finding(naive: Sequence[Judged], inference: Inference) -> Finding:
     """The probe that people look for, with what is wrong with it."""
-    values = [each.gap("long", "brief") for each in naive]
-    return inference.reward_effect(
-        About(FAMILY, "naive_length_probe", "a long filler against a brief canned answer"),
-        values,
-        clusters_of(naive),
+    return Probes(FAMILY, inference).effect(
+        "naive_length_probe",
+        "a long filler against a brief canned answer",
+        naive,
+        lambda each: each.gap("long", "brief"),
         screen_only=True,
         note="Confounded: one pair, no question, and the two differ in meaning, register and repetition as well as in "
         "length. It is here because people look for it; it shows nothing.",

@@ -7,8 +7,9 @@ import numpy as np
 
 from hf_reward.data.preference_row import Prompt
 from hf_reward.evaluation.audit.cases import Case, Judged
+from hf_reward.evaluation.audit.effects import Probes, clusters_of
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import About, Table
+from hf_reward.evaluation.audit.findings import About, Finding, Table
 from hf_reward.evaluation.audit.inference import RATE_DELTA, REWARD_DELTA, UNIT, Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.evaluation.audit.ranges import range_finding
@@ -107,9 +108,8 @@ def judge(judged: Sequence[Judged], material: Material, inference: Inference) ->
     if not judged:
         return FamilyResult(not_assessed="No pair is short enough to be asked for in other words.")
     groups: list[str] = judged[0].case.labels["groups"]
-    result = FamilyResult()
-    _judge_decisions(judged, groups, inference, result)
-    _judge_ranges(judged, groups, inference, result)
+    findings = [*_judge_decisions(judged, groups, inference), *_judge_ranges(judged, groups, inference)]
+    result = FamilyResult(findings=findings)
     widest = _most_shifted(judged, groups)
     result.examples = three_examples(
         judged,
@@ -145,53 +145,28 @@ def _changes(each: Judged, groups: Sequence[str]) -> float:
     return float(np.mean([np.sign(_margin(each, group)) != plain for group in groups]))
 
 
-def _judge_decisions(
-    judged: Sequence[Judged], groups: Sequence[str], inference: Inference, result: FamilyResult
-) -> None:
-    clusters = [each.case.cluster for each in judged]
+def _judge_decisions(judged: Sequence[Judged], groups: Sequence[str], inference: Inference) -> list[Finding]:
     personas, neutral = (np.array([_changes(each, names) for each in judged]) for names in (groups, ["neutral"]))
     note = f"An opening that says nothing of the user changes {neutral.mean():.1%} of the decisions."
-    result.findings += [
-        inference.change(
-            About(FAMILY, "persona_decision_excess", "Who asks changes more decisions than a neutral opening does"),
-            personas - neutral,
-            clusters,
-            only_above=True,
-            note=note,
-        ),
-        inference.rate(
-            About(FAMILY, "persona_decision_changes", "Decisions that change once the user says who they are"),
-            personas,
-            clusters,
-            screen_only=True,
-            note=note,
-        ),
+    probes = Probes(FAMILY, inference)
+    excess = "Who asks changes more decisions than a neutral opening does"
+    changes = "Decisions that change once the user says who they are"
+    return [
+        probes.change("persona_decision_excess", excess, judged, personas - neutral, only_above=True, note=note),
+        probes.rate("persona_decision_changes", changes, judged, personas, screen_only=True, note=note),
     ]
 
 
-def _judge_ranges(judged: Sequence[Judged], groups: Sequence[str], inference: Inference, result: FamilyResult) -> None:
-    clusters = [each.case.cluster for each in judged]
+def _judge_ranges(judged: Sequence[Judged], groups: Sequence[str], inference: Inference) -> list[Finding]:
+    clusters = clusters_of(judged)
     margins = np.array([[_margin(each, group) for group in groups] for each in judged])
-    result.findings.append(
-        range_finding(
-            inference,
-            About(FAMILY, "persona_accuracy_range", "Accuracy for the best-served group minus the worst-served one"),
-            (np.sign(margins) + 1) / 2,
-            clusters,
-            delta=RATE_DELTA,
-            unit="rate difference",
-        )
-    )
-    result.findings.append(
-        range_finding(
-            inference,
-            About(FAMILY, "persona_reward_range", "Mean reward for the best-served group minus the worst-served one"),
-            _rewards(judged, groups),
-            clusters,
-            delta=REWARD_DELTA,
-            unit=UNIT,
-        )
-    )
+    accuracy = About(FAMILY, "persona_accuracy_range", "Accuracy for the best-served group minus the worst-served one")
+    reward = About(FAMILY, "persona_reward_range", "Mean reward for the best-served group minus the worst-served one")
+    shares = {"delta": RATE_DELTA, "unit": "rate difference"}
+    return [
+        range_finding(inference, accuracy, (np.sign(margins) + 1) / 2, clusters, **shares),
+        range_finding(inference, reward, _rewards(judged, groups), clusters, delta=REWARD_DELTA, unit=UNIT),
+    ]
 
 
 def _rewards(judged: Sequence[Judged], groups: Sequence[str]) -> FloatArray:

@@ -7,9 +7,9 @@ import numpy as np
 
 from hf_reward.evaluation.audit.cases import Case, Judged
 from hf_reward.evaluation.audit.edits.noise_edits import NOISE_EDITS, NoiseEdit
-from hf_reward.evaluation.audit.effects import clusters_of, of_probe
+from hf_reward.evaluation.audit.effects import Probes, clusters_of, of_probe, wins
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
-from hf_reward.evaluation.audit.findings import About, Table
+from hf_reward.evaluation.audit.findings import Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.metrics.intervals import mean_difference
@@ -36,21 +36,15 @@ def _cases(material: Material) -> list[Case]:
 
 
 def _drops(cases: Sequence[Judged]) -> np.ndarray:
-    before = pairwise_credit(np.array([each.gap("chosen", "rejected") for each in cases]))
-    after = pairwise_credit(np.array([each.gap("chosen edited", "rejected edited") for each in cases]))
-    return before - after
+    return wins(cases, "chosen", "rejected") - wins(cases, "chosen edited", "rejected edited")
 
 
 def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
     by_edit = {edit.name: of_probe(judged, edit.name) for edit in NOISE_EDITS}
+    probes, labels = Probes(FAMILY, inference), {edit.name: edit.label for edit in NOISE_EDITS}
     findings = [
-        inference.change(
-            About(FAMILY, f"robustness_{edit.name}", f"accuracy lost to {edit.label}"),
-            _drops(by_edit[edit.name]),
-            clusters_of(by_edit[edit.name]),
-            only_above=True,
-        )
-        for edit in NOISE_EDITS
+        probes.change(f"robustness_{name}", f"accuracy lost to {labels[name]}", cases, _drops(cases), only_above=True)
+        for name, cases in by_edit.items()
     ]
     rows = [_row(edit, by_edit[edit.name], inference.margin) for edit in NOISE_EDITS if by_edit[edit.name]]
     worst, details = _worst({edit.label: by_edit[edit.name] for edit in NOISE_EDITS if by_edit[edit.name]})

@@ -6,6 +6,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import copy
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,39 @@ def make_model_folder(
         return write_language_model(tmp_path / (name or arch), arch, tokenizer, seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def saved_llama(tmp_path_factory: pytest.TempPathFactory, _chat_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A saved tiny reward model with a random head, made once; tests that change files copy the folder."""
+    from saved_models import saved_model
+
+    place = tmp_path_factory.mktemp("saved")
+    source = write_language_model(place / "llama", "llama", copy.deepcopy(_chat_tokenizer))
+    return saved_model(source, place / "saved")
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `hf-reward` in this process: words -> exit code, stdout, stderr."""
+    from hf_reward.cli import app as cli
+
+    def run(*words: object, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hf-reward", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+            if isinstance(code, str):
+                sys.stderr.write(f"{code}\n")
+                code = 1
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -10,27 +10,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord
-from hf_reward.cli import app as cli
 
 torch.set_num_threads(1)  # tiny matrices: a second thread only waits
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run `hf-reward` in this process: words -> exit code, stdout, stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hf-reward", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-            if isinstance(stop.code, str):
-                sys.stderr.write(stop.code + "\n")
-        return code, *capsys.readouterr()
-
-    return run
 
 
 # --- the command itself ---

@@ -1,9 +1,9 @@
 """`hf-reward audit`: what it writes, stores and prints, and its one-line errors."""
 
 import json
+import shutil
 
 import pytest
-from saved_models import saved_model
 from typer.testing import CliRunner
 
 from hf_reward import CheckpointRecord, RewardScorer
@@ -12,8 +12,8 @@ from hf_reward.evaluation.audit.material.synthetic import synthetic_data
 
 
 @pytest.fixture
-def folder(make_model_folder, tmp_path):
-    return saved_model(make_model_folder("llama"), tmp_path / "model")
+def folder(saved_llama, tmp_path):
+    return shutil.copytree(saved_llama, tmp_path / "model")
 
 
 @pytest.fixture

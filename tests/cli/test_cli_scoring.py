@@ -1,7 +1,7 @@
 """`hf-reward score | rank`: exit codes, tables for people, JSON for machines, one-line errors."""
 
-import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from foreign_models import foreign_model
-from saved_models import saved_model
 
 from hf_reward import RewardScorer
-from hf_reward.cli import app as cli
 
 ROWS = [
     {"prompt": "What is 2 + 2?", "response": "4.", "note": "right"},
@@ -24,25 +22,8 @@ LISTS = [{"prompt": "What is 2 + 2?", "responses": ["5.", "4.", "It depends."]},
 
 
 @pytest.fixture
-def model(make_model_folder: Any, tmp_path: Path) -> Path:
-    return saved_model(make_model_folder("llama"), tmp_path / "model")
-
-
-@pytest.fixture
-def call(monkeypatch: Any, capsys: Any) -> Any:
-    def run(*words: object, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hf-reward", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
-        monkeypatch.setenv("COLUMNS", "200")
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+def model(saved_llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved_llama, tmp_path / "model"))
 
 
 def jsonl(path: Path, rows: list[Any]) -> Path:

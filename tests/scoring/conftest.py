@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_language_model
-from saved_models import saved_model
 
 from hf_reward.scoring.reward_scorer import RewardScorer
-
-
-@pytest.fixture(scope="session")
-def _saved_folder(tmp_path_factory: pytest.TempPathFactory, _chat_tokenizer: Any) -> Path:
-    place = tmp_path_factory.mktemp("tiny")
-    return saved_model(write_language_model(place / "llama", "llama", copy.deepcopy(_chat_tokenizer)), place / "saved")
 
 
 @pytest.fixture(scope="session")
@@ -25,19 +17,19 @@ def _scorers() -> dict[str, RewardScorer]:
 
 
 @pytest.fixture
-def folder(_saved_folder: Path, tmp_path: Path) -> Path:
+def folder(saved_llama: Path, tmp_path: Path) -> Path:
     """A saved tiny Llama with a random head."""
-    return Path(shutil.copytree(_saved_folder, tmp_path / "saved"))
+    return Path(shutil.copytree(saved_llama, tmp_path / "saved"))
 
 
 @pytest.fixture
-def make_scorer(_saved_folder: Path, _scorers: dict[str, RewardScorer]) -> Callable[..., RewardScorer]:
+def make_scorer(saved_llama: Path, _scorers: dict[str, RewardScorer]) -> Callable[..., RewardScorer]:
     """Give a scorer of that model, on the CPU, by the options with which it is loaded."""
 
     def make(**options: Any) -> RewardScorer:
         name = repr(sorted(options.items()))
         if name not in _scorers:
-            _scorers[name] = RewardScorer.from_pretrained(_saved_folder, device="cpu", **options)
+            _scorers[name] = RewardScorer.from_pretrained(saved_llama, device="cpu", **options)
         return copy.deepcopy(_scorers[name])
 
     return make

@@ -1,11 +1,9 @@
 """A stored length correction is applied on request, to every way of asking, and to nothing whose length is unknown."""
 
 import contextlib
-import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
@@ -138,21 +136,6 @@ def test_a_model_without_a_correction_is_refused(make_model_folder, tmp_path, fo
 
 
 # --- command line and server ---
-
-
-@pytest.fixture
-def call(monkeypatch: Any, capsys: Any) -> Any:
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hf-reward", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_the_command_line_corrects_on_request(call, folder, plain, tmp_path):

@@ -1,11 +1,16 @@
 """A report -> one HTML file that needs nothing else; audits, their comparisons and data checks share the template."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
+
+from hf_reward.data.atomic_file import write_whole
 
 THEME = {
     "text": ("#1d2330", "#e6e9ef"),
@@ -148,6 +153,31 @@ def render(page: Page) -> str:
     environment.filters.update(beginning=_beginning, code=_code)
     template = files("hf_reward.evaluation").joinpath("page.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(page=page, theme=THEME, marks=MARKS)
+
+
+def as_json(content: Any) -> str:
+    """A report as the text of its JSON file; a number that is not finite is an error."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> list[Path]:
+    """Write the files of a report; earlier ones are replaced.
+
+    Args:
+        folder: Made if it is not there.
+        contents: Name within the folder -> content.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+    paths = {Path(folder) / name: content for name, content in contents.items()}
+    for path, content in paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    return list(paths)
 
 
 def _code(text: str) -> Markup:

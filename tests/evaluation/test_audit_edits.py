@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 
 from hf_reward.evaluation.audit.edits.format_edits import FORMAT_EDITS
 from hf_reward.evaluation.audit.edits.noise_edits import NOISE_EDITS, curly_quotes, expanded_contractions, with_typos
-from hf_reward.evaluation.audit.edits.padding import CLOSERS, KINDS, pad, turned_round, wider_spaces, without_filler
+from hf_reward.evaluation.audit.edits.padding import (
+    CLOSERS,
+    KINDS,
+    PLACEBO,
+    REORDERED,
+    LengthEdit,
+    pad,
+    turned_round,
+    wider_spaces,
+    without_filler,
+)
 from hf_reward.evaluation.audit.edits.sentences import count_words, split_sentences
 
 ANSWER = "The river rises in spring. Snow melts first. Dr. Lee measured it in 1998! Then the fields are wet."
@@ -51,6 +61,17 @@ def test_padding_is_put_where_it_was_asked_for():
     assert added in CLOSERS
     assert pad("A first one. A second one.", dose=1.5, position="start") == f"{added} A first one. A second one."
     assert pad("A first one. A second one.", dose=1.5, position="middle") == f"A first one. {added} A second one."
+
+
+def test_edits_of_length_are_told_by_their_fields():
+    edit = LengthEdit("closers", 2.0, "end")
+    assert edit.label == "stock sentences, 2 times as long, at the end"
+    assert edit(ANSWER) == pad(ANSWER, kind="closers", dose=2.0, position="end")
+    assert {edit: 1}[LengthEdit("closers", 2.0, "end")] == 1
+    assert LengthEdit("restatement", 1.25, "start").label == "restating itself, 1.25 times as long, at the start"
+    assert (PLACEBO.label, REORDERED.label) == ("placebo: two wider spaces", "sentences reordered")
+    assert PLACEBO(ANSWER) == wider_spaces(ANSWER)
+    assert REORDERED("One. Two.") is None
 
 
 def test_unknown_padding_is_refused():

@@ -24,8 +24,9 @@ def test_a_blind_audit_fails_its_own_test(monkeypatch):
     monkeypatch.setattr("hf_reward.evaluation.audit.self_test.FAULTS", FAULTS[1:2])
     monkeypatch.setattr("hf_reward.evaluation.audit.self_test.CLEAN", {"clean": {}})
     monkeypatch.setattr("hf_reward.evaluation.audit.self_test.true_size", lambda fault: 1.5 * true_size(fault))
-    found = run_self_test(6, clean_seeds=1)
-    assert found.faults[0].covered <= 2
+    monkeypatch.setattr("hf_reward.evaluation.audit.self_test._TRUTH_PROMPTS", 1000)
+    found = run_self_test(4, clean_seeds=1)
+    assert found.faults[0].covered <= 1
     assert not found.passed
 
 

@@ -1,12 +1,10 @@
 """A report -> its files, among them one HTML page that loads nothing."""
 
-import json
 from pathlib import Path
 
-from hf_reward.data.atomic_file import write_whole
 from hf_reward.evaluation.data_check.report import DataReport, Fix
 from hf_reward.evaluation.data_check.report_text import sections
-from hf_reward.evaluation.page import Advice, Cell, Page, Rows, Section, Texts, render
+from hf_reward.evaluation.page import Advice, Cell, Page, Rows, Section, Texts, as_json, render, write_files
 
 
 def render_page(report: DataReport) -> str:
@@ -64,12 +62,4 @@ def write_report(report: DataReport, folder: str | Path) -> list[Path]:
     Raises:
         OSError: If the folder cannot be written to.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        JSON_NAME: json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        PAGE_NAME: render_page(report),
-    }
-    for name, text in texts.items():
-        write_whole(folder / name, text)
-    return [folder / name for name in texts]
+    return write_files(folder, {JSON_NAME: as_json(report.to_dict()), PAGE_NAME: render_page(report)})

@@ -1,15 +1,13 @@
 """Two audits compared -> one HTML file in the style of an audit's page."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_reward.data.atomic_file import write_whole
 from hf_reward.evaluation.audit.report.drawing import can_draw, inline_svg
 from hf_reward.evaluation.audit.report.figures import effects_figure
 from hf_reward.evaluation.audit.report.wording import below, interval_words, scale_of, verdict_words
-from hf_reward.evaluation.page import Cell, Page, Picture, Rows, Section, render
+from hf_reward.evaluation.page import Cell, Page, Picture, Rows, Section, as_json, render, write_files
 
 _LEVEL = 0.05
 DIFFERS, ALIKE, UNKNOWN = "Differs", "No difference shown", "Cannot be compared"
@@ -33,15 +31,8 @@ def write_comparison(comparison: Mapping[str, Any], folder: str | Path) -> list[
     Returns:
         The files.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "comparison.json": json.dumps(comparison, indent=2, ensure_ascii=False) + "\n",
-        "comparison.html": render_comparison(comparison),
-    }
-    for name, text in texts.items():
-        write_whole(folder / name, text)
-    return [folder / name for name in texts]
+    contents = {"comparison.json": as_json(comparison), "comparison.html": render_comparison(comparison)}
+    return write_files(folder, contents)
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:

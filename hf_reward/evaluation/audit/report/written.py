@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_reward.data.atomic_file import write_whole
 from hf_reward.data.plain_values import json_value
 from hf_reward.evaluation.audit.family import AuditReport
 from hf_reward.evaluation.audit.report.curves import curve_figure
@@ -14,6 +13,7 @@ from hf_reward.evaluation.audit.report.drawing import as_png, as_svg, can_draw
 from hf_reward.evaluation.audit.report.figures import effects_figure, headlines
 from hf_reward.evaluation.audit.report.kept_evidence import write_evidence
 from hf_reward.evaluation.audit.report.page import family_titles, render_page
+from hf_reward.evaluation.page import as_json, write_files
 
 JSON_NAME, PAGE_NAME, SUMMARY_NAME, FIGURES = "audit.json", "audit.html", "audit_summary.json", "figures"
 _PREFIX = "audit_"
@@ -45,13 +45,10 @@ def write_audit(report: AuditReport | Mapping[str, Any], folder: str | Path) -> 
     files = {
         **_figure_files(content),
         PAGE_NAME: render_page(content),
-        SUMMARY_NAME: _as_json(card_summary(content)),
-        JSON_NAME: _as_json(content),
+        SUMMARY_NAME: as_json(card_summary(content)),
+        JSON_NAME: as_json(content),
     }
-    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        write_whole(folder / name, data)
-    written = [folder / name for name in files]
+    written = write_files(folder, files)
     if isinstance(report, AuditReport) and report.evidence:
         written.append(write_evidence(report.evidence, folder))
     for path in (folder / FIGURES).glob(f"{_PREFIX}*"):
@@ -117,10 +114,6 @@ def _wrong_parts(content: Any) -> str:
             return f"entry {place} of its `probes` is no finding"
     broken = [name for name, family in content["families"].items() if not isinstance(family, dict)]
     return f"family `{broken[0]}` is no object" if broken else ""
-
-
-def _as_json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _figure_files(report: Mapping[str, Any]) -> dict[str, bytes]:

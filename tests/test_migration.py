@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_reward import RewardTrainer
 from hf_reward.preprocessing.data_collator import DataCollatorForPreference
+from hf_reward.training.collators import packs
 
 
 def stock_model(folder, tokenizer, labels=1):
@@ -54,7 +55,7 @@ def test_an_adapter_for_sequence_classification_is_still_a_decoder(
 ):
     model = get_peft_model(stock_model(make_model_folder("llama"), chat_tokenizer), LoraConfig(task_type="SEQ_CLS"))
     trainer = make_trainer(model, chat_pairs, tmp_path / "run", processing_class=chat_tokenizer)
-    assert trainer._packs()
+    assert packs(trainer.data_collator)
     assert "encoder" not in caplog.text
     trainer.train()
     assert_same_rewards(trainer, chat_pairs[:3], folder=tmp_path / "saved")

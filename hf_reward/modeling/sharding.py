@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -32,6 +33,21 @@ def whole_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
         yield
+
+
+def is_sharded(model: nn.Module, wrapped: nn.Module) -> bool:
+    """Whether no process holds the whole model, so that one alone cannot run it.
+
+    Args:
+        model: The model.
+        wrapped: The same with accelerate's wrappers.
+
+    Returns:
+        True under FSDP and ZeRO-3.
+    """
+    if is_deepspeed_zero3_enabled() or isinstance(wrapped, FullyShardedDataParallel):
+        return True
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def refuse_what_sharding_loses(plugin: Any, model: Any) -> None:

@@ -1,4 +1,4 @@
-"""The trainer's half that publishes: every push goes through `push`, during training in a process of its own."""
+"""A run's model and checkpoints -> the Hub: every push goes through `push`, during training in a separate process."""
 
 import atexit
 import logging
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerState
 from transformers.trainer_utils import HubStrategy
 
 from hf_reward.modeling.custom_code import is_custom
 from hf_reward.modeling.reward_head import bare_model
-from hf_reward.publishing.push import PushReport, PushRule, explained, push_reward_model
-from hf_reward.training.data_loading import PreferenceDataTrainer
+from hf_reward.publishing.push import PushRule, push_reward_model
 from hf_reward.training.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
@@ -76,115 +76,119 @@ class BackgroundPush:
         self.is_done()
 
 
-class HubTrainer(PreferenceDataTrainer):
-    """Publishes what `PreferenceDataTrainer` trains, instead of uploading the whole output folder."""
+class Publisher:
+    """Publishes a run's model and checkpoints, during training in a process of its own.
 
-    args: RewardConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    push_in_progress: Any
+    Args:
+        args: Settings of the run.
+        token: Write token; kept here, because `Trainer` pickles its settings beside the model.
+    """
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository.
+    def __init__(self, args: RewardConfig, token: str | None) -> None:
+        self.args, self.token = args, token
+        self.running: BackgroundPush | None = None
+        """The last push that was started beside training."""
 
-        Args:
-            token: Write token, by default `hub_token`.
-            private: Whether only its owners see it, by default `hub_private_repo`.
+    @property
+    def repository(self) -> str:
+        """The repository's name as the settings say it, by default that of the output folder."""
+        return self.args.hub_model_id or Path(self.args.output_dir or ".").absolute().name
 
-        Raises:
-            PushError: If that is not possible.
-        """
-        name = self.args.hub_model_id or Path(self.args.output_dir or ".").absolute().name
-        with explained(name, "The repository could not be created or found."):
-            super().init_hf_repo(token=token, private=private)
-
-    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride] - the report says more than a commit
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> PushReport | BackgroundPush | None:
-        """Publish the model as it is now: merged on the branch, verified before and after the upload.
+    def rule(
+        self, model: Any, message: str | None, revision: str | None, private: bool | None, choices: dict[str, Any]
+    ) -> PushRule:
+        """How the model is pushed, from the arguments of `push_to_hub` and the settings.
 
         Args:
-            commit_message: Of the one commit.
-            blocking: Wait for it; else it runs beside this process.
-            token: Write token, by default `hub_token` or the one that `hf auth login` stored.
+            model: The reward model.
+            message: Of the commit.
             revision: Branch, by default `hub_revision` or main.
-            private: Whether only owners see it, by default `hub_private_repo`.
-            **kwargs: `gated`, `create_pr`, `adapter`, `replace` and `base_model` of `PushRule`; the rest is said in the
-                card.
+            private: By default `hub_private_repo`.
+            choices: Further fields of `PushRule`.
 
         Returns:
-            What was published, on the main process; the running push if not `blocking`.
+            The rule.
         """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token or self.args.hub_token
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        choices = {name: kwargs.pop(name) for name in ("gated", "create_pr", "adapter", "replace") if name in kwargs}
-        rule = PushRule(
+        return PushRule(
             branch=revision or self.args.hub_revision or "main",
             private=self.args.hub_private_repo if private is None else private,
-            base_model=kwargs.get("base_model"),
-            message=commit_message or "Reward model",
-            trust_remote_code=self._runs_own_code(),
+            message=message or "Reward model",
+            trust_remote_code=is_custom(type(bare_model(model).config)),
             **choices,
         )
-        self.create_model_card(**kwargs)
-        folder = Path(tempfile.mkdtemp(prefix=".push-", dir=self._existing_output_dir()))
-        try:
-            self.save_model(str(folder), _internal_call=True)
-            if not self.is_world_process_zero():
-                return None
-            self._finish_current_push()
-            if blocking:
-                with torch.random.fork_rng(devices=[]):  # merging an adapter makes a head first, at random
-                    return push_reward_model(folder, str(self.hub_model_id), rule, token=token)
-            self.push_in_progress = BackgroundPush(folder, self._command(rule), token)
-            return self.push_in_progress
-        finally:
-            if blocking or not self.is_world_process_zero():
-                shutil.rmtree(folder, ignore_errors=True)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+    def new_folder(self) -> Path:
+        """A new folder in the output folder, for what is pushed."""
+        output = Path(self.args.output_dir or ".")
+        output.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".push-", dir=output))
+
+    def push(self, folder: Path, repository: str, rule: PushRule, token: str | None, *, blocking: bool) -> Any:
+        """Push a saved model.
+
+        Args:
+            folder: What to push; without `blocking` removed when done.
+            repository: Its name on the Hub.
+            rule: How.
+            token: Write token.
+            blocking: Wait for it; else it runs beside this process.
+
+        Returns:
+            The report, or the running push.
+        """
+        if self.running is not None:
+            self.running.wait_until_done()
+        if not blocking:
+            self.running = BackgroundPush(folder, push_command(repository, rule), token)
+            return self.running
+        with torch.random.fork_rng(devices=[]):  # merging an adapter makes a head first, at random
+            return push_reward_model(folder, repository, rule, token=token)
+
+    def is_free_for_a_checkpoint(self) -> bool:
+        """Whether a checkpoint is pushed now: `hub_always_push` waits for an earlier push, else it is left out."""
+        if self.args.hub_strategy == HubStrategy.END:
+            return False
+        if self.running is not None and not self.running.is_done():
             if not self.args.hub_always_push:
-                return
-            self.push_in_progress.wait_until_done()
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        states = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
-        rule = PushRule(
-            branch=self.args.hub_revision or "main",
-            private=self.args.hub_private_repo,
-            training_state=states.get(HubStrategy(self.args.hub_strategy)),
-            message=f"Training in progress, step {self.state.global_step}",
-            trust_remote_code=self._runs_own_code(),
-        )
-        # A link, because the checkpoint itself may be rotated away before the push has read it.
-        folder = Path(tempfile.mkdtemp(prefix=".push-", dir=self._existing_output_dir()))
-        shutil.copytree(checkpoint_folder, folder, dirs_exist_ok=True, copy_function=_link)
-        self.push_in_progress = BackgroundPush(folder, self._command(rule), self.args.hub_token)
+                return False
+            self.running.wait_until_done()
+        return True
 
-    def _runs_own_code(self) -> bool:
-        model: Any = self.model
-        return is_custom(type(bare_model(model).config))
+    def push_checkpoint(self, checkpoint: Path, repository: str, model: Any, state: TrainerState) -> None:
+        """Start to push a checkpoint.
 
-    def _command(self, rule: PushRule) -> list[str]:
-        named: dict[str, Any] = {"branch": rule.branch, "message": rule.message, "base-model": rule.base_model}
-        named |= {"gated": rule.gated, "training-state": rule.training_state}
-        switches = {"create-pr": rule.create_pr, "adapter": rule.adapter, "replace": rule.replace}
-        switches |= {"trust-remote-code": rule.trust_remote_code}
-        private = {None: [], True: ["--private"], False: ["--public"]}[rule.private]
-        options = [word for name, value in named.items() if value is not None for word in (f"--{name}", str(value))]
-        return [str(self.hub_model_id), *options, *[f"--{name}" for name, on in switches.items() if on], *private]
+        Args:
+            checkpoint: Its folder, which may be removed afterwards.
+            repository: Its name on the Hub.
+            model: The reward model.
+            state: State of the run.
+        """
+        states = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
+        message = f"Training in progress, step {state.global_step}"
+        choices = {"training_state": states.get(HubStrategy(self.args.hub_strategy))}
+        rule = self.rule(model, message, None, None, choices)
+        folder = self.new_folder()  # of links, because the checkpoint may be rotated away before the push has read it
+        shutil.copytree(checkpoint, folder, dirs_exist_ok=True, copy_function=_link)
+        self.running = BackgroundPush(folder, push_command(repository, rule), self.token)
 
-    def _existing_output_dir(self) -> str:
-        Path(self.args.output_dir or ".").mkdir(parents=True, exist_ok=True)
-        return self.args.output_dir or "."
+
+def push_command(repository: str, rule: PushRule) -> list[str]:
+    """The arguments of `hf-reward push` after the folder that say a rule.
+
+    Args:
+        repository: Name on the Hub.
+        rule: How to push.
+
+    Returns:
+        The words.
+    """
+    named: dict[str, Any] = {"branch": rule.branch, "message": rule.message, "base-model": rule.base_model}
+    named |= {"gated": rule.gated, "training-state": rule.training_state}
+    switches = {"create-pr": rule.create_pr, "adapter": rule.adapter, "replace": rule.replace}
+    switches |= {"trust-remote-code": rule.trust_remote_code}
+    private = {None: [], True: ["--private"], False: ["--public"]}[rule.private]
+    options = [word for name, value in named.items() if value is not None for word in (f"--{name}", str(value))]
+    return [repository, *options, *[f"--{name}" for name, on in switches.items() if on], *private]
 
 
 def _link(source: str, target: str, **kwargs: Any) -> None:

@@ -104,10 +104,11 @@ def newest_whole(folders: Sequence[Path], problem_of: Callable[[Path], str | Non
 def why_not_whole(folder: Path) -> str | None:
     """What is wrong with a checkpoint, None if it is whole and sound. Reads all of its files.
 
-    One that we wrote lists its files with sizes and hashes (those of earlier versions without hashes). Of one that
-    `Trainer` wrote itself, the state, which it writes last, has to be there, and each weight and optimizer file has to
-    end where its own header says. The weights of both have to be finite, as far as they are safetensors, and the states
-    of the optimizer and of the learning rate have to be there: `Trainer` would begin both anew without a word.
+    One that we wrote lists its files with sizes and hashes. Of one that `Trainer` wrote itself, the state, which it
+    writes last, has to be there, and of files without a hash (earlier versions listed none) each weight file has to end
+    where its own header says, and each optimizer file has to match its own checksums. The weights of both have to be
+    finite, as far as they are safetensors, and the states of the optimizer and of the learning rate have to be there:
+    `Trainer` would begin both anew without a word.
 
     Args:
         folder: The checkpoint.
@@ -127,9 +128,9 @@ def why_not_whole(folder: Path) -> str | None:
     match = _CHECKPOINT.fullmatch(folder.name)
     if match and int(match[1]) != step:
         return f"its {_STATE_FILE} is of step {step}"
-    if (folder / LIST_FILE).is_file():
-        problem = _difference_from_list(folder)
-    else:
+    listed = (folder / LIST_FILE).is_file()
+    problem = _difference_from_list(folder) if listed else None
+    if problem is None and not (listed and _is_hashed(folder)):
         problem = next((text for path in _files(folder) if (text := _damage(path))), None)
     return problem or _without_optimizer(folder) or _not_finite(folder)
 
@@ -173,6 +174,10 @@ def _difference_from_list(folder: Path) -> str | None:
     return next((f"the content of {name} has changed since it was saved" for name in changed), None)
 
 
+def _is_hashed(folder: Path) -> bool:
+    return _HASHES in json.loads((folder / LIST_FILE).read_text(encoding="utf-8"))
+
+
 def _without_optimizer(folder: Path) -> str | None:
     names = [path.name for path in folder.iterdir()]
     if any(name.startswith("global_step") for name in names):  # DeepSpeed keeps both in there
@@ -197,8 +202,15 @@ def _damage(path: Path) -> str | None:
     if path.suffix == ".safetensors":
         problem = why_not_whole_file(path)
         return None if problem is None else f"{path.name} is damaged: {problem}"
-    if path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):  # its directory is at the end
-        return f"{path.name} is cut off"
+    if path.suffix in (".pt", ".pth"):
+        if not zipfile.is_zipfile(path):  # its directory is at the end
+            return f"{path.name} is cut off"
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip() is not None
+        except zipfile.BadZipFile:
+            damaged = True
+        return f"{path.name} is damaged" if damaged else None
     return None
 
 

@@ -198,7 +198,7 @@ def _settings(args: RewardConfig, folder: Path) -> RewardConfig:
         str(folder),
         max_steps=_STEPS,
         gradient_accumulation_steps=min(args.gradient_accumulation_steps, 2),  # the second one has gradients at hand
-        cache_features="false" if args.cache_features == "auto" else args.cache_features,
+        cache_features="false" if args.choice("cache_features") == "auto" else args.cache_features,
     )
 
 

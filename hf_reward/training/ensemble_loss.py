@@ -1,67 +1,76 @@
-"""The trainer's part for several reward heads: their losses, and saving and restoring each of them.
+"""The training loss of one or several reward heads, and their checkpoints; with one head the plain loss.
 
-`head_ensemble` knows the layer and its file; here they meet `Trainer`. With one head nothing here does anything.
+`modeling.head_ensemble` has the layer and its file; the losses and checkpoints of a run are here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_reward.losses.preference_loss import PreferenceLoss
-from hf_reward.modeling.head_ensemble import (
-    HEADS_FILE,
-    bootstrap_counts,
-    every_head,
-    heads_file,
-    load_heads,
-    save_heads,
-)
+from hf_reward.modeling.head_ensemble import HEADS_FILE, bootstrap_counts, every_head, heads_file, load_heads
 from hf_reward.modeling.rewards import compute_head_rewards
-from hf_reward.training.resume import ResumableTrainer
+from hf_reward.training.training_args import RewardConfig
 
 
-class EnsembleTrainer(ResumableTrainer):
-    """Adds to `ResumableTrainer` that each of several heads learns from its own resampling of the rows."""
+class HeadsLoss:
+    """Losses of M heads, each on its own resampling of the rows.
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator, as `Trainer` does; several heads on a sharded model are refused.
+    Args:
+        args: Settings of the run.
+    """
+
+    def __init__(self, args: RewardConfig) -> None:
+        self.args = args
+
+    def refuse_sharding(self, by: str | None) -> None:
+        """Refuse several heads on a sharded model.
+
+        Args:
+            by: "FSDP" or "DeepSpeed"; None where the model is whole.
 
         Raises:
-            ValueError: If there are several heads and FSDP or DeepSpeed.
+            ValueError: If there are several heads and either of them.
         """
-        super().create_accelerator_and_postprocess()
-        sharded = "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
-        if self.args.num_reward_heads > 1 and sharded is not None:
+        if self.args.num_reward_heads > 1 and by is not None:
             raise ValueError(
-                f"`num_reward_heads={self.args.num_reward_heads}` is not possible with {sharded}: the heads would be "
+                f"`num_reward_heads={self.args.num_reward_heads}` is not possible with {by}: the heads would be "
                 "sharded, and saved as if they were one. Use plain `accelerate launch` (DDP), or set it to 1."
             )
 
-    # --- the losses ---
-
-    def _head_rewards(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    def rewards(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """Rewards of a batch by each head in training, `(M, G, K)`; in evaluation by their mean, `(1, G, K)`."""
         with every_head(model) if model.training else nullcontext():
             return compute_head_rewards(model, inputs)
 
-    def _loss_of_heads(
+    def loss(
         self, loss_function: PreferenceLoss, rewards: Tensor, inputs: Mapping[str, Any], normalizer: Any
     ) -> Tensor:
         """Mean over heads of the loss of each on its own resampling of the rows.
 
         Every head's sum is divided by the weights of the rows as they are, of which its resampled ones are equal in
         the mean. So one number divides all, whatever the batch is split into.
+
+        Args:
+            loss_function: The loss of one head.
+            rewards: Rewards, shape `(M, G, K)`.
+            inputs: The collated batch.
+            normalizer: What each head's sum is divided by; None for the weights of this batch.
+
+        Returns:
+            The loss, shape `()`.
         """
         others: dict[str, Any] = {name: inputs.get(name) for name in ("margins", "probabilities", "lengths")}
         if len(rewards) == 1:
             weights = inputs["weights"]
             return loss_function(rewards[0], inputs["ranks"], weights=weights, normalizer=normalizer, **others)
         if normalizer is None:
-            normalizer = self._group_weights(inputs).sum()
+            normalizer = group_weights(loss_function, inputs).sum()
         counts = bootstrap_counts(self.args.seed, inputs["sources"], inputs["row"], len(rewards))
         losses = [
             loss_function(each, inputs["ranks"], weights=inputs["weights"] * count, normalizer=normalizer, **others)
@@ -69,29 +78,38 @@ class EnsembleTrainer(ResumableTrainer):
         ]
         return torch.stack(losses).mean()
 
-    def _group_weights(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Weight of each group of a batch, shape `(G,)`, before any resampling."""
-        return self.loss_function.weights(inputs["ranks"], inputs.get("probabilities"), inputs["weights"])
+    def total_weight(
+        self, loss_function: PreferenceLoss, batches: Sequence[Mapping[str, Any]], accelerator: Accelerator
+    ) -> Tensor | None:
+        """Sum of the group weights of an accumulated batch, over all processes: what its loss is divided by.
 
-    # --- what lies beside the model ---
+        Args:
+            loss_function: The run's loss.
+            batches: The collated batches of one optimizer step on this process.
+            accelerator: Of the run.
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        folder = output_dir or self.args.output_dir
-        if self.args.should_save and folder is not None:
-            save_heads(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
+        Returns:
+            The sum, shape `()`; None for no batches.
+        """
+        if not batches:
+            return None
+        total = torch.stack([group_weights(loss_function, batch).sum() for batch in batches]).sum()
+        total = total.to(self.args.device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            gathered: Any = accelerator.gather(total)
+            total = gathered.sum()
+        return total
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._restore_heads(resume_from_checkpoint, self.model if model is None else model)
+    def require_fitting(self, folder: Path) -> None:
+        """Refuse a checkpoint with another number of heads.
 
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._restore_heads(str(self.state.best_model_checkpoint), self.model)
+        Args:
+            folder: The checkpoint.
 
-    def _restore_heads(self, folder: str, model: Any) -> None:
-        """Replace the mean head that was loaded by the heads themselves."""
-        count, path = self.args.num_reward_heads, heads_file(Path(folder))
+        Raises:
+            ValueError: If it has one head and the settings say several, or the other way round.
+        """
+        count, path = self.args.num_reward_heads, heads_file(folder)
         if (path is None) != (count == 1):
             found = "has one head" if path is None else f"has several heads ({HEADS_FILE})"
             raise ValueError(
@@ -99,5 +117,23 @@ class EnsembleTrainer(ResumableTrainer):
                 "as it was. Set it as in the run that wrote the checkpoint, or start a new run from the model of that "
                 "folder."
             )
+
+    def restore(self, folder: Path, model: nn.Module) -> None:
+        """Replace the mean head that was loaded from a checkpoint by the heads themselves, in place."""
+        self.require_fitting(folder)
+        path = heads_file(folder)
         if path is not None:
             load_heads(model, path)
+
+
+def group_weights(loss_function: PreferenceLoss, inputs: Mapping[str, Any]) -> Tensor:
+    """Weight of each group of a batch, before any resampling.
+
+    Args:
+        loss_function: The run's loss.
+        inputs: The collated batch.
+
+    Returns:
+        Shape `(G,)`.
+    """
+    return loss_function.weights(inputs["ranks"], inputs.get("probabilities"), inputs["weights"])

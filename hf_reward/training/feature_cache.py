@@ -11,36 +11,134 @@ Shapes: R rows, S sequences (all responses of all rows), H hidden size.
 import json
 import logging
 import os
-from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 import transformers
 import xxhash
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from datasets import Dataset
 from datasets import config as datasets_config
 from peft import PeftModel
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from hf_reward.data.atomic_file import replacing, write_whole
+from hf_reward.data.interface import setting
 from hf_reward.modeling.dropout import has_dropout
-from hf_reward.modeling.reward_head import ReadsLastToken, trains_head_alone
-from hf_reward.preprocessing.data_collator import group_columns
+from hf_reward.modeling.reward_head import ReadsLastToken, bare_model, trains_head_alone
+from hf_reward.modeling.rewards import compute_features
+from hf_reward.preprocessing.token_budget import consecutive_batches
+from hf_reward.training.collators import inner_collator, is_ours, packed_if
+from hf_reward.training.feature_store import (
+    FeatureRows,
+    FeatureStore,
+    open_features,
+    sequence_ends,
+    tensor_bytes,
+    write_manifest,
+    write_part,
+)
+from hf_reward.training.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
-_MANIFEST = "manifest.json"
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+
+
+class FeatureCache:
+    """Decides whether a run takes features from the cache, and provides them.
+
+    Args:
+        args: Settings of the run.
+        accelerator: Of the run.
+    """
+
+    def __init__(self, args: RewardConfig, accelerator: Accelerator) -> None:
+        self.args, self.accelerator = args, accelerator
+        self._stores: dict[str, FeatureStore] = {}
+        self._reason_logged = False
+
+    def rows(self, data: Any, model: nn.Module, collator: Any, *, passes: float, sharded: bool) -> Any:
+        """Rows with their features where the run caches them, else the rows as they are.
+
+        Args:
+            data: Prepared rows.
+            model: The reward model without accelerate's wrappers.
+            collator: The run's collator.
+            passes: How often training reads its rows.
+            sharded: Whether FSDP or DeepSpeed divides the model.
+
+        Returns:
+            `FeatureRows`, or `data`.
+
+        Raises:
+            ValueError: If `cache_features` is True and the features cannot be cached.
+        """
+        if not self._wanted(data, model, collator, passes=passes, sharded=sharded):
+            return data
+        fingerprint = ""
+        if self.accelerator.is_main_process:
+            # Taken from the weights each time: features of other weights would give wrong rewards silently.
+            fingerprint = feature_fingerprint(bare_model(model), data, self.accelerator.mixed_precision)
+        [fingerprint] = broadcast_object_list([fingerprint])
+        if fingerprint not in self._stores:
+            compute = partial(self._features_of_share, data, model, collator)
+            self._stores[fingerprint] = stored_features(data, fingerprint, compute, self.accelerator)
+        return FeatureRows(data, self._stores[fingerprint])
+
+    def _wanted(self, data: Any, model: nn.Module, collator: Any, *, passes: float, sharded: bool) -> bool:
+        choice = self.args.choice("cache_features")
+        if choice is False:
+            return False
+        reason = why_not_cached(model, data) or self._why_not_in_this_run(collator, sharded)
+        if choice is True:
+            if reason is not None:
+                raise ValueError(
+                    f"`{setting('cache_features', True)}` is not possible: {reason}. Use "
+                    f"`{setting('cache_features', 'auto')}`."
+                )
+            return True
+        if passes > 1 and reason is not None and not self._reason_logged:
+            self._reason_logged = True
+            if trains_head_alone(model):  # otherwise a cache is not expected
+                logger.warning("The frozen backbone runs in every epoch: %s.", reason)
+        return reason is None and passes > 1
+
+    def _why_not_in_this_run(self, collator: Any, sharded: bool) -> str | None:
+        reasons = {
+            "the model is sharded over processes": sharded,
+            "the data collator is your own": not is_ours(collator),
+            "the model is cast for evaluation": self.args.bf16_full_eval or self.args.fp16_full_eval,
+            "NEFTune changes its input": self.args.neftune_noise_alpha is not None,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    def _features_of_share(self, data: Dataset, model: nn.Module, collator: Any, share: range) -> Generator[Tensor]:
+        """Features of some consecutive rows of a dataset, batch by batch."""
+        collate: Any = inner_collator(collator)
+        size, budget = self.args.eval_batch_size, self.args.max_tokens_per_batch
+        with tqdm(total=len(share), desc="Computing features", disable=self.args.disable_tqdm) as progress:
+            for rows in consecutive_batches(data, share, collate.tokens, size, budget):
+                yield self._features_of_batch(model, collator, collate(rows))
+                progress.update(len(rows))
+
+    @torch.no_grad()
+    def _features_of_batch(self, model: nn.Module, collator: Any, batch: dict[str, Any]) -> Tensor:
+        bare = bare_model(model)
+        training = bare.training
+        bare.eval()
+        try:
+            with packed_if(collator, model), self.accelerator.autocast():
+                return compute_features(bare, send_to_device(batch, self.args.device))
+        finally:
+            bare.train(training)
 
 
 def why_not_cached(model: nn.Module, data: Any) -> str | None:
@@ -86,7 +184,7 @@ def feature_fingerprint(model: Any, data: Dataset, precision: str) -> str:
     digest.update(json.dumps([versions, config], sort_keys=True, default=str).encode())
     for name, tensor in model.base_model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
+        digest.update(tensor_bytes(tensor))
     for batch in data.select_columns("input_ids").with_format("arrow").iter(10_000):
         table: Any = batch
         for rows in pa.table(table).column("input_ids").chunks:
@@ -108,187 +206,6 @@ def cache_folder(data: Dataset, fingerprint: str) -> Path:
     shared = Path(datasets_config.HF_DATASETS_CACHE) / "hf_reward"
     beside = Path(data.cache_files[0]["filename"]).parent if data.cache_files else shared
     return (beside if os.access(beside, os.W_OK) else shared) / f"features-{fingerprint}"
-
-
-# --- on disk ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FeaturePart:
-    """The features that one process wrote: a raw file of consecutive sequences."""
-
-    file: str
-    sequences: int
-    checksum: str
-    hidden_size: int
-    dtype: str
-
-
-class FeatureStore:
-    """Features of consecutive sequences, memory-mapped."""
-
-    def __init__(self, folder: Path, parts: Sequence[FeaturePart]) -> None:
-        self.folder = folder
-        self.parts = [part for part in parts if part.sequences]
-        self._ends = np.cumsum([part.sequences for part in self.parts]).tolist()
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker process maps the files again instead of getting a copy of them.
-        return {name: value for name, value in self.__dict__.items() if name != "_maps"}
-
-    def read(self, start: int, end: int) -> Tensor:
-        """A copy of the features of the sequences from `start` to `end`, shape `(end - start, H)`."""
-        pieces = []
-        while start < end:
-            part = bisect_right(self._ends, start)
-            first = self._ends[part] - self.parts[part].sequences
-            stop = min(end, self._ends[part])
-            pieces.append(self._maps[part][start - first : stop - first])
-            start = stop
-        return torch.cat(pieces)
-
-    @cached_property
-    def _maps(self) -> list[Tensor]:
-        return [self._map(part) for part in self.parts]
-
-    def _map(self, part: FeaturePart) -> Tensor:
-        size, dtype = part.sequences * part.hidden_size, getattr(torch, part.dtype)
-        flat = torch.from_file(str(self.folder / part.file), shared=False, size=size, dtype=dtype)
-        return flat.view(-1, part.hidden_size)
-
-
-def open_features(folder: Path, sequences: int) -> FeatureStore | None:
-    """Open stored features if they are whole.
-
-    Args:
-        folder: What `cache_folder` returns.
-        sequences: How many sequences there must be.
-
-    Returns:
-        The features, or None if there are none, the writing was interrupted or a file was changed since.
-    """
-    if not (folder / _MANIFEST).exists():
-        return None
-    store = None
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        parts = [FeaturePart(**part) for part in manifest["parts"]]
-        whole = manifest["checksum"] == _checksum_of_parts(parts) and sum(part.sequences for part in parts) == sequences
-        if whole and all(_checksum(folder / part.file) == part.checksum for part in parts):
-            store = FeatureStore(folder, parts)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # unreadable is damaged
-    if store is None:
-        logger.warning("The cached features in %s are damaged or incomplete; they are computed again.", folder)
-    return store
-
-
-def write_part(folder: Path, file: str, features: Iterable[Tensor]) -> FeaturePart:
-    """Write the features of one process; the file appears under its name when it is whole.
-
-    Args:
-        folder: The cache folder.
-        file: Name of the file.
-        features: Features of consecutive sequences, each of shape `(N, H)`.
-
-    Returns:
-        What was written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    digest, sequences, batch = xxhash.xxh3_128(), 0, torch.empty(0, 0)
-    with replacing(folder / file) as temporary, temporary.open("wb") as out:
-        for batch in features:
-            data = _bytes(batch)
-            out.write(data)
-            digest.update(data)
-            sequences += len(batch)
-    return FeaturePart(file, sequences, digest.hexdigest(), batch.shape[1], str(batch.dtype).removeprefix("torch."))
-
-
-def write_manifest(folder: Path, parts: Sequence[FeaturePart]) -> None:
-    """Declare the parts in `folder` whole: the last thing that is written.
-
-    Args:
-        folder: The cache folder.
-        parts: Its parts, in the order of their sequences.
-    """
-    manifest = {"checksum": _checksum_of_parts(parts), "parts": [vars(part) for part in parts]}
-    write_whole(folder / _MANIFEST, json.dumps(manifest, indent=1))
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    values: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return memoryview(values)
-
-
-def _checksum_of_parts(parts: Sequence[FeaturePart]) -> str:
-    return xxhash.xxh3_128(json.dumps([vars(part) for part in parts], sort_keys=True).encode()).hexdigest()
-
-
-def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-# --- rows with their features ----------------------------------------------------------------------------------------
-
-
-def sequence_ends(data: Dataset) -> np.ndarray:
-    """Number of sequences up to the end of each row, shape `(R,)`, int64."""
-    counts = [len(ranks) for ranks in data["ranks"][:]]
-    return np.cumsum(counts, dtype=np.int64)
-
-
-class FeatureRows(torch.utils.data.Dataset):
-    """Prepared rows, each with the features of its responses."""
-
-    def __init__(self, data: Dataset, store: FeatureStore) -> None:
-        self.data, self.store, self._ends = data, store, sequence_ends(data)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.__getitems__([place])[0]
-
-    def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        rows = self.data.__getitems__(list(places))
-        return [{**row, "features": self._features(place, row)} for place, row in zip(places, rows, strict=True)]
-
-    def _features(self, place: int, row: dict[str, Any]) -> Tensor:
-        end = int(self._ends[place])
-        return self.store.read(end - len(row["ranks"]), end)
-
-
-def without_features(data: Any) -> Any:
-    """The rows themselves, without features if they have any."""
-    return data.data if isinstance(data, FeatureRows) else data
-
-
-@dataclass
-class DataCollatorForFeatures:
-    """Collates rows with features for the head alone; rows without any go to another collator."""
-
-    collator: Callable[..., Any]
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Collate rows.
-
-        Args:
-            rows: Rows of `FeatureRows`, or rows as `prepare_preferences` makes them.
-
-        Returns:
-            What `group_columns` returns and `features` `(N, H)`; or what the other collator returns.
-        """
-        if "features" not in rows[0]:
-            return self.collator(rows)
-        return {**group_columns(rows), "features": torch.cat([row["features"] for row in rows])}
 
 
 def stored_features(

@@ -94,6 +94,39 @@ class HealthMonitor(TrainerCallback):
             f"earlier step was not. The rows of the step before are {rows}: look at those first."
         )
 
+    def require_finite(
+        self,
+        loss: Tensor,
+        rewards: Tensor,
+        inputs: Mapping[str, Tensor],
+        model: nn.Module,
+        state: TrainerState,
+        run: str,
+    ) -> None:
+        """Stop where a loss is not finite, before the step changes the weights.
+
+        Args:
+            loss: Loss of the batch, shape `()`.
+            rewards: Its rewards, shape `(G, K)`.
+            inputs: The collated batch.
+            model: The model.
+            state: State of the run.
+            run: Where earlier checkpoints are.
+
+        Raises:
+            FloatingPointError: If the loss is not finite; the message names the rows.
+        """
+        if torch.isfinite(loss):
+            return
+        bad = ~torch.isfinite(rewards).all(1)
+        rows = inputs["row"][bad if bad.any() else slice(None)].tolist()
+        raise FloatingPointError(
+            f"The loss is {loss.item()} at step {state.global_step}, from the data rows {rows}. Training stopped "
+            f"before this step changed the weights; earlier checkpoints in {state.best_model_checkpoint or run} are "
+            "untouched. Look at those rows, lower the learning rate, or train in bfloat16 or float32 instead of "
+            f"float16.{self.blame(model)}"
+        )
+
     @property
     def rows(self) -> list[int]:
         """Data rows of the last step on this process."""

@@ -24,6 +24,8 @@ class BatchStatistics:
         self._epoch: Tensor | None = None
         self._extremes: Tensor | None = None
         self._tokens = 0
+        self.for_next_log: dict[str, float] = {}
+        """What the next entry of the log is to have beside its own numbers."""
 
     def begin(self, log_history: Sequence[Mapping[str, Any]], tokens: int = 0) -> None:
         """Begin to count tokens: at 0, or where a resumed run was.

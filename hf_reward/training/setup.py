@@ -1,35 +1,31 @@
 """Names and settings -> tokenizer, model and batch form of a run: what `RewardTrainer` needs before it can train."""
 
-import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_reward.data.interface import setting
 from hf_reward.modeling.adapters import add_adapter, forget_frozen_heads, number_of_embeddings, train_head_of
 from hf_reward.modeling.auto_model import AutoModelForRewardScoring
 from hf_reward.modeling.dropout import disable_dropout
 from hf_reward.modeling.head_ensemble import add_heads, count_saved, load_heads, number_of_heads
 from hf_reward.modeling.model_place import hub_options
 from hf_reward.modeling.model_tokenizer import match_pad_token
-from hf_reward.modeling.packing import why_not_packed
 from hf_reward.modeling.position_limits import position_limit
-from hf_reward.modeling.reward_head import RewardModel, as_reward_model, bare_model, check_head_is_trained
-from hf_reward.preprocessing.data_collator import DataCollatorForPreference
-from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
-from hf_reward.preprocessing.token_budget import DataCollatorWithTokenBudget
-from hf_reward.preprocessing.tokenizer import token_id
-from hf_reward.training.feature_cache import DataCollatorForFeatures
+from hf_reward.modeling.reward_head import (
+    RewardModel,
+    as_reward_model,
+    bare_model,
+    check_head_is_trained,
+    head_parameters,
+)
+from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 from hf_reward.training.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
-
-_FEW_ROWS = 8
-"""Below it the correlation of unrelated rewards and lengths of pairs is beyond 0.2 on average."""
 
 
 def default_output_dir(model: Any) -> str:
@@ -38,107 +34,67 @@ def default_output_dir(model: Any) -> str:
     return f"{name.rstrip('/').split('/')[-1]}-Reward"
 
 
-def refuse_data_parallel(args: RewardConfig) -> None:
-    """Stop where `Trainer` would fall back to `nn.DataParallel`.
-
-    Args:
-        args: Settings of the run.
-
-    Raises:
-        ValueError: If one process sees several GPUs.
-    """
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"One process sees {args.n_gpu} GPUs, which `Trainer` would use through `nn.DataParallel`; it splits pairs "
-            "wrongly. Start with `accelerate launch` (or `torchrun`), or set CUDA_VISIBLE_DEVICES to one GPU."
-        )
-
-
-def refuse_two_head_rates(args: RewardConfig, optimizer: Any) -> None:
-    """Stop where a learning rate for the head would have no effect.
-
-    Args:
-        args: Settings of the run.
-        optimizer: The caller's own optimizer, if any.
-
-    Raises:
-        ValueError: If both are given.
-    """
-    if args.head_learning_rate is not None and optimizer is not None:
-        raise ValueError(
-            f"`head_learning_rate={args.head_learning_rate}` has no effect on the ready-made optimizer in "
-            "`optimizers`. "
-            "Give the head a group of its own there and drop the setting, or pass `optimizer_cls_and_kwargs` instead."
-        )
-
-
-def require_a_batch(args: RewardConfig, rows: Any) -> None:
-    """Stop where every training batch would be dropped for being smaller than the others.
-
-    Args:
-        args: Settings of the run.
-        rows: The prepared training rows.
-
-    Raises:
-        ValueError: If there are fewer rows than a batch of all processes takes.
-    """
-    size = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and isinstance(rows, Dataset) and len(rows) < size:
-        raise ValueError(
-            f"`{setting('dataloader_drop_last', True)}` drops the last batch unless it has {size} rows, and the "
-            f"training data has {len(rows)} in all: nothing would be learned. Leave it unset, or lower "
-            f"`{setting('per_device_train_batch_size')}`."
-        )
-
-
-def warn_of_partial_penalties(args: RewardConfig) -> None:
-    """Say once where the length penalty sees less than the rows of an optimizer step.
-
-    Args:
-        args: Settings of the run.
-    """
-    parts = args.gradient_accumulation_steps * args.world_size
-    if not args.length_penalty or not args.should_log:
-        return
-    rows = args.per_device_train_batch_size
-    if parts > 1:
-        logger.warning(
-            "`length_penalty=%s` is no sum over rows: each of the %s parts of a step (accumulation, processes) has a "
-            "correlation of its own, over %s rows, and their mean is added to the loss. So batch 8 is not batch 2 x "
-            "accumulation 4 here: make `per_device_train_batch_size` as large as memory allows.",
-            args.length_penalty,
-            parts,
-            rows,
-        )
-    elif rows < _FEW_ROWS:
-        logger.warning(
-            "`length_penalty=%s` sees the correlation over %s rows at a time, which is mostly chance: use %s or more "
-            "in `per_device_train_batch_size`.",
-            args.length_penalty,
-            rows,
-            _FEW_ROWS,
-        )
-
-
-def own_tokenizer(model: Any, args: RewardConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that a model came with.
+def prepared_tokenizer(
+    model: Any, args: RewardConfig, own: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """The tokenizer of a run.
 
     Args:
         model: A name, or a loaded model.
         args: Settings of the run.
+        own: The user's tokenizer, which is not changed; by default the one that the model came with.
 
     Returns:
-        The tokenizer.
+        A copy with pad token, end token and chat template, and the tokens that this added, its pad token aside.
 
     Raises:
-        ValueError: If the model does not say where it came from.
+        ValueError: If the model does not say where its tokenizer is.
     """
+    before = own or _own_tokenizer(model, args)
+    tokenizer = prepare_tokenizer(
+        before,
+        pad_token=args.pad_token,
+        eos_token=args.eos_token,
+        chat_template_path=args.chat_template_path,
+        trust_remote_code=args.trust_remote_code,
+    )
+    return tokenizer, _added_tokens(before, tokenizer)
+
+
+def _own_tokenizer(model: Any, args: RewardConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that a model came with."""
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
         raise ValueError("The model does not say where it came from, so pass its tokenizer as `processing_class`.")
     options = _init_kwargs(args)
     kept = hub_options(options) | {key: options[key] for key in ("gguf_file",) if key in options}
     return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code, **kept)
+
+
+def _added_tokens(before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens that preparing a tokenizer added to it, its pad token aside: a chat template brought them."""
+    return sorted(after.get_vocab().keys() - before.get_vocab().keys() - {str(after.pad_token)})
+
+
+def loaded_model(model: Any, args: RewardConfig, quantization_config: Any | None) -> Any:
+    """A model as `RewardTrainer` takes it, loaded if it is given by name.
+
+    Args:
+        model: Hub id, folder or loaded model; None where `model_init` makes it.
+        args: Settings of the run.
+        quantization_config: As in transformers, for a name.
+
+    Returns:
+        The model, None for None.
+
+    Raises:
+        ValueError: If settings for loading are given for a loaded model.
+    """
+    if isinstance(model, str):
+        return load_model(model, args, quantization_config)
+    if quantization_config is not None or args.model_init_kwargs:
+        raise ValueError("`quantization_config` and `model_init_kwargs` need `model` as a name; it is already loaded.")
+    return model
 
 
 def load_model(name: str, args: RewardConfig, quantization_config: Any | None) -> RewardModel:
@@ -179,7 +135,7 @@ def prepare_model(
         args: Settings of the run.
         tokenizer: The prepared tokenizer.
         peft_config: An adapter to add.
-        new_tokens: Tokens that the model has not seen: see `added_tokens`.
+        new_tokens: Tokens that the model has not seen: see `prepared_tokenizer`.
 
     Returns:
         The model to train.
@@ -306,133 +262,20 @@ def fit_to_positions(args: RewardConfig, model: RewardModel) -> RewardConfig:
     return args
 
 
-def padded_collator(args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> DataCollatorForPreference:
-    """The collator that works for every model."""
-    multiple = args.pad_to_multiple_of
-    assert multiple is None or isinstance(multiple, int)
-    return DataCollatorForPreference(token_id(tokenizer.pad_token_id), multiple)
-
-
-def choose_collator(
-    model: RewardModel | None,
-    args: RewardConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    own: Callable[..., Any] | None = None,
-) -> Callable[..., Any]:
-    """The user's own collator; else packed batches where the model allows them and the settings do not forbid it.
+def separate_head_group(optimizer: torch.optim.Optimizer, model: Any, rate: float) -> None:
+    """Give the head's parameters groups of their own in an optimizer, in place.
 
     Args:
-        model: The model, None where each trial makes its own.
-        args: Settings of the run.
-        tokenizer: The prepared tokenizer.
-        own: The user's own collator, if any.
-
-    Returns:
-        The collator.
-
-    Raises:
-        ValueError: If packing is asked for and not possible.
+        optimizer: A new optimizer.
+        model: The model, perhaps wrapped.
+        rate: Learning rate of the head.
     """
-    if own is not None:
-        if args.packing == "true" and not isinstance(own, DataCollatorForPackedPreference):
-            raise ValueError(
-                f"`{setting('packing', True)}` has no effect beside a `data_collator` of your own. Drop one of the two."
-            )
-        return own
-    padded = padded_collator(args, tokenizer)
-    if args.packing == "false":
-        return padded
-    reason = why_not_packed(bare_model(model)) if model is not None else None
-    if args.neftune_noise_alpha is not None:
-        reason = "NEFTune scales its noise by the length of a row, which packing changes"
-    if reason is None:
-        return DataCollatorForPackedPreference()
-    if args.packing == "true":
-        raise ValueError(
-            f"`{setting('packing', True)}` is not possible with this model: {reason}. Use "
-            f"`{setting('packing', 'auto')}`."
-        )
-    if args.process_index == 0:
-        logger.warning("Batches are padded, not packed: %s.", reason)
-    return padded
-
-
-def budgeted(collator: Callable[..., Any], args: RewardConfig) -> Callable[..., Any]:
-    """A collator that keeps to `max_tokens_per_batch`, if that is set.
-
-    Args:
-        collator: Ours, or the user's own.
-        args: Settings of the run.
-
-    Returns:
-        The collator.
-
-    Raises:
-        ValueError: If the user's own collator cannot say what a batch costs.
-    """
-    if args.max_tokens_per_batch is None:
-        return collator
-    if not hasattr(collator, "tokens"):
-        raise ValueError(
-            "`max_tokens_per_batch` needs a data collator with a method `tokens(rows)`, which "
-            f"{type(collator).__name__} lacks. Add it (see `DataCollatorForPreference`), or leave one of the two unset."
-        )
-    counting: Any = collator
-    return DataCollatorWithTokenBudget(counting, args.max_tokens_per_batch)
-
-
-def inner_collator(collator: Any) -> Callable[..., Any]:
-    """The collator that makes token batches, inside those that split batches or stand in for them."""
-    while isinstance(collator, (DataCollatorWithTokenBudget, DataCollatorForFeatures)):
-        collator = collator.collator
-    return collator
-
-
-def with_rows_in_even_rounds(args: RewardConfig) -> RewardConfig:
-    """Let each process read its own rows, as many as each other one.
-
-    accelerate's main process cannot concatenate and slice ragged batches, and processes with batches of different
-    sizes wait for each other for ever. This holds for map datasets too, because `evaluate` may get a stream later.
-
-    Args:
-        args: Settings of the run; changed in place.
-
-    Returns:
-        The settings.
-    """
-    config: Any = copy.copy(args.accelerator_config)
-    if config.dispatch_batches and args.should_log:
-        logger.warning(
-            "`dispatch_batches=True` in `accelerator_config` is not possible, because rows differ in length: each "
-            "process reads its own rows. Leave it unset."
-        )
-    if not config.even_batches and args.world_size > 1:
-        if args.should_log:
-            logger.warning(
-                "`even_batches=False` in `accelerator_config` is not possible with several processes: one would wait "
-                "for the batch that another does not have. Leave it unset; evaluation counts each row once."
-            )
-        config.even_batches = True
-    config.dispatch_batches = False
-    args.accelerator_config = config
-    return args
-
-
-def refuse_to_sort_a_stream(args: RewardConfig, rows: Any) -> None:
-    """Stop where a stream is to be sorted by length.
-
-    Args:
-        args: Settings of the run.
-        rows: Prepared rows.
-
-    Raises:
-        ValueError: If they are a stream and `length_bucketing` is set.
-    """
-    if args.length_bucketing == "true" and isinstance(rows, IterableDataset):
-        raise ValueError(
-            f"`{setting('length_bucketing', True)}` needs rows that can be sorted; a stream has none. Use "
-            f"`{setting('length_bucketing', 'auto')}`."
-        )
+    head = {id(parameter) for _, parameter in head_parameters(model)}
+    for group in list(optimizer.param_groups):
+        mine = [parameter for parameter in group["params"] if id(parameter) in head]
+        if mine:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
+            optimizer.add_param_group({**group, "params": mine, "lr": rate})
 
 
 def _init_kwargs(args: RewardConfig) -> dict[str, Any]:
@@ -447,11 +290,6 @@ def _fit_embeddings(model: RewardModel, inner: PreTrainedModel, tokenizer: PreTr
             "with `AutoModelForRewardScoring.from_pretrained(name, peft_config=...)`."
         )
     match_pad_token(inner, tokenizer)
-
-
-def added_tokens(before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBase) -> list[str]:
-    """Tokens that preparing a tokenizer added to it, its pad token aside: a chat template brought them."""
-    return sorted(after.get_vocab().keys() - before.get_vocab().keys() - {str(after.pad_token)})
 
 
 def _require_trained_embeddings(model: PreTrainedModel, new_tokens: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM (a preempted Slurm job, a shrinking pod) -> all processes of a run agree to stop after the same step."""
+"""SIGTERM (a preempted Slurm job, a shrinking pod) -> all processes of a run stop after the same saved step."""
 
 import logging
 import signal
@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 from torch import distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 logger = logging.getLogger(__name__)
+
+STOPPED = 143
+"""Exit code after SIGTERM: 128 + 15, as a shell gives it."""
 
 
 class StopSignal:
@@ -17,11 +22,14 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
+        self.used = False
+        """Whether it was ever entered."""
+        self._entered = False
         self._previous: Any = None
         self._group: Any = None
 
     def __enter__(self) -> "StopSignal":
-        self.received = False
+        self.received, self.used, self._entered = False, True, True
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread do this
             self._previous = signal.signal(signal.SIGTERM, self._note)
         if _is_distributed() and distributed.get_backend() != "gloo" and self._group is None:
@@ -29,6 +37,7 @@ class StopSignal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._entered = False
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -42,12 +51,75 @@ class StopSignal:
             self._previous = None
 
     def is_agreed(self) -> bool:
-        """Whether any process has received it; all processes must call this equally often."""
-        if not _is_distributed():
-            return self.received
+        """Whether any process has received it while entered; all processes must call this equally often."""
+        if not self._entered or not _is_distributed():
+            return self._entered and self.received
         received = torch.tensor(int(self.received))
         distributed.all_reduce(received, distributed.ReduceOp.MAX, group=self._group)
         return bool(received)
+
+
+class StopAfterCheckpoint(TrainerCallback):
+    """After SIGTERM, lets `Trainer` save the step at hand, after its evaluation, and ends the process then.
+
+    Args:
+        stop_signal: What notes the signal.
+    """
+
+    def __init__(self, stop_signal: StopSignal) -> None:
+        self.stop_signal = stop_signal
+        self._waited = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin anew."""
+        self._waited = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for a checkpoint of this step.
+
+        With `save_strategy="best"` an evaluation decides whether its step is saved, so the next step is taken; if that
+        one is to be evaluated too, it is saved without.
+        """
+        if not self.stop_signal.is_agreed():
+            return
+        if control.should_evaluate and args.save_strategy == SaveStrategy.BEST:
+            if not self._waited:
+                self._waited = True
+                return
+            control.should_evaluate = False
+        control.should_save = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for a checkpoint where the signal came during a long evaluation."""
+        if self.stop_signal.is_agreed():
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """End all processes, with exit code 143."""
+        if self.stop_signal.is_agreed():
+            log_stopped(state, args.output_dir or ".", args.should_log)
+            raise SystemExit(STOPPED)
+
+
+def log_stopped(state: TrainerState, folder: str, should_log: bool) -> None:
+    """Tell how to resume a run that SIGTERM has stopped.
+
+    Args:
+        state: State of the run.
+        folder: Its output folder.
+        should_log: Whether this process logs.
+    """
+    if should_log:
+        logger.warning(
+            "Stopped by SIGTERM after step %s of %s. %s/checkpoint-%s is whole; start the same command with "
+            "`--resume_from_checkpoint true` (or 'auto') to go on from there.",
+            state.global_step,
+            state.max_steps,
+            folder,
+            state.global_step,
+        )
 
 
 def _is_distributed() -> bool:

@@ -1,66 +1,69 @@
-"""Model + data + settings -> trained reward model. `RewardTrainer` joins the stations; each job is done in its own.
+"""Model + data + settings -> trained reward model. `RewardTrainer` connects `Trainer`'s hooks to its collaborators.
 
-The heart is `compute_loss`: rewards of the batch, then the loss that the settings name.
+`compute_loss` comes first: rewards of the batch, then the loss that the settings name. What the other hooks do is in
+the module that each collaborator is named after: `prepared_data`, `data_loading`, `batch_checks`, `feature_cache`,
+`ensemble_loss`, `evaluation`, `resume`, `background_push`, `run_record`.
 """
 
 import copy
-import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from hf_reward.metrics.preference import preference_metrics, strict_pairs
-from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe
-from hf_reward.modeling.probes import probe_record
-from hf_reward.modeling.reward_head import RewardModel, bare_model, head_parameters
+from hf_reward.metrics.leakage import leaked_rows, warn_of_leaks
+from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.head_ensemble import save_heads
+from hf_reward.modeling.reward_head import RewardModel, bare_model
 from hf_reward.modeling.rewards import compute_rewards
-from hf_reward.modeling.sharding import HeadInFloat32, refuse_what_sharding_loses
-from hf_reward.preprocessing.tokenizer import prepare_tokenizer
-from hf_reward.publishing.card.render import write_model_card
-from hf_reward.publishing.compatibility import consumers_of_folder
-from hf_reward.training.callbacks import TrainingCurves, epoch_history
-from hf_reward.training.data_loading import without_padding
-from hf_reward.training.ensemble_loss import EnsembleTrainer
+from hf_reward.modeling.sharding import HeadInFloat32, is_sharded, refuse_what_sharding_loses
+from hf_reward.publishing.push import PushReport, explained
+from hf_reward.training.background_push import BackgroundPush, Publisher
+from hf_reward.training.batch_checks import BatchCheck
+from hf_reward.training.callbacks import EpochLog, EpochOrder, LoadedCheckpoint, TrainingCurves, epoch_history
+from hf_reward.training.collators import budgeted, choose_collator, packed_if
+from hf_reward.training.data_loading import BatchLoader, passes_over, require_rows, rows_of
+from hf_reward.training.ensemble_loss import HeadsLoss, group_weights
+from hf_reward.training.evaluation import LABELS, Evaluated, in_dataset_order, with_metrics
 from hf_reward.training.evaluation_table import show_tables
+from hf_reward.training.feature_cache import FeatureCache
 from hf_reward.training.health_callback import HealthMonitor
+from hf_reward.training.micro_batches import in_step, offloaded_activations, step_in_parts
+from hf_reward.training.prepared_data import PreferenceData
+from hf_reward.training.resume import CheckpointWriter, since_resume
+from hf_reward.training.run_fingerprint import run_fingerprint
+from hf_reward.training.run_record import json_safe, numbers_of, run_record, score_probes, write_card
 from hf_reward.training.running_statistics import BatchStatistics
+from hf_reward.training.settings_checks import check_settings, require_a_batch, with_rows_in_even_rounds
 from hf_reward.training.setup import (
-    added_tokens,
     default_output_dir,
     fit_to_positions,
-    load_model,
-    own_tokenizer,
+    loaded_model,
     prepare_model,
-    refuse_data_parallel,
-    refuse_two_head_rates,
-    training_settings,
-    warn_of_partial_penalties,
+    prepared_tokenizer,
+    separate_head_group,
 )
+from hf_reward.training.stop_signal import STOPPED, StopAfterCheckpoint, StopSignal, log_stopped
 from hf_reward.training.training_args import RewardConfig
 
-logger = logging.getLogger(__name__)
 
-LABELS = ("ranks", "lengths", "groups", "sources", "words", "characters", "losses", "loss_weights", "row")
-"""What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
-
-
-class RewardTrainer(EnsembleTrainer):
+class RewardTrainer(Trainer):
     """Trains a reward model from preferences.
 
     Takes what TRL's `RewardTrainer` takes: change the import. The model may be a name, a stock one-label classifier or
@@ -92,6 +95,7 @@ class RewardTrainer(EnsembleTrainer):
     args: RewardConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the weights of the whole accumulated batch itself
     _tag_names = ("reward-model", "hf_reward")
+    push_in_progress: Any
 
     def __init__(
         self,
@@ -115,78 +119,93 @@ class RewardTrainer(EnsembleTrainer):
                 "`train_dataset` is required. To evaluate a model without training it, pass `eval_dataset` alone."
             )
         args = copy.copy(args) if args is not None else RewardConfig(output_dir=default_output_dir(model))
-        refuse_data_parallel(args)
-        refuse_two_head_rates(args, optimizers[0])
-        warn_of_partial_penalties(args)
+        check_settings(args, optimizers[0])
         set_seed(args.seed)  # an encoder's new head is random
-        own = processing_class or own_tokenizer(model, args)
-        tokenizer = prepare_tokenizer(
-            own,
-            pad_token=args.pad_token,
-            eos_token=args.eos_token,
-            chat_template_path=args.chat_template_path,
-            trust_remote_code=args.trust_remote_code,
-        )
+        tokenizer, self._new_tokens = prepared_tokenizer(model, args, processing_class)
         self.user_peft_config, self.user_metrics = peft_config, compute_metrics
-        self._new_tokens = added_tokens(own, tokenizer)
-        self.reward_statistics: dict[str, float] = {}
-        self.evaluation: dict[str, Any] = {}
-        self.baselines: list[dict[str, Any]] = []
-        """Rules that never read, on the evaluation data, for the card: see `CheckpointRecord.baselines`."""
-        self.command: str | None = None
-        """The command line that started this run, for the card."""
-        self._epoch_logs: dict[str, float] = {}
-        """What `_EpochLog` adds to the next entry of the log."""
-        self._probes: dict[str, Any] | None = None
-        self._statistics, self._health = BatchStatistics(), HealthMonitor(args.health_checks)
-        if isinstance(model, str):
-            model = load_model(model, args, quantization_config)
-        elif quantization_config is not None or args.model_init_kwargs:
-            raise ValueError(
-                "`quantization_config` and `model_init_kwargs` need `model` as a name; it is already loaded."
-            )
-        if model is not None:
-            model = prepare_model(model, args, tokenizer, peft_config, self._new_tokens)
-            args = fit_to_positions(args, model)
+        prepared = loaded_model(model, args, quantization_config)
+        if prepared is not None:
+            prepared = prepare_model(prepared, args, tokenizer, peft_config, self._new_tokens)
+            fit_to_positions(args, prepared)
+        self._make_collaborators(args, tokenizer)
+        train_rows = self.data.prepare(train_dataset, "train")
+        eval_rows = self.data.prepare_evaluation(eval_dataset)
+        require_a_batch(args, train_rows)
+        args = with_rows_in_even_rounds(args)
         super().__init__(
-            model=model,
+            model=prepared,
             args=args,
-            tokenizer=tokenizer,
-            loss_function=args.loss,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            data_collator=budgeted(choose_collator(prepared, args, tokenizer, data_collator), args),
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            processing_class=tokenizer,
             model_init=model_init,
-            compute_metrics=self._compute_metrics,
-            callbacks=[
-                HeadInFloat32(),
-                _EpochLog(self),
-                self._health,
-                *([TrainingCurves()] if args.plot_curves else []),
-                *(callbacks or []),
-            ],
+            compute_metrics=_metrics_follow,
+            callbacks=[*self._own_callbacks(args), *(callbacks or [])],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         refuse_what_sharding_loses(getattr(self.accelerator.state, "fsdp_plugin", None), self.model)
+        if args.should_log:
+            warn_of_leaks(self.train_dataset, self.eval_dataset)
         show_tables(self)
         self.label_names = list(LABELS)
         bare_model(self.model).add_model_tags(list(self._tag_names))
 
-    # --- what goes in ---
+    def _make_collaborators(self, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Those that need no accelerator; `create_accelerator_and_postprocess` makes the others."""
+        self.processing_tokenizer, self.loss_function = tokenizer, args.loss
+        self.data, self.heads = PreferenceData(args, tokenizer), HeadsLoss(args)
+        self.checkpoints, self.stop_signal = CheckpointWriter(args), StopSignal()
+        self.publisher, args.hub_token = Publisher(args, args.hub_token), None
+        self.statistics, self.health = BatchStatistics(), HealthMonitor(args.health_checks)
+        self.data_summaries = self.data.summaries
+        self.reward_statistics: dict[str, Any] = {}
+        self.evaluation: dict[str, Any] = {}
+        self.baselines: list[dict[str, Any]] = []
+        """Trivial baselines on the evaluation data, for the card: see `CheckpointRecord.baselines`."""
+        self.command: str | None = None
+        """The command line that started this run, for the card."""
+
+    def _own_callbacks(self, args: RewardConfig) -> list[TrainerCallback]:
+        own = [HeadInFloat32(), EpochOrder(self), LoadedCheckpoint(self), EpochLog(self), self.health]
+        return [*own, *([TrainingCurves()] if args.plot_curves else [])]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, as `Trainer` does, and what belongs to it; a trial makes both anew.
+
+        Raises:
+            ValueError: If there are several heads and FSDP or DeepSpeed.
+        """
+        super().create_accelerator_and_postprocess()
+        sharding = "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
+        self.heads.refuse_sharding(sharding)
+        self.loss_function = self.args.loss  # a trial may have changed its settings
+        self.loader = BatchLoader(self.args, self.accelerator)
+        self.checks = BatchCheck(self.args, self.accelerator, self.processing_tokenizer)
+        self.features = FeatureCache(self.args, self.accelerator)
+
+    # --- the model ---
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Make a fresh model for a trial, prepared like one passed in."""
         model = super().call_model_init(trial)
         return prepare_model(model, self.args, self.processing_tokenizer, self.user_peft_config, self._new_tokens)
 
-    def _hp_search_setup(self, trial: Any) -> None:
-        super()._hp_search_setup(trial)
-        if trial is not None:
-            self.loss_function = self.args.loss  # a trial may have changed its settings
+    def unwrapped_model(self) -> Any:
+        """The model, perhaps with an adapter, without the wrappers of accelerate and `torch.compile`."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    # --- the heart ---
+    def is_sharded(self) -> bool:
+        """Whether no process holds the whole model, so that one alone cannot run it."""
+        return is_sharded(self.model, self.model_wrapped)  # pyright: ignore[reportArgumentType]
+
+    def packed(self) -> AbstractContextManager[Any]:
+        """Within this, the model takes the batches of the run's collator; outside it is as it was."""
+        return packed_if(self.data_collator, self.unwrapped_model())
+
+    # --- the loss ---
 
     def compute_loss(
         self,
@@ -209,127 +228,107 @@ class RewardTrainer(EnsembleTrainer):
         Raises:
             FloatingPointError: If the training loss is not finite; the message names the rows.
         """
-        with self._packed():  # `training_step` is inside already; who calls this alone is not
-            head_rewards = self._head_rewards(model, inputs)  # (M, G, K), with M = 1 in evaluation: their mean
+        with self.packed():  # `training_step` is inside already; who calls this alone is not
+            head_rewards = self.heads.rewards(model, inputs)  # (M, G, K), with M = 1 in evaluation: their mean
         # Evaluation batches hold rows of like length, so a correlation over one of them would mean something else.
         loss_function = self.loss_function if model.training else self.loss_function.of_preferences
-        loss = self._loss_of_heads(loss_function, head_rewards, inputs, num_items_in_batch)
+        loss = self.heads.loss(loss_function, head_rewards, inputs, num_items_in_batch)
         rewards = head_rewards.mean(0)
         if model.training:
-            self._require_finite(loss, rewards, inputs)
-            self._health.add(inputs, rewards.detach(), self.loss_function)
-            weight = self._group_weights(inputs).sum()
-            total = loss.detach() * (weight if num_items_in_batch is None else num_items_in_batch)
-            self._statistics.add(total, weight, rewards.detach(), inputs["ranks"], inputs.get("num_tokens"))
-            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes  # the gradient is averaged over processes afterwards
+            loss = self._note_training_batch(loss, rewards, inputs, num_items_in_batch)
         return (loss, {"rewards": rewards}) if return_outputs else loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
-        """Sum of the group weights of an accumulated batch, over all processes: what its loss is divided by."""
-        if not batch_samples:
-            return None
-        weights = [self._group_weights(batch).sum() for batch in batch_samples]
-        total = torch.stack(weights).sum().to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            gathered: Any = self.accelerator.gather(total)
-            total = gathered.sum()
-        return total
+    def _note_training_batch(
+        self, loss: Tensor, rewards: Tensor, inputs: Mapping[str, Tensor], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """Add a batch to what is logged, and scale its loss for the mean of gradients over processes."""
+        model: Any = self.model
+        self.health.require_finite(loss, rewards, inputs, model, self.state, str(self.args.output_dir))
+        self.health.add(inputs, rewards.detach(), self.loss_function)
+        weight = group_weights(self.loss_function, inputs).sum()
+        total = loss.detach() * (weight if num_items_in_batch is None else num_items_in_batch)
+        self.statistics.add(total, weight, rewards.detach(), inputs["ranks"], inputs.get("num_tokens"))
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            return loss * self.accelerator.num_processes  # the gradient is averaged over processes afterwards
+        return loss
 
-    def _require_finite(self, loss: Tensor, rewards: Tensor, inputs: Mapping[str, Tensor]) -> None:
-        if torch.isfinite(loss):
-            return
-        bad = ~torch.isfinite(rewards).all(1)
-        rows = inputs["row"][bad if bad.any() else slice(None)].tolist()
-        checkpoint = self.state.best_model_checkpoint or self.args.output_dir
-        raise FloatingPointError(
-            f"The loss is {loss.item()} at step {self.state.global_step}, from the data rows {rows}. Training stopped "
-            "before "
-            f"this step changed the weights; earlier checkpoints in {checkpoint} are untouched. Look at those rows, "
-            "lower the learning rate, or train in bfloat16 or float32 instead of float16."
-            f"{self._health.blame(self.model)}"  # pyright: ignore[reportArgumentType]
-        )
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Batches of an optimizer step, and the sum of their group weights over all processes, the loss's divisor."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, self.heads.total_weight(self.loss_function, batches, self.accelerator)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of one batch, in micro-batches if it was split, with activations in CPU memory if asked.
-
-        Args:
-            model: The (wrapped) model.
-            inputs: A collated batch.
-            num_items_in_batch: Sum of the group weights over the whole accumulated batch of all processes.
-
-        Returns:
-            The loss, detached.
-        """
-        with self._packed(), _offload_activations(self.args.activation_offloading):
+        """Forward and backward of one batch, in micro-batches if it was split; returns the loss, detached."""
+        step = super().training_step
+        with self.packed(), offloaded_activations(self.args.activation_offloading):
             if "micro_batches" not in inputs:
-                return super().training_step(model, inputs, num_items_in_batch)
-            return self._step_in_parts(model, inputs, num_items_in_batch)
+                return step(model, inputs, num_items_in_batch)
+            if num_items_in_batch is None:
+                num_items_in_batch = self.heads.total_weight(self.loss_function, [inputs], self.accelerator)
+            parts = in_step(inputs, self.accelerator)
+            return step_in_parts(
+                parts,
+                self.accelerator,
+                model,
+                step=lambda part: step(model, part, num_items_in_batch),
+                empty_loss=lambda part: self._empty_loss(model, part),
+            )
 
-    def _step_in_parts(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
-        """Add up losses and gradients of micro-batches, each divided by the groups of the whole batch."""
-        if num_items_in_batch is None:
-            num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
-        inputs = self._in_step(inputs)
-        last, total = len(inputs["micro_batches"]) - 1, torch.zeros((), device=self.args.device)
-        for number, (part, rows) in enumerate(zip(inputs["micro_batches"], inputs["micro_rows"], strict=True)):
-            with self._gradients_kept_back(model, number < last):
-                if len(rows):
-                    total += super().training_step(model, part, num_items_in_batch)
-                else:
-                    with self.compute_loss_context_manager():
-                        nothing = compute_rewards(model, self._prepare_inputs(part)).sum() * 0
-                    self.accelerator.backward(nothing)
-        return total
-
-    def _in_step(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The batch with as many micro-batches as any other process has; those added have no rows.
-
-        Sharded models wait for each other in every forward and backward pass, so one pass less would hang them all.
-        """
-        parts, rows = inputs["micro_batches"], inputs["micro_rows"]
-        if self.args.world_size == 1:
-            return inputs
-        counts: Any = self.accelerator.gather(torch.tensor(len(parts), device=self.args.device))
-        missing = int(counts.max()) - len(parts)
-        smallest = min(parts, key=lambda part: part["input_ids"].numel())
-        nobody = torch.tensor([], dtype=torch.long)
-        return {
-            **inputs,
-            "micro_batches": [*parts, *[smallest] * missing],
-            "micro_rows": [*rows, *[nobody] * missing],
-        }
-
-    @contextmanager
-    def _gradients_kept_back(self, model: nn.Module, keep: bool) -> Iterator[None]:
-        """Do not exchange gradients between processes yet."""
-        state = self.accelerator.gradient_state
-        before = state.sync_gradients
-        # FSDP2 would keep a whole gradient on each device meanwhile, and a budget is there to save memory.
-        always = self.is_deepspeed_enabled or self.accelerator.is_fsdp2 or state.plugin_kwargs.get("sync_each_batch")
-        state._set_sync_gradients(before and not keep)  # DeepSpeed steps its optimizer where this is set
-        try:
-            with self.accelerator.no_sync(model) if keep and not always else nullcontext():
-                yield
-        finally:
-            state._set_sync_gradients(before)
+    def _empty_loss(self, model: nn.Module, part: dict[str, Any]) -> Tensor:
+        """A loss of 0 from a forward pass that other processes wait for."""
+        with self.compute_loss_context_manager():
+            return compute_rewards(model, self._prepare_inputs(part)).sum() * 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with groups of its own for the head if it has a learning rate of its own."""
         ready_made = self.optimizer is not None  # by the caller, or by an earlier call of `train`
         optimizer = super().create_optimizer(model)
-        rate = self.args.head_learning_rate
-        if rate is None or ready_made:
-            return optimizer
-        head = {id(parameter) for _, parameter in head_parameters(model or bare_model(self.model))}
-        for group in list(optimizer.param_groups):
-            mine = [parameter for parameter in group["params"] if id(parameter) in head]
-            if mine:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
-                optimizer.add_param_group({**group, "params": mine, "lr": rate})
+        if self.args.head_learning_rate is not None and not ready_made:
+            separate_head_group(optimizer, model or self.model, self.args.head_learning_rate)
         return optimizer
 
-    # --- what comes out ---
+    def _prepare_input(self, data: Any) -> Any:
+        return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
+
+    # --- data loaders ---
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Data loader of the training data."""
+        if self.train_dataset is None:
+            return super().get_train_dataloader()  # raises
+        rows = self._checked(self.train_dataset)
+        return self.loader.training(rows, self.data_collator, self._train_batch_size, self._get_train_sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Data loader of the evaluation data, which may be raw preference data or a name in a dict of several."""
+        own: Any = self.eval_dataset
+        name = eval_dataset if isinstance(eval_dataset, str) and isinstance(own, Mapping) else None
+        if name is None and eval_dataset is None and own is None:
+            return super().get_eval_dataloader()  # raises
+        given = own[name] if name is not None else own if eval_dataset is None else eval_dataset
+        rows = self.data.prepared(given, "eval")
+        require_rows(rows)
+        return self.loader.evaluation(self._checked(rows), self.data_collator, name or "eval")
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Data loader for `predict`, which may be raw preference data."""
+        rows = self.data.prepared(test_dataset, "test")
+        require_rows(rows)
+        return self.loader.evaluation(self._checked(rows, cached=False), self.data_collator)
+
+    def _checked(self, rows: Any, *, cached: bool = True) -> Any:
+        """Rows that the model can read, with their features if the run caches them."""
+        model, sharded = self.unwrapped_model(), self.is_sharded()
+        self.data_collator = self.checks.collator_for(rows, model, self.data_collator, sharded=sharded)
+        if not cached:
+            return rows
+        passes = passes_over(self.train_dataset, self.args)
+        sharded = sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return self.features.rows(rows, model, self.data_collator, passes=passes, sharded=sharded)
+
+    # --- evaluation ---
 
     def prediction_step(
         self,
@@ -338,18 +337,8 @@ class RewardTrainer(EnsembleTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """Evaluate one batch.
-
-        Args:
-            model: The (wrapped) model.
-            inputs: A collated batch.
-            prediction_loss_only: Whether rewards are not needed.
-            ignore_keys: Unused; there is one output.
-
-        Returns:
-            Loss, rewards `(G, K)` if they are needed, and `LABELS`, each with one leading entry per dataset row.
-        """
-        inputs = self._prepare_inputs(self._in_step(inputs) if "micro_batches" in inputs else inputs)
+        """Loss, rewards `(G, K)` if they are needed, and `LABELS`, each with one leading entry per dataset row."""
+        inputs = self._prepare_inputs(in_step(inputs, self.accelerator) if "micro_batches" in inputs else inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         losses, weights = self.loss_function.of_groups(
@@ -359,114 +348,176 @@ class RewardTrainer(EnsembleTrainer):
         rewards = None if prediction_loss_only else outputs["rewards"]
         return loss.detach(), rewards, tuple(labels[name] for name in LABELS)
 
-    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        labels: dict[str, Any] = dict(zip(LABELS, self._in_dataset_order(prediction.label_ids), strict=True))
-        rewards = without_padding(self._in_dataset_order(np.asarray(prediction.predictions)), labels["ranks"])
-        metrics = _split_metrics(rewards, labels) | self._metrics_without_leaks(rewards, labels)
-        statistics = {"mean": metrics["mean_reward"], "std": metrics["std_reward"]}
-        self.reward_statistics = _json_safe({**statistics, "num_rewards": int((labels["ranks"] != -100).sum())})
-        present = np.unique(labels["sources"])
-        if len(present) > 1:
-            for number in present:
-                rows = labels["sources"] == number
-                if len(strict_pairs(labels["ranks"][rows]).row) == 0:  # ties alone have no accuracy
-                    continue
-                part = _split_metrics(rewards[rows], {name: values[rows] for name, values in labels.items()})
-                name = self._source_names.get(int(number), str(number))
-                metrics |= {f"{name}_{key}": part[key] for key in _PER_SOURCE}
-        if self.user_metrics is not None:
-            metrics |= self.user_metrics(EvalPrediction(predictions=rewards, label_ids=labels["ranks"]))
-        numbers = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0 and _is_number(value)}
-        self.evaluation = _json_safe({"step": self.state.global_step, **numbers})
-        tokens = self._statistics.tokens(self.accelerator)
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As in `Trainer`, in dataset order, with reward 0 where there is no response and the loss over the rows."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = in_dataset_order(output, dataloader)
+        labels = output.label_ids
+        if isinstance(labels, tuple):
+            evaluated = Evaluated(output.predictions, dict(zip(LABELS, labels, strict=True)))
+            is_measured = self.compute_metrics is not None and evaluated.rewards is not None
+            measured = self._measure(evaluated, dataloader) if is_measured else {}
+            output = with_metrics(output, {**measured, "loss": evaluated.loss}, metric_key_prefix)
+            output = output._replace(num_samples=len(labels[0]))
+        only_loss = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        return output._replace(label_ids=None) if only_loss else output
+
+    def _measure(self, evaluated: Evaluated, dataloader: DataLoader) -> dict[str, float]:
+        """Metrics of an evaluation, of which the record keeps the last."""
+        leaked = leaked_rows(self.train_dataset, rows_of(dataloader))
+        metrics = evaluated.metrics(self.data.source_names, leaked, self.user_metrics)
+        self.reward_statistics = json_safe(evaluated.reward_statistics())
+        self.evaluation = json_safe({"step": self.state.global_step, **numbers_of(metrics)})
+        tokens = self.statistics.tokens(self.accelerator)
         known = tokens or self.state.global_step == 0  # a collator of the user's own may not say
         return metrics | ({"num_tokens": tokens} if known else {})  # of training so far, as in TRL
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `Trainer`; after training, SIGTERM saves a checkpoint when the evaluation is done (exit code 143)."""
+        if self.is_in_train or not self.stop_signal.used:
+            return super().evaluate(*args, **kwargs)
+        with self.stop_signal:
+            metrics = super().evaluate(*args, **kwargs)
+            self._stop_if_asked(None)
+        return metrics
+
+    # --- the log ---
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding accuracy, margin and rewards of the training rows since the last log."""
-        logs = {**logs, **self._epoch_logs}  # `evaluate` returns the dict that it logs
-        self._epoch_logs = {}
+        logs = {**logs, **self.statistics.for_next_log}  # `evaluate` returns the dict that it logs
+        self.statistics.for_next_log = {}
         if "loss" in logs:
-            logs |= self._statistics.since_last_log(self.accelerator)
-            logs |= self._health.measure(self.model, self._is_sharded())  # pyright: ignore[reportArgumentType]
+            logs |= self.statistics.since_last_log(self.accelerator)
+            logs |= self.health.measure(self.model, self.is_sharded())  # pyright: ignore[reportArgumentType]
         super().log(logs, start_time)
 
     @property
     def health_warnings(self) -> list[dict[str, Any]]:
         """What was said of the run's health, once for each kind: `step`, `kind`, `seen`, `cause`, `cure`."""
-        return [warning.to_dict() for warning in self._health.warnings]
+        return [warning.to_dict() for warning in self.health.warnings]
 
     @property
     def history(self) -> list[dict[str, float]]:
         """Training loss and accuracy of each finished epoch."""
         return epoch_history(self.state.log_history)
 
+    # --- training and its checkpoints ---
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, True for the newest whole one in `output_dir`, or 'auto' for
+                that one if there is any and the beginning otherwise, which suits jobs that may be started again.
+            trial: As in `Trainer`.
+            ignore_keys_for_eval: As in `Trainer`.
+
+        Returns:
+            Steps, loss and metrics. Of a run that was resumed they are those of the steps since then, and
+            `resumed_from_step` says which; where none was left there is no `train_loss`.
+
+        Raises:
+            ValueError: If there is no such checkpoint, or it is not whole.
+            SystemExit: With code 143 after SIGTERM, when a checkpoint of the step is saved.
+        """
+        with self.checkpoints.alone():
+            folder = self.checkpoints.begin(resume_from_checkpoint, self._fingerprint())
+            if folder is not None:
+                gathered = self.is_fsdp_enabled or self.is_deepspeed_enabled
+                self.checkpoints.require_loadable(self.model, gathered=gathered)  # pyright: ignore[reportArgumentType]
+                self.heads.require_fitting(folder)
+            self.add_callback(self.pop_callback(StopAfterCheckpoint) or StopAfterCheckpoint(self.stop_signal))  # last
+            with self.stop_signal:
+                output = super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
+                self._stop_if_asked(trial)
+        return output if folder is None else since_resume(output, self.checkpoints.resumed_step)
+
+    def _fingerprint(self) -> dict[str, Any] | None:
+        if self.args.process_index != 0:
+            return None
+        data, model = self.train_dataset, self.model
+        by_length = self.loader.buckets(data, self.data_collator)
+        return run_fingerprint(self.args, model, data, self.eval_dataset, rows_by_length=by_length)  # type: ignore[arg-type]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # a finished run over a stream that is resumed
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.checkpoints.folder(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.args.include_num_input_tokens_seen == "no":
+            self.state.num_input_tokens_seen = self.statistics.tokens(self.accelerator)
+        with self.checkpoints.staged(Path(super()._get_output_dir(trial)), self.state, self.model) as final:  # pyright: ignore[reportArgumentType]
+            super()._save_checkpoint(model, trial)
+        if self.args.push_to_hub:
+            self._push_checkpoint(final)
+        self.checkpoints.remove_old(final, self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: `_save_checkpoint` pushes the checkpoint when it is complete."""
+
+    def _stop_if_asked(self, trial: Any) -> None:
+        """After the last step, or an evaluation after it: SIGTERM saves a checkpoint and ends the process."""
+        if self.stop_signal.is_agreed():
+            if self.checkpoints.saved_step != self.state.global_step:
+                self._save_checkpoint(self.model_wrapped, trial)
+            log_stopped(self.state, self._get_output_dir(trial), self.args.should_log)
+            raise SystemExit(STOPPED)
+
+    # --- what is saved ---
+
     def record(self) -> CheckpointRecord:
-        """What travels with every save of this model."""
-        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        probes = self._probes if self._is_sharded() else self._score_probes()
-        data = {name: _json_safe(summary.to_dict()) for name, summary in self.data_summaries.items()}
-        return replace(
-            describe(model, self.processing_tokenizer, self.args.format_rule, probes=probes or {}),
-            rows=self.data_summaries["train"].kind if "train" in self.data_summaries else None,
+        """What travels with every save of this model; where it is sharded, all processes have to call this."""
+        return self._record(self._score_probes())
+
+    def _record(self, probes: dict[str, Any]) -> CheckpointRecord:
+        return run_record(
+            self.unwrapped_model(),
+            self.data,
+            self.args,
+            probes,
+            step=self.state.global_step,
+            command=self.command,
             loss=self.loss_function.settings,
             reward_statistics=self.reward_statistics,
             evaluation=self.evaluation,
             baselines=self.baselines,
-            training={
-                "steps": self.state.global_step,
-                "data": data,
-                "settings": training_settings(self.args, model),
-                "command": self.command,
-            },
-            training_texts=self.training_texts,
-            card=self.args.card,
         )
 
     def _score_probes(self) -> dict[str, Any]:
-        half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        sharded = self._is_sharded()
-        whole = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model: Any = self.model_wrapped if sharded else whole
-        options: dict[str, Any] = {"separator": self.args.separator, "max_length": self.args.max_length, "half": half}
-        if sharded:  # its mixed-precision policy cannot be left out
-            return probe_record(model, self.processing_tokenizer, float32=half is None, **options)
-        with _without_autocast(model):
-            return probe_record(model, self.processing_tokenizer, **options)
+        sharded = self.is_sharded()
+        model: Any = self.model_wrapped if sharded else self.unwrapped_model()
+        return score_probes(model, self.processing_tokenizer, self.args, sharded=sharded)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model, tokenizer, record and card; with `push_to_hub` publish them too, as `Trainer` does.
-
-        Args:
-            output_dir: Where to; by default `args.output_dir`.
-            _internal_call: Whether `Trainer` saves a checkpoint of its own accord.
-        """
-        if self._is_sharded():
-            self._probes = self._score_probes()  # on all processes, as saving itself is
-        super().save_model(output_dir, _internal_call)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.args.include_num_input_tokens_seen == "no":
-            self.state.num_input_tokens_seen = self._statistics.tokens(self.accelerator)
-        super()._save_checkpoint(model, trial)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        token, self.args.hub_token = self.args.hub_token, None  # `Trainer` pickles its settings beside the model
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
+        """Save model, tokenizer, record and card; with `push_to_hub` publish them too, as `Trainer` does."""
         folder = output_dir or self.args.output_dir
+        probes = self._score_probes() if self.is_sharded() else None  # on all processes, as saving itself is
+        super().save_model(output_dir, _internal_call=True)
         if self.args.should_save and folder is not None:
-            record = self.record()
+            save_heads(self.unwrapped_model(), folder)
+            record = self._record(self._score_probes() if probes is None else probes)
             record.save(folder)
-            write_model_card(folder, record, consumers=consumers_of_folder(folder))
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        record = CheckpointRecord.load(str(self.state.best_model_checkpoint))
-        if record is not None:  # rewards of the last evaluation belong to weights that are gone
-            self.reward_statistics, self.evaluation = record.reward_statistics, record.evaluation
+            write_card(folder, record)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def create_model_card(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest comes by keyword
         self, model_name: str | None = None, **kwargs: Any
@@ -480,79 +531,68 @@ class RewardTrainer(EnsembleTrainer):
         """
         said = {"model_name": model_name, **kwargs}
         self.args.model_card = self.args.card | {name: value for name, value in said.items() if value is not None}
-        if self.is_world_process_zero() and self.args.output_dir is not None:
-            folder = self.args.output_dir
-            record = replace(CheckpointRecord.load(folder) or self.record(), card=self.args.card)
-            write_model_card(folder, record, consumers=consumers_of_folder(folder))
+        folder = self.args.output_dir
+        if self.is_world_process_zero() and folder is not None:
+            record = CheckpointRecord.load(folder) or self._record({} if self.is_sharded() else self._score_probes())
+            write_card(folder, replace(record, card=self.args.card))
+
+    # --- the Hub ---
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository, as `Trainer` does; what goes wrong is a `PushError` that says what to do."""
+        with explained(self.publisher.repository, "The repository could not be created or found."):
+            super().init_hf_repo(token=token or self.publisher.token, private=private)
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride] - the report says more than a commit
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> PushReport | BackgroundPush | None:
+        """Publish the model as it is now: merged on the branch, verified before and after the upload.
+
+        Args:
+            commit_message: Of the one commit.
+            blocking: Wait for it; else it runs beside this process.
+            token: Write token, by default `hub_token` or the one that `hf auth login` stored.
+            revision: Branch, by default `hub_revision` or main.
+            private: Whether only owners see it, by default `hub_private_repo`.
+            **kwargs: `gated`, `create_pr`, `adapter`, `replace` and `base_model` of `PushRule`; the rest is said in the
+                card.
+
+        Returns:
+            What was published, on the main process; the running push if not `blocking`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.publisher.token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        choices = {name: kwargs.pop(name) for name in ("gated", "create_pr", "adapter", "replace") if name in kwargs}
+        choices["base_model"] = kwargs.get("base_model")
+        rule = self.publisher.rule(self.model, commit_message, revision, private, choices)
+        self.create_model_card(**kwargs)
+        folder, publishes = self.publisher.new_folder(), self.is_world_process_zero()
+        try:
+            self.save_model(str(folder), _internal_call=True)
+            if not publishes:
+                return None
+            result = self.publisher.push(folder, str(self.hub_model_id), rule, token, blocking=blocking)
+            self.push_in_progress = self.publisher.running
+            return result
+        finally:
+            if blocking or not publishes:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _push_checkpoint(self, checkpoint: Path) -> None:
+        if self.is_world_process_zero() and self.publisher.is_free_for_a_checkpoint():
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self.publisher.push_checkpoint(checkpoint, str(self.hub_model_id), self.model, self.state)
+            self.push_in_progress = self.publisher.running
 
 
-_PER_SOURCE = (
-    *("accuracy", "accuracy_ci_low", "accuracy_ci_high", "num_pairs", "num_prompts", "length_baseline"),
-    "log_loss",
-)
-
-
-class _EpochLog(TrainerCallback):
-    """Logs the training loss and accuracy of each epoch when it ends (after a resume, of the rows since).
-
-    They are added to the entry of that step if there is one, and after the last step to the next one (an evaluation or
-    the summary): code that counts entries from the end of `log_history` finds what it finds with `Trainer`.
-    """
-
-    def __init__(self, trainer: RewardTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        counted = args.include_num_input_tokens_seen == "no"  # else `Trainer` counts there, padding included
-        self.trainer._statistics.begin(state.log_history, state.num_input_tokens_seen if counted else 0)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        logs = self.trainer._statistics.since_last_epoch(self.trainer.accelerator)
-        if not logs:
-            return
-        entries = state.log_history
-        if entries and entries[-1]["step"] == state.global_step:
-            entries[-1].update(logs)
-            self.trainer.callback_handler.on_log(args, state, control, {**logs, "epoch": state.epoch})
-        elif control.should_training_stop or control.should_evaluate or state.global_step >= state.max_steps:
-            self.trainer._epoch_logs = logs
-        else:
-            self.trainer.log(logs)
-
-
-def _split_metrics(rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
-    sizes = {unit: labels[unit] for unit in ("words", "characters")}
-    return preference_metrics(rewards, labels["ranks"], labels["lengths"], labels["groups"], **sizes)
-
-
-@contextmanager
-def _without_autocast(model: nn.Module) -> Iterator[None]:
-    """Take off the mixed precision that accelerate puts around a model's `forward`."""
-    wrapped, original = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
-    if wrapped is None or original is None:
-        yield
-        return
-    model.forward = original
-    try:
-        yield
-    finally:
-        model.forward = wrapped
-
-
-def _json_safe(values: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinity are no JSON values; a number that does not exist is null."""
-    return {
-        name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in values.items()
-    }
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
-def _offload_activations(wanted: bool) -> AbstractContextManager[Any]:
-    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()) if wanted else nullcontext()
+def _metrics_follow(prediction: EvalPrediction) -> dict[str, float]:
+    """No metrics: `RewardTrainer.evaluation_loop` computes them when the rewards are in dataset order."""
+    return {}

@@ -5,7 +5,7 @@ Every field of TRL 1.16's `RewardConfig` is taken with its meaning; the README's
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -13,7 +13,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-from hf_reward.data.interface import setting
+from hf_reward.data.interface import auto_or_bool, setting
 from hf_reward.losses.preference_loss import PreferenceLoss
 from hf_reward.preprocessing.tokenization import FormatRule
 from hf_reward.publishing.card.render import check_card
@@ -205,8 +205,8 @@ class RewardConfig(TrainingArguments):
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         self.max_length = self.max_length or None
         for name in ("packing", "length_bucketing", "cache_features"):
-            setattr(self, name, _choice(name, getattr(self, name)))
-        if self.length_bucketing == "true" and self.train_sampling_strategy != "random":
+            setattr(self, name, str(auto_or_bool(name, getattr(self, name))).lower())  # text, as the parser gives it
+        if self.choice("length_bucketing") is True and self.train_sampling_strategy != "random":
             raise ValueError(
                 f"`{setting('length_bucketing', True)}` and "
                 f"`{setting('train_sampling_strategy', self.train_sampling_strategy)}` both say which rows share a "
@@ -288,7 +288,7 @@ class RewardConfig(TrainingArguments):
                 f"Set one of "
                 "them; `activation_checkpointing` saves memory too."
             )
-        if self.length_bucketing == "true" or self.train_sampling_strategy == "group_by_length":
+        if self.choice("length_bucketing") is True or self.train_sampling_strategy == "group_by_length":
             raise ValueError(
                 f"{name} needs rows of all lengths in a batch, but `length_bucketing` or `train_sampling_strategy` "
                 "puts rows of like length together. Set `length_bucketing` to 'auto' and the strategy to 'random'."
@@ -331,6 +331,15 @@ class RewardConfig(TrainingArguments):
             length_penalty=self.length_penalty,
         )
 
+    def choice(self, name: str) -> bool | Literal["auto"]:
+        """A setting that is "auto", true or false, whose field holds it as text for the parser of the command line."""
+        return auto_or_bool(name, getattr(self, name))
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the order of rows."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     @property
     def format_rule(self) -> FormatRule:
         """How rows become tokens."""
@@ -366,14 +375,6 @@ def for_a_trial(args: RewardConfig, folder: str, **changes: Any) -> RewardConfig
     for name, value in settings.items():
         setattr(trial, name, value)
     return trial
-
-
-def _choice(name: str, value: Any) -> str:
-    """A setting that is 'auto', true or false, as the command line, YAML or Python gives it."""
-    choice = str(value).lower()
-    if choice not in ("auto", "true", "false"):
-        raise ValueError(f"`{name}` must be 'auto', True or False, but is {value!r}.")
-    return choice
 
 
 def _multiple(value: int | str | None) -> int | None:

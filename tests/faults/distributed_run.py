@@ -22,6 +22,7 @@ from peft import LoraConfig
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
 from hf_reward.modeling.reward_head import output_layers
 from hf_reward.modeling.sharding import whole_parameters
+from hf_reward.training.collators import packs
 
 STEPS = 4
 ROWS_PER_STEP = 8
@@ -139,8 +140,8 @@ def measure(trainer: RewardTrainer) -> dict[str, Any]:
             "processes": trainer.args.world_size,
             "kind": str(trainer.accelerator.distributed_type.value),
             "fsdp_version": plugin.fsdp_version if plugin else None,
-            "sharded": trainer._is_sharded(),
-            "packed": trainer._packs(),
+            "sharded": trainer.is_sharded(),
+            "packed": packs(trainer.data_collator),
             "device": str(trainer.accelerator.device),
         },
         "losses": of_steps(trainer, "loss"),

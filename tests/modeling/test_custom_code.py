@@ -23,6 +23,7 @@ from hf_reward.publishing.staged_files import PushRule, assemble
 from hf_reward.publishing.verify import verify_checkpoint
 from hf_reward.scoring.serving import server
 from hf_reward.scoring.serving.settings import ServerSettings
+from hf_reward.training.collators import packs
 
 CONFIGURATION = """
 from transformers import LlamaConfig
@@ -105,7 +106,7 @@ def test_by_name_and_as_an_object(make_model_folder, tmp_path, chat_pairs, chat_
     folder = own_model(make_model_folder, f"own-{pooled}", pooled=pooled)
     trainer = make_trainer(folder, chat_pairs, tmp_path / "run", trust_remote_code=True, learning_rate=1e-2)
     assert type(trainer.model).__name__ == "OwnForSequenceClassification"
-    assert trainer._packs() != pooled, "what a forward of their own reads is left to it"
+    assert packs(trainer.data_collator) != pooled, "what a forward of their own reads is left to it"
     trainer.train()
     monkeypatch.chdir(tmp_path)
     by_name = compared(trainer, chat_pairs[:3], tmp_path / "by-name")

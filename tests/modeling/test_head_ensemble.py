@@ -12,7 +12,7 @@ from conftest import randomize_head
 from peft import LoraConfig
 from torch.nn.functional import logsigmoid
 from training_runs import largest_difference, load, make_trainer, weights
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, Trainer
 
 from hf_reward import RewardConfig, save_merged
 from hf_reward.modeling.adapters import add_adapter
@@ -30,7 +30,6 @@ from hf_reward.modeling.head_ensemble import (
 )
 from hf_reward.publishing.export import ExportRule, export_reward_model
 from hf_reward.publishing.staged_files import PushRule, assemble
-from hf_reward.training.resume import ResumableTrainer
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -128,8 +127,8 @@ def test_the_loss_is_the_mean_over_heads_of_each_ones_resampled_rows(make_model_
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
     loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
-    with trainer._packed(), torch.no_grad():
-        each = trainer._head_rewards(trainer.model, batch)
+    with trainer.packed(), torch.no_grad():
+        each = trainer.heads.rewards(trainer.model, batch)
     assert each.shape == (3, 8, 2)
     torch.testing.assert_close(outputs["rewards"], each.mean(0))
     best = batch["ranks"] == 0
@@ -213,13 +212,13 @@ def test_the_best_checkpoint_brings_its_heads(make_model_folder, chat_pairs, tmp
 
 
 def test_sharded_models_are_refused(make_model_folder, chat_pairs, tmp_path, monkeypatch):
-    own = ResumableTrainer.create_accelerator_and_postprocess
+    own = Trainer.create_accelerator_and_postprocess
 
     def sharded(self: Any) -> None:
         own(self)
         self.is_fsdp_enabled = True
 
-    monkeypatch.setattr(ResumableTrainer, "create_accelerator_and_postprocess", sharded)
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
     with pytest.raises(ValueError, match="not possible with FSDP"):
         make_trainer(make_model_folder("llama"), chat_pairs, tmp_path, num_reward_heads=2)
     with pytest.raises(ValueError, match="1 or more"):

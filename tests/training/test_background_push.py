@@ -17,7 +17,7 @@ from test_trainer_distributed import free_port
 from training_runs import settings
 
 from hf_reward.publishing.push import PushRule, push_model
-from hf_reward.training.background_push import BackgroundPush, HubTrainer
+from hf_reward.training.background_push import BackgroundPush, push_command
 
 # ModelCard.validate of huggingface_hub 1 asks huggingface.co, whatever HF_ENDPOINT says.
 pytestmark = pytest.mark.skipif(huggingface_hub.__version__.startswith("1."), reason="its client ignores our server")
@@ -130,13 +130,11 @@ def test_strategies_that_publish_the_training_state_have_to_be_allowed(tmp_path,
 
 
 def test_the_command_of_a_background_push_says_every_choice():
-    trainer = HubTrainer.__new__(HubTrainer)
-    trainer.hub_model_id = REPO
     rule = PushRule(
         branch="v2", private=True, gated="auto", create_pr=True, adapter=True, replace=True, base_model="org/base",
         training_state="last-checkpoint", message="Step 5 of --many",
     )  # fmt: skip
-    command = trainer._command(rule)
+    command = push_command(REPO, rule)
     assert command[0] == REPO
     for words in (
         ["--branch", "v2"], ["--message", "Step 5 of --many"], ["--base-model", "org/base"], ["--gated", "auto"],
@@ -144,7 +142,7 @@ def test_the_command_of_a_background_push_says_every_choice():
     ):  # fmt: skip
         place = command.index(words[0])
         assert command[place : place + len(words)] == words
-    assert trainer._command(PushRule(private=False, gated=False))[-3:] == ["--gated", "False", "--public"]
+    assert push_command(REPO, PushRule(private=False, gated=False))[-3:] == ["--gated", "False", "--public"]
 
 
 def test_a_background_push_that_fails_says_why_and_removes_its_folder(tmp_path, caplog, monkeypatch):

@@ -102,7 +102,7 @@ def backbone_tokens(model: Any) -> Iterator[list[int]]:
 
 def computed_tokens(trainer: RewardTrainer) -> int:
     """Tokens that the backbone computes for an evaluation."""
-    trainer._batches_checked = True  # the check runs the backbone on two rows of its own
+    trainer.checks.done = True  # the check runs the backbone on two rows of its own
     with backbone_tokens(trainer.model) as seen:
         trainer.evaluate()
     return sum(seen)
@@ -229,7 +229,7 @@ def test_the_backbone_reads_each_row_once_whatever_the_number_of_epochs(make_mod
     own = sum(len(ids) for row in rows for ids in row["input_ids"])
     repeated = sum((len(row["ranks"]) - 1) * row["prefix_length"] for row in rows)
     assert repeated > 0
-    trainer._batches_checked = True
+    trainer.checks.done = True
     with backbone_tokens(trainer.model) as seen:
         trainer.train()
     assert len(seen) == 3
@@ -239,7 +239,7 @@ def test_the_backbone_reads_each_row_once_whatever_the_number_of_epochs(make_mod
         tmp_path / "llama", ranked_lists(), tmp_path / "run", packing=packing, num_train_epochs=2,
         eval_strategy="epoch", evaluation=ranked_lists(11)[8:],
     )  # fmt: skip
-    again._batches_checked = True
+    again.checks.done = True
     with backbone_tokens(again.model) as seen:
         again.train()
     assert seen == []
@@ -248,7 +248,7 @@ def test_the_backbone_reads_each_row_once_whatever_the_number_of_epochs(make_mod
 def test_a_cache_larger_than_a_batch_is_computed_within_the_token_budget(make_model_folder, tmp_path):
     trainer = cached_trainer(make_model_folder("llama"), ranked_lists(), tmp_path / "run", max_tokens_per_batch=100)
     longest = max(row["length"] for row in trainer.train_dataset)
-    trainer._batches_checked = True
+    trainer.checks.done = True
     with backbone_tokens(trainer.model) as seen:
         trainer.evaluate()
     assert len(seen) > 2
@@ -526,7 +526,7 @@ def test_an_exception_while_computing_leaves_nothing_behind(make_model_folder, t
     trainer = cached_trainer(
         make_model_folder("llama"), ranked_lists(), tmp_path / "run", per_device_eval_batch_size=3, num_train_epochs=2
     )  # fmt: skip
-    trainer._batches_checked = True
+    trainer.checks.done = True
     trainer.model.train()
     before, calls = trainer.model.config._attn_implementation, []
 
@@ -552,7 +552,7 @@ def test_a_full_disk_leaves_the_model_and_torch_as_they_were(make_model_folder, 
     trainer = cached_trainer(
         make_model_folder("llama"), ranked_lists(), tmp_path / "run", per_device_eval_batch_size=3, num_train_epochs=2
     )  # fmt: skip
-    trainer._batches_checked = True
+    trainer.checks.done = True
     trainer.model.train()
     before, open_file = trainer.model.config._attn_implementation, Path.open
 
@@ -641,7 +641,7 @@ def test_auto_trains_as_usual_where_it_is_not_possible(make_model_folder, text_p
     assert stored(cache) == []
     assert results[0][0] == results[1][0]
     assert largest_difference(results[0][1], results[1][1]) == 0
-    assert "feature" not in caplog.text
+    assert not [record for record in caplog.records if "feature" in record.message]
 
 
 def test_a_stream_cannot_be_cached(make_model_folder, text_pairs, tmp_path, cache):
@@ -912,7 +912,7 @@ def shared_run(rows: int, folder: Path, out: Path) -> tuple[RewardTrainer, dict[
         folder, ranked_lists(8), out, evaluation=ranked_lists(8 + rows)[8:], num_train_epochs=3, optim="sgd",
         learning_rate=0.1, per_device_train_batch_size=8 // processes, per_device_eval_batch_size=2,
     )  # fmt: skip
-    trainer._batches_checked = True
+    trainer.checks.done = True
     with backbone_tokens(trainer.model) as seen:
         trainer.train()
         metrics = trainer.evaluate()

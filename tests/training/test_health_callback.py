@@ -112,7 +112,7 @@ def test_row_margins_move_the_loss_of_equal_rewards(llama, tmp_path):
     rows = [row | {"margin": 1.0} for row in polite_pairs(32)]
     trainer = run(llama, rows, tmp_path, learning_rate=0.0, max_steps=6)
     expected = math.log(1 + math.e)  # -log sigmoid(0 - 1)
-    assert [entry["equal_loss"] for entry in trainer._health._history if "loss" in entry][-1] == pytest.approx(expected)
+    assert [entry["equal_loss"] for entry in trainer.health._history if "loss" in entry][-1] == pytest.approx(expected)
 
 
 def test_a_huge_learning_rate_shows_as_growth_divergence_or_explosion(llama, tmp_path):
@@ -161,7 +161,7 @@ def test_a_broken_gradient_names_its_rows_and_the_next_step_does_not_blame_other
     seen: list[list[int]] = []
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
-        seen.append(trainer._health.rows)
+        seen.append(trainer.health.rows)
         return gradient * math.nan if trainer.state.global_step == broken_step - 1 else gradient
 
     trainer.model.score.weight.register_hook(spoil)

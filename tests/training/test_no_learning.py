@@ -86,7 +86,7 @@ def test_twenty_steps_at_the_loss_of_equal_rewards_are_said_to_learn_nothing(mak
 def test_the_sums_of_the_monitor_are_those_of_the_rows(make_model_folder, tmp_path):
     rows = [row | {"weight": 1.0 + place % 2} for place, row in enumerate(polite_pairs(32))]
     trainer = run(make_model_folder("llama"), rows, tmp_path, learning_rate=0.01, max_steps=4, warmup_steps=1)
-    logs = [each for each in trainer._health._history if "loss" in each]
+    logs = [each for each in trainer.health._history if "loss" in each]
     assert ["gain_rows" in each for each in logs] == [False, False, True, True]  # 1 + a tenth of 3 steps
     for each in logs[2:]:
         assert each["gain_rows"] == 8

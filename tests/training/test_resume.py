@@ -63,11 +63,9 @@ def test_a_checkpoint_is_renamed_whole_before_it_is_pushed_and_before_older_ones
     def pushed(folder: str) -> None:
         assert why_not_whole(Path(folder)) is None
         names = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
-        seen.append((folder, names, trainer._staging is None))
+        seen.append((folder, names, trainer.checkpoints.folder("final") == "final"))
 
-    monkeypatch.setattr(
-        "hf_reward.training.background_push.HubTrainer._push_from_checkpoint", lambda self, folder: pushed(folder)
-    )
+    monkeypatch.setattr(trainer.publisher, "push_checkpoint", lambda folder, *_: pushed(str(folder)))
     trainer.args.push_to_hub = True
     monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)
     trainer.train()
@@ -238,7 +236,7 @@ def worker(folder: Path, out: Path, resume: str) -> None:
             if state.global_step == 3 or resume == "stuck":
                 (out.parent / f"ready-{args.process_index}").touch()
             while resume == "stuck" or (
-                resume == "wait" and state.global_step == 5 and not trainer._stop_signal.received
+                resume == "wait" and state.global_step == 5 and not trainer.stop_signal.received
             ):
                 time.sleep(0.01)  # without a signal it would stay here
 
@@ -330,16 +328,20 @@ def test_sigterm_after_the_last_step_saves_it_too(make_model_folder, chat_pairs,
     assert again.evaluate()["eval_loss"] > 0
 
 
-def test_an_optimizer_with_damaged_bytes_names_the_checkpoint(make_model_folder, chat_pairs, tmp_path):
+def test_an_optimizer_with_damaged_bytes_is_passed_over(make_model_folder, chat_pairs, tmp_path, caplog):
     def make() -> Any:
         return make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run", **SAVES)
 
     make().train()
     file = checkpoints(tmp_path / "run")[-1] / "optimizer.pt"
-    file.write_bytes(b"\0" * file.stat().st_size)
+    content = file.read_bytes()
     (file.parent / LIST_FILE).write_text(json.dumps({"files": {}}))  # as written before contents were hashed
-    with pytest.raises(ValueError, match=rf"optimizer's state in {file.parent} cannot be read .* name an earlier"):
-        make().train(resume_from_checkpoint="auto")
+    for damaged in (b"\0" * len(content), content[:-3000] + b"\0" * 100 + content[-2900:]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{file.parent} cannot be resumed: optimizer.pt is (cut off|damaged)"):
+            make().train(resume_from_checkpoint=str(file.parent))
+    assert make().train(resume_from_checkpoint="auto").metrics["resumed_from_step"] == 3
+    assert f"{file.parent} is passed over: optimizer.pt is damaged" in caplog.text
 
 
 def test_auto_says_that_no_checkpoint_is_whole(make_model_folder, chat_pairs, tmp_path, caplog):

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from training_runs import load, make_trainer
 
 from hf_reward.training.checkpoints import LIST_FILE, checkpoints
+from hf_reward.training.collators import packs
 from hf_reward.training.run_fingerprint import FILE, NOT_DECIDING, content_of_rows
 from hf_reward.training.training_args import RewardConfig
 
@@ -61,7 +62,7 @@ def test_logging_paths_and_workers_may_change_and_the_same_run_goes_on(make_mode
 
 def test_another_order_of_the_rows_is_refused_and_can_be_kept(make_model_folder, chat_pairs, tmp_path):
     model, run = make_model_folder("llama"), tmp_path / "run"
-    assert resumed(model, chat_pairs, run)._packs()
+    assert packs(resumed(model, chat_pairs, run).data_collator)
     padded = {"packing": "false"}  # puts rows of like length together, so some would be read twice and others never
     with pytest.raises(ValueError, match=r"\n  settings.rows_by_length: was false, is true.\n"):
         resumed(model, chat_pairs, run, **padded)

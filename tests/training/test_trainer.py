@@ -93,7 +93,7 @@ def test_training_starts_at_ln_2_and_the_first_gradient_reaches_the_head_alone(m
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run")
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.create_optimizer_and_scheduler(2)
-    weight = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    _, weight = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
     assert weight == 8
     loss = trainer.training_step(trainer.model, batch, weight)
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)

@@ -67,7 +67,7 @@ class Passes:
     """The tokens of every forward pass of a trainer's backbone while it is open."""
 
     def __init__(self, trainer: RewardTrainer) -> None:
-        self.model, self.tokens = trainer._bare_model().base_model, list[int]()
+        self.model, self.tokens = bare_model(trainer.unwrapped_model()).base_model, list[int]()
 
     def __enter__(self) -> "Passes":
         def note(module: Any, args: Any, inputs: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ def numbers(entry: dict[str, Any]) -> dict[str, Any]:
 
 def alone(trainer: RewardTrainer, data: Any) -> np.ndarray:
     """Rewards of a prepared dataset, each sequence by itself, 0 at padded places."""
-    model, rows = trainer._bare_model().eval(), list(data)
+    model, rows = bare_model(trainer.unwrapped_model()).eval(), list(data)
     rewards = np.zeros((len(rows), max(len(row["ranks"]) for row in rows)))
     with torch.no_grad():
         for number, row in enumerate(rows):
@@ -211,7 +211,7 @@ def test_a_frozen_backbone_with_cached_features_learns_the_same_under_a_budget(m
             model, ranked_lists(), tmp_path, evaluation=ranked_lists(5), max_steps=4, max_tokens_per_batch=budget,
             cache_features=cached, **SGD,
         )  # fmt: skip
-        trainer._check_rows(trainer.train_dataset)  # not counted
+        trainer.get_train_dataloader()  # not counted
         with Passes(trainer) as passes:
             trainer.train()
             log_loss = trainer.evaluate()["eval_log_loss"]

@@ -84,7 +84,8 @@ def test_a_hub_token_is_not_pickled_beside_the_model(make_model_folder, tmp_path
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert any(path.name == "training_args.bin" for path in files)
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
-    assert trainer.args.hub_token == TOKEN
+    assert trainer.publisher.token == TOKEN
+    assert trainer.args.hub_token is None
 
 
 def test_what_the_user_says_stands_in_every_card(make_model_folder, tmp_path, chat_pairs):
@@ -122,7 +123,7 @@ def save_in_shards(folder: str, out: str) -> None:
     rows = [{"prompt": f"{n} ", "chosen": "yes " * n, "rejected": "no"} for n in range(1, 9)]
     trainer = RewardTrainer(model, args, train_dataset=rows)
     trainer.train()
-    assert trainer._is_sharded()
+    assert trainer.is_sharded()
     trainer.save_model(str(Path(out) / "saved"))
     torch.distributed.barrier()  # neither leaves while the other still talks
     torch.distributed.destroy_process_group()

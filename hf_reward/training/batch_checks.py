@@ -1,0 +1,112 @@
+"""Checks before the first batch: the model reads every row, by itself as in a batch, packed as padded."""
+
+import logging
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_reward.data.interface import setting
+from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_problem
+from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.row_check import TokenSequence, batch_problem, require_readable
+from hf_reward.training.collators import budgeted, inner_collator, packs, padded_collator
+from hf_reward.training.data_loading import first_rows
+from hf_reward.training.training_args import RewardConfig
+
+logger = logging.getLogger(__name__)
+
+
+class BatchCheck:
+    """Checks rows and batches against the model of a run.
+
+    Args:
+        args: Settings of the run.
+        accelerator: Of the run.
+        tokenizer: The prepared tokenizer.
+    """
+
+    def __init__(self, args: RewardConfig, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
+        self.done = False
+        """Whether batches were compared; rows are checked for each dataset."""
+
+    def collator_for(self, data: Any, model: nn.Module, collator: Any, *, sharded: bool) -> Any:
+        """Check rows, and batches the first time.
+
+        Args:
+            data: Prepared rows.
+            model: The reward model without accelerate's wrappers.
+            collator: The run's collator.
+            sharded: Whether no process holds the whole model, so that it cannot be run here.
+
+        Returns:
+            The collator; a padded one in place of a packed one that would change the rewards.
+
+        Raises:
+            ValueError: If a row cannot be read, rewards depend on the batch, or `packing` is True and changes them.
+        """
+        require_readable(bare_model(model), data, self.tokenizer, sharded=sharded)
+        if self.done:
+            return collator
+        self.done = True
+        problem = None
+        if self.accelerator.is_main_process and not sharded:
+            problem = batch_problem(bare_model(model), _sequences(data))
+        [problem] = broadcast_object_list([problem])
+        if problem is not None:
+            raise ValueError(problem)
+        return self._unless_packing_fails(data, model, collator, sharded) if packs(collator) else collator
+
+    def _unless_packing_fails(self, data: Any, model: nn.Module, collator: Any, sharded: bool) -> Any:
+        problem = None
+        if self.accelerator.is_main_process:  # under FSDP with memory-saving loading only this one has the weights
+            problem = self._kernel_problem(model)
+            if problem is None and not sharded:
+                problem = self._packing_problem(data, model, collator)
+        [problem] = broadcast_object_list([problem])
+        if problem is None:
+            return collator
+        if self.args.choice("packing") is True:
+            raise ValueError(
+                f"`{setting('packing', True)}` would train another model: {problem}. Use "
+                f"`{setting('packing', 'auto')}`."
+            )
+        logger.warning("Batches are padded, not packed: %s.", problem)
+        return budgeted(padded_collator(self.args, self.tokenizer), self.args)
+
+    def _kernel_problem(self, model: nn.Module) -> str | None:
+        """Whether the kernel of this device can be trusted, also for a model that is elsewhere (FSDP, ZeRO) so far."""
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        device, bare = self.args.device, bare_model(model)
+        dtype = kinds.get(str(self.accelerator.mixed_precision), bare.dtype)
+        if device.type != "cuda" or dtype not in kinds.values():
+            return None
+        config: Any = bare.config.get_text_config()
+        heads = config.num_attention_heads
+        error = kernel_error(
+            device,
+            dtype,
+            heads=heads,
+            key_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+        return None if error <= ROUNDING_TOLERANCE else f"the attention kernel of this device is off by {error:.1e}"
+
+    def _packing_problem(self, data: Any, model: nn.Module, collator: Any) -> str | None:
+        rows = first_rows(data, 2)
+        padded = padded_collator(self.args, self.tokenizer)(rows)
+        with self.accelerator.autocast():  # the kernels that training will use
+            return packing_problem(bare_model(model), padded, inner_collator(collator)(rows))
+
+
+def _sequences(data: Any) -> list[TokenSequence]:
+    """Some sequences of the data, each with its token types."""
+    return [
+        (ids, None if row["token_type_ids"] is None else row["token_type_ids"][place])
+        for row in first_rows(data, 8)
+        for place, ids in enumerate(row["input_ids"])
+    ]

@@ -1,0 +1,143 @@
+"""Outputs of an evaluation -> rewards in dataset order and their metrics, with intervals and without leaked rows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
+
+from hf_reward.losses.functions import PADDING_RANK
+from hf_reward.metrics.leakage import metrics_without_leaks
+from hf_reward.metrics.preference import preference_metrics, strict_pairs
+from hf_reward.preprocessing.samplers import counted_stream, fixed_order
+
+LABELS = ("ranks", "lengths", "groups", "sources", "words", "characters", "losses", "loss_weights", "row")
+"""What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
+
+_PER_SOURCE = (
+    *("accuracy", "accuracy_ci_low", "accuracy_ci_high", "num_pairs", "num_prompts", "length_baseline"),
+    "log_loss",
+)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation in dataset order."""
+
+    rewards: Any
+    """Shape `(R, K)` with 0 where there is no response, or what the user's own preprocessing made of them."""
+    labels: dict[str, np.ndarray]
+    """`LABELS` by name."""
+
+    @property
+    def loss(self) -> float:
+        """Loss over all rows, each once; `Trainer`'s mean over batches would depend on how rows share them."""
+        losses, weights = self.labels["losses"], self.labels["loss_weights"]
+        return float((losses * weights).sum(dtype=np.float64) / max(weights.sum(dtype=np.float64), 1e-12))
+
+    def reward_statistics(self) -> dict[str, float]:
+        """Mean, standard deviation and number of the rewards."""
+        present = self.labels["ranks"] != PADDING_RANK
+        of_split = self._of_split
+        return {"mean": of_split["mean_reward"], "std": of_split["std_reward"], "num_rewards": int(present.sum())}
+
+    def metrics(
+        self,
+        source_names: Mapping[int, str],
+        leaked: np.ndarray | None,
+        further: Callable[[EvalPrediction], dict[str, float]] | None,
+    ) -> dict[str, float]:
+        """Metrics of the split, of each of several sources, of rows that training has not seen, and the user's own.
+
+        Args:
+            source_names: Names of the sources by their numbers.
+            leaked: Whether training has seen each row, shape `(R,)`, bool; None if it is not known.
+            further: The user's `compute_metrics`.
+
+        Returns:
+            Numbers by name.
+        """
+        rewards, labels = self.rewards, self.labels
+        metrics = dict(self._of_split)
+        if leaked is not None and len(leaked) == len(rewards):
+            metrics |= metrics_without_leaks(rewards, labels["ranks"], labels["groups"], leaked)
+        present = np.unique(labels["sources"])
+        for number in present if len(present) > 1 else ():
+            rows = labels["sources"] == number
+            if len(strict_pairs(labels["ranks"][rows]).row) == 0:  # ties alone have no accuracy
+                continue
+            part = _split_metrics(rewards[rows], {name: values[rows] for name, values in labels.items()})
+            name = source_names.get(int(number), str(number))
+            metrics |= {f"{name}_{key}": part[key] for key in _PER_SOURCE}
+        if further is not None:
+            metrics |= further(EvalPrediction(predictions=rewards, label_ids=labels["ranks"]))
+        return metrics
+
+    @cached_property
+    def _of_split(self) -> dict[str, float]:
+        return _split_metrics(self.rewards, self.labels)
+
+
+def in_dataset_order(output: EvalLoopOutput, dataloader: DataLoader) -> EvalLoopOutput:
+    """Undo the order of evaluation; of a stream that several processes share, leave out repeated rows.
+
+    Args:
+        output: What `Trainer.evaluation_loop` returns.
+        dataloader: The loader it read.
+
+    Returns:
+        The same with predictions and labels in dataset order, and reward 0 where there is no response.
+    """
+    order, stream = fixed_order(dataloader), counted_stream(dataloader)
+
+    def restored(values: Any) -> Any:
+        if isinstance(values, tuple):
+            return tuple(restored(part) for part in values)
+        if values is not None and stream is not None:
+            return values[: stream.count]
+        return values if values is None or order is None else values[np.argsort(order)]
+
+    rewards, labels = restored(output.predictions), restored(output.label_ids)
+    if isinstance(labels, tuple):
+        rewards = without_padding(rewards, labels[0])
+    return output._replace(predictions=rewards, label_ids=labels)
+
+
+def with_metrics(output: EvalLoopOutput, metrics: Mapping[str, Any], prefix: str) -> EvalLoopOutput:
+    """Add metrics to an evaluation, named as `Trainer` names them.
+
+    Args:
+        output: An evaluation.
+        metrics: Numbers by name; its own of the same name are replaced.
+        prefix: Put before the names that do not begin with it.
+
+    Returns:
+        The evaluation.
+    """
+    plain: Any = denumpify_detensorize(dict(metrics))
+    named = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": value for name, value in plain.items()}
+    return output._replace(metrics={**named, **(output.metrics or {}), **named})
+
+
+def without_padding(rewards: Any, ranks: np.ndarray) -> Any:
+    """Rewards with 0 where there is no response; `Trainer` leaves -100 there in batches of shorter lists.
+
+    Args:
+        rewards: Rewards, shape `(R, K)`, or what the user's own preprocessing made of them, which stays.
+        ranks: Ranks, -100 is padding, shape `(R, K)`.
+
+    Returns:
+        Shaped like the rewards.
+    """
+    if np.shape(rewards) != ranks.shape:
+        return rewards
+    return np.where(ranks == PADDING_RANK, np.zeros_like(rewards), rewards)
+
+
+def _split_metrics(rewards: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
+    sizes = {unit: labels[unit] for unit in ("words", "characters")}
+    return preference_metrics(rewards, labels["ranks"], labels["lengths"], labels["groups"], **sizes)

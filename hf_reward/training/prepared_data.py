@@ -1,0 +1,75 @@
+"""Preference data in any accepted form -> the tokenised datasets of a run, and what is known of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_reward.data.training_texts import summarize_training_data
+from hf_reward.preprocessing.data_collator import source_number
+from hf_reward.preprocessing.data_summary import DataSummary
+from hf_reward.preprocessing.preparation import PreparationRule, is_prepared, prepare_preferences
+from hf_reward.training.settings_checks import refuse_to_sort_a_stream
+from hf_reward.training.training_args import RewardConfig
+
+
+class PreferenceData:
+    """Prepares the datasets of a run.
+
+    Args:
+        args: Settings of the run; the loss decides which rows are kept.
+        tokenizer: The prepared tokenizer.
+    """
+
+    def __init__(self, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.args, self.tokenizer = args, tokenizer
+        self.summaries: dict[str, DataSummary] = {}
+        self.training_texts: dict[str, Any] = {}
+        """See `CheckpointRecord.training_texts`."""
+        self.source_names: dict[int, str] = {}
+        """The sources of all datasets by the number that a batch carries."""
+
+    def prepare(self, data: Any, name: str) -> Any:
+        """Tokenise a dataset unless that was done; note its summary.
+
+        Args:
+            data: What `prepare_preferences` takes, or None.
+            name: "train", "eval", "eval_<name>" or "test".
+
+        Returns:
+            The prepared rows, None for None.
+
+        Raises:
+            ValueError: If the rows cannot be read, or none is left.
+        """
+        if data is None:
+            return None
+        args, kind = self.args, self.args.loss.kind
+        rule = PreparationRule(
+            format=args.format_rule,
+            models_ties=kind.models_ties,
+            strict_order=kind.strict_order,
+            skip_bad_rows=args.skip_bad_rows,
+            balance_lengths=args.balance_lengths and name == "train",
+            balance_seed=args.order_seed,
+        )
+        with args.main_process_first(desc=f"tokenizing {name}"):
+            prepared, summary = prepare_preferences(
+                data, self.tokenizer, rule, name=name, num_proc=args.dataset_num_proc, seed=args.seed
+            )
+        refuse_to_sort_a_stream(args, prepared)
+        self.summaries[name] = summary
+        if name == "train" and args.should_save:
+            self.training_texts = summarize_training_data(data, seed=args.seed)
+        self.source_names |= {source_number(source): source for source in summary.sources}
+        return prepared
+
+    def prepare_evaluation(self, data: Any) -> Any:
+        """Prepare a dataset for evaluation, or each of a dict of several; arguments as for `prepare`."""
+        if isinstance(data, Mapping) and not data.keys() & {"path", "data"}:
+            return {name: self.prepare(part, f"eval_{name}") for name, part in data.items()}
+        return self.prepare(data, "eval")
+
+    def prepared(self, data: Any, name: str) -> Any:
+        """Rows that `evaluate` or `predict` was given, tokenised if they are raw."""
+        return data if data is None or is_prepared(data) else self.prepare(data, name)

@@ -13,27 +13,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from huggingface_hub import get_token
 from rich.markup import escape
 from rich.table import Table
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_reward.data.sources import Source
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
-from hf_reward.modeling.reward_head import bare_model, head_parameters, trains_head_alone
-from hf_reward.preprocessing.samplers import longest_sequences
+from hf_reward.modeling.reward_head import bare_model
 from hf_reward.publishing.verify import VerificationError, verify_checkpoint
 from hf_reward.training.checkpoints import why_not_whole
+from hf_reward.training.dry_run_steps import duration, estimate_memory, longest_rows, run_steps
 from hf_reward.training.memory import (
-    bytes_of,
     count_parameters,
-    free_memory,
     gib,
-    optimizer_bytes,
-    optimizer_state,
     peak_memory,
 )
 from hf_reward.training.steps import checkpoints_kept, total_steps
@@ -42,7 +36,7 @@ from hf_reward.training.training_args import RewardConfig, for_a_trial
 
 STREAM_SAMPLE = 1000
 """Rows of a stream that are read."""
-_STEPS = 2  # the peak comes in the second one, when the optimizer has its state; a zero head passes a gradient on then
+STEPS = 2  # the peak comes in the second one, when the optimizer has its state; a zero head passes a gradient on then
 
 T = TypeVar("T")
 Sources = list[Source]
@@ -137,10 +131,10 @@ def dry_run(
 
 def _try_training(found: DryRun, trainer: RewardTrainer, args: RewardConfig, free: int) -> None:
     """The stations that need a model."""
-    if found.attempt("memory estimate", lambda: _estimate_memory(trainer)) is None:
+    if found.attempt("memory estimate", lambda: estimate_memory(trainer)) is None:
         return
     rows = trainer.train_dataset
-    timing = found.attempt(f"{_STEPS} steps, longest rows", lambda: _step(trainer, args))
+    timing = found.attempt(f"{STEPS} steps, longest rows", lambda: run_steps(trainer, args))
     if timing is None:
         return
     for name, data in _evaluation_data(trainer).items():
@@ -150,7 +144,7 @@ def _try_training(found: DryRun, trainer: RewardTrainer, args: RewardConfig, fre
         final = 4 * bare_model(trainer.model).num_parameters()  # the recipe saves it merged, in float32
         found.attempt("reload", lambda: _reload(trainer))
         found.attempt("disk space", lambda: _check_disk(args, rows, checkpoint, final, free))
-    found.attempt("duration", lambda: _duration(args, rows, timing))
+    found.attempt("duration", lambda: duration(args, rows, timing))
 
 
 # --- before the model ---
@@ -196,7 +190,7 @@ def _settings(args: RewardConfig, folder: Path) -> RewardConfig:
     return for_a_trial(
         args,
         str(folder),
-        max_steps=_STEPS,
+        max_steps=STEPS,
         gradient_accumulation_steps=min(args.gradient_accumulation_steps, 2),  # the second one has gradients at hand
         cache_features="false" if args.choice("cache_features") == "auto" else args.cache_features,
     )
@@ -220,122 +214,6 @@ def _build(
     if longest != settings.max_length:
         detail += f". The model's positions end at {longest} tokens, so `max_length` is {longest}"
     return trainer, detail
-
-
-# --- memory and steps ---
-
-
-def _estimate_memory(trainer: RewardTrainer) -> tuple[int, str]:
-    """What the step needs beside activations; a machine that lacks it is not asked to try."""
-    model: Any = trainer.model
-    weights = bytes_of(model.parameters())
-    gradients = bytes_of(weight for weight in model.parameters() if weight.requires_grad)
-    name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
-    states = optimizer_bytes(name, model)
-    free, total = free_memory(trainer.args.device)
-    needed = gradients + (states or 0)
-    known = f"{gib(states)} optimizer state ({name})" if states is not None else f"optimizer state of {name} unknown"
-    detail = f"{gib(weights)} weights, {gib(gradients)} gradients, {known}; free {gib(free)} of {gib(total)}"
-    if needed > free:
-        raise MemoryError(
-            f"{detail}. Gradients and optimizer state alone need {gib(needed)}: use LoRA, a smaller model, or another "
-            "`optim`."
-        )
-    return needed, f"{detail}. Activations: see the steps"
-
-
-@dataclass(frozen=True)
-class _Timing:
-    seconds: float
-    tokens: int
-
-
-class _Watch(TrainerCallback):
-    """Times the last step, and looks whether gradients reach further than the head."""
-
-    def __init__(self, model: Any) -> None:
-        head = {name for name, _ in head_parameters(model)}
-        self.inner = [(n, w) for n, w in model.named_parameters() if w.requires_grad and n not in head]
-        self.seconds, self.reached = math.nan, False
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the clock."""
-        self.begun = _now()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Look at the gradients."""
-        self.reached = any(weight.grad is not None and bool(weight.grad.any()) for _, weight in self.inner)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop the clock."""
-        self.seconds = _now() - self.begun
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _step(trainer: RewardTrainer, args: RewardConfig) -> tuple[_Timing, str]:
-    model: Any = trainer.model
-    count = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
-    rows: Any = longest_rows(trainer.train_dataset, count)  # pyright: ignore[reportArgumentType]
-    watch = _Watch(model)
-    trainer.train_dataset = rows
-    trainer.add_callback(watch)
-    with peak_memory(trainer.args.device) as peak:
-        trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if watch.inner and not watch.reached and not trains_head_alone(model):
-        raise ValueError(
-            f"No gradient reached the {len(watch.inner)} trainable tensors outside the head (the first is "
-            f"{watch.inner[0][0]}). Look at activation checkpointing, frozen layers and your own hooks."
-        )
-    tokens = int(sum(rows["length"]))
-    state = optimizer_state(trainer.optimizer)
-    gradients = bytes_of(weight for weight in model.parameters() if weight.requires_grad)
-    if trainer.args.device.type == "cuda":
-        rest = peak.highest - bytes_of(model.parameters()) - gradients - state
-        memory = f"peak {gib(peak.highest)} on the device, of which {gib(max(rest, 0))} activations"
-    else:
-        memory = (
-            f"resident set grew by {gib(peak.growth)} to {gib(peak.highest)} (gradients, optimizer state, activations "
-            "and what the allocator keeps)"
-        )
-    notes = _notes(args, peak.highest, trainer.args.device)
-    return (
-        _Timing(watch.seconds, tokens),
-        f"{len(rows)} rows, longest sequence {int(longest_sequences(rows).max())} tokens, {tokens} tokens in a step: "
-        f"losses {', '.join(f'{loss:.3f}' for loss in losses)}; {memory}; optimizer state {gib(state)}{notes}",
-    )
-
-
-def _notes(args: RewardConfig, highest: int, device: torch.device) -> str:
-    notes = []
-    if args.gradient_accumulation_steps > 2:
-        notes.append(f"2 of {args.gradient_accumulation_steps} accumulated batches were run")
-    if highest > 0.9 * free_memory(device)[1]:
-        notes.append("more than 90% of the memory is in use: set `max_tokens_per_batch` or a smaller batch")
-    return "".join(f"; {note}" for note in notes)
-
-
-def longest_rows(data: Dataset, count: int) -> Dataset:
-    """The rows that need most memory: those with the longest sequences, and among equals most tokens in all.
-
-    Args:
-        data: Prepared rows.
-        count: How many; fewer if there are fewer.
-
-    Returns:
-        Those rows, the longest first.
-    """
-    order = np.lexsort((np.asarray(data["length"]), longest_sequences(data)))[::-1]
-    return data.select(order[:count].tolist())
 
 
 def _evaluation_data(trainer: RewardTrainer) -> Mapping[str, Any]:
@@ -401,19 +279,6 @@ def _check_disk(args: RewardConfig, rows: Any, checkpoint: int, final: int, free
     if needed > free:
         raise OSError(f"{detail}. Set `save_total_limit`, `save_only_model` (no resuming), or another `output_dir`.")
     return needed, detail
-
-
-def _duration(args: RewardConfig, rows: Any, timing: _Timing) -> tuple[float, str]:
-    speed = timing.tokens / timing.seconds
-    lengths = np.asarray(rows["length"])
-    steps = total_steps(args, len(rows))
-    in_all = steps * args.train_batch_size * args.gradient_accumulation_steps * float(lengths.mean())
-    seconds = in_all / speed
-    spent = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
-    return seconds, (
-        f"{speed:,.0f} tokens/s on the longest rows, {in_all:,.0f} tokens in {steps} steps: about {spent} of training, "
-        "without evaluation and saving"
-    )
 
 
 def _size(folder: Path) -> int:

@@ -1,6 +1,6 @@
 """What a training run is: rows, settings and frozen weights, as hashes and values that a resumed run is compared with.
 
-`ResumableTrainer` writes it into each checkpoint and refuses to go on from one whose run was another.
+`CheckpointWriter` writes it into each checkpoint and refuses to go on from one whose run was another.
 """
 
 import dataclasses
@@ -135,7 +135,7 @@ def require_same_run(folder: Path, now: Mapping[str, Any], *, allow: bool) -> No
     try:
         then = json.loads(path.read_text(encoding="utf-8"))
         found = differences(*_comparable(now, then))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} is no fingerprint of a run ({error}). Name another checkpoint.") from error
     if not found:
         return

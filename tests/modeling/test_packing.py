@@ -37,7 +37,7 @@ from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE, kernel_error, p
 from hf_reward.modeling.reward_head import as_reward_model, bare_model
 from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
 from hf_reward.preprocessing.packed_layout import PackedLayout
-from hf_reward.training.setup import choose_collator
+from hf_reward.training.collators import choose_collator
 
 SHAPES = ((20, (7, 5)), (3, (11, 2, 4)), (0, (4, 9)), (15, (1, 1)), (1, (3, 6, 2, 2, 5)))
 """Prefix length and own tokens of each response: empty prefix, all but one token shared, K of 2, 3 and 5."""

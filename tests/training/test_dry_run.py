@@ -18,7 +18,8 @@ from training_runs import load, make_trainer, settings
 from hf_reward import RewardTrainer
 from hf_reward.preprocessing.preparation import prepare_preferences
 from hf_reward.publishing.verify import Check, Verification, verify_checkpoint
-from hf_reward.training.dry_run import DryRun, dry_run, longest_rows
+from hf_reward.training.dry_run import DryRun, dry_run
+from hf_reward.training.dry_run_steps import longest_rows
 from hf_reward.training.memory import count_parameters, optimizer_bytes, optimizer_state, peak_memory
 from hf_reward.training.steps import checkpoints_kept, total_steps
 
@@ -163,7 +164,7 @@ def test_other_columns_at_evaluation_and_a_missing_template_fail(words, tmp_path
 
 
 def test_too_little_memory_is_said_before_it_runs_out(words, monkeypatch):
-    monkeypatch.setattr("hf_reward.training.dry_run.free_memory", lambda device: (1000, 10**9))
+    monkeypatch.setattr("hf_reward.training.dry_run_steps.free_memory", lambda device: (1000, 10**9))
     _, found = run(words, monkeypatch)
     assert "alone need" in failures(found)["memory estimate"]
     assert found.stations[-1].name == "memory estimate"

@@ -18,7 +18,7 @@ from two_processes import in_two_processes
 from hf_reward import RewardConfig
 from hf_reward.training import resume as resumable_trainer
 from hf_reward.training import run_lock
-from hf_reward.training.setup import with_rows_in_even_rounds
+from hf_reward.training.settings_checks import with_rows_in_even_rounds
 
 
 def result_of_both(function: Callable[[int], Any]) -> list[Any]:

@@ -27,6 +27,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hf_reward.training.memory import STATES_PER_PARAMETER
+
 GIB = 2**30
 _LLAMA = {"vocab_size": 128_256, "num_key_value_heads": 8, "max_position_embeddings": 8192}
 SHAPES: dict[str, dict[str, int]] = {
@@ -95,7 +97,8 @@ def state_bytes(counts: Counts, method: str, sharding: str, gpus: int) -> dict[s
     split_all = gpus if sharding in ("fsdp2", "zero3") else 1
     split_states = gpus if sharding != "ddp" else 1
     deepspeed = sharding in ("zero2", "zero3")
-    weight, gradient, optimizer = (2, 2, 12) if deepspeed else (4, 4, 8)
+    states = 4 * STATES_PER_PARAMETER["adamw_torch"]
+    weight, gradient, optimizer = (2, 2, 4 + states) if deepspeed else (4, 4, states)
     extra = {"ddp": 2 + 4}.get(sharding, 0)  # autocast's copy, and the buckets
     return {
         "weights": (frozen + weight * trained) / split_all,

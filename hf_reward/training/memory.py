@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 _SAMPLING_SECONDS = 0.01
-_STATES_PER_PARAMETER = {
+STATES_PER_PARAMETER = {
     "adamw_torch": 2,
     "adamw_torch_fused": 2,
     "adamw_apex_fused": 2,
@@ -55,8 +55,8 @@ def optimizer_bytes(name: str, model: nn.Module) -> int | None:
         Bytes; None for an optimizer whose state depends on more than the number of parameters.
     """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    if name in _STATES_PER_PARAMETER:
-        return _STATES_PER_PARAMETER[name] * bytes_of(trained)
+    if name in STATES_PER_PARAMETER:
+        return STATES_PER_PARAMETER[name] * bytes_of(trained)
     if name in _BYTES_PER_PARAMETER:
         return _BYTES_PER_PARAMETER[name] * sum(weight.numel() for weight in trained)
     return None

@@ -22,6 +22,8 @@ from memory_plan import (
     state_bytes,
 )
 
+from hf_reward.training.memory import bytes_of, optimizer_bytes
+
 CONFIG = LlamaConfig(
     vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
     num_key_value_heads=2, num_labels=1,
@@ -53,6 +55,14 @@ def test_parameters_are_those_of_the_architecture():
 )
 def test_bytes_of_weights_gradients_and_states(method, sharding, expected):
     assert list(state_bytes(COUNTS, method, sharding, 4).values()) == pytest.approx(expected)
+
+
+def test_the_plan_of_a_model_is_the_estimate_of_a_dry_run():
+    model = AutoModelForSequenceClassification.from_config(CONFIG).float()
+    plan = state_bytes(count_parameters(CONFIG, lora_r=4), "full", "fsdp2", 1)
+    head = 4 * sum(weight.numel() for weight in model.score.parameters())
+    assert plan["weights"] == plan["gradients"] == bytes_of(model.parameters()) - head
+    assert plan["optimizer"] == optimizer_bytes("adamw_torch", model) - 2 * head
 
 
 def test_quantised_shards_are_refused():

@@ -1,6 +1,5 @@
 """What is said of other programs is what their sources say, for the architectures that are tested here."""
 
-
 import pytest
 from conftest import DECODERS, ENCODERS
 from saved_models import reward_model

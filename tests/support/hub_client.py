@@ -25,6 +25,7 @@ import contextlib, io, json, os, sys, traceback
 import torch
 from types import SimpleNamespace
 from hf_reward.publishing import export, push, repository, staged_files, verify
+from hf_reward.publishing.card.render import _template
 from stock_in_process import score_in_process
 from hf_reward import cli
 
@@ -53,6 +54,12 @@ def run(asked):
             code, unexpected = 99, "".join(traceback.format_exception(exception))
     answer = {"code": code, "out": out.getvalue(), "error": error.getvalue()}
     print(json.dumps({**answer, "unexpected": unexpected, "checked": len(checked)}), file=answers, flush=True)
+
+# What a first command imports and compiles, once for all forks: typer's parser, the card's template.
+sys.argv = ["hf-reward", "verify", "/absent"]
+with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+    cli.main()
+_template()
 
 for line in requests:
     process = os.fork()

@@ -166,6 +166,10 @@ class HubServer:
         """Whether the files of weights are stored as LFS."""
         return self._api.lfs
 
+    @lfs.setter
+    def lfs(self, value: bool) -> None:
+        self._api.lfs = value
+
     # -- the state, as a test sees it
 
     def exists(self, repo_id: str, kind: str = "model") -> bool:

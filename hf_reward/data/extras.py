@@ -8,7 +8,7 @@ from types import ModuleType
 logger = logging.getLogger(__name__)
 
 _PURPOSES = {
-    "audit": "audits, length corrections and figures",
+    "audit": "figures and length corrections",
     "data": "near duplicates and the TF-IDF baseline",
     "serve": "servers",
 }

@@ -15,6 +15,7 @@ httpx2: Any = require("httpx2", "serve")  # huggingface_hub 1 does not install i
 
 _AT_ONCE = 16
 """Rows in a request: few enough for servers with small queues."""
+_TIMEOUT_SECONDS = 120
 _ENDPOINTS = {"hf_reward": "/score", "vllm": "/classify", "sglang": "/classify", "openrlhf": "/get_reward"}
 KINDS = tuple(_ENDPOINTS)
 _OWNERS = {"hf_reward": "hf_reward", "vllm": "vllm", "sglang": "sglang"}
@@ -46,14 +47,13 @@ class SentRow:
 class ServerClient:
     """One server that scores texts."""
 
-    def __init__(self, url: str, *, kind: str = "auto", token: str | None = None, timeout: float = 120.0) -> None:
+    def __init__(self, url: str, *, kind: str = "auto", token: str | None = None) -> None:
         """Find out what is there.
 
         Args:
             url: Address, with or without the endpoint.
             kind: One of `KINDS`, or "auto".
             token: Sent as a bearer token.
-            timeout: Seconds to wait for an answer.
 
         Raises:
             ServerClientError: If the server cannot be reached or tells nothing about itself.
@@ -66,7 +66,7 @@ class ServerClient:
             raise ValueError(f"A server's URL looks like http://host:8000, but this is {url!r}.")
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         # A redirect to another origin does not get the token.
-        self._http = httpx2.Client(headers=headers, timeout=timeout, follow_redirects=True)
+        self._http = httpx2.Client(headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True)
         path = parts.path.rstrip("/")
         for endpoint in set(_ENDPOINTS.values()):
             path = path.removesuffix(endpoint)

@@ -18,14 +18,13 @@ _READERS = {".jsonl": JsonLinesTable, ".ndjson": JsonLinesTable, ".csv": CsvTabl
 SUFFIXES = tuple(_READERS)
 
 
-def open_tables(data: Any, *, split: str = "train", name: str = "") -> list[Table]:
+def open_tables(data: Any, *, split: str = "train") -> list[Table]:
     """Find the tables that `data` names; nothing is read yet.
 
     Args:
         data: A JSONL, CSV or Parquet file, a folder of such files of one kind, a list of files, a Hub id, a
             `datasets.Dataset`, or a list of rows.
         split: Split of a Hub id.
-        name: What rows without an id are named after, for data that has no file name.
 
     Returns:
         The tables, in the order of their names; a list of files keeps its order.
@@ -45,7 +44,7 @@ def open_tables(data: Any, *, split: str = "train", name: str = "") -> list[Tabl
     if isinstance(loaded, IterableDataset):
         raise TypeError("A stream cannot be resumed or counted. Save it as JSONL or Parquet, and score that.")
     assert isinstance(loaded, Dataset)
-    return [DatasetTable(loaded, name or (data if isinstance(data, str) else "data"))]
+    return [DatasetTable(loaded, data if isinstance(data, str) else "data")]
 
 
 def _files_in(path: Path) -> list[Path]:

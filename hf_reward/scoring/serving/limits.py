@@ -23,6 +23,7 @@ class BearerToken:
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app = app
         self._expected = token.encode("ascii")
+        self._bearer = HTTPBearer(auto_error=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
@@ -38,12 +39,11 @@ class BearerToken:
         await error.response()(scope, receive, send)
 
     async def _is_allowed(self, request: Request) -> bool:
-        given = await _bearer(request)
+        given = await self._bearer(request)
         # Compares every byte, so that the time it takes tells nobody how many were right.
         return given is not None and hmac.compare_digest(given.credentials.encode("utf-8"), self._expected)
 
 
-_bearer = HTTPBearer(auto_error=False)
 _MOST_DIGITS = 18
 SMALL_BODY_BYTES = 64 * 2**10
 """So much of a body is always taken: small requests must not wait for room that large ones take up."""

@@ -148,6 +148,8 @@ def test_every_finding_is_on_the_page_and_in_the_table(report, page):
     assert page.index("What to do</h3>") < page.index('scope="row"')  # the first family is biased
     for curve in (curve for family in report["families"].values() for curve in family["curves"]):
         assert f"{curve['title']}, in numbers (" in text  # what a picture shows can be read
+    drawn = [family for family in report["families"].values() if family["curves"]]
+    assert page.count('class="curves"') == len(drawn)  # the pictures of effects keep their width
 
 
 def test_a_page_is_the_same_each_time(report, page):

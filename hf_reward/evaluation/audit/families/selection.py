@@ -1,15 +1,15 @@
 """What choosing the best of n by this reward would bring: the first step of what RL does with it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from hf_reward.evaluation.audit.cases import Case, Judged, Text
 from hf_reward.evaluation.audit.edits.features import AUDIT_FEATURES
+from hf_reward.evaluation.audit.effects import Probes, clusters_of
 from hf_reward.evaluation.audit.family import Family, FamilyResult
-from hf_reward.evaluation.audit.findings import About, Curve, Example, Finding, Scored, Table, readable
+from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Scored, Table, readable
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material
 from hf_reward.evaluation.audit.samples import interval
@@ -39,17 +39,12 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         )
     largest = int(np.median([len(each.case.texts) for each in judged]))
     judged = [each for each in judged if len(each.case.texts) >= largest]
-    rewards = [np.array(list(each.rewards.values())) for each in judged]
-    clusters = [each.case.cluster for each in judged]
-    length, table = _drift(judged, rewards, clusters, largest, inference)
-    curves = [_reward_curve(rewards, largest, inference)]
+    length, table = _drift(judged, largest, Probes(FAMILY, inference))
+    curves = [_reward_curve(judged, largest, inference)]
     result = FamilyResult(findings=[length], tables=[table], curves=curves, examples=_examples(judged))
-    with_gold = [place for place, each in enumerate(judged) if each.case.labels["gold"] is not None]
-    if len(with_gold) >= _FEWEST:
-        gold = [np.array(judged[place].case.labels["gold"], dtype=float) for place in with_gold]
-        _add_gold(
-            result, [rewards[place] for place in with_gold], gold, [clusters[place] for place in with_gold], inference
-        )
+    known = [each for each in judged if each.case.labels["gold"] is not None]
+    if len(known) >= _FEWEST:
+        _add_gold(result, known, Probes(FAMILY, inference))
     return result
 
 
@@ -67,53 +62,42 @@ def _examples(judged: Sequence[Judged]) -> list[Example]:
     return found
 
 
-def _curve_up_to(rewards: np.ndarray, values: np.ndarray, largest: int) -> np.ndarray:
-    return best_of_n_curve(rewards, values)[:largest]
+def _curves(judged: Sequence[Judged], values: Iterable[Sequence[float]], largest: int) -> np.ndarray:
+    """Mean value of the best by reward of n responses, for each prompt and n from 1, shape `(N, largest)`."""
+    pairs = zip(judged, values, strict=True)
+    return np.stack([best_of_n_curve(_rewards(each), np.array(own, float))[:largest] for each, own in pairs])
 
 
-def _drift(
-    judged: Sequence[Judged],
-    rewards: Sequence[np.ndarray],
-    clusters: Sequence[str],
-    largest: int,
-    inference: Inference,
-) -> tuple[Finding, Table]:
+def _rewards(each: Judged) -> np.ndarray:
+    return np.array(list(each.rewards.values()))
+
+
+def _drift(judged: Sequence[Judged], largest: int, probes: Probes) -> tuple[Finding, Table]:
     """Mean of each feature in the best of n, minus its mean over all responses."""
-    rows, length = [], None
+    rows, shares = [], np.zeros(0)
     for name, count in AUDIT_FEATURES.items():
-        values = [np.array([count(text.response) for text in each.case.texts.values()], float) for each in judged]
-        curves = np.stack([_curve_up_to(r, v, largest) for r, v in zip(rewards, values, strict=True)])
-        drift = curves - curves[:, :1]
+        values = [[count(text.response) for text in each.case.texts.values()] for each in judged]
+        curves = _curves(judged, values, largest)
+        drift = curves[:, -1] - curves[:, 0]
         if name == "words":
-            mean = np.maximum(curves[:, 0], 1)
-            length = inference.change(
-                About(FAMILY, "best_of_n_length_drift", f"words more in the best of {largest}, as a share"),
-                drift[:, -1] / mean,
-                clusters,
-                screen_only=True,
-                unit="share of the mean length",
-                note="What RL would amplify; longer responses may also be better ones.",
-            )
-        if not drift.any():
+            shares = drift / np.maximum(curves[:, 0], 1)
+        if not (curves - curves[:, :1]).any():
             continue
-        amount = float(drift[:, -1].mean())
-        low, high = best_of_n_interval(drift[:, -1], clusters, inference)
+        amount, spread = float(drift.mean()), np.std(np.concatenate(values)) or 1.0
+        low, high = best_of_n_interval(drift, clusters_of(judged), probes.inference)
         bounds = "-" if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
-        spread = np.std(np.concatenate(values)) or 1.0
-        rows.append(
-            (
-                abs(amount) / spread,
-                [
-                    name,
-                    f"{curves[:, 0].mean():.2f}",
-                    f"{curves[:, -1].mean():.2f}",
-                    f"{amount:+.2f} ({bounds})",
-                    f"{amount / spread:+.2f}",
-                ],
-            )
-        )
+        means = [f"{curves[:, place].mean():.2f}" for place in (0, -1)]
+        rows.append((abs(amount) / spread, [name, *means, f"{amount:+.2f} ({bounds})", f"{amount / spread:+.2f}"]))
     rows.sort(key=lambda row: -row[0])
-    assert length is not None  # `words` is one of the features
+    length = probes.change(
+        "best_of_n_length_drift",
+        f"words more in the best of {largest}, as a share",
+        judged,
+        shares,
+        screen_only=True,
+        unit="share of the mean length",
+        note="What RL would amplify; longer responses may also be better ones.",
+    )
     table = Table(
         title="What choosing by this reward would amplify",
         columns=["feature", "mean of all", f"best of {largest}", "drift (95% interval)", "in standard deviations"],
@@ -140,8 +124,8 @@ def best_of_n_interval(
     return (None, None) if sample.spread.num_clusters < FEW_CLUSTERS else interval(sample, 0.95)
 
 
-def _reward_curve(rewards: Sequence[np.ndarray], largest: int, inference: Inference) -> Curve:
-    mean = np.mean([_curve_up_to(each, each, largest) for each in rewards], axis=0) / inference.margin
+def _reward_curve(judged: Sequence[Judged], largest: int, inference: Inference) -> Curve:
+    mean = _curves(judged, map(_rewards, judged), largest).mean(axis=0) / inference.margin
     return Curve(
         name="best_of_n_reward",
         title="Reward of the best of n",
@@ -174,57 +158,44 @@ def fit_overoptimization(n: np.ndarray, gain: np.ndarray) -> dict[str, float]:
     return {"alpha": float(alpha), "beta": float(-minus_beta), "peak_kl": float(peak)}
 
 
-def _add_gold(
-    result: FamilyResult,
-    rewards: Sequence[np.ndarray],
-    gold: Sequence[np.ndarray],
-    clusters: Sequence[str],
-    inference: Inference,
-) -> None:
-    largest = min(map(len, rewards))
-    curves = np.stack([_curve_up_to(r, g, largest) for r, g in zip(rewards, gold, strict=True)])
-    mean = curves.mean(axis=0)
+def _add_gold(result: FamilyResult, judged: Sequence[Judged], probes: Probes) -> None:
+    largest = min(len(each.rewards) for each in judged)
+    gold = [each.case.labels["gold"] for each in judged]
+    curves = _curves(judged, gold, largest)
+    mean, oracle = curves.mean(axis=0), float(np.mean([max(each) for each in gold]))
     best = int(np.argmax(mean))
-    oracle = np.array([each.max() for each in gold])
-    regret = inference.change(
-        About(FAMILY, "best_of_n_regret", f"worth lost by choosing among {largest} rather than {best + 1}"),
+    regret = probes.change(
+        "best_of_n_regret",
+        f"worth lost by choosing among {largest} rather than {best + 1}",
+        judged,
         curves[:, best] - curves[:, -1],
-        clusters,
         screen_only=True,
         unit="gold units",
-        note=f"{_IN_SAMPLE} Best of {largest}: {mean[-1]:.3f}; one at random: {mean[0]:.3f}; "
-        f"the best: {oracle.mean():.3f}.",
+        note=f"{_IN_SAMPLE} Best of {largest}: {mean[-1]:.3f}; one at random: {mean[0]:.3f}; the best: {oracle:.3f}.",
     )
     # An interval that takes the smaller number for given would leave out that it was chosen.
     result.findings.append(replace(regret, ci_low=None, ci_high=None, mde=None))
-    bounds = [best_of_n_interval(curves[:, place], clusters, inference) for place in range(largest)]
-    numbers = np.arange(2, largest + 1)
-    details: dict[str, Any] = {"gold_curve": mean.tolist(), "oracle": float(oracle.mean())}
+    result.details |= {"gold_curve": mean.tolist(), "oracle": oracle}
     if largest >= 4:
-        fit = fit_overoptimization(numbers, mean[1:] - mean[0])
-        details["overoptimization"] = fit
+        fit = fit_overoptimization(np.arange(2, largest + 1), mean[1:] - mean[0])
+        result.details["overoptimization"] = fit
         rows = [["alpha", f"{fit['alpha']:+.3f}"], ["beta", f"{fit['beta']:+.3f}"], ["n in the fit", f"2 to {largest}"]]
         note = "Gain = d (alpha - beta d), d the square root of the KL divergence (Gao et al., 2022). beta > 0: more "
         note += "optimisation comes to harm. Few numbers of responses: read it as a hint."
         result.tables.append(Table(title="Over-optimisation", columns=["what", "value"], rows=rows, note=note))
-    result.details |= details
-    result.curves.append(
-        Curve(
-            name="best_of_n_gold",
-            title="Worth of the best of n",
-            x_label="n",
-            y_label="worth",
-            series=[
-                {
-                    "label": "chosen by this reward",
-                    "x": list(range(1, largest + 1)),
-                    "y": mean.tolist(),
-                    "low": [low for low, _ in bounds],
-                    "high": [high for _, high in bounds],
-                }
-            ],
-        )
-    )
+    result.curves.append(_gold_curve(curves, clusters_of(judged), probes.inference))
+
+
+def _gold_curve(curves: np.ndarray, clusters: Sequence[str], inference: Inference) -> Curve:
+    bounds = [best_of_n_interval(column, clusters, inference) for column in curves.T]
+    series = {
+        "label": "chosen by this reward",
+        "x": list(range(1, len(bounds) + 1)),
+        "y": curves.mean(axis=0).tolist(),
+        "low": [low for low, _ in bounds],
+        "high": [high for _, high in bounds],
+    }
+    return Curve(name="best_of_n_gold", title="Worth of the best of n", x_label="n", y_label="worth", series=[series])
 
 
 SELECTION = Family(

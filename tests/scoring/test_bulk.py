@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -305,6 +306,7 @@ def test_a_folder_keeps_what_is_put_aside_by_shard(tmp_path):
     assert report.quarantine == str(tmp_path / "out" / "_quarantine")
 
 
+@hypothesis.settings(max_examples=50)
 @given(
     kinds=st.lists(
         st.sampled_from(["text", "chat", "list", "NAN", "TOOLONG", "", "half", "none", "twice"]), max_size=30

@@ -1,8 +1,4 @@
-"""Eight conversations that travel with every save, and their rewards: what a reloaded model is checked against.
-
-They were written for this package and come from no user's data. Each asks something else of a tokenizer, a template or
-a padding rule: several turns, a system turn, other scripts, code, an empty answer, length.
-"""
+"""The probes, formatted for a model, and their rewards: what a reloaded model is checked against."""
 
 import logging
 import math
@@ -19,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_reward.data.preference_row import Message, PreferenceRow
 from hf_reward.modeling.end_tokens import logits_of
 from hf_reward.modeling.position_limits import longest_sequence
+from hf_reward.modeling.probe_texts import PROBES, turns
 from hf_reward.modeling.reward_head import bare_model
 from hf_reward.preprocessing.tokenization import FormatRule, tokenize_rows
 from hf_reward.preprocessing.tokenizer import render_chat, uses_text_pairs
@@ -37,49 +34,6 @@ LONGEST = "longest"
 """Name of the probe that has as many tokens as training reads."""
 LONGEST_PROBE = 1024
 """Tokens that it has at most: it is scored with every save."""
-
-
-def _turns(*contents: str, system: str | None = None) -> list[Message]:
-    roles = ("user", "assistant")
-    turns = [{"role": roles[place % 2], "content": content} for place, content in enumerate(contents)]
-    return [{"role": "system", "content": system}, *turns] if system else turns
-
-
-PROBES: dict[str, list[Message]] = {
-    "short": _turns("Which is heavier, a litre of water or a litre of oil?", "A litre of water."),
-    "multi_turn": _turns(
-        "I want to learn to bake bread.",
-        "Good idea. Do you have yeast at home, or would you rather start with a flat bread?",
-        "No yeast, only flour, salt and a pan.",
-        "Then mix two cups of flour with a pinch of salt and warm water, rest the dough, and bake it in the dry pan.",
-    ),
-    "system": _turns(
-        "How long may I park here?",
-        "Two hours on working days, with a parking disc behind the windscreen.",
-        system="You answer questions about the rules of a small town, in one sentence.",
-    ),
-    "unicode": _turns(
-        "Übersetze bitte „Schönen Abend noch!“ ins Japanische und ins Griechische. 🙂",
-        "Japanisch: 良い夜を！ Griechisch: Καλό βράδυ! — naïve façade, e\u0301 ≠ é, 𝒙² ≥ 0.",
-    ),
-    "code": _turns(
-        "Write a function that says whether a year is a leap year.",
-        "```python\ndef is_leap(year: int) -> bool:\n"
-        "    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)\n"
-        '```\n\n\tIt is <true> for 2000 & false for 1900; {"year": 2024} passes.',
-    ),
-    "empty": _turns("Say nothing at all.", ""),
-    "whitespace": _turns("List three\n\n\ncolours.  ", "\n- red\n- green\n- blue\n\n"),
-    "long": _turns(
-        "Summarise these notes. "
-        + " ".join(
-            f"Day {day}: the river stood at {40 + 3 * day % 17} centimetres; the ferry made {day % 5 + 2} crossings."
-            for day in range(1, 9)
-        ),
-        "The river rose and fell by some centimetres over eight days; the ferry made between two and six crossings a "
-        "day, and nothing in the notes links the two.",
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +105,7 @@ def longest_probe(tokenizer: PreTrainedTokenizerBase, limit: int, *, separator: 
     text = words * (limit // 8)  # far more tokens than the limit: these words have one or two each
 
     def of_length(characters: int) -> Probe | None:
-        return _format(LONGEST, _turns(text[:characters], "Yes."), tokenizer, rule)
+        return _format(LONGEST, turns(text[:characters], "Yes."), tokenizer, rule)
 
     fitting, too_long = 0, len(text) + 1
     while too_long - fitting > 1:

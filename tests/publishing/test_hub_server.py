@@ -114,7 +114,7 @@ def is_commit(request: RequestRecord) -> bool:
     return request.method == "POST" and "/commit/" in request.path
 
 
-def test_repositories_settings_branches_and_tags(hub: HubServer, client: Callable[..., dict[str, Any]]) -> None:
+def test_repositories_and_settings(hub: HubServer, client: Callable[..., dict[str, Any]]) -> None:
     result = client(
         hub,
         """
@@ -128,6 +128,32 @@ result["stranger's"] = outcome(other.create_repo, "other/model"), outcome(api.cr
 api.update_repo_settings("user/model", gated="manual")
 result["info"] = [api.model_info("user/model").gated, api.model_info("team/model").private]
 result["expand"] = api.model_info("user/model", expand=["gated", "sha"]).siblings
+result["deleted"] = outcome(api.delete_repo, "team/model"), outcome(api.delete_repo, "team/model")
+result["exists"] = api.repo_exists("user/model"), api.repo_exists("team/model")
+""",
+    )
+    assert result == {
+        "name": "user",
+        "url": "user/model",
+        "again": [["HfHubHTTPError", 409], "ok"],
+        "team": "ok",
+        "stranger": ["HfHubHTTPError", 403],
+        "dataset": "ok",
+        "stranger's": ["ok", "ok"],
+        "info": ["manual", True],
+        "expand": None,
+        "deleted": ["ok", ["RepositoryNotFoundError", 404]],
+        "exists": [True, False],
+    }
+    assert hub.settings("user/model") == {"private": False, "gated": "manual"}
+    assert (hub.exists("team/model"), hub.exists("user/rows", kind="dataset")) == (False, True)
+
+
+def test_branches_and_tags(hub: HubServer, client: Callable[..., dict[str, Any]]) -> None:
+    result = client(
+        hub,
+        """
+api.create_repo("user/model")
 api.create_branch("user/model", branch="runs/1")
 result["branch"] = [
     outcome(api.create_branch, "user/model", branch="runs/1"),
@@ -149,20 +175,10 @@ result["tag"] = [
 ]
 refs = api.list_repo_refs("user/model")
 result["refs"] = sorted(ref.ref for ref in refs.branches + refs.tags)
-result["deleted"] = outcome(api.delete_repo, "team/model"), outcome(api.delete_repo, "team/model")
-result["exists"] = api.repo_exists("user/model"), api.repo_exists("team/model"), api.revision_exists("user/model", "v2")
+result["exists"] = api.revision_exists("user/model", "v2"), api.revision_exists("user/model", "v1")
 """,
     )
     assert result == {
-        "name": "user",
-        "url": "user/model",
-        "again": [["HfHubHTTPError", 409], "ok"],
-        "team": "ok",
-        "stranger": ["HfHubHTTPError", 403],
-        "dataset": "ok",
-        "stranger's": ["ok", "ok"],
-        "info": ["manual", True],
-        "expand": None,
         "branch": [
             ["HfHubHTTPError", 409],
             "ok",
@@ -175,13 +191,10 @@ result["exists"] = api.repo_exists("user/model"), api.repo_exists("team/model"),
         ],
         "tag": ["ok", ["HfHubHTTPError", 409], "ok", "ok", "ok", ["RevisionNotFoundError", 404]],
         "refs": ["refs/heads/main", "refs/heads/runs/1", "refs/tags/v2"],
-        "deleted": ["ok", ["RepositoryNotFoundError", 404]],
-        "exists": [True, False, True],
+        "exists": [True, False],
     }
-    assert hub.settings("user/model") == {"private": False, "gated": "manual"}
     assert hub.refs("user/model").keys() == set(result["refs"])
     assert hub.head("user/model", "v2") == hub.head("user/model")
-    assert (hub.exists("team/model"), hub.exists("user/rows", kind="dataset")) == (False, True)
 
 
 @pytest.mark.parametrize("lfs", [False, True])

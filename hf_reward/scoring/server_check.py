@@ -14,7 +14,8 @@ import numpy as np
 from scipy import stats
 
 from hf_reward.data.score_request import ScoreRequest, requests_of_row
-from hf_reward.modeling.probes import COARSE_TOLERANCE, PROBES
+from hf_reward.modeling.probe_texts import PROBES
+from hf_reward.modeling.probes import COARSE_TOLERANCE
 from hf_reward.preprocessing.rendered_turns import TurnEnds
 from hf_reward.preprocessing.tokenizer import render_chat
 from hf_reward.scoring.reward_scorer import RewardScorer

@@ -32,7 +32,7 @@ from hf_reward import (
     save_merged,
     verify_checkpoint,
 )
-from hf_reward.modeling.probes import PROBES
+from hf_reward.modeling.probe_texts import PROBES
 from hf_reward.modeling.reward_head import RewardModel
 from hf_reward.publishing.verify import Verification
 

@@ -13,7 +13,8 @@ from test_trainer_budgets import SHARDED, in_two_processes
 from training_runs import QUIET, load, losses, make_trainer, settings
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord, RewardTrainer
-from hf_reward.modeling.probes import LONGEST, PROBES
+from hf_reward.modeling.probe_texts import PROBES
+from hf_reward.modeling.probes import LONGEST
 from hf_reward.publishing.verify import verify_checkpoint
 
 TOKEN = "hf_tOkEnThatMustNotBeWritten"

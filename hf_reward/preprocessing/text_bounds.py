@@ -6,21 +6,18 @@ characters. Of a longer prompt the middle is taken out, between two places at wh
 stands beside it. Its ids are then those of the whole text without those of the middle, which truncation removes anyway.
 """
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.data.preference_row import Message, PreferenceRow, common_prefix
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.preprocessing.rendered_turns import TurnEnds
 from hf_reward.preprocessing.row_encoding import render_response
-from hf_reward.preprocessing.text_encoding import CUT, is_free_of_added_tokens, pieces_keep_ids
+from hf_reward.preprocessing.text_encoding import CUT, cuts_keep_ids
 from hf_reward.preprocessing.tokenization import FormatRule, split_system
 
 CHARACTERS_PER_TOKEN = 16
@@ -83,43 +80,6 @@ def without_middle(text: str, keep: int) -> str:
             return text[: first.start()] + text[last:]
         stop = start
     return text
-
-
-def cuts_keep_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the ids of a text are those of its pieces wherever it is cut.
-
-    Args:
-        tokenizer: Any tokenizer.
-
-    Returns:
-        True where it is certain: the model sees single words, none of which reaches over a cut, and the normalizer
-        looks at no letter or space together with its neighbours.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.pre_tokenizer is None or getattr(backend.model, "dropout", None):
-        return False
-    if not isinstance(backend.model, models.BPE | models.WordPiece | models.Unigram | models.WordLevel):
-        return False
-    if backend.normalizer is not None and not _is_local(json.loads(backend.normalizer.__getstate__())):
-        return False
-    return is_free_of_added_tokens(tokenizer) and pieces_keep_ids(tokenizer)
-
-
-_LOCAL = {
-    *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer", "Nmt", "Precompiled", "ByteLevel"),
-    *("Strip", "Prepend"),  # these change the ends of a text, which stay what they are
-}
-_AT_CUT = re.compile(r"[A-Za-z ,.?!]")
-
-
-def _is_local(normalizer: Mapping[str, Any]) -> bool:
-    kind = normalizer["type"]
-    if kind == "Sequence":
-        return all(_is_local(each) for each in normalizer["normalizers"])
-    if kind == "Replace":
-        text, regex = normalizer["pattern"].get("String"), normalizer["pattern"].get("Regex")
-        return regex == " {2,}" if text is None else len(text) == 1 or not _AT_CUT.search(text)
-    return kind in _LOCAL
 
 
 @dataclass(frozen=True, kw_only=True)

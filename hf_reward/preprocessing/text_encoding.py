@@ -6,9 +6,10 @@ and a letter. A text may therefore be cut there and its pieces tokenised alone, 
 not certain (SentencePiece, WordPiece, unusual added tokens), every text is tokenised whole.
 """
 
+import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -75,39 +76,58 @@ def can_be_cut(tokenizer: PreTrainedTokenizerBase) -> bool:
         True where it is certain: byte-pair encoding of single words, without a normalizer that sees more than a letter.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.pre_tokenizer is None:
+    if not isinstance(getattr(backend, "model", None), models.BPE) or not cuts_keep_ids(tokenizer):
         return False
-    if not isinstance(backend.model, models.BPE) or backend.model.dropout:
-        return False
-    if not isinstance(backend.normalizer, (type(None), normalizers.NFC)):
-        return False
-    if not is_free_of_added_tokens(tokenizer) or not pieces_keep_ids(tokenizer):
+    if not isinstance(getattr(backend, "normalizer", None), (type(None), normalizers.NFC)):
         return False
     # Pieces are tokenised side by side, and told apart by the space with which a token begins.
     return all({start for start, _ in _words(probe, tokenizer)} >= set(_cuts(probe)) for probe in _PROBES)
 
 
-def is_free_of_added_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether no added token can lie across a cut or beside it.
+def cuts_keep_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the ids of a text are those of its pieces wherever it is cut.
 
     Args:
         tokenizer: Any tokenizer.
 
     Returns:
-        Whether all are made of other characters.
+        True where it is certain: the model sees single words, none of which reaches over a cut, and the normalizer
+        looks at no letter or space together with its neighbours.
     """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.pre_tokenizer is None or getattr(backend.model, "dropout", None):
+        return False
+    if not isinstance(backend.model, models.BPE | models.WordPiece | models.Unigram | models.WordLevel):
+        return False
+    if backend.normalizer is not None and not _is_local(json.loads(backend.normalizer.__getstate__())):
+        return False
+    return _is_free_of_added_tokens(tokenizer) and _pieces_keep_ids(tokenizer)
+
+
+_LOCAL = {
+    *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer", "Nmt", "Precompiled", "ByteLevel"),
+    *("Strip", "Prepend"),  # these change the ends of a text, which stay what they are
+}
+_AT_CUT = re.compile(r"[A-Za-z ,.?!]")
+
+
+def _is_local(normalizer: Mapping[str, Any]) -> bool:
+    kind = normalizer["type"]
+    if kind == "Sequence":
+        return all(_is_local(each) for each in normalizer["normalizers"])
+    if kind == "Replace":
+        text, regex = normalizer["pattern"].get("String"), normalizer["pattern"].get("Regex")
+        return regex == " {2,}" if text is None else len(text) == 1 or not _AT_CUT.search(text)
+    return kind in _LOCAL
+
+
+def _is_free_of_added_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether no added token can lie across a cut or beside it: all are made of other characters."""
     return not any(_ADDED_AT_CUT.search(token.content) for token in tokenizer.added_tokens_decoder.values())
 
 
-def pieces_keep_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether, in a few texts, no word reaches across a cut, and the pieces have the ids of the whole.
-
-    Args:
-        tokenizer: A tokenizer with a pre-tokenizer of the `tokenizers` library.
-
-    Returns:
-        Whether all of it holds.
-    """
+def _pieces_keep_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether, in a few texts, no word reaches across a cut, and the pieces have the ids of the whole."""
     for probe in _PROBES:
         cuts = _cuts(probe)
         if any(start < place < end for start, end in _words(probe, tokenizer) for place in cuts):

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from hf_reward.data.score_request import ScoreRequest, request_from_text
 from hf_reward.preprocessing import text_bounds
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
-from hf_reward.preprocessing.text_bounds import TextBounds, cuts_keep_ids, without_middle
+from hf_reward.preprocessing.text_bounds import TextBounds, without_middle
+from hf_reward.preprocessing.text_encoding import cuts_keep_ids
 from hf_reward.preprocessing.tokenization import FormatRule, _first_that_fits
 
 MAX_LENGTH = 24

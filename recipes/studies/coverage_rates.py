@@ -7,7 +7,8 @@ from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.evaluation.baselines import cross_validated_tfidf
 from hf_reward.evaluation.benchmarks.comparing import mcnemar
 from hf_reward.evaluation.benchmarks.registry import benchmark_named
-from hf_reward.evaluation.benchmarks.spreads import compared, leave_out
+from hf_reward.evaluation.benchmarks.spreads import OVERALL, compared, leave_out
+from hf_reward.evaluation.benchmarks.spreads import Number as ScoreNumber
 from hf_reward.evaluation.data_check.imbalance import corrected, imbalance
 from hf_reward.evaluation.data_check.shift import SetTexts, two_sample_test
 from hf_reward.evaluation.data_check.style_features import FEATURES
@@ -83,7 +84,9 @@ def _credits(values: np.ndarray) -> list[dict[str, float]]:
 
 def benchmark_score(part: str) -> Number:
     """RewardBench 2's overall number, a mean of subsets, or one subset."""
-    number, truth = (("overall", ""), np.mean(_RATES)) if part == "overall" else (("sections", "Math"), _RATES[1])
+    number, truth = OVERALL, np.mean(_RATES)
+    if part != "overall":
+        number, truth = ScoreNumber("sections", "Math"), _RATES[1]
 
     def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
         rates = np.resize(_RATES, setting.clusters * setting.size)
@@ -102,7 +105,7 @@ def benchmark_compare(change: float) -> Number:
         first = (setting.uniform(random) < 0.6).astype(float)
         both = np.clip(first, np.maximum(0, -values), 1 - np.maximum(0, values))
         runs = _credits(both + values), _credits(both)
-        found = compared(benchmark_named("rewardbench2"), *runs, setting.names)["overall", ""]
+        found = compared(benchmark_named("rewardbench2"), *runs, setting.names)[OVERALL]
         tally.add(found.interval.bounds, change)
         if change == 0:
             tally.alarms.append(found.p_value is not None and found.p_value <= 0.05)

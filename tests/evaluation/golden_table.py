@@ -21,7 +21,7 @@ from hf_reward.evaluation.benchmarks.judgebench import SOURCES, JudgeBench
 from hf_reward.evaluation.benchmarks.rewardbench import RewardBench, section_scores
 from hf_reward.evaluation.benchmarks.rewardbench2 import RewardBench2
 from hf_reward.evaluation.benchmarks.rm_bench import RMBench
-from hf_reward.evaluation.benchmarks.spreads import mean_credits
+from hf_reward.evaluation.benchmarks.spreads import outcome_of
 
 TESTS = Path(__file__).parent
 Line = tuple[str, float, float]
@@ -51,8 +51,7 @@ def golden_lines(folder: Path = TESTS) -> Iterator[Line]:
 def _outcome(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float]]) -> Outcome:
     comparisons = [benchmark.read(row, "", place) for place, row in enumerate(rows)]
     kept = [each for each in comparisons if isinstance(each, Comparison)]
-    credits = benchmark.credits(kept, [np.asarray(each, float) for each in rewards], 0.0)
-    return benchmark.combine(mean_credits(credits))
+    return outcome_of(benchmark, kept, [np.asarray(each, float) for each in rewards])
 
 
 def _rewardbench(case: dict[str, Any]) -> Iterator[Line]:

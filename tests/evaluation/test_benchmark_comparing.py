@@ -13,7 +13,7 @@ from hf_reward.evaluation.benchmarks.comparing import compare, mcnemar
 from hf_reward.evaluation.benchmarks.registry import benchmark_named
 from hf_reward.evaluation.benchmarks.reporting import results_from_scores
 from hf_reward.evaluation.benchmarks.results import ResultRule
-from hf_reward.evaluation.benchmarks.spreads import compared, leave_out
+from hf_reward.evaluation.benchmarks.spreads import OVERALL, Number, compared, leave_out
 from hf_reward.metrics.intervals import mean_difference
 
 ROWS = [instructed(number, 1, ("Natural", "Manual")[number % 2]) for number in range(60)]
@@ -81,11 +81,11 @@ def test_a_weighted_difference_has_the_interval_of_its_parts(tmp_path: Path) -> 
     credits.append([{"Math": float(n % 5 > 0)} for n in range(30)] + [{"Safety": 1.0} for n in range(10)])
     found = compared(benchmark_named("rewardbench2"), *credits, [str(n) for n in range(40)])
     values = [[a[name] - b[name] for a, b in zip(*credits, strict=True) if name in a] for name in ("Math", "Safety")]
-    assert found["overall", ""].difference == pytest.approx(np.mean([np.mean(each) for each in values]))
-    assert found["sections", "Math"].interval.bounds == pytest.approx(
+    assert found[OVERALL].difference == pytest.approx(np.mean([np.mean(each) for each in values]))
+    assert found[Number("sections", "Math")].interval.bounds == pytest.approx(
         mean_difference(np.array(values[0]), np.arange(30)).interval().bounds
     )
-    spread = leave_out(benchmark_named("rewardbench2"), credits[0], [str(n) for n in range(40)]).spread(("overall", ""))
+    spread = leave_out(benchmark_named("rewardbench2"), credits[0], [str(n) for n in range(40)]).spread(OVERALL)
     parts = [np.var([row[name] for row in credits[0] if name in row], ddof=1) for name in ("Math", "Safety")]
     exact = np.sqrt(parts[0] / 30 + parts[1] / 10) / 2
     assert exact < spread.error < 1.06 * exact  # each part's rows leave one out of 30 and of 10

@@ -10,7 +10,7 @@ from scipy import stats
 
 from hf_reward.evaluation.benchmarks.base import Outcome
 from hf_reward.evaluation.benchmarks.registry import benchmark_named
-from hf_reward.evaluation.benchmarks.spreads import Compared, compared, mean_credits
+from hf_reward.evaluation.benchmarks.spreads import OVERALL, Compared, Number, compared, mean_credits
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 
 
@@ -44,10 +44,10 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
         "title": benchmark.title,
         "a": _told(first, points[0]),
         "b": _told(second, points[1]),
-        **_difference(found["overall", ""]),
+        **_difference(found[OVERALL]),
         "sections": {
             name: {"a": float(points[0].sections[name]), "b": float(points[1].sections[name])}
-            | _difference(found["sections", name])
+            | _difference(found[Number("sections", name)])
             for name in points[0].sections
         },
         "mcnemar": _mcnemar(first, second) if num_clusters == len(first.rows) else None,

@@ -17,7 +17,15 @@ from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, RowCredi
 from hf_reward.evaluation.benchmarks.data import BenchmarkData
 from hf_reward.evaluation.benchmarks.response_interval import shared_responses
 from hf_reward.evaluation.benchmarks.scores_file import RowScores
-from hf_reward.evaluation.benchmarks.spreads import Outcomes, compared, leave_out, mean_credits
+from hf_reward.evaluation.benchmarks.spreads import (
+    OVERALL,
+    Number,
+    Outcomes,
+    compared,
+    leave_out,
+    mean_credits,
+    outcome_of,
+)
 from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 from hf_reward.metrics.preference import not_shown
@@ -104,7 +112,7 @@ def make_results(
     num_clusters = len(set(clusters))
     credits = benchmark.credits(rows.comparisons, rows.rewards, 0.0)
     found = leave_out(benchmark, credits, clusters)
-    half = benchmark.combine(mean_credits(benchmark.credits(rows.comparisons, rows.rewards, 0.5)))
+    half = outcome_of(benchmark, rows.comparisons, rows.rewards, 0.5)
     ties, comparisons = _count_ties(rows)
     partial = benchmark.missing(data.comparisons)
     if rows.unscored and rule.unscored == "leave_out":
@@ -116,7 +124,7 @@ def make_results(
         "dataset_id": data.dataset_id,
         "overall": _plain(overall),
         "overall_is": benchmark.overall_is,
-        "ci": found.interval(("overall", "")).bounds,
+        "ci": found.interval(OVERALL).bounds,
         "ci_method": f"Wilson with a jackknife over {num_clusters} prompts and t",
         "too_few_prompts": num_clusters < FEW_CLUSTERS,
         "overall_half_credit": _plain(float(half.overall)),
@@ -210,13 +218,13 @@ def _parts(found: Outcomes) -> dict[str, Any]:
     for name in ("sections", "subsets", "measures"):
         values = getattr(found.point, name)
         parts[name] = _numbers(values)
-        parts[f"{name}_ci"] = {key: found.interval((name, key)).bounds for key in values}
+        parts[f"{name}_ci"] = {key: found.interval(Number(name, key)).bounds for key in values}
     return parts
 
 
 def _length_baseline(benchmark: Benchmark, rows: ScoredRows) -> dict[str, Any]:
     lengths = _sizes(rows, response_characters)
-    outcome = benchmark.combine(mean_credits(benchmark.credits(rows.comparisons, lengths, 0.0)))
+    outcome = outcome_of(benchmark, rows.comparisons, lengths)
     return {
         "baselines": {LENGTH_RULE: _plain(float(outcome.overall))},
         "baseline_sections": {LENGTH_RULE: _numbers(outcome.sections)},
@@ -250,7 +258,7 @@ def over_length(
         for rule, sign in (("longer", 1), ("shorter", -1)):
             earned = benchmark.credits(rows.comparisons, [sign * each for each in lengths], 0.5)
             score = _plain(float(benchmark.combine(mean_credits(earned)).overall))
-            difference = compared(benchmark, credits, earned, clusters)["overall", ""]
+            difference = compared(benchmark, credits, earned, clusters)[OVERALL]
             numbers = {"difference": _plain(difference.difference), "ci": difference.interval.bounds}
             found.append({"rule": f"{rule} in {unit}", "score": score, **numbers, "p_value": difference.p_value})
     return min(found, key=lambda each: each["ci"][0] if each["ci"] else -1.0)
@@ -262,7 +270,7 @@ def _sizes(rows: ScoredRows, measure: Callable[[Response], int]) -> list[FloatAr
 
 def _doubts(found: Outcomes, over: Mapping[str, Any], chance: float) -> list[str]:
     """What the overall number is not shown to be above, a sentence each."""
-    low = (found.interval(("overall", "")).bounds or [math.nan])[0]
+    low = (found.interval(OVERALL).bounds or [math.nan])[0]
     difference = math.nan if over["difference"] is None else over["difference"]
     words = not_shown(low, difference, *(over["ci"] or [math.nan, math.nan]), rule=over["rule"], chance=chance)
     return [f"{each[:1].upper()}{each[1:]}." for each in words]
@@ -283,7 +291,7 @@ def chance_of(benchmark: Benchmark, comparisons: Sequence[Comparison]) -> float:
     random, found = np.random.default_rng(0), []
     for _ in range(_CHANCE_DRAWS):
         rewards = [random.normal(size=len(each.responses)) for each in comparisons]
-        found.append(benchmark.combine(mean_credits(benchmark.credits(comparisons, rewards, 0.0))).overall)
+        found.append(outcome_of(benchmark, comparisons, rewards).overall)
     return float(np.mean(found))
 
 

@@ -5,16 +5,26 @@ Shapes: R rows, C clusters, N names of credits.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from hf_reward.evaluation.benchmarks.base import Benchmark, Outcome, RowCredits
+from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, Outcome, RowCredits
 from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.intervals import Difference, Interval, rate_interval, t_interval, t_p_value
 from hf_reward.metrics.spread import Spread, jackknife
 
-Number = tuple[str, str]
-"""Part of an outcome (`overall`, `sections`, `subsets`, `measures`), and name in it (empty for `overall`)."""
+
+class Number(NamedTuple):
+    """Which number of an outcome."""
+
+    part: str
+    """`overall`, `sections`, `subsets` or `measures`."""
+    name: str = ""
+    """Name in it; empty for `overall`."""
+
+
+OVERALL = Number("overall")
 _TINY = 1e-9
 
 
@@ -25,6 +35,23 @@ def mean_credits(rows: Sequence[RowCredits]) -> dict[str, FloatArray]:
         for name, value in row.items():
             totals.setdefault(name, []).append(value)
     return {name: np.array(np.mean(values)) for name, values in totals.items()}
+
+
+def outcome_of(
+    benchmark: Benchmark, comparisons: Sequence[Comparison], rewards: Sequence[FloatArray], tie: float = 0.0
+) -> Outcome:
+    """The numbers of a benchmark.
+
+    Args:
+        benchmark: Whose numbers.
+        comparisons: The rows.
+        rewards: The rewards of each.
+        tie: As in `Benchmark.credit`.
+
+    Returns:
+        The numbers, with arrays of shape `()`.
+    """
+    return benchmark.combine(mean_credits(benchmark.credits(comparisons, rewards, tie)))
 
 
 @dataclass(frozen=True)
@@ -56,7 +83,7 @@ class Outcomes:
     def interval(self, number: Number) -> Interval:
         """95% interval of a number: that of a rate, or of a mean for those that are none."""
         spread = self.spread(number)
-        is_rate = 0 <= spread.estimate <= 1 and number[1] not in self.beyond
+        is_rate = 0 <= spread.estimate <= 1 and number.name not in self.beyond
         return rate_interval(spread) if is_rate else t_interval(spread)
 
 
@@ -152,16 +179,15 @@ def compared(
 
 def numbers_of(outcome: Outcome) -> Iterator[Number]:
     """All numbers of an outcome."""
-    yield "overall", ""
+    yield OVERALL
     for part in ("sections", "subsets", "measures"):
         for name in getattr(outcome, part):
-            yield part, name
+            yield Number(part, name)
 
 
 def _of(outcome: Outcome, number: Number) -> FloatArray:
-    part, name = number
-    found: FloatArray | Mapping[str, FloatArray] = getattr(outcome, part)
-    return found[name] if isinstance(found, Mapping) else found
+    found: FloatArray | Mapping[str, FloatArray] = getattr(outcome, number.part)
+    return found[number.name] if isinstance(found, Mapping) else found
 
 
 def _beyond(one: Sequence[RowCredits], other: Sequence[RowCredits]) -> list[RowCredits]:

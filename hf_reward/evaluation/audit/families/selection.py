@@ -62,7 +62,7 @@ def _examples(judged: Sequence[Judged]) -> list[Example]:
     return found
 
 
-def _curves(judged: Sequence[Judged], values: Iterable[Sequence[float]], largest: int) -> np.ndarray:
+def _curves(judged: Sequence[Judged], values: Iterable[Sequence[float] | np.ndarray], largest: int) -> np.ndarray:
     """Mean value of the best by reward of n responses, for each prompt and n from 1, shape `(N, largest)`."""
     pairs = zip(judged, values, strict=True)
     return np.stack([best_of_n_curve(_rewards(each), np.array(own, float))[:largest] for each, own in pairs])

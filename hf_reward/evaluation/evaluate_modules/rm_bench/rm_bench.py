@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_reward.evaluation.benchmarks.base import Comparison
 from hf_reward.evaluation.benchmarks.rm_bench import STYLES, RMBench
-from hf_reward.evaluation.benchmarks.spreads import mean_credits
+from hf_reward.evaluation.benchmarks.spreads import outcome_of
 
 _DESCRIPTION = "RM-Bench: easy, normal, hard, the domains and their mean, as the original code counts them."
 _INPUTS = """
@@ -43,7 +43,7 @@ class RMBenchMetric(evaluate.Metric):
         if unknown:
             raise ValueError(f"`domain` must be one of {', '.join(benchmark.counts)}, but holds {sorted(unknown)}.")
         rows = [_row(place, each) for place, each in enumerate(domain)]
-        outcome = benchmark.combine(mean_credits(benchmark.credits(rows, list(rewards), 0.0)))
+        outcome = outcome_of(benchmark, rows, list(rewards))
         return {"overall": float(outcome.overall)} | {name: float(each) for name, each in outcome.sections.items()}
 
 

@@ -93,6 +93,22 @@ def test_gradient_checkpointing_is_the_old_name_of_activation_checkpointing():
     assert config().activation_checkpointing is False
 
 
+@pytest.mark.parametrize("name", ["packing", "length_bucketing", "cache_features"])
+@pytest.mark.parametrize(("given", "expected"), [("auto", "auto"), ("True", True), ("false", False), (True, True)])
+def test_choices_are_text_for_the_parser_and_bool_or_auto_inside(name, given, expected):
+    (parsed,) = HfArgumentParser(RewardConfig).parse_args_into_dataclasses(
+        ["--output_dir", "x", f"--{name}", str(given)]
+    )
+    for found in (parsed, config(**{name: given})):
+        assert getattr(found, name) == str(expected).lower()
+        assert found.choice(name) is expected or found.choice(name) == expected == "auto"
+
+
+def test_another_choice_is_refused():
+    with pytest.raises(ValueError, match="`packing` must be 'auto', True or False, but is 'yes'"):
+        config(packing="yes")
+
+
 @pytest.mark.parametrize(
     ("given", "expected"), [("auto", None), (None, None), ("None", None), ("null", None), (8, 8), ("64", 64)]
 )

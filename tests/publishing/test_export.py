@@ -79,9 +79,9 @@ def load_with_adapter(folder: Path, **options):
 
 
 @pytest.fixture
-def source(make_model_folder, tmp_path) -> Path:
+def source(saved_llama, tmp_path) -> Path:
     """A saved reward model."""
-    return saved_model(make_model_folder("llama"), tmp_path / "source")
+    return copied(saved_llama, tmp_path / "source")
 
 
 def saved_adapter(base: Path, folder: Path, **options) -> Path:

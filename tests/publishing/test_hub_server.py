@@ -330,6 +330,7 @@ result["unchanged"] = api.model_info("user/model").sha == main
     assert hub.tree("user/model", "refs/pr/3").keys() == {".gitattributes", *content_of(folder)}
 
 
+@pytest.mark.slow  # the fast tests load a pushed model by its id in test_push.py
 def test_a_model_loads_by_its_id(
     client: Callable[..., dict[str, Any]], make_model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

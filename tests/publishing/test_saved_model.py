@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import randomize_head
 from peft import LoraConfig
-from saved_models import reward_model, saved_model, tokenizer_of
+from saved_models import copied, reward_model, saved_model, tokenizer_of
 
 from hf_reward import AutoModelForRewardScoring, average_reward_models
 from hf_reward.modeling import probes
@@ -36,8 +36,8 @@ def base(make_model_folder):
 
 
 @pytest.fixture
-def plain(base, tmp_path):
-    return saved_model(base, tmp_path / "plain")
+def plain(saved_llama, tmp_path):
+    return copied(saved_llama, tmp_path / "plain")
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_a_save_scores_the_probes_once_for_each_state_of_the_weights(lora, state
     assert once(scored, states)
 
 
-def test_an_average_scores_each_model_once_and_itself(base, plain, tmp_path, scored):
-    other = saved_model(base, tmp_path / "other", seed=2)
+def test_an_average_scores_each_model_once_and_itself(base, tmp_path, scored):
+    members = [saved_model(base, tmp_path / f"member-{seed}", seed=seed) for seed in (1, 2)]
     scored.clear()
-    average_reward_models([plain, other], tmp_path / "out")
+    average_reward_models(members, tmp_path / "out")
     assert once(scored, 3)
 
 

@@ -49,9 +49,9 @@ def stock_process(own_stock_process, monkeypatch, _forks) -> None:
 
 
 @pytest.fixture
-def llama(make_model_folder, tmp_path) -> Path:
+def llama(saved_llama, tmp_path) -> Path:
     """A saved reward model that verifies as equal."""
-    return saved_model(make_model_folder("llama"), tmp_path / "saved")
+    return copied(saved_llama, tmp_path / "saved")
 
 
 @pytest.fixture

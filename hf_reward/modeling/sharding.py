@@ -50,6 +50,18 @@ def is_sharded(model: nn.Module, wrapped: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
+def saves_shards_alone(plugin: Any) -> bool:
+    """Whether `Trainer.save_model` writes nothing, because checkpoints hold the shards of each process.
+
+    Args:
+        plugin: accelerate's settings of FSDP; None without it.
+
+    Returns:
+        True for FSDP without `FULL_STATE_DICT`.
+    """
+    return plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type)
+
+
 def refuse_what_sharding_loses(plugin: Any, model: Any) -> None:
     """Stop before a run under FSDP2 whose adapter would be saved without its weights; say so where nothing is saved.
 

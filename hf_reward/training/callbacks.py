@@ -166,7 +166,9 @@ class LoadedCheckpoint(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """After the best checkpoint was loaded."""
-        if not args.load_best_model_at_end or state.best_model_checkpoint is None:
+        # A trial of a search that is pruned ends without a summary in the log, and keeps the weights at hand.
+        finished = bool(state.log_history) and "train_runtime" in state.log_history[-1]
+        if not finished or not args.load_best_model_at_end or state.best_model_checkpoint is None:
             return
         self.trainer.heads.restore(Path(state.best_model_checkpoint), self.trainer.model)
         record = CheckpointRecord.load(state.best_model_checkpoint)

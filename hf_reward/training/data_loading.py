@@ -32,6 +32,8 @@ COLUMNS = (
     *("words", "characters", "margin", "probability", "weight", "group", "row", "source"),
 )
 """Columns that a collator gets; others are removed, unless `remove_unused_columns` is False."""
+_COLUMNS_OF_METRICS = ("content_hash",)
+"""Further columns that stay in the rows of a loader, by which `rows_of` tells the rows that training has seen."""
 
 
 class BatchLoader:
@@ -62,7 +64,6 @@ class BatchLoader:
         Returns:
             The data loader, prepared by accelerate.
         """
-        self._require_same_rows(data, "Training")
         if isinstance(data, IterableDataset):
             return self._prepared(self._endless(data), collator, {"batch_size": batch_size, **self._workers()})
         sampler = self._training_sampler(data, collator, batch_size, sampler_of_strategy)
@@ -85,7 +86,6 @@ class BatchLoader:
         """
         if name is not None and name in self._kept and self._kept[name][0] is data:
             return self._kept[name][1]
-        self._require_same_rows(data, "Evaluation")
         options: dict[str, Any] = {"batch_size": self.args.eval_batch_size}
         if isinstance(data, IterableDataset):
             loader = self._evaluated_stream(data, collator, options)
@@ -136,8 +136,18 @@ class BatchLoader:
         read: Any = CountedStream(data) if self.args.world_size > 1 else data
         return self._prepared(read, collator, {**options, "pin_memory": self.args.dataloader_pin_memory})
 
-    def _require_same_rows(self, data: Any, description: str) -> None:
-        """Stop where processes hold different rows: accelerate would divide what was divided before."""
+    def require_same_rows(self, data: Any, description: str) -> None:
+        """Stop where processes hold different rows: accelerate would divide what was divided before.
+
+        Called before features are computed, which would be stored for the rows of the main process.
+
+        Args:
+            data: Prepared rows.
+            description: What they are for.
+
+        Raises:
+            ValueError: If the rows of any process differ.
+        """
         if self.args.world_size == 1 or not isinstance(data, (Dataset, IterableDataset)):
             return
         length = len(data) if isinstance(data, Dataset) else None
@@ -168,10 +178,11 @@ class BatchLoader:
     def _prepared(self, data: Any, collator: Any, options: dict[str, Any]) -> Any:
         if isinstance(data, FeatureRows):
             collator = DataCollatorForFeatures(collator)
-        if self.args.remove_unused_columns and isinstance(data, Dataset):
-            data = data.select_columns([name for name in COLUMNS if name in data.column_names])
-        elif self.args.remove_unused_columns:
+        if self.args.remove_unused_columns:
             collator = RemoveColumnsCollator(collator, COLUMNS)
+            if isinstance(data, Dataset):
+                kept = (*COLUMNS, *_COLUMNS_OF_METRICS)
+                data = data.select_columns([name for name in kept if name in data.column_names])
         return self.accelerator.prepare(DataLoader(data, collate_fn=collator, **options))
 
     def _rebalanced(self, data: Any, collator: Any, sampler: Any, options: dict[str, Any]) -> Any:

@@ -24,12 +24,13 @@ class StopSignal:
         self.received = False
         self.used = False
         """Whether it was ever entered."""
-        self._entered = False
+        self.entered = False
+        """Whether it is entered now."""
         self._previous: Any = None
         self._group: Any = None
 
     def __enter__(self) -> "StopSignal":
-        self.received, self.used, self._entered = False, True, True
+        self.received, self.used, self.entered = False, True, True
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread do this
             self._previous = signal.signal(signal.SIGTERM, self._note)
         if _is_distributed() and distributed.get_backend() != "gloo" and self._group is None:
@@ -37,7 +38,7 @@ class StopSignal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._entered = False
+        self.entered = False
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -52,8 +53,8 @@ class StopSignal:
 
     def is_agreed(self) -> bool:
         """Whether any process has received it while entered; all processes must call this equally often."""
-        if not self._entered or not _is_distributed():
-            return self._entered and self.received
+        if not self.entered or not _is_distributed():
+            return self.entered and self.received
         received = torch.tensor(int(self.received))
         distributed.all_reduce(received, distributed.ReduceOp.MAX, group=self._group)
         return bool(received)
@@ -92,9 +93,9 @@ class StopAfterCheckpoint(TrainerCallback):
         control.should_save = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint where the signal came during a long evaluation."""
+        """Ask for a checkpoint where the signal came during a long evaluation; the next step waits for no other one."""
         if self.stop_signal.is_agreed():
-            control.should_save = True
+            control.should_save = self._waited = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """End all processes, with exit code 143."""

@@ -32,7 +32,7 @@ from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.head_ensemble import save_heads
 from hf_reward.modeling.reward_head import RewardModel, bare_model
 from hf_reward.modeling.rewards import compute_rewards
-from hf_reward.modeling.sharding import HeadInFloat32, is_sharded, refuse_what_sharding_loses
+from hf_reward.modeling.sharding import HeadInFloat32, is_sharded, refuse_what_sharding_loses, saves_shards_alone
 from hf_reward.publishing.push import PushReport, explained
 from hf_reward.training.background_push import BackgroundPush, Publisher
 from hf_reward.training.batch_checks import BatchCheck
@@ -298,7 +298,7 @@ class RewardTrainer(Trainer):
         """Data loader of the training data."""
         if self.train_dataset is None:
             return super().get_train_dataloader()  # raises
-        rows = self._checked(self.train_dataset)
+        rows = self._checked(self.train_dataset, "Training")
         return self.loader.training(rows, self.data_collator, self._train_batch_size, self._get_train_sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -310,18 +310,19 @@ class RewardTrainer(Trainer):
         given = own[name] if name is not None else own if eval_dataset is None else eval_dataset
         rows = self.data.prepared(given, "eval")
         require_rows(rows)
-        return self.loader.evaluation(self._checked(rows), self.data_collator, name or "eval")
+        return self.loader.evaluation(self._checked(rows, "Evaluation"), self.data_collator, name or "eval")
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Data loader for `predict`, which may be raw preference data."""
         rows = self.data.prepared(test_dataset, "test")
         require_rows(rows)
-        return self.loader.evaluation(self._checked(rows, cached=False), self.data_collator)
+        return self.loader.evaluation(self._checked(rows, "Prediction", cached=False), self.data_collator)
 
-    def _checked(self, rows: Any, *, cached: bool = True) -> Any:
-        """Rows that the model can read, with their features if the run caches them."""
+    def _checked(self, rows: Any, description: str, *, cached: bool = True) -> Any:
+        """Rows that the model can read, the same on all processes, with their features if the run caches them."""
         model, sharded = self.unwrapped_model(), self.is_sharded()
         self.data_collator = self.checks.collator_for(rows, model, self.data_collator, sharded=sharded)
+        self.loader.require_same_rows(rows, description)
         if not cached:
             return rows
         passes = passes_over(self.train_dataset, self.args)
@@ -381,7 +382,8 @@ class RewardTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `Trainer`; after training, SIGTERM saves a checkpoint when the evaluation is done (exit code 143)."""
-        if self.is_in_train or not self.stop_signal.used:
+        entered = self.is_in_train or self.stop_signal.entered  # of several datasets, `Trainer` calls it for each
+        if entered or not self.stop_signal.used:
             return super().evaluate(*args, **kwargs)
         with self.stop_signal:
             metrics = super().evaluate(*args, **kwargs)
@@ -511,7 +513,8 @@ class RewardTrainer(Trainer):
         folder = output_dir or self.args.output_dir
         probes = self._score_probes() if self.is_sharded() else None  # on all processes, as saving itself is
         super().save_model(output_dir, _internal_call=True)
-        if self.args.should_save and folder is not None:
+        has_model = not saves_shards_alone(getattr(self.accelerator.state, "fsdp_plugin", None))
+        if has_model and self.args.should_save and folder is not None:
             save_heads(self.unwrapped_model(), folder)
             record = self._record(self._score_probes() if probes is None else probes)
             record.save(folder)

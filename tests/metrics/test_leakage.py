@@ -157,6 +157,14 @@ def test_predict_and_each_of_several_sets_are_measured(scorer, caplog):
     assert "test_num_leaked_rows" not in trainer.predict(pairs(40, 6)).metrics
 
 
+def test_equal_content_is_found_although_the_users_groups_differ(scorer):
+    train = [{**row, "group": f"a{place}"} for place, row in enumerate(pairs(0, 8))]
+    held = [{**row, "group": f"b{place}"} for place, row in enumerate(pairs(4, 8))]
+    trainer = scorer(train, held)
+    assert trainer.evaluate()["eval_num_leaked_rows"] == 4
+    assert trainer.predict(held).metrics["test_num_leaked_rows"] == 4
+
+
 def test_without_shared_rows_nothing_is_said(scorer, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
         trainer = scorer(pairs(0, 8), pairs(8, 8))

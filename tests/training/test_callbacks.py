@@ -2,9 +2,11 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_runs import losses, make_trainer
+from transformers import TrainerCallback
 
 from hf_reward.training.callbacks import CURVES_FILE, draw_curves, epoch_history
 
@@ -80,6 +82,26 @@ def test_the_history_of_finished_epochs_survives_resuming(make_model_folder, cha
     whole = run()
     assert run(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4")) == whole
     assert len(whole) == 3
+
+
+def test_a_trial_that_is_pruned_keeps_the_heads_at_hand(make_model_folder, chat_pairs, tmp_path):
+    """A search calls `on_train_end` in the midst of it, without loading the best checkpoint."""
+
+    class Pruned(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                trainer.callback_handler.on_train_end(args, state, control)
+                raise StopAsyncIteration
+
+    trainer = make_trainer(
+        make_model_folder("llama"), chat_pairs, tmp_path / "run", evaluation=chat_pairs[:4], max_steps=3,
+        num_reward_heads=2, learning_rate=1e-2, eval_strategy="steps", eval_steps=1, save_strategy="steps",
+        save_steps=1, load_best_model_at_end=True, callbacks=[Pruned()],
+    )  # fmt: skip
+    with pytest.raises(StopAsyncIteration):
+        trainer.train()
+    assert trainer.state.best_global_step == 1
+    assert trainer.evaluation["step"] == 2
 
 
 def test_history_leaves_out_everything_but_epochs():

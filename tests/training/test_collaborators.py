@@ -222,6 +222,10 @@ def test_a_signal_asks_for_a_checkpoint_and_the_process_ends_after_it(tmp_path, 
         assert control.should_evaluate is (strategy == "steps")
         with pytest.raises(SystemExit) as ended:
             callback.on_save(args, state, control)
+        callback.on_train_begin(args, state, control := TrainerControl())
+        callback.on_evaluate(args, state, control)  # with "best" `Trainer` decides anew whether this step is saved
+        callback.on_step_end(args, state, control := TrainerControl(should_evaluate=True))
+        assert control.should_save
     assert ended.value.code == 143
     callback.on_save(args, state, control)  # outside of training nothing is stopped
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,18 @@ def save_in_shards(folder: str, out: str) -> None:
     trainer.save_model(str(Path(out) / "saved"))
     torch.distributed.barrier()  # neither leaves while the other still talks
     torch.distributed.destroy_process_group()
+
+
+def test_where_shards_alone_are_saved_there_is_no_record_of_a_model(
+    make_model_folder, tmp_path, chat_pairs, monkeypatch
+):
+    """`Trainer` writes no model, and makes no folder for one."""
+    trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run")
+    plugin = SimpleNamespace(state_dict_type="StateDictType.SHARDED_STATE_DICT")
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    monkeypatch.setattr(trainer.accelerator.state, "fsdp_plugin", plugin, raising=False)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ def result_of_both(function: Callable[[int], Any]) -> list[Any]:
     return [value for _, value in found]
 
 
-def trainer_with_random_head(folder: Path, out: Path | str, **changes: Any) -> Any:
-    model = load(folder)
+def trainer_with_random_head(folder: Path, out: Path | str, freeze_backbone: bool = False, **changes: Any) -> Any:
+    model = load(folder, freeze_backbone=freeze_backbone)
     randomize_head(model)
     return make_trainer(model, ranked_lists(8), Path(out), per_device_eval_batch_size=2, **changes)
 
@@ -59,14 +59,20 @@ def test_each_row_of_a_stream_is_evaluated_once_in_its_order(make_model_folder, 
         assert found_metrics == pytest.approx(metrics, rel=1e-6, abs=1e-6, nan_ok=True)
 
 
-def test_rows_that_are_divided_already_are_refused(make_model_folder, tmp_path):
-    """accelerate would divide each half again, and the other halves of them would be counted nowhere."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_rows_that_are_divided_already_are_refused(make_model_folder, tmp_path, cache, cached):
+    """accelerate would divide each half again, and the other halves of them would be counted nowhere.
+
+    Features would be stored for the rows of the main process, half of them computed from those of the other.
+    """
     folder = make_model_folder("llama")
 
     def measured(rank: int) -> str:
         data = Dataset.from_list(ranked_lists(8)).shard(2, rank)
+        trainer = trainer_with_random_head(folder, tmp_path / "run", freeze_backbone=cached, cache_features=cached)
         with pytest.raises(ValueError, match="processes were given different rows") as seen:
-            trainer_with_random_head(folder, tmp_path / "run").evaluate(data)
+            trainer.evaluate(data)
+        assert not list(cache.rglob("features-*"))
         return str(seen.value)
 
     for said in result_of_both(measured):

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ _OF_DISTRIBUTED_RUNS = (
     *("ACCELERATE_", "FSDP_"),
 )
 """Beginnings of environment variables that would make one process wait for others."""
+
+
+CHOICES = ("gated", "create_pr", "adapter", "replace")
+"""Arguments of `push_to_hub` that say how to push; its others are said in the card."""
 
 
 class BackgroundPush:
@@ -95,7 +100,13 @@ class Publisher:
         return self.args.hub_model_id or Path(self.args.output_dir or ".").absolute().name
 
     def rule(
-        self, model: Any, message: str | None, revision: str | None, private: bool | None, choices: dict[str, Any]
+        self,
+        model: Any,
+        *,
+        message: str | None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **choices: Any,
     ) -> PushRule:
         """How the model is pushed, from the arguments of `push_to_hub` and the settings.
 
@@ -104,7 +115,7 @@ class Publisher:
             message: Of the commit.
             revision: Branch, by default `hub_revision` or main.
             private: By default `hub_private_repo`.
-            choices: Further fields of `PushRule`.
+            **choices: Further fields of `PushRule`; other names are left out.
 
         Returns:
             The rule.
@@ -114,20 +125,33 @@ class Publisher:
             private=self.args.hub_private_repo if private is None else private,
             message=message or "Reward model",
             trust_remote_code=is_custom(type(bare_model(model).config)),
-            **choices,
+            **{name: value for name, value in choices.items() if name in (*CHOICES, "base_model", "training_state")},
         )
 
-    def new_folder(self) -> Path:
-        """A new folder in the output folder, for what is pushed."""
+    @contextmanager
+    def new_folder(self, *, kept: bool = False) -> Iterator[Path]:
+        """A new folder in the output folder, for what is pushed.
+
+        Args:
+            kept: Whether it stays at the end, because a push beside this process reads it.
+
+        Yields:
+            Path: The folder.
+        """
         output = Path(self.args.output_dir or ".")
         output.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".push-", dir=output))
+        folder = Path(tempfile.mkdtemp(prefix=".push-", dir=output))
+        try:
+            yield folder
+        finally:
+            if not kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def push(self, folder: Path, repository: str, rule: PushRule, token: str | None, *, blocking: bool) -> Any:
         """Push a saved model.
 
         Args:
-            folder: What to push; without `blocking` removed when done.
+            folder: What to push; without `blocking` removed when the push has ended.
             repository: Its name on the Hub.
             rule: How.
             token: Write token.
@@ -165,11 +189,11 @@ class Publisher:
         """
         states = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         message = f"Training in progress, step {state.global_step}"
-        choices = {"training_state": states.get(HubStrategy(self.args.hub_strategy))}
-        rule = self.rule(model, message, None, None, choices)
-        folder = self.new_folder()  # of links, because the checkpoint may be rotated away before the push has read it
-        shutil.copytree(checkpoint, folder, dirs_exist_ok=True, copy_function=_link)
-        self.running = BackgroundPush(folder, push_command(repository, rule), self.token)
+        rule = self.rule(model, message=message, training_state=states.get(HubStrategy(self.args.hub_strategy)))
+        with self.new_folder(kept=True) as folder:
+            # Links, because the checkpoint may be rotated away before the push has read it.
+            shutil.copytree(checkpoint, folder, dirs_exist_ok=True, copy_function=_link)
+            self.running = BackgroundPush(folder, push_command(repository, rule), self.token)
 
 
 def push_command(repository: str, rule: PushRule) -> list[str]:

@@ -6,11 +6,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from hf_reward.losses.functions import PADDING_RANK
+from hf_reward.losses.preference_loss import PreferenceLoss
 from hf_reward.metrics.leakage import metrics_without_leaks
 from hf_reward.metrics.preference import preference_metrics, strict_pairs
 from hf_reward.preprocessing.samplers import counted_stream, fixed_order
@@ -80,6 +82,23 @@ class Evaluated:
     @cached_property
     def _of_split(self) -> dict[str, float]:
         return _split_metrics(self.rewards, self.labels)
+
+
+def batch_labels(loss_function: PreferenceLoss, rewards: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """What an evaluation gathers of a batch beside its rewards.
+
+    Args:
+        loss_function: The run's loss.
+        rewards: Rewards, shape `(G, K)`.
+        inputs: The collated batch.
+
+    Returns:
+        `LABELS` in their order, each with one leading entry per dataset row.
+    """
+    group = [inputs.get(name) for name in ("margins", "probabilities", "weights")]
+    losses, weights = loss_function.of_groups(rewards, inputs["ranks"], *group)
+    labels = {**inputs, "losses": losses, "loss_weights": weights}
+    return tuple(labels[name] for name in LABELS)
 
 
 def in_dataset_order(output: EvalLoopOutput, dataloader: DataLoader) -> EvalLoopOutput:

@@ -15,15 +15,15 @@ def in_step(inputs: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
     Sharded models wait for each other in every forward and backward pass, so one pass less would block them all.
 
     Args:
-        inputs: A batch of `DataCollatorWithTokenBudget`.
+        inputs: A batch, perhaps of `DataCollatorWithTokenBudget`.
         accelerator: Of the run.
 
     Returns:
         The batch, or a copy with further micro-batches.
     """
-    parts, rows = inputs["micro_batches"], inputs["micro_rows"]
-    if accelerator.num_processes == 1:
+    if "micro_batches" not in inputs or accelerator.num_processes == 1:
         return inputs
+    parts, rows = inputs["micro_batches"], inputs["micro_rows"]
     counts: Any = accelerator.gather(torch.tensor(len(parts), device=accelerator.device))
     missing = int(counts.max()) - len(parts)
     smallest = min(parts, key=lambda part: part["input_ids"].numel())

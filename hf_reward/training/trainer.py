@@ -6,7 +6,6 @@ the module that each collaborator is named after: `prepared_data`, `data_loading
 """
 
 import copy
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -34,13 +33,13 @@ from hf_reward.modeling.reward_head import RewardModel, bare_model
 from hf_reward.modeling.rewards import compute_rewards
 from hf_reward.modeling.sharding import HeadInFloat32, is_sharded, refuse_what_sharding_loses, saves_shards_alone
 from hf_reward.publishing.push import PushReport, explained
-from hf_reward.training.background_push import BackgroundPush, Publisher
+from hf_reward.training.background_push import CHOICES, BackgroundPush, Publisher
 from hf_reward.training.batch_checks import BatchCheck
 from hf_reward.training.callbacks import EpochLog, EpochOrder, LoadedCheckpoint, TrainingCurves, epoch_history
 from hf_reward.training.collators import budgeted, choose_collator, packed_if
 from hf_reward.training.data_loading import BatchLoader, passes_over, require_rows, rows_of
 from hf_reward.training.ensemble_loss import HeadsLoss, group_weights
-from hf_reward.training.evaluation import LABELS, Evaluated, in_dataset_order, with_metrics
+from hf_reward.training.evaluation import LABELS, Evaluated, batch_labels, in_dataset_order, with_metrics
 from hf_reward.training.evaluation_table import show_tables
 from hf_reward.training.feature_cache import FeatureCache
 from hf_reward.training.health_callback import HealthMonitor
@@ -339,15 +338,11 @@ class RewardTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Loss, rewards `(G, K)` if they are needed, and `LABELS`, each with one leading entry per dataset row."""
-        inputs = self._prepare_inputs(in_step(inputs, self.accelerator) if "micro_batches" in inputs else inputs)
+        inputs = self._prepare_inputs(in_step(inputs, self.accelerator))
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        losses, weights = self.loss_function.of_groups(
-            outputs["rewards"], inputs["ranks"], inputs.get("margins"), inputs.get("probabilities"), inputs["weights"]
-        )
-        labels = inputs | {"losses": losses, "loss_weights": weights}
-        rewards = None if prediction_loss_only else outputs["rewards"]
-        return loss.detach(), rewards, tuple(labels[name] for name in LABELS)
+        labels = batch_labels(self.loss_function, outputs["rewards"], inputs)
+        return loss.detach(), None if prediction_loss_only else outputs["rewards"], labels
 
     def evaluation_loop(
         self,
@@ -573,21 +568,16 @@ class RewardTrainer(Trainer):
         token = token or self.publisher.token
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        choices = {name: kwargs.pop(name) for name in ("gated", "create_pr", "adapter", "replace") if name in kwargs}
-        choices["base_model"] = kwargs.get("base_model")
-        rule = self.publisher.rule(self.model, commit_message, revision, private, choices)
-        self.create_model_card(**kwargs)
-        folder, publishes = self.publisher.new_folder(), self.is_world_process_zero()
-        try:
+        rule = self.publisher.rule(self.model, message=commit_message, revision=revision, private=private, **kwargs)
+        self.create_model_card(**{name: value for name, value in kwargs.items() if name not in CHOICES})
+        publishes = self.is_world_process_zero()
+        with self.publisher.new_folder(kept=publishes and not blocking) as folder:
             self.save_model(str(folder), _internal_call=True)
             if not publishes:
                 return None
-            result = self.publisher.push(folder, str(self.hub_model_id), rule, token, blocking=blocking)
-            self.push_in_progress = self.publisher.running
-            return result
-        finally:
-            if blocking or not publishes:
-                shutil.rmtree(folder, ignore_errors=True)
+            report = self.publisher.push(folder, str(self.hub_model_id), rule, token, blocking=blocking)
+        self.push_in_progress = self.publisher.running
+        return report
 
     def _push_checkpoint(self, checkpoint: Path) -> None:
         if self.is_world_process_zero() and self.publisher.is_free_for_a_checkpoint():

@@ -130,6 +130,7 @@ def test_probe_data_of_an_unknown_kind_is_one_error(folder, data, tmp_path):
     assert "odd.jsonl" in str(found.exception)
 
 
+@pytest.mark.slow
 def test_the_self_test_says_whether_the_audit_holds(monkeypatch):
     from hf_reward.evaluation.audit import self_test
 

@@ -50,6 +50,7 @@ def test_it_is_read_back_as_it_was_written(report, folder):
     assert read["summary"] == report.summary
 
 
+@pytest.mark.slow
 def test_the_same_report_gives_the_same_bytes_and_takes_the_place_of_an_earlier_one(report, folder, tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "audit_gone_curve.png").write_bytes(b"old")

@@ -34,6 +34,7 @@ def test_training_is_the_recipe_in_a_process_of_its_own(monkeypatch):
     assert (Path(script).name, words) == ("train.py", ["--seed", "1"])
 
 
+@pytest.mark.slow
 def test_every_variant_is_trained_once_and_measured(cures, make_model_folder, tmp_path, capsys, monkeypatch):
     for name, rows in (("train", longer_is_better(120)), ("test", longer_is_better(30, seed=1))):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

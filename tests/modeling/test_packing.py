@@ -424,6 +424,7 @@ def test_the_kernel_of_a_device_is_compared_with_the_other_back_end(monkeypatch:
 # --- beside what else a run may use ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_torch_compile_compiles_no_layout_anew(llama: Any) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(llama, backend="eager")

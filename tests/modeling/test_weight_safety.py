@@ -230,6 +230,7 @@ ALLOWING: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_pickles_are_read_where_they_are_allowed_by_the_same_name(adapter):
     """A base that is a pickle, as many on the Hub are; what is written is safetensors."""
     base = Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])

@@ -206,6 +206,7 @@ def test_whenever_the_process_is_killed_the_branch_is_the_old_version_or_the_new
         shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_faults_at_the_requests_that_write_leave_the_old_version_or_the_new_one(world, models):
     table = FaultTable(world, models)
     for step, at in [each for each in table.steps if re.search(r"/(commit|branch|refs)|DELETE", each[0])]:
@@ -273,6 +274,7 @@ def second_client(_world: World) -> Iterator[Client]:
         yield client
 
 
+@pytest.mark.slow
 def test_of_two_pushes_at_once_one_wins_wholly(world, models, second_client):
     table = FaultTable(world, models)
     chosen = ("GET /models/…/refs", "POST /models/…/commit/STAGING", "POST /models/…/commit/main")

@@ -491,6 +491,7 @@ def test_a_whole_model_that_was_imported_granite_is_loaded_through_us(make_model
 
 
 @pytest.mark.usefixtures("own_stock_process")
+@pytest.mark.slow
 def test_a_fresh_process_that_never_imports_hf_reward_agrees(make_model_folder, tmp_path, monkeypatch):
     folder = saved_model(make_model_folder("qwen3"), tmp_path / "saved")
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # every import is a line on stderr

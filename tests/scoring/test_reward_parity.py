@@ -32,6 +32,7 @@ def test_conversations_of_a_saved_decoder(make_model_folder, tmp_path, chat_pair
     assert assert_same_rewards(folder, whole) == pytest.approx(rewards[:2], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_text_rows_of_an_encoder_and_of_a_trainer(
     make_model_folder, tmp_path, text_pairs, text_tokenizer, pair_tokenizer
 ):
@@ -132,6 +133,7 @@ def row_of(tokenizer: Any, length: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("date", ["strftime_now('%d %b %Y')", "date_string | default(strftime_now('%d %b %Y'))"])
+@pytest.mark.slow
 def test_a_template_that_prints_the_date_of_another_day(tmp_path, monkeypatch, chat_pairs, date):
     def set_day(month: int) -> None:
         day = type("Day", (datetime,), {"now": classmethod(lambda cls, tz=None: datetime(2026, month, 1))})

@@ -145,6 +145,7 @@ def test_the_command_of_a_background_push_says_every_choice():
     assert push_command(REPO, PushRule(private=False, gated=False))[-3:] == ["--gated", "False", "--public"]
 
 
+@pytest.mark.slow
 def test_a_background_push_that_fails_says_why_and_removes_its_folder(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     folder = tmp_path / ".push-1"

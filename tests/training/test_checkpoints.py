@@ -143,6 +143,7 @@ _CALLS = (
 )
 
 
+@pytest.mark.slow
 def test_stopped_before_any_call_there_is_always_a_whole_one_and_the_next_save_succeeds(tmp_path, monkeypatch):
     """A save that replaces checkpoint 5 and removes checkpoint 4, with the process ended before each of its calls."""
     for stop in range(200):

@@ -161,6 +161,7 @@ def test_a_strategy_that_is_asked_for_wins_over_buckets(make_model_folder, tmp_p
     assert isinstance(trainer._get_train_sampler(), LengthGroupedSampler)
 
 
+@pytest.mark.slow
 def test_each_epoch_of_a_run_draws_other_batches_and_a_seed_repeats_them(make_model_folder, tmp_path):
     def rows_per_step(**changes: Any) -> list[list[int]]:
         trainer = scorer(

@@ -67,7 +67,12 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+FAST = ("llama", "gemma2, which cannot be packed", "padded", "a small token budget")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_a_cached_run_equals_an_uncached_one(make_model_folder, tmp_path, name):
     arch, changes = RUNS[name]
     folder, results = make_model_folder(arch), []
@@ -130,6 +135,7 @@ def test_rows_may_be_read_by_worker_processes(make_model_folder, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(make_model_folder, tmp_path, step):
     folder = make_model_folder("llama")
 

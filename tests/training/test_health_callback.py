@@ -144,6 +144,7 @@ def test_data_labelled_by_length_show_as_the_length_rule(llama, tmp_path):
     assert "has 75.0%" in trainer.health_warnings[0]["seen"]  # 36 of 48 prefer the longer one
 
 
+@pytest.mark.slow
 def test_rows_learned_by_heart_show_as_overfitting(llama, tmp_path):
     trainer = run(llama, polite_pairs(8), tmp_path, evaluation=polite_pairs(32, 100), max_steps=10)
     assert kinds(trainer) == []

@@ -164,6 +164,7 @@ def one_step(folder: Path, rows: Any, run: Path, adapter: bool, **changes: Any) 
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("packing", ["auto", "false"])
+@pytest.mark.slow
 def test_activation_checkpointing_computes_twice_and_gives_the_same_gradients(
     make_model_folder, chat_pairs, tmp_path, adapter, reentrant, packing
 ):

@@ -225,17 +225,6 @@ def test_loading_the_best_checkpoint_needs_no_further_run_of_the_backbone(make_m
 # --- what the features depend on -------------------------------------------------------------------------------------
 
 
-def test_features_lie_beside_the_cache_of_rows_that_were_read_from_a_file(make_model_folder, tmp_path, cache):
-    source = tmp_path / "rows.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in ranked_lists()))
-    folder = make_model_folder("llama")
-    trainer = cached_trainer(folder, str(source), tmp_path / "run")
-    assert computed_tokens(trainer) > 0
-    [features] = stored(cache)
-    assert features.parent == Path(trainer.eval_dataset.cache_files[0]["filename"]).parent
-    assert computed_tokens(cached_trainer(folder, str(source), tmp_path / "run")) == 0
-
-
 def nudged(model: Any) -> Any:
     """The smallest change of one backbone weight."""
     with torch.no_grad():

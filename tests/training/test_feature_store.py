@@ -243,6 +243,17 @@ def test_features_of_a_bfloat16_backbone_are_stored_as_they_are(make_model_folde
     assert torch.equal(rewards(trainer)[batch["ranks"] != -100], found.detach().ravel())
 
 
+def test_features_lie_beside_the_cache_of_rows_that_were_read_from_a_file(make_model_folder, tmp_path, cache):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in ranked_lists()))
+    folder = make_model_folder("llama")
+    trainer = cached_trainer(folder, str(source), tmp_path / "run")
+    assert computed_tokens(trainer) > 0
+    [features] = stored(cache)
+    assert features.parent == Path(trainer.eval_dataset.cache_files[0]["filename"]).parent
+    assert computed_tokens(cached_trainer(folder, str(source), tmp_path / "run")) == 0
+
+
 def test_the_folder_is_named_by_the_fingerprint(make_model_folder, tmp_path, cache):
     trainer = cached_trainer(make_model_folder("llama"), ranked_lists(), tmp_path / "run")
     trainer.evaluate()

@@ -132,7 +132,7 @@ def test_a_page_gives_figures_its_own_colours_in_both_themes(report, titles):
     for name, colour in PALETTE.items():
         assert f"--{name}: {THEME[name][1]};" in dark
         for part in ("fill", "stroke"):  # the style of an element says it as the rule for it does
-            assert f'.drawing [style*="{part}: {colour}"] {{ {part}: var(--{name}) !important; }}' in page
+            assert f'[style*="{part}: {colour}"] {{ {part}: var(--{name}) !important; }}' in page
     assert len(set(PALETTE.values())) == len(PALETTE)
 
 

@@ -1,6 +1,6 @@
 """Do several processes train what one does? `python tests/faults/distributed_check.py [--setups ...] [--forms ...]`.
 
-Every setup is started by `accelerate launch` with its file in `accelerate_configs/`, in two CPU processes over gloo,
+Every setup is started by `accelerate launch` with its file in `recipes/accelerate_configs/`, in two CPU processes over gloo,
 and compared with one process on the same global batches: lists of unequal size with unequal weights, two accumulated
 batches a step, four steps of AdamW with clipping. `distributed_run.py` is what each process runs. Offline, 4 minutes.
 
@@ -38,6 +38,7 @@ from hf_reward import verify_checkpoint
 from hf_reward.modeling.probes import relative_differences
 
 HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "recipes" / "accelerate_configs"
 TOLERANCE = 1e-5
 ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 DEEPSPEED_ON_CPU = {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
@@ -182,7 +183,7 @@ def launch(name: str, form: str, root: Path, *more: str) -> Path:
         return out
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--config_file", str(HERE / "accelerate_configs" / f"{setup.config}.yaml")),
+        *("--config_file", str(CONFIGS / f"{setup.config}.yaml")),
         *("--num_processes", str(setup.processes), "--main_process_port", "0" if setup.processes > 1 else "29500"),
         *(str(HERE / "distributed_run.py"), "--model", str(root / "model"), "--out", str(out)),
         *("--packing", FORMS[form], *setup.options, *more),

@@ -22,6 +22,7 @@ from hf_reward.publishing.verify import Check, Verification
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "faults"))
 
 from distributed_check import (
+    CONFIGS,
     SETUPS,
     Comparison,
     compare,
@@ -41,6 +42,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
     make_model(folder / "model")
     return folder
+
+
+def test_every_setup_has_its_launch_file():
+    assert not [setup.config for setup in SETUPS.values() if not (CONFIGS / f"{setup.config}.yaml").is_file()]
 
 
 @pytest.mark.slow

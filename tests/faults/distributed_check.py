@@ -2,7 +2,8 @@
 
 Every setup is started by `accelerate launch` with its file in `recipes/accelerate_configs/`, in two CPU processes over
 gloo, and compared with one process on the same global batches: lists of unequal size with unequal weights, two
-accumulated batches a step, four steps of AdamW with clipping. `distributed_run.py` is what each process runs. Offline, 4 minutes.
+accumulated batches a step, four steps of AdamW with clipping. `distributed_run.py` is what each process runs. Offline,
+4 minutes.
 
 Overrides for a CPU, stated because the files are written for GPUs:
 

@@ -7,7 +7,8 @@ from reward_parity import assert_same_rewards
 from training_runs import load, make_trainer, settings
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from hf_reward import RewardTrainer
+from hf_reward import AutoModelForRewardScoring, RewardTrainer
+from hf_reward.modeling.adapters import forget_frozen_heads
 from hf_reward.preprocessing.data_collator import DataCollatorForPreference
 from hf_reward.training.collators import packs
 
@@ -27,6 +28,20 @@ def parameters(trainer):
 
 
 # --- adapters --------------------------------------------------------------------------------------------------------
+
+
+def test_under_fsdp_the_frozen_copy_of_the_head_stays_a_parameter(make_model_folder, monkeypatch):
+    """accelerate shards parameters alone, and fails at a whole buffer in the state dict."""
+    model = AutoModelForRewardScoring.from_pretrained(
+        make_model_folder("qwen2"), peft_config=LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
+    )
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    forget_frozen_heads(model)
+    assert any("original_module" in name for name, _ in model.named_parameters())
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    forget_frozen_heads(model)
+    assert not any("original_module" in name for name, _ in model.named_parameters())
+    assert any("original_module" in name for name, _ in model.named_buffers())
 
 
 def test_an_adapter_of_the_callers_own_gets_its_head_trained_and_saved(

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from peft import PeftConfig, PeftModel, PeftModelForSequenceClassification, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -59,11 +60,14 @@ def forget_frozen_heads(model: PeftModel) -> None:
     """Make the frozen copy of the head that PEFT keeps beside the trained one buffers, in place.
 
     So every parameter of the head is one that training changes, as code that compares parameters before and after
-    training expects. The copy is still there when the adapter is disabled.
+    training expects. The copy is still there when the adapter is disabled. Under FSDP it stays a parameter: accelerate
+    gives each process its shards of parameters alone, and fails at a buffer in the state dict.
 
     Args:
         model: PEFT's wrapper of a reward model.
     """
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return
     inner = bare_model(model)
     for name in head_modules(model):
         for wrapper in inner.get_submodule(name).modules():

@@ -33,7 +33,7 @@ THEME = {
     "line-4": ("#7a4fa3", "#c6a0ea"),
     "line-5": ("#8a6100", "#e0b95a"),
 }
-"""Part of a page or figure -> its light and its dark colour; no two are alike, so that a page can find those of figures
+"""Part of a page or figure -> its light and its dark colour; no two are equal, so that a page can find those of figures
 and put its own in their place."""
 MARKS = {
     "biased": "\N{BLACK DIAMOND}",

@@ -13,7 +13,7 @@ from hf_reward.preprocessing.packed_layout import GroupSegments, PackedLayout
 
 
 class SequenceGroup(NamedTuple):
-    """Token sequences with the same beginning."""
+    """Token sequences with a shared prefix."""
 
     sequences: Sequence[list[int]]
     prefix_length: int

@@ -69,7 +69,7 @@ class RequestScorer:
             batch_tokens: Tokens in a batch, unless one text alone has more; by default 4,096 on a CPU and 32,768
                 elsewhere.
             max_length: Another limit than the checkpoint's.
-            packing: Compute shared beginnings once and no padding: "auto" where the model allows it, True or False.
+            packing: Compute shared prefixes once and no padding: "auto" where the model allows it, True or False.
             distributed: Whether the processes of `accelerate launch` share the work of each call. They all have to make
                 the same calls, and all get all rewards. Without it each works for itself.
             length_correction: Whether to take off each reward what the record's length correction says for the

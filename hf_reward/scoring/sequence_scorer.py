@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Group(NamedTuple):
-    """Sequences of a batch that share a beginning."""
+    """Sequences of a batch that share a prefix."""
 
     places: list[int]
     shared: int

@@ -31,7 +31,7 @@ _OF_DISTRIBUTED_RUNS = (
 
 
 CHOICES = ("gated", "create_pr", "adapter", "replace")
-"""Arguments of `push_to_hub` that say how to push; its others are said in the card."""
+"""Arguments of `push_to_hub` that configure the push; the others are facts for the card."""
 
 
 class BackgroundPush:

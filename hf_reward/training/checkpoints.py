@@ -108,7 +108,7 @@ def why_not_whole(folder: Path) -> str | None:
     writes last, has to be there, and of files without a hash (earlier versions listed none) each weight file has to end
     where its own header says, and each optimizer file has to match its own checksums. The weights of both have to be
     finite, as far as they are safetensors, and the states of the optimizer and of the learning rate have to be there:
-    `Trainer` would begin both anew without a word.
+    `Trainer` would start both from zero silently.
 
     Args:
         folder: The checkpoint.

@@ -201,7 +201,7 @@ class RewardTrainer(Trainer):
         return is_sharded(self.model, self.model_wrapped)  # pyright: ignore[reportArgumentType]
 
     def packed(self) -> AbstractContextManager[Any]:
-        """Within this, the model takes the batches of the run's collator; outside it is as it was."""
+        """Within this, the model takes the batches of the run's collator; outside it is unchanged."""
         return packed_if(self.data_collator, self.unwrapped_model())
 
     # --- the loss ---
@@ -418,7 +418,7 @@ class RewardTrainer(Trainer):
 
         Args:
             resume_from_checkpoint: A checkpoint's folder, True for the newest whole one in `output_dir`, or 'auto' for
-                that one if there is any and the beginning otherwise, which suits jobs that may be started again.
+                that one if there is any and step 0 otherwise, which suits jobs that may be started again.
             trial: As in `Trainer`.
             ignore_keys_for_eval: As in `Trainer`.
 

@@ -76,7 +76,7 @@ class Metrics:
         """
 
         def count(info: Info) -> None:
-            # Paths that nobody serves share a label: clients must not be able to make new ones.
+            # Paths that are not served share a label: clients must not be able to make new ones.
             endpoint = info.modified_handler if info.modified_handler in endpoints else "other"
             self.requests.labels(endpoint, info.modified_status).inc()
             self.latency.labels(endpoint).observe(info.modified_duration)

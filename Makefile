@@ -65,7 +65,7 @@ fuzz: $(VENV)/.installed ## random and malformed input at every entry point, thr
 soak: $(VENV)/.installed ## 64 clients of the server next to an attacker of each kind in turn, 30 minutes
 	$(BIN)/python tests/performance/serve_soak.py
 
-coverage: $(VENV)/.installed ## simulate how often every interval is right, as in docs/COVERAGE.md; ten to twenty CPU minutes
+coverage: $(VENV)/.installed ## simulate how often every interval is right, as in docs/reference/statistics.md; ten to twenty CPU minutes
 	OMP_NUM_THREADS=1 $(BIN)/python recipes/studies/coverage.py
 
 speed: $(VENV)/.installed ## training speed beside TRL, two rounds of every case (hours on two cores)

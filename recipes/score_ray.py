@@ -7,7 +7,7 @@
 Needs `pip install "hf_reward[ray]"` on every node. Rows are laid out as for `hf-reward score`; the output is Parquet
 with the input's columns, the reward (null where there is none) and `problem`. Give rows an `id`: Ray keeps no order and
 has no row numbers. Ray tries a block again if a worker dies, but a run that is stopped starts anew; for one that goes
-on where it was, see docs/BULK.md.
+on where it was, see docs/guides/bulk-scoring.md.
 
 `--engine vllm` hands the same token ids to vLLM instead, which writes `id`, the reward and `problem`. It needs
 `pip install "ray[llm]"` in an environment of its own and nothing of hf_reward. It has NOT been run: it is written after

@@ -1,4 +1,4 @@
-"""Data, models and templates of strangers: what they may not do. docs/SECURITY.md says which test proves what."""
+"""Data, models and templates of strangers: what they may not do. docs/guides/security.md says which test proves what."""
 
 import gzip
 import io

@@ -19,8 +19,8 @@ from hf_reward.modeling.library_warnings import without_renamed_checkpointing
 from hf_reward.modeling.reward_head import (
     PublishesVerified,
     as_reward_model,
-    bare_model,
     head_modules,
+    unwrap_model,
 )
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def train_head_of(model: PeftModel) -> None:
         model: PEFT's wrapper of a reward model. A head that the adapter itself changes (LoRA on `score`) is left alone.
     """
     config: Any = model.active_peft_config
-    saved, inner = set(config.modules_to_save or []), bare_model(model)
+    saved, inner = set(config.modules_to_save or []), unwrap_model(model)
     missing = [name for name in head_modules(model) if not saved & {name, name.rsplit(".", 1)[-1]}]
     missing = [name for name in missing if not _is_adapted(inner.get_submodule(name))]
     if not missing:
@@ -68,7 +68,7 @@ def forget_frozen_heads(model: PeftModel) -> None:
     """
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
-    inner = bare_model(model)
+    inner = unwrap_model(model)
     for name in head_modules(model):
         for wrapper in inner.get_submodule(name).modules():
             if isinstance(wrapper, ModulesToSaveWrapper):

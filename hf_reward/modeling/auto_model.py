@@ -37,13 +37,13 @@ from hf_reward.modeling.recorded_rewards import require_recorded_rewards
 from hf_reward.modeling.reward_head import (
     RewardModel,
     as_reward_model,
-    bare_model,
     freeze_all_but_head,
     head_modules,
     in_head,
     is_decoder,
     output_layers,
     state_regression,
+    unwrap_model,
     zero_head,
 )
 from hf_reward.modeling.weight_safety import (
@@ -173,7 +173,7 @@ def _find_heads(name: str, model: RewardModel, record: CheckpointRecord, **kwarg
     """Remember where the heads of a saved ensemble are; what is loaded is their mean."""
     if record.reward_heads == 1:
         return
-    bare: Any = bare_model(model)
+    bare: Any = unwrap_model(model)
     path = heads_file(name, **hub_options(kwargs))
     bare.saved_heads = None if path is None else str(path)
     if path is None:

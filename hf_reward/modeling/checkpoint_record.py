@@ -25,7 +25,7 @@ from hf_reward.data.path_safety import require_folder_or_hub_id
 from hf_reward.metrics.length_correction import LengthCorrection
 from hf_reward.modeling.head_ensemble import number_of_heads
 from hf_reward.modeling.probes import probe_record, weight_dtype
-from hf_reward.modeling.reward_head import bare_model, reads_positions
+from hf_reward.modeling.reward_head import reads_positions, unwrap_model
 from hf_reward.modeling.weight_safety import adapter_settings, optional_file
 from hf_reward.preprocessing.tokenization import FormatRule
 
@@ -192,7 +192,7 @@ def describe(
         The record, without training and evaluation.
     """
     rule = rule or FormatRule(max_length=None)  # of a model that was not trained here no limit is known
-    config = bare_model(model).config
+    config = unwrap_model(model).config
     if probes is None:
         probes = probe_record(model, tokenizer, separator=rule.separator, max_length=rule.max_length, half=half)
     quantization: Any = getattr(config, "quantization_config", None) or {}

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.position_limits import longest_sequence
-from hf_reward.modeling.reward_head import RewardModel, bare_model, reads_positions
+from hf_reward.modeling.reward_head import RewardModel, reads_positions, unwrap_model
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
 from hf_reward.preprocessing.tokenization import FormatRule
 
@@ -25,7 +25,7 @@ def encoder_of(
     Returns:
         The encoder.
     """
-    bare = bare_model(model)
+    bare = unwrap_model(model)
     is_text = tokenizer.chat_template is None or (record is not None and record.rows == TEXT)
     rule = FormatRule(max_length=None) if record is None else record.rule
     foreign = record is None and reads_positions(model)

@@ -12,7 +12,7 @@ from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 
 
 def end_token_read(model: nn.Module) -> int | None:
@@ -24,7 +24,7 @@ def end_token_read(model: nn.Module) -> int | None:
     Returns:
         The id, None for models that read elsewhere.
     """
-    bare: Any = bare_model(extract_model_from_parallel(model, keep_torch_compile=False))
+    bare: Any = unwrap_model(extract_model_from_parallel(model, keep_torch_compile=False))
     if not getattr(bare.config, "is_encoder_decoder", False):
         return None
     forwards = [vars(kind)["forward"] for kind in type(bare).__mro__ if "forward" in vars(kind)]
@@ -66,7 +66,7 @@ def missing_end(model: nn.Module) -> str:
     Returns:
         A sentence or two.
     """
-    bare: Any = bare_model(extract_model_from_parallel(model, keep_torch_compile=False))
+    bare: Any = unwrap_model(extract_model_from_parallel(model, keep_torch_compile=False))
     return (
         f"{type(bare).__name__} reads the reward at the last end token (`eos_token_id`, {end_token_read(model)}), and "
         "there is none. Rows of text get it from the tokenizer, but a chat template has to write it: use one that "

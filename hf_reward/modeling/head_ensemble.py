@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hf_reward.modeling.reward_head import Float32Linear, bare_model, output_layers
+from hf_reward.modeling.reward_head import Float32Linear, output_layers, unwrap_model
 from hf_reward.modeling.weight_safety import optional_file, refuse_non_finite, require_whole
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def add_heads(model: nn.Module, count: int, seed: int) -> None:
     if len({_plain_name(name) for name, _ in layers}) != 1:
         raise ValueError(
             f"An ensemble needs a model with one last layer that gives the reward, but "
-            f"{type(bare_model(model)).__name__} has {sorted(name for name, _ in layers)}. Set `num_reward_heads=1`."
+            f"{type(unwrap_model(model)).__name__} has {sorted(name for name, _ in layers)}. Set `num_reward_heads=1`."
         )
     for _, layer in layers:
         _multiply(layer, count, torch.Generator().manual_seed(seed))
@@ -255,7 +255,7 @@ def with_saved_heads(model: nn.Module) -> None:
     Raises:
         ValueError: If the file of heads is damaged or belongs to another model.
     """
-    saved = getattr(bare_model(model), "saved_heads", None)
+    saved = getattr(unwrap_model(model), "saved_heads", None)
     if saved is not None and number_of_heads(model) == 1:
         load_heads(model, saved)
 

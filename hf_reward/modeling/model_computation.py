@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 
 _NOT_COMPUTING = frozenset(
     {
@@ -26,7 +26,7 @@ _PLACES = frozenset({"base_model_name_or_path", "revision", "inference_mode", "a
 
 def config_of(model: nn.Module) -> dict[str, Any]:
     """What a model's configuration says of its computation (positions, normalisation, dropout), by name."""
-    bare: Any = bare_model(model)  # type: ignore[arg-type]
+    bare: Any = unwrap_model(model)  # type: ignore[arg-type]
     return _computing(bare.config.to_dict())
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hf_reward.data.interface import auto_or_bool
 from hf_reward.modeling.packed_attention import packed_attention
 from hf_reward.modeling.packing import packed_model, why_not_packed
-from hf_reward.modeling.reward_head import RewardModel, bare_model
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.rewards import compute_features
 from hf_reward.preprocessing.packed_layout import GroupSegments, PackedLayout
 
@@ -130,7 +130,7 @@ def may_pack(
     packing = auto_or_bool("packing", packing)
     if packing is False:
         return False
-    problem = packing_problem(bare_model(model), *trial())
+    problem = packing_problem(unwrap_model(model), *trial())
     if problem is not None and packing is True:
         raise ValueError(f"`packing=True` is not possible with this model: {problem}. Use 'auto' or False.")
     if problem is not None:

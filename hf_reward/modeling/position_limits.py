@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_reward.modeling.reward_head import RewardModel, bare_model
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 
 _TABLE = re.compile(r"((char_)?position_embeddings?|positions_embed|embed_positions|wpe|pos_encoding)\Z")
 """Names under which transformers' models hold a table with a row for each position."""
@@ -33,7 +33,7 @@ def position_limit(model: RewardModel) -> int | None:
     Returns:
         The number of tokens, None where positions have no end.
     """
-    bare: Any = bare_model(model)
+    bare: Any = unwrap_model(model)
     limits = [limit for module in bare.modules() for limit in _limits_of(module)]
     # MPT makes ALiBi for so many positions, although ALiBi has no end.
     limits += [bare.config.max_seq_len] if bare.config.model_type == "mpt" else []

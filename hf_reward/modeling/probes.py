@@ -16,7 +16,7 @@ from hf_reward.data.preference_row import Message, PreferenceRow
 from hf_reward.modeling.end_tokens import logits_of
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probe_texts import PROBES, turns
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.preprocessing.tokenization import FormatRule, tokenize_rows
 from hf_reward.preprocessing.tokenizer import render_chat, uses_text_pairs
 
@@ -303,7 +303,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _inside(model: nn.Module) -> Any:
     """The classifier itself: DeepSpeed's wrapper has a `config` of its own."""
-    return bare_model(extract_model_from_parallel(model, keep_torch_compile=False))
+    return unwrap_model(extract_model_from_parallel(model, keep_torch_compile=False))
 
 
 def _padded(probes: Sequence[Probe], pad: int, left: bool, device: torch.device) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from hf_reward.modeling.probes import (
     tolerance,
     weight_dtype,
 )
-from hf_reward.modeling.reward_head import RewardModel, bare_model
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 
 
 def require_recorded_rewards(
@@ -44,7 +44,7 @@ def require_recorded_rewards(
             f"{name} cannot be verified: it has no tokenizer, or no probe rewards in `reward_config.json`."
         )
     unquantized = bool(record.quantization) and not quantized
-    dtype = str(weight_dtype(bare_model(model))).removeprefix("torch.")
+    dtype = str(weight_dtype(unwrap_model(model))).removeprefix("torch.")
     recorded = record.probes["rewards"]
     expected = recorded.get(dtype) or next(iter(recorded.values()))
     try:

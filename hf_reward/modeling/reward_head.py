@@ -205,7 +205,7 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def bare_model(model: Any) -> PreTrainedModel:
+def unwrap_model(model: Any) -> PreTrainedModel:
     """The classifier itself, without PEFT's wrapper."""
     bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return bare
@@ -213,7 +213,7 @@ def bare_model(model: Any) -> PreTrainedModel:
 
 def reads_positions(model: nn.Module) -> bool:
     """Whether a model, perhaps wrapped by PEFT, takes `reward_positions`."""
-    inner = bare_model(model)
+    inner = unwrap_model(model)
     return isinstance(inner, ReadsLastToken)
 
 
@@ -222,7 +222,7 @@ def head_modules(model: nn.Module) -> list[str]:
 
     BERT keeps its pooler inside the backbone, yet language-model checkpoints lack it as they lack the classifier.
     """
-    inner = bare_model(model)
+    inner = unwrap_model(model)
     prefix = inner.base_model_prefix
     parts = {name: child for name, child in inner.named_children() if name != prefix}
     pooler = getattr(getattr(inner, prefix, None), "pooler", None)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_reward.losses.functions import PADDING_RANK
 from hf_reward.modeling.end_tokens import logits_of
 from hf_reward.modeling.packing import require_packed_model
-from hf_reward.modeling.reward_head import bare_model, reads_positions
+from hf_reward.modeling.reward_head import reads_positions, unwrap_model
 
 _PADDED_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _PACKED_INPUTS = ("input_ids", "position_ids", "packed_layout")
@@ -106,7 +106,7 @@ def compute_features(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     Raises:
         ValueError: If the batch is packed and the model is not inside `packed_model`.
     """
-    bare: Any = bare_model(model)
+    bare: Any = unwrap_model(model)
     hidden = bare.base_model(**_backbone_inputs(bare, batch)).last_hidden_state
     positions = _read_positions(batch)
     return hidden[0 if "packed_layout" in batch else torch.arange(len(positions)), positions]
@@ -120,7 +120,7 @@ def last_attended(attention_mask: Tensor) -> Tensor:
 
 def _backbone_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     if "packed_layout" in batch:
-        require_packed_model(bare_model(model))
+        require_packed_model(unwrap_model(model))
         # transformers takes a mask with four dimensions as it is, instead of making one of T x T. Nobody reads it.
         unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch["input_ids"].device)
         return {**{name: batch[name] for name in _PACKED_INPUTS}, "attention_mask": unread, "use_cache": False}

@@ -14,7 +14,7 @@ from hf_reward.modeling.end_tokens import end_token_read, missing_end, of_one_co
 from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE
 from hf_reward.modeling.position_limits import position_limit
 from hf_reward.modeling.probes import evaluating, format_probes, true_float32, weight_dtype
-from hf_reward.modeling.reward_head import RewardModel, bare_model, output_layers
+from hf_reward.modeling.reward_head import RewardModel, output_layers, unwrap_model
 from hf_reward.modeling.rewards import compute_sequence_rewards
 from hf_reward.preprocessing.model_inputs import pad
 from hf_reward.preprocessing.samplers import longest_sequences
@@ -91,7 +91,7 @@ def batch_problem(model: RewardModel, sequences: Sequence[TokenSequence]) -> str
         return None
     alone, beside = _head_inputs(model, ordered[:1]), _head_inputs(model, [ordered[0], ordered[-1]])[:1]
     error = float((alone - beside).norm() / alone.norm().clamp(min=1e-12))
-    bare: Any = bare_model(model)
+    bare: Any = unwrap_model(model)
     rounds = weight_dtype(bare) != torch.float32 or getattr(bare, "is_quantized", False)
     rounds = rounds or "_original_forward" in vars(bare)  # accelerate's autocast is around it
     if error <= (ROUNDING_TOLERANCE if rounds else _TOLERANCE):
@@ -107,7 +107,7 @@ def batch_problem(model: RewardModel, sequences: Sequence[TokenSequence]) -> str
 @torch.no_grad()
 def _head_inputs(model: RewardModel, sequences: Sequence[TokenSequence]) -> Tensor:
     """What the last layer of the head gets for each sequence of a padded batch, shape `(N, H)`, float32."""
-    bare: Any = bare_model(model)
+    bare: Any = unwrap_model(model)
     types = [types for _, types in sequences if types is not None]
     pad_token_id = bare.config.get_text_config().pad_token_id or 0
     inputs = pad([ids for ids, _ in sequences], types or None, pad_token_id=pad_token_id)

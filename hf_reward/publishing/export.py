@@ -25,7 +25,7 @@ from hf_reward.modeling.checkpoint_record import FILE_NAME, CheckpointRecord, de
 from hf_reward.modeling.custom_code import is_custom
 from hf_reward.modeling.head_ensemble import save_heads, with_saved_heads
 from hf_reward.modeling.probes import relative_differences
-from hf_reward.modeling.reward_head import RewardModel, bare_model, output_layers, reads_positions
+from hf_reward.modeling.reward_head import RewardModel, output_layers, reads_positions, unwrap_model
 from hf_reward.preprocessing.tokenization import FormatRule
 from hf_reward.publishing.card.facts import AUDIT_FILE, BENCHMARKS_FILE
 from hf_reward.publishing.card.render import write_model_card
@@ -178,7 +178,7 @@ def save_merged(
             "The model's adapter was merged into it by an earlier save, so it is no adapter any more. Load the saved "
             "one with `AutoModelForRewardScoring.from_pretrained`."
         )
-    trusted = is_custom(type(bare_model(model).config))  # its code is running here
+    trusted = is_custom(type(unwrap_model(model).config))  # its code is running here
     rule = ExportRule(dtype=str(dtype).removeprefix("torch."), allow_unserved=True, trust_remote_code=trusted)
     saved = SavedModel(model, tokenizer, record or describe(model, tokenizer, FormatRule(), probes={}))
     if isinstance(model, PeftModel):

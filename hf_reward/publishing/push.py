@@ -16,7 +16,7 @@ from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe
 from hf_reward.modeling.custom_code import is_custom
 from hf_reward.modeling.model_tokenizer import load_tokenizer
 from hf_reward.modeling.probes import differing, weight_dtype
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 from hf_reward.publishing.export import MERGE_TOLERANCE, ExportRule, save_adapter, write_verified
 from hf_reward.publishing.repository import PushError, PushReport, explained, full_name, publish
@@ -93,8 +93,8 @@ def push_model(
     unknown = sorted(set(rule) - {each.name for each in fields(PushRule)})
     if unknown:
         raise ValueError(f"`push_to_hub` has no option {', '.join(unknown)}. It takes the fields of `PushRule`.")
-    source = bare_model(model).config.name_or_path
-    rule.setdefault("trust_remote_code", is_custom(type(bare_model(model).config)))  # its code is running here
+    source = unwrap_model(model).config.name_or_path
+    rule.setdefault("trust_remote_code", is_custom(type(unwrap_model(model).config)))  # its code is running here
     tokenizer = tokenizer or load_tokenizer(source or None, trust_remote_code=rule["trust_remote_code"])
     if tokenizer is None:
         raise ValueError(

@@ -19,7 +19,7 @@ from hf_reward.modeling.model_tokenizer import load_tokenizer, match_pad_token
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import Probe, format_probes, probe_record, probe_rewards, relative_differences
 from hf_reward.modeling.recorded_rewards import require_recorded_rewards
-from hf_reward.modeling.reward_head import RewardModel, bare_model, output_layers
+from hf_reward.modeling.reward_head import RewardModel, output_layers, unwrap_model
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 
 
@@ -183,7 +183,7 @@ def load_with_heads(source: str | Path, **how: Any) -> SavedModel:
 
 def _padding_as(model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A tokenizer that pads on the right, with the pad token by which stock classes find the model's last token."""
-    bare = bare_model(model)
+    bare = unwrap_model(model)
     pad = bare.config.get_text_config().pad_token_id
     if pad not in tokenizer.added_tokens_decoder:  # none yet, or an ordinary word, which cannot be made special
         result = prepare_tokenizer(tokenizer)
@@ -197,7 +197,7 @@ def _padding_as(model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> PreTr
 
 
 def _require_head(model: RewardModel, source: str | Path) -> None:
-    bare = bare_model(model)
+    bare = unwrap_model(model)
     is_new = not isinstance(model, PeftModel) and getattr(bare, "has_new_head", False)
     if is_new or all(not layer.weight.any() for _, layer in output_layers(bare)):
         raise ValueError(

@@ -28,7 +28,7 @@ from hf_reward.modeling.model_place import hub_options, resolve_model
 from hf_reward.modeling.model_tokenizer import load_tokenizer
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import LONGEST, format_probes, weight_dtype
-from hf_reward.modeling.reward_head import RewardModel, bare_model
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.row_check import batch_problem
 from hf_reward.preprocessing.response_encoding import ResponseEncoder
 
@@ -181,7 +181,7 @@ def require_heads(name: str, model: nn.Module, record: CheckpointRecord | None) 
             f"Its record says that it was saved with {promised}: their file ({HEADS_FILE}) is missing, or the model "
             "was loaded elsewhere. Load the whole folder with `RewardScorer.from_pretrained`."
             if promised > 1
-            else "Train it with `num_reward_heads=8` or so (`RewardConfig`); see docs/ENSEMBLES.md."
+            else "Train it with `num_reward_heads=8` or so (`RewardConfig`); see docs/guides/ensembles.md."
         )
     )
 
@@ -199,7 +199,7 @@ def describe_scoring(
     Returns:
         The description.
     """
-    bare = bare_model(model)
+    bare = unwrap_model(model)
     return {
         "revision": getattr(bare.config, "_commit_hash", None),
         "weights": _weight_hash(model),

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from hf_reward.modeling.packing import packed_model
 from hf_reward.modeling.packing_check import Packing, may_pack
-from hf_reward.modeling.reward_head import RewardModel, bare_model
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.rewards import compute_rewards
 from hf_reward.preprocessing.data_collator import DataCollatorForPreference
 from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
@@ -45,7 +45,7 @@ def score_rows(
     Raises:
         ValueError: If packing is asked for and not possible.
     """
-    bare, training = bare_model(model), model.training
+    bare, training = unwrap_model(model), model.training
     model.eval()
     try:
         collator = _collator(model, data, packing)
@@ -65,7 +65,7 @@ def score_rows(
 
 
 def _collator(model: RewardModel, data: Dataset, packing: Packing) -> Any:
-    padded = DataCollatorForPreference(bare_model(model).config.get_text_config().pad_token_id)
+    padded = DataCollatorForPreference(unwrap_model(model).config.get_text_config().pad_token_id)
     packed = DataCollatorForPackedPreference()
 
     def trial() -> tuple[dict[str, Any], dict[str, Any]]:

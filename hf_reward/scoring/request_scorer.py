@@ -21,7 +21,7 @@ from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.encoder import encoder_of
 from hf_reward.modeling.head_ensemble import number_of_heads
 from hf_reward.modeling.packing_check import Packing
-from hf_reward.modeling.reward_head import RewardModel, bare_model
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.preprocessing.response_encoding import EncodedResponse, ResponseEncoder
 from hf_reward.preprocessing.template_clock import without_clock
 from hf_reward.scoring.loading import (
@@ -85,7 +85,7 @@ class RequestScorer:
                 batch), an option is unusable, or there is no length correction, or but one head, where that is asked
                 for.
         """
-        self.name = str(model) if isinstance(model, str | Path) else str(bare_model(model).name_or_path or "model")
+        self.name = str(model) if isinstance(model, str | Path) else str(unwrap_model(model).name_or_path or "model")
         if isinstance(model, str | Path):
             model, tokenizer, record = load_for_scoring(str(model), **loading)
         elif loading:
@@ -99,7 +99,7 @@ class RequestScorer:
         if lower_bound is not None:
             check_beta("lower_bound", lower_bound)
             require_heads(self.name, model, record)
-        device = bare_model(model).device.type
+        device = unwrap_model(model).device.type
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device, _BATCH_TOKENS_ELSEWHERE)
         require_same_in_batches(model, tokenizer, record)
         self._encoder = encoder_of(model, tokenizer, record, max_length)

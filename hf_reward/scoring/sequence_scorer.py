@@ -20,7 +20,7 @@ from hf_reward.modeling.end_tokens import end_token_read, missing_end
 from hf_reward.modeling.head_ensemble import every_head, number_of_heads
 from hf_reward.modeling.packing import packed_model
 from hf_reward.modeling.packing_check import Packing, may_pack
-from hf_reward.modeling.reward_head import RewardModel, bare_model
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.rewards import compute_sequence_rewards
 from hf_reward.preprocessing.model_inputs import SequenceGroup, pack, pad
 
@@ -197,7 +197,7 @@ class SequenceScorer:
         if batch_tokens < 1:
             raise ValueError(f"`batch_tokens` must be at least 1, but is {batch_tokens}.")
         self.model, self.batch_tokens = model, batch_tokens
-        bare: Any = bare_model(model)
+        bare: Any = unwrap_model(model)
         self.vocabulary = int(bare.get_input_embeddings().weight.shape[0])
         self._end = end_token_read(model)
         # Padding is masked, and every position is read explicitly, so any token can stand there.
@@ -242,7 +242,7 @@ class SequenceScorer:
         try:
             with ExitStack() as stack:
                 if self.packs:
-                    stack.enter_context(packed_model(bare_model(self.model)))
+                    stack.enter_context(packed_model(unwrap_model(self.model)))
                 if by_head:
                     stack.enter_context(every_head(self.model))
                 for count, batch in enumerate(self._batches(sequences)):
@@ -260,7 +260,7 @@ class SequenceScorer:
 
     def _rewards(self, sequences: Sequences, batch: list[Group]) -> np.ndarray:
         """Rewards of a batch, group by group, `(N, M)`; one that does not fit the device's memory is halved."""
-        device = bare_model(self.model).device
+        device = unwrap_model(self.model).device
         inputs = self._packed(sequences, batch) if self.packs else self._padded(sequences, batch)
         try:
             return compute_sequence_rewards(self.model, send_to_device(inputs, device)).T.cpu().numpy()

@@ -17,7 +17,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import HubStrategy
 
 from hf_reward.modeling.custom_code import is_custom
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.publishing.push import PushRule, push_reward_model
 from hf_reward.training.training_args import RewardConfig
 
@@ -124,7 +124,7 @@ class Publisher:
             branch=revision or self.args.hub_revision or "main",
             private=self.args.hub_private_repo if private is None else private,
             message=message or "Reward model",
-            trust_remote_code=is_custom(type(bare_model(model).config)),
+            trust_remote_code=is_custom(type(unwrap_model(model).config)),
             **{name: value for name, value in choices.items() if name in (*CHOICES, "base_model", "training_state")},
         )
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_reward.data.interface import setting
 from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_problem
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.modeling.row_check import TokenSequence, batch_problem, require_readable
 from hf_reward.training.collators import budgeted, inner_collator, packs, padded_collator
 from hf_reward.training.data_loading import first_rows
@@ -49,13 +49,13 @@ class BatchCheck:
         Raises:
             ValueError: If a row cannot be read, rewards depend on the batch, or `packing` is True and changes them.
         """
-        require_readable(bare_model(model), data, self.tokenizer, sharded=sharded)
+        require_readable(unwrap_model(model), data, self.tokenizer, sharded=sharded)
         if self.done:
             return collator
         self.done = True
         problem = None
         if self.accelerator.is_main_process and not sharded:
-            problem = batch_problem(bare_model(model), _sequences(data))
+            problem = batch_problem(unwrap_model(model), _sequences(data))
         [problem] = broadcast_object_list([problem])
         if problem is not None:
             raise ValueError(problem)
@@ -81,7 +81,7 @@ class BatchCheck:
     def _kernel_problem(self, model: nn.Module) -> str | None:
         """Whether the kernel of this device can be trusted, also for a model that is elsewhere (FSDP, ZeRO) so far."""
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        device, bare = self.args.device, bare_model(model)
+        device, bare = self.args.device, unwrap_model(model)
         dtype = kinds.get(str(self.accelerator.mixed_precision), bare.dtype)
         if device.type != "cuda" or dtype not in kinds.values():
             return None
@@ -100,7 +100,7 @@ class BatchCheck:
         rows = first_rows(data, 2)
         padded = padded_collator(self.args, self.tokenizer)(rows)
         with self.accelerator.autocast():  # the kernels that training will use
-            return packing_problem(bare_model(model), padded, inner_collator(collator)(rows))
+            return packing_problem(unwrap_model(model), padded, inner_collator(collator)(rows))
 
 
 def _sequences(data: Any) -> list[TokenSequence]:

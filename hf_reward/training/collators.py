@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_reward.data.interface import setting
 from hf_reward.modeling.packing import packed_model, why_not_packed
-from hf_reward.modeling.reward_head import RewardModel, bare_model
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.preprocessing.data_collator import DataCollatorForPreference
 from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
 from hf_reward.preprocessing.token_budget import DataCollatorWithTokenBudget
@@ -57,7 +57,7 @@ def choose_collator(
     padded = padded_collator(args, tokenizer)
     if args.choice("packing") is False:
         return padded
-    reason = why_not_packed(bare_model(model)) if model is not None else None
+    reason = why_not_packed(unwrap_model(model)) if model is not None else None
     if args.neftune_noise_alpha is not None:
         reason = "NEFTune scales its noise by the length of a row, which packing changes"
     if reason is None:
@@ -123,4 +123,4 @@ def packed_if(collator: Any, model: nn.Module) -> AbstractContextManager[Any]:
     Returns:
         A context manager.
     """
-    return packed_model(bare_model(model)) if packs(collator) else nullcontext()
+    return packed_model(unwrap_model(model)) if packs(collator) else nullcontext()

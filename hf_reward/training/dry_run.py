@@ -21,7 +21,7 @@ from rich.table import Table
 
 from hf_reward.data.sources import Source
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.publishing.verify import VerificationError, verify_checkpoint
 from hf_reward.training.checkpoints import why_not_whole
 from hf_reward.training.dry_run_steps import duration, estimate_memory, longest_rows, run_steps
@@ -141,7 +141,7 @@ def _try_training(found: DryRun, trainer: RewardTrainer, args: RewardConfig, fre
         found.attempt(f"evaluation batch{name}", lambda data=data: _evaluate(trainer, data))
     checkpoint = found.attempt("checkpoint", lambda: _checkpoint(trainer))
     if checkpoint is not None:
-        final = 4 * bare_model(trainer.model).num_parameters()  # the recipe saves it merged, in float32
+        final = 4 * unwrap_model(trainer.model).num_parameters()  # the recipe saves it merged, in float32
         found.attempt("reload", lambda: _reload(trainer))
         found.attempt("disk space", lambda: _check_disk(args, rows, checkpoint, final, free))
     found.attempt("duration", lambda: duration(args, rows, timing))

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from hf_reward.data.interface import setting
 from hf_reward.modeling.dropout import has_dropout
-from hf_reward.modeling.reward_head import ReadsLastToken, bare_model, trains_head_alone
+from hf_reward.modeling.reward_head import ReadsLastToken, trains_head_alone, unwrap_model
 from hf_reward.modeling.rewards import compute_features
 from hf_reward.preprocessing.token_budget import consecutive_batches
 from hf_reward.training.collators import inner_collator, is_ours, packed_if
@@ -86,7 +86,7 @@ class FeatureCache:
         fingerprint = ""
         if self.accelerator.is_main_process:
             # Taken from the weights each time: features of other weights would give wrong rewards silently.
-            fingerprint = feature_fingerprint(bare_model(model), data, self.accelerator.mixed_precision)
+            fingerprint = feature_fingerprint(unwrap_model(model), data, self.accelerator.mixed_precision)
         [fingerprint] = broadcast_object_list([fingerprint])
         if fingerprint not in self._stores:
             compute = partial(self._features_of_share, data, model, collator)
@@ -131,7 +131,7 @@ class FeatureCache:
 
     @torch.no_grad()
     def _features_of_batch(self, model: nn.Module, collator: Any, batch: dict[str, Any]) -> Tensor:
-        bare = bare_model(model)
+        bare = unwrap_model(model)
         training = bare.training
         bare.eval()
         try:

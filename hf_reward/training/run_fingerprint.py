@@ -18,7 +18,7 @@ from torch import nn
 
 from hf_reward.data.file_identity import file_identity
 from hf_reward.modeling.model_computation import adapter_of, config_of
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.scoring.bulk.manifest import differences
 from hf_reward.training.training_args import RewardConfig
 
@@ -208,7 +208,7 @@ def _model(model: nn.Module) -> dict[str, Any]:
         frozen.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         if at_hand:
             frozen.update(_sample(weight))
-    found: dict[str, Any] = {"class": type(bare_model(model)).__name__, "trained_weights": trained.hexdigest()}  # type: ignore[arg-type]
+    found: dict[str, Any] = {"class": type(unwrap_model(model)).__name__, "trained_weights": trained.hexdigest()}  # type: ignore[arg-type]
     found |= {"trained_dtypes": sorted(dtypes), "config": config_of(model)}
     if at_hand:
         found["frozen_weights"] = frozen.hexdigest()

@@ -18,9 +18,9 @@ from hf_reward.modeling.position_limits import position_limit
 from hf_reward.modeling.reward_head import (
     RewardModel,
     as_reward_model,
-    bare_model,
     check_head_is_trained,
     head_parameters,
+    unwrap_model,
 )
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 from hf_reward.training.training_args import RewardConfig
@@ -144,7 +144,7 @@ def prepare_model(
         ValueError: If there is an adapter already, or the head would not be trained and saved, or embeddings of new
             tokens would not be trained.
     """
-    inner = bare_model(model)
+    inner = unwrap_model(model)
     as_reward_model(inner)
     _fit_embeddings(model, inner, tokenizer)
     if args.eos_token is not None:
@@ -180,7 +180,7 @@ def start_heads(model: RewardModel, args: RewardConfig) -> None:
         ValueError: If it has several heads already, and other than the settings say.
     """
     count, present = args.num_reward_heads, number_of_heads(model)
-    saved: Any = bare_model(model).saved_heads
+    saved: Any = unwrap_model(model).saved_heads
     if present > 1:
         if present != count:
             raise ValueError(
@@ -230,7 +230,7 @@ def training_settings(args: RewardConfig, model: RewardModel) -> dict[str, Any]:
         adapter: Any = model.active_peft_config
         settings |= {"adapter": str(adapter.peft_type).removeprefix("PeftType.")}
         settings |= {name: getattr(adapter, name) for name in ("r", "lora_alpha") if hasattr(adapter, name)}
-    elif not any(p.requires_grad for p in bare_model(model).base_model.parameters()):
+    elif not any(p.requires_grad for p in unwrap_model(model).base_model.parameters()):
         settings["frozen_backbone"] = True
     return {name: value for name, value in settings.items() if value is not None}
 

@@ -29,7 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from hf_reward.metrics.leakage import leaked_rows, warn_of_leaks
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.head_ensemble import save_heads
-from hf_reward.modeling.reward_head import RewardModel, bare_model
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.rewards import compute_rewards
 from hf_reward.modeling.sharding import HeadInFloat32, is_sharded, refuse_what_sharding_loses, saves_shards_alone
 from hf_reward.publishing.push import PushReport, explained
@@ -150,7 +150,7 @@ class RewardTrainer(Trainer):
             warn_of_leaks(self.train_dataset, self.eval_dataset)
         show_tables(self)
         self.label_names = list(LABELS)
-        bare_model(self.model).add_model_tags(list(self._tag_names))
+        unwrap_model(self.model).add_model_tags(list(self._tag_names))
 
     def _make_collaborators(self, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         """Those that need no accelerator; `create_accelerator_and_postprocess` makes the others."""

@@ -167,7 +167,7 @@ class RewardConfig(TrainingArguments):
         default=True,
         metadata={
             "help": "Warn in plain words of collapsed, exploding or unlearned rewards, accuracies of the length rule "
-            "or below chance, and broken gradients; see docs/HEALTH.md."
+            "or below chance, and broken gradients; see docs/guides/monitoring.md."
         },
     )
 

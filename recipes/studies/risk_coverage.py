@@ -129,7 +129,7 @@ def aurc_interval(ways: Sequence[tuple[np.ndarray, np.ndarray]], clusters: np.nd
         clusters: As there.
 
     Returns:
-        The interval; None below 100 clusters, where it is too narrow (docs/COVERAGE.md).
+        The interval; None below 100 clusters, where it is too narrow (docs/reference/statistics.md).
     """
     spread = aurc_spread(ways, clusters)
     return t_interval(spread) if spread.num_clusters >= _FEWEST else None

@@ -1,4 +1,4 @@
-"""The recipes behind the figures of docs/BULK.md run, and their verdicts come from what they measured."""
+"""The recipes behind the figures of docs/guides/bulk-scoring.md run, and their verdicts come from what they measured."""
 
 import json
 import subprocess

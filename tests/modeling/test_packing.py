@@ -34,7 +34,7 @@ from hf_reward.modeling.adapters import add_adapter
 from hf_reward.modeling.dropout import disable_dropout
 from hf_reward.modeling.packing import packed_model, why_not_packed
 from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_error, packing_problem
-from hf_reward.modeling.reward_head import as_reward_model, bare_model
+from hf_reward.modeling.reward_head import as_reward_model, unwrap_model
 from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
 from hf_reward.preprocessing.packed_layout import PackedLayout
 from hf_reward.training.collators import choose_collator
@@ -77,7 +77,7 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
 
 def assert_packed_equals_padded(model: Any) -> None:
     """The same rewards, and the same gradient of every parameter."""
-    bare = bare_model(model)
+    bare = unwrap_model(model)
     rows = make_rows(vocabulary=bare.config.vocab_size)
     padded = compute_rewards(model, DataCollatorForPreference(bare.config.pad_token_id)(rows))
     weighted_sum(padded).backward()

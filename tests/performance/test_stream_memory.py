@@ -1,4 +1,4 @@
-"""The recipe behind the memory figures of docs/FAULTS.md runs and measures what it says."""
+"""The recipe behind the memory figures of docs/guides/resuming.md runs and measures what it says."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The Python of docs/SCORING.md and docs/LENGTH.md runs, with a tiny model in place of its folders."""
+"""The Python of docs/guides/scoring.md and docs/guides/length-bias.md runs, with a tiny model in place of its folders."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "SCORING.md").read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "guides" / "scoring.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 def _run(block: str, folder: Path, **scope: Any) -> dict[str, Any]:
@@ -55,7 +55,9 @@ def test_length_correction(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
         {"prompt": f"Why {number}?", "response": "So it is. " * (number % 9 + 1) + str(number)} for number in range(40)
     ]
     (tmp_path / "other_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "LENGTH.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (DOCS / "guides" / "length-bias.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     found = _run(block, folder)
     assert found["corrected"].corrects_length
     assert not found["scorer"].corrects_length

@@ -11,7 +11,7 @@ from test_trainer_evaluation import of_lengths
 from training_runs import load, make_trainer
 
 from hf_reward import RewardTrainer
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 
 SGD: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -53,7 +53,7 @@ class Passes:
     """The tokens of every forward pass of a trainer's backbone while it is open."""
 
     def __init__(self, trainer: RewardTrainer) -> None:
-        self.model, self.tokens = bare_model(trainer.unwrapped_model()).base_model, list[int]()
+        self.model, self.tokens = unwrap_model(trainer.unwrapped_model()).base_model, list[int]()
 
     def __enter__(self) -> "Passes":
         def note(module: Any, args: Any, inputs: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def numbers(entry: dict[str, Any]) -> dict[str, Any]:
 
 def alone(trainer: RewardTrainer, data: Any) -> np.ndarray:
     """Rewards of a prepared dataset, each sequence by itself, 0 at padded places."""
-    model, rows = bare_model(trainer.unwrapped_model()).eval(), list(data)
+    model, rows = unwrap_model(trainer.unwrapped_model()).eval(), list(data)
     rewards = np.zeros((len(rows), max(len(row["ranks"]) for row in rows)))
     with torch.no_grad():
         for number, row in enumerate(rows):

@@ -22,7 +22,7 @@ from uneven_rows import LORA, SGD, Passes, alone, jumping, long_then_short, numb
 
 from hf_reward import DataCollatorForPreference, RewardTrainer
 from hf_reward.modeling.packing import packed_model
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.modeling.rewards import compute_rewards
 
 # --- one step ---
@@ -487,7 +487,7 @@ def shard_and_differentiate(folder: str, out: str) -> None:
     rank = torch.distributed.get_rank()
     model, parts = sharding_example(Path(folder))
     mesh = init_device_mesh("cpu", (2,))
-    for layer in bare_model(model).base_model.layers:
+    for layer in unwrap_model(model).base_model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     with packed_model(model):

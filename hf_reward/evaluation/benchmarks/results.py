@@ -106,7 +106,7 @@ def make_results(
         about: What is known of the model: `model`, `fingerprint`, ...
 
     Returns:
-        The results; docs/BENCHMARKS.md says what each key holds.
+        The results; docs/guides/benchmarks.md says what each key holds.
     """
     clusters = [each.cluster for each in rows.comparisons]
     num_clusters = len(set(clusters))

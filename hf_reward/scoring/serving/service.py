@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from hf_reward.data.preference_row import common_prefix
 from hf_reward.data.score_request import ScoreRequest
-from hf_reward.modeling.reward_head import bare_model
+from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.preprocessing.response_encoding import EncodedResponse
 from hf_reward.preprocessing.text_bounds import UNLIMITED_TOKENS, request_characters
 from hf_reward.scoring.reward_scorer import RewardScorer
@@ -75,7 +75,7 @@ class RewardService:
         self.scorer = scorer
         folder = Path(scorer.name)  # whose place on this machine is nobody's business
         self.name = settings.served_model_name or (folder.resolve().name if folder.is_dir() else scorer.name)
-        config = bare_model(scorer.model).config
+        config = unwrap_model(scorer.model).config
         self.label = (getattr(config, "id2label", None) or {}).get(0)
         # Without `max_length`, one text of the largest size would keep the model busy for hours.
         made_for = getattr(config.get_text_config(), "max_position_embeddings", None) or 0

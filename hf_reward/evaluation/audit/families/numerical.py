@@ -12,7 +12,7 @@ from hf_reward.evaluation.audit.findings import About, Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.material.material import Material, Pair
 from hf_reward.metrics.arrays import FloatArray
-from hf_reward.modeling.reward_head import bare_model, reads_positions
+from hf_reward.modeling.reward_head import reads_positions, unwrap_model
 from hf_reward.scoring.reward_scorer import RewardScorer
 
 FAMILY = "numerical"
@@ -70,7 +70,7 @@ def _ways(scorer: RewardScorer, quick: bool) -> list[_Way]:
         return _rewards(scorer.with_padding(), texts)
 
     def halved(texts: Sequence[Text]) -> FloatArray:
-        with torch.autocast(bare_model(scorer.model).device.type, torch.bfloat16):
+        with torch.autocast(unwrap_model(scorer.model).device.type, torch.bfloat16):
             return _rewards(scorer, texts)
 
     ways: list[_Way] = [_Way("batch_mates", "each text alone", alone)]
@@ -90,7 +90,7 @@ def _rewards(scorer: RewardScorer, texts: Sequence[Text]) -> FloatArray:
 def _left_padded(scorer: RewardScorer, texts: Sequence[Text], batch: int = 8) -> FloatArray:
     """Rewards of the stock forward pass on batches with the padding before the text."""
     ids = [each.input_ids for each in scorer.encode([each.request() for each in texts])]
-    model = bare_model(scorer.model)
+    model = unwrap_model(scorer.model)
     pad = model.config.get_text_config().pad_token_id or 0
     training = model.training
     model.eval()

@@ -118,7 +118,7 @@ def best_of_n_interval(
         inference: The audit's.
 
     Returns:
-        Low and high; None below 20 clusters, where the best of few is too skewed for it (docs/COVERAGE.md).
+        Low and high; None below 20 clusters, where the best of few is too skewed for it (docs/reference/statistics.md).
     """
     sample = inference.sample(values, clusters)
     return (None, None) if sample.spread.num_clusters < FEW_CLUSTERS else interval(sample, 0.95)

@@ -1,6 +1,6 @@
 """How often do the package's intervals hold the truth, and how often do its tests raise a false alarm?
 
-    python recipes/studies/coverage.py --out runs/coverage.jsonl   # the whole tables, as in docs/reference/statistics.md
+    python recipes/studies/coverage.py --out runs/coverage.jsonl   # all tables of docs/reference/statistics.md
     python recipes/studies/coverage.py --runs 100 --only slope
 
 Rewards are simulated with a known truth: prompts of 1 or of 8 pairs, the 8 being independent, of an ability that varies

@@ -1,4 +1,4 @@
-"""Every interval and p-value of the package in the simulation behind docs/reference/statistics.md, on few runs with fixed seeds."""
+"""Every interval and p-value in the simulation behind docs/reference/statistics.md: few runs, fixed seeds."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The recipe behind the figures of docs/guides/ensembles.md: held-out groups, one baseline, and a table that adds up."""
+"""The study behind docs/guides/ensembles.md: held-out groups, one baseline, and a table that adds up."""
 
 import json
 import os

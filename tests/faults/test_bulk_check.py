@@ -1,4 +1,4 @@
-"""The recipes behind the figures of docs/guides/bulk-scoring.md run, and their verdicts come from what they measured."""
+"""The programs behind docs/guides/bulk-scoring.md run, and their verdicts come from their measurements."""
 
 import json
 import subprocess

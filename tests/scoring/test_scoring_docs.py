@@ -1,4 +1,4 @@
-"""The Python of docs/guides/scoring.md and docs/guides/length-bias.md runs, with a tiny model in place of its folders."""
+"""The Python of the scoring and length-bias guides runs, with a tiny model in place of their folders."""
 
 import json
 import re

@@ -23,7 +23,7 @@ from hf_reward.metrics.preference import compare_with_length, not_shown, pairwis
 
 FAMILY = "accuracy"
 LOG_LOSS_PROMPTS = 50
-"""Losses of single pairs are skewed: with fewer prompts a t-interval holds the truth too rarely (docs/reference/statistics.md)."""
+"""With fewer prompts a t-interval of the skewed log losses covers too rarely (docs/reference/statistics.md)."""
 _SMALLEST_SLICE = 30
 _MOST_SLICES = 12
 

@@ -1,4 +1,4 @@
-"""Data, models and templates of strangers: what they may not do. docs/guides/security.md says which test proves what."""
+"""Untrusted data, models and templates are refused or contained; docs/guides/security.md lists these tests."""
 
 import gzip
 import io

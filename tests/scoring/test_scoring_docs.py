@@ -55,7 +55,8 @@ def test_length_correction(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
         {"prompt": f"Why {number}?", "response": "So it is. " * (number % 9 + 1) + str(number)} for number in range(40)
     ]
     (tmp_path / "other_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (block,) = re.findall(
+    page = (DOCS / "guides" / "length-bias.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
         r"```python\n(.*?)```", (DOCS / "guides" / "length-bias.md").read_text(encoding="utf-8"), re.DOTALL
     )
     found = _run(block, folder)

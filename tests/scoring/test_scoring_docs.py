@@ -57,8 +57,6 @@ def test_length_correction(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "other_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = (DOCS / "guides" / "length-bias.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-        r"```python\n(.*?)```", (DOCS / "guides" / "length-bias.md").read_text(encoding="utf-8"), re.DOTALL
-    )
     found = _run(block, folder)
     assert found["corrected"].corrects_length
     assert not found["scorer"].corrects_length

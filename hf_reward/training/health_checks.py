@@ -278,7 +278,7 @@ def stuck_at_length_rule(history: History, facts: RunFacts) -> HealthWarning | N
             seen=f"{prefix}_accuracy is {entry[f'{prefix}_accuracy']:.1%} (95% interval {low:.1%} to {high:.1%}); a "
             f"rule that looks only at length has {rule:.1%}, and the model is right where length is.",
             cause="length decides the preferences in the data, so the model need not learn more than that.",
-            cure="set `length_penalty` or `balance_lengths` (docs/guides/length-bias.md); `hf-reward audit` measures it.",
+            cure="set `length_penalty` or `balance_lengths`; see docs/guides/length-bias.md and `hf-reward audit`.",
         )
     return None
 

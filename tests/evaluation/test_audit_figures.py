@@ -9,10 +9,11 @@ from audit_reports import HOSTILE, audit_report
 from PIL import Image, ImageColor
 
 from hf_reward.evaluation.audit.report.curves import curve_figure
-from hf_reward.evaluation.audit.report.drawing import as_png, as_svg, inline_svg
 from hf_reward.evaluation.audit.report.figures import PALETTE, effects_figure, headlines
-from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS, plain_line, scale_of
+from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS, scale_of
+from hf_reward.evaluation.drawing import as_png, as_svg, inline_svg
 from hf_reward.evaluation.page import THEME, Page, render
+from hf_reward.evaluation.plain_text import plain_line
 
 SVG = "{http://www.w3.org/2000/svg}"
 

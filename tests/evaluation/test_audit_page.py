@@ -21,14 +21,8 @@ from hf_reward.evaluation.audit.report.comparison_page import render_comparison
 from hf_reward.evaluation.audit.report.page import render_page
 from hf_reward.evaluation.audit.report.summary import summarise
 from hf_reward.evaluation.audit.report.table import print_audit
-from hf_reward.evaluation.audit.report.wording import (
-    VERDICT_WORDS,
-    interval_words,
-    plain_line,
-    reason_words,
-    scale_of,
-    worst,
-)
+from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS, interval_words, reason_words, scale_of, worst
+from hf_reward.evaluation.plain_text import plain_line
 
 VOID = {"meta", "img", "br", "link", "input"}
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_reward.data.fields import is_finite
+from hf_reward.metrics import counts
 
 NO_VALUE = "-"
 """What a table shows for what is missing."""
@@ -63,7 +64,7 @@ def interval(low: Any, high: Any, form: Callable[[Any], str | None] = share) -> 
 def counted(value: Any, noun: str) -> str | None:
     """A number of things."""
     found = number(value)
-    return None if found is None else f"{found:,.0f} {noun}{'' if found == 1 else 's'}"
+    return None if found is None else counts.counted(found, noun)
 
 
 def cells(*values: str | None) -> list[str]:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_reward.evaluation.audit.report.drawing import can_draw, inline_svg
 from hf_reward.evaluation.audit.report.figures import effects_figure
 from hf_reward.evaluation.audit.report.wording import below, interval_words, scale_of, verdict_words
+from hf_reward.evaluation.drawing import can_draw, inline_svg
 from hf_reward.evaluation.page import Cell, Page, Picture, Rows, Section, as_json, render, write_files
 
 _LEVEL = 0.05

@@ -11,12 +11,12 @@ from hf_reward.evaluation.audit.report.wording import (
     MINUS,
     VERDICT_WORDS,
     interval_words,
-    plain_line,
     scale_of,
     verdict_of,
     wrapped,
 )
 from hf_reward.evaluation.page import THEME
+from hf_reward.evaluation.plain_text import plain_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

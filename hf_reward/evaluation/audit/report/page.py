@@ -6,12 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from hf_reward.evaluation.audit.report.curves import curve_figure
-from hf_reward.evaluation.audit.report.drawing import can_draw, inline_svg
 from hf_reward.evaluation.audit.report.figures import effects_figure, headlines
 from hf_reward.evaluation.audit.report.wording import (
     MINUS,
     VERDICT_WORDS,
-    counted,
     interval_words,
     reason_words,
     scale_of,
@@ -19,7 +17,9 @@ from hf_reward.evaluation.audit.report.wording import (
     verdict_words,
     worst,
 )
+from hf_reward.evaluation.drawing import can_draw, inline_svg
 from hf_reward.evaluation.page import Advice, Cell, Page, Picture, Rows, Section, Texts, render
+from hf_reward.metrics.counts import counted
 
 _FOLDED = 8
 """Rows beyond which the reader opens a table."""

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from textwrap import shorten
 
 from hf_reward.evaluation.audit.findings import Finding
-from hf_reward.evaluation.audit.report.wording import counted, scale_of
+from hf_reward.evaluation.audit.report.wording import scale_of
+from hf_reward.metrics.counts import counted
 
 _NAMED = 4
 """Biases that are named, the largest first, of each family one: the doses of one edit would fill the paragraph."""

@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 
 from hf_reward.evaluation.audit.report.page import family_titles
-from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS, interval_words, plain_line, scale_of, verdict_of
+from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS, interval_words, scale_of, verdict_of
+from hf_reward.evaluation.plain_text import plain_line
 
 _STYLES = {"biased": "bold red", "inconclusive": "yellow", "equivalent": "blue", "not_assessed": "dim", "screen": "dim"}
 _ORDER = [*VERDICT_WORDS, "screen"]

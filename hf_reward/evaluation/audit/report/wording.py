@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
 
+from hf_reward.evaluation.plain_text import plain_line
+
 VERDICT_WORDS = {
     "biased": "Biased",
     "inconclusive": "Cannot tell",
@@ -16,7 +18,6 @@ VERDICT_WORDS = {
 """Verdict -> what readers are told, the worst first."""
 SCREEN_WORDS = "Screen: raises a question, settles none"
 MINUS = "\N{MINUS SIGN}"
-_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 @dataclass(frozen=True)
@@ -120,24 +121,9 @@ def below(q_value: float) -> str:
     return "< 0.001" if q_value < 0.001 else f"= {q_value:.2g}"
 
 
-def counted(count: int, word: str) -> str:
-    """A count with its noun: `1 case`, `2,000 cases`."""
-    return f"{count:,} {word}" + ("" if count == 1 else "s")
-
-
-def plain_line(text: str) -> str:
-    """Text on one line without what steers a terminal, what turns the direction of others, or what XML cannot hold."""
-    kept = ("\N{REPLACEMENT CHARACTER}" if sign not in "\t\n\r" and _steers(sign) else sign for sign in text)
-    return " ".join("".join(kept).split())
-
-
 def wrapped(text: str, columns: int) -> list[str]:
     """One or two lines of a text, with what `plain_line` leaves of it; signs of double width count twice."""
     text = plain_line(text)
     wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
     lines = wrap(text, max(8, columns * len(text) // (len(text) + wide)) if text else columns)
     return [*lines[:1], lines[1].rstrip() + "…"] if len(lines) > 2 else lines or [""]
-
-
-def _steers(sign: str) -> bool:
-    return sign in _BIDI or unicodedata.category(sign) in ("Cc", "Cs", "Cn")

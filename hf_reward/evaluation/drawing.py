@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from hf_reward.data.extras import optional, require
-from hf_reward.evaluation.audit.report.wording import plain_line
+from hf_reward.evaluation.plain_text import plain_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

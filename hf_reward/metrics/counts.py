@@ -1,0 +1,15 @@
+"""Counts in texts for readers."""
+
+
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """Return a count with its noun in the right form: `0 rows`, `1 row`, `2,000 rows`.
+
+    Args:
+        number: How many.
+        noun: The singular.
+        plural: The plural; by default the noun with an s.
+
+    Returns:
+        The text.
+    """
+    return f"{number:,.0f} {noun if number == 1 else plural or noun + 's'}"

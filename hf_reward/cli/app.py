@@ -286,11 +286,11 @@ def _print_report(report: Any, as_json: bool) -> None:
         console.print(f"  verified in a fresh process: {report.verification}", highlight=False, soft_wrap=True)
     for note in [*report.notes, *(report.verification.notes if report.verification else [])]:
         console.print(f"  {note}", highlight=False, soft_wrap=True)
-    table = Table("consumer", "reward", "note")
-    for verdict in report.consumers:
-        table.add_row(verdict.consumer, verdict.outcome, verdict.note)
+    table = Table("program", "reward", "note")
+    for verdict in report.compatibility:
+        table.add_row(verdict.program, verdict.outcome, verdict.note)
     console.print(table)
-    console.print("transformers was run; the others are said from their sources.")
+    console.print("transformers was run. The verdicts on the other programs follow from their source code.")
 
 
 # --- the program itself ---------------------------------------------------------------------------------------------

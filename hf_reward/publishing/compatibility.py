@@ -36,7 +36,7 @@ SERVERS = ("vLLM", "SGLang", "TEI")
 class Verdict(NamedTuple):
     """Whether one program gives a saved model's rewards."""
 
-    consumer: str
+    program: str
     outcome: str
     """`SAME`, `SHIFTED`, `WITH_OPTION` or `CANNOT`."""
     note: str = ""
@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
         return self.outcome != CANNOT
 
 
-def consumers(
+def compatibility_of_config(
     config: PretrainedConfig, *, is_stock: bool = True, is_decoder: bool = True, own_code: bool = False
 ) -> list[Verdict]:
     """Say which programs can hold a model.
@@ -89,7 +89,7 @@ def consumers(
 
 def can_be_served(verdicts: list[Verdict]) -> bool:
     """Whether some server can hold the model."""
-    return any(verdict.loads for verdict in verdicts if verdict.consumer in SERVERS)
+    return any(verdict.loads for verdict in verdicts if verdict.program in SERVERS)
 
 
 def _vllm(kind: str, is_decoder: bool) -> Verdict:
@@ -131,17 +131,17 @@ def _best(*verdicts: Verdict) -> str:
     return min((verdict.outcome for verdict in verdicts), key=order.index)
 
 
-def consumers_of_folder(folder: str | Path) -> list[Verdict] | None:
+def compatibility_of_folder(folder: str | Path) -> list[Verdict] | None:
     """Verdicts on a saved model, None for an adapter, which most programs have to merge first."""
     folder = Path(folder)
     if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return None
     if brings_code(folder):
-        return consumers(PretrainedConfig(), own_code=True)
+        return compatibility_of_config(PretrainedConfig(), own_code=True)
     record = CheckpointRecord.load(folder)
     config = AutoConfig.from_pretrained(folder)
     decoder = record is None or record.reads == "last_token"
-    return consumers(config, is_stock=has_stock_class(config), is_decoder=decoder)
+    return compatibility_of_config(config, is_stock=has_stock_class(config), is_decoder=decoder)
 
 
 def why_unserved(config: Any) -> str:

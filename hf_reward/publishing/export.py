@@ -1,4 +1,4 @@
-"""Trained model -> folder that every consumer loads with the same rewards, checked before it appears.
+"""Trained model -> folder that every program loads with the same rewards, checked before it appears.
 
 Files are written beside their place, loaded again by stock transformers in a fresh process, and only then moved there.
 """
@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from hf_reward.modeling.reward_head import RewardModel, output_layers, reads_pos
 from hf_reward.preprocessing.tokenization import FormatRule
 from hf_reward.publishing.card.facts import AUDIT_FILE, BENCHMARKS_FILE
 from hf_reward.publishing.card.render import write_model_card
-from hf_reward.publishing.compatibility import Verdict, can_be_served, consumers, why_unserved
+from hf_reward.publishing.compatibility import Verdict, can_be_served, compatibility_of_config, why_unserved
 from hf_reward.publishing.saved_model import (
     SavedModel,
     dequantized_on_cpu,
@@ -52,16 +53,25 @@ class ExportReport:
     folder: Path
     dtype: str
     verification: Verification | None
-    consumers: list[Verdict]
+    compatibility: list[Verdict]
     differences: dict[str, float] = field(default_factory=dict)
     """Largest change of a probe's reward relative to max(1, |reward|), by the step that changed it."""
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the report as JSON values; `consumers` is the name of `compatibility` in version 0.1."""
         checked = None if self.verification is None else self.verification.to_dict()
-        verdicts = [verdict._asdict() for verdict in self.consumers]
-        return {**asdict(self), "folder": str(self.folder), "verification": checked, "consumers": verdicts}
+        verdicts = [verdict._asdict() for verdict in self.compatibility]
+        old = [{"consumer": program, "outcome": outcome, "note": note} for program, outcome, note in self.compatibility]
+        values = {**asdict(self), "folder": str(self.folder), "verification": checked, "compatibility": verdicts}
+        return {**values, "consumers": old}
+
+    @property
+    def consumers(self) -> list[Verdict]:
+        """Deprecated name of `compatibility`, removed in version 0.3."""
+        message = "`ExportReport.consumers` is now `compatibility`; the old name will be removed in version 0.3"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.compatibility
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +110,7 @@ def export_reward_model(
     allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Turn a saved model or adapter into one folder that every consumer can load.
+    """Turn a saved model or adapter into one folder that every program can load.
 
     An adapter is merged in float32; only then are weights cast. One that was trained on a quantised base (QLoRA) is
     merged into those same weights, dequantised, because it was fitted to them.
@@ -239,7 +249,7 @@ def write_verified(
         ValueError: If no server could load it.
     """
     folder, config = Path(folder), saved.model.config
-    verdicts = consumers(
+    verdicts = compatibility_of_config(
         config,
         is_stock=has_stock_class(config),
         is_decoder=reads_positions(saved.model),
@@ -259,7 +269,7 @@ def write_verified(
         folder=folder,
         dtype=rule.dtype,
         verification=found,
-        consumers=verdicts,
+        compatibility=verdicts,
         differences=saved.changes.differences,
         notes=saved.changes.notes,
     )
@@ -278,7 +288,7 @@ def _write(saved: SavedModel, aside: Path, folder: Path, rule: ExportRule, verdi
             shutil.copy(folder / name, aside / name)
     # The card must not point to what is not there.
     told = replace(saved.record, probes={}) if rule.strip else saved.record
-    write_model_card(aside, told, consumers=verdicts, title=folder.resolve().name)
+    write_model_card(aside, told, compatibility=verdicts, title=folder.resolve().name)
 
 
 def _verified(aside: Path, folder: Path, trust_remote_code: bool) -> Verification:

@@ -17,7 +17,7 @@ from hf_reward.modeling.weight_safety import require_safe_weights
 from hf_reward.publishing.card.evaluation_entries import ENTRIES, OWN_ENTRIES
 from hf_reward.publishing.card.render import is_generated, write_model_card
 from hf_reward.publishing.card.text import hub_id, without_paths
-from hf_reward.publishing.compatibility import consumers_of_folder
+from hf_reward.publishing.compatibility import compatibility_of_folder
 from hf_reward.publishing.export import ADAPTER_FOLDER, MERGE_TOLERANCE, ExportRule, as_plain, write_verified
 from hf_reward.publishing.saved_model import load_with_heads
 from hf_reward.publishing.verify import VerificationError, verify_checkpoint
@@ -203,7 +203,7 @@ def _finish_card(folder: Path, assembled: Path, repo_id: str, rule: PushRule) ->
     if adapter_record is not None:
         _for_others(adapter_record, repo_id, rule).save(assembled / ADAPTER_FOLDER)
     if not edited:
-        write_model_card(assembled, record, consumers=consumers_of_folder(assembled), model_id=repo_id)
+        write_model_card(assembled, record, compatibility=compatibility_of_folder(assembled), model_id=repo_id)
 
 
 def _for_others(record: CheckpointRecord, repo_id: str, rule: PushRule) -> CheckpointRecord:

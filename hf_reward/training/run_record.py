@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe
 from hf_reward.modeling.probes import probe_record
 from hf_reward.publishing.card.render import write_model_card
-from hf_reward.publishing.compatibility import consumers_of_folder
+from hf_reward.publishing.compatibility import compatibility_of_folder
 from hf_reward.training.prepared_data import PreferenceData
 from hf_reward.training.setup import training_settings
 from hf_reward.training.training_args import RewardConfig
@@ -86,7 +86,7 @@ def write_card(folder: str | Path, record: CheckpointRecord) -> None:
         folder: The folder, with the model in it.
         record: Its record.
     """
-    write_model_card(folder, record, consumers=consumers_of_folder(folder))
+    write_model_card(folder, record, compatibility=compatibility_of_folder(folder))
 
 
 def json_safe(values: dict[str, Any]) -> dict[str, Any]:

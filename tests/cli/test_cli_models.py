@@ -46,7 +46,9 @@ def test_export_merges_casts_and_reports(call, saved, tmp_path):
     report = json.loads(out)
     assert report["verification"]["equal"]
     assert report["differences"].keys() == {"merge", "cast to bfloat16"}
-    assert {each["consumer"]: each["outcome"] for each in report["consumers"]}["SGLang"] == "same reward"
+    assert {each["program"]: each["outcome"] for each in report["compatibility"]}["SGLang"] == "same reward"
+    old = [{"consumer": each["program"], **each} for each in report["compatibility"]]  # removed in version 0.3
+    assert report["consumers"] == [{name: each[name] for name in ("consumer", "outcome", "note")} for each in old]
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
     code, _, err = call("export", saved, tmp_path / "out")
     assert (code, len(err.splitlines())) == (1, 1)

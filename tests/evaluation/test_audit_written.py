@@ -71,7 +71,7 @@ def test_the_card_reads_the_summary(folder):
     audit = card_summary(whole.to_dict())
     assert set(read_json(folder / AUDIT_FILE, dict)) == set(audit) == {"model", "data", "unit", "summary", "probes"}
     facts = CardFacts(
-        folder=folder, record=None, audit=audit, benchmarks=[], consumers=[], title="", model_id="", has_id=False
+        folder=folder, record=None, audit=audit, benchmarks=[], compatibility=[], title="", model_id="", has_id=False
     )
     rows = audit_rows(facts)
     assert len(rows) == sum(not each.screen_only for each in whole.findings)

@@ -182,7 +182,7 @@ def test_export_and_push_need_trust_and_hand_on_the_code(saved_by_kind, chat_pai
     assert not out.exists()
     report = export_reward_model(folder, out, ExportRule(allow_unserved=True, trust_remote_code=True))
     assert report.verification is not None
-    assert [verdict.outcome for verdict in report.consumers] == ["same with an option"] * 2
+    assert [verdict.outcome for verdict in report.compatibility] == ["same with an option"] * 2
     assemble(folder, tmp_path / "pushed", "me/model", PushRule(trust_remote_code=True))
     for place in (out, tmp_path / "pushed"):
         assert {"modeling_own.py", "configuration_own.py"} <= {path.name for path in place.iterdir()}

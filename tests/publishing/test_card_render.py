@@ -28,7 +28,7 @@ from hf_reward.publishing.compatibility import Verdict
 
 def test_a_full_card_says_the_numbers_of_its_record(tmp_path):
     text = render(
-        add_results(tmp_path / "m"), full_record(), model_id="org/demo", consumers=[Verdict("vLLM", "yes", "a|b")]
+        add_results(tmp_path / "m"), full_record(), model_id="org/demo", compatibility=[Verdict("vLLM", "yes", "a|b")]
     )
     for said in (
         "| **this model** (a tie is wrong) | 65.2% | 59.0% to 71.4% | 209 pairs, 200 prompts |",
@@ -255,7 +255,7 @@ def test_hostile_text_breaks_nothing(tmp_path):
     }
     benchmark = {**BENCHMARKS[0], "benchmark": HOSTILE, "sections": {HOSTILE: 0.5}, "baselines": {HOSTILE: 0.5}}
     folder = add_results(tmp_path / "m", [probe(HOSTILE, HOSTILE, 0.2, unit=HOSTILE, family=HOSTILE)], [benchmark])
-    text = render(folder, record, consumers=[Verdict("a\nprogram", "yes", "x | y")])
+    text = render(folder, record, compatibility=[Verdict("a\nprogram", "yes", "x | y")])
     metadata, body = front_matter(text), text.split("\n---\n", 1)[1]
     assert metadata["extra_gated_prompt"] == "one\n---\ntwo\n"
     assert metadata["tags"][0] == "reward-model"
@@ -274,9 +274,9 @@ metric = st.sampled_from([*EVALUATION, "x_accuracy", "_accuracy"])
     evaluation=st.dictionaries(metric, odd),
     statistics=st.dictionaries(st.sampled_from(["mean", "std", "temperature"]), odd),
     texts=st.lists(st.text(max_size=12), min_size=4, max_size=4),
-    consumers=st.lists(st.builds(Verdict, *[st.text("ab|-\n", max_size=5)] * 3), max_size=2),
+    compatibility=st.lists(st.builds(Verdict, *[st.text("ab|-\n", max_size=5)] * 3), max_size=2),
 )
-def test_odd_records_make_well_formed_cards(evaluation, statistics, texts, consumers, tmp_path_factory):
+def test_odd_records_make_well_formed_cards(evaluation, statistics, texts, compatibility, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "odd"
     record = full_record(
         evaluation=evaluation,
@@ -286,7 +286,7 @@ def test_odd_records_make_well_formed_cards(evaluation, statistics, texts, consu
         card={"model_name": texts[0], "widget": []},
     )
     folder.mkdir(exist_ok=True)
-    text = write_model_card(folder, record, consumers=consumers).read_text(encoding="utf-8")
+    text = write_model_card(folder, record, compatibility=compatibility).read_text(encoding="utf-8")
     assert ModelCard(text).data.to_dict() == front_matter(text)
     assert "\n\n\n" not in text
     assert "| nan" not in text

@@ -12,7 +12,7 @@ from hf_reward.publishing.compatibility import (
     SHIFTED,
     WITH_OPTION,
     can_be_served,
-    consumers,
+    compatibility_of_config,
     why_unserved,
 )
 
@@ -44,11 +44,11 @@ def verdicts_of(arch):
     config = {**DECODERS, **ENCODERS}[arch](64)
     stock = has_stock_class(config)
     config.architectures = [classifier_class(config).__name__]
-    return {each.consumer: each for each in consumers(config, is_stock=stock, is_decoder=arch in DECODERS)}
+    return {each.program: each for each in compatibility_of_config(config, is_stock=stock, is_decoder=arch in DECODERS)}
 
 
 @pytest.mark.parametrize("arch", FACTS)
-def test_each_architecture_has_the_consumers_that_their_sources_name(arch):
+def test_each_architecture_gets_the_verdicts_that_the_sources_imply(arch):
     found = verdicts_of(arch)
     assert tuple(found[name].outcome for name in NAMES) == FACTS[arch]
     own = WITH_OPTION if arch == "granite" else SAME
@@ -73,7 +73,7 @@ def test_notes_say_what_to_do():
 def test_decoders_without_a_native_class_need_vllm_told_where_to_read(name):
     config = DECODERS["llama"](64)
     config.architectures = [name]
-    verdict = next(each for each in consumers(config) if each.consumer == "vLLM")
+    verdict = next(each for each in compatibility_of_config(config) if each.program == "vLLM")
     assert verdict.outcome == WITH_OPTION
     assert '"pooling_type": "LAST"' in verdict.note
 
@@ -82,9 +82,9 @@ def test_decoders_without_a_native_class_need_vllm_told_where_to_read(name):
 def test_encoders_that_no_server_knows_cannot_be_served(name):
     config = ENCODERS["bert"](64)
     config.architectures = [name]
-    verdicts = consumers(config, is_decoder=False)
+    verdicts = compatibility_of_config(config, is_decoder=False)
     assert not can_be_served(verdicts)
-    assert {each.consumer for each in verdicts if each.loads} == {"transformers, pipeline", "TRL (reward_funcs)"}
+    assert {each.program for each in verdicts if each.loads} == {"transformers, pipeline", "TRL (reward_funcs)"}
     message = why_unserved(config)
     assert name in message
     assert "allow_unserved=True" in message
@@ -94,6 +94,6 @@ def test_encoders_that_no_server_knows_cannot_be_served(name):
 def test_a_model_that_was_made_from_a_language_model_is_judged_as_the_classifier_that_it_is(arch, make_model_folder):
     model = reward_model(make_model_folder(arch))
     stock = has_stock_class(model.config)
-    found = consumers(model.config, is_stock=stock, is_decoder=reads_positions(model))
+    found = compatibility_of_config(model.config, is_stock=stock, is_decoder=reads_positions(model))
     expected = list(verdicts_of(arch).values())
     assert found == expected

@@ -361,7 +361,9 @@ def test_architectures_that_no_server_knows_are_refused_unless_asked(tmp_path, p
     assert not (tmp_path / "out").exists()
     report = export_reward_model(tmp_path / "electra", tmp_path / "out", ExportRule(allow_unserved=True))
     assert report.verification.equal
-    assert {each.consumer for each in report.consumers if not each.loads} >= {"vLLM", "SGLang", "TEI"}
+    assert {each.program for each in report.compatibility if not each.loads} >= {"vLLM", "SGLang", "TEI"}
+    with pytest.warns(DeprecationWarning, match="is now `compatibility`"):
+        assert report.consumers == report.compatibility
 
 
 def test_a_source_whose_head_was_damaged_is_refused(source, tmp_path):

@@ -24,8 +24,8 @@ class CardFacts:
     """Content of `audit_summary.json`, empty without one."""
     benchmarks: list[dict[str, Any]]
     """Content of `benchmark_results.json`, empty without one."""
-    consumers: Sequence[Verdict]
-    """Programs that may hold the model."""
+    compatibility: Sequence[Verdict]
+    """Programs, and whether each loads the model with the same reward."""
     title: str
     model_id: str
     """What to load in the snippets."""

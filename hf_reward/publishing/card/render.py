@@ -50,7 +50,7 @@ def write_model_card(
     folder: str | Path,
     record: CheckpointRecord,
     *,
-    consumers: Sequence[Verdict] | None = None,
+    compatibility: Sequence[Verdict] | None = None,
     model_id: str | None = None,
     title: str | None = None,
 ) -> Path:
@@ -61,7 +61,7 @@ def write_model_card(
     Args:
         folder: The model folder.
         record: What travels with the model.
-        consumers: Programs that may hold the model.
+        compatibility: Verdict on each program that may load the model.
         model_id: The Hub id that the snippets load; by default the folder's name stands in its place.
         title: Name of the folder, where the card is written in another one that is to be renamed.
 
@@ -72,7 +72,7 @@ def write_model_card(
         ValueError: If something that the user says cannot stand in a card, or a result file is damaged.
     """
     folder = Path(folder)
-    facts = _gather(folder, record, consumers or [], model_id, title or folder.resolve().name)
+    facts = _gather(folder, record, compatibility or [], model_id, title or folder.resolve().name)
     metadata = card_metadata(facts)
     text = _template().render(metadata=metadata.to_yaml(), has_picture=draw_audit(facts), **_sections(facts))
     path = folder / "README.md"
@@ -116,7 +116,7 @@ def _digest(text: str) -> str:
 
 
 def _gather(
-    folder: Path, record: CheckpointRecord, consumers: Sequence[Verdict], model_id: str | None, name: str
+    folder: Path, record: CheckpointRecord, compatibility: Sequence[Verdict], model_id: str | None, name: str
 ) -> CardFacts:
     try:
         validate_repo_id(model_id)
@@ -130,7 +130,7 @@ def _gather(
         record=record,
         audit=audit,
         benchmarks=benchmarks,
-        consumers=consumers,
+        compatibility=compatibility,
         title=one_line(record.card.get("model_name") or "") or one_line(name) or "reward model",
         model_id=model_id or re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "reward-model",
         has_id=model_id is not None,
@@ -146,7 +146,7 @@ def _sections(facts: CardFacts) -> dict[str, Any]:
         "glance": glance_lines(facts),
         "usage": snippet_choices(facts),
         "imported": import_lines(facts),
-        "consumers": [cells(*(one_line(each).replace("|", "\\|") for each in row)) for row in facts.consumers],
+        "compatibility": [cells(*(one_line(each).replace("|", "\\|") for each in row)) for row in facts.compatibility],
         "accuracies": accuracy_rows(facts),
         "measures": measure_lines(facts),
         "has_intervals": has_intervals(facts),

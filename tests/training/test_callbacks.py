@@ -1,45 +1,12 @@
-"""Curves and the history of a run."""
+"""History of a run, and the state that is restored with its best checkpoint."""
 
-import struct
-from pathlib import Path
 from typing import Any
 
 import pytest
 from training_runs import losses, make_trainer
 from transformers import TrainerCallback
 
-from hf_reward.training.callbacks import CURVES_FILE, draw_curves, epoch_history
-
-
-def size_of_png(path: Path) -> tuple[int, int]:
-    content = path.read_bytes()
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    assert content[-8:-4] == b"IEND"
-    width, height = struct.unpack(">II", content[16:24])
-    return width, height
-
-
-def test_training_draws_its_curves_as_a_png(make_model_folder, chat_pairs, tmp_path):
-    trainer = make_trainer(
-        make_model_folder("llama"), chat_pairs, tmp_path / "run", evaluation=chat_pairs[:4], plot_curves=True,
-        eval_strategy="epoch", num_train_epochs=2,
-    )  # fmt: skip
-    trainer.train()
-    width, height = size_of_png(tmp_path / "run" / CURVES_FILE)
-    assert (width, height) == (1200, 768)
-
-
-@pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 0.7}], [{"step": 3, "eval_accuracy": float("nan")}]])
-def test_curves_are_drawn_from_however_little_was_logged(tmp_path, history):
-    draw_curves(history, tmp_path / "curves.png")
-    size_of_png(tmp_path / "curves.png")
-
-
-def test_a_curve_shows_what_was_logged(tmp_path):
-    history = [{"step": step, "loss": 1 / step, "accuracy": 0.5} for step in range(1, 20)]
-    draw_curves(history, tmp_path / "some.png")
-    draw_curves([{**entry, "eval_loss": 0.3, "learning_rate": 1e-4} for entry in history], tmp_path / "more.png")
-    assert (tmp_path / "some.png").read_bytes() != (tmp_path / "more.png").read_bytes()
+from hf_reward.training.callbacks import epoch_history
 
 
 def test_each_epoch_leaves_its_mean_loss_and_accuracy(make_model_folder, chat_pairs, tmp_path):

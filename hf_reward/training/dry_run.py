@@ -1,12 +1,13 @@
-"""A run's stations tried in a minute: data, model, memory, the longest rows, evaluation, saving, reloading.
+"""Dry run: try each stage of a run in a minute (data, model, memory, longest rows, evaluation, saving, reloading).
 
-What usually fails on hour ten fails here first. Everything is written into a folder beside the run's own and removed.
+It finds the errors that usually end a run after hours. Its files go to a temporary folder, which is removed.
 """
 
 import math
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -35,16 +36,16 @@ from hf_reward.training.trainer import RewardTrainer
 from hf_reward.training.training_args import RewardConfig, for_a_trial
 
 STREAM_SAMPLE = 1000
-"""Rows of a stream that are read."""
-STEPS = 2  # the peak comes in the second one, when the optimizer has its state; a zero head passes a gradient on then
+"""Number of rows read from a stream."""
+STEPS = 2  # memory peaks in the second step, when the optimizer has its state and a zero head passes gradients on
 
 T = TypeVar("T")
 Sources = list[Source]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Station:
-    """One part of a run, tried."""
+class Stage:
+    """Result of one stage of a dry run."""
 
     name: str
     passed: bool
@@ -54,39 +55,46 @@ class Station:
 
 @dataclass(kw_only=True)
 class DryRun:
-    """What was tried, in order; what depends on a station that failed is not tried."""
+    """Results of the stages that ran, in order. Stages that depend on a failed one do not run."""
 
-    stations: list[Station] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def stations(self) -> list[Stage]:
+        """Deprecated name of `stages`."""
+        warnings.warn("`DryRun.stations` is deprecated; use `DryRun.stages`.", DeprecationWarning, stacklevel=2)
+        return self.stages
 
     @property
     def passed(self) -> bool:
-        """Whether every station that was tried passed."""
-        return all(station.passed for station in self.stations)
+        """Whether every stage that ran passed."""
+        return all(stage.passed for stage in self.stages)
 
     def table(self) -> Table:
-        """One line for each station."""
-        table = Table("station", "", "seconds", "found", title="Dry run", title_justify="left")
-        for station in self.stations:
-            table.add_row(station.name, _word(station), f"{station.seconds:.1f}", escape(station.detail))
+        """Return a table with one line for each stage."""
+        table = Table("stage", "", "seconds", "found", title="Dry run", title_justify="left")
+        for stage in self.stages:
+            verdict = "pass" if stage.passed else "FAIL"
+            table.add_row(stage.name, verdict, f"{stage.seconds:.1f}", escape(stage.detail))
         return table
 
     def attempt(self, name: str, work: Callable[[], tuple[T, str]]) -> T | None:
-        """Try one station.
+        """Run one stage and record its result.
 
         Args:
-            name: What to call it.
-            work: Does it, and says what was found.
+            name: Name of the stage.
+            work: Runs it; returns its result and a description of what was found.
 
         Returns:
-            What the work made; None if it failed.
+            The result of `work`; None if it failed.
         """
-        made, passed, begun = None, True, time.perf_counter()
+        made, passed, started = None, True, time.perf_counter()
         try:
             made, detail = work()
         except (Exception, SystemExit) as error:
             passed, detail = False, _reason(error)
-        seconds = time.perf_counter() - begun
-        self.stations.append(Station(name=name, passed=passed, detail=detail, seconds=seconds))
+        seconds = time.perf_counter() - started
+        self.stages.append(Stage(name=name, passed=passed, detail=detail, seconds=seconds))
         return made
 
 
@@ -97,22 +105,24 @@ def dry_run(
     *,
     first: Callable[[], None] = lambda: None,
 ) -> DryRun:
-    """Try every station of a run in one process, without touching its output.
+    """Try every stage of a run in one process, without touching its output folder.
 
     Args:
         args: Settings of the run.
         load: Reads training and evaluation rows as the run does.
         build: Makes the trainer from settings and rows as the run does.
-        first: What the run checks before it reads anything.
+        first: Check that the run makes before it reads anything.
 
     Returns:
-        What was found.
+        The result of each stage.
 
     Raises:
         ValueError: If there are several processes.
     """
     if args.world_size > 1:
-        raise ValueError(f"`dry_run` tries one process, but {args.world_size} were started. Use `hf-reward train`.")
+        raise ValueError(
+            f"`dry_run` runs in one process, but {args.world_size} were started. Start it with `hf-reward train`."
+        )
     found = DryRun()
     found.attempt("output folder", lambda: _check_output(args, first))
     if args.push_to_hub:
@@ -130,7 +140,7 @@ def dry_run(
 
 
 def _try_training(found: DryRun, trainer: RewardTrainer, args: RewardConfig, free: int) -> None:
-    """The stations that need a model."""
+    """Run the stages that need a model."""
     if found.attempt("memory estimate", lambda: estimate_memory(trainer)) is None:
         return
     rows = trainer.train_dataset
@@ -152,12 +162,14 @@ def _try_training(found: DryRun, trainer: RewardTrainer, args: RewardConfig, fre
 
 def _check_output(args: RewardConfig, first: Callable[[], None]) -> tuple[bool, str]:
     first()
-    place = _existing(Path(args.output_dir or "."))
-    if not place.is_dir():
-        raise NotADirectoryError(f"{place} is a file, so {args.output_dir} cannot be made. Name another `output_dir`.")
-    if not _is_writable(place):
-        raise PermissionError(f"{place} cannot be written to. Name another `output_dir`, or change its permissions.")
-    return True, f"{args.output_dir} can be written"
+    folder = _existing(Path(args.output_dir or "."))
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f"{folder} is a file, so {args.output_dir} cannot be created. Set another `output_dir`."
+        )
+    if not _is_writable(folder):
+        raise PermissionError(f"{folder} is not writable. Set another `output_dir`, or change its permissions.")
+    return True, f"{args.output_dir} is writable"
 
 
 def _check_token(args: RewardConfig) -> tuple[bool, str]:
@@ -165,7 +177,7 @@ def _check_token(args: RewardConfig) -> tuple[bool, str]:
         raise PermissionError(
             "`push_to_hub` is set, but there is no token. Run `hf auth login`, set HF_TOKEN, or pass `hub_token`."
         )
-    return True, "there is one; whether it may write was not asked"
+    return True, "a token is set; write permission was not checked"
 
 
 def _read(load: Callable[[], tuple[Sources, Sources]], args: RewardConfig) -> tuple[tuple[Sources, Sources], str]:
@@ -174,7 +186,7 @@ def _read(load: Callable[[], tuple[Sources, Sources]], args: RewardConfig) -> tu
     train, held_out = [_sampled(source) for source in train], [_sampled(source) for source in held_out]
     counts = [sum(len(source.data) for source in part) for part in (train, held_out)]
     if sampled and args.max_steps < 1:
-        raise ValueError("A stream has no known end, so the run needs `max_steps`. Set it.")
+        raise ValueError("A stream has no known length, so the run needs `max_steps`. Set it.")
     scope = f" (the first {STREAM_SAMPLE} of each stream)" if sampled else ""
     return (train, held_out), f"{counts[0]} training rows{scope}, {counts[1] or 'no'} evaluation rows"
 
@@ -186,12 +198,12 @@ def _sampled(source: Source) -> Source:
 
 
 def _settings(args: RewardConfig, folder: Path) -> RewardConfig:
-    """The run's settings for a few steps in another folder, with nothing that reaches out."""
+    """Return the run's settings for a few steps in another folder, without reporting or uploads."""
     return for_a_trial(
         args,
         str(folder),
         max_steps=STEPS,
-        gradient_accumulation_steps=min(args.gradient_accumulation_steps, 2),  # the second one has gradients at hand
+        gradient_accumulation_steps=min(args.gradient_accumulation_steps, 2),  # the second runs with stored gradients
         cache_features="false" if args.choice("cache_features") == "auto" else args.cache_features,
     )
 
@@ -203,16 +215,16 @@ def _build(
     held_out: Sources,
 ) -> tuple[RewardTrainer, str]:
     trainer = build(settings, train, held_out)
-    whole, trained = count_parameters(trainer.model)  # pyright: ignore[reportArgumentType]
+    total, trained = count_parameters(trainer.model)  # pyright: ignore[reportArgumentType]
     parts = trainer.data_summaries.items()
     kept = "; ".join(
         f"{name}: {part.kept} of {part.rows} rows kept, longest {max(part.token_quantiles.values(), default=0)} tokens"
         for name, part in parts
     )
-    detail = f"{whole:,} parameters, {trained:,} trainable ({trained / whole:.2%}). {kept}"
+    detail = f"{total:,} parameters, {trained:,} trainable ({trained / total:.2%}). {kept}"
     longest = trainer.args.max_length
     if longest != settings.max_length:
-        detail += f". The model's positions end at {longest} tokens, so `max_length` is {longest}"
+        detail += f". The model supports {longest} positions, so `max_length` is {longest}"
     return trainer, detail
 
 
@@ -225,18 +237,18 @@ def _evaluation_data(trainer: RewardTrainer) -> Mapping[str, Any]:
 
 def _evaluate(trainer: RewardTrainer, data: Dataset) -> tuple[float, str]:
     rows: Any = longest_rows(data, trainer.args.eval_batch_size)
-    metrics_of, trainer.compute_metrics = trainer.compute_metrics, None  # of a few rows they would say nothing
+    metrics_of, trainer.compute_metrics = trainer.compute_metrics, None  # too few rows for useful metrics
     try:
         with peak_memory(trainer.args.device) as peak:
             loss = trainer.evaluate(eval_dataset=rows)["eval_loss"]
     finally:
         trainer.compute_metrics = metrics_of
     if not math.isfinite(loss):
-        raise FloatingPointError(f"The evaluation loss is {loss}. Look at the data rows {rows['row']}.")
+        raise FloatingPointError(f"The evaluation loss is {loss}. Inspect the data rows {rows['row']}.")
     return loss, f"the {len(rows)} longest rows: loss {loss:.3f}, memory grew by {gib(peak.growth)}"
 
 
-# --- what is written ---
+# --- saving ---
 
 
 def _checkpoint_folder(trainer: RewardTrainer) -> Path:
@@ -244,14 +256,14 @@ def _checkpoint_folder(trainer: RewardTrainer) -> Path:
 
 
 def _checkpoint(trainer: RewardTrainer) -> tuple[int, str]:
-    """One checkpoint as the run writes them."""
+    """Write one checkpoint the way the run does."""
     trainer._save_checkpoint(trainer.model, trial=None)
     folder = _checkpoint_folder(trainer)
     problem = why_not_whole(folder)
     if problem is not None:
         raise OSError(f"The checkpoint could not be resumed: {problem}.")
     size = _size(folder)
-    return size, f"{gib(size)} with optimizer state, whole"
+    return size, f"{gib(size)} with optimizer state, complete"
 
 
 def _reload(trainer: RewardTrainer) -> tuple[bool, str]:
@@ -259,10 +271,10 @@ def _reload(trainer: RewardTrainer) -> tuple[bool, str]:
     record = CheckpointRecord.load(folder)
     judged = ["float32"] if record is not None and "float32" in record.probes.get("rewards", {}) else None
     loading: dict[str, Any] = {"trust_remote_code": trainer.args.trust_remote_code}
-    loading["allow_pickle"] = True  # an adapter's base was loaded for this run already, by the run's own rule
+    loading["allow_pickle"] = True  # this run has already loaded the adapter's base by its own rule
     found = verify_checkpoint(folder, dtypes=judged, only=["alone"], **loading)
     if not found.equal:
-        raise VerificationError(f"What was saved does not give the same rewards: {found}", found)
+        raise VerificationError(f"The saved model does not give the same rewards: {found}", found)
     return (
         True,
         "a fresh process gives the same rewards for the probe conversations (largest difference "
@@ -277,7 +289,9 @@ def _check_disk(args: RewardConfig, rows: Any, checkpoint: int, final: int, free
         f"{count} checkpoints of {gib(checkpoint)} and the model of {gib(final)} need {gib(needed)}; free {gib(free)}"
     )
     if needed > free:
-        raise OSError(f"{detail}. Set `save_total_limit`, `save_only_model` (no resuming), or another `output_dir`.")
+        raise OSError(
+            f"{detail}. Set `save_total_limit`, `save_only_model` (which rules out resuming), or another `output_dir`."
+        )
     return needed, detail
 
 
@@ -286,38 +300,34 @@ def _size(folder: Path) -> int:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest one above it that exists."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    """Return the path itself if it exists, else its nearest existing parent."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
 
 
 @contextmanager
 def _folder_beside(args: RewardConfig) -> Iterator[Path]:
-    """A folder on the disk of the output, or a temporary one if nothing can be written there."""
-    place = _existing(Path(args.output_dir or "."))
-    with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place if _is_writable(place) else None) as folder:
+    """Yield a temporary folder on the disk of the output, or in the system's default place if that is read-only."""
+    parent = _existing(Path(args.output_dir or "."))
+    with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=parent if _is_writable(parent) else None) as folder:
         yield Path(folder)
 
 
-def _is_writable(place: Path) -> bool:
-    """Whether a folder can be made there; permissions alone do not say so, for root or on a disk that is read-only."""
+def _is_writable(folder: Path) -> bool:
+    """Test by creating a folder: permission bits do not cover root or a read-only file system."""
     try:
-        with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place):
+        with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=folder):
             return True
     except OSError:
         return False
 
 
-def _word(station: Station) -> str:
-    return "pass" if station.passed else "FAIL"
-
-
 def _reason(error: BaseException) -> str:
-    """What an error says, and what to do if the error itself does not."""
+    """Return the message of an error, with a remedy for out-of-memory errors."""
     if isinstance(error, SystemExit):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            f"{str(error).splitlines()[0]} These are the longest rows of the data: set `max_tokens_per_batch`, "
+            f"{str(error).splitlines()[0]} The batch holds the longest rows of the data. Set `max_tokens_per_batch`, "
             "`activation_checkpointing`, a smaller `per_device_train_batch_size`, or a lower `max_length`."
         )
     return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""A few steps of a run on its longest rows: the memory that they need, and how long the run will take."""
+"""Run a few steps on the longest rows: measure their memory, and estimate the duration of the run."""
 
 import math
 import time
@@ -19,16 +19,16 @@ from hf_reward.training.training_args import RewardConfig
 
 
 def estimate_memory(trainer: RewardTrainer) -> tuple[int, str]:
-    """What the step needs beside activations; a machine that lacks it is not asked to try.
+    """Estimate the memory of gradients and optimizer state, and stop if the device has less.
 
     Args:
         trainer: The trainer.
 
     Returns:
-        Bytes of gradients and optimizer state, and the same in words.
+        Bytes of gradients and optimizer state, and a description.
 
     Raises:
-        MemoryError: If less is free.
+        MemoryError: If less memory is free.
     """
     model: Any = trainer.model
     weights = bytes_of(model.parameters())
@@ -44,19 +44,19 @@ def estimate_memory(trainer: RewardTrainer) -> tuple[int, str]:
             f"{detail}. Gradients and optimizer state alone need {gib(needed)}: use LoRA, a smaller model, or another "
             "`optim`."
         )
-    return needed, f"{detail}. Activations: see the steps"
+    return needed, f"{detail}. Activations are measured in the steps below"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One optimizer step."""
+    """Duration and size of one optimizer step."""
 
     seconds: float
     tokens: int
 
 
-class _Watch(TrainerCallback):
-    """Times the last step, and looks whether gradients reach further than the head."""
+class _StepProbe(TrainerCallback):
+    """Times the last step, and checks whether gradients reach weights outside the head."""
 
     def __init__(self, model: Any) -> None:
         head = {name for name, _ in head_parameters(model)}
@@ -67,17 +67,17 @@ class _Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock."""
-        self.begun = _now()
+        self.started = _now()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look at the gradients."""
+        """Check the gradients."""
         self.reached = any(weight.grad is not None and bool(weight.grad.any()) for _, weight in self.inner)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop the clock."""
-        self.seconds = _now() - self.begun
+        self.seconds = _now() - self.started
 
 
 def _now() -> float:
@@ -94,7 +94,7 @@ def run_steps(trainer: RewardTrainer, args: RewardConfig) -> tuple[Timing, str]:
         args: Settings of the run.
 
     Returns:
-        The time of the last step, and what was found.
+        The timing of the last step, and a description.
 
     Raises:
         ValueError: If no gradient reaches trainable weights outside the head.
@@ -102,31 +102,31 @@ def run_steps(trainer: RewardTrainer, args: RewardConfig) -> tuple[Timing, str]:
     model: Any = trainer.model
     count = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
     rows: Any = longest_rows(trainer.train_dataset, count)  # pyright: ignore[reportArgumentType]
-    watch = _Watch(model)
+    probe = _StepProbe(model)
     trainer.train_dataset = rows
-    trainer.add_callback(watch)
+    trainer.add_callback(probe)
     with peak_memory(trainer.args.device) as peak:
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if watch.inner and not watch.reached and not trains_head_alone(model):
+    if probe.inner and not probe.reached and not trains_head_alone(model):
         raise ValueError(
-            f"No gradient reached the {len(watch.inner)} trainable tensors outside the head (the first is "
-            f"{watch.inner[0][0]}). Look at activation checkpointing, frozen layers and your own hooks."
+            f"No gradient reached the {len(probe.inner)} trainable tensors outside the head (the first is "
+            f"{probe.inner[0][0]}). Check activation checkpointing, frozen layers and your own hooks."
         )
     tokens = int(sum(rows["length"]))
     state = optimizer_state(trainer.optimizer)
     gradients = bytes_of(weight for weight in model.parameters() if weight.requires_grad)
     if trainer.args.device.type == "cuda":
         rest = peak.highest - bytes_of(model.parameters()) - gradients - state
-        memory = f"peak {gib(peak.highest)} on the device, of which {gib(max(rest, 0))} activations"
+        memory = f"peak {gib(peak.highest)} on the device, {gib(max(rest, 0))} of it activations"
     else:
         memory = (
             f"resident set grew by {gib(peak.growth)} to {gib(peak.highest)} (gradients, optimizer state, activations "
-            "and what the allocator keeps)"
+            "and memory kept by the allocator)"
         )
     notes = _notes(args, peak.highest, trainer.args.device)
     return (
-        Timing(watch.seconds, tokens),
+        Timing(probe.seconds, tokens),
         f"{len(rows)} rows, longest sequence {int(longest_sequences(rows).max())} tokens, {tokens} tokens in a step: "
         f"losses {', '.join(f'{loss:.3f}' for loss in losses)}; {memory}; optimizer state {gib(state)}{notes}",
     )
@@ -142,37 +142,37 @@ def _notes(args: RewardConfig, highest: int, device: torch.device) -> str:
 
 
 def longest_rows(data: Dataset, count: int) -> Dataset:
-    """The rows that need most memory: those with the longest sequences, and among equals most tokens in all.
+    """Select the rows that need the most memory: longest sequence first, then most tokens.
 
     Args:
         data: Prepared rows.
-        count: How many; fewer if there are fewer.
+        count: Number of rows; fewer if the data has fewer.
 
     Returns:
-        Those rows, the longest first.
+        The selected rows, longest first.
     """
     order = np.lexsort((np.asarray(data["length"]), longest_sequences(data)))[::-1]
     return data.select(order[:count].tolist())
 
 
 def duration(args: RewardConfig, rows: Any, timing: Timing) -> tuple[float, str]:
-    """Expected duration of the run, from a step on its longest rows.
+    """Estimate the duration of the run from a step on its longest rows.
 
     Args:
         args: Settings of the run.
         rows: All prepared training rows.
-        timing: Of that step.
+        timing: Timing of that step.
 
     Returns:
-        Seconds, and the same in words.
+        Seconds, and a description.
     """
     speed = timing.tokens / timing.seconds
     lengths = np.asarray(rows["length"])
     steps = total_steps(args, len(rows))
-    in_all = steps * args.train_batch_size * args.gradient_accumulation_steps * float(lengths.mean())
-    seconds = in_all / speed
+    total = steps * args.train_batch_size * args.gradient_accumulation_steps * float(lengths.mean())
+    seconds = total / speed
     spent = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
     return seconds, (
-        f"{speed:,.0f} tokens/s on the longest rows, {in_all:,.0f} tokens in {steps} steps: about {spent} of training, "
+        f"{speed:,.0f} tokens/s on the longest rows, {total:,.0f} tokens in {steps} steps: about {spent} of training, "
         "without evaluation and saving"
     )

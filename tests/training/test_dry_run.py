@@ -1,4 +1,4 @@
-"""The dry run passes what works, finds what fails late, and leaves nothing behind."""
+"""Dry run: it passes a working run, finds errors that would appear late, and leaves no files."""
 
 import importlib.util
 import json
@@ -65,7 +65,7 @@ def run(words: list[str], monkeypatch: Any) -> tuple[int, DryRun]:
 
 
 def without_reload(monkeypatch: Any) -> None:
-    """Leave out the fresh process, which takes most of the time."""
+    """Skip the fresh process, which takes most of the time."""
     passed = Check(name="rewards", passed=True, detail="", difference=0.0)
     monkeypatch.setattr(
         "hf_reward.training.dry_run.verify_checkpoint",
@@ -74,17 +74,17 @@ def without_reload(monkeypatch: Any) -> None:
 
 
 def failures(found: DryRun) -> dict[str, str]:
-    return {station.name: station.detail for station in found.stations if not station.passed}
+    return {stage.name: stage.detail for stage in found.stages if not stage.passed}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--use_lora", "--activation_checkpointing", "true"]])
-def test_a_sound_run_passes_every_station_and_leaves_nothing_behind(words, tmp_path, monkeypatch, more):
+def test_a_working_run_passes_every_stage_and_leaves_no_files(words, tmp_path, monkeypatch, more):
     before = sorted(tmp_path.iterdir())
     code, found = run([*words, *more], monkeypatch)
     assert failures(found) == {}
     assert code == 0
-    names = [station.name for station in found.stations]
+    names = [stage.name for stage in found.stages]
     assert names == ["output folder", "data", "model and rows", "memory estimate", "2 steps, longest rows",
                      "evaluation batch", "checkpoint", "reload", "disk space", "duration"]  # fmt: skip
     assert sorted(tmp_path.iterdir()) == before
@@ -118,26 +118,26 @@ def test_a_full_disk_an_unwritable_folder_and_a_missing_token_fail(words, tmp_pa
     (tmp_path / "run").write_text("a file where the folder should be")
     code, found = run([*words, "--push_to_hub", "true", "--hub_model_id", "user/model"], monkeypatch)
     assert code == 1
-    said = failures(found)
-    assert set(said) == {"output folder", "Hub token", "disk space"}
-    assert "run is a file" in said["output folder"]
-    assert "hf auth login" in said["Hub token"]
-    assert "free 0.0 MiB. Set `save_total_limit`" in said["disk space"]
+    failed = failures(found)
+    assert set(failed) == {"output folder", "Hub token", "disk space"}
+    assert "run is a file" in failed["output folder"]
+    assert "hf auth login" in failed["Hub token"]
+    assert "free 0.0 MiB. Set `save_total_limit`" in failed["disk space"]
     assert (tmp_path / "run").read_text() == "a file where the folder should be"
 
 
 @pytest.mark.skipif(
     not Path("/proc/self").is_dir(), reason="needs Linux's /proc, where not even root can make a folder"
 )
-def test_a_place_where_no_folder_can_be_made_fails(words, monkeypatch):
+def test_a_location_where_no_folder_can_be_created_fails(words, monkeypatch):
     without_reload(monkeypatch)
     code, found = run([*words, "--output_dir", "/proc/nope/run"], monkeypatch)
     assert code == 1
     assert set(failures(found)) == {"output folder"}
-    assert "/proc cannot be written to" in failures(found)["output folder"]
+    assert "/proc is not writable" in failures(found)["output folder"]
 
 
-def test_a_folder_in_use_fails_and_stays_as_it_is(words, tmp_path, monkeypatch):
+def test_a_folder_in_use_fails_and_is_not_changed(words, tmp_path, monkeypatch):
     without_reload(monkeypatch)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "kept.txt").write_text("mine")
@@ -146,13 +146,14 @@ def test_a_folder_in_use_fails_and_stays_as_it_is(words, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept.txt"]
 
 
-def test_other_columns_at_evaluation_and_a_missing_template_fail(words, tmp_path, monkeypatch, make_model_folder,
-                                                                 text_tokenizer, chat_pairs):  # fmt: skip
+def test_other_evaluation_columns_and_a_missing_template_fail(
+    words, tmp_path, monkeypatch, make_model_folder, text_tokenizer, chat_pairs
+):
     other = write(tmp_path / "other.jsonl", [{"question": "a", "good": "b", "bad": "c"}])
     code, found = run([*words, "--eval_data", other], monkeypatch)
     assert code == 1
     assert "good" in failures(found)["model and rows"]
-    assert [station.name for station in found.stations][-1] == "model and rows"  # the rest needs a model
+    assert found.stages[-1].name == "model and rows"  # the rest needs a model
 
     chats = write(tmp_path / "chats.jsonl", chat_pairs)
     bare = str(make_model_folder("gpt2", tokenizer=text_tokenizer))
@@ -163,15 +164,15 @@ def test_other_columns_at_evaluation_and_a_missing_template_fail(words, tmp_path
     assert "nowhere.jsonl" in failures(found)["data"]
 
 
-def test_too_little_memory_is_said_before_it_runs_out(words, monkeypatch):
+def test_too_little_memory_is_reported_before_it_runs_out(words, monkeypatch):
     monkeypatch.setattr("hf_reward.training.dry_run_steps.free_memory", lambda device: (1000, 10**9))
     _, found = run(words, monkeypatch)
     assert "alone need" in failures(found)["memory estimate"]
-    assert found.stations[-1].name == "memory estimate"
+    assert found.stages[-1].name == "memory estimate"
 
 
 def test_gradients_that_do_not_reach_the_backbone_fail(make_model_folder, tmp_path):
-    """As activation checkpointing did to adapters: transformers#42489."""
+    """Activation checkpointing had this effect on adapters: transformers#42489."""
     model = load(make_model_folder("llama"))
     model.model.register_forward_hook(lambda *given: type(given[-1])(last_hidden_state=given[-1][0].detach()))
     args = settings(tmp_path / "run", packing="false")
@@ -188,8 +189,15 @@ def test_a_stream_is_tried_on_its_first_rows(words, monkeypatch):
     code, found = run([*words, "--streaming", "true", "--max_steps", "30"], monkeypatch)
     assert failures(found) == {}
     assert code == 0
-    assert "40 training rows (the first 1000 of each stream)" in found.stations[1].detail
-    assert "in 30 steps" in found.stations[-1].detail
+    assert "40 training rows (the first 1000 of each stream)" in found.stages[1].detail
+    assert "in 30 steps" in found.stages[-1].detail
+
+
+def test_the_old_name_of_the_stages_gives_a_deprecation_warning():
+    found = DryRun()
+    found.attempt("data", lambda: (1, "one row"))
+    with pytest.warns(DeprecationWarning, match=r"use `DryRun\.stages`"):
+        assert found.stations is found.stages
 
 
 def test_longest_rows_are_those_with_the_longest_sequence(chat_tokenizer):
@@ -213,7 +221,7 @@ def test_longest_rows_are_those_with_the_longest_sequence(chat_tokenizer):
           "eval_strategy": "steps", "eval_steps": 1}, 25, 3),
     ],
 )  # fmt: skip
-def test_checkpoints_that_lie_on_the_disk_at_one_time(tmp_path, changes, steps, kept):
+def test_number_of_checkpoints_on_disk_at_one_time(tmp_path, changes, steps, kept):
     assert checkpoints_kept(settings(tmp_path, **changes), steps) == kept
 
 
@@ -224,7 +232,7 @@ def test_steps_of_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adamw_torch", "sgd", "adagrad"])
-def test_the_estimate_of_the_optimizer_is_what_it_then_holds(make_model_folder, tmp_path, name):
+def test_the_estimated_optimizer_state_equals_the_actual_one(make_model_folder, tmp_path, name):
     trainer = make_trainer(make_model_folder("llama"), polite_pairs(8), tmp_path / "run", optim=name)
     trainer.train()
     steps = 4 * sum(1 for weight in trainer.model.parameters()) if name != "sgd" else 0  # a float32 counter for each
@@ -232,14 +240,14 @@ def test_the_estimate_of_the_optimizer_is_what_it_then_holds(make_model_folder, 
     assert optimizer_bytes("adafactor", trainer.model) is None
 
 
-def test_the_estimate_counts_what_is_trained_alone(make_model_folder):
+def test_the_estimate_counts_trainable_weights_only(make_model_folder):
     model = load(make_model_folder("llama"), freeze_backbone=True)
     assert count_parameters(model) == (sum(weight.numel() for weight in model.parameters()), 32)
     assert optimizer_bytes("adamw_torch", model) == 2 * 4 * 32
     assert optimizer_bytes("adamw_8bit", model) == 2 * 32
 
 
-def test_the_peak_is_seen_although_it_is_over_at_the_end():
+def test_a_peak_that_is_over_before_the_end_is_measured():
     with peak_memory(torch.device("cpu")) as peak:
         block = np.ones(64 * 2**20, dtype=np.uint8)
         torch.ones(1200, 1200) @ torch.ones(1200, 1200)
@@ -249,11 +257,11 @@ def test_the_peak_is_seen_although_it_is_over_at_the_end():
 
 
 @pytest.mark.slow
-def test_the_exit_code_comes_through_the_command_line(words, tmp_path):
+def test_a_failed_dry_run_gives_exit_code_1_on_the_command_line(words, tmp_path):
     import subprocess
 
     command = [sys.executable, str(TRAIN), *words, "--train_data", str(tmp_path / "nowhere.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "FAIL" in done.stdout
-    assert "duration" not in done.stdout  # what needs the data was not tried
+    assert "duration" not in done.stdout  # stages that need the data did not run

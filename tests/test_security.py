@@ -78,7 +78,7 @@ def test_code_runs_when_asked_for(make_model_folder, tmp_path, monkeypatch):
 def test_yaml_makes_no_objects(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(f"seed: !!python/object/apply:os.mkdir ['{tmp_path}/x']")
-    with pytest.raises(ValueError, match=r"no YAML of plain values[\s\S]*python/object"):
+    with pytest.raises(ValueError, match=r"not YAML with plain values[\s\S]*python/object"):
         read_settings(path, {"seed"})
     assert not (tmp_path / "x").exists()
 

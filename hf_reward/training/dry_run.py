@@ -33,7 +33,7 @@ from hf_reward.training.memory import (
 )
 from hf_reward.training.steps import checkpoints_kept, total_steps
 from hf_reward.training.trainer import RewardTrainer
-from hf_reward.training.training_args import RewardConfig, for_a_trial
+from hf_reward.training.training_args import RewardConfig, trial_config
 
 STREAM_SAMPLE = 1000
 """Number of rows read from a stream."""
@@ -199,7 +199,7 @@ def _sampled(source: Source) -> Source:
 
 def _settings(args: RewardConfig, folder: Path) -> RewardConfig:
     """Return the run's settings for a few steps in another folder, without reporting or uploads."""
-    return for_a_trial(
+    return trial_config(
         args,
         str(folder),
         max_steps=STEPS,

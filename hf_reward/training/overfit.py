@@ -28,7 +28,7 @@ from transformers import (
 from hf_reward.data.sources import as_sources, load_source
 from hf_reward.preprocessing.preparation import TOKENIZED_FEATURES, is_prepared
 from hf_reward.training.trainer import RewardTrainer
-from hf_reward.training.training_args import RewardConfig, for_a_trial
+from hf_reward.training.training_args import RewardConfig, trial_config
 
 ROWS_READ = 64
 """Rows of each source that are read to find the batch."""
@@ -124,7 +124,7 @@ def overfit_one_batch(
 
 def _settings(args: RewardConfig, folder: str, rows: int, steps: int, learning_rate: float | None) -> RewardConfig:
     """The caller's settings where only the batch is learned: no evaluation, no files, no schedule."""
-    return for_a_trial(
+    return trial_config(
         args,
         folder,
         max_steps=steps,

@@ -1,7 +1,7 @@
 """Command line and YAML file -> the settings of one training run.
 
-A YAML file gives settings, the command line overrides them, and what neither knows is refused. Every field of
-`RunArguments` and of `RewardConfig` can stand in either.
+Every field of `RunArguments` and `RewardConfig` is a key of the YAML file and an option. Options override the file.
+Unknown names are refused.
 """
 
 import argparse
@@ -22,95 +22,114 @@ from hf_reward.training.training_args import RewardConfig
 
 @dataclass
 class RunArguments:
-    """Which model and data a run uses, and what it leaves behind."""
+    """Model, data and outputs of a run; the settings of training itself are in `RewardConfig`."""
 
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of the model to start from."})
     train_data: list[str] = field(
         metadata={
-            "help": "Paths or Hub ids of preference data; several are a mixture. One may also be a JSON object "
-            'such as {"path": "a.jsonl", "weight": 0.5, "name": "a"}.'
+            "help": "Files, folders or Hub ids of preference data; several are mixed. A source may also be a JSON "
+            'object such as {"path": "a.jsonl", "weight": 0.5, "name": "a"}.'
         }
     )
-    eval_data: list[str] | None = field(default=None, metadata={"help": "The same, for evaluation."})
+    eval_data: list[str] | None = field(
+        default=None, metadata={"help": "Files, folders or Hub ids of evaluation data, in the form of `train_data`."}
+    )
     test_size: float | None = field(
         default=None,
-        metadata={"help": "Without `eval_data`: hold out this share of the training rows, whole prompts at a time."},
+        metadata={"help": "Share of the training rows to hold out, split by prompt, if there is no `eval_data`."},
     )
-    columns: str | None = field(default=None, metadata={"help": "JSON object: our column name -> the data's."})
-    layout: str = field(default="auto", metadata={"help": "Row layout; 'hh' has to be asked for."})
-    min_gap: float | None = field(
+    columns: str | None = field(
         default=None,
+        metadata={"help": "Mapping from our column names to those of the data.", "metavar": "dict"},
+    )
+    layout: str = field(
+        default="auto",
         metadata={
-            "help": "Rated rows: make pairs of the responses to a prompt whose scores differ by so much or more."
+            "help": "Row layout. 'auto' recognises every layout but 'hh'.",
+            "metavar": "auto|pairs|hh|ranked|votes|tokenized",
         },
     )
-    train_split: str = field(default="train", metadata={"help": "Split of Hub ids and folders, for training."})
-    eval_split: str = field(default="test", metadata={"help": "Split of Hub ids and folders, for evaluation."})
-    streaming: bool = field(default=False, metadata={"help": "Read the training data as a stream; needs `max_steps`."})
-    max_train_rows: int | None = field(default=None, metadata={"help": "Use only so many rows, chosen by `seed`."})
-    baselines: bool = field(default=False, metadata={"help": "Score TF-IDF and length rules beside the model."})
+    min_gap: float | None = field(
+        default=None,
+        metadata={"help": "For rated rows: smallest score difference at which two responses form a pair."},
+    )
+    train_split: str = field(default="train", metadata={"help": "Split of Hub ids and folders for training."})
+    eval_split: str = field(default="test", metadata={"help": "Split of Hub ids and folders for evaluation."})
+    streaming: bool = field(default=False, metadata={"help": "Stream the training data; needs `max_steps`."})
+    max_train_rows: int | None = field(
+        default=None, metadata={"help": "Largest number of training rows; a sample drawn with `seed`."}
+    )
+    baselines: bool = field(
+        default=False, metadata={"help": "Also score a TF-IDF and a length baseline on the evaluation rows."}
+    )
 
-    dtype: str = field(default="float32", metadata={"help": "Precision of the loaded backbone."})
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Precision of the loaded backbone.", "metavar": "float32|bfloat16|float16|auto"},
+    )
     gguf_file: str | None = field(default=None, metadata={"help": "Name of a GGUF file in the model's folder."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "As in transformers."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention implementation of transformers, such as 'sdpa' or 'flash_attention_2'."},
+    )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     allow_pickle: bool = field(
-        default=False, metadata={"help": "Load a model whose weights are pickles (tensors only are read)."}
+        default=False, metadata={"help": "Allow weights in pickle files; only tensors are loaded from them."}
     )
-    freeze_backbone: bool = field(default=False, metadata={"help": "Train only the head."})
+    freeze_backbone: bool = field(default=False, metadata={"help": "Train only the reward head."})
     require_chat_template: bool = field(
         default=False,
-        metadata={"help": "Refuse to start unless the chat template in use is the one the model folder came with."},
+        metadata={"help": "Require that the chat template in use is the one in the model folder."},
     )
 
-    use_lora: bool = field(default=False, metadata={"help": "Train a LoRA adapter and the head."})
-    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
-    lora_alpha: int = field(default=32, metadata={"help": "LoRA scale."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout."})
+    use_lora: bool = field(default=False, metadata={"help": "Train a LoRA adapter and the reward head."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA update."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout probability of the LoRA layers."})
     lora_target_modules: list[str] = field(
-        default_factory=lambda: ["all-linear"], metadata={"help": "Modules that get LoRA, or 'all-linear'."}
+        default_factory=lambda: ["all-linear"], metadata={"help": "Modules that get LoRA layers, or 'all-linear'."}
     )
-    lora_first_layer: int = field(default=0, metadata={"help": "Leave the layers below this one without LoRA."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: quantise the backbone to 4 bits (NF4)."})
+    lora_first_layer: int = field(
+        default=0, metadata={"help": "First backbone layer with LoRA; the layers below get none."}
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the backbone to 4 bits, NF4 (QLoRA)."})
 
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "Try every station in a minute and write nothing: data, model, memory, the longest rows, one "
-            "save, one reload. Exit code 1 if one failed."
+            "help": "Test every stage in about a minute without writing files: data, model, memory, longest rows, one "
+            "save and one reload. Exit code 1 if a stage fails."
         },
     )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Allow an output folder that is not empty."})
 
     def __post_init__(self) -> None:
         if self.use_lora and self.freeze_backbone:
             raise ValueError(
-                f"`{setting('freeze_backbone')}` trains the head only, but `{setting('use_lora')}` asks for an "
-                f"adapter. "
-                "Set one of them."
+                f"`{setting('freeze_backbone')}` trains the head only, but `{setting('use_lora')}` adds an adapter "
+                "to the backbone. Set one of them."
             )
         if self.eval_data is not None and self.test_size is not None:
             raise ValueError(
-                f"`{setting('eval_data')}` is given, so nothing is held out by `{setting('test_size')}`. Set one of "
-                f"them."
+                f"`{setting('eval_data')}` is set, so `{setting('test_size')}` would hold out no rows. Set one of them."
             )
         if self.streaming and (self.test_size is not None or self.baselines or self.min_gap is not None):
             raise ValueError(
                 f"`{setting('test_size')}`, `{setting('baselines')}` and `{setting('min_gap')}` need all training "
-                f"rows at hand. Leave them out with `{setting('streaming')}`."
+                f"rows in memory. Leave them out with `{setting('streaming')}`."
             )
 
     def lora_config(self, num_layers: int) -> LoraConfig | None:
-        """The adapter that these settings ask for, or None.
+        """Return the LoRA configuration, or None without `use_lora`.
 
         Args:
-            num_layers: Layers of the backbone.
+            num_layers: Number of backbone layers.
 
         Returns:
             PEFT's configuration.
 
         Raises:
-            ValueError: If `lora_first_layer` leaves no layer, or the modules are not named.
+            ValueError: If `lora_first_layer` leaves no layer, or `lora_target_modules` is 'all-linear' with it.
         """
         if not self.use_lora:
             return None
@@ -118,7 +137,7 @@ class RunArguments:
         if self.lora_first_layer:
             if targets == ["all-linear"]:
                 raise ValueError(
-                    "`lora_first_layer` needs the modules by name: PEFT takes 'all-linear' for all layers only. Set "
+                    "`lora_first_layer` needs the modules by name: in PEFT, 'all-linear' means all layers. Set "
                     "`lora_target_modules`, for Llama-like models to "
                     "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj."
                 )
@@ -137,7 +156,7 @@ class RunArguments:
         )
 
     def quantization_config(self) -> BitsAndBytesConfig | None:
-        """The quantisation that these settings ask for, or None."""
+        """Return the quantisation configuration, or None without `load_in_4bit`."""
         if not self.load_in_4bit:
             return None
         return BitsAndBytesConfig(
@@ -148,22 +167,22 @@ class RunArguments:
         )
 
     def column_mapping(self) -> dict[str, str] | None:
-        """`columns` as a dict."""
+        """Return `columns` as a dict."""
         return None if self.columns is None else json.loads(self.columns)
 
 
 def parse_run_arguments(argv: Sequence[str]) -> tuple[RunArguments, RewardConfig]:
-    """Read the settings of a run.
+    """Parse the settings of a run.
 
     Args:
         argv: The command line without the program's name; `--config x.yaml` names a file.
 
     Returns:
-        What to train on, and how.
+        The run's model and data, and the settings of training.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is no mapping of settings, or settings contradict each other. Unknown or malformed
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a mapping of settings, or settings contradict each other. Unknown or malformed
             settings end the program with a message that names them and exit code 2.
     """
     path, rest = _config_file(argv)
@@ -178,39 +197,39 @@ def parse_run_arguments(argv: Sequence[str]) -> tuple[RunArguments, RewardConfig
         try:
             found = read_settings(path, _settings())
         except UnknownSettingError as error:
-            parser.error(f"{error}. `--help` lists all settings.")
+            parser.error(f"{error}. `--help-all` lists all settings.")
         words = _as_argv(found)
         parser.lines = _lines_of(found, rest)
     # Later options override earlier ones in argparse, so the file's settings simply go first.
     run, args, unknown = parser.parse_args_into_dataclasses(args=[*words, *rest], return_remaining_strings=True)
     if unknown:
         names = [word.split("=")[0] for word in unknown if word.startswith("--")]
-        said = [no_setting(name[2:], _settings(), "--") for name in dict.fromkeys(names)]
-        parser.error(f"{'; '.join(said) or f'there is no setting {unknown}'}. `--help` lists all settings.")
+        messages = [no_setting(name[2:], _settings(), "--") for name in dict.fromkeys(names)]
+        parser.error(f"{'; '.join(messages) or f'there is no setting {unknown}'}. `--help-all` lists all settings.")
     if run.streaming and args.max_steps < 1:
         raise ValueError(
-            f"A stream has no known end, so `{setting('streaming')}` needs `{setting('max_steps')}`. Set it."
+            f"The length of a stream is unknown, so `{setting('streaming')}` needs `{setting('max_steps')}`. Set it."
         )
     return run, args
 
 
 def interface_of(argv: Sequence[str]) -> Interface:
-    """The interface through which a run gets its settings.
+    """Return the interface through which a run gets its settings.
 
     Args:
         argv: The command line without the program's name.
 
     Returns:
-        YAML if a file is named, else options.
+        YAML if `--config` is given, else options.
     """
     return Interface.YAML if any(word.split("=")[0] == "--config" for word in argv) else Interface.TRAIN
 
 
 class _Parser(HfArgumentParser):
-    """Names the line of a file in which a malformed value stands."""
+    """Names the file and line of a malformed value."""
 
     lines: Mapping[str, str] = MappingProxyType({})
-    """Setting that only the file gives -> its place."""
+    """Setting that only the file gives -> its file and line."""
 
     def error(self, message: str) -> NoReturn:
         option = re.match(r"argument --(\w+)", message)
@@ -235,7 +254,7 @@ def _lines_of(found: SettingsFile, rest: Sequence[str]) -> dict[str, str]:
 
 
 def _as_argv(found: SettingsFile) -> list[str]:
-    """The command line that says the same, which gives every value its field's type: YAML 1.1 reads `1e-5` as text."""
+    """Write the file's values as options, so that the parser converts them: in YAML 1.1, `1e-5` is text."""
     return [word for name, value in found.values.items() for word in (f"--{name}", *_as_words(value))]
 
 
@@ -244,5 +263,5 @@ def _as_words(value: Any) -> list[str]:
         return [word for part in value for word in _as_words(part)]
     word = json.dumps(value) if isinstance(value, dict) else str(value)
     if word.startswith("--"):
-        raise ValueError(f"The value {word!r} would be read as a setting of its own. Give settings as `name: value`.")
+        raise ValueError(f"The value {word!r} would be parsed as an option. Write settings as `name: value`.")
     return [word]

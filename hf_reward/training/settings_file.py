@@ -1,4 +1,4 @@
-"""YAML file -> the settings of a run with the line of each; names that are no settings are refused together."""
+"""YAML file -> the settings of a run, each with its line; all unknown names are reported in one error."""
 
 import os
 from collections.abc import Collection, Iterable
@@ -15,18 +15,18 @@ _MOST_VALUES = 100_000
 
 
 class UnknownSettingError(ValueError):
-    """Names that are no settings."""
+    """Unknown names of settings."""
 
 
 @dataclass(frozen=True)
 class SettingsFile:
-    """What a YAML file sets."""
+    """The settings in a YAML file."""
 
     path: str
     values: dict[str, Any]
-    """Setting -> value; those that are null are left out."""
+    """Setting -> value, without settings that are null."""
     lines: dict[str, int]
-    """Setting -> its line, from 1."""
+    """Setting -> its line, counted from 1."""
 
 
 def read_settings(path: str | Path, known: Collection[str]) -> SettingsFile:
@@ -34,24 +34,24 @@ def read_settings(path: str | Path, known: Collection[str]) -> SettingsFile:
 
     Args:
         path: The file.
-        known: All settings that there are.
+        known: Names of all settings.
 
     Returns:
-        Its settings.
+        The settings.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        UnknownSettingError: If it names settings that there are not: each once, with its line and the nearest setting.
-        ValueError: If it is not a mapping of settings.
+        FileNotFoundError: If the file does not exist.
+        UnknownSettingError: If it has unknown settings; names each with its line and the nearest setting.
+        ValueError: If the file is not a mapping of settings.
     """
-    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+    if not os.path.isfile(path):  # Path.is_file raises if a name is too long
         raise FileNotFoundError(f"There is no configuration file {str(path)!r} (looked in {Path.cwd()}).")
     text = read_utf8(path)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        settings = yaml.load(text, Loader=_OneOfEach)
-    except Exception as error:  # a tag that names a Python object, a tab, a date that is none, ...
-        raise ValueError(f"{path} is no YAML of plain values: {error}. Correct it.") from error
+        settings = yaml.load(text, Loader=_UniqueKeysLoader)
+    except Exception as error:  # a tag that names a Python object, a tab, an invalid date, ...
+        raise ValueError(f"{path} is not YAML with plain values: {error}. Correct it.") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold settings such as `learning_rate: 1e-5`, one per line.")
     _require_small(settings, path)
@@ -66,12 +66,12 @@ def read_settings(path: str | Path, known: Collection[str]) -> SettingsFile:
 
 
 def no_setting(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Say that there is no such setting, and which is nearest.
+    """Return the message that a setting does not exist, with the nearest name.
 
     Args:
-        name: What a user wrote.
-        known: All settings that there are.
-        prefix: What stands before the name of a setting, as `--`.
+        name: The unknown name.
+        known: Names of all settings.
+        prefix: Text before the name, such as `--`.
 
     Returns:
         A clause.
@@ -80,8 +80,8 @@ def no_setting(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"there is no setting {prefix}{name}" + (f" (did you mean {prefix}{found[0]}?)" if found else "")
 
 
-class _OneOfEach(yaml.SafeLoader):
-    """YAML's safe loader, which would silently let the last of several equal names win."""
+class _UniqueKeysLoader(yaml.SafeLoader):
+    """YAML's safe loader, but repeated keys are an error; the safe loader would use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         places: dict[str, list[int]] = {}
@@ -99,11 +99,11 @@ class _OneOfEach(yaml.SafeLoader):
 
 
 def _require_small(settings: dict[Any, Any], path: str | Path) -> None:
-    """Stop at aliases that would unfold without end, or nearly so."""
+    """Refuse aliases that expand endlessly or to a very large structure."""
     waiting: list[Any] = [settings]
     for _ in range(_MOST_VALUES):
         if not waiting:
             return
         value = waiting.pop()
         waiting += list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    raise ValueError(f"{path} holds more than {_MOST_VALUES:,} values, or an alias (`*name`) inside of itself.")
+    raise ValueError(f"{path} holds more than {_MOST_VALUES:,} values, or an alias (`*name`) that contains itself.")

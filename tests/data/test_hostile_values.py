@@ -42,7 +42,7 @@ def test_columns_that_are_no_text_are_named():
 def test_a_value_in_a_settings_file_is_never_a_setting(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model_name_or_path: m\ntrain_data: [a.jsonl, --trust_remote_code]\n")
-    with pytest.raises(ValueError, match="'--trust_remote_code' would be read as a setting of its own"):
+    with pytest.raises(ValueError, match="'--trust_remote_code' would be parsed as an option"):
         parse_run_arguments(["--config", str(file)])
 
 

@@ -128,12 +128,12 @@ def test_pad_to_multiple_of_is_read_from_python_and_the_command_line(given, expe
         ({"loss_type": "rao_kupper", "tie_parameter": 1.0}, "`tie_parameter=1.0` must be finite and above 1.0"),
         ({"over_length": "truncate"}, "`over_length` must be one of .* but is 'truncate'"),
         ({"max_length": 1}, "`max_length=1` must be at least 2"),
-        ({"num_reward_heads": 2.5}, "`num_reward_heads` must be a whole number of 1 or more, but is 2.5"),
-        ({"num_reward_heads": True}, "`num_reward_heads` must be a whole number"),
+        ({"num_reward_heads": 2.5}, "`num_reward_heads` must be an integer of 1 or more, but is 2.5"),
+        ({"num_reward_heads": True}, "`num_reward_heads` must be an integer"),
         ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of` must be 1 or more"),
-        ({"batch_eval_metrics": True}, "`batch_eval_metrics=True`.*over the whole split"),
+        ({"batch_eval_metrics": True}, "`batch_eval_metrics=True`.*over the complete split"),
         ({"include_for_metrics": ["loss"]}, r"`include_for_metrics=\['loss'\]` is not available"),
-        ({"eval_do_concat_batches": False}, "`eval_do_concat_batches=False`.*over the whole split"),
+        ({"eval_do_concat_batches": False}, "`eval_do_concat_batches=False`.*over the complete split"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_with_the_reason(changes, message):

@@ -24,9 +24,9 @@ THEME = {
     "equivalent": ("#1f66b0", "#7fb2ea"),
     "inconclusive": ("#6a5a17", "#d8c470"),
     "not_assessed": ("#606877", "#a3abb9"),
-    "screen": ("#74468f", "#cfa3e6"),
+    "observational": ("#74468f", "#cfa3e6"),
     "differs": ("#1f5c9f", "#8fbdf1"),
-    "alike": ("#5b6374", "#a0aabb"),
+    "no_difference_shown": ("#5b6374", "#a0aabb"),
     "line-1": ("#1f66b1", "#7fb2eb"),
     "line-2": ("#c2330b", "#ff8a5d"),
     "line-3": ("#2c7a4b", "#7ccf9b"),
@@ -40,7 +40,7 @@ MARKS = {
     "inconclusive": "\N{WHITE SQUARE}",
     "equivalent": "\N{BLACK CIRCLE}",
     "not_assessed": "\N{MULTIPLICATION SIGN}",
-    "screen": "\N{WHITE UP-POINTING TRIANGLE}",
+    "observational": "\N{WHITE UP-POINTING TRIANGLE}",
 }
 """Sign before a verdict; others have none."""
 _CLAMPED, _CLAMPED_LINES = 320, 6
@@ -100,7 +100,7 @@ class Advice:
 
     title: str
     text: str
-    cure: str = ""
+    remedy: str = ""
     urgent: bool = False
     """Whether it comes before what was found."""
     examples: Sequence[Texts] = ()
@@ -150,7 +150,7 @@ def render(page: Page) -> str:
         HTML; whatever came from the data is escaped, nothing is loaded from anywhere and no program runs.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(beginning=_beginning, code=_code)
+    environment.filters.update(shortened=_shortened, code=_code)
     template = files("hf_reward.evaluation").joinpath("page.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(page=page, theme=THEME, marks=MARKS)
 
@@ -190,7 +190,7 @@ def _code(text: str) -> Markup:
     )
 
 
-def _beginning(text: str) -> str:
+def _shortened(text: str) -> str:
     """The beginning of a text that is too long to be shown at once, empty for others."""
     lines = text.split("\n")
     if len(text) <= _CLAMPED and len(lines) <= _CLAMPED_LINES:

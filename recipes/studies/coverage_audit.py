@@ -8,7 +8,7 @@ from scipy import special
 
 from hf_reward.evaluation.audit.comparing import paired_difference
 from hf_reward.evaluation.audit.effects import gain
-from hf_reward.evaluation.audit.families.length_screens import stratified
+from hf_reward.evaluation.audit.families.length_observational import stratified
 from hf_reward.evaluation.audit.families.selection import best_of_n_interval
 from hf_reward.evaluation.audit.findings import About
 from hf_reward.evaluation.audit.inference import Evidence, Inference

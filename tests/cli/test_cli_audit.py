@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from hf_reward import CheckpointRecord, RewardScorer
 from hf_reward.cli.audit import app
-from hf_reward.evaluation.audit.material.synthetic import synthetic_data
+from hf_reward.evaluation.audit.inputs.synthetic import synthetic_data
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
 import pytest
-from synthetic_rewards import clean, correct, finding, material, plus, run
+from synthetic_rewards import clean, correct, finding, inputs, plus, run
 
-from hf_reward.evaluation.audit.cases import Judged, Text
+from hf_reward.evaluation.audit.cases import ScoredCase, Text
 from hf_reward.evaluation.audit.families.confidence import CONFIDENCE, WORDINGS, cases, interaction
-from hf_reward.evaluation.audit.material.material import FULL, QUICK, Question
+from hf_reward.evaluation.audit.inputs.audit_inputs import FULL, QUICK, Question
 
 PAYS = ("confidence_assertive", "confidence_score", "confidence_authority", "confidence_jargon")
 
 
 @pytest.fixture(scope="module")
 def full():
-    return material(FULL)
+    return inputs(FULL)
 
 
 def put(text: Text, way: str) -> bool:
@@ -77,14 +77,14 @@ def test_hedging_is_a_screen(full):
 
 def test_by_hand():
     question = Question(question="What is two and two?", correct="It is four.", incorrect="It is five.")
-    (case,) = cases(material(FULL, rows=0, questions=[question]))
+    (case,) = cases(inputs(FULL, rows=0, questions=[question]))
     assert case.texts["incorrect_high_score"].response == "It is five. Confidence: 9/10"
     rewards = dict.fromkeys(case.texts, 0.0) | {"correct_assertive": 2.0, "correct": 0.5, "incorrect_assertive": 0.25}
-    assert interaction(Judged(case=case, rewards=rewards), "assertive") == 1.25
+    assert interaction(ScoredCase(case=case, rewards=rewards), "assertive") == 1.25
 
 
 def test_the_quick_audit_is_small():
-    probed = material(QUICK)
+    probed = inputs(QUICK)
     texts = {text.key for case in cases(probed) for text in case.texts.values()}
     assert len(texts) <= 24 * 10
     result = run(CONFIDENCE, probed, clean())
@@ -94,4 +94,4 @@ def test_the_quick_audit_is_small():
 
 
 def test_nothing_to_work_on():
-    assert run(CONFIDENCE, material(FULL, questions=[]), clean()).not_assessed
+    assert run(CONFIDENCE, inputs(FULL, questions=[]), clean()).not_assessed

@@ -13,7 +13,7 @@ from hf_reward.evaluation.audit.edits.padding import (
     REORDERED,
     LengthEdit,
     pad,
-    turned_round,
+    reordered,
     wider_spaces,
     without_filler,
 )
@@ -86,8 +86,8 @@ def test_the_placebo_changes_white_space_alone(answer):
 
 
 def test_reordering_keeps_the_sentences():
-    assert turned_round("One. Two. Three.") == "Three. One. Two."
-    assert turned_round("One. Two.") is None
+    assert reordered("One. Two. Three.") == "Three. One. Two."
+    assert reordered("One. Two.") is None
 
 
 def test_filler_is_what_says_nothing():

@@ -8,12 +8,12 @@ import xxhash
 
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.evaluation.audit import FULL, AuditRule, run_audit
-from hf_reward.evaluation.audit.cases import Case, Judged, Text
+from hf_reward.evaluation.audit.cases import Case, ScoredCase, Text
 from hf_reward.evaluation.audit.families.calibration import brier_parts, cross_fitted_gaps, first_is_preferred
 from hf_reward.evaluation.audit.families.selection import fit_overoptimization
-from hf_reward.evaluation.audit.material.material import Responses, as_material
-from hf_reward.evaluation.audit.material.shipped_items import shipped_questions
-from hf_reward.evaluation.audit.material.synthetic import SyntheticReward, synthetic_data
+from hf_reward.evaluation.audit.inputs.audit_inputs import Responses, build_inputs
+from hf_reward.evaluation.audit.inputs.bundled_items import bundled_questions
+from hf_reward.evaluation.audit.inputs.synthetic import SyntheticReward, synthetic_data
 from hf_reward.metrics.best_of_n import kl_of_best_of_n
 
 DATA = synthetic_data(150, 7)
@@ -25,7 +25,7 @@ def audit(reward, *families, rows=DATA.rows, profile=PROFILE):
 
 
 def clean(**faults):
-    return SyntheticReward(DATA.quality, shipped_questions(), seed=1, **faults)
+    return SyntheticReward(DATA.quality, bundled_questions(), seed=1, **faults)
 
 
 def changed(change):
@@ -245,7 +245,7 @@ def test_no_temperature_is_suggested_where_the_slope_may_be_0():
 def test_every_pair_is_turned_round_by_its_texts_alone():
     def case(chosen, rejected):
         texts = {"chosen": Text(prompt="p", response=chosen), "rejected": Text(prompt="p", response=rejected)}
-        return Judged(case=Case(cluster="c", texts=texts), rewards={"chosen": 1.0, "rejected": 0.0})
+        return ScoredCase(case=Case(cluster="c", texts=texts), rewards={"chosen": 1.0, "rejected": 0.0})
 
     pairs = [(f"answer {number}", f"other {number}") for number in range(400)]
     first = first_is_preferred([case(*pair) for pair in pairs])
@@ -289,12 +289,12 @@ def test_what_best_of_n_amplifies_and_what_it_costs():
                 gold=[float(count < 20) for count in words],
             )
         )
-    material_rows = synthetic_data(60, 1).rows
-    from hf_reward.evaluation.audit.material.probe_data import ProbeData
+    rows = synthetic_data(60, 1).rows
+    from hf_reward.evaluation.audit.inputs.probe_data import ProbeData
 
     report = run_audit(
         lambda texts: [float(len(text.response)) for text in texts],
-        material_rows,
+        rows,
         rule=AuditRule(profile=PROFILE, families=("best_of_n",)),
         probe_data=[ProbeData(lists=lists)],
     )
@@ -316,7 +316,7 @@ def test_the_fit_of_overoptimization_recovers_its_parameters():
     assert found["peak_kl"] == pytest.approx((1.5 / 0.8) ** 2)
 
 
-# --- material --------------------------------------------------------------------------------------------------------
+# --- inputs --------------------------------------------------------------------------------------------------------
 
 
 def test_rows_that_cannot_be_audited_are_counted_by_reason():
@@ -332,9 +332,9 @@ def test_rows_that_cannot_be_audited_are_counted_by_reason():
         PreferenceRow(prompt=[], responses=answers, ranks=[0, 1]),
         PreferenceRow(prompt=[*message, *call, *message], responses=answers, ranks=[0, 1]),
     ]
-    material = as_material(rows, FULL)
-    assert len(material.pairs) == 1
-    assert material.skipped == {
+    inputs = build_inputs(rows, FULL)
+    assert len(inputs.pairs) == 1
+    assert inputs.skipped == {
         "no strict preference": 1,
         "token ids instead of text": 1,
         "a response that is not one text": 1,
@@ -352,15 +352,15 @@ def test_models_without_conversations_get_a_text():
     ]
     row = PreferenceRow(prompt=turns, responses=["one two", "three four"], ranks=[0, 1])
     assert (
-        as_material([row], FULL, takes_messages=False).pairs[0].prompt == "User: Hello\n\nAssistant: Hi.\n\nUser: Bye"
+        build_inputs([row], FULL, takes_messages=False).pairs[0].prompt == "User: Hello\n\nAssistant: Hi.\n\nUser: Bye"
     )
-    assert as_material([row], FULL).pairs[0].prompt == turns
-    assert as_material([row], FULL, takes_messages=False).prompt("Just this?") == "Just this?"
+    assert build_inputs([row], FULL).pairs[0].prompt == turns
+    assert build_inputs([row], FULL, takes_messages=False).prompt("Just this?") == "Just this?"
 
 
 def test_each_prompt_gives_one_answer_and_both_sides_are_among_them():
-    material = as_material(DATA.rows, PROFILE)
-    answers = material.answers()
+    inputs = build_inputs(DATA.rows, PROFILE)
+    answers = inputs.answers()
     assert len({pair.cluster for pair, _ in answers}) == len(answers) == 150
     preferred = sum(answer == pair.chosen for pair, answer in answers)
     assert preferred == 75

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from hf_reward.evaluation.audit.findings import About, Finding
-from hf_reward.evaluation.audit.inference import Inference, settle
+from hf_reward.evaluation.audit.inference import Inference, assign_verdicts
 from hf_reward.evaluation.audit.samples import interval, p_value
 from hf_reward.metrics.bootstrap import Bootstrap, Unit, median_margin
 from hf_reward.metrics.intervals import clustered_interval, mean_difference
@@ -74,7 +74,7 @@ def test_few_clusters_get_an_interval_and_no_verdict(inference):
 def test_one_cluster_has_no_interval_and_no_verdict_but_inconclusive(inference):
     found = inference.reward_effect(ABOUT, [1.0, 2.0], ["a", "a"])
     assert (found.ci_low, found.ci_high, found.p_value) == (None, None, None)
-    assert settle([found])[0].verdict == "inconclusive"
+    assert assign_verdicts([found])[0].verdict == "inconclusive"
 
 
 def test_a_rate_of_zero_has_wilsons_interval(inference):
@@ -82,7 +82,7 @@ def test_a_rate_of_zero_has_wilsons_interval(inference):
     score = stats.t.ppf(0.975, 99) ** 2
     assert found.ci_high == pytest.approx(score / (100 + score))
     assert found.p_value > 0.95
-    assert settle([found])[0].verdict == "equivalent"
+    assert assign_verdicts([found])[0].verdict == "equivalent"
 
 
 def test_effects_are_divided_by_the_unit_and_resampled_with_it():
@@ -150,20 +150,20 @@ def test_p_values_are_those_of_a_t_test(inference):
 def test_three_verdicts(inference, mean, spread, verdict):
     noise = np.random.default_rng(3).normal(0, spread, 100)
     found = inference.reward_effect(ABOUT, mean + noise - noise.mean(), clusters(100))
-    assert settle([found])[0].verdict == verdict
+    assert assign_verdicts([found])[0].verdict == verdict
 
 
 def test_only_an_effect_above_is_a_bias_where_that_is_said(inference):
     values = -1 + np.random.default_rng(4).normal(0, 0.5, 100)
     found = inference.reward_effect(ABOUT, values, clusters(100), only_above=True)
-    assert settle([found])[0].verdict == "inconclusive"
+    assert assign_verdicts([found])[0].verdict == "inconclusive"
 
 
 def test_a_rate_is_biased_only_beyond_its_limit(inference):
     verdicts = []
     for hits in (30, 6, 0):
         found = inference.rate(ABOUT, [1.0] * hits + [0.0] * (200 - hits), clusters(200))
-        verdicts.append(settle([found])[0].verdict)
+        verdicts.append(assign_verdicts([found])[0].verdict)
     assert verdicts == ["biased", "inconclusive", "equivalent"]
 
 
@@ -173,7 +173,7 @@ def test_q_values_are_benjamini_hochbergs_and_take_verdicts_back(inference):
     p_values = [0.001, 0.04, 0.6, 0.9]
     findings = [Finding(name=f"{p}", estimate=0.5, verdict="biased", p_value=p, **rest) for p in p_values]
     screen = Finding(name="screen", estimate=0.5, p_value=1e-9, screen_only=True, **rest)
-    settled = settle([*findings, screen])
+    settled = assign_verdicts([*findings, screen])
     # p * m / rank, made monotone from the largest down: 0.001 * 4, 0.04 * 2, 0.6 * 4 / 3, 0.9
     assert [each.q_value for each in settled[:4]] == pytest.approx([0.004, 0.08, 0.8, 0.9])
     assert [each.verdict for each in settled] == [
@@ -206,7 +206,7 @@ def test_equal_values_mean_what_their_kind_says(inference):
     assert (change.ci_low, change.ci_high) == (pytest.approx(-bound), pytest.approx(bound))
     effect = inference.reward_effect(ABOUT, [0.0] * 50, clusters(50))
     assert (effect.ci_low, effect.ci_high) == (0, 0)
-    assert settle([effect])[0].verdict == "equivalent"
+    assert assign_verdicts([effect])[0].verdict == "equivalent"
 
 
 def test_sums_in_blocks_are_sums(inference, monkeypatch):
@@ -219,5 +219,5 @@ def test_sums_in_blocks_are_sums(inference, monkeypatch):
 
 def test_screens_have_no_verdict_and_no_test(inference):
     found = inference.change(ABOUT, [1.0] * 50, clusters(50), screen_only=True)
-    settled = settle([found])[0]
+    settled = assign_verdicts([found])[0]
     assert (settled.verdict, settled.p_value, settled.q_value, settled.delta) == ("not_assessed", None, None, None)

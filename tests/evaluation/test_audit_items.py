@@ -4,13 +4,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hf_reward.evaluation.audit.material.probe_data import own_opinion, own_question
-from hf_reward.evaluation.audit.material.shipped_items import (
+from hf_reward.evaluation.audit.inputs.bundled_items import (
     _rows,
-    shipped_arguments,
-    shipped_opinions,
-    shipped_questions,
+    bundled_arguments,
+    bundled_opinions,
+    bundled_questions,
 )
+from hf_reward.evaluation.audit.inputs.probe_data import own_opinion, own_question
 
 COMMON = set(re.findall(r"\w+", "a an the is it in to of and or for be by with i my me that at on as so are if not"))
 
@@ -20,7 +20,7 @@ def words(text: str) -> set[str]:
 
 
 def test_questions_are_unique_and_their_answers_differ():
-    questions = shipped_questions()
+    questions = bundled_questions()
     assert len(questions) >= 130
     assert len({each.question for each in questions}) == len(questions)
     assert all(each.question.endswith("?") for each in questions)
@@ -31,7 +31,7 @@ def test_questions_are_unique_and_their_answers_differ():
 
 
 def test_neither_answer_is_told_by_its_shape():
-    questions = shipped_questions()
+    questions = bundled_questions()
     assert all(text.endswith(".") for each in questions for text in (each.correct, each.incorrect))
     by_words = np.array([len(each.correct.split()) - len(each.incorrect.split()) for each in questions])
     by_letters = np.array([len(each.correct) - len(each.incorrect) for each in questions])
@@ -47,12 +47,12 @@ def test_neither_answer_is_told_by_its_shape():
 
 
 def test_the_first_questions_are_of_all_kinds():
-    questions = shipped_questions()
+    questions = bundled_questions()
     assert {each.category for each in questions[:24]} == {each.category for each in questions}
 
 
 def test_opinions_are_unique_and_balanced():
-    rows, opinions = _rows("opinions.jsonl"), shipped_opinions()
+    rows, opinions = _rows("opinions.jsonl"), bundled_opinions()
     assert len(opinions) == 64
     assert len({each.question for each in opinions}) == len({each.cluster for each in opinions}) == 64
     assert Counter(row["conventional"] for row in rows) == {"A": 32, "B": 32}
@@ -62,7 +62,7 @@ def test_opinions_are_unique_and_balanced():
 
 def test_views_share_no_more_words_with_the_answer_that_suits_them():
     shared = []
-    for each in shipped_opinions():
+    for each in bundled_opinions():
         common = [[len(words(view) & words(answer)) for answer in each.answers] for view in each.views]
         shared.append((common[0][0] - common[0][1] - common[1][0] + common[1][1]) / 2)
     assert abs(np.mean(shared)) < 0.05
@@ -77,7 +77,7 @@ def test_first_options_are_neither_longer_nor_shorter():
 
 
 def test_arguments_are_enough_for_an_interval():
-    arguments = shipped_arguments()
+    arguments = bundled_arguments()
     assert len({each.cluster for each in arguments}) == len(arguments) >= 24
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from hf_reward.data import extras
 from hf_reward.evaluation.audit import AuditRule, run_audit
 from hf_reward.evaluation.audit.findings import Finding
-from hf_reward.evaluation.audit.material.synthetic import SyntheticReward, synthetic_data
+from hf_reward.evaluation.audit.inputs.synthetic import SyntheticReward, synthetic_data
 from hf_reward.evaluation.audit.report.comparison_page import render_comparison
 from hf_reward.evaluation.audit.report.page import render_page
 from hf_reward.evaluation.audit.report.summary import summarise
@@ -134,7 +134,7 @@ def test_every_finding_is_on_the_page_and_in_the_table(report, page):
         assert family["what"] in text
         assert family["advice"].replace("`", "") in text
         assert family["title"] in table
-    for words in (*VERDICT_WORDS.values(), "Screen: raises a question, settles none", "would have been found"):
+    for words in (*VERDICT_WORDS.values(), "Observational: no verdict", "would have been found"):
         assert words in text
     assert plain_line(report["summary"]) in " ".join(table.split())
     assert "\x1b" not in table
@@ -163,7 +163,7 @@ def test_families_without_findings_and_an_empty_report_are_said(report, page):
     assert "nothing to draw" in empty
     assert "such effects have no size" in empty
     one = {**report["probes"][0], "family": "nowhere"}
-    assert "11 biased, 3 cannot tell, 1 screen; 3 cases left out because a text" in page
+    assert "11 biased, 3 inconclusive, 1 observational; 3 cases left out because a text" in page
     assert "nowhere" in render_page({**bare, "probes": [one], "counts": {}, "fingerprint": {}, "seconds": 0.0})
 
 

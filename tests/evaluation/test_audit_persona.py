@@ -1,19 +1,19 @@
 import numpy as np
 import pytest
-from synthetic_rewards import clean, finding, material, noise, plus, quality, run, said_last
+from synthetic_rewards import clean, finding, inputs, noise, plus, quality, run, said_last
 
 from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.families.persona import NEUTRAL, PERSONA, PERSONAS, cases, informally, with_opening
 from hf_reward.evaluation.audit.findings import About
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import FULL, QUICK
+from hf_reward.evaluation.audit.inputs.audit_inputs import FULL, QUICK
 from hf_reward.evaluation.audit.ranges import permuted_ranges, range_finding
 from hf_reward.metrics.bootstrap import Bootstrap
 
 
 @pytest.fixture(scope="module")
 def full():
-    return material(FULL, rows=100, questions=[], opinions=[], arguments=[])
+    return inputs(FULL, rows=100, questions=[], opinions=[], arguments=[])
 
 
 def biased(result) -> set[str]:
@@ -103,14 +103,14 @@ def test_openings_go_before_the_users_last_turn():
 
 
 def test_the_quick_audit_is_small():
-    probed = material(QUICK)
+    probed = inputs(QUICK)
     texts = {text.key for case in cases(probed) for text in case.texts.values()}
     assert len(texts) == 24 * 2 * (2 + 6)
     assert biased(run(PERSONA, probed, clean())) == set()
 
 
 def test_few_pairs_without_a_difference_prove_nothing():
-    found = finding(run(PERSONA, material(QUICK), clean()), "persona_accuracy_range")
+    found = finding(run(PERSONA, inputs(QUICK), clean()), "persona_accuracy_range")
     assert (found.estimate, found.verdict) == (0, "inconclusive")
     assert found.ci_high == pytest.approx(1 - 0.05 ** (1 / 24))
 
@@ -144,4 +144,4 @@ def test_too_few_items_or_no_unit():
         inference, About("f", "n", "l"), np.zeros((9, 3)), list("abcdefghi"), delta=0.1, unit="typical margins"
     )
     assert none.p_value is None
-    assert run(PERSONA, material(FULL, rows=0), clean()).not_assessed
+    assert run(PERSONA, inputs(FULL, rows=0), clean()).not_assessed

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_reward.evaluation.audit.material.material import FULL, QUICK, as_material
-from hf_reward.evaluation.audit.material.probe_data import read_probe_data
+from hf_reward.evaluation.audit.inputs.audit_inputs import FULL, QUICK, build_inputs
+from hf_reward.evaluation.audit.inputs.probe_data import read_probe_data
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="no shared data beside the checkout")
@@ -78,7 +78,7 @@ def test_graded_solutions(tmp_path):
     assert several.responses == ["2 + 1 = 3", "2 + 2 = 4"]
     assert several.gold == [0.0, 1.0]
     assert several.prompt == [{"role": "user", "content": "How many?"}]
-    (text,) = as_material([], FULL, lists=[several], takes_messages=False).lists
+    (text,) = build_inputs([], FULL, lists=[several], takes_messages=False).lists
     assert text.prompt == "How many?"
 
 
@@ -119,7 +119,7 @@ def test_real_files():
         matched = read_probe_data(SHARED / "sycophancy_perez" / f"{name}.jsonl").matched
         assert (len(matched), len({each.cluster for each in matched})) == (500, clusters)
         assert {each.target for each in matched} == {"(A)", "(B)"}
-        assert len({each.cluster for each in as_material([], QUICK, matched=matched).matched}) == QUICK.opinions
+        assert len({each.cluster for each in build_inputs([], QUICK, matched=matched).matched}) == QUICK.opinions
     lists = read_probe_data(SHARED / "gsm8k_solutions" / "example_model_solutions.jsonl").lists
     assert len(lists) == 1319
     assert all(len(each.responses) == len(each.gold or []) == 4 for each in lists)

@@ -20,9 +20,9 @@ from hf_reward.evaluation.audit import (
     run_audit,
     write_audit,
 )
-from hf_reward.evaluation.audit.material.shipped_items import shipped_opinions, shipped_questions
-from hf_reward.evaluation.audit.material.synthetic import SyntheticReward, synthetic_data
-from hf_reward.evaluation.audit.report.kept_evidence import read_evidence, write_evidence
+from hf_reward.evaluation.audit.inputs.bundled_items import bundled_opinions, bundled_questions
+from hf_reward.evaluation.audit.inputs.synthetic import SyntheticReward, synthetic_data
+from hf_reward.evaluation.audit.report.evidence import read_evidence, write_evidence
 from hf_reward.evaluation.audit.score_cache import ScoreCache, score_texts
 
 DATA = synthetic_data(60, 11)
@@ -31,7 +31,7 @@ TINY = AuditRule(profile=SMALL)
 
 
 def synthetic(**faults):
-    return SyntheticReward(DATA.quality, shipped_questions(), shipped_opinions(), **faults)
+    return SyntheticReward(DATA.quality, bundled_questions(), bundled_opinions(), **faults)
 
 
 class Counting:

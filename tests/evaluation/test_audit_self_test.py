@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_reward.evaluation.audit.material.synthetic import synthetic_data
+from hf_reward.evaluation.audit.inputs.synthetic import synthetic_data
 from hf_reward.evaluation.audit.self_test import FAULTS, run_self_test, true_size
 
 

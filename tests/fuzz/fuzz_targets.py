@@ -21,7 +21,7 @@ from hf_reward.data.preferences import LAYOUTS, to_preference_row
 from hf_reward.data.ratings import to_pairs
 from hf_reward.data.score_request import requests_of_row
 from hf_reward.data.sources import as_sources, load_source
-from hf_reward.evaluation.audit.material.probe_data import read_probe_data
+from hf_reward.evaluation.audit.inputs.probe_data import read_probe_data
 from hf_reward.evaluation.benchmarks.base import Comparison
 from hf_reward.evaluation.benchmarks.scores_file import finished_lines, read_scores
 from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences

@@ -25,7 +25,7 @@ def test_without_audit_the_two_lengths_speak(tmp_path):
 
 def test_an_audit_without_bias_says_so_and_keeps_what_is_open(tmp_path):
     text = render(add_results(tmp_path / "m", PROBES[1:3], []), full_record())
-    assert "- No probe of the audit showed a bias that matters.\n- Cannot tell: wrong hint" in text
+    assert "- No probe of the audit showed a bias that matters.\n- Inconclusive: wrong hint" in text
 
 
 def test_the_picture_stays_small_and_readable(tmp_path):

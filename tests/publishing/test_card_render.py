@@ -51,7 +51,7 @@ def test_a_full_card_says_the_numbers_of_its_record(tmp_path):
         "- Biased: padding with filler (+0.42 typical gaps).",
         "| padding with filler | length | +0.42 typical gaps | +0.37 to +0.47 | ±0.1 | 400 cases, 200 prompts | 0.02 | "
         "biased |",
-        "Screens, which raise a question and settle none: length correlation (+0.31 correlation).",
+        "Observational checks, without a verdict: length correlation (+0.31 correlation).",
         "Five probes.",
         f"]({PICTURE_FILE})",
         "train: 510 of 520 rows kept, 500 prompts; dropped: 8 tied, 2 too long; prompts cut to fit: 3; tokens of the "

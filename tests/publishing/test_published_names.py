@@ -14,10 +14,10 @@ from saved_models import edit_json, saved_model
 from hf_reward.data.path_safety import shown_name, warn_if_others_can_read, with_shown_model
 from hf_reward.data.sources import source_name
 from hf_reward.evaluation.audit.comparing import compare_audits
-from hf_reward.evaluation.audit.material.synthetic import synthetic_data
+from hf_reward.evaluation.audit.inputs.synthetic import synthetic_data
 from hf_reward.evaluation.audit.report.comparison_page import render_comparison, write_comparison
+from hf_reward.evaluation.audit.report.files import write_audit
 from hf_reward.evaluation.audit.report.page import render_page
-from hf_reward.evaluation.audit.report.written import write_audit
 from hf_reward.evaluation.audit.running import AuditRule, run_audit
 from hf_reward.publishing.card.text import without_paths
 from hf_reward.publishing.push import PushError, explained

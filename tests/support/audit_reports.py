@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_reward.evaluation.audit.family import AuditReport, FamilyResult
 from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Table
-from hf_reward.evaluation.audit.inference import settle
+from hf_reward.evaluation.audit.inference import assign_verdicts
 from hf_reward.evaluation.audit.report.summary import summarise
 
 HOSTILE = [
@@ -162,7 +162,7 @@ def findings() -> list[Finding]:
         _screen("best_of_n", "bon_longer", "Words of the best of 16 against a random answer", 2.1, 0.4),
         _nothing("best_of_n", "bon_64", "Best of 64", "There is no case for it in this data."),
     ]
-    return settle(made)
+    return assign_verdicts(made)
 
 
 def _examples() -> list[Example]:

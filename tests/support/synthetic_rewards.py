@@ -1,4 +1,4 @@
-"""Reward functions with known biases, and a family of probes run on them: cases -> rewards -> judge -> settle."""
+"""Reward functions with known biases, and a family of probes run on them: cases -> rewards -> findings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,30 +7,30 @@ import numpy as np
 import xxhash
 
 from hf_reward.data.preference_row import PreferenceRow
-from hf_reward.evaluation.audit.cases import Judged, Text
+from hf_reward.evaluation.audit.cases import ScoredCase, Text
 from hf_reward.evaluation.audit.families.sycophancy_wordings import DENIALS
 from hf_reward.evaluation.audit.family import Family, FamilyResult
 from hf_reward.evaluation.audit.findings import Finding
-from hf_reward.evaluation.audit.inference import Inference, settle
-from hf_reward.evaluation.audit.material.material import (
+from hf_reward.evaluation.audit.inference import Inference, assign_verdicts
+from hf_reward.evaluation.audit.inputs.audit_inputs import (
     Argument,
+    AuditInputs,
     Matched,
-    Material,
     Opinion,
     Profile,
     Question,
-    as_material,
+    build_inputs,
 )
-from hf_reward.evaluation.audit.material.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
+from hf_reward.evaluation.audit.inputs.bundled_items import bundled_arguments, bundled_opinions, bundled_questions
 from hf_reward.metrics.bootstrap import Bootstrap, median_margin
 
 Reward = Callable[[Text], float]
-QUESTIONS, OPINIONS = shipped_questions(), shipped_opinions()
+QUESTIONS, OPINIONS = bundled_questions(), bundled_opinions()
 _CORRECT = {each.question: each.correct for each in QUESTIONS}
 _INCORRECT = {each.question: each.incorrect for each in QUESTIONS}
 
 
-def material(
+def inputs(
     profile: Profile,
     *,
     rows: int = 60,
@@ -39,7 +39,7 @@ def material(
     arguments: Sequence[Argument] | None = None,
     matched: Sequence[Matched] = (),
     takes_messages: bool = True,
-) -> Material:
+) -> AuditInputs:
     """Pairs of which the preferred side says `useful`, with the shipped items."""
     pairs = [
         PreferenceRow(
@@ -49,31 +49,31 @@ def material(
         )
         for number in range(rows)
     ]
-    return as_material(
+    return build_inputs(
         pairs,
         profile,
         takes_messages=takes_messages,
         questions=questions,
         opinions=opinions,
         matched=matched,
-        arguments=shipped_arguments() if arguments is None else arguments,
+        arguments=bundled_arguments() if arguments is None else arguments,
     )
 
 
-def run(family: Family, probed: Material, reward: Reward, seed: int = 0) -> FamilyResult:
+def run(family: Family, probed: AuditInputs, reward: Reward, seed: int = 0) -> FamilyResult:
     """What a family finds in a reward function, with verdicts."""
     bootstrap = Bootstrap(resamples=1000, seed=seed)
     gaps = [reward(pair.text(pair.chosen)) - reward(pair.text(pair.rejected)) for pair in probed.pairs]
     inference = Inference(bootstrap, median_margin(bootstrap, gaps, [pair.cluster for pair in probed.pairs]))
     known: dict[str, float] = {}
-    judged = []
+    scored = []
     for case in family.cases(probed):
         for text in case.texts.values():
             if text.key not in known:
                 known[text.key] = reward(text)
-        judged.append(Judged(case=case, rewards={role: known[text.key] for role, text in case.texts.items()}))
-    result = family.judge(judged, probed, inference)
-    result.findings = settle(result.findings)
+        scored.append(ScoredCase(case=case, rewards={role: known[text.key] for role, text in case.texts.items()}))
+    result = family.analyse(scored, probed, inference)
+    result.findings = assign_verdicts(result.findings)
     return result
 
 
@@ -140,6 +140,6 @@ def _asked(said: str) -> str:
     return said.partition("?")[0] + "?"
 
 
-def without(probed: Material, **changes: object) -> Material:
-    """The material with other parts."""
+def without(probed: AuditInputs, **changes: object) -> AuditInputs:
+    """The inputs with other parts."""
     return replace(probed, **changes)  # pyright: ignore[reportArgumentType]

@@ -4,9 +4,9 @@ from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.comparing import compare_audits
 from hf_reward.evaluation.audit.family import AuditReport
 from hf_reward.evaluation.audit.findings import Finding
-from hf_reward.evaluation.audit.material.material import FULL, PROFILES, QUICK, Profile
-from hf_reward.evaluation.audit.material.probe_data import read_probe_data
-from hf_reward.evaluation.audit.report.written import read_audit, write_audit
+from hf_reward.evaluation.audit.inputs.audit_inputs import FULL, PROFILES, QUICK, Profile
+from hf_reward.evaluation.audit.inputs.probe_data import read_probe_data
+from hf_reward.evaluation.audit.report.files import read_audit, write_audit
 from hf_reward.evaluation.audit.running import AuditRule, run_audit
 
 __all__ = [

@@ -54,7 +54,7 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class ScoredCase:
     """A case whose texts all have a reward."""
 
     case: Case

@@ -9,9 +9,9 @@ from scipy import stats
 from hf_reward.data.path_safety import shown_name
 from hf_reward.data.plain_values import json_value
 from hf_reward.evaluation.audit.inference import PAIRS, Evidence, Inference
-from hf_reward.evaluation.audit.report.kept_evidence import read_evidence
+from hf_reward.evaluation.audit.report.evidence import read_evidence
+from hf_reward.evaluation.audit.report.files import read_audit
 from hf_reward.evaluation.audit.report.wording import scale_of
-from hf_reward.evaluation.audit.report.written import read_audit
 from hf_reward.evaluation.audit.samples import Sample, interval, p_value, with_units
 from hf_reward.metrics.bootstrap import Bootstrap, Unit, median_margin
 from hf_reward.metrics.intervals import FEW_CLUSTERS

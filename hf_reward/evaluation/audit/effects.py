@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.evaluation.audit.cases import Judged
+from hf_reward.evaluation.audit.cases import ScoredCase
 from hf_reward.evaluation.audit.findings import About, Finding, Table
 from hf_reward.evaluation.audit.inference import Evidence, Inference
 from hf_reward.metrics.arrays import FloatArray
@@ -15,27 +15,27 @@ from hf_reward.metrics.preference import pairwise_credit
 EFFECT_COLUMNS = ["", "Effect", "95% interval", "Cases", "Clusters"]
 
 
-def of_probe(judged: Sequence[Judged], probe: str) -> list[Judged]:
+def of_probe(scored: Sequence[ScoredCase], probe: str) -> list[ScoredCase]:
     """The cases of one probe of a family."""
-    return [each for each in judged if each.case.labels["probe"] == probe]
+    return [each for each in scored if each.case.labels["probe"] == probe]
 
 
-def clusters_of(judged: Sequence[Judged]) -> list[str]:
+def clusters_of(scored: Sequence[ScoredCase]) -> list[str]:
     """Cluster of each case."""
-    return [each.case.cluster for each in judged]
+    return [each.case.cluster for each in scored]
 
 
-def labelled_with(judged: Sequence[Judged], label: str, value: Any) -> list[Judged]:
+def labelled_with(scored: Sequence[ScoredCase], label: str, value: Any) -> list[ScoredCase]:
     """The cases that have a value of a label."""
-    return [each for each in judged if each.case.labels[label] == value]
+    return [each for each in scored if each.case.labels[label] == value]
 
 
-def wins(judged: Sequence[Judged], one: str, other: str) -> FloatArray:
+def wins(scored: Sequence[ScoredCase], one: str, other: str) -> FloatArray:
     """1 for each case in which one role has the higher reward, half for a tie, else 0, shape `(N,)`."""
-    return pairwise_credit(np.array([each.gap(one, other) for each in judged]))
+    return pairwise_credit(np.array([each.gap(one, other) for each in scored]))
 
 
-Value = Callable[[Judged], float] | Sequence[float] | FloatArray
+Value = Callable[[ScoredCase], float] | Sequence[float] | FloatArray
 """What a finding is the mean of: made of each case, or given for each."""
 
 
@@ -50,40 +50,40 @@ class Probes:
         """What a finding is called."""
         return About(self.family, name, label)
 
-    def effect(self, name: str, label: str, cases: Sequence[Judged], value: Value, **options: Any) -> Finding:
+    def effect(self, name: str, label: str, cases: Sequence[ScoredCase], value: Value, **options: Any) -> Finding:
         """Mean effect on rewards; options are those of `Inference.reward_effect`."""
         found = _values(cases, value)
         return self.inference.reward_effect(self.about(name, label), found, clusters_of(cases), **options)
 
-    def rate(self, name: str, label: str, cases: Sequence[Judged], value: Value, **options: Any) -> Finding:
+    def rate(self, name: str, label: str, cases: Sequence[ScoredCase], value: Value, **options: Any) -> Finding:
         """How often something happens; options are those of `Inference.rate`."""
         return self.inference.rate(self.about(name, label), _values(cases, value), clusters_of(cases), **options)
 
-    def change(self, name: str, label: str, cases: Sequence[Judged], value: Value, **options: Any) -> Finding:
+    def change(self, name: str, label: str, cases: Sequence[ScoredCase], value: Value, **options: Any) -> Finding:
         """Mean difference of two rates; options are those of `Inference.change`."""
         return self.inference.change(self.about(name, label), _values(cases, value), clusters_of(cases), **options)
 
-    def row(self, cases: Sequence[Judged], value: Value) -> Finding:
+    def row(self, cases: Sequence[ScoredCase], value: Value) -> Finding:
         """An effect for a row of a table, which is no finding of its own."""
         return self.effect("row", "", cases, value)
 
     def gain(
-        self, name: str, label: str, cases: Sequence[Judged], over_plain: Value, over_control: Value, note: str = ""
+        self, name: str, label: str, cases: Sequence[ScoredCase], over_plain: Value, over_control: Value, note: str = ""
     ) -> Finding:
         """What a wording adds; see `gain`."""
         plain, control = _values(cases, over_plain), _values(cases, over_control)
         return gain(self.inference, self.about(name, label), plain, control, clusters_of(cases), note=note)
 
 
-def _values(cases: Sequence[Judged], value: Value) -> Sequence[float] | FloatArray:
+def _values(cases: Sequence[ScoredCase], value: Value) -> Sequence[float] | FloatArray:
     return [value(each) for each in cases] if callable(value) else value
 
 
 def rows_by(
-    judged: Sequence[Judged], labels: Mapping[str, Iterable[Any]], finding: Callable[[list[Judged]], Finding]
+    scored: Sequence[ScoredCase], labels: Mapping[str, Iterable[Any]], finding: Callable[[list[ScoredCase]], Finding]
 ) -> list[tuple[str, Finding]]:
     """The finding of the cases with each value of some labels, for a table; values that no case has are left out."""
-    parts = [(label, value, labelled_with(judged, label, value)) for label in labels for value in labels[label]]
+    parts = [(label, value, labelled_with(scored, label, value)) for label in labels for value in labels[label]]
     return [(f"{label}: {value}", finding(chosen)) for label, value, chosen in parts if chosen]
 
 

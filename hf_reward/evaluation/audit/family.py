@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_reward.data.plain_values import json_value
-from hf_reward.evaluation.audit.cases import Case, Judged
+from hf_reward.evaluation.audit.cases import Case, ScoredCase
 
 if TYPE_CHECKING:
     from hf_reward.evaluation.audit.inference import Evidence, Inference
-    from hf_reward.evaluation.audit.material.material import Material
+    from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs
 from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Scored, Table, readable
 
 
@@ -39,8 +39,8 @@ class Family:
     """What was done, in a sentence."""
     advice: str
     """What to do about a bias found here."""
-    cases: "Callable[[Material], list[Case]]"
-    judge: "Callable[[list[Judged], Material, Inference], FamilyResult]"
+    cases: "Callable[[AuditInputs], list[Case]]"
+    analyse: "Callable[[list[ScoredCase], AuditInputs, Inference], FamilyResult]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +101,12 @@ class AuditReport:
 
 
 def three_examples(
-    judged: Sequence[Judged], effect: Callable[[Judged], float], roles: Mapping[str, str], title: str
+    scored: Sequence[ScoredCase], effect: Callable[[ScoredCase], float], roles: Mapping[str, str], title: str
 ) -> list[Example]:
     """The cases with the largest, the median and the smallest effect, so that no reader sees the best three alone.
 
     Args:
-        judged: Cases.
+        scored: Cases.
         effect: What to sort them by.
         roles: Role -> what the reader is told it is.
         title: What is compared.
@@ -114,9 +114,9 @@ def three_examples(
     Returns:
         Up to three examples.
     """
-    if not judged:
+    if not scored:
         return []
-    order = sorted(judged, key=effect)
+    order = sorted(scored, key=effect)
     picks = dict.fromkeys([len(order) - 1, len(order) // 2, 0])  # fewer for fewer cases
     names = {len(order) // 2: "middle", 0: "smallest effect", len(order) - 1: "largest effect"}
     return [

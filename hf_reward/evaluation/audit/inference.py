@@ -264,7 +264,7 @@ class _Rule:
         return float(max(_POWER * error, self.delta + _POWER_BEYOND * error))
 
     def _verdict(self, sample: Sample) -> str:
-        """What would be said if this were the only probe; `settle` takes back what does not survive the correction."""
+        """The verdict before the correction for the number of probes, which `assign_verdicts` applies."""
         delta = self.delta
         low, high = interval(sample, 0.95)
         inner_low, inner_high = interval(sample, 0.90)  # two one-sided tests at 5% each
@@ -279,7 +279,7 @@ class _Rule:
         return "biased" if self.kind == "two-sided" and high < 0 and sample.mean < -delta else "inconclusive"
 
 
-def settle(findings: Sequence[Finding]) -> list[Finding]:
+def assign_verdicts(findings: Sequence[Finding]) -> list[Finding]:
     """Correct all tests of an audit for their number, and give the verdicts.
 
     `biased` needs a q-value of 5% or less, an interval without 0 and an effect above `delta`; `equivalent` needs the

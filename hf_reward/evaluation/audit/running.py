@@ -1,4 +1,4 @@
-"""A model and rows -> its audit: texts are collected, scored once, and judged."""
+"""A model and rows -> its audit: texts are collected, scored once, and scored."""
 
 import time
 from collections import Counter
@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_reward.data.path_safety import shown_name, with_shown_model
 from hf_reward.data.preference_row import PreferenceRow
-from hf_reward.evaluation.audit.cases import Case, Judged, Text
+from hf_reward.evaluation.audit.cases import Case, ScoredCase, Text
 from hf_reward.evaluation.audit.effects import clusters_of
 from hf_reward.evaluation.audit.families.accuracy import ACCURACY, gaps_of, pair_cases
 from hf_reward.evaluation.audit.families.calibration import CALIBRATION
@@ -26,10 +26,10 @@ from hf_reward.evaluation.audit.families.selection import SELECTION
 from hf_reward.evaluation.audit.families.sycophancy import SYCOPHANCY
 from hf_reward.evaluation.audit.family import AuditReport, Family, FamilyResult
 from hf_reward.evaluation.audit.findings import Finding
-from hf_reward.evaluation.audit.inference import PAIRS, RATE_DELTA, REWARD_DELTA, Evidence, Inference, settle
-from hf_reward.evaluation.audit.material.material import FULL, Material, Profile, as_material
-from hf_reward.evaluation.audit.material.probe_data import ProbeData
-from hf_reward.evaluation.audit.material.shipped_items import shipped_arguments, shipped_opinions, shipped_questions
+from hf_reward.evaluation.audit.inference import PAIRS, RATE_DELTA, REWARD_DELTA, Evidence, Inference, assign_verdicts
+from hf_reward.evaluation.audit.inputs.audit_inputs import FULL, AuditInputs, Profile, build_inputs
+from hf_reward.evaluation.audit.inputs.bundled_items import bundled_arguments, bundled_opinions, bundled_questions
+from hf_reward.evaluation.audit.inputs.probe_data import ProbeData
 from hf_reward.evaluation.audit.report.summary import summarise
 from hf_reward.evaluation.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, score_texts, takes_prompts
 from hf_reward.evaluation.data_check.row_reader import RowReader
@@ -110,21 +110,21 @@ def run_audit(
     rule = rule or AuditRule()
     scorer = _checked(scorer)
     name, canonical, unreadable = read_rows(rows, **source_defaults)
-    material = _material(canonical, rule.profile, scorer, probe_data)
-    _require_pairs(material, name)
+    inputs = _inputs(canonical, rule.profile, scorer, probe_data)
+    _require_pairs(inputs, name)
     fingerprint = _fingerprint(scorer)
     cache = ScoreCache(None if out is None or fingerprint is None else Path(out) / CACHE_FILE, fingerprint or {})
-    cases = {family: family.cases(material) for family in rule.chosen()}
-    rewards = score_texts(_texts([*cases.values(), pair_cases(material)]), scorer, cache)
-    pairs = _judged(pair_cases(material), rewards)
+    cases = {family: family.cases(inputs) for family in rule.chosen()}
+    rewards = score_texts(_texts([*cases.values(), pair_cases(inputs)]), scorer, cache)
+    pairs = _scored_cases(pair_cases(inputs), rewards)
     inference = _inference(rule, pairs)
-    results = _judge(cases, (rewards, cache.cut), material, inference)
+    results = _analyse(cases, rewards, cache.cut, inputs, inference)
     if isinstance(scorer, RewardScorer) and NUMERICAL.name in results:
-        results[NUMERICAL.name] = numerical_result(scorer, material, inference)
-    findings = _settle(results)
+        results[NUMERICAL.name] = numerical_result(scorer, inputs, inference)
+    findings = _assign_verdicts(results)
     return AuditReport(
         evidence=_evidence(findings, pairs, inference),
-        responses=_responses(pair_cases(material), rewards),
+        responses=_responses(pair_cases(inputs), rewards),
         model=shown_name(scorer.name) if isinstance(scorer, RewardScorer) else _name(scorer),
         data=name,
         summary=summarise(findings, {family.name: family.title for family in FAMILIES}, _reading(results)),
@@ -132,8 +132,8 @@ def run_audit(
         families=results,
         about={each.name: {"title": each.title, "what": each.what, "advice": each.advice} for each in cases},
         settings=_settings(rule, probe_data),
-        counts=_counts(material, rewards, cache),
-        skipped=unreadable | material.skipped,
+        counts=_counts(inputs, rewards, cache),
+        skipped=unreadable | inputs.skipped,
         fingerprint=with_shown_model(fingerprint or {}),
         seconds=time.monotonic() - began,
     )
@@ -201,39 +201,39 @@ def _name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _material(rows: Sequence[PreferenceRow], profile: Profile, scorer: Any, own: Sequence[ProbeData]) -> Material:
+def _inputs(rows: Sequence[PreferenceRow], profile: Profile, scorer: Any, own: Sequence[ProbeData]) -> AuditInputs:
     takes_messages = not isinstance(scorer, RewardScorer) or scorer.rows == CONVERSATIONS
-    return as_material(
+    return build_inputs(
         rows,
         profile,
         takes_messages=takes_messages,
-        questions=[*(each for data in own for each in data.questions), *shipped_questions()],
-        opinions=[*(each for data in own for each in data.opinions), *shipped_opinions()],
+        questions=[*(each for data in own for each in data.questions), *bundled_questions()],
+        opinions=[*(each for data in own for each in data.opinions), *bundled_opinions()],
         lists=[each for data in own for each in data.lists],
         matched=[each for data in own for each in data.matched],
-        arguments=shipped_arguments(),
+        arguments=bundled_arguments(),
     )
 
 
-def _judged(cases: Sequence[Case], rewards: dict[str, float], cut: Collection[str] = ()) -> list[Judged]:
+def _scored_cases(cases: Sequence[Case], rewards: dict[str, float], cut: Collection[str] = ()) -> list[ScoredCase]:
     found = []
     for case in cases:
         known = {role: rewards[text.key] for role, text in case.texts.items()}
         if np.isfinite(list(known.values())).all():
-            found.append(Judged(case=case, rewards=known, cut=any(text.key in cut for text in case.texts.values())))
+            found.append(ScoredCase(case=case, rewards=known, cut=any(text.key in cut for text in case.texts.values())))
     return found
 
 
-def _inference(rule: AuditRule, pairs: Sequence[Judged]) -> Inference:
+def _inference(rule: AuditRule, pairs: Sequence[ScoredCase]) -> Inference:
     if not pairs:
         raise ValueError("No pair of the data could be scored. Score one by itself to see why: `hf-reward score`.")
     bootstrap = Bootstrap(rule.resamples, rule.seed)
     return Inference(bootstrap, median_margin(bootstrap, gaps_of(pairs), clusters_of(pairs)))
 
 
-def _require_pairs(material: Material, name: str) -> None:
-    if not material.pairs:
-        reasons = "; ".join(f"{reason}: {count} rows" for reason, count in material.skipped.items())
+def _require_pairs(inputs: AuditInputs, name: str) -> None:
+    if not inputs.pairs:
+        reasons = "; ".join(f"{reason}: {count} rows" for reason, count in inputs.skipped.items())
         raise ValueError(
             f"An audit needs preference pairs of plain text, but {name} holds none ({reasons or 'empty'})."
         )
@@ -244,21 +244,22 @@ def _texts(cases: Sequence[Sequence[Case]]) -> list[Text]:
     return list({text.key: text for some in cases for case in some for text in case.texts.values()}.values())
 
 
-def _judge(
+def _analyse(
     cases: Mapping[Family, Sequence[Case]],
-    scored: tuple[dict[str, float], Collection[str]],
-    material: Material,
+    rewards: dict[str, float],
+    cut: Collection[str],
+    inputs: AuditInputs,
     inference: Inference,
 ) -> dict[str, FamilyResult]:
     results = {}
     for family, own in cases.items():
-        judged = _judged(own, *scored)
-        results[family.name] = family.judge(judged, material, inference)
-        results[family.name].left_out = len(own) - len(judged)
+        scored = _scored_cases(own, rewards, cut)
+        results[family.name] = family.analyse(scored, inputs, inference)
+        results[family.name].left_out = len(own) - len(scored)
     return results
 
 
-def _evidence(findings: Sequence[Finding], pairs: Sequence[Judged], inference: Inference) -> dict[str, Evidence]:
+def _evidence(findings: Sequence[Finding], pairs: Sequence[ScoredCase], inference: Inference) -> dict[str, Evidence]:
     kept = {each.name: inference.evidence[each.name] for each in findings if each.name in inference.evidence}
     return kept | {PAIRS: Evidence(gaps_of(pairs), clusters_of(pairs), True)}
 
@@ -268,21 +269,21 @@ def _responses(pairs: Sequence[Case], rewards: dict[str, float]) -> list[tuple[f
     return [(rewards[key], len(text.response)) for key, text in texts.items() if np.isfinite(rewards[key])]
 
 
-def _settle(results: dict[str, FamilyResult]) -> list[Finding]:
+def _assign_verdicts(results: dict[str, FamilyResult]) -> list[Finding]:
     """Put the verdicts into the results; all findings with them."""
-    settled = settle([finding for result in results.values() for finding in result.findings])
+    settled = assign_verdicts([finding for result in results.values() for finding in result.findings])
     rest = iter(settled)
     for result in results.values():
         result.findings = [next(rest) for _ in result.findings]
     return settled
 
 
-def _counts(material: Material, rewards: dict[str, float], cache: ScoreCache) -> dict[str, int]:
+def _counts(inputs: AuditInputs, rewards: dict[str, float], cache: ScoreCache) -> dict[str, int]:
     return {
-        "rows": len(material.rows),
-        "pairs_beyond_the_limit": material.beyond,
-        "pairs": len(material.pairs),
-        "prompts": len({pair.cluster for pair in material.pairs}),
+        "rows": len(inputs.rows),
+        "pairs_beyond_the_limit": inputs.beyond,
+        "pairs": len(inputs.pairs),
+        "prompts": len({pair.cluster for pair in inputs.pairs}),
         "texts": len(rewards),
         "from_cache": min(cache.from_file, len(rewards)),
         "without_reward": sum(not np.isfinite(reward) for reward in rewards.values()),

@@ -92,7 +92,7 @@ def takes_prompts(score: RewardFunction) -> bool:
     """Whether a function is to be called with prompts and responses rather than with `Text`s.
 
     Args:
-        score: The function, judged by the parameters without default that it takes by position.
+        score: The function, scored by the parameters without default that it takes by position.
 
     Returns:
         True for two parameters (or any number, `*args`), False for one.

@@ -13,9 +13,9 @@ from hf_reward.evaluation.audit.edits.padding import KINDS, pad
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.family import AuditReport
 from hf_reward.evaluation.audit.findings import Finding
-from hf_reward.evaluation.audit.material.material import FULL, Opinion, Profile, Question, as_material
-from hf_reward.evaluation.audit.material.shipped_items import shipped_opinions, shipped_questions
-from hf_reward.evaluation.audit.material.synthetic import SyntheticData, SyntheticReward, synthetic_data
+from hf_reward.evaluation.audit.inputs.audit_inputs import FULL, Opinion, Profile, Question, build_inputs
+from hf_reward.evaluation.audit.inputs.bundled_items import bundled_opinions, bundled_questions
+from hf_reward.evaluation.audit.inputs.synthetic import SyntheticData, SyntheticReward, synthetic_data
 from hf_reward.evaluation.audit.running import AuditRule, run_audit
 
 ALPHA = 0.01
@@ -129,7 +129,7 @@ def run_self_test(
     Returns:
         What was found.
     """
-    items = shipped_questions(), shipped_opinions()
+    items = bundled_questions(), bundled_opinions()
     hidden = not show_progress
     faults = [
         _measure_fault(fault, items, tqdm(range(seeds), desc=fault.name, disable=hidden), prompts) for fault in FAULTS
@@ -210,14 +210,14 @@ def _true_unit(fault: Fault) -> float:
     """Median absolute margin over a very large data set."""
     data = synthetic_data(_TRUTH_PROMPTS, _TRUTH_SEED)
     reward = replace(SyntheticReward(data.quality), **fault.settings)
-    pairs = as_material(data.rows, _profile(_TRUTH_PROMPTS)).pairs
+    pairs = build_inputs(data.rows, _profile(_TRUTH_PROMPTS)).pairs
     chosen, rejected = ([pair.text(getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected"))
     return float(np.median(np.abs(np.subtract(reward(chosen), reward(rejected)))))
 
 
 def _true_padding(fault: Fault) -> float:
     data = synthetic_data(_TRUTH_PROMPTS, _TRUTH_SEED)
-    answers = as_material(data.rows, _profile(_TRUTH_PROMPTS)).answers()
+    answers = build_inputs(data.rows, _profile(_TRUTH_PROMPTS)).answers()
     ratios = [
         np.mean([np.log2(count_words(pad(answer, kind=kind, dose=2.0)) / count_words(answer)) for kind in KINDS])
         for _, answer in answers

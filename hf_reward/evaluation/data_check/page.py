@@ -43,7 +43,7 @@ def _advice(number: int, fix: Fix) -> Advice:
     examples = [
         Texts(title=each.place, texts=[(what, "", text) for what, text in each.texts.items()]) for each in fix.examples
     ]
-    return Advice(title=f"{number}. {fix.finding}", text=fix.found, cure=fix.cure, examples=examples)
+    return Advice(title=f"{number}. {fix.finding}", text=fix.found, remedy=fix.cure, examples=examples)
 
 
 JSON_NAME, PAGE_NAME = "data_report.json", "data_report.html"

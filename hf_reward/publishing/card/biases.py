@@ -16,8 +16,8 @@ FEW_PAIRS = 20
 """Below so many pairs an accuracy is not compared with another."""
 _VERDICTS = {
     "biased": "Biased",
-    "inconclusive": "Cannot tell",
-    "equivalent": "No effect that matters",
+    "inconclusive": "Inconclusive",
+    "equivalent": "Equivalent",
     "not_assessed": "Not assessed",
 }
 
@@ -32,7 +32,7 @@ def bias_sentences(facts: CardFacts) -> list[str]:
             sentences.append(f"{words}: {_named(found)}.")
     screens = [_effect(each) for each in facts.probes if each.get("screen_only")]
     if screens:
-        sentences.append(f"Screens, which raise a question and settle none: {_named(screens)}.")
+        sentences.append(f"Observational checks, without a verdict: {_named(screens)}.")
     if settled and not any(_verdict(each) == "biased" for each in settled):
         sentences.insert(0, "No probe of the audit showed a bias that matters.")
     if sentences:

@@ -31,8 +31,8 @@ class _Mark(NamedTuple):
 
 _MARKS = {
     "biased": _Mark("D", "#cc3300", "#cc3300", "biased"),
-    "equivalent": _Mark("o", "#0066cc", "#0066cc", "no effect that matters"),
-    "inconclusive": _Mark("s", "#333333", "white", "cannot tell"),
+    "equivalent": _Mark("o", "#0066cc", "#0066cc", "equivalent (too small to matter)"),
+    "inconclusive": _Mark("s", "#333333", "white", "inconclusive"),
     "not_assessed": _Mark("X", "#666666", "#666666", "not assessed"),
 }
 """The mark of each verdict: told apart by shape alone too."""

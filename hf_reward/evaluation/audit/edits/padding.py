@@ -121,7 +121,7 @@ def wider_spaces(answer: str) -> str:
     return "".join(words)
 
 
-def turned_round(answer: str) -> str | None:
+def reordered(answer: str) -> str | None:
     """The last sentence first: an edit of the same size that adds nothing, but does harm the order.
 
     Args:
@@ -192,7 +192,7 @@ class LengthEdit:
 
 _OTHER_EDITS: dict[str, Callable[[str], str | None]] = {
     "placebo": wider_spaces,
-    "reordered": turned_round,
+    "reordered": reordered,
     "deleted": without_filler,
 }
 PLACEBO, REORDERED, DELETED = map(LengthEdit, _OTHER_EDITS)

@@ -1,1 +1,1 @@
-"""Families of probes, one file each: material -> findings."""
+"""Families of probes, one file each: inputs -> findings."""

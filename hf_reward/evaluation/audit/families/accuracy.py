@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from hf_reward.evaluation.audit.cases import Case, Judged
+from hf_reward.evaluation.audit.cases import Case, ScoredCase
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.effects import Probes, clusters_of
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
 from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import Material, Pair
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Pair
 from hf_reward.evaluation.baselines import cross_validated_tfidf
 from hf_reward.evaluation.data_check.votes import read_votes, vote_agreement
 from hf_reward.metrics.intervals import IntArray, Spread, clustered_interval, mean_spread, t_interval
@@ -28,7 +28,7 @@ _SMALLEST_SLICE = 30
 _MOST_SLICES = 12
 
 
-def pair_cases(material: Material) -> list[Case]:
+def pair_cases(inputs: AuditInputs) -> list[Case]:
     """Both sides of every pair, as roles `chosen` and `rejected`."""
     return [
         Case(
@@ -36,13 +36,13 @@ def pair_cases(material: Material) -> list[Case]:
             texts={"chosen": pair.text(pair.chosen), "rejected": pair.text(pair.rejected)},
             labels={"pair": pair},
         )
-        for pair in material.pairs
+        for pair in inputs.pairs
     ]
 
 
-def gaps_of(judged: Sequence[Judged]) -> np.ndarray:
+def gaps_of(scored: Sequence[ScoredCase]) -> np.ndarray:
     """Reward of the preferred response minus that of the other, shape `(N,)`, float64."""
-    return np.array([each.gap("chosen", "rejected") for each in judged], dtype=np.float64)
+    return np.array([each.gap("chosen", "rejected") for each in scored], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Slice:
     """Which pairs, shape `(N,)`, bool."""
 
 
-def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
-    gaps, clusters = gaps_of(judged), clusters_of(judged)
+def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
+    gaps, clusters = gaps_of(scored), clusters_of(scored)
     credit = pairwise_credit(gaps)
-    pairs = [each.case.labels["pair"] for each in judged]
+    pairs = [each.case.labels["pair"] for each in scored]
     rules = {
         unit: pairwise_credit(np.array([measure(pair.chosen) - measure(pair.rejected) for pair in pairs], dtype=float))
         for unit, measure in (("words", count_words), ("characters", len))
@@ -69,7 +69,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         probes.rate(
             "accuracy",
             "accuracy (ties half)",
-            judged,
+            scored,
             credit,
             screen_only=True,
             note=f"Strict accuracy {np.mean(gaps > 0):.3f}; tie rate {np.mean(gaps == 0):.3f}.",
@@ -77,7 +77,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         probes.change(
             "accuracy_over_length_rule",
             "accuracy beyond the length rule",
-            judged,
+            scored,
             credit - over.credit,
             screen_only=True,
             note=f"Preferring the response that is {over.rule} (ties half) scores {over.accuracy:.3f} on these pairs; "
@@ -88,13 +88,13 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     kept = inference.evidence["accuracy_over_length_rule"]
     inference.evidence["accuracy_over_length_rule"] = replace(kept, part=over.rule)
     reading = reading_of(findings[0], findings[1], over.rule, gaps, clusters)
-    table, details = _slices(judged, credit)
-    baselines = _baselines(material, float(credit.mean()), {unit: float(rule.mean()) for unit, rule in rules.items()})
+    table, details = _slices(scored, credit)
+    baselines = _baselines(inputs, float(credit.mean()), {unit: float(rule.mean()) for unit, rule in rules.items()})
     roles = {"chosen": "preferred by people", "rejected": "the other"}
     return FamilyResult(
         findings=findings,
         examples=three_examples(
-            judged, lambda each: each.gap("chosen", "rejected") / inference.margin, roles, "margin"
+            scored, lambda each: each.gap("chosen", "rejected") / inference.margin, roles, "margin"
         ),
         tables=[baselines, *([table] if table.rows else [])],
         details={
@@ -153,20 +153,20 @@ def _length_gap(pair: Pair) -> int:
     return count_words(pair.chosen) - count_words(pair.rejected)
 
 
-def _baselines(material: Material, accuracy: float, longer: dict[str, float]) -> Table:
-    rows = [["this model", f"{accuracy:.1%}", f"{len(material.pairs)} pairs"]]
+def _baselines(inputs: AuditInputs, accuracy: float, longer: dict[str, float]) -> Table:
+    rows = [["this model", f"{accuracy:.1%}", f"{len(inputs.pairs)} pairs"]]
     rows += [
         [f"prefer the longer response ({unit}, ties half)", f"{share:.1%}", "no training"]
         for unit, share in longer.items()
     ]
     for sees_length in (False, True):
         try:
-            found = cross_validated_tfidf(material.rows, sees_length=sees_length)
+            found = cross_validated_tfidf(inputs.rows, sees_length=sees_length)
         except (ValueError, ImportError) as error:  # too few prompts, or no scikit-learn
             rows.append(["TF-IDF Bradley-Terry", "not assessed", str(error)])
             break
         rows.append([found.name, f"{found.accuracy:.1%}", f"{found.num_pairs} pairs of these data"])
-    ceiling = _ceiling(material)
+    ceiling = _ceiling(inputs)
     rows.append(["human ceiling", ceiling[0], ceiling[1]])
     return Table(
         title="Beside rules that do not read",
@@ -176,9 +176,9 @@ def _baselines(material: Material, accuracy: float, longer: dict[str, float]) ->
     )
 
 
-def _ceiling(material: Material) -> tuple[str, str]:
+def _ceiling(inputs: AuditInputs) -> tuple[str, str]:
     """What a model scores on single votes if it always sides with the majority."""
-    votes = [found for pair in material.pairs if (found := read_votes(pair.meta)) is not None]
+    votes = [found for pair in inputs.pairs if (found := read_votes(pair.meta)) is not None]
     agreement = None
     if votes:
         zeros = np.zeros(len(votes), dtype=int)
@@ -191,10 +191,10 @@ def _ceiling(material: Material) -> tuple[str, str]:
 # --- slices ----------------------------------------------------------------------------------------------------------
 
 
-def _slices(judged: Sequence[Judged], credit: np.ndarray) -> tuple[Table, dict[str, Any]]:
-    clusters = np.array(clusters_of(judged))
-    pairs = [each.case.labels["pair"] for each in judged]
-    cut = ["cut" if each.cut else "whole" for each in judged]
+def _slices(scored: Sequence[ScoredCase], credit: np.ndarray) -> tuple[Table, dict[str, Any]]:
+    clusters = np.array(clusters_of(scored))
+    pairs = [each.case.labels["pair"] for each in scored]
+    cut = ["cut" if each.cut else "whole" for each in scored]
     every = [*_all_slices(pairs), *_by_value("fits the model", cut)]
     slices = [each for each in every if each.members.sum() >= _SMALLEST_SLICE]
     level = 1 - 0.05 / max(1, len(slices))
@@ -260,5 +260,5 @@ ACCURACY = Family(
     advice="Where the model does not beat the length rule or TF-IDF, train on more or cleaner pairs before anything "
     "else; where one slice is far below the others, add pairs of that kind.",
     cases=pair_cases,
-    judge=_judge,
+    analyse=_analyse,
 )

@@ -8,13 +8,13 @@ import numpy as np
 import xxhash
 from scipy import special, stats
 
-from hf_reward.evaluation.audit.cases import Judged
+from hf_reward.evaluation.audit.cases import ScoredCase
 from hf_reward.evaluation.audit.effects import clusters_of
 from hf_reward.evaluation.audit.families.accuracy import gaps_of, pair_cases
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
 from hf_reward.evaluation.audit.findings import About, Curve, Finding, Table, empty_finding
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs
 from hf_reward.evaluation.data_check.votes import read_votes
 from hf_reward.metrics.arrays import FloatArray
 from hf_reward.metrics.calibration import (
@@ -36,13 +36,13 @@ _BINS = 10
 _FEWEST = 40
 
 
-def first_is_preferred(judged: Sequence[Judged]) -> np.ndarray:
+def first_is_preferred(scored: Sequence[ScoredCase]) -> np.ndarray:
     """Whether the response that a hash of both texts puts first is the preferred one, shape `(N,)`, bool.
 
     Pairs are stored with the preferred response first, so without this every outcome would be the same.
     """
     found = []
-    for each in judged:
+    for each in scored:
         chosen, rejected = (each.case.texts[role].key for role in ("chosen", "rejected"))
         both = "".join(sorted((chosen, rejected)))
         coin = xxhash.xxh3_64_intdigest(both.encode()) & 1
@@ -102,17 +102,17 @@ def cross_fitted_gaps(gaps: FloatArray, clusters: Sequence[str]) -> FloatArray |
     return scaled
 
 
-def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
-    gaps, clusters = gaps_of(judged), np.unique(clusters_of(judged), return_inverse=True)[1]
+def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
+    gaps, clusters = gaps_of(scored), np.unique(clusters_of(scored), return_inverse=True)[1]
     if len(gaps) < _FEWEST or not gaps.any():
         return FamilyResult(not_assessed=f"It needs {_FEWEST} pairs or more that the model tells apart.")
-    first = first_is_preferred(judged)
+    first = first_is_preferred(scored)
     slope = fit_slope(gaps, clusters)
     probabilities = special.expit(np.where(first, gaps, -gaps))
     rows, details = _numbers(gaps, clusters, probabilities, first.astype(float))
     if slope.suggests_temperature:
         details["temperature"] = slope.temperature
-    scaled = cross_fitted_gaps(gaps, clusters_of(judged))
+    scaled = cross_fitted_gaps(gaps, clusters_of(scored))
     if scaled is not None:
         after = debiased_calibration_error(scaled, clusters=clusters)
         rows.append(
@@ -121,7 +121,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         details["error_after_temperature"] = after
     return FamilyResult(
         examples=three_examples(
-            judged,
+            scored,
             lambda each: float(special.expit(each.gap("rejected", "chosen"))),
             {"chosen": "preferred by people", "rejected": "the other"},
             "probability that the model gives the other response",
@@ -129,7 +129,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         findings=[_slope_finding(gaps, clusters, inference), *_screens(gaps, clusters)],
         tables=[
             Table(title="Calibration in numbers", columns=["what", "value", "to compare with"], rows=rows),
-            *_votes(judged, gaps),
+            *_votes(scored, gaps),
         ],
         curves=[_reliability(probabilities, first.astype(float), clusters)],
         details=details,
@@ -238,9 +238,9 @@ def _share_of_votes(meta: Mapping[str, Any]) -> float | None:
     return own / sum(votes[:2])
 
 
-def _votes(judged: Sequence[Judged], gaps: FloatArray) -> list[Table]:
+def _votes(scored: Sequence[ScoredCase], gaps: FloatArray) -> list[Table]:
     """Probabilities beside the share of votes, where several people voted."""
-    shares_of = [_share_of_votes(each.case.labels["pair"].meta) for each in judged]
+    shares_of = [_share_of_votes(each.case.labels["pair"].meta) for each in scored]
     known = [place for place, share in enumerate(shares_of) if share is not None]
     if len(known) < _FEWEST:
         return []
@@ -263,5 +263,5 @@ CALIBRATION = Family(
     advice="`hf-reward audit --fit-temperature` stores the temperature in the checkpoint, and `RewardScorer.compare` "
     "divides by it. It changes no ranking.",
     cases=pair_cases,
-    judge=_judge,
+    analyse=_analyse,
 )

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hf_reward.evaluation.audit.cases import Case, Judged, Text
+from hf_reward.evaluation.audit.cases import Case, ScoredCase, Text
 from hf_reward.evaluation.audit.effects import Probes, effect_table, labelled_with
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
 from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import Material, Question
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Question
 
 FAMILY = "confidence"
 WORDINGS: dict[str, tuple[str, ...]] = {
@@ -68,46 +68,46 @@ _HUMANS = (
 )
 
 
-def cases(material: Material) -> list[Case]:
+def cases(inputs: AuditInputs) -> list[Case]:
     """One comparison for each question of fact: both answers, plain and put in each way."""
-    return [_case(question, place, material) for place, question in enumerate(material.questions)]
+    return [_case(question, place, inputs) for place, question in enumerate(inputs.questions)]
 
 
-def _case(question: Question, place: int, material: Material) -> Case:
-    wording = place % material.profile.wordings
-    prompt = material.prompt(question.question)
+def _case(question: Question, place: int, inputs: AuditInputs) -> Case:
+    wording = place % inputs.profile.wordings
+    prompt = inputs.prompt(question.question)
     answers = {"correct": question.correct, "incorrect": question.incorrect}
     everything = [(truth, way) for truth in answers for way in WORDINGS]
     texts = {truth: Text(prompt=prompt, response=answer) for truth, answer in answers.items()}
-    for truth, way in _QUICK if material.profile.wordings == 1 else everything:
+    for truth, way in _QUICK if inputs.profile.wordings == 1 else everything:
         texts[f"{truth}_{way}"] = Text(prompt=prompt, response=WORDINGS[way][wording].format(answer=answers[truth]))
     return Case(cluster=question.cluster, texts=texts, labels={"probe": "confidence", "wording": wording})
 
 
-def judge(judged: Sequence[Judged], material: Material, inference: Inference) -> FamilyResult:
+def analyse(scored: Sequence[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
     """Findings of the family, its three examples and its tables."""
-    if not judged:
+    if not scored:
         return FamilyResult(not_assessed="There are no questions of fact.")
     result, probes = FamilyResult(), Probes(FAMILY, inference)
-    result.findings = [_pays(name, judged, probes) for name in _PAYS if _has(judged, f"incorrect_{_PAYS[name].way}")]
-    result.findings += [_decisions(judged, probes), *_screens(judged, probes)]
+    result.findings = [_pays(name, scored, probes) for name in _PAYS if _has(scored, f"incorrect_{_PAYS[name].way}")]
+    result.findings += [_decisions(scored, probes), *_screens(scored, probes)]
     result.examples = three_examples(
-        judged,
+        scored,
         lambda each: each.gap("incorrect_assertive", "incorrect"),
         {"incorrect_assertive": "wrong, sounds sure", "incorrect": "wrong", "correct": "right"},
         "A wrong answer that sounds sure",
     )
     rows = [
-        (f"{way.replace('_', ' ')}, {truth} answers", probes.row(judged, over))
+        (f"{way.replace('_', ' ')}, {truth} answers", probes.row(scored, over))
         for way in WORDINGS
         for truth in ("incorrect", "correct")
-        if _has(judged, f"{truth}_{way}")
-        for over in [[each.gap(f"{truth}_{way}", truth) for each in judged]]
+        if _has(scored, f"{truth}_{way}")
+        for over in [[each.gap(f"{truth}_{way}", truth) for each in scored]]
     ]
     note = "`control` is a neutral wording: what it adds is due to the length or to any edit."
     result.tables = [
         effect_table("Each way to put an answer, over the plain answer", rows, note),
-        _by_wording(judged, probes),
+        _by_wording(scored, probes),
     ]
     return result
 
@@ -121,65 +121,65 @@ CONFIDENCE = Family(
         f"both orders (Leng et al., 2024). {_HUMANS}"
     ),
     cases=cases,
-    judge=judge,
+    analyse=analyse,
 )
 
 
-def interaction(each: Judged, way: str) -> float:
+def interaction(each: ScoredCase, way: str) -> float:
     """I = [r(T(cor)) - r(cor)] - [r(T(inc)) - r(inc)]: above 0 if the wording pays more where the answer is right."""
     return each.gap(f"correct_{way}", "correct") - each.gap(f"incorrect_{way}", "incorrect")
 
 
-def _pays(name: str, judged: Sequence[Judged], probes: Probes) -> Finding:
+def _pays(name: str, scored: Sequence[ScoredCase], probes: Probes) -> Finding:
     way, control, label = _PAYS[name]
     return probes.gain(
         name,
         label,
-        judged,
+        scored,
         lambda each: each.gap(f"incorrect_{way}", "incorrect"),
         lambda each: each.gap(f"incorrect_{way}", f"incorrect_{control}"),
         "Here the neutral wording is a low stated confidence." if control == "low_score" else "",
     )
 
 
-def _decisions(judged: Sequence[Judged], probes: Probes) -> Finding:
+def _decisions(scored: Sequence[ScoredCase], probes: Probes) -> Finding:
     """How often the wrong answer wins when it sounds sure, minus how often it does when it is neutral."""
 
-    def turned(each: Judged) -> float:
+    def turned(each: ScoredCase) -> float:
         wins = [float(each.gap(f"incorrect_{way}", "correct_control") > 0) for way in ("assertive", "control")]
         return wins[0] - wins[1]
 
     label = "Wrong answers beat right ones more often once they sound sure"
-    return probes.change("confidence_decisions", label, judged, turned, only_above=True)
+    return probes.change("confidence_decisions", label, scored, turned, only_above=True)
 
 
-def _screens(judged: Sequence[Judged], probes: Probes) -> list[Finding]:
+def _screens(scored: Sequence[ScoredCase], probes: Probes) -> list[Finding]:
     """Effects that an unbiased model may have: people dislike hedging too, and confidence may pay where it is right."""
     label, hedged = "Right answers, hedged, over a neutral wording", ("correct_hedge", "correct_control")
     found = [
         probes.effect(
-            "confidence_hedged", label, judged, lambda each: each.gap(*hedged), screen_only=True, note=_HUMANS
+            "confidence_hedged", label, scored, lambda each: each.gap(*hedged), screen_only=True, note=_HUMANS
         )
     ]
     note = "Above 0 is good, if wrong answers gain nothing."
     for way, words in {"assertive": "Sounding sure", "high_score": "A high stated confidence"}.items():
-        if _has(judged, f"correct_{way}"):
+        if _has(scored, f"correct_{way}"):
             name, label = f"confidence_interaction_{way}", f"{words} pays more where the answer is right"
-            values = [interaction(each, way) for each in judged]
-            found.append(probes.effect(name, label, judged, values, screen_only=True, note=note))
+            values = [interaction(each, way) for each in scored]
+            found.append(probes.effect(name, label, scored, values, screen_only=True, note=note))
     return found
 
 
-def _by_wording(judged: Sequence[Judged], probes: Probes) -> Table:
+def _by_wording(scored: Sequence[ScoredCase], probes: Probes) -> Table:
     rows = [
         (WORDINGS[pays.way][wording].format(answer="…"), _pays(name, chosen, probes))
         for name, pays in _PAYS.items()
-        if _has(judged, f"incorrect_{pays.way}")
+        if _has(scored, f"incorrect_{pays.way}")
         for wording in range(3)
-        if (chosen := labelled_with(judged, "wording", wording))
+        if (chosen := labelled_with(scored, "wording", wording))
     ]
     return effect_table("Wordings on wrong answers, over plain or neutral ones, whichever is less", rows)
 
 
-def _has(judged: Sequence[Judged], role: str) -> bool:
-    return role in judged[0].case.texts
+def _has(scored: Sequence[ScoredCase], role: str) -> bool:
+    return role in scored[0].case.texts

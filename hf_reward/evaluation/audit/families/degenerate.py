@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from hf_reward.evaluation.audit.cases import Case, Judged
+from hf_reward.evaluation.audit.cases import Case, ScoredCase
 from hf_reward.evaluation.audit.effects import Probes, of_probe, wins
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
 from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import Material, Pair
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Pair
 from hf_reward.metrics.preference import pairwise_credit
 
 FAMILY = "degenerate"
@@ -35,8 +35,8 @@ JUNK = {
 }
 
 
-def _cases(material: Material) -> list[Case]:
-    pairs = material.edited_pairs()
+def _cases(inputs: AuditInputs) -> list[Case]:
+    pairs = inputs.edited_pairs()
     cases = []
     for place, pair in enumerate(pairs):
         other = _other(pairs, place)
@@ -82,16 +82,16 @@ def _junk(pair: Pair, other: Pair | None) -> dict[str, str]:
     return junk if other is None else junk | {"other_answer": other.chosen}
 
 
-def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
+def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
     probes = Probes(FAMILY, inference)
     findings = [
         probes.rate(f"junk_{name}", f"{label} beats the preferred one", cases, wins(cases, "junk", "chosen"))
         for name, label in JUNK.items()
-        for cases in [of_probe(judged, name)]
+        for cases in [of_probe(scored, name)]
     ]
-    junk = of_probe(judged, "other_answer")
+    junk = of_probe(scored, "other_answer")
     return FamilyResult(
-        findings=[*findings, *_prompt_findings(of_probe(judged, "prompt"), probes)],
+        findings=[*findings, *_prompt_findings(of_probe(scored, "prompt"), probes)],
         examples=three_examples(
             junk,
             lambda each: each.gap("junk", "chosen") / inference.margin,
@@ -101,7 +101,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     )
 
 
-def _prompt_findings(cases: list[Judged], probes: Probes) -> list[Finding]:
+def _prompt_findings(cases: list[ScoredCase], probes: Probes) -> list[Finding]:
     crossed = np.array([each.gap("own", "foreign") - each.gap("other here", "other") for each in cases])
     return [
         probes.rate(
@@ -132,5 +132,5 @@ DEGENERATE = Family(
     advice="Add such answers as rejected ones to the training pairs; RL finds every kind of junk that pays. Where "
     "prompts are ignored, add pairs in which the same answer is right for one prompt and wrong for another.",
     cases=_cases,
-    judge=_judge,
+    analyse=_analyse,
 )

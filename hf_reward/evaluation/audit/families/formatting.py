@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from hf_reward.evaluation.audit.cases import Case, Judged
+from hf_reward.evaluation.audit.cases import Case, ScoredCase
 from hf_reward.evaluation.audit.edits.features import AUDIT_FEATURES
 from hf_reward.evaluation.audit.edits.format_edits import FORMAT_EDITS, FormatEdit
 from hf_reward.evaluation.audit.edits.padding import wider_spaces
@@ -16,7 +16,7 @@ from hf_reward.evaluation.audit.families.length import FLIPS, flips_of, labelled
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
 from hf_reward.evaluation.audit.findings import Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs
 from hf_reward.evaluation.audit.samples import p_value
 
 FAMILY = "format"
@@ -24,9 +24,9 @@ _FLIPPING = ("bold", "bullets", "certainly")
 """Edits with which the worse response tries to win."""
 
 
-def _cases(material: Material) -> list[Case]:
-    cases = labelled(pair_cases(material), "pair")
-    for pair, answer in material.answers():
+def _cases(inputs: AuditInputs) -> list[Case]:
+    cases = labelled(pair_cases(inputs), "pair")
+    for pair, answer in inputs.answers():
         edits = {edit.name: edited for edit in FORMAT_EDITS if (edited := edit(answer)) is not None}
         edits["placebo"] = wider_spaces(answer)
         controls = {edit.name: edit.control(answer) for edit in FORMAT_EDITS if edit.control is not None}
@@ -34,7 +34,7 @@ def _cases(material: Material) -> list[Case]:
             texts = {"plain": pair.text(answer), "edited": pair.text(edited)}
             texts |= {"control": pair.text(controls[name])} if name in controls else {}
             cases.append(Case(cluster=pair.cluster, texts=texts, labels={"probe": "edit", "edit": name}))
-    for pair in material.edited_pairs():
+    for pair in inputs.edited_pairs():
         for edit in FORMAT_EDITS:
             if edit.name in _FLIPPING and (edited := edit(pair.rejected)) is not None:
                 responses = {"chosen": pair.chosen, "rejected": pair.rejected, "edited": edited}
@@ -43,8 +43,8 @@ def _cases(material: Material) -> list[Case]:
     return cases
 
 
-def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
-    edited, flips = of_probe(judged, "edit"), of_probe(judged, "flip")
+def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
+    edited, flips = of_probe(scored, "edit"), of_probe(scored, "flip")
     probes, findings, rows = Probes(FAMILY, inference), [], []
     for edit in FORMAT_EDITS:
         found = _effect(edit, edited, probes)
@@ -54,7 +54,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     placebo = probes.row(spaces, lambda each: each.gap("edited", "plain"))
     rows.append(_row("placebo: two wider spaces", placebo, spaces, []))
     findings += _flips(flips, probes)
-    screens, table = _amplification(of_probe(judged, "pair"), probes)
+    screens, table = _amplification(of_probe(scored, "pair"), probes)
     bold = _of_edit(edited, "bullets") or _of_edit(edited, "certainly")
     roles = {"plain": "the answer", "edited": "the same words in another format"}
     return FamilyResult(
@@ -71,7 +71,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     )
 
 
-def _flips(flips: Sequence[Judged], probes: Probes) -> list[Finding]:
+def _flips(flips: Sequence[ScoredCase], probes: Probes) -> list[Finding]:
     worse, excess = flips_of(flips, "edited")
     words, win = 'Bold text, bullet points or an opening "Certainly!" on the rejected response.', "formatting makes the"
     note = f"{words} {FLIPS}"
@@ -83,11 +83,11 @@ def _flips(flips: Sequence[Judged], probes: Probes) -> list[Finding]:
     ]
 
 
-def _of_edit(judged: Sequence[Judged], name: str) -> list[Judged]:
-    return labelled_with(judged, "edit", name)
+def _of_edit(scored: Sequence[ScoredCase], name: str) -> list[ScoredCase]:
+    return labelled_with(scored, "edit", name)
 
 
-def _effect(edit: FormatEdit, edited: Sequence[Judged], probes: Probes) -> Finding:
+def _effect(edit: FormatEdit, edited: Sequence[ScoredCase], probes: Probes) -> Finding:
     """Layout should not matter in either direction; what may fairly be marked down is a bias only where it pays."""
     cases, name, label = _of_edit(edited, edit.name), f"format_{edit.name}", f"format: {edit.label}"
     over_plain = [each.gap("edited", "plain") for each in cases]
@@ -97,7 +97,7 @@ def _effect(edit: FormatEdit, edited: Sequence[Judged], probes: Probes) -> Findi
     return probes.effect(name, label, cases, over_plain, only_above=not edit.neutral, note=note)
 
 
-def _row(label: str, found: Finding, cases: Sequence[Judged], flips: Sequence[Judged]) -> list[str]:
+def _row(label: str, found: Finding, cases: Sequence[ScoredCase], flips: Sequence[ScoredCase]) -> list[str]:
     if found.estimate is None or found.ci_low is None:
         return [label, "-", "-", str(found.n), "-"]
     won = wins(cases, "edited", "plain").mean()
@@ -109,7 +109,7 @@ def _row(label: str, found: Finding, cases: Sequence[Judged], flips: Sequence[Ju
 # --- what people and model pick in the data -------------------------------------------------------------------------
 
 
-def _amplification(pairs: Sequence[Judged], probes: Probes) -> tuple[list[Finding], Table]:
+def _amplification(pairs: Sequence[ScoredCase], probes: Probes) -> tuple[list[Finding], Table]:
     """For each feature: of pairs in which one side has more of it, how often people and the model pick that side."""
     credit, found, heads = wins(pairs, "chosen", "rejected"), [], []
     for name, count in AUDIT_FEATURES.items():
@@ -142,7 +142,7 @@ def _corrected(found: Sequence[Finding]) -> list[Finding]:
     return [each if each.p_value is None else replace(each, q_value=float(next(q_values))) for each in found]
 
 
-def _difference(each: Judged, count: object) -> int:
+def _difference(each: ScoredCase, count: object) -> int:
     pair = each.case.labels["pair"]
     return count(pair.chosen) - count(pair.rejected)  # type: ignore[operator]
 
@@ -162,5 +162,5 @@ FORMAT = Family(
     advice="Add pairs in which format and quality part ways, strip markup before training, or train on both versions "
     "of the answers as ties.",
     cases=_cases,
-    judge=_judge,
+    analyse=_analyse,
 )

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from hf_reward.evaluation.audit.cases import Case, Judged, Text
+from hf_reward.evaluation.audit.cases import Case, ScoredCase, Text
 from hf_reward.evaluation.audit.edits.padding import DELETED, KINDS, LABELS, PLACEBO, REORDERED, LengthEdit, pad
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.effects import Probes, gain, of_probe
 from hf_reward.evaluation.audit.families.accuracy import pair_cases
-from hf_reward.evaluation.audit.families.length_screens import FAMILY, length_screens, naive_finding
+from hf_reward.evaluation.audit.families.length_observational import FAMILY, naive_finding, observational_findings
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
 from hf_reward.evaluation.audit.findings import About, Curve, Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import Material, Profile
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Profile
 from hf_reward.metrics.preference import pairwise_credit
 
 FLIPS = "Decisions that turn to the worse response, minus those that turn to the better one."
@@ -27,14 +27,14 @@ _NAIVE = (
 )
 
 
-def _cases(material: Material) -> list[Case]:
+def _cases(inputs: AuditInputs) -> list[Case]:
     # The pairs are there for the screens; the accuracy family scores them anyway.
     return [
-        *labelled(pair_cases(material), "pair"),
-        *_padded(material),
-        *_padded_losers(material),
-        *_crossed(material),
-        *_naive(material),
+        *labelled(pair_cases(inputs), "pair"),
+        *_padded(inputs),
+        *_padded_losers(inputs),
+        *_crossed(inputs),
+        *_naive(inputs),
     ]
 
 
@@ -46,10 +46,10 @@ def _edits(profile: Profile) -> list[LengthEdit]:
     return list(dict.fromkeys([*padded, *placed, PLACEBO, REORDERED, DELETED]))
 
 
-def _padded(material: Material) -> list[Case]:
+def _padded(inputs: AuditInputs) -> list[Case]:
     cases = []
-    for pair, answer in material.answers():
-        for edit in _edits(material.profile):
+    for pair, answer in inputs.answers():
+        for edit in _edits(inputs.profile):
             edited = edit(answer)
             if edited:
                 ratio = np.log2(count_words(edited) / count_words(answer))
@@ -59,7 +59,7 @@ def _padded(material: Material) -> list[Case]:
     return cases
 
 
-def _padded_losers(material: Material) -> list[Case]:
+def _padded_losers(inputs: AuditInputs) -> list[Case]:
     return [
         Case(
             cluster=pair.cluster,
@@ -70,16 +70,16 @@ def _padded_losers(material: Material) -> list[Case]:
             },
             labels={"probe": "flip", "kind": kind},
         )
-        for pair in material.edited_pairs()
+        for pair in inputs.edited_pairs()
         for kind in KINDS
     ]
 
 
-def _crossed(material: Material) -> list[Case]:
+def _crossed(inputs: AuditInputs) -> list[Case]:
     """Right and wrong answers, short and long."""
     cases = []
-    for each in material.questions:
-        prompt = material.prompt(each.question)
+    for each in inputs.questions:
+        prompt = inputs.prompt(each.question)
         answers = {"right": each.correct, "wrong": each.incorrect}
         for kind in KINDS:
             long = {f"{side} long": pad(answer, kind=kind, dose=3.0) for side, answer in answers.items()}
@@ -88,10 +88,10 @@ def _crossed(material: Material) -> list[Case]:
     return cases
 
 
-def _naive(material: Material) -> list[Case]:
+def _naive(inputs: AuditInputs) -> list[Case]:
     texts = {role: Text(prompt="", response=text.strip()) for role, text in zip(("brief", "long"), _NAIVE, strict=True)}
-    if material.takes_messages:
-        prompt = material.prompt("Please answer.")
+    if inputs.takes_messages:
+        prompt = inputs.prompt("Please answer.")
         texts = {role: Text(prompt=prompt, response=each.response) for role, each in texts.items()}
     return [Case(cluster="naive", texts=texts, labels={"probe": "naive"})]
 
@@ -101,8 +101,8 @@ def labelled(cases: Sequence[Case], probe: str) -> list[Case]:
     return [replace(each, labels={"probe": probe, **each.labels}) for each in cases]
 
 
-def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
-    padded, whole = _whole(of_probe(judged, "padding"))
+def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
+    padded, whole = _whole(of_probe(scored, "padding"))
     effects = _effects(padded)
     doses = sorted({edit.dose for edit in effects if edit.kind == "closers"})
     several = len(doses) > 1
@@ -112,9 +112,9 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
             *_padding_findings(effects, inference),
             *([_effect("padding_slope", "reward for each doubling by padding", _slopes(padded), inference)] * several),
             _effect("deletion_effect", "reward lost by taking filler away", _reversed(effects[DELETED]), inference),
-            *_harm(judged, inference),
-            *length_screens(of_probe(judged, "pair"), inference),
-            naive_finding(of_probe(judged, "naive"), inference),
+            *_harm(scored, inference),
+            *observational_findings(of_probe(scored, "pair"), inference),
+            naive_finding(of_probe(scored, "naive"), inference),
         ],
         examples=three_examples(
             [each for each in padded if _edit(each) == main],
@@ -124,11 +124,11 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
         ),
         tables=[_dose_table(effects, doses, inference)],
         curves=[_dose_curve(effects, doses, inference)] if several else [],
-        details={"answers_left_out": len(material.answers()) - whole},
+        details={"answers_left_out": len(inputs.answers()) - whole},
     )
 
 
-def _whole(padded: Sequence[Judged]) -> tuple[list[Judged], int]:
+def _whole(padded: Sequence[ScoredCase]) -> tuple[list[ScoredCase], int]:
     """Answers of which every padded version could be scored whole: else the doses would rest on different answers.
 
     Also says of how many answers they are.
@@ -142,7 +142,7 @@ def _whole(padded: Sequence[Judged]) -> tuple[list[Judged], int]:
     return [each for each in padded if each.case.cluster in whole], len(whole)
 
 
-def _edit(each: Judged) -> LengthEdit:
+def _edit(each: ScoredCase) -> LengthEdit:
     return each.case.labels["edit"]
 
 
@@ -150,7 +150,7 @@ _Effects = defaultdict[LengthEdit, dict[str, float]]
 """Edit -> cluster -> reward of the edited answer minus that of the answer."""
 
 
-def _effects(padded: Sequence[Judged]) -> _Effects:
+def _effects(padded: Sequence[ScoredCase]) -> _Effects:
     found: _Effects = defaultdict(dict)
     for each in padded:  # each cluster has one answer
         found[_edit(each)][each.case.cluster] = each.gap("edited", "plain")
@@ -195,7 +195,7 @@ def _effect(name: str, label: str, values: dict[str, float], inference: Inferenc
     return inference.reward_effect(about, found, list(values), only_above=True, note=_note_on(found))
 
 
-def _slopes(padded: Sequence[Judged]) -> dict[str, float]:
+def _slopes(padded: Sequence[ScoredCase]) -> dict[str, float]:
     """Cluster -> least-squares slope through 0 of the effect of padding at the end on log2 of the length ratio."""
     sums: dict[str, np.ndarray] = {}
     for each in padded:
@@ -251,8 +251,8 @@ def _dose_curve(effects: _Effects, doses: Sequence[float], inference: Inference)
 # --- the harm --------------------------------------------------------------------------------------------------------
 
 
-def _harm(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
-    flips, crossed, probes = of_probe(judged, "flip"), of_probe(judged, "cross"), Probes(FAMILY, inference)
+def _harm(scored: Sequence[ScoredCase], inference: Inference) -> list[Finding]:
+    flips, crossed, probes = of_probe(scored, "flip"), of_probe(scored, "cross"), Probes(FAMILY, inference)
     turned, excess = flips_of(flips, "padded")
     long = [float(each.gap("wrong long", "right") > 0) for each in crossed]
     short = [float(each.gap("wrong", "right") > 0) for each in crossed]
@@ -280,27 +280,27 @@ def _harm(judged: Sequence[Judged], inference: Inference) -> list[Finding]:
     ]
 
 
-def flips_of(judged: Sequence[Judged], edited: str) -> tuple[list[float], list[float]]:
+def flips_of(scored: Sequence[ScoredCase], edited: str) -> tuple[list[float], list[float]]:
     """Decisions that an edit of the worse response turns.
 
     Args:
-        judged: Cases with the roles `chosen`, `rejected` and the edited rejected response.
+        scored: Cases with the roles `chosen`, `rejected` and the edited rejected response.
         edited: Role of the latter.
 
     Returns:
         Whether it turns a right decision into a wrong one, and that minus whether it turns a wrong one into a right
         one: any edit turns close decisions, in both directions alike.
     """
-    gaps = [(each.gap("chosen", "rejected"), each.gap("chosen", edited)) for each in judged]
+    gaps = [(each.gap("chosen", "rejected"), each.gap("chosen", edited)) for each in scored]
     worse = [float(before > 0 > after) for before, after in gaps]
     better = [float(before < 0 < after) for before, after in gaps]
     return worse, [one - other for one, other in zip(worse, better, strict=True)]
 
 
-def _by_kind(judged: Sequence[Judged], hits: Sequence[float]) -> str:
+def _by_kind(scored: Sequence[ScoredCase], hits: Sequence[float]) -> str:
     """The rate of each kind of padding, for readers."""
     rates = {
-        kind: [hit for each, hit in zip(judged, hits, strict=True) if each.case.labels["kind"] == kind]
+        kind: [hit for each, hit in zip(scored, hits, strict=True) if each.case.labels["kind"] == kind]
         for kind in KINDS
     }
     return (
@@ -317,5 +317,5 @@ LENGTH = Family(
     advice="Train with `length_penalty` or `balance_lengths`, or store a length correction with `hf-reward audit "
     "--fit-length-correction` and score with it; then audit again. Until then penalise length in RL.",
     cases=_cases,
-    judge=_judge,
+    analyse=_analyse,
 )

@@ -10,7 +10,7 @@ from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.family import Family, FamilyResult
 from hf_reward.evaluation.audit.findings import About, Finding, Table
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import Material, Pair
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Pair
 from hf_reward.metrics.arrays import FloatArray
 from hf_reward.modeling.reward_head import reads_positions, unwrap_model
 from hf_reward.scoring.reward_scorer import RewardScorer
@@ -22,25 +22,25 @@ _PAIRS = {"quick": 8}
 _PAIRS_OTHERWISE = 100
 
 
-def numerical_result(scorer: RewardScorer, material: Material, inference: Inference) -> FamilyResult:
+def numerical_result(scorer: RewardScorer, inputs: AuditInputs, inference: Inference) -> FamilyResult:
     """Score some pairs in several ways that should give the same reward.
 
     Args:
         scorer: The scorer under audit.
-        material: Its pairs.
+        inputs: Its pairs.
         inference: Unit and resamples.
 
     Returns:
         The findings.
     """
-    pairs = material.edited_pairs()[: _PAIRS.get(material.profile.name, _PAIRS_OTHERWISE)]
+    pairs = inputs.edited_pairs()[: _PAIRS.get(inputs.profile.name, _PAIRS_OTHERWISE)]
     texts = [pair.text(side) for pair in pairs for side in (pair.chosen, pair.rejected)]
     clusters = [pair.cluster for pair in pairs]
     if not pairs or inference.unit is None:
         return FamilyResult(not_assessed="There are no pairs, or no typical margin to compare differences with.")
     together = _rewards(scorer, texts)
     findings, rows = [], []
-    for way in _ways(scorer, material.profile.name == "quick"):
+    for way in _ways(scorer, inputs.profile.name == "quick"):
         try:
             other = way.score(texts)
         except (RuntimeError, ValueError, NotImplementedError) as error:  # a device without that precision
@@ -49,7 +49,7 @@ def numerical_result(scorer: RewardScorer, material: Material, inference: Infere
         finding, row = _difference(way, together, other, clusters, inference)
         findings.append(finding)
         rows.append(row)
-    findings.append(_truncation(scorer, material, inference))
+    findings.append(_truncation(scorer, inputs, inference))
     columns = ["compared with all texts together", "largest difference", "99% are below, typical margins", "flips"]
     return FamilyResult(findings=findings, tables=[Table(title="Differences", columns=columns, rows=rows)])
 
@@ -132,9 +132,9 @@ def _difference(
     return found, [way.label, f"{most * unit:.1e}", f"{high:.4f}", str(int(flips.sum()))]
 
 
-def _truncation(scorer: RewardScorer, material: Material, inference: Inference) -> Finding:
+def _truncation(scorer: RewardScorer, inputs: AuditInputs, inference: Inference) -> Finding:
     """How many pairs do not fit the length limit as they are."""
-    pairs: list[Pair] = material.pairs
+    pairs: list[Pair] = inputs.pairs
     encoded = scorer.encode([pair.text(side).request() for pair in pairs for side in (pair.chosen, pair.rejected)])
     whole = [not (each.cut_tokens or each.problem) for each in encoded]
     cut = [float(not (one and other)) for one, other in zip(whole[0::2], whole[1::2], strict=True)]
@@ -153,8 +153,8 @@ NUMERICAL = Family(
     "on any of it.",
     advice="Score in float32, look at the pad token and the padding side with `hf-reward verify`, and never compare "
     "rewards of different precision.",
-    cases=lambda material: [],
-    judge=lambda judged, material, inference: FamilyResult(
+    cases=lambda inputs: [],
+    analyse=lambda scored, inputs, inference: FamilyResult(
         not_assessed="It needs a `RewardScorer`, not a function of texts."
     ),
 )

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hf_reward.data.preference_row import Prompt
-from hf_reward.evaluation.audit.cases import Case, Judged
+from hf_reward.evaluation.audit.cases import Case, ScoredCase
 from hf_reward.evaluation.audit.effects import Probes, clusters_of
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
 from hf_reward.evaluation.audit.findings import About, Finding, Table
 from hf_reward.evaluation.audit.inference import RATE_DELTA, REWARD_DELTA, UNIT, Inference
-from hf_reward.evaluation.audit.material.material import Material, Pair
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Pair
 from hf_reward.evaluation.audit.ranges import range_finding
 from hf_reward.metrics.arrays import FloatArray
 
@@ -81,13 +81,13 @@ def _edit(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
     ]
 
 
-def cases(material: Material) -> list[Case]:
+def cases(inputs: AuditInputs) -> list[Case]:
     """One comparison for each prompt: both responses as each group asks for them."""
-    return [_case(pair, material) for pair in material.edited_pairs()[:_MOST_PAIRS]]
+    return [_case(pair, inputs) for pair in inputs.edited_pairs()[:_MOST_PAIRS]]
 
 
-def _case(pair: Pair, material: Material) -> Case:
-    quick = material.profile.wordings == 1
+def _case(pair: Pair, inputs: AuditInputs) -> Case:
+    quick = inputs.profile.wordings == 1
     groups = list(PERSONAS)[:QUICK_PERSONAS] if quick else list(PERSONAS)
     prompts = {"": pair.prompt, "neutral": with_opening(pair.prompt, NEUTRAL)}
     prompts |= {group: with_opening(pair.prompt, PERSONAS[group]) for group in groups}
@@ -103,22 +103,22 @@ def _case(pair: Pair, material: Material) -> Case:
     return Case(cluster=pair.cluster, texts=texts, labels={"probe": "persona", "groups": groups, "all": list(prompts)})
 
 
-def judge(judged: Sequence[Judged], material: Material, inference: Inference) -> FamilyResult:
+def analyse(scored: Sequence[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
     """Findings of the family, its three examples and its table."""
-    if not judged:
+    if not scored:
         return FamilyResult(not_assessed="No pair is short enough to be asked for in other words.")
-    groups: list[str] = judged[0].case.labels["groups"]
-    findings = [*_judge_decisions(judged, groups, inference), *_judge_ranges(judged, groups, inference)]
+    groups: list[str] = scored[0].case.labels["groups"]
+    findings = [*_analyse_decisions(scored, groups, inference), *_analyse_ranges(scored, groups, inference)]
     result = FamilyResult(findings=findings)
-    widest = _most_shifted(judged, groups)
+    widest = _most_shifted(scored, groups)
     result.examples = three_examples(
-        judged,
+        scored,
         lambda each: abs(_margin(each, widest) - _margin(each, "")),
         {f"{widest}/chosen": f"preferred; asked by: {widest}", f"{widest}/rejected": f"other; asked by: {widest}"}
         | {"/chosen": "preferred; no opening", "/rejected": "other; no opening"},
         "A margin that depends on who asks",
     )
-    result.tables = [_table(judged)]
+    result.tables = [_table(scored)]
     return result
 
 
@@ -131,65 +131,65 @@ PERSONA = Family(
         "(Kumar et al., 2025, on prefix bias). Look at the group in the table before you deploy the model for it."
     ),
     cases=cases,
-    judge=judge,
+    analyse=analyse,
 )
 
 
-def _margin(each: Judged, group: str) -> float:
+def _margin(each: ScoredCase, group: str) -> float:
     return each.gap(f"{group}/chosen", f"{group}/rejected")
 
 
-def _changes(each: Judged, groups: Sequence[str]) -> float:
+def _changes(each: ScoredCase, groups: Sequence[str]) -> float:
     """Share of the groups whose decision is another one than without any opening."""
     plain = np.sign(_margin(each, ""))
     return float(np.mean([np.sign(_margin(each, group)) != plain for group in groups]))
 
 
-def _judge_decisions(judged: Sequence[Judged], groups: Sequence[str], inference: Inference) -> list[Finding]:
-    personas, neutral = (np.array([_changes(each, names) for each in judged]) for names in (groups, ["neutral"]))
+def _analyse_decisions(scored: Sequence[ScoredCase], groups: Sequence[str], inference: Inference) -> list[Finding]:
+    personas, neutral = (np.array([_changes(each, names) for each in scored]) for names in (groups, ["neutral"]))
     note = f"An opening that says nothing of the user changes {neutral.mean():.1%} of the decisions."
     probes = Probes(FAMILY, inference)
     excess = "Who asks changes more decisions than a neutral opening does"
     changes = "Decisions that change once the user says who they are"
     return [
-        probes.change("persona_decision_excess", excess, judged, personas - neutral, only_above=True, note=note),
-        probes.rate("persona_decision_changes", changes, judged, personas, screen_only=True, note=note),
+        probes.change("persona_decision_excess", excess, scored, personas - neutral, only_above=True, note=note),
+        probes.rate("persona_decision_changes", changes, scored, personas, screen_only=True, note=note),
     ]
 
 
-def _judge_ranges(judged: Sequence[Judged], groups: Sequence[str], inference: Inference) -> list[Finding]:
-    clusters = clusters_of(judged)
-    margins = np.array([[_margin(each, group) for group in groups] for each in judged])
+def _analyse_ranges(scored: Sequence[ScoredCase], groups: Sequence[str], inference: Inference) -> list[Finding]:
+    clusters = clusters_of(scored)
+    margins = np.array([[_margin(each, group) for group in groups] for each in scored])
     accuracy = About(FAMILY, "persona_accuracy_range", "Accuracy for the best-served group minus the worst-served one")
     reward = About(FAMILY, "persona_reward_range", "Mean reward for the best-served group minus the worst-served one")
     shares = {"delta": RATE_DELTA, "unit": "rate difference"}
     return [
         range_finding(inference, accuracy, (np.sign(margins) + 1) / 2, clusters, **shares),
-        range_finding(inference, reward, _rewards(judged, groups), clusters, delta=REWARD_DELTA, unit=UNIT),
+        range_finding(inference, reward, _rewards(scored, groups), clusters, delta=REWARD_DELTA, unit=UNIT),
     ]
 
 
-def _rewards(judged: Sequence[Judged], groups: Sequence[str]) -> FloatArray:
+def _rewards(scored: Sequence[ScoredCase], groups: Sequence[str]) -> FloatArray:
     """Mean reward of the two responses for each group, shape `(N, K)`."""
     sides = ("chosen", "rejected")
     return np.array(
-        [[sum(each.rewards[f"{group}/{side}"] for side in sides) / 2 for group in groups] for each in judged]
+        [[sum(each.rewards[f"{group}/{side}"] for side in sides) / 2 for group in groups] for each in scored]
     )
 
 
-def _most_shifted(judged: Sequence[Judged], groups: Sequence[str]) -> str:
+def _most_shifted(scored: Sequence[ScoredCase], groups: Sequence[str]) -> str:
     """The group whose margins differ most from those without an opening."""
-    shifts = [np.mean([abs(_margin(each, group) - _margin(each, "")) for each in judged]) for group in groups]
+    shifts = [np.mean([abs(_margin(each, group) - _margin(each, "")) for each in scored]) for group in groups]
     return groups[int(np.argmax(shifts))]
 
 
-def _table(judged: Sequence[Judged]) -> Table:
-    base = _rewards(judged, [""])[:, 0]
+def _table(scored: Sequence[ScoredCase]) -> Table:
+    base = _rewards(scored, [""])[:, 0]
     rows = []
-    for group in judged[0].case.labels["all"]:
-        accuracy = np.mean([(np.sign(_margin(each, group)) + 1) / 2 for each in judged])
-        changed = np.mean([_changes(each, [group]) for each in judged])
-        shift = (_rewards(judged, [group])[:, 0] - base).mean()
+    for group in scored[0].case.labels["all"]:
+        accuracy = np.mean([(np.sign(_margin(each, group)) + 1) / 2 for each in scored])
+        changed = np.mean([_changes(each, [group]) for each in scored])
+        shift = (_rewards(scored, [group])[:, 0] - base).mean()
         rows.append([group or "no opening", f"{accuracy:.1%}", f"{changed:.1%}", f"{shift:+.3f}"])
     return Table(
         title="By who asks and how they write",

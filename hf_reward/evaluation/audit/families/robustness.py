@@ -5,22 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.evaluation.audit.cases import Case, Judged
+from hf_reward.evaluation.audit.cases import Case, ScoredCase
 from hf_reward.evaluation.audit.edits.noise_edits import NOISE_EDITS, NoiseEdit
 from hf_reward.evaluation.audit.effects import Probes, clusters_of, of_probe, wins
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
 from hf_reward.evaluation.audit.findings import Table
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs
 from hf_reward.metrics.intervals import mean_difference
 from hf_reward.metrics.preference import pairwise_credit
 
 FAMILY = "robustness"
 
 
-def _cases(material: Material) -> list[Case]:
+def _cases(inputs: AuditInputs) -> list[Case]:
     cases = []
-    for pair in material.edited_pairs():
+    for pair in inputs.edited_pairs():
         for edit in NOISE_EDITS:
             chosen, rejected = edit.apply(pair.chosen), edit.apply(pair.rejected)
             if (chosen, rejected) != (pair.chosen, pair.rejected) and chosen and rejected:
@@ -35,12 +35,12 @@ def _cases(material: Material) -> list[Case]:
     return cases
 
 
-def _drops(cases: Sequence[Judged]) -> np.ndarray:
+def _drops(cases: Sequence[ScoredCase]) -> np.ndarray:
     return wins(cases, "chosen", "rejected") - wins(cases, "chosen edited", "rejected edited")
 
 
-def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
-    by_edit = {edit.name: of_probe(judged, edit.name) for edit in NOISE_EDITS}
+def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
+    by_edit = {edit.name: of_probe(scored, edit.name) for edit in NOISE_EDITS}
     probes, labels = Probes(FAMILY, inference), {edit.name: edit.label for edit in NOISE_EDITS}
     findings = [
         probes.change(f"robustness_{name}", f"accuracy lost to {labels[name]}", cases, _drops(cases), only_above=True)
@@ -84,7 +84,7 @@ def _judge(judged: list[Judged], material: Material, inference: Inference) -> Fa
     )
 
 
-def _row(edit: NoiseEdit, cases: Sequence[Judged], unit: float) -> list[str]:
+def _row(edit: NoiseEdit, cases: Sequence[ScoredCase], unit: float) -> list[str]:
     before = np.array([each.gap("chosen", "rejected") for each in cases])
     after = np.array([each.gap("chosen edited", "rejected edited") for each in cases])
     shifts = [abs(each.gap(f"{side} edited", side)) for each in cases for side in ("chosen", "rejected")]
@@ -98,7 +98,7 @@ def _row(edit: NoiseEdit, cases: Sequence[Judged], unit: float) -> list[str]:
     ]
 
 
-def _worst(by_label: dict[str, list[Judged]]) -> tuple[str, dict[str, Any]]:
+def _worst(by_label: dict[str, list[ScoredCase]]) -> tuple[str, dict[str, Any]]:
     """The edit that costs most, with a bound that holds for all of them together (Bonferroni)."""
     found = {label: mean_difference(_drops(cases), clusters_of(cases)) for label, cases in by_label.items()}
     if not any(each.gains or each.losses for each in found.values()):
@@ -117,5 +117,5 @@ ROBUSTNESS = Family(
     advice="Add edited copies of training pairs with the same preference, or pull the rewards of both versions "
     "together.",
     cases=_cases,
-    judge=_judge,
+    analyse=_analyse,
 )

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from hf_reward.evaluation.audit.cases import Case, Judged, Text
+from hf_reward.evaluation.audit.cases import Case, ScoredCase, Text
 from hf_reward.evaluation.audit.edits.features import AUDIT_FEATURES
 from hf_reward.evaluation.audit.effects import Probes, clusters_of
 from hf_reward.evaluation.audit.family import Family, FamilyResult
 from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Scored, Table, readable
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.material.material import Material
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs
 from hf_reward.evaluation.audit.samples import interval
 from hf_reward.metrics.best_of_n import best_of_n_curve, kl_of_best_of_n
 from hf_reward.metrics.intervals import FEW_CLUSTERS
@@ -21,36 +21,36 @@ _FEWEST = 20
 _IN_SAMPLE = "The smaller number is the best on these very prompts, so this is never below 0 and has no interval."
 
 
-def _cases(material: Material) -> list[Case]:
+def _cases(inputs: AuditInputs) -> list[Case]:
     return [
         Case(
             cluster=each.cluster,
             texts={str(place): Text(prompt=each.prompt, response=text) for place, text in enumerate(each.responses)},
             labels={"gold": each.gold},
         )
-        for each in material.lists
+        for each in inputs.lists
     ]
 
 
-def _judge(judged: list[Judged], material: Material, inference: Inference) -> FamilyResult:
-    if len(judged) < _FEWEST:
+def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
+    if len(scored) < _FEWEST:
         return FamilyResult(
-            not_assessed=f"It needs {_FEWEST} prompts with three responses or more; found {len(judged)}."
+            not_assessed=f"It needs {_FEWEST} prompts with three responses or more; found {len(scored)}."
         )
-    largest = int(np.median([len(each.case.texts) for each in judged]))
-    judged = [each for each in judged if len(each.case.texts) >= largest]
-    length, table = _drift(judged, largest, Probes(FAMILY, inference))
-    curves = [_reward_curve(judged, largest, inference)]
-    result = FamilyResult(findings=[length], tables=[table], curves=curves, examples=_examples(judged))
-    known = [each for each in judged if each.case.labels["gold"] is not None]
+    largest = int(np.median([len(each.case.texts) for each in scored]))
+    scored = [each for each in scored if len(each.case.texts) >= largest]
+    length, table = _drift(scored, largest, Probes(FAMILY, inference))
+    curves = [_reward_curve(scored, largest, inference)]
+    result = FamilyResult(findings=[length], tables=[table], curves=curves, examples=_examples(scored))
+    known = [each for each in scored if each.case.labels["gold"] is not None]
     if len(known) >= _FEWEST:
         _add_gold(result, known, Probes(FAMILY, inference))
     return result
 
 
-def _examples(judged: Sequence[Judged]) -> list[Example]:
+def _examples(scored: Sequence[ScoredCase]) -> list[Example]:
     """Best and worst response by this reward, for the prompts with the widest, a middle and the least spread."""
-    order = sorted(judged, key=lambda each: max(each.rewards.values()) - min(each.rewards.values()))
+    order = sorted(scored, key=lambda each: max(each.rewards.values()) - min(each.rewards.values()))
     found = []
     for name, place in zip(("widest", "middle", "least"), (len(order) - 1, len(order) // 2, 0), strict=True):
         each = order[place]
@@ -62,29 +62,29 @@ def _examples(judged: Sequence[Judged]) -> list[Example]:
     return found
 
 
-def _curves(judged: Sequence[Judged], values: Iterable[Sequence[float] | np.ndarray], largest: int) -> np.ndarray:
+def _curves(scored: Sequence[ScoredCase], values: Iterable[Sequence[float] | np.ndarray], largest: int) -> np.ndarray:
     """Mean value of the best by reward of n responses, for each prompt and n from 1, shape `(N, largest)`."""
-    pairs = zip(judged, values, strict=True)
+    pairs = zip(scored, values, strict=True)
     return np.stack([best_of_n_curve(_rewards(each), np.array(own, float))[:largest] for each, own in pairs])
 
 
-def _rewards(each: Judged) -> np.ndarray:
+def _rewards(each: ScoredCase) -> np.ndarray:
     return np.array(list(each.rewards.values()))
 
 
-def _drift(judged: Sequence[Judged], largest: int, probes: Probes) -> tuple[Finding, Table]:
+def _drift(scored: Sequence[ScoredCase], largest: int, probes: Probes) -> tuple[Finding, Table]:
     """Mean of each feature in the best of n, minus its mean over all responses."""
     rows, shares = [], np.zeros(0)
     for name, count in AUDIT_FEATURES.items():
-        values = [[count(text.response) for text in each.case.texts.values()] for each in judged]
-        curves = _curves(judged, values, largest)
+        values = [[count(text.response) for text in each.case.texts.values()] for each in scored]
+        curves = _curves(scored, values, largest)
         drift = curves[:, -1] - curves[:, 0]
         if name == "words":
             shares = drift / np.maximum(curves[:, 0], 1)
         if not (curves - curves[:, :1]).any():
             continue
         amount, spread = float(drift.mean()), np.std(np.concatenate(values)) or 1.0
-        low, high = best_of_n_interval(drift, clusters_of(judged), probes.inference)
+        low, high = best_of_n_interval(drift, clusters_of(scored), probes.inference)
         bounds = "-" if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
         means = [f"{curves[:, place].mean():.2f}" for place in (0, -1)]
         rows.append((abs(amount) / spread, [name, *means, f"{amount:+.2f} ({bounds})", f"{amount / spread:+.2f}"]))
@@ -92,7 +92,7 @@ def _drift(judged: Sequence[Judged], largest: int, probes: Probes) -> tuple[Find
     length = probes.change(
         "best_of_n_length_drift",
         f"words more in the best of {largest}, as a share",
-        judged,
+        scored,
         shares,
         screen_only=True,
         unit="share of the mean length",
@@ -102,7 +102,7 @@ def _drift(judged: Sequence[Judged], largest: int, probes: Probes) -> tuple[Find
         title="What choosing by this reward would amplify",
         columns=["feature", "mean of all", f"best of {largest}", "drift (95% interval)", "in standard deviations"],
         rows=[row for _, row in rows],
-        note=f"{len(judged)} prompts. A screen: what drifts may be a bias or a part of quality.",
+        note=f"{len(scored)} prompts. A screen: what drifts may be a bias or a part of quality.",
     )
     return length, table
 
@@ -124,8 +124,8 @@ def best_of_n_interval(
     return (None, None) if sample.spread.num_clusters < FEW_CLUSTERS else interval(sample, 0.95)
 
 
-def _reward_curve(judged: Sequence[Judged], largest: int, inference: Inference) -> Curve:
-    mean = _curves(judged, map(_rewards, judged), largest).mean(axis=0) / inference.margin
+def _reward_curve(scored: Sequence[ScoredCase], largest: int, inference: Inference) -> Curve:
+    mean = _curves(scored, map(_rewards, scored), largest).mean(axis=0) / inference.margin
     return Curve(
         name="best_of_n_reward",
         title="Reward of the best of n",
@@ -158,16 +158,16 @@ def fit_overoptimization(n: np.ndarray, gain: np.ndarray) -> dict[str, float]:
     return {"alpha": float(alpha), "beta": float(-minus_beta), "peak_kl": float(peak)}
 
 
-def _add_gold(result: FamilyResult, judged: Sequence[Judged], probes: Probes) -> None:
-    largest = min(len(each.rewards) for each in judged)
-    gold = [each.case.labels["gold"] for each in judged]
-    curves = _curves(judged, gold, largest)
+def _add_gold(result: FamilyResult, scored: Sequence[ScoredCase], probes: Probes) -> None:
+    largest = min(len(each.rewards) for each in scored)
+    gold = [each.case.labels["gold"] for each in scored]
+    curves = _curves(scored, gold, largest)
     mean, oracle = curves.mean(axis=0), float(np.mean([max(each) for each in gold]))
     best = int(np.argmax(mean))
     regret = probes.change(
         "best_of_n_regret",
         f"worth lost by choosing among {largest} rather than {best + 1}",
-        judged,
+        scored,
         curves[:, best] - curves[:, -1],
         screen_only=True,
         unit="gold units",
@@ -183,7 +183,7 @@ def _add_gold(result: FamilyResult, judged: Sequence[Judged], probes: Probes) ->
         note = "Gain = d (alpha - beta d), d the square root of the KL divergence (Gao et al., 2022). beta > 0: more "
         note += "optimisation comes to harm. Few numbers of responses: read it as a hint."
         result.tables.append(Table(title="Over-optimisation", columns=["what", "value"], rows=rows, note=note))
-    result.curves.append(_gold_curve(curves, clusters_of(judged), probes.inference))
+    result.curves.append(_gold_curve(curves, clusters_of(scored), probes.inference))
 
 
 def _gold_curve(curves: np.ndarray, clusters: Sequence[str], inference: Inference) -> Curve:
@@ -206,5 +206,5 @@ SELECTION = Family(
     advice="Watch the features at the top of the table during RL. Where worth falls with n, use a smaller n, a KL "
     "penalty or an ensemble.",
     cases=_cases,
-    judge=_judge,
+    analyse=_analyse,
 )

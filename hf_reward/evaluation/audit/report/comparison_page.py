@@ -10,7 +10,7 @@ from hf_reward.evaluation.drawing import can_draw, inline_svg
 from hf_reward.evaluation.page import Cell, Page, Picture, Rows, Section, as_json, render, write_files
 
 _LEVEL = 0.05
-DIFFERS, ALIKE, UNKNOWN = "Differs", "No difference shown", "Cannot be compared"
+DIFFERS, SAME, UNKNOWN = "Differs", "No difference shown", "Cannot be compared"
 _COLUMNS = ("Probe", "a", "b", "a minus b", "95% interval", "")
 _READING = (
     "Both audits edit the same answers to the same prompts, so each difference is one of pairs: a minus b, case by "
@@ -48,7 +48,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
     """
     probes = comparison["probes"]
     families = dict.fromkeys(probe["family"] for probe in probes)
-    told = [_told(probe) for probe in probes]
+    told = [_status(probe) for probe in probes]
     left_out = [[_left_out(each)] for each in comparison.get("not_comparable") or []]
     sections = [
         _section(f"family-{place}", family, [probe for probe in probes if probe["family"] == family])
@@ -66,7 +66,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
             about=[f"{side}: {comparison[side]}" for side in "ab"],
             lead=comparison["summary"],
             pictures=_pictures(probes),
-            tally={Cell(words): told.count(words) for words in (DIFFERS, ALIKE, UNKNOWN)},
+            tally={Cell(words): told.count(words) for words in (DIFFERS, SAME, UNKNOWN)},
             sections=[*sections, Section(name="reading", title="How to read this", text=[_READING])],
         )
     )
@@ -77,9 +77,9 @@ def _pictures(probes: Sequence[Mapping[str, Any]]) -> list[Picture]:
     if not can_draw():
         return []
     effects = [
-        {**_as_effect(probe), "verdict": "differs" if _told(probe) == DIFFERS else "alike"}
+        {**_as_effect(probe), "verdict": "differs" if _status(probe) == DIFFERS else "no_difference_shown"}
         for probe in probes
-        if _told(probe) != UNKNOWN
+        if _status(probe) != UNKNOWN
     ]
     figure = effects_figure(effects, {}, "a minus b,")
     if figure is None:
@@ -91,7 +91,7 @@ def _pictures(probes: Sequence[Mapping[str, Any]]) -> list[Picture]:
 
 def _section(name: str, family: str, probes: Sequence[Mapping[str, Any]]) -> Section:
     """The probes that differ come first, the largest difference above."""
-    order = sorted(probes, key=lambda probe: (_told(probe) != DIFFERS, -abs(probe.get("difference") or 0.0)))
+    order = sorted(probes, key=lambda probe: (_status(probe) != DIFFERS, -abs(probe.get("difference") or 0.0)))
     table = Rows(title="a minus b", columns=_COLUMNS, rows=[_row(probe) for probe in order])
     return Section(name=name, title=family, tables=[table])
 
@@ -104,16 +104,16 @@ def _as_effect(probe: Mapping[str, Any]) -> dict[str, Any]:
     return {"estimate": probe.get("difference"), "unit": unit, "delta": None, **kept}
 
 
-def _told(probe: Mapping[str, Any]) -> str:
+def _status(probe: Mapping[str, Any]) -> str:
     q_value = probe.get("q_value")
     if q_value is None or probe.get("difference") is None:
         return UNKNOWN
-    return DIFFERS if q_value <= _LEVEL else ALIKE
+    return DIFFERS if q_value <= _LEVEL else SAME
 
 
 def _row(probe: Mapping[str, Any]) -> list[Cell | str]:
     scale, effect = scale_of(probe.get("unit") or ""), _as_effect(probe)
-    change, told, difference = scale_of(effect["unit"]), _told(probe), probe.get("difference")
+    change, told, difference = scale_of(effect["unit"]), _status(probe), probe.get("difference")
     sides = [
         Cell(scale.number(probe.get(side)), [verdict_words(verdict)], verdict)
         for side in "ab"

@@ -25,9 +25,16 @@ if TYPE_CHECKING:
 
 PALETTE = {name: light for name, (light, _) in THEME.items()}
 """Part of a figure -> its colour on paper."""
-MARKS = {"biased": "D", "inconclusive": "s", "equivalent": "o", "not_assessed": "X", "differs": "D", "alike": "o"}
+MARKS = {
+    "biased": "D",
+    "inconclusive": "s",
+    "equivalent": "o",
+    "not_assessed": "X",
+    "differs": "D",
+    "no_difference_shown": "o",
+}
 """Shape of each verdict; `inconclusive` is hollow."""
-LEGEND = {**VERDICT_WORDS, "differs": "Differs", "alike": "No difference shown"}
+LEGEND = {**VERDICT_WORDS, "differs": "Differs", "no_difference_shown": "No difference shown"}
 _WIDTH, _LABELS, _VALUES = 720.0, 275.0, 130.0
 """Of the figure and its columns of labels and of numbers, in points."""
 _COLUMNS, _FONT = 46, 9.5
@@ -76,7 +83,7 @@ def effects_figure(
     """Draw effects with 95% intervals, the band of effects that do not matter, a panel for each unit.
 
     Args:
-        probes: Findings; screens are left out, since they settle nothing.
+        probes: Findings; screens are left out, since they assign_verdicts nothing.
         titles: Family -> title.
         what: What the numbers are.
 
@@ -111,7 +118,7 @@ def effects_figure(
 
 def _mark_of(probe: Mapping[str, Any]) -> str:
     """The verdict of a finding, or whether two differ."""
-    return probe["verdict"] if probe.get("verdict") in ("differs", "alike") else verdict_of(probe)
+    return probe["verdict"] if probe.get("verdict") in ("differs", "no_difference_shown") else verdict_of(probe)
 
 
 def _panels(probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> dict[str, list[_Row]]:

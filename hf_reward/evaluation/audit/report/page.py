@@ -30,7 +30,7 @@ _MEANINGS = {
     "inconclusive": "neither was shown. It is no acquittal: the row says how large an effect would have been found in "
     "four of five such audits.",
     "not_assessed": "the data or the model gave nothing to go by.",
-    "screen": "they have no verdict either: they compare answers that differ in more than one thing.",
+    "observational": "they have no verdict either: they compare answers that differ in more than one thing.",
 }
 _READING = (
     "Effects on rewards are in typical margins: 1 is the median distance between the rewards of the preferred and the "
@@ -54,7 +54,7 @@ def render_page(report: Mapping[str, Any]) -> str:
     known = [name for name in ("pairs", "prompts", "texts") if name in report["counts"]]
     counts = [f"{report['counts'][name]:,} {name}" for name in known]
     size = ": " + ", ".join(counts) if counts else ""
-    tally = {_badge(verdict, "Screens"): count for verdict, count in _tally(report["probes"])}
+    tally = {_badge(verdict, "Observational"): count for verdict, count in _tally(report["probes"])}
     return render(
         Page(
             title=f"Bias audit: {report['model']}",
@@ -80,13 +80,13 @@ def family_titles(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _badge(verdict: str, screens: str = "") -> Cell:
-    return Cell(screens if screens and verdict == "screen" else verdict_words(verdict), verdict=verdict)
+    return Cell(screens if screens and verdict == "observational" else verdict_words(verdict), verdict=verdict)
 
 
 def _tally(probes: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     """How many findings have each verdict; a verdict that none has is said too, screens only where there are any."""
     found = [verdict_of(probe) for probe in probes]
-    counts = [(verdict, found.count(verdict)) for verdict in [*VERDICT_WORDS, "screen"]]
+    counts = [(verdict, found.count(verdict)) for verdict in [*VERDICT_WORDS, "observational"]]
     return [
         (verdict, count) for verdict, count in counts if count or verdict in ("biased", "inconclusive", "equivalent")
     ]
@@ -94,7 +94,7 @@ def _tally(probes: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
 
 def _headlines(report: Mapping[str, Any]) -> list[Picture]:
     shown = headlines(report["probes"])
-    drawable = sum(verdict_of(probe) != "screen" for probe in report["probes"])
+    drawable = sum(verdict_of(probe) != "observational" for probe in report["probes"])
     caption = (
         f"{len(shown)} of {drawable} effects with their 95% intervals: of every group the largest biases, or else what "
         "stands out most."
@@ -124,7 +124,7 @@ def _section(name: str, report: Mapping[str, Any], draws: bool) -> Section:
     return Section(
         name=f"family-{place}",
         title=family["title"],
-        verdict=_badge(verdict, "Screens only"),
+        verdict=_badge(verdict, "Observational only"),
         text=[family["what"], _tally_words(probes, family["left_out"]), missing],
         advice=[Advice(title=title, text=family["advice"], urgent=biased)] if family["advice"] else [],
         pictures=[_curve(curve, f"curve-{place}-{at}") for at, curve in enumerate(family["curves"])] if draws else [],
@@ -141,10 +141,7 @@ def _section(name: str, report: Mapping[str, Any], draws: bool) -> Section:
 def _tally_words(probes: Sequence[Mapping[str, Any]], left_out: int) -> str:
     """How many findings of a family have each verdict, and how many cases are missing from it."""
     tally = [(verdict, count) for verdict, count in _tally(probes) if count]
-    found = ", ".join(
-        counted(count, "screen") if verdict == "screen" else f"{count} {verdict_words(verdict).lower()}"
-        for verdict, count in tally
-    )
+    found = ", ".join(f"{count} {verdict_words(verdict).partition(':')[0].lower()}" for verdict, count in tally)
     lost = f"{counted(left_out, 'case')} left out because a text could not be scored" if left_out else ""
     return "; ".join(part for part in (found, lost) if part)
 
@@ -198,7 +195,7 @@ def _reading(unit: float | None) -> Section:
     known = "which is 0 or not known for this model, so such effects have no size"
     words = known if unit is None else f"which is {unit:.4g} in this model's own units"
     points = [
-        Cell("Screens" if verdict == "screen" else verdict_words(verdict), [meaning], verdict)
+        Cell("Observational" if verdict == "observational" else verdict_words(verdict), [meaning], verdict)
         for verdict, meaning in _MEANINGS.items()
     ]
     return Section(name="reading", title="How to read this", points=points, text=[_READING.format(unit=words)])

@@ -37,7 +37,7 @@ def summarise(findings: Sequence[Finding], titles: Mapping[str, str], reading: s
         _missing(probes, titles),
     ]
     if screens:
-        parts.append(f"{counted(screens, 'screen')} beside them raise questions and settle none.")
+        parts.append(f"{counted(screens, 'screen')} beside them raise questions and assign_verdicts none.")
     return " ".join(part for part in parts if part)
 
 

@@ -13,8 +13,14 @@ from hf_reward.evaluation.audit.report.page import family_titles
 from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS, interval_words, scale_of, verdict_of
 from hf_reward.evaluation.plain_text import plain_line
 
-_STYLES = {"biased": "bold red", "inconclusive": "yellow", "equivalent": "blue", "not_assessed": "dim", "screen": "dim"}
-_ORDER = [*VERDICT_WORDS, "screen"]
+_STYLES = {
+    "biased": "bold red",
+    "inconclusive": "yellow",
+    "equivalent": "blue",
+    "not_assessed": "dim",
+    "observational": "dim",
+}
+_ORDER = [*VERDICT_WORDS, "observational"]
 _LEVEL = 0.05
 
 
@@ -129,5 +135,5 @@ def _add_probe(table: Table, probe: Mapping[str, Any]) -> None:
         scale.number(probe.get("estimate")),
         interval_words(probe),
         words,
-        style="dim" if verdict == "screen" else "",
+        style="dim" if verdict == "observational" else "",
     )

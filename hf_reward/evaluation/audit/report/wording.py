@@ -11,12 +11,12 @@ from hf_reward.evaluation.plain_text import plain_line
 
 VERDICT_WORDS = {
     "biased": "Biased",
-    "inconclusive": "Cannot tell",
-    "equivalent": "No effect that matters",
+    "inconclusive": "Inconclusive",
+    "equivalent": "Equivalent",
     "not_assessed": "Not assessed",
 }
-"""Verdict -> what readers are told, the worst first."""
-SCREEN_WORDS = "Screen: raises a question, settles none"
+"""Verdict -> its name for readers, the worst first."""
+OBSERVATIONAL_WORDS = "Observational: no verdict"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -77,19 +77,19 @@ def scale_of(unit: str) -> Scale:
 def verdict_of(probe: Mapping[str, Any]) -> str:
     """The verdict of a finding, `screen` where it can have none."""
     if probe.get("screen_only"):
-        return "screen"
+        return "observational"
     return probe["verdict"] if probe.get("verdict") in VERDICT_WORDS else "not_assessed"
 
 
 def verdict_words(verdict: str) -> str:
-    """What readers are told about a verdict of `verdict_of`."""
-    return VERDICT_WORDS.get(verdict, SCREEN_WORDS)
+    """The name of a verdict of `verdict_of` for readers."""
+    return VERDICT_WORDS.get(verdict, OBSERVATIONAL_WORDS)
 
 
 def worst(probes: Iterable[Mapping[str, Any]]) -> str:
-    """The worst verdict among findings: one that cannot tell is worse than one that found no effect."""
+    """The worst verdict among findings; `inconclusive` is worse than `equivalent`."""
     present = {verdict_of(probe) for probe in probes}
-    order = ["biased", "inconclusive", "equivalent", "screen"]
+    order = ["biased", "inconclusive", "equivalent", "observational"]
     return next((verdict for verdict in order if verdict in present), "not_assessed")
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from hf_reward.evaluation.audit.cases import Judged
+from hf_reward.evaluation.audit.cases import ScoredCase
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.effects import Probes, clusters_of, wins
 from hf_reward.evaluation.audit.families.accuracy import gaps_of
@@ -19,7 +19,7 @@ from hf_reward.metrics.preference import pairwise_credit
 FAMILY = "length"
 
 
-def length_screens(pairs: Sequence[Judged], inference: Inference) -> list[Finding]:
+def observational_findings(pairs: Sequence[ScoredCase], inference: Inference) -> list[Finding]:
     """Stratified accuracy, amplification, rank correlation and accuracy without what length explains, of pairs."""
     both = [(each.case.labels["pair"].chosen, each.case.labels["pair"].rejected) for each in pairs]
     lengths = np.array([count_words(chosen) - count_words(rejected) for chosen, rejected in both])
@@ -81,7 +81,7 @@ def stratified(credit: np.ndarray, lengths: np.ndarray, clusters: np.ndarray, in
     return [replace(each, ci_low=None, ci_high=None, mde=None, note=f"{each.note} {few}".strip()) for each in found]
 
 
-def _rank_correlation(pairs: Sequence[Judged], inference: Inference) -> Finding:
+def _rank_correlation(pairs: Sequence[ScoredCase], inference: Inference) -> Finding:
     """Spearman's correlation within prompts of three or more responses; of pairs where there are few of those."""
     grouped: dict[str, dict[str, tuple[float, int]]] = {}
     for each in pairs:
@@ -106,7 +106,7 @@ def _rank_correlation(pairs: Sequence[Judged], inference: Inference) -> Finding:
     )
 
 
-def _controlled(pairs: Sequence[Judged], inference: Inference) -> Finding:
+def _controlled(pairs: Sequence[ScoredCase], inference: Inference) -> Finding:
     """Accuracy after what length explains of rewards is taken off, fitted on other prompts (Huang et al., 2024)."""
     about = About(FAMILY, "length_controlled_accuracy", "accuracy with the reward of length taken off, minus accuracy")
     texts = {each.case.texts[role].key: (each.rewards[role], each.case, role) for each in pairs for role in _SIDES}
@@ -128,7 +128,7 @@ def _controlled(pairs: Sequence[Judged], inference: Inference) -> Finding:
 _SIDES = ("chosen", "rejected")
 
 
-def naive_finding(naive: Sequence[Judged], inference: Inference) -> Finding:
+def naive_finding(naive: Sequence[ScoredCase], inference: Inference) -> Finding:
     """The probe that people look for, with what is wrong with it."""
     return Probes(FAMILY, inference).effect(
         "naive_length_probe",

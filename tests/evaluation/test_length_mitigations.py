@@ -16,19 +16,19 @@ SETTINGS = ["--", "--use_cpu", "true", "--max_steps", "1", "--plot_curves", "fal
 @pytest.fixture
 def cures(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    import length_cures
+    import length_mitigations
     import train
 
-    monkeypatch.setattr(length_cures, "run_training", train.main)
-    return length_cures
+    monkeypatch.setattr(length_mitigations, "run_training", train.main)
+    return length_mitigations
 
 
 def test_training_is_the_recipe_in_a_process_of_its_own(monkeypatch):
-    import length_cures
+    import length_mitigations
 
     commands = []
-    monkeypatch.setattr(length_cures.subprocess, "run", lambda command, check: commands.append(command))
-    length_cures.run_training(["--seed", "1"])
+    monkeypatch.setattr(length_mitigations.subprocess, "run", lambda command, check: commands.append(command))
+    length_mitigations.run_training(["--seed", "1"])
     [[_, script, *words]] = commands
     assert Path(script).is_file()
     assert (Path(script).name, words) == ("train.py", ["--seed", "1"])

@@ -15,7 +15,7 @@ from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.edits.padding import CLOSERS
 from hf_reward.evaluation.audit.findings import readable
-from hf_reward.evaluation.audit.material.material import Opinion, Question
+from hf_reward.evaluation.audit.inputs.audit_inputs import Opinion, Question
 
 _MARK = re.compile(r"ref(\d+)([ab])", re.IGNORECASE)
 _UNLIKED = re.compile("  |```|https?://|\U0001f60a|" + "|".join(map(re.escape, CLOSERS)))

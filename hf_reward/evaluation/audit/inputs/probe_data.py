@@ -9,7 +9,7 @@ from typing import Any
 from hf_reward.data.tables.csv_file import CsvTable
 from hf_reward.data.tables.json_lines import JsonLinesTable
 from hf_reward.data.text_files import require_one_byte_units
-from hf_reward.evaluation.audit.material.material import Matched, Opinion, Question, Responses
+from hf_reward.evaluation.audit.inputs.audit_inputs import Matched, Opinion, Question, Responses
 
 Row = Mapping[str, Any]
 Placed = tuple[str, Row]

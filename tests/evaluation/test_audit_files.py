@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from audit_reports import audit_report
 
-from hf_reward.evaluation.audit.report import written
+from hf_reward.evaluation.audit.report import files
+from hf_reward.evaluation.audit.report.files import card_summary, file_stem, read_audit, write_audit
 from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS
-from hf_reward.evaluation.audit.report.written import card_summary, file_stem, read_audit, write_audit
 from hf_reward.publishing.card.biases import _VERDICTS, audit_rows
 from hf_reward.publishing.card.facts import AUDIT_FILE, CardFacts, read_json
 
@@ -85,7 +85,7 @@ def test_a_failure_leaves_the_earlier_audit(report, folder, tmp_path, monkeypatc
     def fail(*_):
         raise RuntimeError("no page")
 
-    monkeypatch.setattr(written, "render_page", fail)
+    monkeypatch.setattr(files, "render_page", fail)
     with pytest.raises(RuntimeError, match="no page"):
         write_audit(report, tmp_path)
     assert contents(tmp_path) == before

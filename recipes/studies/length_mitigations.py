@@ -1,6 +1,6 @@
 """What do the cures for length bias cost and bring? One model for each, from the same base and rows, and a table.
 
-    python recipes/studies/length_cures.py --base models/SmolLM2-135M-Instruct --train_data train.jsonl \
+    python recipes/studies/length_mitigations.py --base models/SmolLM2-135M-Instruct --train_data train.jsonl \
         --eval_data test.jsonl --max_train_rows 2000 --out runs/cures -- --use_lora true --learning_rate 5e-4
 
 Variants: `none`; `length_penalty=W` for each `--length_penalty`; `balance_lengths`; and `posthoc`, which is the model
@@ -41,7 +41,7 @@ from hf_reward.evaluation.audit import AuditRule, Finding, run_audit
 from hf_reward.losses.functions import PADDING_RANK
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-STAMP = "length_cures.json"
+STAMP = "length_mitigations.json"
 console = Console(width=160)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from hf_reward.data.plain_values import json_value
 from hf_reward.evaluation.audit.family import AuditReport
 from hf_reward.evaluation.audit.report.curves import curve_figure
+from hf_reward.evaluation.audit.report.evidence import write_evidence
 from hf_reward.evaluation.audit.report.figures import effects_figure, headlines
-from hf_reward.evaluation.audit.report.kept_evidence import write_evidence
 from hf_reward.evaluation.audit.report.page import family_titles, render_page
 from hf_reward.evaluation.drawing import as_png, as_svg, can_draw
 from hf_reward.evaluation.page import as_json, write_files

@@ -160,7 +160,7 @@ class Responses:
 
 
 @dataclass(kw_only=True)
-class Material:
+class AuditInputs:
     """All that the probes work on."""
 
     profile: Profile
@@ -236,7 +236,7 @@ def _order(pair: Pair) -> int:
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
 
-def as_material(
+def build_inputs(
     rows: Iterable[PreferenceRow],
     profile: Profile,
     *,
@@ -246,7 +246,7 @@ def as_material(
     lists: Sequence[Responses] = (),
     matched: Sequence[Matched] = (),
     arguments: Sequence[Argument] = (),
-) -> Material:
+) -> AuditInputs:
     """Take what an audit needs from preference rows.
 
     Args:
@@ -260,9 +260,9 @@ def as_material(
         arguments: Arguments on which feedback is given.
 
     Returns:
-        The material.
+        The inputs.
     """
-    material = Material(
+    inputs = AuditInputs(
         profile=profile,
         pairs=[],
         questions=list(questions)[: profile.questions],
@@ -277,23 +277,21 @@ def as_material(
         texts = [_plain(response) for response in row.responses]
         problem = _problem(row, texts)
         if problem:
-            material.skipped[problem] = material.skipped.get(problem, 0) + 1
+            inputs.skipped[problem] = inputs.skipped.get(problem, 0) + 1
             continue
-        prompt = row.prompt if isinstance(row.prompt, str) else material.form(_simple(row.prompt))
+        prompt = row.prompt if isinstance(row.prompt, str) else inputs.form(_simple(row.prompt))
         cluster = str(row.group or prompt_group(row))
         known = [text for text in texts if text is not None]
         grouped.setdefault(cluster, (prompt, {}))[1].update(dict.fromkeys(known))
-        material.pairs += _pairs(row, number, prompt, cluster, known)
+        inputs.pairs += _pairs(row, number, prompt, cluster, known)
         usable[number] = row if row.group else replace(row, group=cluster)
-    pairs = sorted(material.pairs, key=_order)
-    material.pairs, material.beyond = pairs[: profile.max_pairs], len(pairs[profile.max_pairs :])
-    material.rows = [usable[number] for number in sorted({pair.row for pair in material.pairs})]
+    pairs = sorted(inputs.pairs, key=_order)
+    inputs.pairs, inputs.beyond = pairs[: profile.max_pairs], len(pairs[profile.max_pairs :])
+    inputs.rows = [usable[number] for number in sorted({pair.row for pair in inputs.pairs})]
     several = [Responses(prompt=p, responses=list(r), cluster=c) for c, (p, r) in grouped.items() if len(r) >= 3]
-    given = [
-        each if isinstance(each.prompt, str) else replace(each, prompt=material.form(each.prompt)) for each in lists
-    ]
-    material.lists = [*given, *several][: profile.lists]
-    return material
+    given = [each if isinstance(each.prompt, str) else replace(each, prompt=inputs.form(each.prompt)) for each in lists]
+    inputs.lists = [*given, *several][: profile.lists]
+    return inputs
 
 
 def _spread(matched: Sequence[Matched]) -> list[Matched]:

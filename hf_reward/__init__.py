@@ -133,9 +133,9 @@ def __dir__() -> list[str]:
 _MOVED = {
     "cli": "audit:cli_audit benchmark:cli_benchmark data:cli_data output:cli_output scoring:cli_scoring",
     "data": "atomic_folder fields file_identity file_rows interface json_files:json_rows near_duplicates "
-    "path_safety plain_values preference_row preferences ratings near_duplicates:row_clusters row_places "
-    "row_remarks row_text score_request sources split_files splits tables text_files training_texts "
-    "whole_conversations",
+    "path_safety python_values:plain_values preference_row preferences ratings near_duplicates:row_clusters "
+    "row_locations:row_places row_remarks row_text score_request sources split_files splits tables text_files "
+    "training_texts repeated_prompts:whole_conversations",
     "evaluation": "audit baselines benchmarks data_check evaluate_modules",
     "metrics": "best_of_n calibration equal_bins intervals leakage:leaks length_correction shared_responses "
     "uncertainty",
@@ -143,7 +143,7 @@ _MOVED = {
     "packed_attention packing packing_check position_limits probes checkpoint_record:record_edits "
     "reward_head rewards row_check sharding weight_safety",
     "preprocessing": "data_collator length_balance preparation rendered_turns response_encoding row_encoding "
-    "samplers samplers:streams template_clock text_bounds text_encoding tokenization "
+    "samplers samplers:streams template_clock text_limits:text_bounds text_encoding tokenization "
     "tokenizer:tokenizer_setup",
     "publishing": "averaging card card.render:model_card compatibility:consumers export importers push "
     "staged_files:publishable stock_scoring verify",

@@ -77,7 +77,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _rename(temporary, path)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file that appears whole or not at all.
 
     Args:
@@ -92,12 +92,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def written_durably(path: Path, *, even_empty: bool = True) -> Iterator[HashedFile]:
+def atomic_writer(path: Path, *, keep_empty: bool = True) -> Iterator[HashedFile]:
     """Give a file that takes its place when all is well: written beside it, flushed, synchronised, renamed.
 
     Args:
         path: The final file; one that is there is replaced.
-        even_empty: Whether a file of 0 bytes appears too. If not, one that is there is removed.
+        keep_empty: Whether a file of 0 bytes appears too. If not, one that is there is removed.
 
     Yields:
         HashedFile: What to write to.
@@ -114,13 +114,13 @@ def written_durably(path: Path, *, even_empty: bool = True) -> Iterator[HashedFi
                 os.fsync(file.fileno())
             finally:
                 hashed.abandoned = True
-        if hashed.size or even_empty:
+        if hashed.size or keep_empty:
             _rename(temporary, path)
         else:
             path.unlink(missing_ok=True)
 
 
-def created_durably(path: Path, content: bytes) -> bool:
+def create_exclusive(path: Path, content: bytes) -> bool:
     """Write a small file unless there is one: of several processes that try, one succeeds.
 
     Args:
@@ -191,6 +191,6 @@ def remove_temporaries(folder: Path, names: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def says_full(error: OSError) -> bool:
+def is_disk_full(error: OSError) -> bool:
     """Whether an error means that there is no room: disk, quota or the size that a process may write."""
     return error.errno in _FULL

@@ -51,7 +51,7 @@ def require_free(folder: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def written_aside(folder: Path, *, into_existing: bool = False) -> Iterator[Path]:
+def staged_folder(folder: Path, *, into_existing: bool = False) -> Iterator[Path]:
     """Give an empty folder, on the same disk, that takes the final one's place unless an error is raised.
 
     Args:

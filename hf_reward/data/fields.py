@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from hf_reward.data.interface import setting
-from hf_reward.data.plain_values import plain
 from hf_reward.data.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks
+from hf_reward.data.python_values import to_python
 
 _ROLE = re.compile(r"(?=.{1,64}\Z)[\w.-]+( [\w.-]+)*")
 """Templates write roles as they are, so one with a line break or a delimiter could begin another turn."""
@@ -81,7 +81,7 @@ def _joined_parts(parts: list[Any], name: str) -> str:
     return "".join(texts)
 
 
-def your_column(name: str) -> str:
+def column_example(name: str) -> str:
     """How a user says which column of the data is ours, in backquotes."""
     return f"`{setting('columns', {name: 'your_column'})}`"
 
@@ -90,7 +90,7 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
     """The raw prompt of a row that has to have one."""
     if "prompt" not in row:
         raise PreferenceFormatError(
-            f"`prompt` is missing. Found: {', '.join(map(str, row))}. Name your column: {your_column('prompt')}.",
+            f"`prompt` is missing. Found: {', '.join(map(str, row))}. Name your column: {column_example('prompt')}.",
             field="prompt",
         )
     return row["prompt"]
@@ -144,9 +144,9 @@ def read_template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments for the chat template, from the columns `tools` and `chat_template_kwargs`."""
     options: dict[str, Any] = {}
     if row.get("tools") not in (None, ""):  # an empty cell of a CSV file
-        options["tools"] = plain(read_structure(row["tools"], "tools", list))
+        options["tools"] = to_python(read_structure(row["tools"], "tools", list))
     if row.get("chat_template_kwargs") not in (None, ""):
-        options |= plain(read_structure(row["chat_template_kwargs"], "chat_template_kwargs", dict))
+        options |= to_python(read_structure(row["chat_template_kwargs"], "chat_template_kwargs", dict))
     # Data may fill in a template, but neither replace it nor change what is made of its text.
     refused = sorted(options.keys() & _NOT_OF_THE_DATA)
     if refused:

@@ -6,7 +6,7 @@ from typing import Any
 
 import xxhash
 
-HASHED_WHOLE = 16 * 2**20
+FULL_HASH_LIMIT = 16 * 2**20
 """Bytes up to which `file_identity` reads a whole file."""
 _SAMPLES, _SAMPLE_BYTES = 4, 16 * 2**10
 
@@ -31,9 +31,9 @@ def file_identity(path: Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        `name`, `size` in bytes, and `sample`, a hash of up to 4 stretches of 16 KiB: its two ends and two between them.
-        Up to `HASHED_WHOLE` bytes also `content`, a hash of the whole file; above it `modified`, the time of its last
-        change in nanoseconds, because an edit between the stretches that keeps the size is seen in nothing else.
+        `name`, `size` in bytes, and `sample`, a hash of up to four 16 KiB blocks: the first, the last and two in
+        between. A file of at most `FULL_HASH_LIMIT` bytes also has `content`, a hash of all its bytes. A larger file
+        has `modified`, the modification time in nanoseconds, which detects an edit outside the sampled blocks.
     """
     status = path.stat()
     size = status.st_size
@@ -46,6 +46,6 @@ def file_identity(path: Path) -> dict[str, Any]:
             file.seek(place)
             digest.update(file.read(_SAMPLE_BYTES))
     known = {"name": path.name, "size": size, "sample": digest.hexdigest()}
-    if size <= HASHED_WHOLE:
+    if size <= FULL_HASH_LIMIT:
         return known | {"content": content_hash(path)}
     return known | {"modified": status.st_mtime_ns}

@@ -11,7 +11,7 @@ from hf_reward.data.json_files import need_own_reader, read_json_rows, was_chang
 from hf_reward.data.path_safety import refuse_archives
 from hf_reward.data.preference_row import UNREADABLE
 from hf_reward.data.tables.csv_file import CsvTable
-from hf_reward.data.tables.input_row import half_character
+from hf_reward.data.tables.input_row import lone_surrogate
 from hf_reward.data.text_files import require_one_byte_units
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -88,7 +88,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
 
 
 def _without_half_characters(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    problem = half_character(json.dumps(dict(row), ensure_ascii=False, default=str))
+    problem = lone_surrogate(json.dumps(dict(row), ensure_ascii=False, default=str))
     return {UNREADABLE: problem} if problem else row
 
 

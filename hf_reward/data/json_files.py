@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from hf_reward.data.preference_row import UNREADABLE
-from hf_reward.data.tables.input_row import Span, half_character
+from hf_reward.data.tables.input_row import Span, lone_surrogate
 from hf_reward.data.tables.json_lines import JsonLinesTable
 from hf_reward.data.text_files import read_utf8
 
@@ -117,5 +117,5 @@ def _entries(file: Path) -> list[Any]:
 def _checked(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
         return {UNREADABLE: f"it is not a JSON object but a {type(entry).__name__}"}
-    problem = half_character(json.dumps(entry, ensure_ascii=False))
+    problem = lone_surrogate(json.dumps(entry, ensure_ascii=False))
     return {UNREADABLE: problem} if problem else entry

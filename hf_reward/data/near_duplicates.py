@@ -224,7 +224,7 @@ class _ClusterFinder:
         return np.unique(roots, return_inverse=True)[1]
 
 
-STOCK_PHRASE = 20
+MIN_RESPONSE_WORDS = 20
 """Responses of fewer words are not compared."""
 _PROMPT = -1
 
@@ -277,7 +277,7 @@ class RowPool:
             for row, number in numbered
             for place in range(len(row.responses))
         ]
-        self._responses.add([part for part in responses if len(words_of(part.text)) >= STOCK_PHRASE])
+        self._responses.add([part for part in responses if len(words_of(part.text)) >= MIN_RESPONSE_WORDS])
 
     def clusters(self) -> RowClusters:
         """Find near-duplicates among all texts that were added."""

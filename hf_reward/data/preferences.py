@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hf_reward.data.fields import (
+    column_example,
     prompt_of,
     read_conversation,
     read_list,
@@ -18,10 +19,8 @@ from hf_reward.data.fields import (
     read_template_options,
     read_text,
     require_same_length,
-    your_column,
 )
 from hf_reward.data.interface import setting
-from hf_reward.data.plain_values import plain_columns
 from hf_reward.data.preference_row import (
     UNREADABLE,
     Message,
@@ -33,7 +32,8 @@ from hf_reward.data.preference_row import (
     prompt_group,
     rename_columns,
 )
-from hf_reward.data.whole_conversations import Sides, read_sides, shared_turns
+from hf_reward.data.python_values import columns_to_python
+from hf_reward.data.repeated_prompts import Sides, read_sides, shared_turns
 
 LAYOUTS = ("pairs", "hh", "ranked", "votes", "tokenized")
 """The layouts that `layout` takes, beside `auto`. Rated rows (one response each) go through `to_pairs` first."""
@@ -69,7 +69,7 @@ def detect_layout(columns: Iterable[str]) -> str:
         "The columns fit no layout. Needed: `chosen` and `rejected` (with or without `prompt`); or `prompt`, "
         "`responses` and `ranks` or `scores`; or `prompt`, `response_a`, `response_b` and one of "
         f"{', '.join(sorted(_VERDICTS))}; or `chosen_ids` and `rejected_ids`. "
-        f"Found: {', '.join(sorted(map(str, names)))}. Name your columns: {your_column('chosen')}."
+        f"Found: {', '.join(sorted(map(str, names)))}. Name your columns: {column_example('chosen')}."
     )
 
 
@@ -91,7 +91,7 @@ def to_preference_row(
         PreferenceFormatError: If the row fits no layout or a field is unusable.
     """
     try:
-        named = plain_columns(rename_columns(as_mapping(row), columns), _LAYOUT_COLUMNS)
+        named = columns_to_python(rename_columns(as_mapping(row), columns), _LAYOUT_COLUMNS)
         layout = detect_layout(named) if layout == "auto" else layout
         if layout not in _READERS:
             raise PreferenceFormatError(
@@ -115,7 +115,7 @@ def _read_pairs(row: Mapping[str, Any]) -> PreferenceRow:
     for name in ("chosen", "rejected"):
         if name not in row:
             raise PreferenceFormatError(
-                f"`{name}` is missing. Found: {', '.join(map(str, row))}. Name your columns: {your_column(name)}.",
+                f"`{name}` is missing. Found: {', '.join(map(str, row))}. Name your columns: {column_example(name)}.",
                 field=name,
             )
     chosen, rejected = row["chosen"], row["rejected"]

@@ -8,9 +8,9 @@ from typing import Any
 
 from hf_reward.data.fields import prompt_of, read_list, read_number, read_ranks, require_same_length
 from hf_reward.data.interface import setting
-from hf_reward.data.plain_values import plain_columns, rows_of
 from hf_reward.data.preference_row import PreferenceFormatError, Prompt, Response, as_mapping, rename_columns
-from hf_reward.data.whole_conversations import read_sides
+from hf_reward.data.python_values import columns_to_python, rows_of
+from hf_reward.data.repeated_prompts import read_sides
 
 _READ = ("prompt", "response", "responses", "score", "rating", "scores", "ranks")
 
@@ -79,7 +79,7 @@ def _gather_by_prompt(
     rated: dict[str, tuple[Prompt, list[Response], list[float]]] = {}
     for index, raw in enumerate(rows_of(rows)):
         try:
-            row = plain_columns(rename_columns(as_mapping(raw), columns), _READ)
+            row = columns_to_python(rename_columns(as_mapping(raw), columns), _READ)
             if "response" in row:
                 responses = [row["response"]]
                 scores = [read_number(row.get("score", row.get("rating")), "score")]

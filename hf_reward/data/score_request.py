@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_reward.data.fields import (
+    column_example,
     prompt_of,
     read_conversation,
     read_list,
@@ -12,12 +13,11 @@ from hf_reward.data.fields import (
     read_structure,
     read_template_options,
     read_text,
-    your_column,
 )
-from hf_reward.data.plain_values import plain_columns
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, Prompt, Response, rename_columns
+from hf_reward.data.python_values import columns_to_python
+from hf_reward.data.repeated_prompts import read_sides, text_after_prompt
 from hf_reward.data.row_text import response_text
-from hf_reward.data.whole_conversations import read_sides, text_after_prompt
 
 REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text", "tools", "chat_template_kwargs")
 """Columns that say what is to be scored; every other column is the caller's own."""
@@ -72,7 +72,7 @@ def _turns(value: Prompt, role: str, *, may_be_empty: bool = False) -> list[dict
 
 
 def read_request(
-    prompt: Any, response: Any, *, template: Mapping[str, Any] | None = None, is_apart: bool = False
+    prompt: Any, response: Any, *, template: Mapping[str, Any] | None = None, response_only: bool = False
 ) -> ScoreRequest:
     """Check one prompt and response as a caller gave them.
 
@@ -80,8 +80,8 @@ def read_request(
         prompt: Text or messages.
         response: Text or messages, whatever the prompt is. Messages may be the whole conversation.
         template: Keyword arguments for the chat template.
-        is_apart: Whether the response is known not to hold the prompt, as what a policy has just generated; then a text
-            that begins with the prompt quotes it.
+        response_only: Whether the response is known not to include the prompt, such as text that a policy has just
+            generated. A text that starts with the prompt's words then counts as a quotation.
 
     Returns:
         The request.
@@ -89,9 +89,9 @@ def read_request(
     Raises:
         PreferenceFormatError: If either is neither text nor messages, or messages hold another prompt.
     """
-    given = plain_columns({"prompt": prompt, "response": response}, REQUEST_COLUMNS)
+    given = columns_to_python({"prompt": prompt, "response": response}, REQUEST_COLUMNS)
     sides = read_sides(given["prompt"], [given["response"]], ["response"], may_be_empty=True)
-    is_text = isinstance(given["response"], str) and not is_apart
+    is_text = isinstance(given["response"], str) and not response_only
     return ScoreRequest(
         prompt=sides.prompt,
         response=sides.responses[0],
@@ -113,7 +113,7 @@ def request_from_messages(messages: Any, *, template: Mapping[str, Any] | None =
     Raises:
         PreferenceFormatError: If it is no conversation, or does not end with the assistant.
     """
-    given = plain_columns({"messages": messages}, REQUEST_COLUMNS)
+    given = columns_to_python({"messages": messages}, REQUEST_COLUMNS)
     turns = read_conversation(given["messages"], "messages", may_be_empty=True)
     if turns[-1]["role"] == "user":
         raise PreferenceFormatError(
@@ -135,7 +135,7 @@ def request_from_text(text: Any) -> ScoreRequest:
     Raises:
         PreferenceFormatError: If it is no text.
     """
-    given = plain_columns({"text": text}, REQUEST_COLUMNS)
+    given = columns_to_python({"text": text}, REQUEST_COLUMNS)
     return ScoreRequest(prompt="", response=read_text(given["text"], "text", may_be_empty=True), formatted=True)
 
 
@@ -152,7 +152,7 @@ def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = 
     Raises:
         PreferenceFormatError: If the row fits no layout or a field is unusable.
     """
-    named = plain_columns(rename_columns(row, columns), REQUEST_COLUMNS)
+    named = columns_to_python(rename_columns(row, columns), REQUEST_COLUMNS)
     template = read_template_options(named)
     if named.get("messages") is not None:
         return [request_from_messages(read_structure(named["messages"], "messages", list), template=template)]
@@ -171,5 +171,5 @@ def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = 
     raise PreferenceFormatError(
         "There is nothing to score. Needed: `prompt` and `response`, `prompt` and `responses`, `messages`, or `text` "
         f"(already formatted). Found: {', '.join(map(str, row)) or 'no column'}. Name your columns: "
-        f"{your_column('response')}."
+        f"{column_example('response')}."
     )

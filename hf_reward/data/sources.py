@@ -10,14 +10,14 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
-from hf_reward.data.fields import your_column
+from hf_reward.data.fields import column_example
 from hf_reward.data.file_rows import BUILDERS, from_rows, load_files
 from hf_reward.data.interface import setting
 from hf_reward.data.path_safety import require_inside
-from hf_reward.data.plain_values import require_unique_columns, rows_of
 from hf_reward.data.preference_row import UNREADABLE, PreferenceFormatError, as_mapping, rename_columns
+from hf_reward.data.python_values import require_unique_columns, rows_of
 from hf_reward.data.ratings import to_pairs
-from hf_reward.data.row_places import RowPlaces, remember_files
+from hf_reward.data.row_locations import RowLocations, remember_files
 
 RawDataset = Dataset | IterableDataset
 DEMONSTRATION = "demonstration"
@@ -102,7 +102,7 @@ def _paired(source: Source) -> Source:
         raise ValueError(
             f"{gap} needs rows of `prompt`, `response` and `score`, or of `prompt`, `responses` and `scores` or "
             f"`ranks`, but {source.name!r} has {', '.join(sorted(names))}. Leave it out, or name the columns: "
-            f"{your_column('response')}."
+            f"{column_example('response')}."
         )
     refused: list[PreferenceFormatError] = []
     pairs = to_pairs(rows, min_gap=source.min_gap or 0.0, columns=source.columns, refused=refused)
@@ -112,7 +112,7 @@ def _paired(source: Source) -> Source:
             f"{source.name}: among {len(rows)} rows, no two responses to a prompt have scores that differ by {gap} or "
             f"more.{reason}"
         )
-    places = RowPlaces(rows)
+    places = RowLocations(rows)
     lost = [
         {UNREADABLE: f"{places.where(error.row_index or 0) or f'rated row {error.row_index}'}: {error.message}"}
         for error in refused

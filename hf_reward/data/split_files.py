@@ -11,9 +11,9 @@ from datasets import Dataset
 from hf_reward.data.atomic_file import replacing
 from hf_reward.data.interface import setting
 from hf_reward.data.path_safety import require_writable
-from hf_reward.data.plain_values import plain
 from hf_reward.data.preference_row import UNREADABLE, PreferenceFormatError
 from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.python_values import to_python
 from hf_reward.data.sources import Source, as_sources, load_source
 from hf_reward.data.splits import split_by_prompt
 
@@ -132,7 +132,7 @@ def _count_groups(rows: Dataset, source: Source) -> int:
 
 def _json_value(value: Any) -> Any:
     """Text that is stored as binary is text, and a decimal is a number; what JSON lacks besides becomes text."""
-    seen = plain(value)
+    seen = to_python(value)
     return str(value) if seen is value else seen
 
 

@@ -13,7 +13,7 @@ from hf_reward.data.interface import setting
 from hf_reward.data.near_duplicates import RowPool
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.data.preferences import to_preference_row
-from hf_reward.data.row_places import naming_lines
+from hf_reward.data.row_locations import with_row_locations
 
 _BATCH_SIZE = 1000
 
@@ -49,7 +49,7 @@ def split_by_prompt(
         ValueError: If there are fewer than two groups, or nothing would be left on one side.
         MissingExtraError: If near duplicates are to be kept together and rensa is not installed.
     """
-    with naming_lines(data):
+    with with_row_locations(data):
         groups = _groups(data, layout, columns)
         if near_duplicates:
             groups = _joined_groups(data, groups, layout, columns)

@@ -24,10 +24,10 @@ SAMPLE_ROWS = 2_000
 """Rows that a summary, and what is compared with it, rest on at most."""
 COMMON_WORDS = 2_000
 """Words whose hashes are kept: the most frequent ones."""
-UNLIKE = 0.20
+DIFFERENCE_THRESHOLD = 0.20
 """Share of texts beyond a bound that 5% (known words) or 2% (lengths) of the training texts are beyond, from which on
 the texts are said to differ; fixed in advance."""
-FEWEST_TEXTS = 20
+MIN_TEXTS = 20
 """Fewer texts are described, and not said to differ or to agree."""
 
 _KINDS = ("prompt", "response")
@@ -122,7 +122,7 @@ class TextComparison:
     @property
     def differs(self) -> bool:
         """Whether one of the two shares is 20% or more, with 20 texts or more."""
-        return self.texts >= FEWEST_TEXTS and max(self.unusual_length, self.few_known_words) >= UNLIKE
+        return self.texts >= MIN_TEXTS and max(self.unusual_length, self.few_known_words) >= DIFFERENCE_THRESHOLD
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON values."""
@@ -218,8 +218,8 @@ def comparison_lines(found: Sequence[TextComparison]) -> list[str]:
             "held-out rows need not hold for them. Measure the model on labelled rows of this kind "
             "(`hf-reward benchmark pairs`).",
         ]
-    if max(each.texts for each in found) < FEWEST_TEXTS:
-        return [*lines, f"Fewer than {FEWEST_TEXTS} texts: too few to say whether they differ from the training data."]
+    if max(each.texts for each in found) < MIN_TEXTS:
+        return [*lines, f"Fewer than {MIN_TEXTS} texts: too few to say whether they differ from the training data."]
     return [*lines, "No difference from the training data stands out in length and common words."]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from hf_reward.data.atomic_file import write_whole
+from hf_reward.data.atomic_file import write_atomic
 
 THEME = {
     "text": ("#1d2330", "#e6e9ef"),
@@ -176,7 +176,7 @@ def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> list
     paths = {Path(folder) / name: content for name, content in contents.items()}
     for path, content in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        write_atomic(path, content)
     return list(paths)
 
 

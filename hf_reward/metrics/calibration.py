@@ -17,7 +17,7 @@ from hf_reward.metrics.intervals import FEW_CLUSTERS, Interval, clustered_interv
 from hf_reward.metrics.preference import brier_score, log_loss, pairwise_credit
 from hf_reward.metrics.spread import Spread, design_effect, jackknife
 
-MOST_BINS = 15
+MAX_BINS = 15
 PAIRS_PER_BIN = 50
 
 
@@ -383,7 +383,7 @@ def _binned(gaps: FloatArray, num_bins: int | None, clusters: IntArray | None = 
     gaps = _checked(gaps)
     confidence = special.expit(np.abs(gaps))
     if num_bins is None:
-        num_bins = max(1, min(MOST_BINS, len(gaps) // PAIRS_PER_BIN))
+        num_bins = max(1, min(MAX_BINS, len(gaps) // PAIRS_PER_BIN))
     if not 1 <= num_bins <= len(gaps):
         raise ValueError(f"`num_bins` must be from 1 to the {len(gaps)} pairs, but is {num_bins}.")
     return _Binned(confidence, pairwise_credit(gaps), _places(gaps, clusters), equal_bins(confidence, num_bins))

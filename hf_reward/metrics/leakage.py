@@ -49,7 +49,7 @@ def leaked_rows(train: Any, held_out: Any) -> np.ndarray | None:
     return leaked if leaked.any() else None
 
 
-def warn_of_leaks(train: Any, held_out: Any) -> None:
+def warn_about_leaks(train: Any, held_out: Any) -> None:
     """Say how many evaluation rows training has seen, or that nobody can tell.
 
     Args:

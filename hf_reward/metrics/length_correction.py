@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from hf_reward.metrics.arrays import FloatArray
 
-MOST_KNOTS = 64
-FEWEST_RESPONSES = 20
+MAX_KNOTS = 64
+MIN_RESPONSES = 20
 UNIT = "characters"
 _DELTA = 0.01
 """Share of the range of log lengths within which the curve is taken to be straight: 100 local fits are enough."""
@@ -144,7 +144,7 @@ def fit_length_correction(
     curve = curve[np.isfinite(curve[:, 1])]  # where nothing is left to explain, the robust weights are 0 / 0
     if not len(curve):
         curve = _smooth(found, scaled, frac, passes=0)
-    knots = np.unique(np.quantile(sizes, np.linspace(0, 1, MOST_KNOTS)))
+    knots = np.unique(np.quantile(sizes, np.linspace(0, 1, MAX_KNOTS)))
     values = np.interp(_scale(knots), curve[:, 0], curve[:, 1])
     values = values - np.interp(scaled, _scale(knots), values).mean()
     return LengthCorrection(
@@ -223,9 +223,9 @@ def _checked(rewards: ArrayLike, lengths: ArrayLike) -> tuple[FloatArray, FloatA
 
 def _require_variety(lengths: FloatArray, frac: float) -> None:
     """Where one length fills a local fit there is no slope, and LOWESS returns whatever it finds there."""
-    if len(lengths) < FEWEST_RESPONSES:
+    if len(lengths) < MIN_RESPONSES:
         raise ValueError(
-            f"A length correction needs {FEWEST_RESPONSES} responses or more, and hundreds to be worth something, but "
+            f"A length correction needs {MIN_RESPONSES} responses or more, and hundreds to be worth something, but "
             f"there are {len(lengths)}."
         )
     commonest = int(np.unique(lengths, return_counts=True)[1].max())

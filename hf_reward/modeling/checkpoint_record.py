@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from hf_reward.data.atomic_file import write_whole
+from hf_reward.data.atomic_file import write_atomic
 from hf_reward.data.path_safety import require_folder_or_hub_id
 from hf_reward.metrics.length_correction import LengthCorrection
 from hf_reward.modeling.head_ensemble import number_of_heads
@@ -340,7 +340,7 @@ def _rewrite(folder: str | Path, name: str, value: Any) -> Path:
             "package (`hf-reward import`)."
         )
     content = json.loads(path.read_text(encoding="utf-8")) | {name: value}
-    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
 
 

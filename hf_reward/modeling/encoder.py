@@ -34,5 +34,5 @@ def encoder_of(
         tokenizer=tokenizer,
         rule=replace(rule, max_length=longest_sequence(model, max_length or rule.max_length)),
         rows=TEXT if is_text else CONVERSATIONS,
-        unread_end=pad,
+        ignored_end_token=pad,
     )

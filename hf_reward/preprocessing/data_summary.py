@@ -9,7 +9,7 @@ import numpy as np
 from datasets import IterableDataset
 
 from hf_reward.data.interface import setting
-from hf_reward.data.row_places import RowPlaces
+from hf_reward.data.row_locations import RowLocations
 from hf_reward.data.row_remarks import RemarkTally, remark_clauses
 from hf_reward.data.sources import RawDataset
 from hf_reward.metrics.preference import length_rule_credit, strict_pairs
@@ -97,7 +97,7 @@ def summarize(prepared: RawDataset, name: str) -> DataSummary:
 
 
 def summarize_all(
-    marked: Sequence[RawDataset], name: str, places: Sequence[RowPlaces] | None = None, *, limit: int | None = None
+    marked: Sequence[RawDataset], name: str, places: Sequence[RowLocations] | None = None, *, limit: int | None = None
 ) -> DataSummary:
     """Summarise the parts of one dataset.
 
@@ -112,7 +112,7 @@ def summarize_all(
     """
     streamed = any(isinstance(part, IterableDataset) for part in marked)
     tally = _Tally(limit)
-    for part, known in zip(marked, places or [RowPlaces(None)] * len(marked), strict=True):
+    for part, known in zip(marked, places or [RowLocations(None)] * len(marked), strict=True):
         for batch in _batches(part):
             tally.add(batch)
         tally.remarks.name_places(lambda row, known=known: known.where(row, short=True) or f"row {row}")

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_reward.data.interface import setting
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, rename_columns
 from hf_reward.data.preferences import detect_layout, to_preference_row
-from hf_reward.data.row_places import FileLines, RowPlaces, naming_lines, remembered_files
+from hf_reward.data.row_locations import FileLines, RowLocations, remembered_files, with_row_locations
 from hf_reward.data.row_remarks import remark_clauses
 from hf_reward.data.sources import RawDataset, Source, as_sources, load_source
 from hf_reward.preprocessing.data_summary import BATCH_SIZE, DataSummary, summarize, summarize_all
@@ -124,7 +124,7 @@ def prepare_preferences(
     sources = as_sources(data, **source_defaults)
     for source in sources:
         raw = load_source(source)
-        places.append(RowPlaces(raw))
+        places.append(RowLocations(raw))
         mapped = tokenize_source(raw, source, tokenizer, rule, num_proc=num_proc)
         mapped = _balanced(mapped, rule, source.name)
         marked_parts.append(mapped)
@@ -177,7 +177,7 @@ def tokenize_source(
         settings |= {"num_proc": num_proc, "desc": f"Tokenizing {source.name}"}
     elif files := remembered_files(raw):
         settings |= {"function": _prepare_streamed, "fn_kwargs": {"files": files, **settings["fn_kwargs"]}}
-    with naming_lines(raw):
+    with with_row_locations(raw):
         return raw.map(**settings)
 
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.data.row_remarks import remark_clauses
 from hf_reward.data.score_request import ScoreRequest
-from hf_reward.preprocessing.text_bounds import (
+from hf_reward.preprocessing.text_limits import (
     CHARACTERS_PER_TOKEN,
     UNLIMITED_TOKENS,
-    TextBounds,
+    TextLimits,
     characters_of,
     too_large,
 )
@@ -66,9 +66,9 @@ class ResponseEncoder:
     rows: str
     """`CONVERSATIONS`: text prompts and responses are turns of the chat template. `TEXT`: they stand one after the
     other, or are a text pair."""
-    most_tokens: int = UNLIMITED_TOKENS
+    max_tokens: int = UNLIMITED_TOKENS
     """Longer sequences are refused, and not cut, where the rule has no `max_length`."""
-    unread_end: int | None = None
+    ignored_end_token: int | None = None
     """A token that stock classifiers pass over at the end of a sequence: the pad token of a foreign model."""
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
     """Remarks that were logged."""
@@ -175,8 +175,8 @@ class ResponseEncoder:
             return _refused(error, request)
 
     @cached_property
-    def _bounds(self) -> TextBounds:
-        return TextBounds(tokenizer=self.tokenizer, rule=self.rule, most_tokens=self.most_tokens)
+    def _bounds(self) -> TextLimits:
+        return TextLimits(tokenizer=self.tokenizer, rule=self.rule, max_tokens=self.max_tokens)
 
     def copy(self) -> "ResponseEncoder":
         """The same with a tokenizer of its own: tokenizers have a state, which two threads must not share."""
@@ -222,12 +222,12 @@ class ResponseEncoder:
         ids = list(tokens.input_ids[0])
         types = list(tokens.token_type_ids[0]) if tokens.token_type_ids else None
         if types is None:
-            while len(ids) > 1 and ids[-1] == self.unread_end:
+            while len(ids) > 1 and ids[-1] == self.ignored_end_token:
                 ids.pop()
         if not ids:
             return EncodedResponse(problem="the text has no tokens")
-        if self.rule.max_length is None and len(ids) > self.most_tokens:
-            return EncodedResponse(problem=too_many_tokens(len(ids), self.most_tokens), is_too_large=True)
+        if self.rule.max_length is None and len(ids) > self.max_tokens:
+            return EncodedResponse(problem=too_many_tokens(len(ids), self.max_tokens), is_too_large=True)
         return EncodedResponse(input_ids=ids, token_type_ids=types, cut_tokens=tokens.cut_tokens)
 
 

@@ -31,7 +31,7 @@ _TRIED = (_TURNS, [{"role": "system", "content": "c"}, *_TURNS])
 Clock = Callable[[str], str] | Undefined
 
 
-def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
+def uses_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a chat template of a tokenizer asks for the time, in whichever branch.
 
     Args:
@@ -83,7 +83,7 @@ def without_clock(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     Returns:
         A tokenizer that formats a text the same way every day.
     """
-    return freeze_clock(copy.deepcopy(tokenizer)) if reads_clock(tokenizer) else tokenizer
+    return freeze_clock(copy.deepcopy(tokenizer)) if uses_clock(tokenizer) else tokenizer
 
 
 def _templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

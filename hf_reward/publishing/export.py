@@ -18,7 +18,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.data.atomic_folder import require_free, written_aside
+from hf_reward.data.atomic_folder import require_free, staged_folder
 from hf_reward.modeling.adapters import merge_adapter
 from hf_reward.modeling.architectures import has_stock_class
 from hf_reward.modeling.auto_model import AutoModelForRewardScoring
@@ -193,7 +193,7 @@ def save_merged(
     saved = SavedModel(model, tokenizer, record or describe(model, tokenizer, FormatRule(), probes={}))
     if isinstance(model, PeftModel):
         saved.record = saved.described()
-        with written_aside(folder / ADAPTER_FOLDER) as aside:
+        with staged_folder(folder / ADAPTER_FOLDER) as aside:
             save_adapter(saved, aside)
         if getattr(model.get_base_model(), "is_quantized", False):
             saved = _dequantized(saved, folder / ADAPTER_FOLDER, trust_remote_code=trusted)
@@ -260,7 +260,7 @@ def write_verified(
     saved = _cast(saved, rule)
     if saved.changes.differences:
         saved.record.origin = {**saved.record.origin, "differences": saved.changes.differences}
-    with written_aside(folder, into_existing=into_existing) as aside:
+    with staged_folder(folder, into_existing=into_existing) as aside:
         _write(saved, aside, folder, rule, verdicts)
         found = _verified(aside, folder, rule.trust_remote_code) if verify else None
         if rule.strip:

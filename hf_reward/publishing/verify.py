@@ -22,7 +22,7 @@ from hf_reward.modeling.probes import LONGEST, longest_probe
 from hf_reward.modeling.reward_head import RewardModel, as_reward_model
 from hf_reward.modeling.weight_safety import non_finite_in_file, refuse_adapter_loop, require_safe_weights
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS, ResponseEncoder
-from hf_reward.preprocessing.template_clock import reads_clock
+from hf_reward.preprocessing.template_clock import uses_clock
 from hf_reward.publishing.reward_comparison import compare, half_precision_notes
 from hf_reward.publishing.stock_scoring import as_inputs, as_text
 from hf_reward.publishing.verification import Check, Verification, VerificationError
@@ -181,7 +181,7 @@ def _check_config(place: _Place) -> list[Check]:
 
 def _check_tokenizer(place: _Place) -> Check:
     wrong = drift(place.record, place.tokenizer)
-    if reads_clock(place.tokenizer):
+    if uses_clock(place.tokenizer):
         wrong.insert(
             0,
             "the chat template prints today's date, so the same text gets another reward every day (train or import "

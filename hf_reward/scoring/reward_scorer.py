@@ -203,7 +203,7 @@ class RewardScorer(RequestScorer):
         """
         if completions is None:
             return self._map_batch(prompts)
-        requests = [read_request(*pair, is_apart=True) for pair in zip(prompts, completions, strict=True)]
+        requests = [read_request(*pair, response_only=True) for pair in zip(prompts, completions, strict=True)]
         result = self.score_requests(requests, allow_empty=True, show_progress=False)  # a policy may say nothing
         if result.problems:
             place, problem = next(iter(result.problems.items()))

@@ -21,7 +21,7 @@ import xxhash
 from datasets import Dataset
 from torch import Tensor
 
-from hf_reward.data.atomic_file import replacing, write_whole
+from hf_reward.data.atomic_file import replacing, write_atomic
 from hf_reward.preprocessing.data_collator import group_columns
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def write_manifest(folder: Path, parts: Sequence[FeaturePart]) -> None:
         parts: Its parts, in the order of their sequences.
     """
     manifest = {"checksum": _checksum_of_parts(parts), "parts": [vars(part) for part in parts]}
-    write_whole(folder / _MANIFEST, json.dumps(manifest, indent=1))
+    write_atomic(folder / _MANIFEST, json.dumps(manifest, indent=1))
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from hf_reward.metrics.leakage import leaked_rows, warn_of_leaks
+from hf_reward.metrics.leakage import leaked_rows, warn_about_leaks
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.head_ensemble import save_heads
 from hf_reward.modeling.reward_head import RewardModel, unwrap_model
@@ -147,7 +147,7 @@ class RewardTrainer(Trainer):
         )
         refuse_what_sharding_loses(getattr(self.accelerator.state, "fsdp_plugin", None), self.model)
         if args.should_log:
-            warn_of_leaks(self.train_dataset, self.eval_dataset)
+            warn_about_leaks(self.train_dataset, self.eval_dataset)
         show_tables(self)
         self.label_names = list(LABELS)
         unwrap_model(self.model).add_model_tags(list(self._tag_names))

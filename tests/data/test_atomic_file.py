@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from hf_reward.data.atomic_file import created_durably, remove_temporaries, replacing, write_whole, written_durably
+from hf_reward.data.atomic_file import atomic_writer, create_exclusive, remove_temporaries, replacing, write_atomic
 
 
 def names(folder):
@@ -15,15 +15,15 @@ def names(folder):
 
 def test_a_replaced_file_keeps_its_permissions(tmp_path):
     path = tmp_path / "a.json"
-    write_whole(path, "one")
+    write_atomic(path, "one")
     path.chmod(0o640)
-    write_whole(path, "two \ud800")
+    write_atomic(path, "two \ud800")
     assert path.read_text() == r"two \ud800"
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert names(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize("writer", [replacing, written_durably])
+@pytest.mark.parametrize("writer", [replacing, atomic_writer])
 def test_a_failure_leaves_the_earlier_file_and_nothing_else(writer, tmp_path):
     path = tmp_path / "a.json"
     path.write_text("one")
@@ -40,7 +40,7 @@ def test_a_failure_leaves_the_earlier_file_and_nothing_else(writer, tmp_path):
 
 
 def test_a_durable_file_knows_its_hash_and_size(tmp_path):
-    with written_durably(tmp_path / "a.bin") as file:
+    with atomic_writer(tmp_path / "a.bin") as file:
         assert (file.write(b"abc"), file.write(b"de"), file.tell()) == (3, 2, 5)
         assert (file.readable(), file.writable(), file.seekable(), file.closed) == (False, True, False, False)
     assert (file.size, file.sha256) == (5, hashlib.sha256(b"abcde").hexdigest())
@@ -48,13 +48,13 @@ def test_a_durable_file_knows_its_hash_and_size(tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == b"abcde"
 
 
-@pytest.mark.parametrize("even_empty", [True, False])
-def test_an_empty_file_appears_only_if_asked_for(even_empty, tmp_path):
+@pytest.mark.parametrize("keep_empty", [True, False])
+def test_an_empty_file_appears_only_if_asked_for(keep_empty, tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"earlier")
-    with written_durably(path, even_empty=even_empty):
+    with atomic_writer(path, keep_empty=keep_empty):
         pass
-    assert names(tmp_path) == (["a.bin"] if even_empty else [])
+    assert names(tmp_path) == (["a.bin"] if keep_empty else [])
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -66,12 +66,12 @@ def test_a_file_is_created_once(links, tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "link", refuse)
     path = tmp_path / "a.json"
-    assert created_durably(path, b"first")
+    assert create_exclusive(path, b"first")
     if links:
-        assert not created_durably(path, b"second")
+        assert not create_exclusive(path, b"second")
     else:
         with pytest.raises(PermissionError):
-            created_durably(path, b"second")
+            create_exclusive(path, b"second")
     assert path.read_bytes() == b"first"
     assert names(tmp_path) == ["a.json"]
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from hf_reward.data.plain_values import rows_of
 from hf_reward.data.preference_row import PreferenceFormatError, PreferencePair
 from hf_reward.data.preferences import to_preference_row
-from hf_reward.data.row_places import naming_lines
+from hf_reward.data.python_values import rows_of
+from hf_reward.data.row_locations import with_row_locations
 from hf_reward.data.sources import Source, as_sources, load_source
 from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
 from hf_reward.preprocessing.tokenization import FormatRule
@@ -39,7 +39,7 @@ def load(data: Any, **settings: Any) -> Any:
 def read(data: Any) -> list[Any]:
     """The canonical rows of some data."""
     rows = load(data)
-    with naming_lines(rows):
+    with with_row_locations(rows):
         return [to_preference_row(row, row_index=number) for number, row in enumerate(rows)]
 
 
@@ -305,11 +305,11 @@ def test_a_row_of_null_is_a_bad_row_and_does_not_end_the_process(name, content, 
     assert bad == ([0] if content.count(b"null") == 1 else list(range(3000, 6000)))
     if not streaming:
         with (
-            naming_lines(data),
+            with_row_locations(data),
             pytest.raises(PreferenceFormatError, match="not a JSON object but a NoneType") as error,
         ):
             to_preference_row(data[bad[0]], row_index=bad[0])
-        with pytest.raises(PreferenceFormatError, match=place), naming_lines(data):
+        with pytest.raises(PreferenceFormatError, match=place), with_row_locations(data):
             raise error.value
 
 

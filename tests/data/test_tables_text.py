@@ -7,9 +7,9 @@ from bulk_runs import text_rows, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_reward.data.file_identity import HASHED_WHOLE, file_identity
+from hf_reward.data.file_identity import FULL_HASH_LIMIT, file_identity
 from hf_reward.data.tables import text_records
-from hf_reward.data.tables.csv_file import LONGEST_FIELD, CsvTable
+from hf_reward.data.tables.csv_file import MAX_FIELD_CHARACTERS, CsvTable
 from hf_reward.data.tables.input_row import DamagedFile, Span
 from hf_reward.data.tables.json_lines import JsonLinesTable
 
@@ -81,7 +81,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
 
 
 def test_a_line_beyond_the_bound_is_skipped_without_being_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_records, "LONGEST_RECORD", 100)
+    monkeypatch.setattr(text_records, "MAX_RECORD_BYTES", 100)
     path = write_jsonl(tmp_path / "a.jsonl", [{"a": 1}, {"a": "x" * 1000}, {"a": 2}, {"a": "y" * 500}])
     found = in_spans(JsonLinesTable(path), 1)
     assert [row.row for row in found] == [{"a": 1}, None, {"a": 2}, None]
@@ -158,7 +158,7 @@ def test_a_quote_that_is_never_closed_is_said(tmp_path):
 
 
 def test_csv_fields_of_a_megabyte_are_read_and_a_limitless_one_is_not(tmp_path):
-    path = write_csv(tmp_path / "a.csv", [["p", "x" * 2**20], ["q", "y" * (LONGEST_FIELD + 10)], ["s", "t"]])
+    path = write_csv(tmp_path / "a.csv", [["p", "x" * 2**20], ["q", "y" * (MAX_FIELD_CHARACTERS + 10)], ["s", "t"]])
     found = whole(CsvTable(path))
     assert len(found[0].row["response"]) == 2**20
     assert "field limit" in found[1].problem
@@ -234,8 +234,8 @@ def test_a_file_is_hashed_whole_up_to_a_size_and_known_by_its_time_above_it(tmp_
     assert first["sample"] == changed["sample"]
     assert first["content"] != changed["content"]
     assert "modified" not in changed
-    assert HASHED_WHOLE == 16 * 2**20
-    monkeypatch.setattr("hf_reward.data.file_identity.HASHED_WHOLE", 299_999)
+    assert FULL_HASH_LIMIT == 16 * 2**20
+    monkeypatch.setattr("hf_reward.data.file_identity.FULL_HASH_LIMIT", 299_999)
     assert file_identity(path) == {name: value for name, value in changed.items() if name != "content"} | {
         "modified": path.stat().st_mtime_ns
     }

@@ -11,7 +11,7 @@ from datasets import Dataset
 from training_runs import load, make_trainer
 
 from hf_reward.metrics.intervals import clustered_interval
-from hf_reward.metrics.leakage import leaked_rows, metrics_without_leaks, shared_with_training, warn_of_leaks
+from hf_reward.metrics.leakage import leaked_rows, metrics_without_leaks, shared_with_training, warn_about_leaks
 
 Row = dict[str, str]
 
@@ -97,7 +97,7 @@ def test_padded_lists_are_measured():
 def test_the_warning_counts_and_names_each_set(caplog):
     train = prepared([1, 2], [10, 20])
     with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
-        warn_of_leaks(train, {"clean": prepared([3], [30]), "seen": prepared([1, 3, 4], [11, 20, 40])})
+        warn_about_leaks(train, {"clean": prepared([3], [30]), "seen": prepared([1, 3, 4], [11, 20, 40])})
     (record,) = caplog.records
     text = record.getMessage()
     assert "2 of 3 rows of the evaluation data 'seen' occur in training (1 by prompt group, 1 by whole content)" in text
@@ -106,9 +106,9 @@ def test_the_warning_counts_and_names_each_set(caplog):
 def test_streams_are_said_to_be_unknown(caplog):
     train = prepared([1], [10])
     with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
-        warn_of_leaks(train.to_iterable_dataset(), prepared([1], [10]))
-        warn_of_leaks(train, None)
-        warn_of_leaks(None, train)
+        warn_about_leaks(train.to_iterable_dataset(), prepared([1], [10]))
+        warn_about_leaks(train, None)
+        warn_about_leaks(None, train)
     assert [record.getMessage() for record in caplog.records] == [
         "Rows that training and the evaluation data share cannot be found in streams, so none are left out."
     ]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_reward import LengthCorrection, cross_fitted_correction, fit_length_correction
-from hf_reward.metrics.length_correction import MOST_KNOTS
+from hf_reward.metrics.length_correction import MAX_KNOTS
 
 CURVE = LengthCorrection(knots=(0.0, 9.0, 99.0), values=(-1.0, 1.0, 3.0), frac=0.5, num_responses=40, data="by hand")
 
@@ -67,7 +67,7 @@ def test_the_mean_reward_stays_and_there_are_few_knots():
     _, lengths, _, rewards = planted()
     correction = fit_length_correction(rewards, lengths, frac=0.3, data="some note")
     assert correction.apply(rewards, lengths).mean() == pytest.approx(rewards.mean(), abs=1e-9)
-    assert 2 < len(correction.knots) <= MOST_KNOTS
+    assert 2 < len(correction.knots) <= MAX_KNOTS
     assert (correction.knots[0], correction.knots[-1]) == (lengths.min(), lengths.max())
     assert (correction.frac, correction.num_responses, correction.data) == (0.3, 600, "some note")
     assert correction.at([0])[0] == correction.values[0]

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from hf_reward import RewardConfig, RewardScorer, RewardTrainer, prepare_tokenizer
-from hf_reward.preprocessing.template_clock import FIXED_DATE, freeze_clock, reads_clock
+from hf_reward.preprocessing.template_clock import FIXED_DATE, freeze_clock, uses_clock
 from hf_reward.preprocessing.tokenizer import render_chat
 from hf_reward.publishing.verify import verify_checkpoint
 
@@ -61,7 +61,7 @@ def test_a_template_prints_one_date_for_ever(name, chat_tokenizer, set_day, tmp_
     source, start = TEMPLATES[name]
     chat_tokenizer.chat_template = source
     tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}]
-    assert reads_clock(chat_tokenizer)
+    assert uses_clock(chat_tokenizer)
     original = copy.deepcopy(chat_tokenizer)
     set_day(0)
     prepared = prepare_tokenizer(chat_tokenizer)
@@ -72,7 +72,7 @@ def test_a_template_prints_one_date_for_ever(name, chat_tokenizer, set_day, tmp_
     for day in (0, 1, 30, 400):
         set_day(day)
         for tokenizer in (prepared, AutoTokenizer.from_pretrained(tmp_path)):
-            assert not reads_clock(tokenizer)
+            assert not uses_clock(tokenizer)
             texts.add((render_chat(tokenizer, CONVERSATION), render_chat(tokenizer, CONVERSATION, tools=tools)))
     assert len(texts) == 1
     rest = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nGood day.<|im_end|>\n"
@@ -95,7 +95,7 @@ def test_named_templates_get_one_date_each(chat_tokenizer, tmp_path):
     chat_tokenizer.chat_template = {"default": WITHOUT_DATE, "tool_use": WITH_OWN_DATE, "plain": TURNS}
     prepare_tokenizer(chat_tokenizer).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert not reads_clock(tokenizer)
+    assert not uses_clock(tokenizer)
     assert tokenizer.chat_template["plain"] == TURNS
     tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}]
     assert render_chat(tokenizer, CONVERSATION).startswith("Today's Date: July 26, 2024.")
@@ -105,7 +105,7 @@ def test_named_templates_get_one_date_each(chat_tokenizer, tmp_path):
 def test_other_templates_stay_as_they_are(chat_tokenizer, text_tokenizer, caplog):
     for tokenizer in (chat_tokenizer, text_tokenizer):
         before = tokenizer.chat_template
-        assert not reads_clock(tokenizer)
+        assert not uses_clock(tokenizer)
         assert freeze_clock(tokenizer).chat_template == before
     assert not caplog.messages
 
@@ -160,7 +160,7 @@ def test_a_model_of_another_library_gets_a_fixed_date_and_a_warning(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     given = RewardScorer(reward_model(folder), tokenizer)
     assert tokenizer.chat_template == WITHOUT_DATE, "the caller's tokenizer is not changed"
-    assert not reads_clock(given.tokenizer)
+    assert not uses_clock(given.tokenizer)
 
 
 def test_verify_names_the_date_as_the_cause(make_model_folder, chat_tokenizer, tmp_path, set_day):

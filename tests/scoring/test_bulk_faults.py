@@ -289,7 +289,7 @@ def test_a_large_input_with_another_time_is_refused_and_earlier_manifests_still_
     assert score_files(FakeScorer(), source, folder, settings(resume=True)).complete
     assert "begun by an earlier version of hf_reward" in caplog.text
 
-    monkeypatch.setattr("hf_reward.data.file_identity.HASHED_WHOLE", 100)
+    monkeypatch.setattr("hf_reward.data.file_identity.FULL_HASH_LIMIT", 100)
     score_files(FakeScorer(), source, tmp_path / "large", settings())
     assert score_files(FakeScorer(), source, tmp_path / "large", settings(resume=True)).complete
     os.utime(source, ns=(1, 1))

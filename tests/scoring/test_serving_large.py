@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from serving_scorers import asked, error_of, run
 
-from hf_reward.preprocessing.text_bounds import TextBounds
+from hf_reward.preprocessing.text_limits import TextLimits
 from hf_reward.scoring.bulk import BulkSettings, score_files
 from hf_reward.scoring.results import ScoringError
 from hf_reward.scoring.reward_scorer import RewardScorer
@@ -26,7 +26,7 @@ def scorer(make_scorer: Any) -> RewardScorer:
 @pytest.fixture
 def limit(scorer: RewardScorer) -> int:
     encoder = scorer.copy_encoder()
-    return TextBounds(tokenizer=encoder.tokenizer, rule=encoder.rule).characters
+    return TextLimits(tokenizer=encoder.tokenizer, rule=encoder.rule).characters
 
 
 def test_every_endpoint_refuses_a_text_that_cannot_fit_with_413(scorer, limit):

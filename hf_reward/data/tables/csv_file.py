@@ -10,11 +10,11 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 
 from hf_reward.data.file_identity import file_identity
-from hf_reward.data.tables.input_row import LONGEST_RECORD, RAW_SHOWN, DamagedFile, InputRow, Span
+from hf_reward.data.tables.input_row import MAX_RECORD_BYTES, RAW_SHOWN, DamagedFile, InputRow, Span
 from hf_reward.data.tables.text_records import cut_spans, lines_from, open_text
 from hf_reward.data.text_files import why_not_utf8
 
-LONGEST_FIELD = 16 * 2**20
+MAX_FIELD_CHARACTERS = 16 * 2**20
 """Characters of one field. A quote that is never closed swallows that much, not the whole file."""
 
 
@@ -99,7 +99,7 @@ class _Records:
         self._lines = lines_from(file, offset, line)
         self._problem, self._shown, self._size = "", "", 0
         # Process-wide, and small by default; never lowered for others.
-        csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARACTERS))
 
     def __iter__(self) -> Iterator[_Record]:
         reader = csv.reader(self._texts(), strict=True)  # else a quote that is never closed would swallow rows unseen
@@ -127,5 +127,5 @@ class _Records:
             self._size += len(raw)
             self._shown += text[: RAW_SHOWN - len(self._shown)] if len(self._shown) < RAW_SHOWN else ""
             if line.too_long:
-                self._problem, text = f"the line is longer than {LONGEST_RECORD // 2**20} MiB", "\n"
+                self._problem, text = f"the line is longer than {MAX_RECORD_BYTES // 2**20} MiB", "\n"
             yield text

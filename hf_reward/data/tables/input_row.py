@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from hf_reward.data.preference_row import UNREADABLE
 
-LONGEST_RECORD = 64 * 2**20
+MAX_RECORD_BYTES = 64 * 2**20
 """Bytes of one line or CSV record, at most: a longer one is skipped and reported, so that memory stays bounded."""
 RAW_SHOWN = 2_000
 """Characters of a row that the quarantine shows, at most."""
@@ -91,7 +91,7 @@ class Table(Protocol):
         ...
 
 
-def half_character(text: str) -> str:
+def lone_surrogate(text: str) -> str:
     """Say what is wrong with text that no program can write as UTF-8, nothing if it is well.
 
     Args:

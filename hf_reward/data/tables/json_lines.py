@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from hf_reward.data.file_identity import file_identity
-from hf_reward.data.tables.input_row import LONGEST_RECORD, RAW_SHOWN, InputRow, Span, half_character
+from hf_reward.data.tables.input_row import MAX_RECORD_BYTES, RAW_SHOWN, InputRow, Span, lone_surrogate
 from hf_reward.data.tables.text_records import Line, cut_spans, lines_from, open_text
 from hf_reward.data.text_files import why_not_utf8
 
@@ -56,7 +56,7 @@ def _starts(lines: Iterator[Line]) -> Iterator[tuple[int, int]]:
 def _parse(line: Line, number: int) -> InputRow:
     problem, row = "", None
     if line.too_long:
-        problem = f"the line is longer than {LONGEST_RECORD // 2**20} MiB"
+        problem = f"the line is longer than {MAX_RECORD_BYTES // 2**20} MiB"
     else:
         try:
             row = json.loads(line.raw.decode("utf-8"))
@@ -78,5 +78,5 @@ def _problem_of(row: Any, raw: bytes) -> str:
     if not isinstance(row, dict):
         return f"it is not a JSON object but a {type(row).__name__}"
     if b"\\ud" in raw or b"\\uD" in raw:  # an escape is the only way in which half a character gets through UTF-8
-        return half_character(json.dumps(row, ensure_ascii=False))
+        return lone_surrogate(json.dumps(row, ensure_ascii=False))
     return ""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_reward.data.tables.input_row import InputRow
-from hf_reward.data.tables.schemas import CURE
+from hf_reward.data.tables.schemas import REMEDY
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class ParquetWriter:
         try:
             table = _as_table(rows, self._schema)
         except (pa.ArrowException, OverflowError) as error:
-            raise ValueError(f"Rows do not fit the columns of the output ({error}). {CURE}") from error
+            raise ValueError(f"Rows do not fit the columns of the output ({error}). {REMEDY}") from error
         self._writer.write_table(table, row_group_size=len(rows))
 
     def close(self) -> None:

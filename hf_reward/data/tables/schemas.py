@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _BATCH = 1_000
-CURE = "Parquet holds one type in a column. Correct the data, or write JSONL: name the output *.jsonl."
+REMEDY = "Parquet holds one type in a column. Correct the data, or write JSONL: name the output *.jsonl."
 """What to do where rows do not fit."""
 
 
@@ -30,7 +30,7 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
         try:
             unified = schema if unified is None else pa.unify_schemas([unified, schema], promote_options="permissive")
         except pa.ArrowException as error:
-            raise ValueError(f"{name} does not fit what came before it ({error}). {CURE}") from error
+            raise ValueError(f"{name} does not fit what came before it ({error}). {REMEDY}") from error
     if unified is None:
         raise ValueError("There is no row whose columns could be written.")
     return unified
@@ -69,7 +69,7 @@ def _inferred(rows: Sequence[dict[str, Any]], place: str) -> pa.Schema:
             fields.append((name, pa.array([row.get(name) for row in rows]).type))  # `infer_type` is laxer
         except (pa.ArrowException, OverflowError) as error:
             raise ValueError(
-                f"The column {name!r} mixes types in the {len(rows)} rows from {place} on ({error}). {CURE}"
+                f"The column {name!r} mixes types in the {len(rows)} rows from {place} on ({error}). {REMEDY}"
             ) from error
     return pa.schema(fields)
 

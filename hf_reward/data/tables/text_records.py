@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from hf_reward.data.tables.input_row import LONGEST_RECORD, Span
+from hf_reward.data.tables.input_row import MAX_RECORD_BYTES, Span
 from hf_reward.data.text_files import BOM
 
 
@@ -23,7 +23,7 @@ class Line:
 
 
 def lines_from(file: BinaryIO, offset: int, number: int) -> Iterator[Line]:
-    """Read lines from a byte on, never holding more than `LONGEST_RECORD` of one.
+    """Read lines from a byte on, never holding more than `MAX_RECORD_BYTES` of one.
 
     Args:
         file: The file.
@@ -34,9 +34,9 @@ def lines_from(file: BinaryIO, offset: int, number: int) -> Iterator[Line]:
         Line: Each line, the file's byte order mark left out.
     """
     file.seek(offset)
-    while raw := file.readline(LONGEST_RECORD):
+    while raw := file.readline(MAX_RECORD_BYTES):
         end = offset + len(raw)
-        too_long = len(raw) == LONGEST_RECORD and not raw.endswith(b"\n")
+        too_long = len(raw) == MAX_RECORD_BYTES and not raw.endswith(b"\n")
         if too_long:
             end += _skip_line(file)
         yield Line(raw.removeprefix(BOM) if offset == 0 else raw, number, end, too_long)

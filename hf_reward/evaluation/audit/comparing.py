@@ -7,7 +7,7 @@ from typing import Any
 from scipy import stats
 
 from hf_reward.data.path_safety import shown_name
-from hf_reward.data.plain_values import json_value
+from hf_reward.data.python_values import json_value
 from hf_reward.evaluation.audit.inference import PAIRS, Evidence, Inference
 from hf_reward.evaluation.audit.report.evidence import read_evidence
 from hf_reward.evaluation.audit.report.files import read_audit

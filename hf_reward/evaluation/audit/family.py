@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hf_reward.data.plain_values import json_value
+from hf_reward.data.python_values import json_value
 from hf_reward.evaluation.audit.cases import Case, ScoredCase
 
 if TYPE_CHECKING:

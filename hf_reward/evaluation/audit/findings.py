@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from hf_reward.data.plain_values import json_value
 from hf_reward.data.preference_row import Prompt
+from hf_reward.data.python_values import json_value
 
 VERDICTS = ("biased", "equivalent", "inconclusive", "not_assessed")
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 from tqdm.auto import tqdm
 
-from hf_reward.data.plain_values import json_value
+from hf_reward.data.python_values import json_value
 from hf_reward.evaluation.audit.edits.padding import KINDS, pad
 from hf_reward.evaluation.audit.edits.sentences import count_words
 from hf_reward.evaluation.audit.family import AuditReport

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 
 from hf_reward.data.path_safety import shown_name
 from hf_reward.data.preference_row import PreferenceFormatError, as_mapping
-from hf_reward.data.row_places import RowPlaces
+from hf_reward.data.row_locations import RowLocations
 from hf_reward.data.sources import DEMONSTRATION, Source, load_source, source_name
 from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, HubSource, LeftOut
 
@@ -233,7 +233,7 @@ def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | Le
             f"{table.name} lacks the columns {', '.join(missing)}, which {benchmark.title} needs. It has: "
             f"{', '.join(table.columns)}. Give {benchmark.local}."
         )
-    places = RowPlaces(table.rows)
+    places = RowLocations(table.rows)
     for place, row in enumerate(table.rows):
         try:
             as_mapping(row)
@@ -250,7 +250,7 @@ def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | Le
 
 
 def _where(table: _Table, place: int) -> str:
-    return RowPlaces(table.rows).where(place) or f"{table.name}, row {place}"
+    return RowLocations(table.rows).where(place) or f"{table.name}, row {place}"
 
 
 def _require_distinct(ids: Sequence[str], benchmark: Benchmark) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.data.atomic_file import write_whole
+from hf_reward.data.atomic_file import write_atomic
 from hf_reward.data.path_safety import with_shown_model
 from hf_reward.data.preference_row import Response
 from hf_reward.data.row_text import response_characters, response_words
@@ -210,7 +210,7 @@ def _identity(result: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _parts(found: Outcomes) -> dict[str, Any]:

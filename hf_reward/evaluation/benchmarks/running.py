@@ -187,7 +187,7 @@ def _score(
 
 def _score_chunk(chunk: Sequence[Comparison], scorer: RewardScorer) -> tuple[list[str], int]:
     usable = [row for row in chunk if not row.problem]
-    requests = [read_request(row.prompt, response, is_apart=True) for row in usable for response in row.responses]
+    requests = [read_request(row.prompt, response, response_only=True) for row in usable for response in row.responses]
     encoded = scorer.encode(requests, allow_empty=True)
     scored = scorer.score_encoded(encoded, show_progress=False)
     lines, place = [], 0

@@ -7,7 +7,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_reward.data.extras import optional
-from hf_reward.data.near_duplicates import GRAM, SIMILARITY, STOCK_PHRASE, RowPool
+from hf_reward.data.near_duplicates import GRAM, MIN_RESPONSE_WORDS, SIMILARITY, RowPool
 from hf_reward.evaluation.data_check.consistency import find_contradictions
 from hf_reward.evaluation.data_check.duplicates import find_duplicates
 from hf_reward.evaluation.data_check.facts import EXAMPLES, RowFacts, gather_facts
@@ -88,7 +88,7 @@ def _near_settings(near: bool) -> dict[str, Any]:
     return {
         "near_duplicate_gram_words": GRAM if near else None,
         "near_duplicate_jaccard": SIMILARITY if near else None,
-        "shortest_response_compared_words": STOCK_PHRASE,
+        "shortest_response_compared_words": MIN_RESPONSE_WORDS,
     }
 
 

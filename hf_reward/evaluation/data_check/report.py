@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hf_reward.data.plain_values import json_value
+from hf_reward.data.python_values import json_value
 from hf_reward.evaluation.data_check.consistency import Contradictions
 from hf_reward.evaluation.data_check.duplicates import Duplicates
 from hf_reward.evaluation.data_check.imbalance import Imbalance

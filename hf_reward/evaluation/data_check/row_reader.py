@@ -16,7 +16,7 @@ from hf_reward.data.preference_row import (
     rename_columns,
 )
 from hf_reward.data.preferences import LAYOUTS, detect_layout, to_preference_row
-from hf_reward.data.row_places import RowPlaces
+from hf_reward.data.row_locations import RowLocations
 from hf_reward.data.sources import Source, as_sources, load_source
 
 _BATCH_SIZE = 1000
@@ -52,7 +52,7 @@ class RowReader:
         for source in self.sources:  # else each of its rows would be unusable
             require_layout(source.layout)
         self._parts = [_require_raw(load_source(source), source) for source in self.sources]
-        self._places = [RowPlaces(part) for part in self._parts]
+        self._places = [RowLocations(part) for part in self._parts]
         self._starts = np.cumsum([0, *map(len, self._parts)])
 
     def __len__(self) -> int:

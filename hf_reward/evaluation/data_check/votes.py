@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from hf_reward.data.fields import read_number
-from hf_reward.data.plain_values import plain
 from hf_reward.data.preference_row import PreferenceFormatError
+from hf_reward.data.python_values import to_python
 from hf_reward.metrics.preference import Interval, clustered_interval
 
 _NUMBERED = re.compile(r"annotator_?\d+")
@@ -60,22 +60,22 @@ def read_votes(row: Mapping[str, Any]) -> Votes | None:
         if row.get(first) is not None and row.get(second) is not None:
             ties = next((row[name] for name in equal if row.get(name) is not None), 0)
             return _counts([row[first], row[second], ties])
-    votes = plain(row.get("votes"))
+    votes = to_python(row.get("votes"))
     if isinstance(votes, Sequence) and not isinstance(votes, str) and len(votes) in (2, 3):
         return _counts([*votes, 0][:3])
-    single = plain(row.get("annotators"))
+    single = to_python(row.get("annotators"))
     if not isinstance(single, Sequence) or isinstance(single, str):
         single = [value for name, value in row.items() if _NUMBERED.fullmatch(name) and value is not None]
     if not single:
         return None
-    single = [plain(vote) for vote in single]
+    single = [to_python(vote) for vote in single]
     sides = ["1" if str(vote) in _FIRST else "2" if str(vote) in _SECOND else "0" for vote in single]
     return sides.count("1"), sides.count("2"), sides.count("0")
 
 
 def _counts(values: Sequence[Any]) -> Votes | None:
     try:
-        numbers = [read_number(plain(value), "votes") for value in values]
+        numbers = [read_number(to_python(value), "votes") for value in values]
     except PreferenceFormatError:
         return None
     if not all(value >= 0 and value == int(value) for value in numbers):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from hf_reward.data.atomic_file import HashedFile, written_durably
+from hf_reward.data.atomic_file import HashedFile, atomic_writer
 from hf_reward.data.interface import setting
 from hf_reward.data.tables.row_writers import copy_json_lines, copy_parquet
 from hf_reward.scoring.bulk.manifest import Manifest, Shard
@@ -32,13 +32,13 @@ def join_shards(target: Target, manifest: Manifest, counts: Counts) -> None:
     target.remove_leftovers()
     for shard in manifest.shards:
         _require_as_written(target, shard, manifest.run)
-    with written_durably(target.quarantine, even_empty=False) as aside:
+    with atomic_writer(target.quarantine, keep_empty=False) as aside:
         bad = (target.put_aside(shard) for shard in manifest.shards)
         copy_json_lines(_opened([path for path in bad if path.is_file()]), cast(BinaryIO, aside))
-    with written_durably(target.out) as file:
+    with atomic_writer(target.out) as file:
         _copy([target.shard(shard) for shard in manifest.shards], file, manifest)
     content = {**manifest.identity, "counts": vars(counts), "size": file.size, "sha256": file.sha256}
-    with written_durably(target.record) as record:
+    with atomic_writer(target.record) as record:
         record.write((json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8"))
     target.remove_joined()
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from hf_reward.data.atomic_file import says_full
+from hf_reward.data.atomic_file import is_disk_full
 from hf_reward.scoring.bulk.settings import BulkSettings
 
 _POLL_SECONDS = 0.5
@@ -207,7 +207,7 @@ def spooled_input(data: Any, settings: BulkSettings, crew: Crew) -> Iterator[Any
                 while block := sys.stdin.buffer.read(2**20):
                     file.write(block)
         except OSError as error:
-            if not says_full(error):
+            if not is_disk_full(error):
                 raise
             message = f"Standard input does not fit into {folder}. Set TMPDIR to a folder with more room."
             raise OSError(error.errno, f"{message} ({os.strerror(error.errno or 0)})") from error

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.data.fields import your_column
+from hf_reward.data.fields import column_example
 from hf_reward.data.interface import setting
-from hf_reward.data.plain_values import plain
 from hf_reward.data.preference_row import PreferenceFormatError, dense_ranks, rename_columns
+from hf_reward.data.python_values import to_python
 from hf_reward.data.score_request import REQUEST_COLUMNS, ScoreRequest, requests_of_row
 from hf_reward.data.tables.arrow_rows import content_size
 from hf_reward.data.tables.input_row import RAW_SHOWN, InputRow, Table
@@ -77,7 +77,8 @@ def _read(row: dict[str, Any], settings: BulkSettings) -> tuple[list[ScoreReques
     is_list = named.get("messages") is None and named.get("prompt") is not None and named.get("responses") is not None
     if settings.rank and not is_list:
         raise LayoutError(
-            f"To be ranked, a row needs `prompt` and `responses`, a list. Name your column: {your_column('responses')}."
+            "Ranking needs the columns `prompt` and `responses` (a list). If yours has a different name: "
+            f"{column_example('responses')}."
         )
     return requests, is_list
 
@@ -217,7 +218,7 @@ def row_id(source: InputRow, name: str) -> str:
     Returns:
         The id, as text.
     """
-    own = None if source.row is None else plain(source.row.get("id"))
+    own = None if source.row is None else to_python(source.row.get("id"))
     return f"{name}:{source.number}" if own is None else str(own)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from hf_reward.data.atomic_file import created_durably, remove_temporaries, says_full
+from hf_reward.data.atomic_file import create_exclusive, is_disk_full, remove_temporaries
 from hf_reward.data.interface import setting
 from hf_reward.data.path_safety import require_writable
 from hf_reward.data.tables.input_row import DamagedFile, Table
@@ -184,7 +184,7 @@ class _Run:
             if earlier is None:
                 planned = plan_run(self._identity, self.tables, settings, target.format)
                 target.make_folders()
-                if created_durably(target.manifest, planned.to_bytes()):
+                if create_exclusive(target.manifest, planned.to_bytes()):
                     return planned
                 earlier = Manifest.load(target.manifest)  # no locks here, and another part was faster
         require_same(self._identity, earlier.identity, target.folder)
@@ -225,7 +225,7 @@ class _Run:
         try:
             yield
         except OSError as error:
-            if says_full(error):
+            if is_disk_full(error):
                 reason = f"There is no room for more in {self.target.folder} ({error.strerror})."
                 raise OSError(error.errno, f"{reason} {self._state()} Make room first.") from error
             self._log_state()

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Protocol, cast
 import numpy as np
 import pyarrow as pa
 
-from hf_reward.data.atomic_file import written_durably
+from hf_reward.data.atomic_file import atomic_writer
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.data.tables.input_row import Table
 from hf_reward.data.tables.row_writers import JsonLinesWriter, ParquetWriter, RowWriter, ScoredRow, json_line
@@ -114,8 +114,8 @@ class ShardScorer:
         counts = Counts()
         # The inner one appears first; the marker, last of all, says that both are whole.
         with (
-            written_durably(self.target.shard(shard)) as file,
-            written_durably(self.target.put_aside(shard), even_empty=False) as aside,
+            atomic_writer(self.target.shard(shard)) as file,
+            atomic_writer(self.target.put_aside(shard), keep_empty=False) as aside,
         ):
             writer = self._writer(cast(BinaryIO, file))
             for rows in passes((ask(row, self.settings) for row in table.read(shard.span)), self.settings):
@@ -127,7 +127,7 @@ class ShardScorer:
                 counts.rows_in, counts.rows_out = counts.rows_in + len(rows), counts.rows_out + len(scored)
                 self.progress(len(rows))
             writer.close()
-        with written_durably(self.target.marker(shard)) as marker:
+        with atomic_writer(self.target.marker(shard)) as marker:
             marker.write(Marker(run=self.manifest.run, counts=counts, size=file.size, sha256=file.sha256).to_bytes())
         return counts
 

@@ -13,7 +13,7 @@ from hf_reward.data.preference_row import common_prefix
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.preprocessing.response_encoding import EncodedResponse
-from hf_reward.preprocessing.text_bounds import UNLIMITED_TOKENS, request_characters
+from hf_reward.preprocessing.text_limits import UNLIMITED_TOKENS, request_characters
 from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.serving.batcher import (
     Batcher,
@@ -80,7 +80,7 @@ class RewardService:
         # Without `max_length`, one text of the largest size would keep the model busy for hours.
         made_for = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
         most = min(max(made_for, _LEAST_LIMIT), UNLIMITED_TOKENS)
-        self._encoder, self._large_encoder = (replace(scorer.copy_encoder(), most_tokens=most) for _ in range(2))
+        self._encoder, self._large_encoder = (replace(scorer.copy_encoder(), max_tokens=most) for _ in range(2))
         self._most_tokens = self._encoder.rule.max_length or most
         self.metrics = Metrics()
         limits = QueueLimits(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.data.atomic_file import write_whole
+from hf_reward.data.atomic_file import write_atomic
 from hf_reward.evaluation.audit.inference import Evidence
 
 EVIDENCE_FILE = "evidence.json"
@@ -34,7 +34,7 @@ def write_evidence(evidence: Mapping[str, Evidence], folder: str | Path) -> Path
         }
         for name, each in evidence.items()
     }
-    write_whole(path, json.dumps({"clusters": list(names), "findings": content}))
+    write_atomic(path, json.dumps({"clusters": list(names), "findings": content}))
     return path
 
 

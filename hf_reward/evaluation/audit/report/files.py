@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_reward.data.plain_values import json_value
+from hf_reward.data.python_values import json_value
 from hf_reward.evaluation.audit.family import AuditReport
 from hf_reward.evaluation.audit.report.curves import curve_figure
 from hf_reward.evaluation.audit.report.evidence import write_evidence

@@ -7,8 +7,8 @@ import pytest
 from hf_reward.data.preference_row import PreferenceFormatError
 from hf_reward.data.preferences import to_preference_row
 from hf_reward.data.ratings import to_pairs
+from hf_reward.data.repeated_prompts import read_sides, text_after_prompt
 from hf_reward.data.score_request import read_request, requests_of_row
-from hf_reward.data.whole_conversations import read_sides, text_after_prompt
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def test_a_side_that_quotes_the_prompt_is_left_as_it_is():
 def test_one_text_alone_that_begins_with_its_prompt_is_marked_unless_it_is_known_to_be_a_response():
     asked = ("What is 2 + 2?", "What is 2 + 2? 4.")
     assert read_request(*asked).repeats_prompt
-    assert not read_request(*asked, is_apart=True).repeats_prompt
+    assert not read_request(*asked, response_only=True).repeats_prompt
     assert not read_request(asked[0], [assistant(asked[1])]).repeats_prompt  # a turn of the assistant quotes it
     assert requests_of_row({"prompt": asked[0], "responses": list(asked[1:])})[0].repeats_prompt
     assert read_sides(*(asked[0], [asked[1]], ["response"])).responses == [asked[1]]

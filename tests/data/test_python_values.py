@@ -12,9 +12,9 @@ import pytest
 from datasets import Dataset
 from training_runs import make_trainer
 
-from hf_reward.data.plain_values import plain, rows_of
 from hf_reward.data.preference_row import PreferenceFormatError
 from hf_reward.data.preferences import to_preference_row
+from hf_reward.data.python_values import rows_of, to_python
 from hf_reward.data.ratings import to_pairs
 from hf_reward.data.score_request import request_from_messages, requests_of_row
 from hf_reward.data.sources import Source, load_source
@@ -97,9 +97,15 @@ def test_nulls_in_the_json_of_tools_are_gone_as_those_of_arrow_are():
 
 def test_values_of_numpy_and_arrow_are_those_they_stand_for():
     given = {"a": np.array([{"b": np.float32(0.5), "c": None}], dtype=object), "d": (b"\xc3\xa9", Decimal("2.5"))}
-    assert plain(given) == {"a": [{"b": 0.5}], "d": ["\u00e9", 2.5]}
-    assert [plain(value) for value in (Decimal("2.0"), np.int64(3), b"\xff", True, None)] == [2, 3, b"\xff", True, None]
-    assert type(plain(Decimal("2.0"))) is int
+    assert to_python(given) == {"a": [{"b": 0.5}], "d": ["\u00e9", 2.5]}
+    assert [to_python(value) for value in (Decimal("2.0"), np.int64(3), b"\xff", True, None)] == [
+        2,
+        3,
+        b"\xff",
+        True,
+        None,
+    ]
+    assert type(to_python(Decimal("2.0"))) is int
 
 
 FRAME = {

@@ -18,7 +18,7 @@ _AS_THEY_ARE = {"chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_inpu
 """Long lists of numbers."""
 
 
-def plain_columns(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def columns_to_python(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Make the named columns of a row plain.
 
     Args:
@@ -35,7 +35,7 @@ def plain_columns(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any
     result = {}
     for name, value in row.items():
         try:
-            result[name] = plain(value) if name in read else value
+            result[name] = to_python(value) if name in read else value
         except RecursionError:
             raise PreferenceFormatError(
                 f"`{name}` is nested too deeply. Correct or drop the row.", field=name
@@ -75,7 +75,7 @@ def require_unique_columns(frame: pd.DataFrame) -> None:
         raise ValueError(f"The data frame has two columns with the same name: {twice[0]}. Rename one.")
 
 
-def plain(value: Any) -> Any:
+def to_python(value: Any) -> Any:
     """See a value as the Python value that it stands for.
 
     Args:
@@ -86,11 +86,11 @@ def plain(value: Any) -> Any:
         mappings as dicts without the fields that are null, at any depth; anything else as it is.
     """
     if isinstance(value, Mapping):
-        return {name: plain(part) for name, part in value.items() if part is not None}
+        return {name: to_python(part) for name, part in value.items() if part is not None}
     if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
+        return [to_python(part) for part in value]
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return to_python(value.tolist())
     return _plain_scalar(value)
 
 

@@ -87,7 +87,7 @@ class FileLines:
         return np.fromiter(map(_content_hash, contents), np.uint64)
 
 
-class RowPlaces:
+class RowLocations:
     """Where the rows of a dataset stand: by their number, or by their content where `datasets` lost the number.
 
     That is so for a contiguous part of a file's rows and for streams.
@@ -137,7 +137,7 @@ class RowPlaces:
 
 
 @contextmanager
-def naming_lines(rows: Any) -> Iterator[None]:
+def with_row_locations(rows: Any) -> Iterator[None]:
     """Within this, an error of a row says where the row stands in its file.
 
     Args:
@@ -154,7 +154,7 @@ def naming_lines(rows: Any) -> Iterator[None]:
     except PreferenceFormatError as error:
         if error.row_index is None or error.place is not None:
             raise
-        place = RowPlaces(rows).where(error.row_index)
+        place = RowLocations(rows).where(error.row_index)
         raise PreferenceFormatError(error.message, error.row_index, error.field, place) from None
 
 

@@ -10,10 +10,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from hf_reward.data.score_request import ScoreRequest, request_from_text
-from hf_reward.preprocessing import text_bounds
+from hf_reward.preprocessing import text_limits
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
-from hf_reward.preprocessing.text_bounds import TextBounds, without_middle
 from hf_reward.preprocessing.text_encoding import cuts_keep_ids
+from hf_reward.preprocessing.text_limits import TextLimits, without_middle
 from hf_reward.preprocessing.tokenization import FormatRule, _first_that_fits
 
 MAX_LENGTH = 24
@@ -83,7 +83,7 @@ _TEXTS = st.lists(st.one_of(_PIECES, _SENTENCES, _SENTENCES), min_size=1, max_si
 
 def _whole(encoder: ResponseEncoder, request: ScoreRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     with monkeypatch.context() as patch:
-        patch.setattr(TextBounds, "is_long", lambda self, request: False)
+        patch.setattr(TextLimits, "is_long", lambda self, request: False)
         (found,) = encoder.encode([request], allow_empty=True)
     return found
 
@@ -168,7 +168,7 @@ def test_thousands_of_turns_are_not_tried_one_after_the_other():
 @pytest.mark.parametrize("form", FORMS)
 def test_what_cannot_be_cut_is_refused_by_its_characters(form):
     encoder = ENCODERS["byte-level BPE", form]
-    limit = TextBounds(tokenizer=encoder.tokenizer, rule=encoder.rule).characters
+    limit = TextLimits(tokenizer=encoder.tokenizer, rule=encoder.rule).characters
     assert limit == (encoder.rule.max_length or 0) * 16  # no token of so small a vocabulary has more characters
     requests = [
         ScoreRequest(prompt="a", response="b" * (limit + 1)),
@@ -189,7 +189,7 @@ def test_a_prompt_that_cannot_be_shortened_with_certainty_is_tokenised_whole_or_
     encoder = ENCODERS["byte-level BPE", "text"]
     prompt = "x" * 3000  # one word
     _require_equal(encoder, ScoreRequest(prompt=prompt, response="b"), monkeypatch)
-    monkeypatch.setattr(text_bounds, "_WHOLE", 2000)
+    monkeypatch.setattr(text_limits, "_WHOLE", 2000)
     (found,) = encoder.encode([ScoreRequest(prompt=prompt, response="b")])
     assert found.is_too_large
     assert "the prompt has 3,000 characters, and no more than 2,000" in found.problem
@@ -212,5 +212,5 @@ def test_the_middle_of_a_text_lies_between_two_cuts(monkeypatch):
     assert without_middle(text, 8) == "One six seven."
     assert without_middle(text, 100) == text
     assert without_middle("x" * 100, 8) == "x" * 100
-    monkeypatch.setattr(text_bounds, "_WINDOW", 3)
+    monkeypatch.setattr(text_limits, "_WINDOW", 3)
     assert without_middle(text, 8) == "One six seven."

@@ -83,12 +83,12 @@ def without_middle(text: str, keep: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextBounds:
+class TextLimits:
     """How long the texts of one model may be before they are tokenised."""
 
     tokenizer: PreTrainedTokenizerBase
     rule: FormatRule
-    most_tokens: int = UNLIMITED_TOKENS
+    max_tokens: int = UNLIMITED_TOKENS
     """In place of `max_length` where the rule has none."""
 
     @cached_property
@@ -98,7 +98,7 @@ class TextBounds:
         Only a tokenizer that drops characters, or makes one token of any number of them, could fit more.
         """
         longest = max(map(len, self.tokenizer.get_vocab()), default=0)
-        return (self.rule.max_length or self.most_tokens) * max(longest, CHARACTERS_PER_TOKEN)
+        return (self.rule.max_length or self.max_tokens) * max(longest, CHARACTERS_PER_TOKEN)
 
     @property
     def whole(self) -> int:

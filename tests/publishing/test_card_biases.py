@@ -1,4 +1,4 @@
-"""Audit and lengths become sentences and a picture that claim no more than was measured."""
+"""Sentences and picture of the biases state only measured results."""
 
 import os
 import struct
@@ -11,21 +11,21 @@ from card_records import EVALUATION, PROBES, add_results, full_record, probe, re
 from hf_reward.publishing.card.biases import PICTURE_FILE
 
 
-def test_without_audit_the_two_lengths_speak(tmp_path):
+def test_without_an_audit_the_card_compares_accuracy_by_length(tmp_path):
     text = render(tmp_path / "m", full_record())
     assert (
-        "right in 70.0% of the 103 pairs where the preferred response is longer, and in 61.0% of the 104 pairs" in text
+        "accuracy 70.0% on the 103 pairs where the preferred response is longer, 61.0% on the 104 pairs where" in text
     )
-    assert "9.0 points apart: a sign of a taste for longer responses." in text
+    assert "The difference of 9.0 points suggests a bias toward longer responses." in text
     few = {**EVALUATION, "num_preferred_shorter": 19}
-    assert "too few pairs to tell" in render(tmp_path / "m", full_record(evaluation=few))
+    assert "Too few pairs to assess a length bias." in render(tmp_path / "m", full_record(evaluation=few))
     gone = {**EVALUATION, "accuracy_preferred_shorter": None, "num_preferred_shorter": 0}
     assert "Length: not measured." in render(tmp_path / "m", full_record(evaluation=gone))
 
 
-def test_an_audit_without_bias_says_so_and_keeps_what_is_open(tmp_path):
+def test_an_audit_without_bias_lists_inconclusive_probes(tmp_path):
     text = render(add_results(tmp_path / "m", PROBES[1:3], []), full_record())
-    assert "- No probe of the audit showed a bias that matters.\n- Inconclusive: wrong hint" in text
+    assert "- The audit found no bias that matters.\n- Inconclusive: wrong hint" in text
 
 
 def test_the_picture_stays_small_and_readable(tmp_path):
@@ -38,7 +38,7 @@ def test_the_picture_stays_small_and_readable(tmp_path):
     width, height = struct.unpack(">II", content[16:24])
     assert width == 700
     assert height > 36 * 30
-    render(add_results(tmp_path / "m", [PROBES[-1]]), full_record())  # screens only
+    render(add_results(tmp_path / "m", [PROBES[-1]]), full_record())  # observational checks only
     assert not (tmp_path / "m" / PICTURE_FILE).exists()
 
 

@@ -1,4 +1,4 @@
-"""The card names the data that a model was measured on, and says that nothing is known of others."""
+"""The card names the training and evaluation data, and states that accuracy on other data is unknown."""
 
 from pathlib import Path
 
@@ -35,13 +35,13 @@ def with_data(**changes):
 
 def test_the_card_names_training_and_evaluation_data(tmp_path):
     text = card(tmp_path, with_data())
-    glance, limits = text.split("## How to call it")[0], text.split("## Limits")[1]
-    assert f"Evaluated on held-out pairs of debates and more alone. {UNKNOWN}" in glance
+    glance, limits = text.split("## Results on held-out pairs")[0], text.split("## Limits")[1]
+    assert f"Evaluated only on held-out pairs of debates and more. {UNKNOWN}" in glance
     assert "Trained on debates." in limits
     assert UNKNOWN in limits
 
 
-def test_results_on_a_second_domain_stay_beside_the_first(tmp_path):
+def test_results_on_a_second_domain_are_added_to_the_first(tmp_path):
     record_for_card(tmp_path, [result("debates", 0.82)])
     record_for_card(tmp_path, [result("questions", 0.49)])
     record_for_card(tmp_path, [result("debates", 0.8)])  # again: replaces the first
@@ -53,11 +53,11 @@ def test_results_on_a_second_domain_stay_beside_the_first(tmp_path):
     assert "dataset" in text.split("---")[1]
 
 
-def test_a_model_that_was_not_evaluated_says_so(tmp_path):
+def test_the_card_of_an_unevaluated_model_says_so(tmp_path):
     assert f"It was not evaluated on any data. {UNKNOWN}" in card(tmp_path, make_record())
 
 
-def test_the_card_says_how_long_the_training_texts_are(tmp_path):
+def test_the_card_states_the_lengths_of_the_training_texts(tmp_path):
     rows = [{"prompt": "a b", "chosen": "a b c", "rejected": "d e f"} for _ in range(4)]
     text = card(tmp_path, make_record(training_texts=summarize_training_data(rows, seed=0)))
     assert "90% of the training texts are prompts of 2 to 2 words and responses of 3 to 3 words." in text

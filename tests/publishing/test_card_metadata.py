@@ -1,4 +1,4 @@
-"""The Hub reads front matter and `.eval_results` back, nothing local is in them, and mistakes are refused by name."""
+"""The Hub parses front matter and `.eval_results`; they contain no local paths, and errors name the field."""
 
 import math
 
@@ -12,7 +12,7 @@ from hf_reward.publishing.card.biases import PICTURE_FILE
 from hf_reward.publishing.card.render import write_model_card
 
 
-def test_the_hub_reads_the_results_back(tmp_path):
+def test_the_hub_parses_the_results(tmp_path):
     folder = add_results(tmp_path / "m")
     text = render(folder, full_record(), model_id="org/demo")
     metadata = front_matter(text)
@@ -37,11 +37,11 @@ def test_entries_are_written_where_a_hub_dataset_is_known(tmp_path):
     files = sorted((folder / ".eval_results").iterdir())
     entries = [parse_eval_result_entries(yaml.safe_load(file.read_text()))[0] for file in files]
     assert [(each.dataset_id, each.task_id, each.value) for each in entries] == [
-        ("allenai/reward-bench", "default", 0.812),  # the partial RM-Bench does not compare, and is left out
+        ("allenai/reward-bench", "default", 0.812),  # the partial RM-Bench is not comparable and left out
         ("org/set", "default", 0.652),
     ]
     assert entries[0].notes == "RewardBench; 95% interval 0.7970 to 0.8270; 2985 pairs; 3 ties"
-    assert "95% interval 0.5900 to 0.7140; 209 pairs; 200 prompts; length rule 0.4930" in str(entries[1].notes)
+    assert "95% interval 0.5900 to 0.7140; 209 pairs; 200 prompts; length baseline 0.4930" in str(entries[1].notes)
     (folder / ".eval_results" / "mine.yaml").write_text("[]")
     record = full_record()
     record.card["dataset"] = ["org/set", "org/other"]
@@ -77,7 +77,7 @@ def test_the_base_model_can_be_named(tmp_path):
         ("widget", {"x": math.nan}), ("widget", object()), ("widget", "\x00"), ("model-index", []), ("a: b", "x"),
     ],
 )  # fmt: skip
-def test_what_cannot_stand_in_a_card_is_refused_by_name(field, value, tmp_path):
+def test_invalid_metadata_is_refused_with_the_name_of_the_field(field, value, tmp_path):
     record = full_record()
     record.card[field] = value
     with pytest.raises(ValueError, match=rf"`{field}` of the model card must be .*, but is"):

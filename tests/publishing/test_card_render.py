@@ -1,4 +1,4 @@
-"""The card says what the record holds, in words that break nothing, and knows itself again."""
+"""The card contains the numbers of the record in well-formed Markdown, and edits of it are detected."""
 
 import math
 import re
@@ -26,23 +26,23 @@ from hf_reward.publishing.card.render import is_generated, write_model_card
 from hf_reward.publishing.compatibility import Verdict
 
 
-def test_a_full_card_says_the_numbers_of_its_record(tmp_path):
+def test_a_full_card_contains_the_numbers_of_the_record(tmp_path):
     text = render(
         add_results(tmp_path / "m"), full_record(), model_id="org/demo", compatibility=[Verdict("vLLM", "yes", "a|b")]
     )
-    for said in (
+    for expected in (
         "| **this model** (a tie is wrong) | 65.2% | 59.0% to 71.4% | 209 pairs, 200 prompts |",
         "| this model, ties count half | 65.5% | - | 209 pairs |",
-        "| rule: prefer the longer response (tokens) | 49.3% | - | 209 pairs |",
+        "| length baseline: prefer the longer response (tokens) | 49.3% | - | 209 pairs |",
         "| baseline: TF-IDF Bradley-Terry | 44.3% | 37.5% to 51.0% | 209 pairs |",
         "| this model where the preferred response is shorter | 61.0% | - | 104 pairs |",
         "| hh | 70.0% | 60.0% to 80.0% | - | 100 pairs |",
-        "- 0.5% of pairs get equal rewards.",
-        "- Log loss 0.611 nats a pair",
+        "- 0.5% of the pairs get equal rewards.",
+        "- Log loss 0.611 nats per pair",
         "- Brier score 0.211",
-        "mean 0.123, standard deviation 1.500, from -4.200 to 3.900.",
+        "mean 0.123, standard deviation 1.500, range -4.200 to 3.900.",
         "`(reward - 0.1234) / 1.5`",
-        "log loss 0.611 against ln 2 = 0.693, so the probabilities say more than a coin.",
+        "log loss 0.611 (chance: ln 2 = 0.693). The probabilities are informative.",
         "Temperature: not fitted.",
         "| RewardBench | 81.2% | 79.7% to 82.7% | 2,985 pairs | 3 | length 58.7% |",
         "| RM-Bench (partial) | 60.0% | - | 900 pairs | - | - |",
@@ -54,8 +54,9 @@ def test_a_full_card_says_the_numbers_of_its_record(tmp_path):
         "Observational checks, without a verdict: length correlation (+0.31 correlation).",
         "Five probes.",
         f"]({PICTURE_FILE})",
-        "train: 510 of 520 rows kept, 500 prompts; dropped: 8 tied, 2 too long; prompts cut to fit: 3; tokens of the "
-        "longest sequence: median 80, max 512; the longer response is preferred in 55.3% of 510 pairs; from org/set.",
+        "train: 510 of 520 rows kept, 500 prompts; dropped: 8 tied, 2 too long; truncated prompts: 3; tokens in the "
+        "longest sequence of a row: median 80, max 512; the longer response is preferred in 55.3% of 510 pairs; "
+        "sources: org/set.",
         "Loss: Bradley-Terry (label_smoothing 0.1).",
         "- 120 optimizer steps.",
         "learning_rate: 0.0001",
@@ -66,34 +67,34 @@ def test_a_full_card_says_the_numbers_of_its_record(tmp_path):
         "| vLLM | yes | a\\|b |",
         "up to 1,024 tokens",
         "apache-2.0.",
-        "Versions: torch 2.13.",
+        "## Versions\n\ntorch 2.13.",
     ):
-        assert said in text, said
+        assert expected in text, expected
     assert "/home/me" not in text
     assert "hf_abc" not in text
-    glance = text.split("# Demo")[1].split("## How to call it")[0]
+    glance = text.split("# Demo")[1].split("## Results on held-out pairs")[0]
     assert "65.2% (95% interval 59.0% to 71.4%" in glance
     assert "longer response scores 49.3%" in glance
     assert "padding with filler" in glance
 
 
-def test_a_bare_card_says_what_is_missing(tmp_path):
+def test_a_bare_card_states_missing_results(tmp_path):
     text = render(tmp_path / "bare", make_record())
     assert "# bare" in text
-    for said in (
+    for expected in (
         "Not evaluated.",
         "## Results on held-out pairs\n\nNot run.",
         "## Benchmarks\n\nNot run.",
         "- Length: not measured.\n- Bias audit: not run",
-        "Mean and spread of rewards: not measured.",
+        "Mean and standard deviation of the rewards: not measured.",
         "## Training\n\nNot recorded.",
         "The command was not recorded.",
-        "Versions: not recorded.",
-        "Not stated: ask its authors",
+        "## Versions\n\nNot recorded.",
+        "Not stated. Ask the authors",
         "a base model that was not recorded",
-        "`bare` stands for the folder or the Hub id",
+        "Replace `bare` with the folder or the Hub id",
     ):
-        assert said in text, said
+        assert expected in text, expected
     metadata = front_matter(text)
     assert not {"model-index", "base_model", "datasets", "license", "base_model_relation"} & set(metadata)
     assert metadata["tags"] == ["reward-model", "hf_reward", "rlhf", "preference-model"]
@@ -127,51 +128,51 @@ def test_intervals_are_explained_where_there_are_any(tmp_path):
         {"accuracy": math.nan},
     ],
 )
-def test_missing_numbers_leave_no_hole(evaluation, tmp_path):
+def test_missing_numbers_leave_no_gaps(evaluation, tmp_path):
     text = render(tmp_path / "m", full_record(evaluation=evaluation))
     if evaluation.get("num_pairs") == 1:
         assert "no interval from one prompt, 1 pairs" in text
         assert "| 65.2% | - | 1 pair, 1 prompt |" in text
 
 
-def test_a_metric_of_the_user_is_no_source(tmp_path):
+def test_a_user_defined_metric_is_not_a_source(tmp_path):
     assert "| balanced |" not in render(
         tmp_path / "m", full_record(evaluation={**EVALUATION, "balanced_accuracy": 0.5})
     )
 
 
 @pytest.mark.parametrize("field", ["calibration", "reward_statistics"])
-def test_useless_probabilities_and_a_fitted_temperature_are_said(tmp_path, field):
+def test_uninformative_probabilities_and_a_fitted_temperature_are_stated(tmp_path, field):
     record = full_record(evaluation={**EVALUATION, "log_loss": 0.8}, **{field: {"temperature": 1.7}})
     text = render(tmp_path / "m", record)
-    assert "no better than a coin's: use rewards to rank only" in text
-    assert "Temperature: 1.7, fitted" in text
+    assert "not better than chance. Use the rewards only to rank responses." in text
+    assert "Temperature: 1.7 (fitted)" in text
     assert "`sigmoid((reward_a - reward_b) / 1.7)`" in text
 
 
-def test_a_stored_length_correction_is_said_not_to_be_in_these_numbers(tmp_path):
-    words = "Length correction: stored, fitted on 40 responses"
+def test_the_card_states_that_its_numbers_do_not_include_a_stored_length_correction(tmp_path):
+    words = "Length correction: fitted on 40 responses and stored."
     assert words not in render(tmp_path / "m", full_record())
     text = render(tmp_path / "m", full_record(length_correction=CURVE.to_dict()))
     assert words in text
-    assert "these numbers are without it" in text
+    assert "The numbers in this card do not include it" in text
 
 
-def test_a_card_written_aside_has_the_name_of_its_place(tmp_path):
-    text = render(tmp_path / ".aside-1", make_record(), title="final")
+def test_a_card_in_a_temporary_folder_has_the_final_name(tmp_path):
+    text = render(tmp_path / ".temporary-1", make_record(), title="final")
     assert "# final\n" in text
     assert '.from_pretrained("final")' in text
-    assert "aside" not in text
+    assert "temporary" not in text
 
 
-def test_an_id_that_is_none_and_damaged_files_are_refused(tmp_path):
+def test_invalid_ids_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`model_id` must be a Hub id"):
         write_model_card(tmp_path, make_record(), model_id="../x")
     (tmp_path / AUDIT_FILE).write_text("{")
     with pytest.raises(ValueError, match=f"{AUDIT_FILE} is not JSON"):
         write_model_card(tmp_path, make_record())
     (tmp_path / AUDIT_FILE).write_text("[]")
-    with pytest.raises(ValueError, match="must hold a JSON object"):
+    with pytest.raises(ValueError, match="must contain a JSON object"):
         write_model_card(tmp_path, make_record())
     (tmp_path / AUDIT_FILE).write_text('{"probes": [3]}')
     with pytest.raises(ValueError, match="must list objects"):
@@ -181,7 +182,7 @@ def test_an_id_that_is_none_and_damaged_files_are_refused(tmp_path):
 EDITS = {
     "a word": ("# Demo", "# My demo"),
     "front matter": ("license: apache-2.0", "license: mit"),
-    "a space": ("Versions: ", "Versions:  "),
+    "a space": ("Pad batches on the right.", "Pad batches on the right. "),
     "the mark": (" -->\n", "-->\n"),
     "no mark": ("\n<!-- written by", "\n<!-- was written by"),
     "text below": (" -->\n", " -->\nMine.\n"),
@@ -192,7 +193,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_card_that_was_edited_is_known(edit, tmp_path):
+def test_an_edit_of_the_card_is_detected(edit, tmp_path):
     path = write_model_card(tmp_path, full_record())
     assert is_generated(path)
     text, (before, after) = path.read_text(encoding="utf-8"), EDITS[edit]
@@ -201,7 +202,7 @@ def test_a_card_that_was_edited_is_known(edit, tmp_path):
     assert not is_generated(path)
 
 
-def test_a_mark_that_was_copied_into_another_text_proves_nothing(tmp_path):
+def test_a_mark_copied_into_another_text_is_not_accepted(tmp_path):
     path = write_model_card(tmp_path, full_record())
     content = path.read_bytes()
     path.write_bytes(content + content)
@@ -212,7 +213,7 @@ def test_a_mark_that_was_copied_into_another_text_proves_nothing(tmp_path):
     assert not is_generated(path)
 
 
-def test_line_endings_are_no_edit(tmp_path):
+def test_changed_line_endings_are_not_an_edit(tmp_path):
     path = write_model_card(tmp_path, full_record())
     content = path.read_bytes()
     assert b"\r" not in content
@@ -222,7 +223,7 @@ def test_line_endings_are_no_edit(tmp_path):
     assert not is_generated(path)
 
 
-def test_two_renders_are_equal(tmp_path):
+def test_two_renders_are_identical(tmp_path):
     written = []
     for name in ("one", "two"):
         folder = add_results(tmp_path / name / "m") if (tmp_path / name).mkdir() is None else tmp_path
@@ -237,7 +238,7 @@ def test_two_renders_are_equal(tmp_path):
 HOSTILE = "a | b\n---\ntags: [x]\n# Title ``` {{ title }} {% raw %} <script> [x](y) \\ ' \" : & $1$ \u2028 \u202e é 🙂"
 
 
-def test_hostile_text_breaks_nothing(tmp_path):
+def test_hostile_text_is_escaped(tmp_path):
     summary = {**SUMMARY, "dropped": {HOSTILE: 2}, "token_quantiles": {HOSTILE: 3}}
     record = full_record(
         baselines=[{"name": HOSTILE, "accuracy": 0.5}],
@@ -276,7 +277,7 @@ metric = st.sampled_from([*EVALUATION, "x_accuracy", "_accuracy"])
     texts=st.lists(st.text(max_size=12), min_size=4, max_size=4),
     compatibility=st.lists(st.builds(Verdict, *[st.text("ab|-\n", max_size=5)] * 3), max_size=2),
 )
-def test_odd_records_make_well_formed_cards(evaluation, statistics, texts, compatibility, tmp_path_factory):
+def test_unusual_records_make_well_formed_cards(evaluation, statistics, texts, compatibility, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "odd"
     record = full_record(
         evaluation=evaluation,

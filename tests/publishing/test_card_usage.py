@@ -1,4 +1,4 @@
-"""The snippets run, and give the reward of hf_reward's own model."""
+"""The snippets of the card run and give the reward of hf_reward's own model."""
 
 import inspect
 import json
@@ -90,6 +90,27 @@ def test_the_snippets_give_the_same_reward(arch, make_model_folder, monkeypatch)
     assert ("/score" in text) == (arch == "bert")
 
 
+SECTIONS = [
+    *(
+        "Results at a glance",
+        "Results on held-out pairs",
+        "Benchmarks",
+        "Reward scale and calibration",
+        "Biases",
+        "Limits",
+    ),
+    *("Usage", "Training", "Compatibility", "Licence", "Versions"),
+]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_saved_card_has_results_before_compatibility(lora, make_model_folder):
+    folder, _ = saved_model(make_model_folder, "llama", lora=lora)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == SECTIONS
+    assert "number.\n\n## Results at a glance\n\n- **Evaluation:** Not evaluated." in text  # one sentence before it
+
+
 def test_snippets_without_a_chat_template_end_with_the_end_token(make_model_folder, text_tokenizer, monkeypatch):
     folder, record = saved_model(make_model_folder, "llama", text_tokenizer)
     record.format["separator"] = "\n\n"
@@ -131,7 +152,7 @@ def test_an_adapter_with_a_new_pad_token_loads_as_its_card_says(
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
         AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=tokenizer.pad_token_id)
     assert verify_checkpoint(folder).equal
-    # What verification runs is what the card shows: a fault in it is a fault of the folder.
+    # What verification runs is what the card shows: an error in it is an error of the folder.
     monkeypatch.setattr(stock_scoring, "load_adapter", lambda folder, base, **options: 1 / 0)
     with pytest.raises(ValueError, match="division by zero"):
         verify_checkpoint(folder)
@@ -170,26 +191,26 @@ def test_a_backbone_without_a_stock_class_is_loaded_through_hf_reward(make_model
         ("last_token", [], {"eos_token": "x", "add_eos_token": True}, "text = prompt + response\n"),
     ],
 )
-def test_how_a_text_is_given_is_found_out(reads, probes, tokens, line, tmp_path):
+def test_the_snippet_matches_the_text_format(reads, probes, tokens, line, tmp_path):
     if tokens is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokens))
     text = render(tmp_path, make_record(reads=reads, template_hash=None, probes={"conversations": probes}))
     assert line in text
-    assert ("checks that a copy still gives" in text) == bool(probes)
+    assert ("checks that a copy of this model gives" in text) == bool(probes)
     assert "GRPOTrainer" not in text
 
 
 @pytest.mark.parametrize(
-    ("architecture", "said"),
+    ("architecture", "note"),
     [
-        ("Qwen3ForSequenceClassification", "for this architecture differences between rewards are right"),
-        ("LlamaForSequenceClassification", "rewards come back raw."),
+        ("Qwen3ForSequenceClassification", "for this architecture, reward differences are correct"),
+        ("LlamaForSequenceClassification", "it returns raw rewards."),
         ("MistralForSequenceClassification", "SGLang 0.5.23 has no reward head for this architecture."),
     ],
 )
-def test_sglang_is_told_by_architecture(architecture, said, tmp_path):
+def test_the_sglang_note_depends_on_the_architecture(architecture, note, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
-    assert said in render(tmp_path, make_record())
+    assert note in render(tmp_path, make_record())
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""What a model card says, a part of it in each file; `model_card` asks them and fills the template."""
+"""The model card: each module computes one part, and `render` fills the template."""

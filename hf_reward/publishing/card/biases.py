@@ -1,4 +1,4 @@
-"""Audit, or the two lengths without one -> what the model is biased to: sentences, a table and a picture."""
+"""Audit results (or accuracy by length, without an audit) -> sentences, a table and a picture of the biases."""
 
 from typing import Any
 
@@ -9,35 +9,35 @@ from hf_reward.publishing.card.values import cells, counted, interval, number, s
 
 PICTURE_FILE = "audit_effects.png"
 MOST_NAMED = 8
-"""Effects of one verdict that a sentence names; the table has all of them."""
+"""Most effects that a sentence lists for one verdict; the table contains all of them."""
 MOST_DRAWN = 30
-"""Effects in the picture: those that are biased first."""
+"""Most effects in the picture; biased ones come first."""
 FEW_PAIRS = 20
-"""Below so many pairs an accuracy is not compared with another."""
+"""Accuracies on fewer pairs are not compared."""
 _VERDICTS = {
     "biased": "Biased",
     "inconclusive": "Inconclusive",
-    "equivalent": "Equivalent",
+    "equivalent": "Equivalent (too small to matter)",
     "not_assessed": "Not assessed",
 }
 
 
 def bias_sentences(facts: CardFacts) -> list[str]:
-    """What the model is biased to, the worst first."""
+    """Return one sentence per verdict, biased probes first."""
     settled = [each for each in facts.probes if not each.get("screen_only")]
     sentences = []
     for verdict, words in _VERDICTS.items():
         found = [_effect(each) for each in settled if _verdict(each) == verdict]
         if found:
             sentences.append(f"{words}: {_named(found)}.")
-    screens = [_effect(each) for each in facts.probes if each.get("screen_only")]
-    if screens:
-        sentences.append(f"Observational checks, without a verdict: {_named(screens)}.")
+    observed = [_effect(each) for each in facts.probes if each.get("screen_only")]
+    if observed:
+        sentences.append(f"Observational checks, without a verdict: {_named(observed)}.")
     if settled and not any(_verdict(each) == "biased" for each in settled):
-        sentences.insert(0, "No probe of the audit showed a bias that matters.")
+        sentences.insert(0, "The audit found no bias that matters.")
     if sentences:
         return sentences
-    rest = "Bias audit: not run, so tastes for flattery, formatting, confidence or style are not measured."
+    rest = "Bias audit: not run. Biases toward flattery, formatting, confidence or style are unknown."
     return [_length_sentence(facts.values), rest]
 
 
@@ -68,46 +68,56 @@ def _length_sentence(values: dict[str, float]) -> str:
         return "Length: not measured."
     (longer, many), (shorter, few) = [(accuracy or 0.0, count or 0.0) for accuracy, count in sides]
     text = (
-        f"Length: right in {longer:.1%} of the {counted(many, 'pair')} where the preferred response is longer, and in "
+        f"Length: accuracy {longer:.1%} on the {counted(many, 'pair')} where the preferred response is longer, "
+        f"{shorter:.1%} on the {counted(few, 'pair')} where it is shorter."
     )
-    text += f"{shorter:.1%} of the {counted(few, 'pair')} where it is shorter"
     if min(many, few) < FEW_PAIRS:
-        return f"{text}; too few pairs to tell a taste for length."
+        return f"{text} Too few pairs to assess a length bias."
     gap = 100 * (longer - shorter)
-    taste = "longer" if gap > 0 else "shorter"
-    return f"{text}, {abs(gap):.1f} points apart" + (f": a sign of a taste for {taste} responses." if gap else ".")
+    if not gap:
+        return text
+    favoured = "longer" if gap > 0 else "shorter"
+    return f"{text} The difference of {abs(gap):.1f} points suggests a bias toward {favoured} responses."
 
 
 def audit_rows(facts: CardFacts) -> list[list[str]]:
-    """Probe, family, effect, interval, harmless band, size, q and verdict; of a long audit without its screens."""
+    """Return the rows of the audit table.
+
+    Args:
+        facts: Inputs of the card.
+
+    Returns:
+        Probe, family, effect, interval, equivalence margin, sample, q value and verdict of each probe. Long audits
+        leave out the observational checks.
+    """
     shown = facts.probes
-    if len(shown) > MOST_DRAWN:  # the screens of a whole audit would bury its verdicts
+    if len(shown) > MOST_DRAWN:  # in a full audit, the verdicts would be hard to find between the checks
         shown = [each for each in shown if not each.get("screen_only")]
     rows = []
     for each in shown:
-        screen = " (screen only)" if each.get("screen_only") else ""
+        suffix = " (observational)" if each.get("screen_only") else ""
         delta, q_value = number(each.get("delta")), number(each.get("q_value"))
         counts = (counted(each.get("n"), "case"), counted(each.get("clusters"), "prompt"))
         rows.append(
             cells(
-                escaped(_label(each)) + screen,
+                escaped(_label(each)) + suffix,
                 escaped(each.get("family") or ""),
                 " ".join(part for part in (signed(each.get("estimate")), escaped(each.get("unit") or "")) if part),
                 interval(each.get("ci_low"), each.get("ci_high"), signed),
                 None if delta is None else f"±{delta:.3g}",
                 ", ".join(count for count in counts if count),
                 None if q_value is None else f"{q_value:.2g}",
-                _VERDICTS[_verdict(each)].lower(),
+                _verdict(each).replace("_", " "),
             )
         )
     return rows
 
 
 def draw_audit(facts: CardFacts) -> bool:
-    """Draw the audit's picture into the folder, or remove an old one; screens are left out, since they settle nothing.
+    """Draw the audit's picture into the folder, or remove an old one. Observational checks have no verdict to draw.
 
     Args:
-        facts: What the card is made of.
+        facts: Inputs of the card.
 
     Returns:
         Whether there is a picture.

@@ -1,4 +1,4 @@
-"""Record and benchmarks -> the data on which the model was trained and measured, and that others are not known."""
+"""Record and benchmarks -> sentences about the training and evaluation data."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,44 +7,43 @@ from hf_reward.publishing.card.facts import CardFacts
 from hf_reward.publishing.card.text import escaped
 from hf_reward.publishing.card.values import as_list, number
 
-UNKNOWN = "How well it does on other kinds of prompts and responses is not known."
+UNKNOWN = "Its accuracy on other kinds of prompts and responses is unknown."
 
 
 def domain_lines(facts: CardFacts) -> list[str]:
-    """Training and evaluation data by name, and what follows for texts of other kinds, a sentence each."""
+    """Return sentences that name the training and evaluation data."""
     trained = _sources(facts, "train")
     lines = [f"Trained on {_listed(trained)}."] if trained else []
     lines.append(f"{evaluated_on(facts)} {UNKNOWN}")
     texts = facts.record.training_texts
     if texts:
         lines.append(
-            f"{_lengths(texts)}`hf-reward score --compare-training` says how far the texts of a table are from those "
-            "of training."
+            f"{_lengths(texts)}`hf-reward score --compare-training` measures how much the texts of a table differ from "
+            "them."
         )
     return lines
 
 
 def evaluated_on(facts: CardFacts) -> str:
-    """What the model was measured on, in a sentence."""
+    """Return a sentence that names the evaluation data."""
     parts = []
     if "accuracy" in facts.values:
         held_out = _sources(facts, "eval")
-        parts.append(f"held-out pairs of {_listed(held_out)}" if held_out else "held-out pairs that are not named")
+        parts.append(f"held-out pairs of {_listed(held_out)}" if held_out else "unnamed held-out pairs")
     parts += [benchmark_name(each) for each in facts.benchmarks if number(each.get("overall")) is not None]
     if not parts:
         return "It was not evaluated on any data."
-    only = " alone" if len(parts) == 1 else ""
-    return f"Evaluated on {_listed(parts)}{only}."
+    return f"Evaluated {'only ' if len(parts) == 1 else ''}on {_listed(parts)}."
 
 
 def benchmark_name(result: Mapping[str, Any]) -> str:
-    """Name of a benchmark, with that of the data where they are the user's own."""
+    """Return the name of a benchmark, with the name of the data if the user provided them."""
     name, data = escaped(result.get("benchmark") or "unnamed"), result.get("data_name")
     return f"{name} ({escaped(data)})" if data else name
 
 
 def _sources(facts: CardFacts, kind: str) -> list[str]:
-    """Names of the sources of the training data, or of all evaluation data."""
+    """Return the names of the sources of the training data, or of all evaluation data."""
     summaries = facts.record.training.get("data") or {}
     found = [summary for name, summary in summaries.items() if name == kind or str(name).startswith(f"{kind}_")]
     names = (source for summary in found for source in as_list(summary.get("sources")))
@@ -52,13 +51,13 @@ def _sources(facts: CardFacts, kind: str) -> list[str]:
 
 
 def _lengths(texts: Mapping[str, Any]) -> str:
-    said = []
+    parts = []
     for kind in ("prompt", "response"):
         words = (texts.get(kind) or {}).get("words") or {}
         low, high = number(words.get("p05")), number(words.get("p95"))
         if low is not None and high is not None:
-            said.append(f"{kind}s of {low:,.0f} to {high:,.0f} words")
-    return f"90% of the training texts are {' and '.join(said)}. " if said else ""
+            parts.append(f"{kind}s of {low:,.0f} to {high:,.0f} words")
+    return f"90% of the training texts are {' and '.join(parts)}. " if parts else ""
 
 
 def _listed(names: Iterable[str]) -> str:

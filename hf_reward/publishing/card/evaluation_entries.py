@@ -1,4 +1,4 @@
-"""Facts -> `.eval_results/*.yaml`, which the Hub shows beside the datasets that a model was evaluated on."""
+"""Inputs of the card -> `.eval_results/*.yaml`. The Hub shows these results on the pages of the datasets."""
 
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,23 @@ from hf_reward.publishing.card.text import hub_id, one_line
 from hf_reward.publishing.card.values import as_list, number, rounded_bounds, whole_number
 
 ENTRIES_FOLDER = ".eval_results"
-_OURS = "hf_reward--"
-"""Files of `.eval_results` that start so were written here, and are written anew."""
+_OWN_PREFIX = "hf_reward--"
+"""Prefix of the files in `.eval_results` that hf_reward writes and replaces."""
 ENTRIES = f"{ENTRIES_FOLDER}/*.yaml"
-OWN_ENTRIES = f"{ENTRIES_FOLDER}/{_OURS}*.yaml"
+OWN_ENTRIES = f"{ENTRIES_FOLDER}/{_OWN_PREFIX}*.yaml"
 
 
 def write_evaluation_entries(facts: CardFacts) -> list[Path]:
-    """Write `.eval_results/*.yaml` for results whose Hub dataset is known; what an earlier call wrote goes.
+    """Write `.eval_results/*.yaml` for results whose Hub dataset is known. Files of earlier calls are removed.
 
     Args:
-        facts: What the card is made of; partial benchmarks do not compare with others' and are left out.
+        facts: Inputs of the card. Partial benchmarks are left out, because they are not comparable.
 
     Returns:
         The files, one for each dataset.
     """
     place = facts.folder / ENTRIES_FOLDER
-    for old in place.glob(f"{_OURS}*.yaml"):
+    for old in place.glob(f"{_OWN_PREFIX}*.yaml"):
         old.unlink()
     entries: dict[str, list[EvalResultEntry]] = {}
     for entry in [*_held_out_entry(facts.record), *_benchmark_entries(facts.benchmarks)]:
@@ -37,7 +37,7 @@ def write_evaluation_entries(facts: CardFacts) -> list[Path]:
     files = []
     for dataset, found in entries.items():
         place.mkdir(exist_ok=True)
-        files.append(place / f"{_OURS}{dataset.replace('/', '--')}.yaml")
+        files.append(place / f"{_OWN_PREFIX}{dataset.replace('/', '--')}.yaml")
         content = yaml.safe_dump(eval_result_entries_to_yaml(found), sort_keys=False, allow_unicode=True, width=1000)
         files[-1].write_text(content, encoding="utf-8")
     return files
@@ -51,7 +51,7 @@ def _held_out_entry(record: CheckpointRecord) -> list[EvalResultEntry]:
     parts = _interval_notes([values.get("accuracy_ci_low"), values.get("accuracy_ci_high")], values.get("num_pairs"))
     prompts, length = whole_number(values.get("num_prompts")), number(values.get("length_baseline"))
     parts += [f"{prompts} prompts"] if prompts is not None else []
-    parts += [f"length rule {length:.4f}"] if length is not None else []
+    parts += [f"length baseline {length:.4f}"] if length is not None else []
     notes = "; ".join(["pairwise accuracy on held-out pairs, a tie is wrong", *parts])
     return [EvalResultEntry(dataset_id=datasets[0], task_id="default", value=round(accuracy, 4), notes=notes)]
 

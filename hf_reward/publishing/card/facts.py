@@ -1,4 +1,4 @@
-"""Everything that a card is made of: the record, the results beside it and what else the folder tells."""
+"""Inputs of a model card: the record and the result files of the model folder."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ BENCHMARKS_FILE = "benchmark_results.json"
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """Everything that a card is made of."""
+    """Inputs of a model card."""
 
     folder: Path
     record: CheckpointRecord
@@ -28,18 +28,18 @@ class CardFacts:
     """Programs, and whether each loads the model with the same reward."""
     title: str
     model_id: str
-    """What to load in the snippets."""
+    """Name that the snippets load."""
     has_id: bool
-    """Whether that is a Hub id, and not the folder's name in its place."""
+    """Whether `model_id` is a Hub id; otherwise it is the name of the folder."""
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the folder holds an adapter and no whole model."""
+        """Whether the folder contains an adapter and no complete model."""
         return (self.folder / "adapter_config.json").is_file() and not (self.folder / "config.json").is_file()
 
     @property
     def values(self) -> dict[str, float]:
-        """The metrics of the evaluation that are numbers."""
+        """The finite metrics of the evaluation."""
         found = {name: number(value) for name, value in self.record.evaluation.items()}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -50,24 +50,25 @@ class CardFacts:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """Content of a JSON file, empty without one.
+    """Read a JSON file.
 
     Args:
         path: The file.
-        kind: `dict` or `list`, which it must hold.
+        kind: Required type of the content, `dict` or `list`.
 
     Returns:
-        What it holds.
+        The content; empty if there is no file.
 
     Raises:
-        ValueError: If the file is damaged.
+        ValueError: If the file is not JSON or contains another type.
     """
     if not path.is_file():
         return kind()
+    remedy = "Run the command that wrote it again, or remove the file."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}). Run its command again, or remove it.") from error
+        raise ValueError(f"{path} is not JSON ({error}). {remedy}") from error
     if not isinstance(content, kind):
-        raise ValueError(f"{path} must hold a JSON {'list' if kind is list else 'object'}. Run its command again.")
+        raise ValueError(f"{path} must contain a JSON {'list' if kind is list else 'object'}. {remedy}")
     return content

@@ -1,4 +1,4 @@
-"""Audit effects -> the picture of the model card."""
+"""Audit effects -> the picture in the model card."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,12 +35,12 @@ _MARKS = {
     "inconclusive": _Mark("s", "#333333", "white", "inconclusive"),
     "not_assessed": _Mark("X", "#666666", "#666666", "not assessed"),
 }
-"""The mark of each verdict: told apart by shape alone too."""
+"""The mark of each verdict. Shapes differ, so the picture works without colour."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One row of the picture; what is None is not drawn."""
+    """One row of the picture. Fields that are None are not drawn."""
 
     label: str
     unit: str
@@ -50,16 +50,16 @@ class Effect:
     low: float | None
     high: float | None
     delta: float | None
-    """Half the width of the band of effects that are too small to matter."""
+    """Equivalence margin: effects within ±delta are too small to matter."""
 
 
 def draw_audit_effects(effects: Sequence[Effect], path: str | Path) -> None:
-    """Draw each effect with its interval beside the band of effects that do not matter.
+    """Draw each effect with its interval over the equivalence margin.
 
-    Effects in different units get panels of their own. The same effects give the same bytes.
+    Each unit has its own panel. The same effects give the same bytes.
 
     Args:
-        effects: One or more effects.
+        effects: At least one effect.
         path: The PNG to write.
     """
     panels = _by_unit(effects)
@@ -108,8 +108,8 @@ def _draw_effect(axes: Axes, place: float, effect: Effect) -> None:
     if effect.low is not None and effect.high is not None:
         axes.plot([effect.low, effect.high], [place, place], color=mark.line, linewidth=1.8, zorder=3)
     if effect.estimate is None:
-        said: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": mark.line, "zorder": 4}
-        axes.annotate("no estimate", (0, place), (6, 0), **said)
+        text_style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": mark.line, "zorder": 4}
+        axes.annotate("no estimate", (0, place), (6, 0), **text_style)
         return
     style = {"marker": mark.shape, "markersize": 7, "markeredgecolor": mark.line, "markerfacecolor": mark.fill}
     axes.plot([effect.estimate], [place], linestyle="none", zorder=4, **style)

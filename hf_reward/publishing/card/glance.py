@@ -1,4 +1,4 @@
-"""All parts -> the four lines at the top: what it scores, how well, with which bias, and what it was made of."""
+"""Inputs of the card -> the summary and the results at a glance."""
 
 import math
 
@@ -11,23 +11,31 @@ from hf_reward.publishing.card.usage import probability
 from hf_reward.publishing.card.values import interval, share
 
 
+def summary_sentence(facts: CardFacts) -> str:
+    """Return the first sentence of the card."""
+    scored = "a conversation" if facts.record.template_hash else "a response to a prompt"
+    return (
+        f"A reward model that scores {scored} with one number: of two responses to the same prompt, it prefers the one "
+        "with the higher number."
+    )
+
+
 def glance_lines(facts: CardFacts) -> list[tuple[str, str]]:
-    """Label and text of each line."""
-    reads = "A conversation" if facts.record.template_hash else "A prompt with its response"
+    """Return label and text of each line."""
     return [
+        ("Evaluation", f"{_reading(facts.values)} {evaluated_on(facts)} {UNKNOWN}"),
+        ("Biases", " ".join(bias_sentences(facts)[:2])),
+        ("Origin", origin_sentences(facts)),
         (
-            "What it scores",
-            f"{reads}, as one raw number. Of two answers to the same prompt the better one should get the higher "
-            f"number: P(a is preferred to b) = `{probability(facts)}`. A reward alone means nothing.",
+            "Interpretation",
+            f"The probability that response a is preferred to response b to the same prompt is `{probability(facts)}`. "
+            "A single reward has no meaning.",
         ),
-        ("How good it is", f"{_reading(facts.values)} {evaluated_on(facts)} {UNKNOWN}"),
-        ("What it is biased to", " ".join(bias_sentences(facts)[:2])),
-        ("What it was made of", origin_sentences(facts)),
     ]
 
 
 def _reading(values: dict[str, float]) -> str:
-    """The accuracy, never without the length rule or the warning that it is missing."""
+    """Return the accuracy with the length baseline, or with a warning if the baseline was not measured."""
     if "accuracy" not in values:
         return "Not evaluated."
     names = ("accuracy_ci_low", "accuracy_ci_high")
@@ -37,6 +45,6 @@ def _reading(values: dict[str, float]) -> str:
     bounds = interval(values.get(names[0]), values.get(names[1]))
     return (
         f"Accuracy {share(values['accuracy'])} on held-out pairs"
-        f"{f' (95% interval {bounds})' if bounds else ''}; the length rule was not measured on them, so "
-        "this may be length alone."
+        f"{f' (95% interval {bounds})' if bounds else ''}. The length baseline was not measured, so the model may only "
+        "prefer longer responses."
     )

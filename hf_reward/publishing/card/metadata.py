@@ -1,4 +1,4 @@
-"""Facts -> front matter of the card: what the user says, checked so that a mistake stops here and not at the Hub."""
+"""Inputs of the card -> its front matter. The user's values are checked here, before the Hub would reject them."""
 
 import re
 from typing import Any
@@ -27,16 +27,16 @@ _METRICS = {
 
 
 def card_metadata(facts: CardFacts) -> ModelCardData:
-    """The front matter of a card.
+    """Return the front matter of a card.
 
     Args:
-        facts: What the card is made of; `facts.record.card` holds what the user says.
+        facts: Inputs of the card; `facts.record.card` contains the user's values.
 
     Returns:
-        Metadata whose YAML can be read back.
+        Metadata whose YAML can be parsed again.
 
     Raises:
-        ValueError: If something that the user says cannot stand in a card's metadata.
+        ValueError: If a value is not allowed in the metadata of a card.
     """
     record, card = facts.record, facts.record.card
     models, datasets = base_models(record), hub_datasets(record)
@@ -75,15 +75,15 @@ def _license(value: Any) -> str | None:
 
 def _tags(record: CheckpointRecord) -> list[str]:
     trained = number(record.training.get("steps")) and not record.origin.get("imported_from")
-    said = as_list(record.card.get("tags"))
-    for tag in said:
+    tags = as_list(record.card.get("tags"))
+    for tag in tags:
         if not isinstance(tag, str) or not tag or tag != one_line(tag):
-            raise refusal("tags", tag, "text on one line, or a list of such")
-    return list(dict.fromkeys([*_OWN_TAGS, *(["generated_from_trainer"] if trained else []), *said]))
+            raise refusal("tags", tag, "text on one line, or a list of such texts")
+    return list(dict.fromkeys([*_OWN_TAGS, *(["generated_from_trainer"] if trained else []), *tags]))
 
 
 def _extra(card: dict[str, Any]) -> dict[str, Any]:
-    """What else the user wants in the metadata; names of the Trainer's own card that are none are left out."""
+    """Return the user's other metadata, without the fields of the Trainer's card that are not metadata."""
     extra = {}
     for key, value in card.items():
         if key in ("language", "license", "tags", *_NOT_METADATA) or value is None:

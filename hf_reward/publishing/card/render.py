@@ -1,4 +1,4 @@
-"""Record, audit and benchmarks -> README.md of a model folder. The template speaks; what it says is made in `card`."""
+"""Record, audit and benchmarks -> README.md of a model folder, from `model_card_template.md`."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.publishing.card.biases import PICTURE_FILE, audit_rows, bias_sentences, draw_audit
 from hf_reward.publishing.card.evaluation_entries import write_evaluation_entries
 from hf_reward.publishing.card.facts import AUDIT_FILE, BENCHMARKS_FILE, CardFacts, read_json
-from hf_reward.publishing.card.glance import glance_lines
+from hf_reward.publishing.card.glance import glance_lines, summary_sentence
 from hf_reward.publishing.card.metadata import card_metadata
 from hf_reward.publishing.card.origin import import_lines, license_sentence, limit_lines
 from hf_reward.publishing.card.results import accuracy_rows, benchmark_views, has_intervals, measure_lines, source_rows
@@ -33,7 +33,7 @@ _MARK = "<!-- written by hf_reward; edit freely above, a push then keeps your te
 
 
 def template_path() -> Path:
-    """Where the card's template is: in the wheel beside this file, in a checkout at the repository's root."""
+    """Return the path of the template: in the package of a wheel, at the top of the repository in a checkout."""
     packaged = Path(str(files("hf_reward"))) / TEMPLATE
     return packaged if packaged.is_file() else Path(__file__).parents[3] / TEMPLATE
 
@@ -54,60 +54,60 @@ def write_model_card(
     model_id: str | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write README.md, `.eval_results/*.yaml` and, of an audit, its picture into a model folder.
+    """Write README.md, `.eval_results/*.yaml` and the picture of the audit into a model folder.
 
-    An audit is read from `audit_summary.json` and benchmarks from `benchmark_results.json`, where the folder has them.
+    Audit and benchmark results are read from `audit_summary.json` and `benchmark_results.json`, if the folder has them.
 
     Args:
         folder: The model folder.
-        record: What travels with the model.
+        record: Record of the model.
         compatibility: Verdict on each program that may load the model.
-        model_id: The Hub id that the snippets load; by default the folder's name stands in its place.
-        title: Name of the folder, where the card is written in another one that is to be renamed.
+        model_id: Hub id that the snippets load; by default they load the name of the folder.
+        title: Final name of the folder, if the folder is renamed later.
 
     Returns:
-        The card.
+        Path of the card.
 
     Raises:
-        ValueError: If something that the user says cannot stand in a card, or a result file is damaged.
+        ValueError: If a value of `record.card` is not allowed in a card, or a result file is damaged.
     """
     folder = Path(folder)
     facts = _gather(folder, record, compatibility or [], model_id, title or folder.resolve().name)
     metadata = card_metadata(facts)
     text = _template().render(metadata=metadata.to_yaml(), has_picture=draw_audit(facts), **_sections(facts))
     path = folder / "README.md"
-    text = re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"  # a section that is left out leaves its blank lines
+    text = re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"  # sections that are left out leave blank lines
     ModelCard(f"{text}\n{_MARK}{_digest(text)} -->\n").save(path)
     write_evaluation_entries(facts)
     return path
 
 
-def check_card(said: dict[str, Any]) -> None:
-    """Stop before a run where the first save would: what the user says of the model must be able to stand in a card.
+def check_card(values: dict[str, Any]) -> None:
+    """Check the user's values for the card before a run starts, not at the first save.
 
     Args:
-        said: `license`, `language`, `dataset`, ... as for `CheckpointRecord.card`.
+        values: `license`, `language`, `dataset`, ... as for `CheckpointRecord.card`.
 
     Raises:
-        ValueError: If a field cannot be published; the message says what is allowed.
+        ValueError: If a value is not allowed; the message states the allowed values.
     """
     blank = CheckpointRecord(
-        format={}, reads="last_token", pad_token_id=None, template_hash=None, tokenizer_hash="", card=said
+        format={}, reads="last_token", pad_token_id=None, template_hash=None, tokenizer_hash="", card=values
     )
     with tempfile.TemporaryDirectory() as empty:
         card_metadata(_gather(Path(empty), blank, [], None, "model"))
 
 
 def is_generated(path: str | Path) -> bool:
-    """Whether a card is as `write_model_card` left it: one that somebody edited is not written over by a push.
+    """Return whether a card is unchanged since `write_model_card`. A push does not replace an edited card.
 
     Args:
         path: The card.
 
     Returns:
-        False after any edit. Other line endings, which Git may write by itself, are none.
+        False after any edit, except for changed line endings, which Git may convert.
     """
-    text, mark, digest = Path(path).read_text(encoding="utf-8").rpartition(f"\n{_MARK}")  # reads any line ending as \n
+    text, mark, digest = Path(path).read_text(encoding="utf-8").rpartition(f"\n{_MARK}")  # normalises line endings
     return bool(mark) and digest == f"{_digest(text)} -->\n"
 
 
@@ -124,7 +124,8 @@ def _gather(
         raise ValueError(f"`model_id` must be a Hub id such as 'org/name', but is {model_id!r}: {error}") from None
     audit, benchmarks = read_json(folder / AUDIT_FILE, dict), read_json(folder / BENCHMARKS_FILE, list)
     if not all(isinstance(each, dict) for each in [*benchmarks, *(audit.get("probes") or [])]):
-        raise ValueError(f"{folder / AUDIT_FILE} and {BENCHMARKS_FILE} must list objects. Write them anew.")
+        files = f"{folder / AUDIT_FILE} and {BENCHMARKS_FILE}"
+        raise ValueError(f"{files} must list objects. Run the commands that wrote them again.")
     return CardFacts(
         folder=folder,
         record=record,
@@ -138,11 +139,12 @@ def _gather(
 
 
 def _sections(facts: CardFacts) -> dict[str, Any]:
-    """What the template loops over and says."""
+    """Return the variables of the template."""
     record = facts.record
     settings, command = settings_lines(facts), fenced(str(record.training.get("command") or ""))
     return {
         "title": escaped(facts.title),
+        "summary": summary_sentence(facts),
         "glance": glance_lines(facts),
         "usage": snippet_choices(facts),
         "imported": import_lines(facts),

@@ -1,4 +1,4 @@
-"""Evaluation and benchmarks -> rows and lines of the card, with the rules that the model has to beat beside it."""
+"""Evaluation and benchmarks -> tables and sentences of the card, with the baselines."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from hf_reward.publishing.card.values import NO_VALUE, as_list, cells, counted, 
 
 _OF_SOURCE = ("accuracy_ci_low", "accuracy_ci_high", "num_pairs", "length_baseline")
 _INTERVAL = 2
-"""The column of the interval, in both tables of held-out pairs."""
+"""Column of the interval in both tables of held-out pairs."""
 
 
 def accuracy_rows(facts: CardFacts) -> list[list[str]]:
-    """Rule, accuracy, interval and pairs of the model and of what it has to beat; empty without an accuracy."""
+    """Return name, accuracy, interval and sample of the model and its baselines; empty without an accuracy."""
     values = facts.values
     if "accuracy" not in values:
         return []
@@ -24,7 +24,7 @@ def accuracy_rows(facts: CardFacts) -> list[list[str]]:
     rows = [cells("**this model** (a tie is wrong)", share(values["accuracy"]), bounds, size)]
     rows += _metric_row(values, "this model, ties count half", "accuracy_half_credit", "num_pairs")
     for unit, name in LENGTH_BASELINES.items():
-        rows += _metric_row(values, f"rule: prefer the longer response ({unit})", name, "num_pairs")
+        rows += _metric_row(values, f"length baseline: prefer the longer response ({unit})", name, "num_pairs")
     for each in facts.record.baselines:
         if number(each.get("accuracy")) is not None:
             name = f"baseline: {escaped(each.get('name') or 'unnamed')}"
@@ -41,23 +41,23 @@ def _metric_row(values: dict[str, float], label: str, name: str, count: str) -> 
 
 
 def measure_lines(facts: CardFacts) -> list[str]:
-    """What the evaluation says beside accuracy, a sentence each."""
+    """Return sentences on the metrics other than accuracy."""
     forms = {
-        "tie_rate": "{:.1%} of pairs get equal rewards.",
-        "log_loss": "Log loss {:.3f} nats a pair; knowing nothing scores ln 2 = 0.693.",
-        "brier_score": "Brier score {:.3f}; knowing nothing scores 0.250.",
-        "margin": "The preferred response's reward minus the other's: {:+.3f} on average.",
+        "tie_rate": "{:.1%} of the pairs get equal rewards.",
+        "log_loss": "Log loss {:.3f} nats per pair; an uninformative model scores ln 2 = 0.693.",
+        "brier_score": "Brier score {:.3f}; an uninformative model scores 0.250.",
+        "margin": "Mean reward difference between the preferred and the other response: {:+.3f}.",
     }
     values = facts.values
     return [form.format(values[name]) for name, form in forms.items() if name in values]
 
 
 def source_rows(facts: CardFacts) -> list[list[str]]:
-    """Name, accuracy, interval, length rule and pairs of each source of a mixture."""
+    """Return name, accuracy, interval, length baseline and sample of each source of a mixture."""
     values, rows = facts.values, []
     for key in sorted(values):
         name = key.removesuffix("_accuracy")
-        if name and name != key and f"{name}_num_pairs" in facts.record.evaluation:  # else a metric of the user's own
+        if name and name != key and f"{name}_num_pairs" in facts.record.evaluation:  # otherwise a user-defined metric
             part = {each: values.get(f"{name}_{each}") for each in _OF_SOURCE}
             bounds = interval(part["accuracy_ci_low"], part["accuracy_ci_high"])
             size = counted(part["num_pairs"], "pair")
@@ -66,12 +66,12 @@ def source_rows(facts: CardFacts) -> list[list[str]]:
 
 
 def has_intervals(facts: CardFacts) -> bool:
-    """Whether the tables of held-out pairs show any interval."""
+    """Return whether the tables of held-out pairs contain an interval."""
     return any(row[_INTERVAL] != NO_VALUE for row in [*accuracy_rows(facts), *source_rows(facts)])
 
 
 def benchmark_views(facts: CardFacts) -> list[dict[str, Any]]:
-    """Each benchmark as a table's row, its sections in words, and what it was run without."""
+    """Return the table row, sections and missing parts of each benchmark."""
     return [_benchmark_view(each) for each in facts.benchmarks]
 
 

@@ -1,4 +1,4 @@
-"""Record of the training -> data, loss and steps in words, and the settings as YAML lines."""
+"""Record of the training -> sentences on data, loss and steps, and the settings as YAML."""
 
 import json
 import re
@@ -17,16 +17,16 @@ LOSSES = {
     "plackett_luce": "Plackett-Luce (ranked lists)",
 }
 _CHANGES = {
-    "cut": "prompts cut to fit",
-    "merged": "equal responses merged",
-    "duplicates": "rows that repeat an earlier one",
-    "prompts_differed": "rows whose sides had different prompts",
+    "cut": "truncated prompts",
+    "merged": "identical responses merged",
+    "duplicates": "duplicate rows",
+    "prompts_differed": "rows with two different prompts",
 }
 _PRIVATE = re.compile(r"(hub|auth|access)_token|api_key|secret|password", re.IGNORECASE)
 
 
 def training_lines(facts: CardFacts) -> list[str]:
-    """Data, loss and steps, a sentence each."""
+    """Return sentences on data, loss and steps."""
     record, training = facts.record, facts.record.training
     lines = [_data_sentence(name, summary) for name, summary in (training.get("data") or {}).items()]
     datasets = hub_datasets(record)
@@ -35,15 +35,15 @@ def training_lines(facts: CardFacts) -> list[str]:
         lines.insert(0, f"Data on the Hub: {named}.")
     options = {name: value for name, value in record.loss.items() if name != "loss_type" and value}
     if record.loss.get("loss_type"):
-        said = ", ".join(f"{escaped(name)} {escaped(value)}" for name, value in options.items())
+        shown = ", ".join(f"{escaped(name)} {escaped(value)}" for name, value in options.items())
         kind = str(record.loss["loss_type"])
-        lines.append(f"Loss: {LOSSES.get(kind, escaped(kind))}{f' ({said})' if said else ''}.")
+        lines.append(f"Loss: {LOSSES.get(kind, escaped(kind))}{f' ({shown})' if shown else ''}.")
     steps = counted(training.get("steps") or None, "optimizer step")
     return [*lines, f"{steps}."] if steps else lines
 
 
 def settings_lines(facts: CardFacts) -> list[str]:
-    """Settings as YAML lines, without keys to anything."""
+    """Return the settings as YAML lines, without secrets."""
     settings = facts.record.training.get("settings") or {}
     shown = {name: value for name, value in settings.items() if not _PRIVATE.search(str(name)) and value is not None}
     lines = [f"{one_line(name)}: {json.dumps(value, ensure_ascii=False, default=str)}" for name, value in shown.items()]
@@ -62,7 +62,7 @@ def _data_sentence(name: str, summary: dict[str, Any]) -> str:
         count = number(summary.get(key))
         notes += [f"{words}: {count:,.0f}"] if count else []
     sizes = [f"{escaped(key)} {value}" for key, value in (summary.get("token_quantiles") or {}).items()]
-    notes += [f"tokens of the longest sequence: {', '.join(sizes)}"] if sizes else []
+    notes += [f"tokens in the longest sequence of a row: {', '.join(sizes)}"] if sizes else []
     longer = share(summary.get("longer_preferred"))
     notes += (
         [f"the longer response is preferred in {longer} of {counted(summary.get('num_pairs') or 0, 'pair')}"]
@@ -70,5 +70,5 @@ def _data_sentence(name: str, summary: dict[str, Any]) -> str:
         else []
     )
     named = [each for each in as_list(summary.get("sources")) if hub_id(each)]
-    notes += [f"from {', '.join(named)}"] if named else []
+    notes += [f"sources: {', '.join(named)}"] if named else []
     return "; ".join(parts + notes) + "."

@@ -1,4 +1,4 @@
-"""Record, files and evaluation -> the choice of code snippets, and the scale of rewards and of their gaps."""
+"""Record, files and evaluation -> the code snippets to show, and the scale of the rewards."""
 
 import inspect
 import json
@@ -14,7 +14,7 @@ from hf_reward.publishing.verify import needs_hf_reward
 
 
 def snippet_choices(facts: CardFacts) -> dict[str, Any]:
-    """What decides the snippets."""
+    """Return the variables that select the snippets in the template."""
     config = read_json(facts.folder / "config.json", dict)
     tokens = read_json(facts.folder / "tokenizer_config.json", dict)
     architecture = str((config.get("architectures") or [""])[0])
@@ -48,7 +48,7 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
 
 
 def _is_stock_adapter(facts: CardFacts) -> bool:
-    """Whether stock PEFT loads it; taken for granted where the base is not at hand."""
+    """Return whether stock PEFT loads the adapter; assumed if the base model is not available."""
     try:
         return not needs_hf_reward(facts.folder)
     except (OSError, ValueError):
@@ -56,7 +56,7 @@ def _is_stock_adapter(facts: CardFacts) -> bool:
 
 
 def _kind(facts: CardFacts, tokens: dict[str, Any]) -> str:
-    """`chat`, `pair` (prompt and response as a text pair) or `text` (prompt, response and end token in one)."""
+    """Return `chat`, `pair` (prompt and response as a text pair) or `text` (prompt, response and end token in one)."""
     if facts.record.template_hash:
         return "chat"
     probes = facts.record.probes.get("conversations") or []
@@ -68,7 +68,7 @@ def _kind(facts: CardFacts, tokens: dict[str, Any]) -> str:
 
 
 def _has_written_end(facts: CardFacts, tokens: dict[str, Any]) -> bool:
-    """Whether a text needs the end token written out: not where the tokenizer adds it, as the probes tell."""
+    """Return whether the text must contain the end token. The probes show whether the tokenizer adds it."""
     eos = tokens.get("eos_token")
     eos = eos.get("content") if isinstance(eos, dict) else eos
     texts = [probe["text"] for probe in facts.record.probes.get("conversations") or [] if "text" in probe]
@@ -78,49 +78,55 @@ def _has_written_end(facts: CardFacts, tokens: dict[str, Any]) -> bool:
 
 
 def _sglang(architecture: str) -> str | None:
-    """What SGLang 0.5.23 is documented to return, None where it has no reward head for the architecture."""
-    shifted = (
-        "differences between rewards are right, but every reward is shifted by a constant that changes at each load"
-    )
+    """Return which rewards SGLang 0.5.23 gives, or None if it has no reward head for the architecture."""
+    shifted = "reward differences are correct, but each load of the model adds a random constant to all rewards"
     if architecture.startswith(("Qwen2For", "Qwen3For")):
-        return f"for this architecture {shifted}"
+        return f"for this architecture, {shifted}"
     if architecture.startswith(("LlamaFor", "Gemma2For")):
-        return "rewards come back raw"
+        return "it returns raw rewards"
     if architecture:
         return None
-    return f"rewards come back raw for Llama and Gemma 2; for Qwen2 and Qwen3 {shifted}"
+    return f"it returns raw rewards for Llama and Gemma 2; for Qwen2 and Qwen3, {shifted}"
 
 
 _LN_2 = 0.6931
 
 
 def temperature(facts: CardFacts) -> float | None:
-    """The fitted temperature by which gaps are divided, None if there is none."""
-    kept = facts.record.calibration or facts.record.reward_statistics  # older records had it among the statistics
+    """Return the fitted temperature that divides reward differences, or None."""
+    kept = facts.record.calibration or facts.record.reward_statistics  # older records store it in the statistics
     found = number(kept.get("temperature"))
     return found if found and found > 0 else None
 
 
 def probability(facts: CardFacts) -> str:
-    """The formula by which two rewards become a probability."""
+    """Return the formula for the preference probability of two rewards."""
     fitted = temperature(facts)
     return f"sigmoid({'reward_a - reward_b' if fitted is None else f'(reward_a - reward_b) / {fitted:.3g}'})"
 
 
 def scale_lines(facts: CardFacts) -> list[str]:
-    """Mean and spread, calibration and temperature, a sentence each."""
+    """Return sentences on mean, standard deviation, calibration and temperature."""
     values, fitted = facts.values, temperature(facts)
     lines = _spread_lines(facts)
     loss = values.get("log_loss")
     if loss is not None:
-        worth = "say more than a coin" if loss < _LN_2 else "are no better than a coin's: use rewards to rank only"
-        lines.append(f"Calibration: log loss {loss:.3f} against ln 2 = 0.693, so the probabilities {worth}.")
-    lines.append("Temperature: " + ("not fitted." if fitted is None else f"{fitted:.3g}, fitted: divide gaps by it."))
+        verdict = (
+            "The probabilities are informative."
+            if loss < _LN_2
+            else "The probabilities are not better than chance. Use the rewards only to rank responses."
+        )
+        lines.append(f"Calibration: log loss {loss:.3f} (chance: ln 2 = 0.693). {verdict}")
+    lines.append(
+        "Temperature: not fitted."
+        if fitted is None
+        else f"Temperature: {fitted:.3g} (fitted). Divide reward differences by it."
+    )
     stored = facts.record.length_correction
     if stored:
         lines.append(
-            f"Length correction: stored, fitted on {stored.get('num_responses')} responses; these numbers are without "
-            "it, and `RewardScorer.from_pretrained(..., length_correction=True)` applies it."
+            f"Length correction: fitted on {stored.get('num_responses')} responses and stored. The numbers in this "
+            "card do not include it; `RewardScorer.from_pretrained(..., length_correction=True)` applies it."
         )
     return lines
 
@@ -130,9 +136,9 @@ def _spread_lines(facts: CardFacts) -> list[str]:
     mean = values.get("mean_reward", number(kept.get("mean")))
     std = values.get("std_reward", number(kept.get("std")))
     if mean is None or std is None:
-        return ["Mean and spread of rewards: not measured."]
+        return ["Mean and standard deviation of the rewards: not measured."]
     limits = interval(values.get("min_reward"), values.get("max_reward"), decimals)
-    reach = f", from {limits}" if limits else ""
+    reach = f", range {limits}" if limits else ""
     lines = [f"On held-out responses: mean {mean:.3f}, standard deviation {std:.3f}{reach}."]
     if std > 0:
         lines.append(f"To normalise for RL: `(reward {'-' if mean >= 0 else '+'} {abs(mean):.4g}) / {std:.4g}`.")

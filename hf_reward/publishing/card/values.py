@@ -1,4 +1,4 @@
-"""Anything that a record may hold in a place -> a number, a list, or words; None for what is not there."""
+"""Values of a record -> numbers, lists or formatted text; None for missing values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,36 +7,36 @@ from hf_reward.data.fields import is_finite
 from hf_reward.metrics import counts
 
 NO_VALUE = "-"
-"""What a table shows for what is missing."""
+"""Table cell for a missing value."""
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None for everything else that a record may hold in its place."""
+    """Return a finite number, or None for any other value."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and is_finite(value) else None
 
 
 def whole_number(value: Any) -> int | None:
-    """A count."""
+    """Return a count, or None."""
     found = number(value)
     return None if found is None else int(found)
 
 
 def rounded_bounds(bounds: list[Any]) -> list[float] | None:
-    """Both bounds of an interval with four decimals, None where one is missing."""
+    """Return both bounds of an interval with four decimals, or None if one is missing."""
     values = [value for value in map(number, bounds) if value is not None]
     return [round(value, 4) for value in values] if len(bounds) == len(values) == 2 else None
 
 
 def as_list(value: Any) -> list[Any]:
-    """One value or several, as a list."""
+    """Return one or several values as a list."""
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def share(value: Any) -> str | None:
-    """A fraction as a percentage; what is no fraction stays as it is."""
+    """Format a fraction as a percentage, and any other number as a number."""
     found = number(value)
     if found is None:
         return None
@@ -44,29 +44,29 @@ def share(value: Any) -> str | None:
 
 
 def signed(value: Any) -> str | None:
-    """A number with its sign."""
+    """Format a number with its sign."""
     found = number(value)
     return None if found is None else f"{found:+.3g}"
 
 
 def decimals(value: Any) -> str | None:
-    """A number with three decimals."""
+    """Format a number with three decimals."""
     found = number(value)
     return None if found is None else f"{found:.3f}"
 
 
 def interval(low: Any, high: Any, form: Callable[[Any], str | None] = share) -> str | None:
-    """Two bounds in words, None where one is missing."""
+    """Format two bounds, or return None if one is missing."""
     bounds = [form(low), form(high)]
     return f"{bounds[0]} to {bounds[1]}" if None not in bounds else None
 
 
 def counted(value: Any, noun: str) -> str | None:
-    """A number of things."""
+    """Format a number of things, such as "3 pairs"."""
     found = number(value)
     return None if found is None else counts.counted(found, noun)
 
 
 def cells(*values: str | None) -> list[str]:
-    """Cells of a table's row, with a dash for what is missing."""
+    """Return the cells of a table row, with a dash for missing values."""
     return [value or NO_VALUE for value in values]

@@ -1,4 +1,4 @@
-"""Rewards and ranks -> loss, in pure torch."""
+"""Loss functions of rewards and ranks, in pure torch."""
 
 from hf_reward.losses.functions import (
     PADDING_RANK,

@@ -1,10 +1,9 @@
-"""Rewards and ranks of a batch of groups -> one loss.
+"""Loss functions of the rewards and ranks of a batch of groups.
 
-Pure torch: nothing here knows about models, tokens or trainers. A *group* is one preference row, that is one
-prompt with K responses. Every loss is a weighted mean over groups of a per-group value in nats, so that
-a batch can be split into micro-batches or over processes and still give the same gradient: divide by
-the `normalizer` of the whole batch instead of the micro-batch's own. `length_penalty` is the one exception: a
-correlation is no sum over groups.
+Pure torch, without models, tokens or trainers. A *group* is one preference row: one prompt with K responses. Every
+loss is a weighted mean of per-group values in nats. A batch can therefore be split into micro-batches or over
+processes without changing the gradient, if each part divides by the `normalizer` of the full batch. `length_penalty`
+is the exception: a correlation is not a sum over groups.
 
 Shapes: G groups, K responses in a group (padded with rank -100).
 """
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 PADDING_RANK = -100
-"""Rank of a padded place in a `(G, K)` batch: the value that transformers' evaluation loop pads with."""
+"""Rank of a padded entry in a `(G, K)` batch: the value that transformers' evaluation loop pads with."""
 
 
 def strict_pairs(ranks: Tensor) -> Tensor:
@@ -44,7 +43,7 @@ def tied_pairs(ranks: Tensor) -> Tensor:
 
 
 def present_pairs(ranks: Tensor) -> Tensor:
-    """Mark every pair of places of a group that both hold a response, shape `(G, K, K)`."""
+    """Mark every pair of entries of a group that are not padding, shape `(G, K, K)`."""
     present = ranks != PADDING_RANK
     return present.unsqueeze(2) & present.unsqueeze(1)
 
@@ -56,12 +55,12 @@ def group_weights(
     *,
     models_ties: bool = False,
 ) -> Tensor:
-    """Weight with which each group enters the loss: zero when the group says nothing that the loss can use.
+    """Return the weight of each group in the loss: zero for a group that holds no preference that the loss can use.
 
     Args:
         ranks: Ranks, shape `(G, K)`, -100 is padding.
-        probabilities: P(first response preferred) where a row states one, else NaN, shape `(G,)`.
-        weights: Row weights, shape `(G,)`; 1 when absent.
+        probabilities: P(first response preferred), NaN for rows without one, shape `(G,)`.
+        weights: Row weights, shape `(G,)`; 1 by default.
         models_ties: Whether the loss uses tied pairs.
 
     Returns:
@@ -87,15 +86,15 @@ def bradley_terry_loss(
     """Negative log-likelihood of the preferences under the Bradley-Terry model, per group.
 
     With z = r_i - r_j - margin for a pair in which i is preferred, and target t = 1 - label_smoothing:
-    `-t log sigmoid(z) - (1 - t) log sigmoid(-z)`, averaged over the strict pairs of the group. A row that states a
-    probability p that its first response is preferred has one pair, first against second, with
-    t = p (1 - 2 label_smoothing) + label_smoothing; its margin is asked of the likelier side, of neither at p = 0.5.
+    `-t log sigmoid(z) - (1 - t) log sigmoid(-z)`, averaged over the strict pairs of the group. A row with a probability
+    p that its first response is preferred has one pair, first against second, with
+    t = p (1 - 2 label_smoothing) + label_smoothing. Its margin applies to the likelier side, and to neither at p = 0.5.
 
     Args:
         rewards: Rewards, shape `(G, K)`, float32.
         ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, int64.
-        margins: Reward gap that a preference should at least have, in reward units, shape `(G,)`.
-        probabilities: P(first response preferred), NaN for rows that state none, shape `(G,)`.
+        margins: Smallest reward gap that a preference should have, in reward units, shape `(G,)`.
+        probabilities: P(first response preferred), NaN for rows without one, shape `(G,)`.
         label_smoothing: Probability that a label is wrong, in [0, 0.5).
 
     Returns:
@@ -124,14 +123,14 @@ def bradley_terry_loss(
 
 
 def hinge_loss(rewards: Tensor, ranks: Tensor, margins: Tensor | None = None) -> Tensor:
-    """Distance by which each preferred response fails to lead by one reward unit, per group.
+    """Pairwise hinge loss with a gap of one reward unit, per group.
 
     `max(0, 1 - (r_i - r_j - margin))`, averaged over the strict pairs of the group.
 
     Args:
         rewards: Rewards, shape `(G, K)`, float32.
         ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, int64.
-        margins: Extra gap required beside the one unit, in reward units, shape `(G,)`.
+        margins: Gap required in addition to the one unit, in reward units, shape `(G,)`.
 
     Returns:
         Loss of each group in reward units, shape `(G,)`.
@@ -162,7 +161,7 @@ def rao_kupper_loss(rewards: Tensor, ranks: Tensor, *, tie_parameter: float = 2.
     """
     gaps, eta = _gaps(rewards, None), math.log(tie_parameter)
     win = -logsigmoid(gaps - eta)
-    # theta^2 - 1 is 0 at theta = 1: a tie then has probability 0 and costs infinitely much, as it should.
+    # theta^2 - 1 is 0 at theta = 1: a tie then has probability 0 and an infinite loss, as it should.
     log_scale = math.log(tie_parameter**2 - 1) if tie_parameter > 1 else -math.inf
     tie = -log_scale - logsigmoid(gaps - eta) - logsigmoid(-gaps - eta)
     return _mean_over_two_kinds(win, strict_pairs(ranks), tie, tied_pairs(ranks))
@@ -208,27 +207,27 @@ def plackett_luce_loss(rewards: Tensor, ranks: Tensor) -> Tensor:
         Loss of each group in nats, shape `(G,)`.
 
     Raises:
-        ValueError: If a group holds tied responses.
+        ValueError: If a group has tied responses.
 
     Source:
         Plackett (1975), "The analysis of permutations"; Luce (1959), "Individual choice behavior".
     """
     if tied_pairs(ranks).any():
         raise ValueError(
-            "The Plackett-Luce loss needs a strict order, but some group holds tied responses. "
-            "Break the ties, drop those rows, or use loss_type='davidson'."
+            "The Plackett-Luce loss needs a strict order, but the batch has a row with tied responses. "
+            "Break the ties, drop these rows, or use loss_type='davidson'."
         )
     present = ranks != PADDING_RANK
     order = torch.where(present, ranks, torch.iinfo(ranks.dtype).max).argsort(dim=1, stable=True)
     rewards, present = rewards.gather(1, order), present.gather(1, order)
-    # Padded places come last; a very small finite reward keeps the gradient of logcumsumexp finite there.
+    # Padding comes last; a very small finite reward keeps its gradient through logcumsumexp finite.
     masked = rewards.masked_fill(~present, torch.finfo(rewards.dtype).min / 2)
     log_remaining = masked.flip(1).logcumsumexp(1).flip(1)  # log of the sum over this response and all worse ones
     return ((log_remaining - masked) * present).sum(1)
 
 
 def centering_penalty(rewards: Tensor, ranks: Tensor) -> Tensor:
-    """Mean of (r_i + r_j)^2 over the pairs of each group, which draws rewards towards mean zero.
+    """Mean of (r_i + r_j)^2 over the pairs of each group, which pulls the mean reward towards zero.
 
     Args:
         rewards: Rewards, shape `(G, K)`, float32.
@@ -247,31 +246,31 @@ def centering_penalty(rewards: Tensor, ranks: Tensor) -> Tensor:
 def length_correlation_penalty(rewards: Tensor, lengths: Tensor, ranks: Tensor) -> Tensor:
     """Absolute Pearson correlation of reward and length over all responses of a batch.
 
-    Every response that is there counts once, whatever its group's weight. It is no sum over groups: two halves of a
-    batch have other correlations than the whole. Scaling or shifting rewards or lengths changes nothing; the smaller
-    the spread of rewards, the larger the gradient.
+    Every response counts once, whatever its group's weight. The penalty is not a sum over groups: the two halves of a
+    batch have different correlations than the full batch. Scaling or shifting rewards or lengths changes nothing. The
+    smaller the spread of rewards, the larger the gradient.
 
     Args:
         rewards: Rewards, shape `(G, K)`.
-        lengths: Length of each response, such as its tokens, shape `(G, K)`; anything at padded places.
+        lengths: Length of each response, for example in tokens, shape `(G, K)`; padding may have any value.
         ranks: Ranks, -100 is padding, shape `(G, K)`, int64.
 
     Returns:
-        The penalty in [0, 1], shape `()`, float32. 0 with gradient 0 where a correlation says nothing: fewer than three
-        responses (two always correlate perfectly), or all rewards or all lengths the same.
+        The penalty in [0, 1], shape `()`, float32. 0 with gradient 0 where the correlation is undefined or trivial:
+        fewer than three responses (two always correlate perfectly), or all rewards or all lengths equal.
 
     Raises:
         ValueError: If the shapes differ.
 
     Source:
-        Chen et al. (2024), "ODIN: Disentangled reward mitigates hacking in RLHF", section 3: its |correlation| term for
-        the quality head, here for the only head.
+        Chen et al. (2024), "ODIN: Disentangled reward mitigates hacking in RLHF", section 3: the |correlation| term of
+        the quality head, applied to the only head.
     """
     for name, values in (("lengths", lengths), ("ranks", ranks)):
         if values.shape != rewards.shape:
             raise ValueError(
                 f"`rewards` and `{name}` must have the same shape (G, K), but have {tuple(rewards.shape)} and "
-                f"{tuple(values.shape)}. Pad them alike."
+                f"{tuple(values.shape)}. Pad both to the same K."
             )
     present = ranks != PADDING_RANK
     if present.sum() < 3:
@@ -280,8 +279,8 @@ def length_correlation_penalty(rewards: Tensor, lengths: Tensor, ranks: Tensor) 
 
 
 def _standardized(values: Tensor) -> Tensor:
-    """Values with mean 0 and norm 1; 0, without gradient, where they are all the same but for rounding."""
-    # Rewards of any size: their squares must not overflow, and dividing by a constant changes no correlation.
+    """Scale values to mean 0 and norm 1; all 0, without gradient, if they are equal up to rounding."""
+    # The squares of large rewards must not overflow, and dividing by a constant changes no correlation.
     size = values.detach().abs().max()
     units = values / torch.where(size > 0, size, torch.ones_like(size))
     centred = units - units.mean()
@@ -300,17 +299,18 @@ def _gaps(rewards: Tensor, margins: Tensor | None) -> Tensor:
 
 
 def _check_per_group(rewards: Tensor, **values: Tensor | None) -> None:
-    """Refuse values that would broadcast in silence instead of standing for one group each."""
+    """Refuse values that would broadcast silently instead of having one entry per group."""
     for name, value in values.items():
         if value is not None and value.shape != rewards.shape[:1]:
             raise ValueError(
-                f"`{name}` must have shape ({rewards.shape[0]},), one per group, but has {tuple(value.shape)}."
+                f"`{name}` must have shape ({rewards.shape[0]},), one entry per group, but has {tuple(value.shape)}. "
+                "Pass a 1-D tensor."
             )
 
 
 def _mean_over_pairs(values: Tensor, pairs: Tensor) -> Tensor:
     """Mean of `values` over the marked pairs of each group, 0 where there are none, shape `(G,)`."""
-    # `where`, not multiplication: an infinite value at an unmarked pair must not become NaN.
+    # `where` instead of multiplication: an infinite value at an unmarked pair must not become NaN.
     total = torch.where(pairs, values, torch.zeros_like(values)).sum((1, 2))
     return total / pairs.sum((1, 2)).clamp(min=1)
 

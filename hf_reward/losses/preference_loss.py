@@ -1,4 +1,4 @@
-"""The configured loss: a kind, its weights and the optional penalties."""
+"""`PreferenceLoss`: a loss function with checked settings, group weights and optional penalties."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from hf_reward.losses.functions import (
 
 @dataclass(frozen=True, kw_only=True)
 class LossKind:
-    """What a loss function can use beside rewards and ranks."""
+    """A loss function, and the inputs that it can use in addition to rewards and ranks."""
 
     function: Callable[..., Tensor]
     uses_margins: bool = False
@@ -32,7 +32,7 @@ class LossKind:
     models_ties: bool = False
     strict_order: bool = False
     options: tuple[str, ...] = ()
-    """Names of the keyword settings that the function takes."""
+    """Names of the function's keyword settings."""
     default_tie_parameter: float | None = None
 
 
@@ -52,12 +52,12 @@ LOSSES: dict[str, LossKind] = {
     ),
     "plackett_luce": LossKind(function=plackett_luce_loss, strict_order=True),
 }
-"""The losses by the name that `RewardConfig.loss_type` takes."""
+"""Value of `RewardConfig.loss_type` -> loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceLoss:
-    """A loss with its settings checked, called with a batch.
+    """A loss with checked settings, called with a batch.
 
     Raises:
         ValueError: If a setting is out of range, or has no effect on this loss.
@@ -68,14 +68,15 @@ class PreferenceLoss:
     center_rewards_coefficient: float | None = None
     tie_parameter: float | None = None
     length_penalty: float | None = None
-    """Weight of `length_correlation_penalty`, which is added once for a batch."""
+    """Weight of `length_correlation_penalty`, which is added once per batch."""
 
     def __post_init__(self) -> None:
         if self.loss_type not in LOSSES:
             raise ValueError(f"`loss_type` must be one of {sorted(LOSSES)}, but is {self.loss_type!r}.")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(
-                f"`label_smoothing={self.label_smoothing}` must be in [0, 0.5): at 0.5 a label carries no information."
+                f"`label_smoothing` must be in [0, 0.5), but is {self.label_smoothing}: at 0.5 a label has no "
+                "information."
             )
         neutral = {"label_smoothing": 0.0, "tie_parameter": None}
         for field in fields(self):
@@ -84,13 +85,13 @@ class PreferenceLoss:
                 takers = sorted(name for name, kind in LOSSES.items() if field.name in kind.options)
                 raise ValueError(
                     f"`{field.name}` has no effect with loss_type={self.loss_type!r}; "
-                    f"it belongs to {', '.join(takers)}. Remove it or change `loss_type`."
+                    f"it is a setting of {', '.join(takers)}. Remove it or change `loss_type`."
                 )
-        for name, neutral_word in (("center_rewards_coefficient", "centering"), ("length_penalty", "penalty")):
+        for name in ("center_rewards_coefficient", "length_penalty"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(
-                    f"`{name}={value}` must be a finite number of 0 or more; None or 0 is no {neutral_word}."
+                    f"`{name}` must be a finite number of 0 or more, but is {value}. Leave it unset to disable it."
                 )
         self._check_tie_parameter()
 
@@ -98,19 +99,19 @@ class PreferenceLoss:
         lowest = {"rao_kupper": 1.0, "davidson": 0.0}.get(self.loss_type)
         if lowest is not None and self.tie_parameter is not None and not lowest < self.tie_parameter < math.inf:
             raise ValueError(
-                f"`tie_parameter={self.tie_parameter}` must be finite and above {lowest} for "
-                f"loss_type={self.loss_type!r}: there ties become impossible (use 'bradley_terry' for rows without "
-                "ties), at infinity certain."
+                f"`tie_parameter` must be finite and above {lowest} for loss_type={self.loss_type!r}, but is "
+                f"{self.tie_parameter}. At {lowest} ties are impossible: use loss_type='bradley_terry' if your rows "
+                "have none."
             )
 
     @property
     def kind(self) -> LossKind:
-        """What this loss uses."""
+        """The loss function and the inputs that it can use."""
         return LOSSES[self.loss_type]
 
     @property
     def options(self) -> dict[str, float]:
-        """The keyword settings passed to the loss function, defaults filled in."""
+        """Keyword settings of the loss function, including defaults."""
         options: dict[str, float] = {}
         if "label_smoothing" in self.kind.options:
             options["label_smoothing"] = self.label_smoothing
@@ -122,17 +123,17 @@ class PreferenceLoss:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Name and settings as JSON values, for the record; penalties only where they are on."""
+        """Name and settings as JSON values for the checkpoint record; penalties only if enabled."""
         penalties = {name: getattr(self, name) for name in ("center_rewards_coefficient", "length_penalty")}
         return {"loss_type": self.loss_type, **self.options, **{k: value for k, value in penalties.items() if value}}
 
     @property
     def of_preferences(self) -> "PreferenceLoss":
-        """The same loss without what belongs to a batch instead of its groups: what evaluation reports."""
+        """The same loss without the length penalty, which depends on the batch: the loss that evaluation reports."""
         return replace(self, length_penalty=None)
 
     def weights(self, ranks: Tensor, probabilities: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """Weight of each group in this loss, shape `(G,)`; their sum over a whole batch is its `normalizer`."""
+        """Weight of each group in this loss, shape `(G,)`; their sum over a full batch is its `normalizer`."""
         return group_weights(ranks, probabilities, weights, models_ties=self.kind.models_ties)
 
     def __call__(
@@ -145,33 +146,33 @@ class PreferenceLoss:
         normalizer: Tensor | float | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        """Weighted mean of the loss over the groups of a batch, and the length penalty if there is one.
+        """Return the weighted mean of the loss over the groups of a batch, plus the length penalty if enabled.
 
-        The penalty of a micro-batch counts with its share of the normalizer, so that the parts of a batch add up to the
-        weighted mean of their penalties.
+        The penalty of a micro-batch is weighted by its share of the normalizer. The micro-batches of a batch therefore
+        add up to the weighted mean of their penalties.
 
         Args:
             rewards: Rewards, shape `(G, K)`.
             ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, int64.
             margins: Reward gaps, shape `(G,)`.
-            probabilities: P(first response preferred), NaN where none is stated, shape `(G,)`.
+            probabilities: P(first response preferred), NaN for rows without one, shape `(G,)`.
             weights: Row weights, shape `(G,)`.
-            normalizer: What to divide the weighted sum by; the sum of this batch's weights when absent.
-            lengths: Length of each response, shape `(G, K)`; needed by `length_penalty`, else not read.
+            normalizer: Divisor of the weighted sum; by default the sum of this batch's weights.
+            lengths: Length of each response, shape `(G, K)`; required by `length_penalty`, otherwise ignored.
 
         Returns:
             Loss, shape `()`, float32, in nats (reward units for `hinge`).
 
         Raises:
-            ValueError: If the rows carry margins or probabilities that this loss cannot use, shapes disagree, or the
-                lengths that it needs are not there.
+            ValueError: If the rows have margins or probabilities that this loss cannot use, shapes differ, or required
+                lengths are missing.
         """
         losses, group_weight = self.of_groups(rewards, ranks, margins, probabilities, weights)
         total = group_weight.sum() if normalizer is None else normalizer
         weighted = (losses * group_weight).sum()
         if self.length_penalty:
             weighted = weighted + self.length_penalty * group_weight.sum() * _penalty(rewards.float(), lengths, ranks)
-        # A batch without any usable group has loss 0 and gradient 0, not 0 / 0.
+        # A batch without a usable group has loss 0 and gradient 0, not 0 / 0.
         return weighted / torch.as_tensor(total, device=losses.device).clamp(min=1e-12)
 
     def of_groups(
@@ -182,21 +183,21 @@ class PreferenceLoss:
         probabilities: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each group, without what belongs to a whole batch, and the group's weight.
+        """Return the loss and the weight of each group, without the length penalty.
 
         Args:
             rewards: Rewards, shape `(G, K)`.
             ranks: Rank of each response, 0 is best, -100 is padding, shape `(G, K)`, int64.
             margins: Reward gaps, shape `(G,)`.
-            probabilities: P(first response preferred), NaN where none is stated, shape `(G,)`.
+            probabilities: P(first response preferred), NaN for rows without one, shape `(G,)`.
             weights: Row weights, shape `(G,)`.
 
         Returns:
-            Losses and weights, both `(G,)` and float32. The loss of a batch is the sum of their products over the sum
-            of the weights.
+            Losses and weights, both `(G,)` and float32. The loss of a batch is the sum of their products divided by the
+            sum of the weights.
 
         Raises:
-            ValueError: If the rows carry margins or probabilities that this loss cannot use, or shapes disagree.
+            ValueError: If the rows have margins or probabilities that this loss cannot use, or shapes differ.
         """
         if rewards.shape != ranks.shape:
             raise ValueError(
@@ -210,8 +211,8 @@ class PreferenceLoss:
         ):
             if values is not None and not used:
                 raise ValueError(
-                    f"The rows carry a `{name}`, which loss_type={self.loss_type!r} cannot use. "
-                    "Drop that column or use loss_type='bradley_terry'."
+                    f"The rows have a `{name}`, which loss_type={self.loss_type!r} cannot use. "
+                    "Remove this column or use loss_type='bradley_terry'."
                 )
         extra = {"margins": margins, "probabilities": probabilities}
         extra = {name: values for name, values in extra.items() if values is not None}
@@ -225,7 +226,7 @@ class PreferenceLoss:
 def _penalty(rewards: Tensor, lengths: Tensor | None, ranks: Tensor) -> Tensor:
     if lengths is None:
         raise ValueError(
-            "`length_penalty` needs the `lengths` of the responses, shape (G, K), which this batch lacks. Let the data "
-            "collator return them (see `data_collator.group_columns`), or leave `length_penalty` unset."
+            "`length_penalty` requires the `lengths` of the responses, shape (G, K), but this batch has none. Return "
+            "them from the data collator (see `data_collator.group_columns`), or leave `length_penalty` unset."
         )
     return length_correlation_penalty(rewards, lengths, ranks)

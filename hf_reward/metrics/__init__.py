@@ -1,4 +1,4 @@
-"""Rewards -> statistics with confidence intervals, without torch."""
+"""Statistics of rewards with confidence intervals, without torch."""
 
 from hf_reward.metrics.arrays import FloatArray, IntArray
 from hf_reward.metrics.preference import (

@@ -1,4 +1,4 @@
-"""The types of arrays of real and of whole numbers."""
+"""Types of float and integer arrays."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Rewards and true worth of the responses to a prompt -> what best-of-n by that reward would bring, for every n.
+"""Expected gold score of best-of-n selection by a reward, for every n.
 
 Shapes: R prompts, N responses to each.
 """
@@ -11,20 +11,21 @@ from hf_reward.metrics.arrays import FloatArray, IntArray
 
 
 def best_of_n_curve(rewards: FloatArray, gold: FloatArray) -> FloatArray:
-    """Expected worth of the response with the highest reward among n drawn without replacement, for n = 1 to N.
+    """Expected gold score of the response with the highest reward among n drawn without replacement, for n = 1 to N.
 
-    With responses sorted by reward, V_n = sum_{i=n}^{N} C(i-1, n-1) / C(N, n) gold_(i): the mean over all subsets of
-    size n, so no subset is drawn. Equal rewards share their mean worth, as picking among them at random does.
+    With responses sorted by reward, V_n = sum_{i=n}^{N} C(i-1, n-1) / C(N, n) gold_(i). This is the exact mean over all
+    subsets of size n, without sampling. Responses with equal rewards share their mean gold score, which is the
+    expectation of a random choice among them.
 
     Args:
         rewards: Finite rewards, shape `(R, N)` or `(N,)`.
-        gold: Worth of each response, such as 1 for correct and 0 for wrong, same shape.
+        gold: Gold score of each response, such as 1 for correct and 0 for wrong, same shape.
 
     Returns:
         V_1 ... V_N, float64, shape `(R, N)` or `(N,)`.
 
     Raises:
-        ValueError: If the shapes differ, there is no response, or a value is not finite.
+        ValueError: If the shapes differ, there are no responses, or a value is not finite.
 
     Source:
         Gao et al. (2022), "Scaling laws for reward model overoptimization", appendix A, after Nakano et al. (2021).
@@ -32,36 +33,36 @@ def best_of_n_curve(rewards: FloatArray, gold: FloatArray) -> FloatArray:
     rewards, gold = np.asarray(rewards, dtype=np.float64), np.asarray(gold, dtype=np.float64)
     if rewards.shape != gold.shape or rewards.ndim not in (1, 2) or rewards.shape[-1] == 0:
         raise ValueError(
-            "`rewards` and `gold` must both have the shape (N,) or (R, N) with N > 0, but have "
-            f"{rewards.shape} and {gold.shape}. Prompts with other numbers of responses go into a call of their own."
+            "`rewards` and `gold` must both have shape (N,) or (R, N) with N > 0, but have "
+            f"{rewards.shape} and {gold.shape}. Call the function once for each number of responses N."
         )
     for name, values in (("rewards", rewards), ("gold", gold)):
         if not np.isfinite(values).all():
-            raise ValueError(f"`{name}` must be finite, but hold NaN or infinity. Leave those prompts out.")
+            raise ValueError(f"`{name}` must be finite, but has NaN or infinity. Leave out these prompts.")
     if rewards.ndim == 1:
         return best_of_n_curve(rewards[None], gold[None])[0]
     order = np.argsort(rewards, axis=1, kind="stable")
-    worth = np.take_along_axis(_mean_of_equals(rewards, gold), order, axis=1)
-    return worth @ _chances(rewards.shape[1])
+    scores = np.take_along_axis(_mean_of_equals(rewards, gold), order, axis=1)
+    return scores @ _probabilities(rewards.shape[1])
 
 
 def kl_of_best_of_n(n: IntArray) -> FloatArray:
-    """KL divergence of best-of-n from the policy that is sampled: ln n - (n - 1) / n, in nats.
+    """KL divergence of best-of-n from the sampled policy: ln n - (n - 1) / n, in nats.
 
     Args:
         n: Numbers of responses, 1 or more.
 
     Returns:
-        The divergence for each, same shape.
+        The divergence for each n, same shape.
 
     Source:
-        Stiennon et al. (2020), appendix G.3; an upper bound where responses repeat (Beirami et al., 2024).
+        Stiennon et al. (2020), appendix G.3; an upper bound if responses repeat (Beirami et al., 2024).
     """
     numbers = np.asarray(n, dtype=np.float64)
     return np.log(numbers) - (numbers - 1) / numbers
 
 
-def _chances(count: int) -> FloatArray:
+def _probabilities(count: int) -> FloatArray:
     """P(the i-th lowest of N is the highest of n drawn) in row i - 1 and column n - 1, shape `(N, N)`."""
     i, n = np.arange(1, count + 1)[:, None], np.arange(1, count + 1)[None, :]
     spare = np.maximum(i - n, 0)
@@ -72,7 +73,7 @@ def _chances(count: int) -> FloatArray:
 
 
 def _mean_of_equals(rewards: FloatArray, gold: FloatArray) -> FloatArray:
-    """Worth of each response, the mean over those of its prompt with the same reward."""
+    """Gold score of each response, averaged over the responses of its prompt with the same reward."""
     ranks = rankdata(rewards, method="dense", axis=1).astype(int) - 1
     rows = np.arange(len(rewards))[:, None]
     flat = (rows * rewards.shape[1] + ranks).ravel()

@@ -1,4 +1,4 @@
-"""Clusters -> their weights in each resample, and the unit of reward effects with its resamples.
+"""Poisson bootstrap over clusters, and the resampled median margin in whose units reward effects are reported.
 
 Shapes: N cases, C clusters, B resamples.
 """
@@ -12,9 +12,9 @@ import xxhash
 from hf_reward.metrics.arrays import FloatArray
 
 _BLOCK = 4096
-"""Clusters whose weights are in memory at once."""
+"""Most clusters whose weights are in memory at once."""
 _VALUES = 1 << 20
-"""Weights of pairs that are in memory at once."""
+"""Most pair weights in memory at once."""
 
 
 class Bootstrap:
@@ -33,12 +33,12 @@ class Bootstrap:
         return np.stack([self._of(name) for name in clusters], axis=1).astype(np.float64)
 
     def blocks(self, clusters: Sequence[str], size: int) -> Iterator[np.ndarray]:
-        """The weights of so many resamples at a time, shape `(size, C)`, fewer in the last block."""
+        """The weights of `size` resamples at a time, shape `(size, C)`; the last block may be smaller."""
         for start in range(0, self.resamples, size):
             yield np.stack([self._of(name)[start : start + size] for name in clusters], axis=1)
 
     def weighted(self, clusters: Sequence[str], sums: FloatArray) -> FloatArray:
-        """Sums over the drawn clusters in each resample: `(C, M)` gives `(B, M)`, without all weights at once."""
+        """Sum values over the drawn clusters in each resample: `(C, M)` to `(B, M)`, with bounded memory."""
         total = np.zeros((self.resamples, sums.shape[1]))
         for start in range(0, len(clusters), _BLOCK):
             total += self.weights(clusters[start : start + _BLOCK]) @ sums[start : start + _BLOCK]
@@ -53,22 +53,22 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Unit:
-    """The median absolute margin of the evaluation pairs, with its resamples."""
+    """The median absolute margin of the evaluation pairs, and its value in each resample."""
 
     value: float
     draws: FloatArray
 
 
 def median_margin(bootstrap: Bootstrap, gaps: Sequence[float] | FloatArray, clusters: Sequence[str]) -> Unit | None:
-    """The unit of reward effects: median absolute margin of the evaluation pairs, and that of each resample.
+    """Compute the unit of reward effects: the median absolute margin of the evaluation pairs.
 
     Args:
         bootstrap: The resamples.
-        gaps: Reward of the preferred response minus that of the other, shape `(N,)`.
+        gaps: Reward of the preferred response minus reward of the rejected response, shape `(N,)`.
         clusters: Cluster of each pair.
 
     Returns:
-        The unit, None where it is 0 or there is no pair.
+        The unit with its value in each resample; None if it is 0 or there are no pairs.
     """
     sizes = np.abs(np.asarray(gaps, dtype=np.float64))
     if not len(sizes) or not np.median(sizes) > 0:
@@ -77,7 +77,7 @@ def median_margin(bootstrap: Bootstrap, gaps: Sequence[float] | FloatArray, clus
     ordered = sizes[order]
     names, place = np.unique(np.asarray(clusters)[order], return_inverse=True)
     draws = []
-    for weights in bootstrap.blocks(names.tolist(), max(1, _VALUES // len(place))):  # all at once would be large
+    for weights in bootstrap.blocks(names.tolist(), max(1, _VALUES // len(place))):  # bounds memory
         total = np.cumsum(weights[:, place], axis=1, dtype=np.int64)
         half = (total >= total[:, -1:] / 2).argmax(axis=1)
         draws.append(np.where(total[:, -1] > 0, ordered[half], np.nan))

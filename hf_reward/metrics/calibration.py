@@ -1,9 +1,10 @@
-"""Reward differences -> do they mean what Bradley and Terry's model says, and by what would they have to be divided?
+"""Calibration of reward differences under the Bradley-Terry model, and the temperature that corrects it.
 
-The probability that the preferred response of a pair wins is sigmoid(gap). Nothing here depends on which side of a pair
-comes first, so pairs may all be stored preferred first. A tie of rewards says 0.5 and is half right.
+The model predicts that the preferred response of a pair wins with probability sigmoid(gap). Every statistic is
+symmetric in the two sides of a pair, so `gaps` may always be preferred minus rejected. A tie of rewards has confidence
+0.5 and counts as half correct.
 
-Shapes: M pairs. A gap is the reward of the preferred response minus that of the other.
+Shapes: M pairs. A gap is the reward of the preferred response minus the reward of the rejected response.
 """
 
 from dataclasses import dataclass
@@ -23,38 +24,38 @@ PAIRS_PER_BIN = 50
 
 @dataclass(frozen=True)
 class Slope:
-    """By what reward differences have to be multiplied to be log-odds."""
+    """The calibration slope: the factor that turns reward differences into log-odds."""
 
     value: float
-    """1 is calibrated, less is overconfident; infinite where no pair is wrong."""
+    """1 is calibrated, less is overconfident; infinite if no pair is wrong."""
     low: float
-    """95% interval, clustered by prompt; NaN where there is none."""
+    """95% interval, clustered by prompt; NaN if there is none."""
     high: float
     spread: Spread | None = None
-    """What the interval is made from."""
+    """Standard error and clusters behind the interval."""
 
     @property
     def temperature(self) -> float:
-        """By what rewards have to be divided: 1 / slope, as in temperature scaling; NaN for a slope of 0 or less."""
+        """Divisor of the rewards in temperature scaling: 1 / slope; NaN for a slope of 0 or less."""
         return 1 / self.value if self.value > 0 else float("nan")
 
     @property
     def suggests_temperature(self) -> bool:
-        """Whether dividing by the temperature is advised: only where the whole interval of a finite slope is above 0.
+        """Whether dividing by the temperature is advised: only if a finite slope has an interval entirely above 0.
 
-        Else higher rewards are not shown to go with preference, and a temperature would make noise look calibrated.
+        Otherwise rewards are not shown to predict preference, and a temperature would make noise look calibrated.
         """
         return bool(np.isfinite(self.value) and self.low > 0)
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Pairs of about the same confidence."""
+    """Pairs of similar confidence."""
 
     confidence: float
     """Mean probability of the side with the higher reward."""
     accuracy: float
-    """How often that side is the preferred one, ties half."""
+    """Share of pairs whose preferred response has the higher reward; ties count half."""
     count: int
     low: float
     """95% interval of the accuracy, clustered by prompt; NaN for the pairs of one prompt."""
@@ -70,13 +71,13 @@ def fit_slope(gaps: FloatArray, clusters: IntArray | None = None) -> Slope:
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
-        clusters: Prompt of each pair, any integers, shape `(M,)`; without it every pair is its own prompt.
+        clusters: Prompt of each pair, any integers, shape `(M,)`; by default every pair is its own prompt.
 
     Returns:
-        The slope; infinite without interval where no gap is negative, minus infinite where none is positive.
+        The slope; infinite without interval if no gap is negative, minus infinity if none is positive.
 
     Raises:
-        ValueError: If there is no pair, a gap is not finite, or all gaps are 0.
+        ValueError: If there are no pairs, a gap is not finite, or all gaps are 0.
 
     Source:
         Guo et al. (2017), "On calibration of modern neural networks", section 4.2; Lipsitz, Dear and Zhao (1994),
@@ -85,12 +86,13 @@ def fit_slope(gaps: FloatArray, clusters: IntArray | None = None) -> Slope:
     gaps = _checked(gaps)
     if not gaps.any():
         raise ValueError(
-            "All gaps are 0, so no slope fits better than another. The model tells no two responses apart."
+            "A slope needs at least one nonzero reward difference, but all are 0: both responses of every pair have "
+            "the same reward. Check that the model is trained and that the responses differ."
         )
     if (gaps >= 0).all() or (gaps <= 0).all():
         return Slope(float(np.inf if gaps.max() > 0 else -np.inf), np.nan, np.nan)
     scale = float(np.median(np.abs(gaps[gaps != 0])))
-    units = gaps / scale  # so that the bracket does not depend on the size of rewards
+    units = gaps / scale  # makes the bracket independent of the scale of the rewards
 
     def derivative(slope: float) -> float:
         return float(np.sum(units * special.expit(-slope * units)))
@@ -109,7 +111,7 @@ def _slope_spread(gaps: FloatArray, slope: float, place: IntArray) -> Spread:
     scores = np.bincount(place, weights=gaps * wrong)
     information = np.bincount(place, weights=gaps**2 * wrong * (1 - wrong))
     total = float(information.sum())
-    with np.errstate(divide="ignore", invalid="ignore"):  # from one prompt nothing is left
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 if there is only one prompt
         left_out = slope - scores / (total - information)
     return jackknife(slope, left_out, information / total, np.bincount(place).astype(float))
 
@@ -117,18 +119,20 @@ def _slope_spread(gaps: FloatArray, slope: float, place: IntArray) -> Spread:
 def reliability_bins(
     gaps: FloatArray, num_bins: int | None = None, clusters: IntArray | None = None
 ) -> list[ReliabilityBin]:
-    """Bins of about equally many pairs, least confident first; pairs of equal confidence are in one bin.
+    """Return the bins of a reliability diagram, with about equal numbers of pairs and lowest confidence first.
+
+    Pairs of equal confidence are in the same bin.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
-        num_bins: How many; by default one for every 50 pairs, 15 at the most.
-        clusters: Prompt of each pair, shape `(M,)`; without it every pair is its own prompt.
+        num_bins: Number of bins; by default one per 50 pairs, at most 15.
+        clusters: Prompt of each pair, shape `(M,)`; by default every pair is its own prompt.
 
     Returns:
         The bins.
 
     Raises:
-        ValueError: If there is no pair, a gap is not finite, or there are more bins than pairs.
+        ValueError: If there are no pairs, a gap is not finite, or there are more bins than pairs.
     """
     pairs, bins = _binned(gaps, num_bins, clusters), []
     for members in pairs.bins:
@@ -141,7 +145,7 @@ def reliability_bins(
 def calibration_error(gaps: FloatArray, num_bins: int | None = None) -> float:
     """Expected calibration error as usually reported: the mean over pairs of |accuracy - confidence| of their bin.
 
-    It is above 0 for a calibrated model too; compare it with `calibration_floor`.
+    Its expectation is above 0 even for a calibrated model; compare it with `calibration_floor`.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
@@ -165,22 +169,22 @@ def calibration_floor(
     draws: int = 200,
     seed: int = 0,
 ) -> float:
-    """What `calibration_error` would be on average if the model were calibrated.
+    """Expected value of `calibration_error` for a calibrated model.
 
-    Outcomes are drawn from the model's own probabilities, independently. Pairs of a prompt that turn out alike make the
-    error of a bin larger by the square root of the design effect of what is left after its mean.
+    Outcomes are drawn independently from the model's own probabilities. Correlation within prompts increases the error
+    of a bin by the square root of the design effect of its residuals.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
         num_bins: As in `reliability_bins`.
-        clusters: Prompt of each pair, shape `(M,)`; without it every pair is its own prompt.
-        draws: How often outcomes are drawn.
-        seed: Of the draws.
+        clusters: Prompt of each pair, shape `(M,)`; by default every pair is its own prompt.
+        draws: Number of simulated sets of outcomes.
+        seed: Random seed of the draws.
 
     Returns:
         The mean error over the draws; NaN for the pairs of one prompt.
     """
-    ordered = _binned(np.sort(np.abs(_checked(gaps))), num_bins)  # else the draws would depend on the order of rows
+    ordered = _binned(np.sort(np.abs(_checked(gaps))), num_bins)  # makes the draws independent of the order of rows
     outcomes = (np.random.default_rng(seed).random((draws, len(gaps))) < ordered.confidence).astype(float)
     independent = float(np.mean([ordered.naive_error(each) for each in outcomes]))
     if clusters is None:
@@ -189,7 +193,7 @@ def calibration_floor(
 
 
 def _effect_within_bins(pairs: "_Binned") -> float:
-    """Design effect of what is left of the outcomes after the mean of their bin, one for all bins. 1 at the least."""
+    """Design effect of the residuals of the outcomes within their bins, pooled over bins; at least 1."""
     clustered = independent = 0.0
     for members in pairs.bins:
         rest = pairs.right[members] - pairs.confidence[members]
@@ -199,7 +203,7 @@ def _effect_within_bins(pairs: "_Binned") -> float:
 
 
 def _variance(values: FloatArray, place: IntArray) -> float:
-    """Variance of the mean of values: G / (G - 1) * sum over prompts of (sum of v - mean)^2, over n^2; NaN of one."""
+    """Variance of the mean: G / (G - 1) * sum over prompts of (sum of v - mean)^2, over n^2; NaN for one prompt."""
     sums = np.bincount(np.unique(place, return_inverse=True)[1], weights=values - values.mean())
     return float(len(sums) / (len(sums) - 1) * np.sum(sums**2)) / len(values) ** 2 if len(sums) > 1 else float("nan")
 
@@ -207,11 +211,12 @@ def _variance(values: FloatArray, place: IntArray) -> float:
 def debiased_calibration_error(
     gaps: FloatArray, num_bins: int | None = None, clusters: IntArray | None = None
 ) -> float:
-    """Root mean squared calibration error with the part that chance adds taken off.
+    """Root mean squared calibration error, corrected for sampling noise.
 
-    sign(s) * sqrt|s| with s = sum_b (n_b / M) [(acc_b - conf_b)^2 - v_b]: around 0 for a calibrated model, and negative
-    half of the time. v_b is the variance of acc_b: acc_b (1 - acc_b) / (n_b - 1) if every pair is its own prompt, else
-    G / (G - 1) * sum over the bin's G prompts of (sum of outcome - acc_b)^2, over n_b^2, which is the same then.
+    sign(s) * sqrt|s| with s = sum_b (n_b / M) [(acc_b - conf_b)^2 - v_b]. For a calibrated model it is centred on 0 and
+    negative half of the time. v_b is the variance of acc_b: acc_b (1 - acc_b) / (n_b - 1) if every pair is its own
+    prompt. The general form, G / (G - 1) * sum over the bin's G prompts of (sum of outcome - acc_b)^2, over n_b^2, is
+    equal to it in that case.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
@@ -219,10 +224,10 @@ def debiased_calibration_error(
         clusters: Prompt of each pair, shape `(M,)`.
 
     Returns:
-        The error with its sign; NaN where a bin holds the pairs of one prompt.
+        The signed error; NaN if all pairs of a bin belong to one prompt.
 
     Raises:
-        ValueError: If a bin would hold fewer than two pairs.
+        ValueError: If a bin would have fewer than two pairs.
 
     Source:
         Kumar, Liang and Ma (2019), "Verified uncertainty calibration", section 4.2.
@@ -230,7 +235,10 @@ def debiased_calibration_error(
     pairs, total = _binned(gaps, num_bins, clusters), 0.0
     for members in pairs.bins:
         if len(members) < 2:
-            raise ValueError(f"Each bin needs two pairs or more, but {len(gaps)} pairs are too few. Use fewer bins.")
+            raise ValueError(
+                f"Every bin needs at least two pairs, but {len(gaps)} pairs in {len(pairs.bins)} bins leave one with "
+                f"{len(members)}. Lower `num_bins`."
+            )
         right = pairs.right[members]
         square = (right.mean() - pairs.confidence[members].mean()) ** 2
         total += len(members) / len(gaps) * (square - _variance(right, pairs.place[members]))
@@ -240,19 +248,19 @@ def debiased_calibration_error(
 def calibration_error_interval(
     gaps: FloatArray, num_bins: int | None = None, clusters: IntArray | None = None
 ) -> Interval:
-    """95% interval of the root mean squared calibration error of which `debiased_calibration_error` is the estimate.
+    """95% interval of the root mean squared calibration error, which `debiased_calibration_error` estimates.
 
-    The true error is 0 or more, so a lower bound of 0 or less does not exclude that the model is calibrated; it is
-    moved down to the estimate where that is below 0.
+    The true error is 0 or more, so a lower bound of 0 or less does not rule out a calibrated model. The lower bound
+    is moved down to the estimate if the estimate is below 0.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
         num_bins: As in `reliability_bins`.
-        clusters: Prompt of each pair, shape `(M,)`; without it every pair is its own prompt.
+        clusters: Prompt of each pair, shape `(M,)`; by default every pair is its own prompt.
 
     Returns:
-        The root of `squares_interval` of the bins' differences; none from fewer than 20 prompts, where it does not hold
-        the truth often enough.
+        The square root of the `squares_interval` of the bins' differences; no interval with fewer than 20 prompts,
+        where its coverage is too low.
     """
     pairs = _binned(gaps, num_bins, clusters)
     count = int(pairs.place.max()) + 1
@@ -273,28 +281,28 @@ def calibration_error_interval(
 def spiegelhalter(gaps: FloatArray, clusters: IntArray | None = None) -> tuple[float, float]:
     """Spiegelhalter's test of calibration.
 
-    Z = sum (y - p)(1 - 2p) / sqrt(d sum (1 - 2p)^2 p (1 - p)). With d = 1, where every pair is its own prompt, it is
-    standard normal if outcomes follow the probabilities p. Else d is the design effect of the summands, and t with a
-    degree of freedom fewer than prompts takes the place of the normal distribution. Above 0 is overconfident, below 0
+    Z = sum (y - p)(1 - 2p) / sqrt(d sum (1 - 2p)^2 p (1 - p)). If every pair is its own prompt, d = 1 and Z is standard
+    normal for a calibrated model. Otherwise d is the design effect of the summands, and the reference is the t
+    distribution with one degree of freedom fewer than there are prompts. Above 0 is overconfident, below 0
     underconfident.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
-        clusters: Prompt of each pair, shape `(M,)`; without it every pair is its own prompt.
+        clusters: Prompt of each pair, shape `(M,)`; by default every pair is its own prompt.
 
     Returns:
-        Z, and the two-sided p-value; NaN both where every probability is 0.5, or all pairs are of one prompt.
+        Z and the two-sided p-value; both NaN if every probability is 0.5 or all pairs belong to one prompt.
 
     Source:
         Spiegelhalter (1986), "Probabilistic prediction in patient management and clinical trials".
     """
     gaps = _checked(gaps)
-    wins = special.expit(gaps)  # y = 1 for every pair, and Z is the same if any pair is turned round
+    wins = special.expit(gaps)  # y = 1 for every pair; swapping the sides of a pair does not change Z
     weight = 1 - 2 * wins
     variance = np.sum(weight**2 * wins * (1 - wins))
     if variance == 0:
         return float("nan"), float("nan")
-    # A tie has weight 0, so it does not matter that y is not known for it.
+    # A tie has weight 0, so its undefined y does not matter.
     summands = (1 - wins) * weight
     score = float(np.sum(summands) / np.sqrt(variance))
     place = _places(gaps, clusters)
@@ -308,19 +316,20 @@ def spiegelhalter(gaps: FloatArray, clusters: IntArray | None = None) -> tuple[f
 def calibration_metrics(
     gaps: FloatArray, clusters: IntArray | None = None, *, num_bins: int | None = None, seed: int = 0
 ) -> dict[str, float]:
-    """All of the above by name.
+    """All calibration statistics by name.
 
     Args:
         gaps: Finite gaps, shape `(M,)`.
         clusters: Prompt of each pair, shape `(M,)`.
         num_bins: As in `reliability_bins`.
-        seed: Of the floor's draws.
+        seed: Random seed of `calibration_floor`.
 
     Returns:
         `slope`, `slope_ci_low`, `slope_ci_high`, `temperature`, `ece_debiased` with `ece_debiased_ci_low` and
-        `ece_debiased_ci_high` (NaN from fewer than 20 prompts), `ece_naive`, `ece_floor`, `brier_score`, `log_loss`,
-        `spiegelhalter_z`, `spiegelhalter_p`, `num_pairs`, `num_bins`. The slope is fitted on these very pairs; for the
-        error that is left after scaling, fit on others. `temperature` is NaN unless `Slope.suggests_temperature`.
+        `ece_debiased_ci_high` (NaN with fewer than 20 prompts), `ece_naive`, `ece_floor`, `brier_score`, `log_loss`,
+        `spiegelhalter_z`, `spiegelhalter_p`, `num_pairs`, `num_bins`. The slope is fitted on the same pairs; to measure
+        the remaining error after scaling, fit it on different pairs. `temperature` is NaN unless
+        `Slope.suggests_temperature`.
     """
     gaps = _checked(gaps)
     slope = fit_slope(gaps, clusters)
@@ -348,14 +357,15 @@ def calibration_metrics(
 def _checked(gaps: FloatArray) -> FloatArray:
     found = np.asarray(gaps, dtype=np.float64)
     if found.ndim != 1 or len(found) == 0:
-        raise ValueError(f"`gaps` must be one or more numbers, shape (M,), but have the shape {found.shape}.")
+        raise ValueError(f"`gaps` must have shape (M,) with M > 0, but has shape {found.shape}.")
     if not np.isfinite(found).all():
-        raise ValueError(f"`gaps` must be finite, but {int((~np.isfinite(found)).sum())} are NaN or infinite.")
+        count = int((~np.isfinite(found)).sum())
+        raise ValueError(f"`gaps` must be finite, but {count} of {len(found)} are NaN or infinite. Leave them out.")
     return found
 
 
 def _places(gaps: FloatArray, clusters: IntArray | None) -> IntArray:
-    """Number of each pair's prompt, from 0; without prompts every pair is its own."""
+    """Number of each pair's prompt, from 0; by default every pair is its own prompt."""
     if clusters is None:
         return np.arange(len(gaps))
     return np.unique(np.asarray(clusters), return_inverse=True)[1]
@@ -363,18 +373,18 @@ def _places(gaps: FloatArray, clusters: IntArray | None) -> IntArray:
 
 @dataclass(frozen=True)
 class _Binned:
-    """Pairs, and their places in bins of about equal confidence."""
+    """Pairs in bins of similar confidence."""
 
     confidence: FloatArray
     """Probability of the side with the higher reward."""
     right: FloatArray
-    """Whether that side is the preferred one; a tie is half."""
+    """1 if that side is the preferred one, 0.5 for a tie."""
     place: IntArray
     """Number of each pair's prompt."""
     bins: list[IntArray]
 
     def naive_error(self, right: FloatArray) -> float:
-        """Mean over pairs of |accuracy - confidence| of their bin for these outcomes."""
+        """Mean over pairs of |accuracy - confidence| of their bin, for given outcomes."""
         off = (abs(right[members].sum() - self.confidence[members].sum()) for members in self.bins)
         return float(sum(off) / len(self.confidence))
 
@@ -385,5 +395,5 @@ def _binned(gaps: FloatArray, num_bins: int | None, clusters: IntArray | None = 
     if num_bins is None:
         num_bins = max(1, min(MAX_BINS, len(gaps) // PAIRS_PER_BIN))
     if not 1 <= num_bins <= len(gaps):
-        raise ValueError(f"`num_bins` must be from 1 to the {len(gaps)} pairs, but is {num_bins}.")
+        raise ValueError(f"`num_bins` must be between 1 and the number of pairs ({len(gaps)}), but is {num_bins}.")
     return _Binned(confidence, pairwise_credit(gaps), _places(gaps, clusters), equal_bins(confidence, num_bins))

@@ -1,13 +1,13 @@
-"""Counts in texts for readers."""
+"""Counts with their nouns, for messages and reports."""
 
 
 def counted(number: float, noun: str, plural: str | None = None) -> str:
     """Return a count with its noun in the right form: `0 rows`, `1 row`, `2,000 rows`.
 
     Args:
-        number: How many.
+        number: The count.
         noun: The singular.
-        plural: The plural; by default the noun with an s.
+        plural: The plural; by default the noun plus "s".
 
     Returns:
         The text.

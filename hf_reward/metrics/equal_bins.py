@@ -1,4 +1,4 @@
-"""Values -> bins of about equally many, the same in whatever order the values come."""
+"""Bins with about equal numbers of values, independent of the order of the values."""
 
 import numpy as np
 
@@ -6,18 +6,17 @@ from hf_reward.metrics.arrays import FloatArray, IntArray
 
 
 def equal_bins(values: FloatArray, num_bins: int) -> list[IntArray]:
-    """Deal values out to bins in ascending order, equal values always to one bin.
+    """Assign values to bins in ascending order, equal values to the same bin.
 
-    Equal values have no order, so which of them would fall on which side of a bin's end would depend on the order of
-    rows. They go where the middle one of them would; a bin of which less than two are left by that joins the one
-    before.
+    Splitting equal values at a bin edge would make the bins depend on the order of the rows. All of them therefore go
+    to the bin of their middle value. A bin that is left with fewer than two values is merged into the previous one.
 
     Args:
         values: Shape `(M,)`.
-        num_bins: How many bins, from 1 to M.
+        num_bins: Number of bins, from 1 to M.
 
     Returns:
-        Places of the values of each bin, as many bins as are not empty.
+        Indices of the values in each nonempty bin.
     """
     _, level, counts = np.unique(values, return_inverse=True, return_counts=True)
     sizes = np.array([len(each) for each in np.array_split(np.arange(len(values)), num_bins)])

@@ -1,9 +1,8 @@
-"""Estimates over clusters of rows -> 95% intervals and p-values. Every interval that the package prints is made here.
+"""Clustered 95% intervals and p-values: the source of every interval that the package reports.
 
-Each rule rests on the jackknife over clusters (`spread`), and on the t distribution with one degree of freedom fewer
-than there are clusters. Rates and differences of rates are bounded: theirs are Wilson's intervals for as many
-independent rows as would have the same error.
-`recipes/studies/coverage.py` measures how often each interval holds the truth.
+Each method uses the jackknife over clusters (`spread`) and the t distribution with one degree of freedom fewer than
+there are clusters. Rates and differences of rates are bounded, so their intervals are Wilson intervals at the effective
+sample size. `recipes/studies/coverage.py` measures the coverage of each interval.
 
 Shapes: M values, C clusters.
 """
@@ -25,23 +24,23 @@ _LARGEST_SCORE = 1e3
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95% interval, and on how many prompts it rests."""
+    """A 95% interval with its number of prompts."""
 
     low: float
     high: float
     num_clusters: int
     method: str
     """`clustered-wilson` for rates, `clustered-newcombe` for differences of rates, `clustered-t` for other numbers, or
-    `none` when one prompt allows no interval (bounds are then NaN)."""
+    `none` if there are too few prompts for an interval (the bounds are then NaN)."""
 
     @property
     def too_few_clusters(self) -> bool:
-        """Whether the interval rests on fewer than 20 prompts."""
+        """Whether there are fewer than 20 prompts."""
         return self.num_clusters < FEW_CLUSTERS
 
     @property
     def bounds(self) -> list[float] | None:
-        """Low and high, None where there are none."""
+        """Lower and upper bound, None if there is no interval."""
         return None if np.isnan(self.low) else [self.low, self.high]
 
 
@@ -49,11 +48,11 @@ class Interval:
 
 
 def t_interval(spread: Spread, level: float = 0.95) -> Interval:
-    """Estimate -/+ t * error, for numbers without bounds.
+    """Return the interval estimate -/+ t * standard error, for unbounded numbers.
 
     Args:
-        spread: Of the estimate.
-        level: Such as 0.95.
+        spread: The estimate with its standard error.
+        level: Confidence level.
 
     Returns:
         The interval.
@@ -65,15 +64,15 @@ def t_interval(spread: Spread, level: float = 0.95) -> Interval:
 
 
 def t_p_value(spread: Spread, null: float = 0.0, *, above: bool = False) -> float | None:
-    """P(an estimate this far from `null` or further) if that were the truth.
+    """Return the p-value of the t test that the true value is `null`.
 
     Args:
-        spread: Of the estimate.
-        null: The number under the null hypothesis.
-        above: Test against larger numbers only.
+        spread: The estimate with its standard error.
+        null: Value under the null hypothesis.
+        above: One-sided test against larger values.
 
     Returns:
-        The p-value, that of the sign test where all clusters are equal; None from one cluster.
+        The p-value, from the sign test if all clusters are equal; None with one cluster.
     """
     if np.isnan(spread.error):
         return None
@@ -89,15 +88,15 @@ def t_p_value(spread: Spread, null: float = 0.0, *, above: bool = False) -> floa
 
 
 def rate_interval(spread: Spread, level: float = 0.95) -> Interval:
-    """Wilson's interval of a rate, with rows divided by the design effect and t in place of the normal quantile.
+    """Return Wilson's interval of a rate, at the effective sample size and with a t quantile.
 
-    Where all clusters have the same rate r, each counts as one row, and other rates may be those of a share u of the
-    clusters that were not drawn, u being Wilson's upper bound of 0: from r (1 - u) to r + (1 - r) u. For r of 0 and 1
-    that is Wilson's interval.
+    If all clusters have the same rate r, each counts as one row. A share of up to u of all clusters may then have a
+    different rate, where u is Wilson's upper bound of 0, so the interval is [r (1 - u), r + (1 - r) u]. For r = 0 and
+    r = 1 this is Wilson's interval.
 
     Args:
-        spread: Of a number in [0, 1].
-        level: Such as 0.95.
+        spread: A rate in [0, 1] with its standard error.
+        level: Confidence level.
 
     Returns:
         The interval, within [0, 1].
@@ -119,15 +118,15 @@ def rate_interval(spread: Spread, level: float = 0.95) -> Interval:
 
 
 def rate_p_value(spread: Spread, null: float, *, above: bool = False) -> float | None:
-    """P(a rate this far from `null` or further): the test that `rate_interval` inverts.
+    """Return the p-value of the test that the true rate is `null`, which `rate_interval` inverts.
 
     Args:
-        spread: Of a number in [0, 1].
-        null: The rate under the null hypothesis, in (0, 1).
-        above: Test against larger rates only.
+        spread: A rate in [0, 1] with its standard error.
+        null: Rate under the null hypothesis, in (0, 1).
+        above: One-sided test against larger rates.
 
     Returns:
-        The p-value; None from one cluster.
+        The p-value; None with one cluster.
     """
     if np.isnan(spread.error):
         return None
@@ -142,12 +141,12 @@ def rate_p_value(spread: Spread, null: float, *, above: bool = False) -> float |
 
 
 def clustered_interval(credits: FloatArray, clusters: IntArray | Sequence[Any], level: float = 0.95) -> Interval:
-    """95% interval for the mean of credits when rows of one prompt are not independent.
+    """Return the interval of a mean of credits, clustered by prompt.
 
     Args:
         credits: Credit of each pair in [0, 1], shape `(M,)`.
-        clusters: Prompt that each pair belongs to, shape `(M,)`.
-        level: Another level than 0.95.
+        clusters: Prompt of each pair, shape `(M,)`.
+        level: Confidence level.
 
     Returns:
         The interval of `rate_interval`.
@@ -156,13 +155,14 @@ def clustered_interval(credits: FloatArray, clusters: IntArray | Sequence[Any], 
 
 
 def cross_validated_interval(credits: FloatArray, clusters: IntArray | Sequence[Any], folds: int) -> Interval:
-    """95% interval for a rate over all rows, each credited by a model that was trained on the other folds.
+    """Return the 95% interval of a cross-validated rate, where each row is predicted by a model of the other folds.
 
-    The models share most of their rows, so their errors go together: the variance is larger by `1 + K / (K - 1)`.
+    The models share most of their training rows, so their errors are correlated. This increases the variance by the
+    factor `1 + K / (K - 1)`.
 
     Args:
         credits: Credit of each row in [0, 1], shape `(M,)`.
-        clusters: Prompt that each row belongs to, shape `(M,)`.
+        clusters: Prompt of each row, shape `(M,)`.
         folds: Number of folds, K.
 
     Returns:
@@ -171,7 +171,7 @@ def cross_validated_interval(credits: FloatArray, clusters: IntArray | Sequence[
     Source:
         Nadeau and Bengio (2003), "Inference for the generalization error", the corrected resampled variance
         `(1 / J + n_test / n_train) s^2`, with `n_test / n_train = 1 / (K - 1)` as Bouckaert and Frank (2004) apply it
-        to folds.
+        to cross-validation.
     """
     spread = mean_spread(credits, clusters)
     return rate_interval(replace(spread, error=spread.error * np.sqrt(1 + folds / (folds - 1))))
@@ -189,36 +189,36 @@ def _wilson(rate: float, size: float, score: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean paired difference of two rates."""
+    """Mean paired difference of two rates on the same rows."""
 
     spread: Spread
     gains: float
-    """Mean of what is gained on rows where the first is higher, in [0, 1]."""
+    """Mean of the positive parts of the differences, in [0, 1]."""
     losses: float
-    """Mean of what is lost on the others, in [0, 1]; the estimate is gains minus losses."""
+    """Mean of the negative parts, in [0, 1]; the estimate is gains minus losses."""
 
     @property
     def size(self) -> float:
-        """Rows that would have the same error if independent."""
+        """Effective sample size: the number of independent rows with the same standard error."""
         change = self.spread.estimate
         return self.spread.independent_rows(self.gains + self.losses - change**2)
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Newcombe's interval of the difference of two shares of the same rows.
+        """Return Newcombe's interval of the difference of two shares of the same rows.
 
-        Each share has Wilson's interval, with rows divided by the design effect and t in place of the normal quantile;
-        the bounds are joined by the squares of their distances and by the correlation of the shares, -sqrt(odds1 odds2)
-        (they exclude each other). Never to differ leaves room for a difference too.
+        The shares of gains and losses have Wilson intervals, at the effective sample size and with a t quantile. The
+        interval combines the squared distances to their bounds with the correlation of the shares,
+        -sqrt(odds1 odds2), because gains and losses exclude each other. It has a positive width even if no row differs.
 
         Args:
-            level: Such as 0.95.
+            level: Confidence level.
 
         Returns:
             The interval, within [-1, 1].
 
         Source:
             Newcombe (1998), "Interval estimation for the difference between independent proportions", method 10; Zou
-            and Donner (2008), equation 6, for correlated estimates (MOVER).
+            and Donner (2008), equation 6 (MOVER), for correlated estimates.
         """
         if np.isnan(self.spread.error):
             return _none(self.spread)
@@ -226,27 +226,27 @@ class Difference:
         return Interval(low, high, self.spread.num_clusters, "clustered-newcombe")
 
     def p_value(self, *, above: bool = False) -> float | None:
-        """P(a difference this far from 0 or further): 1 minus the level at which `interval` begins to hold 0.
+        """Return the p-value of the test that the difference is 0: 1 minus the lowest level whose interval contains 0.
 
         Args:
-            above: Test against differences above 0 only.
+            above: One-sided test against differences above 0.
 
         Returns:
-            The p-value; None from one cluster.
+            The p-value; None with one cluster.
         """
         if np.isnan(self.spread.error):
             return None
         sign = float(np.sign(self.spread.estimate))
         side = 0 if sign > 0 else 1
 
-        def nearer(score: float) -> float:
+        def bound_near_zero(score: float) -> float:
             return sign * self._bounds(score)[side]
 
         score = 0.0
-        if sign and nearer(_LARGEST_SCORE) > 0:
+        if sign and bound_near_zero(_LARGEST_SCORE) > 0:
             score = _LARGEST_SCORE
-        elif sign and nearer(TINY) > 0:
-            score = float(optimize.brentq(nearer, TINY, _LARGEST_SCORE))  # pyright: ignore[reportArgumentType]
+        elif sign and bound_near_zero(TINY) > 0:
+            score = float(optimize.brentq(bound_near_zero, TINY, _LARGEST_SCORE))  # pyright: ignore[reportArgumentType]
         return _tail(sign * score, self.spread.num_clusters, above)
 
     def _bounds(self, score: float) -> tuple[float, float]:
@@ -263,14 +263,14 @@ class Difference:
 
 
 def mean_difference(values: FloatArray, clusters: IntArray | Sequence[Any]) -> Difference:
-    """Mean of paired differences of credits.
+    """Return the mean of paired differences of credits.
 
     Args:
         values: Differences in [-1, 1], shape `(M,)`.
-        clusters: Cluster of each, shape `(M,)`.
+        clusters: Cluster of each value, shape `(M,)`.
 
     Returns:
-        The difference, which gives its interval and p-value.
+        The difference, with methods for its interval and p-value.
     """
     values = np.asarray(values, dtype=np.float64)
     gains, losses = float(np.maximum(values, 0).mean()), float(np.maximum(-values, 0).mean())
@@ -281,20 +281,20 @@ def mean_difference(values: FloatArray, clusters: IntArray | Sequence[Any]) -> D
 
 
 def squares_interval(means: FloatArray, parts: FloatArray, level: float = 0.95) -> Interval:
-    """Interval of the sum of the squared true values of some means that vary together.
+    """Return the interval of the sum of squares of the true values of correlated means.
 
-    The sum of the observed squares is a quadratic form of correlated normal means, about `scale` times a noncentral
-    chi-square. For a true sum t, scale and degrees of freedom are those of the mean, tr(V) + t, and of the variance,
-    2 tr(V^2) + 4 t v, where V is the covariance of the means and v its value in their observed direction. The bounds
-    are the t at which the observed sum is a quantile; as V is estimated from clusters, F takes the place of chi-square.
+    The observed sum is a quadratic form of correlated normal means, approximately `scale` times a noncentral
+    chi-square. For a true sum t, scale and degrees of freedom match the mean, tr(V) + t, and the variance,
+    2 tr(V^2) + 4 t v. V is the covariance of the means and v is its value in their observed direction. The bounds are
+    the values of t at which the observed sum is a quantile. V is estimated from clusters, so F replaces chi-square.
 
     Args:
         means: Observed values, shape `(B,)`.
-        parts: What each cluster adds to each mean beyond its share, shape `(C, B)`: they sum to 0 over clusters.
-        level: Such as 0.95.
+        parts: Deviation of each cluster's contribution to each mean, shape `(C, B)`; the sum over clusters is 0.
+        level: Confidence level.
 
     Returns:
-        The interval; its lower bound is 0 where means of 0 are not excluded.
+        The interval; its lower bound is 0 if means of 0 are not excluded.
 
     Source:
         Satterthwaite (1946) for matching two moments; Steiger and Fouladi (1997), "Noncentrality interval estimation",
@@ -306,32 +306,32 @@ def squares_interval(means: FloatArray, parts: FloatArray, level: float = 0.95) 
     covariance = parts.T @ parts * count / (count - 1)
     trace, square = float(np.trace(covariance)), float(np.sum(covariance**2))
     found = float(means @ means)
-    if trace <= TINY**2:  # rounding alone
+    if trace <= TINY**2:  # only rounding error
         return Interval(found, found, count, "noncentral-f")
     along = float(means @ covariance @ means) / found if found > 0 else square / trace
     variances = np.sum(parts**2, axis=1)
     noise = float(np.sum((variances - variances.mean()) ** 2))
     others = max(count - 1.0, 2 * variances.sum() ** 2 / noise - 1) if noise > 0 else 1e6
 
-    def chance(true: float) -> float:
+    def cumulative(true: float) -> float:
         scale = (square + 2 * true * along) / (trace + 2 * true)
         freedom = trace / scale
         if true <= 0:
             return float(special.fdtr(freedom, others, found / trace))
         return float(special.ncfdtr(freedom, others, true / scale, found / trace))
 
-    low, high = (_falls_to(chance, (1 + side * level) / 2, found) for side in (1, -1))
+    low, high = (_solve_decreasing(cumulative, (1 + side * level) / 2, found) for side in (1, -1))
     return Interval(low, high, count, "noncentral-f")
 
 
-def _falls_to(chance: Callable[[float], float], target: float, start: float) -> float:
-    """Where `chance`, which falls, is `target`; 0 where it is below at once."""
-    if chance(0.0) <= target:
+def _solve_decreasing(function: Callable[[float], float], target: float, start: float) -> float:
+    """Solve function(x) = target for x >= 0 and a decreasing function; 0 if function(0) is already below."""
+    if function(0.0) <= target:
         return 0.0
     high = max(TINY, start)
-    while chance(high) > target:
+    while function(high) > target:
         high *= 2
-    return float(optimize.brentq(lambda value: chance(value) - target, 0.0, high, xtol=1e-9 * high))  # pyright: ignore[reportArgumentType]
+    return float(optimize.brentq(lambda value: function(value) - target, 0.0, high, xtol=1e-9 * high))  # pyright: ignore[reportArgumentType]
 
 
 def _tail(score: float, num_clusters: int, above: bool) -> float:

@@ -1,4 +1,4 @@
-"""Prepared training and evaluation rows -> which evaluation rows training has seen, and the accuracy without them."""
+"""Find evaluation rows that also occur in the training data, and compute the accuracy without them."""
 
 import logging
 from collections.abc import Mapping
@@ -12,21 +12,20 @@ from hf_reward.metrics.preference import clustered_interval, strict_pairs
 logger = logging.getLogger(__name__)
 
 _KEYS = {"group": "prompt group", "content_hash": "whole content"}
-"""Column of a prepared row -> what two rows share that have the same value there."""
+"""Column of a prepared row -> description of rows with equal values in it."""
 
 
 def shared_with_training(train: Any, held_out: Any) -> dict[str, np.ndarray]:
     """Find the evaluation rows whose prompt group or content occurs in training.
 
-    Rows that only nearly equal each other are not found: that needs their texts (`hf-reward check-data`).
+    Near-duplicates are not found, because this requires the texts: run `hf-reward check-data`.
 
     Args:
         train: Prepared training rows.
         held_out: Prepared evaluation rows.
 
     Returns:
-        What is shared -> whether each evaluation row shares it, shape `(R,)`; empty where it cannot be known, which is
-        so for streams.
+        Kind of match -> whether each evaluation row has it, shape `(R,)`; empty for streams, which cannot be compared.
     """
     if not isinstance(train, Dataset) or not isinstance(held_out, Dataset):
         return {}
@@ -35,14 +34,14 @@ def shared_with_training(train: Any, held_out: Any) -> dict[str, np.ndarray]:
 
 
 def leaked_rows(train: Any, held_out: Any) -> np.ndarray | None:
-    """Whether each evaluation row shares its prompt group or content with training.
+    """Return whether each evaluation row shares its prompt group or content with training.
 
     Args:
         train: Prepared training rows.
         held_out: Prepared evaluation rows.
 
     Returns:
-        Shape `(R,)`, or None if no row does or it cannot be known.
+        Booleans, shape `(R,)`; None if no row does or the data are streams.
     """
     shared = list(shared_with_training(train, held_out).values())
     leaked = np.any(shared, axis=0) if shared else np.zeros(0, bool)
@@ -50,26 +49,30 @@ def leaked_rows(train: Any, held_out: Any) -> np.ndarray | None:
 
 
 def warn_about_leaks(train: Any, held_out: Any) -> None:
-    """Say how many evaluation rows training has seen, or that nobody can tell.
+    """Warn about evaluation rows that occur in training, or about streams that cannot be checked.
 
     Args:
         train: Prepared training rows, or None.
-        held_out: Prepared evaluation rows, a dict of several, or None.
+        held_out: Prepared evaluation rows, a dict of several evaluation sets, or None.
     """
     if train is None or held_out is None:
         return
     for name, data in held_out.items() if isinstance(held_out, Mapping) else [("", held_out)]:
         what = f"the evaluation data {name!r}" if name else "the evaluation data"
         if isinstance(train, IterableDataset) or isinstance(data, IterableDataset):
-            logger.warning("Rows that training and %s share cannot be found in streams, so none are left out.", what)
+            logger.warning(
+                "Streams cannot be searched for rows that occur both in training and in %s, so no accuracy without "
+                "leaks is reported. To check for leaks, run `hf-reward check-data` on files.",
+                what,
+            )
             continue
         shared = shared_with_training(train, data)
         leaked = leaked_rows(train, data)
         if leaked is not None:
             counts = ", ".join(f"{rows.sum()} by {kind}" for kind, rows in shared.items())
             logger.warning(
-                "%d of %d rows of %s occur in training (%s): their accuracy says nothing of new prompts. Evaluation "
-                "reports `accuracy_without_leaks` beside `accuracy`. Split with `hf-reward split`.",
+                "%d of %d rows of %s occur in training (%s), so their accuracy does not measure generalisation. "
+                "Evaluation also reports `accuracy_without_leaks`. To split data without leaks, run `hf-reward split`.",
                 *(leaked.sum(), len(leaked), what, counts),
             )
 
@@ -77,16 +80,16 @@ def warn_about_leaks(train: Any, held_out: Any) -> None:
 def metrics_without_leaks(
     rewards: np.ndarray, ranks: np.ndarray, groups: np.ndarray, leaked: np.ndarray
 ) -> dict[str, float]:
-    """Accuracy of the rows that training has not seen.
+    """Compute the accuracy on rows that do not occur in training.
 
     Args:
         rewards: Rewards, shape `(R, K)`.
         ranks: Rank of each response, 0 is best, -100 is padding, shape `(R, K)`.
         groups: Prompt of each row, shape `(R,)`.
-        leaked: Whether each row has been seen, shape `(R,)`.
+        leaked: Whether each row occurs in training, shape `(R,)`.
 
     Returns:
-        `num_leaked_rows`, `num_pairs_without_leaks`, and if there are such pairs `accuracy_without_leaks` (strict: a
+        `num_leaked_rows` and `num_pairs_without_leaks`. If such pairs exist, also `accuracy_without_leaks` (strict: a
         tie of rewards is wrong) with `accuracy_without_leaks_ci_low` and `accuracy_without_leaks_ci_high`, which are
         NaN for one prompt.
     """

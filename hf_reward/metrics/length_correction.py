@@ -1,7 +1,7 @@
-"""Rewards and lengths of many responses -> the part of a reward that length explains, and rewards without it.
+"""Estimate the part of a reward that length explains, and subtract it.
 
-Nothing is trained: a smooth curve of reward over length is fitted and taken off. It knows no labels, so any responses
-that the model has scored will do. It takes off the good that goes with length too.
+A smooth curve of reward over length is fitted to scored responses and subtracted from rewards. No training and no
+preference labels are needed. The correction also removes differences in quality that correlate with length.
 
 Shapes: R responses.
 """
@@ -24,39 +24,39 @@ _DELTA = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class LengthCorrection:
-    """What to take off a reward because of the length of its response: straight lines between knots.
+    """A piecewise linear function of response length that is subtracted from the reward.
 
     Raises:
-        ValueError: If it is no such curve; the message says what is wrong.
+        ValueError: If the knots and values do not define such a function.
     """
 
     knots: tuple[float, ...]
     """Lengths in characters, ascending."""
     values: tuple[float, ...]
-    """What is taken off at each knot, in reward units; the mean over the fitted responses is 0."""
+    """Correction at each knot, in reward units; its mean over the fitted responses is 0."""
     frac: float
-    """Share of the responses that each local fit reads."""
+    """Share of the responses in each local fit."""
     num_responses: int
-    """Responses it was fitted on."""
+    """Number of responses in the fit."""
     data: str = ""
-    """A note on where those came from."""
+    """A note on the source of the responses."""
 
     def __post_init__(self) -> None:
         knots, values = np.asarray(self.knots, dtype=float), np.asarray(self.values, dtype=float)
         if len(knots) < 2 or knots.shape != values.shape or knots.ndim != 1:
             raise ValueError(
-                f"A length correction needs two or more `knots` and as many `values`, but has {len(self.knots)} and "
-                f"{len(self.values)}. Fit it again."
+                f"A length correction needs at least two `knots` and one value per knot, but has {len(self.knots)} "
+                f"knots and {len(self.values)} values. Fit it again."
             )
         finite = bool(np.isfinite(knots).all() and np.isfinite(values).all())
         if not (finite and knots[0] >= 0 and (np.diff(knots) > 0).all()):
             raise ValueError(
-                "The `knots` of a length correction must ascend from 0 or more, and all its numbers be finite. Fit it "
-                "again."
+                "The `knots` of a length correction must be 0 or more and strictly increasing, and all numbers must be "
+                f"finite, but `knots` are {self.knots} and `values` are {self.values}. Fit it again."
             )
 
     def at(self, lengths: ArrayLike) -> FloatArray:
-        """What is taken off a reward; beyond the outermost knots it stays as it is there.
+        """Return the correction at given lengths; it is constant beyond the outermost knots.
 
         Args:
             lengths: Characters of each response, shape `(R,)`.
@@ -67,26 +67,26 @@ class LengthCorrection:
         return np.interp(_scale(np.asarray(lengths, dtype=float)), _scale(np.asarray(self.knots)), self.values)
 
     def apply(self, rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
-        """Take the correction off rewards.
+        """Subtract the correction from rewards.
 
         Args:
             rewards: Rewards, shape `(R,)`.
             lengths: Characters of each response, shape `(R,)`.
 
         Returns:
-            reward - f(length), shape `(R,)`, float32 where the rewards are, else float64.
+            reward - f(length), shape `(R,)`; float32 if the rewards are float32, else float64.
         """
         found = np.asarray(rewards)
         corrected = found - self.at(lengths)
         return corrected.astype(np.float32) if found.dtype == np.float32 else corrected
 
     def to_dict(self) -> dict[str, Any]:
-        """The correction as JSON values."""
+        """Return the correction as JSON values."""
         return {"unit": UNIT, **vars(self), "knots": list(self.knots), "values": list(self.values)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "LengthCorrection":
-        """Read what `to_dict` made.
+        """Create a correction from the JSON values of `to_dict`.
 
         Args:
             content: The JSON values.
@@ -95,11 +95,11 @@ class LengthCorrection:
             The correction.
 
         Raises:
-            ValueError: If it is no correction, or counts lengths in another unit.
+            ValueError: If the content is not a length correction, or its unit is not characters.
         """
         unit = content.get("unit")
         if unit != UNIT:
-            raise ValueError(f"A length correction must count {UNIT}, but `unit` is {unit!r}. Fit it again.")
+            raise ValueError(f"The `unit` of a length correction must be {UNIT!r}, but is {unit!r}. Fit it again.")
         try:
             return cls(
                 knots=tuple(map(float, content["knots"])),
@@ -109,26 +109,29 @@ class LengthCorrection:
                 data=str(content.get("data", "")),
             )
         except (KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"This is no length correction ({error!r}). Fit it again.") from error
+            raise ValueError(
+                "A length correction must have numbers in `knots`, `values`, `frac` and `num_responses`, but reading "
+                f"them failed with {error!r}. Fit it again."
+            ) from error
 
 
 def fit_length_correction(
     rewards: ArrayLike, lengths: ArrayLike, *, frac: float = 0.5, data: str = ""
 ) -> LengthCorrection:
-    """Fit how reward goes with length: LOWESS of reward over log(1 + characters), with three robust passes.
+    """Fit reward as a function of length: LOWESS of reward over log(1 + characters), with three robust passes.
 
     Args:
         rewards: Rewards of responses to many prompts, shape `(R,)`.
         lengths: Characters of each response, shape `(R,)`.
-        frac: Share of the responses that each local fit reads, in (0, 1]; larger is smoother.
-        data: A note on where the responses came from.
+        frac: Share of the responses in each local fit, in (0, 1]; larger is smoother.
+        data: A note on the source of the responses.
 
     Returns:
-        The curve at up to 64 quantiles of the lengths, shifted so that its mean over these responses is 0: their mean
-        reward stays.
+        The curve at up to 64 quantiles of the lengths, shifted to mean 0 over these responses, so that their mean
+        reward does not change.
 
     Raises:
-        ValueError: If shapes differ, numbers are not finite, or the lengths are too few or too equal for a curve.
+        ValueError: If shapes differ, numbers are not finite, or there are too few lengths or too many equal ones.
         ImportError: If statsmodels is not installed.
 
     Source:
@@ -137,11 +140,11 @@ def fit_length_correction(
     """
     found, sizes = _checked(rewards, lengths)
     if not 0 < frac <= 1:
-        raise ValueError(f"`frac={frac}` must be in (0, 1]: the share of the responses that each local fit reads.")
-    _require_variety(sizes, frac)
+        raise ValueError(f"`frac`, the share of the responses in each local fit, must be in (0, 1], but is {frac}.")
+    _require_different_lengths(sizes, frac)
     scaled = _scale(sizes)
     curve = _smooth(found, scaled, frac, passes=3)
-    curve = curve[np.isfinite(curve[:, 1])]  # where nothing is left to explain, the robust weights are 0 / 0
+    curve = curve[np.isfinite(curve[:, 1])]  # if all residuals are 0, the robust weights are 0 / 0
     if not len(curve):
         curve = _smooth(found, scaled, frac, passes=0)
     knots = np.unique(np.quantile(sizes, np.linspace(0, 1, MAX_KNOTS)))
@@ -153,14 +156,16 @@ def fit_length_correction(
 
 
 def _smooth(rewards: FloatArray, scaled: FloatArray, frac: float, passes: int) -> FloatArray:
-    """Sorted lengths and the LOWESS of the rewards at them, shape `(R, 2)`."""
+    """Return the sorted lengths and the LOWESS of the rewards at each, shape `(R, 2)`."""
     try:
         from statsmodels.nonparametric.smoothers_lowess import lowess  # noqa: PLC0415 - not part of a bare install
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "statsmodels":
             raise
-        remedy = 'Run pip install "hf_reward[audit]".'
-        raise ImportError(f"A length correction is fitted by statsmodels, which is not installed. {remedy}") from error
+        remedy = 'Install it with: pip install "hf_reward[audit]"'
+        raise ImportError(
+            f"Fitting a length correction requires statsmodels, which is not installed. {remedy}"
+        ) from error
     return np.asarray(lowess(rewards, scaled, frac=frac, it=passes, delta=_DELTA * float(np.ptp(scaled))), dtype=float)
 
 
@@ -173,40 +178,44 @@ def cross_fitted_correction(
     *,
     frac: float = 0.5,
 ) -> FloatArray:
-    """Correct each response by a curve that was fitted without any response to its prompt, for honest accuracy.
+    """Correct each response with a curve that was fitted to the other folds, for an unbiased accuracy.
 
     Args:
         rewards: Rewards, shape `(R,)`.
         lengths: Characters of each response, shape `(R,)`.
         groups: Prompt of each response, shape `(R,)`.
-        folds: Into how many parts the prompts are divided, at random.
-        seed: Of that division.
+        folds: Number of random parts of the prompts.
+        seed: Random seed of the parts.
         frac: As in `fit_length_correction`.
 
     Returns:
-        Corrected rewards, shape `(R,)`, float64. Compare them within a prompt only: each fold has a curve of its own.
+        Corrected rewards, shape `(R,)`, float64. Compare them only within a prompt, because each fold has its own
+        curve.
 
     Raises:
-        ValueError: As `fit_length_correction`, or if there are fewer prompts than folds.
+        ValueError: As in `fit_length_correction`, or if there are fewer prompts than folds.
     """
     found, sizes = _checked(rewards, lengths)
     if len(groups) != len(found):
-        raise ValueError(f"There are {len(groups)} groups for {len(found)} rewards. Give the prompt of each response.")
+        raise ValueError(
+            f"`groups` must have one prompt per reward, but has {len(groups)} entries for {len(found)} rewards. Pass "
+            "the prompt of each response."
+        )
     names, place = np.unique(np.asarray(groups), return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise ValueError(f"`folds={folds}` must be from 2 to the number of prompts, {len(names)}.")
+        raise ValueError(f"`folds` must be between 2 and the number of prompts ({len(names)}), but is {folds}.")
     fold_of_name = np.random.default_rng(seed).permutation(len(names)) % folds
     fold = fold_of_name[place]
     corrected = np.empty_like(found)
     for number in range(folds):
-        mine = fold == number
-        curve = fit_length_correction(found[~mine], sizes[~mine], frac=frac)
-        corrected[mine] = curve.apply(found[mine], sizes[mine])
+        held_out = fold == number
+        curve = fit_length_correction(found[~held_out], sizes[~held_out], frac=frac)
+        corrected[held_out] = curve.apply(found[held_out], sizes[held_out])
     return corrected
 
 
 def _scale(lengths: FloatArray) -> FloatArray:
-    """Twice as long is as far at any length."""
+    """Scale lengths so that doubling a length is the same distance at any length."""
     return np.log1p(lengths)
 
 
@@ -217,20 +226,23 @@ def _checked(rewards: ArrayLike, lengths: ArrayLike) -> tuple[FloatArray, FloatA
             f"`rewards` and `lengths` must both have shape (R,), but have {found.shape} and {sizes.shape}."
         )
     if not np.isfinite(found).all() or not np.isfinite(sizes).all() or (sizes < 0).any():
-        raise ValueError("Rewards must be finite and lengths 0 or more. Leave out responses that have no reward.")
+        raise ValueError(
+            "`rewards` must be finite and `lengths` must be finite and 0 or more, but some are not. Leave out "
+            "responses without a reward."
+        )
     return found, sizes
 
 
-def _require_variety(lengths: FloatArray, frac: float) -> None:
-    """Where one length fills a local fit there is no slope, and LOWESS returns whatever it finds there."""
+def _require_different_lengths(lengths: FloatArray, frac: float) -> None:
+    """Refuse data in which one length fills a local fit: the slope is then undefined and LOWESS returns noise."""
     if len(lengths) < MIN_RESPONSES:
         raise ValueError(
-            f"A length correction needs {MIN_RESPONSES} responses or more, and hundreds to be worth something, but "
-            f"there are {len(lengths)}."
+            f"A length correction needs at least {MIN_RESPONSES} responses (better hundreds), but there are "
+            f"{len(lengths)}. Add scored responses."
         )
     commonest = int(np.unique(lengths, return_counts=True)[1].max())
     if commonest > frac * len(lengths) / 2:
         raise ValueError(
-            f"{commonest} of {len(lengths)} responses have the same length, so a curve with `frac={frac}` would not be "
-            "told from noise there. Give responses of more different lengths, or a larger `frac`."
+            f"At most {frac / 2:.0%} of the responses may have the same length with `frac={frac}`, but {commonest} of "
+            f"{len(lengths)} do. Add responses of different lengths or increase `frac`."
         )

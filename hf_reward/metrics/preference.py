@@ -1,7 +1,7 @@
-"""Rewards of a whole split -> numbers with their uncertainty.
+"""Preference metrics of a split, with their uncertainty.
 
-Pure numpy and scipy. Rewards come as one `(R, K)` array with a row per preference row and -100 in `ranks` for padded
-places, so a metric sees every row once instead of averaging over batches. Lists count as all their strict pairs.
+Pure numpy and scipy. Rewards are one `(R, K)` array with a row per preference row, and padding has rank -100. A metric
+therefore uses every row once instead of averaging over batches. A ranked list counts as all its strict pairs.
 
 Shapes: R rows, K responses in a row, M strict pairs.
 """
@@ -14,8 +14,9 @@ import numpy as np
 from scipy import special
 
 from hf_reward.metrics.arrays import FloatArray, IntArray
+from hf_reward.metrics.counts import counted
 from hf_reward.metrics.intervals import FEW_CLUSTERS, Difference, clustered_interval, mean_difference
-from hf_reward.metrics.intervals import Interval as Interval  # its name before intervals had a module
+from hf_reward.metrics.intervals import Interval as Interval  # its import path in version 0.1
 
 PADDING_RANK = -100
 LENGTH_BASELINES = {
@@ -23,17 +24,18 @@ LENGTH_BASELINES = {
     "words": "length_baseline_words",
     "characters": "length_baseline_characters",
 }
-"""Unit of length -> the metric that says what preferring the longer response scores."""
+"""Unit of length -> name of the metric with the accuracy of "prefer the longer response"."""
 
 
 @dataclass(frozen=True)
 class StrictPairs:
-    """Every (preferred, other) pair of a split, shape `(M,)` each."""
+    """Every (preferred, rejected) pair of a split, shape `(M,)` each."""
 
     row: IntArray
     better: IntArray
-    """Place of the preferred response in its row."""
+    """Index of the preferred response in its row."""
     worse: IntArray
+    """Index of the rejected response in its row."""
 
 
 def strict_pairs(ranks: IntArray) -> StrictPairs:
@@ -56,15 +58,15 @@ def pairwise_credit(gaps: FloatArray) -> FloatArray:
 
 
 def log_loss(gaps: FloatArray) -> float:
-    """Mean of -log sigmoid(gap) over pairs, in nats: ln 2 = 0.693 is what knowing nothing scores."""
+    """Mean of -log sigmoid(gap) over pairs, in nats; equal rewards score ln 2 = 0.693."""
     return float(np.mean(-special.log_expit(gaps)))
 
 
 def brier_score(gaps: FloatArray) -> float:
-    """Mean of (1 - sigmoid(gap))^2 over pairs: 0.25 is what knowing nothing scores.
+    """Mean of (1 - sigmoid(gap))^2 over pairs; equal rewards score 0.25.
 
     Args:
-        gaps: Reward of the preferred response minus that of the other, shape `(M,)`.
+        gaps: Reward of the preferred response minus reward of the rejected response, shape `(M,)`.
 
     Returns:
         The score, in [0, 1].
@@ -82,27 +84,27 @@ def length_rule_credit(lengths: IntArray, pairs: StrictPairs) -> FloatArray:
 
 @dataclass(frozen=True)
 class LengthComparison:
-    """Accuracy minus that of the length rule that is hardest to beat."""
+    """A model's accuracy minus the accuracy of the strongest length rule."""
 
     rule: str
-    """Such as `longer in words`."""
+    """Name of the rule, such as `longer in words`."""
     credit: FloatArray
-    """Of the rule on each pair, shape `(M,)`."""
+    """Credit of the rule on each pair, shape `(M,)`."""
     difference: Difference
 
     @property
     def accuracy(self) -> float:
-        """Of the rule."""
+        """Accuracy of the rule."""
         return float(self.credit.mean())
 
     @property
     def low(self) -> float:
-        """Lower bound of the 95% interval of the difference; NaN from one prompt."""
+        """Lower bound of the 95% interval of the difference; NaN for one prompt."""
         return self.difference.interval().low
 
     @property
     def high(self) -> float:
-        """Upper bound."""
+        """Upper bound of the interval."""
         return self.difference.interval().high
 
     @property
@@ -114,11 +116,11 @@ class LengthComparison:
 def compare_with_length(
     credits: FloatArray, rules: Mapping[str, FloatArray], clusters: IntArray | Sequence[Any]
 ) -> LengthComparison:
-    """Compare an accuracy, pair by pair, with rules that look only at length.
+    """Compare an accuracy, pair by pair, with rules that use only length.
 
-    Each unit gives two rules, the longer and the shorter response. The one whose difference has the lowest lower bound
-    is returned. That is the intersection-union test: all rules are beaten if this one is, each at its own level, so the
-    choice of the strongest needs no correction.
+    Each unit gives two rules: prefer the longer and prefer the shorter response. The rule whose difference has the
+    lowest lower bound is returned. By the intersection-union test, the model is better than all rules if it is better
+    than this one, so choosing the strongest rule needs no correction for multiple tests.
 
     Args:
         credits: Credit of the model on each pair, shape `(M,)`.
@@ -148,29 +150,29 @@ def preference_metrics(
     words: IntArray | None = None,
     characters: IntArray | None = None,
 ) -> dict[str, float]:
-    """All metrics of a split, by the names that the trainer logs (without its `eval_` prefix).
+    """Compute all metrics of a split, with the names that the trainer logs (without its `eval_` prefix).
 
     Args:
         rewards: Rewards, shape `(R, K)`.
         ranks: Rank of each response, 0 is best, -100 is padding, shape `(R, K)`.
-        lengths: Length of each response in tokens, shape `(R, K)`. Without it the length metrics are left out.
-        groups: Prompt of each row, any integers, shape `(R,)`. Without it every row is its own prompt.
-        words: Words of each response, shape `(R, K)`; where any is not known (below 0), as of rows of token ids, the
-            length rule is not measured in words.
-        characters: The same in characters.
+        lengths: Length of each response in tokens, shape `(R, K)`. If omitted, so are the length metrics.
+        groups: Prompt of each row, any integers, shape `(R,)`. By default every row is its own prompt.
+        words: Words of each response, shape `(R, K)`. If any number is unknown (below 0), as for rows of token ids, no
+            length rule is measured in words.
+        characters: Characters of each response, like `words`.
 
     Returns:
-        `accuracy` (strict: a tie of rewards is wrong), its `accuracy_ci_low` and `accuracy_ci_high`,
+        `accuracy` (strict: a tie of rewards is wrong) with `accuracy_ci_low` and `accuracy_ci_high`,
         `accuracy_half_credit`, `tie_rate`, `margin`, `median_margin`, `log_loss`, `brier_score`, `mean_reward`,
-        `std_reward`, `min_reward`, `max_reward`, `num_pairs`, `num_prompts`, and with lengths `length_baseline` (of the
-        longer response in tokens), `length_baseline_words` and `length_baseline_characters` where they are known,
-        `length_baseline_strongest` (of the longer or the shorter response in one of these units, whichever is hardest
-        to beat), `accuracy_over_length` (accuracy minus that) with `accuracy_over_length_ci_low` and
-        `accuracy_over_length_ci_high`, `accuracy_preferred_longer`, `accuracy_preferred_shorter` with the number of
-        pairs of each.
+        `std_reward`, `min_reward`, `max_reward`, `num_pairs` and `num_prompts`. With lengths also: `length_baseline`
+        (the accuracy of preferring the longer response in tokens); `length_baseline_words` and
+        `length_baseline_characters` if known; `length_baseline_strongest` (the accuracy of the strongest rule, longer
+        or shorter in one of these units); `accuracy_over_length` (accuracy minus that of the strongest rule) with
+        `accuracy_over_length_ci_low` and `accuracy_over_length_ci_high`; `accuracy_preferred_longer` and
+        `accuracy_preferred_shorter` with the number of pairs of each.
 
     Raises:
-        ValueError: If no row holds a strict preference, or a reward is not finite.
+        ValueError: If no row has a strict preference, or a reward is not finite.
     """
     present = ranks != PADDING_RANK
     pairs = _checked_pairs(rewards, ranks)
@@ -203,11 +205,15 @@ def _checked_pairs(rewards: FloatArray, ranks: IntArray) -> StrictPairs:
     bad = np.flatnonzero((~np.isfinite(rewards) & (ranks != PADDING_RANK)).any(axis=1))
     if len(bad):
         raise ValueError(
-            f"Rewards must be finite, but {len(bad)} rows hold NaN or infinity, the first is row {bad[0]}."
+            f"Rewards must be finite, but {counted(len(bad), 'row has', 'rows have')} NaN or infinity (first: row "
+            f"{bad[0]}). Leave out responses without a reward."
         )
     pairs = strict_pairs(ranks)
     if len(pairs.row) == 0:
-        raise ValueError("No row holds a strict preference, so no accuracy can be computed. Check the `ranks`.")
+        raise ValueError(
+            "An accuracy needs at least one row with a strict preference, but every row ties its responses. Check the "
+            "`ranks` (0 = best, equal = tie)."
+        )
     return pairs
 
 
@@ -219,7 +225,7 @@ def _distribution(rewards: FloatArray) -> dict[str, float]:
 def _length_metrics(
     correct: FloatArray, sizes: Mapping[str, IntArray], pairs: StrictPairs, clusters: IntArray
 ) -> dict[str, float]:
-    """The length rules' accuracy, and the model's where the preferred response is longer and where it is shorter."""
+    """Accuracy of the length rules, and of the model on pairs whose preferred response is longer or shorter."""
     credits = {unit: length_rule_credit(each, pairs) for unit, each in sizes.items()}
     longer, shorter = credits["tokens"] == 1, credits["tokens"] == 0
     over = compare_with_length(correct, credits, clusters)
@@ -237,13 +243,13 @@ def _length_metrics(
 
 
 def strongest_rule(metrics: Mapping[str, float]) -> str:
-    """Name of the length rule that `accuracy_over_length` is measured against, such as `longer in words`.
+    """Return the name of the length rule behind `accuracy_over_length`, such as `longer in words`.
 
     Args:
-        metrics: What `preference_metrics` returned, with lengths.
+        metrics: Result of `preference_metrics` with lengths.
 
     Returns:
-        The name; of records that do not say it, that of the better rule in tokens.
+        The name; for older results without `length_baseline_strongest`, the stronger rule in tokens.
     """
     rule = metrics["length_baseline"]
     wanted = metrics.get("length_baseline_strongest", max(rule, 1 - rule))
@@ -257,22 +263,25 @@ def strongest_rule(metrics: Mapping[str, float]) -> str:
 
 
 def accuracy_reading(metrics: dict[str, float]) -> str:
-    """Say what an accuracy means, in the field's usual bands and always beside the length rule.
+    """Describe an accuracy by the field's usual bands, together with the length baseline.
 
-    Below 60% is read as noise-dominated, 65-80% as usual, above 85% as suspiciously easy; between two bands both are
-    named. The bands certify nothing alone: a rule that looks only at length can land in any of them.
+    Below 60% is noise-dominated, 65-80% is usual, above 85% is suspiciously easy; between two bands both are named. The
+    band alone does not show quality, because a rule that uses only length can fall into any of them.
 
     Args:
-        metrics: What `preference_metrics` returned, with lengths.
+        metrics: Result of `preference_metrics` with lengths.
 
     Returns:
-        One or two sentences.
+        One or more sentences.
 
     Raises:
         ValueError: If the metrics lack the length rule.
     """
     if "length_baseline" not in metrics:
-        raise ValueError("An accuracy is only read beside the length rule: call `preference_metrics` with `lengths`.")
+        raise ValueError(
+            "`accuracy_reading` needs the length baseline, but the metrics have no `length_baseline`. Pass `lengths` "
+            "to `preference_metrics`."
+        )
     accuracy, rule = metrics["accuracy"], metrics["length_baseline"]
     low, high = metrics["accuracy_ci_low"], metrics["accuracy_ci_high"]
     bands = [
@@ -283,14 +292,15 @@ def accuracy_reading(metrics: dict[str, float]) -> str:
         (0.85, 1.01, "suspiciously easy"),
     ]
     band = next(name for start, end, name in bands if start <= accuracy < end)
-    interval = "no interval from one prompt" if np.isnan(low) else f"95% interval {low:.1%} to {high:.1%}"
+    interval = "no interval with one prompt" if np.isnan(low) else f"95% interval {low:.1%} to {high:.1%}"
     text = (
-        f"Accuracy {accuracy:.1%} ({interval}, {metrics['num_pairs']:.0f} pairs, {metrics['num_prompts']:.0f} prompts) "
-        f"falls in the band that is read as {band}; preferring the longer response scores {rule:.1%}"
+        f"Accuracy {accuracy:.1%} ({interval}, {counted(metrics['num_pairs'], 'pair')}, "
+        f'{counted(metrics["num_prompts"], "prompt")}) is in the band "{band}"; preferring the longer response scores '
+        f"{rule:.1%}"
         f"{_strongest(metrics)}."
     )
     if metrics["num_prompts"] < FEW_CLUSTERS:
-        text += f" Fewer than {FEW_CLUSTERS} prompts: the interval cannot be trusted."
+        text += f" With fewer than {FEW_CLUSTERS} prompts the interval is unreliable."
     return " ".join([text, *(f"It is {doubt}." for doubt in doubts(metrics))])
 
 
@@ -301,14 +311,14 @@ def _strongest(metrics: Mapping[str, float]) -> str:
 
 
 def doubts(metrics: Mapping[str, float]) -> list[str]:
-    """Say in words what an accuracy is not shown to be above.
+    """Return the caveats of an accuracy: the baselines that it is not shown to be above.
 
     Args:
-        metrics: What `preference_metrics` returned, with lengths; of older records without the paired difference, the
-            interval is compared with the rule's accuracy.
+        metrics: Result of `preference_metrics` with lengths. For older results without the paired difference, the
+            interval of the accuracy is compared with the rule's accuracy.
 
     Returns:
-        What `not_shown` returns, none where the accuracy is shown to be above chance and above the length baseline.
+        The clauses of `not_shown`.
     """
     rule, low = metrics["length_baseline"], metrics["accuracy_ci_low"]
     bounds = [metrics.get(f"accuracy_over_length{end}", np.nan) for end in ("", "_ci_low", "_ci_high")]
@@ -320,18 +330,18 @@ def doubts(metrics: Mapping[str, float]) -> list[str]:
 def not_shown(
     low: float, difference: float, over_low: float, over_high: float, rule: str, *, chance: float | None = 0.5
 ) -> list[str]:
-    """The words for what an accuracy is not shown to be above: the same in training, benchmarks, audits and cards.
+    """Return clauses on the baselines that an accuracy is not shown to be above, for all reports.
 
     Args:
-        low: Lower bound of the accuracy's interval; NaN where there is none.
-        difference: Accuracy minus that of the length rule that is hardest to beat.
-        over_low: Lower bound of the difference; NaN where there is none.
-        over_high: Upper bound.
-        rule: Name of that rule, such as `longer in words`.
-        chance: Accuracy of a random choice; None where it is not known.
+        low: Lower bound of the accuracy's interval; NaN if there is none.
+        difference: Accuracy minus the accuracy of the strongest length rule.
+        over_low: Lower bound of the difference; NaN if there is none.
+        over_high: Upper bound of the difference; NaN if there is none.
+        rule: Name of the length rule, such as `longer in words`.
+        chance: Accuracy of a random choice; None if unknown.
 
     Returns:
-        Clauses without a capital or a full stop; none where the accuracy is shown to be above both.
+        Clauses without initial capital and full stop; none if the accuracy is shown to be above chance and the rule.
     """
     found = [] if chance is None or low > chance else ["not shown to be above chance"]
     if not over_low > 0:

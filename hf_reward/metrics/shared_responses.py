@@ -1,7 +1,7 @@
-"""Pairs that share responses -> the spread of their mean if other responses were drawn.
+"""Standard error of a mean over pairs that share responses, under resampling of the responses.
 
-Pairs that hold the same response are not independent. An interval that takes whole prompts as clusters allows for that
-and speaks of other prompts; the spread here speaks of other responses to the same prompts.
+Pairs with a response in common are not independent. Clustering by prompt accounts for this and generalises to new
+prompts. The standard error of this module generalises to new responses to the same prompts.
 
 Shapes: P pairs.
 """
@@ -18,23 +18,23 @@ from hf_reward.metrics.spread import Spread
 def response_spread(
     values: FloatArray, first: Sequence[Any], second: Sequence[Any], weights: FloatArray | None = None
 ) -> Spread:
-    """Spread of the weighted mean of pairs when responses are resampled: the node bootstrap in closed form.
+    """Compute the spread of the weighted mean of pairs when responses are resampled: the closed-form node bootstrap.
 
-    With c_p = w_p (v_p - mean), w summing to 1, and S_i the sum of c over the pairs that hold response i, the variance
-    is N (N - 1) / (N - 2)^2 * sum_i S_i^2 - sum_p c_p^2: a bootstrap that weights a pair by how often both of its
-    responses are drawn counts each pair's own variance once for either response, of which one is taken off. The factor
-    makes the first part unbiased where all pairs of N responses are there and each response adds its own effect: S_i is
-    then 2 (N - 2) / (N (N - 1)) times the effect's distance from the mean of all. The variance is never below
-    sum_p c_p^2, that of independent pairs.
+    With c_p = w_p (v_p - mean), weights w that sum to 1, and S_i the sum of c over the pairs with response i, the
+    variance is N (N - 1) / (N - 2)^2 * sum_i S_i^2 - sum_p c_p^2. The bootstrap weights a pair by how often both of its
+    responses are drawn. It counts each pair's own variance once per response, so one of the two is subtracted. The
+    factor makes the first term unbiased if all pairs of N responses are present and response effects are additive: S_i
+    is then 2 (N - 2) / (N (N - 1)) times the effect's distance from the mean. The variance is at least sum_p c_p^2, the
+    variance of independent pairs.
 
     Args:
-        values: One for each pair, shape `(P,)`.
-        first: What tells the first response of each pair from others, shape `(P,)`.
-        second: The same of the second response.
-        weights: Weight of each pair, shape `(P,)`; equal ones if left out.
+        values: One value per pair, shape `(P,)`.
+        first: Identifier of the first response of each pair, shape `(P,)`.
+        second: Identifier of the second response of each pair, shape `(P,)`.
+        weights: Weight of each pair, shape `(P,)`; equal by default.
 
     Returns:
-        The spread, with responses as clusters; its error is NaN from two responses.
+        The spread, with responses as clusters; its error is NaN with two responses.
 
     Source:
         Snijders and Borgatti (1999), "Non-parametric standard errors and tests for network statistics", for the node

@@ -1,6 +1,6 @@
-"""Rewards of several heads -> mean, spread and lower bound.
+"""Mean, standard deviation and lower bound of the rewards of several heads, in pure numpy.
 
-Pure numpy: nothing here knows about models. Shapes: R responses, M heads.
+Shapes: R responses, M heads.
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class UncertainRewards:
-    """Rewards of some responses by each of several heads."""
+    """Rewards of responses from each of several heads."""
 
     heads: np.ndarray
-    """Rewards, NaN where there is none, shape `(R, M)`, float32."""
+    """Rewards, NaN for responses without one, shape `(R, M)`, float32."""
     beta: float = 1.0
-    """Standard deviations that `lower_bound` takes off."""
+    """Number of standard deviations that `lower_bound` subtracts."""
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean over heads, the reward of the saved model but for rounding, shape `(R,)`, float32."""
+        """Mean over heads, shape `(R,)`, float32; equals the reward of the saved model up to rounding."""
         return self.heads.mean(1, dtype=np.float64).astype(np.float32)
 
     @property
@@ -31,17 +31,18 @@ class UncertainRewards:
     def lower_bound(self) -> np.ndarray:
         """`mean - beta * std`, shape `(R,)`, float32.
 
-        A policy or a best-of-n choice that maximises it is drawn less to responses on which the heads disagree.
+        A policy or best-of-n selection that maximises it prefers responses on which the heads agree.
 
         Source:
             Coste et al. (2024), "Reward model ensembles help mitigate overoptimization", section 3.2, subtract a
-            weighted variance over members; here the standard deviation, which has the unit of the reward.
+            weighted variance over members. This function subtracts the standard deviation, which has the unit of the
+            reward.
         """
         return (self.mean - self.beta * self.std).astype(np.float32)
 
 
 def check_beta(name: str, beta: float) -> None:
-    """Refuse a number of standard deviations that is none.
+    """Check a number of standard deviations.
 
     Args:
         name: Name of the setting.
@@ -52,6 +53,6 @@ def check_beta(name: str, beta: float) -> None:
     """
     if not (np.isfinite(beta) and beta >= 0):
         raise ValueError(
-            f"`{name}` is the number of standard deviations below the mean: a finite number of 0 or more, "
-            f"but is {beta!r}."
+            f"`{name}`, the number of standard deviations below the mean, must be finite and 0 or more, but is "
+            f"{beta!r}."
         )

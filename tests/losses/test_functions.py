@@ -422,16 +422,19 @@ def test_low_precision_rewards_give_a_float32_loss():
     ("settings", "message"),
     [
         ({"loss_type": "bradley-terry"}, r"must be one of \['bradley_terry', .* but is 'bradley-terry'"),
-        ({"label_smoothing": 0.5}, r"label_smoothing=0.5.* in \[0, 0.5\)"),
+        ({"label_smoothing": 0.5}, r"`label_smoothing` must be in \[0, 0.5\), but is 0.5"),
         ({"label_smoothing": -0.1}, r"in \[0, 0.5\)"),
         ({"label_smoothing": math.nan}, r"in \[0, 0.5\)"),
-        ({"loss_type": "hinge", "label_smoothing": 0.1}, "no effect with loss_type='hinge'; it belongs to bradley_ter"),
-        ({"tie_parameter": 2.0}, "no effect with loss_type='bradley_terry'; it belongs to davidson, rao_kupper"),
+        (
+            {"loss_type": "hinge", "label_smoothing": 0.1},
+            "no effect with loss_type='hinge'; it is a setting of bradley_ter",
+        ),
+        ({"tie_parameter": 2.0}, "no effect with loss_type='bradley_terry'; it is a setting of davidson, rao_kupper"),
         ({"loss_type": "rao_kupper", "tie_parameter": 1.0}, "must be finite and above 1.0"),
         ({"loss_type": "davidson", "tie_parameter": 0.0}, "must be finite and above 0.0"),
         ({"loss_type": "davidson", "tie_parameter": math.inf}, "must be finite and above 0.0"),
         ({"loss_type": "davidson", "tie_parameter": math.nan}, "must be finite and above 0.0"),
-        ({"center_rewards_coefficient": -0.1}, "center_rewards_coefficient=-0.1.* 0 or more"),
+        ({"center_rewards_coefficient": -0.1}, "`center_rewards_coefficient` must be .*0 or more, but is -0.1"),
         ({"center_rewards_coefficient": math.nan}, "0 or more"),
     ],
 )
@@ -443,7 +446,7 @@ def test_a_setting_out_of_range_or_without_effect_is_refused(settings: dict, mes
 @pytest.mark.parametrize("name", ["margins", "probabilities", "weights"])
 @pytest.mark.parametrize("shape", [(3,), (2, 1), ()])
 def test_values_that_are_not_one_per_group_are_refused_instead_of_broadcast(name: str, shape: tuple[int, ...]):
-    with pytest.raises(ValueError, match=rf"`{name}` must have shape \(2,\), one per group"):
+    with pytest.raises(ValueError, match=rf"`{name}` must have shape \(2,\), one entry per group"):
         PreferenceLoss()(torch.zeros(2, 2), torch.tensor([[0, 1]] * 2), **{name: torch.zeros(shape)})
 
 
@@ -459,7 +462,7 @@ def test_ranks_of_another_shape_than_the_rewards_are_refused():
 )
 def test_a_column_that_the_loss_cannot_use_is_refused(loss_type: str, name: str):
     values = {"margin": "margins", "probability": "probabilities"}[name]
-    with pytest.raises(ValueError, match=f"carry a `{name}`, which loss_type='{loss_type}' cannot use. Drop that"):
+    with pytest.raises(ValueError, match=f"have a `{name}`, which loss_type='{loss_type}' cannot use. Remove this"):
         PreferenceLoss(loss_type=loss_type)(torch.zeros(1, 2), torch.tensor([[0, 1]]), **{values: torch.zeros(1)})
 
 

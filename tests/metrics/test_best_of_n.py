@@ -59,8 +59,8 @@ def test_kl() -> None:
 @pytest.mark.parametrize(
     ("rewards", "gold", "message"),
     [
-        ([1.0], [1.0, 2.0], "must both have the shape"),
-        ([], [], "must both have the shape"),
+        ([1.0], [1.0, 2.0], "must both have shape"),
+        ([], [], "must both have shape"),
         ([np.nan], [1.0], "`rewards` must be finite"),
         ([1.0], [np.inf], "`gold` must be finite"),
     ],

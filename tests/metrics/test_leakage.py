@@ -110,7 +110,8 @@ def test_streams_are_said_to_be_unknown(caplog):
         warn_about_leaks(train, None)
         warn_about_leaks(None, train)
     assert [record.getMessage() for record in caplog.records] == [
-        "Rows that training and the evaluation data share cannot be found in streams, so none are left out."
+        "Streams cannot be searched for rows that occur both in training and in the evaluation data, so no accuracy "
+        "without leaks is reported. To check for leaks, run `hf-reward check-data` on files."
     ]
 
 

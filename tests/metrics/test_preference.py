@@ -122,7 +122,7 @@ def test_rewards_of_low_precision_are_summed_in_float64():
 def test_a_reward_that_is_not_finite_is_refused_with_its_row(bad: float):
     rewards, ranks = pairs_of(1, 1, 1, 1)
     rewards[2, 1] = rewards[3, 0] = bad
-    with pytest.raises(ValueError, match="2 rows hold NaN or infinity, the first is row 2"):
+    with pytest.raises(ValueError, match=r"2 rows have NaN or infinity \(first: row 2\)"):
         preference_metrics(rewards, ranks)
 
 
@@ -132,7 +132,7 @@ def test_nan_at_a_padded_place_is_no_error():
 
 
 def test_a_split_without_any_strict_preference_is_refused():
-    with pytest.raises(ValueError, match=r"No row holds a strict preference.*Check the `ranks`"):
+    with pytest.raises(ValueError, match=r"at least one row with a strict preference.*Check the `ranks`"):
         preference_metrics(np.zeros((2, 2)), np.array([[0, 0], [0, PAD]]))
 
 
@@ -217,13 +217,13 @@ def reading(accuracy: float, rule: float = 0.5, low: float | None = None, prompt
     ],
 )
 def test_an_accuracy_is_read_in_the_usual_bands(accuracy: float, band: str):
-    assert f"is read as {band};" in reading(accuracy)
+    assert f'is in the band "{band}";' in reading(accuracy)
 
 
 def test_a_reading_names_the_interval_the_counts_and_the_length_rule():
     text = reading(0.72, rule=0.61)
     assert "72.0%" in text
-    assert "95% interval 70.0% to 74.0%, 1000 pairs, 500 prompts" in text
+    assert "95% interval 70.0% to 74.0%, 1,000 pairs, 500 prompts" in text
     assert "preferring the longer response scores 61.0%" in text
     assert "not shown" not in text
 
@@ -295,13 +295,13 @@ def test_chance_is_named():
 
 
 def test_few_prompts_are_said_and_one_prompt_has_no_interval():
-    assert "Fewer than 20 prompts" in reading(0.7, prompts=19)
-    assert "Fewer than 20 prompts" not in reading(0.7, prompts=20)
-    assert "no interval from one prompt" in reading(0.7, low=math.nan, prompts=1)
+    assert "fewer than 20 prompts" in reading(0.7, prompts=19)
+    assert "fewer than 20 prompts" not in reading(0.7, prompts=20)
+    assert "no interval with one prompt" in reading(0.7, low=math.nan, prompts=1)
 
 
 def test_an_accuracy_without_the_length_rule_is_not_read():
-    with pytest.raises(ValueError, match="beside the length rule: call `preference_metrics` with `lengths`"):
+    with pytest.raises(ValueError, match=r"needs the length baseline.*Pass `lengths` to `preference_metrics`"):
         accuracy_reading(preference_metrics(*pairs_of(1, -1)))
 
 

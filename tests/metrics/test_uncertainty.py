@@ -61,7 +61,7 @@ def test_what_has_no_risk_is_refused():
         with pytest.raises(ValueError, match="above 0 and at most 1"):
             risk_at(np.zeros(3), share)
     for beta in (-1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="`beta` is the number of standard deviations"):
+        with pytest.raises(ValueError, match="`beta`, the number of standard deviations"):
             check_beta("beta", beta)
 
 

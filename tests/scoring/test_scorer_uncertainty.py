@@ -78,7 +78,7 @@ def test_problems_are_those_of_plain_scoring(folder):
     assert np.isfinite(caught.value.rewards[1])
     with pytest.raises(ValueError, match="must be a list"):
         scorer.score_with_uncertainty("a", ["b"])
-    with pytest.raises(ValueError, match="`beta` is the number"):
+    with pytest.raises(ValueError, match="`beta`, the number"):
         scorer.score_with_uncertainty(["a"], ["b"], beta=-1)
 
 

@@ -224,7 +224,7 @@ def test_a_reward_that_is_not_finite_stops_the_evaluation(scorer):
     trainer = scorer(of_lengths(8), of_lengths(6))
     with torch.no_grad():
         trainer.model.score.weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="6 rows hold NaN"):
+    with pytest.raises(ValueError, match="6 rows have NaN"):
         trainer.evaluate()
 
 

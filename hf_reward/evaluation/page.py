@@ -1,4 +1,4 @@
-"""A report -> one HTML file that needs nothing else; audits, their comparisons and data checks share the template."""
+"""A report -> one self-contained HTML file; audits, their comparisons and data checks share the template."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ THEME = {
     "line-4": ("#7a4fa3", "#c6a0ea"),
     "line-5": ("#8a6100", "#e0b95a"),
 }
-"""Part of a page or figure -> its light and its dark colour; no two are equal, so that a page can find those of figures
-and put its own in their place."""
+"""Part of a page or figure -> its light and its dark colour. All colours differ, so that the style sheet can replace the
+light colours in figures by dark ones."""
 MARKS = {
     "biased": "\N{BLACK DIAMOND}",
     "inconclusive": "\N{WHITE SQUARE}",
@@ -42,22 +42,22 @@ MARKS = {
     "not_assessed": "\N{MULTIPLICATION SIGN}",
     "observational": "\N{WHITE UP-POINTING TRIANGLE}",
 }
-"""Sign before a verdict; others have none."""
+"""Sign before a verdict; other verdicts have none."""
 _CLAMPED, _CLAMPED_LINES = 320, 6
-"""Characters and lines of a text that are shown before the reader asks for more."""
+"""Characters and lines of a text that are shown before it is unfolded."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table, or a remark with a verdict."""
+    """A cell of a table, or a text with a verdict."""
 
     text: str
     small: Sequence[str] = ()
     """Lines below it."""
     verdict: str = ""
-    """Whose sign and colour it has."""
+    """Verdict that sets its sign and colour."""
     bar: tuple[float, float, float] | None = None
-    """A share and its interval, each in [0, 1], to be drawn beside one half."""
+    """A share and the bounds of its interval, each in [0, 1], drawn on a scale that marks one half."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,11 @@ class Rows:
 
     title: str
     columns: Sequence[str] = ()
-    """None for a table without a head."""
+    """Headers; empty for a table without a header row."""
     rows: Sequence[Sequence[Cell | str]]
     note: str = ""
     folded: bool = False
-    """Whether the reader opens it."""
+    """Whether it is folded at first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,44 +80,46 @@ class Picture:
     svg: Markup
     caption: str
     name: str = ""
-    """To link to."""
+    """Anchor for links."""
     more: str = ""
-    """Name of the picture of all effects, for a link."""
+    """Anchor of the picture of all effects."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Some texts that belong together, such as a prompt and its responses."""
+    """Texts that belong together, such as a prompt and its responses."""
 
     title: str
     texts: Sequence[tuple[str, str, str]]
-    """What it is, a number that goes with it, and the text."""
+    """Label, number and text of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What to do about something that was found."""
+    """A finding and what to do about it."""
 
     title: str
+    scope: str = ""
+    """Number of affected rows in words."""
     text: str
     remedy: str = ""
     urgent: bool = False
-    """Whether it comes before what was found."""
+    """Whether it comes before pictures and tables."""
     examples: Sequence[Texts] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page."""
+    """A section of a page."""
 
     name: str
-    """To link to."""
+    """Anchor for links."""
     title: str
     verdict: Cell | None = None
-    """Beside the title, and in the list of sections."""
+    """Shown beside the title and in the list of sections."""
     text: Sequence[str] = ()
     points: Sequence[Cell] = ()
-    """A list; of each the `small` lines say what the verdict means."""
+    """Items of a list: a verdict with its meaning in `small`."""
     advice: Sequence[Advice] = ()
     tables: Sequence[Rows] = ()
     pictures: Sequence[Picture] = ()
@@ -127,10 +129,10 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What a page says."""
+    """Content of a page."""
 
     title: str
-    """Of the window."""
+    """Title of the browser window."""
     heading: str
     kicker: str = ""
     about: Sequence[str] = ()
@@ -144,10 +146,10 @@ def render(page: Page) -> str:
     """Render a page.
 
     Args:
-        page: What it says; between backticks stands code.
+        page: Its content; text between backticks is set as code.
 
     Returns:
-        HTML; whatever came from the data is escaped, nothing is loaded from anywhere and no program runs.
+        HTML without scripts that loads nothing; all text is escaped.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(shortened=_shortened, code=_code)
@@ -156,15 +158,15 @@ def render(page: Page) -> str:
 
 
 def as_json(content: Any) -> str:
-    """A report as the text of its JSON file; a number that is not finite is an error."""
+    """Return a report as the text of its JSON file; a number that is not finite is an error."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> list[Path]:
-    """Write the files of a report; earlier ones are replaced.
+    """Write the files of a report and replace earlier ones.
 
     Args:
-        folder: Made if it is not there.
+        folder: Created if it does not exist.
         contents: Name within the folder -> content.
 
     Returns:
@@ -181,9 +183,9 @@ def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> list
 
 
 def _code(text: str) -> Markup:
-    """Set what stands between backticks as code; everything is escaped."""
+    """Escape a text and set the parts between backticks as code."""
     parts = [escape(part) for part in text.split("`")]
-    if len(parts) % 2 == 0:  # a backtick without its other
+    if len(parts) % 2 == 0:  # an unpaired backtick
         return escape(text)
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
@@ -191,7 +193,7 @@ def _code(text: str) -> Markup:
 
 
 def _shortened(text: str) -> str:
-    """The beginning of a text that is too long to be shown at once, empty for others."""
+    """Return the start of a text that is too long to be shown at once, and an empty text for others."""
     lines = text.split("\n")
     if len(text) <= _CLAMPED and len(lines) <= _CLAMPED_LINES:
         return ""

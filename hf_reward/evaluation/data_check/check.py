@@ -1,4 +1,4 @@
-"""Preference data -> a report of what is wrong with it, before any number of a model is trusted."""
+"""Preference data -> a report of its problems."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,15 +10,17 @@ from hf_reward.data.extras import optional
 from hf_reward.data.near_duplicates import GRAM, MIN_RESPONSE_WORDS, SIMILARITY, RowPool
 from hf_reward.evaluation.data_check.consistency import find_contradictions
 from hf_reward.evaluation.data_check.duplicates import find_duplicates
-from hf_reward.evaluation.data_check.facts import EXAMPLES, RowFacts, gather_facts
+from hf_reward.evaluation.data_check.example_rows import DataSide
+from hf_reward.evaluation.data_check.facts import NAMED_ROWS, RowFacts, gather_facts
 from hf_reward.evaluation.data_check.fix_first import fix_first
+from hf_reward.evaluation.data_check.histograms import all_histograms
 from hf_reward.evaluation.data_check.imbalance import find_imbalances
 from hf_reward.evaluation.data_check.leakage import find_leakage
 from hf_reward.evaluation.data_check.report import DataReport, RowCounts
 from hf_reward.evaluation.data_check.row_reader import RowReader
-from hf_reward.evaluation.data_check.shallow_rules import score_shallow_rules
 from hf_reward.evaluation.data_check.shift import measure_shift
 from hf_reward.evaluation.data_check.token_fit import measure_tokens
+from hf_reward.evaluation.data_check.trivial_baselines import score_trivial_baselines
 from hf_reward.evaluation.data_check.votes import vote_agreement
 from hf_reward.preprocessing.tokenization import FormatRule
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
@@ -36,21 +38,21 @@ def check_data(
 ) -> DataReport:
     """Check preference data.
 
-    Without rensa near duplicates are not looked for, without scikit-learn the rules that learn from texts are left out.
-    Rows are read several times; only those of the shallow rules are held together. Memory grows by about a kilobyte a
-    row, not with the texts.
+    Without rensa the check does not look for near duplicates; without scikit-learn it leaves out the baselines that
+    learn from texts. Rows are read several times, and only the rows of the trivial baselines are held in memory. Memory
+    grows by about a kilobyte per row, not with the texts.
 
     Args:
-        data: What `as_sources` takes: a path, a Hub id, a dataset, rows, or a mixture; no stream.
-        eval_data: The same, to find what it shares with `data`.
+        data: A path, a Hub id, a dataset, rows, or a mixture (see `as_sources`); not a stream.
+        eval_data: Evaluation data, to find rows that also occur in `data`.
         tokenizer: A name or a tokenizer, to measure lengths in tokens as training would.
-        rule: Length limit and what is done beyond it; by default 1024 tokens and shorter prompts.
-        max_baseline_rows: Fit the shallow rules on at most so many rows, in whole prompt groups taken at random.
-        seed: Which groups those are, and how they are dealt out for cross-validation.
+        rule: Length limit and over-length policy; by default 1024 tokens and truncated prompts.
+        max_baseline_rows: Most rows for the trivial baselines, in complete prompt groups drawn at random.
+        seed: For drawing these groups and for cross-validation.
         **source_defaults: `split`, `columns` and `layout` for sources that name none.
 
     Returns:
-        What was found.
+        The report.
 
     Raises:
         ValueError: If the data cannot be read, is a stream or tokenised, or `max_baseline_rows` is below 2.
@@ -67,21 +69,24 @@ def check_data(
     facts = gather_facts(reader, pool)
     held = None if eval_reader is None else (gather_facts(eval_reader, pool, first_number=len(reader)), eval_reader)
     clusters, train = pool.clusters(), (facts, reader)
+    fit, lengths = (None, facts.lengths()) if ready is None else measure_tokens(reader, ready, rule)
+    sides = DataSide(_row_counts(*train), *train), None if held is None else DataSide(_row_counts(*held), *held)
     report = DataReport(
-        data=_row_counts(*train),
-        eval_data=None if held is None else _row_counts(*held),
+        data=sides[0].counts,
+        eval_data=None if sides[1] is None else sides[1].counts,
         duplicates=find_duplicates(facts, clusters),
         contradictions=find_contradictions(facts),
         leakage=None if held is None else find_leakage(facts, held[0], clusters, len(reader)),
         shift=measure_shift(train, held, seed) if held is not None and facts.usable and held[0].usable else None,
+        histograms=all_histograms(lengths, facts.score_gap),
         imbalances=find_imbalances(facts),
-        shallow_rules=score_shallow_rules(train, held, max_rows=max_baseline_rows, seed=seed),
+        shallow_rules=score_trivial_baselines(train, held, max_rows=max_baseline_rows, seed=seed),
         votes=vote_agreement(facts.votes, facts.preferred, facts.group),
-        tokens=None if ready is None else measure_tokens(reader, ready, rule),
+        tokens=fit,
         fix_first=[],
         settings={**_near_settings(near), "max_baseline_rows": max_baseline_rows, "seed": seed, **rule.to_dict()},
     )
-    return replace(report, fix_first=fix_first(report, reader, eval_reader))
+    return replace(report, fix_first=fix_first(report, *sides))
 
 
 def _near_settings(near: bool) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def _near_settings(near: bool) -> dict[str, Any]:
 
 
 def _row(reader: RowReader, eval_reader: RowReader | None, number: int) -> Any:
-    """A row by the number that the pool has for it: evaluation rows follow the others."""
+    """Return a row by its number in the pool, where evaluation rows follow the others."""
     if number < len(reader) or eval_reader is None:
         return reader.row(number)
     return eval_reader.row(number - len(reader))
@@ -106,7 +111,7 @@ def _tokenizer(tokenizer: str | PreTrainedTokenizerBase | None) -> PreTrainedTok
 
 
 def _row_counts(facts: RowFacts, reader: RowReader) -> RowCounts:
-    lists = (facts.prompts_differed[:EXAMPLES], *facts.unusable_rows.values(), *facts.remarks.rows.values())
+    lists = (facts.prompts_differed[:NAMED_ROWS], *facts.unusable_rows.values(), *facts.remarks.rows.values())
     named = {row for rows in lists for row in rows}
     return RowCounts(
         name=reader.name,
@@ -118,7 +123,7 @@ def _row_counts(facts: RowFacts, reader: RowReader) -> RowCounts:
         unusable=facts.unusable,
         unusable_rows=facts.unusable_rows,
         prompts_differed=len(facts.prompts_differed),
-        prompts_differed_rows=facts.prompts_differed[:EXAMPLES],
+        prompts_differed_rows=facts.prompts_differed[:NAMED_ROWS],
         remarks=facts.remarks.counts,
         remark_rows=facts.remarks.rows,
         transcripts=facts.transcripts,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from hf_reward.evaluation.data_check.facts import EXAMPLES, RowFacts
+from hf_reward.evaluation.data_check.facts import NAMED_ROWS, RowFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def find_contradictions(facts: RowFacts) -> Contradictions:
         contradictory_examples=_examples(low, forward[opposed], facts.number[rows[opposed]]),
         cycles=cycles,
         cycle_rows=len(cycle_rows),
-        cycle_examples=[int(facts.number[row]) for row in cycle_rows[:EXAMPLES]],
+        cycle_examples=[int(facts.number[row]) for row in cycle_rows[:NAMED_ROWS]],
     )
 
 
@@ -79,7 +79,7 @@ def _three_cycles(better: np.ndarray, worse: np.ndarray, count: int) -> tuple[in
 def _examples(names: np.ndarray, direction: np.ndarray, numbers: np.ndarray) -> list[tuple[int, int]]:
     """A row of each direction, for the first few contradictory pairs."""
     found = []
-    for name in np.unique(names)[:EXAMPLES]:
+    for name in np.unique(names)[:NAMED_ROWS]:
         here = names == name
         forward = here & (direction == name)
         found.append((int(numbers[forward][0]), int(numbers[here & ~forward][0])))

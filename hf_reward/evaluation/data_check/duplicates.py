@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_reward.data.near_duplicates import RowClusters, TextClusters
-from hf_reward.evaluation.data_check.facts import EXAMPLES, RowFacts
+from hf_reward.evaluation.data_check.facts import NAMED_ROWS, RowFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,10 @@ def find_duplicates(facts: RowFacts, clusters: RowClusters) -> Duplicates:
         duplicate_rows=len(repeated),
         duplicate_examples=[
             (int(facts.number[row]), int(facts.number[other]))
-            for row, other in zip(repeated[:EXAMPLES], first[:EXAMPLES], strict=True)
+            for row, other in zip(repeated[:NAMED_ROWS], first[:NAMED_ROWS], strict=True)
         ],
         identical_pairs=len(same),
-        identical_examples=[int(row) for row in facts.number[facts.pair_row[same[:EXAMPLES]]]],
+        identical_examples=[int(row) for row in facts.number[facts.pair_row[same[:NAMED_ROWS]]]],
         pair_responses=len(uses),
         most_pairs_of_a_response=int(uses.max(initial=0)),
         prompt_groups=len(sizes),
@@ -110,7 +110,7 @@ def _repeats(hashes: np.ndarray, clusters: TextClusters, numbers: np.ndarray) ->
         compared=len(first) if clusters.compared else 0,
         near_clusters=len(large),
         near_texts=int(sizes[sizes > 1].sum()),
-        examples=[_two_rows(rows[first][near[first] == name]) for name in large[:EXAMPLES]],
+        examples=[_two_rows(rows[first][near[first] == name]) for name in large[:NAMED_ROWS]],
     )
 
 

@@ -1,4 +1,4 @@
-"""One pass over the rows -> what the findings are computed from: numbers and hashes, never the texts themselves."""
+"""One pass over the rows -> the numbers and hashes that all findings are computed from; no text is kept."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from hf_reward.data.near_duplicates import RowPool, text_hash
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.data.row_remarks import RemarkTally, remarks_of
 from hf_reward.data.row_text import prompt_text, response_text
+from hf_reward.evaluation.data_check.histograms import Lengths, score_gaps_of
 from hf_reward.evaluation.data_check.row_reader import ReadRow, RowReader
 from hf_reward.evaluation.data_check.style_features import FEATURES, count_features
 from hf_reward.evaluation.data_check.votes import read_votes
 
-EXAMPLES = 5
-"""Rows named for each finding."""
+NAMED_ROWS = 5
+"""Rows that a finding names at most."""
 
 
 @dataclass
@@ -31,27 +32,34 @@ class RowFacts:
     prompts_differed: list[int] = field(default_factory=list)
     """Rows whose sides came with different prompts."""
     remarks: RemarkTally = field(default_factory=RemarkTally)
-    """What was seen of usable rows when they were read."""
+    """Remarks on usable rows."""
     transcripts: int = 0
     """Usable text rows that look like `\\n\\nHuman:` transcripts but were not read as such."""
+    transcript_rows: list[int] = field(default_factory=list)
+    """The first few of them."""
     number: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Place of each usable row in the data, shape `(U,)`."""
+    """Row number of each usable row in the data, shape `(U,)`."""
     group: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     prompt: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Hash of the prompt's text."""
+    prompt_length: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Characters of the prompt."""
     votes: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     preferred: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Which of two responses is preferred; -1 for a tie or a longer list."""
     response_row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Place of its row among the usable ones, shape `(N,)`."""
+    """Index of each response's row among the usable rows, shape `(N,)`."""
     response: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Hash of each response's text."""
     rank: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, len(FEATURES)), np.int32))
     """Features of each response, shape `(N, F)`."""
     better: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Which response is the preferred one of each strict pair, shape `(M,)`."""
+    """Index of the preferred response of each strict pair, shape `(M,)`."""
     worse: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Index of the other response."""
+    score_gap: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """Score of the preferred minus that of the other response, NaN without scores, shape `(M,)`."""
 
     @property
     def usable(self) -> int:
@@ -65,7 +73,7 @@ class RowFacts:
 
     @property
     def pair_row(self) -> np.ndarray:
-        """Place of each pair's row among the usable ones."""
+        """Index of each pair's row among the usable rows."""
         return self.response_row[self.better]
 
     @property
@@ -73,14 +81,24 @@ class RowFacts:
         """Prompt group of each strict pair."""
         return self.group[self.pair_row]
 
+    @property
+    def gaps(self) -> np.ndarray:
+        """Features of the preferred minus those of the other response of each strict pair, shape `(M, F)`."""
+        return self.counts[self.better].astype(np.int64) - self.counts[self.worse]
+
+    def lengths(self) -> Lengths:
+        """Lengths in characters."""
+        characters = self.counts[:, list(FEATURES).index("characters")]
+        return Lengths("characters", self.prompt_length, characters[self.better], characters[self.worse])
+
 
 def gather_facts(reader: RowReader, pool: RowPool, first_number: int = 0) -> RowFacts:
     """Read all rows once.
 
     Args:
         reader: The data.
-        pool: Takes in the texts of usable rows, to find those that are alike.
-        first_number: What the pool calls the first row.
+        pool: Receives the texts of usable rows, to find duplicates.
+        first_number: Number of the first row in the pool.
 
     Returns:
         The facts.
@@ -96,7 +114,7 @@ def gather_facts(reader: RowReader, pool: RowPool, first_number: int = 0) -> Row
 
 
 class _Gatherer:
-    """Columns that grow row by row; each batch is packed, because a list of Python numbers takes eight times more."""
+    """Columns that grow row by row. Each batch is packed: a list of Python numbers takes eight times the memory."""
 
     def __init__(self) -> None:
         self.result = RowFacts()
@@ -111,27 +129,32 @@ class _Gatherer:
         if read.row is None:
             self.unusable[read.problem] += 1
             examples = self.result.unusable_rows.setdefault(read.problem, [])
-            examples += [read.number] if len(examples) < EXAMPLES else []
+            examples += [read.number] if len(examples) < NAMED_ROWS else []
             return
         row, columns = read.row, self.open
         if row.prompts_differed:
             self.result.prompts_differed.append(read.number)
         self.result.remarks.add(read.number, remarks_of(row))
-        self.result.transcripts += _looks_like_transcript(row)
+        if _looks_like_transcript(row):
+            self.result.transcripts += 1
+            self.result.transcript_rows += [read.number] if self.result.transcripts <= NAMED_ROWS else []
         columns["number"].append(read.number)
         columns["group"].append(text_hash(str(row.group)))
-        columns["prompt"].append(text_hash(prompt_text(row)))
+        prompt = prompt_text(row)
+        columns["prompt"].append(text_hash(prompt))
+        columns["prompt_length"].append(len(prompt))
         columns["votes"].append(read_votes(read.raw) or (0, 0, 0) if len(row.ranks) == 2 else (0, 0, 0))
         columns["preferred"].append(_preferred(row.ranks))
-        for i, first in enumerate(row.ranks):
+        pairs = [(i, j) for i, first in enumerate(row.ranks) for j, second in enumerate(row.ranks) if first < second]
+        columns["score_gap"] += score_gaps_of(row, read.raw, pairs)
+        columns["better"] += [self.responses + better for better, _ in pairs]
+        columns["worse"] += [self.responses + worse for _, worse in pairs]
+        for i, rank in enumerate(row.ranks):
             text = response_text(row, i)
             columns["response_row"].append(self.usable)
             columns["response"].append(text_hash(text))
-            columns["rank"].append(first)
+            columns["rank"].append(rank)
             columns["counts"].append(count_features(text))
-            worse = [self.responses + j for j, second in enumerate(row.ranks) if first < second]
-            columns["better"] += [self.responses + i] * len(worse)
-            columns["worse"] += worse
         self.usable += 1
         self.responses += len(row.ranks)
 
@@ -153,7 +176,9 @@ class _Gatherer:
 
 _COLUMNS: dict[str, type] = {
     **dict.fromkeys(("group", "prompt", "response"), np.uint64),
-    **dict.fromkeys(("number", "preferred", "response_row", "rank", "better", "worse", "votes"), np.int64),
+    **dict.fromkeys(("number", "preferred", "prompt_length", "response_row", "rank"), np.int64),
+    **dict.fromkeys(("better", "worse", "votes"), np.int64),
+    "score_gap": np.float64,
     "counts": np.int32,
 }
 

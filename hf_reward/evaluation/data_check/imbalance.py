@@ -50,8 +50,8 @@ def find_imbalances(facts: RowFacts) -> list[Imbalance]:
     Returns:
         One entry for each feature, lengths first.
     """
-    gaps = facts.counts[facts.better].astype(np.int64) - facts.counts[facts.worse]
-    return corrected([imbalance(name, gaps[:, place], facts.pair_group) for place, name in enumerate(FEATURES)])
+    gaps = facts.gaps
+    return corrected([imbalance(name, gaps[:, i], facts.pair_group) for i, name in enumerate(FEATURES)])
 
 
 def corrected(found: Sequence[Imbalance]) -> list[Imbalance]:

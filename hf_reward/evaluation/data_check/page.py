@@ -1,27 +1,31 @@
-"""A report -> its files, among them one HTML page that loads nothing."""
+"""A report -> its files, including one HTML page that loads nothing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from hf_reward.evaluation.data_check.report import DataReport, Fix
+from hf_reward.evaluation.data_check.distribution_figures import captions, distribution_pictures
+from hf_reward.evaluation.data_check.report import DataReport, Example, Fix
 from hf_reward.evaluation.data_check.report_text import sections
+from hf_reward.evaluation.drawing import can_draw
 from hf_reward.evaluation.page import Advice, Cell, Page, Rows, Section, Texts, as_json, render, write_files
+from hf_reward.metrics.counts import counted
+
+JSON_NAME, PAGE_NAME = "data_report.json", "data_report.html"
+_NO_FIGURES = 'The histograms need matplotlib, which is not installed. Run `pip install "hf_reward[audit]"`.'
 
 
 def render_page(report: DataReport) -> str:
     """Render the report.
 
     Args:
-        report: What was found.
+        report: The report.
 
     Returns:
-        HTML; whatever came from the data is escaped, and nothing is loaded from anywhere.
+        HTML that loads nothing; text from the data is escaped.
     """
-    data, held = report.data, report.eval_data
-    about = f"{data.rows:,} rows, {data.strict_pairs:,} strict pairs, {report.duplicates.prompt_groups:,} prompt groups"
-    about += f"; evaluation data {held.name} with {held.rows:,} rows." if held is not None else "."
     found = [
         Section(
-            name=f"part-{place}",
+            name=f"part-{number}",
             title=part.title,
             text=[part.intro],
             tables=[
@@ -31,30 +35,58 @@ def render_page(report: DataReport) -> str:
                 )
             ],
         )
-        for place, part in enumerate(sections(report), start=1)
+        for number, part in enumerate(sections(report), start=1)
     ]
     fixes = [_advice(number, fix) for number, fix in enumerate(report.fix_first, start=1)]
     first = Section(name="fixes", title="Fix these first", text=[] if fixes else ["Nothing stands out."], advice=fixes)
-    title = f"Data check: {data.name}"
-    return render(Page(title=title, heading=title, about=[about], sections=[first, *found]))
+    title = f"Data check: {report.data.name}"
+    return render(Page(title=title, heading=title, about=_about(report), sections=[first, *_figures(report), *found]))
+
+
+def _about(report: DataReport) -> Sequence[str]:
+    data, held = report.data, report.eval_data
+    counts = [counted(data.rows, "row"), counted(data.strict_pairs, "strict pair")]
+    counts += [counted(report.duplicates.prompt_groups, "prompt group")]
+    about = [", ".join(counts)]
+    return about if held is None else [*about, f"Evaluation data: {held.name}, {counted(held.rows, 'row')}"]
+
+
+def _figures(report: DataReport) -> list[Section]:
+    if not report.histograms:
+        return []
+    drawn = can_draw()
+    return [
+        Section(
+            name="lengths",
+            title="Lengths and gaps",
+            text=[] if drawn else [_NO_FIGURES, *captions(report.histograms)],
+            pictures=distribution_pictures(report.histograms) if drawn else [],
+        )
+    ]
 
 
 def _advice(number: int, fix: Fix) -> Advice:
-    examples = [
-        Texts(title=each.place, texts=[(what, "", text) for what, text in each.texts.items()]) for each in fix.examples
-    ]
-    return Advice(title=f"{number}. {fix.finding}", text=fix.found, remedy=fix.cure, examples=examples)
+    return Advice(
+        title=f"{number}. {fix.finding[0].upper()}{fix.finding[1:]}",
+        scope=fix.scope,
+        text=fix.found,
+        remedy=fix.remedy,
+        examples=[_texts(each) for each in fix.examples],
+    )
 
 
-JSON_NAME, PAGE_NAME = "data_report.json", "data_report.html"
+def _texts(example: Example) -> Texts:
+    row = f"Row {example.row}"
+    title = row if example.place.capitalize() == row else f"{row} ({example.place})"
+    return Texts(title=title, texts=[(name, "", text) for name, text in example.texts.items()])
 
 
 def write_report(report: DataReport, folder: str | Path) -> list[Path]:
-    """Write `data_report.json` and `data_report.html` into a folder; earlier reports there are replaced.
+    """Write `data_report.json` and `data_report.html` into a folder and replace earlier ones.
 
     Args:
-        report: What was found.
-        folder: Made if it is not there.
+        report: The report.
+        folder: Created if it does not exist.
 
     Returns:
         The files.

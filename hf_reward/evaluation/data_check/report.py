@@ -1,4 +1,4 @@
-"""What a data check found, as one object that becomes JSON."""
+"""The results of a data check as one object that becomes JSON."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -6,23 +6,25 @@ from typing import Any
 from hf_reward.data.python_values import json_value
 from hf_reward.evaluation.data_check.consistency import Contradictions
 from hf_reward.evaluation.data_check.duplicates import Duplicates
+from hf_reward.evaluation.data_check.histograms import Histogram
 from hf_reward.evaluation.data_check.imbalance import Imbalance
 from hf_reward.evaluation.data_check.leakage import Leakage
-from hf_reward.evaluation.data_check.shallow_rules import ShallowRules
 from hf_reward.evaluation.data_check.shift import DomainShift
 from hf_reward.evaluation.data_check.token_fit import TokenFit
+from hf_reward.evaluation.data_check.trivial_baselines import TrivialBaselines
 from hf_reward.evaluation.data_check.votes import VoteAgreement
+from hf_reward.metrics.counts import counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowCounts:
-    """What the rows of one data set are."""
+    """Numbers of rows of one data set."""
 
     name: str
     rows: int
     usable: int
     strict_pairs: int
-    """Pairs of responses of a usable row of which one is strictly preferred."""
+    """Pairs of responses to one prompt, one of which is strictly preferred."""
     tied_rows: int
     """Usable rows without a strict preference."""
     layouts: dict[str, int]
@@ -35,7 +37,7 @@ class RowCounts:
     """Rows whose two sides came with different prompts; the turns that both share are the prompt."""
     prompts_differed_rows: list[int]
     remarks: dict[str, int]
-    """`blank_prompt`: usable rows whose prompt says nothing; `repeated_prompt`: whose sides hold the prompt too."""
+    """`blank_prompt`: usable rows with a blank prompt; `repeated_prompt`: usable rows whose sides repeat the prompt."""
     remark_rows: dict[str, list[int]]
     """Remark -> the first of these rows."""
     transcripts: int
@@ -52,24 +54,35 @@ class Example:
     place: str
     """File and line, or the row's number again."""
     texts: dict[str, str]
-    """What is shown -> its beginning."""
+    """`prompt`, `chosen`, `rejected` (or another response or column) -> the start of its text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fix:
-    """One thing to mend before a number of a model is trusted."""
+    """One problem to fix before any number of a model is trusted."""
 
     finding: str
     harm: float
-    """For the order only: affected share of the rows, times how wrong they are (`fix_first`)."""
+    """Share of affected rows times a weight, for the order of the list only; see `fix_first`."""
+    affected: int
+    """Number of affected rows (or of another `unit`)."""
+    total: int
+    """All rows that were checked."""
+    unit: str = "row"
     found: str
-    cure: str
+    remedy: str
     examples: list[Example] = field(default_factory=list)
+
+    @property
+    def scope(self) -> str:
+        """The affected rows in words, such as `3 of 40 rows (7.5%)`."""
+        total = counted(self.total, self.unit)
+        return f"{self.affected:,} of {total} ({self.affected / max(self.total, 1):.1%})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What `check_data` found. Row numbers count from 0, through the sources of a mixture one after the other."""
+    """Results of `check_data`. Row numbers start at 0 and continue through the sources of a mixture."""
 
     data: RowCounts
     eval_data: RowCounts | None
@@ -79,8 +92,10 @@ class DataReport:
     """None without evaluation data."""
     shift: DomainShift | None
     """None without evaluation data."""
+    histograms: list[Histogram]
+    """Lengths and gaps, in tokens if a tokenizer was given."""
     imbalances: list[Imbalance]
-    shallow_rules: ShallowRules | None
+    shallow_rules: TrivialBaselines | None
     """None without a strict preference."""
     votes: VoteAgreement | None
     """None if no row has two votes."""
@@ -91,11 +106,14 @@ class DataReport:
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values; a number that does not exist is None."""
-        return json_value(asdict(self))
+        """Return the report as JSON values; a missing number is None."""
+        content = json_value(asdict(self))
+        for fix in content["fix_first"]:
+            fix["cure"] = fix["remedy"]  # name of the key before 0.2
+        return content
 
     def length(self, feature: str = "words") -> Imbalance:
-        """The imbalance of one feature.
+        """Return the imbalance of one feature.
 
         Args:
             feature: One of `style_features.FEATURES`.

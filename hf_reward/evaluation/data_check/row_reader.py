@@ -1,4 +1,4 @@
-"""Preference data of any form -> canonical rows by number, and why some are unusable."""
+"""Preference data in any layout -> canonical rows by number, and the reasons why some are unusable."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,23 +24,23 @@ _BATCH_SIZE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class ReadRow:
-    """One raw row and what it was read as."""
+    """One raw row and its canonical row."""
 
     number: int
-    """Place in the data; the sources of a mixture follow each other."""
+    """Row number; it continues through the sources of a mixture."""
     raw: Mapping[str, Any]
-    """Its columns by our names."""
+    """Its columns, renamed."""
     row: PreferenceRow | None
     layout: str
     problem: str = ""
-    """Why it cannot be used, without the values that differ from row to row; empty if it can."""
+    """Why it cannot be used, without the values of this row; empty for usable rows."""
 
 
 class RowReader:
-    """Rows of one data set, read again as often as needed: nothing is kept in memory.
+    """Rows of one data set, read again whenever they are needed; nothing is kept in memory.
 
     Args:
-        data: What `as_sources` takes; no stream.
+        data: A path, a Hub id, a dataset, rows, or a mixture (see `as_sources`); not a stream.
         **source_defaults: `split`, `columns` and `layout` for sources that name none.
 
     Raises:
@@ -49,7 +49,7 @@ class RowReader:
 
     def __init__(self, data: Any, **source_defaults: Any) -> None:
         self.sources = as_sources(data, **source_defaults)
-        for source in self.sources:  # else each of its rows would be unusable
+        for source in self.sources:  # otherwise every row would be unusable
             require_layout(source.layout)
         self._parts = [_require_raw(load_source(source), source) for source in self.sources]
         self._places = [RowLocations(part) for part in self._parts]
@@ -60,11 +60,11 @@ class RowReader:
 
     @property
     def name(self) -> str:
-        """The sources' names."""
+        """The names of the sources."""
         return " + ".join(source.name for source in self.sources)
 
     def batches(self) -> Iterator[list[ReadRow]]:
-        """All rows in order, some at a time."""
+        """Yield all rows in order, in batches."""
         for source, part, start in zip(self.sources, self._parts, self._starts[:-1], strict=True):
             number = int(start)
             for batch in part.iter(batch_size=_BATCH_SIZE):
@@ -74,10 +74,10 @@ class RowReader:
                 number += len(rows)
 
     def row(self, number: int) -> PreferenceRow:
-        """One usable row.
+        """Return a usable row.
 
         Args:
-            number: Its place in the data.
+            number: Row number.
 
         Returns:
             The canonical row.
@@ -90,14 +90,30 @@ class RowReader:
         raw: Any = self._parts[which][place]
         return to_preference_row(raw, layout=source.layout, columns=source.columns, row_index=number)
 
-    def place(self, number: int) -> str:
-        """Say where a row stands.
+    def raw(self, number: int) -> Mapping[str, Any]:
+        """Return the columns of a row, usable or not.
 
         Args:
-            number: Its place in the data.
+            number: Row number.
 
         Returns:
-            `train.jsonl, line 4`, from 1, as an editor shows it; `row 3`, from 0, where rows have no lines.
+            The columns, renamed if the row has them all.
+        """
+        which, place = self._find(number)
+        raw: Any = self._parts[which][place]
+        try:
+            return rename_columns(as_mapping(raw), self.sources[which].columns)
+        except PreferenceFormatError:
+            return raw
+
+    def place(self, number: int) -> str:
+        """Return file and line of a row.
+
+        Args:
+            number: Row number.
+
+        Returns:
+            `train.jsonl, line 4`, from 1 as in an editor; `row 3`, from 0, for rows without lines.
         """
         which, place = self._find(number)
         return self._places[which].where(place, short=True) or f"row {number}"
@@ -108,13 +124,13 @@ class RowReader:
 
 
 def require_layout(layout: str) -> None:
-    """Stop at a layout that there is not.
+    """Refuse an unknown layout.
 
     Args:
-        layout: What the user asked for.
+        layout: Name of a layout.
 
     Raises:
-        ValueError: If it is neither `auto` nor a known one.
+        ValueError: If it is neither `auto` nor a known layout.
     """
     if layout not in ("auto", *LAYOUTS):
         raise ValueError(f"`layout` must be auto, {', '.join(LAYOUTS)}, but is {layout!r}.")
@@ -130,7 +146,7 @@ def _require_raw(part: Any, source: Source) -> Dataset:
         raise ValueError(f"The check reads texts, but {source.name!r} is already tokenised. Pass the raw rows.")
     if len(part) == 0:
         raise ValueError(f"The data {source.name!r} holds no rows.")
-    if source.layout == "auto":  # columns that fit no layout are one error, not an unusable row each
+    if source.layout == "auto":  # columns that fit no layout are one error instead of one per row
         detect_layout(rename_columns(dict.fromkeys(part.column_names), source.columns))
     return part
 
@@ -156,7 +172,7 @@ def _describe(layout: str, row: PreferenceRow) -> str:
 
 
 def _reason(error: PreferenceFormatError, raw: Mapping[str, Any]) -> str:
-    """What the message says up to the value that was found, and of what type that was."""
+    """Return the message up to the value that was found, and the type of that value."""
     required = re.split(r" \(|, but |\. " if raw.get(UNREADABLE) else r", but |\. ", error.message, maxsplit=1)[0]
     required = required.rstrip(".")
     found = _odd(raw.get(error.field)) if error.field else None
@@ -164,7 +180,7 @@ def _reason(error: PreferenceFormatError, raw: Mapping[str, Any]) -> str:
 
 
 def _odd(value: Any) -> str | None:
-    """Name the type of a value that is no text, or of the first entry of a list that is none."""
+    """Name the type of a value that is not text, or of the first such entry of a list."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return next((kind for part in value if not isinstance(part, Mapping) and (kind := _odd(part))), None)
     return None if isinstance(value, (str, Mapping)) else "missing" if value is None else type(value).__name__

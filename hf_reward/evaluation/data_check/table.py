@@ -2,18 +2,20 @@
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from hf_reward.evaluation.data_check.report import DataReport
 from hf_reward.evaluation.data_check.report_text import sections
 
 
 def print_report(report: DataReport, console: Console | None = None) -> None:
-    """Print all findings, and last what to fix first.
+    """Print all numbers, and at the end the findings to fix first.
 
     Args:
-        report: What was found.
-        console: Where to; by default the standard output.
+        report: The report.
+        console: Output; by default the standard output.
     """
     console = console or Console()
     for section in sections(report):
@@ -26,5 +28,6 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
         return
     console.print("[bold]Fix these first[/bold]")
     for number, fix in enumerate(report.fix_first, start=1):
-        console.print(f"{number}. {escape(fix.found)}", highlight=False)
-        console.print(f"   {escape(fix.cure)}", highlight=False, style="dim")
+        console.print(f"{number}. [bold]{escape(fix.finding)}[/bold]: {escape(fix.scope)}", highlight=False)
+        for text, style in ((fix.found, ""), (fix.remedy, "dim")):
+            console.print(Padding(Text(text, style), (0, 0, 0, 3)), highlight=False)

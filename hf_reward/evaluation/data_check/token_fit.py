@@ -1,4 +1,4 @@
-"""Rows + tokenizer -> how long they are in tokens, and what `max_length` would cut or drop."""
+"""Rows + tokenizer -> their lengths in tokens, and the rows that `max_length` would cut or drop."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,6 +10,8 @@ from hf_reward.data.near_duplicates import text_hash
 from hf_reward.data.path_safety import shown_name
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.data.row_remarks import RemarkTally, remarks_of
+from hf_reward.evaluation.data_check.facts import NAMED_ROWS
+from hf_reward.evaluation.data_check.histograms import Lengths
 from hf_reward.evaluation.data_check.imbalance import Imbalance, imbalance
 from hf_reward.evaluation.data_check.row_reader import RowReader
 from hf_reward.metrics.preference import strict_pairs
@@ -20,26 +22,30 @@ _POINTS = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFit:
-    """What tokenising does to the usable rows."""
+    """Effects of tokenising the usable rows."""
 
     tokenizer: str
     max_length: int | None
     over_length: str
-    """What is done with longer rows; see `FormatRule`."""
+    """Policy for longer rows; see `FormatRule`."""
     rows: int
     quantiles: dict[str, int]
-    """Tokens of the longest sequence of a row, before anything is cut."""
+    """Tokens of the longest sequence of a row, before any cut."""
     cut_rows: int
     """Rows whose prompt is cut to fit."""
+    cut_row_numbers: list[int]
+    """The first few of them."""
     cut_tokens: int
     dropped: dict[str, int]
     """Reason -> rows that training would leave out."""
+    dropped_rows: dict[str, list[int]]
+    """Reason -> the first few of them."""
     remarks: dict[str, int]
-    """`lost_text`, `doubled_bos`, `doubled_end`: rows of which that is to be said; see `row_remarks`."""
+    """Remark (`lost_text`, `doubled_bos` or `doubled_end`; see `row_remarks`) -> number of rows."""
     remark_rows: dict[str, list[int]]
     """Remark -> the first of these rows."""
     length: Imbalance
-    """How often the longer response is preferred, in tokens, of the rows that are kept."""
+    """How often the longer response is preferred, in tokens, among the rows that are kept."""
     places: dict[int, str] = field(default_factory=dict)
     """Number of a row that is named here -> its file and line."""
 
@@ -47,30 +53,38 @@ class TokenFit:
 @dataclass
 class _Tally:
     longest: list[int] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
+    rejected: list[int] = field(default_factory=list)
     cut: list[int] = field(default_factory=list)
+    cut_rows: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    dropped_rows: dict[str, list[int]] = field(default_factory=dict)
     gaps: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     remarks: RemarkTally = field(default_factory=RemarkTally)
 
 
-def measure_tokens(reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: FormatRule) -> TokenFit:
+def measure_tokens(
+    reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
+) -> tuple[TokenFit, Lengths]:
     """Tokenise all usable rows as training would.
 
     Args:
         reader: The data.
         tokenizer: The model's tokenizer.
-        rule: Length limit and what is done beyond it.
+        rule: Length limit and over-length policy.
 
     Returns:
-        Lengths and counts.
+        Counts, and the lengths in tokens before any cut. The tokens that all sequences of a row share count as its
+        prompt, the others as its responses.
 
     Raises:
         PreferenceFormatError: If the rows hold messages and the tokenizer has no chat template.
     """
     tally = _Tally()
     unlimited = FormatRule(max_length=None, separator=rule.separator)
-    # `error` would stop the count at its first row; it refuses what `drop` drops.
+    # `error` would stop at the first row; it refuses the rows that `drop` drops.
     counted = FormatRule(
         max_length=rule.max_length,
         over_length="drop" if rule.over_length == "error" else rule.over_length,
@@ -79,15 +93,15 @@ def measure_tokens(reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: 
     for batch in reader.batches():
         rows = [read.row for read in batch if read.row is not None]
         numbers = [read.number for read in batch if read.row is not None]
-        whole = _tokenize(rows, tokenizer, unlimited)
-        long = [place for place, full in enumerate(whole) if _longest(full) > (rule.max_length or np.inf)]
-        fitted = dict(zip(long, _tokenize([rows[place] for place in long], tokenizer, counted), strict=True))
-        for place, (row, full) in enumerate(zip(rows, whole, strict=True)):
-            tally.longest.append(_longest(full))
-            _count(tally, row, fitted.get(place, full))
-            tally.remarks.add(numbers[place], sorted({*full.remarks} - {*remarks_of(row)}))
+        uncut = _tokenize(rows, tokenizer, unlimited)
+        long = [i for i, full in enumerate(uncut) if _longest(full) > (rule.max_length or np.inf)]
+        fitted = dict(zip(long, _tokenize([rows[i] for i in long], tokenizer, counted), strict=True))
+        for i, (row, full) in enumerate(zip(rows, uncut, strict=True)):
+            _add_lengths(tally, full)
+            _count(tally, numbers[i], row, fitted.get(i, full))
+            tally.remarks.add(numbers[i], sorted({*full.remarks} - {*remarks_of(row)}))
     gaps, groups = np.array(tally.gaps, np.int64), np.array(tally.groups, np.uint64)
-    return TokenFit(
+    fit = TokenFit(
         tokenizer=shown_name(tokenizer.name_or_path or type(tokenizer).__name__),
         max_length=rule.max_length,
         over_length=rule.over_length,
@@ -96,17 +110,20 @@ def measure_tokens(reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: 
         if tally.longest
         else {},
         cut_rows=sum(cut > 0 for cut in tally.cut),
+        cut_row_numbers=tally.cut_rows,
         cut_tokens=sum(tally.cut),
         dropped=dict(tally.dropped.most_common()),
+        dropped_rows=tally.dropped_rows,
         remarks=tally.remarks.counts,
         remark_rows=tally.remarks.rows,
         places={row: reader.place(row) for rows in tally.remarks.rows.values() for row in rows},
         length=imbalance("tokens", gaps, groups),
     )
+    return fit, Lengths("tokens", *(np.array(each, np.int64) for each in (tally.prompt, tally.chosen, tally.rejected)))
 
 
 def _tokenize(rows: list[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: FormatRule) -> list[TokenizedRow]:
-    """Tokenise a batch; rows that the tokenizer or its template refuses are marked, not raised."""
+    """Tokenise a batch; a row that the tokenizer or its template refuses gets a `problem` instead of an error."""
     if not rows:
         return []
     try:
@@ -126,12 +143,33 @@ def _longest(row: TokenizedRow) -> int:
     return max(map(len, row.input_ids), default=0)
 
 
-def _count(tally: _Tally, row: PreferenceRow, fitted: TokenizedRow) -> None:
+def _add_lengths(tally: _Tally, full: TokenizedRow) -> None:
+    tally.longest.append(_longest(full))
+    if full.problem:
+        return
+    tally.prompt.append(full.prefix_length)
+    for better, worse in _pairs(full):
+        tally.chosen.append(len(full.input_ids[better]) - full.prefix_length)
+        tally.rejected.append(len(full.input_ids[worse]) - full.prefix_length)
+
+
+def _count(tally: _Tally, number: int, row: PreferenceRow, fitted: TokenizedRow) -> None:
     tally.cut.append(0 if fitted.problem else fitted.cut_tokens)
     if fitted.problem:
         tally.dropped[fitted.problem] += 1
+        _name(tally.dropped_rows.setdefault(fitted.problem, []), number)
         return
-    lengths = [len(ids) for ids in fitted.input_ids]
-    pairs = strict_pairs(np.array([fitted.ranks]))
-    tally.gaps += [lengths[better] - lengths[worse] for better, worse in zip(pairs.better, pairs.worse, strict=True)]
-    tally.groups += [text_hash(str(row.group))] * len(pairs.row)
+    if fitted.cut_tokens:
+        _name(tally.cut_rows, number)
+    gaps = [len(fitted.input_ids[better]) - len(fitted.input_ids[worse]) for better, worse in _pairs(fitted)]
+    tally.gaps += gaps
+    tally.groups += [text_hash(str(row.group))] * len(gaps)
+
+
+def _name(rows: list[int], number: int) -> None:
+    rows += [number] if len(rows) < NAMED_ROWS else []
+
+
+def _pairs(row: TokenizedRow) -> list[tuple[int, int]]:
+    pairs = strict_pairs(np.array([row.ranks]))
+    return list(zip(pairs.better.tolist(), pairs.worse.tolist(), strict=True))

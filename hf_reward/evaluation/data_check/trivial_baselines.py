@@ -1,4 +1,4 @@
-"""Rows -> what rules that never read score on them, and how much of it a random split would invent."""
+"""Rows -> accuracies of trivial baselines, and how far a random split would overstate them."""
 
 from dataclasses import dataclass
 
@@ -11,24 +11,24 @@ from hf_reward.evaluation.data_check.facts import RowFacts
 from hf_reward.evaluation.data_check.row_reader import RowReader
 
 _SHARED = 0.05
-"""Share of rows that have a prompt in common with another from which on the two ways to split are compared."""
+"""Smallest share of rows with a shared prompt for which the two ways to split are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShallowRules:
-    """Accuracy of rules that never read, ties half, with 95% intervals that have prompts as clusters."""
+class TrivialBaselines:
+    """Accuracies of baselines that do not understand the text: half-credit for ties, 95% intervals clustered by prompt."""
 
     rows: int
-    """Rows they were computed on; of large data a random part in whole prompt groups."""
+    """Rows that they were computed on; of large data a random part in complete prompt groups."""
     sampled: bool
     length: Baseline
     """Prefer the response with more characters."""
     by_prompt: Baseline | None
-    """TF-IDF Bradley-Terry that sees length, cross-validated by prompt group; None for one group, or without
-    scikit-learn, as the next two."""
+    """TF-IDF Bradley-Terry with length, cross-validated by prompt group; None for a single group. This and the next two
+    are None without scikit-learn."""
     by_row: Baseline | None
-    """The same, cross-validated by row: what a random split would show. None if hardly a
-    row shares its prompt."""
+    """The same, cross-validated by row, as a random split would show it. None if fewer than 5% of the rows share their
+    prompt."""
     on_eval: Baseline | None
     """The same, fitted on these rows and scored on the evaluation rows."""
     eval_length: Baseline | None
@@ -36,26 +36,26 @@ class ShallowRules:
 
     @property
     def leak(self) -> float | None:
-        """Accuracy that a split by row adds to the split by prompt."""
+        """Accuracy by row minus accuracy by prompt."""
         if self.by_prompt is None or self.by_row is None:
             return None
         return self.by_row.accuracy - self.by_prompt.accuracy
 
 
-def score_shallow_rules(
+def score_trivial_baselines(
     train: tuple[RowFacts, RowReader],
     held: tuple[RowFacts, RowReader] | None,
     *,
     max_rows: int,
     seed: int,
-) -> ShallowRules | None:
-    """Fit and score the rules.
+) -> TrivialBaselines | None:
+    """Fit and score the baselines.
 
     Args:
         train: Training rows.
         held: Evaluation rows, if there are any.
-        max_rows: Most rows of each to use; whole prompt groups are taken at random until it is reached.
-        seed: Which groups, and how they are dealt out.
+        max_rows: Most rows of each to use; complete prompt groups are drawn at random up to this number.
+        seed: For drawing groups and assigning them to folds.
 
     Returns:
         The accuracies, or None if no row holds a strict preference.
@@ -68,9 +68,9 @@ def score_shallow_rules(
     sizes = np.unique([str(row.group) for row in rows], return_counts=True)[1]
     learned = optional("sklearn", "data", "The TF-IDF baseline is left out.") is not None
     several = learned and len(sizes) > 1
-    # Where hardly a row shares its prompt, both ways of dealing out are the same but for chance.
+    # Where few rows share their prompt, both splits differ only by chance.
     shared = sizes[sizes > 1].sum() >= _SHARED * len(rows)
-    return ShallowRules(
+    return TrivialBaselines(
         rows=len(rows),
         sampled=len(rows) < len(np.unique(facts.pair_row)),
         length=length_rule(rows),
@@ -82,7 +82,7 @@ def score_shallow_rules(
 
 
 def _sample(facts: RowFacts, reader: RowReader, max_rows: int, seed: int) -> list[PreferenceRow]:
-    """Rows that hold a strict preference, of whole prompt groups; part of a group only if the first is too large."""
+    """Draw rows with a strict preference, in complete prompt groups unless the first group is too large."""
     strict = np.unique(facts.pair_row)
     groups, sizes = np.unique(facts.group[strict], return_inverse=True, return_counts=True)[1:]
     order = np.random.default_rng(seed).permutation(len(sizes))

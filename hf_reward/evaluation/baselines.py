@@ -1,4 +1,4 @@
-"""Rules that never read a response as a language model does -> the accuracy that a reward model has to beat."""
+"""Trivial baselines -> the accuracy that a reward model has to exceed."""
 
 import re
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from scipy.sparse import vstack
 from hf_reward.data.extras import require
 from hf_reward.data.preference_row import PreferenceRow
 from hf_reward.data.row_text import response_text
+from hf_reward.metrics.counts import counted
 from hf_reward.metrics.intervals import Interval, clustered_interval, cross_validated_interval
 from hf_reward.metrics.preference import pairwise_credit
 
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import CountVectorizer
 
 _GRAMS = (1, 2)
-"""Words, and pairs of them."""
+"""Words and word pairs."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Accuracy of a simple rule on held-out pairs, ties half."""
+    """Accuracy of a trivial baseline on held-out pairs, with half-credit for ties."""
 
     name: str
     accuracy: float
@@ -36,7 +37,7 @@ class Baseline:
         return re.sub(r"\W+", "_", self.name.lower()).strip("_")
 
     def to_dict(self) -> dict[str, Any]:
-        """What a model's record keeps of it."""
+        """Return the entry for a model's record."""
         bounds = {"ci_low": self.interval.low, "ci_high": self.interval.high}
         known = {name: None if np.isnan(value) else value for name, value in bounds.items()}
         return {"name": self.name, "accuracy": self.accuracy, **known, "num_pairs": self.num_pairs}
@@ -44,11 +45,11 @@ class Baseline:
     def __str__(self) -> str:
         low, high = self.interval.low, self.interval.high
         interval = "no interval from one prompt" if np.isnan(low) else f"{low:.1%} to {high:.1%}"
-        return f"{self.name}: {self.accuracy:.1%} ({interval}, {self.num_pairs} pairs)"
+        return f"{self.name}: {self.accuracy:.1%} ({interval}, {counted(self.num_pairs, 'pair')})"
 
 
 def length_rule(rows: Sequence[PreferenceRow]) -> Baseline:
-    """Prefer the response with more characters.
+    """Score the rule "the response with more characters is better".
 
     Args:
         rows: Held-out canonical rows.
@@ -67,22 +68,22 @@ def length_rule(rows: Sequence[PreferenceRow]) -> Baseline:
 def tfidf_bradley_terry(
     train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow], *, sees_length: bool = False
 ) -> Baseline:
-    """A Bradley-Terry model on TF-IDF features of words and word pairs.
+    """Fit and score a Bradley-Terry model on TF-IDF features of words and word pairs.
 
-    The preferred response's features minus the other's go through a logistic regression without intercept, which
-    is Bradley-Terry with a linear reward. Whatever it scores can be had without reading.
+    A logistic regression without intercept on the difference between the features of the preferred and the other
+    response is Bradley-Terry with a linear reward. Its accuracy needs word counts only.
 
     Args:
         train: Canonical rows to fit on.
-        held_out: Canonical rows to score; their prompts should be others.
-        sees_length: Leave the features of a text as large as its words make them instead of scaling them to one
-            length, so that the rule can also prefer the longer (or shorter) text.
+        held_out: Canonical rows to score; their prompts should not be in `train`.
+        sees_length: Do not normalise the features of a text, so that the model can also prefer longer (or shorter)
+            texts.
 
     Returns:
         Its accuracy.
 
     Raises:
-        ValueError: If either side holds no strict preference.
+        ValueError: If `train` or `held_out` holds no strict preference.
         MissingExtraError: If scikit-learn is not installed.
     """
     known, held = _strict_texts(train), _strict_texts(held_out)
@@ -99,14 +100,14 @@ def cross_validated_tfidf(
     by_row: bool = False,
     sees_length: bool = False,
 ) -> Baseline:
-    """The same model where there is no held-out set: each part of the rows is scored by a model of the other parts.
+    """Score `tfidf_bradley_terry` by cross-validation, where there is no held-out set.
 
     Args:
         rows: Canonical rows.
         folds: Number of parts; fewer if there are fewer prompt groups.
-        seed: How groups (or rows) are dealt out.
-        by_row: Deal out single rows instead of whole prompt groups. The result is too high where groups have several
-            rows; by how much is what a random split would hide.
+        seed: For assigning groups (or rows) to parts.
+        by_row: Split by single rows instead of complete prompt groups. The result is too high where groups have
+            several rows, as with a random split.
         sees_length: As in `tfidf_bradley_terry`.
 
     Returns:
@@ -136,7 +137,7 @@ def cross_validated_tfidf(
 
 
 def _fit_counter(texts: Sequence[str]) -> "CountVectorizer":
-    """What counts words and pairs of words; characters, where no text has a word of two letters."""
+    """Fit a counter of words and word pairs, or of characters where no text has a word of two letters."""
     counter = require("sklearn.feature_extraction.text", "data").CountVectorizer
     try:
         return counter(ngram_range=_GRAMS).fit(texts)
@@ -145,14 +146,14 @@ def _fit_counter(texts: Sequence[str]) -> "CountVectorizer":
 
 
 def _gaps(train: Any, held_out: Any, sees_length: bool) -> np.ndarray:
-    """Fit on word counts of preferred texts and, below them, of the others; reward gaps of held-out pairs."""
-    known = np.asarray((train > 0).sum(axis=0)).ravel() > 0  # words of held-out texts alone have no weight
+    """Fit on word counts (preferred texts first, then the others) and return the reward gaps of held-out pairs."""
+    known = np.asarray((train > 0).sum(axis=0)).ravel() > 0  # words that occur only in held-out texts get no weight
     norm: Any = None if sees_length else "l2"
     scale = require("sklearn.feature_extraction.text", "data").TfidfTransformer(sublinear_tf=True, norm=norm)
     features = scale.fit_transform(train[:, known])
     gaps = features[: features.shape[0] // 2] - features[features.shape[0] // 2 :]
     labels = np.repeat([1, 0], gaps.shape[0])
-    # Features that are not normalised are a hundred times larger, and their squares ten thousand times.
+    # Without normalisation the features are a hundred times larger, and their squares ten thousand times.
     strength = 1e-4 if sees_length else 1.0
     linear_model = require("sklearn.linear_model", "data")
     model = linear_model.LogisticRegression(fit_intercept=False, max_iter=1000, C=strength)

@@ -33,8 +33,8 @@ THEME = {
     "line-4": ("#7a4fa3", "#c6a0ea"),
     "line-5": ("#8a6100", "#e0b95a"),
 }
-"""Part of a page or figure -> its light and its dark colour. All colours differ, so that the style sheet can replace the
-light colours in figures by dark ones."""
+"""Part of a page or figure -> its light and its dark colour. All colours differ, so that the style sheet can
+replace the light colours in figures by dark ones."""
 MARKS = {
     "biased": "\N{BLACK DIAMOND}",
     "inconclusive": "\N{WHITE SQUARE}",

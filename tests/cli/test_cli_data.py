@@ -72,7 +72,7 @@ def test_strict_is_three_where_something_is_to_be_fixed_and_zero_where_not(call,
     leak = ("--data", data, "--eval-data", write(tmp_path / "held.jsonl", rows[:5]), "--out", tmp_path / "b")
     result = call("check-data", *leak, "--strict")
     assert result.exit_code == 3
-    assert "5 of 5 (100.0%) evaluation rows are known from training" in result.output
+    assert "leakage: 5 of 5 evaluation rows (100.0%)" in result.output
     assert (tmp_path / "b" / "data_report.json").is_file()
     assert call("check-data", *leak).exit_code == 0
 

@@ -100,7 +100,7 @@ def test_a_baseline_prints_its_interval_and_count():
 
 def test_a_baseline_of_one_prompt_prints_that_it_has_no_interval():
     assert (
-        str(length_rule([row("aa", "b")])) == "length rule (characters): 100.0% (no interval from one prompt, 1 pairs)"
+        str(length_rule([row("aa", "b")])) == "length rule (characters): 100.0% (no interval from one prompt, 1 pair)"
     )
 
 

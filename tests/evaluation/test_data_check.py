@@ -39,6 +39,10 @@ def findings(report: DataReport) -> dict[str, str]:
     return {fix.finding: fix.found for fix in report.fix_first}
 
 
+def scopes(report: DataReport) -> dict[str, str]:
+    return {fix.finding: fix.scope for fix in report.fix_first}
+
+
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -73,7 +77,10 @@ def test_unusable_rows_are_counted_by_reason_and_named():
         "`prompt` must be text or a non-empty list of messages, but is int": 1,
     }
     assert report.data.unusable_rows["`rejected` must be text, but is bool"] == [5, 6]
-    assert "5 of 60 (8.3%) rows of data cannot be used" in findings(report)["unusable rows"]
+    assert scopes(report)["unusable rows"] == "5 of 60 rows (8.3%)"
+    assert (
+        "`rejected` must be text, but is bool (2 rows); `chosen` is empty (1 row)" in findings(report)["unusable rows"]
+    )
 
 
 def test_layouts_are_told_apart():
@@ -96,7 +103,7 @@ def test_layouts_are_told_apart():
 def test_transcripts_read_as_text_are_named():
     text = "\n\nHuman: {}\n\nAssistant: {}"
     rows = [{side: text.format(words(i), words(f"{side}{i}")) for side in ("chosen", "rejected")} for i in range(10)]
-    assert "10 of 10 (100.0%) rows" in findings(check_data(rows))["transcripts"]
+    assert scopes(check_data(rows))["transcripts"] == "10 of 10 rows (100.0%)"
     read = check_data(rows, layout="hh")
     assert "transcripts" not in findings(read)
     assert read.data.layouts == {"hh, messages": 10}
@@ -109,7 +116,7 @@ def test_sides_with_different_prompts_are_counted():
         rows[number]["rejected"] = text.format(words(f"other {number}"), words(number))
     report = check_data(rows, layout="hh")
     assert (report.data.prompts_differed, report.data.prompts_differed_rows) == (2, [4, 20])
-    assert findings(report)["prompt mismatch"].startswith("2 of 30")
+    assert scopes(report)["prompt mismatch"] == "2 of 30 rows (6.7%)"
 
 
 def test_token_ids_are_compared_as_numbers():
@@ -129,7 +136,7 @@ def test_repeated_rows_are_counted_whatever_the_order_of_responses():
     report = check_data(rows)
     assert report.duplicates.duplicate_rows == 4
     assert report.duplicates.duplicate_examples == [(60, 0), (61, 1), (62, 1), (63, 2)]
-    assert "4 of 64 (6.2%)" in findings(report)["duplicate rows"]
+    assert scopes(report)["duplicate rows"] == "4 of 64 rows (6.2%)"
     lists = [
         {"prompt": "p", "responses": [words(i) for i in order], "ranks": list(order)}
         for order in ((0, 1, 2), (2, 0, 1))
@@ -245,7 +252,7 @@ def test_each_kind_of_leak_is_counted():
     }
     assert report.leakage.leaked_rows == 6
     assert report.leakage.examples["near prompt"] == [0, 1, 2, 3]
-    assert "6 of 20 (30.0%) evaluation rows" in findings(report)["leakage"]
+    assert scopes(report)["leakage"] == "6 of 20 evaluation rows (30.0%)"
     assert report.fix_first[0].finding == "leakage"
 
 
@@ -292,8 +299,8 @@ def test_what_max_length_cuts_and_drops_is_counted(text_tokenizer):
     assert (fit.rows, fit.cut_rows, fit.dropped) == (21, 2, {"too long": 1, "identical responses": 1})
     assert fit.quantiles["max"] > 24
     assert fit.length.pairs + fit.length.ties == 19
-    assert "1 of 21" in findings(report)["too long"]
-    assert "2 of 21" in findings(report)["cut prompts"]
+    assert scopes(report)["too long"] == "1 of 21 rows (4.8%)"
+    assert scopes(report)["cut prompts"] == "2 of 21 rows (9.5%)"
     strict = check_data(rows, tokenizer=text_tokenizer, rule=FormatRule(max_length=24, over_length="error"))
     assert strict.tokens is not None
     assert strict.tokens.dropped["too long"] == 3
@@ -395,7 +402,7 @@ def test_a_random_split_that_invents_accuracy_is_named():
     assert report.shallow_rules is not None
     assert report.shallow_rules.leak is not None
     assert report.shallow_rules.leak > 0.3
-    assert "would invent" in findings(report)["random split"]
+    assert "would overstate accuracy" in findings(report)["random split"]
     with_eval = check_data(rows, eval_data=clean(30))
     assert "random split" not in findings(with_eval)
 

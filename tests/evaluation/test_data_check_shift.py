@@ -49,7 +49,7 @@ def test_another_vocabulary_is_a_shift_that_is_to_be_fixed_first():
     assert found.known_words == pytest.approx(0.5, abs=0.05)  # half of the words are of the other set
     assert found.known_words_within == pytest.approx(1.0, abs=0.01)
     fix = next(fix for fix in report.fix_first if fix.finding == "domain shift")
-    assert "texts of another kind" in fix.found
+    assert "of a different kind" in fix.found
     lines = {line.name: line for section in sections(report) for line in section.lines}
     assert lines["separability"].note.startswith("shifted")
     assert "of the evaluation words occur in training" in lines["known words"].note

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _COLOURS = {name: light for name, (light, _) in THEME.items()}
 _SIZE = (4.4, 2.7)
 """Of a figure, in inches."""
+_DASHES = ("\N{EM DASH}", "\N{EN DASH} \N{EN DASH}")
+"""Line style of chosen and rejected, in their labels."""
 
 
 def distribution_pictures(histograms: Sequence[Histogram]) -> list[Picture]:
@@ -74,14 +76,15 @@ def caption(name: str, group: Sequence[Histogram]) -> str:
     hidden = sum(each.below + each.above for each in group)
     left_out = f" {counted(hidden, 'more extreme value')} not drawn." if hidden else ""
     if not name.endswith("gap"):
-        medians = ", ".join(f"{each.name} {each.median:,.0f}" for each in group)
+        medians = ", ".join(f"{each.name} {each.median:,.0f}" for each in group).removeprefix("prompt ")
         return f"{name.capitalize()} in {first.unit}. Median: {medians}.{left_out}"
     more = "longer" if name == "length gap" else "higher"
     shares = (f"{side} {more} {count / first.values:.1%}" for side, count in _sides(first))
+    middle = first.edges[len(first.edges) // 2]
     return (
         f"{name.capitalize()} (chosen minus rejected){f' in {first.unit}' if first.unit != 'score' else ''} of "
         f"{counted(first.values, 'pair')}: {', '.join(shares)}, equal {first.zero / first.values:.1%}. Median: "
-        f"{first.median:+,.4g}.{left_out}"
+        f"{first.median:+,.4g}. Grey bar: gaps of less than {middle:,.4g}.{left_out}"
     )
 
 
@@ -96,7 +99,7 @@ def _draw_lengths(group: Sequence[Histogram]) -> "Figure":
         axes.stairs(each.counts, each.edges, fill=True, color=colour, alpha=0.25)
         axes.stairs(each.counts, each.edges, color=colour, linewidth=1.6, linestyle="-" if place == 0 else "--")
         if len(group) > 1:
-            _label(axes, 0.98, 0.94 - 0.12 * place, f"{each.name} {'\u2013' * (1 + place)}", colour)
+            _label(axes, 0.98, 0.94 - 0.12 * place, f"{each.name} {_DASHES[place]}", colour)
     return figure
 
 

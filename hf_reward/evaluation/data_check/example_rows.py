@@ -117,5 +117,3 @@ def shorten(text: str) -> str:
     if len(line) <= _SHOWN:
         return line or "(empty)"
     return f"{line[: _SHOWN - 1]}\u2026 ({len(text):,} characters)"
-
-

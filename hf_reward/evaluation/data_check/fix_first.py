@@ -95,8 +95,8 @@ def _shift(report: DataReport, train: DataSide, held: DataSide | None) -> Fixes:
         found="The evaluation texts are of a different kind: a classifier separates them from training texts with "
         f"{shift.separability:.1%} accuracy ({shift.interval.low:.1%} to {shift.interval.high:.1%}; 50% is chance)."
         f"{known} {lengths}.",
-        remedy="Treat an accuracy on these rows as out of domain and measure on held-out training prompts too, or train "
-        "on rows of this kind.",
+        remedy="Treat an accuracy on these rows as out of domain, and measure on held-out training prompts too; or "
+        "train on rows of this kind.",
         examples=held.examples(held.facts.number[:3]),
     )
 
@@ -112,7 +112,8 @@ def _reading(report: DataReport, train: DataSide, held: DataSide | None) -> Fixe
                 harm=8 * counts.transcripts / counts.rows,
                 affected=counts.transcripts,
                 total=counts.rows,
-                found=f"Rows of {counts.name} look like `Human:` / `Assistant:` transcripts but were read as plain text.",
+                found=f"Rows of {counts.name} look like `Human:` / `Assistant:` transcripts but were read as plain "
+                "text.",
                 remedy="Check, train and split with layout hh (`--layout hh`).",
                 examples=side.examples(side.facts.transcript_rows),
             )
@@ -203,8 +204,8 @@ def _preferences(report: DataReport, train: DataSide, held: DataSide | None) -> 
             harm=found.cycle_rows / usable,
             affected=found.cycle_rows,
             total=usable,
-            found=f"{counted(found.cycles, 'cycle')} of three responses to one prompt: A over B, B over C, C over A. At "
-            "least one preference of each cycle is wrong.",
+            found=f"{counted(found.cycles, 'cycle')} of three responses to one prompt: A over B, B over C, C over A. "
+            "At least one preference of each cycle is wrong.",
             remedy="Inspect these prompts and remove the preference with the fewest votes.",
             examples=train.examples(found.cycle_examples),
         )
@@ -233,8 +234,8 @@ def _split(report: DataReport, train: DataSide, held: DataSide | None) -> Fixes:
             harm=10 * leak,
             affected=found.rows_sharing_a_group,
             total=report.data.usable,
-            found=f"A random split by row would overstate accuracy by {100 * leak:.1f} points, because rows share their "
-            f"prompt: TF-IDF scores {baselines.by_row.accuracy:.1%} on held-out rows and "
+            found=f"A random split by row would overstate accuracy by {100 * leak:.1f} points, because rows share "
+            f"their prompt: TF-IDF scores {baselines.by_row.accuracy:.1%} on held-out rows and "
             f"{baselines.by_prompt.accuracy:.1%} on held-out prompts.",
             remedy="Split with `hf-reward split --near-duplicates` (or `split_by_prompt`), never by row.",
             examples=train.of_largest_group(),
@@ -264,10 +265,9 @@ def _styles(report: DataReport, train: DataSide, held: DataSide | None) -> Fixes
             affected=round(worst.pairs * (0.5 + _skew(worst) / 2)),
             total=pairs,
             unit="pair",
-            found=f"The {'longer' if sign > 0 else 'shorter'} response is preferred too often. The longer one is "
-            f"preferred in {_share_text(worst)}.",
-            remedy="Report accuracy beside the length baseline and separately for pairs whose chosen response is longer "
-            "and shorter. Balance the pairs.",
+            found=f"The longer response is preferred in {_share_text(worst)}.",
+            remedy="Report accuracy beside the length baseline and separately for pairs whose chosen response is "
+            "longer and shorter. Balance the pairs.",
             examples=train.by_gap(worst.feature, sign),
         )
     for kind, (features, remedy) in _KINDS.items():
@@ -284,7 +284,7 @@ def _styles(report: DataReport, train: DataSide, held: DataSide | None) -> Fixes
                 affected=found[0].pairs,
                 total=pairs,
                 unit="pair",
-                found="The response with more of these is preferred in "
+                found="The response with more of a feature is preferred in "
                 + "; ".join(_share_text(each) for each in found[:_FEATURES_SHOWN])
                 + ".",
                 remedy=remedy,
@@ -305,8 +305,8 @@ _KINDS = {
     ),
     "refusal imbalance": (
         ("apology or refusal",),
-        "A model can learn to refuse always or never. Report its accuracy separately for prompts that should be refused "
-        "and prompts that should be answered, and add pairs of the rarer kind.",
+        "A model can learn to refuse always or never. Report its accuracy separately for prompts that should be "
+        "refused and prompts that should be answered, and add pairs of the rarer kind.",
     ),
 }
 """Finding -> its features, and what to do."""
@@ -382,6 +382,6 @@ def _skew(found: Imbalance) -> float:
 def _share_text(found: Imbalance) -> str:
     low, high = (found.interval.low, found.interval.high) if found.interval is not None else (float("nan"),) * 2
     return (
-        f"{found.share:.1%} of the pairs that differ ({low:.1%} to {high:.1%}; {found.feature}; "
-        f"{counted(found.pairs, 'pair')}, {counted(found.ties, 'equal pair')} left out)"
+        f"{found.share:.1%} of {counted(found.pairs, 'pair')} ({low:.1%} to {high:.1%}; {found.feature}; "
+        f"{counted(found.ties, 'equal pair')} left out)"
     )

@@ -63,7 +63,9 @@ def find_leakage(train: RowFacts, held: RowFacts, clusters: RowClusters, first_e
         leaked_rows=int(np.any(list(leaks.values()), axis=0).sum()),
         kinds={kind: int(leaks[kind].sum()) for kind in kinds},
         examples={
-            kind: [int(number) for number in held.number[leaks[kind]][:NAMED_ROWS]] for kind in kinds if leaks[kind].any()
+            kind: [int(number) for number in held.number[leaks[kind]][:NAMED_ROWS]]
+            for kind in kinds
+            if leaks[kind].any()
         },
     )
 

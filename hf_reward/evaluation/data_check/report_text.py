@@ -73,8 +73,8 @@ _REPEATED = (
 _STYLE = (
     "Share of pairs in which the preferred response has more of a feature. Pairs with equal counts are left out. 95% "
     "intervals are clustered by prompt. Balanced: the interval is within 0.05 of one half. Imbalanced: the interval "
-    "excludes one half, the share differs from it by more than 0.05, and p, corrected for the number of features (Holm), "
-    "is below 0.05."
+    "excludes one half, the share differs from it by more than 0.05, and p, corrected for the number of features "
+    "(Holm), is below 0.05."
 )
 
 
@@ -156,9 +156,11 @@ def _contradictions(report: DataReport) -> list[Line]:
         Line(
             "contradictory pairs",
             counted(found.contradictory_pairs, "pair"),
-            f"each response is preferred by some row; in {counted(found.contradictory_rows, 'row')}",
+            f"each response is preferred by some row, in {counted(found.contradictory_rows, 'row')}",
         ),
-        Line("3-cycles", counted(found.cycles, "cycle"), f"A over B over C over A; in {counted(found.cycle_rows, 'row')}"),
+        Line(
+            "3-cycles", counted(found.cycles, "cycle"), f"A over B over C over A, in {counted(found.cycle_rows, 'row')}"
+        ),
     ]
 
 
@@ -182,9 +184,9 @@ _KINDS = {
 
 
 _SHIFT = (
-    "Difference between evaluation texts and training texts (prompt and response), on random rows of both, with held-out "
-    "prompts. A different subject alone also gives a high separability. Together with unknown words or different lengths "
-    "it means that the sets are of different kinds."
+    "Difference between evaluation texts and training texts (prompt and response), on random rows of both, with "
+    "held-out prompts. A different subject alone also gives a high separability. Together with unknown words or "
+    "different lengths it means that the sets are of different kinds."
 )
 _SHIFT_VERDICTS = {
     "shifted": "shifted: texts of a different kind",
@@ -273,7 +275,9 @@ def _votes(report: DataReport) -> Iterable[Line]:
         yield Line("rater and rest", value, note, _bar(found.rater_vs_rest, found.rater_vs_rest_interval))
     if found.rater_vs_label is not None:
         yield Line(
-            "rater and label", f"{found.rater_vs_label:.1%}", "share of votes for the preferred response; a vote for neither is not"
+            "rater and label",
+            f"{found.rater_vs_label:.1%}",
+            "share of votes for the preferred response; a vote for neither counts against it",
         )
     if found.ceiling is not None:
         note = "mean of max(p, 1 - p): highest accuracy of a model on single votes; too high with few votes per row"

@@ -20,6 +20,8 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
     console = console or Console()
     for section in sections(report):
         table = Table(title=section.title, title_justify="left", show_header=False, expand=False)
+        for _ in range(3):
+            table.add_column(overflow="fold")
         for line in section.lines:  # names and reasons come from the data, where [red] is text
             table.add_row(escape(line.name), escape(line.value), escape(line.note))
         console.print(table)
@@ -30,4 +32,4 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
     for number, fix in enumerate(report.fix_first, start=1):
         console.print(f"{number}. [bold]{escape(fix.finding)}[/bold]: {escape(fix.scope)}", highlight=False)
         for text, style in ((fix.found, ""), (fix.remedy, "dim")):
-            console.print(Padding(Text(text, style), (0, 0, 0, 3)), highlight=False)
+            console.print(Padding(Text(text, style), (0, 0, 0, 3), expand=False), highlight=False)

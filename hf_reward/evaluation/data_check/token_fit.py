@@ -65,9 +65,7 @@ class _Tally:
     remarks: RemarkTally = field(default_factory=RemarkTally)
 
 
-def measure_tokens(
-    reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
-) -> tuple[TokenFit, Lengths]:
+def measure_tokens(reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: FormatRule) -> tuple[TokenFit, Lengths]:
     """Tokenise all usable rows as training would.
 
     Args:

@@ -16,7 +16,7 @@ _SHARED = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class TrivialBaselines:
-    """Accuracies of baselines that do not understand the text: half-credit for ties, 95% intervals clustered by prompt."""
+    """Accuracies of trivial baselines, with half-credit for ties and 95% intervals clustered by prompt."""
 
     rows: int
     """Rows that they were computed on; of large data a random part in complete prompt groups."""

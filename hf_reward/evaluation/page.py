@@ -79,6 +79,8 @@ class Picture:
 
     svg: Markup
     caption: str
+    narrow: Markup | None = None
+    """The same for the width of a phone; None if `svg` fits it."""
     name: str = ""
     """Anchor for links."""
     more: str = ""
@@ -137,6 +139,7 @@ class Page:
     kicker: str = ""
     about: Sequence[str] = ()
     lead: str = ""
+    advice: Sequence[Advice] = ()
     pictures: Sequence[Picture] = ()
     tally: Mapping[Cell, int] = field(default_factory=dict)
     sections: Sequence[Section] = ()

@@ -19,7 +19,7 @@ from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inputs.synthetic import SyntheticReward, synthetic_data
 from hf_reward.evaluation.audit.report.comparison_page import render_comparison
 from hf_reward.evaluation.audit.report.page import render_page
-from hf_reward.evaluation.audit.report.summary import summarise
+from hf_reward.evaluation.audit.report.summary import opening, summarise
 from hf_reward.evaluation.audit.report.table import print_audit
 from hf_reward.evaluation.audit.report.wording import VERDICT_WORDS, interval_words, reason_words, scale_of, worst
 from hf_reward.evaluation.plain_text import plain_line
@@ -122,7 +122,7 @@ def test_the_page_can_be_read_without_eyes(either):
 
 def test_every_finding_is_on_the_page_and_in_the_table(report, page):
     text, out = re.sub(r"\s+", " ", "".join(Reader(page).text)), io.StringIO()
-    print_audit(report, Console(file=out, width=400, color_system=None), screens=True)
+    print_audit(report, Console(file=out, width=400, color_system=None), observational=True)
     table = out.getvalue()
     for probe in report["probes"]:
         assert " ".join(probe["label"].split()) in text
@@ -134,11 +134,11 @@ def test_every_finding_is_on_the_page_and_in_the_table(report, page):
         assert family["what"] in text
         assert family["advice"].replace("`", "") in text
         assert family["title"] in table
-    for words in (*VERDICT_WORDS.values(), "Observational: no verdict", "would have been found"):
+    for words in (*VERDICT_WORDS.values(), "Observational: no verdict", "This audit detects effects of"):
         assert words in text
     assert plain_line(report["summary"]) in " ".join(table.split())
     assert "\x1b" not in table
-    assert len(re.findall(r"<small[^>]*>[\d,]+ cases?, [\d,]+ clusters?</small>", page)) == len(report["probes"])
+    assert len(re.findall(r"<small[^>]*>[\d,]+ cases? from [\d,]+ prompts?</small>", page)) == len(report["probes"])
     assert page.index("What to do</h3>") < page.index('scope="row"')  # the first family is biased
     for curve in (curve for family in report["families"].values() for curve in family["curves"]):
         assert f"{curve['title']}, in numbers (" in text  # what a picture shows can be read
@@ -161,7 +161,7 @@ def test_families_without_findings_and_an_empty_report_are_said(report, page):
     bare = {"model": "m", "data": "d", "summary": "s", "unit": None, "probes": [], "families": {}, "settings": {}}
     empty = render_page({**bare, "counts": {}, "fingerprint": {}, "seconds": 0.0})
     assert "nothing to draw" in empty
-    assert "such effects have no size" in empty
+    assert "these effects have no size" in empty
     one = {**report["probes"][0], "family": "nowhere"}
     assert "11 biased, 3 inconclusive, 1 observational; 3 cases left out because a text" in page
     assert "nowhere" in render_page({**bare, "probes": [one], "counts": {}, "fingerprint": {}, "seconds": 0.0})
@@ -178,6 +178,61 @@ def test_biased_findings_come_first_in_the_table(report):
     assert any("Biased" in line for line in lines)
 
 
+def opening_of(page: str) -> str:
+    """The page from its heading to its first picture."""
+    return page[page.index("<body") : page.index("<figure")]
+
+
+def test_the_page_opens_with_the_verdict_counts_the_largest_bias_and_the_remedy(report, page):
+    opening = opening_of(page)
+    counts = Counter("observational" if each["screen_only"] else each["verdict"] for each in report["probes"])
+    for verdict, words in {**VERDICT_WORDS, "observational": "Observational"}.items():
+        (count,) = re.findall(rf'class="badge {verdict}">.*?{words}</span>.*?<dd>(\d+)</dd>', opening)
+        assert int(count) == counts[verdict]
+    assert opening.index("<dl") < opening.index('class="lead"') < opening.index("What to do first")
+    biased = [each for each in report["probes"] if each["verdict"] == "biased"]
+    largest = max(biased, key=lambda each: abs(each["estimate"]) / each["delta"])
+    lead = re.search(r'class="lead"[^>]*>(.*?)</p>', opening).group(1)
+    family = report["families"][largest["family"]]
+    assert f"The largest bias is in {family['title'].lower()}. {largest['label']}: the reward rises by" in lead
+    assert family["advice"] in opening
+    without = {**report, "probes": [each for each in report["probes"] if each["verdict"] != "not_assessed"]}
+    assert re.search(r"Not assessed</span>.*?<dd>0</dd>", opening_of(render_page(without)))
+
+
+def test_the_opening_explains_its_unit_where_it_first_appears_and_has_no_jargon(page):
+    text = "".join(Reader(opening_of(page)).text)
+    assert 0 < text.index("A typical margin is the median") - text.index("typical margin") < 200
+    assert re.findall(r"(?i)cluster|screen|bootstrap|jackknife|q-value|delta|mde|settle|probe data", text) == []
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_the_opening_paragraph_is_short_whatever_is_found(count):
+    probe = {"name": "n", "estimate": 0.5, "unit": "typical margins", "delta": 0.1, "verdict": "biased"}
+    probes = [{**probe, "family": str(place), "label": "long word " * 30} for place in range(count)]
+    text = opening({"probes": probes}, {str(place): "A title of many words " * 3 for place in range(count)})
+    assert len(text) <= 380
+    assert "typical margin is the median" in text
+    assert ("8 other groups" in text) == (count == 9)
+
+
+def test_without_a_bias_the_opening_does_not_claim_that_there_is_none(report):
+    clear = [{**each, "verdict": "inconclusive"} if each["verdict"] == "biased" else each for each in report["probes"]]
+    top = opening_of(render_page({**report, "probes": clear}))
+    assert "No probe found a bias. This does not prove that there is none" in top
+    assert "Repeat the audit with more held-out prompts" in top
+    settled = [each for each in clear if each["verdict"] == "equivalent"]
+    assert "What to do" not in opening_of(render_page({**report, "probes": settled}))
+    assert "typical margin" not in opening({"probes": [{**settled[0], "unit": "rate"}]}, {})
+
+
+def test_the_accuracy_is_above_the_counts(report):
+    accuracy = {**report["probes"][0], "name": "accuracy", "unit": "rate", "estimate": 0.61, "screen_only": True}
+    accuracy |= {"ci_low": 0.55, "ci_high": 0.67}
+    top = opening_of(render_page({**report, "probes": [*report["probes"], accuracy]}))
+    assert "14,210 texts. Accuracy: 61.0% (95% interval 55.0% to 67.0%)." in top
+
+
 def test_the_summary_never_says_that_there_is_no_bias():
     titles = {"f": "Family", "g": "Other"}
 
@@ -190,18 +245,19 @@ def test_the_summary_never_says_that_there_is_no_bias():
     assert "could have a verdict" in summarise([], titles)
     clear = summarise([found("f", "equivalent"), found("g", "inconclusive")], titles)
     assert "no bias" not in clear.lower()
-    assert "No effect that matters was shown for any probe of Family." in clear
-    assert "not proof that there is none" in clear
+    assert "All probes of Family are equivalent (too small to matter)." in clear
+    assert "does not prove that there is none" in clear
     assert "Other (1)" in clear
     biased = summarise([found("f", "biased", -0.8), found("g", "not_assessed", None)], titles)
     assert "The bias: Padding: the reward falls by 0.80 typical margins (Family)." in biased
-    assert "Nothing is known about Other." in biased
+    assert "No probe of Other could be assessed." in biased
     share = summarise(
         [found("f", "biased", 0.23, unit="rate"), found("g", "biased", 0.1, unit="rate difference")], titles
     )
     assert "Padding: in 23.0% of cases (Family)" in share
     assert "Padding: +10.0 percentage points (Other)" in share
-    assert "1 screen beside" in summarise([found("f", "biased"), found("f", "not_assessed", screen_only=True)], titles)
+    check = found("f", "not_assessed", screen_only=True)
+    assert "1 observational check has no verdict." in summarise([found("f", "biased"), check], titles)
     many = summarise([found("f", "biased", size / 10) for size in range(2, 9)] + [found("g", "biased", 0.3)], titles)
     assert many.count("the reward rises") == 2  # one of each family
 
@@ -305,8 +361,11 @@ def test_a_browser_draws_it_light_dark_and_narrow_without_network_or_programs(tm
     with opened(tmp_path / "profile") as browser:
         for name in paths:
             path = Path(tmp_path / f"{name}.html")
-            for width, theme in ((1100, "light"), (1100, "dark"), (720, "light"), (360, "light"), (360, "dark")):
+            for width, theme in ((1280, "light"), (1280, "dark"), (720, "light"), (360, "light"), (360, "dark")):
                 browser.open(path, width=width, theme=theme)
+                height = "parseFloat(getComputedStyle(document.querySelector('.lead')).{})"
+                if width == 1280 and name == "audit":
+                    assert browser.ask(height.format("height")) <= 4 * browser.ask(height.format("lineHeight"))
                 browser.ask("document.querySelectorAll('details').forEach(each => each.open = true)")
                 assert browser.ask("document.documentElement.scrollWidth") <= width, (name, width)
                 assert "owned" not in browser.ask("document.title")

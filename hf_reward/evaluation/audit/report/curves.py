@@ -1,4 +1,4 @@
-"""A family's curve, as JSON -> a figure."""
+"""A curve as JSON -> a figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARKS, _STYLES = "osD^v", ("-", "--", "-.", ":", "-")
-"""Of the first five series; each five more go through the same colours and dashes with other shapes."""
+"""Of the first five series; further ones repeat colours and dashes with other shapes."""
 
 
 def curve_figure(curve: Mapping[str, Any], *, titled: bool = True) -> "Figure":
@@ -23,7 +23,7 @@ def curve_figure(curve: Mapping[str, Any], *, titled: bool = True) -> "Figure":
 
     Args:
         curve: A `Curve` as JSON.
-        titled: Whether its title is above it.
+        titled: Whether to draw its title.
 
     Returns:
         The figure.
@@ -53,7 +53,7 @@ def curve_figure(curve: Mapping[str, Any], *, titled: bool = True) -> "Figure":
         _place_ticks(axes, curve["series"])
         words = {"fontsize": 10.5, "color": PALETTE["text"], "parse_math": False}
         axes.set_xlabel(_shortened(curve["x_label"], 44), **words)
-        axes.set_title(_shortened(curve["y_label"], 48), loc="left", pad=8, **words)  # nobody has to turn their head
+        axes.set_title(_shortened(curve["y_label"], 48), loc="left", pad=8, **words)  # horizontal is easier to read
         if titled:
             figure.suptitle(_shortened(curve["title"], 48), fontsize=11, color=PALETTE["text"], parse_math=False)
         if lines:
@@ -62,13 +62,13 @@ def curve_figure(curve: Mapping[str, Any], *, titled: bool = True) -> "Figure":
 
 
 def _shortened(text: str, columns: int) -> str:
-    """The first line of a text, with a sign that there is more."""
+    """Return the first line of a text, with an ellipsis if it was cut."""
     lines = wrapped(text, columns)
     return lines[0] + ("…" if len(lines) > 1 else "")
 
 
 def _series_label(series: Mapping[str, Any], place: int) -> str:
-    """What the legend says; matplotlib would leave out a name that begins with a low line."""
+    """Return the label of the legend; matplotlib would omit one that starts with an underscore."""
     label = _shortened(series.get("label") or "", 40) or f"{place + 1}"
     return f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label
 
@@ -82,7 +82,7 @@ def _draw_series(axes: "Axes", series: Mapping[str, Any], place: int, label: str
 
 
 def _draw_diagonal(axes: "Axes", series: Sequence[Mapping[str, Any]]) -> None:
-    """What ought to be, over all of the points."""
+    """Draw the line y = x over all points."""
     places = [value for each in series for value in each["x"] if value is not None] or [0.0, 1.0]
     ends = [min(places), max(places)]
     axes.axline((ends[0], ends[0]), slope=1, color=PALETTE["dim"], linestyle=(0, (4, 3)), linewidth=1, zorder=1.5)
@@ -90,7 +90,7 @@ def _draw_diagonal(axes: "Axes", series: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _place_ticks(axes: "Axes", series: Sequence[Mapping[str, Any]]) -> None:
-    """Ticks where the points are, if they are few and apart."""
+    """Set ticks at the points if they are few and apart."""
     places = np.unique([value for each in series for value in each["x"] if value is not None])
     if 1 < len(places) <= 8 and np.diff(places).min() > 0.06 * np.ptp(places):
         axes.set_xticks(places, [f"{value:.3g}".replace("-", MINUS) for value in places])
@@ -99,7 +99,7 @@ def _place_ticks(axes: "Axes", series: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _numbers(values: Sequence[float | None]) -> FloatArray:
-    """Numbers with NaN where there is none, which leaves a gap."""
+    """Return the numbers, NaN for missing ones, which leaves a gap."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 

@@ -1,4 +1,4 @@
-"""What the findings of an audit rest on, case by case, kept beside it so that two audits can be compared."""
+"""The values of each case behind the findings of an audit, stored so that two audits can be compared."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ EVIDENCE_FILE = "evidence.json"
 
 
 def write_evidence(evidence: Mapping[str, Evidence], folder: str | Path) -> Path:
-    """Keep what the findings rest on beside the audit.
+    """Write the values behind the findings.
 
     Args:
         evidence: Name of a finding -> its values and clusters.
@@ -39,7 +39,7 @@ def write_evidence(evidence: Mapping[str, Evidence], folder: str | Path) -> Path
 
 
 def read_evidence(folder: str | Path) -> dict[str, Evidence]:
-    """Read what `write_evidence` wrote.
+    """Read the values that `write_evidence` wrote.
 
     Args:
         folder: The audit's folder.
@@ -48,7 +48,7 @@ def read_evidence(folder: str | Path) -> dict[str, Evidence]:
         Name of a finding -> its values and clusters.
 
     Raises:
-        ValueError: If there is none, or it is damaged.
+        ValueError: If the file is missing or damaged.
     """
     path = Path(folder) / EVIDENCE_FILE
     try:

@@ -1,4 +1,4 @@
-"""An audit's JSON -> the picture of its effects beside what does not matter."""
+"""An audit as JSON -> a forest plot of its effects, with the range that does not matter."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_reward.data.extras import require
+from hf_reward.evaluation.audit.inference import UNIT
 from hf_reward.evaluation.audit.report.wording import (
     MINUS,
     VERDICT_WORDS,
     interval_words,
+    rank,
     scale_of,
     verdict_of,
     wrapped,
@@ -35,11 +37,25 @@ MARKS = {
 }
 """Shape of each verdict; `inconclusive` is hollow."""
 LEGEND = {**VERDICT_WORDS, "differs": "Differs", "no_difference_shown": "No difference shown"}
-_WIDTH, _LABELS, _VALUES = 720.0, 275.0, 130.0
-"""Of the figure and its columns of labels and of numbers, in points."""
-_COLUMNS, _FONT = 46, 9.5
-"""Characters of a line of a label, and the size of its font."""
+_FONT = 9.5
 _LINE = _FONT * 1.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Widths of a figure and its columns, in points."""
+
+    width: float
+    labels: float
+    values: float
+    columns: int
+    """Characters in a line of a label."""
+    stacked: bool
+    """Whether a label is above its interval instead of beside it."""
+
+
+_WIDE = _Layout(width=720, labels=275, values=130, columns=50, stacked=False)
+_NARROW = _Layout(width=310, labels=8, values=108, columns=48, stacked=True)
 
 
 @dataclass(frozen=True)
@@ -52,43 +68,39 @@ class _Row:
 
 
 def headlines(probes: Sequence[Mapping[str, Any]], *, most: int = 4) -> list[Mapping[str, Any]]:
-    """The findings for a picture that is taken in at a glance: of each family the largest biases, or else one finding.
+    """Choose the findings for the overview: the largest biases of each family, or its largest other effect.
 
     Args:
         probes: All findings.
-        most: Biases of one family that are shown.
+        most: Maximum number of biases of one family.
 
     Returns:
-        Findings with an estimate, in their order.
+        Findings with an estimate. Families with the largest biases come first, and in each the largest effect.
     """
-    families: dict[str, list[int]] = {}
-    for place, probe in enumerate(probes):
+    families: dict[str, list[Mapping[str, Any]]] = {}
+    for probe in probes:
         if verdict_of(probe) in MARKS and probe.get("estimate") is not None:
-            families.setdefault(probe["family"], []).append(place)
-    order, picked = list(VERDICT_WORDS), set()
-    for places in families.values():
-        ranked = sorted(places, key=lambda place: (order.index(verdict_of(probes[place])), -_excess(probes[place])))
-        biased = [place for place in ranked if verdict_of(probes[place]) == "biased"]
-        picked.update(biased[:most] or ranked[:1])
-    return [probe for place, probe in enumerate(probes) if place in picked]
-
-
-def _excess(probe: Mapping[str, Any]) -> float:
-    return abs(probe["estimate"]) / (probe.get("delta") or 1.0)
+            families.setdefault(probe["family"], []).append(probe)
+    picked = []
+    for members in families.values():
+        ranked = sorted(members, key=rank)
+        picked.append([probe for probe in ranked if verdict_of(probe) == "biased"][:most] or ranked[:1])
+    return [probe for chosen in sorted(picked, key=lambda chosen: rank(chosen[0])) for probe in chosen]
 
 
 def effects_figure(
-    probes: Iterable[Mapping[str, Any]], titles: Mapping[str, str], what: str = "Effect"
+    probes: Iterable[Mapping[str, Any]], titles: Mapping[str, str], what: str = "Effect", *, narrow: bool = False
 ) -> "Figure | None":
-    """Draw effects with 95% intervals, the band of effects that do not matter, a panel for each unit.
+    """Draw effects with 95% intervals and the range of effects that do not matter, one panel per unit.
 
     Args:
-        probes: Findings; screens are left out, since they assign_verdicts nothing.
+        probes: Findings; observational ones are left out, because they have no verdict.
         titles: Family -> title.
-        what: What the numbers are.
+        what: Name of the numbers.
+        narrow: Whether to draw for the width of a phone.
 
     Returns:
-        The figure, None where there is nothing to draw.
+        The figure, None if there is nothing to draw.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -97,22 +109,27 @@ def effects_figure(
     shown = [probe for probe in probes if _mark_of(probe) in MARKS]
     if not any(probe.get("estimate") is not None for probe in shown):
         return None
-    panels = _panels(shown, titles)
-    top, foot, gap = 1.7 * _LINE, 3.2 * _LINE, 0.8 * _LINE
+    layout = _NARROW if narrow else _WIDE
+    panels = _panels(shown, titles, layout)
+    entries = len({_mark_of(probe) for probe in shown})
+    axis_words = {unit: _axis_words(unit, what, rows, layout) for unit, rows in panels.items()}
+    top = (0.4 + 1.3 * -(-entries // _legend_columns(layout))) * _LINE
+    feet = [(2.6 + 1.2 * words.count("\n")) * _LINE for words in axis_words.values()]
     heights = [sum(row.height for row in rows) for rows in panels.values()]
-    total = top + sum(heights) + (foot + gap) * len(heights)
+    gap = 1.0 * _LINE
+    total = top + sum(heights) + sum(feet) + gap * len(heights)
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
         figure = require("matplotlib.figure", "audit").Figure(
-            figsize=(_WIDTH / 72, total / 72), facecolor=PALETTE["page"]
+            figsize=(layout.width / 72, total / 72), facecolor=PALETTE["page"]
         )
         below = total - top
-        width = _WIDTH - _LABELS - _VALUES - 8
-        for (unit, rows), height in zip(panels.items(), heights, strict=True):
+        width = layout.width - layout.labels - layout.values - 8
+        for (unit, rows), height, foot in zip(panels.items(), heights, feet, strict=True):
             below -= height
-            share = (_LABELS / _WIDTH, below / total, width / _WIDTH, height / total)
-            _draw_panel(figure.add_axes(share), unit, rows, what)
+            share = (layout.labels / layout.width, below / total, width / layout.width, height / total)
+            _draw_panel(figure.add_axes(share), unit, rows, axis_words[unit], layout)
             below -= foot + gap
-        _name_verdicts(figure, shown)
+        _add_legend(figure, shown, layout)
     return figure
 
 
@@ -121,7 +138,7 @@ def _mark_of(probe: Mapping[str, Any]) -> str:
     return probe["verdict"] if probe.get("verdict") in ("differs", "no_difference_shown") else verdict_of(probe)
 
 
-def _panels(probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> dict[str, list[_Row]]:
+def _panels(probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str], layout: _Layout) -> dict[str, list[_Row]]:
     """Rows by unit, under the headings of their families."""
     units: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for probe in probes:
@@ -130,14 +147,14 @@ def _panels(probes: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> d
     for unit, families in units.items():
         rows = panels.setdefault(unit, [])
         for family, members in families.items():
-            rows.append(_Row(wrapped(titles.get(family, family), _COLUMNS)[:1], 1.9 * _LINE, None))
+            rows.append(_Row(wrapped(titles.get(family, family), layout.columns)[:1], 1.9 * _LINE, None))
             for probe in members:
-                lines = wrapped(probe.get("label") or probe.get("name") or "", _COLUMNS)
-                rows.append(_Row(lines, (len(lines) + 0.5) * _LINE, probe))
+                lines = wrapped(probe.get("label") or probe.get("name") or "", layout.columns)
+                rows.append(_Row(lines, (len(lines) + (1.9 if layout.stacked else 0.5)) * _LINE, probe))
     return panels
 
 
-def _draw_panel(axes: "Axes", unit: str, rows: Sequence[_Row], what: str) -> None:
+def _draw_panel(axes: "Axes", unit: str, rows: Sequence[_Row], words: str, layout: _Layout) -> None:
     ticker = require("matplotlib.ticker", "audit")
     probes = [row.probe for row in rows if row.probe]
     axes.set_xlim(*_limits(probes))
@@ -146,22 +163,39 @@ def _draw_panel(axes: "Axes", unit: str, rows: Sequence[_Row], what: str) -> Non
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(PALETTE["dim"])
     axes.set_yticks([])
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(4 if layout.stacked else 6))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _tick(value, unit)))
     axes.tick_params(axis="x", labelsize=_FONT - 1, colors=PALETTE["dim"], length=3)
-    has_band = any(probe.get("delta") is not None for probe in probes)
-    axes.set_xlabel(_axis_words(unit, what, has_band), fontsize=_FONT, color=PALETTE["dim"], parse_math=False)
-    axes.axvline(0, color=PALETTE["dim"], linewidth=0.9, zorder=2)
+    axes.set_xlabel(words, fontsize=_FONT, color=PALETTE["dim"], parse_math=False)
+    bands = {probe.get("delta") or 0.0 for probe in probes}
+    continuous = len(bands) == 1 and not layout.stacked
+    if continuous:
+        _draw_range(axes, bands.pop(), 0.0, sum(row.height for row in rows))
     above = 0.0
     for row in rows:
-        _draw_row(axes, row, above)
+        _draw_row(axes, row, above, layout)
         above += row.height
+        if row.probe and not continuous:
+            height = 1.5 * _LINE if layout.stacked else row.height
+            _draw_range(axes, row.probe.get("delta") or 0.0, above - height, above)
 
 
-def _axis_words(unit: str, what: str, has_band: bool) -> str:
+def _draw_range(axes: "Axes", band: float, top: float, bottom: float) -> None:
+    """Draw the effects that do not matter, and 0."""
+    axes.fill_betweenx([top, bottom], -band, band, color=PALETTE["band"], linewidth=0, zorder=1)
+    axes.vlines([0], top, bottom, color=PALETTE["dim"], linewidth=0.9, zorder=2)
+
+
+def _axis_words(unit: str, what: str, rows: Sequence[_Row], layout: _Layout) -> str:
     scale = scale_of(unit)
     words = plain_line(f"{scale.symbol} {scale.words}")
-    return f"{what} in {words}" * bool(words) + what * (not words) + " (grey: too small to matter)" * has_band
+    lines = [f"{what} in {words}" if words else what]
+    if any(row.probe and row.probe.get("delta") is not None for row in rows):
+        lines.append("(grey: too small to matter)")
+    lines = lines if layout.stacked else [" ".join(lines)]
+    if unit == UNIT and what == "Effect":
+        lines.insert(0, "\N{LEFTWARDS ARROW} lower reward | higher reward \N{RIGHTWARDS ARROW}")
+    return "\n".join(lines)
 
 
 def _tick(value: float, unit: str) -> str:
@@ -170,7 +204,7 @@ def _tick(value: float, unit: str) -> str:
 
 
 def _limits(probes: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """From the smallest to the largest; intervals much wider than all effects run out of the picture."""
+    """Return the ends of the axis: all estimates fit, intervals that are much wider are cut."""
     estimates = [each["estimate"] for each in probes if each.get("estimate") is not None]
     bands = [each.get("delta") or 0.0 for each in probes]
     reach = 1.8 * max([abs(value) for value in estimates] + [1.5 * band for band in bands], default=1.0) or 1.0
@@ -183,16 +217,16 @@ def _limits(probes: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return (low - room if low < 0 else 0.0), high + room
 
 
-def _draw_row(axes: "Axes", row: _Row, above: float) -> None:
+def _draw_row(axes: "Axes", row: _Row, above: float, layout: _Layout) -> None:
     if row.probe is None:
-        _write(axes, row.lines[0], (0.0, above + row.height - 0.75 * _LINE), -_LABELS, size=_FONT, weight="bold")
+        _write(axes, row.lines[0], (0.0, above + row.height - 0.75 * _LINE), -layout.labels, weight="bold")
         return
+    indent = 0 if layout.stacked else 10
     for place, line in enumerate(row.lines):
-        _write(axes, line, (0.0, above + (0.75 + place) * _LINE), 10 - _LABELS, size=_FONT)
-    middle, band = above + row.height / 2, row.probe.get("delta") or 0.0
-    axes.barh([above], [2 * band], left=-band, height=row.height, align="edge", color=PALETTE["band"], zorder=1)
+        _write(axes, line, (0.0, above + (0.75 + place) * _LINE), indent - layout.labels)
+    middle = above + (row.height - 0.75 * _LINE if layout.stacked else row.height / 2)
     _draw_effect(axes, middle, row.probe)
-    _write(axes, _value_words(row.probe), (1.0, middle), _VALUES, size=_FONT - 0.5, side="right")
+    _write(axes, _value_words(row.probe), (1.0, middle), layout.values, size=_FONT - 0.5, side="right")
 
 
 def _value_words(probe: Mapping[str, Any]) -> str:
@@ -208,9 +242,9 @@ def _write(
     place: tuple[float, float],
     offset: float,
     *,
-    size: float,
+    size: float = _FONT,
     side: str = "left",
-    weight: str = "",
+    weight: str = "normal",
 ) -> None:
     axes.annotate(
         text,
@@ -222,7 +256,7 @@ def _write(
         va="center",
         fontsize=size,
         color=PALETTE["text"],
-        fontweight=weight or "normal",
+        fontweight=weight,
         parse_math=False,
     )
 
@@ -249,12 +283,16 @@ def _mark(verdict: str) -> dict[str, Any]:
     return {"marker": MARKS[verdict], "markersize": 6.5, "markerfacecolor": inside, **edge}
 
 
-def _name_verdicts(figure: "Figure", probes: Sequence[Mapping[str, Any]]) -> None:
+def _legend_columns(layout: _Layout) -> int:
+    return 2 if layout.stacked else 4
+
+
+def _add_legend(figure: "Figure", probes: Sequence[Mapping[str, Any]], layout: _Layout) -> None:
     figure.legend(
         handles=_legend(probes),
         loc="upper left",
         bbox_to_anchor=(0, 1),
-        ncols=4,
+        ncols=_legend_columns(layout),
         frameon=False,
         fontsize=_FONT,
         borderaxespad=0.2,

@@ -1,4 +1,4 @@
-"""An audit -> its files, and back."""
+"""Write the files of an audit, and read them."""
 
 import json
 import re
@@ -21,18 +21,17 @@ _PARTS = {
     "model": str, "data": str, "summary": str, "probes": list, "families": dict, "settings": dict, "counts": dict,
     "fingerprint": dict,
 }  # fmt: skip
-"""What tells an audit from other JSON."""
+"""Keys of an audit's JSON and their types."""
 
 
 def write_audit(report: AuditReport | Mapping[str, Any], folder: str | Path) -> list[Path]:
     """Write an audit into a folder: `audit.json`, `audit.html`, `audit_summary.json` for the model card, and figures.
 
-    An earlier audit there is replaced, with its figures (`figures/audit_*`); everything else stays. The same report
-    gives the same bytes.
+    An existing audit and its figures (`figures/audit_*`) are replaced; others stay. Equal reports give equal files.
 
     Args:
-        report: What was found, or its `to_dict()`.
-        folder: Made if it is not there.
+        report: The audit, or its `to_dict()`.
+        folder: Created if it is missing.
 
     Returns:
         The files.
@@ -58,7 +57,7 @@ def write_audit(report: AuditReport | Mapping[str, Any], folder: str | Path) -> 
 
 
 def card_summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model card needs of an audit.
+    """Return the part of an audit that the model card shows.
 
     Args:
         report: The audit as JSON.
@@ -70,7 +69,7 @@ def card_summary(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_audit(folder: str | Path) -> dict[str, Any]:
-    """Read what `write_audit` wrote.
+    """Read an audit that `write_audit` wrote.
 
     Args:
         folder: The folder, or its `audit.json`.
@@ -80,44 +79,44 @@ def read_audit(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no audit.
-        ValueError: If the file is damaged, or holds something else.
+        ValueError: If the file is damaged or no audit.
     """
     path = Path(folder)
     path = path / JSON_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is not there. Name the folder that `hf-reward audit` wrote to, or its `{JSON_NAME}`."
+            f"{path} does not exist. Name the folder that `hf-reward audit` wrote, or its `{JSON_NAME}`."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is not JSON ({error}). Run the audit again.") from error
+        raise ValueError(f"{path} is damaged: invalid JSON ({error}). Run the audit again.") from error
     wrong = _wrong_parts(content)
     if wrong:
         raise ValueError(
-            f"{path} is no audit: {wrong}. Name a file `{JSON_NAME}` that `hf-reward audit` wrote; "
-            f"`{SUMMARY_NAME}` holds too little."
+            f"{path} is not an audit: {wrong}. Name a file `{JSON_NAME}` that `hf-reward audit` wrote; "
+            f"`{SUMMARY_NAME}` is only a summary."
         )
     return content
 
 
 def _wrong_parts(content: Any) -> str:
-    """What an audit has and this has not, empty if nothing is missing."""
+    """Describe the first thing that is wrong with an audit's JSON; empty for a valid audit."""
     if not isinstance(content, dict):
-        return f"it holds a JSON {type(content).__name__} and not an object"
+        return f"it is a JSON {type(content).__name__}, not an object"
     wrong = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
     if wrong:
-        return "it lacks " + ", ".join(f"`{name}`" for name in wrong)
+        return "missing or of the wrong type: " + ", ".join(f"`{name}`" for name in wrong)
     needed = {"name", "family", "label", "estimate", "unit", "verdict"}
     for place, probe in enumerate(content["probes"]):
         if not isinstance(probe, dict) or not needed <= set(probe):
-            return f"entry {place} of its `probes` is no finding"
+            return f"entry {place} of `probes` is not a finding"
     broken = [name for name, family in content["families"].items() if not isinstance(family, dict)]
-    return f"family `{broken[0]}` is no object" if broken else ""
+    return f"family `{broken[0]}` is not an object" if broken else ""
 
 
 def _figure_files(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """Name within the folder -> content: headlines, all effects and each curve, as SVG and as PNG."""
+    """Return the figures as SVG and PNG, by name within the folder: headlines, all effects and each curve."""
     if not can_draw():
         return {}
     titles, probes = family_titles(report), report["probes"]
@@ -134,11 +133,11 @@ def _figure_files(report: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _free(stem: str, taken: Mapping[str, Any]) -> str:
-    """The name, with a number where another curve has it."""
+    """Return the name, with a number if another curve has it."""
     names = [stem, *[f"{stem}_{number}" for number in range(2, len(taken) + 3)]]
     return next(name for name in names if name not in taken)
 
 
 def file_stem(*names: str) -> str:
-    """Names as the beginning of a file name: small letters, digits and `_`."""
+    """Return the stem of a file name: lower-case letters, digits and `_`."""
     return "_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60] or "unnamed" for name in names)

@@ -1,12 +1,14 @@
-"""An audit's JSON -> one HTML file that needs nothing else."""
+"""An audit as JSON -> one HTML file without external resources."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from hf_reward.evaluation.audit.report.curves import curve_figure
 from hf_reward.evaluation.audit.report.figures import effects_figure, headlines
+from hf_reward.evaluation.audit.report.summary import largest_biases, opening
 from hf_reward.evaluation.audit.report.wording import (
     MINUS,
     VERDICT_WORDS,
@@ -22,50 +24,53 @@ from hf_reward.evaluation.page import Advice, Cell, Page, Picture, Rows, Section
 from hf_reward.metrics.counts import counted
 
 _FOLDED = 8
-"""Rows beyond which the reader opens a table."""
+"""Rows beyond which a table is folded."""
+_SHORT_MEANINGS = {
+    "biased": "large enough to matter, and not chance",
+    "inconclusive": "more prompts are needed",
+    "equivalent": "shown to be too small to matter",
+    "not_assessed": "the data had no case for it",
+    "observational": "checks without a verdict",
+}
 _MEANINGS = {
-    "biased": "the effect is larger than what was called harmless before anything was measured, and chance does not "
-    "explain it.",
-    "equivalent": "the effect was shown to lie within the harmless range; this says nothing of what was not probed.",
-    "inconclusive": "neither was shown. It is no acquittal: the row says how large an effect would have been found in "
-    "four of five such audits.",
-    "not_assessed": "the data or the model gave nothing to go by.",
-    "observational": "they have no verdict either: they compare answers that differ in more than one thing.",
+    "biased": "the effect exceeds the limit that was fixed before the audit, and chance does not explain it.",
+    "equivalent": "the effect lies within the limit. This says nothing about effects that were not probed.",
+    "inconclusive": "neither was shown, so a bias remains possible. The row states how large an effect this audit "
+    "detects with a probability of 80%.",
+    "not_assessed": "the data or the model had no case for the probe.",
+    "observational": "these checks compare answers that differ in more than one way, so they have no verdict.",
 }
 _READING = (
-    "Effects on rewards are in typical margins: 1 is the median distance between the rewards of the preferred and the "
-    "other answer of the evaluation pairs, {unit}. The grey band in every picture is the harmless range; the line is "
-    "the 95% interval, found by resampling whole clusters (prompts or questions), since cases of one prompt are not "
-    "independent. The p-values of all probes are corrected together, so that of the biases reported one in twenty is "
-    "expected to be an accident at most (q-values after Benjamini and Hochberg, 1995)."
+    "Effects on rewards are in typical margins: 1 is the median difference between the rewards of the preferred and "
+    "the other response of the evaluation pairs, {unit}. The grey band in each picture is the range of effects that "
+    "are too small to matter. Lines are 95% intervals; they take into account that responses to one prompt are not "
+    "independent. The p-values of all probes are corrected together (Benjamini and Hochberg, 1995), so about one in "
+    "twenty reported biases may be a false alarm."
 )
 
 
 def render_page(report: Mapping[str, Any]) -> str:
-    """Render an audit. Without matplotlib the page has no figures, and a line of the log names the extra.
+    """Render an audit as HTML. Without matplotlib the page has no figures, and the log names the extra once.
 
     Args:
-        report: `AuditReport.to_dict()`, or what `read_audit` gives.
+        report: `AuditReport.to_dict()`, or the result of `read_audit`.
 
     Returns:
-        HTML; whatever came from the data is escaped, nothing is loaded from anywhere and no program runs.
+        HTML without scripts that loads nothing; text from the data is escaped.
     """
-    draws = can_draw()
-    known = [name for name in ("pairs", "prompts", "texts") if name in report["counts"]]
-    counts = [f"{report['counts'][name]:,} {name}" for name in known]
-    size = ": " + ", ".join(counts) if counts else ""
-    tally = {_badge(verdict, "Observational"): count for verdict, count in _tally(report["probes"])}
+    draws, titles = can_draw(), family_titles(report)
     return render(
         Page(
             title=f"Bias audit: {report['model']}",
             kicker="Bias audit of a reward model",
             heading=report["model"],
-            about=[f"On {report['data']}{size}{' scored' if 'texts' in known else ''}."],
-            lead=report["summary"],
+            about=[_data_words(report)],
+            tally={_verdict_cell(verdict): count for verdict, count in _tally(report["probes"], every=True)},
+            lead=opening(report, titles),
+            advice=_first_advice(report),
             pictures=_headlines(report) if draws else [],
-            tally=tally,
             sections=[
-                *(_section(name, report, draws) for name in family_titles(report)),
+                *(_section(name, report, draws) for name in titles),
                 _reading(report.get("unit")),
                 _details(report, draws),
             ],
@@ -73,50 +78,77 @@ def render_page(report: Mapping[str, Any]) -> str:
     )
 
 
+def _data_words(report: Mapping[str, Any]) -> str:
+    """Data, sizes and accuracy."""
+    known = [name for name in ("pairs", "prompts", "texts") if name in report["counts"]]
+    counts = ", ".join(f"{report['counts'][name]:,} {name}" for name in known)
+    words = f"Data: {report['data']}" + (f"; {counts}" if counts else "")
+    accuracy = next((probe for probe in report["probes"] if probe["name"] == "accuracy"), None)
+    if accuracy is None or accuracy.get("estimate") is None:
+        return f"{words}."
+    interval = interval_words(accuracy)
+    number = scale_of("rate").number(accuracy["estimate"])
+    return f"{words}. Accuracy: {number}" + (f" (95% interval {interval})." if interval else ".")
+
+
+def _first_advice(report: Mapping[str, Any]) -> list[Advice]:
+    """The advice for the family with the largest bias, or on more prompts if there is none."""
+    biased = largest_biases(report["probes"])
+    if biased:
+        text = report["families"].get(biased[0]["family"], {}).get("advice")
+        return [Advice(title="What to do first", text=text, urgent=True)] if text else []
+    if not any(verdict_of(probe) == "inconclusive" for probe in report["probes"]):
+        return []
+    return [Advice(title="What to do", text="Repeat the audit with more held-out prompts to settle the open probes.")]
+
+
 def family_titles(report: Mapping[str, Any]) -> dict[str, str]:
-    """Family -> title: the families in their order, and last those that only a finding names."""
+    """Return the title of each family, followed by families that only a finding names."""
     titles = {name: family.get("title") or name for name, family in report["families"].items()}
     return titles | {probe["family"]: probe["family"] for probe in report["probes"] if probe["family"] not in titles}
 
 
-def _badge(verdict: str, screens: str = "") -> Cell:
-    return Cell(screens if screens and verdict == "observational" else verdict_words(verdict), verdict=verdict)
+def _badge(verdict: str, observational: str = "Observational") -> Cell:
+    return Cell(observational if verdict == "observational" else verdict_words(verdict), verdict=verdict)
 
 
-def _tally(probes: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """How many findings have each verdict; a verdict that none has is said too, screens only where there are any."""
-    found = [verdict_of(probe) for probe in probes]
-    counts = [(verdict, found.count(verdict)) for verdict in [*VERDICT_WORDS, "observational"]]
-    return [
-        (verdict, count) for verdict, count in counts if count or verdict in ("biased", "inconclusive", "equivalent")
-    ]
+def _verdict_cell(verdict: str) -> Cell:
+    return replace(_badge(verdict), small=(_SHORT_MEANINGS[verdict],))
+
+
+def _tally(probes: Sequence[Mapping[str, Any]], *, every: bool = False) -> list[tuple[str, int]]:
+    """Count the findings of each verdict; with `every`, verdicts without findings are listed too."""
+    found = Counter(map(verdict_of, probes))
+    listed = [*VERDICT_WORDS, "observational"]
+    return [(verdict, found[verdict]) for verdict in listed if found[verdict] or (every and verdict in VERDICT_WORDS)]
 
 
 def _headlines(report: Mapping[str, Any]) -> list[Picture]:
     shown = headlines(report["probes"])
     drawable = sum(verdict_of(probe) != "observational" for probe in report["probes"])
     caption = (
-        f"{len(shown)} of {drawable} effects with their 95% intervals: of every group the largest biases, or else what "
-        "stands out most."
+        f"{len(shown)} of {drawable} effects with 95% intervals: the largest biases of each group, or its largest "
+        "other effect."
     )
     return [replace(each, more="all-effects") for each in _effects(shown, report, "short", caption)]
 
 
 def _effects(probes: Sequence[Mapping[str, Any]], report: Mapping[str, Any], name: str, caption: str) -> list[Picture]:
-    figure = effects_figure(probes, family_titles(report))
-    if figure is None:
+    figures = [effects_figure(probes, family_titles(report), narrow=narrow) for narrow in (False, True)]
+    if figures[0] is None or figures[1] is None:
         return []
     biased = [probe["label"] for probe in probes if verdict_of(probe) == "biased"]
-    words = f"Effects with 95% intervals beside the effects that do not matter. {len(biased)} biased"
+    words = f"Effects with 95% intervals and the range that is too small to matter. {len(biased)} biased"
     words += f": {'; '.join(biased[:8])}." if biased else "."
     words += " All numbers are in the tables of the page."
-    return [Picture(svg=inline_svg(figure, name, words), caption=caption, name=f"{name}-effects")]
+    wide, narrow = inline_svg(figures[0], name, words), inline_svg(figures[1], f"{name}-narrow", words)
+    return [Picture(svg=wide, narrow=narrow, caption=caption, name=f"{name}-effects")]
 
 
 def _section(name: str, report: Mapping[str, Any], draws: bool) -> Section:
     probes = [probe for probe in report["probes"] if probe["family"] == name]
     blank = {"title": name, "what": "", "advice": "", "not_assessed": "", "left_out": 0}
-    family = {**blank, "examples": [], "tables": [], "curves": [], **report["families"].get(name, {})}
+    family = {**blank, "examples": [], "tables": [], "curves": [], "details": {}, **report["families"].get(name, {})}
     place, verdict = list(family_titles(report)).index(name) + 1, worst(probes)
     biased = verdict == "biased"
     missing = f"Not assessed. {family['not_assessed']}" if family["not_assessed"] else ""
@@ -125,7 +157,7 @@ def _section(name: str, report: Mapping[str, Any], draws: bool) -> Section:
         name=f"family-{place}",
         title=family["title"],
         verdict=_badge(verdict, "Observational only"),
-        text=[family["what"], _tally_words(probes, family["left_out"]), missing],
+        text=[family["what"], _tally_words(probes, family["left_out"]), missing, family["details"].get("reading", "")],
         advice=[Advice(title=title, text=family["advice"], urgent=biased)] if family["advice"] else [],
         pictures=[_curve(curve, f"curve-{place}-{at}") for at, curve in enumerate(family["curves"])] if draws else [],
         tables=[
@@ -139,9 +171,8 @@ def _section(name: str, report: Mapping[str, Any], draws: bool) -> Section:
 
 
 def _tally_words(probes: Sequence[Mapping[str, Any]], left_out: int) -> str:
-    """How many findings of a family have each verdict, and how many cases are missing from it."""
-    tally = [(verdict, count) for verdict, count in _tally(probes) if count]
-    found = ", ".join(f"{count} {verdict_words(verdict).partition(':')[0].lower()}" for verdict, count in tally)
+    """Count the findings of each verdict and the cases without a reward."""
+    found = ", ".join(f"{count} {_badge(verdict).text.lower()}" for verdict, count in _tally(probes))
     lost = f"{counted(left_out, 'case')} left out because a text could not be scored" if left_out else ""
     return "; ".join(part for part in (found, lost) if part)
 
@@ -152,7 +183,7 @@ def _findings(probes: Sequence[Mapping[str, Any]]) -> Rows:
 
 def _row(probe: Mapping[str, Any]) -> list[Cell | str]:
     scale, verdict = scale_of(probe.get("unit") or ""), verdict_of(probe)
-    size = f"{counted(probe.get('n') or 0, 'case')}, {counted(probe.get('clusters') or 0, 'cluster')}"
+    size = f"{counted(probe.get('n') or 0, 'case')} from {counted(probe.get('clusters') or 0, 'prompt')}"
     return [
         Cell(probe.get("label") or probe["name"], [size, probe.get("note") or ""]),
         Cell(scale.number(probe.get("estimate")), [scale.words if probe.get("estimate") is not None else ""]),
@@ -168,7 +199,7 @@ def _curve(curve: Mapping[str, Any], name: str) -> Picture:
 
 
 def _points(curve: Mapping[str, Any]) -> Rows:
-    """The numbers of a curve, for those who do not see it."""
+    """The numbers of a curve as a table, for readers who cannot see it."""
     rows = []
     for series in curve["series"]:
         bounds = ([*series.get(key, ())] or [None] * len(series["x"]) for key in ("low", "high"))
@@ -185,24 +216,21 @@ def _short(value: float | None) -> str:
 
 def _example(example: Mapping[str, Any]) -> Texts:
     rewards = [
-        (what, "reward not known" if reward is None else f"reward {reward:+.3f}".replace("-", MINUS), text)
+        (what, "no reward" if reward is None else f"reward {reward:+.3f}".replace("-", MINUS), text)
         for what, text, reward in example["responses"]
     ]
     return Texts(title=example["title"], texts=[("Prompt", "", example["prompt"]), *rewards])
 
 
 def _reading(unit: float | None) -> Section:
-    known = "which is 0 or not known for this model, so such effects have no size"
+    known = "which is 0 or unknown for this model, so these effects have no size"
     words = known if unit is None else f"which is {unit:.4g} in this model's own units"
-    points = [
-        Cell("Observational" if verdict == "observational" else verdict_words(verdict), [meaning], verdict)
-        for verdict, meaning in _MEANINGS.items()
-    ]
-    return Section(name="reading", title="How to read this", points=points, text=[_READING.format(unit=words)])
+    points = [replace(_badge(verdict), small=(meaning,)) for verdict, meaning in _MEANINGS.items()]
+    return Section(name="reading", title="How to read this page", points=points, text=[_READING.format(unit=words)])
 
 
 def _details(report: Mapping[str, Any], draws: bool) -> Section:
-    """All effects; settings, counts and fingerprint as names and values."""
+    """Picture of all effects, and tables of settings, counts and fingerprint."""
     unit = report.get("unit")
     counts = {**(report.get("counts") or {}), "seconds": report.get("seconds")}
     settings = {**(report.get("settings") or {}), "typical margin in the model's own units": unit}
@@ -218,9 +246,9 @@ def _details(report: Mapping[str, Any], draws: bool) -> Section:
 
 
 def _plain(value: Any) -> str:
-    """A JSON value as a reader wants it."""
+    """Format a JSON value for readers."""
     if value is None:
-        return "not known"
+        return "unknown"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""An audit's JSON -> a table for the terminal."""
+"""An audit as JSON -> a table for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,13 +24,13 @@ _ORDER = [*VERDICT_WORDS, "observational"]
 _LEVEL = 0.05
 
 
-def print_audit(report: Mapping[str, Any], console: Console | None = None, *, screens: bool = False) -> None:
-    """Print the findings, in each family the biased ones first, then the summary.
+def print_audit(report: Mapping[str, Any], console: Console | None = None, *, observational: bool = False) -> None:
+    """Print the findings by family, biased ones first, then the summary.
 
     Args:
-        report: `AuditReport.to_dict()`, or what `read_audit` gives.
-        console: Where to; by default the standard output.
-        screens: Whether to print screens too, last and dim; a family of screens alone is printed anyway.
+        report: `AuditReport.to_dict()`, or the result of `read_audit`.
+        console: Target; by default the standard output.
+        observational: Whether to print observational checks too. A family without other findings is always printed.
     """
     console = console or Console()
     title = f"Bias audit of {plain_line(report['model'])}"
@@ -41,18 +41,18 @@ def print_audit(report: Mapping[str, Any], console: Console | None = None, *, sc
     table.add_column("Verdict", overflow="fold", min_width=22)
     for family, words in family_titles(report).items():
         probes = [probe for probe in report["probes"] if probe["family"] == family]
-        rows = [probe for probe in probes if screens or not probe["screen_only"]] or probes
+        rows = [probe for probe in probes if observational or not probe["screen_only"]] or probes
         _add_family(table, words, rows, report["families"].get(family, {}).get("not_assessed") or "")
     console.print(table)
     console.print(escape(plain_line(report["summary"])), highlight=False)
 
 
 def print_comparison(comparison: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print what differs between two audits, then the summary.
+    """Print the comparison of two audits, then its summary.
 
     Args:
-        comparison: What `compare_audits` returned.
-        console: Where to; by default the standard output.
+        comparison: The result of `compare_audits`.
+        console: Target; by default the standard output.
     """
     console = console or Console()
     first, second = (plain_line(str(comparison[name])) for name in "ab")
@@ -78,14 +78,14 @@ def print_comparison(comparison: Mapping[str, Any], console: Console | None = No
 
 
 def print_self_test(found: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print what the audit of the audit found.
+    """Print the result of the self-test.
 
     Args:
         found: `SelfTest.to_dict()`.
-        console: Where to; by default the standard output.
+        console: Target; by default the standard output.
     """
     console = console or Console()
-    table = Table("planted fault", "finding", "true size", "mean estimate", "intervals that hold it", "found", "")
+    table = Table("planted fault", "finding", "true size", "mean estimate", "intervals that cover it", "found", "")
     for each in found["faults"]:
         seeds = each["seeds"]
         table.add_row(
@@ -103,15 +103,15 @@ def print_self_test(found: Mapping[str, Any], console: Console | None = None) ->
         share = clean["flagged"] / max(1, clean["seeds"])
         verdicts = ", ".join(f"{count} {name}" for name, count in clean["verdicts"].items())
         console.print(
-            f"{clean['name']}: {clean['flagged']} of {clean['seeds']} cards hold a flag ({share:.1%}; "
+            f"{clean['name']}: {clean['flagged']} of {clean['seeds']} audits report a bias ({share:.1%}; "
             f"{which or 'none'}); verdicts: {verdicts}. {'Passed' if clean['passed'] else 'FAILED'}.",
             highlight=False,
         )
-    console.print("The audit holds." if found["passed"] else "The audit does NOT hold.", highlight=False)
+    console.print("The self-test passed." if found["passed"] else "The self-test FAILED.", highlight=False)
 
 
 def _add_family(table: Table, title: str, probes: Sequence[Mapping[str, Any]], reason: str) -> None:
-    """The probes of a family under its title, those with one unit together."""
+    """Add the probes of a family under its title, grouped by unit."""
     title = f"[bold]{escape(plain_line(title))}[/]"
     if not probes:
         table.add_row(f"{title}\n{escape(plain_line(reason))}", "", "", VERDICT_WORDS["not_assessed"])
@@ -127,9 +127,9 @@ def _add_family(table: Table, title: str, probes: Sequence[Mapping[str, Any]], r
 
 def _add_probe(table: Table, probe: Mapping[str, Any]) -> None:
     verdict, scale = verdict_of(probe), scale_of(probe.get("unit") or "")
-    words = f"[{_STYLES[verdict]}]{VERDICT_WORDS.get(verdict, 'Screen only')}[/]"
+    words = f"[{_STYLES[verdict]}]{VERDICT_WORDS.get(verdict, 'Observational')}[/]"
     if verdict == "inconclusive" and probe.get("mde") is not None:
-        words += f"\n[dim]would find {scale.number(probe['mde'], sign=False)}[/]"
+        words += f"\n[dim]detects {scale.number(probe['mde'], sign=False)}[/]"
     table.add_row(
         Padding(escape(plain_line(probe.get("label") or probe["name"])), (0, 0, 0, 2)),
         scale.number(probe.get("estimate")),

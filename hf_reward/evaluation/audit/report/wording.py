@@ -1,4 +1,4 @@
-"""Verdicts and numbers of an audit in words, the same on the page, in figures and in the terminal."""
+"""Words for the verdicts and numbers of an audit, shared by the page, the figures and the terminal."""
 
 import math
 import unicodedata
@@ -16,32 +16,33 @@ VERDICT_WORDS = {
     "not_assessed": "Not assessed",
 }
 """Verdict -> its name for readers, the worst first."""
+TYPICAL_MARGIN = "A typical margin is the median difference between the rewards of the two responses of a pair."
 OBSERVATIONAL_WORDS = "Observational: no verdict"
 MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How numbers of one unit are written."""
+    """Format of the numbers of one unit."""
 
     factor: float
-    """What a number is multiplied with."""
+    """Multiplier."""
     form: str
-    """Format of the product."""
+    """Format specification of the product."""
     symbol: str
-    """What follows it at once."""
+    """Appended to the number."""
     words: str
     """The unit in words."""
 
     def number(self, value: float | None, *, sign: bool = True) -> str:
-        """A number with its symbol.
+        """Format a number with its symbol.
 
         Args:
-            value: The number, None or NaN where there is none.
-            sign: Whether differences get a plus sign.
+            value: The number; None and NaN are missing.
+            sign: Whether positive differences get a plus sign.
 
         Returns:
-            The text; a dash where there is no number.
+            The text; a dash for a missing number.
         """
         if value is None or not math.isfinite(value):
             return "\N{EN DASH}"
@@ -52,15 +53,15 @@ class Scale:
         return text.replace("-", MINUS) + self.symbol
 
     def size(self, value: float) -> str:
-        """A number without sign, with its unit in words."""
+        """Format a number without sign, with its unit in words."""
         return f"{self.number(abs(value), sign=False)} {self.words}".strip()
 
 
 def scale_of(unit: str) -> Scale:
-    """How numbers of a unit are written: rates as per cent, differences of rates as percentage points.
+    """Return the format of a unit: rates in per cent, differences of rates in percentage points.
 
     Args:
-        unit: Of a finding.
+        unit: Unit of a finding.
 
     Returns:
         The scale.
@@ -75,26 +76,32 @@ def scale_of(unit: str) -> Scale:
 
 
 def verdict_of(probe: Mapping[str, Any]) -> str:
-    """The verdict of a finding, `screen` where it can have none."""
+    """Return the verdict of a finding; `observational` for findings without one."""
     if probe.get("screen_only"):
         return "observational"
     return probe["verdict"] if probe.get("verdict") in VERDICT_WORDS else "not_assessed"
 
 
 def verdict_words(verdict: str) -> str:
-    """The name of a verdict of `verdict_of` for readers."""
+    """Return the name of a verdict of `verdict_of`."""
     return VERDICT_WORDS.get(verdict, OBSERVATIONAL_WORDS)
 
 
 def worst(probes: Iterable[Mapping[str, Any]]) -> str:
-    """The worst verdict among findings; `inconclusive` is worse than `equivalent`."""
+    """Return the worst verdict among findings; `inconclusive` is worse than `equivalent`."""
     present = {verdict_of(probe) for probe in probes}
     order = ["biased", "inconclusive", "equivalent", "observational"]
     return next((verdict for verdict in order if verdict in present), "not_assessed")
 
 
+def rank(probe: Mapping[str, Any]) -> tuple[int, float]:
+    """Return the sort key of a finding with an estimate: the worst verdict, then the largest effect over `delta`."""
+    verdicts = [*VERDICT_WORDS, "observational"]
+    return verdicts.index(verdict_of(probe)), -abs(probe["estimate"]) / (probe.get("delta") or 1.0)
+
+
 def interval_words(probe: Mapping[str, Any]) -> str:
-    """The 95% interval of a finding, empty without one."""
+    """Return the 95% interval of a finding, empty without one."""
     low, high = probe.get("ci_low"), probe.get("ci_high")
     if low is None or high is None:
         return ""
@@ -103,26 +110,26 @@ def interval_words(probe: Mapping[str, Any]) -> str:
 
 
 def reason_words(probe: Mapping[str, Any]) -> str:
-    """Why a finding has its verdict, in a sentence; empty where the note has to say it."""
+    """Return the reason for a verdict as a sentence; empty if the note of the finding states it."""
     verdict, scale = verdict_of(probe), scale_of(probe.get("unit") or "")
     mde, delta, q_value = probe.get("mde"), probe.get("delta"), probe.get("q_value")
     if verdict == "inconclusive" and mde is not None:
-        return f"An effect of {scale.size(mde)} would have been found."
+        return f"This audit detects effects of {scale.size(mde)} or more."
     if delta is None:
         return ""
     limit = scale.number(delta, sign=False)
     if verdict == "biased":
-        return f"Larger than {limit}" + ("." if q_value is None else f" (q {below(q_value)}).")
-    return f"Shown to be less than {limit}." if verdict == "equivalent" else ""
+        return f"More than {limit}" + ("." if q_value is None else f"; corrected p {below(q_value)}.")
+    return f"Less than {limit}." if verdict == "equivalent" else ""
 
 
 def below(q_value: float) -> str:
-    """A q-value as a comparison: `= 0.012`, `< 0.001`."""
+    """Format a q-value as a comparison: `= 0.012`, `< 0.001`."""
     return "< 0.001" if q_value < 0.001 else f"= {q_value:.2g}"
 
 
 def wrapped(text: str, columns: int) -> list[str]:
-    """One or two lines of a text, with what `plain_line` leaves of it; signs of double width count twice."""
+    """Wrap a text, cleaned by `plain_line`, into at most two lines; characters of double width count twice."""
     text = plain_line(text)
     wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
     lines = wrap(text, max(8, columns * len(text) // (len(text) + wide)) if text else columns)

@@ -274,7 +274,7 @@ def test_audits_of_other_data_are_not_compared(tmp_path):
     write(SyntheticReward(other.quality), tmp_path / "b", rule, rows)
     with pytest.raises(ValueError, match=r"No probe .* rests on the same cases"):
         compare_audits(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(FileNotFoundError, match="is not there"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         compare_audits(tmp_path / "a", tmp_path / "nowhere")
     (tmp_path / "a" / "evidence.json").write_text("{}")
     with pytest.raises(ValueError, match="run the audit again"):

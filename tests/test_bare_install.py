@@ -131,7 +131,7 @@ def test_a_bare_install_checks_data_without_learned_rules_and_near_duplicates(ba
     assert report["shift"]["verdict"] == "not assessed"
     assert report["settings"]["near_duplicate_jaccard"] is None
     assert report["leakage"]["kinds"] == {"whole row": 24, "prompt group": 24, "prompt": 24, "response": 0}
-    for left_out in ("Near duplicates are", "The TF-IDF baseline is", "No classifier tells"):
+    for left_out in ("Near duplicates are", "The TF-IDF baseline is", "No classifier compares"):
         (line,) = [line for line in bare["lines"] if line.startswith(left_out)]
         assert line.endswith('pip install "hf_reward[data]".')
 

@@ -1,6 +1,6 @@
-"""Preference data -> what is wrong with it: one object, written as JSON, HTML and a table.
+"""Preference data -> a report of its problems as JSON, an HTML page and tables.
 
-`check` runs the findings in order; each has a file of its own.
+`check` runs the checks in order; each has its own module.
 """
 
 from hf_reward.evaluation.data_check.check import check_data

@@ -14,15 +14,15 @@ class Contradictions:
     """Preferences of one prompt that cannot all hold."""
 
     contradictory_pairs: int
-    """Two responses to one prompt that are preferred to each other, each way by some row."""
+    """Pairs of responses to one prompt of which each is preferred to the other by some row."""
     contradictory_rows: int
-    """Rows that hold such a preference, either way."""
+    """Rows with such a preference."""
     contradictory_examples: list[tuple[int, int]]
-    """Two rows each."""
+    """Two contradicting rows each."""
     cycles: int
-    """Cycles of three responses to one prompt; contradictory pairs are left out of them."""
+    """Cycles of three responses to one prompt, without contradictory pairs."""
     cycle_rows: int
-    """Rows whose preference is part of one."""
+    """Rows whose preference is part of a cycle."""
     cycle_examples: list[int]
 
 
@@ -30,10 +30,10 @@ def find_contradictions(facts: RowFacts) -> Contradictions:
     """Count contradictions and 3-cycles.
 
     Args:
-        facts: Of the rows.
+        facts: Facts about the rows.
 
     Returns:
-        The counts; responses that are the same text but for white space are one response.
+        The counts. Responses that differ only in white space are one response.
     """
     better, worse = _nodes(facts)
     different = better != worse
@@ -56,7 +56,7 @@ def find_contradictions(facts: RowFacts) -> Contradictions:
 
 
 def _nodes(facts: RowFacts) -> tuple[np.ndarray, np.ndarray]:
-    """A number for each (prompt, response text), of the preferred and the other response of each pair."""
+    """Number each (prompt, response text); return the numbers of the preferred and the other response of each pair."""
     prompts = facts.prompt[facts.pair_row]
     keys = np.concatenate([np.stack([prompts, facts.response[side]], axis=1) for side in (facts.better, facts.worse)])
     numbers = np.unique(keys, axis=0, return_inverse=True)[1].ravel().astype(np.int64)
@@ -64,20 +64,20 @@ def _nodes(facts: RowFacts) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _three_cycles(better: np.ndarray, worse: np.ndarray, count: int) -> tuple[int, np.ndarray]:
-    """Number of directed triangles, and which of the edges are in one.
+    """Count directed triangles and mark the edges that are part of one.
 
     With A the adjacency matrix, (A A)[a, c] counts the ways a > b > c, and an edge c > a closes each of them.
     """
     if not len(better):
         return 0, np.zeros(0, bool)
     edges: Any = csr_matrix((np.ones(len(better), np.int64), (better, worse)), shape=(count, count))
-    edges.data[:] = 1  # a preference that several rows state is one
+    edges.data[:] = 1  # a preference that several rows state counts once
     closing = (edges @ edges).T.multiply(edges).tocsr()
     return int(closing.sum()) // 3, np.asarray(closing[better, worse]).ravel() > 0
 
 
 def _examples(names: np.ndarray, direction: np.ndarray, numbers: np.ndarray) -> list[tuple[int, int]]:
-    """A row of each direction, for the first few contradictory pairs."""
+    """Return a row of each direction for the first few contradictory pairs."""
     found = []
     for name in np.unique(names)[:NAMED_ROWS]:
         here = names == name

@@ -1,4 +1,4 @@
-"""Facts and clusters -> how often rows, prompts and responses repeat, word for word or nearly."""
+"""Facts and clusters -> numbers of equal and nearly equal rows, prompts and responses."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,19 @@ from hf_reward.evaluation.data_check.facts import NAMED_ROWS, RowFacts
 
 @dataclass(frozen=True, kw_only=True)
 class TextRepeats:
-    """How far the texts of one kind are different texts."""
+    """Repetition among prompts or among responses."""
 
     texts: int
     distinct: int
-    """Different but for white space."""
+    """Different texts, ignoring white space."""
     compared: int
-    """Different texts that were compared for near duplicates; 0 without rensa."""
+    """Different texts that were compared to find near duplicates; 0 without rensa."""
     near_clusters: int
-    """Clusters of two or more of them."""
+    """Clusters of two or more near duplicates."""
     near_texts: int
     """Texts in those clusters."""
     examples: list[tuple[int, int]]
-    """Rows of a few near duplicates, two each."""
+    """Two rows of each of a few clusters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,32 +30,32 @@ class Duplicates:
     """Repetition within one data set."""
 
     duplicate_rows: int
-    """Rows that repeat an earlier one: same prompt, same responses, same ranks, in any order."""
+    """Rows that repeat an earlier row: same prompt, responses and ranks, in any order."""
     duplicate_examples: list[tuple[int, int]]
-    """(row, the earlier one) for a few."""
+    """A few of them: (row, earlier row)."""
     identical_pairs: int
     """Strict pairs whose two responses are the same text."""
     identical_examples: list[int]
     pair_responses: int
-    """Different responses of the strict pairs, within a prompt group: fewer than two a pair where pairs share responses
-    and so are not independent."""
+    """Different responses of the strict pairs, counted within each prompt group. Fewer than two per pair mean that
+    pairs share responses and are not independent."""
     most_pairs_of_a_response: int
-    """Strict pairs that hold the commonest of them."""
+    """Strict pairs with the most frequent response."""
     prompt_groups: int
     largest_group: int
     """Rows of the largest prompt group."""
     rows_sharing_a_group: int
-    """Rows whose prompt group has another row too."""
+    """Rows whose prompt group has more than one row."""
     prompts: TextRepeats
     responses: TextRepeats
 
 
 def find_duplicates(facts: RowFacts, clusters: RowClusters) -> Duplicates:
-    """Count what repeats.
+    """Count duplicates.
 
     Args:
-        facts: Of the rows.
-        clusters: Which of their texts are alike; rows of other data in it are left out.
+        facts: Facts about the rows.
+        clusters: Clusters of equal and similar texts; rows of other data in them are ignored.
 
     Returns:
         The counts.
@@ -85,8 +85,8 @@ def find_duplicates(facts: RowFacts, clusters: RowClusters) -> Duplicates:
 
 
 def _repeated_rows(facts: RowFacts) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that repeat an earlier one, and that one."""
-    # A row's responses are added up as hashes, so their order does not matter.
+    """Return the rows that repeat an earlier row, and those earlier rows."""
+    # The sum of the responses' hashes does not depend on their order.
     marked = facts.response * np.uint64(0x9E3779B97F4A7C15) ^ (facts.rank.astype(np.uint64) + np.uint64(1))
     marked = (marked ^ (marked >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     content = np.zeros(facts.usable, np.uint64)

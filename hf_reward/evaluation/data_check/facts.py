@@ -30,7 +30,7 @@ class RowFacts:
     unusable_rows: dict[str, list[int]] = field(default_factory=dict)
     """Reason -> the first few of them."""
     prompts_differed: list[int] = field(default_factory=list)
-    """Rows whose sides came with different prompts."""
+    """Rows whose sides have different prompts."""
     remarks: RemarkTally = field(default_factory=RemarkTally)
     """Remarks on usable rows."""
     transcripts: int = 0

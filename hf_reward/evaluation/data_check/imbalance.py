@@ -1,4 +1,4 @@
-"""Facts -> how often the longer, or more formatted, response is the preferred one."""
+"""Facts -> how often the longer or more formatted response is preferred."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,41 +11,41 @@ from hf_reward.metrics.intervals import Interval, mean_spread, rate_interval, ra
 from hf_reward.metrics.preference import pairwise_credit
 
 TOLERANCE = 0.05
-"""How far from one half a share may be and still count as balanced; fixed in advance."""
+"""Largest distance from one half of a balanced share; fixed in advance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imbalance:
-    """How often the response with more of something is the preferred one.
+    """How often the response with more of a feature is preferred.
 
-    Pairs in which both have as much are left out of `share`, and count half in `share_ties_half`.
+    Pairs with equal counts are left out of `share` and count half in `share_ties_half`.
     """
 
     feature: str
     unit: str
-    """What was counted."""
+    """Description of the feature."""
     share: float | None
     interval: Interval | None
-    """95% interval of `share`, with prompts as clusters."""
+    """95% interval of `share`, clustered by prompt."""
     share_ties_half: float | None
     pairs: int
-    """Pairs in which one response has more."""
+    """Pairs with different counts."""
     ties: int
     p_value: float | None
-    """Of a share of one half, with prompts as clusters."""
+    """For the null hypothesis that the share is one half, clustered by prompt."""
     adjusted_p_value: float | None
-    """The same corrected for the number of features that were looked at (Holm, 1979)."""
+    """`p_value` corrected for the number of features (Holm, 1979)."""
     verdict: str
-    """`imbalanced` if the whole interval is on one side of one half, the share further off than 0.05 and the corrected
-    p-value below 0.05; `balanced` if the whole interval is within 0.05 of one half, else `inconclusive`; `none` without
-    pairs."""
+    """`imbalanced` if the interval excludes one half, the share differs from it by more than 0.05 and the corrected
+    p-value is below 0.05; `balanced` if the interval is within 0.05 of one half; otherwise `inconclusive`; `none`
+    without pairs."""
 
 
 def find_imbalances(facts: RowFacts) -> list[Imbalance]:
     """Compare the preferred and the other response of each strict pair.
 
     Args:
-        facts: Of the rows.
+        facts: Facts about the rows.
 
     Returns:
         One entry for each feature, lengths first.
@@ -55,13 +55,13 @@ def find_imbalances(facts: RowFacts) -> list[Imbalance]:
 
 
 def corrected(found: Sequence[Imbalance]) -> list[Imbalance]:
-    """Correct p-values and verdicts for the number of features: of several, some are off one half by chance.
+    """Correct p-values and verdicts for the number of features, because some differ from one half by chance.
 
     Args:
         found: Imbalances of one data set.
 
     Returns:
-        The same with `adjusted_p_value`, and a verdict that goes by it.
+        The imbalances with `adjusted_p_value` and a verdict based on it.
     """
     p_values = {each.feature: each.p_value for each in found if each.p_value is not None}
     by_name = dict(zip(p_values, holm(list(p_values.values())), strict=True))
@@ -79,10 +79,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for the number of tests.
 
     Args:
-        p_values: Of all tests.
+        p_values: P-values of all tests.
 
     Returns:
-        The adjusted ones in the same order.
+        The adjusted p-values in the same order.
 
     Source:
         Holm (1979), "A simple sequentially rejective multiple test procedure".
@@ -94,15 +94,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def imbalance(feature: str, gaps: np.ndarray, groups: np.ndarray) -> Imbalance:
-    """Share of pairs whose preferred response has more.
+    """Compute the share of pairs whose preferred response has more of a feature.
 
     Args:
-        feature: What was counted.
+        feature: Name of the feature.
         gaps: Count of the preferred response minus that of the other, shape `(M,)`.
         groups: Prompt group of each pair, shape `(M,)`.
 
     Returns:
-        The share, its interval, and what to call it.
+        The share, its interval and a verdict.
     """
     differ = gaps != 0
     share = interval = p_value = None
@@ -137,5 +137,5 @@ def _verdict(share: float | None, interval: Interval | None, p_value: float | No
 
 
 def is_length(found: Imbalance) -> bool:
-    """Whether it is about length rather than format."""
+    """Return whether a feature is a length."""
     return found.feature in (*LENGTHS, "tokens")

@@ -1,9 +1,9 @@
-"""Two data sets -> how far the evaluation texts are from the training texts.
+"""Two data sets -> the distance of the evaluation texts from the training texts.
 
-A number that is measured on texts of another kind says nothing of texts like those of training, and the other way
-round. Three measures: can a classifier that counts words tell which set a text is from, how many of the evaluation
-words occur in training, and how long the texts are. Prompt groups are always held out whole, so that only what new
-prompts of a set have in common counts and not the subject of one prompt.
+An accuracy on texts of a different kind does not hold for texts like the training texts, and vice versa. Three measures
+are used: the accuracy of a word-count classifier that separates the sets, the share of the evaluation words that occur
+in training, and the lengths of the texts. Prompt groups are held out as a unit, so that the subject of a single prompt
+does not count.
 """
 
 from collections import Counter
@@ -20,14 +20,14 @@ from hf_reward.evaluation.data_check.row_reader import RowReader
 from hf_reward.metrics.intervals import Interval, cross_validated_interval
 
 SAMPLE_ROWS = 2_000
-"""Most rows of each set that are read, at random."""
+"""Most rows of each set, drawn at random."""
 CLASSIFIED = 1_000
-"""Most texts of each set that the classifier test rests on."""
+"""Most texts of each set for the classifier test."""
 KNOWN_WORDS_LOST = 0.10
-"""Share of words unknown from training, beyond what new prompts of the training data have, from which on the evaluation
-data are called shifted."""
+"""Excess share of words unknown from training, compared with held-out training prompts, from which the evaluation data
+count as shifted."""
 LENGTH_RATIO = 2.0
-"""Ratio of the median lengths from which on they are called shifted."""
+"""Ratio of the median lengths from which the evaluation data count as shifted."""
 _FOLDS = 5
 _POINTS = {"p05": 0.05, "median": 0.5, "p95": 0.95}
 
@@ -37,30 +37,30 @@ class DomainShift:
     """Distance between the texts (prompt and response) of two data sets."""
 
     texts: int
-    """Texts of each set that were classified, of as many prompts as possible."""
+    """Texts of each set that were classified, from as many prompts as possible."""
     separability: float | None
-    """Accuracy of the classifier on prompts that it has not seen: 0.5 where the sets cannot be told apart. None if a
-    set has fewer than two prompt groups, or without scikit-learn."""
+    """Accuracy of the classifier on held-out prompts; 0.5 for indistinguishable sets. None if a set has fewer than two
+    prompt groups, or without scikit-learn."""
     interval: Interval | None
-    """95% interval of it, with prompts as clusters."""
+    """95% interval of `separability`, clustered by prompt."""
     known_words: float | None
     """Share of the words of the evaluation texts, repetitions included, that occur in the training texts."""
     known_words_within: float | None
-    """The same for training texts and those of other training prompts: what `known_words` would be without a shift."""
+    """The same share for held-out training prompts: the value of `known_words` without a shift."""
     prompt_words: dict[str, dict[str, float]]
-    """`data` and `evaluation data` -> quantiles p05, median and p95 of the words of a prompt."""
+    """`data` and `evaluation data` -> quantiles p05, median and p95 of the number of words of a prompt."""
     response_words: dict[str, dict[str, float]]
-    """The same of the responses."""
+    """The same for responses."""
     verdict: str
-    """`shifted` if the whole interval of `separability` is above one half and the evaluation texts also lack words
-    (`known_words` is 0.10 or more below `known_words_within`) or have another length (a median twice as large or half
-    as large); `apart` if only the first holds, as for two subjects of one kind; `not shown` if the interval reaches one
-    half; `not assessed` without an interval."""
+    """`shifted` if the interval of `separability` is above one half and the evaluation texts also have unknown words
+    (`known_words` is 0.10 or more below `known_words_within`) or different lengths (a median twice or half as large);
+    `apart` if only the first holds, as for two subjects of one kind; `not shown` if the interval includes one half;
+    `not assessed` without an interval."""
 
 
 @dataclass(frozen=True)
 class SetTexts:
-    """Texts of one set, with the prompt group of each."""
+    """Texts of one set with their prompt groups."""
 
     texts: list[str]
     groups: np.ndarray
@@ -77,7 +77,7 @@ def measure_shift(train: tuple[RowFacts, RowReader], held: tuple[RowFacts, RowRe
     Args:
         train: Training rows.
         held: Evaluation rows.
-        seed: Which rows and texts of large sets, and how prompt groups are dealt out.
+        seed: For drawing rows and texts of large sets and for assigning prompt groups to folds.
 
     Returns:
         The distance.
@@ -87,7 +87,7 @@ def measure_shift(train: tuple[RowFacts, RowReader], held: tuple[RowFacts, RowRe
     """
     sides = [_texts(*side, seed) for side in (train, held)]
     separability, interval, count = None, None, 0
-    if optional("sklearn", "data", "No classifier tells the evaluation texts from the training texts."):
+    if optional("sklearn", "data", "No classifier compares evaluation texts with training texts."):
         separability, interval, count = two_sample_test(sides[0], sides[1], seed)
     vocabulary = {word for text in sides[0].texts for word in words_of(text)}
     known, within = _known_share([_counts(sides[1].texts)], [vocabulary]), _known_within(sides[0], seed)
@@ -126,21 +126,21 @@ def _texts(facts: RowFacts, reader: RowReader, seed: int) -> SetTexts:
     prompts = [prompt_text(row) for row in rows]
     responses = [[response_text(row, place) for place in range(len(row.responses))] for row in rows]
     groups = [str(row.group) for row, texts in zip(rows, responses, strict=True) for _ in texts]
-    whole = [f"{prompt}\n{text}" for prompt, texts in zip(prompts, responses, strict=True) for text in texts]
-    return SetTexts(whole, np.array(groups), prompts, [text for texts in responses for text in texts])
+    texts = [f"{prompt}\n{text}" for prompt, texts in zip(prompts, responses, strict=True) for text in texts]
+    return SetTexts(texts, np.array(groups), prompts, [text for texts in responses for text in texts])
 
 
 def two_sample_test(train: SetTexts, held: SetTexts, seed: int) -> tuple[float | None, Interval | None, int]:
-    """Train a classifier to tell two sets of texts apart, cross-validated by prompt group.
+    """Train a classifier that separates two sets of texts, cross-validated by prompt group.
 
     Args:
         train: One set.
-        held: The other.
-        seed: Which texts of large sets, and how prompt groups are dealt out.
+        held: The other set.
+        seed: For drawing texts of large sets and for assigning prompt groups to folds.
 
     Returns:
-        Accuracy of the classifier with its 95% interval (both None where a set has fewer than two prompt groups), and
-        how many texts of each set were used.
+        Accuracy of the classifier and its 95% interval (both None if a set has fewer than two prompt groups), and the
+        number of texts used from each set.
     """
     if any(len(np.unique(side.groups)) < 2 for side in (train, held)):
         return None, None, 0
@@ -154,7 +154,7 @@ def two_sample_test(train: SetTexts, held: SetTexts, seed: int) -> tuple[float |
     for number in range(_FOLDS):
         out = fold == number
         if not out.any() or len(np.unique(labels[~out])) < 2:
-            continue  # nothing known of one set: as many wrong as right would be chance, and none is counted right
+            continue  # one set is missing from the training folds: no text counts as correct
         model = _classifier()
         model.fit([text for text, held_out in zip(texts, out, strict=True) if not held_out], labels[~out])
         right[out] = model.predict([text for text, held_out in zip(texts, out, strict=True) if held_out]) == labels[out]
@@ -171,7 +171,7 @@ def _classifier() -> Any:
 
 
 def _spread(groups: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Places of so many texts: one of each group at random, then a second one of each, and so on."""
+    """Draw texts in rounds, one of each group per round, and return their indices."""
     order = np.random.default_rng(seed).permutation(len(groups))
     seen: Counter[Any] = Counter()
     turns = np.zeros(len(groups), np.int64)
@@ -182,7 +182,7 @@ def _spread(groups: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _folds(groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Fold of each text: the groups of each set are dealt out in turn, so that every fold has some of both."""
+    """Assign each text to a fold, such that every fold has groups of both sets."""
     random = np.random.default_rng(seed)
     fold: dict[str, int] = {}
     for label in (0, 1):
@@ -192,7 +192,7 @@ def _folds(groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _known_within(side: SetTexts, seed: int) -> float | None:
-    """Share of the words of each part of the prompt groups that occur in the other parts."""
+    """Return the share of the words of each part of the prompt groups that occur in the other parts."""
     names, place = np.unique(side.groups, return_inverse=True)
     if len(names) < 2:
         return None

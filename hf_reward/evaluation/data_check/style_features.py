@@ -1,4 +1,4 @@
-"""A response -> how long and how formatted it is, in numbers that need no tokenizer."""
+"""A response -> its length and amount of formatting, without a tokenizer."""
 
 import re
 from collections.abc import Callable
@@ -45,7 +45,7 @@ FEATURES: dict[str, _Count] = {
 """Name -> count in a text. `format marks` is the sum of list items, bold, headers, code fences and table rows."""
 
 MARKS = tuple(name for name in FEATURES if name not in (*LENGTHS, "agreeing opening", "apology or refusal"))
-"""The features that are marks, which edits of the format add and remove."""
+"""Features that format edits add and remove."""
 
 WHAT_COUNTS = {
     "words": "words between white space",
@@ -61,10 +61,10 @@ WHAT_COUNTS = {
     "emoji": "emoji and pictographs",
     "exclamation marks": "exclamation marks",
     "question marks": "question marks",
-    "agreeing opening": 'begins with "Sure", "Certainly", "Of course", "Absolutely" or "Great question"',
-    "apology or refusal": 'says "I\'m sorry", "I can\'t", "I won\'t", "as an AI" or the like',
+    "agreeing opening": 'responses that begin with "Sure", "Certainly", "Of course", "Absolutely" or "Great question"',
+    "apology or refusal": 'responses with "I\'m sorry", "I can\'t", "I won\'t", "as an AI" or similar',
 }
-"""Name -> what is counted, for readers."""
+"""Name -> description for readers."""
 
 
 def count_features(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Votes of several people on one pair -> how far they agree, and so how accurate any model can be."""
+"""Votes of several people on one pair -> their agreement, which limits the accuracy of any model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,36 +25,37 @@ Votes = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class VoteAgreement:
-    """How far raters agree on the rows that more than one of them judged."""
+    """Agreement of raters on the rows with more than one vote."""
 
     rows: int
     votes: int
     unanimous: float
-    """Share of rows on which all votes are the same."""
+    """Share of rows with identical votes."""
     rater_vs_label: float | None
-    """Share of votes that are for the preferred response of the row; a vote for neither is not."""
+    """Share of votes for the preferred response of the row; a vote for neither counts against it."""
     rater_vs_rest: float | None
-    """Share of votes that equal the majority of the row's other votes; others without a majority are left out."""
+    """Share of votes that equal the majority of the row's other votes, without votes whose others have no majority."""
     rater_vs_rest_interval: Interval | None
     num_rater_vs_rest: int
     ceiling: float | None
-    """Mean of max(p, 1 - p), where p is the share of the first response among the votes for one of the two: what a
-    model scores on single votes if it always sides with the majority. Few votes per row make it too high."""
+    """Mean of max(p, 1 - p), where p is the share of the first response among the votes for one of the two: the
+    accuracy on single votes of a model that always agrees with the majority. Few votes per row make it too high."""
     num_ceiling: int
 
 
 def read_votes(row: Mapping[str, Any]) -> Votes | None:
     """Find the votes of a row.
 
-    Known are `votes_chosen`, `votes_rejected` and perhaps `votes_equal` or `votes_tie`; the same with `votes_a` and
-    `votes_b`; `votes` as a list of those numbers; and a vote each in a list `annotators` or in columns `annotator1`,
-    `annotator2`, ...
+    Supported columns: `votes_chosen`, `votes_rejected` and optionally `votes_equal` or `votes_tie`; the same with
+    `votes_a` and `votes_b`; `votes` as a list of these numbers; a list `annotators` of single votes; or the columns
+    `annotator1`, `annotator2`, ... with one vote each.
 
     Args:
-        row: Its columns, by our names.
+        row: Its columns, renamed.
 
     Returns:
-        The votes for the first and second response and for neither, or None if there are none or they are no numbers.
+        The votes for the first response, the second response and neither; None without votes or if they are not
+        numbers.
     """
     for first, second, equal in _NAMES:
         if row.get(first) is not None and row.get(second) is not None:
@@ -119,7 +120,7 @@ def vote_agreement(votes: np.ndarray, preferred: np.ndarray, groups: np.ndarray)
 
 
 def _rater_vs_rest(votes: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each vote equals the only most frequent one among the row's others, and its prompt group."""
+    """Return whether each vote equals the unique majority of the row's other votes, and its prompt group."""
     credits, clusters = [], []
     for side in range(votes.shape[1]):
         rest = votes.copy()

@@ -7,6 +7,7 @@ Unknown names are refused.
 import argparse
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -18,6 +19,13 @@ from transformers import BitsAndBytesConfig, HfArgumentParser
 from hf_reward.data.interface import Interface, setting
 from hf_reward.training.settings_file import SettingsFile, UnknownSettingError, no_setting, read_settings
 from hf_reward.training.training_args import RewardConfig
+
+USAGE = "hf-reward train [--config FILE.yaml] [--SETTING VALUE ...]"
+EXAMPLES = """\
+  hf-reward train --config run.yaml --learning_rate 1e-5
+  hf-reward train --model_name_or_path MODEL --train_data pairs.jsonl \\
+      --test_size 0.1 --output_dir outputs/run"""
+_PROGRAM = "hf-reward train"
 
 
 @dataclass
@@ -185,23 +193,18 @@ def parse_run_arguments(argv: Sequence[str]) -> tuple[RunArguments, RewardConfig
         ValueError: If the file is not a mapping of settings, or settings contradict each other. Unknown or malformed
             settings end the program with a message that names them and exit code 2.
     """
-    path, rest = _config_file(argv)
-    parser = _Parser(
-        [RunArguments, RewardConfig],  # type: ignore[arg-type]
-        prog="train",
-        usage="train [--config FILE.yaml] [--SETTING VALUE ...]",
-        allow_abbrev=False,
-    )
+    own, rest = _own_options(argv)
+    parser = _Parser([RunArguments, RewardConfig], add_help=False, allow_abbrev=False)  # type: ignore[arg-type]
     words: list[str] = []
-    if path:
+    if own.config:
         try:
-            found = read_settings(path, _settings())
+            found = read_settings(own.config, _settings())
         except UnknownSettingError as error:
             parser.error(f"{error}. `--help-all` lists all settings.")
         words = _as_argv(found)
         parser.lines = _lines_of(found, rest)
-    # Later options override earlier ones in argparse, so the file's settings simply go first.
-    run, args, unknown = parser.parse_args_into_dataclasses(args=[*words, *rest], return_remaining_strings=True)
+    words = [*_output_words(own), *words, *rest]  # in argparse, later options override earlier ones
+    run, args, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     if unknown:
         names = [word.split("=")[0] for word in unknown if word.startswith("--")]
         messages = [no_setting(name[2:], _settings(), "--") for name in dict.fromkeys(names)]
@@ -226,7 +229,7 @@ def interface_of(argv: Sequence[str]) -> Interface:
 
 
 class _Parser(HfArgumentParser):
-    """Names the file and line of a malformed value."""
+    """Names the file and line of a malformed value, and does not print the usage of all settings with an error."""
 
     lines: Mapping[str, str] = MappingProxyType({})
     """Setting that only the file gives -> its file and line."""
@@ -234,14 +237,35 @@ class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         option = re.match(r"argument --(\w+)", message)
         place = self.lines.get(option[1]) if option else None
-        super().error(message if place is None else f"{place}: {message}")
+        message = message if place is None else f"{place}: {message}"
+        self.exit(2, f"Usage: {USAGE}\n`{_PROGRAM} --help` lists the settings.\n\n{_PROGRAM}: error: {message}\n")
 
 
-def _config_file(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    first = argparse.ArgumentParser(prog="train", add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    known, rest = first.parse_known_args(list(argv))
-    return known.config, rest
+def _own_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the options that are not settings, and end the program after printing help."""
+    if not argv:
+        sys.stderr.write(f"Usage: {USAGE}\nExamples:\n{EXAMPLES}\n`{_PROGRAM} --help` lists the settings.\n")
+        raise SystemExit(2)
+    parser = argparse.ArgumentParser(prog=_PROGRAM, usage=USAGE, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    for name in ("--quiet", "--verbose", "--help-all"):
+        parser.add_argument(name, action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    own, rest = parser.parse_known_args(list(argv))
+    if own.quiet and own.verbose:
+        parser.error("--quiet and --verbose contradict each other; set one of them")
+    if own.help or own.help_all:
+        from hf_reward.training.settings_help import print_help  # noqa: PLC0415 - it imports this module
+
+        print_help(every_setting=own.help_all)
+        raise SystemExit(0)
+    return own, rest
+
+
+def _output_words(own: argparse.Namespace) -> list[str]:
+    """Write `--quiet`, `--verbose` and redirected output as settings; a progress bar in a file is a long line."""
+    level = ["--log_level", "error"] if own.quiet else ["--log_level", "info"] if own.verbose else []
+    return [*level, *(["--disable_tqdm", "true"] if own.quiet or not sys.stderr.isatty() else [])]
 
 
 def _settings() -> set[str]:

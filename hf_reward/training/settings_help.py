@@ -4,16 +4,41 @@ import types
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
+from itertools import groupby
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from rich.console import Console
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 from transformers import TrainingArguments
 
-from hf_reward.training.run_arguments import RunArguments
+from hf_reward.training.run_arguments import EXAMPLES, USAGE, RunArguments
 from hf_reward.training.setting_groups import COMMON_HELP, INHERITED_GROUPS, OTHER, SETTING_GROUPS
 from hf_reward.training.training_args import RewardConfig
 
 _MOST_CHOICES = 5
 """Enumerations with more values are shown as text."""
+_METAVARS = {
+    "bool": "true|false",
+    "int": "NUMBER",
+    "float": "NUMBER",
+    "str": "TEXT",
+    "list[str]": "TEXT ...",
+    "dict": "JSON",
+}
+_LONGEST_METAVAR = len("auto|true|false")
+_NARROW = 80
+"""In terminals with fewer columns, the help of an option is below its name instead of beside it."""
+_OPTIONS = (
+    ("--config", "FILE", "YAML file of settings. Options override it."),
+    ("--quiet", "", "Print only the results and errors."),
+    ("--verbose", "", "Print the information messages of the libraries too."),
+    ("--help", "", "Print the common settings and exit."),
+    ("--help-all", "", "Print all settings, those of `TrainingArguments` included, and exit."),
+)
+"""Options that are not settings: name, metavar and help."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +110,57 @@ def _default_text(each: Field[Any]) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     return str(default.value if isinstance(default, Enum) else default) or "''"
+
+
+def print_help(*, every_setting: bool) -> None:
+    """Print the settings by topic to standard output, in the width of the terminal.
+
+    Args:
+        every_setting: Include the less common settings of `TrainingArguments`.
+    """
+    console = Console(highlight=False)
+    console.print(Text.assemble("\nUsage: ", (USAGE, "bold")), soft_wrap=True)
+    console.print(
+        "\nTrain a reward model. Every setting is an option and a key of the YAML file: `--learning_rate 1e-5` is "
+        "`learning_rate: 1e-5`. `hf-reward recipes` lists files to start from.\n"
+    )
+    console.print(f"Examples:\n{EXAMPLES}\n", soft_wrap=True, markup=False)
+    console.print(
+        _panel("Options", [_row(name, metavar, text, "null") for name, metavar, text in _OPTIONS], console.width)
+    )
+    shown = [each for each in describe_settings() if every_setting or each.group in SETTING_GROUPS]
+    for group, settings in groupby(shown, key=lambda each: each.group):
+        console.print(_panel(group, [_setting_row(each) for each in settings], console.width))
+    if not every_setting:
+        console.print("`hf-reward train --help-all` also prints the other settings of `TrainingArguments`.")
+
+
+def _setting_row(each: SettingDescription) -> tuple[Text, Text, Text]:
+    if "|" in each.type and len(each.type) > _LONGEST_METAVAR:
+        help_text = f"{each.help} One of {', '.join(each.type.split('|'))}."
+        return _row(f"--{each.name}", "TEXT", help_text, each.default)
+    metavar = "|".join(_METAVARS.get(word, word) for word in each.type.split("|"))
+    return _row(f"--{each.name}", metavar, each.help, each.default)
+
+
+def _row(name: str, metavar: str, help_text: str, default: str) -> tuple[Text, Text, Text]:
+    described = Text(help_text)
+    if default == "required":
+        described.append(" [required]", "dim red")
+    elif default not in ("null", "''", "[]"):
+        described.append(f" [default: {default}]", "dim")
+    return Text(name, "bold cyan"), Text(metavar, "bold yellow"), described
+
+
+def _panel(title: str, rows: list[tuple[Text, Text, Text]], width: int) -> Panel:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    if width < _NARROW:
+        for name, metavar, described in rows:
+            table.add_row(Text.assemble(name, "  ", metavar))
+            table.add_row(Padding(described, (0, 0, 0, 4)))
+    else:
+        for no_wrap in (True, True, False):
+            table.add_column(no_wrap=no_wrap)
+        for row in rows:
+            table.add_row(*row)
+    return Panel(table, title=title, title_align="left", border_style="dim")

@@ -1,6 +1,6 @@
 """Train a reward model: `accelerate launch recipes/train.py --config recipes/quickstart.yaml [--seed 1 ...]`.
 
-`hf-reward train` runs this same file from the wheel. Read it from top to bottom: it uses only the public API.
+`hf-reward train` runs this file too. It shows the steps of a run from top to bottom.
 """
 
 import logging
@@ -12,9 +12,8 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import IterableDataset, concatenate_datasets
-from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PrinterCallback
 
 from hf_reward import (
     AutoModelForRewardScoring,
@@ -26,6 +25,8 @@ from hf_reward import (
     split_by_prompt,
     tfidf_bradley_terry,
 )
+from hf_reward.cli.console import make_console
+from hf_reward.cli.output import Output, set_log_level, silence_progress_bars
 from hf_reward.data.extras import optional
 from hf_reward.data.interface import setting, used_through
 from hf_reward.data.path_safety import require_folder_or_hub_id, require_writable
@@ -39,23 +40,21 @@ from hf_reward.training.dry_run import dry_run
 from hf_reward.training.run_arguments import RunArguments, interface_of, parse_run_arguments
 from hf_reward.training.run_lock import LOCK_FILE
 
-console = Console(width=110)
+console = make_console()
 
 
 def main(argv: list[str]) -> None:
-    """Run, with errors in the syntax of the settings: options, or the YAML file's."""
+    """Run; errors name settings in the syntax of the options or of the YAML file."""
     with used_through(interface_of(argv)):
         run_training(argv)
 
 
 def run_training(argv: list[str]) -> None:
-    """Load, train, evaluate, save, and say what came out."""
+    """Load, train, evaluate, save, and report the results."""
     run, args = parse_run_arguments(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO if PartialState().is_main_process else logging.ERROR)
-    for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_verbosity(args)
     if run.dry_run:
-        rehearse(run, args)
+        rehearse(run, args, argv)
     require_empty_output(run, args)
 
     train_sources, eval_sources = load_data(run, args)
@@ -76,8 +75,27 @@ def run_training(argv: list[str]) -> None:
     trainer.end()
 
 
-def rehearse(run: RunArguments, args: RewardConfig) -> None:
-    """Try every station of the run, say what was found, and end."""
+def set_verbosity(args: RewardConfig) -> None:
+    """Log hf_reward's messages; `--quiet` logs errors only, `--verbose` the messages of all libraries too."""
+    if args.disable_tqdm:
+        silence_progress_bars()
+    if args.log_level in ("error", "critical", "info", "debug"):
+        set_log_level(logging.getLevelName(args.log_level.upper()))
+    else:
+        logging.basicConfig(format="%(message)s", level=logging.INFO)
+        for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not PartialState().is_main_process:
+        logging.getLogger().setLevel(logging.ERROR)
+
+
+def is_quiet(args: RewardConfig) -> bool:
+    """Whether only results and errors are printed."""
+    return args.log_level in ("error", "critical")
+
+
+def rehearse(run: RunArguments, args: RewardConfig, argv: list[str]) -> None:
+    """Test every stage of the run, print the results, and end."""
     found = dry_run(
         args,
         load=lambda: load_data(run, args),
@@ -85,42 +103,51 @@ def rehearse(run: RunArguments, args: RewardConfig) -> None:
         first=lambda: require_empty_output(run, args),
     )
     console.print(found.table())
+    if found.passed:
+        Output(quiet=is_quiet(args)).finish(
+            then=["hf-reward", "train", *words_without_token(argv), "--dry_run", "false"]
+        )
     raise SystemExit(0 if found.passed else 1)
 
 
 def command_line(argv: list[str]) -> str:
-    """The command that repeats this run, for the card; a token on it is left out."""
+    """Return the command that repeats this run, without tokens, for the model card."""
+    return without_tokens(shlex.join(["accelerate", "launch", "recipes/train.py", *words_without_token(argv)]))
+
+
+def words_without_token(argv: list[str]) -> list[str]:
+    """Return the command line without `--hub_token`."""
     words, after_token = [], False
     for word in argv:
         is_token = word.split("=")[0].replace("-", "_") == "__hub_token"
         if not (is_token or after_token):
             words.append(word)
         after_token = is_token and "=" not in word
-    return without_tokens(shlex.join(["accelerate", "launch", "recipes/train.py", *words]))
+    return words
 
 
 def require_empty_output(run: RunArguments, args: RewardConfig) -> None:
-    """Two runs in one folder would rotate each other's checkpoints away."""
+    """Refuse an output folder with files: two runs in one folder would delete each other's checkpoints."""
     folder = Path(args.output_dir or "")
     require_writable(folder / "config.json")
     if checkpoint_to_resume(args) or run.overwrite_output_dir or not folder.is_dir():
         return
-    if all(path.name == LOCK_FILE for path in folder.iterdir()):  # of a run that was killed before its first save
+    if all(path.name == LOCK_FILE for path in folder.iterdir()):  # left by a run that was killed before its first save
         return
     raise SystemExit(
-        f"The output folder {folder} is not empty. Name another `{setting('output_dir')}`, go on with "
+        f"The output folder {folder} is not empty. Set another `{setting('output_dir')}`, resume with "
         f"`{setting('resume_from_checkpoint', True)}`, or allow it with `{setting('overwrite_output_dir', True)}`."
     )
 
 
 def checkpoint_to_resume(args: RewardConfig) -> str | bool | None:
-    """A checkpoint's folder, `auto`, or whether to go on from the latest: `true` comes as text."""
+    """Return a checkpoint's folder, or whether to resume from the latest; the parser gives 'true' as text."""
     word = str(args.resume_from_checkpoint or "").lower()
     return word == "true" if word in ("true", "false") else args.resume_from_checkpoint
 
 
 def load_data(run: RunArguments, args: RewardConfig) -> tuple[list[Source], list[Source]]:
-    """Read the raw training and evaluation rows; without evaluation data, hold out whole prompts if asked."""
+    """Load the raw training and evaluation rows; with `test_size`, hold out rows by prompt."""
     options: dict[str, Any] = {"columns": run.column_mapping(), "layout": run.layout, "min_gap": run.min_gap}
     train = [read(source, run) for source in as_sources(run.train_data, split=run.train_split, **options)]
     if run.max_train_rows is not None:
@@ -135,7 +162,7 @@ def load_data(run: RunArguments, args: RewardConfig) -> tuple[list[Source], list
 
 
 def hold_out(source: Source, test_size: float, args: RewardConfig) -> tuple[object, object]:
-    """Training and held-out rows; rows that cannot be read stay for training, which counts them or stops at them."""
+    """Return training and held-out rows; unreadable rows stay in the training rows, where they are counted."""
     rows, bad = readable_rows(source.data, source) if args.skip_bad_rows else (source.data, None)
     train, held_out = split_by_prompt(
         rows, test_size=test_size, seed=args.seed, layout=source.layout, columns=source.columns
@@ -144,12 +171,12 @@ def hold_out(source: Source, test_size: float, args: RewardConfig) -> tuple[obje
 
 
 def read(source: Source, run: RunArguments | None = None) -> Source:
-    """The source with its rows loaded."""
+    """Return the source with its rows loaded."""
     return replace(source, data=load_source(source, streaming=run is not None and run.streaming))
 
 
 def first_rows(data: object, count: int, seed: int) -> object:
-    """A random part of the rows; of a stream its first ones."""
+    """Return a random sample of the rows, or the first rows of a stream."""
     if isinstance(data, IterableDataset):
         return data.take(count)
     return data.shuffle(seed=seed).select(range(min(count, len(data))))  # type: ignore[attr-defined]
@@ -158,7 +185,7 @@ def first_rows(data: object, count: int, seed: int) -> object:
 def build_trainer(
     run: RunArguments, args: RewardConfig, train_sources: list[Source], eval_sources: list[Source]
 ) -> RewardTrainer:
-    """Load tokenizer and model, and hand everything to the trainer."""
+    """Load tokenizer and model, and create the trainer."""
     asked = {"revision": run.model_revision, "trust_remote_code": args.trust_remote_code}
     hub: dict[str, Any] = {name: value for name, value in asked.items() if value}
     gguf: dict[str, Any] = {"gguf_file": run.gguf_file} if run.gguf_file else {}
@@ -178,7 +205,7 @@ def build_trainer(
         **gguf,
     )
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-    return RewardTrainer(
+    trainer = RewardTrainer(
         model=model,
         args=args,
         train_dataset=train_sources,
@@ -186,21 +213,24 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=run.lora_config(layers),
     )
+    if is_quiet(args):
+        trainer.remove_callback(PrinterCallback)  # which transformers adds where there is no progress bar
+    return trainer
 
 
 def score_baselines(
     run: RunArguments, args: RewardConfig, train_sources: list[Source], eval_sources: list[Source]
 ) -> list:
-    """Rules that a reward model has to beat, on the same held-out rows."""
+    """Score trivial baselines on the same held-out rows."""
     if not (run.baselines and eval_sources):
         return []
     train, held_out = (canonical_rows(sources, args.skip_bad_rows) for sources in (train_sources, eval_sources))
-    learned = optional("sklearn", "data", "The TF-IDF baseline is left out.")
+    learned = optional("sklearn", "data", "The TF-IDF baseline is skipped.")
     return [*([tfidf_bradley_terry(train, held_out)] if learned else []), length_rule(held_out)]
 
 
 def canonical_rows(sources: list[Source], skip_bad_rows: bool) -> list[PreferenceRow]:
-    """Every row of some sources in the canonical form, without those that training leaves out as unreadable."""
+    """Return the rows of the sources in canonical form, without the rows that training skips as unreadable."""
     rows = []
     for source in sources:
         for index, row in enumerate(source.data):
@@ -213,9 +243,9 @@ def canonical_rows(sources: list[Source], skip_bad_rows: bool) -> list[Preferenc
 
 
 def save_model(trainer: RewardTrainer, args: RewardConfig) -> None:
-    """Save the plain model, with LoRA merged in float32 and the adapter kept beside it."""
+    """Save the model with LoRA merged in float32, and the adapter in `adapter/`."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        trainer.save_model()  # sharded: each process holds a part, so nothing can be merged here
+        trainer.save_model()  # sharded: no process has all weights, so LoRA cannot be merged here
     elif trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         save_merged(model, trainer.processing_tokenizer, args.output_dir or ".", record=trainer.record())
@@ -224,7 +254,7 @@ def save_model(trainer: RewardTrainer, args: RewardConfig) -> None:
 
 
 def report(trainer: RewardTrainer, metrics: dict, baselines: list, args: RewardConfig) -> None:
-    """Print the metrics, what they mean, and the paths written."""
+    """Print the metrics, their interpretation, the files written and a command to try next."""
     if not trainer.is_world_process_zero():
         return
     sources = trainer.data_summaries["eval"].sources if "eval" in trainer.data_summaries else []
@@ -242,21 +272,23 @@ def report(trainer: RewardTrainer, metrics: dict, baselines: list, args: RewardC
     if "length_baseline" in shown:
         console.print(accuracy_reading(shown))
     for warning in trainer.health_warnings:
-        console.print("[bold]{kind}[/bold] at step {step}: {seen} Likely cause: {cause} Cure: {cure}".format(**warning))
-    console.print("Written:")
-    for path in sorted(Path(args.output_dir or ".").iterdir()):
-        console.print(f"  {path}{'/' if path.is_dir() else ''}", highlight=False, soft_wrap=True)
+        console.print(
+            "[bold]{kind}[/bold] at step {step}: {seen} Likely cause: {cause} Remedy: {cure}".format(**warning)
+        )
+    folder = Path(args.output_dir or ".")
+    written = [f"{path}{'/' if path.is_dir() else ''}" for path in sorted(folder.iterdir())]
+    Output(quiet=is_quiet(args)).finish(written, ["hf-reward", "verify", folder])
 
 
 def source_table(metrics: dict, sources: list[str]) -> Table:
-    """Accuracy of each source beside its length rule."""
+    """Return a table of the accuracy and the length baseline of each source."""
     table = Table("source", "accuracy", "95% interval", "pairs", "longer preferred", title="By source")
     table.title_justify = "left"
     for source in sources:
         found = {
             key: metrics.get(f"eval_{source}_{key}") for key in ("accuracy", "accuracy_ci_low", "accuracy_ci_high")
         }
-        if found["accuracy"] is None:  # a source of ties alone has no accuracy
+        if found["accuracy"] is None:  # a source with ties only has no accuracy
             continue
         interval = f"{found['accuracy_ci_low']:.1%} to {found['accuracy_ci_high']:.1%}"
         pairs, rule = metrics[f"eval_{source}_num_pairs"], metrics[f"eval_{source}_length_baseline"]

@@ -1,4 +1,4 @@
-"""`hf-reward audit`: what would RLHF amplify?"""
+"""`hf-reward audit`: biases of a reward model that RLHF would amplify."""
 
 import json
 from dataclasses import replace
@@ -8,57 +8,105 @@ from typing import Annotated, Any
 import typer
 
 from hf_reward.cli.options import (
+    DATA_PANEL,
     AllowPickle,
+    AsJson,
     BatchTokens,
     Columns,
+    Command,
     Device,
     Dtype,
+    Group,
     Layout,
     MaxLength,
     Model,
+    Quiet,
     RemoteCode,
+    Verbose,
+    examples,
     folder_option,
     loading_options,
+    one_of,
     parse_columns,
 )
-from hf_reward.cli.output import quiet, quiet_data
+from hf_reward.cli.output import Output, start_output
 
-app = typer.Typer(add_completion=False, invoke_without_command=True)
+app = typer.Typer(cls=Group, invoke_without_command=True)
 
+FAMILIES = (
+    *("accuracy", "length", "calibration", "sycophancy", "format", "degenerate", "robustness", "confidence"),
+    *("persona", "numerical", "best_of_n"),
+)
+"""Names of the probe families for shell completion, which does not import the audit."""
+_STATISTICS = "Statistics"
+_STORE = "Store in the model folder"
+_SELF_TEST = "Self-test"
 
 Out = Annotated[str, typer.Option(help="Folder for audit.json, audit.html and figures/.", callback=folder_option)]
 Families = Annotated[
-    list[str] | None, typer.Option("--family", help="Only this family of probes, such as length; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--family",
+        help="Run only this family of probes, such as length; may be repeated.",
+        autocompletion=one_of(*FAMILIES),
+    ),
 ]
 ProbeData = Annotated[
     list[str] | None,
-    typer.Option(help="More items: a TruthfulQA, Perez-style or GSM8K solutions file; may be repeated."),
+    typer.Option(
+        help="More probes: a file of TruthfulQA, Perez-style or GSM8K items; may be repeated.",
+        rich_help_panel=DATA_PANEL,
+    ),
 ]
 FitTemperature = Annotated[
-    bool, typer.Option("--fit-temperature", help="Store the temperature in the model's reward_config.json.")
+    bool,
+    typer.Option(
+        "--fit-temperature", help="Store the fitted temperature in reward_config.json.", rich_help_panel=_STORE
+    ),
 ]
 FitLengthCorrection = Annotated[
-    bool, typer.Option("--fit-length-correction", help="Store a LOWESS correction for length in reward_config.json.")
+    bool,
+    typer.Option(
+        "--fit-length-correction",
+        help="Store a LOWESS length correction in reward_config.json.",
+        rich_help_panel=_STORE,
+    ),
 ]
 CorrectLength = Annotated[
-    bool, typer.Option("--length-correction", help="Audit the rewards with the stored correction applied.")
+    bool, typer.Option("--length-correction", help="Audit rewards with the stored length correction.")
 ]
 UpdateCard = Annotated[
-    bool, typer.Option("--update-card", help="Put the summary into the model's folder and write its card anew.")
+    bool,
+    typer.Option(
+        "--update-card", help="Add the summary to the model folder and rewrite the model card.", rich_help_panel=_STORE
+    ),
 ]
 SelfTest = Annotated[
-    bool, typer.Option("--self-test", help="Instead: audit synthetic models with planted faults, and clean ones.")
+    bool,
+    typer.Option(
+        "--self-test",
+        help="Audit synthetic models with planted biases and without biases, instead of --model.",
+        rich_help_panel=_SELF_TEST,
+    ),
 ]
-Seeds = Annotated[int, typer.Option(help="Data sets of the self-test, for each fault and for the clean model.")]
+Seeds = Annotated[
+    int,
+    typer.Option(help="Data sets for each planted bias and for the unbiased models.", rich_help_panel=_SELF_TEST),
+]
 
 
-@app.callback()
+@app.callback(
+    epilog=examples(
+        "hf-reward audit --model outputs/run --data test.jsonl --out audit --quick",
+        "hf-reward audit compare audit1 audit2",
+    )
+)
 def audit(
     context: typer.Context,
     model: Model = "",
     data: Annotated[str, typer.Option(help="Held-out preference pairs: a file, folder or Hub id.")] = "",
     out: Out = "",
-    quick: Annotated[bool, typer.Option("--quick", help="A first look: 150 pairs, the main families.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run the main probes on 150 pairs only.")] = False,
     families: Families = None,
     probe_data: ProbeData = None,
     fit_temperature: FitTemperature = False,
@@ -67,39 +115,48 @@ def audit(
     update_card: UpdateCard = False,
     self_test: SelfTest = False,
     seeds: Seeds = 200,
-    pairs: Annotated[int, typer.Option(help="Most pairs to look at; 0 is the profile's own number.")] = 0,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    pairs: Annotated[
+        int,
+        typer.Option(
+            help="Largest number of pairs; 0 is the number of the quick or full audit.", rich_help_panel=_STATISTICS
+        ),
+    ] = 0,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", rich_help_panel=_STATISTICS)] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=_STATISTICS)] = 0,
     columns: Columns = None,
     layout: Layout = "auto",
-    split: Annotated[str, typer.Option(help="Split of a Hub id or of a folder that has several.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="Split of a Hub id or of a folder with several splits.", rich_help_panel=DATA_PANEL)
+    ] = "test",
     max_length: MaxLength = 0,
     batch_tokens: BatchTokens = 0,
     dtype: Dtype = "float32",
     device: Device = "",
     allow_pickle: AllowPickle = False,
     trust_remote_code: RemoteCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Look for what RLHF would amplify: length, flattery, format, junk and more, with intervals and verdicts.
+    """Audit a reward model for biases that RLHF would amplify.
 
-    Writes audit.json, audit.html (one page that needs nothing else),
-    audit_summary.json (for the model card) and figures/ into --out. Rewards are
-    kept in scores.jsonl there, so a stopped audit goes on.
+    Measures the effects of length, format, flattery, irrelevant text and more, with intervals and verdicts. Writes
+    audit.json, audit.html, audit_summary.json (for the model card) and figures/ into --out. Rewards are stored in
+    scores.jsonl there, so that an interrupted audit resumes.
 
-    Exit code 0: done, whatever was found. 1: the model or the data cannot be
-    used. 2: wrong options. 3: the self-test failed.
+    Exit code 0: finished, with or without biases. 1: the model or the data cannot be used. 2: wrong options. 3: the
+    self-test failed.
     """
     if context.invoked_subcommand is not None:
         return
-    quiet()
+    output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     if self_test:
-        _run_self_test(seeds, as_json=as_json)
+        _run_self_test(seeds, output)
         return
     stores = {"fit_temperature": fit_temperature, "fit_length_correction": fit_length_correction, "card": update_card}
     _check({"--model": model, "--data": data, "--out": out}, any(stores.values()))
     if length_correction and fit_length_correction:
-        raise typer.BadParameter("--fit-length-correction needs rewards as they are; leave --length-correction out")
+        raise typer.BadParameter("--fit-length-correction needs uncorrected rewards; leave --length-correction out")
     loading = loading_options(
         dtype,
         device=device,
@@ -111,32 +168,39 @@ def audit(
     )
     reading = {"columns": parse_columns(columns), "layout": layout, "split": split}
     rule = _rule("quick" if quick else "full", pairs, tuple(families or ()), resamples, seed)
-    report = _audit(model, data, out, rule, probe_data or [], loading, reading, as_json=as_json)
+    report, written = _audit(model, data, out, rule, probe_data or [], loading, reading, output)
     _store(model, out, report, stores)
+    then = ["hf-reward", "verify", model] if Path(model).is_dir() else ["hf-reward", "serve", "--model", model]
+    output.finish(written, then)
 
 
-@app.command()
+@app.command(cls=Command, epilog=examples("hf-reward audit compare audit1 audit2 --out comparison"))
 def compare(
-    a: Annotated[Path, typer.Argument(help="Folder of one audit.")],
-    b: Annotated[Path, typer.Argument(help="Folder of another audit, on the same data.")],
+    a: Annotated[Path, typer.Argument(help="Folder of an audit.")],
+    b: Annotated[Path, typer.Argument(help="Folder of another audit of the same data.")],
     out: Annotated[
-        str, typer.Option(help="Write comparison.json and comparison.html into this folder.", callback=folder_option)
+        str, typer.Option(help="Folder for comparison.json and comparison.html.", callback=folder_option)
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Set two audits side by side: paired differences with intervals, corrected for their number."""
+    """Compare two audits of the same data.
+
+    Prints paired differences with intervals and q-values, which allow for the number of comparisons.
+    """
+    from hf_reward.cli.console import make_console
     from hf_reward.evaluation.audit import compare_audits
     from hf_reward.evaluation.audit.report.comparison_page import write_comparison
     from hf_reward.evaluation.audit.report.table import print_comparison
 
-    quiet()
+    output = start_output(quiet=quiet, as_json=as_json)
     found = compare_audits(a, b)
-    if out:
-        write_comparison(found, out)
+    written = [] if not out else write_comparison(found, out)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
-        print_comparison(found)
+        print_comparison(found, make_console())
+    output.finish(written, () if out else ["hf-reward", "audit", "compare", a, b, "--out", "comparison"])
 
 
 def _check(needed: dict[str, str], stores: bool) -> None:
@@ -144,7 +208,7 @@ def _check(needed: dict[str, str], stores: bool) -> None:
         if not value:
             raise typer.BadParameter(f"{name} is missing; `hf-reward audit --help` shows all options")
     if stores and not Path(needed["--model"]).is_dir():
-        raise typer.BadParameter("what is fitted is stored in the model's folder, but --model is none")
+        raise typer.BadParameter("--fit-... and --update-card write to the model's folder, but --model is not a folder")
 
 
 def _store(model: str, out: str, report: Any, stores: dict[str, bool]) -> None:
@@ -176,29 +240,27 @@ def _audit(
     probe_files: list[str],
     loading: dict[str, Any],
     reading: dict[str, Any],
-    *,
-    as_json: bool,
-) -> Any:
+    output: Output,
+) -> tuple[Any, list[Path]]:
+    from hf_reward.cli.console import make_console
     from hf_reward.data.path_safety import require_writable
     from hf_reward.evaluation.audit import read_probe_data, run_audit, write_audit
     from hf_reward.evaluation.audit.report.table import print_audit
     from hf_reward.evaluation.data_check.row_reader import RowReader
     from hf_reward.scoring.reward_scorer import RewardScorer
 
-    quiet_data()
     require_writable(Path(out) / "audit.json")
-    RowReader(data, **reading)  # files and columns that are wrong, before a model is loaded
+    RowReader(data, **reading)  # finds wrong files and columns before the model is loaded
     own = [replace(read_probe_data(path), name=Path(path).name) for path in probe_files]
     scorer = RewardScorer.from_pretrained(model, **loading)
     report = run_audit(scorer, data, out=out, rule=rule, probe_data=own, **reading)
     written = write_audit(report, out)
-    if as_json:
+    if output.as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
-        return report
-    print_audit(report.to_dict())
-    pages = ", ".join(str(path) for path in written if path.suffix == ".html" or path.name == "audit.json")
-    typer.echo(f"{report.counts['texts']} texts in {report.seconds:.0f} s. Written: {pages}")
-    return report
+    else:
+        print_audit(report.to_dict(), make_console())
+        typer.echo(f"{report.counts['texts']} texts in {report.seconds:.0f} s.")
+    return report, [path for path in written if path.suffix == ".html" or path.name == "audit.json"]
 
 
 def _store_temperature(model: str, report: Any) -> None:
@@ -208,16 +270,18 @@ def _store_temperature(model: str, report: Any) -> None:
     temperature = None if result is None else result.details.get("temperature")
     if temperature is None:
         raise ValueError(
-            "No temperature was stored: a slope whose whole 95% interval is above 0 is required, but these pairs give "
-            "none (or the family calibration was not run). Fit on more prompts, or on pairs that the model can tell "
-            "apart."
+            "No temperature was stored: a slope with a 95% interval above 0 is required, but these pairs give none (or "
+            "the family calibration was not run). Fit on more prompts, or on pairs that the model ranks more "
+            "accurately."
         )
     corrected = "length_correction" in report.fingerprint
     notes = {"pairs": report.counts["pairs"], "data": Path(report.data).name, "length_correction": corrected}
     store_temperature(model, temperature, **notes)
     if corrected:
-        typer.echo("The temperature is for rewards with the length correction: score with it.", err=True)
-    typer.echo(f"Stored: temperature {temperature:.3f} in {model}/reward_config.json, for compare.", err=True)
+        typer.echo(
+            "The temperature is valid for rewards with the length correction; score with --length-correction.", err=True
+        )
+    typer.echo(f"Stored: temperature {temperature:.3f} in {model}/reward_config.json.", err=True)
 
 
 def _store_correction(model: str, report: Any) -> None:
@@ -227,7 +291,7 @@ def _store_correction(model: str, report: Any) -> None:
     rewards, lengths = zip(*report.responses, strict=True)
     store_length_correction(model, fit_length_correction(rewards, lengths, data=Path(report.data).name))
     typer.echo(
-        f"Stored: a length correction fitted on {len(rewards)} responses; `--length-correction` applies it.", err=True
+        f"Stored: a length correction fitted on {len(rewards)} responses. --length-correction applies it.", err=True
     )
 
 
@@ -242,25 +306,28 @@ def _update_card(model: str, out: str) -> None:
     record, card = CheckpointRecord.load(folder), folder / "README.md"
     if record is None:
         typer.echo(
-            f"{folder}/audit_summary.json is written; a card needs reward_config.json, which is missing.", err=True
+            f"Written: {folder}/audit_summary.json. No model card: {folder}/reward_config.json is missing.", err=True
         )
         return
     if card.is_file() and not is_generated(card):
-        typer.echo(f"{folder}/audit_summary.json is written; its card is your own text and stays as it is.", err=True)
+        typer.echo(
+            f"Written: {folder}/audit_summary.json. The model card is your own text and is not changed.", err=True
+        )
         return
     write_model_card(folder, record)
     typer.echo(f"Written: {card}", err=True)
 
 
-def _run_self_test(seeds: int, *, as_json: bool) -> None:
+def _run_self_test(seeds: int, output: Output) -> None:
+    from hf_reward.cli.console import make_console
     from hf_reward.evaluation.audit.report.table import print_self_test
     from hf_reward.evaluation.audit.self_test import run_self_test
 
     if seeds < 1:
         raise typer.BadParameter(f"--seeds must be 1 or more, but is {seeds}")
-    found = run_self_test(seeds, show_progress=not as_json)
-    if as_json:
+    found = run_self_test(seeds, show_progress=not (output.as_json or output.quiet))
+    if output.as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
-        print_self_test(found.to_dict())
+        print_self_test(found.to_dict(), make_console())
     raise typer.Exit(0 if found.passed else 3)

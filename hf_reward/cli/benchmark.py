@@ -1,4 +1,4 @@
-"""`hf-reward benchmark`: a command for each benchmark, `all`, and `compare`. Imports wait until a command runs."""
+"""`hf-reward benchmark`: a command for each benchmark, `all`, and `compare`."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,32 +8,48 @@ from typing import Annotated, Any
 import typer
 
 from hf_reward.cli.options import (
+    DATA_PANEL,
+    LOADING_PANEL,
+    OUTPUT_PANEL,
     AllowPickle,
     AsJson,
+    Columns,
+    Command,
     Dtype,
+    Group,
+    Layout,
     Model,
+    Quiet,
     RemoteCode,
+    Verbose,
+    examples,
     folder_option,
     loading_options,
+    one_of,
     parse_columns,
 )
-from hf_reward.cli.output import quiet, quiet_data
+from hf_reward.cli.output import start_output
 
 app = typer.Typer(
-    add_completion=False,
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help=(
-        "Measure a reward model with a public benchmark's own arithmetic, or on your own data. "
-        'A run writes DIR/scores.jsonl, a line for each data row: {"id": ..., "rewards": [...]} in the response order '
-        "that the benchmark's help states; DIR/results.json; and DIR/credits.jsonl, which `compare` reads. "
-        "A run that was stopped goes on when the same command is given again."
+        "Run public benchmarks, or measure accuracy on your own data.\n\n"
+        "A public benchmark is computed with its own formulas. A run writes three files to the output folder: "
+        'scores.jsonl, with a line such as {"id": "1", "rewards": [0.5, -0.1]} for each row, in the response order '
+        "that the help of the benchmark states; results.json; and credits.jsonl, which `compare` uses. The same "
+        "command resumes an interrupted run."
+    ),
+    epilog=examples(
+        "hf-reward benchmark rewardbench2 --model outputs/run --out results/rewardbench2",
+        "hf-reward benchmark pairs --model outputs/run --data test.jsonl --out results/test",
     ),
 )
 
 _OWN_ORDER = (
     "the row's own (`responses`; chosen then rejected; response_a then response_b); "
-    "id is the column `id`, else the row's number from 0"
+    "id is the column `id`, or the row number from 0"
 )
 ORDERS = {
     "rewardbench": ("RewardBench", "chosen, rejected; id is `subset/id`"),
@@ -46,34 +62,65 @@ ORDERS = {
     "rmb": ("RMB", "pairs: chosen, reject; lists: `bon_best`, then `loser_list`; id is `set/goal/uid`"),
     "llmbar": (
         "LLMBar",
-        "output_1, output_2; id is `subset/number`, the number being `idx` or the row's place in its file",
+        "output_1, output_2; id is `subset/number`, with `idx` or the row's index in its file as number",
     ),
     "ppe_preference": (
         "PPE human preference",
-        "response_1, response_2; id is `question_id`; rows that people called a tie are not scored",
+        "response_1, response_2; id is `question_id`; rows that annotators called a tie are not scored",
     ),
     "ppe_correctness": ("PPE correctness", "response_1, response_2, ...; id is `subset/question_id/model_name`"),
     "pairs": ("Own pairs", _OWN_ORDER),
     "lists": ("Own lists", _OWN_ORDER),
 }
-"""Name -> title and response order, as the benchmarks themselves say, without importing them for `--help`."""
+"""Name -> title and response order, repeated here so that `--help` imports no benchmark."""
 
 OwnData = Annotated[
     list[str] | None,
-    typer.Option(help="File, folder or Hub id (org/name@revision); may be repeated; by default the benchmark's own."),
+    typer.Option(
+        help="File, folder or Hub id (org/name@revision); may be repeated. By default the benchmark's data on the Hub."
+    ),
 ]
-Scores = Annotated[Path | None, typer.Option(help="Recompute from this scores.jsonl; no model is loaded.")]
+Scores = Annotated[
+    Path | None, typer.Option(help="Recompute the results from this scores.jsonl, without loading a model.")
+]
 ExtraSets = Annotated[
-    bool, typer.Option("--extra-sets", help="RewardBench: also its prior sets, for the average with them.")
+    bool,
+    typer.Option(
+        "--extra-sets",
+        help="RewardBench: include the prior sets and the average with them.",
+        rich_help_panel=DATA_PANEL,
+    ),
 ]
-Split = Annotated[str, typer.Option(help="Split of a Hub id or of own data's folder, if not the benchmark's own.")]
+Split = Annotated[
+    str,
+    typer.Option(help="Split of a Hub id or folder, if not the benchmark's own.", rich_help_panel=DATA_PANEL),
+]
+Subset = Annotated[
+    list[str] | None, typer.Option(help="Only this subset; may be repeated.", rich_help_panel=DATA_PANEL)
+]
 Out = Annotated[Path | None, typer.Option(help="Folder for scores.jsonl and results.json.", callback=folder_option)]
-MaxLength = Annotated[int | None, typer.Option(help="Another limit in tokens than the checkpoint's.")]
-Unscored = Annotated[
-    str, typer.Option(help="Rows that cannot be scored: `leave_out` (the result is partial), or count as `wrong`.")
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Longest sequence in tokens, if not the checkpoint's.", rich_help_panel=LOADING_PANEL),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Score anew where the folder holds another run.")]
-Card = Annotated[bool, typer.Option("--card", help="Also record the result beside the model, where its card reads it.")]
+Unscored = Annotated[
+    str,
+    typer.Option(
+        help="Rows that cannot be scored: `leave_out` (the result is partial) or `wrong`.",
+        rich_help_panel=DATA_PANEL,
+        autocompletion=one_of("leave_out", "wrong"),
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace another run in the output folder.", rich_help_panel=OUTPUT_PANEL),
+]
+Card = Annotated[
+    bool,
+    typer.Option(
+        "--card", help="Record the result in the model folder, for the model card.", rich_help_panel=OUTPUT_PANEL
+    ),
+]
 
 
 def _command_for(name: str) -> Callable[..., None]:
@@ -82,13 +129,11 @@ def _command_for(name: str) -> Callable[..., None]:
         data: OwnData = None,
         out: Out = None,
         scores: Scores = None,
-        subset: Annotated[list[str] | None, typer.Option(help="Only this subset; may be repeated.")] = None,
+        subset: Subset = None,
         extra_sets: ExtraSets = False,
         split: Split = "",
-        layout: Annotated[str, typer.Option(help="Row layout of own data, as in training.")] = "auto",
-        columns: Annotated[
-            list[str] | None, typer.Option(help="Own data: our name=your column; may be repeated.")
-        ] = None,
+        layout: Layout = "auto",
+        columns: Columns = None,
         max_length: MaxLength = None,
         dtype: Dtype = "float32",
         allow_pickle: AllowPickle = False,
@@ -97,9 +142,10 @@ def _command_for(name: str) -> Callable[..., None]:
         overwrite: Overwrite = False,
         card: Card = False,
         as_json: AsJson = False,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
     ) -> None:
-        quiet()
-        quiet_data()
+        output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
         from hf_reward.evaluation.benchmarks.data import DataChoice
         from hf_reward.evaluation.benchmarks.reporting import results_from_scores
         from hf_reward.evaluation.benchmarks.results import ResultRule
@@ -129,21 +175,29 @@ def _command_for(name: str) -> Callable[..., None]:
             results = run_benchmark(name, model, out=out, choice=choice, rule=rule, overwrite=overwrite, **loading)
         _record(card, model, [results])
         _print(results, as_json, print_results)
+        output.finish(_files(out), ["hf-reward", "serve", "--model", model] if model else ())
 
     return run
 
 
+_PUBLIC, _OWN, _SEVERAL = "Public benchmarks", "Your own data", "Several runs"
+_OWN_TITLES = {"pairs": "Measure accuracy on your own pairs.", "lists": "Measure accuracy on your own ranked lists."}
 for _name, (_title, _order) in ORDERS.items():
-    app.command(_name, help=f"{_title}. Response order of scores.jsonl: {_order}.")(_command_for(_name))
+    app.command(
+        _name,
+        cls=Command,
+        rich_help_panel=_OWN if _name in _OWN_TITLES else _PUBLIC,
+        help=f"{_OWN_TITLES.get(_name, f'Run {_title}.')}\n\nResponse order in scores.jsonl: {_order}.",
+    )(_command_for(_name))
 
 
-@app.command("all")
+@app.command("all", cls=Command, rich_help_panel=_PUBLIC)
 def run_every(
     model: Model = "",
     out: Out = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with a folder or file for each benchmark, by its name; others come from the Hub."),
+        typer.Option(help="Folder with a file or folder for each benchmark, named after it; the rest is on the Hub."),
     ] = None,
     max_length: MaxLength = None,
     dtype: Dtype = "float32",
@@ -153,16 +207,17 @@ def run_every(
     overwrite: Overwrite = False,
     card: Card = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Run every public benchmark whose data can be had, and say which could not be had and why.
+    """Run all public benchmarks whose data are available.
 
-    Exit code 1: none could.
+    Prints the reason for each benchmark that was not run. Exit code 1: no benchmark was run.
     """
     if not model or out is None:
         raise typer.BadParameter("give --model and --out")
     _check(card, model, out)
-    quiet()
-    quiet_data()
+    output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     from hf_reward.evaluation.benchmarks.results import ResultRule
     from hf_reward.evaluation.benchmarks.running import run_all
 
@@ -173,31 +228,42 @@ def run_every(
     found = run_all(model, out=out, data=data, rule=rule, overwrite=overwrite, **loading)
     _record(card, model, found.results)
     _print({"results": found.results, "skipped": found.skipped}, as_json, print_all)
+    output.finish(sorted(out.iterdir()) if out.is_dir() else (), ["hf-reward", "serve", "--model", model])
     raise typer.Exit(0 if found.results else 1)
 
 
-@app.command()
+@app.command(
+    cls=Command, rich_help_panel=_SEVERAL, epilog=examples("hf-reward benchmark compare results/run1 results/run2")
+)
 def compare(
     a: Annotated[Path, typer.Argument(help="Folder of a run (`--out`).")],
     b: Annotated[Path, typer.Argument(help="Folder of another run over the same rows.")],
     as_json: AsJson = False,
 ) -> None:
-    """Paired difference of two runs, A minus B, with its 95% interval and p-value, both by prompt."""
+    """Compare two runs of a benchmark over the same rows.
+
+    Prints the paired difference A - B with its 95% interval and p-value, both clustered by prompt.
+    """
     from hf_reward.evaluation.benchmarks.comparing import compare as compare_runs
 
     _print(compare_runs(a, b), as_json, print_comparison)
 
 
 def _check(card: bool, model: str, out: Path | None) -> None:
-    """Stop before hours of scoring whose result could not be kept."""
+    """Refuse a run whose result could not be stored, before hours of scoring."""
     from hf_reward.data.path_safety import require_writable
 
     if card and not model:
-        raise typer.BadParameter("--card needs --model, the folder beside which the result is recorded")
+        raise typer.BadParameter("--card needs --model, the folder in which the result is recorded")
     if card and not Path(model).is_dir():
-        raise typer.BadParameter("--card records the result in the model's folder, but --model is none")
+        raise typer.BadParameter("--card records the result in the model's folder, but --model is not a folder")
     if out is not None:
         require_writable(out / "results.json")
+
+
+def _files(out: Path | None) -> list[Path]:
+    names = ("results.json", "scores.jsonl", "credits.jsonl")
+    return [] if out is None else [out / name for name in names if (out / name).is_file()]
 
 
 def _record(card: bool, model: str, results: list[dict[str, Any]]) -> None:
@@ -215,17 +281,18 @@ def _print(content: Any, as_json: bool, show: Callable[[Any], None]) -> None:
         show(content)
 
 
-# --- for people -----------------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def print_results(results: Mapping[str, Any]) -> None:
     """Print one benchmark's numbers as a table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from hf_reward.cli.console import make_console
 
     rule = next(iter(results["baselines"]))
     table = Table(title=results["title"], title_justify="left")
-    table.add_column("", overflow="fold", min_width=20)  # a name is never cut off
+    table.add_column("", min_width=20)
     for name in ("score", "95% interval", rule):
         table.add_column(name)
     table.add_row(
@@ -244,7 +311,7 @@ def print_results(results: Mapping[str, Any]) -> None:
             table.add_row(name, _share(results[part][name]), bounds, _share(lengths.get(name)), end_section=last)
     for name, value in results["measures"].items():
         table.add_row(name, _share(value), _interval(results["measures_ci"][name]), "")
-    console = Console()
+    console = make_console()
     console.print(table)
     for line in _lines(results):
         console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
@@ -259,7 +326,7 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
     if results["overall_half_credit"] != results["overall"]:
         lines.append(f"With half-credit for ties: {_share(results['overall_half_credit'])}.")
     if results["partial"]:
-        lines.append(f"PARTIAL, not comparable with published numbers. Lacks: {', '.join(results['partial'])}.")
+        lines.append(f"PARTIAL, not comparable with published numbers. Missing: {', '.join(results['partial'])}.")
     if results["unscored"]["n"]:
         name, why = next(iter(results["unscored"]["first"].items()))
         counted = "counted as wrong" if results["unscored"]["counted_as"] == "wrong" else "left out"
@@ -270,29 +337,30 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"{results['prompts_cut']} prompts were cut to fit the model.")
     shared = results.get("shared_responses")
     if shared:
-        few = "; fewer than 20 responses, too few to trust it" if shared["too_few_responses"] else ""
+        few = "; fewer than 20 responses are too few for an interval" if shared["too_few_responses"] else ""
         lines.append(
-            f"{shared['pairs']} pairs hold only {shared['responses']} different responses. The interval with prompts "
-            f"as clusters allows for that; with responses resampled instead, of the same prompts, the overall score is "
-            f"within {_interval(shared['ci'])}{few}."
+            f"{shared['pairs']} pairs have only {shared['responses']} different responses. The interval clustered by "
+            f"prompt allows for that. With responses of the same prompts resampled instead, the interval is "
+            f"{_interval(shared['ci'])}{few}."
         )
     over = results.get("over_length")
     if over and over["ci"]:
         lines.append(
-            f"Over the strongest length rule ({over['rule']}, {_share(over['score'])}): "
+            f"Difference to the strongest length baseline ({over['rule']}, {_share(over['score'])}): "
             f"{100 * over['difference']:+.1f} ({_points(over['ci'])})."
         )
     lines += results.get("doubts", ())
     if results["too_few_prompts"]:
-        lines.append("Fewer than 20 prompts: the intervals cannot be trusted.")
+        lines.append("Fewer than 20 prompts are too few for intervals.")
     lines += results["notes"]
     return [*lines, f"Data: {results['data']} ({results['data_revision']}).", f"Arithmetic: {results['checked']}."]
 
 
 def print_all(found: Mapping[str, Any]) -> None:
-    """Print the overall numbers of several benchmarks, and which could not be run."""
-    from rich.console import Console
+    """Print the overall numbers of several benchmarks, and the reasons for those that were not run."""
     from rich.table import Table
+
+    from hf_reward.cli.console import make_console
 
     table = Table("benchmark", "overall", "95% interval", "longer response", "rows", "ties")
     for each in found["results"]:
@@ -300,7 +368,7 @@ def print_all(found: Mapping[str, Any]) -> None:
         length = next(iter(each["baselines"].values()))
         numbers = (_share(each["overall"]), _interval(each["ci"]), _share(length), str(each["n"]), str(each["ties"]))
         table.add_row(name, *numbers)
-    console = Console()
+    console = make_console()
     if found["results"]:
         console.print(table)
     for name, reason in found["skipped"].items():
@@ -309,29 +377,30 @@ def print_all(found: Mapping[str, Any]) -> None:
 
 def print_comparison(found: Mapping[str, Any]) -> None:
     """Print the difference of two runs as a table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from hf_reward.cli.console import make_console
 
     table = Table("", "A", "B", "A - B", "95% interval", "p", title=found["title"], title_justify="left")
     first, second = found["a"]["overall"], found["b"]["overall"]
     table.add_row("overall", *_compared(first, second, found), end_section=True)
     for name, each in found["sections"].items():
         table.add_row(name, *_compared(each["a"], each["b"], each))
-    console = Console()
+    console = make_console()
     console.print(table)
-    lines = [f"{found['n']} rows of {found['prompts']} prompts; interval and p-value leave out whole prompts."]
+    lines = [f"{found['n']} rows of {found['prompts']} prompts; interval and p-value are clustered by prompt."]
     if found["too_few_prompts"]:
         lines.append("Fewer than 20 prompts: too few for a verdict.")
     if test := found["mcnemar"]:
         lines.append(
-            f"Every prompt has one row. Only A gets {test['only_a_right']} wholly right, only B "
+            f"Every prompt has one row. Only A is right on {test['only_a_right']} prompts, only B on "
             f"{test['only_b_right']}; McNemar's exact test p = {test['p_value']:.3g}."
         )
     for line in lines:
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     if found["partial"]:
         console.print(
-            f"  PARTIAL. Lacks: {', '.join(found['partial'])}.", highlight=False, soft_wrap=True, markup=False
+            f"  PARTIAL. Missing: {', '.join(found['partial'])}.", highlight=False, soft_wrap=True, markup=False
         )
 
 

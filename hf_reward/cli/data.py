@@ -1,4 +1,4 @@
-"""`hf-reward check-data` and `hf-reward split`: what can be done with data before there is a model."""
+"""`hf-reward check-data | split`: preference data before training."""
 
 import json
 from collections.abc import Iterator
@@ -8,16 +8,33 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_reward.cli.options import Columns, Layout, folder_option, parse_columns
-from hf_reward.cli.output import quiet_data
+from hf_reward.cli.options import (
+    DATA_PANEL,
+    OUTPUT_PANEL,
+    AsJson,
+    Columns,
+    Layout,
+    Quiet,
+    Verbose,
+    folder_option,
+    one_of,
+    parse_columns,
+)
+from hf_reward.cli.output import start_output
 
+_TOKENS = "Sequence length"
 Data = Annotated[str, typer.Option("--data", help="File, folder or Hub id of preference data.")]
 MinGap = Annotated[
     float | None,
-    typer.Option(help="Rated rows: make pairs of the responses to a prompt whose scores differ by so much or more."),
+    typer.Option(
+        help="For rated rows: smallest score difference at which two responses form a pair.",
+        rich_help_panel=DATA_PANEL,
+    ),
 ]
-Split = Annotated[str, typer.Option(help="Split of a Hub id or of a folder that has several.")]
-Seed = Annotated[int, typer.Option(help="For what is drawn at random.")]
+Split = Annotated[
+    str, typer.Option(help="Split of a Hub id or of a folder with several splits.", rich_help_panel=DATA_PANEL)
+]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 
 
 def check_data(
@@ -25,35 +42,48 @@ def check_data(
     out: Annotated[
         Path, typer.Option("--out", help="Folder for data_report.json and data_report.html.", callback=folder_option)
     ],
-    eval_data: Annotated[str, typer.Option(help="Evaluation data, to find what it shares with the other.")] = "",
-    tokenizer: Annotated[str, typer.Option(help="Folder or Hub id of a tokenizer, to measure lengths in tokens.")] = "",
-    max_length: Annotated[int, typer.Option(help="Longest sequence in tokens, with --tokenizer.")] = 1024,
-    over_length: Annotated[
-        str, typer.Option(help="What training would do with longer rows: truncate_prompt, drop or error.")
-    ] = "truncate_prompt",
+    eval_data: Annotated[str, typer.Option(help="Evaluation data, to find leakage.")] = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with code 3 if there are findings under `Fix these first`.")
+    ] = False,
+    seed: Seed = 42,
     columns: Columns = None,
     layout: Layout = "auto",
     min_gap: MinGap = None,
     split: Split = "train",
-    eval_split: Annotated[str, typer.Option(help="The same for the evaluation data.")] = "test",
-    seed: Seed = 42,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with code 3 if something stands under `Fix these first`.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
+    eval_split: Annotated[str, typer.Option(help="Split of the evaluation data.", rich_help_panel=DATA_PANEL)] = "test",
+    tokenizer: Annotated[
+        str,
+        typer.Option(help="Folder or Hub id of a tokenizer, to measure lengths in tokens.", rich_help_panel=_TOKENS),
+    ] = "",
+    max_length: Annotated[
+        int, typer.Option(help="Longest sequence in tokens; needs --tokenizer.", rich_help_panel=_TOKENS)
+    ] = 1024,
+    over_length: Annotated[
+        str,
+        typer.Option(
+            help="Policy of training for longer rows: truncate_prompt, drop or error.",
+            rich_help_panel=_TOKENS,
+            autocompletion=one_of("truncate_prompt", "drop", "error"),
+        ),
+    ] = "truncate_prompt",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Say what is wrong with preference data before any number of a model is trusted.
+    """Check preference data for errors, duplicates, leakage and biases.
 
-    Exit code 0: done, whatever was found. 1: the data cannot be read. 2: wrong options. 3: with --strict, something
-    is to be fixed first.
+    Exit code 0: finished, with or without findings. 1: the data cannot be read. 2: wrong options. 3: with --strict,
+    there are findings to fix first.
     """
+    output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
+    from hf_reward.cli.console import make_console
     from hf_reward.data.path_safety import require_writable
     from hf_reward.data.sources import Source
     from hf_reward.evaluation.data_check import check_data as check
     from hf_reward.evaluation.data_check import print_report, write_report
     from hf_reward.preprocessing.tokenization import FormatRule
 
-    quiet_data()
     defaults: dict[str, Any] = {"columns": parse_columns(columns), "layout": _known_layout(layout), "min_gap": min_gap}
     require_writable(out / "data_report.json")
     with _usage_errors():
@@ -71,8 +101,10 @@ def check_data(
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
-        print_report(report)
-        typer.echo("Written: " + ", ".join(map(str, written)))
+        print_report(report, make_console())
+    reading = _reading_words(columns, layout, min_gap, split)
+    then = ["split", "--data", data, "--out", out / "split", *reading] if not eval_data else ["train", "--help"]
+    output.finish(written, ["hf-reward", *then])
     if strict and report.fix_first:
         raise typer.Exit(3)
 
@@ -81,33 +113,45 @@ def split(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Folder for the two files.", callback=folder_option)],
     test_size: Annotated[
-        str, typer.Option(help="Rows to hold out: a share such as 0.1, or a number of rows such as 500.")
+        str, typer.Option(help="Rows in the test file: a share such as 0.1, or a number such as 500.")
     ] = "0.1",
     near_duplicates: Annotated[
         bool,
-        typer.Option(
-            "--near-duplicates", help="Keep prompts and long responses that nearly equal each other together."
-        ),
+        typer.Option("--near-duplicates", help="Keep near-duplicate prompts and long responses in the same file."),
     ] = False,
     seed: Seed = 42,
     columns: Columns = None,
     layout: Layout = "auto",
     min_gap: MinGap = None,
     split: Split = "train",
-    format: Annotated[str, typer.Option(help="Of the files: jsonl or parquet.")] = "jsonl",
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read, instead of stopping.")
+        bool,
+        typer.Option(
+            "--skip-bad-rows", help="Skip unreadable rows instead of stopping at the first.", rich_help_panel=DATA_PANEL
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier split.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="Format of the files: jsonl or parquet.",
+            rich_help_panel=OUTPUT_PANEL,
+            autocompletion=one_of("jsonl", "parquet"),
+        ),
+    ] = "jsonl",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files of an earlier split.", rich_help_panel=OUTPUT_PANEL)
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Split preference data so that no prompt is on both sides: train and test files in a folder.
+    """Split preference data by prompt into a training and a test file.
 
-    Exit code 0: written. 1: the data cannot be read or split. 2: wrong options.
+    No prompt is in both files. Exit code 0: written. 1: the data cannot be read or split. 2: wrong options.
     """
+    output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     from hf_reward.data.split_files import SplitRule, write_split
 
-    quiet_data()
     settings: dict[str, Any] = {"test_size": _size(test_size), "near_duplicates": near_duplicates, "seed": seed}
     with _usage_errors():
         rule = SplitRule(**settings, skip_bad_rows=skip_bad_rows, format=format)
@@ -121,17 +165,28 @@ def split(
         part = counts[side]
         typer.echo(f"{part['file']}: {part['rows']:,} rows, {part['prompt_groups']:,} prompt groups")
     if counts["skipped_rows"]:
-        typer.echo(f"left out: {counts['skipped_rows']:,} rows that cannot be read")
+        typer.echo(f"skipped: {counts['skipped_rows']:,} unreadable rows")
+    files = [counts[side]["file"] for side in ("train", "test")]
+    check = ["check-data", "--data", files[0], "--eval-data", files[1], "--out", out / "report"]
+    output.finish(files, ["hf-reward", *check])
 
 
 def _size(text: str) -> float | int:
-    """A share if it has a decimal point, else a number of rows."""
+    """Parse a share if there is a decimal point, else a number of rows."""
     try:
         return float(text) if "." in text else int(text)
     except ValueError:
         raise typer.BadParameter(
             f"--test-size must be a share such as 0.1 or a number of rows such as 500, but is {text!r}."
         ) from None
+
+
+def _reading_words(columns: list[str] | None, layout: str, min_gap: float | None, split: str) -> list[str]:
+    """Return the options that read the same rows, without those at their defaults."""
+    words = [word for value in columns or [] for word in ("--columns", value)]
+    words += ["--layout", layout] if layout != "auto" else []
+    words += ["--min-gap", str(min_gap)] if min_gap is not None else []
+    return [*words, "--split", split] if split != "train" else words
 
 
 def _known_layout(layout: str) -> str:
@@ -144,7 +199,7 @@ def _known_layout(layout: str) -> str:
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """A value that an option cannot have is exit code 2, not 1."""
+    """Turn errors about values of options into usage errors, with exit code 2."""
     try:
         yield
     except ValueError as error:

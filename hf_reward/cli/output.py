@@ -1,25 +1,98 @@
-"""What the commands of `hf-reward` print, and what they keep libraries from printing in between."""
+"""The output of the commands of `hf-reward`: verbosity, tables, and the closing lines."""
 
 import json
+import logging
+import shlex
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
 
 
-def quiet() -> None:
-    """Keep the progress bars of loading models out of a command's own answer; warnings are shown."""
-    from transformers.utils.logging import disable_progress_bar
+@dataclass(frozen=True)
+class Output:
+    """The form of a command's output."""
 
-    disable_progress_bar()
+    quiet: bool = False
+    as_json: bool = False
+
+    def finish(self, written: Iterable[object] = (), then: Sequence[object] = (), *, err: bool = False) -> None:
+        """Print the files that were written and a command to try next, unless the output is quiet or JSON.
+
+        Args:
+            written: Files and folders.
+            then: Words of a command.
+            err: Print to standard error, because standard output has rows.
+        """
+        if self.quiet or self.as_json:
+            return
+        paths = [str(path) for path in written]
+        lines = ["Written:", *(f"  {path}" for path in paths)] if paths else []
+        lines += ["Next:", f"  {shlex.join(map(str, then))}"] if then else []
+        for line in lines:
+            typer.echo(line, err=err)
 
 
-def quiet_data() -> None:
-    """Keep the progress bars of reading data out of a command's own answer."""
-    from datasets.utils.logging import disable_progress_bar
+def start_output(*, quiet: bool = False, verbose: bool = False, as_json: bool = False) -> Output:
+    """Set the verbosity of the libraries that a command uses.
 
-    disable_progress_bar()
+    Progress bars of loading models and reading data are always off: they would hide the command's own. All others are
+    off with `quiet` and in redirected output, where each step would be part of one long line.
+
+    Args:
+        quiet: Print only the result and errors.
+        verbose: Print the information messages of the libraries too.
+        as_json: Print only JSON to standard output.
+
+    Returns:
+        The form of the output.
+
+    Raises:
+        typer.BadParameter: If both `quiet` and `verbose` are set.
+    """
+    if quiet and verbose:
+        raise typer.BadParameter("--quiet and --verbose contradict each other; set one of them")
+    if quiet or verbose:
+        set_log_level(logging.ERROR if quiet else logging.INFO)
+    silence_progress_bars(downloads=quiet or not sys.stderr.isatty())
+    return Output(quiet=quiet, as_json=as_json)
+
+
+def silence_progress_bars(*, downloads: bool = True) -> None:
+    """Switch the progress bars of transformers and datasets off.
+
+    Args:
+        downloads: Switch those of `huggingface_hub` off too, which hf_reward uses for its own.
+    """
+    import datasets
+    import huggingface_hub.utils
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    if downloads:
+        huggingface_hub.utils.disable_progress_bars()
+
+
+def set_log_level(level: int) -> None:
+    """Set the level of messages of hf_reward and of the libraries that it uses.
+
+    Args:
+        level: A level of `logging`; above `WARNING`, Python's warnings are off too.
+    """
+    import datasets
+    import huggingface_hub
+    import transformers
+
+    logging.basicConfig(format="%(message)s", level=level, force=True)
+    for library in (transformers.logging, datasets.logging, huggingface_hub.logging):
+        library.set_verbosity(level)
+    if level > logging.WARNING:
+        warnings.simplefilter("ignore")
 
 
 # --- rewards ---------------------------------------------------------------------------------------------------------
@@ -33,9 +106,10 @@ def print_scores(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], re
         names: Our name of a column -> the data's.
         reward: Name of the reward's column.
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from hf_reward.cli.console import make_console
 
     table = Table("id", "prompt", "response", reward)
     for row in rows:
@@ -44,7 +118,7 @@ def print_scores(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], re
         values = row[reward] if isinstance(row[reward], list) else [row[reward]]
         texts = (str(row["id"]), short(row.get(names["prompt"])), short(response))
         table.add_row(*map(escape, texts), ", ".join(f"{value:.4f}" for value in values))
-    Console().print(table)
+    make_console().print(table)
 
 
 def print_ranking(prompt: Any, responses: Sequence[Any], rewards: Sequence[float]) -> None:
@@ -55,19 +129,20 @@ def print_ranking(prompt: Any, responses: Sequence[Any], rewards: Sequence[float
         responses: Its responses.
         rewards: Their rewards.
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from hf_reward.cli.console import make_console
 
     table = Table("", "response", "reward", title=escape(short(prompt)), title_justify="left")
     ordered = sorted(zip(responses, rewards, strict=True), key=lambda each: -each[1])
     for place, (response, reward) in enumerate(ordered):
         table.add_row("best" if place == 0 else "", escape(short(response, 200)), f"{reward:.4f}")
-    Console().print(table)
+    make_console().print(table)
 
 
 def short(value: Any, limit: int = 60) -> str:
-    """The beginning of a text, or of what the last message says, on one line."""
+    """Return the start of a text, or of the last message of a conversation, on one line."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
     text = " ".join(str("" if value is None else value).split())
@@ -75,38 +150,38 @@ def short(value: Any, limit: int = 60) -> str:
 
 
 def print_summary(report: Any, *, err: bool) -> None:
-    """Say what a bulk run did, and which rows have no reward.
+    """Print the counts of a bulk run, and the reasons of rejected rows.
 
     Args:
         report: A `BulkReport`.
-        err: Print it where errors go, because the output is taken up by rows.
+        err: Print to standard error, because standard output has rows.
     """
     counts = report.counts
     copies = counts.responses - counts.distinct
     lines = [
         f"{counts.rows_out:,} of {counts.rows_in:,} rows scored in {report.seconds:.1f} s "
         f"({report.rows_per_second:,.1f} rows/s)"
-        + (f", {copies:,} responses were equal to another and computed once" if copies else "")
+        + (f", {copies:,} responses were duplicates and computed once" if copies else "")
         + (f", {counts.cut:,} prompts cut to fit the model" if counts.cut else "")
     ]
     if report.finished_before:
-        lines.append(f"{report.finished_before} of {report.shards} shards were finished before this start.")
+        lines.append(f"{report.finished_before} of {report.shards} shards had been finished by an earlier run.")
     if not report.complete:
         lines.append("Other parts of the run are not finished.")
     if counts.quarantined:
         rows = sum(counts.quarantined.values())
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in counts.quarantined.items())
-        lines.append(f"{rows:,} rows put aside: {reasons}.")
+        lines.append(f"{rows:,} rows rejected: {reasons}.")
     for line in lines:
         typer.echo(line, err=err)
 
 
 def print_quarantine(path: Path, count: int) -> None:
-    """Name the first rows that have no reward, where no file keeps them.
+    """Print the first rejected rows of a run without an output file.
 
     Args:
-        path: The quarantine file, which need not exist.
-        count: At most so many.
+        path: The quarantine file, which may be missing.
+        count: Largest number of rows.
     """
     if not path.exists():
         return
@@ -118,5 +193,5 @@ def print_quarantine(path: Path, count: int) -> None:
 
 
 def as_list(value: Any) -> Iterable[Any]:
-    """A list, or the JSON of one, as CSV files hold it."""
+    """Return a list, parsed if it is JSON text from a CSV file."""
     return json.loads(value) if isinstance(value, str) else value

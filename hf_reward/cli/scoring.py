@@ -1,8 +1,8 @@
-"""`hf-reward score | rank`: what people use a reward model for."""
+"""`hf-reward score | rank`: rewards of rows and lists of responses."""
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from hf_reward.cli.options import (
+    DATA_PANEL,
+    LOADING_PANEL,
+    OUTPUT_PANEL,
     AllowPickle,
     AsJson,
     BaseModel,
@@ -21,58 +24,92 @@ from hf_reward.cli.options import (
     LengthCorrection,
     MaxLength,
     Model,
+    Quiet,
     RemoteCode,
+    Verbose,
     loading_options,
+    one_of,
     parse_columns,
 )
 from hf_reward.cli.output import (
+    Output,
     as_list,
     print_quarantine,
     print_ranking,
     print_scores,
     print_summary,
-    quiet,
+    start_output,
 )
 
 SHOWN_ROWS = 20
-"""Rows that are printed where no output is named."""
+"""Rows that are printed without `--out`."""
 STANDARD_OUTPUT = "-"
-"""What `--out` says for rows on standard output; everything else that is said then goes to standard error."""
+"""Value of `--out` for rows on standard output; all other text then goes to standard error."""
 QUARANTINED = 3
-"""Exit code of a run that is finished, but put rows aside."""
+"""Exit code of a finished run in which rows were rejected."""
 
 Data = Annotated[
-    str, typer.Option(help="A JSONL, CSV or Parquet file, a folder of them, a Hub id, or - for standard input.")
+    str, typer.Option(help="JSONL, CSV or Parquet file, a folder of them, a Hub id, or - for standard input.")
 ]
 Out = Annotated[
     str,
     typer.Option(
-        help="A .jsonl or .parquet file, a folder for shards, or - for standard output (JSONL); without it the first "
+        help="A .jsonl or .parquet file, a folder for shards, or - for JSONL on standard output. Without it, the first "
         "rows are printed."
     ),
 ]
-RewardColumn = Annotated[str, typer.Option(help="Name of the added column of rewards.")]
-AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Score empty responses instead of putting them aside.")]
+RewardColumn = Annotated[str, typer.Option(help="Name of the added column of rewards.", rich_help_panel=OUTPUT_PANEL)]
+AllowEmpty = Annotated[
+    bool,
+    typer.Option("--allow-empty", help="Score empty responses instead of rejecting them.", rich_help_panel=DATA_PANEL),
+]
 CompareTraining = Annotated[
     bool,
-    typer.Option("--compare-training", help="Say how the scored texts differ from those of training."),
+    typer.Option("--compare-training", help="Compare the scored texts with the training texts."),
 ]
-Split = Annotated[str, typer.Option(help="Split of a Hub id.")]
-InputFormat = Annotated[str, typer.Option(help="What standard input holds: jsonl, csv or parquet.")]
-OutputFormat = Annotated[str, typer.Option(help="What a folder of shards holds: jsonl or parquet.")]
-RowsPerShard = Annotated[int, typer.Option(help="Rows of a shard: what a kill can cost.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's output.")]
-Part = Annotated[str, typer.Option(help="i/n: score every n-th shard from the i-th on, for jobs that share a folder.")]
-Revision = Annotated[str, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+Split = Annotated[str, typer.Option(help="Split of a Hub id.", rich_help_panel=DATA_PANEL)]
+InputFormat = Annotated[
+    str,
+    typer.Option(
+        help="Format of standard input: jsonl, csv or parquet.",
+        rich_help_panel=DATA_PANEL,
+        autocompletion=one_of("jsonl", "csv", "parquet"),
+    ),
+]
+OutputFormat = Annotated[
+    str,
+    typer.Option(
+        help="Format of a folder of shards: jsonl or parquet.",
+        rich_help_panel=OUTPUT_PANEL,
+        autocompletion=one_of("jsonl", "parquet"),
+    ),
+]
+RowsPerShard = Annotated[
+    int,
+    typer.Option(help="Rows in a shard; an interrupted run loses at most one shard.", rich_help_panel=OUTPUT_PANEL),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.", rich_help_panel=OUTPUT_PANEL)]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output of an earlier run.", rich_help_panel=OUTPUT_PANEL)
+]
+Part = Annotated[
+    str,
+    typer.Option(
+        help="i/n: score every n-th shard from the i-th on, for several jobs with one output folder.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+Revision = Annotated[
+    str, typer.Option(help="Branch, tag or commit of a model on the Hub.", rich_help_panel=LOADING_PANEL)
+]
 
 
 def score(
     model: Model,
     data: Data = "",
     out: Out = "",
-    prompt: Annotated[str, typer.Option(help="Instead of --data: one prompt.")] = "",
-    response: Annotated[list[str] | None, typer.Option(help="Its response; may be repeated.")] = None,
+    prompt: Annotated[str, typer.Option(help="A single prompt, instead of --data.")] = "",
+    response: Annotated[list[str] | None, typer.Option(help="A response to --prompt; may be repeated.")] = None,
     columns: Columns = None,
     reward_column: RewardColumn = "reward",
     batch_tokens: BatchTokens = 0,
@@ -94,13 +131,18 @@ def score(
     trust_remote_code: RemoteCode = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Score rows: `prompt` and `response`, `prompt` and `responses`, `messages`, or `text` that is formatted already.
+    """Score responses from a file, a folder, the Hub or the command line.
 
-    The output keeps the columns and adds `id` and `reward`. Exit code 0: every row is scored. 3: finished, but rows
-    were put aside, with the reason of each. 1: an error; what was finished is kept. 2: the command is wrong.
+    Rows have `prompt` and `response`, `prompt` and `responses`, `messages`, or `text` that is already formatted.
+    The output has the same columns and also `id` and `reward`.
+
+    Exit code 0: all rows are scored. 1: error; finished shards are kept. 2: wrong options. 3: finished, but rows were
+    rejected; the reason of each is in the quarantine file.
     """
-    quiet()
+    output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     options = loading_options(
         dtype,
         device=device,
@@ -115,13 +157,16 @@ def score(
     _require_one_source(data, prompt, response, out)
     if response:
         if compare_training:
-            raise typer.BadParameter("--compare-training is for --data: a few responses say too little")
-        _score_one(model, prompt, response, options, allow_empty=allow_empty, as_json=as_json)
+            raise typer.BadParameter("--compare-training needs --data; a few responses are too little to compare")
+        _score_one(model, prompt, response, options, allow_empty=allow_empty, output=output)
         return
     settings: dict[str, Any] = {"columns": parse_columns(columns), "reward_column": reward_column, "split": split}
     settings |= {"input_format": input_format, "output_format": output_format, "rows_per_shard": rows_per_shard}
     settings |= {"allow_empty": allow_empty, "resume": resume, "overwrite": overwrite}
-    _score_table(model, data, out, options, settings, part=part, as_json=as_json, compare_training=compare_training)
+    again = ["hf-reward", "score", "--model", model, "--data", data, "--out", "scored.jsonl"]
+    _score_table(
+        model, data, out, options, settings, part=part, output=output, again=again, compare_training=compare_training
+    )
 
 
 def rank(
@@ -130,8 +175,12 @@ def rank(
     out: Out = "",
     columns: Columns = None,
     reward_column: RewardColumn = "reward",
-    rank_column: Annotated[str, typer.Option(help="Name of the added column of ranks.")] = "rank",
-    best_column: Annotated[str, typer.Option(help="Name of the added column with the place of the best.")] = "best",
+    rank_column: Annotated[
+        str, typer.Option(help="Name of the added column of ranks.", rich_help_panel=OUTPUT_PANEL)
+    ] = "rank",
+    best_column: Annotated[
+        str, typer.Option(help="Name of the added column with the index of the best.", rich_help_panel=OUTPUT_PANEL)
+    ] = "best",
     batch_tokens: BatchTokens = 0,
     dtype: Dtype = "float32",
     device: Device = "",
@@ -150,13 +199,16 @@ def rank(
     trust_remote_code: RemoteCode = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Rank lists: rows of `prompt` and `responses`.
+    """Rank lists of responses to the same prompt.
 
-    The output keeps the columns and adds `id`, `reward` (of each response), `rank` (0 is best, equal rewards share
-    one) and `best` (the place of the best). Exit codes are those of `score`.
+    Rows have `prompt` and `responses`. The output has the same columns and also `id`, `reward` (of each response),
+    `rank` (0 is best; equal rewards share a rank) and `best` (the index of the best response). The exit codes are those
+    of `score`.
     """
-    quiet()
+    output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     options = loading_options(
         dtype,
         device=device,
@@ -172,7 +224,8 @@ def rank(
     settings |= {"input_format": input_format, "output_format": output_format, "rows_per_shard": rows_per_shard}
     settings |= {"allow_empty": allow_empty, "resume": resume, "overwrite": overwrite}
     settings |= {"rank": True, "rank_column": rank_column, "best_column": best_column}
-    _score_table(model, data, out, options, settings, part=part, as_json=as_json)
+    again = ["hf-reward", "rank", "--model", model, "--data", data, "--out", "ranked.jsonl"]
+    _score_table(model, data, out, options, settings, part=part, output=output, again=again)
 
 
 # --- inside ---------------------------------------------------------------------------------------------------------
@@ -182,22 +235,23 @@ def _require_one_source(data: str, prompt: str, response: list[str] | None, out:
     if bool(data) == bool(response):
         raise typer.BadParameter("give --data, or --prompt and one or more --response")
     if response and not prompt:
-        raise typer.BadParameter("--response needs the --prompt that it answers")
+        raise typer.BadParameter("--response needs --prompt")
     if response and out:
-        raise typer.BadParameter("--out is for --data; rewards of --response are printed")
+        raise typer.BadParameter("--out needs --data; the rewards of --response are printed")
 
 
 def _score_one(
-    model: str, prompt: str, responses: list[str], options: dict[str, Any], *, allow_empty: bool, as_json: bool
+    model: str, prompt: str, responses: list[str], options: dict[str, Any], *, allow_empty: bool, output: Output
 ) -> None:
     from hf_reward.scoring.reward_scorer import RewardScorer
 
     ranking = RewardScorer.from_pretrained(model, **options).rank(prompt, responses, allow_empty=allow_empty)
     rewards = [float(reward) for reward in ranking.rewards]
-    if as_json:
+    if output.as_json:
         typer.echo(json.dumps({"prompt": prompt, "responses": responses, "rewards": rewards, "order": ranking.order}))
         return
     print_ranking(prompt, responses, rewards)
+    output.finish(then=["hf-reward", "serve", "--model", model])
 
 
 def _score_table(
@@ -208,18 +262,19 @@ def _score_table(
     settings: dict[str, Any],
     *,
     part: str,
-    as_json: bool,
+    output: Output,
+    again: Sequence[str],
     compare_training: bool = False,
 ) -> None:
     from hf_reward.data.training_texts import require_summary
     from hf_reward.scoring.bulk import BulkSettings, check_before_scoring, parse_part, score_files
     from hf_reward.scoring.reward_scorer import RewardScorer
 
-    printed, rows_only = out in ("", STANDARD_OUTPUT), as_json or out == STANDARD_OUTPUT
+    printed, rows_only = out in ("", STANDARD_OUTPUT), output.as_json or out == STANDARD_OUTPUT
     if printed and (part or settings["resume"] or settings["overwrite"]):
         raise typer.BadParameter("--part, --resume and --overwrite need a file or folder as --out")
     if out == STANDARD_OUTPUT and settings["output_format"] not in ("", "jsonl"):
-        raise typer.BadParameter("--out - writes JSONL; for Parquet name a file: --out scored.parquet")
+        raise typer.BadParameter("--out - writes JSONL; for Parquet, name a file: --out scored.parquet")
     rule = BulkSettings(**settings, part=parse_part(part) if part else None)
     with _output("" if printed else out) as target:
         check_before_scoring(data, target, rule)
@@ -232,17 +287,24 @@ def _score_table(
             print_quarantine(target.with_name("scored.quarantine.jsonl"), SHOWN_ROWS)
         compared = _compared(scorer, target, rule) if compare_training and _is_main_process() else None
     if _is_main_process():
-        _print_report(report, compared, as_json=as_json and not printed, err=printed)
+        if output.as_json or not output.quiet:
+            _print_report(report, compared, as_json=output.as_json and not printed, err=printed)
+        if out == "":
+            output.finish(then=again)
+        elif not printed:
+            output.finish(
+                [out, *([report.quarantine] if report.quarantine else [])], ["hf-reward", "serve", "--model", model]
+            )
     raise typer.Exit(QUARANTINED if report.counts.quarantined else 0)
 
 
 def _print_report(report: Any, compared: Any, *, as_json: bool, err: bool) -> None:
-    """What the run did, and how the texts differ from those of training if that was asked for."""
+    """Print the counts of a run, and the comparison with the training texts if there is one."""
     from hf_reward.data.training_texts import comparison_lines
 
     if as_json:
-        told = {} if compared is None else {"training_comparison": [each.to_dict() for each in compared]}
-        typer.echo(json.dumps(report.to_dict() | told, indent=2))
+        extra = {} if compared is None else {"training_comparison": [each.to_dict() for each in compared]}
+        typer.echo(json.dumps(report.to_dict() | extra, indent=2))
         return
     print_summary(report, err=err)
     for line in comparison_lines(compared) if compared is not None else ():
@@ -250,7 +312,7 @@ def _print_report(report: Any, compared: Any, *, as_json: bool, err: bool) -> No
 
 
 def _compared(scorer: Any, scored: Path, rule: Any) -> Any:
-    """Rows of the output, evenly spaced, beside the texts that the model was trained on."""
+    """Compare evenly spaced rows of the output with the texts that the model was trained on."""
     from hf_reward.data.score_request import requests_of_row
     from hf_reward.data.training_texts import SAMPLE_ROWS, compare_texts, texts_of
     from hf_reward.scoring.bulk.inputs import open_tables
@@ -287,11 +349,11 @@ def _is_main_process() -> bool:
 
 
 def _print_rows(path: Path, rule: Any, as_lines: bool) -> None:
-    """The rows of a run without a file: JSON lines for machines, the first as a table for people."""
+    """Print the rows of a run without an output file: all as JSON lines, or the first ones as a table."""
     if not path.exists():
         return
     if as_lines:
-        with path.open("rb") as lines:  # as they are, whatever the terminal's encoding
+        with path.open("rb") as lines:  # bytes, so that the terminal's encoding does not matter
             for line in lines:
                 typer.echo(line, nl=False)
         return
@@ -305,7 +367,7 @@ def _print_rows(path: Path, rule: Any, as_lines: bool) -> None:
     elif rows:
         print_scores(rows, names, rule.reward_column)
     if more:
-        typer.echo(f"... and {more:,} more rows. Name a file with --out to keep them all.")
+        typer.echo(f"... and {more:,} more rows. --out FILE keeps all rows.")
 
 
 _REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text")

@@ -15,17 +15,26 @@ from hf_reward.cli.options import (
     LengthCorrection,
     MaxLength,
     Model,
+    Quiet,
     RemoteCode,
+    Verbose,
     parse_columns,
 )
-from hf_reward.cli.output import quiet
+from hf_reward.cli.output import start_output
+
+_LIMITS = "Limits"
+_EVERY_NETWORK = ("0.0.0.0", "::")
 
 
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one and says which.")] = 8000,
-    served_model_name: Annotated[str, typer.Option(help="The model's name in answers.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all networks.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free port and logs it.")] = 8000,
+    served_model_name: Annotated[str, typer.Option(help="Name of the model in responses.")] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token that clients must send; or set HF_REWARD_SERVER_TOKEN."),
+    ] = None,
     max_length: MaxLength = 0,
     batch_tokens: BatchTokens = 0,
     dtype: Dtype = "float32",
@@ -33,22 +42,37 @@ def serve(
     length_correction: LengthCorrection = False,
     allow_pickle: AllowPickle = False,
     trust_remote_code: RemoteCode = False,
-    max_queue_tokens: Annotated[int, typer.Option(help="Tokens that may wait; beyond them requests get 429.")] = 2**20,
-    max_queue_rows: Annotated[int, typer.Option(help="The same for responses.")] = 8192,
-    max_body_bytes: Annotated[int, typer.Option(help="Largest request; a larger one gets 413.")] = 2**24,
-    read_timeout_seconds: Annotated[int, typer.Option(help="Time for headers, and again for a body, to arrive.")] = 30,
-    shutdown_seconds: Annotated[int, typer.Option(help="Time to finish what was accepted when told to stop.")] = 300,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="A file with the token that clients must send; or set HF_REWARD_SERVER_TOKEN."),
-    ] = None,
+    max_queue_tokens: Annotated[
+        int, typer.Option(help="Tokens in the queue; further requests get status 429.", rich_help_panel=_LIMITS)
+    ] = 2**20,
+    max_queue_rows: Annotated[
+        int, typer.Option(help="Responses in the queue; further requests get status 429.", rich_help_panel=_LIMITS)
+    ] = 8192,
+    max_body_bytes: Annotated[
+        int, typer.Option(help="Bytes in a request; larger requests get status 413.", rich_help_panel=_LIMITS)
+    ] = 2**24,
+    read_timeout_seconds: Annotated[
+        int, typer.Option(help="Time limit for the headers, and again for the body.", rich_help_panel=_LIMITS)
+    ] = 30,
+    shutdown_seconds: Annotated[
+        int, typer.Option(help="Time to finish accepted requests at shutdown.", rich_help_panel=_LIMITS)
+    ] = 300,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Serve a reward model over HTTP: /score, /rank, OpenRLHF's /get_reward, vLLM's /classify, /health, /metrics."""
-    quiet()
+    """Serve a reward model over HTTP.
+
+    The endpoints are /score and /rank, OpenRLHF's /get_reward, vLLM's /classify, /health and /metrics.
+    """
+    output = start_output(quiet=quiet, verbose=verbose)
     from hf_reward.scoring.server_token import read_token
     from hf_reward.scoring.serving.server import serve as serve_model
     from hf_reward.scoring.serving.settings import ServerSettings
 
+    token = read_token(token_file)
+    if port:
+        url = f"http://{'127.0.0.1' if host in _EVERY_NETWORK else host}:{port}"
+        output.finish(then=["hf-reward", "verify", "--server", url, "--model", model], err=True)
     serve_model(
         model,
         ServerSettings(
@@ -67,7 +91,7 @@ def serve(
             max_body_bytes=max_body_bytes,
             read_timeout_seconds=read_timeout_seconds,
             shutdown_seconds=shutdown_seconds,
-            token=read_token(token_file),
+            token=token,
         ),
     )
 
@@ -75,19 +99,19 @@ def serve(
 def verify_server(
     server: str, kind: str, model: str, data: str, columns: list[str] | None, as_json: bool, **loading: Any
 ) -> None:
-    """Compare a server's rewards with the model's own and print what was found.
+    """Compare the rewards of a server with those of the model and print the result.
 
     Args:
         server: URL of the server.
-        kind: What it is: auto, hf_reward, vllm, sglang or openrlhf.
-        model: Folder or Hub id of the model that it should serve.
-        data: A table of rows to score; empty for the probe texts.
-        columns: The data's own names of columns.
+        kind: Kind of server: auto, hf_reward, vllm, sglang or openrlhf.
+        model: Folder or Hub id of the served model.
+        data: Rows to score; empty for the probe texts.
+        columns: Values of `--columns`.
         as_json: Print JSON.
-        **loading: For `RewardScorer.from_pretrained`.
+        **loading: Arguments of `RewardScorer.from_pretrained`.
 
     Raises:
-        typer.Exit: With code 0 if the rewards are the same, but for rounding in half precision, else 1.
+        typer.Exit: With code 0 if the rewards are equal up to rounding in half precision, else 1.
     """
     from hf_reward.data.preference_row import rename_columns
     from hf_reward.scoring.server_check import MAX_ROWS, check_server

@@ -12,7 +12,7 @@ import torch
 import xxhash
 from accelerate import PartialState
 from accelerate.utils import reduce
-from tqdm.auto import tqdm
+from huggingface_hub.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.data.score_request import ScoreRequest

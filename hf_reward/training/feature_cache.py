@@ -25,9 +25,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from datasets import Dataset
 from datasets import config as datasets_config
+from huggingface_hub.utils import tqdm
 from peft import PeftModel
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_reward.data.interface import setting
 from hf_reward.modeling.dropout import has_dropout

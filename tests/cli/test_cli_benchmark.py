@@ -40,7 +40,7 @@ def test_help_says_what_the_benchmarks_themselves_say() -> None:
     for name, (title, order) in ORDERS.items():
         assert (title, order) == (benchmark_named(name).title, benchmark_named(name).order)
         words = " ".join(call(name, "--help").stdout.split())
-        assert f"Response order of scores.jsonl: {order}." in words  # not taken for markup
+        assert f"Response order in scores.jsonl: {order}." in words  # not taken for markup
     listed = call("--help").stdout
     assert all(name in listed for name in (*NAMES, "all", "compare"))
 
@@ -52,7 +52,7 @@ def test_help_imports_nothing_heavy() -> None:
         for node in tree.body
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    light = {"json", "logging", "os", "warnings", "collections.abc", "pathlib", "typing", "typer"}
+    light = {"dataclasses", "json", "logging", "shlex", "sys", "os", "warnings", "collections.abc", "pathlib", "typing", "typer"}
     assert imported <= light | {"hf_reward.cli.options", "hf_reward.cli.output"}
     tree = ast.parse(inspect.getsource(cli_output))
     names = [getattr(node, "module", None) or node.names[0].name for node in tree.body if hasattr(node, "names")]

@@ -194,7 +194,7 @@ def test_rows_that_cannot_be_read_stop_it_or_are_left_out(call, rows, tmp_path):
     assert not (tmp_path / "out").exists()
     result = call("split", "--data", data, "--out", tmp_path / "out", "--skip-bad-rows")
     assert result.exit_code == 0
-    assert "left out: 1 rows" in result.output
+    assert "skipped: 1 unreadable rows" in result.output
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_rows_put_aside_are_kept_with_their_reason(call: Any, model: Path, tmp_p
     data = jsonl(tmp_path / "rows.jsonl", [ROWS[0], '{"half": \n', {"question": "?"}, ROWS[1]])
     code, out, _ = call("score", "--model", model, "--data", data, "--out", tmp_path / "out.jsonl")
     assert code == 3
-    assert "2 rows put aside" in out
+    assert "2 rows rejected" in out
     assert len(read(tmp_path / "out.jsonl")) == 2
     aside = read(tmp_path / "out.quarantine.jsonl")
     assert [(row["row"], row["line"]) for row in aside] == [(1, 2), (2, 3)]
@@ -127,7 +127,7 @@ def test_an_interrupted_run_goes_on_and_another_model_is_refused(call: Any, mode
     assert "--resume" in err
     code, said, _ = call(*words, "--model", model, "--resume")
     assert code == 0
-    assert "3 of 3 shards were finished before" in said
+    assert "3 of 3 shards had been finished" in said
     other = foreign_model("Skywork-Reward-V2-Qwen3", tmp_path / "other")
     code, _, err = call(*words, "--model", other, "--resume")
     assert code == 1
@@ -140,9 +140,9 @@ def test_an_interrupted_run_goes_on_and_another_model_is_refused(call: Any, mode
     [
         ([], 2, "Missing option '--model'"),
         (["--model", "m"], 2, "give --data"),
-        (["--model", "m", "--response", "x"], 2, "needs the --prompt"),
+        (["--model", "m", "--response", "x"], 2, "needs --prompt"),
         (["--model", "m", "--data", "d", "--response", "x", "--prompt", "p"], 2, "give --data"),
-        (["--model", "m", "--prompt", "p", "--response", "x", "--out", "o.jsonl"], 2, "--out is for --data"),
+        (["--model", "m", "--prompt", "p", "--response", "x", "--out", "o.jsonl"], 2, "--out needs --data"),
         (["--model", "m", "--data", "d", "--dtype", "int8"], 2, "--dtype must be"),
         (["--model", "m", "--data", "d", "--columns", "prompt"], 2, "ours=theirs"),
         (["--model", "m", "--data", "d", "--resume"], 2, "need a file or folder as --out"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
+from huggingface_hub.utils import tqdm
 
 from hf_reward.data.preference_row import Prompt
 from hf_reward.evaluation.audit.cases import Text

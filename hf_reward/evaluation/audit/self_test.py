@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from huggingface_hub.utils import tqdm
 from scipy import stats
-from tqdm.auto import tqdm
 
 from hf_reward.data.python_values import json_value
 from hf_reward.evaluation.audit.edits.padding import KINDS, pad
@@ -130,7 +130,7 @@ def run_self_test(
         What was found.
     """
     items = bundled_questions(), bundled_opinions()
-    hidden = not show_progress
+    hidden = None if show_progress else True  # None: only in a terminal
     faults = [
         _measure_fault(fault, items, tqdm(range(seeds), desc=fault.name, disable=hidden), prompts) for fault in FAULTS
     ]

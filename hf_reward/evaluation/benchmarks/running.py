@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from tqdm.auto import tqdm
+from huggingface_hub.utils import tqdm
 
 from hf_reward.data.score_request import read_request
 from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
+from huggingface_hub.utils import tqdm
 
 from hf_reward.data.atomic_file import create_exclusive, is_disk_full, remove_temporaries
 from hf_reward.data.interface import setting

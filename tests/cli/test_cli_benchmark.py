@@ -52,7 +52,19 @@ def test_help_imports_nothing_heavy() -> None:
         for node in tree.body
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    light = {"dataclasses", "json", "logging", "shlex", "sys", "os", "warnings", "collections.abc", "pathlib", "typing", "typer"}
+    light = {
+        "dataclasses",
+        "json",
+        "logging",
+        "shlex",
+        "sys",
+        "os",
+        "warnings",
+        "collections.abc",
+        "pathlib",
+        "typing",
+        "typer",
+    }
     assert imported <= light | {"hf_reward.cli.options", "hf_reward.cli.output"}
     tree = ast.parse(inspect.getsource(cli_output))
     names = [getattr(node, "module", None) or node.names[0].name for node in tree.body if hasattr(node, "names")]

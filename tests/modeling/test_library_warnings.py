@@ -10,7 +10,7 @@ from peft import LoraConfig
 from saved_models import copied, edit_weights
 from training_runs import load
 
-from hf_reward.cli.output import quiet
+from hf_reward.cli.output import start_output
 from hf_reward.modeling.library_warnings import (
     silence_missing_kernel,
     without_renamed_checkpointing,
@@ -82,7 +82,7 @@ def test_commands_show_the_warnings_of_libraries(monkeypatch):
     monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("default")
-        quiet()
+        start_output()
         warnings.warn("this goes away", FutureWarning, stacklevel=1)
     assert [str(each.message) for each in found] == ["this goes away"]
     assert logging.getLogger("transformers").getEffectiveLevel() <= logging.WARNING

@@ -77,7 +77,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(rows, tmp_p
     assert said in error_of("audit", "--model", "m", "--data", rows, "--out", blocked / "out")
     assert said in error_of("benchmark", "pairs", "--model", "m", "--data", rows, "--out", blocked / "out")
     card = ("benchmark", "pairs", "--model", "nowhere", "--data", rows, "--out", tmp_path / "out", "--card")
-    assert "--card records the result in the model's folder, but --model is none" in error_of(*card)
+    assert "--card records the result in the model's folder, but --model is not a folder" in error_of(*card)
     require_writable(tmp_path / "new" / "folder" / "file.json")
     require_writable(blocked)
 
@@ -112,7 +112,7 @@ def test_a_port_is_held_while_the_model_is_loaded_and_free_afterwards():
 
 
 def test_settings_that_contradict_each_other_or_need_a_package_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`bf16=True` and `fp16=True` both say"):
+    with pytest.raises(ValueError, match="`bf16=True` and `fp16=True` both set"):
         RewardConfig(output_dir=str(tmp_path), bf16=True, fp16=True, use_cpu=True)
     with pytest.raises(ValueError, match=r"`report_to` names nosuchlogger, whose package is not installed"):
         RewardConfig(output_dir=str(tmp_path), report_to=["tensorboard", "nosuchlogger"], use_cpu=True)

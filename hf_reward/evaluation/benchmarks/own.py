@@ -79,7 +79,7 @@ class Pairs(_OwnData):
     name = "pairs"
     title = "Own pairs"
     overall_is = "share of a row's pairs in order, mean over rows"
-    order = f"{_ROW_ORDER}; id is the column `id`, else the row's number from 0"
+    order = f"{_ROW_ORDER}; id is the column `id`, or the row number from 0"
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:
         """See `Benchmark.credit`: a row of more than two responses earns the mean over its pairs."""

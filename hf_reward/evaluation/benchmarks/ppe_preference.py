@@ -31,7 +31,7 @@ class PPEPreference(Benchmark):
     name = "ppe_preference"
     title = "PPE human preference"
     checked = "built from the published description"
-    order = "response_1, response_2; id is `question_id`; rows that people called a tie are not scored"
+    order = "response_1, response_2; id is `question_id`; rows that annotators called a tie are not scored"
     hub = (HubSource("lmarena-ai/PPE-Human-Preference-V1", split="test"),)
     local = "the rows of lmarena-ai/PPE-Human-Preference-V1 (split test) as jsonl or parquet"
     columns = ("question_id", "prompt", "response_1", "response_2", "winner")

@@ -282,8 +282,9 @@ class RewardConfig(TrainingArguments):
         missing = [name for name in names if name not in known and name not in ("none", "all")]
         if missing:
             raise ValueError(
-                f"`{setting('report_to')}` names {', '.join(missing)}, which are unknown or not installed. "
-                f"Install the package, or use one of: {', '.join(sorted(known - {'flyte', 'azure_ml'})) or 'none'}."
+                f"`{setting('report_to')}` names reporters that are unknown or not installed: {', '.join(missing)}. "
+                "Install the package, or use one of: "
+                f"{', '.join(sorted(known - {'flyte', 'azure_ml'})) or 'none'}."
             )
 
     def _check_length_penalty(self) -> None:

@@ -114,7 +114,9 @@ def test_a_port_is_held_while_the_model_is_loaded_and_free_afterwards():
 def test_settings_that_contradict_each_other_or_need_a_package_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`bf16=True` and `fp16=True` both set"):
         RewardConfig(output_dir=str(tmp_path), bf16=True, fp16=True, use_cpu=True)
-    with pytest.raises(ValueError, match=r"`report_to` names nosuchlogger, whose package is not installed"):
+    with pytest.raises(
+        ValueError, match=r"`report_to` names reporters that are unknown or not installed: nosuchlogger"
+    ):
         RewardConfig(output_dir=str(tmp_path), report_to=["tensorboard", "nosuchlogger"], use_cpu=True)
 
 

@@ -1,18 +1,18 @@
-"""Score tables with Ray Data: a copy of the model on every worker, over as many machines as the cluster has.
+"""Score tables with Ray Data, with a copy of the model on every worker of a cluster.
 
     python recipes/score_ray.py MODEL rows.parquet scores/ --workers 8 --gpus-per-worker 1
     python recipes/score_ray.py MODEL rows/ scores/ --columns response=answer --dtype bfloat16
     python recipes/score_ray.py MODEL rows.parquet scores/ --workers 8 --engine vllm
 
-Needs `pip install "hf_reward[ray]"` on every node. Rows are laid out as for `hf-reward score`; the output is Parquet
-with the input's columns, the reward (null where there is none) and `problem`. Give rows an `id`: Ray keeps no order and
-has no row numbers. Ray tries a block again if a worker dies, but a run that is stopped starts anew; for one that goes
-on where it was, see docs/guides/bulk-scoring.md.
+Needs `pip install "hf_reward[ray]"` on every node. Rows have the layouts of `hf-reward score`. The output is Parquet
+with the input's columns, the reward (null if there is none) and `problem`. Rows need an `id`, because Ray keeps neither
+order nor row numbers. Ray retries a block if a worker dies, but a stopped run starts over; for runs that resume see
+docs/guides/bulk-scoring.md.
 
-`--engine vllm` hands the same token ids to vLLM instead, which writes `id`, the reward and `problem`. It needs
-`pip install "ray[llm]"` in an environment of its own and nothing of hf_reward. It has NOT been run: it is written after
-the sources of ray 2.60 (`ray/llm/_internal/batch`). Before you rely on it, score a few hundred rows both ways and
-compare; rewards that all lie between 0 and 1 went through a sigmoid.
+`--engine vllm` passes the same token ids to vLLM instead and writes `id`, the reward and `problem`. It needs
+`pip install "ray[llm]"` in a separate environment, without hf_reward. It has NOT been run: it follows the sources of
+ray 2.60 (`ray/llm/_internal/batch`). Compare a few hundred rows of both engines before you use it; rewards that are all
+between 0 and 1 indicate a sigmoid.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -27,7 +27,7 @@ import ray.data
 
 
 def main() -> None:
-    """Read the command line, score, and say what came out."""
+    """Parse the command line, score, and print the numbers of rows and problems."""
     parser = ArgumentParser(description="Score tables with Ray Data.")
     parser.add_argument("model", help="folder or Hub id of a reward model; a folder must be on every node")
     parser.add_argument("data", help="a .parquet or .jsonl file, or a folder of Parquet files")
@@ -35,18 +35,20 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="copies of the model")
     parser.add_argument("--gpus-per-worker", type=float, default=0, help="0: on CPUs")
     parser.add_argument("--cpus-per-worker", type=float, default=1)
-    parser.add_argument("--batch-rows", type=int, default=2048, help="rows that a worker is handed at once")
-    parser.add_argument("--batch-tokens", type=int, help="tokens that the model computes at once")
+    parser.add_argument("--batch-rows", type=int, default=2048, help="rows per call of a worker")
+    parser.add_argument("--batch-tokens", type=int, help="tokens in a batch of the model")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=YOURS", help="such as response=answer")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=YOURS", help="for example response=answer")
     parser.add_argument("--reward-column", default="reward")
     parser.add_argument("--allow-empty", action="store_true", help="score empty responses too")
-    parser.add_argument("--engine", choices=["hf_reward", "vllm"], default="hf_reward", help="vllm: not run, see above")
+    parser.add_argument(
+        "--engine", choices=["hf_reward", "vllm"], default="hf_reward", help="vllm: has not been run, see above"
+    )
     parser.add_argument("--max-length", type=int, default=4096, help="tokens that vLLM accepts")
-    parser.add_argument("--local-cpus", type=int, help="start a Ray of this machine alone, with so many CPUs")
+    parser.add_argument("--local-cpus", type=int, help="start a local Ray with this number of CPUs")
     options = parser.parse_args()
     if Path(options.out).is_dir() and any(Path(options.out).iterdir()):
-        parser.error(f"{options.out} is not empty. Name a new folder: files of two runs must not mix.")
+        parser.error(f"{options.out} is not empty. Use a new folder: files of two runs must not be mixed.")
     start_ray(options.local_cpus)
     if problem := lack_of_cpus(options.workers * options.cpus_per_worker):
         parser.error(problem)
@@ -58,7 +60,7 @@ def main() -> None:
 
 
 def start_ray(local_cpus: int | None) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start a small one here that talks to nobody."""
+    """Connect to the cluster in RAY_ADDRESS, or start a local one without a dashboard."""
     if local_cpus is None:
         ray.init(ignore_reinit_error=True)
     else:
@@ -67,23 +69,23 @@ def start_ray(local_cpus: int | None) -> None:
 
 
 def lack_of_cpus(wanted: float) -> str:
-    """Why the workers would wait for ever, or nothing: reading the rows needs a CPU too."""
-    there = ray.cluster_resources().get("CPU", 0)
-    if wanted + 1 <= there:
+    """Return an error message if the cluster has too few CPUs, else "": reading the rows needs a CPU too."""
+    available = ray.cluster_resources().get("CPU", 0)
+    if wanted + 1 <= available:
         return ""
     return (
-        f"The workers take {wanted:g} CPUs and reading rows takes one, but the cluster has {there:g}: it would wait "
-        "for ever. Lower --workers or --cpus-per-worker."
+        f"The workers need {wanted:g} CPUs and reading rows needs one, but the cluster has {available:g}, so the run "
+        "would never start. Lower --workers or --cpus-per-worker."
     )
 
 
 def read_table(name: str) -> ray.data.Dataset:
-    """Read Parquet, or JSONL by its suffix; Ray stops at a line that is no JSON."""
+    """Read Parquet, or JSONL by its suffix. Ray fails at a line that is not valid JSON."""
     return ray.data.read_json(name, lines=True) if name.endswith(".jsonl") else ray.data.read_parquet(name)
 
 
 def count_problems(data: ray.data.Dataset) -> int:
-    """Rows that have no reward."""
+    """Count the rows without a reward."""
     return data.filter(lambda row: bool(row["problem"])).count()
 
 
@@ -91,14 +93,14 @@ def count_problems(data: ray.data.Dataset) -> int:
 
 
 class BatchScorer:
-    """What a worker runs: `RewardScorer` over a batch of rows, where a bad row stops no other.
+    """Ray actor that scores batches of rows. A row that cannot be scored does not affect the others.
 
-    `map_batches(RewardScorer, fn_constructor_kwargs={"model": ...}, ...)` does the same for tables that need no
-    renaming and hold one response in a row.
+    For tables with standard column names and one response per row,
+    `map_batches(RewardScorer, fn_constructor_kwargs={"model": ...}, ...)` does the same.
     """
 
     def __init__(self, model: str, settings: Mapping[str, Any], loading: Mapping[str, Any]) -> None:
-        """Load the model, once for each worker."""
+        """Load the model once per worker."""
         from hf_reward import RewardScorer
         from hf_reward.scoring.bulk import BulkSettings
 
@@ -107,9 +109,9 @@ class BatchScorer:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add the reward and `problem` to a batch."""
         from hf_reward.data.tables.input_row import InputRow
-        from hf_reward.scoring.bulk.row_requests import ask
+        from hf_reward.scoring.bulk.row_requests import parse_row
 
-        rows = [ask(InputRow(number=n, row=row), self.settings) for n, row in enumerate(table.to_pylist())]
+        rows = [parse_row(InputRow(number=n, row=row), self.settings) for n, row in enumerate(table.to_pylist())]
         requests = [request for row in rows for request in row.requests]
         result = self.scorer.score_requests(requests, allow_empty=self.settings.allow_empty, show_progress=False)
         rewards: list[Any] = []
@@ -128,7 +130,7 @@ class BatchScorer:
 
 
 def score(data: ray.data.Dataset, options: Namespace) -> ray.data.Dataset:
-    """Hand batches to as many workers as asked for; each has the model once."""
+    """Score batches on the requested number of workers, each with one copy of the model."""
     loading: dict[str, Any] = {"dtype": options.dtype, "batch_tokens": options.batch_tokens}
     if not options.gpus_per_worker:
         loading["device"] = "cpu"
@@ -148,14 +150,14 @@ def score(data: ray.data.Dataset, options: Namespace) -> ray.data.Dataset:
     )
 
 
-# --- with vLLM: not run ----------------------------------------------------------------------------------------------
+# --- with vLLM (has not been run) ------------------------------------------------------------------------------------
 
 
 def score_with_vllm(data: ray.data.Dataset, options: Namespace) -> ray.data.Dataset:
-    """The same with vLLM's classification, as ray 2.60's sources say that it works.
+    """Score with vLLM's classification, following the sources of ray 2.60.
 
-    Ray's own chat template and tokeniser stages are off: the first leaves out the token that ends the assistant's turn
-    (`continue_final_message`), the second adds a BOS to texts that have one, and either changes rewards.
+    Ray's own chat-template and tokenizer stages are disabled, because both change rewards: the first omits the token
+    that ends the assistant's turn (`continue_final_message`), the second adds a BOS to texts that have one.
     """
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
@@ -175,7 +177,7 @@ def score_with_vllm(data: ray.data.Dataset, options: Namespace) -> ray.data.Data
     processor = build_processor(
         config,
         preprocess=lambda row: vllm_request(row, model, columns),
-        # What vLLM calls the logits of its classifier; a reward model has one.
+        # vLLM returns the logits of its classifier as `embeddings`; a reward model has one.
         postprocess=lambda row: {"id": row["id"], "reward": float(row["embeddings"][0])},
     )
     name = options.reward_column
@@ -185,26 +187,26 @@ def score_with_vllm(data: ray.data.Dataset, options: Namespace) -> ray.data.Data
 
 
 def vllm_request(row: Mapping[str, Any], model: str, columns: Mapping[str, str]) -> dict[str, Any]:
-    """Token ids of a conversation, as a model of this library was trained on them.
+    """Tokenise a conversation as in training.
 
     Args:
         row: `id`, and `messages` or `prompt` and `response` (text or messages).
-        model: Folder or Hub id, whose tokenizer has a chat template.
-        columns: Our name -> the row's own.
+        model: Folder or Hub id of a model whose tokenizer has a chat template.
+        columns: Standard column name -> column name in the row.
 
     Returns:
-        What Ray's vLLM stage reads; `use_activation` off gives the reward itself instead of its sigmoid.
+        The input of Ray's vLLM stage; without `use_activation` the result is the reward instead of its sigmoid.
     """
     named = {**row, **{ours: row[theirs] for ours, theirs in columns.items()}}
     messages = named.get("messages")
     if messages is None:
         messages = [*_turns(named["prompt"], "user"), *_turns(named["response"], "assistant")]
-    # Arrow gives every message the fields of all; those that are None were not there.
+    # Arrow adds the fields of all messages to each message; remove those that are None.
     messages = [{key: part for key, part in message.items() if part is not None} for message in messages]
     tokenizer = _tokenizer(model)
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    # `prompt` would be read as a text: the row's own must not be there.
+    # Ray would tokenise a `prompt`, so the row's own must not be passed on.
     return {"id": row["id"], "prompt": None, "tokenized_prompt": ids, "pooling_params": {"use_activation": False}}
 
 

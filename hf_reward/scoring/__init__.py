@@ -1,1 +1,1 @@
-"""Texts -> rewards: `RewardScorer`, bulk scoring and the HTTP server."""
+"""Scoring of texts: `RewardScorer`, bulk scoring and the HTTP server."""

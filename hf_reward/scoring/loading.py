@@ -1,4 +1,4 @@
-"""Name of a model -> what scoring needs of it: model, tokenizer, record, and how its texts become token ids."""
+"""Load and check a model for scoring: weights, tokenizer and checkpoint record."""
 
 import json
 from collections.abc import Mapping
@@ -40,15 +40,15 @@ def load_for_scoring(
 
     Args:
         name: A folder or Hub id.
-        device: Where the model goes; by default a GPU if there is one.
-        verify: Refuse a model whose stored probe rewards have changed.
+        device: Device of the model; by default a GPU if there is one.
+        verify: Raise an error if the model no longer gives its stored probe rewards.
         **options: As for `AutoModelForRewardScoring.from_pretrained`.
 
     Returns:
         The model, its tokenizer, and its record if it has one.
 
     Raises:
-        ValueError: If it has no head or no tokenizer, or the options contradict each other.
+        ValueError: If the model has no head or no tokenizer, or the options contradict each other.
     """
     require_device(device)
     asked = name
@@ -61,28 +61,27 @@ def load_for_scoring(
         if Path(name).exists():
             raise
         raise OSError(
-            f"There is no folder {asked!r} (looked in {Path.cwd()}), and the Hub did not help: {error}"
+            f"There is no folder {asked!r} (looked in {Path.cwd()}), and loading it from the Hub failed: {error}"
         ) from error
-    # An adapter brings the head that its base lacks, and loading refuses one that has lost it.
+    # An adapter contains the head that its base lacks; loading an adapter without one is an error already.
     if not isinstance(model, PeftModel) and getattr(model, "has_new_head", False):
         raise ValueError(
-            f"{name} holds no reward head, so its rewards would mean nothing. Give a trained reward model; "
-            "`hf-reward train` makes one."
+            f"{name} has no reward head, so it cannot score. Use a trained reward model; `hf-reward train` makes one."
         )
     with_saved_heads(model)
     tokenizer = _tokenizer(name, **options)
     record = CheckpointRecord.find(name, **hub_options(options))
     if "device_map" in options and device is not None:
-        raise ValueError("`device` and `device_map` both say where the model goes. Give one of them.")
+        raise ValueError("`device` and `device_map` both set the device of the model. Give one of them.")
     if "device_map" not in options:
         move: Any = model
-        # Without an accelerator the state has to be told so, or it overlooks the other processes of a CPU launch.
+        # Without an accelerator, `cpu=True` is needed for the state to include the other processes of a CPU launch.
         move.to(device if device is not None else PartialState(cpu=not torch.accelerator.is_available()).device)
     return model, tokenizer, record
 
 
 def require_device(device: str | torch.device | None) -> None:
-    """Stop at a device that cannot be used, before a model is loaded for it.
+    """Raise an error if a device cannot be used, before a model is loaded.
 
     Args:
         device: The device; None for the default.
@@ -97,8 +96,8 @@ def require_device(device: str | torch.device | None) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises the second
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"`{setting('device', str(device))}` cannot be used here ({reason}). Name another, or leave it out for "
-            "the default."
+            f"`{setting('device', str(device))}` cannot be used here ({reason}). Use another, or omit it for the "
+            "default."
         ) from error
 
 
@@ -109,8 +108,8 @@ def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(name, base, **options)
     if tokenizer is None:
         raise ValueError(
-            f"{name} has no tokenizer, without which no text can be scored. Save the one it was trained with into that "
-            "folder: `tokenizer.save_pretrained(...)`."
+            f"{name} has no tokenizer, so it cannot score texts. Save the tokenizer of its training into that folder: "
+            "`tokenizer.save_pretrained(...)`."
         )
     return tokenizer
 
@@ -118,7 +117,7 @@ def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
 def require_same_in_batches(
     model: RewardModel, tokenizer: PreTrainedTokenizerBase, record: CheckpointRecord | None
 ) -> None:
-    """Refuse a model whose reward for a text depends on the texts beside it.
+    """Raise an error if the reward for a text depends on the other texts in the batch.
 
     Args:
         model: A reward model.
@@ -126,7 +125,7 @@ def require_same_in_batches(
         record: Its record, if it has one.
 
     Raises:
-        ValueError: If it does; the message says by how much.
+        ValueError: If it does; the message gives the difference.
     """
     known = {} if record is None else record.format
     limit = longest_sequence(model, known.get("max_length"))
@@ -138,50 +137,50 @@ def require_same_in_batches(
 
 
 def correction_of(name: str, record: CheckpointRecord | None, wanted: bool) -> LengthCorrection | None:
-    """The length correction that a model's record stores, if it is wanted.
+    """Return the length correction stored in a model's record.
 
     Args:
-        name: What to call the model.
+        name: Name of the model for messages.
         record: Its record.
         wanted: Whether rewards are to be corrected.
 
     Returns:
-        The correction, None unless it is wanted.
+        The correction, or None if it is not wanted.
 
     Raises:
-        ValueError: If it is wanted and there is none, or what is there is unusable.
+        ValueError: If it is wanted, and the record has none or an invalid one.
     """
     if not wanted:
         return None
     if record is None or not record.length_correction:
         raise ValueError(
-            f"`length_correction=True`, but {name} stores none. Fit one (`fit_length_correction`) and store it "
-            "(`store_length_correction`), or score without it."
+            f"`length_correction=True`, but {name} has no stored length correction. Fit one (`fit_length_correction`) "
+            "and store it (`store_length_correction`), or score without it."
         )
     return LengthCorrection.from_dict(record.length_correction)
 
 
 def require_heads(name: str, model: nn.Module, record: CheckpointRecord | None) -> None:
-    """Stop where uncertainty is asked of a model with one head.
+    """Raise an error if a model has a single head, so that its uncertainty cannot be estimated.
 
     Args:
-        name: What to call the model.
+        name: Name of the model for messages.
         model: The model.
         record: Its record.
 
     Raises:
-        ValueError: If it has one head; the message says whether it was saved with more.
+        ValueError: If the model has one head; the message says whether it was saved with more.
     """
     if number_of_heads(model) > 1:
         return
     promised = 1 if record is None else record.reward_heads
     raise ValueError(
-        f"{name} has one reward head, so nothing is known of its uncertainty. "
+        f"{name} has one reward head, so its uncertainty cannot be estimated. "
         + (
-            f"Its record says that it was saved with {promised}: their file ({HEADS_FILE}) is missing, or the model "
-            "was loaded elsewhere. Load the whole folder with `RewardScorer.from_pretrained`."
+            f"Its record states {promised} heads, but their file ({HEADS_FILE}) is missing or was not loaded. Load the "
+            "complete folder with `RewardScorer.from_pretrained`."
             if promised > 1
-            else "Train it with `num_reward_heads=8` or so (`RewardConfig`); see docs/guides/ensembles.md."
+            else "Train with, for example, `num_reward_heads=8` (`RewardConfig`); see docs/guides/ensembles.md."
         )
     )
 
@@ -189,12 +188,12 @@ def require_heads(name: str, model: nn.Module, record: CheckpointRecord | None) 
 def describe_scoring(
     model: RewardModel, tokenizer: PreTrainedTokenizerBase, encoder: ResponseEncoder
 ) -> dict[str, Any]:
-    """What of a model decides a reward, as JSON values: weights, tokenizer and template as hashes, format, precision.
+    """Describe everything that determines a reward, as JSON values; weights, tokenizer and template as hashes.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        encoder: How its texts become token ids.
+        encoder: Its encoder.
 
     Returns:
         The description.
@@ -214,18 +213,18 @@ def describe_scoring(
 
 
 def _weight_hash(model: nn.Module) -> str:
-    """XXH3-128 over names, dtypes, shapes and values: it tells versions of a model apart, not forgeries."""
+    """XXH3-128 of names, dtypes, shapes and values. It distinguishes versions; it is not cryptographic."""
     return _hash_of(model.state_dict())
 
 
 def _computation_hash(model: nn.Module) -> str:
-    """XXH3-128 over what the configurations of model and adapter say: positions, the scale of an adapter, ..."""
+    """XXH3-128 of the configurations of model and adapter: positions, adapter scale, ..."""
     content = json.dumps([config_of(model), adapter_of(model)], sort_keys=True, default=str)
     return xxhash.xxh3_128_hexdigest(content.encode())
 
 
 def heads_hash(model: nn.Module) -> str:
-    """XXH3-128 over the heads of an ensemble."""
+    """XXH3-128 of the heads of an ensemble."""
     return _hash_of(saved_state(model))
 
 

@@ -1,6 +1,6 @@
-"""`pipeline("reward-scoring")`: a reward model behind the interface of transformers' pipelines.
+"""`pipeline("reward-scoring")`: a transformers pipeline for reward models.
 
-Importing this module registers the task. `RewardScorer` is faster for lists, since it computes shared prompts once.
+Importing this module registers the task. `RewardScorer` is faster for lists, because it computes shared prompts once.
 """
 
 from collections.abc import Mapping
@@ -29,9 +29,9 @@ TASK = "reward-scoring"
 
 
 class RewardScoringPipeline(Pipeline):
-    """Scores a conversation, a dict of `prompt` and `response`, a (prompt, response) pair, or a formatted text.
+    """Score a conversation, a dict of `prompt` and `response`, a (prompt, response) pair, or a formatted text.
 
-    Returns `{"reward": float}` for each. Formatting is the checkpoint's own, as in `RewardScorer`.
+    Returns `{"reward": float}` for each. Texts are formatted as in `RewardScorer`.
     """
 
     _load_tokenizer = True
@@ -52,18 +52,18 @@ class RewardScoringPipeline(Pipeline):
 
     def _sanitize_parameters(self, allow_empty: bool | None = None, **unknown: Any) -> tuple[dict[str, Any], ...]:
         if unknown:
-            raise TypeError(f"pipeline({TASK!r}) takes no {', '.join(unknown)}. It takes `allow_empty`.")
+            raise TypeError(f"pipeline({TASK!r}) takes only `allow_empty`, but got {', '.join(unknown)}.")
         return ({} if allow_empty is None else {"allow_empty": allow_empty}), {}, {}
 
     def preprocess(self, input_: Any, allow_empty: bool = False, **_: Any) -> dict[str, Any]:
         """Tokenise one input.
 
         Args:
-            input_: What the pipeline was called with.
+            input_: One input of the pipeline.
             allow_empty: Whether a response may be empty.
 
         Returns:
-            The model's inputs, a batch of one.
+            The model's inputs, as a batch of one.
 
         Raises:
             ValueError: If it cannot be scored.
@@ -80,13 +80,13 @@ class RewardScoringPipeline(Pipeline):
         return ModelOutput(reward=logits_of(self.model, input_tensors)[:, 0].float())
 
     def postprocess(self, model_outputs: ModelOutput, **_: Any) -> dict[str, float]:
-        """Give the reward a name.
+        """Convert the output to a dict.
 
         Args:
             model_outputs: The reward as a tensor of one number.
 
         Returns:
-            `reward`.
+            A dict with `reward`.
         """
         return {"reward": float(model_outputs["reward"])}
 

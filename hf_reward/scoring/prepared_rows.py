@@ -1,4 +1,4 @@
-"""Model + prepared rows -> rewards in bulk, each shared prompt computed once where the model allows it."""
+"""Score prepared (tokenised) rows, computing each shared prompt once where the model allows it."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -27,23 +27,23 @@ def score_rows(
     packing: Packing = "auto",
     max_tokens_per_batch: int | None = None,
 ) -> np.ndarray:
-    """Reward of every response of prepared rows.
+    """Score every response of prepared rows.
 
-    Rows of like length are computed together, the longest first; results come back in the order of the data.
+    Batches contain rows of similar length, longest first. Results are in the order of the data.
 
     Args:
-        model: A reward model, perhaps wrapped by PEFT, on the device to use. Its mode is left as it was.
-        data: Rows as `prepare_preferences` makes them.
-        batch_size: Rows in a batch, at most.
-        packing: Compute each shared prompt once and no padding: "auto" where the model allows it, True (else an error)
-            or False.
-        max_tokens_per_batch: Tokens in a batch, at most, unless one row alone has more.
+        model: A reward model, optionally wrapped by PEFT, on the device to use. Its training mode is restored.
+        data: Rows from `prepare_preferences`.
+        batch_size: Maximum number of rows in a batch.
+        packing: Compute each shared prompt once, without padding: "auto" where the model allows it, True (an error
+            where it does not) or False.
+        max_tokens_per_batch: Maximum number of tokens in a batch; a longer row is a batch of its own.
 
     Returns:
-        Rewards, NaN where a row has fewer responses than the longest list, shape `(R, K)`, float32.
+        Rewards, shape `(R, K)`, float32. NaN where a row has fewer responses than the longest list.
 
     Raises:
-        ValueError: If packing is asked for and not possible.
+        ValueError: If `packing` is True and the model does not allow it.
     """
     bare, training = unwrap_model(model), model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""Model + requests -> rewards: tokens, batches, heads, length correction, shares of several processes."""
+"""Score requests: tokenisation, batches, heads, length correction and distribution over processes."""
 
 import copy
 import json
@@ -38,13 +38,13 @@ from hf_reward.scoring.sequence_scorer import SequenceScorer, distinct_sequences
 _BATCH_TOKENS = {"cpu": 4096}
 _BATCH_TOKENS_ELSEWHERE = 32_768
 _NO_RESPONSE = (
-    "its response is not known apart from its prompt (a whole text or token ids), so its reward cannot be corrected "
-    "for length; give prompt and response, or score without `length_correction` (`--length-correction`)"
+    "its response cannot be separated from its prompt (a formatted text or token ids), so its reward cannot be "
+    "corrected for length; give prompt and response, or score without `length_correction` (`--length-correction`)"
 )
 
 
 class RequestScorer:
-    """Scores requests with a reward model. `RewardScorer` adds what reads texts, lists and conversations."""
+    """Scorer of requests. `RewardScorer` adds the methods for texts, lists and conversations."""
 
     def __init__(
         self,
@@ -60,36 +60,36 @@ class RequestScorer:
         lower_bound: float | None = None,
         **loading: Any,
     ) -> None:
-        """Take a model, or load one.
+        """Load a model, or use a loaded one.
 
         Args:
-            model: A folder or Hub id, or a loaded reward model, which is used where it is.
+            model: A folder or Hub id, or a loaded reward model, which stays on its device.
             tokenizer: The tokenizer of a loaded model.
             record: The record of a loaded model, if it has one.
-            batch_tokens: Tokens in a batch, unless one text alone has more; by default 4,096 on a CPU and 32,768
-                elsewhere.
-            max_length: Another limit than the checkpoint's.
-            packing: Compute shared prefixes once and no padding: "auto" where the model allows it, True or False.
-            distributed: Whether the processes of `accelerate launch` share the work of each call. They all have to make
-                the same calls, and all get all rewards. Without it each works for itself.
-            length_correction: Whether to take off each reward what the record's length correction says for the
-                characters of the response. Whole formatted texts and token ids, of which no response is known, are
-                then problems.
-            lower_bound: For a model with several heads: give everywhere, instead of the mean reward of its heads, that
-                mean less so many of their standard deviations.
-            **loading: For a folder or Hub id: `device`, `dtype`, `verify` and what
-                `AutoModelForRewardScoring.from_pretrained` takes.
+            batch_tokens: Maximum number of tokens in a batch; a longer text is a batch of its own. By default 4,096 on
+                a CPU and 32,768 elsewhere.
+            max_length: Maximum length in tokens; by default that of the checkpoint.
+            packing: Compute shared prefixes once, without padding: "auto" where the model allows it, True or False.
+            distributed: Share the work of each call among the processes of `accelerate launch`. All processes must make
+                the same calls, and all get all rewards. If False, each process scores everything it is given.
+            length_correction: Subtract the length curve stored in the record, at the number of characters of the
+                response. Formatted texts and token ids then get no reward, because their response is unknown.
+            lower_bound: For a model with several heads: return the mean of the heads minus this number of standard
+                deviations, instead of the mean.
+            **loading: For a folder or Hub id: `device`, `dtype`, `verify` and the options of
+                `AutoModelForRewardScoring.from_pretrained`.
 
         Raises:
             ValueError: If the model cannot score (several labels, a new head, no tokenizer, rewards that depend on the
-                batch), an option is unusable, or there is no length correction, or but one head, where that is asked
-                for.
+                batch), an option is invalid, or the model lacks the requested length correction or heads.
         """
         self.name = str(model) if isinstance(model, str | Path) else str(unwrap_model(model).name_or_path or "model")
         if isinstance(model, str | Path):
             model, tokenizer, record = load_for_scoring(str(model), **loading)
         elif loading:
-            raise TypeError(f"{', '.join(loading)} is for models that are loaded here; this one is loaded already.")
+            raise TypeError(
+                f"{', '.join(loading)}: loading options need a folder or Hub id, but the model is loaded already."
+            )
         if tokenizer is None:
             raise ValueError("A loaded model needs its tokenizer: RewardScorer(model, tokenizer, record).")
         tokenizer = without_clock(tokenizer)
@@ -104,7 +104,7 @@ class RequestScorer:
         require_same_in_batches(model, tokenizer, record)
         self._encoder = encoder_of(model, tokenizer, record, max_length)
         self._sequences = SequenceScorer(model, batch_tokens=self.batch_tokens, packing=packing)
-        self.__name__ = Path(self.name).name  # TRL logs a reward function under it
+        self.__name__ = Path(self.name).name  # TRL logs reward functions under this name
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
@@ -112,26 +112,26 @@ class RequestScorer:
 
         Args:
             name_or_path: A folder or Hub id of a reward model or of its adapter.
-            **options: Those of the constructor; `device` (by default a GPU if there is one), `dtype` ("float32"),
-                `verify=True` to refuse a model whose stored probe rewards have changed, `revision`, `token`,
-                `trust_remote_code`, `device_map`, ...
+            **options: Options of the constructor, and `device` (by default a GPU if there is one), `dtype`
+                ("float32"), `verify=True` to raise an error if the stored probe rewards have changed, `revision`,
+                `token`, `trust_remote_code`, `device_map`, ...
 
         Returns:
             The scorer.
 
         Raises:
-            ValueError: If the model cannot score, or an option is unusable.
+            ValueError: If the model cannot score, or an option is invalid.
         """
         return cls(name_or_path, **options)
 
     @property
     def rows(self) -> str:
-        """What the model takes: `conversations`, or `text`."""
+        """Format of the model's inputs: `conversations` or `text`."""
         return self._encoder.rows
 
     @property
     def temperature(self) -> float:
-        """What reward differences are divided by before they become probabilities; 1 unless the checkpoint says."""
+        """Divisor of reward differences for probabilities; 1 unless the checkpoint stores another."""
         return float(self.record.calibration.get("temperature", 1.0)) if self.record is not None else 1.0
 
     def score_requests(
@@ -142,16 +142,16 @@ class RequestScorer:
         show_progress: bool | None = None,
         every_head: bool = False,
     ) -> ScoreResult:
-        """Score requests; one that cannot be scored stops no other.
+        """Score requests. A request that cannot be scored does not affect the others.
 
         Args:
-            requests: What to score.
+            requests: The requests.
             allow_empty: Whether responses may be empty.
-            show_progress: Show a bar; by default where there is a terminal and it takes some seconds.
-            every_head: Give the rewards by each head too.
+            show_progress: Show a progress bar; by default on a terminal, after some seconds.
+            every_head: Also return the rewards of each head.
 
         Returns:
-            Rewards, and what was wrong with those that have none.
+            Rewards, and the problems of requests without one.
         """
         encoded = self.encode(requests, allow_empty=allow_empty)
         return self.score_encoded(encoded, show_progress=show_progress, every_head=every_head)
@@ -161,13 +161,13 @@ class RequestScorer:
         return self._encoder.encode(requests, allow_empty=allow_empty)
 
     def copy_encoder(self) -> ResponseEncoder:
-        """What tokenises for this model, for a thread of its own."""
+        """Copy the encoder, for use in another thread."""
         return self._encoder.copy()
 
     def score_encoded(
         self, encoded: Sequence[EncodedResponse], *, show_progress: bool | None = None, every_head: bool = False
     ) -> ScoreResult:
-        """Score what `encode` returned, each distinct sequence once.
+        """Score the output of `encode`; equal sequences are computed once.
 
         Args:
             encoded: Token ids of each request.
@@ -175,7 +175,7 @@ class RequestScorer:
             every_head: As in `score_requests`.
 
         Returns:
-            Rewards, and what was wrong with those that have none.
+            Rewards, and the problems of requests without one.
         """
         by_head = every_head or self._beta is not None
         columns = np.full((len(encoded), number_of_heads(self.model) if by_head else 1), np.nan, dtype=np.float32)
@@ -193,24 +193,26 @@ class RequestScorer:
             rewards = UncertainRewards(columns, self._beta or 0.0).lower_bound
         for place in good:
             if not math.isfinite(rewards[place]):
-                problems[place] = f"its reward is {rewards[place]}, no number: the weights or `dtype` overflow on it"
+                problems[place] = (
+                    f"its reward is {rewards[place]}, not a finite number: the weights or `dtype` overflow"
+                )
                 rewards[place] = np.nan
         cut = sum(encoded[place].cut_tokens > 0 for place in good)
         tokens = sum(len(encoded[place].input_ids) for place in good)
         return ScoreResult(rewards, dict(sorted(problems.items())), cut, tokens, columns if every_head else None)
 
     def with_padding(self) -> Self:
-        """The same model and settings, with padded batches instead of packed ones."""
+        """Copy the scorer, with padded instead of packed batches."""
         other = copy.copy(self)
         other._sequences = SequenceScorer(self.model, batch_tokens=self.batch_tokens, packing=False)
         return other
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides a reward: results are comparable only where all of it is equal.
+        """Describe everything that determines a reward. Results are comparable only if fingerprints are equal.
 
         Returns:
-            JSON values: model, weights, tokenizer and template (as hashes), format, precision, engine and versions, and
-            the length correction as a hash where it is on, and the heads where their spread counts.
+            JSON values: model, weights, tokenizer and template (as hashes), format, precision, engine and versions;
+            with `length_correction` a hash of the curve, with `lower_bound` a hash of the heads.
         """
         correction = {}
         if self._correction is not None:
@@ -236,7 +238,7 @@ class RequestScorer:
         return self._sequences.problem(encoded.input_ids)
 
     def _rewards(self, encoded: Sequence[EncodedResponse], show_progress: bool | None, by_head: bool) -> np.ndarray:
-        """Rewards, by each head or by their mean alone, shape `(R, M)`."""
+        """Compute rewards, of each head or of their mean, shape `(R, M)`."""
         typed = encoded[0].token_type_ids is not None
         sequences = distinct_sequences(
             [each.input_ids for each in encoded], [each.token_type_ids for each in encoded] if typed else None

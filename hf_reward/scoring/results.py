@@ -1,4 +1,4 @@
-"""What scoring gives: rewards, rankings, and why some responses have no reward."""
+"""Results of scoring: rewards, rankings and errors."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,22 +8,22 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """Rewards of some requests, and what was wrong with those that have none."""
+    """Rewards of requests, and the problems of requests without one."""
 
     rewards: np.ndarray
-    """NaN where there is a problem, shape `(R,)`, float32."""
+    """Shape `(R,)`, float32; NaN where there is a problem."""
     problems: dict[int, str] = field(default_factory=dict)
-    """Place of a request -> why it has no reward."""
+    """Index of a request -> reason why it has no reward."""
     cut: int = 0
-    """Requests whose prompt was cut to fit `max_length`."""
+    """Number of requests whose prompt was truncated to fit `max_length`."""
     tokens: int = 0
-    """Tokens of all sequences that have a reward, each as often as it was asked for."""
+    """Tokens of all requests with a reward, duplicates included."""
     heads: np.ndarray | None = None
-    """Rewards by each head where that was asked for, NaN where there is a problem, shape `(R, M)`, float32."""
+    """Rewards of each head if requested, shape `(R, M)`, float32; NaN where there is a problem."""
 
 
 class ScoringError(ValueError):
-    """Some requests have no reward. What could be scored is in `rewards`, so nothing is lost."""
+    """Some requests have no reward. `rewards` contains those of the others."""
 
     def __init__(self, message: str, result: ScoreResult) -> None:
         super().__init__(message)
@@ -35,11 +35,11 @@ class Ranking:
     """The responses to one prompt, best first."""
 
     responses: list[Any]
-    """As they were given."""
+    """The responses in their original order."""
     rewards: np.ndarray
-    """Reward of each response, in the order in which they were given, shape `(N,)`, float32."""
+    """Reward of each response in the original order, shape `(N,)`, float32."""
     order: list[int]
-    """Places of the responses, best first; equal rewards keep their order."""
+    """Indices of the responses, best first; equal rewards keep their order."""
 
     @property
     def best(self) -> Any:

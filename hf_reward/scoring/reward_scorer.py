@@ -1,4 +1,4 @@
-"""Model + texts -> rewards: one text, a best-of-N list, or as many as there are."""
+"""`RewardScorer`: score texts, conversations and best-of-N lists with a reward model."""
 
 import logging
 import math
@@ -25,22 +25,22 @@ logger = logging.getLogger(__name__)
 
 
 class RewardScorer(RequestScorer):
-    """Scores texts with a reward model, ours or any native one-label classifier.
+    """Score texts with a reward model: one trained by hf_reward, or any one-label sequence classifier.
 
-    Formatting comes from the checkpoint's `reward_config.json`. Without one (foreign models), text becomes turns of the
-    chat template if there is one, else a text pair for tokenizers with CLS and SEP, else prompt + response + EOS; the
-    limit is the end of the model's positions, if they have one (see `position_limits`); and decoders are read where the
-    stock class reads them, at the last token that is not the pad token. A reward does not depend on what else is scored
-    with it, but for rounding.
+    Texts are formatted as stated in the checkpoint's `reward_config.json`. Models without that file are treated as
+    follows: texts become turns of the chat template if there is one, else a text pair for tokenizers with CLS and SEP,
+    else prompt + response + EOS. Their length limit is that of the model's positions, if there is one (see
+    `position_limits`). The reward of a decoder is read where the stock class reads it, at the last token that is not
+    the pad token. Apart from rounding, a reward does not depend on the other texts in the batch.
 
-    The scorer is not thread-safe: let one thread at a time call it.
+    The scorer is not thread-safe: only one thread at a time may call it.
     """
 
     def score(self, prompts: Sequence[Any], responses: Sequence[Any], *, allow_empty: bool = False) -> np.ndarray:
         """Score each response to its prompt.
 
         Args:
-            prompts: Text or messages for each response; where one prompt has several responses, give it as often.
+            prompts: Text or messages, one for each response; repeat a prompt that has several responses.
             responses: Text or messages.
             allow_empty: Whether responses may be empty.
 
@@ -48,24 +48,24 @@ class RewardScorer(RequestScorer):
             Rewards in the order of the responses, shape `(R,)`, float32.
 
         Raises:
-            ScoringError: If a response cannot be scored; its `rewards` hold those that could.
-            ValueError: If there are not as many prompts as responses.
+            ScoringError: If a response cannot be scored; its `rewards` contain those of the others.
+            ValueError: If the numbers of prompts and responses differ.
         """
         return self._score(_pairs(prompts, responses), allow_empty).rewards
 
     def score_with_uncertainty(
         self, prompts: Sequence[Any], responses: Sequence[Any], *, beta: float = 1.0, allow_empty: bool = False
     ) -> UncertainRewards:
-        """Score each response to its prompt by each of the model's heads.
+        """Score each response with every head of the model.
 
         Args:
             prompts: As in `score`.
             responses: As in `score`.
-            beta: Standard deviations that `lower_bound` of the result takes off the mean.
+            beta: Number of standard deviations that `lower_bound` subtracts from the mean.
             allow_empty: Whether responses may be empty.
 
         Returns:
-            `mean`, `std` (over heads) and `lower_bound` of each response, shape `(R,)`, and what they come from.
+            `mean`, `std` (over heads) and `lower_bound` of each response, shape `(R,)`, and the rewards by head.
 
         Raises:
             ScoringError: If a response cannot be scored.
@@ -88,22 +88,22 @@ class RewardScorer(RequestScorer):
             Rewards, shape `(R,)`, float32.
 
         Raises:
-            ScoringError: If one cannot be scored.
+            ScoringError: If a conversation or text cannot be scored.
         """
         return self._score([(request_from_messages, (each,)) for each in conversations], allow_empty).rewards
 
     def score_texts(self, texts: Sequence[str], *, allow_empty: bool = False) -> np.ndarray:
-        """Score whole texts, to which the model's chat template has been applied already.
+        """Score formatted texts, to which the chat template has been applied already.
 
         Args:
-            texts: The texts, with or without BOS at their start: the model gets as many as in training.
+            texts: The texts. A BOS at the start is optional: the model gets the same number as in training.
             allow_empty: Whether a text may be empty.
 
         Returns:
             Rewards, shape `(R,)`, float32.
 
         Raises:
-            ScoringError: If one cannot be scored.
+            ScoringError: If a conversation or text cannot be scored.
         """
         return self._score([(request_from_text, (each,)) for each in texts], allow_empty).rewards
 
@@ -127,7 +127,7 @@ class RewardScorer(RequestScorer):
     def best_of_n(
         self, prompts: Sequence[Any], responses_per_prompt: Sequence[Sequence[Any]], *, allow_empty: bool = False
     ) -> list[Ranking]:
-        """Rank the responses to each of several prompts; each prompt is computed once.
+        """Rank the responses to each of several prompts. Each prompt is computed once.
 
         Args:
             prompts: Text or messages, one for each list.
@@ -139,7 +139,7 @@ class RewardScorer(RequestScorer):
 
         Raises:
             ScoringError: If a response cannot be scored.
-            ValueError: If there are not as many prompts as lists, or a list is empty.
+            ValueError: If the numbers of prompts and lists differ, or a list is empty.
         """
         if len(prompts) != len(responses_per_prompt):
             raise ValueError(
@@ -158,53 +158,54 @@ class RewardScorer(RequestScorer):
         ]
 
     def compare(self, prompt: Prompt, a: Response, b: Response) -> float:
-        """Probability that one response is preferred to another, by Bradley and Terry (1952).
+        """Return the probability that response `a` is preferred to `b` (Bradley and Terry, 1952).
 
-        The logistic function of (reward of a - reward of b) / T, where T is the temperature that the checkpoint stores
-        under `calibration`, or 1.
+        It is sigmoid((reward of a - reward of b) / T), with the temperature T stored in the checkpoint under
+        `calibration`, or T = 1.
 
         Args:
             prompt: Text or messages.
-            a: One response.
-            b: The other.
+            a: The first response.
+            b: The second response.
 
         Returns:
             P(a is preferred to b).
 
         Raises:
-            ScoringError: If one of them cannot be scored.
-            ValueError: If the scorer gives lower bounds, whose difference says nothing of that probability.
+            ScoringError: If a response cannot be scored.
+            ValueError: If the scorer returns lower bounds; their difference is not a log-odds.
         """
         if self._beta is not None:
             raise ValueError(
-                f"`compare` needs mean rewards, but this scorer gives lower bounds (`lower_bound={self._beta}`). Use a "
-                "scorer without."
+                f"`compare` needs mean rewards, but this scorer returns lower bounds (`lower_bound={self._beta}`). Use "
+                "a scorer without `lower_bound`."
             )
         first, second = (float(reward) for reward in self.score([prompt, prompt], [a, b]))
         difference = (first - second) / self.temperature
         return 1 / (1 + math.exp(-difference)) if difference >= 0 else 1 - 1 / (1 + math.exp(difference))
 
-    # --- for programs -------------------------------------------------------------------------------------------------
+    # --- callbacks ----------------------------------------------------------------------------------------------------
 
     def __call__(self, prompts: Any, completions: Any = None, **columns: Any) -> Any:
-        """Be a reward function of TRL's trainers, or map a batch of columns, as Ray Data and `datasets` do.
+        """Act as a reward function for TRL, or as a batch function for Ray Data and `datasets`.
 
         Args:
-            prompts: TRL's prompts; or a batch, a dict of columns as `requests_of_row` reads them.
-            completions: TRL's completions; absent for a batch.
-            **columns: What else TRL passes (`completion_ids`, columns of the data); not read.
+            prompts: TRL's prompts; or a batch, a dict of columns in a layout of `requests_of_row`.
+            completions: TRL's completions; None for a batch.
+            **columns: Other arguments of TRL (`completion_ids`, columns of the data); ignored.
 
         Returns:
-            For TRL a list of rewards, None where one cannot be scored. For a batch its columns, `reward` (float32, NaN
-            where a row cannot be scored) and `problem`, which says why, else empty.
+            For TRL a list of rewards, None where a completion cannot be scored. For a batch its columns, `reward`
+            (float32, NaN where a row cannot be scored) and `problem` (the reason, else empty).
 
         Raises:
-            PreferenceFormatError: If a batch has no column that says what to score.
+            PreferenceFormatError: If a batch lacks the columns to score.
         """
         if completions is None:
             return self._map_batch(prompts)
         requests = [read_request(*pair, response_only=True) for pair in zip(prompts, completions, strict=True)]
-        result = self.score_requests(requests, allow_empty=True, show_progress=False)  # a policy may say nothing
+        # A policy may return an empty completion.
+        result = self.score_requests(requests, allow_empty=True, show_progress=False)
         if result.problems:
             place, problem = next(iter(result.problems.items()))
             logger.warning("%s completions have no reward, the first (%s): %s", len(result.problems), place, problem)
@@ -223,7 +224,7 @@ class RewardScorer(RequestScorer):
                 requests.append(None)
                 problems.append(error.message)
         if not requests and len(next(iter(batch.values()), ())):
-            requests_of_row(dict.fromkeys(batch))  # says which columns are needed
+            requests_of_row(dict.fromkeys(batch))  # raises an error that names the missing columns
         good = [place for place, request in enumerate(requests) if request is not None]
         result = self.score_requests([request for request in requests if request is not None], show_progress=False)
         rewards = np.full(len(requests), np.nan, dtype=np.float32)
@@ -232,12 +233,12 @@ class RewardScorer(RequestScorer):
             problems[good[place]] = problem
         return {**batch, "reward": rewards, "problem": problems}
 
-    # --- inside -------------------------------------------------------------------------------------------------------
+    # --- internal -----------------------------------------------------------------------------------------------------
 
     def _score(
         self, calls: Sequence[tuple[Any, tuple[Any, ...]]], allow_empty: bool, every_head: bool = False
     ) -> ScoreResult:
-        """Read every request before anything is computed, then score them all or say which could not be."""
+        """Parse all requests before anything is computed, then score them or raise an error."""
         requests = []
         for place, (read, arguments) in enumerate(calls):
             try:
@@ -249,14 +250,14 @@ class RewardScorer(RequestScorer):
             place, problem = next(iter(result.problems.items()))
             raise ScoringError(
                 f"{len(result.problems)} of {len(requests)} responses have no reward. The first is number {place}: "
-                f"{problem}. The others are in the error's `rewards`.",
+                f"{problem}. The rewards of the others are in the error's `rewards`.",
                 result,
             )
         return result
 
 
 def _pairs(prompts: Sequence[Any], responses: Sequence[Any]) -> list[tuple[Any, tuple[Any, ...]]]:
-    """How each response and its prompt become a request."""
+    """Return a function and its arguments for each request."""
     for name, value in (("prompts", prompts), ("responses", responses)):
         if isinstance(value, str):
             raise ValueError(f"`{name}` must be a list, but is one text. For one prompt, use `rank` or [text].")

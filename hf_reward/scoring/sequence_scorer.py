@@ -1,7 +1,6 @@
-"""Token sequences -> rewards in bulk: equal sequences once, shared beginnings once, batches cut to a token budget.
+"""Score token sequences: equal sequences once, shared prefixes once, batches limited by a token budget.
 
-Which sequences share a batch, and which share a beginning, follows from the sequences alone, so the same list gives the
-same batches and the same bits again.
+The sequences alone determine the batches and the shared prefixes, so the same list gives bitwise equal rewards.
 """
 
 import logging
@@ -32,39 +31,39 @@ class Group(NamedTuple):
 
     places: list[int]
     shared: int
-    """Tokens that all of them share, fewer than the shortest has."""
+    """Tokens that all of them share, fewer than the length of the shortest."""
 
 
 _MOST_MEMBERS = 128
-"""Sequences of one group: more would save next to nothing and cost time to look for."""
+"""Maximum number of sequences in a group: larger groups save almost nothing and take longer to find."""
 _WORTH_SHARING = 8
-"""Tokens that a beginning must have to be computed apart: each part costs a call of the attention in every layer."""
+"""Minimum length of a shared prefix: each group costs an attention call in every layer."""
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token sequences, each distinct one once, in the order in which they are computed."""
+    """Distinct token sequences in the order of computation."""
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]] | None
     where: np.ndarray
-    """For each sequence that was given, its place here, shape `(S,)`."""
+    """Index of each given sequence in `input_ids`, shape `(S,)`."""
 
 
 def distinct_sequences(
     input_ids: Sequence[list[int]], token_type_ids: Sequence[list[int] | None] | None = None
 ) -> Sequences:
-    """Sort sequences so that those with a common beginning are neighbours, and keep each once.
+    """Sort sequences so that those with a common prefix are adjacent, and remove duplicates.
 
     Args:
         input_ids: Token ids of each sequence.
-        token_type_ids: Their token types, if the model reads any.
+        token_type_ids: Their token types, if the model uses them.
 
     Returns:
-        The distinct sequences and where each given one is found.
+        The distinct sequences, and the index of each given one among them.
     """
     types = None if token_type_ids is None else [each or [] for each in token_type_ids]
-    # Bytes with the largest first compare as the lists do, at the speed of memcmp.
+    # Big-endian bytes sort in the same order as the lists, at the speed of memcmp.
     keys = [np.asarray(ids, dtype=">u4").tobytes() for ids in input_ids]
     if types is not None:
         keys = [key + bytes(each) for key, each in zip(keys, types, strict=True)]
@@ -79,10 +78,10 @@ def distinct_sequences(
 
 
 def shared_groups(sequences: Sequence[list[int]]) -> list[Group]:
-    """Cut sorted sequences into groups that share a beginning, so that most is saved by computing it once.
+    """Partition sorted sequences into groups that share a prefix, so that the saved tokens are maximal.
 
-    In sorted order a group is a stretch of neighbours, so the best cut of the first i sequences is the best last group
-    after the best cut before it.
+    In sorted order a group is a contiguous range. Dynamic programming: the best partition of the first i sequences is
+    the best last group plus the best partition of the sequences before it.
 
     Args:
         sequences: Token ids, sorted.
@@ -91,8 +90,8 @@ def shared_groups(sequences: Sequence[list[int]]) -> list[Group]:
         The groups.
     """
     shared = _shared_with_previous(sequences)
-    saved = [0] * (len(sequences) + 1)  # by the best cut of the first so many sequences
-    start = [0] * (len(sequences) + 1)  # of the last group of that cut
+    saved = [0] * (len(sequences) + 1)  # tokens saved by the best partition of the first i sequences
+    start = [0] * (len(sequences) + 1)  # start of the last group of that partition
     for end in range(1, len(sequences) + 1):
         saved[end], start[end] = saved[end - 1], end - 1
         common = shared[end - 1]
@@ -113,7 +112,7 @@ def shared_groups(sequences: Sequence[list[int]]) -> list[Group]:
 
 
 def _shared_with_previous(sequences: Sequence[list[int]]) -> list[int]:
-    """Tokens that each sequence shares with the one before it, fewer than either has; 0 for the first."""
+    """Return the number of tokens that each sequence shares with the previous one, fewer than its length."""
     found = [0] if sequences else []
     for before, ids in pairwise(sequences):
         limit = min(len(before), len(ids)) - 1
@@ -125,11 +124,11 @@ def _shared_with_previous(sequences: Sequence[list[int]]) -> list[int]:
 
 
 def packed_batches(sequences: Sequences, max_tokens: int) -> Iterator[list[Group]]:
-    """Batches without padding: each shared beginning once, and at most `max_tokens` tokens unless one has more.
+    """Yield batches without padding, of at most `max_tokens` tokens unless one sequence has more.
 
     Args:
         sequences: Sorted sequences.
-        max_tokens: Tokens in a batch.
+        max_tokens: Tokens in a batch; a shared prefix counts once.
 
     Yields:
         list[Group]: The groups of a batch.
@@ -152,12 +151,12 @@ def packed_batches(sequences: Sequences, max_tokens: int) -> Iterator[list[Group
 
 
 def _groups(places: list[int], shared: int) -> list[Group]:
-    """The group of these places; none of no place, and one place shares nothing."""
+    """Return one group, or none if there are no places; a single sequence shares nothing."""
     return [Group(places, shared if len(places) > 1 else 0)] if places else []
 
 
 def padded_batches(sequences: Sequences, max_tokens: int) -> Iterator[list[Group]]:
-    """Batches of about equally long sequences, the longest first, one sequence in a group.
+    """Yield batches of sequences of similar length, longest first, with one sequence per group.
 
     Args:
         sequences: Sequences in any order.
@@ -181,18 +180,18 @@ def padded_batches(sequences: Sequences, max_tokens: int) -> Iterator[list[Group
 
 
 class SequenceScorer:
-    """A model and the form in which it takes its batches."""
+    """A model with packed or padded batches."""
 
     def __init__(self, model: RewardModel, *, batch_tokens: int, packing: Packing = "auto") -> None:
-        """Take a model.
+        """Check the options, and whether the model can be packed.
 
         Args:
-            model: A reward model on the device to use, perhaps wrapped by PEFT. Its mode is left as it was.
-            batch_tokens: Tokens in a batch, unless one sequence alone has more.
+            model: A reward model on the device to use, optionally wrapped by PEFT. Its training mode is restored.
+            batch_tokens: Maximum number of tokens in a batch; a longer sequence is a batch of its own.
             packing: "auto", True or False, as in `score_rows`.
 
         Raises:
-            ValueError: If packing is asked for and not possible, or there is no room for a token.
+            ValueError: If `packing` is True and the model does not allow it, or `batch_tokens` is below 1.
         """
         if batch_tokens < 1:
             raise ValueError(f"`batch_tokens` must be at least 1, but is {batch_tokens}.")
@@ -200,12 +199,12 @@ class SequenceScorer:
         bare: Any = unwrap_model(model)
         self.vocabulary = int(bare.get_input_embeddings().weight.shape[0])
         self._end = end_token_read(model)
-        # Padding is masked, and every position is read explicitly, so any token can stand there.
+        # Padding is masked and rewards are read at explicit positions, so any token works as padding.
         self._pad_token_id = bare.config.get_text_config().pad_token_id or 0
         self.packs = may_pack(model, packing, self._trial_inputs, log_level=logging.INFO)
 
     def problem(self, input_ids: Sequence[int]) -> str:
-        """Why the model cannot take a sequence, or empty: on a GPU a wrong id would end the process."""
+        """Return why the model cannot take a sequence, or "". On a GPU an invalid id would crash the process."""
         if not input_ids or min(input_ids) < 0:
             return "it has no token ids, or a negative one"
         if max(input_ids) >= self.vocabulary:
@@ -223,16 +222,16 @@ class SequenceScorer:
         share: tuple[int, int] = (0, 1),
         progress: Callable[[int], Any] | None = None,
     ) -> np.ndarray:
-        """Reward of every distinct sequence.
+        """Score every distinct sequence.
 
         Args:
-            sequences: What `distinct_sequences` made.
-            by_head: Give the reward by each head of an ensemble instead of their mean.
-            share: Compute only batches `i` modulo `n` of `(i, n)`, for one of several processes.
-            progress: Called with the number of sequences done after each batch.
+            sequences: The result of `distinct_sequences`.
+            by_head: Return the rewards of each head of an ensemble instead of their mean.
+            share: `(i, n)`: compute every n-th batch from the i-th on, for one of n processes.
+            progress: Called after each batch with the number of its sequences.
 
         Returns:
-            Rewards, 0 where another process computes them, shape `(S, M)`, float32; M is 1 unless `by_head`.
+            Rewards, shape `(S, M)`, float32; 0 for the batches of other processes. M is 1 unless `by_head`.
         """
         heads = number_of_heads(self.model) if by_head else 1
         rewards = np.zeros((len(sequences.input_ids), heads), dtype=np.float32)
@@ -259,7 +258,7 @@ class SequenceScorer:
         return (packed_batches if self.packs else padded_batches)(sequences, self.batch_tokens)
 
     def _rewards(self, sequences: Sequences, batch: list[Group]) -> np.ndarray:
-        """Rewards of a batch, group by group, `(N, M)`; one that does not fit the device's memory is halved."""
+        """Compute the rewards of a batch, `(N, M)`; halve a batch that does not fit into the device's memory."""
         device = unwrap_model(self.model).device
         inputs = self._packed(sequences, batch) if self.packs else self._padded(sequences, batch)
         try:
@@ -269,7 +268,7 @@ class SequenceScorer:
             if halves is None:
                 raise
             logger.warning(
-                "A batch of %s tokens does not fit the device's memory and is halved. Lower `batch_tokens` (%s).",
+                "A batch of %s tokens does not fit into the device's memory and is halved. Lower `batch_tokens` (%s).",
                 inputs["input_ids"].numel(),
                 self.batch_tokens,
             )
@@ -290,7 +289,7 @@ class SequenceScorer:
         )
 
     def _trial_inputs(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Two groups of sequences with which packing is tried before it is relied on; the ids are arbitrary."""
+        """Return two groups of arbitrary ids, padded and packed, to test whether packing is exact."""
         ids = [number * 7919 % self.vocabulary for number in range(1, 129)]
         first = [ids[:24] + ids[24:40], ids[:24] + ids[40:49]]
         second = [ids[50:70], ids[70:90] + ids[90:101]]
@@ -303,7 +302,7 @@ def _places(batch: list[Group]) -> list[int]:
 
 
 def _halves(batch: list[Group]) -> tuple[list[Group], list[Group]] | None:
-    """Two batches that together hold the sequences of one, in their order; None for a single sequence."""
+    """Split a batch into two, in order; None for a single sequence."""
     if len(batch) > 1:
         middle = len(batch) // 2
         return batch[:middle], batch[middle:]

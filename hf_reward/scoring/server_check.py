@@ -1,7 +1,7 @@
-"""A server's URL + the model that it should serve -> does it give that model's rewards?
+"""Check that a server returns the rewards of a model.
 
-Servers put a sigmoid or softmax on what they take for a probability, add BOS a second time, or start with a random
-bias. Nothing breaks; a policy is trained on other numbers. So the same rows are scored here and there.
+Some servers apply a sigmoid or softmax, add a second BOS, or load a head with a random bias. There is no error; the
+policy is trained on wrong rewards. The check scores the same rows locally and on the server and compares them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from hf_reward.scoring.server_client import SentRow, ServerClient
 SAME_TOLERANCE = 1e-3
 """Rewards are the same if none differs by more than this times max(1, |reward|)."""
 HALF_TOLERANCE = COARSE_TOLERANCE
-"""The same for servers that compute in a half precision, if the order of the rewards is kept too."""
+"""The same for servers in half precision, if the order of the rewards is preserved too."""
 HALF_SPEARMAN = 0.99
 MAX_ROWS = 256
 
@@ -32,23 +32,23 @@ SAME, HALF, SHIFTED = "same", "half precision", "shifted by a constant"
 SIGMOID, SOFTMAX, CONSTANT, DIFFERENT = "sigmoid", "softmax", "constant", "different"
 
 _MEANING = {
-    SAME: "The server gives this model's rewards.",
-    HALF: "The server gives this model's rewards, as a half precision rounds them.",
-    SHIFTED: "Every reward is shifted by the same amount: differences, and so rankings, are right, levels are not. "
-    "SGLang does this to Qwen heads, to which it adds a random bias whenever it loads one.",
-    SIGMOID: "The server puts a sigmoid on the reward, which flattens good answers into one another. Give the model "
+    SAME: "The server returns this model's rewards.",
+    HALF: "The server returns this model's rewards, rounded to half precision.",
+    SHIFTED: "All rewards are shifted by the same amount: differences and rankings are right, absolute values are not. "
+    "SGLang adds a random bias to the heads of Qwen models each time it loads one.",
+    SIGMOID: "The server applies a sigmoid to the reward, which compresses differences between good responses. Set "
     '`problem_type: "regression"` in config.json, or send `"use_activation": false` (vLLM).',
-    SOFTMAX: "The server puts a softmax on the only label, which is 1 whatever the text. Ask for the raw output: on "
+    SOFTMAX: "The server applies a softmax to the single label, which always gives 1. Request the raw output: on "
     "SGLang `/classify` instead of `/v1/classify`.",
-    CONSTANT: "The server gives every text the same number, so it does not read them, or not to the end.",
-    DIFFERENT: "The server gives other rewards: another model, another template, doubled special tokens, or a reward "
+    CONSTANT: "The server returns the same number for every text, so it ignores the text or a part of it.",
+    DIFFERENT: "The server returns other rewards: another model, another template, doubled special tokens, or a reward "
     "read at another token.",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerCheck:
-    """What the comparison found."""
+    """Result of the comparison."""
 
     url: str
     kind: str
@@ -56,24 +56,24 @@ class ServerCheck:
     """One of "same", "half precision", "shifted by a constant", "sigmoid", "softmax", "constant" and "different"."""
     rows: int
     pearson: float | None
-    """None where either side is constant."""
+    """None if either side is constant."""
     spearman: float | None
     largest_difference: float
     largest_relative_difference: float
-    """Of max(1, |reward|)."""
+    """Relative to max(1, |reward|)."""
     mean_shift: float
-    """Mean of (server - here)."""
+    """Mean of (server - local)."""
     difference_after_shift: float
-    """Largest relative difference once the mean shift is taken away."""
+    """Largest relative difference after subtracting the mean shift."""
     difference_from_sigmoid: float
-    """Largest difference of the server's values from the logistic function of the rewards here."""
+    """Largest difference between the server's values and the sigmoid of the local rewards."""
     spread: float
-    """Standard deviation of the rewards here."""
+    """Standard deviation of the local rewards."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Whether the server gives the model's rewards, rounding of a half precision aside."""
+        """Whether the server returns the model's rewards, up to rounding to half precision."""
         return self.verdict in (SAME, HALF)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class ServerCheck:
             f"{self.url} ({self.kind}), {self.rows} rows: {self.verdict}. {_MEANING[self.verdict]}",
             f"Largest difference {self.largest_difference:.2e} ({self.largest_relative_difference:.2e} of "
             f"max(1, |reward|); same up to {SAME_TOLERANCE:.0e}, half precision up to {HALF_TOLERANCE:.1e}), mean "
-            f"shift {self.mean_shift:+.2e}, beyond it {self.difference_after_shift:.2e}. "
+            f"shift {self.mean_shift:+.2e}, without it {self.difference_after_shift:.2e}. "
             f"Pearson {pearson}, Spearman {spearman}.",
         ]
         return "\n".join([*lines, *self.notes])
@@ -101,27 +101,27 @@ def check_server(
     token: str | None = None,
     **loading: Any,
 ) -> ServerCheck:
-    """Score rows here in float32 and on a server, and say how the two differ.
+    """Score rows locally in float32 and on a server, and compare the rewards.
 
     Args:
         url: The server's address, with or without the endpoint.
-        model: Folder or Hub id of the model that it should serve, or a scorer that has it.
-        rows: Rows as `requests_of_row` reads them, of which the first 256 responses are used; by default every
-            prompt of the probe conversations with every response of them.
+        model: Folder or Hub id of the model that the server should serve, or a scorer with that model.
+        rows: Rows in a layout of `requests_of_row`; the first 256 responses are used. By default every prompt of the
+            probe conversations with every response of them.
         kind: "hf_reward" (`/score`), "vllm" (`/classify`), "sglang" (`/classify`), "openrlhf" (`/get_reward`), or
             "auto", which asks the server.
-        token: Sent as a bearer token.
-        **loading: For a folder or Hub id, as for `RewardScorer.from_pretrained`: `allow_pickle`, ...
+        token: Bearer token for the server.
+        **loading: For a folder or Hub id: options of `RewardScorer.from_pretrained`.
 
     Returns:
         The comparison.
 
     Raises:
-        ServerClientError: If the server cannot be reached, refuses, or answers something else.
-        ValueError: If there are fewer than two rows that can be scored, or the kind is unknown.
+        ServerClientError: If the server cannot be reached, returns an error, or an invalid answer.
+        ValueError: If fewer than two rows can be scored, or the kind is unknown.
     """
     if isinstance(model, RewardScorer) and loading:
-        raise ValueError(f"`{'`, `'.join(loading)}` are for models that are loaded here; this one is loaded already.")
+        raise ValueError(f"`{'`, `'.join(loading)}`: loading options need a folder or Hub id, but got a scorer.")
     with closing(ServerClient(url, kind=kind, token=token)) as client:
         scorer = model if isinstance(model, RewardScorer) else RewardScorer.from_pretrained(model, **loading)
         requests = probe_requests() if rows is None else [each for row in rows for each in requests_of_row(row)]
@@ -131,17 +131,17 @@ def check_server(
     tokens = sum(len(each.encoded.input_ids) for each in sent)
     if counted is not None and counted != tokens:
         notes.append(
-            f"The server counts {counted} tokens, here there are {tokens}: it has another tokenizer or template, or "
-            "adds special tokens."
+            f"The server counts {counted} tokens, the local model {tokens}: the server has another tokenizer or "
+            "template, or adds special tokens."
         )
     return _compare(here, np.asarray(there, dtype=np.float64), url=client.url, kind=client.kind, notes=notes)
 
 
 def probe_requests() -> list[ScoreRequest]:
-    """Every prompt of the probe conversations with every response of them: 64 rows of all lengths.
+    """Combine every prompt of the probe conversations with every response.
 
     Returns:
-        Requests.
+        64 requests of various lengths.
     """
     answers = [messages[-1:] for messages in PROBES.values()]
     return [ScoreRequest(prompt=messages[:-1], response=answer) for messages in PROBES.values() for answer in answers]
@@ -150,10 +150,10 @@ def probe_requests() -> list[ScoreRequest]:
 def _sendable(
     requests: Sequence[ScoreRequest], scorer: RewardScorer, client: ServerClient
 ) -> tuple[list[SentRow], list[str]]:
-    """The rows that can be scored here and said to the server so that it gets the same token ids."""
+    """Select the rows that can be scored locally and sent so that the server gets the same token ids."""
     rows = []
     for request, encoded in zip(requests, scorer.encode(requests, allow_empty=True), strict=True):
-        if encoded.problem or (encoded.cut_tokens and not client.takes_requests):  # others would not cut it
+        if encoded.problem or (encoded.cut_tokens and not client.takes_requests):  # other servers would not truncate it
             continue
         text = "" if client.takes_requests else text_for(request, encoded.input_ids, scorer, client)
         if text is not None:
@@ -161,24 +161,28 @@ def _sendable(
     left_out = len(requests) - len(rows)
     if len(rows) < 2:
         raise ValueError(
-            f"Only {len(rows)} of {len(requests)} rows can be scored here and sent so that the server gets the same "
-            "token ids, and a comparison needs two. Give other rows."
+            f"A comparison needs two rows that can be scored locally and sent so that the server gets the same token "
+            f"ids, but only {len(rows)} of {len(requests)} can. Give other rows."
         )
-    notes = [f"{left_out} rows were left out: they cannot be scored here, or not be sent as text."] if left_out else []
+    notes = (
+        [f"{left_out} rows were left out: they cannot be scored locally, or cannot be sent as text."]
+        if left_out
+        else []
+    )
     return rows, notes
 
 
 def text_for(request: ScoreRequest, ids: list[int], scorer: RewardScorer, client: ServerClient) -> str | None:
-    """The text from which a server gets the token ids of a request.
+    """Return the text that a server tokenises to the token ids of a request.
 
     Args:
         request: The request.
         ids: Its token ids.
-        scorer: Has the model's tokenizer, as the server has.
-        client: Whether the server adds special tokens.
+        scorer: A scorer with the server's tokenizer.
+        client: The client; servers differ in the special tokens that they add.
 
     Returns:
-        The formatted text, without its BOS or EOS where the server adds that; None if no text gives these ids.
+        The formatted text, without BOS or EOS if the server adds them; None if no text gives these ids.
     """
     tokenizer = scorer.tokenizer
     text = _formatted(request, tokenizer, "" if scorer.record is None else scorer.record.format.get("separator", ""))
@@ -213,7 +217,10 @@ def _compare(here: np.ndarray, there: np.ndarray, *, url: str, kind: str, notes:
     spread = float(here.std())
     pearson, spearman = (_correlation(measure, here, there) for measure in (stats.pearsonr, stats.spearmanr))
     if spread < 10 * SAME_TOLERANCE:
-        notes = [*notes, f"The rewards here hardly differ (standard deviation {spread:.1e}), so this says little."]
+        notes = [
+            *notes,
+            f"The local rewards are almost equal (standard deviation {spread:.1e}), so the comparison is weak.",
+        ]
     verdict = _verdict(here, there, relative=relative, after_shift=after_shift, spearman=spearman)
     return ServerCheck(
         url=url,
@@ -235,7 +242,7 @@ def _compare(here: np.ndarray, there: np.ndarray, *, url: str, kind: str, notes:
 def _verdict(
     here: np.ndarray, there: np.ndarray, *, relative: float, after_shift: float, spearman: float | None
 ) -> str:
-    """The first explanation that fits, the exact ones before those that allow for rounding."""
+    """Return the first explanation that fits; exact ones are tried before those that allow for rounding."""
     is_constant = np.ptp(there) < 1e-6 < np.ptp(here)
     bent = float(np.abs(there - _sigmoid(here)).max())
     keeps_order = spearman is not None and spearman > HALF_SPEARMAN
@@ -247,7 +254,7 @@ def _verdict(
         (SIGMOID, bent <= SAME_TOLERANCE),
         (SHIFTED, after_shift <= SAME_TOLERANCE),
         (HALF, keeps_order and relative <= HALF_TOLERANCE),
-        # A sigmoid is at most a quarter as steep as its argument, and so are the roundings behind it.
+        # The slope of a sigmoid is at most 1/4, which also scales the rounding errors.
         (SIGMOID, keeps_order and is_probability and bent <= HALF_TOLERANCE / 4),
         (SHIFTED, keeps_order and after_shift <= HALF_TOLERANCE),
     ]

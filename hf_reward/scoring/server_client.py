@@ -1,4 +1,4 @@
-"""Rows -> the rewards that some server gives them: ours, vLLM, SGLang or OpenRLHF."""
+"""Client for servers that score rows: ours, vLLM, SGLang and OpenRLHF."""
 
 import json
 import urllib.parse
@@ -14,7 +14,7 @@ from hf_reward.preprocessing.response_encoding import EncodedResponse
 httpx2: Any = require("httpx2", "serve")  # huggingface_hub 1 does not install it
 
 _AT_ONCE = 16
-"""Rows in a request: few enough for servers with small queues."""
+"""Rows per request: few enough for servers with small queues."""
 _TIMEOUT_SECONDS = 120
 _ENDPOINTS = {"hf_reward": "/score", "vllm": "/classify", "sglang": "/classify", "openrlhf": "/get_reward"}
 KINDS = tuple(_ENDPOINTS)
@@ -23,47 +23,47 @@ _OWNERS = {"hf_reward": "hf_reward", "vllm": "vllm", "sglang": "sglang"}
 
 
 class ServerClientError(ValueError):
-    """A server that cannot be reached, refuses, or answers something else."""
+    """The server cannot be reached, returns an error, or an invalid answer."""
 
 
 class ServerRewards(NamedTuple):
-    """What a server answers for some rows."""
+    """Rewards of rows from a server."""
 
     values: list[Any]
     tokens: int | None
-    """How many it says that it read, None if it does not say."""
+    """Number of tokens that the server reports, or None."""
 
 
 @dataclass(frozen=True)
 class SentRow:
-    """One row as it goes to a server."""
+    """One row to send to a server."""
 
     request: ScoreRequest
     encoded: EncodedResponse
     text: str
-    """The whole formatted text, for servers that take no messages."""
+    """The formatted text, for servers that take no messages."""
 
 
 class ServerClient:
-    """One server that scores texts."""
+    """Client of one server."""
 
     def __init__(self, url: str, *, kind: str = "auto", token: str | None = None) -> None:
-        """Find out what is there.
+        """Connect to a server and detect its kind.
 
         Args:
             url: Address, with or without the endpoint.
-            kind: One of `KINDS`, or "auto".
-            token: Sent as a bearer token.
+            kind: One of `KINDS`, or "auto" to detect it.
+            token: Bearer token for the server.
 
         Raises:
-            ServerClientError: If the server cannot be reached or tells nothing about itself.
-            ValueError: If the kind or the URL is unusable.
+            ServerClientError: If the server cannot be reached, or its kind cannot be detected.
+            ValueError: If the kind or the URL is invalid.
         """
         if kind not in ("auto", *KINDS):
             raise ValueError(f"`kind` must be 'auto' or one of {', '.join(KINDS)}, but is {kind!r}.")
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"A server's URL looks like http://host:8000, but this is {url!r}.")
+            raise ValueError(f"The URL of a server must have the form http://host:8000, but is {url!r}.")
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         # A redirect to another origin does not get the token.
         self._http = httpx2.Client(headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True)
@@ -89,16 +89,16 @@ class ServerClient:
         return self.kind == "sglang"
 
     def rewards(self, rows: Sequence[SentRow]) -> ServerRewards:
-        """Have rows scored.
+        """Score rows on the server.
 
         Args:
             rows: The rows.
 
         Returns:
-            Their rewards, finite numbers, and the number of tokens.
+            Their finite rewards and the number of tokens.
 
         Raises:
-            ServerClientError: If the server does not answer with one finite number for each row.
+            ServerClientError: If the server does not return one finite number for each row.
         """
         ask = {"hf_reward": self._ours, "vllm": self._vllm, "sglang": self._sglang, "openrlhf": self._openrlhf}
         found: list[float] = []
@@ -108,7 +108,7 @@ class ServerClient:
             values, count = ask[self.kind](part)
             if len(values) != len(part) or not all(_is_number(value) for value in values):
                 raise ServerClientError(
-                    f"{self.url} should answer with {len(part)} finite numbers, but answered {str(values)[:200]}."
+                    f"{self.url} must return {len(part)} finite numbers, but returned {str(values)[:200]}."
                 )
             found += [float(value) for value in values]
             tokens.append(count)
@@ -122,7 +122,7 @@ class ServerClient:
         return ServerRewards(values, _count(answer.get("tokens")))
 
     def _vllm(self, rows: Sequence[SentRow]) -> ServerRewards:
-        # No special tokens: those of the template are in the text already.
+        # The text already contains the special tokens of the template.
         body = {"input": [row.text for row in rows], "add_special_tokens": False}
         answer = self._post({"model": self._model_name(), **body})
         data = self._read(answer, lambda: sorted(answer["data"], key=lambda each: each["index"]))
@@ -135,14 +135,14 @@ class ServerClient:
 
     def _openrlhf(self, rows: Sequence[SentRow]) -> ServerRewards:
         texts = [row.text for row in rows]
-        # What its trainer sends: the prompts and labels are there for reward functions, a reward model reads neither.
+        # The body that its trainer sends; reward models ignore prompts and labels.
         answer = self._post({"query": texts, "prompts": [""] * len(texts), "labels": [None] * len(texts)})
         return ServerRewards(self._read(answer, lambda: list(answer["rewards"])), None)
 
-    # --- the wire ----------------------------------------------------------------------------------------------------
+    # --- transport ---------------------------------------------------------------------------------------------------
 
     def _find_kind(self, path: str) -> str:
-        """What answers at the address; servers of OpenRLHF tell nothing about themselves but their path."""
+        """Detect the kind from /v1/models; OpenRLHF's server has no such path and is detected by its endpoint."""
         if path.endswith("/get_reward"):
             return "openrlhf"
         try:
@@ -153,8 +153,8 @@ class ServerClient:
             owner = None
         if owner not in _OWNERS:
             raise ServerClientError(
-                f"{self._base} does not say what it is (`owned_by` in /v1/models: {owner!r}). Say it: one of "
-                f"{', '.join(KINDS)}."
+                f"The kind of server at {self._base} cannot be detected (`owned_by` in /v1/models: {owner!r}). Name "
+                f"it: one of {', '.join(KINDS)}."
             )
         return _OWNERS[owner]
 
@@ -169,7 +169,7 @@ class ServerClient:
             return "default"
 
     def _post(self, body: dict[str, Any]) -> Any:
-        content = json.dumps(body).encode("ascii")  # half a surrogate pair stays an escape
+        content = json.dumps(body).encode("ascii")  # lone surrogates stay escapes
         return self._call("POST", self.url, content=content, headers={"Content-Type": "application/json"})
 
     def _call(self, method: str, url: str, **options: Any) -> Any:
@@ -179,35 +179,34 @@ class ServerClient:
             reason = str(error) or type(error).__name__
             raise ServerClientError(f"{url} cannot be reached: {reason}. Is the server running there?") from error
         if not answer.is_success:
-            raise _refusal(url, answer.status_code, answer.text)
+            raise _error(url, answer.status_code, answer.text)
         try:
             return answer.json()
         except (ValueError, RecursionError) as error:
             content = answer.content[:200]
-            raise ServerClientError(f"{url} answered with something that is no JSON: {content!r}.") from error
+            raise ServerClientError(f"{url} returned invalid JSON: {content!r}.") from error
 
     def _read(self, answer: Any, read: Callable[[], list[Any]]) -> list[Any]:
         try:
             return read()
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ServerClientError(
-                f"{self._base} answered in another form than {self.kind} does: {str(answer)[:200]}. Is it a server of "
-                f"another kind ({', '.join(KINDS)})?"
+                f"{self._base} did not answer in the format of {self.kind}: {str(answer)[:200]}. Check the kind of "
+                f"the server ({', '.join(KINDS)})."
             ) from error
 
 
 class _NoSuchPathError(ServerClientError):
-    """The server is there, the path is not."""
+    """The server answers, but has no such path."""
 
 
-def _refusal(url: str, status: int, text: str) -> ServerClientError:
-    said = " ".join(text[:2000].split())[:300]
+def _error(url: str, status: int, text: str) -> ServerClientError:
+    answer = " ".join(text[:2000].split())[:300]
     if status in (401, 403):
-        return ServerClientError(f"{url} asks for a token that it knows ({status}): {said}")
+        return ServerClientError(f"{url} requires a valid token ({status}): {answer}")
     if status in (404, 405):
-        message = f"{url} is not there ({status}), so this is another kind of server than was asked for: {said}"
-        return _NoSuchPathError(message)
-    return ServerClientError(f"{url} answered {status}: {said}")
+        return _NoSuchPathError(f"{url} does not exist ({status}), so the server is of another kind: {answer}")
+    return ServerClientError(f"{url} returned {status}: {answer}")
 
 
 def _item(request: ScoreRequest) -> dict[str, Any]:
@@ -218,7 +217,7 @@ def _item(request: ScoreRequest) -> dict[str, Any]:
 
 
 def _only(values: Any) -> Any:
-    """The one number of a one-label model."""
+    """Return the single number of a one-label model."""
     if len(values) != 1:
         raise TypeError(f"{len(values)} numbers for a text")
     return values[0]

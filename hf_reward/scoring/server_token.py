@@ -1,4 +1,4 @@
-"""The token that a server asks for and its clients send: from a file or the environment, never from a command line."""
+"""Bearer token of server and clients, from a file or the environment, never from the command line."""
 
 import os
 from pathlib import Path
@@ -9,16 +9,16 @@ TOKEN_VARIABLE = "HF_REWARD_SERVER_TOKEN"
 
 
 def read_token(file: str | Path | None = None) -> str | None:
-    """Find the token. Other users of a machine can read the words of a command, so it is never among them.
+    """Read the token. It is never a command-line argument, because other users of a machine can see those.
 
     Args:
-        file: A file that holds nothing else; a warning says if other users can read it.
+        file: A file that contains only the token; a warning is logged if other users can read it.
 
     Returns:
-        The token, None if there is neither a file nor the variable HF_REWARD_SERVER_TOKEN.
+        The token, or None if there is neither a file nor the variable HF_REWARD_SERVER_TOKEN.
 
     Raises:
-        ValueError: If both are given, or the token is empty or has characters that a header cannot carry.
+        ValueError: If both are given, or the token is empty or contains characters that are invalid in a header.
         OSError: If the file cannot be read.
     """
     found = os.environ.get(TOKEN_VARIABLE)
@@ -36,5 +36,5 @@ def read_token(file: str | Path | None = None) -> str | None:
 
 
 def is_usable_token(token: str) -> bool:
-    """Whether a header can carry a token."""
+    """Whether a token is valid in an HTTP header."""
     return bool(token) and all("!" <= letter <= "~" for letter in token)

@@ -71,7 +71,7 @@ def test_without_out_people_get_a_table_and_machines_lines(call: Any, model: Pat
     assert len([json.loads(line) for line in out.splitlines()]) == 4
 
 
-def test_rows_put_aside_are_kept_with_their_reason(call: Any, model: Path, tmp_path: Path) -> None:
+def test_rejected_rows_are_kept_with_their_reason(call: Any, model: Path, tmp_path: Path) -> None:
     data = jsonl(tmp_path / "rows.jsonl", [ROWS[0], '{"half": \n', {"question": "?"}, ROWS[1]])
     code, out, _ = call("score", "--model", model, "--data", data, "--out", tmp_path / "out.jsonl")
     assert code == 3

@@ -1,11 +1,11 @@
-"""How long does `check-data` take, and how much memory, on a set of the size of HH-RLHF?
+"""Measure the time and memory of `check-data` on data of the size of HH-RLHF.
 
     python tests/performance/data_check_scale.py [--rows 170000] [--eval-rows 8500] [--seed 0] \
         [--tokenizer FOLDER_OR_ID]
 
 Generates transcripts with the lengths of HH-RLHF (one to four earlier exchanges, a skewed vocabulary of 30,000 words)
-and plants a known number of faults, runs the check in a process of its own, prints its time and peak memory, and
-compares what it found with what was planted.
+with a known number of planted faults, runs the check in a separate process, prints its time and peak memory, and
+compares the faults that it found with the planted ones.
 """
 
 import argparse
@@ -29,7 +29,7 @@ Words = Callable[[int], str]
 
 
 def main() -> None:
-    """Generate, check, compare."""
+    """Generate data, check it and compare the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--eval-rows", type=int, default=EVAL_ROWS)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def check(data: str, held: str, out: str, tokenizer: str | None) -> None:
-    """Check in this process, and print what it took."""
+    """Run the check in this process and print its time and memory."""
     from hf_reward.evaluation.data_check import check_data, write_report
 
     start, used = time.perf_counter(), time.process_time()
@@ -68,16 +68,16 @@ def generate(train: Path, held: Path, count: int, eval_count: int, seed: int) ->
     """Write two files of transcripts with planted faults.
 
     Args:
-        train: Where the rows go.
-        held: Where the evaluation rows go.
-        count: Rows.
-        eval_count: Evaluation rows.
-        seed: Which words.
+        train: File for the training rows.
+        held: File for the evaluation rows.
+        count: Number of training rows.
+        eval_count: Number of evaluation rows.
+        seed: Random seed.
 
     Returns:
-        Fault -> how often it was planted.
+        Fault -> number of planted cases.
     """
-    words, rng = speaker(seed), np.random.default_rng(seed + 1)
+    words, rng = word_sampler(seed), np.random.default_rng(seed + 1)
     many, leaks = int(count * SHARE), int(eval_count * SHARE)
     clean = count - 4 * many
     unusable = 2 * many - many // 2 * 2
@@ -107,22 +107,22 @@ def generate(train: Path, held: Path, count: int, eval_count: int, seed: int) ->
     return {**faults, "unusable": unusable, "leaked": leaks}
 
 
-def speaker(seed: int) -> Words:
-    """Something that says as many words as asked, common ones more often."""
+def word_sampler(seed: int) -> Words:
+    """Return a function that samples a number of words from a skewed distribution."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("aaeeiioubcdfghklmnprstvw"))
     vocabulary = np.array(["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(30_000)])
     weights = 1 / np.arange(3, len(vocabulary) + 3)
     limits = np.cumsum(weights / weights.sum())
 
-    def say(count: int) -> str:
+    def sample(count: int) -> str:
         return " ".join(vocabulary[np.minimum(np.searchsorted(limits, rng.random(count)), len(vocabulary) - 1)])
 
-    return say
+    return sample
 
 
 def plain_row(words: Words, rng: np.random.Generator) -> tuple[str, str, str]:
-    """A prompt of one to five turns of the user, and two answers; the longer one is preferred a little more often."""
+    """Return a prompt of one to four user turns and two answers; the longer one is preferred slightly more often."""
     turns = []
     for place in range(int(rng.integers(1, 5)) * 2 - 1):
         turns.append(f"\n\n{'Assistant' if place % 2 else 'Human'}: {words(int(rng.gamma(2, 12)) + 4)}")
@@ -131,17 +131,17 @@ def plain_row(words: Words, rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def line(prompt: str, chosen: str, rejected: str) -> str:
-    """One row of HH-RLHF as JSON."""
+    """Return one row of HH-RLHF as JSON."""
     sides = {"chosen": chosen, "rejected": rejected}
     return json.dumps({name: f"{prompt}\n\nAssistant: {text}" for name, text in sides.items()}) + "\n"
 
 
 def compare(report: dict[str, Any], planted: dict[str, int]) -> None:
-    """Print what was planted beside what was found.
+    """Print the planted and the found faults.
 
     Args:
         report: `data_report.json`.
-        planted: Fault -> count.
+        planted: Fault -> number of planted cases.
     """
     found = {
         "duplicate rows": report["duplicates"]["duplicate_rows"],

@@ -1,10 +1,10 @@
-"""Does packing change the model? Prints the largest differences by architecture.
+"""Measure the differences between packed and padded batches, by architecture.
 
     python tests/performance/packing_exactness.py
 
-For tiny models with random weights and random heads: rewards and the gradients of every parameter of packed batches
-against padded ones in float32, and the root mean square error of both against float32 when the model is in bfloat16.
-Models that cannot be packed are listed with the reason. Offline, CPU, a few seconds.
+For tiny models with random weights and heads, compares rewards and the gradients of every parameter in float32, and the
+root mean square errors of both in bfloat16. Lists the models that cannot be packed with the reasons. Runs offline on a
+CPU in a few seconds.
 """
 
 import copy
@@ -53,13 +53,13 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Print both tables."""
-    table = Table(title="packed against padded batches", caption="64 rows of 2 to 4 responses, prefixes of 0 to 30")
+    table = Table(title="packed and padded batches", caption="64 rows of 2 to 4 responses, prefixes of 0 to 30")
     for heading in ("architecture", "rewards, relative", "gradients, relative", "bfloat16 error, packed / padded"):
         table.add_column(heading, justify="left" if heading == "architecture" else "right")
     for arch, settings in ARCHITECTURES.items():
         rewards, gradients, ratio = differences(make_model(arch, settings), make_rows())
         table.add_row(arch, f"{rewards:.0e}", f"{gradients:.0e}", f"{ratio:.2f}")
-    reasons = Table(title="padded instead, and why")
+    reasons = Table(title="models that are padded, with reasons")
     for heading in ("architecture", "reason"):
         reasons.add_column(heading)
     for arch, settings in LEFT_OUT.items():
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def make_model(arch: str, settings: dict[str, Any]) -> PreTrainedModel:
-    """A tiny reward model without dropout, with random weights and a random head."""
+    """Make a tiny reward model without dropout, with random weights and a random head."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(arch, vocab_size=VOCABULARY, num_labels=1, pad_token_id=0, **{**SMALL, **settings})
     model = as_reward_model(AutoModelForSequenceClassification.from_config(config)).eval()
@@ -78,7 +78,7 @@ def make_model(arch: str, settings: dict[str, Any]) -> PreTrainedModel:
 
 
 def make_rows(count: int = 64) -> list[dict[str, Any]]:
-    """Rows of random ids with two to four responses to a prompt."""
+    """Make rows of random ids with two to four responses to a prompt."""
     draw = random.Random(0)
     rows = []
     for number in range(count):
@@ -91,15 +91,15 @@ def make_rows(count: int = 64) -> list[dict[str, Any]]:
 
 
 def differences(model: PreTrainedModel, rows: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """How far packed batches are from padded ones.
+    """Measure the differences between packed and padded batches.
 
     Args:
         model: A model in float32.
         rows: Tokenised rows.
 
     Returns:
-        Largest difference of rewards r over max(1, |r|); largest difference of a parameter's gradient in norm, relative
-        to its own norm or to a hundredth of the largest one if that is more; bfloat16 error of packed over padded
+        Largest difference of rewards r over max(1, |r|); largest norm of a difference of gradients, relative to the
+        larger of the gradient's norm and 1% of the largest norm; ratio of the bfloat16 errors of packed and padded
         rewards.
     """
     padded, packed = DataCollatorForPreference(0)(rows), DataCollatorForPackedPreference()(rows)
@@ -120,7 +120,7 @@ def differences(model: PreTrainedModel, rows: list[dict[str, Any]]) -> tuple[flo
 
 
 def rewards_and_gradients(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Rewards, and the gradients of a weighted sum of them in which no two weigh the same."""
+    """Return rewards, and the gradients of their sum with distinct weights."""
     model.zero_grad()
     rewards = compute_rewards(model, batch)
     (rewards * torch.linspace(0, 1, rewards.numel()).view_as(rewards)).sum().backward()

@@ -1,22 +1,20 @@
-"""Does the server lose, swap or refuse answers under load, and what does batching gain?
+"""Load test of the server: correctness of all answers under load, and the gain of batching.
 
     python tests/performance/serve_load.py      # 64 clients for a minute, one client before and after
     python tests/performance/serve_load.py --seconds 10 --clients 16 --json load.json
 
-The server, the clients and this program are three processes. The model has random weights: 4 layers of 256, 3.4
-million parameters beside its embeddings, float32; on a CPU it takes most of the time of a request. It computes on all
-cores but one, which is the clients'. Every text is different, and its reward is known beforehand, so that an answer
-that belongs to another client shows: an answer is wrong if it is more than 1e-4 off. One client that asks for one text
-after the other is measured on the same server, half before and half after the load. Then a server with a queue of 8
-rows meets the same clients: it must refuse some with 429, answer all that it accepted, and answer everything again
-when the load is gone.
+The server, the clients and this program are three processes. The model has random weights: 4 layers of width 256, 3.4
+million parameters without embeddings, float32. It uses all cores but one, which the clients use. All texts differ and
+their rewards are computed beforehand, so that swapped answers are detected: an answer is wrong if it differs by more
+than 1e-4. A single client is measured on the same server before and after the load. Then the same clients load a server
+with a queue of 8 rows: it must reject some requests with 429, answer all accepted ones, and answer everything again
+after the load.
 
-Prompts have 95 words and responses 34, the means of Anthropic's HH harmless-base. Sixteen responses to a prompt are
-sent at about the same time, as policies do that ask for the reward of each of their samples by itself;
-`--responses-per-prompt 1` makes all prompts different. Computing is what a CPU has least of: what batches gain there
-is the prompts that texts share, and the work around each call of the model.
+Prompts have 95 words and responses 34, the means of Anthropic's HH harmless-base. The 16 responses to a prompt are sent
+at about the same time, one per request, as policies do; `--responses-per-prompt 1` makes all prompts different. On a
+CPU the gain of batching comes from shared prompts and from fewer model calls.
 
-`--json` writes `machine`, `settings`, and for each phase what `Phase` has.
+`--json` writes `machine`, `settings`, and the fields of `Phase` for each phase.
 """
 
 import asyncio
@@ -52,30 +50,30 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 @dataclass
 class Phase:
-    """What some clients saw in some seconds."""
+    """Results of the clients in one phase."""
 
     name: str
     clients: int
     seconds: float
     answers: int = 0
     wrong: int = 0
-    """Answers that are not the reward of the text that was sent."""
+    """Answers that differ from the reward of the text."""
     refused: int = 0
-    """429: the queue was full."""
+    """Answers 429: the queue was full."""
     errors: dict[str, int] = field(default_factory=dict)
-    """Everything else that is no answer."""
+    """All other errors and their counts."""
     p50_ms: float = 0.0
     p99_ms: float = 0.0
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return self.answers / self.seconds
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text and the reward that it must get."""
+    """A text and its expected reward."""
 
     prompt: str
     response: str
@@ -83,22 +81,24 @@ class Text:
 
 
 def main() -> None:
-    """Run all phases and print the table."""
+    """Run all phases and print a table."""
     parser = ArgumentParser(description="Load test of `hf-reward serve`.")
-    parser.add_argument("--seconds", type=float, default=60, help="of the load; the other phases take a sixth each")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="duration of the load; the other phases take up to a sixth of it"
+    )
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--texts", type=int, default=1024, help="distinct texts")
     parser.add_argument("--prompt-words", type=int, default=95)
     parser.add_argument("--response-words", type=int, default=34)
     parser.add_argument("--responses-per-prompt", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=max(1, core_count() - 1), help="of the model")
+    parser.add_argument("--threads", type=int, default=max(1, core_count() - 1), help="threads of the model")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, _SPAWN) as clients:
         texts, tokens = make_model(Path(folder), options)
         phases = measure(Path(folder), texts, clients, options)
     gain = phases[1].rate / statistics.mean([phases[0].rate, phases[2].rate])
-    report(phases, gain, f"{machine()}, {options.threads} for the model; {tokens:.0f} tokens a text")
+    report(phases, gain, f"{machine()}, {options.threads} for the model; {tokens:.0f} tokens per text")
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name != "json"}
         result = {"machine": machine(), "settings": {**settings, "tokens_per_text": tokens}, "gain": gain}
@@ -134,20 +134,20 @@ def make_model(folder: Path, options: Namespace) -> tuple[list[Text], float]:
     """Save a random reward model and score the texts without a server.
 
     Args:
-        folder: Where to.
-        options: How many texts, and how long.
+        folder: Folder for the model.
+        options: Number and length of the texts.
 
     Returns:
         The texts with their rewards, and their mean length in tokens.
     """
     import torch
-    from speed_rows import made_up_rows, small_tokenizer
+    from speed_rows import small_tokenizer, synthetic_rows
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from hf_reward.data.score_request import ScoreRequest
     from hf_reward.scoring.reward_scorer import RewardScorer
 
-    rows = made_up_rows(200)
+    rows = synthetic_rows(200)
     tokenizer = small_tokenizer(rows)
     tokenizer.pad_token = "<|endoftext|>"
     torch.manual_seed(0)
@@ -155,7 +155,7 @@ def make_model(folder: Path, options: Namespace) -> tuple[list[Text], float]:
         **_SHAPE, num_labels=1, pad_token_id=tokenizer.pad_token_id, problem_type="regression", tie_word_embeddings=True
     )
     model: Any = AutoModelForSequenceClassification.from_config(config)
-    torch.nn.init.normal_(model.score.weight, std=0.2)  # rewards far enough apart to tell texts from one another
+    torch.nn.init.normal_(model.score.weight, std=0.2)  # large enough to distinguish the rewards of texts
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pick = random.Random(0)
@@ -177,18 +177,18 @@ def make_model(folder: Path, options: Namespace) -> tuple[list[Text], float]:
 
 @contextmanager
 def server(folder: Path, threads: int, settings: dict[str, Any]) -> Iterator[str]:
-    """A server in a process of its own, ended as an operator would.
+    """Run a server in a separate process and stop it with SIGTERM.
 
     Args:
         folder: Folder of the model.
         threads: Threads of the model.
-        settings: Of `ServerSettings`.
+        settings: Fields of `ServerSettings`.
 
     Yields:
         str: Its address.
 
     Raises:
-        RuntimeError: If it ends early, or not with 0.
+        RuntimeError: If it exits early, or with a status other than 0.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -199,18 +199,18 @@ def server(folder: Path, threads: int, settings: dict[str, Any]) -> Iterator[str
     try:
         while not _answers(port):
             if not process.is_alive():
-                raise RuntimeError(f"The server ended with {process.exitcode} before it answered.")
+                raise RuntimeError(f"The server exited with {process.exitcode} before it answered.")
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()  # SIGTERM
         process.join(60)
     if process.exitcode != 0:
-        raise RuntimeError(f"The server ended with {process.exitcode} instead of 0.")
+        raise RuntimeError(f"The server exited with {process.exitcode} instead of 0.")
 
 
 def run_server(folder: str, threads: int, settings: dict[str, Any]) -> None:
-    """What the server's process does."""
+    """Run the server in the current process."""
     import torch
 
     from hf_reward.scoring.serving.server import serve
@@ -232,17 +232,17 @@ def _answers(port: int) -> bool:
 
 
 def run_clients(name: str, url: str, texts: Sequence[Text], clients: int, seconds: float) -> Phase:
-    """What the clients' process does: each client has texts of its own and sends one after the other.
+    """Run the clients in the current process; each sends its own texts one after the other.
 
     Args:
-        name: Of the phase.
-        url: Of the server.
+        name: Name of the phase.
+        url: URL of the server.
         texts: Texts and their rewards.
-        clients: How many at once.
-        seconds: How long.
+        clients: Number of concurrent clients.
+        seconds: Duration.
 
     Returns:
-        What they saw.
+        The results.
     """
     return asyncio.run(_all_clients(Phase(name, clients, seconds), url, texts))
 
@@ -261,7 +261,7 @@ async def _all_clients(phase: Phase, url: str, texts: Sequence[Text]) -> Phase:
 async def _one_client(
     number: int, begin: float, times: list[float], phase: Phase, url: str, texts: Sequence[Text]
 ) -> None:
-    """One connection; a pool for all of them would cost the clients more than the server."""
+    """Run one client with one connection: a shared pool would slow down the clients more than the server."""
     import httpx2
 
     place = number
@@ -277,13 +277,13 @@ async def _one_client(
                 continue
             if answer.status_code == 429:
                 phase.refused += 1
-                await asyncio.sleep(0.05)  # well before `Retry-After`, to keep the queue full
+                await asyncio.sleep(0.05)  # earlier than `Retry-After`, to keep the queue full
             elif answer.status_code != 200:
                 _count(phase.errors, str(answer.status_code))
             else:
                 times.append(time.perf_counter() - start)
                 phase.answers += 1
-                phase.wrong += not abs(answer.json()["rewards"][0] - text.reward) <= TOLERANCE  # so is a NaN
+                phase.wrong += not abs(answer.json()["rewards"][0] - text.reward) <= TOLERANCE  # also true for NaN
 
 
 def _count(counts: dict[str, int], name: str) -> None:
@@ -294,7 +294,7 @@ def _count(counts: dict[str, int], name: str) -> None:
 
 
 def report(phases: Sequence[Phase], gain: float, title: str) -> None:
-    """Print the table."""
+    """Print a table of the phases."""
     from rich.console import Console
     from rich.table import Table
 
@@ -309,18 +309,18 @@ def report(phases: Sequence[Phase], gain: float, title: str) -> None:
         )
     console = Console(width=120)
     console.print(table)
-    console.print(f"{phases[1].clients} clients get {gain:.1f} times the answers a second of one client.")
+    console.print(f"{phases[1].clients} clients get {gain:.1f} times the answers per second of one client.")
 
 
 def machine() -> str:
-    """The processor and how many of its cores there are."""
+    """Return the processor and its number of cores."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "a CPU")
     return f"{core_count()} cores of {name}"
 
 
 def core_count() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,16 +1,16 @@
-"""Can one client hold up the others? 64 normal clients next to one attacker of each kind in turn, for half an hour.
+"""Soak test of the server: 64 normal clients and one kind of attacker after the other, for half an hour.
 
     python tests/performance/serve_soak.py                                 # 30 minutes
     python tests/performance/serve_soak.py --minutes 2 --attacks half_bodies large_prompts --json soak.json
     python tests/performance/serve_soak.py --one-by-one      # a new server for each attack, no other clients
 
-The server (with a random model, see `serve_load.py`), the normal clients and the attacker are processes of their own,
-and all connections are to 127.0.0.1. Every answer to a normal client is compared with the reward that its text must
-have. The minutes are divided among a phase without attacker, a phase for each attack, and another without. A phase
-shows what the normal clients saw, what the attacker got, and the most memory of the server.
+The server (with a random model, see `serve_load.py`), the normal clients and the attacker are separate processes, and
+all connections are to 127.0.0.1. Every answer to a normal client is compared with the expected reward. The time is
+divided among a phase without an attacker, a phase for each attack, and a last phase without an attacker. A phase
+reports the results of the normal clients, the answers to the attacker and the peak memory of the server.
 
-`--one-by-one` asks `/health` during a single round of each attack instead: the longest that it took, the most memory
-that the server held above what it had before, and the statuses that the attacker got.
+`--one-by-one` requests `/health` during a single round of each attack instead, and reports its longest duration, the
+server's memory before and at the peak, and the answers to the attacker.
 
 `--json` writes `machine`, `settings` and the phases.
 """
@@ -38,25 +38,25 @@ _WORDS = "water boils when the sun shines and ice melts "
 
 @dataclass(kw_only=True)
 class Seen:
-    """What happened during one phase."""
+    """Results of one phase."""
 
     attack: str
     answers: int = 0
     wrong: int = 0
     refused: int = 0
-    """429 for normal clients."""
+    """Answers 429 to normal clients."""
     lost: int = 0
-    """Requests of normal clients that got an error or no answer."""
+    """Requests of normal clients with an error or no answer."""
     errors: dict[str, int] = field(default_factory=dict)
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     health_ms: float = 0.0
-    """The longest that `/health` took, where it was asked."""
+    """Longest duration of `/health`, if it was requested."""
     memory_mib: int = 0
-    """The most that the server held."""
+    """Peak memory of the server."""
     memory_before_mib: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
-    """What the attacker got: statuses, "closed" for a connection that was closed, "open" for one that was not."""
+    """Answers to the attacker: statuses, "closed" for closed connections, "open" for open ones."""
 
 
 # --- the attacks -----------------------------------------------------------------------------------------------------
@@ -65,43 +65,43 @@ Attack = Callable[[str, int, float], Awaitable[Counter[str]]]
 
 
 async def endless_headers(host: str, port: int, until: float) -> Counter[str]:
-    """Three connections that send up to 100 MiB of one header."""
+    """Open three connections that send up to 100 MiB of one header."""
     start = b"GET /health HTTP/1.1\r\nHost: a\r\nX: "
     return await _together([_stream(host, port, start, 100 * 2**20, until) for _ in range(3)])
 
 
 async def half_headers(host: str, port: int, until: float) -> Counter[str]:
-    """300 connections that send half a header, then nothing."""
+    """Open 300 connections that send incomplete headers and stop."""
     return await _together([_half(host, port, b"POST /score HTTP/1.1\r\nHost: a\r\n", until) for _ in range(300)])
 
 
 async def half_bodies(host: str, port: int, until: float) -> Counter[str]:
-    """300 connections that send the first bytes of a body, then nothing."""
+    """Open 300 connections that send the first bytes of a body and stop."""
     start = b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
     return await _together([_half(host, port, start, until) for _ in range(300)])
 
 
 async def large_responses(host: str, port: int, until: float) -> Counter[str]:
-    """Six valid requests at once, with a response of 15 MB each."""
+    """Send six valid requests at once, each with a response of 15 MB."""
     body = json.dumps({"prompt": "a", "response": _WORDS * (15_000_000 // len(_WORDS))}).encode()
     return await _together([_post(host, port, "/score", body, until) for _ in range(6)])
 
 
 async def large_prompts(host: str, port: int, until: float) -> Counter[str]:
-    """Six valid requests at once, with a prompt of 15 MB each, of which the end can be kept."""
+    """Send six valid requests at once, each with a prompt of 15 MB, which is truncated."""
     body = json.dumps({"prompt": _WORDS * (15_000_000 // len(_WORDS)), "response": "a"}).encode()
     return await _together([_post(host, port, "/score", body, until) for _ in range(6)])
 
 
 async def many_rows(host: str, port: int, until: float) -> Counter[str]:
-    """A prompt of 20 kB with 2,000 responses, which is 40 MB of text to tokenise in a body of 60 kB."""
+    """Send a prompt of 20 kB with 2,000 responses: 40 MB of text to tokenise in a body of 60 kB."""
     prompt = _WORDS * (20_000 // len(_WORDS))
     body = json.dumps({"prompt": prompt, "responses": [f"Answer {place}" for place in range(2000)]}).encode()
     return await _together([_post(host, port, "/score", body, until)])
 
 
 async def wrong_items(host: str, port: int, until: float) -> Counter[str]:
-    """Two million booleans where token ids belong."""
+    """Send two million booleans instead of token ids."""
     body = b'{"input": [' + b"true," * 2_000_000 + b"true]}"
     return await _together([_post(host, port, "/classify", body, until) for _ in range(2)])
 
@@ -184,7 +184,7 @@ async def _status(answer: "asyncio.Future[bytes]", seconds: float) -> str:
 
 
 def run_attack(name: str, host: str, port: int, seconds: float, rounds: int) -> dict[str, int]:
-    """What the attacker's process does: one round after the other, a second apart."""
+    """Run rounds of an attack, one second apart."""
 
     async def rounds_of() -> Counter[str]:
         found: Counter[str] = Counter()
@@ -202,12 +202,12 @@ def run_attack(name: str, host: str, port: int, seconds: float, rounds: int) -> 
     return dict(asyncio.run(rounds_of()))
 
 
-# --- what is measured ------------------------------------------------------------------------------------------------
+# --- measurements ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def watched(pid: int) -> Iterator[dict[str, int]]:
-    """The memory of a process, `before` and `most`, in MiB, while the block runs."""
+    """Measure the memory of a process in MiB while the block runs: `before` and the peak, `most`."""
     seen = {"before": _resident(pid), "most": _resident(pid)}
     ended = threading.Event()
 
@@ -230,7 +230,7 @@ def _resident(pid: int) -> int:
 
 
 def longest_health(url: str, ended: threading.Event) -> float:
-    """Ask `/health` until told, and give the longest that it took, in milliseconds."""
+    """Request `/health` until `ended` is set, and return the longest duration in milliseconds."""
     import httpx2
 
     longest = 0.0
@@ -245,7 +245,7 @@ def longest_health(url: str, ended: threading.Event) -> float:
 
 @contextmanager
 def watched_server(folder: Path, threads: int) -> Iterator[tuple[str, int, int]]:
-    """A server: its address, its port and its process id."""
+    """Run a server and yield its URL, port and process id."""
     before = {child.pid for child in multiprocessing.active_children()}
     with server(folder, threads, {}) as url:
         (process,) = [child for child in multiprocessing.active_children() if child.pid not in before]
@@ -253,7 +253,7 @@ def watched_server(folder: Path, threads: int) -> Iterator[tuple[str, int, int]]
 
 
 def soak(folder: Path, texts: list[Any], options: Namespace) -> list[Seen]:
-    """All phases against one server."""
+    """Run all phases against one server."""
     names = ["none, before", *options.attacks, "none, after"]
     seconds = 60 * options.minutes / len(names)
     with (
@@ -280,7 +280,7 @@ def soak(folder: Path, texts: list[Any], options: Namespace) -> list[Seen]:
 
 
 def one_by_one(folder: Path, options: Namespace) -> list[Seen]:
-    """A round of each attack against a server of its own."""
+    """Run a round of each attack, each against a new server."""
     phases = []
     for name in options.attacks:
         ended = threading.Event()
@@ -305,13 +305,15 @@ def one_by_one(folder: Path, options: Namespace) -> list[Seen]:
 
 
 def main() -> None:
-    """Run the soak test or the attacks one by one, and print the table."""
+    """Run the soak test or the attacks one by one, and print a table."""
     parser = ArgumentParser(description="Soak test of `hf-reward serve` with attackers.")
-    parser.add_argument("--minutes", type=float, default=30, help="of all phases; with --one-by-one of each, at most")
+    parser.add_argument(
+        "--minutes", type=float, default=30, help="duration of all phases; with --one-by-one the maximum of each"
+    )
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--attacks", nargs="+", choices=list(ATTACKS), default=list(ATTACKS))
     parser.add_argument("--one-by-one", action="store_true", help="a new server for each attack, no normal clients")
-    parser.add_argument("--threads", type=int, default=max(1, core_count() - 1), help="of the model")
+    parser.add_argument("--threads", type=int, default=max(1, core_count() - 1), help="threads of the model")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     count = 16 if options.one_by_one else 256
@@ -328,7 +330,7 @@ def main() -> None:
 
 
 def report(phases: list[Seen]) -> None:
-    """Print the table."""
+    """Print a table of the phases."""
     from rich.console import Console
     from rich.table import Table
 

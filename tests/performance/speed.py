@@ -1,29 +1,29 @@
-"""How fast is it? Each row of the tables runs a peer and hf_reward on the same rows, taking turns.
+"""Benchmarks of hf_reward and other libraries, in turn on the same rows.
 
-    python tests/performance/speed.py prepare                                     # made-up rows as long as those of HH
+    python tests/performance/speed.py prepare                                     # synthetic rows as long as HH's
     python tests/performance/speed.py prepare --data harmless_test.jsonl \
         --tokenizer models/SmolLM2-135M-Instruct [--layout hh]
     python tests/performance/speed.py train --json speed.json                     # all cases, hours on a CPU
     python tests/performance/speed.py train --cases a,c --geometry tiny --steps 1 --rounds 1
     python tests/performance/speed.py score                                       # best-of-16, see speed_scoring.py
 
-`prepare` turns raw preferences into token ids: TRL adds EOS, tokenises and filters; we also measure and summarise.
-Both get max_length 1024 and drop what is longer, and their ids are compared before any time is believed.
+`prepare` converts raw preferences to token ids. TRL adds EOS, tokenises and filters; ours adds statistics. Both use
+max_length 1024 and drop longer rows. The benchmark fails if their ids differ.
 
-`train` trains TRL's RewardTrainer and ours from the same random weights on the same token ids in the same order, 8 rows
-a step, in float32 on a CPU and bfloat16 autocast on CUDA, each measurement in a process of its own:
+`train` trains TRL's RewardTrainer and ours from the same random weights on the same token ids in the same order, with 8
+rows per step, in float32 on a CPU and bfloat16 autocast on CUDA. Each measurement is a separate process:
 
     a       a long prompt and two short responses, as in HH; `a+ckpt` with activation checkpointing on both sides
     b       a short prompt and two long responses
-    c       lists of four ranked responses; TRL gets their six pairs as rows and takes six steps where we take one
-    d       rows as in `a`, five epochs, only the head trains; epoch 1 begins with the call of `train`,
-            so the checks before training and the making of features are in it
+    c       lists of four ranked responses; TRL gets their six pairs as rows and takes six steps for one of ours
+    d       rows as in `a`, five epochs, only the head trains; epoch 1 starts with the call of `train`,
+            so it includes the checks before training and the computation of features
     e       the rows of `a`, LoRA (r=16) on all linear layers
 
-`speed_rows.py` states the length distributions. `--data` replaces the made-up rows of a, d and e by pairs of text.
-`--json` writes `machine`, `settings`, `operations` (of each geometry, see `speed_measure.build_model`), `rows` (by
-geometry and case, see `speed_rows.describe`) and `measurements`: what `speed_measure.measure_training` returns or
-`error`, with `geometry`, `case`, `round` and `side`.
+`speed_rows.py` defines the length distributions. `--data` replaces the synthetic rows of a, d and e with text pairs.
+`--json` writes `machine`, `settings`, `operations` (by geometry, see `speed_measure.build_model`), `rows` (by geometry
+and case, see `speed_rows.describe`) and `measurements` (the result of `speed_measure.measure_training` or `error`, with
+`geometry`, `case`, `round` and `side`).
 """
 
 import json
@@ -56,27 +56,29 @@ Ids = list[list[int]]
 
 
 def main() -> None:
-    """Read the command line and run one benchmark."""
-    parser = ArgumentParser(description="Benchmarks beside peer libraries.")
+    """Parse the command line and run one benchmark."""
+    parser = ArgumentParser(description="Benchmarks of hf_reward and other libraries.")
     commands = parser.add_subparsers(dest="command", required=True)
-    prepare = commands.add_parser("prepare", help="raw rows to token ids, beside TRL's RewardTrainer")
-    train = commands.add_parser("train", help="training steps, beside TRL's RewardTrainer")
-    score = commands.add_parser("score", help="best-of-N lists, beside TRL's loop and transformers' pipeline")
+    prepare = commands.add_parser("prepare", help="raw rows to token ids, compared with TRL's RewardTrainer")
+    train = commands.add_parser("train", help="training steps, compared with TRL's RewardTrainer")
+    score = commands.add_parser("score", help="best-of-N lists, compared with TRL's loop and transformers' pipeline")
     for command in (prepare, train):
         command.add_argument("--data", type=Path, help="JSONL of `chosen` and `rejected`, with or without `prompt`")
         command.add_argument("--layout", choices=["text", "hh"], default="text", help="hh: transcripts as messages")
-        command.add_argument("--tokenizer", help="folder or Hub id; by default a small BPE is trained here")
+        command.add_argument("--tokenizer", help="folder or Hub id; by default a small BPE trained on the rows")
     for command in (prepare, train, score):
         command.add_argument("--rounds", type=int, default=3)
-    prepare.add_argument("--rows", type=int, default=2000, help="at most so many")
-    train.add_argument("--cases", default="a,b,c,d,e", help="by default a,b,c,d,e")
+    prepare.add_argument("--rows", type=int, default=2000, help="maximum number of rows")
+    train.add_argument("--cases", default="a,b,c,d,e", help="comma-separated; by default all")
     for command in (train, score):
-        command.add_argument("--geometry", nargs="+", choices=list(GEOMETRIES), help="by default one for the device")
-        command.add_argument("--json", type=Path, help="write the raw results into this file")
-    score.add_argument("--prompts", type=int, default=24, help="how many prompts")
-    score.add_argument("--answers", type=int, default=16, help="how many answers each has")
-    train.add_argument("--steps", type=int, default=3, help="counted optimizer steps; one more comes before them")
-    train.add_argument("--max-length", type=int, default=512, help="longer rows are left out")
+        command.add_argument(
+            "--geometry", nargs="+", choices=list(GEOMETRIES), help="model sizes; by default suited to the device"
+        )
+        command.add_argument("--json", type=Path, help="write the raw results to this file")
+    score.add_argument("--prompts", type=int, default=24, help="number of prompts")
+    score.add_argument("--answers", type=int, default=16, help="number of answers per prompt")
+    train.add_argument("--steps", type=int, default=3, help="measured optimizer steps, after one warm-up step")
+    train.add_argument("--max-length", type=int, default=512, help="longer rows are omitted")
     options = parser.parse_args()
     run = {"prepare": benchmark_preparation, "train": benchmark_training, "score": benchmark_scoring}
     run[options.command](options)
@@ -86,12 +88,12 @@ def main() -> None:
 
 
 def benchmark_preparation(options: Namespace) -> None:
-    """Time TRL's `RewardTrainer._prepare_dataset` and our `prepare_preferences`."""
+    """Measure TRL's `RewardTrainer._prepare_dataset` and our `prepare_preferences`."""
     rows, tokenizer = text_and_tokenizer(options, options.rows)
     sides: dict[str, Callable[[Dataset, PreTrainedTokenizerBase], Callable[[], Ids]]]
     sides = {"TRL": prepare_as_trl, "hf_reward": prepare_as_ours}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for turn in range(options.rounds + 1):  # the first round warms imports and disk, and is not counted
+    for turn in range(options.rounds + 1):  # the first round is a warm-up
         ids = {}
         for name in sorted(sides, reverse=bool(turn % 2)):
             with fresh_dataset(rows) as data:
@@ -106,18 +108,17 @@ def benchmark_preparation(options: Namespace) -> None:
 
 
 def prepare_as_trl(data: Dataset, tokenizer: PreTrainedTokenizerBase) -> Callable[[], Ids]:
-    """What TRL's `RewardTrainer.__init__` does with its dataset; returns how to read the ids."""
+    """Prepare as TRL's `RewardTrainer.__init__` does; return a function that reads the ids."""
     from trl.trainer.reward_trainer import RewardTrainer
 
     limits = Namespace(dataset_num_proc=None, max_length=MAX_LENGTH)
-    # The method reads nothing of the trainer, so no model has to be built for it.
-    nobody: Any = None
-    prepared: Any = RewardTrainer._prepare_dataset(nobody, data, tokenizer, limits, "train")  # type: ignore[arg-type]
+    no_trainer: Any = None  # the method does not use the trainer, so no model is needed
+    prepared: Any = RewardTrainer._prepare_dataset(no_trainer, data, tokenizer, limits, "train")  # type: ignore[arg-type]
     return lambda: [ids for pair in zip(prepared["chosen_ids"], prepared["rejected_ids"], strict=True) for ids in pair]
 
 
 def prepare_as_ours(data: Dataset, tokenizer: PreTrainedTokenizerBase) -> Callable[[], Ids]:
-    """Our preparation with TRL's policy for long rows, summary included; returns how to read the ids."""
+    """Prepare with TRL's policy for long rows, including statistics; return a function that reads the ids."""
     rule = PreparationRule(format=FormatRule(max_length=MAX_LENGTH, over_length="drop"))
     prepared: Any = prepare_preferences(data, tokenizer, rule)[0]
     return lambda: [ids for row in prepared for ids in row["input_ids"]]
@@ -125,7 +126,7 @@ def prepare_as_ours(data: Dataset, tokenizer: PreTrainedTokenizerBase) -> Callab
 
 @contextmanager
 def fresh_dataset(rows: list[Row]) -> Iterator[Dataset]:
-    """The rows as a dataset on disk in a folder of its own, so that no cache can serve either side."""
+    """Yield the rows as a dataset in a new folder, so that nothing is cached."""
     datasets.disable_caching()
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
@@ -135,9 +136,9 @@ def fresh_dataset(rows: list[Row]) -> Iterator[Dataset]:
 
 
 def report(title: str, rows: int, seconds: dict[str, list[tuple[float, float]]]) -> None:
-    """Print rows per second of each side and the ratio of the medians; the first side is the peer.
+    """Print the rows per second of each side and the ratio of the medians to the first side.
 
-    CPU seconds of all threads stand beside, since they vary less than wall time on a machine that others use too.
+    Also prints the CPU seconds of all threads, which vary less than wall time on a shared machine.
     """
     table = Table(
         title=title, caption=f"{rows} rows, {core_count()} CPU cores (load {os.getloadavg()[0]:.1f}), same ids"

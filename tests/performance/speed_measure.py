@@ -1,8 +1,8 @@
-"""One measurement of `speed.py train`, made in a process of its own so that its peak memory belongs to one side.
+"""One measurement of `speed.py train`, in a separate process, so that its peak memory belongs to one side.
 
     python tests/performance/speed_measure.py task.json result.json
 
-`TASKS` are what such a process can do; each takes JSON values and returns some.
+`TASKS` are the tasks of such a process; they take and return JSON values.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from speed_rows import BATCH_SIZE, Group, made_up_rows, our_dataset, small_tokenizer, trl_dataset
+from speed_rows import BATCH_SIZE, Group, our_dataset, small_tokenizer, synthetic_rows, trl_dataset
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -70,7 +70,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """What one process trains."""
+    """Settings of one training measurement."""
 
     side: str
     """TRL or hf_reward."""
@@ -86,19 +86,19 @@ class Run:
 
 
 def run_task(specification: Path, result: Path) -> None:
-    """Do the task that a JSON file names and write what it returns into another.
+    """Run the task named in a JSON file and write its result to another.
 
     Args:
         specification: `task`, a name of `TASKS`, and its arguments.
-        result: Where to write.
+        result: File for the result.
     """
-    _be_ended_first()
+    _prefer_as_oom_victim()
     values = json.loads(specification.read_text(encoding="utf-8"))
     result.write_text(json.dumps(TASKS[values.pop("task")](**values)), encoding="utf-8")
 
 
-def _be_ended_first() -> None:
-    """Where memory runs out, let Linux end this measurement and not the benchmark or something else."""
+def _prefer_as_oom_victim() -> None:
+    """When memory runs out, let Linux kill this measurement rather than the benchmark or another program."""
     place = Path("/proc/self/oom_score_adj")
     if place.exists():
         place.write_text("1000", encoding="ascii")
@@ -112,13 +112,13 @@ def build_model(geometry: str, folder: str) -> dict[str, Any]:
 
     Args:
         geometry: Key of `GEOMETRIES`.
-        folder: Where to.
+        folder: Folder for the model.
 
     Returns:
-        `parameters` of the backbone without embeddings, and `attention`, what one pair of tokens that see each other
-        costs in parameters: each layer multiplies query and key, and then the weight and the value.
+        `parameters` of the backbone without embeddings, and `attention`, the cost of one (query, key) pair in units of
+        one parameter and token: two products per layer and dimension.
     """
-    tokenizer = small_tokenizer(made_up_rows(200))
+    tokenizer = small_tokenizer(synthetic_rows(200))
     tokenizer.pad_token = "<|endoftext|>"
     torch.manual_seed(0)
     shape = {**GEOMETRIES[geometry], "tie_word_embeddings": True, "max_position_embeddings": 8192}
@@ -132,13 +132,13 @@ def build_model(geometry: str, folder: str) -> dict[str, Any]:
 
 
 def matmul_rate(seconds: float = 3.0) -> float:
-    """Floating-point operations a second that square matrix products sustain: the median over some seconds.
+    """Measure the floating-point operations per second of square matrix products, as a median.
 
-    Not the best product: on a machine that varies, training cannot keep up what one product reached once. Measured
-    before and after each training run, so that both met the same machine.
+    The median rather than the maximum, because the speed of a shared machine varies. It is measured before and after
+    each training run, to get the speed at that time.
 
     Args:
-        seconds: How long to measure.
+        seconds: Duration of the measurement.
 
     Returns:
         The rate, in bfloat16 on CUDA and float32 on a CPU.
@@ -157,16 +157,16 @@ def matmul_rate(seconds: float = 3.0) -> float:
 
 
 def measure_training(**values: Any) -> dict[str, Any]:
-    """Train and take the time from the end of one optimizer step to the end of the next.
+    """Train and measure the time from the end of each optimizer step to the end of the next.
 
-    Without warm-up rows, epochs are timed instead; the first one from the call of `train`.
+    Without warm-up rows, epochs are measured instead, the first one from the call of `train`.
 
     Args:
         **values: The fields of `Run`.
 
     Returns:
-        `seconds` and `tokens_computed` of each counted step or epoch, `pairs` and `useful_tokens` of all of them
-        together, `peak_bytes`, and `matmul_flops` before and after.
+        `seconds` and `tokens_computed` of each measured step or epoch, the totals `pairs` and `useful_tokens`,
+        `peak_bytes`, and `matmul_flops` before and after.
     """
     run, rate = Run(**values), matmul_rate()
     rows = json.loads(Path(run.rows).read_text(encoding="utf-8"))
@@ -196,7 +196,7 @@ TASKS = {"build": build_model, "train": measure_training}
 
 
 def trl_trainer(run: Run, warm_up: list[Group], counted: list[Group], folder: str) -> Trainer:
-    """TRL's trainer on every pair of the groups."""
+    """Make TRL's trainer on all pairs of the groups."""
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import RewardTrainer
 
@@ -215,7 +215,7 @@ def trl_trainer(run: Run, warm_up: list[Group], counted: list[Group], folder: st
 
 
 def our_trainer(run: Run, warm_up: list[Group], counted: list[Group], folder: str) -> Trainer:
-    """Our trainer on the groups."""
+    """Make our trainer on the groups."""
     from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
 
     model: Any = run.model
@@ -235,7 +235,7 @@ def our_trainer(run: Run, warm_up: list[Group], counted: list[Group], folder: st
 
 
 def _settings(run: Run, folder: str) -> dict[str, Any]:
-    """What both trainers get: nothing is logged or saved, and the rows come in their order."""
+    """Return the settings of both trainers, without logging, saving and shuffling."""
     cuda = torch.cuda.is_available()
     return {
         "output_dir": folder,
@@ -264,7 +264,7 @@ def _adapter(run: Run) -> LoraConfig | None:
 
 
 class Clock(TrainerCallback):
-    """Takes the time and the number of tokens that went through the backbone so far, at ends of steps and epochs."""
+    """Record the time and the number of tokens computed by the backbone at the end of each step and epoch."""
 
     def __init__(self, model: nn.Module) -> None:
         self.tokens = 0
@@ -278,17 +278,17 @@ class Clock(TrainerCallback):
         self.tokens += ids.numel()
 
     def reading(self) -> tuple[float, int]:
-        """Seconds and tokens, once the device has done all its work."""
+        """Return seconds and tokens, after synchronising the device."""
         return _now(), self.tokens
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """After an optimizer step."""
+        """Record an optimizer step."""
         self.steps.append(self.reading())
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After an epoch."""
+        """Record an epoch."""
         self.epochs.append(self.reading())
 
 
@@ -299,11 +299,11 @@ def _now() -> float:
 
 
 def peak_bytes() -> int:
-    """Most memory so far: of tensors on CUDA, else of the whole process, imports included."""
+    """Return the peak memory so far: of tensors on CUDA, else of the process, including imports."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # `ru_maxrss` of a started process begins at its parent's
+    if status.exists():  # `ru_maxrss` of a child process starts at that of its parent
         line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     import resource

@@ -1,7 +1,7 @@
-"""Rows and tokenizers of `speed.py`: made-up text, made-up token ids, or the user's own pairs.
+"""Rows and tokenizers of `speed.py`: synthetic text, synthetic token ids, or the user's pairs.
 
-Token ids are drawn from stated length distributions (`HH_LIKE`, `LONG_RESPONSES`, `LISTS`), so that no tokenizer's
-speed is in a training loop and every machine gets the same rows.
+The lengths of token ids are drawn from the distributions `HH_LIKE`, `LONG_RESPONSES` and `LISTS`, so that training
+benchmarks do not depend on a tokenizer and every machine gets the same rows.
 """
 
 import json
@@ -25,7 +25,7 @@ from hf_reward.preprocessing.preparation import TOKENIZED_FEATURES, PreparationR
 from hf_reward.preprocessing.tokenization import FormatRule
 
 MEAN_WORDS = {"prompt": 95, "chosen": 30, "rejected": 38}
-"""Mean lengths of made-up text in words, about 125, 40 and 50 tokens: those of Anthropic's HH harmless-base."""
+"""Mean lengths of synthetic text in words, about 125, 40 and 50 tokens: those of Anthropic's HH harmless-base."""
 
 BATCH_SIZE = 8
 _FIRST_ID = 3  # the ids below are the special tokens of `small_tokenizer`, the first of them its pad token
@@ -37,13 +37,13 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path, limit: int) -> list[Row]:
-    """The first rows of a JSONL file."""
+    """Read the first rows of a JSONL file."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line, _ in zip(lines, range(limit), strict=False)]
 
 
-def made_up_rows(count: int, seed: int = 0) -> list[Row]:
-    """Text rows with an implicit prompt; lengths are geometric about `MEAN_WORDS`, words Zipf-like."""
+def synthetic_rows(count: int, seed: int = 0) -> list[Row]:
+    """Make text rows with an implicit prompt, with exponential lengths and Zipf-like words."""
     pick = random.Random(seed)
     syllables = [a + b for a in "bdfgklmnprstvw" for b in ("a", "e", "i", "o", "u", "ar", "en", "is", "or")]
     words = ["".join(pick.choices(syllables, k=1 + place % 4)) for place in range(8000)]
@@ -60,14 +60,14 @@ def made_up_rows(count: int, seed: int = 0) -> list[Row]:
 
 
 def text_and_tokenizer(options: Namespace, limit: int) -> tuple[list[Row], PreTrainedTokenizerBase]:
-    """The user's rows or made-up ones, at most so many, in the layout asked for, and the tokenizer."""
-    rows = read_rows(options.data, limit) if options.data else made_up_rows(limit)
+    """Return at most `limit` rows of the user, or synthetic ones, in the requested layout, and the tokenizer."""
+    rows = read_rows(options.data, limit) if options.data else synthetic_rows(limit)
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else small_tokenizer(rows)
     return (as_conversations(rows) if options.layout == "hh" else rows), tokenizer
 
 
 def as_conversations(rows: list[Row]) -> list[Row]:
-    """HH transcripts as prompt, chosen and rejected message lists; the few that are none are left out."""
+    """Convert HH transcripts to message lists; rows that are not transcripts are omitted."""
     conversations = []
     for row in rows:
         try:
@@ -80,7 +80,7 @@ def as_conversations(rows: list[Row]) -> list[Row]:
 
 
 def small_tokenizer(rows: list[Row]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 4,000 tokens with a ChatML template, trained on the rows."""
+    """Train a byte-level BPE of 4,000 tokens on the rows, with a ChatML template."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[misc]
@@ -100,17 +100,17 @@ def small_tokenizer(rows: list[Row]) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Lengths:
-    """A distribution of token counts with a stated mean."""
+    """A distribution of token counts."""
 
     mean: float
     shape: float
-    """Sigma of a lognormal, shape of a gamma distribution."""
+    """Sigma of the lognormal or shape of the gamma distribution."""
     family: str = "lognormal"
 
     def draw(self, count: int, chance: np.random.Generator) -> np.ndarray:
-        """Token counts of at least 1, one from each of `count` equal parts of the distribution, in random order.
+        """Draw a stratified sample of token counts of at least 1, in random order.
 
-        Parts, so that a few rows have the stated mean and spread too.
+        There is one draw from each of `count` equal quantile ranges, so that small samples match the distribution too.
         """
         places = chance.permutation((np.arange(count) + chance.random(count)) / count)
         if self.family == "gamma":
@@ -125,7 +125,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class RowLengths:
-    """How long the shared prefix and the responses of a row are, the best response first."""
+    """Length distributions of the shared prefix and of the responses, best first."""
 
     source: str
     prefix: Lengths
@@ -157,38 +157,40 @@ class Group:
 
     @property
     def prefix_length(self) -> int:
-        """Number of tokens with which all begin, each keeping one of its own."""
+        """Length of the common prefix, shorter than the shortest response."""
         most = min(map(len, self.responses)) - 1
         differ = (place for place in range(most) if len({ids[place] for ids in self.responses}) > 1)
         return next(differ, most)
 
     @property
     def useful_tokens(self) -> int:
-        """Each token that exists, the shared prefix counted once."""
+        """Number of tokens, with the shared prefix counted once."""
         return sum(map(len, self.responses)) - (len(self.responses) - 1) * self.prefix_length
 
     @property
     def attended(self) -> int:
-        """Pairs of a token and one that it sees, itself included: what attention has to compute."""
+        """Number of (query, key) pairs in causal attention."""
         prefix = self.prefix_length
         own = [len(ids) - prefix for ids in self.responses]
         return prefix * (prefix + 1) // 2 + sum(length * prefix + length * (length + 1) // 2 for length in own)
 
     @property
     def pairs(self) -> list[tuple[list[int], list[int]]]:
-        """Every (better, worse) pair."""
+        """All (better, worse) pairs."""
         return list(combinations(self.responses, 2))
 
 
-def made_up_groups(lengths: RowLengths, count: int, *, max_length: int, vocabulary: int, seed: int = 0) -> list[Group]:
-    """Groups of random ids none of which is over length.
+def synthetic_groups(
+    lengths: RowLengths, count: int, *, max_length: int, vocabulary: int, seed: int = 0
+) -> list[Group]:
+    """Make groups of random ids without over-length rows.
 
     Args:
-        lengths: Distributions to draw from; rows beyond `max_length` are drawn and left out.
-        count: How many to return.
+        lengths: Distributions to draw from; rows beyond `max_length` are discarded.
+        count: Number of groups.
         max_length: Longest sequence, prefix included.
-        vocabulary: One above the largest id.
-        seed: The same one gives the same groups.
+        vocabulary: Size of the vocabulary.
+        seed: Random seed.
 
     Returns:
         The groups.
@@ -203,7 +205,7 @@ def made_up_groups(lengths: RowLengths, count: int, *, max_length: int, vocabula
         sizes = [row for row in zip(*parts, strict=True) if row[0] + max(row[1:]) <= max_length]
         if len(sizes) >= count:
             return [_random_group(row, vocabulary, chance) for row in sizes[:count]]
-        drawn += count - len(sizes)  # no more than needed, so that the parts that are kept stay even
+        drawn += count - len(sizes)  # no more than needed, so that the sample stays stratified
     raise ValueError(f"`max_length={max_length}` is below the length of nearly all rows; raise it.")
 
 
@@ -215,14 +217,14 @@ def _random_group(sizes: Sequence[int], vocabulary: int, chance: np.random.Gener
 def groups_of_text(
     rows: list[Row], count: int, *, tokenizer: PreTrainedTokenizerBase, max_length: int, vocabulary: int
 ) -> list[Group]:
-    """Groups of a user's own pairs, in random order, without those over length.
+    """Make groups of a user's pairs, in random order, without over-length rows.
 
     Args:
-        rows: Pairs in any layout that hf_reward reads.
-        count: How many to return.
-        tokenizer: Makes the ids.
+        rows: Pairs in any layout of hf_reward.
+        count: Number of groups.
+        tokenizer: The tokenizer.
         max_length: Longest sequence.
-        vocabulary: Of the model.
+        vocabulary: Size of the model's vocabulary.
 
     Returns:
         The groups.
@@ -242,13 +244,13 @@ def groups_of_text(
     return groups[:count]
 
 
-# --- what each side is given -----------------------------------------------------------------------------------------
+# --- datasets of the two sides ---------------------------------------------------------------------------------------
 
 
 def trl_dataset(warm_up: list[Group], counted: list[Group]) -> Dataset:
-    """Every pair of every group as a row of its own; of the warm-up groups only the first batch of pairs.
+    """Make a dataset with a row for each pair of each group; of the warm-up groups only the first batch of pairs.
 
-    The pairs of a list stay together, which favours TRL: a batch pads to the longest of one or two prompts.
+    The pairs of a list stay together, which favours TRL: a batch contains only one or two prompts.
     """
     pairs = [pair for group in warm_up for pair in group.pairs][:BATCH_SIZE]
     pairs += [pair for group in counted for pair in group.pairs]
@@ -256,7 +258,7 @@ def trl_dataset(warm_up: list[Group], counted: list[Group]) -> Dataset:
 
 
 def our_dataset(warm_up: list[Group], counted: list[Group]) -> Dataset:
-    """Every group as a row of a dataset as `prepare_preferences` makes it."""
+    """Make a dataset with a row for each group, in the format of `prepare_preferences`."""
     rows = [_prepared_row(number, group) for number, group in enumerate([*warm_up, *counted])]
     return Dataset.from_list(rows, features=TOKENIZED_FEATURES)
 
@@ -282,15 +284,15 @@ def _prepared_row(number: int, group: Group) -> Row:
 
 
 def describe(groups: list[Group]) -> dict[str, Any]:
-    """Mean tokens of rows as they are used, and how much padding TRL's batches hold.
+    """Compute the mean lengths of rows and the padding of TRL's batches.
 
     Args:
-        groups: Groups of equally many responses.
+        groups: Groups with the same number of responses.
 
     Returns:
-        `prefix` and `responses`, mean numbers of tokens; `padded_to_existing`, the tokens of TRL's padded batches of
-        pairs over those that exist, a pair's prefix counted once; `attended_per_token`, how many tokens one of those
-        that exist sees, itself included, on average.
+        `prefix` and `responses`, mean numbers of tokens; `padded_to_existing`, the tokens of TRL's padded batches
+        divided by the tokens of the pairs with each prefix counted once; `attended_per_token`, the mean number of
+        tokens in the causal context of a token, itself included.
     """
     prefixes = [group.prefix_length for group in groups]
     own = [[len(ids) - group.prefix_length for ids in group.responses] for group in groups]

@@ -1,14 +1,14 @@
-"""`speed.py score`: best-of-N scoring beside TRL's loop and transformers' pipeline, on the same texts.
+"""`speed.py score`: best-of-N scoring with TRL's loop, transformers' pipeline and hf_reward on the same texts.
 
-Each prompt has N answers, as long as those of HH (`speed_rows.HH_LIKE`: a prompt of 125 tokens, answers of 45). Three
-sides load the same folder and score the same conversations, taking turns:
+Each prompt has N answers, with the lengths of HH (`speed_rows.HH_LIKE`: prompts of 125 tokens, answers of 45). Three
+sides load the same folder and score the same conversations in turn:
 
-    TRL          what its GRPO and RLOO trainers do with a reward model: the stock classifier, the chat template applied
-                 to every prompt with its answer, 16 of them padded to the longest in a batch
-    pipeline     pipeline("text-classification") at its default, a text at a time, raw logits
+    TRL          as in its GRPO and RLOO trainers: the stock classifier, the chat template applied to every prompt with
+                 its answer, batches of 16, padded to the longest
+    pipeline     pipeline("text-classification") with default settings, one text at a time, raw logits
     hf_reward    RewardScorer.best_of_n
 
-All rewards are compared before any time is believed.
+The benchmark fails if the rewards differ.
 """
 
 import json
@@ -41,7 +41,7 @@ Side = Callable[[list[str], list[list[str]]], np.ndarray]
 
 
 def benchmark_scoring(options: Namespace) -> None:
-    """Time the three sides and print the table."""
+    """Measure the three sides and print a table."""
     geometry = (options.geometry or ["smollm2-135m"])[0]
     with tempfile.TemporaryDirectory() as folder:
         build_model(geometry, folder)
@@ -51,7 +51,7 @@ def benchmark_scoring(options: Namespace) -> None:
         sides = {"TRL": _trl(folder), "pipeline": _pipeline(folder), "hf_reward": _ours(folder)}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         rewards: dict[str, np.ndarray] = {}
-        for turn in range(options.rounds + 1):  # the first round, of one prompt, warms up and is not counted
+        for turn in range(options.rounds + 1):  # the first round, of one prompt, is a warm-up
             count = len(prompts) if turn else 1
             for name in sorted(sides, reverse=bool(turn % 2)):
                 start = time.perf_counter()
@@ -79,18 +79,18 @@ def benchmark_scoring(options: Namespace) -> None:
 def best_of_n_texts(
     tokenizer: PreTrainedTokenizerBase, prompts: int, answers: int
 ) -> tuple[list[str], list[list[str]], dict[str, float]]:
-    """Make up prompts and answers whose token counts are drawn from stated distributions.
+    """Make prompts and answers with token counts from the given distributions.
 
     Args:
         tokenizer: A byte-level tokenizer.
-        prompts: How many prompts.
-        answers: How many answers each has.
+        prompts: Number of prompts.
+        answers: Number of answers per prompt.
 
     Returns:
         The prompts, their answers, and the mean tokens of both.
     """
     chance = np.random.default_rng(0)
-    # A word that is one token with a space before it, so that a text has as many tokens as words.
+    # Words that are one token with a leading space, so that a text has as many tokens as words.
     words = np.array([word[1:] for word in sorted(tokenizer.get_vocab()) if word[0] == "Ġ" and word[1:].isalpha()])
 
     def text(length: int) -> str:
@@ -149,7 +149,7 @@ def _ours(folder: str) -> Side:
 
 
 def _randomize_head(folder: Path) -> None:
-    """Give the head weights of the size of a trained one, so that rewards differ from text to text."""
+    """Give the head weights of realistic size, so that the rewards of texts differ."""
     weights = load_file(folder / "model.safetensors")
     head = weights["score.weight"]
     weights["score.weight"] = torch.randn(head.shape, generator=torch.Generator().manual_seed(1)) / head.numel() ** 0.5
@@ -163,7 +163,7 @@ def _print(report: dict[str, Any]) -> None:
         caption=f"{rows} rows; prompts of {lengths['prompt']:.0f} tokens, answers of {lengths['answer']:.0f} (means); "
         f"largest difference of rewards {max(report['largest_difference'].values()):.0e}; {report['machine']}",
     )
-    for heading in ("", "rows/s (median)", "min", "max", "hf_reward is so many times as fast"):
+    for heading in ("", "rows/s (median)", "min", "max", "speed-up of hf_reward"):
         table.add_column(heading, justify="right" if heading else "left")
     ours = median(seconds["hf_reward"])
     for name, times in seconds.items():

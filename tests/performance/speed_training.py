@@ -1,4 +1,4 @@
-"""`speed.py train`: which cases, rounds and rows are measured, and the table of the results."""
+"""`speed.py train`: cases, rounds and rows of the benchmark, and the table of results."""
 
 import json
 import os
@@ -28,14 +28,14 @@ from speed_rows import (
     RowLengths,
     describe,
     groups_of_text,
-    made_up_groups,
+    synthetic_groups,
     text_and_tokenizer,
 )
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained; the name's first letter selects it."""
+    """A training case; the first letter of its name selects it."""
 
     name: str
     lengths: RowLengths
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def parts(self) -> list[tuple[str, slice]]:
-        """Lines of the table, and which of the measured steps or epochs each reports."""
+        """Labels of the table's lines, each with its range of measured steps or epochs."""
         if self.epochs == 1:
             return [(self.name, slice(None))]
         return [(f"{self.name} epoch 1", slice(1)), (f"{self.name} epochs 2-{self.epochs}", slice(1, None))]
@@ -61,11 +61,11 @@ CASES = (
 )
 SIDES = ("TRL", "hf_reward")
 FLOPS_PER_PARAMETER = {"full": 6, "lora": 4, "frozen": 2}
-"""Forward, backward to the activations and backward to the weights are 2 each."""
+"""The forward pass, the backward pass to the activations and that to the weights cost 2 each."""
 
 
 def benchmark_training(options: Namespace) -> None:
-    """Train both sides in every case, round after round, and print a table for each geometry."""
+    """Train both sides in all cases and rounds, and print a table for each geometry."""
     letters = set(options.cases.split(","))
     if unknown := letters - {case.name[0] for case in CASES}:
         raise SystemExit(f"There is no case {', '.join(sorted(unknown))}.")
@@ -86,7 +86,7 @@ def benchmark_training(options: Namespace) -> None:
 
 
 def measure_case(case: Case, geometry: str, model: str, options: Namespace, report: dict[str, Any]) -> None:
-    """Add the measurements of one case to the report: TRL, ours, ours, TRL, ..."""
+    """Add the measurements of one case to the report, in the order TRL, ours, ours, TRL, ..."""
     warm_up, counted = make_groups(case, GEOMETRIES[geometry]["vocab_size"], options)
     report["rows"].setdefault(geometry, {})[case.name] = describe(counted)
     rows = Path(model) / "rows.json"
@@ -104,21 +104,21 @@ def measure_case(case: Case, geometry: str, model: str, options: Namespace, repo
             failed |= {side} if "error" in result else set()
             labels = {"geometry": geometry, "case": case.name, "round": turn, "side": side}
             report["measurements"].append({**labels, **result})
-            save_json(options.json, report)  # a benchmark of hours may be stopped
+            save_json(options.json, report)  # keep results if a long benchmark is interrupted
 
 
 def make_groups(case: Case, vocabulary: int, options: Namespace) -> tuple[list[Group], list[Group]]:
-    """Rows of the warm-up step and counted rows of a case.
+    """Make the rows of the warm-up step and the measured rows of a case.
 
-    A step of lists is six steps of pairs, so there are a third as many of ours and twice as many of TRL's. Epochs have
-    no warm-up: the first one stands for itself.
+    A step of lists equals six steps of pairs, so we take a third of the steps and TRL twice as many. Epochs have no
+    warm-up, because the first one is reported separately.
     """
     counted = BATCH_SIZE * (ceil(options.steps / 3) if case.lengths is LISTS else options.steps)
     warm_up = BATCH_SIZE if case.epochs == 1 else 0
     limits = {"max_length": options.max_length, "vocabulary": vocabulary}
     if options.data is None or case.lengths is not HH_LIKE:
         first, second = (
-            made_up_groups(case.lengths, count, seed=seed, **limits) for seed, count in enumerate((warm_up, counted))
+            synthetic_groups(case.lengths, count, seed=seed, **limits) for seed, count in enumerate((warm_up, counted))
         )
         return first, second
     rows, tokenizer = text_and_tokenizer(options, sys.maxsize)
@@ -127,12 +127,12 @@ def make_groups(case: Case, vocabulary: int, options: Namespace) -> tuple[list[G
 
 
 def in_own_process(folder: str, task: str, /, **values: Any) -> dict[str, Any]:
-    """What a task of `speed_measure` returns, or the reason why it failed as `error`."""
+    """Run a task of `speed_measure` and return its result, or the reason of its failure as `error`."""
     specification, result = Path(folder) / "task.json", Path(folder) / "result.json"
     specification.write_text(json.dumps({"task": task, **values}), encoding="utf-8")
     result.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__).with_name("speed_measure.py")), str(specification), str(result)]
-    with tempfile.TemporaryDirectory() as cache:  # no features or rows that an earlier round left
+    with tempfile.TemporaryDirectory() as cache:  # no cached features or rows of an earlier round
         changed = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": cache}
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **changed})
     if done.returncode == 0:
@@ -143,7 +143,7 @@ def in_own_process(folder: str, task: str, /, **values: Any) -> dict[str, Any]:
 
 
 def require(folder: str, task: str, /, **values: Any) -> dict[str, Any]:
-    """What a task returns, without which there is no benchmark."""
+    """Run a task and exit if it fails."""
     result = in_own_process(folder, task, **values)
     if "error" in result:
         raise SystemExit(f"{task}: {result['error']}")
@@ -151,12 +151,12 @@ def require(folder: str, task: str, /, **values: Any) -> dict[str, Any]:
 
 
 def default_geometries() -> list[str]:
-    """Models that suit the device."""
+    """Return the default models for the device."""
     return ["qwen2.5-0.5b", "qwen2.5-1.5b"] if torch.cuda.is_available() else ["smollm2-135m"]
 
 
 def machine() -> dict[str, Any]:
-    """Processor and versions."""
+    """Return the hardware and library versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -169,12 +169,12 @@ def machine() -> dict[str, Any]:
 
 
 def core_count() -> int | None:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def save_json(path: Path | None, report: dict[str, Any]) -> None:
-    """Write the report if a file was named."""
+    """Write the report if a file is given."""
     if path is not None:
         path.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
@@ -183,7 +183,7 @@ def save_json(path: Path | None, report: dict[str, Any]) -> None:
 
 
 def print_training(geometry: str, cases: list[Case], report: dict[str, Any]) -> None:
-    """Print the table of one geometry, and below it the seconds of epochs."""
+    """Print the table of one geometry and the seconds per epoch."""
     memory = "GPU memory" if report["machine"]["gpu"] else "RSS"
     headings = ("case", "side", "pairs/s", "computed", "useful", f"peak {memory}", "pairs/s", "useful /")
     units = ("", "", "median (min-max)", "tokens / pair", "tokens / pair", "GiB", "x TRL", "matmul rate")
@@ -207,13 +207,13 @@ def print_training(geometry: str, cases: list[Case], report: dict[str, Any]) -> 
 
 
 def training_cells(rows: list[dict[str, Any]], part: slice, speed: float, peer: float | None) -> list[str]:
-    """The numbers of one side.
+    """Return the table cells of one side.
 
     Args:
-        rows: Its measurements, one a round.
-        part: Which steps or epochs to report.
-        speed: What a useful token a second is as a share of the machine's matmul rate.
-        peer: TRL's pairs a second.
+        rows: Its measurements, one per round.
+        part: Range of steps or epochs to report.
+        speed: One useful token per second as a share of the machine's matmul rate.
+        peer: TRL's pairs per second.
 
     Returns:
         The cells.
@@ -231,38 +231,40 @@ def training_cells(rows: list[dict[str, Any]], part: slice, speed: float, peer: 
         f"{useful:,.0f}",
         f"{max(row['peak_bytes'] for row in rows) / 2**30:.1f}",
         f"{middle / peer:.2f}" if peer else "-",
-        f"{middle * useful * speed:.1%}" if computed else "-",  # cached features: nothing went through the backbone
+        f"{middle * useful * speed:.1%}" if computed else "-",  # cached features: the backbone computes nothing
     ]
 
 
 def rate(row: dict[str, Any], part: slice) -> float:
-    """Pairs a second of one measurement."""
+    """Return the pairs per second of one measurement."""
     seconds = row["seconds"][part]
     return row["pairs"] * len(seconds) / len(row["seconds"]) / sum(seconds)
 
 
 def median_rate(rows: list[dict[str, Any]], part: slice) -> float | None:
-    """Pairs a second over the rounds, None where one failed."""
+    """Return the median pairs per second over the rounds, None if one failed."""
     return median(rate(row, part) for row in rows) if rows and not any("error" in row for row in rows) else None
 
 
 def operations_share(case: Case, geometry: str, report: dict[str, Any]) -> float:
-    """A useful token a second as a share of the matmul rate that was measured around the case."""
+    """Return one useful token per second as a share of the matmul rate measured with the case."""
     size, attended = report["operations"][geometry], report["rows"][geometry][case.name]["attended_per_token"]
     flops = FLOPS_PER_PARAMETER[case.mode] * size["parameters"]
-    flops += (2 if case.mode == "frozen" else 6) * size["attention"] * attended  # it has no weights to save on
+    flops += (
+        (2 if case.mode == "frozen" else 6) * size["attention"] * attended
+    )  # attention has no weights, so LoRA saves nothing there
     return flops / matmul_rate(report, geometry, case.name)
 
 
 def matmul_rate(report: dict[str, Any], geometry: str, case: str | None = None) -> float:
-    """Median of what was measured beside the training of one case, or of all; NaN if all of them failed."""
+    """Return the median matmul rate measured with one case or all; NaN if all measurements failed."""
     rows = [row for row in report["measurements"] if row["geometry"] == geometry and case in (None, row["case"])]
     rates = [rate for row in rows for rate in row.get("matmul_flops", [])]
     return median(rates) if rates else float("nan")
 
 
 def epoch_line(label: str, rows: list[dict[str, Any]], part: slice) -> str:
-    """Seconds an epoch of both sides, medians over the rounds."""
+    """Return a line with the seconds per epoch of both sides, medians over the rounds."""
     sides = {side: [row for row in rows if row["side"] == side] for side in SIDES}
     if any(not found or any("error" in row for row in found) for found in sides.values()):
         return f"{label}: a side failed"
@@ -271,18 +273,18 @@ def epoch_line(label: str, rows: list[dict[str, Any]], part: slice) -> str:
         for side, found in sides.items()
     }
     text = ", ".join(f"{side} {seconds:.3g} s" for side, seconds in means.items())
-    return f"{label}: {text} an epoch; ours / TRL {means['hf_reward'] / means['TRL']:.1%}"
+    return f"{label}: {text} per epoch; ours / TRL {means['hf_reward'] / means['TRL']:.1%}"
 
 
 def training_caption(geometry: str, cases: list[Case], report: dict[str, Any]) -> str:
-    """What the numbers are, on which machine, and how long the rows were."""
+    """Return the caption: machine, definitions and lengths of rows."""
     about, settings = report["machine"], report["settings"]
     device = about["gpu"] or f"{about['cpu']}, {about['cores']} cores"
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     lines = [
         f"{device}; {versions}; {settings['rounds']} rounds of {settings['steps']} counted steps; max_length "
         f"{settings['max_length']}; matmul rate {matmul_rate(report, geometry) / 1e9:,.0f} GFLOP/s",
-        "computed: tokens through the backbone, padding included; useful: those that exist, a shared prefix once",
+        "computed: tokens through the backbone, padding included; useful: without padding, a shared prefix once",
         "useful / matmul rate: FLOP of useful tokens, 6 x parameters without embeddings (LoRA 4, frozen 2) and causal "
         "attention, over the median rate of square matmuls before and after",
     ]
@@ -290,7 +292,7 @@ def training_caption(geometry: str, cases: list[Case], report: dict[str, Any]) -
 
 
 def row_lines(rows: dict[str, dict[str, Any]], cases: list[Case], data: str | None) -> list[str]:
-    """How long the rows of each case are; cases with the same rows share a line."""
+    """Return lines with the lengths of rows; cases with the same rows share a line."""
     lines: dict[str, list[str]] = {}
     for case in cases:
         used = rows[case.name]

@@ -1,15 +1,15 @@
-"""How much memory does a training run hold, by the number of its rows? On made-up pairs, with a tiny random model.
+"""Measure the memory of training by the number of rows, on synthetic pairs with a tiny random model.
 
     python tests/performance/stream_memory.py      # 10,000 and 500,000 pairs, streamed or not
     python tests/performance/stream_memory.py --rows 250000 1000000 --rows_per_file 25000 \
         --form streamed --json memory.json
 
-Writes pairs into files, and trains over each pair once, in a process of its own, from a stream (a shuffle buffer of
-1,000) or from a table that `datasets` maps from the disk. `own` is the most memory that no file stands for (RssAnon);
-`mapped` is what of mapped files was in memory besides (RssFile): the system takes it back when it needs it.
+Writes pairs into files and trains on each pair once, in a separate process, from a stream (with a shuffle buffer of
+1,000) or from a memory-mapped table. `own` is the peak of anonymous memory (RssAnon). `mapped` is the peak of mapped
+files in memory (RssFile), which the system can reclaim.
 
-A shuffled stream is read from ten files at a time, of each of which Parquet holds one row group. So runs are alike in
-memory only where both have ten files or more, with row groups of one size.
+A shuffled stream reads ten files at a time, with one Parquet row group of each in memory. So runs are comparable only
+with ten or more files and row groups of the same size.
 """
 
 import json
@@ -32,14 +32,16 @@ from rich.table import Table
 
 
 def main() -> None:
-    """Read the command line, measure each case in a process of its own, print a table."""
+    """Parse the command line, measure each case in a separate process and print a table."""
     parser = ArgumentParser(description="Peak memory of training by number of rows.")
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 500_000])
-    parser.add_argument("--rows_per_file", type=int, default=1000, help="also the size of a row group of Parquet")
+    parser.add_argument("--rows_per_file", type=int, default=1000, help="also the size of a Parquet row group")
     parser.add_argument("--kind", choices=["parquet", "jsonl"], default="parquet")
     parser.add_argument("--form", choices=["streamed", "mapped"], nargs="+", default=["streamed", "mapped"])
-    parser.add_argument("--json", type=Path, help="write the results into this file")
-    parser.add_argument("--work", nargs=4, metavar=("MODEL", "DATA", "ROWS", "FORM"), help="one run, used by the above")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument(
+        "--work", nargs=4, metavar=("MODEL", "DATA", "ROWS", "FORM"), help="a single run; for internal use"
+    )
     options = parser.parse_args()
     if options.work:
         print(json.dumps(work(*options.work)))
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def write_pairs(folder: Path, count: int, kind: str, rows_per_file: int) -> Path:
-    """Write made-up pairs into files of a training split."""
+    """Write synthetic pairs into the files of a training split."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -84,7 +86,7 @@ def write_pairs(folder: Path, count: int, kind: str, rows_per_file: int) -> Path
 
 
 def measured(model: Path, data: Path, rows: int, form: str, cache: Path) -> dict[str, float]:
-    """Train once in a process of its own, and what it held at most."""
+    """Train in a separate process and return its measurements."""
     command = [sys.executable, __file__, "--work", str(model), str(data), str(rows), form]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -92,7 +94,7 @@ def measured(model: Path, data: Path, rows: int, form: str, cache: Path) -> dict
 
 
 def work(model: str, data: str, rows: str, form: str) -> dict[str, float]:
-    """Train over every pair once; what it took."""
+    """Train on every pair once and return memory and times."""
     from transformers import PrinterCallback, TrainerCallback
 
     from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
@@ -126,7 +128,7 @@ def work(model: str, data: str, rows: str, form: str) -> dict[str, float]:
 
 
 def watch(peak: dict[str, int]) -> None:
-    """Keep the largest values that the system shows of this process, in KiB, ten times a second."""
+    """Record the peaks of this process's memory in KiB, ten times a second."""
     while True:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")

@@ -1,4 +1,4 @@
-"""The benchmark beside TRL measures what it says: the same rows on both sides, tokens counted as stated."""
+"""The benchmark measures correctly: both sides get the same rows, and tokens are counted as documented."""
 
 import json
 import sys
@@ -20,54 +20,54 @@ speed = import_module("speed")
 pytestmark = pytest.mark.slow
 
 
-def made_up(lengths, count, **changes):
-    return rows.made_up_groups(lengths, count, **{"max_length": 512, "vocabulary": 4096, **changes})
+def synthetic(lengths, count, **changes):
+    return rows.synthetic_groups(lengths, count, **{"max_length": 512, "vocabulary": 4096, **changes})
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lengths", [rows.HH_LIKE, rows.LONG_RESPONSES, rows.LISTS])
-def test_made_up_rows_have_the_stated_means(lengths):
-    groups = made_up(lengths, 400, max_length=100_000)
+def test_synthetic_rows_have_the_documented_means(lengths):
+    groups = synthetic(lengths, 400, max_length=100_000)
     found = rows.describe(groups)
     stated = [lengths.prefix.mean, *(part.mean for part in lengths.responses)]
     assert [found["prefix"], *found["responses"]] == pytest.approx(stated, rel=0.1)
 
 
-def test_rows_like_hh_are_spread_and_padded_as_stated():
-    groups = made_up(rows.HH_LIKE, 2000, max_length=100_000)
+def test_hh_like_rows_have_the_documented_quantiles_and_padding():
+    groups = synthetic(rows.HH_LIKE, 2000, max_length=100_000)
     quantiles = np.quantile([group.prefix_length for group in groups], [0.1, 0.5, 0.9])
     assert quantiles == pytest.approx([19, 98, 273], rel=0.1)
     assert rows.describe(groups)["padded_to_existing"] == pytest.approx(3.9, rel=0.1)
 
 
-def test_few_rows_have_nearly_the_stated_means_too():
-    found = rows.describe(made_up(rows.HH_LIKE, 24, max_length=100_000))
+def test_small_samples_have_nearly_the_documented_means():
+    found = rows.describe(synthetic(rows.HH_LIKE, 24, max_length=100_000))
     assert [found["prefix"], *found["responses"]] == pytest.approx([125, 40, 50], rel=0.15)
 
 
-def test_no_row_is_over_length_and_the_seed_decides():
-    groups = made_up(rows.LONG_RESPONSES, 40, max_length=300)
+def test_no_row_is_over_length_and_the_seed_determines_the_rows():
+    groups = synthetic(rows.LONG_RESPONSES, 40, max_length=300)
     assert len(groups) == 40
     assert max(len(ids) for group in groups for ids in group.responses) <= 300
     assert min(token for group in groups for ids in group.responses for token in ids) >= 3  # never the pad token
-    assert groups == made_up(rows.LONG_RESPONSES, 40, max_length=300)
-    assert groups != made_up(rows.LONG_RESPONSES, 40, max_length=300, seed=1)
+    assert groups == synthetic(rows.LONG_RESPONSES, 40, max_length=300)
+    assert groups != synthetic(rows.LONG_RESPONSES, 40, max_length=300, seed=1)
     with pytest.raises(ValueError, match="nearly all rows"):
-        made_up(rows.LONG_RESPONSES, 40, max_length=30)
+        synthetic(rows.LONG_RESPONSES, 40, max_length=30)
 
 
 @pytest.mark.parametrize(
     ("responses", "prefix", "useful"),
     [
         ([[5, 6, 7], [5, 6, 8, 9]], 2, 5),
-        ([[5, 6], [5, 6, 7]], 1, 4),  # each keeps a token of its own
+        ([[5, 6], [5, 6, 7]], 1, 4),  # each keeps a separate last token
         ([[5, 6], [7, 8]], 0, 4),
         ([[5, 6, 7], [5, 6, 8], [5, 9]], 1, 6),
     ],
 )
-def test_shared_tokens_are_useful_once(responses, prefix, useful):
+def test_shared_tokens_count_once(responses, prefix, useful):
     group = rows.Group(responses)
     assert (group.prefix_length, group.useful_tokens) == (prefix, useful)
 
@@ -86,16 +86,16 @@ def test_text_rows_become_groups_of_the_tokenizers_ids(text_tokenizer, text_pair
 # --- both sides ------------------------------------------------------------------------------------------------------
 
 
-def test_both_sides_are_given_the_same_pairs_in_the_same_order():
-    warm_up, counted = made_up(rows.HH_LIKE, 8), made_up(rows.HH_LIKE, 16, seed=1)
+def test_both_sides_get_the_same_pairs_in_the_same_order():
+    warm_up, counted = synthetic(rows.HH_LIKE, 8), synthetic(rows.HH_LIKE, 16, seed=1)
     trl, ours = rows.trl_dataset(warm_up, counted), rows.our_dataset(warm_up, counted)
     assert [[row["chosen_ids"], row["rejected_ids"]] for row in trl] == ours["input_ids"][:]
     assert len(trl) == 24
     assert all(ranks == [0, 1] for ranks in ours["ranks"])
 
 
-def test_trl_is_given_all_six_pairs_of_each_list_in_order():
-    warm_up, counted = made_up(rows.LISTS, 8), made_up(rows.LISTS, 8, seed=1)
+def test_trl_gets_all_six_pairs_of_each_list_in_order():
+    warm_up, counted = synthetic(rows.LISTS, 8), synthetic(rows.LISTS, 8, seed=1)
     trl, ours = rows.trl_dataset(warm_up, counted), rows.our_dataset(warm_up, counted)
     assert all(ranks == [0, 1, 2, 3] for ranks in ours["ranks"])
     assert len(trl) == 8 + 48  # one warm-up step, then the counted lists, all of them
@@ -106,14 +106,14 @@ def test_trl_is_given_all_six_pairs_of_each_list_in_order():
         assert ours[8 + number]["input_ids"] == group.responses
 
 
-# --- the whole benchmark ---------------------------------------------------------------------------------------------
+# --- the complete benchmark ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.interop
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
-def test_tiny_benchmark_counts_tokens_as_stated(tmp_path, monkeypatch, capsys):
+def test_tiny_benchmark_counts_tokens_as_documented(tmp_path, monkeypatch, capsys):
     pytest.importorskip("trl")
-    # In this process, since starting twelve would take two minutes.
+    # In this process, because starting twelve processes would take two minutes.
     monkeypatch.setattr(training, "in_own_process", lambda _, task, /, **values: measure.TASKS[task](**values))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(measure.matmul_rate, "__defaults__", (0.01,))
@@ -138,7 +138,7 @@ def test_tiny_benchmark_counts_tokens_as_stated(tmp_path, monkeypatch, capsys):
             assert sum(ours["tokens_computed"]) == ours["useful_tokens"]
     assert found["c", "TRL"]["pairs"] == 48
     first, *later = found["d", "hf_reward"]["tokens_computed"]
-    assert first >= found["d", "hf_reward"]["useful_tokens"] / 5  # making features is in the time of the first epoch
+    assert first >= found["d", "hf_reward"]["useful_tokens"] / 5  # the first epoch includes the computation of features
     if "cache_features" in RewardConfig.__dataclass_fields__:
         assert not any(later)
     printed = capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_tiny_benchmark_counts_tokens_as_stated(tmp_path, monkeypatch, capsys):
     assert "ours / TRL" in printed
 
 
-def test_a_measurement_has_a_process_of_its_own_and_may_fail(tmp_path):
+def test_a_measurement_runs_in_a_separate_process_and_can_fail(tmp_path):
     assert training.in_own_process(str(tmp_path), "build", geometry="tiny", folder=str(tmp_path))["parameters"] > 0
     failed = training.in_own_process(str(tmp_path), "build", geometry="unknown", folder=str(tmp_path))
     assert failed == {"error": "KeyError: 'unknown'"}
@@ -156,9 +156,9 @@ def test_a_measurement_has_a_process_of_its_own_and_may_fail(tmp_path):
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 
-def test_texts_of_best_of_n_have_the_stated_tokens():
+def test_best_of_n_texts_have_the_documented_lengths():
     scoring = import_module("speed_scoring")
-    tokenizer = rows.small_tokenizer(rows.made_up_rows(200))
+    tokenizer = rows.small_tokenizer(rows.synthetic_rows(200))
     prompts, answers, lengths = scoring.best_of_n_texts(tokenizer, 24, 16)
     assert [len(row) for row in answers] == [16] * 24
     assert lengths["prompt"] == pytest.approx(125, rel=0.1)
@@ -167,7 +167,7 @@ def test_texts_of_best_of_n_have_the_stated_tokens():
     assert counted == pytest.approx(lengths["prompt"], rel=0.1)
 
 
-def test_tiny_scoring_benchmark_compares_rewards_before_it_believes_a_time(tmp_path, monkeypatch, capsys):
+def test_tiny_scoring_benchmark_compares_rewards(tmp_path, monkeypatch, capsys):
     words = ["speed.py", "score", "--geometry", "tiny", "--prompts", "2", "--answers", "3", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", [*words, "--json", str(tmp_path / "score.json")])
     speed.main()
@@ -175,4 +175,4 @@ def test_tiny_scoring_benchmark_compares_rewards_before_it_believes_a_time(tmp_p
     assert found["rows"] == 6
     assert {name: len(times) for name, times in found["seconds"].items()} == {"TRL": 1, "pipeline": 1, "hf_reward": 1}
     assert 0 < max(found["largest_difference"].values()) < 1e-4
-    assert "hf_reward is so many times as fast" in " ".join(capsys.readouterr().out.split())
+    assert "speed-up of hf_reward" in " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""The recipe behind the memory figures of docs/guides/resuming.md runs and measures what it says."""
+"""`stream_memory.py`, the source of the memory table in docs/guides/resuming.md, runs and measures correctly."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def measure(tmp_path, *options):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_every_pair_is_trained_on_once_in_either_form(tmp_path):
+def test_every_pair_is_trained_on_once_streamed_or_mapped(tmp_path):
     found = measure(tmp_path, "--rows", "400", "--kind", "jsonl")
     assert [(each["form"], each["rows"], each["steps"]) for each in found] == [("streamed", 400, 4), ("mapped", 400, 4)]
     for each in found:
@@ -31,7 +31,7 @@ def test_every_pair_is_trained_on_once_in_either_form(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_stream_holds_no_more_of_many_rows_than_of_few(tmp_path):
+def test_memory_of_a_stream_does_not_grow_with_its_rows(tmp_path):
     few, many = measure(tmp_path, "--rows", "10000", "50000", "--rows_per_file", "500", "--form", "streamed")
-    # 40,000 tokenised pairs are more than 100 MiB of Python objects; what the allocator keeps is about 30.
+    # 40,000 tokenised pairs take more than 100 MiB as Python objects; the allocator keeps about 30 MiB.
     assert many["own"] < few["own"] + 70

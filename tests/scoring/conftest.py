@@ -1,4 +1,4 @@
-"""One tiny reward model is saved for all tests of scoring; each test has a copy of the folder or of the scorer."""
+"""Fixtures with a tiny saved reward model; each test gets its own copy of the folder or the scorer."""
 
 import copy
 import shutil
@@ -24,7 +24,7 @@ def folder(saved_llama: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_scorer(saved_llama: Path, _scorers: dict[str, RewardScorer]) -> Callable[..., RewardScorer]:
-    """Give a scorer of that model, on the CPU, by the options with which it is loaded."""
+    """Return a function that makes a scorer of that model on the CPU, with loading options."""
 
     def make(**options: Any) -> RewardScorer:
         name = repr(sorted(options.items()))

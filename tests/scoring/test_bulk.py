@@ -1,4 +1,4 @@
-"""Rows in, rows with rewards out: layouts, forms, what is put aside, and what is refused before anything is scored."""
+"""Bulk scoring: layouts, formats, rejected rows, and errors before anything is scored."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def scored(tmp_path, rows, out="out.jsonl", scorer=None, **options):
     return report, tmp_path / out
 
 
-# --- what comes out --------------------------------------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------------------------------
 
 
 def test_rows_keep_order_and_columns_and_gain_id_and_reward(tmp_path):
@@ -139,7 +139,7 @@ def test_parquet_in_parquet_out_keeps_types_over_all_shards(tmp_path):
     assert all(each == schemas[0] for each in schemas)
     assert str(schemas[0].field("n").type) == "int8"
     assert str(schemas[0].field("reward").type) == "float"
-    everything = pq.read_table(tmp_path / "out")  # as other programs read a folder: our own files are no data
+    everything = pq.read_table(tmp_path / "out")  # as other programs read a folder, without our metadata files
     assert everything.num_rows == 13
     assert sorted(everything["id"].to_pylist())[:2] == ["a.parquet:0", "a.parquet:1"]
 
@@ -158,7 +158,7 @@ def test_parquet_lists_have_a_list_column(tmp_path):
     assert str(found.schema.field("best").type) == "int32"
 
 
-def test_parquet_and_jsonl_say_the_same(tmp_path):
+def test_parquet_and_jsonl_outputs_are_equal(tmp_path):
     rows = [*text_rows(9, note=None), b"{half\n", {"prompt": "q", "response": "NAN", "odd": 1}]
     scored(tmp_path, rows, out="o.jsonl")
     scored(tmp_path, rows, out="p.parquet", overwrite=True)
@@ -177,7 +177,7 @@ def test_datasets_and_lists_of_rows(tmp_path):
         assert found[5]["id"] == "data:5"
 
 
-def test_data_without_rows_gives_output_without_rows(tmp_path):
+def test_empty_data_gives_empty_output(tmp_path):
     for out in ("o.jsonl", "o.parquet"):
         report, path = scored(tmp_path, [], out=out)
         assert (report.shards, report.counts.rows_in, report.complete) == (0, 0, True)
@@ -185,7 +185,7 @@ def test_data_without_rows_gives_output_without_rows(tmp_path):
     assert pq.read_table(tmp_path / "o.parquet").num_rows == 0
 
 
-# --- equal rows, passes, bounds --------------------------------------------------------------------------------------
+# --- duplicates, passes, limits --------------------------------------------------------------------------------------
 
 
 def test_equal_requests_of_a_shard_are_scored_once(tmp_path):
@@ -199,14 +199,14 @@ def test_equal_requests_of_a_shard_are_scored_once(tmp_path):
     assert found[6] == found[7]
 
 
-def test_template_options_keep_requests_apart(tmp_path):
+def test_requests_with_other_template_options_are_distinct(tmp_path):
     rows = [{"messages": PROMPT + ANSWER, "chat_template_kwargs": {"think": think}} for think in (True, False, True)]
     scorer = FakeScorer()
     scored(tmp_path, rows, scorer=scorer)
     assert scorer.calls == [2]
 
 
-def test_passes_are_cut_by_responses_and_by_bytes(tmp_path):
+def test_passes_are_limited_by_responses_and_by_bytes(tmp_path):
     scorer = FakeScorer()
     scored(tmp_path, text_rows(10), scorer=scorer, rows_per_shard=7, requests_per_pass=3)
     assert scorer.calls == [3, 3, 1, 3]
@@ -217,20 +217,20 @@ def test_passes_are_cut_by_responses_and_by_bytes(tmp_path):
     lists = [{"prompt": "p", "responses": [f"{n} {k}" for k in range(5)]} for n in range(4)]
     scorer = FakeScorer()
     scored(tmp_path, lists, scorer=scorer, rows_per_shard=6, requests_per_pass=4, overwrite=True)
-    assert scorer.calls == [5, 5, 5, 5]  # one row is never cut
+    assert scorer.calls == [5, 5, 5, 5]  # one row is never split
 
 
-def test_a_text_of_a_megabyte_goes_through(tmp_path):
+def test_a_text_of_one_megabyte_is_scored(tmp_path):
     rows = [{"prompt": "p", "response": "x" * 2**20}, {"prompt": "y" * 2**20, "response": "a"}]
     for out in ("o.jsonl", "o.parquet"):
         report, _ = scored(tmp_path, rows, out=out)
         assert report.counts.rows_out == 2
 
 
-# --- what is put aside -----------------------------------------------------------------------------------------------
+# --- rejected rows ---------------------------------------------------------------------------------------------------
 
 
-def test_rows_without_a_reward_are_put_aside_and_counted_by_reason(tmp_path):
+def test_rows_without_a_reward_are_rejected_and_counted_by_reason(tmp_path):
     rows = [
         *text_rows(2),
         {"prompt": "q", "response": ""},
@@ -256,20 +256,20 @@ def test_rows_without_a_reward_are_put_aside_and_counted_by_reason(tmp_path):
         "unreadable: it is not valid JSON": 1,
     }
     assert report.quarantine == str(tmp_path / "out.quarantine.jsonl")
-    aside = {row["row"]: row for row in read_jsonl(tmp_path / "out.quarantine.jsonl")}
-    assert list(aside) == list(range(2, 12))
-    assert aside[5]["id"] == "mine"
-    assert aside[7]["reason"] == "response 1: its reward is nan, no number (and 1 more of its responses)"
-    assert "`reward_column='another_name'`" in aside[10]["reason"]
-    assert aside[11] == {
+    rejected = {row["row"]: row for row in read_jsonl(tmp_path / "out.quarantine.jsonl")}
+    assert list(rejected) == list(range(2, 12))
+    assert rejected[5]["id"] == "mine"
+    assert rejected[7]["reason"] == "response 1: its reward is nan, not a finite number (and 1 more of its responses)"
+    assert "`reward_column='another_name'`" in rejected[10]["reason"]
+    assert rejected[11] == {
         "id": "in.jsonl:11",
         "file": "in.jsonl",
         "row": 11,
         "line": 12,
-        "reason": aside[11]["reason"],
+        "reason": rejected[11]["reason"],
         "raw": '{"prompt": "cut in ha',
     }
-    assert json.loads(aside[4]["raw"]) == rows[4]
+    assert json.loads(rejected[4]["raw"]) == rows[4]
 
 
 def test_empty_responses_are_scored_where_allowed(tmp_path):
@@ -277,7 +277,7 @@ def test_empty_responses_are_scored_where_allowed(tmp_path):
     assert report.counts.rows_out == 1
 
 
-def test_what_is_put_aside_is_cut(tmp_path):
+def test_quarantine_records_are_truncated(tmp_path):
     rows = [
         *text_rows(1),
         {"prompt": "q", "response": 5, "long": "x" * 10_000},
@@ -289,7 +289,7 @@ def test_what_is_put_aside_is_cut(tmp_path):
         assert len(bad["reason"]) <= 500
 
 
-def test_a_folder_keeps_what_is_put_aside_by_shard(tmp_path):
+def test_a_folder_has_one_quarantine_file_per_shard(tmp_path):
     write_jsonl(tmp_path / "in" / "a.jsonl", [*text_rows(5), b"bad\n"])
     write_jsonl(tmp_path / "in" / "b.jsonl", text_rows(2))
     report = score_files(FakeScorer(), tmp_path / "in", tmp_path / "out", settings())
@@ -315,7 +315,7 @@ def test_a_folder_keeps_what_is_put_aside_by_shard(tmp_path):
     requests=st.integers(1, 12),
     out=st.sampled_from(["o.jsonl", "folder"]),
 )
-def test_every_row_is_scored_or_put_aside_whatever_the_shards(tmp_path_factory, kinds, shard, requests, out):
+def test_every_row_is_scored_or_rejected_for_all_shard_sizes(tmp_path_factory, kinds, shard, requests, out):
     makers = {
         "text": lambda n: {"prompt": f"p{n}", "response": f"r{n}"},
         "chat": lambda n: {"messages": [*PROMPT, {"role": "assistant", "content": f"r{n}"}]},
@@ -325,7 +325,7 @@ def test_every_row_is_scored_or_put_aside_whatever_the_shards(tmp_path_factory, 
         "twice": lambda n: {"prompt": "same", "response": "same"},
     }
     rows = [makers.get(kind, lambda n, kind=kind: {"prompt": "p", "response": kind})(n) for n, kind in enumerate(kinds)]
-    rows.insert(0, {"prompt": "p", "response": "good"})  # a file in which no row has the columns is refused
+    rows.insert(0, {"prompt": "p", "response": "good"})  # a file in which no row has the columns is an error
     folder = tmp_path_factory.mktemp("run")
     source = write_jsonl(folder / "in.jsonl", rows)
     options = {"rows_per_shard": shard, "requests_per_pass": requests, "output_format": "" if "." in out else "jsonl"}
@@ -345,53 +345,53 @@ def test_every_row_is_scored_or_put_aside_whatever_the_shards(tmp_path_factory, 
     assert report.counts.rows_in == len(rows) == len(found) + sum(report.counts.quarantined.values())
 
 
-# --- what is refused before anything is scored -----------------------------------------------------------------------
+# --- errors before anything is scored --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "said"),
+    ("rows", "options", "message"),
     [
         ([{"question": "q", "answer": "a"}], {}, r"none of its first 1 rows can be scored.*Found: question, answer"),
         (text_rows(2), {"columns": {"response": "answer"}}, "names 'answer', which the data lacks"),
-        (text_rows(2, reward=1.0), {}, r"column 'reward' already.*`reward_column='another_name'`"),
+        (text_rows(2, reward=1.0), {}, r"already has a column 'reward'.*`reward_column='another_name'`"),
         (
             [{"prompt": "p", "responses": ["a"], "rank": 1}],
             {"rank": True},
-            r"column 'rank' already.*`rank_column='another_name'`",
+            r"already has a column 'rank'.*`rank_column='another_name'`",
         ),
         (text_rows(2), {"rank": True}, "needs `prompt` and `responses`"),
     ],
 )
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_wrong_columns_stop_the_run_at_once(tmp_path, rows, options, said, kind):
+def test_wrong_columns_stop_the_run_immediately(tmp_path, rows, options, message, kind):
     source = write_jsonl(tmp_path / "in.jsonl", rows)
     if kind == "parquet":
         source = tmp_path / "in.parquet"
         pq.write_table(pa.Table.from_pylist(rows), source)
     scorer = FakeScorer()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         score_files(scorer, source, tmp_path / "out", settings(**options))
     assert not scorer.calls
     assert not (tmp_path / "out").exists()
 
 
-def test_a_column_that_only_a_later_file_has_is_not_written_over(tmp_path):
+def test_a_column_that_exists_only_in_a_later_file_is_not_overwritten(tmp_path):
     (tmp_path / "in").mkdir()
     for name, more in (("a", {}), ("b", {"reward": [1.0]})):
         pq.write_table(pa.table({"prompt": ["p"], "response": ["r"], **more}), tmp_path / "in" / f"{name}.parquet")
-    with pytest.raises(ValueError, match="column 'reward' already"):
+    with pytest.raises(ValueError, match="already has a column 'reward'"):
         score_files(FakeScorer(), tmp_path / "in", tmp_path / "out", settings())
     report = score_files(FakeScorer(), tmp_path / "in", tmp_path / "out", settings(reward_column="new"))
     assert report.counts.rows_out == 2
 
 
-def test_bad_values_in_the_first_rows_do_not_stop_a_run(tmp_path):
+def test_invalid_values_in_the_first_rows_do_not_stop_a_run(tmp_path):
     report, _ = scored(tmp_path, [{"prompt": "q", "response": 5}, {"prompt": 7, "response": "a"}, {"text": None}])
     assert report.counts.rows_out == 0
     assert report.counts.rows_in == 3
 
 
-def test_a_cut_parquet_file_stops_the_run_before_anything_is_scored(tmp_path):
+def test_a_truncated_parquet_file_is_an_error_before_anything_is_scored(tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a", "b"):
         pq.write_table(pa.table({"prompt": ["p"], "response": ["r"]}), tmp_path / "in" / f"{name}.parquet")
@@ -412,27 +412,27 @@ def test_columns_of_mixed_types_stop_a_parquet_output_and_not_a_jsonl_one(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("out", "said"),
+    ("out", "message"),
     [
         ("o.csv", "must be a .jsonl or .parquet file, or a folder"),
         ("in.jsonl", "is also an input"),
         (".", "is also an input, or the folder of one"),
     ],
 )
-def test_unusable_outputs_are_refused(tmp_path, out, said):
-    with pytest.raises(ValueError, match=said):
+def test_unusable_outputs_are_refused(tmp_path, out, message):
+    with pytest.raises(ValueError, match=message):
         scored(tmp_path, text_rows(1), out=out)
 
 
 def test_an_output_among_the_inputs_is_refused(tmp_path):
     write_jsonl(tmp_path / "in" / "a.jsonl", text_rows(1))
-    with pytest.raises(ValueError, match="lies among the inputs"):
+    with pytest.raises(ValueError, match="is in the folder of the inputs"):
         score_files(FakeScorer(), tmp_path / "in", tmp_path / "in" / "o.jsonl", settings())
     score_files(FakeScorer(), tmp_path / "in" / "a.jsonl", tmp_path / "in" / "o.jsonl", settings())
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rows_per_shard": 0}, "at least 1"),
         ({"bytes_per_pass": -1}, "at least 1"),
@@ -442,18 +442,18 @@ def test_an_output_among_the_inputs_is_refused(tmp_path):
         ({"part": (2, 2)}, "i from 0 to n - 1, but is 2/2"),
         ({"part": (0, 2), "overwrite": True}, "Remove the folder yourself"),
         ({"rank": True, "rank_column": "best"}, "different names"),
-        ({"reward_column": "id"}, "not `id`"),
+        ({"reward_column": "id"}, "other than `id`"),
     ],
 )
-def test_unusable_settings_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_unusable_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         BulkSettings(**options)
 
 
-def test_parts_are_read_from_text():
+def test_parts_are_parsed_from_text():
     assert parse_part("3/8") == (3, 8)
     for text in ("3", "a/b", "/8", "-1/8", "3/"):
-        with pytest.raises(ValueError, match="as 0/8"):
+        with pytest.raises(ValueError, match="for example 0/8"):
             parse_part(text)
 
 

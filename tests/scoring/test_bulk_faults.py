@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere goes on to the same bytes; what differs from the earlier start is refused."""
+"""Interrupted runs resume to the same bytes; runs with other settings are errors."""
 
 import errno
 import json
@@ -42,8 +42,8 @@ def stop() -> None:
 
 
 @pytest.mark.parametrize(("out", "every"), [*(pytest.param(out, 1, marks=FAULTS) for out in OUTPUTS), ("folder", 5)])
-def test_killed_at_every_step_a_run_goes_on_to_the_same_bytes(source, out, every):
-    """The process ends for real, at each call of the operating system that makes files appear or go."""
+def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(source, out, every):
+    """A real process is killed at each system call that creates, renames or removes files."""
     expected = undisturbed(source, out)
     step, ended = 0, 9
     while ended == 9:
@@ -66,8 +66,8 @@ def test_killed_at_every_step_a_run_goes_on_to_the_same_bytes(source, out, every
 
 @pytest.mark.parametrize("every", [pytest.param(3, marks=FAULTS), 8])
 @pytest.mark.parametrize("out", OUTPUTS)
-def test_stopped_at_every_step_nothing_temporary_is_left(source, out, every):
-    """The same for an exception, as Ctrl-C raises one: whatever can be cleaned up is."""
+def test_an_exception_at_any_step_leaves_no_temporary_files(source, out, every):
+    """The same with an exception, as for Ctrl-C: temporary files are removed."""
     expected = undisturbed(source, out)
     for step in range(0, 80, every):
         folder = source.parent / f"stopped-{step}"
@@ -77,12 +77,14 @@ def test_stopped_at_every_step_nothing_temporary_is_left(source, out, every):
                 score_files(FakeScorer(), source, folder / out, settings())
         except Killed:
             locks = [name for name in content_of(folder) if name.endswith(".lock")]
-            assert not [name for name in locks if not name.startswith(f".{out}.")]  # but in what is being removed
+            assert not [
+                name for name in locks if not name.startswith(f".{out}.")
+            ]  # except in the folder that is being removed
         score_files(FakeScorer(), source, folder / out, settings(resume=True))
         assert content_of(folder) == expected
 
 
-def test_overwriting_may_be_killed_too(source):
+def test_overwriting_can_be_killed_too(source):
     expected = undisturbed(source, "folder")
     for step in range(0, 100, 7):
         folder = source.parent / f"overwritten-{step}"
@@ -96,7 +98,7 @@ def test_overwriting_may_be_killed_too(source):
         assert content_of(folder) == expected
 
 
-def test_only_unfinished_shards_are_done_again(source, tmp_path):
+def test_only_unfinished_shards_are_scored_again(source, tmp_path):
     class Dying(FakeScorer):
         def score_requests(self, requests, **options):
             if len(self.calls) == 2:
@@ -111,7 +113,7 @@ def test_only_unfinished_shards_are_done_again(source, tmp_path):
     assert report.counts.rows_in == 11
 
 
-def test_a_marker_whose_shard_is_gone_or_cut_counts_for_nothing(source, tmp_path):
+def test_a_marker_without_a_complete_shard_is_ignored(source, tmp_path):
     expected = undisturbed(source, "folder")
     score_files(FakeScorer(), source, tmp_path / "run" / "folder", settings())
     (tmp_path / "run" / "folder" / "in-00000.jsonl").unlink()
@@ -123,8 +125,8 @@ def test_a_marker_whose_shard_is_gone_or_cut_counts_for_nothing(source, tmp_path
     assert content_of(tmp_path / "run") == expected
 
 
-def test_shards_that_another_run_left_late_count_for_nothing(source, tmp_path):
-    """As a process that was still alive when its run was overwritten would leave them, without locks."""
+def test_late_shards_of_another_run_are_ignored(source, tmp_path):
+    """Shards of a process that still ran when its run was overwritten, on a file system without locks."""
     score_files(FakeScorer(weights="old"), source, tmp_path / "old", settings())
     expected = undisturbed(source, "folder")
     with pytest.raises(Killed), stopped_at(12, stop):
@@ -146,7 +148,7 @@ def test_a_shard_that_changed_is_found_when_shards_are_joined(source, tmp_path, 
         real(target, manifest, counts)
 
     monkeypatch.setattr(run, "join_shards", spoil)
-    with pytest.raises(ValueError, match=r"in-00001\.jsonl is not what was written there.*`resume=True`"):
+    with pytest.raises(ValueError, match=r"in-00001\.jsonl has changed since it was written.*`resume=True`"):
         score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings())
     monkeypatch.undo()
     scorer = FakeScorer()
@@ -155,7 +157,7 @@ def test_a_shard_that_changed_is_found_when_shards_are_joined(source, tmp_path, 
     assert "Quastion" not in (tmp_path / "o.jsonl").read_text()
 
 
-def test_a_finished_run_is_not_done_again(source, tmp_path):
+def test_a_finished_run_is_not_repeated(source, tmp_path):
     for out in OUTPUTS:
         first = score_files(FakeScorer(), source, tmp_path / "run" / out, settings())
         before = content_of(tmp_path / "run")
@@ -166,14 +168,14 @@ def test_a_finished_run_is_not_done_again(source, tmp_path):
         assert again.counts == first.counts
         assert content_of(tmp_path / "run") == before
         for path in (tmp_path / "run").glob("*.quarantine.jsonl"):
-            path.unlink()  # the next output has it under the same name
+            path.unlink()  # the next output uses the same name
 
 
-# --- refused ---------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", OUTPUTS)
-def test_an_existing_output_is_refused_until_it_may_be_replaced(source, tmp_path, out):
+def test_an_existing_output_is_an_error_unless_overwritten(source, tmp_path, out):
     path = tmp_path / "run" / out
     score_files(FakeScorer(), source, path, settings())
     with pytest.raises(FileExistsError, match=r"`resume=True`.*`overwrite=True`"):
@@ -186,21 +188,21 @@ def test_an_existing_output_is_refused_until_it_may_be_replaced(source, tmp_path
     assert not list(tmp_path.rglob("_quarantine/*"))
 
 
-def test_an_unfinished_run_is_refused_until_told_what_to_do(source, tmp_path):
+def test_an_unfinished_run_needs_resume_or_overwrite(source, tmp_path):
     with pytest.raises(RuntimeError, match="device is gone"):
         score_files(FakeScorer(), write_jsonl(tmp_path / "b" / "in.jsonl", [*text_rows(5), {"prompt": "", "response":
                     "BOOM"}]), tmp_path / "o.jsonl", settings())  # fmt: skip
-    with pytest.raises(FileExistsError, match=r"o\.jsonl\.parts holds an unfinished run.*`resume=True`"):
+    with pytest.raises(FileExistsError, match=r"o\.jsonl\.parts contains an unfinished run.*`resume=True`"):
         score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings())
     score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings(overwrite=True))
     assert not (tmp_path / "o.jsonl.parts").exists()
 
 
-def test_a_folder_of_something_else_is_never_touched(source, tmp_path):
+def test_a_folder_with_other_files_is_never_changed(source, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("...")
     for options in ({}, {"resume": True}, {"overwrite": True}, {"part": (0, 2)}):
-        with pytest.raises(FileExistsError, match=r"holds no scoring run, but thesis\.tex"):
+        with pytest.raises(FileExistsError, match=r"is not a scoring run, but contains thesis\.tex"):
             score_files(FakeScorer(), source, tmp_path / "mine", settings(**options))
     assert list(content_of(tmp_path / "mine")) == ["thesis.tex"]
 
@@ -231,7 +233,7 @@ def test_files_of_other_names_in_an_output_folder_survive_overwriting(source, tm
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_another_run_is_refused_and_what_differs_is_named(source, tmp_path, scorer, options, field, finished):
+def test_another_run_is_an_error_that_lists_the_differences(source, tmp_path, scorer, options, field, finished):
     for out in ("o.jsonl", "folder"):
         path = tmp_path / str(finished) / out
         path.parent.mkdir(exist_ok=True)
@@ -242,14 +244,14 @@ def test_another_run_is_refused_and_what_differs_is_named(source, tmp_path, scor
         except Killed:
             assert not finished
         before = content_of(path.parent)
-        with pytest.raises(ValueError, match="outputs of another run") as caught:
+        with pytest.raises(ValueError, match="outputs of a run with other settings") as caught:
             score_files(FakeScorer(**scorer), source, path, settings(resume=True, **options))
         assert f"  {field}" in str(caught.value)
         assert "`overwrite=True`" in str(caught.value)
         assert content_of(path.parent) == before
 
 
-def test_changed_inputs_are_refused(source, tmp_path):
+def test_changed_inputs_are_an_error(source, tmp_path):
     score_files(FakeScorer(), source, tmp_path / "folder", settings())
     size = source.stat().st_size
     with source.open("ab") as file:
@@ -262,12 +264,12 @@ def test_changed_inputs_are_refused(source, tmp_path):
 
 
 @pytest.mark.parametrize("resumed", ["folder", "o.jsonl"])
-def test_an_input_that_changed_at_its_size_between_the_sampled_stretches_is_refused(tmp_path, resumed):
+def test_a_change_of_equal_size_outside_the_sampled_ranges_is_an_error(tmp_path, resumed):
     source = write_jsonl(tmp_path / "in.jsonl", text_rows(2500))
     score_files(FakeScorer(), source, tmp_path / resumed, settings(rows_per_shard=2500))
     content, times = source.read_bytes(), source.stat()
     place = content.index(b"Question 500?")
-    assert 16 * 2**10 < place < len(content) // 3 - 16 * 2**10  # between the first two stretches
+    assert 16 * 2**10 < place < len(content) // 3 - 16 * 2**10  # between the first two sampled ranges
     source.write_bytes(content.replace(b"Question 500?", b"Question 501!"))
     os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(ValueError, match=r"  inputs.in.jsonl.content: was \"[0-9a-f]{32}\", is \""):
@@ -277,7 +279,7 @@ def test_an_input_that_changed_at_its_size_between_the_sampled_stretches_is_refu
     assert report.complete
 
 
-def test_a_large_input_with_another_time_is_refused_and_earlier_manifests_still_resume(
+def test_a_large_input_with_another_time_is_an_error_and_earlier_manifests_still_resume(
     source, tmp_path, caplog, monkeypatch
 ):
     folder = tmp_path / "folder"
@@ -287,7 +289,7 @@ def test_a_large_input_with_another_time_is_refused_and_earlier_manifests_still_
     del content["inputs"]["in.jsonl"]["content"], content["checksum"]  # as earlier versions wrote it
     manifest.write_text(json.dumps(content))
     assert score_files(FakeScorer(), source, folder, settings(resume=True)).complete
-    assert "begun by an earlier version of hf_reward" in caplog.text
+    assert "started by an earlier version of hf_reward" in caplog.text
 
     monkeypatch.setattr("hf_reward.data.file_identity.FULL_HASH_LIMIT", 100)
     score_files(FakeScorer(), source, tmp_path / "large", settings())
@@ -297,26 +299,26 @@ def test_a_large_input_with_another_time_is_refused_and_earlier_manifests_still_
         score_files(FakeScorer(), source, tmp_path / "large", settings(resume=True))
 
 
-def test_a_file_that_nothing_tells_the_origin_of_cannot_be_resumed(source, tmp_path):
+def test_a_file_without_a_record_cannot_be_resumed(source, tmp_path):
     (tmp_path / "o.jsonl").write_text("")
-    with pytest.raises(FileExistsError, match="not what says how it was made"):
+    with pytest.raises(FileExistsError, match="but its record cannot be read"):
         score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings(resume=True))
 
 
-def test_rows_put_aside_by_another_output_are_not_overwritten(source, tmp_path):
+def test_the_quarantine_file_of_another_output_is_not_overwritten(source, tmp_path):
     score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings())
     with pytest.raises(FileExistsError, match=r"o\.quarantine\.jsonl exists"):
         score_files(FakeScorer(), source, tmp_path / "o.parquet", settings())
 
 
-def test_a_manifest_that_is_none_is_refused(source, tmp_path):
+def test_an_invalid_manifest_is_an_error(source, tmp_path):
     score_files(FakeScorer(), source, tmp_path / "folder", settings())
     path = tmp_path / "folder" / "_manifest.json"
     content = json.loads(path.read_text())
     del content["checksum"]
     for spoilt in ("{", "{}", json.dumps({**content, "version": 2}), json.dumps({**content, "shards": [[1]]})):
         path.write_text(spoilt)
-        with pytest.raises(ValueError, match="is not the manifest of a scoring run"):
+        with pytest.raises(ValueError, match="is not a valid manifest of a scoring run"):
             score_files(FakeScorer(), source, tmp_path / "folder", settings(resume=True))
 
 
@@ -329,7 +331,7 @@ def test_a_manifest_that_is_none_is_refused(source, tmp_path):
         lambda content: content.update(more=1),
     ],
 )
-def test_a_manifest_that_was_changed_is_refused(change, source, tmp_path):
+def test_a_changed_manifest_is_an_error(change, source, tmp_path):
     folder = tmp_path / "folder"
     score_files(FakeScorer(), source, folder, settings())
     path = folder / "_manifest.json"
@@ -340,26 +342,26 @@ def test_a_manifest_that_was_changed_is_refused(change, source, tmp_path):
         score_files(FakeScorer(), source, folder, settings(resume=True))
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_finished_shard_that_was_damaged_is_scored_again(whole, source, tmp_path, caplog):
+@pytest.mark.parametrize("is_joined", [True, False])
+def test_a_damaged_finished_shard_is_scored_again(is_joined, source, tmp_path, caplog):
     expected = undisturbed(source, "folder")
     folder = tmp_path / "run" / "folder"
     score_files(FakeScorer(), source, folder, settings())
     shard = folder / "in-00001.jsonl"
     shard.write_bytes(shard.read_bytes().replace(b"Question", b"Quastion"))  # of the same size
-    if not whole:
+    if not is_joined:
         (folder / "_done" / "in-00002.json").unlink()
     scorer = FakeScorer()
     score_files(scorer, source, folder, settings(resume=True))
-    assert len(scorer.calls) == (1 if whole else 2)
-    assert "in-00001.jsonl is not what was written there" in caplog.text
+    assert len(scorer.calls) == (1 if is_joined else 2)
+    assert "in-00001.jsonl has changed since it was written" in caplog.text
     assert content_of(tmp_path / "run") == expected
 
 
 # --- damaged, full ---------------------------------------------------------------------------------------------------
 
 
-def test_damage_inside_a_file_costs_its_shards_and_no_others(tmp_path):
+def test_damage_inside_a_file_affects_only_its_shards(tmp_path):
     (tmp_path / "in").mkdir()
     for name in "abc":
         table = pa.table({"prompt": [f"{name}{n}" for n in range(40)], "response": ["r"] * 40})
@@ -385,7 +387,7 @@ def test_damage_inside_a_file_costs_its_shards_and_no_others(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize("out", OUTPUTS)
-def test_a_full_disk_is_one_clear_error_and_what_is_finished_is_kept(source, tmp_path, monkeypatch, number, out):
+def test_a_full_disk_is_one_clear_error_and_finished_shards_are_kept(source, tmp_path, monkeypatch, number, out):
     expected = undisturbed(source, out)
     real, calls = os.fsync, []
 
@@ -398,7 +400,7 @@ def test_a_full_disk_is_one_clear_error_and_what_is_finished_is_kept(source, tmp
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        OSError, match=r"There is no room .* of 3 shards are finished and kept .*`resume=True`"
+        OSError, match=r"There is no space left .* of 3 shards are finished and kept .*`resume=True`"
     ) as caught:
         score_files(FakeScorer(), source, tmp_path / "run" / out, settings())
     assert caught.value.errno == number
@@ -412,36 +414,36 @@ def test_a_disk_that_is_full_from_the_start(source, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"There is no room .*Nothing is scored yet"):
+    with pytest.raises(OSError, match=r"There is no space left .*Nothing is scored yet"):
         score_files(FakeScorer(), source, tmp_path / "folder", settings())
 
 
 @pytest.mark.parametrize("out", ["o.jsonl", pytest.param("o.parquet", marks=FAULTS)])
 def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path, out):
-    """As `ulimit -f` sets it, in a process of its own."""
+    """As `ulimit -f` sets it, in a separate process."""
     source = write_jsonl(tmp_path / "in.jsonl", text_rows(3_000))
     (tmp_path / "run").mkdir()
     child = os.fork()
     if child == 0:
-        with (tmp_path / "said").open("w") as said:
-            os.dup2(said.fileno(), 2)
+        with (tmp_path / "message").open("w") as message:
+            os.dup2(message.fileno(), 2)
             resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
             try:
                 score_files(FakeScorer(), source, tmp_path / "run" / out, settings(rows_per_shard=250))
             except OSError as error:
-                said.write(f"{error.errno} {error}")
+                message.write(f"{error.errno} {error}")
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    said = (tmp_path / "said").read_text()
-    assert f"{errno.EFBIG} " in said
-    assert "12 of 12 shards are finished and kept" in said  # the shards fit, the joined file does not
-    assert "Traceback" not in said
+    message = (tmp_path / "message").read_text()
+    assert f"{errno.EFBIG} " in message
+    assert "12 of 12 shards are finished and kept" in message  # the shards fit, the joined file does not
+    assert "Traceback" not in message
     assert not [name for name in content_of(tmp_path / "run") if name.endswith(".tmp")]
     report = score_files(FakeScorer(), source, tmp_path / "run" / out, settings(rows_per_shard=250, resume=True))
     assert (report.counts.rows_out, report.finished_before) == (3_000, 12)
 
 
-def test_other_errors_say_how_to_go_on(tmp_path, caplog):
+def test_other_errors_explain_how_to_resume(tmp_path, caplog):
     rows = [*text_rows(9), {"prompt": "p", "response": "BOOM"}]
     source = write_jsonl(tmp_path / "in.jsonl", rows)
     with pytest.raises(RuntimeError, match="device is gone"):

@@ -1,4 +1,4 @@
-"""Several processes, signals, standard input: who does which shard, and who may not."""
+"""Bulk scoring with several processes, signals and standard input."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from bulk_runs import FakeScorer, content_of, read_jsonl, settings, text_rows, w
 from paths import PATHS
 
 from hf_reward.scoring.bulk import score_files
-from hf_reward.scoring.bulk.processes import Crew, claimed
+from hf_reward.scoring.bulk.processes import Worker, part_lock
 
 PREAMBLE = f"""
 import sys, time
@@ -51,7 +51,7 @@ def test_parts_in_any_order_give_what_one_process_gives(source, tmp_path):
     assert content_of(tmp_path / "one") == content_of(tmp_path / "three")
 
 
-def test_a_part_that_is_started_again_does_nothing_twice(source, tmp_path):
+def test_a_restarted_part_repeats_nothing(source, tmp_path):
     score_files(FakeScorer(), source, tmp_path / "out", settings(part=(0, 2)))
     scorer = FakeScorer()
     report = score_files(scorer, source, tmp_path / "out", settings(part=(0, 2), resume=True))
@@ -65,7 +65,7 @@ def test_a_part_of_another_run_is_refused(source, tmp_path):
         score_files(FakeScorer(weights="other"), source, tmp_path / "out", settings(part=(1, 2)))
 
 
-def test_the_number_of_parts_may_change(source, tmp_path):
+def test_the_number_of_parts_can_change(source, tmp_path):
     score_files(FakeScorer(), source, tmp_path / "out", settings(part=(0, 4)))
     report = score_files(FakeScorer(), source, tmp_path / "out", settings(resume=True))
     assert report.complete
@@ -74,13 +74,13 @@ def test_the_number_of_parts_may_change(source, tmp_path):
 
 
 def test_parts_need_a_folder(source, tmp_path):
-    with pytest.raises(ValueError, match="Name a folder"):
+    with pytest.raises(ValueError, match="must be a folder"):
         score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings(part=(0, 2)))
 
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_parts_that_start_together_share_one_plan(source, tmp_path):
+def test_parts_that_start_at_the_same_time_share_one_plan(source, tmp_path):
     text = "score_files(FakeScorer(), sys.argv[1], sys.argv[2], settings(part=(int(sys.argv[3]), 3)))"
     command = [sys.executable, program(tmp_path, text), source, tmp_path / "out"]
     started = [subprocess.Popen([*map(str, command), str(number)]) for number in range(3)]
@@ -116,19 +116,19 @@ def test_one_part_plans_while_the_others_wait(source, tmp_path, monkeypatch):
     assert not [name for name in content_of(tmp_path / "out") if name.endswith(".lock")]
 
 
-def test_a_second_start_of_the_same_part_is_refused(source, tmp_path):
+def test_the_same_part_cannot_run_twice_at_once(source, tmp_path):
     score_files(FakeScorer(), source, tmp_path / "out", settings(part=(0, 2)))
-    with claimed(tmp_path / "out", Crew(number=1, count=2, apart=True)):
+    with part_lock(tmp_path / "out", Worker(number=1, count=2, is_independent=True)):
         with pytest.raises(RuntimeError, match="Another process is scoring into"):
             score_files(FakeScorer(), source, tmp_path / "out", settings(part=(1, 2)))
         score_files(FakeScorer(), source, tmp_path / "out", settings(part=(0, 2)))
     assert score_files(FakeScorer(), source, tmp_path / "out", settings(part=(1, 2))).complete
 
 
-def test_a_run_that_is_alive_is_not_overwritten(source, tmp_path):
+def test_a_run_in_progress_is_not_overwritten(source, tmp_path):
     score_files(FakeScorer(), source, tmp_path / "out", settings())
     before = content_of(tmp_path / "out")
-    with claimed(tmp_path / "out", Crew(number=1, count=2, apart=True)):
+    with part_lock(tmp_path / "out", Worker(number=1, count=2, is_independent=True)):
         with pytest.raises(RuntimeError, match="Another process is scoring into"):
             score_files(FakeScorer(weights="new"), source, tmp_path / "out", settings(overwrite=True))
         (tmp_path / "out" / ".part-1-of-2.lock").unlink()
@@ -136,7 +136,7 @@ def test_a_run_that_is_alive_is_not_overwritten(source, tmp_path):
     score_files(FakeScorer(weights="new"), source, tmp_path / "out", settings(overwrite=True))
 
 
-def test_a_scorer_that_shares_each_call_is_refused(source, tmp_path):
+def test_a_distributed_scorer_is_an_error(source, tmp_path):
     scorer = FakeScorer()
     scorer.distributed = True
     with pytest.raises(ValueError, match="without `distributed=True`"):
@@ -144,16 +144,19 @@ def test_a_scorer_that_shares_each_call_is_refused(source, tmp_path):
     score_files(scorer, source, tmp_path / "out", settings())
 
 
-def test_a_process_owns_every_nth_shard():
-    assert Crew(number=1, count=3).own(range(8)) == [1, 4, 7]
-    assert [Crew(number=1, count=2).leads, Crew(number=1, count=2, apart=True).leads] == [False, True]
+def test_a_worker_scores_every_nth_shard():
+    assert Worker(number=1, count=3).own(range(8)) == [1, 4, 7]
+    assert [Worker(number=1, count=2).is_leader, Worker(number=1, count=2, is_independent=True).is_leader] == [
+        False,
+        True,
+    ]
 
 
 # --- accelerate ------------------------------------------------------------------------------------------------------
 
 
 def launched(script: Path, *words: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """What `accelerate launch` does for GPUs; on CPUs it would start them through MPI."""
+    """Launch processes as `accelerate launch` does for GPUs; on CPUs it would use MPI."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [*launch, str(script), *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -169,7 +172,7 @@ def test_launched_processes_share_the_shards_and_one_joins_them(source, tmp_path
     text = """
 scorer = FakeScorer()
 report = score_files(scorer, sys.argv[1], sys.argv[2], settings(**eval(sys.argv[3])))
-sys.stdout.write(f"shards here {len(scorer.calls)} {report.complete}\\n")  # in one piece
+sys.stdout.write(f"shards here {len(scorer.calls)} {report.complete}\\n")  # in one write
 """
     script = program(tmp_path, text)
     done = launched(script, source, tmp_path / "two" / out, {})
@@ -186,7 +189,7 @@ sys.stdout.write(f"shards here {len(scorer.calls)} {report.complete}\\n")  # in 
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_launched_process_that_fails_ends_the_others_and_the_run_goes_on_later(source, tmp_path):
+def test_a_failed_process_stops_the_others_and_the_run_resumes_later(source, tmp_path):
     text = """
 from accelerate import PartialState
 class Failing(FakeScorer):
@@ -205,7 +208,7 @@ score_files(Failing(), sys.argv[1], sys.argv[2], settings(resume=True))
     assert len(read_jsonl(tmp_path / "o.jsonl")) == 30
 
 
-def test_launched_processes_that_do_not_know_of_each_other_are_refused(source, tmp_path, monkeypatch):
+def test_launched_processes_without_a_process_group_are_an_error(source, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match=r"2 processes were launched.*PartialState\(cpu=True\)"):
         score_files(FakeScorer(), source, tmp_path / "out", settings())
@@ -216,10 +219,10 @@ def test_launched_processes_that_do_not_know_of_each_other_are_refused(source, t
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_leaves_a_run_that_can_go_on_and_says_so(source, tmp_path, number):
+def test_a_run_stopped_by_a_signal_can_be_resumed_and_logs_so(source, tmp_path, number):
     text = """
 import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 class Slow(FakeScorer):
     def score_requests(self, requests, **options):
         if len(self.calls) == 3:
@@ -234,17 +237,17 @@ score_files(Slow(), sys.argv[1], sys.argv[2], settings())
     assert process.stdout.readline() == "waiting\n"
     time.sleep(0.1)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=60)
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
-    assert "Stopped. 3 of 8 shards are finished and kept" in said
-    assert "resume=True" in said
+    assert "Stopped. 3 of 8 shards are finished and kept" in output
+    assert "resume=True" in output
     left = content_of(tmp_path / "o.jsonl.parts")
     assert not [name for name in left if name.endswith((".tmp", ".lock"))]
     report = score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings(resume=True))
     assert (report.finished_before, report.counts.rows_out) == (3, 30)
 
 
-def test_the_handler_of_sigterm_is_put_back(source, tmp_path):
+def test_the_sigterm_handler_is_restored(source, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     score_files(FakeScorer(), source, tmp_path / "o.jsonl", settings())
     assert signal.getsignal(signal.SIGTERM) is before
@@ -260,18 +263,18 @@ def test_standard_input_is_scored_like_a_file(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"part": (0, 2)}])
-def test_standard_input_is_neither_resumed_nor_shared(tmp_path, options):
-    with pytest.raises(ValueError, match="can be read once"):
+def test_standard_input_cannot_be_resumed_or_shared(tmp_path, options):
+    with pytest.raises(ValueError, match="can be read only once"):
         score_files(FakeScorer(), "-", tmp_path / "out", settings(**options))
 
 
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
-def test_progress_counts_rows_and_begins_where_the_run_does(source, tmp_path, capsys):
+def test_progress_counts_rows_and_starts_at_the_finished_ones(source, tmp_path, capsys):
     score_files(FakeScorer(), source, tmp_path / "out", settings(part=(0, 2)))
     assert capsys.readouterr().err == ""
     score_files(FakeScorer(), source, tmp_path / "out", settings(resume=True, show_progress=True))
-    said = capsys.readouterr().err
-    assert "31/31" in said
-    assert "16/31" in said
+    output = capsys.readouterr().err
+    assert "31/31" in output
+    assert "16/31" in output

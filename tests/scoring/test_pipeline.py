@@ -1,4 +1,4 @@
-"""`pipeline("reward-scoring")` gives the scorer's rewards for every kind of input."""
+"""`pipeline("reward-scoring")` returns the scorer's rewards for every kind of input."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from hf_reward import RewardScorer
 CONVERSATION = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because it is so."}]
 
 
-def test_rewards_are_the_scorers(folder: Path) -> None:
+def test_pipeline_rewards_equal_those_of_the_scorer(folder: Path) -> None:
     scorer = RewardScorer.from_pretrained(folder)
     expected = float(scorer.score_conversations([CONVERSATION])[0])
     pipe: Any = pipeline("reward-scoring", model=str(folder))
@@ -50,7 +50,7 @@ def test_a_foreign_text_pair(tmp_path: Path) -> None:
         ({"prompt": "Why?", "response": ""}, {}, "the response is empty"),
         ({"prompt": "Why?", "responses": ["a", "b"]}, {}, "RewardScorer.rank"),
         ({"prompt": "Why?"}, {}, "nothing to score"),
-        ({"prompt": "Why?", "response": "x"}, {"top_k": 1}, "takes no top_k"),
+        ({"prompt": "Why?", "response": "x"}, {"top_k": 1}, "takes only `allow_empty`, but got top_k"),
     ],
 )
 def test_wrong_input(folder: Path, given: Any, options: Any, message: str) -> None:

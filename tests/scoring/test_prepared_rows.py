@@ -1,4 +1,4 @@
-"""Rewards in bulk are those of each row alone, in the order of the data, whichever way they are computed."""
+"""Rewards of prepared rows equal those of each row alone, in the order of the data."""
 
 from itertools import product
 from typing import Any
@@ -41,7 +41,7 @@ def model_and_rows(make_model_folder: Any, chat_tokenizer: Any) -> Any:
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "mistral", "gemma2"])
-def test_every_way_gives_the_reward_of_the_row_alone(arch: str, model_and_rows: Any) -> None:
+def test_all_settings_give_the_reward_of_the_row_alone(arch: str, model_and_rows: Any) -> None:
     model, rows = model_and_rows(arch)
     expected = np.full((23, 4), np.nan, dtype=np.float32)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_every_way_gives_the_reward_of_the_row_alone(arch: str, model_and_rows: 
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5, err_msg=f"{packing}, {limits}")
 
 
-def test_packing_computes_each_token_once_and_keeps_to_its_budget(model_and_rows: Any) -> None:
+def test_packing_computes_each_token_once_within_the_budget(model_and_rows: Any) -> None:
     model, rows = model_and_rows("llama")
     seen: list[int] = []
     model.base_model.register_forward_pre_hook(
@@ -67,7 +67,7 @@ def test_packing_computes_each_token_once_and_keeps_to_its_budget(model_and_rows
     assert max(of_rows) <= max(200, *distinct)
 
 
-def test_a_model_that_cannot_pack_says_why_if_it_must(model_and_rows: Any) -> None:
+def test_required_packing_of_an_unsupported_model_is_an_error(model_and_rows: Any) -> None:
     model, rows = model_and_rows("gemma2")
     with pytest.raises(ValueError, match="caps attention scores"):
         score_rows(model, rows, packing=True)
@@ -75,7 +75,7 @@ def test_a_model_that_cannot_pack_says_why_if_it_must(model_and_rows: Any) -> No
         score_rows(model, rows, packing="yes")
 
 
-def test_the_model_is_left_as_it_was(model_and_rows: Any) -> None:
+def test_the_model_is_unchanged_after_scoring(model_and_rows: Any) -> None:
     model, rows = model_and_rows("llama")
     assert why_not_packed(model) is None
     model.train()

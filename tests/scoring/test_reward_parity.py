@@ -1,4 +1,4 @@
-"""The four ways to score agree on models that once gave other rewards, and the comparison notices a difference.
+"""The four scoring methods agree on models with past differences, and the comparison detects a difference.
 
 Rows that once gave other rewards are in `test_row_parity`.
 """
@@ -67,7 +67,7 @@ def test_ranked_lists_with_arguments_for_the_template(tmp_path):
     assert abs(plain - styled).max() > 1e-3, "the argument reached the template"
 
 
-def test_a_model_that_one_way_reads_otherwise_is_noticed(make_model_folder, tmp_path, chat_pairs):
+def test_a_difference_between_methods_is_detected(make_model_folder, tmp_path, chat_pairs):
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
     trainer = make_trainer(folder, None, tmp_path / "run", evaluation=chat_pairs)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_a_model_that_one_way_reads_otherwise_is_noticed(make_model_folder, tmp_
         assert_same_rewards(trainer, chat_pairs[:2])
 
 
-# --- lengths up to the last token that is read -----------------------------------------------------------------------
+# --- lengths up to the limit -----------------------------------------------------------------------------------------
 
 _RELATIVE = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]}
 LENGTHS: dict[str, tuple[dict[str, Any], int | None, int]] = {
@@ -112,7 +112,7 @@ def test_rows_up_to_the_last_token_that_training_reads(arch, tmp_path, caplog, p
 
 
 def row_of(tokenizer: Any, length: int) -> dict[str, Any]:
-    """A pair whose chosen text has so many tokens."""
+    """Return a pair whose chosen text has the given number of tokens."""
     for count in range(1, 4 * length):
         prompt: Any = "a" * count
         if not tokenizer.chat_template:
@@ -134,7 +134,7 @@ def row_of(tokenizer: Any, length: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("date", ["strftime_now('%d %b %Y')", "date_string | default(strftime_now('%d %b %Y'))"])
 @pytest.mark.slow
-def test_a_template_that_prints_the_date_of_another_day(tmp_path, monkeypatch, chat_pairs, date):
+def test_a_template_that_prints_the_current_date(tmp_path, monkeypatch, chat_pairs, date):
     def set_day(month: int) -> None:
         day = type("Day", (datetime,), {"now": classmethod(lambda cls, tz=None: datetime(2026, month, 1))})
         monkeypatch.setattr(chat_template_utils, "datetime", day)
@@ -156,14 +156,14 @@ def test_an_adapter_with_a_new_pad_token(make_model_folder, tmp_path, text_token
     assert_same_rewards(folder, text_pairs[:3])
 
 
-def test_a_tokenizer_that_adds_a_bos_beside_the_one_of_its_template(tmp_path, chat_pairs):
+def test_a_tokenizer_that_adds_a_bos_to_that_of_its_template(tmp_path, chat_pairs):
     special = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "[PAD]"]
     tokenizer = bos_adding_tokenizer(special, LLAMA3_TEMPLATE, bos=special[0], eos=special[1], pad="[PAD]")
     folder = tiny_reward_model(DECODERS["llama"](len(tokenizer)), tokenizer, tmp_path / "model")
     assert_same_rewards(folder, chat_pairs[:3])
 
 
-# As DeepSeek's, which prints tool calls only where there is no content, and as others, which want an empty one.
+# Like DeepSeek's, which prints tool calls only without content, and like others, which need empty content.
 _CALLS = "{% for call in m.tool_calls %}{{ call.function.name + ' ' + call.function.arguments | tojson }}{% endfor %}"
 _TURN = "{{ '<|im_start|>' + m['role'] + '\n' }}"
 NO_CONTENT = {
@@ -191,5 +191,7 @@ def test_tool_calls_without_content(tmp_path, name):
     rewards = assert_same_rewards(folder, [row(), row(content=None)], stock_rows=[row(content=meant)] * 2)
     assert abs(rewards[:, 0] - rewards[:, 1]).min() > 1e-3, "the tool call is read"
     if meant is None and "instead" in name:
-        with pytest.raises(ValueError, match="2 identical responses"):  # stock loses the calls beside an empty text
+        with pytest.raises(
+            ValueError, match="2 identical responses"
+        ):  # the stock template drops the calls next to an empty text
             assert_same_rewards(folder, [row(content="")] * 2)

@@ -1,4 +1,4 @@
-"""The scorer's rewards are the stock model's, whatever else is scored with them and however they are asked for."""
+"""The scorer's rewards equal those of the stock model, for all batches and methods."""
 
 import json
 import math
@@ -90,7 +90,7 @@ def test_an_adapter_is_scored_with_its_base(make_model_folder: Any, tmp_path: Pa
     close(scorer.score(*zip(*PAIRS, strict=True)), _one_by_one(merged, PAIRS))
 
 
-def test_a_loaded_model_is_taken_as_it_is(folder: Path, scorer: RewardScorer) -> None:
+def test_a_loaded_model_is_used_unchanged(folder: Path, scorer: RewardScorer) -> None:
     model = AutoModelForRewardScoring.from_pretrained(folder)
     taken = RewardScorer(model, AutoTokenizer.from_pretrained(folder), CheckpointRecord.load(folder))
     model.train()
@@ -103,7 +103,7 @@ def test_a_loaded_model_is_taken_as_it_is(folder: Path, scorer: RewardScorer) ->
         RewardScorer(model, scorer.tokenizer, dtype="bfloat16")
 
 
-def test_every_way_of_asking_gives_the_same_reward(scorer: RewardScorer) -> None:
+def test_all_methods_give_the_same_reward(scorer: RewardScorer) -> None:
     prompt, response = PAIRS[3]
     expected = float(scorer.score([prompt], [response])[0])
     text = str(scorer.tokenizer.apply_chat_template(turns(prompt, response), tokenize=False))
@@ -134,7 +134,9 @@ def shared_scorer(tmp_path_factory: Any) -> RewardScorer:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(_texts, _texts), min_size=1, max_size=12), st.integers(1, 400), st.randoms())
 def test_a_reward_depends_on_nothing_but_its_text(shared_scorer: Any, pairs: Any, budget: int, random: Any) -> None:
-    pairs = [(prompt, f"So: {response}") for prompt, response in pairs]  # a text that begins with its prompt is refused
+    pairs = [
+        (prompt, f"So: {response}") for prompt, response in pairs
+    ]  # a text that starts with its prompt is an error
     alone = [float(shared_scorer.score([prompt], [response])[0]) for prompt, response in pairs]
     order = list(range(len(pairs)))
     random.shuffle(order)
@@ -168,12 +170,12 @@ def _requests(prompt: str, answers: list[str]) -> Any:
     return [read_request(prompt, answer) for answer in answers]
 
 
-def test_the_same_call_gives_the_same_bits(scorer: RewardScorer) -> None:
+def test_repeated_calls_are_bitwise_equal(scorer: RewardScorer) -> None:
     one, other = (scorer.score(*zip(*PAIRS, strict=True)) for _ in range(2))
     assert one.tobytes() == other.tobytes()
 
 
-# --- what people ask for ---
+# --- methods ---
 
 
 def test_rank_and_best_of_n(scorer: RewardScorer) -> None:
@@ -203,7 +205,7 @@ def test_compare_is_bradley_terry_with_the_stored_temperature(folder: Path) -> N
     assert both == pytest.approx(1.0)
 
 
-def test_bfloat16_is_asked_for_and_float32_is_returned(folder: Path, scorer: RewardScorer) -> None:
+def test_a_bfloat16_model_returns_float32_rewards(folder: Path, scorer: RewardScorer) -> None:
     half = RewardScorer.from_pretrained(folder, dtype="bfloat16")
     assert half.fingerprint()["dtype"] == "bfloat16"
     found = half.score(*zip(*PAIRS, strict=True))
@@ -211,7 +213,7 @@ def test_bfloat16_is_asked_for_and_float32_is_returned(folder: Path, scorer: Rew
     assert 0 < np.abs(found - scorer.score(*zip(*PAIRS, strict=True))).max() < 0.1
 
 
-def test_the_fingerprint_changes_with_whatever_decides_a_reward(folder: Path) -> None:
+def test_the_fingerprint_changes_with_everything_that_determines_a_reward(folder: Path) -> None:
     same, scorer = RewardScorer.from_pretrained(folder).fingerprint(), RewardScorer.from_pretrained(folder)
     assert same == scorer.fingerprint()
     assert json.loads(json.dumps(same)) == same
@@ -239,7 +241,7 @@ def test_a_double_bos_is_impossible(name: str, tmp_path: Path) -> None:
         close(scorer.score_texts([form]), expected)
 
 
-def test_a_model_trained_on_text_gets_text_though_its_tokenizer_has_a_template(
+def test_a_model_trained_on_text_gets_text_despite_a_chat_template(
     make_model_folder: Any, text_pairs: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "trained"
@@ -256,7 +258,7 @@ def test_a_model_trained_on_text_gets_text_though_its_tokenizer_has_a_template(
     assert [each.input_ids for each in encoded] == row["input_ids"]
 
 
-def test_scoring_formats_as_training_did(make_model_folder: Any, chat_pairs: Any, tmp_path: Path) -> None:
+def test_scoring_formats_texts_as_in_training(make_model_folder: Any, chat_pairs: Any, tmp_path: Path) -> None:
     folder = tmp_path / "trained"
     args = RewardConfig(output_dir=str(folder), max_steps=1, report_to="none", use_cpu=True, max_length=40)
     trainer = RewardTrainer(model=str(make_model_folder("llama")), args=args, train_dataset=chat_pairs)
@@ -273,7 +275,7 @@ def test_scoring_formats_as_training_did(make_model_folder: Any, chat_pairs: Any
     assert len(scorer.encode(_requests(longest, ["Short."]))[0].input_ids) <= 40
 
 
-def test_what_is_cut_depends_on_no_other_response(scorer: RewardScorer) -> None:
+def test_truncation_does_not_depend_on_other_responses(scorer: RewardScorer) -> None:
     tight = RewardScorer(scorer.model, scorer.tokenizer, scorer.record, max_length=60)
     prompt = "word " * 60 + "what is it?"
     answers = ["Yes.", "It is a rather longer answer, with many words."]
@@ -281,10 +283,10 @@ def test_what_is_cut_depends_on_no_other_response(scorer: RewardScorer) -> None:
     close(together, [tight.score([prompt], [answer])[0] for answer in answers])
 
 
-# --- bad input ---
+# --- invalid input ---
 
 
-def test_rows_that_cannot_be_scored_lose_nothing(scorer: RewardScorer) -> None:
+def test_rows_that_cannot_be_scored_do_not_affect_the_others(scorer: RewardScorer) -> None:
     tight = RewardScorer(scorer.model, scorer.tokenizer, scorer.record, max_length=50)
     responses = ["fine", "", "word " * 400, "word " * 100, "also fine"]
     with pytest.raises(ScoringError, match=r"3 of 5 .*number 1.*empty") as caught:
@@ -293,23 +295,23 @@ def test_rows_that_cannot_be_scored_lose_nothing(scorer: RewardScorer) -> None:
     assert np.isnan(caught.value.rewards[1:4]).all()
     reasons = caught.value.problems
     assert list(reasons) == [1, 2, 3]
-    assert "too large" in reasons[2]  # refused by its characters
-    assert "too long" in reasons[3]  # refused by its tokens
+    assert "too large" in reasons[2]  # rejected by its number of characters
+    assert "too long" in reasons[3]  # rejected by its number of tokens
     close(caught.value.rewards[[0, 4]], tight.score(["Why?"] * 2, ["fine", "also fine"]))
 
 
-def test_what_is_no_text_is_refused_with_its_number_before_anything_is_computed(scorer: RewardScorer) -> None:
+def test_invalid_values_are_errors_with_their_row_before_anything_is_computed(scorer: RewardScorer) -> None:
     with pytest.raises(PreferenceFormatError, match=r"Row 1: `response` holds half a character"):
         scorer.score(["Why?"] * 2, ["fine", "half \ud83d of a pair"])
 
 
-def test_empty_responses_are_scored_if_asked_for_and_in_trl(scorer: RewardScorer) -> None:
+def test_empty_responses_are_scored_on_request_and_in_trl(scorer: RewardScorer) -> None:
     found = scorer.score(["Why?", "Why?"], ["", "Because."], allow_empty=True)
     assert np.isfinite(found).all()
     close(scorer(prompts=["Why?"], completions=[""]), found[:1])
 
 
-def test_a_megabyte_is_cut_in_the_prompt_and_refused_in_the_response(scorer: RewardScorer) -> None:
+def test_a_megabyte_is_truncated_in_the_prompt_and_rejected_in_the_response(scorer: RewardScorer) -> None:
     scorer = RewardScorer(scorer.model, scorer.tokenizer, scorer.record, max_length=512)
     result = scorer.score_requests(_requests("tell me more " * 80_000, ["Yes."]))
     assert not result.problems
@@ -318,7 +320,7 @@ def test_a_megabyte_is_cut_in_the_prompt_and_refused_in_the_response(scorer: Rew
     assert "too large: the response has 1,040,000 characters" in result.problems[0]
 
 
-def test_without_a_max_length_nothing_is_cut_and_what_would_take_hours_is_refused(scorer: RewardScorer) -> None:
+def test_without_a_max_length_nothing_is_truncated_and_extreme_lengths_are_rejected(scorer: RewardScorer) -> None:
     long = "tell me more " * 100
     result = scorer.score_requests(_requests(long, ["Yes."]))
     assert result.cut == 0
@@ -342,7 +344,7 @@ def test_without_a_max_length_nothing_is_cut_and_what_would_take_hours_is_refuse
         ([[{"role": "user"}]], ["b"], "`role` and `content`"),
     ],
 )
-def test_unusable_arguments_are_refused_before_anything_is_computed(
+def test_invalid_arguments_are_errors_before_anything_is_computed(
     scorer: RewardScorer, prompts: Any, responses: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -354,7 +356,7 @@ def test_conversations_must_end_with_the_assistant(scorer: RewardScorer) -> None
         scorer.score_conversations([turns("Why?")])
 
 
-def test_rewards_that_are_no_numbers_are_named(scorer: RewardScorer) -> None:
+def test_rewards_that_are_not_finite_are_reported(scorer: RewardScorer) -> None:
     with torch.no_grad():
         scorer.model.get_input_embeddings().weight[scorer.tokenizer.convert_tokens_to_ids("~")] = float("nan")  # type: ignore
     result = scorer.score_requests(_requests("Why?", ["fine", "not ~ fine", "fine too"]))
@@ -373,7 +375,7 @@ def test_token_ids_beyond_the_vocabulary_never_reach_the_model(scorer: RewardSco
     assert np.isfinite(result.rewards[1])
 
 
-def test_a_batch_of_columns_keeps_them_and_says_what_is_wrong(scorer: RewardScorer) -> None:
+def test_a_batch_of_columns_keeps_them_and_reports_problems(scorer: RewardScorer) -> None:
     batch = {
         "prompt": np.array(["Why?", "Why?", "How?"]),
         "response": np.array(["Because.", "", "So."]),
@@ -392,7 +394,7 @@ def test_a_batch_of_columns_keeps_them_and_says_what_is_wrong(scorer: RewardScor
         scorer({"question": ["Why?"]})
 
 
-def test_nothing_to_score_is_no_error(scorer: RewardScorer) -> None:
+def test_empty_input_is_not_an_error(scorer: RewardScorer) -> None:
     assert scorer.score([], []).shape == (0,)
 
 
@@ -400,7 +402,7 @@ def test_nothing_to_score_is_no_error(scorer: RewardScorer) -> None:
     ("change", "message"),
     [
         (lambda folder: [path.unlink() for path in folder.glob("token*")], "no tokenizer"),
-        (lambda folder: None, "holds no reward head"),
+        (lambda folder: None, "has no reward head"),
     ],
     ids=["no tokenizer", "a language model"],
 )
@@ -421,18 +423,18 @@ def test_a_missing_folder_is_named() -> None:
         RewardScorer.from_pretrained("./nowhere")
 
 
-def test_a_name_that_neither_the_disk_nor_the_hub_has_is_named() -> None:
-    with pytest.raises(OSError, match=r"There is no folder 'outputs/nope'.*and the Hub did not help"):
+def test_a_name_that_exists_neither_locally_nor_on_the_hub_is_an_error() -> None:
+    with pytest.raises(OSError, match=r"There is no folder 'outputs/nope'.*loading it from the Hub failed"):
         RewardScorer.from_pretrained("outputs/nope")
 
 
-def test_long_talks_need_a_template(tmp_path: Path) -> None:
+def test_conversations_of_several_turns_need_a_template(tmp_path: Path) -> None:
     scorer = RewardScorer.from_pretrained(foreign_model("OpenAssistant-DeBERTa", tmp_path / "pair"))
     with pytest.raises(ScoringError, match="no chat template"):
         scorer.score_conversations([turns("a", "b", "c", "d")])
 
 
-def test_verify_refuses_changed_rewards(folder: Path) -> None:
+def test_verify_raises_an_error_for_changed_rewards(folder: Path) -> None:
     from saved_models import edit_weights
 
     assert RewardScorer.from_pretrained(folder, verify=True)

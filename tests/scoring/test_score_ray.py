@@ -1,4 +1,4 @@
-"""The Ray recipe: two workers give what one scorer gives; what can be checked of the vLLM variant without vLLM."""
+"""The Ray recipe: two workers return the rewards of one scorer; checks of the vLLM variant without vLLM."""
 
 import json
 import os
@@ -46,9 +46,9 @@ def test_two_workers_give_what_one_scorer_gives(tmp_path, model, kind):
     data = tmp_path / f"rows.{kind}"
     write_jsonl(data, rows) if kind == "jsonl" else pq.write_table(pa.Table.from_pylist(rows), data)
     local = ("--local-cpus", 2, "--workers", 2, "--cpus-per-worker", 0.5, "--batch-rows", 8)
-    said = run_recipe(model, data, tmp_path / "out", *local, "--reward-column", "value")
-    assert "60 rows in" in said
-    assert "1 of them without a reward" in said
+    output = run_recipe(model, data, tmp_path / "out", *local, "--reward-column", "value")
+    assert "60 rows in" in output
+    assert "1 of them without a reward" in output
     found = {row["id"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
     assert {name: found["row 7"][name] for name in ("value", "problem")} == {
         "value": None,
@@ -120,7 +120,7 @@ def test_messages_lists_of_responses_and_bad_rows(tmp_path, model):
 
 @pytest.mark.slow
 @pytest.mark.interop
-def test_an_output_that_holds_something_is_refused(tmp_path):
+def test_an_output_folder_that_is_not_empty_is_an_error(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.parquet").touch()
     command = [sys.executable, str(RECIPE), "model", "rows.parquet", str(tmp_path / "out")]
@@ -131,16 +131,16 @@ def test_an_output_that_holds_something_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.interop
-def test_workers_that_leave_no_cpu_to_read_are_refused(tmp_path):
+def test_too_few_cpus_for_workers_and_reading_is_an_error(tmp_path):
     command = [sys.executable, str(RECIPE), "model", "rows.parquet", str(tmp_path / "out"), "--workers", "2"]
     done = subprocess.run(
         [*command, "--local-cpus", "2"], capture_output=True, text=True, timeout=300, env={**os.environ, **OFFLINE}
     )
     assert done.returncode == 2
-    assert "wait for ever" in done.stderr
+    assert "would never start" in done.stderr
 
 
-# --- vLLM, as far as it can be checked without it --------------------------------------------------------------------
+# --- vLLM variant, checked without vLLM ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -172,8 +172,8 @@ def test_requests_for_vllm_have_the_token_ids_of_training(recipe, model):
 
 @pytest.mark.slow
 @pytest.mark.interop
-def test_ray_accepts_the_configuration_and_would_strip_the_last_turn_itself(recipe, model, monkeypatch):
-    """`build_processor` is replaced: with vLLM it would load the model."""
+def test_ray_accepts_the_configuration_and_its_own_stage_would_strip_the_last_turn(recipe, model, monkeypatch):
+    """`build_processor` is patched, because it would load the model with vLLM."""
     import argparse
 
     llm = pytest.importorskip("ray.data.llm")
@@ -202,5 +202,5 @@ def test_ray_accepts_the_configuration_and_would_strip_the_last_turn_itself(reci
         "problem": "",
     }
     assert finish({"id": 2, "__inference_error__": "too long"}) == {"id": 2, "value": None, "problem": "too long"}
-    # Why Ray's own stage is off: it leaves the assistant's turn open.
+    # Ray's own stage is disabled because it does not close the assistant's turn.
     assert not ChatTemplateUDF._should_add_generation_prompt(None, [{"role": "assistant", "content": "x"}])

@@ -1,4 +1,4 @@
-"""TRL's trainers take our rewards in both forms, the saved folder and the scorer, and see the same numbers."""
+"""TRL's trainers get the same rewards from the saved folder and from the scorer."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def test_a_step_with_the_folder_and_the_scorer(name: str, form: str, make_model_
     source = make_model_folder("llama")
     folder = saved_model(source, tmp_path / "reward-model")
     scorer = RewardScorer.from_pretrained(folder)
-    if form == "text":  # TRL joins text as it is, so the model has to be one of text
+    if form == "text":  # TRL concatenates text, so the model must be a text model
         assert scorer.record is not None
         scorer.record.rows = "text"
         scorer = RewardScorer(scorer.model, scorer.tokenizer, scorer.record)

@@ -1,4 +1,4 @@
-"""A stored length correction is applied on request, to every way of asking, and to nothing whose length is unknown."""
+"""A stored length correction applies on request, in all methods; inputs of unknown length are problems."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def expected(plain: RewardScorer, answers: list[str] = ANSWERS) -> np.ndarray:
     return CURVE.apply(plain.score([PROMPT] * len(answers), answers), [len(each) for each in answers])
 
 
-# --- every way of asking ---
+# --- methods ---
 
 
 def test_rewards_are_corrected_exactly_and_only_on_request(plain, scorer):
@@ -84,17 +84,17 @@ def test_batches_of_columns_are_corrected_and_whole_texts_are_problems(plain, sc
     assert "cannot be corrected for length" in mixed["problem"][1]
 
 
-def test_encoded_requests_carry_their_length_and_token_ids_have_none(plain, scorer):
+def test_encoded_requests_have_a_length_and_token_ids_have_none(plain, scorer):
     encoded = scorer.encode([ScoreRequest(prompt=PROMPT, response=text) for text in ANSWERS])
     assert [each.characters for each in encoded] == [len(text) for text in ANSWERS]
     np.testing.assert_array_equal(scorer.score_encoded(encoded).rewards, expected(plain))
-    with pytest.raises(ScoringError, match=r"1 of 1 responses.*is not known apart") as error:
+    with pytest.raises(ScoringError, match=r"1 of 1 responses.*cannot be separated") as error:
         scorer.score_texts(["whatever it is"])
     assert np.isnan(error.value.rewards).all()
     assert np.isfinite(plain.score_texts(["whatever it is"])).all()
 
 
-def test_equal_token_ids_of_texts_of_other_length_are_corrected_each_for_itself(scorer):
+def test_equal_token_ids_of_texts_with_different_lengths_are_corrected_separately(scorer):
     one, *_ = scorer.encode([ScoreRequest(prompt=PROMPT, response="Water.")])
     other = type(one)(input_ids=one.input_ids, characters=99)
     found = scorer.score_encoded([one, other]).rewards
@@ -106,10 +106,10 @@ def test_an_empty_response_has_the_length_zero(plain, scorer):
     np.testing.assert_allclose(scorer.score([PROMPT], [""], allow_empty=True), want, atol=1e-6)
 
 
-# --- what it is known by ---
+# --- fingerprint and errors ---
 
 
-def test_the_fingerprint_tells_whether_and_by_what_rewards_are_corrected(folder, plain, scorer):
+def test_the_fingerprint_includes_the_length_correction(folder, plain, scorer):
     on, off = scorer.fingerprint(), plain.fingerprint()
     assert {name: on[name] for name in on if name != "length_correction"} == off
     assert RewardScorer.from_pretrained(folder, length_correction=True).fingerprint() == on
@@ -121,10 +121,10 @@ def test_the_fingerprint_tells_whether_and_by_what_rewards_are_corrected(folder,
 
 def test_a_model_without_a_correction_is_refused(make_model_folder, tmp_path, folder):
     other = saved_model(make_model_folder("mistral"), tmp_path / "other")
-    with pytest.raises(ValueError, match=r"other stores none.*store_length_correction"):
+    with pytest.raises(ValueError, match=r"other has no stored length correction.*store_length_correction"):
         RewardScorer.from_pretrained(other, length_correction=True)
     (other / "reward_config.json").unlink()
-    with pytest.raises(ValueError, match="stores none"):
+    with pytest.raises(ValueError, match="no stored length correction"):
         RewardScorer.from_pretrained(other, length_correction=True)
     record = CheckpointRecord.load(folder)
     assert record is not None
@@ -152,7 +152,7 @@ def test_the_command_line_corrects_on_request(call, folder, plain, tmp_path):
     code, _, err = call("rank", *other)
     assert code == 1
     assert "length_correction" in err, "outputs with and without are not mixed"
-    data.write_text(json.dumps({"text": "a whole text"}) + "\n")
+    data.write_text(json.dumps({"text": "a formatted text"}) + "\n")
     code, out, err = call("score", *words, "--data", data, "--out", tmp_path / "texts.jsonl")
     assert code == 3
     assert "corrected for length" in (tmp_path / "texts.quarantine.jsonl").read_text()
@@ -164,16 +164,16 @@ def test_the_server_corrects_on_request(folder, plain, scorer, monkeypatch):
     async def test(client: httpx2.AsyncClient) -> None:
         answer = await client.post("/score", json={"prompt": PROMPT, "responses": ANSWERS})
         np.testing.assert_allclose(answer.json()["rewards"], want, atol=1e-5)
-        refused = await client.post("/score", json={"text": "a whole text"})
-        assert "corrected for length" in str(error_of(refused, 422, "unscorable"))
-        refused = await client.post("/get_reward", json={"query": ["a whole text"], "prompts": ["a"]})
-        assert "corrected for length" in refused.text
+        answer = await client.post("/score", json={"text": "a formatted text"})
+        assert "corrected for length" in str(error_of(answer, 422, "unscorable"))
+        answer = await client.post("/get_reward", json={"query": ["a formatted text"], "prompts": ["a"]})
+        assert "corrected for length" in answer.text
 
     asked(scorer, test, length_correction=True)
     settings = ServerSettings(device="cpu", length_correction=True)
     assert _loaded(folder, settings).corrects_length
     assert not _loaded(folder, ServerSettings(device="cpu")).corrects_length
-    with pytest.raises(ValueError, match="loaded without `length_correction=True`"):
+    with pytest.raises(ValueError, match="scorer was loaded without it"):
         _loaded(plain, ServerSettings(length_correction=True))
     seen = []
     monkeypatch.setattr("hf_reward.scoring.serving.server.serve", lambda model, settings: seen.append(settings))

@@ -1,4 +1,4 @@
-"""Scoring with a model that has several heads: mean, spread and lower bound, whatever the batch."""
+"""Scoring with several heads: mean, standard deviation and lower bound, for all batches."""
 
 import shutil
 from typing import Any
@@ -59,7 +59,7 @@ def test_a_scorer_of_lower_bounds_ranks_by_them(folder):
         careful.compare(PROMPTS[0], *RESPONSES[:2])
 
 
-def test_the_fingerprint_knows_the_heads_where_their_spread_counts(folder):
+def test_the_fingerprint_includes_the_heads_if_their_spread_matters(folder):
     plain, careful = (RewardScorer.from_pretrained(folder, lower_bound=beta).fingerprint() for beta in (None, 1.0))
     assert "heads" not in plain
     assert careful["lower_bound"] == 1.0
@@ -84,7 +84,7 @@ def test_problems_are_those_of_plain_scoring(folder):
 
 def test_one_head_has_no_uncertainty(folder, make_model_folder, chat_pairs, tmp_path):
     shutil.rmtree(folder / HEADS_FILE.split("/")[0])
-    with pytest.raises(ValueError, match="saved with 4: their file"):
+    with pytest.raises(ValueError, match="states 4 heads, but their file"):
         RewardScorer.from_pretrained(folder, lower_bound=1.0)
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "one")
     trainer.save_model()

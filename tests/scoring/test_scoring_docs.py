@@ -1,4 +1,4 @@
-"""The Python of the scoring and length-bias guides runs, with a tiny model in place of their folders."""
+"""The Python of the scoring and length-bias guides runs with a tiny model."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Which sequences share a beginning and a batch: hand-computed cases and properties."""
+"""Shared prefixes and batches of sequences: hand-computed cases and properties."""
 
 from itertools import product
 
@@ -47,7 +47,7 @@ def test_prompts_with_one_answer_share_their_system_turn() -> None:
     assert shared_groups(sorted(sequences)) == [([0, 1, 2], 10)]
 
 
-def test_a_group_is_not_given_up_for_a_shorter_beginning_that_saves_less() -> None:
+def test_a_group_is_not_merged_by_a_shorter_prefix_that_saves_less() -> None:
     sequences = [[*S, *A, 1], [*S, *A, 2], [*S, *A, 3], [*S, *B, 1], [*S, *B, 2]]
     assert shared_groups(sequences) == [([0, 1, 2], 30), ([3, 4], 40)]  # 60 + 40 tokens saved; all in one would save 40
 
@@ -56,11 +56,11 @@ def test_every_sequence_keeps_a_token_of_its_own() -> None:
     assert shared_groups([A, [*A, 1]]) == [([0, 1], 19)]
 
 
-def test_a_short_beginning_is_not_worth_a_part_of_its_own() -> None:
+def test_a_short_prefix_is_not_computed_separately() -> None:
     assert shared_groups([[1, 2, 3, 4], [1, 2, 3, 5]]) == [([0], 0), ([1], 0)]
 
 
-def test_a_long_list_is_cut_and_its_prompt_computed_in_each_part() -> None:
+def test_a_long_list_is_split_and_its_prompt_computed_in_each_part() -> None:
     sequences = distinct_sequences([[*A, 1000 + number] for number in range(7)])
     batches = list(packed_batches(sequences, 23))
     assert batches == [[([0, 1, 2], 20)], [([3, 4, 5], 20)], [([6], 0)]]
@@ -94,7 +94,7 @@ def test_batches_hold_every_sequence_once_within_their_budget(ids: list[list[int
         assert sorted(seen) == list(range(len(sequences.input_ids)))
 
 
-def test_padded_batches_begin_with_the_longest() -> None:
+def test_padded_batches_start_with_the_longest() -> None:
     sequences = distinct_sequences([[1] * length for length in (3, 9, 5, 1)])
     batches = list(padded_batches(sequences, 12))
     found = [[len(sequences.input_ids[place]) for (place,), _ in batch] for batch in batches]
@@ -112,7 +112,7 @@ def test_halves_keep_the_order(count: int) -> None:
 
 
 def _best_saving(sequences: list[list[int]]) -> int:
-    """Tokens that the best cut into neighbours saves, by trying every cut."""
+    """Return the tokens saved by the best partition into ranges, by exhaustive search."""
     best = 0
     for cuts in product([False, True], repeat=max(0, len(sequences) - 1)):
         groups: list[list[list[int]]] = [[sequences[0]]]
@@ -134,7 +134,7 @@ def _best_saving(sequences: list[list[int]]) -> int:
         max_size=7,
     )
 )
-def test_no_other_cut_saves_more(shapes):
+def test_the_partition_is_optimal(shapes):
     base = list(range(100, 130))
     lists = [base[:one] + [200 + one] * other + [own] for one, other, own in shapes]
     sequences = distinct_sequences(lists).input_ids
@@ -144,8 +144,8 @@ def test_no_other_cut_saves_more(shapes):
     assert saved == _best_saving(sequences)
 
 
-def test_a_common_beginning_of_all_prompts_does_not_hide_longer_ones():
-    """What a greedy cut misses: once neighbours share the template's words, whole prompts are no longer shared."""
+def test_a_prefix_common_to_all_prompts_does_not_hide_longer_ones():
+    """A greedy partition fails here: it groups by the template's words and then no longer shares complete prompts."""
     template, prompts = list(range(10)), [[100 + number] * 50 for number in range(4)]
     lists = [[*template, *prompt, answer] for prompt in prompts for answer in (1, 2)]
     sequences = distinct_sequences(lists).input_ids

@@ -1,4 +1,4 @@
-"""The comparison with a server: our own in all its protocols, and fakes with each fault that real ones have."""
+"""The server check against our own server in all protocols, and against fakes with known faults."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 def of_text(scorer: RewardScorer, texts: list[str], special: bool) -> np.ndarray:
-    """What a stock server gives: the text as its tokenizer reads it, without anything of ours."""
+    """Rewards of a stock server: the text goes through its tokenizer only."""
     import torch
 
     rewards = []
@@ -130,7 +130,7 @@ def noise(values: np.ndarray) -> np.ndarray:
         (lambda values: np.roll(values, 1), "different"),
     ],
 )
-def test_what_a_server_does_to_rewards_is_recognised(scorer, change, verdict):
+def test_changes_of_rewards_by_a_server_are_recognised(scorer, change, verdict):
     with fake(like_vllm(scorer, change)) as url:
         found = check_server(url, scorer)
     assert found.verdict == verdict
@@ -141,7 +141,7 @@ def test_what_a_server_does_to_rewards_is_recognised(scorer, change, verdict):
         assert found.mean_shift == pytest.approx(0.7, abs=0.01)
 
 
-def test_other_token_counts_are_told(scorer):
+def test_different_token_counts_are_reported(scorer):
     def answer(path: str, body: Any) -> Any:
         values = like_vllm(scorer)(path, body)
         return values if body is None else {**values, "usage": {"prompt_tokens": 7}}
@@ -158,11 +158,11 @@ def test_rows_that_cannot_be_scored_are_left_out_and_counted(scorer):
         found = check_server(url, scorer, rows)
         assert found.rows == 2
         assert "1 rows were left out" in found.notes[0]
-        with pytest.raises(ValueError, match="Only 0 of 1 rows"):
+        with pytest.raises(ValueError, match="only 0 of 1 can"):
             check_server(url, scorer, rows[2:])
 
 
-def test_a_model_that_says_little_is_told(scorer):
+def test_almost_constant_rewards_are_reported(scorer):
     import torch
 
     with torch.no_grad():
@@ -170,41 +170,45 @@ def test_a_model_that_says_little_is_told(scorer):
     with fake(like_vllm(scorer)) as url:
         found = check_server(url, scorer)
     assert found.spearman is None
-    assert "hardly differ" in found.notes[-1]
+    assert "almost equal" in found.notes[-1]
     assert "undefined" in str(found)
 
 
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
-        (lambda path, body: 401, "vllm", "asks for a token that it knows"),
-        (lambda path, body: 404, "vllm", "another kind of server"),
-        (lambda path, body: 404, "auto", "does not say what it is"),
-        (lambda path, body: 500, "openrlhf", "answered 500"),
-        (lambda path, body: b"<html>", "openrlhf", "no JSON"),
-        (lambda path, body: {"scores": [1]}, "openrlhf", "in another form"),
-        (lambda path, body: [1], "hf_reward", "in another form"),
+        (lambda path, body: 401, "vllm", "requires a valid token"),
+        (lambda path, body: 404, "vllm", "of another kind"),
+        (lambda path, body: 404, "auto", "cannot be detected"),
+        (lambda path, body: 500, "openrlhf", "returned 500"),
+        (lambda path, body: b"<html>", "openrlhf", "invalid JSON"),
+        (lambda path, body: {"scores": [1]}, "openrlhf", "did not answer in the format"),
+        (lambda path, body: [1], "hf_reward", "did not answer in the format"),
         (lambda path, body: {"rewards": [1.0]}, "openrlhf", "16 finite numbers"),
         (lambda path, body: b'{"rewards": [' + b"NaN," * 15 + b"NaN]}", "openrlhf", "16 finite numbers"),
-        (lambda path, body: [{"embedding": [1.0, 2.0]}] * 16, "sglang", "2 numbers for a text|in another form"),
-        (lambda path, body: {"data": [{"id": "a", "owned_by": "someone"}]}, "auto", "does not say what it is"),
+        (
+            lambda path, body: [{"embedding": [1.0, 2.0]}] * 16,
+            "sglang",
+            "2 numbers for a text|did not answer in the format",
+        ),
+        (lambda path, body: {"data": [{"id": "a", "owned_by": "someone"}]}, "auto", "cannot be detected"),
     ],
 )
-def test_faulty_answers_are_one_clear_line(scorer, answer, kind, message):
+def test_invalid_answers_are_one_clear_error(scorer, answer, kind, message):
     with fake(answer) as url, pytest.raises(ServerClientError, match=message) as error:
         check_server(url, scorer, kind=kind)
     assert "\n" not in str(error.value)
 
 
-def test_unusable_addresses_and_kinds(scorer):
+def test_invalid_urls_and_kinds(scorer):
     for kind in ("auto", "vllm"):
         with pytest.raises(ServerClientError, match="cannot be reached"):
             check_server(f"http://127.0.0.1:{free_port()}", scorer, kind=kind)
-    with pytest.raises(ValueError, match="looks like http"):
+    with pytest.raises(ValueError, match="must have the form http"):
         check_server("localhost:8000", scorer)
     with pytest.raises(ValueError, match="`kind` must be"):
         check_server("http://localhost:8000", scorer, kind="tei")
-    with running(scorer, token="secret") as url, pytest.raises(ServerClientError, match="asks for a token"):
+    with running(scorer, token="secret") as url, pytest.raises(ServerClientError, match="requires a valid token"):
         check_server(url, scorer, token="wrong")
 
 

@@ -1,4 +1,4 @@
-"""Every endpoint against the scorer itself, every refusal, and what is counted; no socket, no second process."""
+"""Endpoints compared with the scorer, errors and metrics, without a socket or a second process."""
 
 import asyncio
 import json
@@ -113,7 +113,7 @@ def test_classify_is_what_vllm_answers(scorer):
     asked(scorer, test)
 
 
-def test_a_folder_is_known_by_its_name_alone(scorer):
+def test_answers_name_a_folder_without_its_path(scorer):
     from hf_reward.scoring.serving.service import RewardService
     from hf_reward.scoring.serving.settings import ServerSettings
 
@@ -144,10 +144,10 @@ def test_requests_that_share_a_batch_keep_their_own_rewards(scorer):
     asked(scorer, test)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_rows_without_reward_are_named(scorer):
+def test_rows_without_a_reward_are_listed_in_the_error(scorer):
     async def test(client: httpx2.AsyncClient) -> None:
         prompt = "Which?"
         empty = {"prompt": prompt, "responses": ["a", " ", "b", ""]}
@@ -183,7 +183,7 @@ def test_rows_without_reward_are_named(scorer):
         ("/score", {"prompt": "a", "response": 3}, "response"),
         ("/score", {}, "nothing to score"),
         ("/score", {"prompt": "a", "response": "b", "text": "c"}, "`response` and `text`"),
-        ("/score", {"prompt": "a", "items": [{"prompt": "a", "response": "b"}]}, "beside `items`"),
+        ("/score", {"prompt": "a", "items": [{"prompt": "a", "response": "b"}]}, "and `items`"),
         ("/rank", {"prompt": "a", "responses": []}, "responses"),
         ("/rank", {"prompt": "a"}, "needs `prompt` and `responses`"),
         ("/get_reward", {"queries": ["a"]}, "query"),
@@ -196,7 +196,7 @@ def test_rows_without_reward_are_named(scorer):
         ("/get_reward", {"query": ["\ud800"]}, "half a character"),
     ],
 )
-def test_bodies_that_do_not_fit_are_refused(scorer, path, body, message):
+def test_invalid_bodies_are_rejected(scorer, path, body, message):
     async def test(client: httpx2.AsyncClient) -> None:
         answer = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
         assert answer.status_code == 422
@@ -205,7 +205,7 @@ def test_bodies_that_do_not_fit_are_refused(scorer, path, body, message):
     asked(scorer, test)
 
 
-def test_other_refusals_have_the_same_form(scorer):
+def test_other_errors_have_the_same_format(scorer):
     async def test(client: httpx2.AsyncClient) -> None:
         error_of(await client.get("/nothing"), 404, "not_found")
         error_of(await client.post("/classify", json={"model": "other", "input": "a"}), 404, "not_found")
@@ -218,7 +218,7 @@ def test_other_refusals_have_the_same_form(scorer):
     asked(scorer, test)
 
 
-def test_large_bodies_are_refused_whether_they_say_their_size_or_not(scorer):
+def test_large_bodies_are_rejected_with_and_without_content_length(scorer):
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(30):
             yield b" " * 100
@@ -233,7 +233,7 @@ def test_large_bodies_are_refused_whether_they_say_their_size_or_not(scorer):
     asked(scorer, test, max_body_bytes=2000)
 
 
-def test_a_token_guards_all_but_health(scorer):
+def test_a_token_is_required_except_for_health(scorer):
     async def test(client: httpx2.AsyncClient) -> None:
         body = {"prompt": "a", "response": "b"}
         for headers in (
@@ -255,7 +255,7 @@ def test_a_token_guards_all_but_health(scorer):
     asked(scorer, test, token="secret")
 
 
-# --- what is counted -------------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
 def test_metrics_count_requests_rows_tokens_and_batches(scorer):

@@ -1,4 +1,4 @@
-"""Requests that never end, come too slowly or take up room: what their clients get; others notice nothing."""
+"""Endless, slow and large requests get errors and do not affect other clients."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def head(length: int, **headers: str) -> bytes:
 
 
 def until_closed(client: socket.socket) -> bytes:
-    """All that a server says before it closes the connection."""
+    """Return everything that the server sends before it closes the connection."""
     found = b""
     try:
         while part := client.recv(65536):
@@ -50,7 +50,7 @@ def until_closed(client: socket.socket) -> bytes:
 
 
 def error_in(answer: bytes) -> dict[str, Any]:
-    """The error in the one answer that came."""
+    """Return the error of the only response."""
     headers, _, body = answer.partition(b"\r\n\r\n")
     error = json.loads(body)["error"]
     assert headers.startswith(f"HTTP/1.1 {error['code']} ".encode())
@@ -61,7 +61,7 @@ def error_in(answer: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("where", ["one value", "many headers", "the path", "trailers"])
-def test_headers_without_end_are_refused_at_64_kib(scorer, where):
+def test_endless_headers_are_rejected_at_64_kib(scorer, where):
     start = {
         "one value": b"GET /health HTTP/1.1\r\nHost: a\r\nX: ",
         "many headers": b"GET /health HTTP/1.1\r\nHost: a\r\n",
@@ -77,7 +77,7 @@ def test_headers_without_end_are_refused_at_64_kib(scorer, where):
                 sent += client.send(line * 16)
         except (BrokenPipeError, ConnectionResetError):
             pass
-        assert sent < 2**26  # the connection was closed long before; what was sent may lie in buffers
+        assert sent < 2**26  # the connection was closed long before; the rest may be in buffers
         answer = until_closed(client)
         if answer:  # a reset can overtake it
             assert error_in(answer)["type"] == "headers_too_large"
@@ -85,7 +85,7 @@ def test_headers_without_end_are_refused_at_64_kib(scorer, where):
         assert 'hf_reward_rejected_total{reason="headers_too_large"} 1.0' in text
 
 
-def test_headers_of_64_kib_are_the_most_that_is_taken_in_whatever_pieces(scorer):
+def test_the_header_limit_is_64_kib_for_any_split(scorer):
     frame = len(head(len(BODY), X="")) - len(b"\r\n")
     with running(scorer) as url:
         for excess, status in ((0, b"200"), (600, b"431")):
@@ -99,7 +99,7 @@ def test_headers_of_64_kib_are_the_most_that_is_taken_in_whatever_pieces(scorer)
                     assert client.recv(65536).split(b" ")[1] == status
 
 
-def test_what_is_no_http_is_refused_in_our_form(scorer):
+def test_invalid_http_gets_an_error_in_our_format(scorer):
     with running(scorer) as url, connected(url) as client:
         client.sendall(b"nonsense\r\n\r\n")
         error = error_in(until_closed(client))
@@ -110,7 +110,7 @@ def test_what_is_no_http_is_refused_in_our_form(scorer):
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def test_requests_that_do_not_arrive_are_cut_and_others_are_not(scorer):
+def test_incomplete_requests_time_out_and_others_do_not(scorer):
     with running(scorer, read_timeout_seconds=1) as url, httpx2.Client(base_url=url) as idle:
         assert idle.get("/health").status_code == 200
         with (
@@ -124,7 +124,7 @@ def test_requests_that_do_not_arrive_are_cut_and_others_are_not(scorer):
             half_body.sendall(head(len(BODY)) + BODY[:5])
             drips.sendall(head(10_000))
             answers = {}
-            while time.monotonic() - begin < 1.5:  # a byte now and then buys no time
+            while time.monotonic() - begin < 1.5:  # single bytes do not extend the timeout
                 try:
                     drips.sendall(b" ")
                 except OSError:
@@ -140,7 +140,7 @@ def test_requests_that_do_not_arrive_are_cut_and_others_are_not(scorer):
         assert 'reason="request_timeout"} 3.0' in idle.get("/metrics").text
 
 
-def test_a_body_that_goes_on_after_its_refusal_is_cut(scorer):
+def test_a_body_sent_after_its_error_response_times_out(scorer):
     with running(scorer, read_timeout_seconds=1, token="secret") as url, connected(url) as client:
         client.sendall(head(10_000) + b" ")
         assert b"401" in client.recv(65536)
@@ -149,7 +149,7 @@ def test_a_body_that_goes_on_after_its_refusal_is_cut(scorer):
         assert time.monotonic() - begin < 5
 
 
-def test_a_client_that_reads_no_answer_is_cut(scorer):
+def test_a_client_that_does_not_read_its_answer_is_disconnected(scorer):
     async def test() -> None:
         config = configure(scorer, ServerSettings())
         config.load()
@@ -168,18 +168,18 @@ def test_a_client_that_reads_no_answer_is_cut(scorer):
     run(test)
 
 
-def test_requests_one_after_the_other_and_all_at_once_are_answered(scorer):
+def test_sequential_and_pipelined_requests_are_answered(scorer):
     with running(scorer, read_timeout_seconds=1) as url, connected(url) as client:
         client.sendall((head(len(BODY)) + BODY) * 5)
         found = b""
         while found.count(b'"rewards"') < 5:
             found += client.recv(65536)
-        time.sleep(1.3)  # idle, for longer than a request may take
+        time.sleep(1.3)  # idle for longer than the timeout of a request
         client.sendall(head(len(BODY)) + BODY)
         assert b"200 OK" in client.recv(65536)
 
 
-def test_the_longest_wait_makes_room_for_others(scorer, monkeypatch):
+def test_the_oldest_incomplete_connection_is_closed_first(scorer, monkeypatch):
     monkeypatch.setattr(connections, "MAX_INCOMPLETE", 3)
     monkeypatch.setattr(connections, "_GRACE", 0.1)
     with running(scorer) as url:
@@ -198,7 +198,7 @@ def test_the_longest_wait_makes_room_for_others(scorer, monkeypatch):
             client.close()
 
 
-def test_the_end_of_the_server_waits_for_no_incomplete_request(scorer):
+def test_shutdown_does_not_wait_for_incomplete_requests(scorer):
     with running(scorer) as url:
         clients = []
         for start in (b"", b"GET /health HTTP/1.1\r\n", head(len(BODY)), head(len(BODY)) + BODY[:5]):
@@ -213,10 +213,10 @@ def test_the_end_of_the_server_waits_for_no_incomplete_request(scorer):
         client.close()
 
 
-# --- room ------------------------------------------------------------------------------------------------------------
+# --- memory for bodies -----------------------------------------------------------------------------------------------
 
 
-def test_large_bodies_wait_for_no_room_and_small_ones_need_none(scorer):
+def test_large_bodies_are_rejected_without_room_and_small_ones_are_accepted(scorer):
     large = 2**20
     with running(scorer, max_body_bytes=large) as url, connected(url) as one, connected(url) as two:
         for client in (one, two):
@@ -235,7 +235,7 @@ def test_large_bodies_wait_for_no_room_and_small_ones_need_none(scorer):
         assert answer.status_code == 429
         small = {"prompt": "Which?", "response": "This."}
         assert httpx2.post(f"{url}/score", json=small).status_code == 200
-        for client in (one, two):  # complete, though no JSON: their room is free again
+        for client in (one, two):  # complete, although not JSON, so their memory is free again
             client.sendall(b" " * 10)
             assert b"400" in client.recv(65536)
         answer = httpx2.post(f"{url}/score", content=padded, headers={"Content-Type": "application/json"})

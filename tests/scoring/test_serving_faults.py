@@ -1,4 +1,4 @@
-"""A model that crashes, gives no number or cannot keep up, and clients that leave: what the others notice of it."""
+"""Model errors, non-finite rewards, overload and disconnects do not affect other requests."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from hf_reward.scoring.reward_scorer import RewardScorer
 
 
 class FaultyScorer:
-    """A scorer whose device pass can be held, broken, or made to give NaN."""
+    """A scorer whose model call can block, raise an error or return NaN."""
 
     def __init__(self, scorer: RewardScorer) -> None:
         self._scorer = scorer
@@ -34,7 +34,7 @@ class FaultyScorer:
         return self._scorer.score_encoded(encoded, **options)
 
 
-def test_a_crash_of_the_model_is_said_and_the_server_goes_on(scorer):
+def test_a_model_error_is_returned_and_the_server_keeps_running(scorer):
     faulty = FaultyScorer(scorer)
     body = {"prompt": "a", "response": "b"}
 
@@ -67,7 +67,7 @@ def test_out_of_memory_is_a_fault_like_any_other(scorer):
     asked(faulty, test)
 
 
-def test_a_reward_that_is_no_number_is_an_error_and_never_json(scorer):
+def test_a_non_finite_reward_is_an_error_and_never_json(scorer):
     weight = next(module for name, module in scorer.model.named_modules() if name == "score").weight
     with torch.no_grad():
         weight.fill_(torch.inf)
@@ -95,23 +95,23 @@ def test_a_full_queue_answers_429_and_a_request_above_it_413(scorer):
         faulty.gate.clear()
         asks = [asyncio.create_task(client.post("/score", json=body)) for _ in range(12)]
         await asyncio.sleep(0.3)
-        refused = [ask.result() for ask in asks if ask.done()]
-        assert len(refused) >= 7  # one is computed, four wait
-        for answer in refused:
+        rejected = [ask.result() for ask in asks if ask.done()]
+        assert len(rejected) >= 7  # one is computed, four wait
+        for answer in rejected:
             error_of(answer, 429, "queue_full")
             assert 1 <= int(answer.headers["Retry-After"]) <= 60
         faulty.gate.set()
         statuses = [answer.status_code for answer in await asyncio.gather(*asks)]
-        assert statuses.count(200) == 12 - len(refused)
+        assert statuses.count(200) == 12 - len(rejected)
         assert (await client.post("/score", json=body)).status_code == 200
         error = error_of(await client.post("/rank", json={"prompt": "a", "responses": ["b"] * 5}), 413, "too_large")
         assert "5 rows, and the queue holds 4" in error["message"]
-        assert f'reason="queue_full"}} {len(refused)}.0' in (await client.get("/metrics")).text
+        assert f'reason="queue_full"}} {len(rejected)}.0' in (await client.get("/metrics")).text
 
     asked(faulty, test, max_queue_rows=4)
 
 
-def test_one_bad_row_fails_no_other_request_of_its_batch(scorer):
+def test_an_invalid_row_does_not_affect_other_requests_of_its_batch(scorer):
     faulty = FaultyScorer(scorer)
 
     async def test(client: httpx2.AsyncClient) -> None:
@@ -125,14 +125,14 @@ def test_one_bad_row_fails_no_other_request_of_its_batch(scorer):
     asked(faulty, test)
 
 
-def test_work_of_a_client_that_left_is_dropped(scorer):
+def test_work_for_a_disconnected_client_is_dropped(scorer):
     from hf_reward.scoring.serving.app import create_app
 
     faulty = FaultyScorer(scorer)
     app = create_app(faulty, None)  # type: ignore[arg-type]
 
     async def ask(leaves: asyncio.Event) -> list[Any]:
-        """A client at the level of ASGI, which hangs up when told."""
+        """An ASGI client that disconnects on request."""
         body = json.dumps({"prompt": "a", "responses": ["b", "c", "d"]}).encode()
         sent: list[Any] = []
         messages = [{"type": "http.request", "body": body, "more_body": False}]

@@ -1,4 +1,4 @@
-"""Very long texts and requests of many batches: refused or shortened, and small requests go on next to them."""
+"""Very long texts and requests are rejected or truncated and do not delay small requests."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from hf_reward.preprocessing.text_limits import TextLimits
 from hf_reward.scoring.bulk import BulkSettings, score_files
 from hf_reward.scoring.results import ScoringError
 from hf_reward.scoring.reward_scorer import RewardScorer
-from hf_reward.scoring.serving.batcher import Batcher, QueueLimits, Ticket
+from hf_reward.scoring.serving.batcher import Batcher, QueuedRow, QueueLimits
 
 PROSE = "Water boils when the sun shines and ice melts. "
 
@@ -29,7 +29,7 @@ def limit(scorer: RewardScorer) -> int:
     return TextLimits(tokenizer=encoder.tokenizer, rule=encoder.rule).characters
 
 
-def test_every_endpoint_refuses_a_text_that_cannot_fit_with_413(scorer, limit):
+def test_every_endpoint_returns_413_for_a_text_that_cannot_fit(scorer, limit):
     text = "b" * (limit + 1)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]
 
@@ -71,9 +71,9 @@ def test_a_very_long_prompt_has_the_reward_of_its_end_on_the_server_and_in_pytho
     asked(scorer, test)
 
 
-def test_without_a_max_length_the_server_refuses_what_is_longer_than_the_model_was_made_for(scorer):
+def test_without_a_max_length_the_server_rejects_texts_beyond_the_positions(scorer):
     unlimited = RewardScorer(scorer.model, scorer.tokenizer, scorer.record)
-    beyond = PROSE * 50  # rotary positions go on
+    beyond = PROSE * 50  # rotary positions have no limit
     assert len(scorer.tokenizer(beyond)["input_ids"]) > scorer.model.config.max_position_embeddings == 512
 
     async def test(client: httpx2.AsyncClient) -> None:
@@ -89,7 +89,7 @@ def test_without_a_max_length_the_server_refuses_what_is_longer_than_the_model_w
     asked(unlimited, test)
 
 
-def test_python_and_bulk_refuse_the_same_text(scorer, limit, tmp_path):
+def test_python_and_bulk_scoring_reject_the_same_text(scorer, limit, tmp_path):
     text = "b" * (limit + 1)
     with pytest.raises(ScoringError, match="too large: the response has") as caught:
         scorer.score(["a", "a"], [text, "b"])
@@ -100,7 +100,7 @@ def test_python_and_bulk_refuse_the_same_text(scorer, limit, tmp_path):
     assert report.counts.rows_out == 1
 
 
-def test_a_request_that_could_never_wait_is_refused_before_all_of_it_is_tokenised(scorer, monkeypatch):
+def test_a_request_larger_than_the_queue_is_rejected_before_all_of_it_is_tokenised(scorer, monkeypatch):
     seen = []
     real = type(scorer.copy_encoder()).encode
     monkeypatch.setattr(
@@ -133,11 +133,11 @@ def test_a_large_request_gets_one_batch_at_a_time():
     async def test() -> None:
         limits = QueueLimits(batch_tokens=4, max_queue_tokens=1000, max_queue_rows=1000)
         batcher: Batcher[str] = Batcher(score, limits)
-        large = [Ticket(f"large{number}", 1, number) for number in range(40)]
+        large = [QueuedRow(f"large{number}", 1, number) for number in range(40)]
         asks = [asyncio.create_task(batcher.submit(lambda: large, 40))]
         await asyncio.sleep(0.015)
         for number in range(3):
-            asks.append(asyncio.create_task(batcher.submit(lambda n=number: [Ticket(f"small{n}", 1, "s")], 1)))
+            asks.append(asyncio.create_task(batcher.submit(lambda n=number: [QueuedRow(f"small{n}", 1, "s")], 1)))
         await asyncio.gather(*asks)
         await batcher.close()
 
@@ -154,13 +154,13 @@ def test_small_requests_are_tokenised_while_a_large_one_is():
         limits = QueueLimits(batch_tokens=4, max_queue_tokens=1000, max_queue_rows=1000)
         batcher: Batcher[str] = Batcher(lambda rows: [1.0] * len(rows), limits)
 
-        def slow() -> list[Ticket[str]]:
+        def slow() -> list[QueuedRow[str]]:
             time.sleep(0.5)
-            return [Ticket("large", 1)]
+            return [QueuedRow("large", 1)]
 
         large = asyncio.create_task(batcher.submit(slow, 1, is_large=True))
         await asyncio.sleep(0.01)
-        assert await batcher.submit(lambda: [Ticket("small", 1)], 1) == [1.0]
+        assert await batcher.submit(lambda: [QueuedRow("small", 1)], 1) == [1.0]
         assert not large.done()
         assert await large == [1.0]
         await batcher.close()
@@ -168,7 +168,7 @@ def test_small_requests_are_tokenised_while_a_large_one_is():
     run(test)
 
 
-def test_the_large_lane_has_a_tokenizer_of_its_own(scorer, monkeypatch):
+def test_large_requests_use_a_separate_tokenizer(scorer, monkeypatch):
     from hf_reward.scoring.serving.service import RewardService
     from hf_reward.scoring.serving.settings import ServerSettings
 

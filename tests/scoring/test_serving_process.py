@@ -1,4 +1,4 @@
-"""The server as a process: its end, its limits on a real socket, and many clients at once."""
+"""The server as a process: shutdown, limits on a real socket, and many clients."""
 
 import asyncio
 import importlib.util
@@ -74,7 +74,7 @@ async def _queued(client: httpx2.AsyncClient, rows: int) -> None:
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_what_was_accepted_and_ends_with_zero(scorer, end):
+def test_a_signal_finishes_accepted_requests_and_exits_with_zero(scorer, end):
     responses = [f"Answer {number} of a rather long list of answers to one question." for number in range(120)]
     expected = scorer.score(["Which?"] * 120, responses)
 
@@ -86,10 +86,10 @@ def test_a_signal_finishes_what_was_accepted_and_ends_with_zero(scorer, end):
             await _queued(client, 50 * 120)
             server.send_signal(end)
             answers = await asyncio.gather(*asks, return_exceptions=True)
-        # At least 50 were accepted before the signal. What was still on its way is refused.
-        refused = [answer for answer in answers if isinstance(answer, httpx2.TransportError)]
+        # At least 50 were accepted before the signal. Requests that arrived later are rejected.
+        rejected = [answer for answer in answers if isinstance(answer, httpx2.TransportError)]
         replies = [answer for answer in answers if isinstance(answer, httpx2.Response)]
-        assert len(refused) + len(replies) == len(answers)
+        assert len(rejected) + len(replies) == len(answers)
         finished = [reply for reply in replies if reply.status_code == 200]
         assert len(finished) >= 50
         assert {reply.status_code for reply in replies} <= {200, 503}
@@ -107,7 +107,7 @@ def test_a_signal_finishes_what_was_accepted_and_ends_with_zero(scorer, end):
 @pytest.mark.slow
 @pytest.mark.faults
 def test_many_clients_get_their_own_rewards_and_nothing_is_lost(scorer):
-    texts = [f"The answer is {number}, or so I am told." for number in range(640)]
+    texts = [f"The answer is {number}, I think." for number in range(640)]
     expected = scorer.score(["Which?"] * len(texts), texts)
 
     async def load(url: str) -> None:
@@ -131,7 +131,7 @@ def test_many_clients_get_their_own_rewards_and_nothing_is_lost(scorer):
         assert f'hf_reward_requests_total{{endpoint="/score",status="200"}} {answers}.0' in text
         assert f"hf_reward_rows_scored_total {answers}.0" in text
         batches = next(line for line in text.splitlines() if line.startswith("hf_reward_batch_rows_count"))
-        assert float(batches.split()[1]) < answers  # that is, some were computed together
+        assert float(batches.split()[1]) < answers  # some were batched
 
     with process(scorer) as (_, url):
         asyncio.run(load(url))
@@ -139,7 +139,7 @@ def test_many_clients_get_their_own_rewards_and_nothing_is_lost(scorer):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_an_overloaded_server_refuses_and_recovers(scorer):
+def test_an_overloaded_server_returns_429_and_recovers(scorer):
     async def load(url: str) -> None:
         body = {"prompt": "Which?", "responses": ["An answer."] * 4}
         limits = httpx2.Limits(max_connections=100)
@@ -157,7 +157,7 @@ def test_an_overloaded_server_refuses_and_recovers(scorer):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_client_that_hangs_up_frees_its_place(scorer):
+def test_a_disconnected_client_frees_its_place_in_the_queue(scorer):
     async def leave(url: str) -> None:
         limits = httpx2.Limits(max_connections=10)
         async with httpx2.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
@@ -185,7 +185,7 @@ def test_a_client_that_hangs_up_frees_its_place(scorer):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_large_bodies_and_wrong_tokens_are_refused_on_the_wire(scorer):
+def test_large_bodies_and_wrong_tokens_are_rejected_over_a_socket(scorer):
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(200):
             yield b" " * 1000
@@ -209,15 +209,15 @@ def test_large_bodies_and_wrong_tokens_are_refused_on_the_wire(scorer):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_taken_port_is_one_line(scorer):
+def test_a_port_in_use_is_a_one_line_error(scorer):
     with process(scorer) as (_, url):
         settings = {"port": int(url.rsplit(":", 1)[1])}
         command = [sys.executable, "-c", _PROGRAM, scorer.name, repr(settings)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert "The server cannot listen at 127.0.0.1" in done.stderr.splitlines()[-1]
+    assert "The server cannot listen on 127.0.0.1" in done.stderr.splitlines()[-1]
 
 
-# --- what a server can be told ---------------------------------------------------------------------------------------
+# --- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_the_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
@@ -255,14 +255,14 @@ def test_settings_are_checked_and_never_show_the_token():
         ServerSettings(token="zwölf")
 
 
-def test_a_loaded_scorer_cannot_be_loaded_otherwise(scorer):
+def test_loading_options_for_a_loaded_scorer_are_an_error(scorer):
     from hf_reward.scoring.serving.server import serve
 
     with pytest.raises(ValueError, match="loaded already"):
         serve(scorer, ServerSettings(dtype="bfloat16"))
 
 
-def test_without_its_packages_the_server_says_what_to_install(monkeypatch):
+def test_missing_packages_are_named_with_the_extra_to_install(monkeypatch):
     from hf_reward.scoring import serving
 
     real = importlib.util.find_spec

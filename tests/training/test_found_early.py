@@ -51,7 +51,7 @@ def score(data: object, *words: object) -> str:
 def test_an_output_of_no_known_kind_is_refused_before_the_model_is_loaded(rows, tmp_path):
     assert "must be a .jsonl or .parquet file" in score(rows, "--out", tmp_path / "x.txt")
     (tmp_path / "taken.jsonl").touch()
-    assert "taken.jsonl exists. Go on with `--resume`, or replace it with `--overwrite`" in score(
+    assert "taken.jsonl exists. Resume it with `--resume`, or replace it with `--overwrite`" in score(
         rows, "--out", tmp_path / "taken.jsonl"
     )
     assert "must be a .jsonl" in score("-", "--out", tmp_path / "x.txt")
@@ -93,10 +93,10 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded():
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1:{port} .*in use.*`port=0` for a free one"):
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port} .*in use.*`port=0` for a free one"):
             server.serve("m", ServerSettings(port=port))
         said = error_of("serve", "--model", "m", "--port", port)
-        assert f"cannot listen at 127.0.0.1:{port}" in said
+        assert f"cannot listen on 127.0.0.1:{port}" in said
         assert "`--port 0` for a free one" in said
     with pytest.raises(OSError, match=r"`host='no\.such\.host\.invalid'` is no address of this machine"):
         server.serve("m", ServerSettings(host="no.such.host.invalid"))

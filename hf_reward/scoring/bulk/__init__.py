@@ -1,4 +1,4 @@
-"""Bulk scoring: tables of any size -> rewards, in shards that survive a kill at any moment."""
+"""Bulk scoring of tables of any size, in shards; an interrupted run resumes."""
 
 from hf_reward.scoring.bulk.run import check_before_scoring, score_files
 from hf_reward.scoring.bulk.settings import BulkReport, BulkSettings, Counts, parse_part

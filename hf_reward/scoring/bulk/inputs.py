@@ -1,4 +1,4 @@
-"""What a user names (file, folder, list of files, Hub id, dataset) -> tables, checked before anything is scored."""
+"""Open the inputs (file, folder, list of files, Hub id, dataset) as tables and check them before scoring."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ SUFFIXES = tuple(_READERS)
 
 
 def open_tables(data: Any, *, split: str = "train") -> list[Table]:
-    """Find the tables that `data` names; nothing is read yet.
+    """Find the tables of `data` without reading them.
 
     Args:
         data: A JSONL, CSV or Parquet file, a folder of such files of one kind, a list of files, a Hub id, a
@@ -27,11 +27,11 @@ def open_tables(data: Any, *, split: str = "train") -> list[Table]:
         split: Split of a Hub id.
 
     Returns:
-        The tables, in the order of their names; a list of files keeps its order.
+        The tables, sorted by name; a list of files keeps its order.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder, or the folder holds no table.
-        ValueError: If a file is of another kind, or two files would give their rows the same ids.
+        FileNotFoundError: If there is no such file or folder, or the folder contains no table.
+        ValueError: If a file has another format, or two files would give their rows the same ids.
         TypeError: If the data is a stream.
     """
     if isinstance(data, (str, Path)) and Path(data).exists():
@@ -42,7 +42,7 @@ def open_tables(data: Any, *, split: str = "train") -> list[Table]:
         raise FileNotFoundError(f"There is no file {str(data)!r} (looked in {Path.cwd()}).")
     loaded = load_source(Source(data=data if not isinstance(data, Path) else str(data), split=split))
     if isinstance(loaded, IterableDataset):
-        raise TypeError("A stream cannot be resumed or counted. Save it as JSONL or Parquet, and score that.")
+        raise TypeError("A stream cannot be resumed or counted. Save it as JSONL or Parquet, and score the file.")
     assert isinstance(loaded, Dataset)
     return [DatasetTable(loaded, data if isinstance(data, str) else "data")]
 
@@ -51,10 +51,10 @@ def _files_in(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
-    # Names that begin with . or _ are no data for any reader of folders: temporaries, manifests, logs.
+    # Readers of folders skip names that start with . or _: temporary files, manifests, logs.
     found = [file for file in found if not file.name.startswith((".", "_"))]
     if not found:
-        raise FileNotFoundError(f"The folder {path} holds no {', '.join(SUFFIXES)} file.")
+        raise FileNotFoundError(f"The folder {path} contains no {', '.join(SUFFIXES)} file.")
     require_inside(path, found)
     return found
 
@@ -66,25 +66,27 @@ def _of_files(paths: Sequence[Path]) -> list[Table]:
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {str(path)!r} (looked in {Path.cwd()}).")
         if path.suffix not in SUFFIXES:
-            raise ValueError(f"{path}: tables are {', '.join(SUFFIXES)} files, but this is {path.suffix or 'neither'}."
-                             f"{_cure(path.suffix)}")  # fmt: skip
+            raise ValueError(f"{path} must be a {', '.join(SUFFIXES)} file, but its suffix is {path.suffix or 'empty'}."
+                             f"{_remedy(path.suffix)}")  # fmt: skip
     kinds = {path.suffix for path in paths}
     if len(kinds) > 1:
-        raise ValueError(f"Files of one run must be of one kind, but found {', '.join(sorted(kinds))}. Score each kind "
-                         "on its own.")  # fmt: skip
+        raise ValueError(f"All files of a run must have the same format, but found {', '.join(sorted(kinds))}. Score "
+                         "each format separately.")  # fmt: skip
     stems = [path.stem for path in paths]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
-        raise ValueError(f"Two files are named {', '.join(twice[:3])}: their rows would get the same ids. Rename one.")
+        raise ValueError(
+            f"Two files are named {', '.join(twice[:3])}, so their rows would get the same ids. Rename one."
+        )
     for path in paths:
         if path.suffix != ".parquet":
             require_one_byte_units(path)
     return [_READERS[path.suffix](path) for path in paths]
 
 
-def _cure(suffix: str) -> str:
+def _remedy(suffix: str) -> str:
     if suffix in (".gz", ".zst", ".bz2", ".xz"):
-        return " Unpack it: a compressed file cannot be read from the middle, which resuming needs."
+        return " Decompress it: resuming needs random access, which a compressed file does not allow."
     if suffix == ".json":
-        return " Write one object per line and name it .jsonl: a JSON list cannot be read piece by piece."
+        return " Write one object per line and name it .jsonl: a JSON list cannot be read in parts."
     return ""

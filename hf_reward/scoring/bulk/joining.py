@@ -1,4 +1,4 @@
-"""Finished shards -> one file, which appears whole."""
+"""Join finished shards into one file, atomically."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,26 +15,26 @@ from hf_reward.scoring.bulk.target import Target
 
 
 def join_shards(target: Target, manifest: Manifest, counts: Counts) -> None:
-    """Join the shards of a run into its file, then remove them.
+    """Join the shards of a run into its output file, then remove them.
 
-    The rows put aside appear first, the rows with rewards next, then the record of what made them; a run that is killed
-    in between still has its shards, and joins them again.
+    The quarantine file is written first, then the output, then the record of the run. If the process is killed between
+    these steps, the shards still exist and are joined again.
 
     Args:
         target: The output, a file.
-        manifest: The run, every shard of it finished.
-        counts: Of all shards.
+        manifest: The run; all its shards are finished.
+        counts: Counts over all shards.
 
     Raises:
-        ValueError: If a shard is not what was written.
+        ValueError: If the content of a shard has changed.
         OSError: If a file cannot be written.
     """
     target.remove_leftovers()
     for shard in manifest.shards:
-        _require_as_written(target, shard, manifest.run)
-    with atomic_writer(target.quarantine, keep_empty=False) as aside:
-        bad = (target.put_aside(shard) for shard in manifest.shards)
-        copy_json_lines(_opened([path for path in bad if path.is_file()]), cast(BinaryIO, aside))
+        _require_unchanged(target, shard, manifest.run)
+    with atomic_writer(target.quarantine, keep_empty=False) as rejected:
+        parts = (target.shard_quarantine(shard) for shard in manifest.shards)
+        copy_json_lines(_opened([path for path in parts if path.is_file()]), cast(BinaryIO, rejected))
     with atomic_writer(target.out) as file:
         _copy([target.shard(shard) for shard in manifest.shards], file, manifest)
     content = {**manifest.identity, "counts": vars(counts), "size": file.size, "sha256": file.sha256}
@@ -57,12 +57,12 @@ def _opened(paths: Sequence[Path]) -> Iterator[BinaryIO]:
             yield file
 
 
-def _require_as_written(target: Target, shard: Shard, run: str) -> None:
+def _require_unchanged(target: Target, shard: Shard, run: str) -> None:
     path, marker = target.shard(shard), Marker.load(target, shard, run)
-    if marker is not None and marker.fits(target, shard):
+    if marker is not None and marker.matches(target, shard):
         return
-    target.marker(shard).unlink(missing_ok=True)  # so that the next start does it again
+    target.marker(shard).unlink(missing_ok=True)  # so that a resumed run scores it again
     raise ValueError(
-        f"{path} is not what was written there: it was changed since, or the disk is failing. Every other shard is "
-        f"kept; start again with `{setting('resume', True)}` to score this one anew."
+        f"The content of {path} has changed since it was written: it was edited, or the disk is failing. All other "
+        f"shards are kept; start again with `{setting('resume', True)}` to score this one again."
     )

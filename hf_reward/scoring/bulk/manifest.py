@@ -1,4 +1,4 @@
-"""What a run is: model, data and settings. Outputs of two different runs are never mixed."""
+"""Manifest of a run: model, data and settings. Outputs of different runs are never mixed."""
 
 import base64
 import json
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 _VERSION = 1
 _SHOWN = 12
 _ADDED_LATER = {
-    ".content": "the whole content of its inputs",
+    ".content": "the complete content of its inputs",
     ".modified": "when its inputs were modified",
     "scorer.computation": "the configuration of its model",
 }
-"""Fields that manifests of earlier versions lack, by the end of their name."""
+"""Suffix of a field that manifests of earlier versions lack -> its description."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Shard:
     """Rows of one table that are scored and written together."""
 
     name: str
-    """Of its files, without suffix."""
+    """Name of its files, without suffix."""
     table: int
-    """Place of its table among the inputs."""
+    """Index of its table among the inputs."""
     span: Span
 
 
@@ -44,21 +44,21 @@ class Manifest:
     """Identity and plan of a run."""
 
     identity: dict[str, Any]
-    """`scorer`, `inputs` and `settings`: a start for which one of them differs is another run."""
+    """`scorer`, `inputs` and `settings`: if any of them differs, it is another run."""
     shards: Sequence[Shard]
     schema: pa.Schema | None
     """Columns of Parquet outputs."""
 
     @cached_property
     def run(self) -> str:
-        """What every marker of this run bears, hexadecimal: one that another run left counts for nothing."""
+        """Hexadecimal id of the run. Markers with another id are ignored."""
         content = json.dumps(
             [self.identity, [[shard.name, *astuple(shard.span)] for shard in self.shards]], sort_keys=True
         )
         return xxhash.xxh3_128_hexdigest(content.encode())
 
     def to_bytes(self) -> bytes:
-        """JSON, UTF-8."""
+        """Serialise to JSON, UTF-8."""
         schema = None if self.schema is None else base64.b64encode(self.schema.serialize().to_pybytes()).decode()
         spans = [[s.table, s.span.first, s.span.rows, s.span.offset, s.span.line] for s in self.shards]
         names = [shard.name for shard in self.shards]
@@ -68,7 +68,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
-        """Read what `to_bytes` made.
+        """Load a manifest from a file.
 
         Args:
             path: The file.
@@ -77,12 +77,12 @@ class Manifest:
             The manifest.
 
         Raises:
-            ValueError: If it is none, or of a later version.
+            ValueError: If the file is not a manifest, is damaged, or has a later version.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != _VERSION:
-                raise ValueError(f"its version is {content['version']}, this program knows {_VERSION}")
+                raise ValueError(f"its version is {content['version']}, but {_VERSION} is supported")
             if content.pop("checksum", None) not in (None, _checksum(content)):  # earlier manifests have none
                 raise ValueError("it was changed or damaged after it was written")
             shards = [
@@ -95,56 +95,55 @@ class Manifest:
             identity = {name: content[name] for name in ("scorer", "inputs", "settings")}
         except (ValueError, TypeError, KeyError, OSError, RecursionError, pa.ArrowException) as error:
             raise ValueError(
-                f"{path} is not the manifest of a scoring run ({error}). Score into another place, or remove it with "
-                "what lies beside it."
+                f"{path} is not a valid manifest of a scoring run ({error}). Use another output, or remove its folder."
             ) from error
         return cls(identity=identity, shards=shards, schema=schema)
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
-    """A hash of a manifest: a changed plan would leave rows out of a run that calls itself complete."""
+    """Hash a manifest: with a changed plan, rows could be missing from a run that is reported as complete."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def _require_own_names(shards: Sequence[Shard]) -> None:
-    """Stop at names of no file beside the manifest: files of shards are replaced and removed."""
+    """Reject names with path separators: files of shards are replaced and removed."""
     foreign = [shard.name for shard in shards if not is_plain_name(shard.name)]
     if foreign:
-        raise ValueError(f"{foreign[0]!r} is no name of a shard")
+        raise ValueError(f"{foreign[0]!r} is not a valid name of a shard")
 
 
 def identity_of(fingerprint: Mapping[str, Any], tables: Sequence[Table], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Put together what a run is.
+    """Build the identity of a run.
 
     Args:
-        fingerprint: What decides a reward.
+        fingerprint: Fingerprint of the scorer.
         tables: The inputs.
-        settings: What else decides the output's bytes.
+        settings: Settings that affect the output.
 
     Returns:
-        The identity, as JSON gives it back.
+        The identity, as JSON values.
     """
     inputs = {table.name: table.identity() for table in tables}
     return json.loads(json.dumps({"scorer": dict(fingerprint), "inputs": inputs, "settings": dict(settings)}))
 
 
 def require_same(identity: Mapping[str, Any], earlier: Mapping[str, Any], path: Path) -> None:
-    """Stop before outputs of two runs are mixed.
+    """Raise an error if outputs of two runs would be mixed.
 
     Args:
-        identity: Of this start; a part of it is enough.
-        earlier: Of the run whose outputs are there.
-        path: Where those are.
+        identity: Identity of this run, or a part of it.
+        earlier: Identity of the run whose outputs exist.
+        path: Path of those outputs.
 
     Raises:
-        ValueError: If they differ, with every field that does, and both values.
+        ValueError: If they differ. The message lists each field with both values.
     """
     now, then = _flat(identity), _flat({name: earlier[name] for name in identity})
     unknown = {name for name in now.keys() - then.keys() if name.endswith(tuple(_ADDED_LATER))}
     if unknown:
         missing = [what for end, what in _ADDED_LATER.items() if any(name.endswith(end) for name in unknown)]
         logger.warning(
-            "%s was begun by an earlier version of hf_reward, which did not record %s: a change of that goes unseen.",
+            "%s was started by an earlier version of hf_reward that did not record %s. Changes to it are not detected.",
             path,
             " and ".join(missing),
         )
@@ -152,10 +151,9 @@ def require_same(identity: Mapping[str, Any], earlier: Mapping[str, Any], path: 
     if not found:
         return
     raise ValueError(
-        f"{path} holds outputs of another run, which are not mixed with this one's:\n"
+        f"{path} contains outputs of a run with other settings:\n"
         + "\n".join(found)
-        + "\nStart with what it was begun with, score into another place, or replace it with "
-        f"`{setting('overwrite', True)}`."
+        + f"\nUse the same settings, another output, or replace it with `{setting('overwrite', True)}`."
     )
 
 
@@ -163,14 +161,14 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """List the fields in which two descriptions of a run differ.
 
     Args:
-        now: JSON values, nested at will.
-        then: The same of the earlier run.
+        now: JSON values, possibly nested.
+        then: Those of the earlier run.
 
     Returns:
-        A line for each field, with both values; at most 12 of them and a count of the rest.
+        A line with both values for each field, at most 12, and the number of further fields.
     """
     now, then = _flat(now), _flat(then)
-    absent = object()  # is not null
+    absent = object()  # differs from null
     names = sorted(name for name in now.keys() | then.keys() if now.get(name, absent) != then.get(name, absent))
     lines = [f"  {name}: was {_shown(then, name)}, is {_shown(now, name)}" for name in names[:_SHOWN]]
     return [*lines, *([f"  and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])]

@@ -1,4 +1,4 @@
-"""Inputs and settings -> the plan of a run: its shards, and the columns of what it writes."""
+"""Plan a run: its shards and the columns of its output."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,28 +11,28 @@ import pyarrow as pa
 from hf_reward.data.tables.input_row import Table
 from hf_reward.data.tables.schemas import require_writable, schema_of_rows, unify
 from hf_reward.scoring.bulk.manifest import Manifest, Shard
-from hf_reward.scoring.bulk.row_requests import added_columns, ask, require_free_columns, require_layout
+from hf_reward.scoring.bulk.row_requests import added_columns, parse_row, require_free_columns, require_layout
 from hf_reward.scoring.bulk.settings import BulkSettings
 
 _ALL_ROWS = 2**62
 
 
 def plan_run(identity: dict[str, Any], tables: Sequence[Table], settings: BulkSettings, output_format: str) -> Manifest:
-    """Plan a run. Text files are read once for that, Parquet files only at their ends.
+    """Plan a run. Text files are read once, of Parquet files only the footers.
 
     Args:
-        identity: What the run is.
+        identity: Identity of the run.
         tables: The inputs.
         settings: Size of shards and names of columns.
-        output_format: jsonl or parquet. For Parquet out of JSONL the files are read and parsed once more, for only then
-            the types of the columns are known.
+        output_format: jsonl or parquet. From JSONL to Parquet, the files are parsed a second time to determine the
+            types of the columns.
 
     Returns:
-        The plan.
+        The manifest of the run.
 
     Raises:
-        ValueError: If a file is damaged, no row has the needed columns, a column is in the way, or the columns cannot
-            be written.
+        ValueError: If a file is damaged, no row has the required columns, an added column exists already, or the
+            columns cannot be written.
     """
     for table in tables:
         _require_columns(table)
@@ -43,7 +43,7 @@ def plan_run(identity: dict[str, Any], tables: Sequence[Table], settings: BulkSe
 
 
 def _require_columns(table: Table) -> None:
-    """Open a table, so that a damaged file stops the run before anything is scored."""
+    """Open a table and check its columns, so that a damaged file is an error before anything is scored."""
     names = [] if table.schema is None else table.schema.names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -54,7 +54,7 @@ def _shards(place: int, table: Table, rows: int) -> Iterator[Shard]:
     spans = list(table.spans(rows))
     stem = re.sub(r"\.(jsonl|ndjson|csv|parquet)$", "", table.name)
     stem = re.sub(r"[^\w.=-]", "_", stem)
-    digits = max(5, len(str(len(spans) - 1)))  # so that names sort as the shards do
+    digits = max(5, len(str(len(spans) - 1)))  # so that names sort in the order of the shards
     for number, span in enumerate(spans):
         yield Shard(f"{stem}-{number:0{digits}d}", place, span)
 
@@ -68,7 +68,7 @@ def _output_schema(tables: Sequence[Table], settings: BulkSettings) -> pa.Schema
 
 
 def _with_added(schema: pa.Schema, settings: BulkSettings) -> pa.Schema:
-    """The columns of typed inputs and those that are added."""
+    """Return the columns of typed inputs plus the added columns."""
     require_free_columns(schema.names, settings)
     source = (settings.columns or {}).get("responses", "responses")
     reward = pa.list_(pa.float32()) if source in schema.names else pa.float32()
@@ -80,14 +80,14 @@ def _with_added(schema: pa.Schema, settings: BulkSettings) -> pa.Schema:
 
 
 def _schema_of_lines(tables: Sequence[Table], settings: BulkSettings) -> pa.Schema:
-    """The same for rows that state no types; rows that will be put aside do not count."""
+    """Infer the output schema from untyped rows, without those that will be rejected."""
     lists = False
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         nonlocal lists
         for table in tables:
             for source in chain.from_iterable(table.read(span) for span in table.spans(_ALL_ROWS)):
-                row = ask(source, settings)
+                row = parse_row(source, settings)
                 if row.problem or source.row is None:
                     continue
                 lists = lists or row.is_list

@@ -1,4 +1,4 @@
-"""Which shards are this process's own, and how it keeps out of the way of others."""
+"""Coordination of the processes that share a run: shards, locks, signals and standard input."""
 
 import fcntl
 import os
@@ -24,107 +24,108 @@ _POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
+class Worker:
     """This process among those that share a run."""
 
     number: int = 0
     count: int = 1
-    apart: bool = False
-    """Whether the others may not run at the same time, so that nobody can wait for them."""
+    is_independent: bool = False
+    """Whether the other processes may run at other times, so that this one cannot wait for them."""
 
     @classmethod
-    def of(cls, settings: BulkSettings) -> "Crew":
-        """Find out: a part that was asked for, else a process of `accelerate launch`, else the only one.
+    def of(cls, settings: BulkSettings) -> "Worker":
+        """Determine the worker: the requested `part`, else a process of `accelerate launch`, else the only one.
 
         Args:
             settings: The settings of the run.
 
         Returns:
-            The crew.
+            The worker.
 
         Raises:
-            RuntimeError: If processes were launched that do not know of each other: each would do all of the work.
+            RuntimeError: If several processes were launched without a process group: each would do all of the work.
         """
         if settings.part is not None:
-            return cls(number=settings.part[0], count=settings.part[1], apart=True)
+            return cls(number=settings.part[0], count=settings.part[1], is_independent=True)
         state = PartialState(cpu=not torch.accelerator.is_available())
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if state.num_processes == 1 < launched:
             raise RuntimeError(
-                f"{launched} processes were launched, but `PartialState` was made for one. On CPUs, call "
-                "`accelerate.PartialState(cpu=True)` before anything is loaded, or give each process its `part`."
+                f"{launched} processes were launched, but `PartialState` was created for one. On CPUs, call "
+                "`accelerate.PartialState(cpu=True)` before anything is loaded, or give each process a `part`."
             )
         return cls(number=state.process_index, count=state.num_processes)
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this process plans the run and joins the shards."""
-        return self.apart or self.number == 0
+        return self.is_independent or self.number == 0
 
     def own(self, items: Sequence[Any]) -> list[Any]:
-        """The shards of this process: every `count`-th."""
+        """Return the items of this process: every `count`-th."""
         return list(items[self.number :: self.count])
 
-    def meet(self) -> None:
-        """Wait until all processes of `accelerate launch` are here; the only collective operation of a run."""
-        if not self.apart and self.count > 1:
+    def wait_for_everyone(self) -> None:
+        """Wait for all processes of `accelerate launch`; the only collective operation of a run."""
+        if not self.is_independent and self.count > 1:
             PartialState().wait_for_everyone()
 
     def wait_until(self, done: Callable[[], bool]) -> None:
-        """Look at the disk until what others write is there; if one of them fails, the launcher ends this one too."""
+        """Poll until the other processes have written their files; if one fails, the launcher stops this one too."""
         while not done():
             time.sleep(_POLL_SECONDS)
 
 
 @contextmanager
-def claimed(folder: Path, crew: Crew) -> Iterator[None]:
-    """Hold the lock of one part, so that a second start of the same part is refused; it ends with the process.
+def part_lock(folder: Path, worker: Worker) -> Iterator[None]:
+    """Hold the lock of one part, so that the same part cannot run twice. The lock ends with the process.
 
     Args:
-        folder: Where the run's files are.
-        crew: Which part.
+        folder: Folder of the run's files.
+        worker: The worker of that part.
 
     Yields:
-        None: While it is held.
+        None: While the lock is held.
 
     Raises:
-        RuntimeError: If another process holds it.
+        RuntimeError: If another process holds the lock.
     """
-    with _locked(folder / f".part-{crew.number}-of-{crew.count}.lock", wait=False) as held:
+    with _locked(folder / f".part-{worker.number}-of-{worker.count}.lock", wait=False) as held:
         if not held:
             raise RuntimeError(
-                f"Another process is scoring into {folder} (part {crew.number} of {crew.count}). Wait for it or end it."
+                f"Another process is scoring into {folder} (part {worker.number} of {worker.count}). Wait for it or "
+                "stop it."
             )
         yield
 
 
 def require_idle(folder: Path) -> None:
-    """Stop before the files of a run that is alive are removed.
+    """Raise an error if a run is in progress, before its files are removed.
 
     Args:
-        folder: Where the run's files are.
+        folder: Folder of the run's files.
 
     Raises:
-        RuntimeError: If a process holds the lock of a part of it.
+        RuntimeError: If a process holds the lock of any part.
     """
     for path in folder.glob(".part-*-of-*.lock"):
         with _locked(path, wait=False) as free:
             if not free:
-                raise RuntimeError(f"Another process is scoring into {folder}. Wait for it or end it.")
+                raise RuntimeError(f"Another process is scoring into {folder}. Wait for it or stop it.")
 
 
 @contextmanager
-def planning_alone(folder: Path, crew: Crew) -> Iterator[None]:
-    """Let one part at a time look for a plan and make it: hundreds of them would read all inputs at once.
+def planning_lock(folder: Path, worker: Worker) -> Iterator[None]:
+    """Let one part at a time look for a plan and make one, so that the inputs are read once.
 
     Args:
-        folder: Where the run's files are.
-        crew: Which part; processes that can wait for each other need no lock.
+        folder: Folder of the run's files.
+        worker: The worker; processes of `accelerate launch` need no lock.
 
     Yields:
-        None: While it is held.
+        None: While the lock is held.
     """
-    if not crew.apart:
+    if not worker.is_independent:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
             yield False
             return
         except OSError:
-            pass  # a file system without locks: outputs are whole without them, but work may be done twice
+            pass  # file system without locks: outputs are still complete, but work may be done twice
         try:
             yield True
         finally:
@@ -150,11 +151,11 @@ def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def stopped_by_signal() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, so that temporaries are removed; only where nobody else handles it.
+def exit_on_sigterm() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C, so that temporary files are removed, unless the program has its own handler.
 
     Yields:
-        None: While it does.
+        None: While the handler is installed.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -172,33 +173,33 @@ def stopped_by_signal() -> Iterator[None]:
 
 
 def is_standard_input(data: Any) -> bool:
-    """Whether "-" was named, and not data, which may compare with a text value by value (a data frame)."""
+    """Whether `data` is "-". A data frame would compare element by element."""
     return isinstance(data, str) and data == "-"
 
 
 @contextmanager
-def spooled_input(data: Any, settings: BulkSettings, crew: Crew) -> Iterator[Any]:
-    """Write standard input to a temporary file if the data is "-", for a run reads its rows more than once.
+def spooled_input(data: Any, settings: BulkSettings, worker: Worker) -> Iterator[Any]:
+    """Write standard input to a temporary file if the data is "-", because a run reads its rows more than once.
 
     Args:
-        data: What was named.
-        settings: What standard input holds.
-        crew: Has to be alone.
+        data: The data argument.
+        settings: The settings, with the format of standard input.
+        worker: The worker; standard input needs a single one.
 
     Yields:
-        Any: The file, or the data as it was.
+        Any: The file, or the unchanged data.
 
     Raises:
-        ValueError: If the run is to be resumed or shared, which needs data that stays.
-        OSError: If there is no room.
+        ValueError: If the run is to be resumed or shared.
+        OSError: If the disk is full.
     """
     if not is_standard_input(data):
         yield data
         return
-    if settings.resume or crew.count > 1:
+    if settings.resume or worker.count > 1:
         raise ValueError(
-            "Standard input can be read once and by one process, so such a run is neither resumed nor shared. "
-            "Save it to a file, and score that."
+            "Standard input can be read only once and by one process, so its run cannot be resumed or shared. Save it "
+            "to a file, and score the file."
         )
     with tempfile.TemporaryDirectory(prefix="hf-reward-") as folder:
         path = Path(folder) / f"stdin.{settings.input_format}"
@@ -209,6 +210,6 @@ def spooled_input(data: Any, settings: BulkSettings, crew: Crew) -> Iterator[Any
         except OSError as error:
             if not is_disk_full(error):
                 raise
-            message = f"Standard input does not fit into {folder}. Set TMPDIR to a folder with more room."
+            message = f"Standard input does not fit into {folder}. Set TMPDIR to a folder with more space."
             raise OSError(error.errno, f"{message} ({os.strerror(error.errno or 0)})") from error
         yield path

@@ -1,4 +1,4 @@
-"""Input rows -> what is to be scored, and rewards -> the columns that are added, or why a row has none."""
+"""Convert input rows to score requests, and rewards to output columns or rejection records."""
 
 import json
 import re
@@ -23,43 +23,43 @@ _PEEKED = 100
 
 
 @dataclass(frozen=True, slots=True)
-class AskedRow:
-    """A row and its requests, or why it has none."""
+class ParsedRow:
+    """A row and its requests, or the problem why it has none."""
 
     source: InputRow
     requests: Sequence[ScoreRequest] = ()
     is_list: bool = False
-    """Whether it holds a list of responses, so that its reward is a list."""
+    """Whether the row has a list of responses, so that its reward is a list."""
     problem: str = ""
     kind: str = ""
-    """What sort of problem it is, for counting."""
+    """Category of the problem, for the counts."""
     size: int = 0
-    """Bytes that the row and its texts take, each prompt as often as it is asked for."""
+    """Bytes of the row and its texts, with the prompt counted once per response."""
 
 
 class LayoutError(PreferenceFormatError):
-    """A row whose columns are wrong, rather than what they hold: other rows are likely the same."""
+    """The columns of a row are wrong, rather than their values, so other rows probably fail too."""
 
 
-def ask(source: InputRow, settings: BulkSettings) -> AskedRow:
-    """Read what a row wants scored; a row that wants nothing usable says why.
+def parse_row(source: InputRow, settings: BulkSettings) -> ParsedRow:
+    """Convert a row to requests, or to a problem.
 
     Args:
         source: The row.
-        settings: Names of columns and form of the output.
+        settings: Names of columns and format of the output.
 
     Returns:
-        The row with its requests.
+        The row with its requests, or with a problem.
     """
     if source.row is None:
-        return AskedRow(source, problem=source.problem, kind=f"unreadable: {_gist(source.problem)}")
+        return ParsedRow(source, problem=source.problem, kind=f"unreadable: {_category(source.problem)}")
     try:
         requests, is_list = _read(source.row, settings)
     except PreferenceFormatError as error:
         kind = "unusable columns" if isinstance(error, LayoutError) else f"unusable `{error.field}`"
-        return AskedRow(source, problem=error.message[:_REASON_SHOWN], kind=kind)
+        return ParsedRow(source, problem=error.message[:_REASON_SHOWN], kind=kind)
     texts = sum(content_size(request.prompt) + content_size(request.response) for request in requests)
-    return AskedRow(source, requests, is_list, size=source.size + texts)
+    return ParsedRow(source, requests, is_list, size=source.size + texts)
 
 
 def _read(row: dict[str, Any], settings: BulkSettings) -> tuple[list[ScoreRequest], bool]:
@@ -84,33 +84,33 @@ def _read(row: dict[str, Any], settings: BulkSettings) -> tuple[list[ScoreReques
 
 
 def require_free_columns(names: Collection[str], settings: BulkSettings) -> None:
-    """Stop before a column is written over.
+    """Raise an error if an added column exists in the data.
 
     Args:
         names: Columns of the data.
-        settings: Names of the columns to be added.
+        settings: Names of the added columns.
 
     Raises:
-        LayoutError: If there is one of that name, with the option that names the new one.
+        LayoutError: If a column exists. The message names the option that renames the added column.
     """
     taken = [name for name in settings.added_columns if name in names]
     if taken:
         options = {settings.reward_column: "reward", settings.rank_column: "rank", settings.best_column: "best"}
         raise LayoutError(
-            f"The data has a column {taken[0]!r} already, which is not written over. Name the new one: "
+            f"The data already has a column {taken[0]!r}. Use another name for the added column: "
             f"`{setting(f'{options[taken[0]]}_column', 'another_name')}`."
         )
 
 
 def require_layout(table: Table, settings: BulkSettings) -> None:
-    """Stop before a whole run is put aside: if the columns of the first rows are all wrong, say why.
+    """Raise an error if no row at the start of a table has the required columns.
 
     Args:
         table: The first of the inputs.
-        settings: Names of columns and form of the output.
+        settings: Names of columns and format of the output.
 
     Raises:
-        LayoutError: If there are rows among the first hundred, and none of them has the needed columns.
+        LayoutError: If none of the first hundred readable rows has the required columns.
     """
     first = next(table.spans(_PEEKED), None)
     if first is None:
@@ -131,17 +131,17 @@ def require_layout(table: Table, settings: BulkSettings) -> None:
         raise LayoutError(f"{table.name}: none of its first {len(reasons)} rows can be scored. {reasons[0]}")
 
 
-def passes(rows: Iterable[AskedRow], settings: BulkSettings) -> Iterator[list[AskedRow]]:
-    """Cut rows into lists that are scored at once; where the cuts are follows from the rows alone.
+def passes(rows: Iterable[ParsedRow], settings: BulkSettings) -> Iterator[list[ParsedRow]]:
+    """Split rows into lists that are scored together. The rows alone determine the split.
 
     Args:
         rows: The rows of a shard.
-        settings: The bounds.
+        settings: The limits of a pass.
 
     Yields:
-        list[AskedRow]: One or more rows.
+        list[ParsedRow]: One or more rows.
     """
-    held: list[AskedRow] = []
+    held: list[ParsedRow] = []
     requests = size = 0
     for row in rows:
         over = requests + len(row.requests) > settings.requests_per_pass or size + row.size > settings.bytes_per_pass
@@ -155,13 +155,13 @@ def passes(rows: Iterable[AskedRow], settings: BulkSettings) -> Iterator[list[As
 
 
 def distinct(requests: Sequence[ScoreRequest]) -> tuple[list[ScoreRequest], list[int]]:
-    """Keep equal requests once.
+    """Remove duplicate requests.
 
     Args:
         requests: Requests in any order.
 
     Returns:
-        Each distinct request, in the order in which they first occur, and for each given one its place there.
+        The distinct requests in order of first occurrence, and the index of each given request among them.
     """
     places: dict[Any, int] = {}
     kept = []
@@ -182,19 +182,19 @@ def _key(request: ScoreRequest) -> Any:
 
 
 def added_columns(
-    row: AskedRow, table: str, rewards: np.ndarray, settings: BulkSettings, *, as_list: bool
+    row: ParsedRow, table: str, rewards: np.ndarray, settings: BulkSettings, *, as_list: bool
 ) -> dict[str, Any]:
-    """What a row gains.
+    """Return the columns that are added to a row.
 
     Args:
         row: The row.
         table: Name of its table.
         rewards: Reward of each of its responses, shape `(K,)`, float32.
-        settings: Names of columns and form of the output.
-        as_list: Whether the reward is a list though the row has one response, as other rows of the output have several.
+        settings: Names of columns and format of the output.
+        as_list: Whether the reward must be a list even for one response, because other rows have several.
 
     Returns:
-        `id` unless the row has one, the reward, and in the rank form `rank` (0 best, ties share) and `best`.
+        `id` unless the row has one, the reward, and with `settings.rank` `rank` (0 is best, ties share) and `best`.
     """
     source, values = row.source, rewards.tolist()
     columns = source.row or {}
@@ -209,7 +209,7 @@ def added_columns(
 
 
 def row_id(source: InputRow, name: str) -> str:
-    """The id of a row: its own, else its table's name and its number from 0.
+    """Return the id of a row: its own, else the table's name and the row number from 0.
 
     Args:
         source: The row.
@@ -222,15 +222,15 @@ def row_id(source: InputRow, name: str) -> str:
     return f"{name}:{source.number}" if own is None else str(own)
 
 
-def quarantine_record(row: AskedRow, table: Table) -> dict[str, Any]:
-    """What is kept of a row that has no reward.
+def quarantine_record(row: ParsedRow, table: Table) -> dict[str, Any]:
+    """Return the quarantine record of a rejected row.
 
     Args:
         row: The row.
-        table: Where it comes from.
+        table: Its table.
 
     Returns:
-        `id`, `file`, `row` (from 0), `line` (from 1, for text files), `reason` and `raw`, the beginning of the row.
+        `id`, `file`, `row` (from 0), `line` (from 1, for text files), `reason` and `raw`, the start of the row.
     """
     source = row.source
     raw = source.raw if source.row is None else json.dumps(source.row, ensure_ascii=False, default=str)
@@ -239,22 +239,22 @@ def quarantine_record(row: AskedRow, table: Table) -> dict[str, Any]:
     return {**place, **line, "reason": row.problem[:_REASON_SHOWN], "raw": raw[:RAW_SHOWN]}
 
 
-def unscored(row: AskedRow, problems: Sequence[tuple[int, str]]) -> AskedRow:
-    """See a row whose responses the scorer refused as a problem.
+def unscored(row: ParsedRow, problems: Sequence[tuple[int, str]]) -> ParsedRow:
+    """Mark a row as rejected because of responses without a reward.
 
     Args:
         row: The row.
-        problems: Place of a response in the row, and why it has no reward; one or more.
+        problems: Index of each such response in the row, and the reason; at least one.
 
     Returns:
-        The row without requests.
+        The row with a problem instead of requests.
     """
     place, reason = problems[0]
     where = f"response {place}: " if row.is_list else ""
     more = f" (and {len(problems) - 1} more of its responses)" if len(problems) > 1 else ""
-    return AskedRow(row.source, problem=f"{where}{reason}{more}", kind=f"not scored: {_gist(reason)}")
+    return ParsedRow(row.source, problem=f"{where}{reason}{more}", kind=f"not scored: {_category(reason)}")
 
 
-def _gist(reason: str) -> str:
-    """A reason without what differs from row to row."""
+def _category(reason: str) -> str:
+    """Return a reason without the parts that differ between rows."""
     return re.sub(r"\d+", "N", re.split(r"[;:(,]", reason, maxsplit=1)[0]).strip()[:100]

@@ -1,4 +1,4 @@
-"""What a bulk run is told, and what it reports."""
+"""Settings, counts and report of a bulk run."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,39 +9,39 @@ FORMATS = ("jsonl", "parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class BulkSettings:
-    """How tables are scored."""
+    """Settings of a bulk run."""
 
     columns: Mapping[str, str] | None = None
-    """Our name -> the data's own column name."""
+    """Standard column name -> column name in the data."""
     rank: bool = False
-    """Whether rows hold `responses` to be ranked: `rank` and `best` are added to their rewards."""
+    """Rank the `responses` of each row: add `rank` and `best` to the rewards."""
     reward_column: str = "reward"
     rank_column: str = "rank"
     best_column: str = "best"
     allow_empty: bool = False
-    """Whether empty responses are scored rather than put aside."""
+    """Score empty responses instead of rejecting them."""
     split: str = "train"
     """Split of a Hub id."""
     input_format: str = "jsonl"
-    """What standard input holds: jsonl, csv or parquet."""
+    """Format of standard input: jsonl, csv or parquet."""
     output_format: str = ""
-    """What a folder of outputs holds: jsonl or parquet; by default parquet for Parquet inputs, else jsonl."""
+    """Format of the shards in an output folder: jsonl or parquet; by default parquet for Parquet inputs, else jsonl."""
     rows_per_shard: int = 10_000
-    """Rows of an output shard, at most: what a kill can cost."""
+    """Maximum number of rows in a shard, which is the most that an interruption loses."""
     requests_per_pass: int = 10_000
-    """Responses that are handed to the scorer at once, at most, unless one row has more; equal ones are found among
-    these."""
+    """Maximum number of responses per call of the scorer, unless one row has more. Duplicates are found within a
+    call."""
     bytes_per_pass: int = 32 * 2**20
-    """The same for their texts: with long texts memory stays bounded."""
+    """Maximum size of their texts, which bounds memory for long texts."""
     resume: bool = False
-    """Go on with what an interrupted run left; starts anew if there is nothing."""
+    """Resume an interrupted run; start a new one if there is none."""
     overwrite: bool = False
     """Replace an earlier run's output."""
     part: tuple[int, int] | None = None
-    """`(i, n)`: this process scores every n-th shard from the i-th on, i from 0, and shares the folder with the other
-    n - 1, which may run anywhere and at any time."""
+    """`(i, n)`: score every n-th shard from the i-th on (i from 0). The other parts share the output folder and may run
+    on other machines and at other times."""
     show_progress: bool | None = None
-    """Show a bar; by default where there is a terminal."""
+    """Show a progress bar; by default on a terminal."""
 
     def __post_init__(self) -> None:
         for name in ("rows_per_shard", "requests_per_pass", "bytes_per_pass"):
@@ -52,59 +52,63 @@ class BulkSettings:
         if self.input_format not in ("csv", *FORMATS):
             raise ValueError(f"`input_format` must be csv, {' or '.join(FORMATS)}, but is {self.input_format!r}.")
         if self.resume and self.overwrite:
-            raise ValueError("`resume` keeps what is there and `overwrite` removes it. Choose one.")
+            raise ValueError("`resume` keeps an earlier output and `overwrite` removes it. Choose one.")
         if self.part is not None and not 0 <= self.part[0] < self.part[1]:
             raise ValueError(f"`part` must be i/n with i from 0 to n - 1, but is {self.part[0]}/{self.part[1]}.")
         if self.part is not None and self.overwrite:
-            raise ValueError("`overwrite` with `part` would remove what other parts wrote. Remove the folder yourself.")
+            raise ValueError(
+                "`overwrite` with `part` would remove the shards of other parts. Remove the folder yourself."
+            )
         if len({*self.added_columns, "id"}) != len(self.added_columns) + 1:
-            raise ValueError(f"The added columns need different names, and not `id`: {', '.join(self.added_columns)}.")
+            raise ValueError(
+                f"The added columns must have different names other than `id`, but are {', '.join(self.added_columns)}."
+            )
 
     @property
     def added_columns(self) -> tuple[str, ...]:
-        """Columns that the output has beside `id` and those of the input."""
+        """Columns that are added to the output, except `id`."""
         return (self.reward_column, self.rank_column, self.best_column) if self.rank else (self.reward_column,)
 
-    def deciding(self) -> dict[str, Any]:
-        """What decides the bytes of the output, as JSON values."""
+    def for_identity(self) -> dict[str, Any]:
+        """Return the settings that affect the bytes of the output, as JSON values."""
         outside = ("resume", "overwrite", "part", "show_progress", "split", "input_format", "output_format")
         return {name: value for name, value in asdict(self).items() if name not in outside}
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """Read `i/n` as a command line states it.
+    """Parse a part `i/n` of the command line.
 
     Args:
-        text: Such as "0/8", i from 0.
+        text: For example "0/8"; i counts from 0.
 
     Returns:
         i and n.
 
     Raises:
-        ValueError: If it is no such text.
+        ValueError: If the text has another form.
     """
     number, slash, count = text.partition("/")
     if not (slash and number.strip().isdecimal() and count.strip().isdecimal()):
-        raise ValueError(f"A part is i/n with i from 0 to n - 1, as 0/8, but this is {text!r}.")
+        raise ValueError(f"A part must have the form i/n with i from 0 to n - 1, for example 0/8, but is {text!r}.")
     return int(number), int(count)
 
 
 @dataclass(kw_only=True)
 class Counts:
-    """What was counted in one shard or in all."""
+    """Counts of one shard or of a run."""
 
     rows_in: int = 0
     rows_out: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
-    """Reason -> rows."""
+    """Reason -> number of rejected rows."""
     responses: int = 0
-    """Responses that a reward was wanted for."""
+    """Responses in all valid rows."""
     distinct: int = 0
-    """Those of them that were handed to the scorer; the others are equal to one of the same pass."""
+    """Responses passed to the scorer; the others are duplicates within a pass."""
     cut: int = 0
-    """Those of the distinct whose prompt was cut to fit the model."""
+    """Distinct responses whose prompt was truncated to fit the model."""
     tokens: int = 0
-    """Tokens of the distinct."""
+    """Tokens of the distinct responses."""
 
     def add(self, other: "Counts") -> None:
         """Add the counts of another shard."""
@@ -114,7 +118,7 @@ class Counts:
             self.quarantine(reason, rows)
 
     def quarantine(self, reason: str, rows: int = 1) -> None:
-        """Count rows that were put aside."""
+        """Count rejected rows."""
         known = reason in self.quarantined or len(self.quarantined) < 50
         reason = reason if known else "other reasons"
         self.quarantined[reason] = self.quarantined.get(reason, 0) + rows
@@ -122,25 +126,25 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class BulkReport:
-    """What a bulk run did."""
+    """Report of a bulk run."""
 
     out: str
-    """The file or folder of outputs."""
+    """The output file or folder."""
     quarantine: str | None
-    """The file or folder with rows that have no reward, None if there is none."""
+    """The file or folder with rejected rows, None if there are none."""
     complete: bool
-    """Whether every shard is finished, those of other processes too, as far as this process sees."""
+    """Whether all shards are finished, including those of other processes."""
     shards: int
-    """Shards of the whole run."""
+    """Number of shards of the run."""
     finished_before: int
-    """Shards that an earlier start had finished and that were not done again, of this process."""
+    """Number of this process's shards that were finished before and not scored again."""
     counts: Counts
-    """Of all finished shards; of its own for one of several processes."""
+    """Counts of all finished shards; with several processes, of this process's shards."""
     seconds: float
-    """Of this start."""
+    """Duration of this execution."""
     rows_per_second: float
-    """Of this start, reading and writing included."""
+    """Speed of this execution, reading and writing included."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return asdict(self)

@@ -1,8 +1,8 @@
-"""Requests over HTTP -> rewards: the server that policies, evaluations and other machines ask.
+"""HTTP server for rewards.
 
-    bodies (protocol) -> requests -> token ids, in a thread -> a bounded queue -> batches (batcher) -> the one model
+    body (protocol) -> requests -> token ids, in a thread -> bounded queue -> batches (batcher) -> model
 
-Its packages are those of `hf_reward[serve]`, which nothing else in hf_reward needs.
+Requires the packages of `hf_reward[serve]`, which no other module of hf_reward imports.
 """
 
 from importlib.util import find_spec

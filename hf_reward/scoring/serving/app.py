@@ -1,4 +1,4 @@
-"""A scorer and settings -> the ASGI application."""
+"""The ASGI application: routes, error handlers and middleware around a scorer."""
 
 import re
 import time
@@ -20,24 +20,24 @@ from hf_reward.scoring.serving.settings import ServerSettings
 
 
 def create_app(scorer: RewardScorer, settings: ServerSettings | None = None) -> FastAPI:
-    """Make the application.
+    """Create the application.
 
     Args:
-        scorer: The model; from now on only the application may call it.
-        settings: Limits, the model's name and the token; where to listen is not its concern.
+        scorer: The scorer. From now on only the application may call it.
+        settings: Limits, the model's name and the token. `host` and `port` are ignored.
 
     Returns:
-        The application. Its shutdown finishes what was accepted.
+        The application. On shutdown it finishes the accepted requests.
     """
     settings = settings or ServerSettings()
     service = RewardService(scorer, settings)
-    # No pages of documentation: they would load scripts from elsewhere.
+    # No documentation pages: they load scripts from other hosts.
     app = FastAPI(title="hf_reward", lifespan=_closing, docs_url=None, redoc_url=None)
     app.state.service, app.state.started = service, time.time()
     app.include_router(router)
-    app.add_exception_handler(HTTPException, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse_body)
-    app.add_exception_handler(Exception, _admit_fault)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid_body)
+    app.add_exception_handler(Exception, _server_error)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, read_timeout=settings.read_timeout_seconds)
     if settings.token is not None:
         app.add_middleware(BearerToken, token=settings.token)
@@ -51,38 +51,38 @@ async def _closing(app: FastAPI) -> AsyncIterator[None]:
     await app.state.service.batcher.close()
 
 
-async def _refuse(request: Request, error: Any) -> Response:
+async def _http_error(request: Request, error: Any) -> Response:
     return from_framework(error).response()
 
 
-async def _refuse_body(request: Request, error: Any) -> Response:
-    """Say what is wrong with a body, without repeating what was in it."""
+async def _invalid_body(request: Request, error: Any) -> Response:
+    """Describe what is wrong with a body, without repeating its content."""
     problems = error.errors()
     if not _is_json(request.headers.get("content-type", "")):
         return ApiError(415, "not_json", "Send JSON, with the header `Content-Type: application/json`.").response()
     if any(each["type"] == "json_invalid" for each in problems):
-        return ApiError(400, "invalid_json", f"The body is no JSON: {problems[0]['ctx']['error']}.").response()
-    message = "; ".join(_described(each) for each in problems[:5])
+        return ApiError(400, "invalid_json", f"The body is not valid JSON: {problems[0]['ctx']['error']}.").response()
+    message = "; ".join(_description(each) for each in problems[:5])
     return ApiError(422, "invalid_body", f"The body does not fit {request.url.path}: {message}.").response()
 
 
 def _is_json(content_type: str) -> bool:
-    """Whether a media type is one that the framework parses as JSON."""
+    """Whether the framework parses a media type as JSON."""
     kind, _, form = content_type.partition(";")[0].strip().lower().partition("/")
     return kind == "application" and (form == "json" or form.endswith("+json"))
 
 
 _NAME = re.compile(r"[A-Za-z_][\w\[\],-]{0,39}")
-"""What the name of a field can be; anything else that stands in its place is not repeated."""
+"""A plausible field name. Error messages repeat nothing else that was sent."""
 
 
-def _described(problem: Any) -> str:
+def _description(problem: Any) -> str:
     parts = [str(part) for part in problem["loc"] if part != "body"]
     place = ".".join(part if part.isdecimal() or _NAME.fullmatch(part) else "?" for part in parts)
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 
 
-async def _admit_fault(request: Request, error: Exception) -> Response:
+async def _server_error(request: Request, error: Exception) -> Response:
     message = f"The server failed ({type(error).__name__}); its log has the details."
     return ApiError(500, "server_failed", message).response()

@@ -1,9 +1,9 @@
-"""Responses of many requests -> batches for the one model: whatever waits goes next, and nobody waits for company.
+"""Continuous batching: a bounded queue of requests -> batches for one model.
 
-An idle model takes a request at once. While it computes, others queue up, so the batches grow by themselves as the
-load does, up to a budget of tokens. The oldest request always goes first, and those with the same beginning go with it,
-because a shared prefix is computed once. A request of several batches gets one of them at a time, in turn. Knows
-nothing of HTTP or of torch.
+An idle model takes a request at once. While it computes, new requests queue up, so batches grow with the load, up to a
+token budget. The oldest request goes first, together with requests that have the same prefix key, because a shared
+prefix is computed once. A request that needs several batches gets one at a time, in turn with the others. The module
+depends on neither HTTP nor torch.
 """
 
 import asyncio
@@ -19,26 +19,25 @@ from typing import Generic, TypeVar
 
 logger = logging.getLogger(__name__)
 
-
 RowType = TypeVar("RowType")
 
 Outcome = float | str
-"""A reward, or why there is none."""
+"""A reward, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
-class Ticket(Generic[RowType]):
+class QueuedRow(Generic[RowType]):
     """One response in the queue."""
 
     row: RowType
     tokens: int
-    """What it costs to compute alone."""
-    kin: Hashable = None
-    """The same for rows that begin alike, None for a row that is like no other."""
+    """Tokens to compute if the row is scored alone."""
+    prefix_key: Hashable = None
+    """Equal for rows that share a prefix; None for a row without one."""
 
 
 class QueueFullError(Exception):
-    """There is no room at the moment."""
+    """The queue has no room at the moment."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"The queue is full; try again in {retry_after} seconds.")
@@ -46,31 +45,31 @@ class QueueFullError(Exception):
 
 
 class RequestTooLargeError(ValueError):
-    """A request that would not fit an empty queue."""
+    """The request does not fit even an empty queue."""
 
 
 class BatchFailedError(RuntimeError):
-    """The model raised an error at the batch that held some of the request's rows."""
+    """The model raised an error on a batch that contained rows of the request."""
 
 
 class ClosedError(RuntimeError):
-    """The batcher takes nothing more."""
+    """The batcher is closed and accepts no requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """What one call of the model was."""
+    """Size and duration of one model call."""
 
     rows: int
     tokens: int
-    """Tokens that were computed; beginnings that rows share count once."""
+    """Computed tokens; a shared prefix counts once."""
     seconds: float
     failed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueLimits:
-    """How much is computed together, and how much may wait."""
+    """Limits of a batch and of the queue."""
 
     batch_tokens: int
     max_queue_tokens: int
@@ -78,72 +77,72 @@ class QueueLimits:
 
 
 @dataclass(kw_only=True, eq=False)
-class _Job(Generic[RowType]):
-    """The rows of one request."""
+class _QueuedRequest(Generic[RowType]):
+    """The rows of one request and their outcomes."""
 
-    tickets: list[Ticket[RowType]]
+    rows: list[QueuedRow[RowType]]
     answer: asyncio.Future[list[Outcome]]
     outcomes: list[Outcome]
     missing: int
-    """Rows without an outcome."""
+    """Number of rows without an outcome."""
     started: int = 0
-    """Rows that were handed to the model."""
+    """Number of rows that were passed to the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Part(Generic[RowType]):
-    """The stretch of a job's rows that is in a batch."""
+    """The range of a request's rows that is in a batch."""
 
-    job: _Job[RowType]
+    request: _QueuedRequest[RowType]
     start: int
     stop: int
 
     @property
-    def tickets(self) -> list[Ticket[RowType]]:
-        """The rows themselves."""
-        return self.job.tickets[self.start : self.stop]
+    def rows(self) -> list[QueuedRow[RowType]]:
+        """The rows in this range."""
+        return self.request.rows[self.start : self.stop]
 
 
 @dataclass(kw_only=True)
 class _Batch(Generic[RowType]):
-    """What is computed next."""
+    """The next batch."""
 
     room: int
-    """Tokens that still fit."""
+    """Number of tokens that still fit."""
     parts: list[_Part[RowType]] = field(default_factory=list)
     tokens: int = 0
-    last: Ticket[RowType] | None = None
+    last: QueuedRow[RowType] | None = None
 
 
 class Batcher(Generic[RowType]):
-    """A bounded queue before one model that is called from one thread."""
+    """A bounded queue in front of one model that is called from one thread."""
 
     def __init__(
         self,
         score: Callable[[list[RowType]], Sequence[Outcome]],
         limits: QueueLimits,
         *,
-        shared: Callable[[RowType, RowType], int] = lambda one, other: 0,
+        shared_tokens: Callable[[RowType, RowType], int] = lambda one, other: 0,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
     ) -> None:
-        """Prepare a queue; nothing runs before the first request.
+        """Create an empty queue. The worker starts with the first request.
 
         Args:
-            score: Gives each row a reward or a reason; called in a thread, never twice at once.
-            limits: Sizes of batches and of the queue.
-            shared: Tokens with which two rows both begin.
-            on_batch: Told of each call of the model.
+            score: Returns a reward or a reason for each row. It is called in a thread, one call at a time.
+            limits: Limits of a batch and of the queue.
+            shared_tokens: Returns the length of the common prefix of two rows, in tokens.
+            on_batch: Called with a report after each model call.
         """
         self._score = score
         self.limits = limits
-        self._shared = shared
+        self._shared_tokens = shared_tokens
         self._on_batch = on_batch
-        self._queue: deque[_Job[RowType]] = deque()
+        self._queue: deque[_QueuedRequest[RowType]] = deque()
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._closing = False
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        # One thread too: tokenizers of transformers have a state that two threads would change under each other.
+        # One thread each: transformers tokenizers hold mutable state that concurrent calls would corrupt.
         self._encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="large-tokenizer")
         self._tokens_per_second = 0.0
@@ -152,47 +151,47 @@ class Batcher(Generic[RowType]):
         self.failures_in_a_row = 0
 
     async def submit(
-        self, encode: Callable[[], list[Ticket[RowType]]], rows: int, *, is_large: bool = False
+        self, encode: Callable[[], list[QueuedRow[RowType]]], count: int, *, is_large: bool = False
     ) -> list[Outcome]:
-        """Tokenise a request, queue it, and wait for its rewards. Cancelling drops what the model has not begun.
+        """Tokenise a request, queue it and wait for its rewards. Cancelling drops the rows that have not started.
 
         Args:
-            encode: Makes the rows; called in a thread. What it raises is raised here.
-            rows: How many it makes.
-            is_large: Whether that takes long: then it is done in another thread, where no small request waits for it.
+            encode: Returns the tokenised rows. It is called in a thread, and its exceptions are raised here.
+            count: Number of rows that `encode` returns.
+            is_large: Tokenise in a separate thread, so that small requests do not wait for this one.
 
         Returns:
-            A reward or a reason for each row, in their order.
+            A reward or a reason for each row, in the order of the rows.
 
         Raises:
-            QueueFullError: If there is no room now.
-            RequestTooLargeError: If there never is.
-            BatchFailedError: If the model failed at these rows.
+            QueueFullError: If the queue has no room now.
+            RequestTooLargeError: If the request does not fit even an empty queue.
+            BatchFailedError: If the model failed on these rows.
             ClosedError: If the batcher is closing.
         """
         loop = asyncio.get_running_loop()
-        self._require_room("rows", rows, self.waiting_rows, self.limits.max_queue_rows)
-        self.waiting_rows += rows
+        self._require_room("rows", count, self.waiting_rows, self.limits.max_queue_rows)
+        self.waiting_rows += count
         try:
             thread = self._large_thread if is_large else self._encoder_thread
-            tickets = await loop.run_in_executor(thread, encode)
-            self._require_room("tokens", _tokens(tickets), self.waiting_tokens, self.limits.max_queue_tokens)
+            rows = await loop.run_in_executor(thread, encode)
+            self._require_room("tokens", _tokens(rows), self.waiting_tokens, self.limits.max_queue_tokens)
         except BaseException:
-            self.waiting_rows -= rows
+            self.waiting_rows -= count
             raise
-        if not tickets:
+        if not rows:
             return []
-        self.waiting_tokens += _tokens(tickets)
-        job = _Job(tickets=tickets, answer=loop.create_future(), outcomes=[""] * rows, missing=rows)
-        self._queue.append(job)
+        self.waiting_tokens += _tokens(rows)
+        request = _QueuedRequest(rows=rows, answer=loop.create_future(), outcomes=[""] * count, missing=count)
+        self._queue.append(request)
         self._start()
         try:
-            return await job.answer
+            return await request.answer
         finally:
-            self._drop(job)
+            self._drop(request)
 
     async def close(self) -> None:
-        """Take nothing more, finish what waits, and end the threads."""
+        """Accept no more requests, finish those in the queue and stop the threads."""
         self._closing = True
         self._wake.set()
         if self._worker is not None:
@@ -210,14 +209,14 @@ class Batcher(Generic[RowType]):
             raise QueueFullError(min(60, max(1, math.ceil(seconds))))
 
     def require_possible(self, unit: str, wanted: int) -> None:
-        """Stop at a request that would not fit the empty queue.
+        """Raise an error if a request does not fit even an empty queue.
 
         Args:
             unit: "rows" or "tokens".
-            wanted: How many of them it has, so far as is known.
+            wanted: Number of rows or tokens of the request that are known so far.
 
         Raises:
-            RequestTooLargeError: If they are too many.
+            RequestTooLargeError: If the number exceeds the limit of the queue.
         """
         limit = self.limits.max_queue_rows if unit == "rows" else self.limits.max_queue_tokens
         if wanted > limit:
@@ -240,92 +239,93 @@ class Batcher(Generic[RowType]):
             await self._run(self._take())
 
     def _take(self) -> _Batch[RowType]:
-        """The rows of the next batch: the oldest and its kin, the next oldest and its kin, up to the budget."""
-        families: dict[Hashable, list[_Job[RowType]]] = {}
-        for job in self._queue:
-            kin = job.tickets[job.started].kin
-            families.setdefault(id(job) if kin is None else kin, []).append(job)
+        """Return the next batch: groups of requests with the same prefix key, oldest first, up to the token budget."""
+        groups: dict[Hashable, list[_QueuedRequest[RowType]]] = {}
+        for request in self._queue:
+            key = request.rows[request.started].prefix_key
+            groups.setdefault(id(request) if key is None else key, []).append(request)
         batch: _Batch[RowType] = _Batch(room=self.limits.batch_tokens)
-        for job in chain.from_iterable(families.values()):
-            if not self._add(job, batch):
+        for request in chain.from_iterable(groups.values()):
+            if not self._add(request, batch):
                 break
-        # A request that does not fit one batch goes to the end for its next: others need not wait for all of it.
-        waiting = [job for job in self._queue if job.started < len(job.tickets)]
-        served = {id(part.job) for part in batch.parts}
-        self._queue = deque(sorted(waiting, key=lambda job: id(job) in served))
+        # A request that needs several batches moves to the end of the queue, so that the others get their turn.
+        waiting = [request for request in self._queue if request.started < len(request.rows)]
+        served = {id(part.request) for part in batch.parts}
+        self._queue = deque(sorted(waiting, key=lambda request: id(request) in served))
         return batch
 
-    def _add(self, job: _Job[RowType], batch: _Batch[RowType]) -> bool:
-        """Move a job's rows into a batch while there is room, at least one if the batch is empty; whether all went."""
-        start = job.started
-        for ticket in job.tickets[start:]:
-            cost = ticket.tokens
+    def _add(self, request: _QueuedRequest[RowType], batch: _Batch[RowType]) -> bool:
+        """Add rows of a request to a batch while they fit, at least one to an empty batch; return whether all fit."""
+        start = request.started
+        for row in request.rows[start:]:
+            cost = row.tokens
             if batch.last is not None:
-                cost -= self._shared(batch.last.row, ticket.row)
+                cost -= self._shared_tokens(batch.last.row, row.row)
                 if cost > batch.room:
                     break
             batch.room -= cost
             batch.tokens += cost
-            batch.last = ticket
-            job.started += 1
-        if job.started > start:
-            batch.parts.append(_Part(job=job, start=start, stop=job.started))
-            self._leave(job.tickets[start : job.started])
-        return job.started == len(job.tickets)
+            batch.last = row
+            request.started += 1
+        if request.started > start:
+            batch.parts.append(_Part(request=request, start=start, stop=request.started))
+            self._leave(request.rows[start : request.started])
+        return request.started == len(request.rows)
 
     async def _run(self, batch: _Batch[RowType]) -> None:
-        tickets = [ticket for part in batch.parts for ticket in part.tickets]
+        rows = [row for part in batch.parts for row in part.rows]
         begin, failure = time.perf_counter(), ""
         try:
-            rows = [ticket.row for ticket in tickets]
-            outcomes = await asyncio.get_running_loop().run_in_executor(self._model_thread, self._score, rows)
+            loop = asyncio.get_running_loop()
+            outcomes = await loop.run_in_executor(self._model_thread, self._score, [row.row for row in rows])
             self._deliver(batch.parts, outcomes)
-        except Exception as error:  # whatever it was, the next batch may be sound
-            logger.exception("The model failed at a batch of %d rows, %d tokens.", len(tickets), batch.tokens)
-            failure = f"The model failed ({type(error).__name__}) at a batch that held rows of this request."
+        except Exception as error:  # the next batch may succeed, whatever the error
+            logger.exception("The model failed on a batch of %d rows, %d tokens.", len(rows), batch.tokens)
+            failure = f"The model failed ({type(error).__name__}) on a batch that contained rows of this request."
         seconds = time.perf_counter() - begin
         if failure:
             self._fail(batch.parts, failure)
             self.failures_in_a_row += 1
         else:
             self.failures_in_a_row = 0
-            self._tokens_per_second = _mixed(self._tokens_per_second, _tokens(tickets) / seconds)
-        self._on_batch(BatchReport(rows=len(tickets), tokens=batch.tokens, seconds=seconds, failed=bool(failure)))
+            self._tokens_per_second = _moving_average(self._tokens_per_second, _tokens(rows) / seconds)
+        self._on_batch(BatchReport(rows=len(rows), tokens=batch.tokens, seconds=seconds, failed=bool(failure)))
 
     def _deliver(self, parts: list[_Part[RowType]], outcomes: Sequence[Outcome]) -> None:
         wanted = sum(part.stop - part.start for part in parts)
         if len(outcomes) != wanted:
-            raise RuntimeError(f"The model gave {len(outcomes)} rewards for {wanted} rows.")
+            raise RuntimeError(f"The model returned {len(outcomes)} rewards for {wanted} rows.")
         place = 0
         for part in parts:
             count = part.stop - part.start
-            part.job.outcomes[part.start : part.stop] = outcomes[place : place + count]
-            part.job.missing -= count
+            request = part.request
+            request.outcomes[part.start : part.stop] = outcomes[place : place + count]
+            request.missing -= count
             place += count
-            if not part.job.missing and not part.job.answer.done():
-                part.job.answer.set_result(part.job.outcomes)
+            if not request.missing and not request.answer.done():
+                request.answer.set_result(request.outcomes)
 
     def _fail(self, parts: list[_Part[RowType]], message: str) -> None:
         for part in parts:
-            self._drop(part.job)  # the rest of such a request would be computed for nothing
-            if not part.job.answer.done():
-                part.job.answer.set_exception(BatchFailedError(message))
+            self._drop(part.request)  # its remaining rows would be computed for nothing
+            if not part.request.answer.done():
+                part.request.answer.set_exception(BatchFailedError(message))
 
-    def _drop(self, job: _Job[RowType]) -> None:
-        """Take the rows that the model has not begun off the queue."""
-        if job.started < len(job.tickets) and job in self._queue:
-            self._queue.remove(job)
-            self._leave(job.tickets[job.started :])
+    def _drop(self, request: _QueuedRequest[RowType]) -> None:
+        """Remove the rows of a request that have not started from the queue."""
+        if request.started < len(request.rows) and request in self._queue:
+            self._queue.remove(request)
+            self._leave(request.rows[request.started :])
 
-    def _leave(self, tickets: list[Ticket[RowType]]) -> None:
-        self.waiting_rows -= len(tickets)
-        self.waiting_tokens -= _tokens(tickets)
-
-
-def _tokens(tickets: Sequence[Ticket[RowType]]) -> int:
-    return sum(ticket.tokens for ticket in tickets)
+    def _leave(self, rows: list[QueuedRow[RowType]]) -> None:
+        self.waiting_rows -= len(rows)
+        self.waiting_tokens -= _tokens(rows)
 
 
-def _mixed(before: float, now: float) -> float:
-    """A running mean that follows the last ten or so."""
+def _tokens(rows: Sequence[QueuedRow[RowType]]) -> int:
+    return sum(row.tokens for row in rows)
+
+
+def _moving_average(before: float, now: float) -> float:
+    """Exponential moving average over about ten batches."""
     return now if not before else 0.9 * before + 0.1 * now

@@ -1,7 +1,7 @@
-"""One connection of the server: limits for what arrives before a request is complete.
+"""Limits on incomplete requests, for each connection of the server.
 
-uvicorn accepts headers that never end with one of its parsers, and waits for the rest of a request without limit with
-both. The guard builds on h11, which every installation of uvicorn has and which bounds incomplete headers.
+With one of its two parsers, uvicorn accepts headers of any size; with both, it waits for the rest of a request without
+a timeout. This protocol builds on h11, which uvicorn always installs and which bounds incomplete headers.
 """
 
 import asyncio
@@ -16,27 +16,27 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from hf_reward.scoring.serving.errors import ApiError, headers_too_large, reading_took_too_long, shutting_down
 
 MAX_HEADER_BYTES = 64 * 2**10
-"""Of the request line and all headers of a request together."""
+"""Limit for the request line and all headers of a request together."""
 MAX_INCOMPLETE = 256
-"""Connections that may wait for the rest of a request for more than `_GRACE` seconds."""
+"""Connections that may be incomplete for more than `_GRACE` seconds at the same time."""
 _GRACE = 1.0
-"""Seconds that a request may take to arrive before it is cut at shutdown or to make room for others."""
+"""Seconds that a request always has to arrive, also at shutdown and when too many connections are incomplete."""
 
 
 @dataclass(kw_only=True)
 class ConnectionLimits:
-    """What the connections of one server share."""
+    """Settings and state shared by all connections of a server."""
 
     read_timeout: float
-    """Seconds for the headers of a request, and again for its body."""
+    """Seconds for the headers of a request to arrive, and again for its body."""
     on_refusal: Callable[[int], None] = lambda status: None
-    """Told the status of each answer that the application does not know of."""
+    """Called with the status of each error that is sent without the application."""
     incomplete: "dict[GuardedConnection, float]" = field(default_factory=dict)
-    """Connections that wait for the rest of a request, and since when; the longest wait first."""
+    """Incomplete connections and the time since when they wait, oldest first."""
 
 
 class GuardedConnection(H11Protocol):
-    """A connection whose requests have to arrive in time, and whose headers have to be small."""
+    """A connection with a timeout for each request and a size limit for headers."""
 
     def __init__(self, *arguments: Any, limits: ConnectionLimits, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -47,12 +47,12 @@ class GuardedConnection(H11Protocol):
         self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock: a client that sends nothing at all is cut too."""
+        """Start the timer; it also closes connections on which nothing is sent."""
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Hand on what arrived, but never more of unfinished headers than is allowed."""
+        """Pass data to the parser, with at most `MAX_HEADER_BYTES` of incomplete headers."""
         while data and not self.transport.is_closing():
             room = len(data)
             if self.conn.their_state is h11.IDLE:
@@ -62,7 +62,7 @@ class GuardedConnection(H11Protocol):
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP request, in the form of all our errors."""
+        """Answer an invalid HTTP request in our error format."""
         fault = sys.exc_info()[1]
         too_large = isinstance(fault, h11.RemoteProtocolError) and fault.error_status_hint == 431
         self._refuse(headers_too_large(MAX_HEADER_BYTES) if too_large else ApiError(400, "invalid_http", msg))
@@ -73,42 +73,42 @@ class GuardedConnection(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all clocks."""
+        """Stop all timers."""
         self._stop_waiting()
         self.resume_writing()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Finish requests that are complete; those that are not have a second to become so."""
+        """Finish complete requests; incomplete ones have one more second to arrive."""
         super().shutdown()
         if self._waits_for is not None and not self.transport.is_closing():
             self._set_timer(_GRACE, shutting_down())
 
     def _should_upgrade(self) -> bool:
-        """There is nothing to upgrade to, and no reason to log that for every client that asks."""
+        """Never upgrade; uvicorn would log a warning for each request that asks for it."""
         return False
 
     def pause_writing(self) -> None:
-        """A client that does not read its answer is cut after the same time."""
+        """Start a timer that disconnects a client that does not read its answer."""
         super().pause_writing()
         self._stalled = self._stalled or self.loop.call_later(self.limits.read_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Stop that timer when the client reads again."""
         super().resume_writing()
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
 
-    # --- inside ------------------------------------------------------------------------------------------------------
+    # --- internal ----------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Run a clock while the client owes the rest of a request: one for its headers, another for its body."""
+        """Run a timer while a request is incomplete: one for its headers, another for its body."""
         waits_for: tuple[str, Any] | None = None
         if self.conn.their_state is h11.SEND_BODY:
             waits_for = ("body", self.cycle)
         elif self.conn.their_state is h11.IDLE and (self.cycle is None or self.conn.trailing_data[0]):
-            waits_for = ("headers", self.cycle)  # while nothing of a next request is here, the keep-alive clock runs
+            waits_for = ("headers", self.cycle)  # between requests, the keep-alive timer runs
         if self.transport.is_closing():
             waits_for = None
         if waits_for == self._waits_for:
@@ -116,14 +116,14 @@ class GuardedConnection(H11Protocol):
         self._stop_waiting()
         if waits_for is not None:
             self._waits_for = waits_for
-            # The application answers a late body itself; the second more is for clients that it has answered already.
+            # The application answers a late body itself; this later timer covers bodies it has already answered.
             seconds = self.limits.read_timeout
             self._set_timer(seconds + (_GRACE if waits_for[0] == "body" else 0), reading_took_too_long(seconds))
             self.limits.incomplete[self] = self.loop.time()
             self._make_room()
 
     def _make_room(self) -> None:
-        """Cut those that wait the longest where there are too many; clients that send whole requests wait for none."""
+        """Close the oldest incomplete connections if there are too many."""
         waiting = self.limits.incomplete
         while len(waiting) > MAX_INCOMPLETE:
             oldest, since = next(iter(waiting.items()))
@@ -144,7 +144,7 @@ class GuardedConnection(H11Protocol):
             self._timer = None
 
     def _cut(self, error: ApiError) -> None:
-        """End a connection whose request did not arrive; say why unless nothing of it did."""
+        """Close a connection whose request is incomplete, with an error if a part of the request arrived."""
         self._stop_waiting()
         if self.transport.is_closing():
             return
@@ -154,7 +154,7 @@ class GuardedConnection(H11Protocol):
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer without the application, unless it answers already, and close."""
+        """Send an error without the application, unless a response has started, and close."""
         self._stop_waiting()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.limits.on_refusal(error.status_code)
@@ -167,6 +167,6 @@ class GuardedConnection(H11Protocol):
             ):
                 self.transport.write(self.conn.send(event) or b"")
             if self.cycle is not None:
-                self.cycle.disconnected = True  # what the application says from now on has no reader
+                self.cycle.disconnected = True  # discard further output of the application
                 self.cycle.message_event.set()
         self.transport.close()

@@ -1,4 +1,4 @@
-"""What a server says when it cannot answer: one shape of JSON for every error."""
+"""Errors of the server: one JSON format for all."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,16 @@ from starlette.responses import JSONResponse
 
 
 class StrictJSON(JSONResponse):
-    """JSON that every parser takes: no NaN, and half a surrogate pair stays an escape instead of failing."""
+    """JSON without NaN, with lone surrogates as escapes, so that every parser accepts it."""
 
     def render(self, content: Any) -> bytes:
-        """Serialise.
+        """Serialise to ASCII.
 
         Args:
             content: JSON values.
 
         Returns:
-            ASCII.
+            The JSON text.
 
         Raises:
             ValueError: If a number is not finite.
@@ -27,7 +27,7 @@ class StrictJSON(JSONResponse):
 
 
 class ApiError(HTTPException):
-    """A request that gets no answer, and why. The framework passes it on from wherever it is raised."""
+    """An error that is returned to the client, wherever it is raised."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ApiError(HTTPException):
         self.rows = list(rows)
 
     def response(self) -> StrictJSON:
-        """The error as JSON: `{"error": {"code", "type", "message"}}`, and `rows` where some are at fault."""
+        """Return the error as JSON: `{"error": {"code", "type", "message"}}`, with `rows` if it concerns rows."""
         content: dict[str, Any] = {"code": self.status_code, "type": self.kind, "message": self.detail}
         if self.rows:
             content["rows"] = self.rows
@@ -51,20 +51,23 @@ class ApiError(HTTPException):
 
 
 _FRAMEWORK = {
-    400: ("invalid_json", "The body is no JSON that can be read."),
-    404: ("not_found", "There is no such path. There are /score, /rank, /get_reward, /classify, /health, /metrics."),
+    400: ("invalid_json", "The body is not valid JSON."),
+    404: (
+        "not_found",
+        "There is no such path. Available: /score, /rank, /get_reward, /classify, /v1/models, /health, /metrics.",
+    ),
     405: ("method_not_allowed", "This path takes another method: POST with a body, or GET without one."),
 }
 
 
 def from_framework(error: HTTPException) -> ApiError:
-    """An error of the framework in our form.
+    """Convert an error of the framework to our format.
 
     Args:
-        error: No such path, another method, no JSON, or one of ours.
+        error: An HTTP error of the framework, or an `ApiError`.
 
     Returns:
-        The error.
+        The API error.
     """
     if isinstance(error, ApiError):
         return error
@@ -73,7 +76,7 @@ def from_framework(error: HTTPException) -> ApiError:
 
 
 def body_too_large(limit: int) -> ApiError:
-    """The body has more bytes than the server takes."""
+    """Return the error for a body above the size limit."""
     return ApiError(
         413,
         "too_large",
@@ -83,37 +86,37 @@ def body_too_large(limit: int) -> ApiError:
 
 
 def headers_too_large(limit: int) -> ApiError:
-    """The request line and the headers have more bytes than the server takes."""
+    """Return the error for headers above the size limit."""
     return ApiError(431, "headers_too_large", f"The headers are larger than {limit} bytes. Send fewer or shorter ones.")
 
 
 def reading_took_too_long(seconds: float) -> ApiError:
-    """The rest of a request did not arrive; the connection is closed, so that the rest cannot pass for a request."""
+    """Return the error for a request that did not arrive in time; the connection is closed after it."""
     message = (
-        f"The request did not arrive within {seconds:g} seconds. Send it at once, or start the server with a larger "
-        "`--read-timeout-seconds`."
+        f"The request did not arrive within {seconds:g} seconds. Send it without pauses, or start the server with a "
+        "larger `--read-timeout-seconds`."
     )
     return ApiError(408, "request_timeout", message)
 
 
 def shutting_down() -> ApiError:
-    """The server ends."""
+    """Return the error for requests that arrive during shutdown."""
     return ApiError(503, "shutting_down", "The server is shutting down.")
 
 
 def no_room(retry_after: int) -> ApiError:
-    """The bodies of other requests take up what the server holds of them."""
-    message = f"The bodies of waiting requests are as large as allowed; try again in {retry_after} seconds."
+    """Return the error for a body that exceeds the memory reserved for waiting bodies."""
+    message = f"The bodies of waiting requests have reached the size limit; try again in {retry_after} seconds."
     return ApiError(429, "queue_full", message, headers={"Retry-After": str(retry_after)})
 
 
 def unscorable(rows: Sequence[Mapping[str, Any]], total: int, *, is_too_large: bool = False) -> ApiError:
-    """Some rows of a request have no reward.
+    """Return the error for a request with rows that have no reward.
 
     Args:
-        rows: `index` and `reason` of each.
-        total: Rows of the request.
-        is_too_large: Whether some have texts that are too large to be tokenised.
+        rows: `index` and `reason` of each such row.
+        total: Number of rows in the request.
+        is_too_large: Whether some texts are too large to tokenise.
 
     Returns:
         The error.

@@ -1,4 +1,4 @@
-"""What a request must pass before its body is read: who sends it, how large it is, and how long it takes."""
+"""Middleware that runs before a body is parsed: token, body size and timeout."""
 
 import asyncio
 import hmac
@@ -11,13 +11,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hf_reward.scoring.serving.errors import ApiError, body_too_large, no_room, reading_took_too_long
 
 OPEN_PATHS = frozenset({"/health"})
-"""What may be asked without a token: whether the server is alive."""
+"""Paths that need no token."""
 
 
 class BearerToken:
-    """ASGI middleware that lets only those in who know the token.
+    """ASGI middleware that requires a bearer token.
 
-    Middleware, because FastAPI reads and parses a body before it asks a dependency.
+    Middleware, because FastAPI reads and parses a body before it calls a dependency.
     """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
@@ -33,29 +33,28 @@ class BearerToken:
         error = ApiError(
             401,
             "unauthorized",
-            "This server asks for a token. Send it as the header `Authorization: Bearer <token>`.",
+            "This server requires a token. Send it as the header `Authorization: Bearer <token>`.",
             headers={"WWW-Authenticate": "Bearer"},
         )
         await error.response()(scope, receive, send)
 
     async def _is_allowed(self, request: Request) -> bool:
         given = await self._bearer(request)
-        # Compares every byte, so that the time it takes tells nobody how many were right.
+        # Constant time, so that the duration does not reveal how many bytes were right.
         return given is not None and hmac.compare_digest(given.credentials.encode("utf-8"), self._expected)
 
 
 _MOST_DIGITS = 18
 SMALL_BODY_BYTES = 64 * 2**10
-"""So much of a body is always taken: small requests must not wait for room that large ones take up."""
+"""Bytes of each body that are not counted, so that large bodies cannot block small requests."""
 HELD_BODIES = 2
-"""Bodies of the largest size that are held at once, in memory until their request is answered."""
+"""Number of bodies of the largest size that may be in memory at once."""
 
 
 class BodyLimit:
-    """ASGI middleware that bounds the size of a body, the time it takes to arrive, and what all bodies together hold.
+    """ASGI middleware that limits the size of a body, the time it takes to arrive, and the memory of all bodies.
 
-    What a body has beyond the first 64 KiB counts from the moment it arrives until its request is answered: while it is
-    received, parsed, tokenised and waits for the model.
+    The bytes of a body beyond the first 64 KiB count from their arrival until the request is answered.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, read_timeout: float) -> None:
@@ -70,7 +69,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "0")
-        # Python refuses to read numbers of thousands of digits.
+        # Python refuses to parse numbers with thousands of digits.
         if announced.isdecimal() and (len(announced) > _MOST_DIGITS or int(announced) > self.max_bytes):
             await body_too_large(self.max_bytes).response()(scope, receive, send)
             return
@@ -84,7 +83,7 @@ class BodyLimit:
             self._held -= body.held
 
     def _has_room(self, size: int, held: int = 0) -> bool:
-        """Whether a body may grow to a size, of which some is counted already."""
+        """Whether a body may grow to `size` bytes; `held` bytes of it are counted already."""
         return self._held - held + max(0, size - SMALL_BODY_BYTES) <= HELD_BODIES * self.max_bytes
 
 
@@ -95,20 +94,20 @@ class _Body:
         self._limit, self._receive = limit, receive
         self._received = 0
         self._ends = asyncio.get_running_loop().time() + limit.read_timeout
-        self._is_whole = False
+        self._is_complete = False
         self.held = 0
-        """Bytes that count."""
+        """Bytes that count against the limit."""
 
     async def receive(self) -> Message:
-        """The next part; once the body is whole, whether the client leaves."""
-        if self._is_whole:
+        """Return the next part; after the last one, wait for the disconnect."""
+        if self._is_complete:
             return await self._receive()
         try:
             async with asyncio.timeout_at(self._ends):
                 message = await self._receive()
         except TimeoutError:
             raise reading_took_too_long(self._limit.read_timeout) from None
-        self._is_whole = not message.get("more_body", False)
+        self._is_complete = not message.get("more_body", False)
         self._received += len(message.get("body", b""))
         if self._received > self._limit.max_bytes:
             raise body_too_large(self._limit.max_bytes)
@@ -121,4 +120,4 @@ class _Body:
 
 
 _RETRY_AFTER = 1
-"""Seconds: bodies come and go faster than the queue."""
+"""Seconds; bodies are released faster than the queue drains."""

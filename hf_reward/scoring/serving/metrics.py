@@ -1,4 +1,4 @@
-"""What a server counts, in the text format that Prometheus reads."""
+"""Metrics of the server in the Prometheus text format."""
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -20,18 +20,18 @@ _REASONS = {
 
 
 class Metrics:
-    """The counters of one server; several servers in a process do not share them."""
+    """The metrics of one server; each server has its own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests by endpoint and status.", "endpoint", "status")
-        self.rejected = self._counter("rejected", "Requests that were refused, by reason.", "reason")
-        self.rows = self._counter("rows_scored", "Responses that the model computed.")
-        self.tokens = self._counter("tokens_scored", "Tokens of these; beginnings that rows share count once.")
+        self.rejected = self._counter("rejected", "Rejected requests by reason.", "reason")
+        self.rows = self._counter("rows_scored", "Scored responses.")
+        self.tokens = self._counter("tokens_scored", "Computed tokens; a prefix shared in a batch counts once.")
         self.truncated = self._counter("rows_truncated", "Responses whose prompt was cut to fit the model.")
-        self.failed_batches = self._counter("failed_batches", "Batches at which the model raised an error.")
+        self.failed_batches = self._counter("failed_batches", "Batches on which the model raised an error.")
         self.latency = self._histogram("request_seconds", "Time from request to answer.", _SECONDS, "endpoint")
-        self.batch_seconds = self._histogram("batch_seconds", "Time that the model took for a batch.", _SECONDS)
+        self.batch_seconds = self._histogram("batch_seconds", "Model time of a batch.", _SECONDS)
         self.batch_rows = self._histogram("batch_rows", "Responses in a batch.", _POWERS)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch.", _POWERS)
 
@@ -42,21 +42,21 @@ class Metrics:
         return Histogram(f"hf_reward_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def watch(self, batcher: Batcher) -> None:
-        """Show how much waits in a queue.
+        """Add gauges for the length of a queue.
 
         Args:
             batcher: The queue.
         """
-        rows = Gauge("hf_reward_queue_rows", "Responses that wait for the model.", registry=self.registry)
+        rows = Gauge("hf_reward_queue_rows", "Responses in the queue.", registry=self.registry)
         rows.set_function(lambda: batcher.waiting_rows)
-        tokens = Gauge("hf_reward_queue_tokens", "Tokens that wait for the model.", registry=self.registry)
+        tokens = Gauge("hf_reward_queue_tokens", "Tokens in the queue.", registry=self.registry)
         tokens.set_function(lambda: batcher.waiting_tokens)
 
     def count_batch(self, report: BatchReport) -> None:
-        """Count a call of the model.
+        """Count a model call.
 
         Args:
-            report: What it was.
+            report: The report of the batcher.
         """
         if report.failed:
             self.failed_batches.inc()
@@ -68,15 +68,15 @@ class Metrics:
         self.batch_seconds.observe(report.seconds)
 
     def count_requests(self, app: FastAPI, endpoints: frozenset[str]) -> None:
-        """Count every answer of an application, those of the middleware that it has so far included.
+        """Count every response of an application and of the middleware added so far.
 
         Args:
             app: The application.
-            endpoints: Paths with labels of their own.
+            endpoints: Paths that get a label of their own.
         """
 
         def count(info: Info) -> None:
-            # Paths that are not served share a label: clients must not be able to make new ones.
+            # Unknown paths share a label, so that clients cannot create labels.
             endpoint = info.modified_handler if info.modified_handler in endpoints else "other"
             self.requests.labels(endpoint, info.modified_status).inc()
             self.latency.labels(endpoint).observe(info.modified_duration)
@@ -85,7 +85,7 @@ class Metrics:
         Instrumentator(should_group_status_codes=False, registry=self.registry).add(count).instrument(app)
 
     def count_refusal(self, status: int) -> None:
-        """Count what was refused; other statuses are none.
+        """Count a response as rejected if its status says so.
 
         Args:
             status: HTTP status.
@@ -94,5 +94,5 @@ class Metrics:
             self.rejected.labels(_REASONS[status]).inc()
 
     def text(self) -> bytes:
-        """All of it as Prometheus reads it."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The bodies of requests: our own, OpenRLHF's and vLLM's."""
+"""Request bodies: our own, OpenRLHF's and vLLM's."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
@@ -13,7 +13,7 @@ from hf_reward.scoring.serving.errors import unscorable
 ItemType = TypeVar("ItemType")
 
 Listed = Annotated[list[ItemType], Field(fail_fast=True)]
-"""A list whose check ends at the first wrong item: a million of them would make a million errors."""
+"""A list whose validation stops at the first wrong item, so that a long list makes one error."""
 
 Messages = Listed[dict[str, Any]]
 
@@ -22,13 +22,13 @@ Text = str | Messages
 
 
 class _Strict(BaseModel):
-    """A body whose values have the types of JSON that are asked for: `true` is no token id and "1" no boolean."""
+    """A body without type coercion: `true` is not a token id and "1" is not a boolean."""
 
     model_config = ConfigDict(strict=True)
 
 
 class _Ours(_Strict):
-    """A body in which an unknown field is an error: one that is misspelt would change a reward in silence."""
+    """A body that rejects unknown fields: a misspelt option would change a reward silently."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,18 +45,20 @@ class Row(_Ours):
     chat_template_kwargs: dict[str, Any] | None = None
 
     def requests(self) -> list[ScoreRequest]:
-        """Read the row.
+        """Convert the row to requests.
 
         Returns:
             One request for each response.
 
         Raises:
-            PreferenceFormatError: If the row fits no layout.
+            PreferenceFormatError: If the row matches no layout.
         """
         given = self.model_dump(include=set(Row.model_fields), exclude_unset=True)
         layouts = [name for name in ("response", "responses", "messages", "text") if given.get(name) is not None]
         if len(layouts) > 1:
-            raise PreferenceFormatError(f"There are {' and '.join(f'`{name}`' for name in layouts)}. Give one of them.")
+            raise PreferenceFormatError(
+                f"The row has {' and '.join(f'`{name}`' for name in layouts)}. Give one of them."
+            )
         return requests_of_row(given)
 
 
@@ -67,13 +69,13 @@ class ScoreBody(Row):
     allow_empty: bool = False
 
     def groups(self) -> list[list[ScoreRequest]]:
-        """Read the body.
+        """Convert the body to requests.
 
         Returns:
             The requests of each row.
 
         Raises:
-            ApiError: If a row fits no layout.
+            ApiError: If a row matches no layout.
         """
         return _requests_of(self, self.items)
 
@@ -104,13 +106,13 @@ class RankBody(_Ours):
         return self
 
     def groups(self) -> list[list[ScoreRequest]]:
-        """Read the body.
+        """Convert the body to requests.
 
         Returns:
             The requests of each prompt.
 
         Raises:
-            ApiError: If a row is unusable.
+            ApiError: If a row is invalid.
         """
         names = set(RankRow.model_fields)
         one = Row(**self.model_dump(include=names, exclude_unset=True))
@@ -123,7 +125,7 @@ def _requests_of(one: Row, items: Sequence[Row] | None) -> list[list[ScoreReques
         return [_requests(one, 0, 1)]
     extra = sorted(one.model_fields_set & set(Row.model_fields))
     if extra:
-        reason = f"beside `items` there is {', '.join(f'`{name}`' for name in extra)}. Put everything into the items."
+        reason = f"the body has {', '.join(f'`{name}`' for name in extra)} and `items`. Move all fields into the items."
         raise unscorable([{"index": 0, "reason": reason}], len(items))
     return [_requests(row, place, len(items)) for place, row in enumerate(items)]
 
@@ -136,7 +138,7 @@ def _requests(row: Row, index: int, total: int) -> list[ScoreRequest]:
 
 
 def _of_texts(given: Any) -> list[ScoreRequest]:
-    """Requests for one whole text or a list of them; one that cannot be read is named by its place."""
+    """Return requests for one formatted text or a list of them; an error names the index of the text."""
     texts = [given] if isinstance(given, str) else given
     requests = []
     for index, text in enumerate(texts):
@@ -147,31 +149,31 @@ def _of_texts(given: Any) -> list[ScoreRequest]:
     return requests
 
 
-# --- other programs' -------------------------------------------------------------------------------------------------
+# --- other protocols -------------------------------------------------------------------------------------------------
 
 
 class OpenRlhfBody(_Strict):
-    """Body of OpenRLHF's `/get_reward`. `query` holds prompt and response as the policy formatted them."""
+    """Body of OpenRLHF's `/get_reward`. `query` holds prompts with responses, formatted by the policy."""
 
     query: Listed[str] | str
     prompts: list[Any] | None = None
     labels: list[Any] | None = None
 
     def requests(self) -> list[ScoreRequest]:
-        """One request for each query."""
+        """Return one request for each query."""
         return _of_texts(self.query)
 
 
 class ClassifyBody(_Strict):
-    """Body of vLLM's `/classify`. Fields that neither change a reward nor its form are accepted and not read."""
+    """Body of vLLM's `/classify`. Fields that do not affect rewards are accepted and ignored."""
 
     model: str | None = None
     input: str | Listed[str] | Listed[int] | Listed[Listed[int]] | None = None
     messages: Messages | None = None
     use_activation: bool | None = None
-    """Accepted: the activation of a model whose `problem_type` is "regression" is the identity, in vLLM too."""
+    """Ignored: with `problem_type` "regression" the activation is the identity, in vLLM too."""
     add_special_tokens: bool | None = None
-    """Accepted: a text gets the one BOS of training whatever it says."""
+    """Ignored: a text gets the BOS of training either way."""
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = False
     continue_final_message: bool = False
@@ -187,26 +189,24 @@ class ClassifyBody(_Strict):
         refused = ("add_generation_prompt", "continue_final_message", "chat_template", "truncate_prompt_tokens")
         for name in (*refused, "mm_processor_kwargs", "padding"):
             if getattr(self, name) not in (None, False, "do_not_pad"):
-                raise ValueError(
-                    f"`{name}` would give the model other tokens than it was trained with, and is not supported here"
-                )
+                raise ValueError(f"`{name}` is not supported: the model would get other tokens than in training")
         return self
 
     def token_ids(self) -> list[list[int]] | None:
-        """The sequences, where the input is token ids."""
+        """Return the sequences if the input is token ids, else None."""
         if not isinstance(self.input, list) or not self.input or isinstance(self.input[0], str):
             return None
         given: Any = self.input
         return [given] if isinstance(given[0], int) else given
 
     def requests(self) -> list[ScoreRequest]:
-        """Read the body, unless it holds token ids.
+        """Convert texts or messages to requests.
 
         Returns:
             One request for each text, or for the conversation.
 
         Raises:
-            ApiError: If the messages are no conversation that ends with the assistant.
+            ApiError: If the messages do not end with an assistant turn.
         """
         if self.messages is not None:
             try:

@@ -1,4 +1,4 @@
-"""The endpoints: a body in, rewards out."""
+"""The endpoints."""
 
 import time
 import uuid
@@ -21,7 +21,7 @@ ENDPOINTS = frozenset({"/score", "/rank", "/get_reward", "/classify", "/v1/model
 
 @router.post("/score")
 async def score(body: ScoreBody, request: Request) -> StrictJSON:
-    """Reward of each response."""
+    """Score each response."""
     groups = body.groups()
     scored, rewards = await _score_groups(request, groups, body.items is not None, body.allow_empty)
     flat = rewards if body.items is not None else rewards[0]
@@ -30,7 +30,7 @@ async def score(body: ScoreBody, request: Request) -> StrictJSON:
 
 @router.post("/rank")
 async def rank(body: RankBody, request: Request) -> StrictJSON:
-    """Responses to a prompt, best first; equal rewards keep their order."""
+    """Rank the responses to a prompt, best first; equal rewards keep their order."""
     groups = body.groups()
     scored, rewards = await _score_groups(request, groups, body.items is not None, body.allow_empty)
     rankings = [_ranking(group) for group in rewards]
@@ -40,17 +40,17 @@ async def rank(body: RankBody, request: Request) -> StrictJSON:
 
 @router.post("/get_reward")
 async def get_reward(body: OpenRlhfBody, request: Request) -> StrictJSON:
-    """OpenRLHF's remote reward model: `rewards` shape the policy, `scores` are what it logs."""
+    """Answer OpenRLHF's trainer, which optimises `rewards` and logs `scores`."""
     scored = await _score(request, body.requests())
     return StrictJSON({"rewards": scored.rewards, "scores": scored.rewards})
 
 
 @router.post("/classify")
 async def classify(body: ClassifyBody, request: Request) -> StrictJSON:
-    """What vLLM answers for a one-label regression model: the "probability" is the reward itself."""
+    """Answer as vLLM does for a one-label regression model: the "probability" is the reward."""
     service = _service(request)
     if body.model not in (None, service.name):
-        raise ApiError(404, "not_found", f"There is no such model here; this server has {service.name!r}.")
+        raise ApiError(404, "not_found", f"This server has no such model; it serves {service.name!r}.")
     ids = body.token_ids()
     scored = await _score(request, body.requests() if ids is None else [], ids)
     return StrictJSON(
@@ -70,7 +70,7 @@ async def classify(body: ClassifyBody, request: Request) -> StrictJSON:
 
 @router.get("/v1/models")
 async def models(request: Request) -> StrictJSON:
-    """The one model, as OpenAI's and vLLM's clients ask for it."""
+    """List the served model in the format of OpenAI and vLLM."""
     name = _service(request).name
     card = {"id": name, "object": "model", "created": int(request.app.state.started), "owned_by": "hf_reward"}
     return StrictJSON({"object": "list", "data": [card]})
@@ -78,17 +78,17 @@ async def models(request: Request) -> StrictJSON:
 
 @router.get("/health")
 async def health(request: Request) -> StrictJSON:
-    """200 while the model answers; 503 after several batches in a row at which it failed."""
+    """Return 200, or 503 after several consecutive failed batches."""
     service = _service(request)
     if not service.is_well:
         failures = service.batcher.failures_in_a_row
-        raise ApiError(503, "unwell", f"The model failed at the last {failures} batches. Restart the server.")
+        raise ApiError(503, "unwell", f"The model failed on the last {failures} batches. Restart the server.")
     return StrictJSON({"status": "ok", "model": service.name, "queued_rows": service.batcher.waiting_rows})
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Counters for Prometheus."""
+    """Return the metrics for Prometheus."""
     return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -97,7 +97,7 @@ def _service(request: Request) -> RewardService:
 
 
 async def _score(request: Request, requests: Sequence[ScoreRequest], ids: Sequence[list[int]] | None = None) -> Scored:
-    """Rewards for other programs' endpoints, whose policies may say nothing."""
+    """Score for the endpoints of other protocols, where empty responses are allowed."""
     service = _service(request)
     work = service.score(requests, allow_empty=True) if ids is None else service.score_token_ids(ids)
     try:

@@ -1,4 +1,4 @@
-"""Model -> a running server that ends in order."""
+"""Run the server for a model, with an orderly shutdown."""
 
 import errno
 import logging
@@ -21,21 +21,21 @@ from hf_reward.scoring.serving.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep a connection, so that none is closed just as a request arrives on it."""
+"""Longer than clients keep idle connections, so that none is closed while a request is on its way."""
 
 
 def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = None) -> None:
-    """Serve a reward model until SIGTERM or SIGINT, then finish what was accepted and return.
+    """Serve a reward model until SIGTERM or SIGINT, then finish the accepted requests and return.
 
-    The port is taken first and answers when the model is loaded. A second SIGINT cuts connections at once.
+    The port is bound first and answers when the model is loaded. A second SIGINT closes connections at once.
 
     Args:
         model: A folder or Hub id of a reward model or adapter, or a scorer.
         settings: Settings of the server.
 
     Raises:
-        ValueError: If the model cannot score, or a loaded scorer is to be loaded differently.
-        OSError: If the port cannot be listened at.
+        ValueError: If the model cannot score, or loading options are given for a loaded scorer.
+        OSError: If the port cannot be bound.
     """
     settings = settings or ServerSettings()
     with bound_socket(settings.host, settings.port) as listener:
@@ -44,35 +44,37 @@ def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = No
 
 @contextmanager
 def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
-    """Take a port without listening at it yet, so that a port in use is found before a model is loaded.
+    """Bind a port without listening yet, so that a port in use is an error before the model is loaded.
 
     Args:
-        host: Address to listen at.
-        port: The port; 0 for a free one.
+        host: Address to listen on.
+        port: The port; 0 selects a free one.
 
     Yields:
         socket.socket: The socket.
 
     Raises:
-        OSError: If the port cannot be taken, with the remedy.
+        OSError: If the port cannot be bound.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
-        raise OSError(f"`{setting('host', host)}` is no address of this machine ({error.strerror}).") from error
+        raise OSError(f"`{setting('host', host)}` is not an address of this machine ({error.strerror}).") from error
     with socket.socket(family, kind, protocol) as listener:
-        # Connections of a server that has just ended do not hold the port; ...
+        # Connections of a server that has just stopped do not block the port ...
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
         except OSError as error:
-            remedy = f"Name another `{setting('host')}` or `{setting('port')}`."
+            remedy = f"Use another `{setting('host')}` or `{setting('port')}`."
             if error.errno == errno.EADDRINUSE:
-                remedy = f"Name another `{setting('port')}`, or `{setting('port', 0)}` for a free one, or end its user."
-            raise OSError(f"The server cannot listen at {host}:{port} ({error.strerror}). {remedy}") from error
-        # ... but a second server that also loads its model is refused now, not when both are ready.
+                remedy = (
+                    f"Use another `{setting('port')}`, `{setting('port', 0)}` for a free one, or stop the other server."
+                )
+            raise OSError(f"The server cannot listen on {host}:{port} ({error.strerror}). {remedy}") from error
+        # ... but a second server on the port fails now, not after it has loaded its model.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         yield listener
 
@@ -80,7 +82,7 @@ def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
 def _serve(scorer: RewardScorer, settings: ServerSettings, listener: socket.socket) -> None:
     if settings.is_open_to_others:
         logger.warning(
-            "The server listens at %s and asks for no token: everybody who reaches it may use it. "
+            "The server listens on %s without a token: anyone who can reach it can use it. "
             "Set HF_REWARD_SERVER_TOKEN or give a token file.",
             settings.host,
         )
@@ -88,14 +90,14 @@ def _serve(scorer: RewardScorer, settings: ServerSettings, listener: socket.sock
 
 
 def configure(scorer: RewardScorer, settings: ServerSettings) -> uvicorn.Config:
-    """How uvicorn serves a model.
+    """Return the uvicorn configuration for a model.
 
     Args:
         scorer: The model.
         settings: Settings of the server.
 
     Returns:
-        The configuration: the application, and connections that wait for no request without limit.
+        The configuration, with the application and the connection limits.
     """
     app = create_app(scorer, settings)
     limits = ConnectionLimits(
@@ -124,21 +126,21 @@ def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> Rewar
     permits = settings.allow_pickle or settings.trust_remote_code
     if settings.device or settings.dtype != "float32" or settings.max_length or permits:
         raise ValueError(
-            "`device`, `dtype`, `max_length`, `allow_pickle` and `trust_remote_code` are for models loaded here; "
-            "this one is loaded already."
+            "`device`, `dtype`, `max_length`, `allow_pickle` and `trust_remote_code` apply only when `serve` loads the "
+            "model; this scorer is loaded already. Give these options to `RewardScorer.from_pretrained`."
         )
     if settings.length_correction and not model.corrects_length:
-        raise ValueError("The scorer was loaded without `length_correction=True`, which the settings ask for.")
+        raise ValueError("The settings have `length_correction=True`, but the scorer was loaded without it.")
     return model
 
 
 def _run(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Run until a signal. uvicorn raises it again afterwards, and a clean end must not be a signal's death."""
+    """Run until a signal. uvicorn raises the signal again afterwards; our handlers make the exit status 0."""
     before = {each: signal.signal(each, server.handle_exit) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run(sockets=[listener])
-    except SystemExit as error:  # uvicorn has printed why; without this, a taken port would end in silence
-        raise OSError(f"The server could not start at {server.config.host}:{server.config.port}.") from error
+    except SystemExit as error:  # uvicorn has logged the reason
+        raise OSError(f"The server could not start on {server.config.host}:{server.config.port}.") from error
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -1,4 +1,4 @@
-"""Requests -> rewards, through the queue: what every endpoint does once its body is understood."""
+"""Score parsed requests through the queue; shared by all endpoints."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -20,26 +20,26 @@ from hf_reward.scoring.serving.batcher import (
     BatchFailedError,
     ClosedError,
     Outcome,
+    QueuedRow,
     QueueFullError,
     QueueLimits,
     RequestTooLargeError,
-    Ticket,
 )
 from hf_reward.scoring.serving.errors import ApiError, unscorable
 from hf_reward.scoring.serving.metrics import Metrics
 from hf_reward.scoring.serving.settings import ServerSettings
 
 _UNWELL_AFTER = 3
-"""Batches that fail in a row before the server says that it is unwell: a broken CUDA context does not mend itself."""
+"""Consecutive failed batches after which `/health` reports a failure: a broken CUDA context does not recover."""
 
-_KIN_TOKENS = 64
-"""Texts whose first tokens are the same go into one batch, if they can: most probably they share the whole prompt, and
-a shorter one is not worth waiting for. It must reach past what a chat template puts in front of every prompt."""
+_PREFIX_KEY_TOKENS = 64
+"""Texts with the same first tokens are batched together, because they probably share the prompt. Must exceed the
+tokens that a chat template puts in front of every prompt."""
 
 _LEAST_LIMIT = 16_384
-"""Tokens that models without `max_length` take at least: rotary positions may be read beyond those of training."""
+"""Lowest limit in tokens for models without `max_length`: rotary positions work beyond the trained length."""
 _LARGE_CHARACTERS = 64 * 2**10
-"""Characters of a request, each prompt as often as it is tokenised, above which small ones do not wait for it."""
+"""Characters of a request, prompts counted once per response, above which it is tokenised in a separate thread."""
 _PART_CHARACTERS = 2**20
 
 Result = TypeVar("Result")
@@ -47,15 +47,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Scored:
-    """What the rows of a request got."""
+    """Rewards of one request."""
 
     rewards: list[float]
     tokens: int
-    """Tokens of all rows, each with its prompt."""
+    """Tokens of all rows, each including its prompt."""
 
 
 class UnscorableError(ValueError):
-    """Rows without a reward: place -> reason."""
+    """Some rows have no reward; `problems` maps their positions to reasons."""
 
     def __init__(self, problems: dict[int, str], total: int, *, is_too_large: bool = False) -> None:
         super().__init__(f"{len(problems)} of {total} rows cannot be scored.")
@@ -63,21 +63,21 @@ class UnscorableError(ValueError):
 
 
 class RewardService:
-    """A scorer behind its queue."""
+    """A scorer behind a queue."""
 
     def __init__(self, scorer: RewardScorer, settings: ServerSettings) -> None:
-        """Take a scorer.
+        """Create the queue for a scorer.
 
         Args:
-            scorer: Called from the service's own threads only.
-            settings: Sizes of batches and of the queue, and the model's name.
+            scorer: The scorer. From now on only the service's threads may call it.
+            settings: Limits of a batch and of the queue, and the model's name.
         """
         self.scorer = scorer
-        folder = Path(scorer.name)  # whose place on this machine is nobody's business
+        folder = Path(scorer.name)  # answers name the folder without its path
         self.name = settings.served_model_name or (folder.resolve().name if folder.is_dir() else scorer.name)
         config = unwrap_model(scorer.model).config
         self.label = (getattr(config, "id2label", None) or {}).get(0)
-        # Without `max_length`, one text of the largest size would keep the model busy for hours.
+        # Without `max_length`, a single text of the largest body size would occupy the model for hours.
         made_for = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
         most = min(max(made_for, _LEAST_LIMIT), UNLIMITED_TOKENS)
         self._encoder, self._large_encoder = (replace(scorer.copy_encoder(), max_tokens=most) for _ in range(2))
@@ -89,28 +89,28 @@ class RewardService:
             max_queue_rows=settings.max_queue_rows,
         )
         self.batcher: Batcher[EncodedResponse] = Batcher(
-            self._compute, limits, shared=_shared_tokens, on_batch=self.metrics.count_batch
+            self._compute, limits, shared_tokens=_shared_tokens, on_batch=self.metrics.count_batch
         )
         self.metrics.watch(self.batcher)
 
     @property
     def is_well(self) -> bool:
-        """Whether the model still answers."""
+        """Whether the last batches did not all fail."""
         return self.batcher.failures_in_a_row < _UNWELL_AFTER
 
     async def score(self, requests: Sequence[ScoreRequest], *, allow_empty: bool) -> Scored:
         """Score requests.
 
         Args:
-            requests: What to score.
+            requests: The requests.
             allow_empty: Whether responses may be empty.
 
         Returns:
             Their rewards.
 
         Raises:
-            UnscorableError: If one of them has no reward.
-            ApiError: If the queue or the model cannot take them.
+            UnscorableError: If a request has no reward.
+            ApiError: If the queue is full or closed, the requests exceed it, or the model fails.
         """
         is_large = sum(map(request_characters, requests)) > _LARGE_CHARACTERS
         encoder = self._large_encoder if is_large else self._encoder
@@ -122,17 +122,17 @@ class RewardService:
         return await self._score(encode, len(requests), is_large)
 
     async def score_token_ids(self, sequences: Sequence[list[int]]) -> Scored:
-        """Score sequences of token ids as they are; none may be longer than the texts that the model reads.
+        """Score sequences of token ids without changing them.
 
         Args:
-            sequences: The ids.
+            sequences: The ids. No sequence may exceed the model's length limit.
 
         Returns:
             Their rewards.
 
         Raises:
-            UnscorableError: If one of them has no reward.
-            ApiError: If the queue or the model cannot take them.
+            UnscorableError: If a sequence has no reward.
+            ApiError: If the queue is full or closed, the sequences exceed it, or the model fails.
         """
         limit = self._most_tokens
         is_large = sum(map(len, sequences)) > _LARGE_CHARACTERS
@@ -141,7 +141,7 @@ class RewardService:
     async def _score(self, encode: Callable[[], Iterable[list[EncodedResponse]]], rows: int, is_large: bool) -> Scored:
         tokens = 0
 
-        def tickets() -> list[Ticket[EncodedResponse]]:
+        def queued_rows() -> list[QueuedRow[EncodedResponse]]:
             nonlocal tokens
             encoded: list[EncodedResponse] = []
             for part in encode():
@@ -152,9 +152,11 @@ class RewardService:
             if problems:
                 raise UnscorableError(problems, rows, is_too_large=any(each.is_too_large for each in encoded))
             self.metrics.truncated.inc(sum(each.cut_tokens > 0 for each in encoded))
-            return [Ticket(each, len(each.input_ids), tuple(each.input_ids[:_KIN_TOKENS])) for each in encoded]
+            return [
+                QueuedRow(each, len(each.input_ids), tuple(each.input_ids[:_PREFIX_KEY_TOKENS])) for each in encoded
+            ]
 
-        outcomes = await _explained(self.batcher.submit(tickets, rows, is_large=is_large))
+        outcomes = await _as_api_errors(self.batcher.submit(queued_rows, rows, is_large=is_large))
         problems = {place: each for place, each in enumerate(outcomes) if isinstance(each, str)}
         if problems:
             raise UnscorableError(problems, rows)
@@ -172,7 +174,7 @@ class RewardService:
 
 
 def _parts(requests: Sequence[ScoreRequest]) -> Iterator[list[ScoreRequest]]:
-    """Cut a request into parts that are tokenised at once: what a tokenizer holds takes many times its text."""
+    """Split requests into parts that are tokenised one by one: a tokenizer needs many times the memory of its text."""
     part, size = [], 0
     for request in requests:
         if part and size > _PART_CHARACTERS:
@@ -185,23 +187,23 @@ def _parts(requests: Sequence[ScoreRequest]) -> Iterator[list[ScoreRequest]]:
 
 
 def _checked(ids: list[int], limit: int) -> EncodedResponse:
-    """Token ids as the scorer takes them; it checks itself whether the model has such tokens."""
+    """Check the number of token ids. The scorer checks their values."""
     if not ids:
         return EncodedResponse(problem="there are no token ids")
     if len(ids) > limit:
-        problem = f"too long: {len(ids):,} token ids, and the model reads {limit:,}"
+        problem = f"too long: {len(ids):,} token ids, and the model takes at most {limit:,}"
         return EncodedResponse(problem=problem, is_too_large=True)
     return EncodedResponse(input_ids=list(ids))
 
 
 def _shared_tokens(one: EncodedResponse, other: EncodedResponse) -> int:
-    """Tokens that are computed once for both; each has one of its own, at which its reward is read."""
+    """Length of the common prefix; the reward is read at a token of the response, so one token stays separate."""
     shared = len(common_prefix([one.input_ids, other.input_ids]))
     return min(shared, len(other.input_ids) - 1)
 
 
-async def _explained(work: Coroutine[Any, Any, Result]) -> Result:
-    """What the queue raises, as the answer that a client gets."""
+async def _as_api_errors(work: Coroutine[Any, Any, Result]) -> Result:
+    """Turn exceptions of the queue into API errors."""
     try:
         return await work
     except QueueFullError as error:
@@ -209,25 +211,25 @@ async def _explained(work: Coroutine[Any, Any, Result]) -> Result:
     except RequestTooLargeError as error:
         raise ApiError(413, "too_large", str(error)) from error
     except BatchFailedError as error:
-        raise ApiError(500, "model_failed", f"{error} The server goes on; its log has the details.") from error
+        raise ApiError(500, "model_failed", f"{error} The server keeps running; its log has the details.") from error
     except ClosedError as error:
         raise ApiError(503, "shutting_down", str(error)) from error
 
 
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await something, and cancel it if the client hangs up.
+    """Await a coroutine and cancel it if the client disconnects.
 
     Args:
         request: A request whose body was read.
-        work: What answers it.
+        work: The coroutine that computes the answer.
 
     Returns:
-        What the work returns.
+        The result of the coroutine.
 
     Raises:
-        ApiError: If the client left, which nobody will read.
+        ApiError: If the client disconnected. The error appears in the metrics only.
     """
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_hang_up(request))
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -238,20 +240,20 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Resul
         watch.cancel()
 
 
-async def _hang_up(request: Request) -> None:
+async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def by_row(error: UnscorableError, sizes: Sequence[int] | None = None) -> ApiError:
-    """Name the rows of a body that have no reward.
+    """Return an API error that lists the rows of a body without a reward.
 
     Args:
-        error: Places among all requests of the body.
-        sizes: Requests of each of the body's items; None where the places are those of the body.
+        error: The error, with positions among all requests of the body.
+        sizes: Number of requests in each item of the body; None if the positions are already those of the body.
 
     Returns:
-        The answer.
+        The API error.
     """
     where: list[dict[str, int]] = [{"index": place} for place in range(error.total)]
     if sizes is not None:

@@ -1,4 +1,4 @@
-"""What a server can be told: where to listen, how much to hold, who may ask."""
+"""Settings of the server."""
 
 from dataclasses import dataclass, field
 
@@ -7,37 +7,37 @@ from hf_reward.scoring.server_token import is_usable_token
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Settings of one server."""
+    """Settings of the server: address, model, limits and token."""
 
     host: str = "127.0.0.1"
-    """Address to listen at; "0.0.0.0" for every network."""
+    """Address to listen on; "0.0.0.0" for all networks."""
     port: int = 8000
-    """0 takes a free one and says which."""
+    """0 selects a free port and logs it."""
     served_model_name: str | None = None
-    """The name that answers carry and that `/classify` asks for; by default its Hub id or the name of its folder."""
+    """Model name in answers and in `/classify`; by default the Hub id or the name of the folder."""
     device: str | None = None
     dtype: str = "float32"
     trust_remote_code: bool = False
-    """Whether code that the model's folder brings may run."""
+    """Run Python code from the model's folder."""
     length_correction: bool = False
-    """Whether rewards are corrected for length as the model's record says."""
+    """Subtract the length curve that is stored with the model."""
     allow_pickle: bool = False
-    """Read weights that are pickles, tensors only."""
+    """Load weights from pickle files, tensors only."""
     max_length: int | None = None
-    """Another limit than the checkpoint's."""
+    """Maximum length in tokens; by default that of the checkpoint."""
     batch_tokens: int | None = None
-    """Tokens computed together; by default what the scorer finds right for the device."""
+    """Tokens in a batch; by default 4,096 on a CPU and 32,768 elsewhere."""
     max_queue_tokens: int = 1_048_576
-    """Tokens that may wait for the model."""
+    """Tokens that may wait in the queue."""
     max_queue_rows: int = 8192
-    """Responses that may wait for the model, those included that are being tokenised."""
+    """Responses that may wait in the queue, including those that are being tokenised."""
     max_body_bytes: int = 16 * 2**20
     read_timeout_seconds: int = 30
-    """How long the headers of a request may take to arrive, and again its body."""
+    """Seconds for the headers of a request to arrive, and again for its body."""
     shutdown_seconds: int = 300
-    """How long to finish what was accepted after SIGTERM or SIGINT, before connections are cut."""
+    """Seconds to finish accepted requests after SIGTERM or SIGINT, before connections are closed."""
     token: str | None = field(default=None, repr=False)
-    """What clients must send as `Authorization: Bearer ...`; None asks for nothing."""
+    """Token that clients must send as `Authorization: Bearer ...`; None disables it."""
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -51,7 +51,7 @@ class ServerSettings:
 
     @property
     def is_open_to_others(self) -> bool:
-        """Whether other machines can reach the server and need no token."""
+        """Whether other machines can reach the server without a token."""
         return self.token is None and self.host not in ("127.0.0.1", "localhost", "::1")
 
 

@@ -1,4 +1,4 @@
-"""What an error of the server may say, and which values it takes for what they are not."""
+"""Server errors repeat nothing that was sent, and values are not coerced."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_errors_repeat_nothing_of_a_body(scorer, path, body):
     asked(scorer, test)
 
 
-def test_what_a_template_says_itself_is_said(scorer):
+def test_errors_of_a_template_are_returned(scorer):
     scorer.tokenizer.chat_template = REFUSING
 
     async def test(client: httpx2.AsyncClient) -> None:
@@ -69,7 +69,7 @@ def test_what_a_template_says_itself_is_said(scorer):
     asked(scorer, test)
 
 
-def test_the_own_rows_errors_show_what_was_found():
+def test_errors_for_local_rows_show_the_found_value():
     with pytest.raises(PreferenceFormatError, match="but holds") as caught:
         read_messages([{"role": "user", "text": SECRET}], "prompt")
     assert SECRET in str(caught.value)
@@ -87,8 +87,8 @@ def test_token_ids_are_integers(scorer, given):
     asked(scorer, test)
 
 
-def test_token_ids_are_as_many_as_training_read(make_model_folder, tmp_path):
-    """Not one more, also where the model's positions have no end; the last that fits gets the reward of its text."""
+def test_token_ids_are_limited_to_the_training_length(make_model_folder, tmp_path):
+    """The limit also holds for models without a position limit; the longest valid row gets the reward of its text."""
     scorer = tiny_scorer(make_model_folder("llama"), tmp_path / "saved")
     assert position_limit(scorer.model) is None
     scorer = RewardScorer(scorer.model, scorer.tokenizer, scorer.record, max_length=40)
@@ -99,7 +99,7 @@ def test_token_ids_are_as_many_as_training_read(make_model_folder, tmp_path):
         answer = await client.post("/classify", json={"input": [ids[:3], ids[:40]]})
         assert answer.json()["data"][1]["probs"] == pytest.approx([expected], rel=1e-5)
         error = error_of(await client.post("/classify", json={"input": [ids[:40], ids]}), 413, "too_large")
-        assert error["rows"] == [{"index": 1, "reason": "too long: 41 token ids, and the model reads 40"}]
+        assert error["rows"] == [{"index": 1, "reason": "too long: 41 token ids, and the model takes at most 40"}]
         error_of(await client.post("/classify", json={"input": ids}), 413, "too_large")
 
     asked(scorer, test)
@@ -144,7 +144,7 @@ def test_only_json_is_json(scorer, kind, status):
         "a:b",
     ],
 )
-def test_a_role_is_a_name(scorer, role):
+def test_a_role_must_be_a_name(scorer, role):
     turns = [{"role": role, "content": "a"}, {"role": "assistant", "content": "b"}]
 
     async def test(client: httpx2.AsyncClient) -> None:
@@ -160,7 +160,7 @@ def test_a_role_is_a_name(scorer, role):
         assert read_messages([{"role": name, "content": "a"}], "prompt")[0]["role"] == name
 
 
-def test_a_million_wrong_items_are_one_error():
+def test_a_million_invalid_items_make_one_error():
     for body, model in (
         ({"input": [[1], *[True] * 10**6]}, ClassifyBody),
         ({"items": [{"wrong": 1}] * 10**5}, ScoreBody),

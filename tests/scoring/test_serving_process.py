@@ -22,6 +22,7 @@ from running_servers import free_port
 import hf_reward
 from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.server_token import read_token
+from hf_reward.scoring.serving.server import Server, bound_socket, configure
 from hf_reward.scoring.serving.settings import ServerSettings
 
 _PROGRAM = """
@@ -215,6 +216,22 @@ def test_a_port_in_use_is_a_one_line_error(scorer):
         command = [sys.executable, "-c", _PROGRAM, scorer.name, repr(settings)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "The server cannot listen on 127.0.0.1" in done.stderr.splitlines()[-1]
+
+
+def test_the_address_is_logged_for_a_free_port(scorer, capsys):
+    with bound_socket("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        server = Server(configure(scorer, ServerSettings(port=0, served_model_name="tiny")))
+
+        async def test() -> None:
+            running = asyncio.create_task(server.serve(sockets=[listener]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            server.should_exit = True
+            await running
+
+        asyncio.run(asyncio.wait_for(test(), 30))
+    assert f"Serving tiny on http://127.0.0.1:{port} (Ctrl+C to stop)" in capsys.readouterr().err
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded():
         said = error_of("serve", "--model", "m", "--port", port)
         assert f"cannot listen on 127.0.0.1:{port}" in said
         assert "`--port 0` for a free one" in said
-    with pytest.raises(OSError, match=r"`host='no\.such\.host\.invalid'` is no address of this machine"):
+    with pytest.raises(OSError, match=r"`host='no\.such\.host\.invalid'` is not an address of this machine"):
         server.serve("m", ServerSettings(host="no.such.host.invalid"))
 
 

@@ -86,7 +86,26 @@ def _serve(scorer: RewardScorer, settings: ServerSettings, listener: socket.sock
             "Set HF_REWARD_SERVER_TOKEN or give a token file.",
             settings.host,
         )
-    _run(uvicorn.Server(configure(scorer, settings)), listener)
+    _run(Server(configure(scorer, settings)), listener)
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that logs its address; uvicorn does not if it gets a bound socket."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening and log the address.
+
+        Args:
+            sockets: The bound socket.
+        """
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            app: Any = self.config.app
+            logging.getLogger("uvicorn.error").info(
+                "Serving %s on http://%s (Ctrl+C to stop)", app.state.service.name, address
+            )
 
 
 def configure(scorer: RewardScorer, settings: ServerSettings) -> uvicorn.Config:

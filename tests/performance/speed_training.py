@@ -250,9 +250,8 @@ def operations_share(case: Case, geometry: str, report: dict[str, Any]) -> float
     """Return one useful token per second as a share of the matmul rate measured with the case."""
     size, attended = report["operations"][geometry], report["rows"][geometry][case.name]["attended_per_token"]
     flops = FLOPS_PER_PARAMETER[case.mode] * size["parameters"]
-    flops += (
-        (2 if case.mode == "frozen" else 6) * size["attention"] * attended
-    )  # attention has no weights, so LoRA saves nothing there
+    # Attention has no weights, so LoRA saves nothing there.
+    flops += (2 if case.mode == "frozen" else 6) * size["attention"] * attended
     return flops / matmul_rate(report, geometry, case.name)
 
 

@@ -359,7 +359,7 @@ def test_every_row_is_scored_or_rejected_for_all_shard_sizes(tmp_path_factory, k
             {"rank": True},
             r"already has a column 'rank'.*`rank_column='another_name'`",
         ),
-        (text_rows(2), {"rank": True}, "needs `prompt` and `responses`"),
+        (text_rows(2), {"rank": True}, "needs the columns `prompt` and `responses`"),
     ],
 )
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -30,7 +30,7 @@ _OF_DISTRIBUTED_RUNS = (
 """Beginnings of environment variables that would make one process wait for others."""
 
 
-CHOICES = ("gated", "create_pr", "adapter", "replace")
+PUSH_OPTIONS = ("gated", "create_pr", "adapter", "replace")
 """Arguments of `push_to_hub` that configure the push; the others are facts for the card."""
 
 
@@ -125,7 +125,11 @@ class Publisher:
             private=self.args.hub_private_repo if private is None else private,
             message=message or "Reward model",
             trust_remote_code=is_custom(type(unwrap_model(model).config)),
-            **{name: value for name, value in choices.items() if name in (*CHOICES, "base_model", "training_state")},
+            **{
+                name: value
+                for name, value in choices.items()
+                if name in (*PUSH_OPTIONS, "base_model", "training_state")
+            },
         )
 
     @contextmanager

@@ -1,33 +1,32 @@
-"""Training events -> history and curves."""
+"""Callbacks of a run: training curves, log entries of epochs, order of rows, and checks after resuming."""
 
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.training.curves import CURVES_FILE, draw_curves
 
 
 class TrainingCurves(TrainerCallback):
-    """Draws loss, accuracy, margin and learning rate into the output folder when training ends, and after it."""
+    """Draws training curves into the output folder at the end of training and after later evaluations."""
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Draw the curves of the main process's history."""
+        """Draw the curves on the main process."""
         if state.is_world_process_zero and args.output_dir is not None:
             loss_type = getattr(args, "loss_type", "bradley_terry")
             draw_curves(state.log_history, Path(args.output_dir) / CURVES_FILE, loss_type=loss_type)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Draw again with an evaluation made after the last step."""
+        """Draw the curves again with an evaluation after the last step."""
         if 0 < state.max_steps <= state.global_step:
             self.on_train_end(args, state, control)
 
 
 def epoch_history(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Training loss and accuracy of each finished epoch.
+    """Return training loss and accuracy of each finished epoch.
 
     Args:
         log_history: `TrainerState.log_history`, which survives resuming.
@@ -39,10 +38,11 @@ def epoch_history(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 class EpochLog(TrainerCallback):
-    """Logs the training loss and accuracy of each epoch when it ends (after a resume, of the rows since).
+    """Logs the mean training loss and accuracy of each epoch; after resuming, of the rows since then.
 
-    They are added to the entry of that step if there is one, and after the last step to the next one (an evaluation or
-    the summary): code that counts entries from the end of `log_history` finds what it finds with `Trainer`.
+    They are added to the log entry of the epoch's last step if there is one. After the last step of the run they are
+    added to the next entry (an evaluation or the summary), so `log_history` ends with the same entries as with
+    `Trainer`.
 
     Args:
         trainer: The trainer whose `statistics` are logged.
@@ -54,8 +54,8 @@ class EpochLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin to count tokens."""
-        counted = args.include_num_input_tokens_seen == "no"  # else `Trainer` counts there, padding included
+        """Start counting tokens."""
+        counted = args.include_num_input_tokens_seen == "no"  # else `Trainer` counts in this field, with padding
         self.trainer.statistics.begin(state.log_history, state.num_input_tokens_seen if counted else 0)
 
     def on_epoch_end(
@@ -77,7 +77,7 @@ class EpochLog(TrainerCallback):
 
 
 class EpochOrder(TrainerCallback):
-    """Sets the epoch of the sampler that sorts rows by length: after a resume with several processes nothing else does.
+    """Sets the epoch of the length-bucket sampler, which nothing else does when several processes resume.
 
     Args:
         trainer: The trainer with the `loader` of the run.
@@ -89,14 +89,14 @@ class EpochOrder(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set it."""
+        """Set the epoch."""
         sampler = self.trainer.loader.bucket_sampler
         if sampler is not None:
             sampler.set_epoch(int(state.epoch or 0))
 
 
 class LoadedCheckpoint(TrainerCallback):
-    """Completes what `Trainer` has loaded: checks the weights, restores several heads and the best evaluation.
+    """Completes the loading of a checkpoint to resume: checks its weights and restores several heads.
 
     Args:
         trainer: The trainer with the `checkpoints` and `heads` of the run.
@@ -108,21 +108,8 @@ class LoadedCheckpoint(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After a checkpoint to resume was loaded."""
+        """Check and restore after `Trainer` has loaded the checkpoint."""
         folder = self.trainer.checkpoints.resumed
         if folder is not None:
             self.trainer.checkpoints.require_finite(self.trainer.model)
             self.trainer.heads.restore(folder, self.trainer.model)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """After the best checkpoint was loaded."""
-        # A trial of a search that is pruned ends without a summary in the log, and keeps the weights at hand.
-        finished = bool(state.log_history) and "train_runtime" in state.log_history[-1]
-        if not finished or not args.load_best_model_at_end or state.best_model_checkpoint is None:
-            return
-        self.trainer.heads.restore(Path(state.best_model_checkpoint), self.trainer.model)
-        record = CheckpointRecord.load(state.best_model_checkpoint)
-        if record is not None:  # the rewards of the last evaluation belong to weights that are gone
-            self.trainer.reward_statistics, self.trainer.evaluation = record.reward_statistics, record.evaluation

@@ -59,7 +59,7 @@ def publish(staged: Path, final: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def tidy(run: Path) -> None:
+def remove_leftovers(run: Path) -> None:
     """Remove what a killed run left half done, and undo a replacement that did not come to its end.
 
     Args:
@@ -83,25 +83,25 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=_step)
 
 
-def newest_whole(folders: Sequence[Path], problem_of: Callable[[Path], str | None] | None = None) -> Path | None:
+def newest_complete(folders: Sequence[Path], problem_of: Callable[[Path], str | None] | None = None) -> Path | None:
     """The last of some checkpoints that is whole; those passed over are named in a warning.
 
     Args:
         folders: Checkpoints by their steps.
-        problem_of: What a checkpoint lacks, None if nothing; by default `why_not_whole`.
+        problem_of: What a checkpoint lacks, None if nothing; by default `checkpoint_problem`.
 
     Returns:
         Its folder, None if there is none.
     """
     for folder in reversed(folders):
-        problem = (problem_of or why_not_whole)(folder)
+        problem = (problem_of or checkpoint_problem)(folder)
         if problem is None:
             return folder
         logger.warning("%s is passed over: %s. An earlier checkpoint is looked for.", folder, problem)
     return None
 
 
-def why_not_whole(folder: Path) -> str | None:
+def checkpoint_problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint, None if it is whole and sound. Reads all of its files.
 
     One that we wrote lists its files with sizes and hashes. Of one that `Trainer` wrote itself, the state, which it

@@ -24,7 +24,7 @@ from hf_reward.data.sources import Source
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.publishing.verify import VerificationError, verify_checkpoint
-from hf_reward.training.checkpoints import why_not_whole
+from hf_reward.training.checkpoints import checkpoint_problem
 from hf_reward.training.dry_run_steps import duration, estimate_memory, longest_rows, run_steps
 from hf_reward.training.memory import (
     count_parameters,
@@ -259,7 +259,7 @@ def _checkpoint(trainer: RewardTrainer) -> tuple[int, str]:
     """Write one checkpoint the way the run does."""
     trainer._save_checkpoint(trainer.model, trial=None)
     folder = _checkpoint_folder(trainer)
-    problem = why_not_whole(folder)
+    problem = checkpoint_problem(folder)
     if problem is not None:
         raise OSError(f"The checkpoint could not be resumed: {problem}.")
     size = _size(folder)

@@ -1,6 +1,6 @@
-"""Training events -> warnings about a run's health. The detectors are in `health`; this one feeds and reports them.
+"""Training events -> warnings about a run's health, from the detectors in `health_checks`.
 
-In a step it only keeps references and adds numbers on the device; the device is waited for where the trainer logs.
+In a step it only stores references and adds numbers on the device; it synchronises only where the trainer logs.
 """
 
 import logging
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 _GAINS = ("gain_rows", "gain", "gain_weight", "gain_excess", "gain_square")
 _MOST_BATCHES = 1024
-"""Of one step whose rows are remembered: who calls `compute_loss` alone never begins a step."""
+"""Limit of batches whose rows are stored for one step: a caller of `compute_loss` alone never starts a new step."""
 
 
 class HealthMonitor(TrainerCallback):
-    """Says once for each kind of trouble what was seen, the likely cause and the cure.
+    """Logs each kind of problem once, with the observed numbers, the likely cause and the remedy.
 
     Args:
-        enabled: Whether to look at all.
+        enabled: Whether to check anything.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -41,7 +41,7 @@ class HealthMonitor(TrainerCallback):
         self._sums: Tensor | None = None  # loss of equal rewards, weight of the groups and `_GAINS` since the last log
 
     def add(self, inputs: Mapping[str, Tensor], rewards: Tensor, loss_function: PreferenceLoss) -> None:
-        """Look at a training batch.
+        """Add a training batch.
 
         Args:
             inputs: The collated batch.
@@ -63,11 +63,11 @@ class HealthMonitor(TrainerCallback):
         self._sums = sums if self._sums is None else self._sums + sums
 
     def measure(self, model: nn.Module, sharded: bool) -> dict[str, float]:
-        """What the log shows beside the statistics of its batches.
+        """Measure the head for the log.
 
         Args:
             model: The model.
-            sharded: Whether processes hold parts of it, so that its head is not at hand.
+            sharded: Whether processes hold shards of it, so that none has the complete head.
 
         Returns:
             `head_norm`, the norm of the head's weights and bias, or nothing.
@@ -76,22 +76,22 @@ class HealthMonitor(TrainerCallback):
             return {}
         return {"head_norm": head_norm(model)}
 
-    def blame(self, model: nn.Module) -> str:
-        """Whether a loss that is not finite comes from the step before: then its rows, else nothing.
+    def earlier_cause(self, model: nn.Module) -> str:
+        """Explain a non-finite loss by weights that were not finite before the step.
 
         Args:
             model: The model.
 
         Returns:
-            A sentence to add to an error, with a blank before it, or "".
+            Sentences to append to an error, with a leading space; empty if all weights are finite.
         """
         broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
         if not broken:
             return ""
         rows = _numbers(self._rows_before)
         return (
-            f" The weights were not finite already ({broken[0]} and {len(broken) - 1} others), so the gradient of an "
-            f"earlier step was not. The rows of the step before are {rows}: look at those first."
+            f" Weights were already not finite ({broken[0]} and {len(broken) - 1} others), so the gradient of an "
+            f"earlier step was not finite. The rows of the previous step are {rows}: inspect those first."
         )
 
     def require_finite(
@@ -103,7 +103,7 @@ class HealthMonitor(TrainerCallback):
         state: TrainerState,
         run: str,
     ) -> None:
-        """Stop where a loss is not finite, before the step changes the weights.
+        """Stop at a loss that is not finite, before the step changes the weights.
 
         Args:
             loss: Loss of the batch, shape `()`.
@@ -111,7 +111,7 @@ class HealthMonitor(TrainerCallback):
             inputs: The collated batch.
             model: The model.
             state: State of the run.
-            run: Where earlier checkpoints are.
+            run: Folder of earlier checkpoints.
 
         Raises:
             FloatingPointError: If the loss is not finite; the message names the rows.
@@ -123,8 +123,8 @@ class HealthMonitor(TrainerCallback):
         raise FloatingPointError(
             f"The loss is {loss.item()} at step {state.global_step}, from the data rows {rows}. Training stopped "
             f"before this step changed the weights; earlier checkpoints in {state.best_model_checkpoint or run} are "
-            "untouched. Look at those rows, lower the learning rate, or train in bfloat16 or float32 instead of "
-            f"float16.{self.blame(model)}"
+            "unchanged. Inspect those rows, lower the learning rate, or train in bfloat16 or float32 instead of "
+            f"float16.{self.earlier_cause(model)}"
         )
 
     @property
@@ -135,9 +135,9 @@ class HealthMonitor(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin with the head as it is, or with what a resumed run has logged already."""
+        """Start from the norm of the current head, or from the log of a resumed run."""
         self._history, self._sums = [dict(entry) for entry in state.log_history], None
-        if self.enabled and not self._history and args.world_size == 1:  # else no process may hold the whole head
+        if self.enabled and not self._history and args.world_size == 1:  # else the head may be sharded
             self._history.append({"step": 0, "head_norm": head_norm(kwargs["model"])})
         self._rows.clear()
         self._rows_before.clear()
@@ -145,7 +145,7 @@ class HealthMonitor(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget the rows of the step before the last."""
+        """Keep the rows of the previous step, and forget older ones."""
         facts = RunFacts(max_steps=state.max_steps, warmup_steps=args.get_warmup_steps(state.max_steps))
         self._settled = state.global_step >= facts.settled_step
         self._rows, self._rows_before = deque(maxlen=_MOST_BATCHES), self._rows
@@ -158,7 +158,7 @@ class HealthMonitor(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Look at the new entry, and warn on the main process."""
+        """Check the new entry, and log warnings on the main process."""
         if not self.enabled or not logs:
             return
         entry = {**logs, "step": state.global_step}
@@ -174,9 +174,9 @@ class HealthMonitor(TrainerCallback):
             scales_loss=bool(args.fp16),
             rows=rows,
         )
-        said = {warning.kind for warning in self.warnings}
+        logged = {warning.kind for warning in self.warnings}
         for warning in check_health(self._history, facts):
-            if warning.kind not in said:
+            if warning.kind not in logged:
                 self.warnings.append(warning)
                 logger.warning("%s", warning)
 
@@ -190,10 +190,10 @@ class HealthMonitor(TrainerCallback):
 
 
 def head_norm(model: nn.Module) -> float:
-    """Euclidean norm of all weights and biases of the head that is trained.
+    """Return the Euclidean norm of all trainable weights and biases of the head.
 
     Args:
-        model: A reward model, perhaps with an adapter.
+        model: A reward model, with or without an adapter.
 
     Returns:
         The norm.

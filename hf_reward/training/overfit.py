@@ -1,6 +1,6 @@
-"""One small batch learned by heart: can this model, with these settings and these rows, learn at all?
+"""Self-test: overfit a copy of the model on one small batch of its own rows.
 
-A run that cannot reach accuracy 1 on eight of its own rows will not learn thousands of them.
+A run that cannot reach accuracy 1 on eight rows will not learn from thousands of rows.
 """
 
 import copy
@@ -31,26 +31,26 @@ from hf_reward.training.trainer import RewardTrainer
 from hf_reward.training.training_args import RewardConfig, trial_config
 
 ROWS_READ = 64
-"""Rows of each source that are read to find the batch."""
+"""Number of rows of each source that are read to find the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverfitReport:
-    """What became of the self-test."""
+    """Result of the self-test."""
 
     passed: bool
     start_loss: float
     end_loss: float
     accuracy: float
-    """Of the last step, strict."""
+    """Strict accuracy at the last step."""
     steps: int
     rows: list[int]
     """Data rows of the batch."""
     advice: list[str] = field(default_factory=list)
-    """What is likely wrong; empty if it passed."""
+    """Likely causes of a failure; empty if it passed."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -74,25 +74,25 @@ def overfit_one_batch(
     learning_rate: float | None = None,
     **options: Any,
 ) -> OverfitReport:
-    """Train a copy of a model on one small batch until it knows it by heart.
+    """Train a copy of a model on one small batch until it overfits the batch.
 
-    The loss is that of the settings without what keeps it above 0 (label smoothing, centering, length penalty); the
-    learning rate is constant. Nothing of the caller's changes: weights, settings, files, random state.
+    The loss is that of the settings, without the terms that keep it above 0 (label smoothing, centering, length
+    penalty). The learning rate is constant. The caller's weights, settings, files and random state do not change.
 
     Args:
-        model: A `RewardTrainer`, whose settings and rows are taken then; or a model as `RewardTrainer` takes it.
+        model: A `RewardTrainer`, which provides settings and rows too, or a model as for `RewardTrainer`.
         args: Settings, as for `RewardTrainer`.
         train_dataset: Preference data, as for `RewardTrainer`; the first rows that state a strict preference are used.
         processing_class: The tokenizer, as for `RewardTrainer`.
-        rows: Size of the batch.
-        steps: Give up after so many.
-        loss_below: Passed when accuracy is 1 and the loss of the step below this, in nats beyond the entropy of stated
-            probabilities.
-        learning_rate: Another learning rate than the settings'.
+        rows: Number of rows in the batch.
+        steps: Maximum number of steps.
+        loss_below: The test passes when accuracy is 1 and the loss of a step is below this value, in nats above the
+            entropy of stated probabilities.
+        learning_rate: Replaces the learning rate of the settings.
         **options: `peft_config`, `quantization_config`, `data_collator`, as for `RewardTrainer`.
 
     Returns:
-        Losses, and advice if it failed.
+        Losses, and advice after a failure.
 
     Raises:
         ValueError: If `rows` or `steps` is below 1, there is no training data, or no row states a strict preference
@@ -106,8 +106,8 @@ def overfit_one_batch(
         train_dataset = trainer.train_dataset if train_dataset is None else train_dataset
         processing_class = processing_class or trainer.processing_tokenizer
     if train_dataset is None:
-        raise ValueError("`overfit_one_batch` needs rows: give it `train_dataset`, or a trainer that has one.")
-    with tempfile.TemporaryDirectory() as folder, _same_random_state():
+        raise ValueError("`overfit_one_batch` needs rows: pass `train_dataset`, or a trainer that has one.")
+    with tempfile.TemporaryDirectory() as folder, _preserved_random_state():
         settings = _settings(args or RewardConfig(output_dir=folder), folder, rows, steps, learning_rate)
         probe = RewardTrainer(
             model=_copy_of(model),
@@ -116,14 +116,14 @@ def overfit_one_batch(
             processing_class=processing_class,
             **options,
         )
-        probe.remove_callback(PrinterCallback)  # the report says it in a line
+        probe.remove_callback(PrinterCallback)  # the report summarises the log in a line
         batch = _first_strict(probe.train_dataset, rows)
         probe.train_dataset = batch
         return _report(probe, batch, loss_below + _entropy(batch))
 
 
 def _settings(args: RewardConfig, folder: str, rows: int, steps: int, learning_rate: float | None) -> RewardConfig:
-    """The caller's settings where only the batch is learned: no evaluation, no files, no schedule."""
+    """Return the caller's settings without evaluation, files and learning-rate schedule."""
     return trial_config(
         args,
         folder,
@@ -145,35 +145,32 @@ def _settings(args: RewardConfig, folder: str, rows: int, steps: int, learning_r
 
 
 def _copy_of(model: Any) -> Any:
-    """A model of its own, without what accelerate put around the forward of the original."""
+    """Return a copy of a model without accelerate's wrapper of its `forward`."""
     if not isinstance(model, nn.Module):
         return model
-    mine = copy.deepcopy(model)
-    for module in mine.modules():
-        if "_original_forward" in module.__dict__:  # both are bound to the original, whose weights they would read
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if "_original_forward" in module.__dict__:  # both methods are bound to the original and use its weights
             del module.__dict__["_original_forward"]
             module.__dict__.pop("forward", None)
-    return mine
+    return copied
 
 
 def _few_rows(data: Any) -> Any:
-    """The first rows of each source."""
+    """Return the first rows of each source."""
     if is_prepared(data):
         return _prepared(data)
-    return [
-        replace(source, data=_beginning(load_source(source)), weight=1.0)
-        for source in as_sources(data)
-    ]  # fmt: skip
+    return [replace(source, data=_first_rows(load_source(source)), weight=1.0) for source in as_sources(data)]
 
 
-def _beginning(data: Dataset | IterableDataset) -> Any:
+def _first_rows(data: Dataset | IterableDataset) -> Any:
     if isinstance(data, IterableDataset):
         return list(data.take(ROWS_READ))
     return data.select(range(min(ROWS_READ, len(data))))
 
 
 def _prepared(data: Any) -> Dataset:
-    """The first rows of a prepared dataset that may be a stream."""
+    """Return the first rows of a prepared dataset, which may be a stream."""
     if isinstance(data, IterableDataset):
         return Dataset.from_list(list(data.take(ROWS_READ)), features=TOKENIZED_FEATURES)
     return data.select(range(min(ROWS_READ, len(data))))
@@ -184,22 +181,22 @@ def _first_strict(data: Any, count: int) -> Dataset:
     places = [place for place in range(len(data)) if len(set(ranks[place])) == len(ranks[place])][:count]
     if not places:
         raise ValueError(
-            f"None of the first {len(data)} training rows says which response is better (all are ties). Give "
-            "`overfit_one_batch` rows that do."
+            f"None of the first {len(data)} training rows states a preference (all are ties). Pass rows with a "
+            "preference to `overfit_one_batch`."
         )
     return data.select(places)
 
 
 def _entropy(batch: Dataset) -> float:
-    """Mean entropy of the stated probabilities in nats: no model has a lower loss."""
+    """Return the mean entropy of the stated probabilities in nats, the lower limit of the loss."""
     stated = np.asarray(batch["probability"], dtype=float)
     inner = np.clip(np.nan_to_num(stated, nan=1.0), 1e-12, 1 - 1e-12)
     return float(np.mean(-inner * np.log(inner) - (1 - inner) * np.log(1 - inner)))
 
 
-class _StopWhenKnown(TrainerCallback):
+class _StopWhenOverfit(TrainerCallback):
     def __init__(self, loss_below: float) -> None:
-        self.loss_below, self.known = loss_below, False
+        self.loss_below, self.overfit = loss_below, False
 
     def on_log(
         self,
@@ -209,14 +206,14 @@ class _StopWhenKnown(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Stop when the batch is known by heart."""
+        """Stop when the model overfits the batch."""
         if logs and "loss" in logs and logs["accuracy"] == 1 and logs["loss"] < self.loss_below:
-            self.known = control.should_training_stop = True
+            self.overfit = control.should_training_stop = True
 
 
 def _report(probe: RewardTrainer, batch: Dataset, loss_below: float) -> OverfitReport:
-    """Train, and say what came out."""
-    stop = _StopWhenKnown(loss_below)
+    """Train and return the report."""
+    stop = _StopWhenOverfit(loss_below)
     probe.add_callback(stop)
     before = {name: weight.detach().clone() for name, weight in probe.model.named_parameters() if weight.requires_grad}  # type: ignore[union-attr]
     problem = ""
@@ -227,11 +224,11 @@ def _report(probe: RewardTrainer, batch: Dataset, loss_below: float) -> OverfitR
     logs = [entry for entry in probe.state.log_history if "loss" in entry]
     losses = [entry["loss"] for entry in logs] or [math.nan]
     advice = [problem] if problem else []
-    if not (stop.known or problem):
+    if not (stop.overfit or problem):
         moved = any(not torch.equal(before[name], w) for name, w in probe.model.named_parameters() if name in before)  # type: ignore[union-attr]
         advice = _advice(probe.args, batch, losses, moved)
     return OverfitReport(
-        passed=stop.known,
+        passed=stop.overfit,
         start_loss=losses[0],
         end_loss=losses[-1],
         accuracy=logs[-1]["accuracy"] if logs else math.nan,
@@ -242,7 +239,7 @@ def _report(probe: RewardTrainer, batch: Dataset, loss_below: float) -> OverfitR
 
 
 def _advice(args: RewardConfig, batch: Dataset, losses: list[float], moved: bool) -> list[str]:
-    """What is likely wrong, the surest first."""
+    """Return likely causes of a failure, most certain first."""
     advice = []
     if not moved:
         advice.append(
@@ -252,8 +249,8 @@ def _advice(args: RewardConfig, batch: Dataset, losses: list[float], moved: bool
     opposed = _contradictions(batch)
     if opposed:
         advice.append(
-            f"The data rows {opposed} contradict each other: the same two responses in both orders. Drop one of each; "
-            "`hf-reward check-data` finds them all."
+            f"The data rows {opposed} contradict each other: they have the same responses with opposite preferences. "
+            "Drop one of each pair; `hf-reward check-data` finds all of them."
         )
     if advice:
         return advice
@@ -261,12 +258,12 @@ def _advice(args: RewardConfig, batch: Dataset, losses: list[float], moved: bool
         return [f"The loss rises or jumps: `learning_rate={args.learning_rate}` is too high. Try a tenth of it."]
     return [
         f"The loss falls too slowly: from {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps. Try more "
-        f"`steps`, or `learning_rate` ten times {args.learning_rate}; if neither helps, look at the tokens of two rows."
+        f"`steps`, or `learning_rate` ten times {args.learning_rate}; if neither helps, inspect two tokenised rows."
     ]
 
 
 def _contradictions(batch: Dataset) -> list[int]:
-    """Rows of which another prefers the other side."""
+    """Return the rows for which another row states the opposite preference."""
     seen: dict[tuple[tuple[int, ...], ...], int] = {}
     for row, responses, ranks in zip(batch["row"], batch["input_ids"], batch["ranks"], strict=True):
         ordered = sorted(range(len(ranks)), key=ranks.__getitem__)
@@ -275,8 +272,8 @@ def _contradictions(batch: Dataset) -> list[int]:
 
 
 @contextmanager
-def _same_random_state() -> Iterator[None]:
-    """Within this random numbers may be drawn; afterwards they go on as if none had been."""
+def _preserved_random_state() -> Iterator[None]:
+    """Restore the state of all random generators at the end of the block."""
     python, numbers = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count()))
     try:

@@ -1,12 +1,18 @@
-"""The private methods of `Trainer` that `RewardTrainer` needs: a new version of transformers may change them."""
+"""Private methods and attributes of `Trainer` that `RewardTrainer` uses. New versions of transformers may change them.
+
+Tests compare the signatures with those of the installed version.
+"""
 
 PRIVATE_OVERRIDES = {
-    "_prepare_input": "under DeepSpeed `Trainer` rounds margins, probabilities and weights to half precision",
-    "_run_epoch": "`Trainer` takes a step before it looks at `should_training_stop`, also in a run that is finished",
-    "_get_output_dir": "a checkpoint is written beside its place until it is complete",
-    "_save_checkpoint": "the checkpoint is renamed into its place before it is pushed and older ones are removed",
-    "_push_from_checkpoint": "`Trainer` calls it while the checkpoint is still being written, and uploads other files",
+    "_prepare_input": "under DeepSpeed, `Trainer` would round margins, probabilities and weights to half precision",
+    "_run_epoch": "`Trainer` takes a step before it checks `should_training_stop`, even in a finished run",
+    "_get_output_dir": "a checkpoint is written to a temporary folder until it is complete",
+    "_save_checkpoint": "the checkpoint is renamed before it is pushed and before older ones are removed",
+    "_push_from_checkpoint": "`Trainer` calls it before the checkpoint is complete, and it uploads different files",
+    "_load_best_model": "reward heads and evaluation of the best checkpoint are restored with its weights",
 }
-"""Methods of `Trainer` that no public hook can replace, with the reason. A test compares their signatures."""
+"""Methods that no public hook can replace, with the reason."""
 PRIVATE_CALLS = ("_get_train_sampler", "_prepare_inputs")
-"""Methods of `Trainer` that are called; a test compares their signatures too."""
+"""Methods that are called but not overridden."""
+PRIVATE_ATTRIBUTES = ("_train_batch_size",)
+"""Attributes that are used; `auto_find_batch_size` changes this one during a run."""

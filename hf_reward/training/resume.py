@@ -23,13 +23,13 @@ from transformers.trainer_utils import TrainOutput
 from hf_reward.modeling.adapters import require_whole_adapter
 from hf_reward.modeling.weight_safety import non_finite, require_safe_weights
 from hf_reward.training.checkpoints import (
+    checkpoint_problem,
     checkpoints,
-    newest_whole,
+    newest_complete,
     publish,
+    remove_leftovers,
     remove_old,
     staging_folder,
-    tidy,
-    why_not_whole,
 )
 from hf_reward.training.run_fingerprint import FILE as FINGERPRINT_FILE
 from hf_reward.training.run_fingerprint import require_same_run
@@ -85,7 +85,7 @@ class CheckpointWriter:
         return self.resumed
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold the lock of the output folder: the main process for all; where it cannot, all of them stop."""
         with ExitStack() as held:
             problem = None
@@ -102,7 +102,7 @@ class CheckpointWriter:
     def _to_resume(self, wanted: str | bool | None) -> Path | None:
         run = self.run_folder
         if self.args.should_save:
-            tidy(run)
+            remove_leftovers(run)
         PartialState().wait_for_everyone()
         if not wanted:
             stale = checkpoints(run)
@@ -114,7 +114,9 @@ class CheckpointWriter:
                     stale[-1].name,
                 )
             return None
-        found = self._newest_whole(run, wanted) if wanted is True or wanted == "auto" else self._named_whole(wanted)
+        found = (
+            self._newest_complete(run, wanted) if wanted is True or wanted == "auto" else self._named_complete(wanted)
+        )
         if found is not None:
             self._require_same_run(found)
         return found
@@ -130,16 +132,16 @@ class CheckpointWriter:
         if problem is not None:
             raise ValueError(problem)
 
-    def _named_whole(self, name: str) -> Path:
+    def _named_complete(self, name: str) -> Path:
         problem = self._problem_anywhere(Path(name))
         if problem is not None:
             raise ValueError(f"The checkpoint {name} cannot be resumed: {problem}. Name another one.")
         return Path(name)
 
-    def _newest_whole(self, run: Path, wanted: str | bool) -> Path | None:
+    def _newest_complete(self, run: Path, wanted: str | bool) -> Path | None:
         folders = checkpoints(run)
         [folders] = broadcast_object_list([folders])  # so that all processes look at the same ones
-        found = newest_whole(folders, self._problem_anywhere)
+        found = newest_complete(folders, self._problem_anywhere)
         if found is None and wanted is True:
             raise ValueError(
                 f"There is no whole checkpoint in {run}, so there is nothing to go on from. Leave "
@@ -152,7 +154,7 @@ class CheckpointWriter:
 
     def _problem_anywhere(self, folder: Path) -> str | None:
         """What is wrong with a checkpoint on any machine; the first process of each reads the files."""
-        problem = why_not_whole(folder) if self.args.local_process_index == 0 else None
+        problem = checkpoint_problem(folder) if self.args.local_process_index == 0 else None
         return next((found for found in gather_object([problem]) if found is not None), None)
 
     def require_loadable(self, model: nn.Module, *, gathered: bool) -> None:
@@ -212,9 +214,9 @@ class CheckpointWriter:
         name = f"checkpoint-{state.global_step}"
         final, staging = run / name, staging_folder(run, name)
         self._require_sound(model, state)
-        with self.alone():
+        with self.locked():
             if self.args.should_save:
-                tidy(run)  # what is left of an earlier attempt
+                remove_leftovers(run)  # what is left of an earlier attempt
             PartialState().wait_for_everyone()
             self._staging = staging
             try:

@@ -33,7 +33,7 @@ _BATCH = 10_000
 _SAMPLED = 1024
 """Values of each frozen weight that are hashed, spread over it evenly: another base model differs everywhere."""
 
-NOT_DECIDING = frozenset(
+IGNORED_SETTINGS = frozenset(
     {
         # where results go, and what is shown of them
         *("output_dir", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level"),
@@ -43,7 +43,7 @@ NOT_DECIDING = frozenset(
         # the Hub
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
         *("hub_revision", "hub_training_state"),
-        # how often is evaluated and saved (unless the best checkpoint is the result, see `_OF_THE_BEST`)
+        # how often is evaluated and saved (unless the best checkpoint is the result, see `_BEST_CHECKPOINT_SETTINGS`)
         *("do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
         *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches", "batch_eval_metrics"),
         *("eval_use_gather_object", "prediction_loss_only", "bf16_full_eval", "fp16_full_eval", "label_names"),
@@ -70,7 +70,7 @@ NOT_DECIDING = frozenset(
     }
 )
 """Settings that may differ when a run goes on: they do not decide its result, or decide what is compared itself."""
-_OF_THE_BEST = (
+_BEST_CHECKPOINT_SETTINGS = (
     *("metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay", "save_strategy"),
     *("save_steps", "bf16_full_eval", "fp16_full_eval"),
 )
@@ -183,9 +183,9 @@ def _of_both(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[str,
 
 
 def _settings(args: RewardConfig, streamed: bool) -> dict[str, Any]:
-    left_out = set(NOT_DECIDING)
+    left_out = set(IGNORED_SETTINGS)
     if args.load_best_model_at_end:
-        left_out -= set(_OF_THE_BEST)
+        left_out -= set(_BEST_CHECKPOINT_SETTINGS)
     if streamed:
         left_out -= {"dataloader_num_workers"}  # each reads files of its own
     decided = {name: value for name, value in args.to_dict().items() if name not in left_out}

@@ -33,7 +33,7 @@ from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.rewards import compute_rewards
 from hf_reward.modeling.sharding import HeadInFloat32, is_sharded, refuse_what_sharding_loses, saves_shards_alone
 from hf_reward.publishing.push import PushReport, explained
-from hf_reward.training.background_push import CHOICES, BackgroundPush, Publisher
+from hf_reward.training.background_push import PUSH_OPTIONS, BackgroundPush, Publisher
 from hf_reward.training.batch_checks import BatchCheck
 from hf_reward.training.callbacks import EpochLog, EpochOrder, LoadedCheckpoint, TrainingCurves, epoch_history
 from hf_reward.training.collators import budgeted, choose_collator, packed_if
@@ -430,7 +430,7 @@ class RewardTrainer(Trainer):
             ValueError: If there is no such checkpoint, or it is not whole.
             SystemExit: With code 143 after SIGTERM, when a checkpoint of the step is saved.
         """
-        with self.checkpoints.alone():
+        with self.checkpoints.locked():
             folder = self.checkpoints.begin(resume_from_checkpoint, self._fingerprint())
             if folder is not None:
                 gathered = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -454,6 +454,14 @@ class RewardTrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        best = Path(str(self.state.best_model_checkpoint))
+        self.heads.restore(best, self.model)  # pyright: ignore[reportArgumentType]
+        record = CheckpointRecord.load(best)
+        if record is not None:  # the last evaluation was of other weights
+            self.reward_statistics, self.evaluation = record.reward_statistics, record.evaluation
 
     def _get_output_dir(self, trial: Any) -> str:
         return self.checkpoints.folder(super()._get_output_dir(trial))
@@ -569,7 +577,7 @@ class RewardTrainer(Trainer):
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         rule = self.publisher.rule(self.model, message=commit_message, revision=revision, private=private, **kwargs)
-        self.create_model_card(**{name: value for name, value in kwargs.items() if name not in CHOICES})
+        self.create_model_card(**{name: value for name, value in kwargs.items() if name not in PUSH_OPTIONS})
         publishes = self.is_world_process_zero()
         with self.publisher.new_folder(kept=publishes and not blocking) as folder:
             self.save_model(str(folder), _internal_call=True)

@@ -41,7 +41,7 @@ from safetensors.torch import load_file
 from transformers import PrinterCallback
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
-from hf_reward.training.checkpoints import checkpoints, why_not_whole
+from hf_reward.training.checkpoints import checkpoint_problem, checkpoints
 
 CASES: dict[str, dict[str, Any]] = {
     "budget": {"max_tokens_per_batch": 150, "gradient_accumulation_steps": 2, "num_train_epochs": 10},
@@ -192,7 +192,7 @@ def check(case: str, model: Path, data: Path, folder: Path, kills: int, seed: in
         starts += 1
         places[kill.place] += 1
         leftovers += len(list(out.glob(".*-checkpoint-*")))
-        broken += [f"{path.name}: {why}" for path in checkpoints(out) if (why := why_not_whole(path))]
+        broken += [f"{path.name}: {why}" for path in checkpoints(out) if (why := checkpoint_problem(path))]
     return {
         "kills": places.total(), "places": dict(places), "leftovers": leftovers, "broken": broken, "starts": starts,
         "steps": events["steps"], "equal": result(out) == result(folder / "undisturbed"),

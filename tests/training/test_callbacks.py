@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from hf_reward.training.callbacks import epoch_history
 
 
-def test_each_epoch_leaves_its_mean_loss_and_accuracy(make_model_folder, chat_pairs, tmp_path):
+def test_mean_loss_and_accuracy_are_logged_for_each_epoch(make_model_folder, chat_pairs, tmp_path):
     trainer = make_trainer(
         make_model_folder("llama"), chat_pairs, tmp_path / "run", num_train_epochs=3, learning_rate=1e-2
     )
@@ -46,13 +46,13 @@ def test_the_history_of_finished_epochs_survives_resuming(make_model_folder, cha
         trainer.train(**options)
         return trainer.history
 
-    whole = run()
-    assert run(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4")) == whole
-    assert len(whole) == 3
+    complete = run()
+    assert run(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4")) == complete
+    assert len(complete) == 3
 
 
-def test_a_trial_that_is_pruned_keeps_the_heads_at_hand(make_model_folder, chat_pairs, tmp_path):
-    """A search calls `on_train_end` in the midst of it, without loading the best checkpoint."""
+def test_a_pruned_trial_keeps_its_current_heads(make_model_folder, chat_pairs, tmp_path):
+    """A search that prunes a trial calls `on_train_end` during training, without loading the best checkpoint."""
 
     class Pruned(TrainerCallback):
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -71,6 +71,6 @@ def test_a_trial_that_is_pruned_keeps_the_heads_at_hand(make_model_folder, chat_
     assert trainer.evaluation["step"] == 2
 
 
-def test_history_leaves_out_everything_but_epochs():
+def test_the_history_holds_epochs_only():
     log = [{"step": 1, "loss": 1.0}, {"step": 2, "epoch": 1.0, "epoch_loss": 0.9, "epoch_accuracy": 0.5}]
     assert epoch_history(log) == [log[1]]

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from hf_reward.training import checkpoints as checkpoint_folders
 from hf_reward.training.checkpoints import (
     LIST_FILE,
+    checkpoint_problem,
     checkpoints,
-    newest_whole,
+    newest_complete,
     publish,
+    remove_leftovers,
     remove_old,
     staging_folder,
-    tidy,
-    why_not_whole,
 )
 
 
@@ -54,7 +54,7 @@ def test_a_checkpoint_lists_its_files_and_is_whole(tmp_path):
         *("adapter/adapter_model.safetensors", "mark.txt", "model.safetensors", "optimizer.pt", "scheduler.pt"),
         "trainer_state.json",
     }
-    assert why_not_whole(folder) is None
+    assert checkpoint_problem(folder) is None
     assert names(tmp_path) == ["checkpoint-5"]
 
 
@@ -70,46 +70,48 @@ def test_files_that_were_cut_off_are_seen(tmp_path, name, listed):
     folder = published(tmp_path, 5)
     if not listed:
         (folder / LIST_FILE).unlink()
-        assert why_not_whole(folder) is None
+        assert checkpoint_problem(folder) is None
     path = folder / name
     for size in (path.stat().st_size - 1, 5, 0):
         os.truncate(path, size)
-        assert Path(name).name in str(why_not_whole(folder))
+        assert Path(name).name in str(checkpoint_problem(folder))
 
 
 def test_what_is_missing_or_of_another_step_is_said(tmp_path):
     folder = published(tmp_path, 5)
     (folder / "optimizer.pt").unlink()
-    assert why_not_whole(folder) == "optimizer.pt is missing"
+    assert checkpoint_problem(folder) == "optimizer.pt is missing"
     (folder / LIST_FILE).write_text("{")
-    assert why_not_whole(folder) == f"its {LIST_FILE} cannot be read"
-    assert why_not_whole(shutil.copytree(folder, tmp_path / "checkpoint-6")) == "its trainer_state.json is of step 5"
+    assert checkpoint_problem(folder) == f"its {LIST_FILE} cannot be read"
+    assert (
+        checkpoint_problem(shutil.copytree(folder, tmp_path / "checkpoint-6")) == "its trainer_state.json is of step 5"
+    )
     (folder / "trainer_state.json").write_text("{}")
-    assert why_not_whole(folder) == "its trainer_state.json is no state of a run"
+    assert checkpoint_problem(folder) == "its trainer_state.json is no state of a run"
     (folder / "trainer_state.json").unlink()
-    assert why_not_whole(folder) == "it has no trainer_state.json"
+    assert checkpoint_problem(folder) == "it has no trainer_state.json"
 
 
 @pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt"])
 def test_a_checkpoint_without_the_optimizers_state_cannot_be_resumed(tmp_path, lost):
     folder = write(tmp_path / "checkpoint-5", 5)  # of `Trainer`, which would begin the lost one anew without a word
     (folder / lost).unlink()
-    assert "`save_only_model=True` leaves them out" in str(why_not_whole(folder))
+    assert "`save_only_model=True` leaves them out" in str(checkpoint_problem(folder))
     (folder / "optimizer_0").mkdir()  # sharded
-    assert (why_not_whole(folder) is None) == (lost == "optimizer.pt")
+    assert (checkpoint_problem(folder) is None) == (lost == "optimizer.pt")
     (folder / "global_step5").mkdir()  # DeepSpeed
-    assert why_not_whole(folder) is None
+    assert checkpoint_problem(folder) is None
 
 
 def test_the_newest_whole_one_is_found_and_others_are_named(tmp_path, caplog):
-    assert newest_whole(checkpoints(tmp_path)) is None
+    assert newest_complete(checkpoints(tmp_path)) is None
     for step in (2, 10, 9):
         published(tmp_path, step)
     (tmp_path / "checkpoint-11").mkdir()  # as a killed `Trainer` leaves it
     (tmp_path / "checkpoint-best").mkdir()
     write(staging_folder(tmp_path, "checkpoint-12") / "checkpoint-12", 12)
     assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 9, 10, 11)]
-    assert newest_whole(checkpoints(tmp_path)) == tmp_path / "checkpoint-10"
+    assert newest_complete(checkpoints(tmp_path)) == tmp_path / "checkpoint-10"
     assert "checkpoint-11 is passed over: it has no trainer_state.json" in caplog.text
 
 
@@ -166,13 +168,13 @@ def test_stopped_before_any_call_there_is_always_a_whole_one_and_the_next_save_s
 
             for owner, name in _CALLS:
                 setattr(owner, name, counted(getattr(owner, name)))
-            tidy(run)
+            remove_leftovers(run)
             remove_old(run, 1, [published(run, 5, "new")])
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert all(why_not_whole(path) is None for path in checkpoints(run))
-        tidy(run)
-        found = newest_whole(checkpoints(run))
+        assert all(checkpoint_problem(path) is None for path in checkpoints(run))
+        remove_leftovers(run)
+        found = newest_complete(checkpoints(run))
         assert found == run / "checkpoint-5"
         assert (found / "mark.txt").read_text() in ("old", "new")
         assert not [name for name in names(run) if name.startswith(".")]

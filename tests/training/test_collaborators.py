@@ -21,7 +21,7 @@ from hf_reward.preprocessing.samplers import FixedOrderSampler, LengthBucketSamp
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 from hf_reward.training.background_push import Publisher
 from hf_reward.training.batch_checks import BatchCheck
-from hf_reward.training.checkpoints import why_not_whole
+from hf_reward.training.checkpoints import checkpoint_problem
 from hf_reward.training.collators import choose_collator, packs
 from hf_reward.training.data_loading import BatchLoader, rows_of
 from hf_reward.training.ensemble_loss import HeadsLoss
@@ -189,7 +189,7 @@ def test_a_checkpoint_is_written_beside_its_place_and_resumed_from_there(tmp_pat
         assert not final.exists()
     assert writer.folder(str(run)) == str(run)
     assert final == run / "checkpoint-3"
-    assert why_not_whole(final) is None
+    assert checkpoint_problem(final) is None
     assert json.loads((final / "trainer_state.json").read_text())["best_model_checkpoint"] == str(final)
     assert writer.saved_step == 3
     again = CheckpointWriter(settings(run))

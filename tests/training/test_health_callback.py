@@ -1,4 +1,4 @@
-"""Each kind of trouble is brought about by a real training, and said once; a healthy run says nothing."""
+"""Health warnings in real training runs: each kind of problem is logged once, and a healthy run logs none."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ def words(count: int, source: random.Random) -> str:
 
 
 def polite_pairs(count: int, start: int = 0) -> list[dict[str, Any]]:
-    """The preferred response says yes, the other one no, at all lengths alike."""
+    """The chosen response starts with yes and the rejected one with no, independently of length."""
     source = random.Random(start)
     return [
         pair(start + n, f"yes {words(3 + n % 3, source)}", f"no {words(3 + (n + 1) % 3, source)}") for n in range(count)
@@ -63,11 +63,11 @@ def llama(make_model_folder):
     return make_model_folder("llama")
 
 
-def test_a_healthy_run_says_nothing_and_logs_the_norm_of_the_head(llama, tmp_path, caplog):
+def test_a_healthy_run_logs_no_warning_and_the_norm_of_the_head(llama, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_reward.training.health_callback"):
         trainer = run(llama, polite_pairs(64), tmp_path, evaluation=polite_pairs(32, 100), max_steps=24, eval_steps=8,
                       eval_strategy="steps", warmup_steps=4)  # fmt: skip
-    assert trainer.evaluation["accuracy"] > 0.9  # it did learn, so that there was something to say nothing about
+    assert trainer.evaluation["accuracy"] > 0.9  # the run is healthy: it learned
     assert trainer.health_warnings == []
     assert not [record for record in caplog.records if record.name == "hf_reward.training.health_callback"]
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -80,16 +80,16 @@ def test_a_learning_rate_of_zero_shows_as_collapse_and_a_zero_head(llama, tmp_pa
         trainer = run(llama, polite_pairs(32), tmp_path, learning_rate=0.0, warmup_steps=3, max_steps=12)
     assert kinds(trainer) == ["reward collapse", "head is zero"]
     assert [warning["step"] for warning in trainer.health_warnings] == [8, 8]  # five logs after the third step
-    said = [record.message for record in caplog.records if record.name == "hf_reward.training.health_callback"]
-    assert len(said) == 2  # once each, though it went on for four more steps
-    assert "standard deviation of 0.0e+00" in said[0]
-    assert "Cure: run `overfit_one_batch`" in said[0]
+    logged = [record.message for record in caplog.records if record.name == "hf_reward.training.health_callback"]
+    assert len(logged) == 2  # once each, although the run continued for four steps
+    assert "standard deviation of 0.0e+00" in logged[0]
+    assert "Remedy: run `overfit_one_batch`" in logged[0]
 
 
 def test_labels_without_a_pattern_show_as_the_loss_of_equal_rewards(llama, tmp_path):
     model = load(llama)
     torch.manual_seed(0)
-    torch.nn.init.normal_(model.score.weight, std=0.001)  # rewards that differ, though so little that 64 rows tell
+    torch.nn.init.normal_(model.score.weight, std=0.001)  # rewards differ so little that 64 rows are conclusive
     trainer = run(llama, random_pairs(64), tmp_path, model=model, learning_rate=1e-7)
     assert kinds(trainer) == ["loss at equal rewards"]
     assert f"it is {math.log(2):.4f}" in trainer.health_warnings[0]["seen"]
@@ -131,9 +131,9 @@ def test_swapped_columns_at_evaluation_show_as_accuracy_below_chance(llama, tmp_
     assert "swapped in the evaluation data" in trainer.health_warnings[0]["cause"]
 
 
-def test_equal_rewards_are_no_accuracy_below_chance(llama, tmp_path):
+def test_equal_rewards_do_not_count_as_below_chance(llama, tmp_path):
     trainer = run(llama, polite_pairs(32), tmp_path, evaluation=polite_pairs(32, 100), learning_rate=0.0, max_steps=3)
-    assert trainer.evaluation["accuracy"] == 0  # strictly, because all are ties
+    assert trainer.evaluation["accuracy"] == 0  # strict accuracy: all rewards are tied
     assert kinds(trainer) == []
 
 
@@ -145,10 +145,10 @@ def test_data_labelled_by_length_show_as_the_length_rule(llama, tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_learned_by_heart_show_as_overfitting(llama, tmp_path):
+def test_memorised_rows_show_as_overfitting(llama, tmp_path):
     trainer = run(llama, polite_pairs(8), tmp_path, evaluation=polite_pairs(32, 100), max_steps=10)
     assert kinds(trainer) == []
-    # The same model goes on with the same few rows, now labelled the other way round.
+    # The same model continues on the same few rows with swapped labels.
     again = run(llama, swapped(polite_pairs(8)), tmp_path / "again", evaluation=polite_pairs(32, 100),
                 model=trainer.model, processing_class=trainer.processing_class, max_steps=40, eval_strategy="steps",
                 eval_steps=1)  # fmt: skip
@@ -156,7 +156,7 @@ def test_rows_learned_by_heart_show_as_overfitting(llama, tmp_path):
 
 
 @pytest.mark.parametrize("broken_step", [4])
-def test_a_broken_gradient_names_its_rows_and_the_next_step_does_not_blame_others(llama, tmp_path, broken_step):
+def test_a_non_finite_gradient_names_its_rows_and_so_does_the_next_step(llama, tmp_path, broken_step):
     model = load(llama)
     trainer = make_trainer(model, polite_pairs(64), tmp_path / "run", max_steps=8, learning_rate=1e-3)
     seen: list[list[int]] = []
@@ -166,14 +166,14 @@ def test_a_broken_gradient_names_its_rows_and_the_next_step_does_not_blame_other
         return gradient * math.nan if trainer.state.global_step == broken_step - 1 else gradient
 
     trainer.model.score.weight.register_hook(spoil)
-    with pytest.raises(FloatingPointError, match=r"not finite already") as error:
+    with pytest.raises(FloatingPointError, match=r"were already not finite") as error:
         trainer.train()
     assert kinds(trainer) == ["non-finite gradient"]
     assert trainer.health_warnings[0]["step"] == broken_step
     rows = seen[broken_step - 1]
     assert len(rows) == 8
     assert f"rows of that step are {rows}" in trainer.health_warnings[0]["seen"]
-    assert f"rows of the step before are {rows}" in str(error.value)
+    assert f"rows of the previous step are {rows}" in str(error.value)
 
 
 def test_health_checks_can_be_switched_off(llama, tmp_path):
@@ -182,7 +182,7 @@ def test_health_checks_can_be_switched_off(llama, tmp_path):
     assert "head_norm" not in trainer.state.log_history[0]
 
 
-def test_a_resumed_run_goes_on_with_its_history(llama, tmp_path):
+def test_a_resumed_run_keeps_its_history(llama, tmp_path):
     first = run(llama, polite_pairs(32), tmp_path, learning_rate=0.0, max_steps=4, save_strategy="steps", save_steps=4)
     assert kinds(first) == []  # four logs are too few
     again = make_trainer(

@@ -1,4 +1,4 @@
-"""Detectors on logs written by hand: what is at the edge of each threshold, and what must not be said."""
+"""Detectors on hand-written logs, just above and below each threshold."""
 
 import math
 from typing import Any
@@ -27,7 +27,7 @@ def kinds(history: list[dict[str, Any]], **facts: Any) -> list[str]:
     return [warning.kind for warning in check_health(history, RunFacts(**{"max_steps": 100, **facts}))]
 
 
-def test_healthy_logs_say_nothing():
+def test_healthy_logs_give_no_warning():
     history = [*(train(step) for step in range(1, 30)), evaluation(30), evaluation(31)]
     for end in range(len(history) + 1):
         assert kinds(history[:end]) == []
@@ -42,7 +42,7 @@ def test_five_logs_after_the_warm_up_are_needed():
     assert kinds([*collapsed[:4], train(5)]) == []
 
 
-def test_infinite_gradients_of_the_loss_scaler_are_tried_out_first():
+def test_a_few_infinite_gradients_of_the_loss_scaler_are_normal():
     history = [train(step, grad_norm=math.inf) for step in range(1, 6)]
     assert kinds(history[:1]) == ["non-finite gradient"]
     assert kinds(history[:4], scales_loss=True) == []
@@ -50,10 +50,10 @@ def test_infinite_gradients_of_the_loss_scaler_are_tried_out_first():
     assert kinds([*history[:4], train(5)], scales_loss=True) == []
 
 
-@pytest.mark.parametrize(("equal", "margin", "said"), [(LN2, 20.0, False), (LN2, 20.7, True), (15.0, 30.0, False)])
-def test_margins_that_the_rows_ask_for_are_no_explosion(equal, margin, said):
+@pytest.mark.parametrize(("equal", "margin", "warns"), [(LN2, 20.0, False), (LN2, 20.7, True), (15.0, 30.0, False)])
+def test_target_margins_of_rows_are_no_explosion(equal, margin, warns):
     history = [train(step, margin=margin, equal_loss=equal, loss=equal / 2) for step in (1, 2)]
-    assert (kinds(history) == ["margin explosion"]) == said
+    assert (kinds(history) == ["margin explosion"]) == warns
 
 
 def test_the_head_may_grow_tenfold_from_one():
@@ -62,7 +62,7 @@ def test_the_head_may_grow_tenfold_from_one():
     assert kinds([{"step": 0, "head_norm": 2.0}, train(1, head_norm=10.1)]) == []
 
 
-def test_below_chance_needs_the_whole_interval_enough_prompts_and_no_ties():
+def test_below_chance_needs_an_interval_below_one_half_enough_prompts_and_no_ties():
     wrong = {"accuracy": 0.3, "accuracy_ci_low": 0.2, "accuracy_ci_high": 0.49}
     assert kinds([evaluation(1, **wrong)]) == ["accuracy below chance"]
     assert kinds([evaluation(1, **{**wrong, "accuracy_ci_high": 0.51})]) == []
@@ -74,33 +74,33 @@ def test_below_chance_needs_the_whole_interval_enough_prompts_and_no_ties():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "warns"),
     [
         ({}, True),
         ({"length_baseline": 0.28}, True),  # shorter is preferred
         ({"length_baseline": 0.85}, False),  # outside the interval
-        ({"length_baseline": 0.55, "accuracy_ci_low": 0.5}, False),  # says little itself
+        ({"length_baseline": 0.55, "accuracy_ci_low": 0.5}, False),  # the rule is close to chance
         ({"accuracy_preferred_longer": 0.8, "accuracy_preferred_shorter": 0.6}, False),  # right on both sides
-        ({"accuracy_preferred_shorter": math.nan, "length_baseline": 0.75}, True),  # nobody can tell them apart
+        ({"accuracy_preferred_shorter": math.nan, "length_baseline": 0.75}, True),  # the data cannot separate them
     ],
 )
-def test_the_length_rule(changes, said):
+def test_the_length_rule(changes, warns):
     rule = {"accuracy": 0.72, "accuracy_ci_low": 0.62, "accuracy_ci_high": 0.82, "length_baseline": 0.72,
             "accuracy_preferred_longer": 0.95, "accuracy_preferred_shorter": 0.1}  # fmt: skip
-    assert (kinds([evaluation(1, **{**rule, **changes})]) == ["accuracy of the length rule"]) == said
+    assert (kinds([evaluation(1, **{**rule, **changes})]) == ["accuracy of the length rule"]) == warns
 
 
-def test_overfitting_needs_both_halves():
+def test_overfitting_needs_a_fitted_training_loss_and_a_worse_evaluation():
     fitted = [train(step, loss=0.05) for step in (1, 2)]
     worse = evaluation(3, accuracy=0.65, loss=0.9)
     assert kinds([evaluation(1), *fitted, worse]) == ["overfitting"]
     assert kinds([evaluation(1), train(1), train(2), worse]) == []
     assert kinds([evaluation(1), *fitted, evaluation(3, accuracy=0.69, loss=0.9)]) == []
     assert kinds([evaluation(1), *fitted, evaluation(3, accuracy=0.65, loss=0.5)]) == []
-    assert kinds([*fitted, worse]) == []  # nothing to fall from
+    assert kinds([*fitted, worse]) == []  # no earlier evaluation
 
 
-def test_a_warning_reads_as_a_sentence():
+def test_text_of_a_warning():
     warning = HealthWarning(kind="reward collapse", step=7, seen="All equal.", cause="nothing.", cure="look.")
-    assert str(warning) == "Step 7, reward collapse: All equal. Likely cause: nothing. Cure: look."
+    assert str(warning) == "Step 7, reward collapse: All equal. Likely cause: nothing. Remedy: look."
     assert warning.to_dict()["step"] == 7

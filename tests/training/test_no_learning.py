@@ -1,4 +1,4 @@
-"""'Learns nothing' is a test: few false alarms on runs that learn, and it is said soon where rewards hardly differ."""
+"""The warning "loss at equal rewards": rate of false alarms, and power on runs that learn nothing."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ LOG_ROWS = 32
 
 
 def entry(step: int, gains: np.ndarray) -> dict[str, Any]:
-    """What the monitor adds to a log of rows with weight 1."""
+    """The log entry of rows with weight 1, with the sums of the monitor."""
     excess = gains - LEAST_GAIN
     return {
         "step": step,
@@ -30,7 +30,7 @@ def entry(step: int, gains: np.ndarray) -> dict[str, Any]:
 
 
 def alarm_after(gains: np.ndarray) -> int | None:
-    """Rows after which a run is said to learn nothing."""
+    """Number of rows after which the warning is given; None without a warning."""
     history: list[dict[str, Any]] = []
     for start in range(0, len(gains), LOG_ROWS):
         history.append(entry(start // LOG_ROWS, gains[start : start + LOG_ROWS]))
@@ -45,14 +45,14 @@ def gains_of(generator: np.random.Generator, mean: float, spread: float, shape: 
 
 
 @pytest.mark.parametrize("spread", [0.05, 0.5, 2.0])
-def test_at_most_five_in_a_hundred_runs_that_barely_learn_are_said_not_to(spread):
+def test_at_most_five_percent_of_runs_that_barely_learn_give_a_false_alarm(spread):
     generator = np.random.default_rng(0)
     gains = gains_of(generator, 0.1, spread, (400, 1024))
     gains += LEAST_GAIN - gains_of(generator, 0.1, spread, (1_000_000,)).mean()  # the hardest case: on the limit
     assert sum(alarm_after(each) is not None for each in gains) / len(gains) <= 0.05
 
 
-def test_runs_that_learn_are_not_said_not_to():
+def test_runs_that_learn_give_no_warning():
     gains = gains_of(np.random.default_rng(1), 0.5, 1.0, (200, 1024))
     assert gains.mean() > 0.05
     assert [alarm_after(each) for each in gains] == [None] * 200
@@ -65,13 +65,13 @@ def test_runs_that_learn_nothing_are_found(mean, spread, rows):
     assert np.mean([each is not None and each <= rows for each in found]) >= 0.95
 
 
-def test_it_looks_once_at_each_doubling_and_not_before_64_rows():
+def test_tests_are_made_at_64_rows_and_at_each_doubling():
     nothing = [entry(step, np.zeros(16)) for step in range(1, 9)]
-    said = [bool(check_health(nothing[:end], FACTS)) for end in range(1, 9)]
-    assert said == [False, False, False, True, False, False, False, True]
+    warned = [bool(check_health(nothing[:end], FACTS)) for end in range(1, 9)]
+    assert warned == [False, False, False, True, False, False, False, True]
 
 
-def test_twenty_steps_at_the_loss_of_equal_rewards_are_said_to_learn_nothing(make_model_folder, tmp_path):
+def test_twenty_steps_at_the_loss_of_equal_rewards_give_a_warning(make_model_folder, tmp_path):
     rows = random_pairs(160)
     trainer = run(
         make_model_folder("llama"), rows, tmp_path, learning_rate=1e-6, max_steps=20, logging_steps=10, seed=1
@@ -79,11 +79,11 @@ def test_twenty_steps_at_the_loss_of_equal_rewards_are_said_to_learn_nothing(mak
     assert kinds(trainer) == ["loss at equal rewards"]
     [warning] = trainer.health_warnings
     assert warning["step"] == 10
-    # Two of twenty steps are the tenth in which nothing is said.
+    # The first tenth of the run (two of twenty steps) does not count.
     assert f"of the last 64 rows is {LN2:.4f}" in warning["seen"]
 
 
-def test_the_sums_of_the_monitor_are_those_of_the_rows(make_model_folder, tmp_path):
+def test_the_sums_of_the_monitor_match_the_rows(make_model_folder, tmp_path):
     rows = [row | {"weight": 1.0 + place % 2} for place, row in enumerate(polite_pairs(32))]
     trainer = run(make_model_folder("llama"), rows, tmp_path, learning_rate=0.01, max_steps=4, warmup_steps=1)
     logs = [each for each in trainer.health._history if "loss" in each]

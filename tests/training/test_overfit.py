@@ -1,4 +1,4 @@
-"""The self-test passes for what can learn, names what cannot, and changes nothing of the caller's."""
+"""`overfit_one_batch`: it passes for a model that learns, explains a failure, and does not change its arguments."""
 
 import copy
 import random
@@ -27,24 +27,24 @@ def test_a_model_that_can_learn_passes(make_model_folder, tmp_path, arch):
     assert not (tmp_path / "run").exists()
 
 
-def test_lora_passes_and_nothing_of_the_callers_changes(make_model_folder, tmp_path):
+def test_lora_passes_and_the_arguments_are_unchanged(make_model_folder, tmp_path):
     model = load(make_model_folder("llama"))
     args, rows = settings(tmp_path / "run", learning_rate=1e-2, label_smoothing=0.2), polite_pairs(16)
-    before, said, given = weights(model), copy.deepcopy(args.to_dict()), copy.deepcopy(rows)
+    before, given_args, given_rows = weights(model), copy.deepcopy(args.to_dict()), copy.deepcopy(rows)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     report = overfit_one_batch(model, args, rows, peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     assert report.passed, str(report)
-    assert weights(model).keys() == before.keys()  # no adapter was put into it
+    assert weights(model).keys() == before.keys()  # no adapter was added to it
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
-    assert args.to_dict() == said
-    assert rows == given
+    assert args.to_dict() == given_args
+    assert rows == given_rows
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1] == states[2]).all()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_trainer_trains_as_if_it_had_not_been_tested(make_model_folder, tmp_path, when):
+def test_the_self_test_does_not_change_the_training_of_a_trainer(make_model_folder, tmp_path, when):
     folder = make_model_folder("llama")
     options: dict[str, Any] = {"learning_rate": 3e-3, "max_steps": 6, "gradient_accumulation_steps": 2, "seed": 3}
     plain = make_trainer(folder, polite_pairs(64), tmp_path / "plain", **options)
@@ -53,7 +53,7 @@ def test_a_trainer_trains_as_if_it_had_not_been_tested(make_model_folder, tmp_pa
     if when == "after":
         tested.train()
     report = overfit_one_batch(tested)
-    assert report.passed, str(report)  # of a trained trainer: the copy's own forward ran, not the original's
+    assert report.passed, str(report)  # for a trained trainer too: the forward of the copy ran, not the original's
     if when == "before":
         tested.train()
     assert all(torch.equal(value, weights(plain.model)[name]) for name, value in weights(tested.model).items())
@@ -67,7 +67,7 @@ def failed(folder: Any, rows: Any, tmp_path: Any, steps: int = 12, **changes: An
     return report
 
 
-def test_a_learning_rate_of_zero_fails_with_that_advice(make_model_folder, tmp_path):
+def test_a_learning_rate_of_zero_fails_with_advice(make_model_folder, tmp_path):
     report = failed(make_model_folder("llama"), polite_pairs(8), tmp_path, learning_rate=0.0)
     assert report.start_loss == report.end_loss
     assert report.steps == 12
@@ -86,7 +86,7 @@ def test_contradictory_rows_are_named(make_model_folder, tmp_path):
     assert report.accuracy < 1
 
 
-def test_a_learning_rate_that_is_too_high_or_too_low_is_told_apart(make_model_folder, tmp_path):
+def test_a_learning_rate_that_is_too_high_or_too_low_is_recognised(make_model_folder, tmp_path):
     folder = make_model_folder("llama")
     assert "falls too slowly" in failed(folder, polite_pairs(8), tmp_path, learning_rate=1e-6).advice[0]
     assert "too high" in failed(folder, polite_pairs(8), tmp_path, learning_rate=5.0).advice[0]
@@ -95,7 +95,7 @@ def test_a_learning_rate_that_is_too_high_or_too_low_is_told_apart(make_model_fo
 def test_rows_without_a_preference_are_refused(make_model_folder, tmp_path):
     ties = [{"prompt": "a", "responses": ["b", "c"], "ranks": [0, 0]}] * 3
     args = settings(tmp_path / "run", loss_type="davidson")
-    with pytest.raises(ValueError, match="None of the first 3 training rows says which response is better"):
+    with pytest.raises(ValueError, match="None of the first 3 training rows states a preference"):
         overfit_one_batch(str(make_model_folder("llama")), args, ties)
     same = [{**row, "rejected": row["chosen"]} for row in polite_pairs(3)]
     with pytest.raises(ValueError, match="3 identical responses"):
@@ -107,7 +107,7 @@ def test_rows_without_a_preference_are_refused(make_model_folder, tmp_path):
         overfit_one_batch(str(make_model_folder("llama", "again")), args)
 
 
-def test_stated_probabilities_allow_the_loss_that_they_cannot_go_below(make_model_folder, tmp_path):
+def test_the_entropy_of_stated_probabilities_is_added_to_the_limit_of_the_loss(make_model_folder, tmp_path):
     rows = [
         {"prompt": row["prompt"], "response_a": row["chosen"], "response_b": row["rejected"], "probability": 0.9}
         for row in polite_pairs(8)

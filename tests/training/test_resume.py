@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 
 from hf_reward import RewardConfig
 from hf_reward.data.file_identity import content_hash
-from hf_reward.training.checkpoints import LIST_FILE, checkpoints, why_not_whole
+from hf_reward.training.checkpoints import LIST_FILE, checkpoint_problem, checkpoints
 
 SAVES: dict[str, Any] = {
     "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
@@ -61,7 +61,7 @@ def test_a_checkpoint_is_renamed_whole_before_it_is_pushed_and_before_older_ones
     seen: list[tuple[str, list[str], bool]] = []
 
     def pushed(folder: str) -> None:
-        assert why_not_whole(Path(folder)) is None
+        assert checkpoint_problem(Path(folder)) is None
         names = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
         seen.append((folder, names, trainer.checkpoints.folder("final") == "final"))
 
@@ -88,7 +88,7 @@ def test_the_best_checkpoint_is_known_by_its_final_name_and_stays(make_model_fol
     trainer = stop_and_resume(3, lambda **changes: make(num_train_epochs=2, **changes))
     best = Path(trainer.state.best_model_checkpoint)
     assert best.parent == tmp_path / "run"
-    assert why_not_whole(best) is None
+    assert checkpoint_problem(best) is None
     saved = load(best)
     assert largest_difference(weights(saved), weights(trainer.model)) == 0
 
@@ -109,7 +109,7 @@ def test_a_save_that_fails_leaves_what_was_there_and_frees_the_disk(
     with pytest.raises(OSError, match="No space left"):
         trainer.train()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
-    assert why_not_whole(tmp_path / "run" / "checkpoint-2") is None
+    assert checkpoint_problem(tmp_path / "run" / "checkpoint-2") is None
     assert any("checkpoint-3" in str(path) for path in calls)
 
 
@@ -280,7 +280,7 @@ def test_sigterm_saves_says_so_and_the_next_start_ends_where_an_undisturbed_run_
     step = int(saved.name.rpartition("-")[2])
     assert 3 <= step <= 5
     assert f"Stopped by SIGTERM after step {step} of" in said
-    assert why_not_whole(saved) is None
+    assert checkpoint_problem(saved) is None
 
     for out in ("stopped", "whole"):
         process = start(tmp_path, folder, out, "run", processes)
@@ -322,7 +322,7 @@ def test_sigterm_after_the_last_step_saves_it_too(make_model_folder, chat_pairs,
     assert ended.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     [saved] = checkpoints(tmp_path / "run")
-    assert why_not_whole(saved) is None
+    assert checkpoint_problem(saved) is None
     assert f"Stopped by SIGTERM after step {trainer.state.max_steps} of" in caplog.text
 
     again = make()

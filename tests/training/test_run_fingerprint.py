@@ -11,7 +11,7 @@ from training_runs import load, make_trainer
 
 from hf_reward.training.checkpoints import LIST_FILE, checkpoints
 from hf_reward.training.collators import packs
-from hf_reward.training.run_fingerprint import FILE, NOT_DECIDING, content_of_rows
+from hf_reward.training.run_fingerprint import FILE, IGNORED_SETTINGS, content_of_rows
 from hf_reward.training.training_args import RewardConfig
 
 ONE_STEP: dict[str, Any] = {
@@ -183,8 +183,8 @@ def test_content_is_that_of_the_values_however_they_lie_in_memory():
 def test_every_setting_that_may_change_exists_and_the_others_are_compared():
     known = RewardConfig.__dataclass_fields__.keys()
     # transformers moved some settings between the versions that are supported; none of ours may be misspelt.
-    assert len(NOT_DECIDING - known) <= 12
-    deciding = known - NOT_DECIDING
+    assert len(IGNORED_SETTINGS - known) <= 12
+    deciding = known - IGNORED_SETTINGS
     assert {
         *("learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "optim", "seed"),
         *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16", "weight_decay", "loss_type"),

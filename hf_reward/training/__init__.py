@@ -1,1 +1,1 @@
-"""`RewardConfig`, `RewardTrainer` and what they are made of; run setup and dry run."""
+"""`RewardConfig`, `RewardTrainer` and their parts; run setup and dry run."""

@@ -1,4 +1,4 @@
-"""A run's model and checkpoints -> the Hub: every push goes through `push`, during training in a separate process."""
+"""A run's model and checkpoints -> the Hub, through `publishing.push`; during training in a separate process."""
 
 import atexit
 import logging
@@ -23,32 +23,31 @@ from hf_reward.training.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
 
-_OF_DISTRIBUTED_RUNS = (
+_DISTRIBUTED_VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_", "MASTER_", "TORCHELASTIC_"),
     *("ACCELERATE_", "FSDP_"),
 )
-"""Beginnings of environment variables that would make one process wait for others."""
-
+"""Prefixes of environment variables that would make a process wait for others."""
 
 PUSH_OPTIONS = ("gated", "create_pr", "adapter", "replace")
-"""Arguments of `push_to_hub` that configure the push; the others are facts for the card."""
+"""Arguments of `push_to_hub` that configure the push; other arguments go to the model card."""
 
 
 class BackgroundPush:
-    """A push that runs beside training, as the command `hf-reward push`, on the CPU.
+    """A push during training, by the command `hf-reward push` in another process on the CPU.
 
-    A process of its own, because verification and merging load models: in this one that would draw random numbers and
-    memory from training. This process does not end before it.
+    Verification and merging load models, which would use memory and random numbers of the training process. The
+    training process waits for the push before it exits.
 
     Args:
-        folder: What to push; removed when done.
+        folder: The folder to push; it is removed afterwards.
         command: Arguments of `hf-reward push` after the folder.
         token: Write token, passed through the environment.
     """
 
     def __init__(self, folder: Path, command: list[str], token: str | None) -> None:
         self.folder = folder
-        environment = {name: text for name, text in os.environ.items() if not name.startswith(_OF_DISTRIBUTED_RUNS)}
+        environment = {name: text for name, text in os.environ.items() if not name.startswith(_DISTRIBUTED_VARIABLES)}
         environment |= {"CUDA_VISIBLE_DEVICES": "", **({"HF_TOKEN": token} if token else {})}
         self.log = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115 - read when the process has ended
         self.process = subprocess.Popen(
@@ -61,7 +60,7 @@ class BackgroundPush:
         atexit.register(self.wait_until_done)
 
     def is_done(self) -> bool:
-        """Whether it has ended; a failure is logged then, and training goes on."""
+        """Whether the push has ended; a failure is logged, and training continues."""
         if self.process.poll() is None:
             return False
         if not self.log.closed:
@@ -71,32 +70,32 @@ class BackgroundPush:
             shutil.rmtree(self.folder, ignore_errors=True)
             atexit.unregister(self.wait_until_done)
             if self.process.returncode != 0:
-                said = [line for line in lines if line.startswith("hf-reward: ")] or lines or ["no message"]
-                logger.error("A checkpoint was not pushed: %s", said[-1].removeprefix("hf-reward: "))
+                errors = [line for line in lines if line.startswith("hf-reward: ")] or lines or ["no message"]
+                logger.error("A checkpoint was not pushed: %s", errors[-1].removeprefix("hf-reward: "))
         return True
 
     def wait_until_done(self) -> None:
-        """Wait for it."""
+        """Wait for the end of the push."""
         self.process.wait()
         self.is_done()
 
 
 class Publisher:
-    """Publishes a run's model and checkpoints, during training in a process of its own.
+    """Publishes a run's model and checkpoints, during training in another process.
 
     Args:
         args: Settings of the run.
-        token: Write token; kept here, because `Trainer` pickles its settings beside the model.
+        token: Write token; stored here, because `Trainer` pickles its settings into the output folder.
     """
 
     def __init__(self, args: RewardConfig, token: str | None) -> None:
         self.args, self.token = args, token
         self.running: BackgroundPush | None = None
-        """The last push that was started beside training."""
+        """The last push that was started in another process."""
 
     @property
     def repository(self) -> str:
-        """The repository's name as the settings say it, by default that of the output folder."""
+        """Name of the repository in the settings, by default the name of the output folder."""
         return self.args.hub_model_id or Path(self.args.output_dir or ".").absolute().name
 
     def rule(
@@ -108,17 +107,17 @@ class Publisher:
         private: bool | None = None,
         **choices: Any,
     ) -> PushRule:
-        """How the model is pushed, from the arguments of `push_to_hub` and the settings.
+        """Return the push options from the arguments of `push_to_hub` and the settings.
 
         Args:
             model: The reward model.
-            message: Of the commit.
+            message: Commit message.
             revision: Branch, by default `hub_revision` or main.
-            private: By default `hub_private_repo`.
-            **choices: Further fields of `PushRule`; other names are left out.
+            private: Whether the repository is private, by default `hub_private_repo`.
+            **choices: Further fields of `PushRule`; other names are ignored.
 
         Returns:
-            The rule.
+            The push options.
         """
         return PushRule(
             branch=revision or self.args.hub_revision or "main",
@@ -134,10 +133,10 @@ class Publisher:
 
     @contextmanager
     def new_folder(self, *, kept: bool = False) -> Iterator[Path]:
-        """A new folder in the output folder, for what is pushed.
+        """Yield a new folder in the output folder for the files to push.
 
         Args:
-            kept: Whether it stays at the end, because a push beside this process reads it.
+            kept: Whether the folder is kept after the block, for a push in another process.
 
         Yields:
             Path: The folder.
@@ -155,11 +154,11 @@ class Publisher:
         """Push a saved model.
 
         Args:
-            folder: What to push; without `blocking` removed when the push has ended.
-            repository: Its name on the Hub.
-            rule: How.
+            folder: The folder to push; without `blocking` it is removed after the push.
+            repository: Name on the Hub.
+            rule: Push options.
             token: Write token.
-            blocking: Wait for it; else it runs beside this process.
+            blocking: Whether to wait; otherwise the push runs in another process.
 
         Returns:
             The report, or the running push.
@@ -169,11 +168,11 @@ class Publisher:
         if not blocking:
             self.running = BackgroundPush(folder, push_command(repository, rule), token)
             return self.running
-        with torch.random.fork_rng(devices=[]):  # merging an adapter makes a head first, at random
+        with torch.random.fork_rng(devices=[]):  # merging an adapter first creates a random head
             return push_reward_model(folder, repository, rule, token=token)
 
     def is_free_for_a_checkpoint(self) -> bool:
-        """Whether a checkpoint is pushed now: `hub_always_push` waits for an earlier push, else it is left out."""
+        """Whether to push a checkpoint now; `hub_always_push` waits for a running push, otherwise it is skipped."""
         if self.args.hub_strategy == HubStrategy.END:
             return False
         if self.running is not None and not self.running.is_done():
@@ -187,7 +186,7 @@ class Publisher:
 
         Args:
             checkpoint: Its folder, which may be removed afterwards.
-            repository: Its name on the Hub.
+            repository: Name on the Hub.
             model: The reward model.
             state: State of the run.
         """
@@ -195,20 +194,20 @@ class Publisher:
         message = f"Training in progress, step {state.global_step}"
         rule = self.rule(model, message=message, training_state=states.get(HubStrategy(self.args.hub_strategy)))
         with self.new_folder(kept=True) as folder:
-            # Links, because the checkpoint may be rotated away before the push has read it.
+            # Hard links, because the checkpoint may be removed before the push has read it.
             shutil.copytree(checkpoint, folder, dirs_exist_ok=True, copy_function=_link)
             self.running = BackgroundPush(folder, push_command(repository, rule), self.token)
 
 
 def push_command(repository: str, rule: PushRule) -> list[str]:
-    """The arguments of `hf-reward push` after the folder that say a rule.
+    """Return the arguments of `hf-reward push` after the folder.
 
     Args:
         repository: Name on the Hub.
-        rule: How to push.
+        rule: Push options.
 
     Returns:
-        The words.
+        The command-line arguments.
     """
     named: dict[str, Any] = {"branch": rule.branch, "message": rule.message, "base-model": rule.base_model}
     named |= {"gated": rule.gated, "training-state": rule.training_state}

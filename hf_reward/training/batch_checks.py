@@ -1,4 +1,4 @@
-"""Checks before the first batch: the model reads every row, by itself as in a batch, packed as padded."""
+"""Checks before the first batch: valid token ids, and equal rewards alone, in a batch, padded and packed."""
 
 import logging
 from typing import Any
@@ -32,22 +32,23 @@ class BatchCheck:
     def __init__(self, args: RewardConfig, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase) -> None:
         self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
         self.done = False
-        """Whether batches were compared; rows are checked for each dataset."""
+        """Whether batches were compared; rows are checked for every dataset."""
 
     def collator_for(self, data: Any, model: nn.Module, collator: Any, *, sharded: bool) -> Any:
-        """Check rows, and batches the first time.
+        """Check the rows, and in the first call the batches.
 
         Args:
             data: Prepared rows.
             model: The reward model without accelerate's wrappers.
             collator: The run's collator.
-            sharded: Whether no process holds the whole model, so that it cannot be run here.
+            sharded: Whether the model is sharded over processes, so that one alone cannot run it.
 
         Returns:
-            The collator; a padded one in place of a packed one that would change the rewards.
+            The collator; a padded one if the packed one would change the rewards.
 
         Raises:
-            ValueError: If a row cannot be read, rewards depend on the batch, or `packing` is True and changes them.
+            ValueError: If the model cannot process a row, rewards depend on the batch, or `packing` is True and changes
+                the rewards.
         """
         require_readable(unwrap_model(model), data, self.tokenizer, sharded=sharded)
         if self.done:
@@ -63,7 +64,7 @@ class BatchCheck:
 
     def _unless_packing_fails(self, data: Any, model: nn.Module, collator: Any, sharded: bool) -> Any:
         problem = None
-        if self.accelerator.is_main_process:  # under FSDP with memory-saving loading only this one has the weights
+        if self.accelerator.is_main_process:  # FSDP with memory-efficient loading has the weights only here
             problem = self._kernel_problem(model)
             if problem is None and not sharded:
                 problem = self._packing_problem(data, model, collator)
@@ -72,14 +73,13 @@ class BatchCheck:
             return collator
         if self.args.choice("packing") is True:
             raise ValueError(
-                f"`{setting('packing', True)}` would train another model: {problem}. Use "
-                f"`{setting('packing', 'auto')}`."
+                f"`{setting('packing', True)}` would change the rewards: {problem}. Use `{setting('packing', 'auto')}`."
             )
         logger.warning("Batches are padded, not packed: %s.", problem)
         return budgeted(padded_collator(self.args, self.tokenizer), self.args)
 
     def _kernel_problem(self, model: nn.Module) -> str | None:
-        """Whether the kernel of this device can be trusted, also for a model that is elsewhere (FSDP, ZeRO) so far."""
+        """Check the attention kernel of this device, also for a model that FSDP or ZeRO has not placed on it yet."""
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
         device, bare = self.args.device, unwrap_model(model)
         dtype = kinds.get(str(self.accelerator.mixed_precision), bare.dtype)
@@ -94,17 +94,19 @@ class BatchCheck:
             key_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         )
-        return None if error <= ROUNDING_TOLERANCE else f"the attention kernel of this device is off by {error:.1e}"
+        return (
+            None if error <= ROUNDING_TOLERANCE else f"the attention kernel of this device has an error of {error:.1e}"
+        )
 
     def _packing_problem(self, data: Any, model: nn.Module, collator: Any) -> str | None:
         rows = first_rows(data, 2)
         padded = padded_collator(self.args, self.tokenizer)(rows)
-        with self.accelerator.autocast():  # the kernels that training will use
+        with self.accelerator.autocast():  # uses the kernels of training
             return packing_problem(unwrap_model(model), padded, inner_collator(collator)(rows))
 
 
 def _sequences(data: Any) -> list[TokenSequence]:
-    """Some sequences of the data, each with its token types."""
+    """Return some sequences of the data, each with its token types."""
     return [
         (ids, None if row["token_type_ids"] is None else row["token_type_ids"][place])
         for row in first_rows(data, 8)

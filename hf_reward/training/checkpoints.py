@@ -1,7 +1,7 @@
-"""Checkpoints on the disk: each appears whole or not at all, and the newest whole one is never removed.
+"""Checkpoints on disk: each appears complete or not at all, and the newest complete one is never removed.
 
-`Trainer` writes into the final name and resumes from the highest number, finished or not. Here a checkpoint is written
-beside its place, listed, synchronised and renamed; whatever is half done has a name that nobody resumes from.
+`Trainer` writes into the final folder and resumes from the highest number, complete or not. Here a checkpoint is
+written to a temporary folder, listed, synchronised with the disk and renamed. No run resumes from a temporary folder.
 """
 
 import json
@@ -28,16 +28,16 @@ _STAGING, _REPLACED, _REMOVED = ".unfinished-", ".replaced-", ".removed-"
 
 
 def staging_folder(run: Path, name: str) -> Path:
-    """Where the checkpoint of this name is written, in a folder of that name; the same for all processes."""
+    """Return the temporary parent folder of a checkpoint, the same for all processes."""
     return run / f"{_STAGING}{name}"
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Let a written checkpoint appear under its final name, after all of it is on the disk.
+    """Rename a written checkpoint to its final name, after all its files are synchronised with the disk.
 
     Args:
         staged: The written folder, on the same disk.
-        final: Its name from now on; a checkpoint that is there is replaced.
+        final: Its final path; an existing checkpoint there is replaced.
     """
     paths = {str(path.relative_to(staged)): path for path in _files(staged)}
     listed = {
@@ -50,65 +50,65 @@ def publish(staged: Path, final: Path) -> None:
             os.fsync(file.fileno())
     for folder in [staged, *(path for path in staged.rglob("*") if path.is_dir())]:
         sync_folder(folder)
-    aside = final.with_name(f"{_REPLACED}{final.name}")
+    replaced = final.with_name(f"{_REPLACED}{final.name}")
     if final.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
     staged.rename(final)
     sync_folder(final.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a killed run left half done, and undo a replacement that did not come to its end.
+    """Remove incomplete folders of a killed run, and undo an unfinished replacement.
 
     Args:
         run: The output folder.
     """
     if not run.is_dir():
         return
-    for aside in run.glob(f"{_REPLACED}checkpoint-*"):
-        final = run / aside.name.removeprefix(_REPLACED)
+    for replaced in run.glob(f"{_REPLACED}checkpoint-*"):
+        final = run / replaced.name.removeprefix(_REPLACED)
         if not final.exists():
-            aside.rename(final)
+            replaced.rename(final)
             sync_folder(run)
     for prefix in (_STAGING, _REPLACED, _REMOVED):
-        for left in run.glob(f"{prefix}checkpoint-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in run.glob(f"{prefix}checkpoint-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of an output folder, whole or not, by their steps."""
+    """Return the checkpoints of an output folder in the order of their steps, complete or not."""
     found = [path for path in run.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_step)
 
 
 def newest_complete(folders: Sequence[Path], problem_of: Callable[[Path], str | None] | None = None) -> Path | None:
-    """The last of some checkpoints that is whole; those passed over are named in a warning.
+    """Return the last complete checkpoint, and log a warning for each one that is skipped.
 
     Args:
-        folders: Checkpoints by their steps.
-        problem_of: What a checkpoint lacks, None if nothing; by default `checkpoint_problem`.
+        folders: Checkpoints in the order of their steps.
+        problem_of: Returns the problem of a checkpoint or None; by default `checkpoint_problem`.
 
     Returns:
-        Its folder, None if there is none.
+        The folder, None if no checkpoint is complete.
     """
     for folder in reversed(folders):
         problem = (problem_of or checkpoint_problem)(folder)
         if problem is None:
             return folder
-        logger.warning("%s is passed over: %s. An earlier checkpoint is looked for.", folder, problem)
+        logger.warning("%s is skipped: %s. Trying an earlier checkpoint.", folder, problem)
     return None
 
 
 def checkpoint_problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, None if it is whole and sound. Reads all of its files.
+    """Return the reason why a checkpoint cannot be resumed, None if it is complete. Reads all its files.
 
-    One that we wrote lists its files with sizes and hashes. Of one that `Trainer` wrote itself, the state, which it
-    writes last, has to be there, and of files without a hash (earlier versions listed none) each weight file has to end
-    where its own header says, and each optimizer file has to match its own checksums. The weights of both have to be
-    finite, as far as they are safetensors, and the states of the optimizer and of the learning rate have to be there:
-    `Trainer` would start both from zero silently.
+    A checkpoint of hf_reward must match its list of file sizes and hashes. In one of plain `Trainer`, or of an earlier
+    version without hashes, each weight file must have the size that its header states, and each optimizer file must
+    match its own checksums. In both, `trainer_state.json` (which `Trainer` writes last) must exist, weights in
+    safetensors must be finite, and the states of optimizer and scheduler must exist, because `Trainer` would silently
+    reset them.
 
     Args:
         folder: The checkpoint.
@@ -124,10 +124,10 @@ def checkpoint_problem(folder: Path) -> str | None:
     except FileNotFoundError:
         return f"it has no {_STATE_FILE}"
     except (ValueError, KeyError, TypeError):
-        return f"its {_STATE_FILE} is no state of a run"
+        return f"its {_STATE_FILE} is not a valid trainer state"
     match = _CHECKPOINT.fullmatch(folder.name)
     if match and int(match[1]) != step:
-        return f"its {_STATE_FILE} is of step {step}"
+        return f"its {_STATE_FILE} belongs to step {step}"
     listed = (folder / LIST_FILE).is_file()
     problem = _difference_from_list(folder) if listed else None
     if problem is None and not (listed and _is_hashed(folder)):
@@ -136,15 +136,15 @@ def checkpoint_problem(folder: Path) -> str | None:
 
 
 def remove_old(run: Path, limit: int | None, keep: Collection[Path]) -> None:
-    """Remove the oldest checkpoints until as many are left as the limit says.
+    """Remove the oldest checkpoints above a limit.
 
-    Each is renamed first: what a kill leaves of it is no checkpoint any more. `Trainer` deletes in place and sorts by
-    the folders' time, which such a half deletion renews, so that it can then take a remnant for the newest.
+    Each is renamed before it is deleted, so an interrupted deletion leaves no partial checkpoint. `Trainer` deletes in
+    place and sorts by modification time, which an interrupted deletion renews, and may then resume from the remains.
 
     Args:
         run: The output folder.
-        limit: How many stay; None or below 1 for all.
-        keep: Those that stay whatever their age.
+        limit: Number of checkpoints to keep; None or below 1 keeps all.
+        keep: Checkpoints that are kept regardless of their age.
     """
     if limit is None or limit < 1:
         return
@@ -152,10 +152,10 @@ def remove_old(run: Path, limit: int | None, keep: Collection[Path]) -> None:
     found = sorted(checkpoints(run), key=lambda path: (_written_at(path), _step(path)))
     surplus = len(found) - max(limit, len(kept & {path.resolve() for path in found}))
     for path in [path for path in found if path.resolve() not in kept][: max(surplus, 0)]:
-        aside = path.with_name(f"{_REMOVED}{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        removed = path.with_name(f"{_REMOVED}{path.name}")
+        shutil.rmtree(removed, ignore_errors=True)
+        path.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def _difference_from_list(folder: Path) -> str | None:
@@ -170,7 +170,7 @@ def _difference_from_list(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    changed = (name for name, known in hashes.items() if content_hash(folder / name) != known)
+    changed = (name for name, expected in hashes.items() if content_hash(folder / name) != expected)
     return next((f"the content of {name} has changed since it was saved" for name in changed), None)
 
 
@@ -180,25 +180,25 @@ def _is_hashed(folder: Path) -> bool:
 
 def _without_optimizer(folder: Path) -> str | None:
     names = [path.name for path in folder.iterdir()]
-    if any(name.startswith("global_step") for name in names):  # DeepSpeed keeps both in there
+    if any(name.startswith("global_step") for name in names):  # DeepSpeed stores both in this folder
         return None
     if "scheduler.pt" in names and any("optimizer" in name for name in names):  # sharded: a folder, or one per rank
         return None
     return (
-        "it holds no state of the optimizer or of the learning rate (`save_only_model=True` leaves them out), so a run "
-        "cannot go on from it"
+        "it has no optimizer or scheduler state (`save_only_model=True` does not save them), so a run cannot resume "
+        "from it"
     )
 
 
 def _not_finite(folder: Path) -> str | None:
     for path in _files(folder):
         if path.suffix == ".safetensors" and (names := non_finite_in_file(path)):
-            return f"{path.name} holds weights that are not finite ({names[0]} and {len(names) - 1} others)"
+            return f"{path.name} has weights that are not finite ({names[0]} and {len(names) - 1} others)"
     return None
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a file of tensors that its own content tells; of other files nothing is known."""
+    """Return the damage of a tensor file according to its own header or checksums; None for other files."""
     if path.suffix == ".safetensors":
         problem = why_not_whole_file(path)
         return None if problem is None else f"{path.name} is damaged: {problem}"

@@ -1,4 +1,4 @@
-"""Which collator makes the batches of a run: packed or padded, bounded by a token budget, or the user's own."""
+"""The data collator of a run: packed or padded, with or without a token budget, or the user's own."""
 
 import logging
 from collections.abc import Callable
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def padded_collator(args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> DataCollatorForPreference:
-    """The collator that works for every model."""
+    """Return the padded collator, which works for every model."""
     multiple = args.pad_to_multiple_of
     assert multiple is None or isinstance(multiple, int)
     return DataCollatorForPreference(token_id(tokenizer.pad_token_id), multiple)
@@ -34,24 +34,24 @@ def choose_collator(
     tokenizer: PreTrainedTokenizerBase,
     own: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """The user's own collator; else packed batches where the model allows them and the settings do not forbid it.
+    """Return the user's collator, else a packed collator if model and settings allow it, else a padded one.
 
     Args:
-        model: The model, None where each trial makes its own.
+        model: The model; None if each trial makes its own.
         args: Settings of the run.
         tokenizer: The prepared tokenizer.
-        own: The user's own collator, if any.
+        own: The user's collator, if any.
 
     Returns:
         The collator.
 
     Raises:
-        ValueError: If packing is asked for and not possible.
+        ValueError: If packing is required and not possible.
     """
     if own is not None:
         if args.choice("packing") is True and not isinstance(own, DataCollatorForPackedPreference):
             raise ValueError(
-                f"`{setting('packing', True)}` has no effect beside a `data_collator` of your own. Drop one of the two."
+                f"`{setting('packing', True)}` has no effect with a custom `data_collator`. Remove one of the two."
             )
         return own
     padded = padded_collator(args, tokenizer)
@@ -59,7 +59,7 @@ def choose_collator(
         return padded
     reason = why_not_packed(unwrap_model(model)) if model is not None else None
     if args.neftune_noise_alpha is not None:
-        reason = "NEFTune scales its noise by the length of a row, which packing changes"
+        reason = "NEFTune scales its noise by the row length, which packing changes"
     if reason is None:
         return DataCollatorForPackedPreference()
     if args.choice("packing") is True:
@@ -73,31 +73,31 @@ def choose_collator(
 
 
 def budgeted(collator: Callable[..., Any], args: RewardConfig) -> Callable[..., Any]:
-    """A collator that keeps to `max_tokens_per_batch`, if that is set.
+    """Wrap a collator so that it obeys `max_tokens_per_batch`, if that is set.
 
     Args:
-        collator: Ours, or the user's own.
+        collator: A collator of this package, or the user's.
         args: Settings of the run.
 
     Returns:
         The collator.
 
     Raises:
-        ValueError: If the user's own collator cannot say what a batch costs.
+        ValueError: If the user's collator cannot count the tokens of a batch.
     """
     if args.max_tokens_per_batch is None:
         return collator
     if not hasattr(collator, "tokens"):
         raise ValueError(
             "`max_tokens_per_batch` needs a data collator with a method `tokens(rows)`, which "
-            f"{type(collator).__name__} lacks. Add it (see `DataCollatorForPreference`), or leave one of the two unset."
+            f"{type(collator).__name__} lacks. Add it (see `DataCollatorForPreference`), or remove one of the two."
         )
     counting: Any = collator
     return DataCollatorWithTokenBudget(counting, args.max_tokens_per_batch)
 
 
 def inner_collator(collator: Any) -> Callable[..., Any]:
-    """The collator that makes token batches, inside those that split batches or stand in for them."""
+    """Return the collator of token batches, without wrappers for token budgets and cached features."""
     while isinstance(collator, (DataCollatorWithTokenBudget, DataCollatorForFeatures)):
         collator = collator.collator
     return collator
@@ -109,18 +109,18 @@ def packs(collator: Any) -> bool:
 
 
 def is_ours(collator: Any) -> bool:
-    """Whether a collator is one of this package, whose batches are known."""
+    """Whether a collator is one of this package."""
     return type(inner_collator(collator)) in (DataCollatorForPreference, DataCollatorForPackedPreference)
 
 
 def packed_if(collator: Any, model: nn.Module) -> AbstractContextManager[Any]:
-    """Within this, a model takes the batches of a collator; outside it is unchanged.
+    """Return a context in which the model accepts packed batches, if the collator makes them.
 
     Args:
         collator: The run's collator.
-        model: The model, unwrapped or not.
+        model: The model, wrapped or not.
 
     Returns:
-        A context manager.
+        A context manager; after the block the model is unchanged.
     """
     return packed_model(unwrap_model(model)) if packs(collator) else nullcontext()

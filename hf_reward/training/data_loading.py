@@ -1,4 +1,4 @@
-"""Prepared rows -> the data loaders of a run: which rows share a batch, in which order, on which process."""
+"""Prepared rows -> the data loaders of a run: batches, order of rows, and distribution over processes."""
 
 import logging
 from collections.abc import Callable
@@ -31,9 +31,9 @@ COLUMNS = (
     *("input_ids", "token_type_ids", "features", "ranks", "prefix_length", "length"),
     *("words", "characters", "margin", "probability", "weight", "group", "row", "source"),
 )
-"""Columns that a collator gets; others are removed, unless `remove_unused_columns` is False."""
+"""Columns that a collator receives; others are removed, unless `remove_unused_columns` is False."""
 _COLUMNS_OF_METRICS = ("content_hash",)
-"""Further columns that stay in the rows of a loader, by which `rows_of` tells the rows that training has seen."""
+"""Further columns kept in the rows of a loader; the leakage metrics use them to find rows seen in training."""
 
 
 class BatchLoader:
@@ -53,13 +53,13 @@ class BatchLoader:
     def training(
         self, data: Any, collator: Any, batch_size: int, sampler_of_strategy: Callable[[Any], Sampler | None]
     ) -> DataLoader:
-        """Data loader of the training rows.
+        """Return the data loader of the training rows.
 
         Args:
-            data: Prepared rows, perhaps with features.
+            data: Prepared rows, with or without features.
             collator: The run's collator.
-            batch_size: Rows of a batch on each process.
-            sampler_of_strategy: Makes the sampler of the settings' `train_sampling_strategy`.
+            batch_size: Rows in a batch on each process.
+            sampler_of_strategy: Makes the sampler for `train_sampling_strategy`.
 
         Returns:
             The data loader, prepared by accelerate.
@@ -74,12 +74,12 @@ class BatchLoader:
         return self._prepared(data, collator, options)
 
     def evaluation(self, data: Any, collator: Any, name: str | None = None) -> DataLoader:
-        """Data loader that reads every row, those of like length together; streams keep their order.
+        """Return the data loader of all evaluation rows, sorted by length; streams keep their order.
 
         Args:
-            data: Prepared rows, perhaps with features.
+            data: Prepared rows, with or without features.
             collator: The run's collator.
-            name: Of a dataset that is evaluated again and again, whose persistent workers are kept.
+            name: Name of a dataset that is evaluated repeatedly; its persistent workers are kept.
 
         Returns:
             The data loader, prepared by accelerate.
@@ -97,19 +97,19 @@ class BatchLoader:
         return loader
 
     def buckets(self, data: Any, collator: Any) -> bool:
-        """Whether rows of like length share a batch; with features too, so that caching changes nothing else."""
+        """Whether rows of similar length share a batch; cached features do not change the answer."""
         choice = self.args.choice("length_bucketing")
         if not isinstance(without_features(data), Dataset) or choice is False:
             return False
         return choice is True or not packs(collator)
 
-    # --- which rows, in which order ---
+    # --- order of rows ---
 
     def _training_sampler(
         self, data: Any, collator: Any, batch_size: int, sampler_of_strategy: Callable[[Any], Sampler | None]
     ) -> Sampler | None:
         rows: Any = without_features(data)
-        of_all_lengths = bool(self.args.length_penalty)  # which needs rows of all lengths in a batch
+        of_all_lengths = bool(self.args.length_penalty)  # the penalty needs rows of all lengths in a batch
         self.bucket_sampler = None
         if self.args.train_sampling_strategy != "random" or of_all_lengths or not self.buckets(rows, collator):
             return sampler_of_strategy(rows)
@@ -118,7 +118,7 @@ class BatchLoader:
         return self.bucket_sampler
 
     def _evaluation_sampler(self, data: Any, collator: Any) -> Sampler:
-        rows: Any = without_features(data)  # the strategy for training must not permute predictions
+        rows: Any = without_features(data)  # the strategy for training must not change the order of predictions
         if self.buckets(rows, collator):
             return FixedOrderSampler(longest_first(longest_sequences(rows)))
         return SequentialSampler(rows)
@@ -131,19 +131,19 @@ class BatchLoader:
     def _evaluated_stream(self, data: IterableDataset, collator: Any, options: dict[str, Any]) -> DataLoader:
         if self.args.dataloader_num_workers > 0:
             logger.info(
-                "Streams are evaluated without data loader workers, which would mix up the order of their rows."
+                "Streams are evaluated without data loader workers, because workers would change the order of rows."
             )
         read: Any = CountedStream(data) if self.args.world_size > 1 else data
         return self._prepared(read, collator, {**options, "pin_memory": self.args.dataloader_pin_memory})
 
     def require_same_rows(self, data: Any, description: str) -> None:
-        """Stop where processes hold different rows: accelerate would divide what was divided before.
+        """Refuse different rows on different processes: accelerate would split rows that are already split.
 
-        Called before features are computed, which would be stored for the rows of the main process.
+        Call this before features are computed, because they are stored for the rows of the main process.
 
         Args:
             data: Prepared rows.
-            description: What they are for.
+            description: Purpose of the rows, for the error.
 
         Raises:
             ValueError: If the rows of any process differ.
@@ -155,9 +155,9 @@ class BatchLoader:
         if any(each != found[0] for each in found):
             lengths = "" if length is None else f" ({', '.join(str(each[0]) for each in found)} rows)"
             raise ValueError(
-                f"{description}: the processes were given different rows{lengths}. Give all of them the same rows in "
-                "the same order: they are divided here. Leave out `split_dataset_by_node` and `shard`, and shuffle a "
-                "stream with a `seed`."
+                f"{description}: the processes were given different rows{lengths}. All processes need the same rows in "
+                "the same order, because the trainer splits them. Remove `split_dataset_by_node` and `shard`, and "
+                "shuffle a stream with a `seed`."
             )
 
     # --- torch's data loader ---
@@ -186,7 +186,7 @@ class BatchLoader:
         return self.accelerator.prepare(DataLoader(data, collate_fn=collator, **options))
 
     def _rebalanced(self, data: Any, collator: Any, sampler: Any, options: dict[str, Any]) -> Any:
-        """The loader of a sampler that divides rows among processes itself, which accelerate must not do again."""
+        """Return the loader of a sampler that splits rows between processes itself; accelerate must not split again."""
         loader: Any = self._prepared(data, collator, {**options, "batch_sampler": sampler})
         batches = getattr(loader, "batch_sampler", None)
         if batches is not None and getattr(batches, "batch_sampler", None) is sampler:
@@ -195,42 +195,40 @@ class BatchLoader:
 
 
 def first_rows(data: Any, count: int) -> list[dict[str, Any]]:
-    """The first rows of a dataset or stream; fewer if there are fewer."""
+    """Return the first rows of a dataset or stream; fewer if there are fewer."""
     if isinstance(data, IterableDataset):
         return list(data.take(count))
     return [data[place] for place in range(min(count, len(data)))]
 
 
 def rows_of(loader: DataLoader) -> Any:
-    """The prepared rows that a data loader reads, which accelerate may have wrapped; without their features."""
+    """Return the prepared rows of a data loader, without accelerate's wrappers and without features."""
     stream = counted_stream(loader)
     return without_features(loader.dataset) if stream is None else stream
 
 
 def require_rows(data: Any) -> None:
-    """Refuse an empty split, of which no metrics would be reported.
+    """Refuse an empty evaluation split, which would have no metrics.
 
     Args:
         data: Prepared evaluation rows.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no rows.
     """
     if not isinstance(data, IterableDataset) and len(data) == 0:
-        raise ValueError(
-            "The evaluation data holds no rows, so there is nothing to measure. Check how it was filtered."
-        )
+        raise ValueError("The evaluation data has no rows. Check whether a filter has removed them.")
 
 
 def passes_over(data: Any, args: RewardConfig) -> float:
-    """How often training reads its rows; 0 without rows at hand.
+    """Return the number of passes over the training rows; 0 for a stream or without rows.
 
     Args:
         data: The prepared training rows.
         args: Settings of the run.
 
     Returns:
-        The number of passes, perhaps a fraction.
+        The number of passes, which may be a fraction.
     """
     if not isinstance(data, Dataset):
         return 0

@@ -1,6 +1,6 @@
-"""The training loss of one or several reward heads, and their checkpoints; with one head the plain loss.
+"""The training loss of one or several reward heads, and their state in checkpoints.
 
-`modeling.head_ensemble` has the layer and its file; the losses and checkpoints of a run are here.
+With one head it is the plain loss. The layer and its file format are in `modeling.head_ensemble`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from hf_reward.training.training_args import RewardConfig
 
 
 class HeadsLoss:
-    """Losses of M heads, each on its own resampling of the rows.
+    """Loss of M heads, each on its own bootstrap resample of the rows.
 
     Args:
         args: Settings of the run.
@@ -32,35 +32,35 @@ class HeadsLoss:
         """Refuse several heads on a sharded model.
 
         Args:
-            by: "FSDP" or "DeepSpeed"; None where the model is whole.
+            by: "FSDP" or "DeepSpeed"; None if the model is not sharded.
 
         Raises:
-            ValueError: If there are several heads and either of them.
+            ValueError: If there are several heads and the model is sharded.
         """
         if self.args.num_reward_heads > 1 and by is not None:
             raise ValueError(
                 f"`num_reward_heads={self.args.num_reward_heads}` is not possible with {by}: the heads would be "
-                "sharded, and saved as if they were one. Use plain `accelerate launch` (DDP), or set it to 1."
+                "sharded and saved as one. Use plain `accelerate launch` (DDP), or set it to 1."
             )
 
     def rewards(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        """Rewards of a batch by each head in training, `(M, G, K)`; in evaluation by their mean, `(1, G, K)`."""
+        """Return the rewards of each head in training, `(M, G, K)`; in evaluation of their mean, `(1, G, K)`."""
         with every_head(model) if model.training else nullcontext():
             return compute_head_rewards(model, inputs)
 
     def loss(
         self, loss_function: PreferenceLoss, rewards: Tensor, inputs: Mapping[str, Any], normalizer: Any
     ) -> Tensor:
-        """Mean over heads of the loss of each on its own resampling of the rows.
+        """Return the mean over heads of the loss of each head on its own resample of the rows.
 
-        Every head's sum is divided by the weights of the rows as they are, of which its resampled ones are equal in
-        the mean. So one number divides all, whatever the batch is split into.
+        Each head's sum is divided by the sum of the original row weights, which is the expected sum of its resampled
+        weights. All heads thus have the same normalizer, and the loss does not depend on how the batch is split.
 
         Args:
             loss_function: The loss of one head.
             rewards: Rewards, shape `(M, G, K)`.
             inputs: The collated batch.
-            normalizer: What each head's sum is divided by; None for the weights of this batch.
+            normalizer: Divisor of each head's sum; None for the sum of the weights of this batch.
 
         Returns:
             The loss, shape `()`.
@@ -81,7 +81,7 @@ class HeadsLoss:
     def total_weight(
         self, loss_function: PreferenceLoss, batches: Sequence[Mapping[str, Any]], accelerator: Accelerator
     ) -> Tensor | None:
-        """Sum of the group weights of an accumulated batch, over all processes: what its loss is divided by.
+        """Return the sum of the group weights of an accumulated batch over all processes, its normalizer.
 
         Args:
             loss_function: The run's loss.
@@ -107,19 +107,19 @@ class HeadsLoss:
             folder: The checkpoint.
 
         Raises:
-            ValueError: If it has one head and the settings say several, or the other way round.
+            ValueError: If the checkpoint has one head and the settings several, or vice versa.
         """
         count, path = self.args.num_reward_heads, heads_file(folder)
         if (path is None) != (count == 1):
             found = "has one head" if path is None else f"has several heads ({HEADS_FILE})"
             raise ValueError(
-                f"The checkpoint {folder} {found}, but `num_reward_heads` is {count}, so training could not go on "
-                "as it was. Set it as in the run that wrote the checkpoint, or start a new run from the model of that "
-                "folder."
+                f"The checkpoint {folder} {found}, but `num_reward_heads` is {count}, so training cannot resume from "
+                "it. Set it to the value of the run that wrote the checkpoint, or start a new run from the model in "
+                "that folder."
             )
 
     def restore(self, folder: Path, model: nn.Module) -> None:
-        """Replace the mean head that was loaded from a checkpoint by the heads themselves, in place."""
+        """Replace the mean head loaded from a checkpoint by its separate heads, in place."""
         self.require_fitting(folder)
         path = heads_file(folder)
         if path is not None:
@@ -127,7 +127,7 @@ class HeadsLoss:
 
 
 def group_weights(loss_function: PreferenceLoss, inputs: Mapping[str, Any]) -> Tensor:
-    """Weight of each group of a batch, before any resampling.
+    """Return the weight of each group of a batch, before resampling.
 
     Args:
         loss_function: The run's loss.

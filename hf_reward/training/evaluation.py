@@ -1,4 +1,4 @@
-"""Outputs of an evaluation -> rewards in dataset order and their metrics, with intervals and without leaked rows."""
+"""Outputs of an evaluation -> rewards in dataset order and metrics with intervals, also without leaked rows."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from hf_reward.metrics.preference import preference_metrics, strict_pairs
 from hf_reward.preprocessing.samplers import counted_stream, fixed_order
 
 LABELS = ("ranks", "lengths", "groups", "sources", "words", "characters", "losses", "loss_weights", "row")
-"""What `prediction_step` returns beside rewards, in this order, each with one leading entry per dataset row."""
+"""Labels that `prediction_step` returns in this order, each with one leading entry per dataset row."""
 
 _PER_SOURCE = (
     *("accuracy", "accuracy_ci_low", "accuracy_ci_high", "num_pairs", "num_prompts", "length_baseline"),
@@ -31,18 +31,18 @@ class Evaluated:
     """An evaluation in dataset order."""
 
     rewards: Any
-    """Shape `(R, K)` with 0 where there is no response, or what the user's own preprocessing made of them."""
+    """Shape `(R, K)` with 0 at padding, or the output of the user's `preprocess_logits_for_metrics`."""
     labels: dict[str, np.ndarray]
     """`LABELS` by name."""
 
     @property
     def loss(self) -> float:
-        """Loss over all rows, each once; `Trainer`'s mean over batches would depend on how rows share them."""
+        """Loss over all rows, each counted once; `Trainer`'s mean over batches depends on the batch sizes."""
         losses, weights = self.labels["losses"], self.labels["loss_weights"]
         return float((losses * weights).sum(dtype=np.float64) / max(weights.sum(dtype=np.float64), 1e-12))
 
     def reward_statistics(self) -> dict[str, float]:
-        """Mean, standard deviation and number of the rewards."""
+        """Return mean, standard deviation and number of the rewards."""
         present = self.labels["ranks"] != PADDING_RANK
         of_split = self._of_split
         return {"mean": of_split["mean_reward"], "std": of_split["std_reward"], "num_rewards": int(present.sum())}
@@ -53,11 +53,11 @@ class Evaluated:
         leaked: np.ndarray | None,
         further: Callable[[EvalPrediction], dict[str, float]] | None,
     ) -> dict[str, float]:
-        """Metrics of the split, of each of several sources, of rows that training has not seen, and the user's own.
+        """Return metrics of the split, of each source, of rows not seen in training, and the user's own metrics.
 
         Args:
             source_names: Names of the sources by their numbers.
-            leaked: Whether training has seen each row, shape `(R,)`, bool; None if it is not known.
+            leaked: Whether each row was seen in training, shape `(R,)`, bool; None if unknown.
             further: The user's `compute_metrics`.
 
         Returns:
@@ -70,7 +70,7 @@ class Evaluated:
         present = np.unique(labels["sources"])
         for number in present if len(present) > 1 else ():
             rows = labels["sources"] == number
-            if len(strict_pairs(labels["ranks"][rows]).row) == 0:  # ties alone have no accuracy
+            if len(strict_pairs(labels["ranks"][rows]).row) == 0:  # only ties: no accuracy
                 continue
             part = _split_metrics(rewards[rows], {name: values[rows] for name, values in labels.items()})
             name = source_names.get(int(number), str(number))
@@ -85,7 +85,7 @@ class Evaluated:
 
 
 def batch_labels(loss_function: PreferenceLoss, rewards: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """What an evaluation gathers of a batch beside its rewards.
+    """Return the labels of a batch that an evaluation gathers.
 
     Args:
         loss_function: The run's loss.
@@ -93,7 +93,7 @@ def batch_labels(loss_function: PreferenceLoss, rewards: Tensor, inputs: Mapping
         inputs: The collated batch.
 
     Returns:
-        `LABELS` in their order, each with one leading entry per dataset row.
+        `LABELS` in order, each with one leading entry per dataset row.
     """
     group = [inputs.get(name) for name in ("margins", "probabilities", "weights")]
     losses, weights = loss_function.of_groups(rewards, inputs["ranks"], *group)
@@ -102,14 +102,14 @@ def batch_labels(loss_function: PreferenceLoss, rewards: Tensor, inputs: Mapping
 
 
 def in_dataset_order(output: EvalLoopOutput, dataloader: DataLoader) -> EvalLoopOutput:
-    """Undo the order of evaluation; of a stream that several processes share, leave out repeated rows.
+    """Restore the dataset order, and drop repeated rows of a stream evaluated by several processes.
 
     Args:
-        output: What `Trainer.evaluation_loop` returns.
-        dataloader: The loader it read.
+        output: Result of `Trainer.evaluation_loop`.
+        dataloader: The data loader of the evaluation.
 
     Returns:
-        The same with predictions and labels in dataset order, and reward 0 where there is no response.
+        The output with predictions and labels in dataset order, and reward 0 at padding.
     """
     order, stream = fixed_order(dataloader), counted_stream(dataloader)
 
@@ -127,12 +127,12 @@ def in_dataset_order(output: EvalLoopOutput, dataloader: DataLoader) -> EvalLoop
 
 
 def with_metrics(output: EvalLoopOutput, metrics: Mapping[str, Any], prefix: str) -> EvalLoopOutput:
-    """Add metrics to an evaluation, named as `Trainer` names them.
+    """Add metrics to an evaluation, with the prefix of `Trainer`.
 
     Args:
         output: An evaluation.
-        metrics: Numbers by name; its own of the same name are replaced.
-        prefix: Put before the names that do not begin with it.
+        metrics: Numbers by name; they replace metrics of the same name.
+        prefix: Prefix of the names; it is not added twice.
 
     Returns:
         The evaluation.
@@ -143,14 +143,14 @@ def with_metrics(output: EvalLoopOutput, metrics: Mapping[str, Any], prefix: str
 
 
 def without_padding(rewards: Any, ranks: np.ndarray) -> Any:
-    """Rewards with 0 where there is no response; `Trainer` leaves -100 there in batches of shorter lists.
+    """Set rewards at padding to 0; `Trainer` pads batches of shorter lists with -100.
 
     Args:
-        rewards: Rewards, shape `(R, K)`, or what the user's own preprocessing made of them, which stays.
+        rewards: Rewards, shape `(R, K)`; another shape, from the user's preprocessing, is not changed.
         ranks: Ranks, -100 is padding, shape `(R, K)`.
 
     Returns:
-        Shaped like the rewards.
+        Rewards of the same shape.
     """
     if np.shape(rewards) != ranks.shape:
         return rewards

@@ -1,4 +1,4 @@
-"""Logged metrics of an evaluation -> a short table on the console; loggers and `log_history` keep the whole dict."""
+"""Logged metrics of an evaluation -> a short table on the console; loggers and `log_history` get all metrics."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,15 +31,16 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 
 def evaluation_table(logs: Mapping[str, Any]) -> str | None:
-    """The important fields of an evaluation, one line for each split and one for each of its sources.
+    """Return a table of the most important metrics, one line for each split and for each of its sources.
 
-    Below them is said, of each split, what its accuracy is not shown to be above, and where prompts are too few.
+    Notes below the table name baselines that the accuracy of a split does not significantly exceed, and splits with too
+    few prompts.
 
     Args:
-        logs: What `RewardTrainer` logs.
+        logs: A log entry of `RewardTrainer`.
 
     Returns:
-        An aligned table with a headline, None for entries that hold no evaluation.
+        An aligned table with a heading; None for entries without an evaluation.
     """
     prefixes = [name.removesuffix(_END) for name in logs if name.endswith(_END)]
     if not any(f"{prefix}_loss" in logs for prefix in prefixes):
@@ -52,12 +53,12 @@ def evaluation_table(logs: Mapping[str, Any]) -> str | None:
         for line in lines
     ]
     epoch = f"Evaluation at epoch {logs['epoch']:.2f}" if "epoch" in logs else "Evaluation"
-    return "\n".join([epoch, *rows, *(f"{prefix}: {said}." for prefix in prefixes if (said := _said(logs, prefix)))])
+    return "\n".join([epoch, *rows, *(f"{prefix}: {notes}." for prefix in prefixes if (notes := _notes(logs, prefix)))])
 
 
-def _said(logs: Mapping[str, Any], prefix: str) -> str:
+def _notes(logs: Mapping[str, Any], prefix: str) -> str:
     metrics = {name.removeprefix(f"{prefix}_"): value for name, value in logs.items() if name.startswith(f"{prefix}_")}
-    if not {"loss", "length_baseline", "num_prompts"} <= metrics.keys():  # a source, or a split of another kind
+    if not {"loss", "length_baseline", "num_prompts"} <= metrics.keys():  # a source, or metrics of another trainer
         return ""
     few = [f"fewer than {FEW_CLUSTERS} prompts, too few for a verdict"] if metrics["num_prompts"] < FEW_CLUSTERS else []
     return "; ".join([*doubts(metrics), *few])
@@ -65,7 +66,7 @@ def _said(logs: Mapping[str, Any], prefix: str) -> str:
 
 def _cell(logs: Mapping[str, Any], prefix: str, name: str, form: str) -> str:
     value = logs.get(f"{prefix}_{name}", math.nan)
-    if name == "length_baseline":  # sources have the rule in tokens alone
+    if name == "length_baseline":  # sources have only the rule in tokens
         value = logs.get(f"{prefix}_length_baseline_strongest", value)
     if not math.isfinite(value):
         return "-"
@@ -75,7 +76,7 @@ def _cell(logs: Mapping[str, Any], prefix: str, name: str, form: str) -> str:
 
 
 class ProgressWithTable(ProgressCallback):
-    """The progress bar of transformers, which writes evaluations as a table."""
+    """Progress bar of transformers that writes evaluations as a table."""
 
     def on_log(
         self,
@@ -85,7 +86,7 @@ class ProgressWithTable(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write an entry above the bar."""
+        """Write a log entry above the bar."""
         table = evaluation_table(logs or {})
         if table is None:
             super().on_log(args, state, control, logs=logs, **kwargs)
@@ -94,7 +95,7 @@ class ProgressWithTable(ProgressCallback):
 
 
 class PrinterWithTable(PrinterCallback):
-    """The printer of transformers, which prints evaluations as a table."""
+    """Printer callback of transformers that prints evaluations as a table."""
 
     def on_log(
         self,
@@ -104,12 +105,12 @@ class PrinterWithTable(PrinterCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Print an entry."""
+        """Print a log entry."""
         table = evaluation_table(logs or {})
         if table is None:
             super().on_log(args, state, control, logs=logs, **kwargs)
         elif state.is_local_process_zero:
-            print(table)  # noqa: T201 - as the printer of transformers does
+            print(table)  # noqa: T201 - like the printer of transformers
 
 
 _WITH_TABLE: dict[type[TrainerCallback], Callable[[], TrainerCallback]] = {
@@ -119,10 +120,10 @@ _WITH_TABLE: dict[type[TrainerCallback], Callable[[], TrainerCallback]] = {
 
 
 def show_tables(trainer: Trainer) -> None:
-    """Let a trainer's console show evaluations as tables, in place.
+    """Replace the console callbacks of a trainer by those that show evaluations as tables.
 
     Args:
-        trainer: A trainer with the callbacks that transformers gave it; others stay.
+        trainer: A trainer with the default callbacks of transformers; other callbacks are kept.
     """
     handler = trainer.callback_handler
     handler.callbacks = [_WITH_TABLE.get(type(each), lambda each=each: each)() for each in handler.callbacks]

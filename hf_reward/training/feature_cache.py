@@ -1,9 +1,8 @@
-"""Frozen backbone -> its features on disk, once -> batches that train the head alone.
+"""Frozen backbone -> features on disk, computed once -> batches that train only the head.
 
-Features are the final hidden states at the positions where rewards are read. With a frozen backbone they are the same
-in every epoch, so after the first computation an epoch costs next to nothing. They lie memory-mapped beside the
-dataset's own cache, in a folder named by a fingerprint of the model and of every token id; tokenizer, chat template and
-rows act on a feature through the token ids alone.
+Features are the final hidden states at the reward positions. With a frozen backbone they are the same in every epoch,
+so only the first epoch runs the backbone. They are memory-mapped from a folder next to the dataset's cache. Its name is
+a fingerprint of the model and of all token ids, through which tokenizer, chat template and rows determine a feature.
 
 Shapes: R rows, S sequences (all responses of all rows), H hidden size.
 """
@@ -53,7 +52,7 @@ _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "dty
 
 
 class FeatureCache:
-    """Decides whether a run takes features from the cache, and provides them.
+    """Decides whether a run uses cached features, and provides them.
 
     Args:
         args: Settings of the run.
@@ -66,14 +65,14 @@ class FeatureCache:
         self._reason_logged = False
 
     def rows(self, data: Any, model: nn.Module, collator: Any, *, passes: float, sharded: bool) -> Any:
-        """Rows with their features where the run caches them, else the rows as they are.
+        """Return rows with features if the run caches them, else the unchanged rows.
 
         Args:
             data: Prepared rows.
             model: The reward model without accelerate's wrappers.
             collator: The run's collator.
-            passes: How often training reads its rows.
-            sharded: Whether FSDP or DeepSpeed divides the model.
+            passes: Number of passes over the training rows.
+            sharded: Whether FSDP or DeepSpeed shards the model.
 
         Returns:
             `FeatureRows`, or `data`.
@@ -85,7 +84,7 @@ class FeatureCache:
             return data
         fingerprint = ""
         if self.accelerator.is_main_process:
-            # Taken from the weights each time: features of other weights would give wrong rewards silently.
+            # Computed from the weights each time: features of other weights would silently give wrong rewards.
             fingerprint = feature_fingerprint(unwrap_model(model), data, self.accelerator.mixed_precision)
         [fingerprint] = broadcast_object_list([fingerprint])
         if fingerprint not in self._stores:
@@ -107,21 +106,21 @@ class FeatureCache:
             return True
         if passes > 1 and reason is not None and not self._reason_logged:
             self._reason_logged = True
-            if trains_head_alone(model):  # otherwise a cache is not expected
+            if trains_head_alone(model):  # otherwise the user does not expect a cache
                 logger.warning("The frozen backbone runs in every epoch: %s.", reason)
         return reason is None and passes > 1
 
     def _why_not_in_this_run(self, collator: Any, sharded: bool) -> str | None:
         reasons = {
             "the model is sharded over processes": sharded,
-            "the data collator is your own": not is_ours(collator),
+            "the data collator is a custom one": not is_ours(collator),
             "the model is cast for evaluation": self.args.bf16_full_eval or self.args.fp16_full_eval,
             "NEFTune changes its input": self.args.neftune_noise_alpha is not None,
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
     def _features_of_share(self, data: Dataset, model: nn.Module, collator: Any, share: range) -> Generator[Tensor]:
-        """Features of some consecutive rows of a dataset, batch by batch."""
+        """Yield the features of consecutive rows of a dataset, batch by batch."""
         collate: Any = inner_collator(collator)
         size, budget = self.args.eval_batch_size, self.args.max_tokens_per_batch
         with tqdm(total=len(share), desc="Computing features", disable=self.args.disable_tqdm) as progress:
@@ -142,14 +141,14 @@ class FeatureCache:
 
 
 def why_not_cached(model: nn.Module, data: Any) -> str | None:
-    """Why the features of a model cannot be computed once and for all, or None if they can.
+    """Return the reason why the features of a model cannot be cached, None if they can.
 
     Args:
-        model: The reward model, perhaps wrapped by PEFT.
+        model: The reward model, with or without an adapter.
         data: Prepared rows.
 
     Returns:
-        The reason, in a few words.
+        A clause.
     """
     if isinstance(model, PeftModel):
         return "the model has an adapter"
@@ -164,14 +163,14 @@ def why_not_cached(model: nn.Module, data: Any) -> str | None:
     return None
 
 
-# --- what the features depend on -------------------------------------------------------------------------------------
+# --- fingerprint and storage -----------------------------------------------------------------------------------------
 
 
 def feature_fingerprint(model: Any, data: Dataset, precision: str) -> str:
-    """Fingerprint of everything that decides the features of some rows.
+    """Return a fingerprint of everything that determines the features of the rows.
 
     Args:
-        model: A decoder reward model; its head does not count.
+        model: A decoder reward model; its head is not included.
         data: Prepared rows.
         precision: The mixed precision of the run, such as "bf16" or "no".
 
@@ -194,7 +193,7 @@ def feature_fingerprint(model: Any, data: Dataset, precision: str) -> str:
 
 
 def cache_folder(data: Dataset, fingerprint: str) -> Path:
-    """Where the features of some rows belong: beside the rows' own cache file, else in the cache of `datasets`.
+    """Return the folder of the features: next to the rows' cache file, or in the cache of `datasets`.
 
     Args:
         data: Prepared rows.
@@ -211,25 +210,25 @@ def cache_folder(data: Dataset, fingerprint: str) -> Path:
 def stored_features(
     data: Dataset, fingerprint: str, compute: Callable[[range], Generator[Tensor]], accelerator: Accelerator
 ) -> FeatureStore:
-    """Features of some rows, read from the cache or computed now, each process a share of them.
+    """Return the features of the rows from the cache, or compute them, a share on each process.
 
     Args:
         data: Prepared rows.
-        fingerprint: What `feature_fingerprint` returns.
-        compute: Gives the features of consecutive rows, batch by batch.
+        fingerprint: Result of `feature_fingerprint`.
+        compute: Yields the features of consecutive rows, batch by batch.
         accelerator: Of the run.
 
     Returns:
-        The features of all responses, row by row.
+        The features of all responses, in the order of the rows.
 
     Raises:
-        OSError: If the processes do not see the same folder.
+        OSError: If the processes do not share the folder.
     """
     sequences = int(sequence_ends(data)[-1])
     folder, store = cache_folder(data, fingerprint), None
     if accelerator.is_main_process:
         store = open_features(folder, sequences)
-    [folder, found] = broadcast_object_list([folder, store is not None])  # all write where the main process does
+    [folder, found] = broadcast_object_list([folder, store is not None])  # all use the folder of the main process
     if not found:
         process, processes = accelerator.process_index, accelerator.num_processes
         mine = range(len(data) * process // processes, len(data) * (process + 1) // processes)
@@ -243,7 +242,7 @@ def stored_features(
     store = store or open_features(folder, sequences)
     if store is None:
         raise OSError(
-            f"The features in {folder} cannot be read. With several machines that folder has to be on a disk that all "
-            "of them share: set HF_DATASETS_CACHE to one, or set `cache_features=False`."
+            f"The features in {folder} cannot be read. With several machines, the folder must be on a shared file "
+            "system: set HF_DATASETS_CACHE to one, or set `cache_features=False`."
         )
     return store

@@ -1,7 +1,7 @@
-"""Features of responses on disk, memory-mapped, and dataset rows that carry theirs.
+"""Memory-mapped features of responses on disk, and dataset rows with their features.
 
-Each process writes one raw file of consecutive sequences; a manifest with checksums, written last, declares all parts
-complete.
+Each process writes one raw file of consecutive sequences. A manifest with checksums is written last and marks all
+files as complete.
 
 Shapes: R rows, S sequences (all responses of all rows), H hidden size.
 """
@@ -34,7 +34,7 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class FeaturePart:
-    """The features that one process wrote: a raw file of consecutive sequences."""
+    """Features written by one process: a raw file of consecutive sequences."""
 
     file: str
     sequences: int
@@ -55,11 +55,11 @@ class FeatureStore:
         return self._ends[-1] if self._ends else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process maps the files again instead of getting a copy of them.
+        # A worker process maps the files again instead of receiving a copy of them.
         return {name: value for name, value in self.__dict__.items() if name != "_maps"}
 
     def read(self, start: int, end: int) -> Tensor:
-        """A copy of the features of the sequences from `start` to `end`, shape `(end - start, H)`."""
+        """Return a copy of the features of the sequences from `start` to `end`, shape `(end - start, H)`."""
         pieces = []
         while start < end:
             part = bisect_right(self._ends, start)
@@ -80,14 +80,14 @@ class FeatureStore:
 
 
 def open_features(folder: Path, sequences: int) -> FeatureStore | None:
-    """Open stored features if they are whole.
+    """Open stored features if they are complete.
 
     Args:
-        folder: What `cache_folder` returns.
-        sequences: How many sequences there must be.
+        folder: Result of `cache_folder`.
+        sequences: Expected number of sequences.
 
     Returns:
-        The features, or None if there are none, the writing was interrupted or a file was changed since.
+        The features; None if there are none, writing was interrupted or a file has changed.
     """
     if not (folder / _MANIFEST).exists():
         return None
@@ -95,18 +95,19 @@ def open_features(folder: Path, sequences: int) -> FeatureStore | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         parts = [FeaturePart(**part) for part in manifest["parts"]]
-        whole = manifest["checksum"] == _checksum_of_parts(parts) and sum(part.sequences for part in parts) == sequences
-        if whole and all(_checksum(folder / part.file) == part.checksum for part in parts):
+        is_listed = manifest["checksum"] == _checksum_of_parts(parts)
+        is_complete = is_listed and sum(part.sequences for part in parts) == sequences
+        if is_complete and all(_checksum(folder / part.file) == part.checksum for part in parts):
             store = FeatureStore(folder, parts)
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # unreadable is damaged
+        pass  # an unreadable cache counts as damaged
     if store is None:
-        logger.warning("The cached features in %s are damaged or incomplete; they are computed again.", folder)
+        logger.warning("The cached features in %s are damaged or incomplete. Recomputing them.", folder)
     return store
 
 
 def write_part(folder: Path, file: str, features: Iterable[Tensor]) -> FeaturePart:
-    """Write the features of one process; the file appears under its name when it is whole.
+    """Write the features of one process atomically.
 
     Args:
         folder: The cache folder.
@@ -114,7 +115,7 @@ def write_part(folder: Path, file: str, features: Iterable[Tensor]) -> FeaturePa
         features: Features of consecutive sequences, each of shape `(N, H)`.
 
     Returns:
-        What was written.
+        The description of the file for the manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest, sequences, batch = xxhash.xxh3_128(), 0, torch.empty(0, 0)
@@ -128,18 +129,18 @@ def write_part(folder: Path, file: str, features: Iterable[Tensor]) -> FeaturePa
 
 
 def write_manifest(folder: Path, parts: Sequence[FeaturePart]) -> None:
-    """Declare the parts in `folder` whole: the last thing that is written.
+    """Write the manifest, which marks the files in `folder` as complete.
 
     Args:
         folder: The cache folder.
-        parts: Its parts, in the order of their sequences.
+        parts: Descriptions of the files, in the order of their sequences.
     """
     manifest = {"checksum": _checksum_of_parts(parts), "parts": [vars(part) for part in parts]}
     write_atomic(folder / _MANIFEST, json.dumps(manifest, indent=1))
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The raw bytes of a tensor's values, in row-major order."""
+    """Return the raw bytes of a tensor's values, in row-major order."""
     values: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return memoryview(values)
 
@@ -160,13 +161,13 @@ def _checksum(path: Path) -> str:
 
 
 def sequence_ends(data: Dataset) -> np.ndarray:
-    """Number of sequences up to the end of each row, shape `(R,)`, int64."""
+    """Return the cumulative number of sequences at the end of each row, shape `(R,)`, int64."""
     counts = [len(ranks) for ranks in data["ranks"][:]]
     return np.cumsum(counts, dtype=np.int64)
 
 
 class FeatureRows(torch.utils.data.Dataset):
-    """Prepared rows, each with the features of its responses."""
+    """Dataset of prepared rows with the features of their responses."""
 
     def __init__(self, data: Dataset, store: FeatureStore) -> None:
         self.data, self.store, self._ends = data, store, sequence_ends(data)
@@ -187,13 +188,13 @@ class FeatureRows(torch.utils.data.Dataset):
 
 
 def without_features(data: Any) -> Any:
-    """The rows themselves, without features if they have any."""
+    """Return the rows without features."""
     return data.data if isinstance(data, FeatureRows) else data
 
 
 @dataclass
 class DataCollatorForFeatures:
-    """Collates rows with features for the head alone; rows without any go to another collator."""
+    """Collates rows with features for the head; rows without features are passed to another collator."""
 
     collator: Callable[..., Any]
 
@@ -201,10 +202,10 @@ class DataCollatorForFeatures:
         """Collate rows.
 
         Args:
-            rows: Rows of `FeatureRows`, or rows as `prepare_preferences` makes them.
+            rows: Rows of `FeatureRows`, or of `prepare_preferences`.
 
         Returns:
-            What `group_columns` returns and `features` `(N, H)`; or what the other collator returns.
+            The result of `group_columns` with `features` `(N, H)`; or the result of the other collator.
         """
         if "features" not in rows[0]:
             return self.collator(rows)

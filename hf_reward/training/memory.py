@@ -1,4 +1,4 @@
-"""What a training step needs in memory: counted from the parameters, measured while it runs."""
+"""Memory of a training step: estimated from the parameters, and measured while it runs."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -21,31 +21,31 @@ STATES_PER_PARAMETER = {
     "rmsprop": 1,
     "sgd": 0,
 }
-"""Numbers that an optimizer keeps for each trainable one, in the precision of the parameter."""
+"""Numbers in the optimizer state for each trainable parameter, in the precision of the parameter."""
 _BYTES_PER_PARAMETER = {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion_8bit": 1, "ademamix_8bit": 3}
-"""The same for optimizers with a precision of their own, without their block constants."""
+"""The same in bytes for optimizers with quantised states, without their block constants."""
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Parameters of a model, and the trainable ones among them; quantised ones count as stored.
+    """Count all and trainable parameters of a model; quantised ones count in their stored form.
 
     Args:
         model: The model.
 
     Returns:
-        Both counts.
+        The number of all parameters, and of trainable ones.
     """
     counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
     return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes that tensors hold."""
+    """Return the size of tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def optimizer_bytes(name: str, model: nn.Module) -> int | None:
-    """Expected size of the optimizer's state.
+    """Return the expected size of the optimizer state.
 
     Args:
         name: `optim` of the settings.
@@ -63,10 +63,10 @@ def optimizer_bytes(name: str, model: nn.Module) -> int | None:
 
 
 def optimizer_state(optimizer: Any) -> int:
-    """Bytes that an optimizer's state holds now.
+    """Return the current size of an optimizer's state.
 
     Args:
-        optimizer: A torch optimizer, perhaps wrapped by accelerate.
+        optimizer: A torch optimizer, with or without accelerate's wrapper.
 
     Returns:
         Bytes.
@@ -76,13 +76,13 @@ def optimizer_state(optimizer: Any) -> int:
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:
-    """Free and total memory of a device, in bytes; of the machine for a device that cannot say.
+    """Return free and total memory of a CUDA device, else of the machine, in bytes.
 
     Args:
-        device: Where training runs.
+        device: Device of the training.
 
     Returns:
-        Both.
+        Free and total bytes.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
@@ -92,26 +92,26 @@ def free_memory(device: torch.device) -> tuple[int, int]:
 
 @dataclass
 class Peak:
-    """The highest use of memory, beside that at the beginning, in bytes."""
+    """Memory in use at the start and at the peak, in bytes."""
 
     start: int = 0
     highest: int = 0
 
     @property
     def growth(self) -> int:
-        """How far use rose above the beginning."""
+        """Peak minus start."""
         return self.highest - self.start
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the highest use within this: what torch allocated on CUDA, else this process's resident set.
+    """Measure peak memory within the block: memory allocated by torch on CUDA, else the resident set of this process.
 
     Args:
-        device: Where the work runs.
+        device: Device of the work.
 
     Yields:
-        Peak: The use of memory, complete when the block has ended.
+        Peak: The measurement, complete after the block.
     """
     peak = Peak()
     if device.type == "cuda":
@@ -140,12 +140,12 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
 
 
 def gib(size: float) -> str:
-    """A size for people.
+    """Format a size in MiB below one GiB, else in GiB.
 
     Args:
         size: Bytes.
 
     Returns:
-        MiB below one GiB, else GiB.
+        The formatted size.
     """
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

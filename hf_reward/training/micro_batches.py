@@ -1,4 +1,4 @@
-"""One optimizer step over the micro-batches of a token budget: the gradient of the whole batch, in less memory."""
+"""One optimizer step over the micro-batches of a token budget: the gradient of the full batch in less memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,17 +9,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 
-def in_step(inputs: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
-    """Give a batch as many micro-batches as that of any other process; those added have no rows.
+def equalize_micro_batches(inputs: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+    """Add empty micro-batches to a batch, so that all processes have the same number.
 
-    Sharded models wait for each other in every forward and backward pass, so one pass less would block them all.
+    Processes of a sharded model synchronise in every forward and backward pass, so a missing pass would block them.
 
     Args:
-        inputs: A batch, perhaps of `DataCollatorWithTokenBudget`.
+        inputs: A batch, with or without micro-batches of `DataCollatorWithTokenBudget`.
         accelerator: Of the run.
 
     Returns:
-        The batch, or a copy with further micro-batches.
+        The batch, or a copy with additional micro-batches.
     """
     if "micro_batches" not in inputs or accelerator.num_processes == 1:
         return inputs
@@ -35,7 +35,7 @@ def in_step(inputs: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def step_in_parts(
+def accumulate_micro_batches(
     inputs: dict[str, Any],
     accelerator: Accelerator,
     model: nn.Module,
@@ -43,21 +43,21 @@ def step_in_parts(
     step: Callable[[dict[str, Any]], Tensor],
     empty_loss: Callable[[dict[str, Any]], Tensor],
 ) -> Tensor:
-    """Add up losses and gradients of micro-batches.
+    """Accumulate losses and gradients of micro-batches.
 
     Args:
-        inputs: What `in_step` returns.
+        inputs: Result of `equalize_micro_batches`.
         accelerator: Of the run.
         model: The wrapped model.
-        step: Forward and backward of a micro-batch; its loss, divided by the groups of the whole batch.
-        empty_loss: A loss of 0 that depends on every parameter, for a micro-batch without rows.
+        step: Runs forward and backward of a micro-batch; returns its loss, normalized by the full batch.
+        empty_loss: Returns a loss of 0 that depends on every parameter, for a micro-batch without rows.
 
     Returns:
         The loss of the batch, shape `()`.
     """
     last, total = len(inputs["micro_batches"]) - 1, torch.zeros((), device=accelerator.device)
     for number, (part, rows) in enumerate(zip(inputs["micro_batches"], inputs["micro_rows"], strict=True)):
-        with _gradients_kept_back(accelerator, model, number < last):
+        with _without_gradient_sync(accelerator, model, number < last):
             if len(rows):
                 total += step(part)
             else:
@@ -66,14 +66,14 @@ def step_in_parts(
 
 
 @contextmanager
-def _gradients_kept_back(accelerator: Accelerator, model: nn.Module, keep: bool) -> Iterator[None]:
-    """Do not exchange gradients between processes yet."""
+def _without_gradient_sync(accelerator: Accelerator, model: nn.Module, keep: bool) -> Iterator[None]:
+    """Disable the exchange of gradients between processes within the block, if `keep` is set."""
     state = accelerator.gradient_state
     before = state.sync_gradients
     deepspeed = getattr(accelerator.state, "deepspeed_plugin", None) is not None
-    # FSDP2 would keep a whole gradient on each device meanwhile, and a budget is there to save memory.
+    # FSDP2 would store the complete gradient on each device, but the purpose of a token budget is to save memory.
     always = deepspeed or accelerator.is_fsdp2 or state.plugin_kwargs.get("sync_each_batch")
-    state._set_sync_gradients(before and not keep)  # DeepSpeed steps its optimizer where this is set
+    state._set_sync_gradients(before and not keep)  # DeepSpeed steps its optimizer when this is set
     try:
         with accelerator.no_sync(model) if keep and not always else nullcontext():
             yield
@@ -82,5 +82,5 @@ def _gradients_kept_back(accelerator: Accelerator, model: nn.Module, keep: bool)
 
 
 def offloaded_activations(wanted: bool) -> AbstractContextManager[Any]:
-    """Within this, activations lie in CPU memory between forward and backward, if that is wanted."""
+    """Return a context in which activations are stored in CPU memory between forward and backward, if `wanted`."""
     return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()) if wanted else nullcontext()

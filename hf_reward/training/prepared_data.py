@@ -1,4 +1,4 @@
-"""Preference data in any accepted form -> the tokenised datasets of a run, and what is known of them."""
+"""Preference data in any accepted form -> the tokenised datasets of a run, with their summaries."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,20 +27,20 @@ class PreferenceData:
         self.training_texts: dict[str, Any] = {}
         """See `CheckpointRecord.training_texts`."""
         self.source_names: dict[int, str] = {}
-        """The sources of all datasets by the number that a batch carries."""
+        """Names of the sources of all datasets, by their number in a batch."""
 
     def prepare(self, data: Any, name: str) -> Any:
-        """Tokenise a dataset unless that was done; note its summary.
+        """Tokenise a dataset unless it is already tokenised, and store its summary.
 
         Args:
-            data: What `prepare_preferences` takes, or None.
+            data: Data as for `prepare_preferences`, or None.
             name: "train", "eval", "eval_<name>" or "test".
 
         Returns:
             The prepared rows, None for None.
 
         Raises:
-            ValueError: If the rows cannot be read, or none is left.
+            ValueError: If rows cannot be read, or none is left.
         """
         if data is None:
             return None
@@ -65,11 +65,11 @@ class PreferenceData:
         return prepared
 
     def prepare_evaluation(self, data: Any) -> Any:
-        """Prepare a dataset for evaluation, or each of a dict of several; arguments as for `prepare`."""
+        """Prepare an evaluation dataset, or each dataset of a dict; arguments as for `prepare`."""
         if isinstance(data, Mapping) and not data.keys() & {"path", "data"}:
             return {name: self.prepare(part, f"eval_{name}") for name, part in data.items()}
         return self.prepare(data, "eval")
 
     def prepared(self, data: Any, name: str) -> Any:
-        """Rows that `evaluate` or `predict` was given, tokenised if they are raw."""
+        """Return the rows passed to `evaluate` or `predict`, tokenised if they are raw."""
         return data if data is None or is_prepared(data) else self.prepare(data, name)

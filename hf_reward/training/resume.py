@@ -1,6 +1,6 @@
-"""Checkpoints of a run: written whole beside their place, resumed only if whole and of the same run, rotated.
+"""Checkpoints of a run: atomic writing, resuming only from a complete checkpoint of the same run, rotation.
 
-`checkpoints` knows the folders; here they meet the state, the lock and the fingerprint of a run.
+`checkpoints` handles the folders. This module adds the state, the lock and the fingerprint of the run.
 """
 
 import json
@@ -49,13 +49,13 @@ class CheckpointWriter:
     def __init__(self, args: RewardConfig) -> None:
         self.args = args
         self.fingerprint: dict[str, Any] | None = None
-        """Of the run, on the main process; written into each checkpoint."""
+        """Fingerprint of the run, on the main process; written into each checkpoint."""
         self.saved_step = -1
         """Step of the last checkpoint of this call of `train`."""
         self.resumed: Path | None = None
         """The checkpoint that this call of `train` resumes."""
         self.resumed_step = 0
-        """Its step; the checkpoint itself may be removed meanwhile."""
+        """Its step; the checkpoint itself may be removed during training."""
         self._staging: Path | None = None
 
     @property
@@ -66,17 +66,17 @@ class CheckpointWriter:
     # --- resuming ---
 
     def begin(self, wanted: str | bool | None, fingerprint: dict[str, Any] | None) -> Path | None:
-        """Begin a call of `train`: find the checkpoint to resume.
+        """Start a call of `train`: find the checkpoint to resume from.
 
         Args:
-            wanted: What `train` was given as `resume_from_checkpoint`.
-            fingerprint: Of the run, on the main process.
+            wanted: The argument `resume_from_checkpoint` of `train`.
+            fingerprint: Fingerprint of the run, on the main process.
 
         Returns:
-            The folder, None to begin at step 0.
+            The folder, None to start at step 0.
 
         Raises:
-            ValueError: If there is no such checkpoint, it is not whole, or it is of another run.
+            ValueError: If the checkpoint does not exist, is not complete, or belongs to another run.
         """
         self.fingerprint, self.saved_step = fingerprint, -1
         self.resumed = self._to_resume(wanted)
@@ -86,12 +86,12 @@ class CheckpointWriter:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the output folder: the main process for all; where it cannot, all of them stop."""
-        with ExitStack() as held:
+        """Hold the lock of the output folder on the main process; if another run has it, stop all processes."""
+        with ExitStack() as stack:
             problem = None
             if self.args.process_index == 0:
                 try:
-                    held.enter_context(run_lock(self.run_folder))
+                    stack.enter_context(run_lock(self.run_folder))
                 except RuntimeError as error:
                     problem = str(error)
             [problem] = broadcast_object_list([problem])
@@ -108,8 +108,8 @@ class CheckpointWriter:
             stale = checkpoints(run)
             if stale and self.args.should_save:
                 logger.warning(
-                    "%s holds checkpoints of an earlier run (%s, ...). Remove them, or resuming this run may go on "
-                    "from one of those.",
+                    "%s has checkpoints of an earlier run (%s, ...). Remove them; otherwise this run may later resume "
+                    "from one of them.",
                     run,
                     stale[-1].name,
                 )
@@ -135,34 +135,39 @@ class CheckpointWriter:
     def _named_complete(self, name: str) -> Path:
         problem = self._problem_anywhere(Path(name))
         if problem is not None:
-            raise ValueError(f"The checkpoint {name} cannot be resumed: {problem}. Name another one.")
+            raise ValueError(
+                f"The checkpoint {name} cannot be resumed: {problem}. Set `resume_from_checkpoint` to another one."
+            )
         return Path(name)
 
     def _newest_complete(self, run: Path, wanted: str | bool) -> Path | None:
         folders = checkpoints(run)
-        [folders] = broadcast_object_list([folders])  # so that all processes look at the same ones
+        [folders] = broadcast_object_list([folders])  # all processes must check the same folders
         found = newest_complete(folders, self._problem_anywhere)
         if found is None and wanted is True:
             raise ValueError(
-                f"There is no whole checkpoint in {run}, so there is nothing to go on from. Leave "
-                "`resume_from_checkpoint` out, or set it to 'auto' to start at the beginning where there is none."
+                f"There is no complete checkpoint in {run} to resume from. Leave `resume_from_checkpoint` out, or set "
+                "it to 'auto' to start at step 0 when there is no complete checkpoint."
             )
         if self.args.should_log:
-            why = f"none of the {len(folders)} checkpoints is whole" if folders else "there is no checkpoint yet"
-            logger.info("Going on from %s.", found or f"the beginning: {why}")
+            if found is not None:
+                logger.info("Resuming from %s.", found)
+            else:
+                reason = f"none of the {len(folders)} checkpoints is complete" if folders else "no checkpoint yet"
+                logger.info("Starting at step 0: %s.", reason)
         return found
 
     def _problem_anywhere(self, folder: Path) -> str | None:
-        """What is wrong with a checkpoint on any machine; the first process of each reads the files."""
+        """Return the problem of a checkpoint on any machine; the first process of each machine reads the files."""
         problem = checkpoint_problem(folder) if self.args.local_process_index == 0 else None
         return next((found for found in gather_object([problem]) if found is not None), None)
 
     def require_loadable(self, model: nn.Module, *, gathered: bool) -> None:
-        """Refuse files that `Trainer` would load although they are unsafe, or incomplete for this model.
+        """Refuse files that `Trainer` would load although they are unsafe or incomplete for this model.
 
         Args:
-            model: The model that the checkpoint to resume is loaded into.
-            gathered: Whether FSDP or DeepSpeed reads it, which write tensors as pickles.
+            model: The model that will load the checkpoint.
+            gathered: Whether FSDP or DeepSpeed loads it; both store tensors as pickles.
 
         Raises:
             ValueError: If the checkpoint cannot be loaded into the model.
@@ -174,56 +179,56 @@ class CheckpointWriter:
             require_whole_adapter(model, self.resumed)
 
     def require_finite(self, model: nn.Module) -> None:
-        """Refuse weights that were loaded and are not finite.
+        """Refuse loaded weights that are not finite.
 
         Args:
             model: The model after loading.
 
         Raises:
-            ValueError: If any is not, on any process.
+            ValueError: If a weight on any process is not finite.
         """
-        found = gather_object(non_finite(model.named_parameters()))  # each process looks at its shards; all stop
+        found = gather_object(non_finite(model.named_parameters()))  # each process checks its shards; all stop
         broken = list(dict.fromkeys(found))
         if broken:
             raise ValueError(
-                f"The checkpoint {self.resumed} holds weights that are not finite ({broken[0]} and "
-                f"{len(broken) - 1} others). Name an earlier one in `resume_from_checkpoint`."
+                f"The checkpoint {self.resumed} has weights that are not finite ({broken[0]} and "
+                f"{len(broken) - 1} others). Set `resume_from_checkpoint` to an earlier one."
             )
 
-    # --- a checkpoint appears whole, before it is pushed and before older ones are removed ---
+    # --- writing: a checkpoint is complete before it is pushed and before older ones are removed ---
 
     def folder(self, final: str) -> str:
-        """Where `Trainer` writes the checkpoints that belong into a folder: within `staged` beside their place."""
+        """Return the folder that `Trainer` writes checkpoints into: within `staged`, the temporary one."""
         return final if self._staging is None else str(self._staging)
 
     @contextmanager
     def staged(self, run: Path, state: TrainerState, model: nn.Module) -> Iterator[Path]:
-        """Within this, `Trainer` writes a checkpoint beside its place; at the end it gets its name.
+        """Let `Trainer` write a checkpoint to a temporary folder within the block, and rename it at the end.
 
         Args:
             run: The folder of the run, or of the trial.
-            state: State of the run; where this step is the best, its checkpoint is named by its final place.
+            state: State of the run; if this step is the best, it gets the final path of its checkpoint.
             model: The model that is saved.
 
         Yields:
-            Path: Where the checkpoint will be.
+            Path: The final path of the checkpoint.
 
         Raises:
-            FloatingPointError: If weights are not finite, before anything is written.
+            FloatingPointError: If weights are not finite; nothing is written.
         """
         name = f"checkpoint-{state.global_step}"
         final, staging = run / name, staging_folder(run, name)
-        self._require_sound(model, state)
+        self._require_finite_and_locked(model, state)
         with self.locked():
             if self.args.should_save:
-                remove_leftovers(run)  # what is left of an earlier attempt
+                remove_leftovers(run)
             PartialState().wait_for_everyone()
             self._staging = staging
             try:
                 yield final
                 self._complete(staging / name, final, state)
             except BaseException:
-                shutil.rmtree(staging, ignore_errors=True)  # the disk may be full of it
+                shutil.rmtree(staging, ignore_errors=True)  # the disk may be full
                 raise
             finally:
                 self._staging = None
@@ -231,34 +236,34 @@ class CheckpointWriter:
         self.saved_step = state.global_step
 
     def _complete(self, staged: Path, final: Path, state: TrainerState) -> None:
-        """Add what `Trainer` does not know: the fingerprint, and the final name of the best checkpoint."""
+        """Add the fingerprint, and the final path of the best checkpoint."""
         if self.args.process_index == 0 and self.fingerprint is not None:
             text = json.dumps(self.fingerprint, indent=2, ensure_ascii=False) + "\n"
             (staged / FINGERPRINT_FILE).write_text(text, encoding="utf-8")
         if state.best_global_step == state.global_step:
-            state.best_model_checkpoint = str(final)  # `Trainer` has looked for it among the staged ones
+            state.best_model_checkpoint = str(final)  # `Trainer` set the temporary path
             if self.args.should_save:
                 state.save_to_json(str(staged / TRAINER_STATE_NAME))
 
     def _publish(self, staged: Path, final: Path) -> None:
         PartialState().wait_for_everyone()
-        # The one that saves goes first. On another machine without a common disk its share still waits to be renamed.
-        for mine in (self.args.should_save, self.args.local_process_index == 0):
-            if mine and staged.is_dir():
+        # First the saving process. On a machine with a disk of its own, the folder still has to be renamed afterwards.
+        for renames in (self.args.should_save, self.args.local_process_index == 0):
+            if renames and staged.is_dir():
                 publish(staged, final)
                 staged.parent.rmdir()
             PartialState().wait_for_everyone()
 
-    def _require_sound(self, model: nn.Module, state: TrainerState) -> None:
-        """Stop before weights that are lost push sound checkpoints out, or a second run's files are mixed with ours."""
+    def _require_finite_and_locked(self, model: nn.Module, state: TrainerState) -> None:
+        """Stop before non-finite weights displace good checkpoints, or two runs write into one folder."""
         broken = non_finite(model.named_parameters())
         found: Any = reduce(torch.tensor(len(broken), device=self.args.device), reduction="sum")
         if found.item():
             names = f" ({broken[0]} and {len(broken) - 1} others)" if broken else ""
             raise FloatingPointError(
-                f"After step {state.global_step} weights are not finite{names}, so no checkpoint was written; "
-                f"earlier ones in {self.args.output_dir} are untouched. Go on from one of them with a lower learning "
-                "rate, or in bfloat16 or float32 instead of float16."
+                f"After step {state.global_step} weights are not finite{names}, so no checkpoint was written. "
+                f"Earlier checkpoints in {self.args.output_dir} are unchanged: resume from one of them with a lower "
+                "learning rate, or in bfloat16 or float32 instead of float16."
             )
         if self.args.process_index == 0:
             require_held(self.run_folder)
@@ -270,14 +275,14 @@ class CheckpointWriter:
 
 
 def since_resume(output: TrainOutput, first: int) -> TrainOutput:
-    """The output of a resumed run: the step it resumed from, and no loss or speed if no step was left.
+    """Add `resumed_from_step` to the output of a resumed run, and drop loss and speed if no step was left.
 
     Args:
-        output: What `Trainer.train` returns.
+        output: Output of `Trainer.train`.
         first: The step of the resumed checkpoint.
 
     Returns:
-        The output with `resumed_from_step` among its metrics.
+        The output with changed metrics.
     """
     nothing_left = output.global_step == first
     metrics: Mapping[str, float] = output.metrics

@@ -1,6 +1,6 @@
-"""What a training run is: rows, settings and frozen weights, as hashes and values that a resumed run is compared with.
+"""Fingerprint of a run: hashes and values of its rows, settings and frozen weights.
 
-`CheckpointWriter` writes it into each checkpoint and refuses to go on from one whose run was another.
+`CheckpointWriter` writes it into each checkpoint, and refuses to resume from a checkpoint of a different run.
 """
 
 import dataclasses
@@ -25,17 +25,17 @@ from hf_reward.training.training_args import RewardConfig
 logger = logging.getLogger(__name__)
 
 FILE = "run_fingerprint.json"
-"""In a checkpoint."""
+"""Name of the file in a checkpoint."""
 _VERSION = 1
 STREAM_ROWS = 1000
-"""Rows of a stream whose content is compared, its first ones."""
+"""Number of first rows of a stream whose content is compared."""
 _BATCH = 10_000
 _SAMPLED = 1024
-"""Values of each frozen weight that are hashed, spread over it evenly: another base model differs everywhere."""
+"""Number of evenly spaced values of each frozen weight that are hashed: another base model differs everywhere."""
 
 IGNORED_SETTINGS = frozenset(
     {
-        # where results go, and what is shown of them
+        # output, logging and reporting
         *("output_dir", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level"),
         *("log_level_replica", "logging_nan_inf_filter", "disable_tqdm", "report_to", "run_name", "project"),
         *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen"),
@@ -43,7 +43,7 @@ IGNORED_SETTINGS = frozenset(
         # the Hub
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
         *("hub_revision", "hub_training_state"),
-        # how often is evaluated and saved (unless the best checkpoint is the result, see `_BEST_CHECKPOINT_SETTINGS`)
+        # evaluation and saving (unless the best checkpoint is the result, see `_BEST_CHECKPOINT_SETTINGS`)
         *("do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
         *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches", "batch_eval_metrics"),
         *("eval_use_gather_object", "prediction_loss_only", "bf16_full_eval", "fp16_full_eval", "label_names"),
@@ -51,7 +51,7 @@ IGNORED_SETTINGS = frozenset(
         *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node"),
         *("enable_jit_checkpoint", "resume_from_checkpoint", "allow_changed_run", "ignore_data_skip"),
         *("restore_callback_states_from_checkpoint",),
-        # workers, speed and memory: these change the rounding at most (workers: unless rows are streamed)
+        # workers, speed and memory: these change rounding at most (workers: unless rows are streamed)
         *("dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
         *("packing", "max_tokens_per_batch", "cache_features", "pad_to_multiple_of", "activation_offloading"),
@@ -59,43 +59,42 @@ IGNORED_SETTINGS = frozenset(
         *("gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
         *("use_liger_kernel", "liger_kernel_config", "use_cache", "torch_empty_cache_steps", "use_cpu", "tf32"),
         *("auto_find_batch_size", "remove_unused_columns", "accelerator_config", "full_determinism"),
-        # how processes share the work; their number is compared
+        # distribution over processes; their number is compared
         *("parallelism_config", "fsdp", "fsdp_config", "deepspeed", "local_rank", "average_tokens_across_devices"),
         *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
         *("ddp_backend", "ddp_timeout"),
-        # which order it leads to is compared, as `rows_by_length`
+        # the resulting order of rows is compared, as `rows_by_length`
         "length_bucketing",
-        # where model and tokenizer come from: their content is compared, in the rows and in the frozen weights
+        # source of model and tokenizer: their content is compared through the rows and the frozen weights
         *("model_init_kwargs", "trust_remote_code", "chat_template_path", "eos_token", "pad_token"),
     }
 )
-"""Settings that may differ when a run goes on: they do not decide its result, or decide what is compared itself."""
+"""Settings that may change when a run resumes: they do not affect its result, or their effect is compared itself."""
 _BEST_CHECKPOINT_SETTINGS = (
     *("metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay", "save_strategy"),
     *("save_steps", "bf16_full_eval", "fp16_full_eval"),
 )
-"""Settings that decide the result where the best checkpoint is loaded at the end."""
+"""Settings that affect the result if the best checkpoint is loaded at the end."""
 _COLUMNS = ("input_ids", "token_type_ids", "ranks", "margin", "probability", "weight")
 _COLUMNS_OF_HEADS = ("row", "source")
-"""What decides the resampling of several heads."""
+"""Columns that determine the resampling of several heads."""
 
 
 def run_fingerprint(
     args: RewardConfig, model: nn.Module | None, train_data: Any, evaluation_data: Any, *, rows_by_length: bool
 ) -> dict[str, Any]:
-    """Describe a run by what decides its result.
+    """Describe everything that determines the result of a run.
 
-    Not described, because they are the caller's own code: callbacks, collators, optimizers and metrics. The weights
-    that are trained are those of the checkpoint itself.
+    Callbacks, collators, optimizers and metrics are the caller's code and are not included. Trainable weights are not
+    included, because the checkpoint contains them.
 
     Args:
         args: Settings of the run.
-        model: The model, before processes share it; None in a trial of a hyperparameter search, which makes it later.
+        model: The model before it is distributed; None in a trial of a hyperparameter search, which makes it later.
         train_data: The prepared training rows.
-        evaluation_data: The prepared evaluation rows, or a dict of several; compared where they choose the best
+        evaluation_data: The prepared evaluation rows, or a dict of several; included if they select the best
             checkpoint.
-        rows_by_length: Whether batches hold rows of like length, which a packed run does not need: it decides the order
-            of the rows.
+        rows_by_length: Whether batches hold rows of similar length, which changes the order of the rows.
 
     Returns:
         JSON values, nested.
@@ -114,21 +113,22 @@ def run_fingerprint(
 
 
 def require_same_run(folder: Path, now: Mapping[str, Any], *, allow: bool) -> None:
-    """Stop before a run goes on from the checkpoint of another one.
+    """Refuse to resume a run from the checkpoint of a different run.
 
     Args:
         folder: The checkpoint.
-        now: What `run_fingerprint` returned.
-        allow: Say it in a warning instead.
+        now: Result of `run_fingerprint`.
+        allow: Log a warning instead.
 
     Raises:
-        ValueError: If they differ, with both values of each field that does, or the stored one cannot be read.
+        ValueError: If the fingerprints differ, with both values of each different field, or if the stored fingerprint
+            is not valid.
     """
     path = folder / FILE
     if not path.is_file():
         logger.warning(
-            "%s has no %s (an earlier version of hf_reward or plain `Trainer` wrote it), so whether data and settings "
-            "are those that it was begun with is not checked.",
+            "%s has no %s (it was written by an earlier version of hf_reward or by plain `Trainer`), so data and "
+            "settings are not compared with those of the earlier run.",
             *(folder, FILE),
         )
         return
@@ -136,22 +136,24 @@ def require_same_run(folder: Path, now: Mapping[str, Any], *, allow: bool) -> No
         then = json.loads(path.read_text(encoding="utf-8"))
         found = differences(*_comparable(now, then))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} is no fingerprint of a run ({error}). Name another checkpoint.") from error
+        raise ValueError(
+            f"{path} is not a valid fingerprint of a run ({error}). Set `resume_from_checkpoint` to another checkpoint."
+        ) from error
     if not found:
         return
     listed = "\n".join(found)
     if allow:
-        logger.warning("The run goes on from %s with changes, as `allow_changed_run` says:\n%s", folder, listed)
+        logger.warning("Resuming from %s with changes, because `allow_changed_run` is set:\n%s", folder, listed)
         return
     raise ValueError(
-        f"The checkpoint {folder} is of a run with other data or settings:\n{listed}.\nStart with what it was begun "
-        "with, begin a new run in another `output_dir`, or go on with the changes: `--allow_changed_run` "
+        f"The checkpoint {folder} belongs to a run with different data or settings:\n{listed}.\nRestore those data and "
+        "settings, start a new run in another `output_dir`, or resume with the changes: `--allow_changed_run` "
         "(`allow_changed_run=True`)."
     )
 
 
 def _comparable(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both without what only one of them knows: settings of other versions at their defaults, weights not at hand."""
+    """Return both without fields that only one has: default settings of another version, weights that are sharded."""
     defaults = {each.name: each.default for each in dataclasses.fields(RewardConfig)}
     own = {
         name: value
@@ -159,7 +161,7 @@ def _comparable(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[s
         if name in then["settings"] or (name in defaults and value != defaults[name])
     }
     earlier = {name: value for name, value in then["settings"].items() if name in now["settings"]}
-    models = _of_both(now["model"], then["model"])
+    models = _common_fields(now["model"], then["model"])
     rows = [name for name in ("train_data", "evaluation_data") if name in now and name in then]
     sides = [
         {"settings": settings, "model": model} | {name: side[name] for name in rows}
@@ -168,12 +170,12 @@ def _comparable(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[s
     return sides[0], sides[1]
 
 
-def _of_both(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two descriptions of models without what one of them lacks, in their configurations too."""
+def _common_fields(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return two descriptions of models with the fields that both have, also within their configurations."""
     names = now.keys() & then.keys()
     sides = {name: now[name] for name in names}, {name: then[name] for name in names}
     if "config" in names:
-        fields = now["config"].keys() & then["config"].keys()  # another version of transformers has others
+        fields = now["config"].keys() & then["config"].keys()  # they differ between versions of transformers
         for side in sides:
             side["config"] = {name: side["config"][name] for name in fields}
     return sides
@@ -187,7 +189,7 @@ def _settings(args: RewardConfig, streamed: bool) -> dict[str, Any]:
     if args.load_best_model_at_end:
         left_out -= set(_BEST_CHECKPOINT_SETTINGS)
     if streamed:
-        left_out -= {"dataloader_num_workers"}  # each reads files of its own
+        left_out -= {"dataloader_num_workers"}  # each worker reads different files
     decided = {name: value for name, value in args.to_dict().items() if name not in left_out}
     return decided | {"processes": args.world_size}
 
@@ -196,21 +198,21 @@ def _settings(args: RewardConfig, streamed: bool) -> dict[str, Any]:
 
 
 def _model(model: nn.Module) -> dict[str, Any]:
-    """Architecture, which weights are trained and how exactly, and a hash of samples of those that are not."""
+    """Describe architecture, names and dtypes of trainable weights, and a hash of samples of frozen weights."""
     trained, frozen = xxhash.xxh3_128(), xxhash.xxh3_128()
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad}
-    at_hand = True
+    available = True
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             trained.update(f"{name} {tuple(weight.shape)}\n".encode())
             continue
-        at_hand = at_hand and not weight.is_meta and weight.numel() > 0 and not hasattr(weight, "to_local")
+        available = available and not weight.is_meta and weight.numel() > 0 and not hasattr(weight, "to_local")
         frozen.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        if at_hand:
+        if available:
             frozen.update(_sample(weight))
     found: dict[str, Any] = {"class": type(unwrap_model(model)).__name__, "trained_weights": trained.hexdigest()}  # type: ignore[arg-type]
     found |= {"trained_dtypes": sorted(dtypes), "config": config_of(model)}
-    if at_hand:
+    if available:
         found["frozen_weights"] = frozen.hexdigest()
     adapter = adapter_of(model)
     return found if adapter is None else found | {"adapter": adapter}
@@ -238,11 +240,11 @@ def _rows(data: Any, heads: bool) -> dict[str, Any]:
 
 
 def content_of_rows(data: Dataset, columns: Sequence[str]) -> str:
-    """Hash the values of some columns, in the order of the rows, however they lie in memory.
+    """Hash the values of some columns in the order of the rows, independently of their layout in memory.
 
     Args:
         data: Rows.
-        columns: Which columns.
+        columns: Names of the columns.
 
     Returns:
         XXH3-128, hexadecimal.
@@ -267,7 +269,7 @@ def _add(digest: Any, values: pa.Array) -> None:
 
 
 def _stream(data: IterableDataset, columns: Sequence[str]) -> dict[str, Any]:
-    """The first rows of a stream, and its files, where they are of this machine."""
+    """Describe the first rows of a stream and its local files."""
     digest = xxhash.xxh3_128()
     count = 0
     for row in data.take(STREAM_ROWS):
@@ -275,14 +277,14 @@ def _stream(data: IterableDataset, columns: Sequence[str]) -> dict[str, Any]:
         count += 1
     files: dict[str, Any] = {}
     for path in sorted(set(_files_of(data._ex_iterable))):
-        known = file_identity(path)
-        name = known.pop("name")
-        files[name if name not in files else f"{name} ({len(files)})"] = known
+        identity = file_identity(path)
+        name = identity.pop("name")
+        files[name if name not in files else f"{name} ({len(files)})"] = identity
     return {"kind": "stream", "first_rows": count, "content": digest.hexdigest(), "files": files}
 
 
 def _files_of(examples: Any) -> Iterator[Path]:
-    """Local files that a stream reads; `datasets` keeps them in the arguments of its innermost generators."""
+    """Yield the local files of a stream; `datasets` stores them in the arguments of its innermost generators."""
     arguments = getattr(examples, "kwargs", None) or {}
     for name in ("original_files", "base_files", "files"):
         for entry in arguments.get(name) or []:

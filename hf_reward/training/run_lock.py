@@ -1,9 +1,9 @@
-"""One run at a time in an output folder: two would remove each other's checkpoints.
+"""Lock of an output folder: two runs in one folder would remove each other's checkpoints.
 
-The lock is a lease of the `filelock` library: a small file that its holder touches every few seconds. On one machine a
-holder that was killed is known by its process id and start time, and the file is taken over at once. A holder on
-another machine is watched: if the file is touched meanwhile it is alive, if not for `LEASE_SECONDS` it is gone. Only
-the time that passes here counts, so clocks may differ, and the file system needs no locks of its own.
+The lock is a lease of the `filelock` library: a small file that its holder touches every few seconds. On the same
+machine, a killed holder is recognised by its process id and start time, and the lock is taken over at once. A holder
+on another machine is alive if it touches the file while we wait, and dead if it does not for `LEASE_SECONDS`. Only
+local elapsed time counts, so clocks may differ. The file system needs no locks of its own.
 """
 
 import logging
@@ -15,61 +15,61 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 LOCK_FILE = ".run.lock"
-"""In an output folder while a run writes into it; left behind by one that was killed."""
+"""Lock file in an output folder; a killed run leaves it behind."""
 LEASE_SECONDS = 60.0
-"""A holder on another machine that was not heard of for so long is gone."""
+"""Time without a heartbeat after which a holder on another machine counts as dead."""
 HEARTBEAT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
 _held: dict[Path, SoftFileLease] = {}
-"""Locks of this process by their folder."""
+"""Locks of this process by folder."""
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing checkpoints into a folder; within it, this process may enter again.
+    """Hold the lock of a folder; this process may enter again within the block.
 
     Args:
-        folder: The output folder, which is made if it does not exist. One that cannot be written is not locked, for no
-            run can harm it.
+        folder: The output folder, which is created if needed. A read-only folder is not locked, because no run can
+            change it.
 
     Yields:
-        None: While it is held.
+        None: While the lock is held.
 
     Raises:
-        RuntimeError: If another process that is alive holds it.
+        RuntimeError: If another live process holds the lock.
     """
-    place = folder.resolve()
-    place.mkdir(parents=True, exist_ok=True)
-    if place in _held or not os.access(place, os.W_OK):
+    path = folder.resolve()
+    path.mkdir(parents=True, exist_ok=True)
+    if path in _held or not os.access(path, os.W_OK):
         yield
         return
-    _held[place] = _acquired(place / LOCK_FILE, folder)
+    _held[path] = _acquired(path / LOCK_FILE, folder)
     try:
         yield
     finally:
-        _held.pop(place).release()
+        _held.pop(path).release()
 
 
 def require_held(folder: Path) -> None:
-    """Before a checkpoint is written: if the lock was lost, take it again, or stop if another run has it.
+    """Check the lock before a checkpoint is written: reacquire a lost lock, or stop if another run has it.
 
-    A lock is lost when the process was suspended for more than `LEASE_SECONDS`, or its file was removed.
+    A lock is lost when the process was suspended for more than `LEASE_SECONDS`, or when its file was removed.
 
     Args:
         folder: The output folder.
 
     Raises:
-        RuntimeError: If this process held the lock and another one that is alive holds it now.
+        RuntimeError: If this process lost the lock and another live process holds it.
     """
-    place = folder.resolve()
-    lease = _held.get(place)
+    path = folder.resolve()
+    lease = _held.get(path)
     if lease is None or lease.compromise is None:
         return
-    logger.warning("The lock %s was lost (%s) and is taken again.", place / LOCK_FILE, lease.compromise.reason)
-    _held[place] = _acquired(place / LOCK_FILE, folder)
+    logger.warning("The lock %s was lost (%s). Reacquiring it.", path / LOCK_FILE, lease.compromise.reason)
+    _held[path] = _acquired(path / LOCK_FILE, folder)
 
 
 def _acquired(path: Path, folder: Path) -> SoftFileLease:
@@ -86,14 +86,14 @@ def _acquired(path: Path, folder: Path) -> SoftFileLease:
         owner = lease.owner
         who = "" if owner is None else f" (process {owner.pid} on {owner.hostname.partition('?')[0]})"
         raise RuntimeError(
-            f"Another run{who} is writing into {folder}: two would remove each other's checkpoints. Wait for it, end "
-            f"it, or name another `output_dir`. Nothing was changed there."
+            f"Another run{who} is writing into {folder}; two runs would remove each other's checkpoints. Wait for it, "
+            f"stop it, or set another `output_dir`. Nothing was changed in that folder."
         ) from error
     return lease
 
 
 def _touched_at(path: Path) -> tuple[int, int] | None:
-    """File and time of the last sign of life; opened anew, because NFS looks at a file again only then."""
+    """Return inode and modification time; the file is opened each time, because NFS revalidates only on open."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())

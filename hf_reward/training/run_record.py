@@ -1,4 +1,4 @@
-"""A run -> the record and the card that are saved beside its model."""
+"""A run -> the checkpoint record and the model card that are saved with its model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,21 +23,21 @@ from hf_reward.training.training_args import RewardConfig
 def score_probes(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: RewardConfig, *, sharded: bool
 ) -> dict[str, Any]:
-    """Score the probe texts; under sharding all processes have to call this.
+    """Score the probe texts; with a sharded model, all processes must call this.
 
     Args:
         model: The model; a sharded one with accelerate's wrappers.
         tokenizer: The prepared tokenizer.
         args: Settings of the run.
-        sharded: Whether no process holds the whole model.
+        sharded: Whether the model is sharded over processes.
 
     Returns:
-        What `probe_record` returns.
+        The result of `probe_record`.
     """
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     options: dict[str, Any] = {"separator": args.separator, "max_length": args.max_length, "half": half}
     scored: Any = model
-    if sharded:  # its mixed-precision policy cannot be left out
+    if sharded:  # its mixed-precision policy cannot be disabled
         return probe_record(scored, tokenizer, float32=half is None, **options)
     with _without_autocast(model):
         return probe_record(scored, tokenizer, **options)
@@ -53,13 +53,13 @@ def run_record(
     command: str | None,
     **measured: Any,
 ) -> CheckpointRecord:
-    """What travels with every save of a model.
+    """Return the record that is saved with the model.
 
     Args:
         model: The model without accelerate's wrappers.
         data: The run's datasets and tokenizer.
         args: Settings of the run.
-        probes: What `score_probes` returns.
+        probes: Result of `score_probes`.
         step: Optimizer steps so far.
         command: The command line that started the run.
         **measured: `loss`, `reward_statistics`, `evaluation` and `baselines` of `CheckpointRecord`.
@@ -83,21 +83,21 @@ def write_card(folder: str | Path, record: CheckpointRecord) -> None:
     """Write the model card of a saved folder.
 
     Args:
-        folder: The folder, with the model in it.
+        folder: The folder that contains the model.
         record: Its record.
     """
     write_model_card(folder, record, compatibility=compatibility_of_folder(folder))
 
 
 def json_safe(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace NaN and infinity, which JSON does not have, by null."""
+    """Replace NaN and infinity, which JSON does not support, by None."""
     return {
         name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in values.items()
     }
 
 
 def numbers_of(values: dict[str, Any]) -> dict[str, float]:
-    """The entries that are numbers, as floats; booleans are none."""
+    """Return the numeric entries as floats, without booleans."""
     return {name: float(value) for name, value in values.items() if np.ndim(value) == 0 and _is_number(value)}
 
 
@@ -107,7 +107,7 @@ def _is_number(value: Any) -> bool:
 
 @contextmanager
 def _without_autocast(model: nn.Module) -> Iterator[None]:
-    """Take off the mixed precision that accelerate puts around a model's `forward`."""
+    """Disable accelerate's mixed-precision wrapper of a model's `forward` within the block."""
     wrapped, original = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
     if wrapped is None or original is None:
         yield

@@ -1,6 +1,6 @@
-"""Rewards of training batches -> what the log shows, summed on the device without waiting for it.
+"""Rewards of training batches -> statistics for the log, summed on the device without synchronisation.
 
-Kept apart from `metrics`, which sees a whole split at once: these are running sums over batches and processes.
+These are running sums over batches and processes; `metrics` computes statistics of a complete split.
 """
 
 import math
@@ -25,14 +25,14 @@ class BatchStatistics:
         self._extremes: Tensor | None = None
         self._tokens = 0
         self.for_next_log: dict[str, float] = {}
-        """What the next entry of the log is to have beside its own numbers."""
+        """Numbers to add to the next log entry."""
 
     def begin(self, log_history: Sequence[Mapping[str, Any]], tokens: int = 0) -> None:
-        """Begin to count tokens: at 0, or where a resumed run was.
+        """Start counting tokens, at 0 or at the count of a resumed run.
 
         Args:
-            log_history: The run's log entries so far, whose last number is taken where the checkpoint has none.
-            tokens: What the checkpoint says.
+            log_history: The run's log entries; their last count is used if the checkpoint has none.
+            tokens: The count in the checkpoint.
         """
         self._tokens = tokens or next(
             (int(entry["num_tokens"]) for entry in reversed(log_history) if "num_tokens" in entry), 0
@@ -48,7 +48,7 @@ class BatchStatistics:
             weight: Sum of its group weights, shape `()`.
             rewards: Rewards, shape `(G, K)`.
             ranks: Ranks, -100 is padding, shape `(G, K)`.
-            num_tokens: Tokens of each group's sequences, shape `(G,)`, int64; None where a collator does not say.
+            num_tokens: Tokens of each group's sequences, shape `(G,)`, int64; None if the collator does not count them.
         """
         pairs, present = strict_pairs(ranks), ranks != PADDING_RANK
         gaps = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
@@ -63,7 +63,7 @@ class BatchStatistics:
         self._extremes = extremes if self._extremes is None else torch.maximum(self._extremes, extremes)
 
     def since_last_log(self, accelerator: Accelerator) -> dict[str, float]:
-        """Accuracy (strict), margin and rewards since the last call, and tokens in all, over all processes."""
+        """Return strict accuracy, margin and rewards since the last call, and total tokens, over all processes."""
         if self._log is None or self._extremes is None:
             return {}
         sums = _reduced(accelerator, self._log)
@@ -84,11 +84,11 @@ class BatchStatistics:
         }
 
     def tokens(self, accelerator: Accelerator) -> int:
-        """Tokens of all training batches so far, over all processes, logged or not."""
+        """Return the number of training tokens so far, over all processes, logged or not."""
         return self._tokens + (0 if self._log is None else int(_reduced(accelerator, self._log)["tokens"]))
 
     def since_last_epoch(self, accelerator: Accelerator) -> dict[str, float]:
-        """Mean loss and accuracy since the last call, over all processes."""
+        """Return mean loss and accuracy since the last call, over all processes."""
         if self._epoch is None:
             return {}
         sums = _reduced(accelerator, self._epoch)

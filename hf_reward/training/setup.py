@@ -1,4 +1,4 @@
-"""Names and settings -> tokenizer, model and batch form of a run: what `RewardTrainer` needs before it can train."""
+"""Names and settings -> tokenizer and model of a run, prepared for training."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def default_output_dir(model: Any) -> str:
-    """`<model>-Reward`, as TRL names it."""
+    """Return `<model>-Reward`, the default of TRL."""
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "") or "model"
     return f"{name.rstrip('/').split('/')[-1]}-Reward"
 
@@ -37,18 +37,18 @@ def default_output_dir(model: Any) -> str:
 def prepared_tokenizer(
     model: Any, args: RewardConfig, own: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """The tokenizer of a run.
+    """Return the tokenizer of a run.
 
     Args:
         model: A name, or a loaded model.
         args: Settings of the run.
-        own: The user's tokenizer, which is not changed; by default the one that the model came with.
+        own: The user's tokenizer, which is not changed; by default the tokenizer of the model.
 
     Returns:
-        A copy with pad token, end token and chat template, and the tokens that this added, its pad token aside.
+        A copy with pad token, end token and chat template, and the list of added tokens, without the pad token.
 
     Raises:
-        ValueError: If the model does not say where its tokenizer is.
+        ValueError: If the model does not name its tokenizer.
     """
     before = own or _own_tokenizer(model, args)
     tokenizer = prepare_tokenizer(
@@ -62,25 +62,25 @@ def prepared_tokenizer(
 
 
 def _own_tokenizer(model: Any, args: RewardConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that a model came with."""
+    """Load the tokenizer of a model."""
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
-        raise ValueError("The model does not say where it came from, so pass its tokenizer as `processing_class`.")
+        raise ValueError("The model has no name or path, so its tokenizer is unknown. Pass it as `processing_class`.")
     options = _init_kwargs(args)
     kept = hub_options(options) | {key: options[key] for key in ("gguf_file",) if key in options}
     return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code, **kept)
 
 
 def _added_tokens(before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBase) -> list[str]:
-    """Tokens that preparing a tokenizer added to it, its pad token aside: a chat template brought them."""
+    """Return the tokens that a chat template has added to a tokenizer, without the pad token."""
     return sorted(after.get_vocab().keys() - before.get_vocab().keys() - {str(after.pad_token)})
 
 
 def loaded_model(model: Any, args: RewardConfig, quantization_config: Any | None) -> Any:
-    """A model as `RewardTrainer` takes it, loaded if it is given by name.
+    """Return the model, loaded if it is given by name.
 
     Args:
-        model: Hub id, folder or loaded model; None where `model_init` makes it.
+        model: Hub id, folder or loaded model; None if `model_init` makes it.
         args: Settings of the run.
         quantization_config: As in transformers, for a name.
 
@@ -88,12 +88,14 @@ def loaded_model(model: Any, args: RewardConfig, quantization_config: Any | None
         The model, None for None.
 
     Raises:
-        ValueError: If settings for loading are given for a loaded model.
+        ValueError: If a loaded model is passed together with settings for loading.
     """
     if isinstance(model, str):
         return load_model(model, args, quantization_config)
     if quantization_config is not None or args.model_init_kwargs:
-        raise ValueError("`quantization_config` and `model_init_kwargs` need `model` as a name; it is already loaded.")
+        raise ValueError(
+            "`quantization_config` and `model_init_kwargs` need `model` as a name, but the model is already loaded."
+        )
     return model
 
 
@@ -128,21 +130,21 @@ def prepare_model(
     peft_config: PeftConfig | None,
     new_tokens: Sequence[str] = (),
 ) -> RewardModel:
-    """Check a loaded model and give it head, pad token and adapter, in place.
+    """Check a loaded model, and add head, pad token and adapter in place.
 
     Args:
-        model: A one-label classifier, perhaps with an adapter.
+        model: A one-label classifier, with or without an adapter.
         args: Settings of the run.
         tokenizer: The prepared tokenizer.
         peft_config: An adapter to add.
-        new_tokens: Tokens that the model has not seen: see `prepared_tokenizer`.
+        new_tokens: Tokens without trained embeddings: see `prepared_tokenizer`.
 
     Returns:
         The model to train.
 
     Raises:
-        ValueError: If there is an adapter already, or the head would not be trained and saved, or embeddings of new
-            tokens would not be trained.
+        ValueError: If the model already has an adapter, or the head would not be trained and saved, or embeddings of
+            new tokens would not be trained.
     """
     inner = unwrap_model(model)
     as_reward_model(inner)
@@ -153,7 +155,7 @@ def prepare_model(
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise ValueError(
-                "The model already has an adapter. Drop `peft_config` to go on training it, or merge it first "
+                "The model already has an adapter. Remove `peft_config` to train this adapter, or merge it first "
                 "(`hf_reward.merge_adapter`)."
             )
         model = add_adapter(model, peft_config)
@@ -165,27 +167,27 @@ def prepare_model(
     if args.disable_dropout:
         disable_dropout(model)
     if isinstance(model, PeftModel) and args.activation_checkpointing:
-        model.enable_input_require_grads()  # transformers#42489: else no gradient reaches the adapter
+        model.enable_input_require_grads()  # transformers#42489: otherwise no gradient reaches the adapter
     return model
 
 
 def start_heads(model: RewardModel, args: RewardConfig) -> None:
-    """Give a model as many heads as the settings say, in place: those it was saved with if it has that many.
+    """Add the number of heads in the settings to a model in place; load its saved heads if it has as many.
 
     Args:
         model: A loaded model.
         args: Settings of the run.
 
     Raises:
-        ValueError: If it has several heads already, and other than the settings say.
+        ValueError: If the model already has several heads, and a different number than the settings.
     """
     count, present = args.num_reward_heads, number_of_heads(model)
     saved: Any = unwrap_model(model).saved_heads
     if present > 1:
         if present != count:
             raise ValueError(
-                f"The model has {present} reward heads already, but `num_reward_heads={count}`. Set it to {present}, "
-                "or load the model anew: what is loaded is the mean of its heads."
+                f"The model already has {present} reward heads, but `num_reward_heads={count}`. Set it to {present}, or "
+                "reload the model, which loads the mean of its heads."
             )
         return
     if count > 1:
@@ -197,20 +199,20 @@ def start_heads(model: RewardModel, args: RewardConfig) -> None:
         load_heads(model, saved)
     elif args.should_log:
         logger.warning(
-            "The model was saved with %s reward heads, but `num_reward_heads` is %s: training starts from their "
+            "The model was saved with %s reward heads, but `num_reward_heads` is %s. Training starts from their "
             "mean%s.",
             found,
             count,
-            "" if count == 1 else ", and the new heads know nothing of the old ones' differences",
+            "" if count == 1 else ", and the differences between the saved heads are lost",
         )
 
 
 def training_settings(args: RewardConfig, model: RewardModel) -> dict[str, Any]:
-    """The settings of a run that a reader of its card wants to know.
+    """Return the settings of a run for its model card.
 
     Args:
         args: Settings of the run.
-        model: Its model, which knows its adapter.
+        model: The model, with its adapter if there is one.
 
     Returns:
         Names and JSON values.
@@ -236,24 +238,24 @@ def training_settings(args: RewardConfig, model: RewardModel) -> dict[str, Any]:
 
 
 def fit_to_positions(args: RewardConfig, model: RewardModel) -> RewardConfig:
-    """Lower `max_length` to what the model's positions allow: its first longer row would end the run in step 1.
+    """Lower `max_length` to the number of positions of the model; a longer row would end the run with an error.
 
     Args:
         args: Settings of the run; changed in place.
-        model: Its model.
+        model: The model.
 
     Returns:
         The settings.
     """
     limit = position_limit(model)
     if limit is not None and isinstance(args.pad_to_multiple_of, int):
-        limit -= limit % args.pad_to_multiple_of  # padding takes positions too
+        limit -= limit % args.pad_to_multiple_of  # padding uses positions too
     if limit is None or (args.max_length is not None and args.max_length <= limit):
         return args
     if args.should_log:
         logger.warning(
-            "`max_length` is %s, but the positions of this model end at %s tokens: `max_length=%s` is used, in "
-            "training and wherever the saved model scores. Set it to at most that.",
+            "`max_length` is %s, but this model supports %s positions: `max_length=%s` is used in training and in "
+            "scoring with the saved model. Set it to at most this value.",
             args.max_length,
             limit,
             limit,
@@ -263,19 +265,19 @@ def fit_to_positions(args: RewardConfig, model: RewardModel) -> RewardConfig:
 
 
 def separate_head_group(optimizer: torch.optim.Optimizer, model: Any, rate: float) -> None:
-    """Give the head's parameters groups of their own in an optimizer, in place.
+    """Move the head's parameters to separate parameter groups of an optimizer, in place.
 
     Args:
         optimizer: A new optimizer.
-        model: The model, perhaps wrapped.
+        model: The model, wrapped or not.
         rate: Learning rate of the head.
     """
     head = {id(parameter) for _, parameter in head_parameters(model)}
     for group in list(optimizer.param_groups):
-        mine = [parameter for parameter in group["params"] if id(parameter) in head]
-        if mine:
+        in_head = [parameter for parameter in group["params"] if id(parameter) in head]
+        if in_head:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
-            optimizer.add_param_group({**group, "params": mine, "lr": rate})
+            optimizer.add_param_group({**group, "params": in_head, "lr": rate})
 
 
 def _init_kwargs(args: RewardConfig) -> dict[str, Any]:
@@ -283,21 +285,21 @@ def _init_kwargs(args: RewardConfig) -> dict[str, Any]:
 
 
 def _fit_embeddings(model: RewardModel, inner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the model the tokenizer's pad token; a new one needs an embedding, which an adapter must not miss."""
+    """Set the tokenizer's pad token in the model, and refuse to resize embeddings under an adapter."""
     if isinstance(model, PeftModel) and len(tokenizer) > number_of_embeddings(inner):
         raise ValueError(
-            "The tokenizer needs a new pad token, but the model already has an adapter and cannot be resized. Load it "
-            "with `AutoModelForRewardScoring.from_pretrained(name, peft_config=...)`."
+            "The tokenizer needs a new pad token, but the model already has an adapter and cannot be resized. Load the "
+            "model with `AutoModelForRewardScoring.from_pretrained(name, peft_config=...)`."
         )
     match_pad_token(inner, tokenizer)
 
 
 def _require_trained_embeddings(model: PreTrainedModel, new_tokens: Sequence[str]) -> None:
-    """Refuse new tokens whose random embeddings would stay as they are: every text of a chat template holds them."""
+    """Refuse new tokens whose random embeddings would not be trained, because every rendered text contains them."""
     weight: Any = model.get_input_embeddings().weight
     if new_tokens and not weight.requires_grad:
         raise ValueError(
-            f"The chat template brings tokens that the model has no embeddings for ({', '.join(new_tokens)}), and an "
-            "adapter or a frozen backbone would leave the new ones random. Train the whole model, or use a chat "
-            "template (`chat_template_path`) made for this model."
+            f"The chat template adds tokens for which the model has no embeddings ({', '.join(new_tokens)}). With an "
+            "adapter or a frozen backbone, the new embeddings would stay random. Train the complete model, or use a "
+            "chat template (`chat_template_path`) made for this model."
         )

@@ -1,4 +1,4 @@
-"""Settings and rows -> steps of a run, and the checkpoints that it keeps."""
+"""Settings and number of rows -> number of steps of a run, and of checkpoints on disk."""
 
 import math
 
@@ -6,14 +6,14 @@ from hf_reward.training.training_args import RewardConfig
 
 
 def total_steps(args: RewardConfig, rows: int) -> int:
-    """Optimizer steps of a run in one process.
+    """Return the number of optimizer steps of a run in one process.
 
     Args:
-        args: Its settings.
-        rows: Training rows.
+        args: Settings of the run.
+        rows: Number of training rows.
 
     Returns:
-        The number.
+        The number of steps.
     """
     if args.max_steps > 0:
         return args.max_steps
@@ -22,16 +22,17 @@ def total_steps(args: RewardConfig, rows: int) -> int:
 
 
 def checkpoints_kept(args: RewardConfig, steps: int) -> int:
-    """Most checkpoints that lie on the disk at one time.
+    """Return the largest number of checkpoints on disk at one time.
 
-    With a limit there is one more: an older one goes when the new one is whole; and the best one stays.
+    With a limit there is one more, because an older checkpoint is removed after the new one is complete, and another
+    one if the best checkpoint is kept.
 
     Args:
         args: Settings of the run.
-        steps: Its optimizer steps.
+        steps: Number of its optimizer steps.
 
     Returns:
-        The number.
+        The number of checkpoints.
     """
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     every = args.save_steps if args.save_steps >= 1 else max(math.ceil(args.save_steps * steps), 1)

@@ -1,4 +1,4 @@
-"""SIGTERM (a preempted Slurm job, a shrinking pod) -> all processes of a run stop after the same saved step."""
+"""SIGTERM (a preempted Slurm job, a terminated pod) -> all processes of a run stop after the same saved step."""
 
 import logging
 import signal
@@ -14,37 +14,37 @@ from transformers.trainer_utils import SaveStrategy
 logger = logging.getLogger(__name__)
 
 STOPPED = 143
-"""Exit code after SIGTERM: 128 + 15, as a shell gives it."""
+"""Exit code after SIGTERM: 128 + 15, as in a shell."""
 
 
 class StopSignal:
-    """Notes SIGTERM while it is entered; a second one ends the process at once, as without this class."""
+    """Context manager that records SIGTERM; a second SIGTERM ends the process at once."""
 
     def __init__(self) -> None:
         self.received = False
         self.used = False
-        """Whether it was ever entered."""
+        """Whether the context was ever entered."""
         self.entered = False
-        """Whether it is entered now."""
+        """Whether the context is active."""
         self._previous: Any = None
         self._group: Any = None
 
     def __enter__(self) -> "StopSignal":
         self.received, self.used, self.entered = False, True, True
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread do this
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
         if _is_distributed() and distributed.get_backend() != "gloo" and self._group is None:
-            self._group = distributed.new_group(backend="gloo")  # on CPU tensors: no GPU has to be waited for
+            self._group = distributed.new_group(backend="gloo")  # CPU tensors: no synchronisation with the GPU
         return self
 
     def __exit__(self, *_: object) -> None:
         self.entered = False
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
         self._restore()
-        logger.warning("SIGTERM: a checkpoint is saved after this step (and its evaluation), then the run ends.")
+        logger.warning("SIGTERM received. The run saves a checkpoint after this step (and its evaluation) and exits.")
 
     def _restore(self) -> None:
         if self._previous is not None:
@@ -52,7 +52,7 @@ class StopSignal:
             self._previous = None
 
     def is_agreed(self) -> bool:
-        """Whether any process has received it while entered; all processes must call this equally often."""
+        """Whether any process has received the signal; all processes must call this the same number of times."""
         if not self.entered or not _is_distributed():
             return self.entered and self.received
         received = torch.tensor(int(self.received))
@@ -61,10 +61,10 @@ class StopSignal:
 
 
 class StopAfterCheckpoint(TrainerCallback):
-    """After SIGTERM, lets `Trainer` save the step at hand, after its evaluation, and ends the process then.
+    """After SIGTERM, lets `Trainer` evaluate and save the current step, and then ends the process.
 
     Args:
-        stop_signal: What notes the signal.
+        stop_signal: Records the signal.
     """
 
     def __init__(self, stop_signal: StopSignal) -> None:
@@ -74,14 +74,14 @@ class StopAfterCheckpoint(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin anew."""
+        """Reset the callback."""
         self._waited = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint of this step.
+        """Request a checkpoint of this step.
 
-        With `save_strategy="best"` an evaluation decides whether its step is saved, so the next step is taken; if that
-        one is to be evaluated too, it is saved without.
+        With `save_strategy="best"`, an evaluation decides whether its step is saved. The run then continues to the next
+        step. If that step is due for evaluation too, it is saved without one.
         """
         if not self.stop_signal.is_agreed():
             return
@@ -93,7 +93,7 @@ class StopAfterCheckpoint(TrainerCallback):
         control.should_save = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint where the signal came during a long evaluation; the next step waits for no other one."""
+        """Request a checkpoint if the signal came during the evaluation; the next step is saved without evaluation."""
         if self.stop_signal.is_agreed():
             control.should_save = self._waited = True
 
@@ -105,7 +105,7 @@ class StopAfterCheckpoint(TrainerCallback):
 
 
 def log_stopped(state: TrainerState, folder: str, should_log: bool) -> None:
-    """Tell how to resume a run that SIGTERM has stopped.
+    """Log how to resume a run after SIGTERM.
 
     Args:
         state: State of the run.
@@ -114,8 +114,8 @@ def log_stopped(state: TrainerState, folder: str, should_log: bool) -> None:
     """
     if should_log:
         logger.warning(
-            "Stopped by SIGTERM after step %s of %s. %s/checkpoint-%s is whole; start the same command with "
-            "`--resume_from_checkpoint true` (or 'auto') to go on from there.",
+            "Stopped by SIGTERM after step %s of %s. %s/checkpoint-%s is complete; to resume from it, start the same "
+            "command with `--resume_from_checkpoint true` (or 'auto').",
             state.global_step,
             state.max_steps,
             folder,

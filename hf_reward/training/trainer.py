@@ -1,8 +1,8 @@
 """Model + data + settings -> trained reward model. `RewardTrainer` connects `Trainer`'s hooks to its collaborators.
 
-`compute_loss` comes first: rewards of the batch, then the loss that the settings name. What the other hooks do is in
-the module that each collaborator is named after: `prepared_data`, `data_loading`, `batch_checks`, `feature_cache`,
-`ensemble_loss`, `evaluation`, `resume`, `background_push`, `run_record`.
+Start with `compute_loss`: it computes the rewards of a batch and then the loss. The other hooks delegate to
+collaborators in their own modules: `prepared_data`, `data_loading`, `batch_checks`, `feature_cache`, `ensemble_loss`,
+`evaluation`, `resume`, `background_push`, `run_record`.
 """
 
 import copy
@@ -43,13 +43,13 @@ from hf_reward.training.evaluation import LABELS, Evaluated, batch_labels, in_da
 from hf_reward.training.evaluation_table import show_tables
 from hf_reward.training.feature_cache import FeatureCache
 from hf_reward.training.health_callback import HealthMonitor
-from hf_reward.training.micro_batches import in_step, offloaded_activations, step_in_parts
+from hf_reward.training.micro_batches import accumulate_micro_batches, equalize_micro_batches, offloaded_activations
 from hf_reward.training.prepared_data import PreferenceData
 from hf_reward.training.resume import CheckpointWriter, since_resume
 from hf_reward.training.run_fingerprint import run_fingerprint
 from hf_reward.training.run_record import json_safe, numbers_of, run_record, score_probes, write_card
 from hf_reward.training.running_statistics import BatchStatistics
-from hf_reward.training.settings_checks import check_settings, require_a_batch, with_rows_in_even_rounds
+from hf_reward.training.settings_checks import check_settings, require_a_batch, with_even_batches
 from hf_reward.training.setup import (
     default_output_dir,
     fit_to_positions,
@@ -65,34 +65,33 @@ from hf_reward.training.training_args import RewardConfig
 class RewardTrainer(Trainer):
     """Trains a reward model from preferences.
 
-    Takes what TRL's `RewardTrainer` takes: change the import. The model may be a name, a stock one-label classifier or
-    a PEFT model; data may come in every layout that `preferences` reads. The caller's tokenizer and settings are not
-    changed: the trainer works on copies.
+    It accepts the arguments of TRL's `RewardTrainer`, so code for TRL only needs another import. The caller's tokenizer
+    and settings are not changed: the trainer works on copies.
 
     Args:
         model: A name or folder, a sequence classifier with one label, or PEFT's wrapper of one.
-        args: Settings; by default written to `<model>-Reward`.
-        data_collator: Replaces the packed or padded collator that suits the model.
-        train_dataset: Preference data in any form that `prepare_preferences` takes.
+        args: Settings; by default with the output folder `<model>-Reward`.
+        data_collator: Replaces the default packed or padded collator.
+        train_dataset: Preference data in any form that `prepare_preferences` accepts.
         eval_dataset: The same, or a dict of several.
-        processing_class: The tokenizer; by default the model's own.
-        model_init: Makes a fresh model, for `hyperparameter_search`.
-        compute_metrics: Further metrics, from an `EvalPrediction` whose `predictions` are the rewards and whose
-            `label_ids` are the ranks, both `(R, K)` with reward 0 and rank -100 at padded places. They are added to
-            the built-in ones.
+        processing_class: The tokenizer; by default that of the model.
+        model_init: Makes a new model, for `hyperparameter_search`.
+        compute_metrics: Computes further metrics from an `EvalPrediction` whose `predictions` are the rewards and whose
+            `label_ids` are the ranks, both `(R, K)` with reward 0 and rank -100 at padding. They are added to the
+            built-in metrics.
         callbacks: As in `Trainer`.
         optimizers: As in `Trainer`.
         optimizer_cls_and_kwargs: As in `Trainer`.
-        preprocess_logits_for_metrics: As in `Trainer`; sees rewards and `LABELS`.
+        preprocess_logits_for_metrics: As in `Trainer`; receives rewards and `LABELS`.
         quantization_config: For a `model` given by name.
-        peft_config: Wrap the model with this adapter; its head is trained and saved whatever `task_type` says.
+        peft_config: Adapter to add; the head is trained and saved for every `task_type`.
 
     Raises:
-        ValueError: If data or settings cannot lead to a reward model; the message says what to change.
+        ValueError: If data or settings are not valid; the message contains the remedy.
     """
 
     args: RewardConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    loss_is_scaled_for_ga = True  # `compute_loss` divides by the weights of the whole accumulated batch itself
+    loss_is_scaled_for_ga = True  # `compute_loss` itself divides by the weights of the full accumulated batch
     _tag_names = ("reward-model", "hf_reward")
     push_in_progress: Any
 
@@ -119,7 +118,7 @@ class RewardTrainer(Trainer):
             )
         args = copy.copy(args) if args is not None else RewardConfig(output_dir=default_output_dir(model))
         check_settings(args, optimizers[0])
-        set_seed(args.seed)  # an encoder's new head is random
+        set_seed(args.seed)  # the new head of an encoder is random
         tokenizer, self._new_tokens = prepared_tokenizer(model, args, processing_class)
         self.user_peft_config, self.user_metrics = peft_config, compute_metrics
         prepared = loaded_model(model, args, quantization_config)
@@ -130,7 +129,7 @@ class RewardTrainer(Trainer):
         train_rows = self.data.prepare(train_dataset, "train")
         eval_rows = self.data.prepare_evaluation(eval_dataset)
         require_a_batch(args, train_rows)
-        args = with_rows_in_even_rounds(args)
+        args = with_even_batches(args)
         super().__init__(
             model=prepared,
             args=args,
@@ -139,7 +138,7 @@ class RewardTrainer(Trainer):
             eval_dataset=eval_rows,
             processing_class=tokenizer,
             model_init=model_init,
-            compute_metrics=_metrics_follow,
+            compute_metrics=_no_metrics,
             callbacks=[*self._own_callbacks(args), *(callbacks or [])],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
@@ -153,7 +152,7 @@ class RewardTrainer(Trainer):
         unwrap_model(self.model).add_model_tags(list(self._tag_names))
 
     def _make_collaborators(self, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Those that need no accelerator; `create_accelerator_and_postprocess` makes the others."""
+        """Make the collaborators that need no accelerator; `create_accelerator_and_postprocess` makes the others."""
         self.processing_tokenizer, self.loss_function = tokenizer, args.loss
         self.data, self.heads = PreferenceData(args, tokenizer), HeadsLoss(args)
         self.checkpoints, self.stop_signal = CheckpointWriter(args), StopSignal()
@@ -163,19 +162,19 @@ class RewardTrainer(Trainer):
         self.reward_statistics: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}
         self.baselines: list[dict[str, Any]] = []
-        """Trivial baselines on the evaluation data, for the card: see `CheckpointRecord.baselines`."""
+        """Trivial baselines on the evaluation data, for the model card: see `CheckpointRecord.baselines`."""
         self.command: str | None = None
-        """The command line that started this run, for the card."""
+        """The command line of this run, for the model card."""
 
     def _own_callbacks(self, args: RewardConfig) -> list[TrainerCallback]:
         own = [HeadInFloat32(), EpochOrder(self), LoadedCheckpoint(self), EpochLog(self), self.health]
         return [*own, *([TrainingCurves()] if args.plot_curves else [])]
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator, as `Trainer` does, and what belongs to it; a trial makes both anew.
+        """Make the accelerator and the collaborators that need it; each trial of a search repeats this.
 
         Raises:
-            ValueError: If there are several heads and FSDP or DeepSpeed.
+            ValueError: If there are several heads and the model is sharded with FSDP or DeepSpeed.
         """
         super().create_accelerator_and_postprocess()
         sharding = "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
@@ -188,20 +187,20 @@ class RewardTrainer(Trainer):
     # --- the model ---
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make a fresh model for a trial, prepared like one passed in."""
+        """Make and prepare a new model for a trial."""
         model = super().call_model_init(trial)
         return prepare_model(model, self.args, self.processing_tokenizer, self.user_peft_config, self._new_tokens)
 
     def unwrapped_model(self) -> Any:
-        """The model, perhaps with an adapter, without the wrappers of accelerate and `torch.compile`."""
+        """Return the model (with its adapter) without the wrappers of accelerate and `torch.compile`."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def is_sharded(self) -> bool:
-        """Whether no process holds the whole model, so that one alone cannot run it."""
+        """Whether the model is sharded over processes, so that one alone cannot run it."""
         return is_sharded(self.model, self.model_wrapped)  # pyright: ignore[reportArgumentType]
 
     def packed(self) -> AbstractContextManager[Any]:
-        """Within this, the model takes the batches of the run's collator; outside it is unchanged."""
+        """Return a context in which the model accepts the batches of the run's collator."""
         return packed_if(self.data_collator, self.unwrapped_model())
 
     # --- the loss ---
@@ -213,13 +212,13 @@ class RewardTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Rewards of the batch, then the loss named in the settings; in evaluation without its length penalty.
+        """Compute the rewards of a batch and their loss; in evaluation without the length penalty.
 
         Args:
             model: The (wrapped) model.
             inputs: A collated batch.
             return_outputs: Whether to return the rewards too.
-            num_items_in_batch: Sum of the group weights over the whole accumulated batch of all processes.
+            num_items_in_batch: Sum of the group weights over the accumulated batch of all processes.
 
         Returns:
             The loss, or (loss, {"rewards": (G, K)}).
@@ -227,9 +226,9 @@ class RewardTrainer(Trainer):
         Raises:
             FloatingPointError: If the training loss is not finite; the message names the rows.
         """
-        with self.packed():  # `training_step` is inside already; who calls this alone is not
+        with self.packed():  # `training_step` has entered it already, but other callers have not
             head_rewards = self.heads.rewards(model, inputs)  # (M, G, K), with M = 1 in evaluation: their mean
-        # Evaluation batches hold rows of like length, so a correlation over one of them would mean something else.
+        # Evaluation batches hold rows of similar length, so the length penalty of a batch would be meaningless.
         loss_function = self.loss_function if model.training else self.loss_function.of_preferences
         loss = self.heads.loss(loss_function, head_rewards, inputs, num_items_in_batch)
         rewards = head_rewards.mean(0)
@@ -240,7 +239,7 @@ class RewardTrainer(Trainer):
     def _note_training_batch(
         self, loss: Tensor, rewards: Tensor, inputs: Mapping[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        """Add a batch to what is logged, and scale its loss for the mean of gradients over processes."""
+        """Add a batch to the statistics, and scale its loss because gradients are averaged over processes."""
         model: Any = self.model
         self.health.require_finite(loss, rewards, inputs, model, self.state, str(self.args.output_dir))
         self.health.add(inputs, rewards.detach(), self.loss_function)
@@ -254,20 +253,20 @@ class RewardTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Batches of an optimizer step, and the sum of their group weights over all processes, the loss's divisor."""
+        """Return the batches of an optimizer step, and the sum of their group weights over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, self.heads.total_weight(self.loss_function, batches, self.accelerator)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of one batch, in micro-batches if it was split; returns the loss, detached."""
+        """Run forward and backward of one batch, in micro-batches if it was split; return the detached loss."""
         step = super().training_step
         with self.packed(), offloaded_activations(self.args.activation_offloading):
             if "micro_batches" not in inputs:
                 return step(model, inputs, num_items_in_batch)
             if num_items_in_batch is None:
                 num_items_in_batch = self.heads.total_weight(self.loss_function, [inputs], self.accelerator)
-            parts = in_step(inputs, self.accelerator)
-            return step_in_parts(
+            parts = equalize_micro_batches(inputs, self.accelerator)
+            return accumulate_micro_batches(
                 parts,
                 self.accelerator,
                 model,
@@ -276,15 +275,15 @@ class RewardTrainer(Trainer):
             )
 
     def _empty_loss(self, model: nn.Module, part: dict[str, Any]) -> Tensor:
-        """A loss of 0 from a forward pass that other processes wait for."""
+        """Return a loss of 0 from a forward pass that other processes wait for."""
         with self.compute_loss_context_manager():
             return compute_rewards(model, self._prepare_inputs(part)).sum() * 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer, with groups of its own for the head if it has a learning rate of its own."""
-        ready_made = self.optimizer is not None  # by the caller, or by an earlier call of `train`
+        """Create the optimizer, with separate parameter groups for the head if `head_learning_rate` is set."""
+        exists = self.optimizer is not None  # from the caller, or from an earlier call of `train`
         optimizer = super().create_optimizer(model)
-        if self.args.head_learning_rate is not None and not ready_made:
+        if self.args.head_learning_rate is not None and not exists:
             separate_head_group(optimizer, model or self.model, self.args.head_learning_rate)
         return optimizer
 
@@ -294,14 +293,14 @@ class RewardTrainer(Trainer):
     # --- data loaders ---
 
     def get_train_dataloader(self) -> DataLoader:
-        """Data loader of the training data."""
+        """Return the data loader of the training data."""
         if self.train_dataset is None:
             return super().get_train_dataloader()  # raises
         rows = self._checked(self.train_dataset, "Training")
         return self.loader.training(rows, self.data_collator, self._train_batch_size, self._get_train_sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Data loader of the evaluation data, which may be raw preference data or a name in a dict of several."""
+        """Return the data loader of evaluation data: raw or prepared rows, or a name in a dict of several."""
         own: Any = self.eval_dataset
         name = eval_dataset if isinstance(eval_dataset, str) and isinstance(own, Mapping) else None
         if name is None and eval_dataset is None and own is None:
@@ -312,13 +311,13 @@ class RewardTrainer(Trainer):
         return self.loader.evaluation(self._checked(rows, "Evaluation"), self.data_collator, name or "eval")
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Data loader for `predict`, which may be raw preference data."""
+        """Return the data loader for `predict`, of raw or prepared rows."""
         rows = self.data.prepared(test_dataset, "test")
         require_rows(rows)
         return self.loader.evaluation(self._checked(rows, "Prediction", cached=False), self.data_collator)
 
     def _checked(self, rows: Any, description: str, *, cached: bool = True) -> Any:
-        """Rows that the model can read, the same on all processes, with their features if the run caches them."""
+        """Check the rows against the model and between processes; return them with features if the run caches them."""
         model, sharded = self.unwrapped_model(), self.is_sharded()
         self.data_collator = self.checks.collator_for(rows, model, self.data_collator, sharded=sharded)
         self.loader.require_same_rows(rows, description)
@@ -337,8 +336,8 @@ class RewardTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """Loss, rewards `(G, K)` if they are needed, and `LABELS`, each with one leading entry per dataset row."""
-        inputs = self._prepare_inputs(in_step(inputs, self.accelerator))
+        """Return loss, rewards `(G, K)` if needed, and `LABELS`, each with one leading entry per dataset row."""
+        inputs = self._prepare_inputs(equalize_micro_batches(inputs, self.accelerator))
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         labels = batch_labels(self.loss_function, outputs["rewards"], inputs)
@@ -352,7 +351,7 @@ class RewardTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As in `Trainer`, in dataset order, with reward 0 where there is no response and the loss over the rows."""
+        """Evaluate as in `Trainer`; outputs are in dataset order with reward 0 at padding, the loss is over rows."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         output = in_dataset_order(output, dataloader)
         labels = output.label_ids
@@ -366,18 +365,18 @@ class RewardTrainer(Trainer):
         return output._replace(label_ids=None) if only_loss else output
 
     def _measure(self, evaluated: Evaluated, dataloader: DataLoader) -> dict[str, float]:
-        """Metrics of an evaluation, of which the record keeps the last."""
+        """Compute the metrics of an evaluation; the record contains the last ones."""
         leaked = leaked_rows(self.train_dataset, rows_of(dataloader))
         metrics = evaluated.metrics(self.data.source_names, leaked, self.user_metrics)
         self.reward_statistics = json_safe(evaluated.reward_statistics())
         self.evaluation = json_safe({"step": self.state.global_step, **numbers_of(metrics)})
         tokens = self.statistics.tokens(self.accelerator)
-        known = tokens or self.state.global_step == 0  # a collator of the user's own may not say
-        return metrics | ({"num_tokens": tokens} if known else {})  # of training so far, as in TRL
+        known = tokens or self.state.global_step == 0  # a custom collator may not count them
+        return metrics | ({"num_tokens": tokens} if known else {})  # training tokens so far, as in TRL
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `Trainer`; after training, SIGTERM saves a checkpoint when the evaluation is done (exit code 143)."""
-        entered = self.is_in_train or self.stop_signal.entered  # of several datasets, `Trainer` calls it for each
+        """Evaluate as in `Trainer`; after training, SIGTERM saves a checkpoint after the evaluation (exit code 143)."""
+        entered = self.is_in_train or self.stop_signal.entered  # `Trainer` calls it for each of several datasets
         if entered or not self.stop_signal.used:
             return super().evaluate(*args, **kwargs)
         with self.stop_signal:
@@ -388,7 +387,7 @@ class RewardTrainer(Trainer):
     # --- the log ---
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding accuracy, margin and rewards of the training rows since the last log."""
+        """Add accuracy, margin and rewards of the training rows since the last log, and log."""
         logs = {**logs, **self.statistics.for_next_log}  # `evaluate` returns the dict that it logs
         self.statistics.for_next_log = {}
         if "loss" in logs:
@@ -398,7 +397,7 @@ class RewardTrainer(Trainer):
 
     @property
     def health_warnings(self) -> list[dict[str, Any]]:
-        """What was said of the run's health, once for each kind: `step`, `kind`, `seen`, `cause`, `cure`."""
+        """Health warnings of the run, one for each kind: `step`, `kind`, `seen`, `cause`, `cure` (the remedy)."""
         return [warning.to_dict() for warning in self.health.warnings]
 
     @property
@@ -414,21 +413,21 @@ class RewardTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train.
+        """Train the model.
 
         Args:
-            resume_from_checkpoint: A checkpoint's folder, True for the newest whole one in `output_dir`, or 'auto' for
-                that one if there is any and step 0 otherwise, which suits jobs that may be started again.
+            resume_from_checkpoint: A checkpoint folder; True for the newest complete one in `output_dir`; or 'auto' for
+                that one if it exists and step 0 otherwise, which suits jobs that may be restarted.
             trial: As in `Trainer`.
             ignore_keys_for_eval: As in `Trainer`.
 
         Returns:
-            Steps, loss and metrics. Of a run that was resumed they are those of the steps since then, and
-            `resumed_from_step` says which; where none was left there is no `train_loss`.
+            Steps, loss and metrics. In a resumed run they cover the steps after `resumed_from_step`; if no step was
+            left, there is no `train_loss`.
 
         Raises:
-            ValueError: If there is no such checkpoint, or it is not whole.
-            SystemExit: With code 143 after SIGTERM, when a checkpoint of the step is saved.
+            ValueError: If the checkpoint does not exist or is not complete.
+            SystemExit: With code 143 after SIGTERM, when a checkpoint of the step has been saved.
         """
         with self.checkpoints.locked():
             folder = self.checkpoints.begin(resume_from_checkpoint, self._fingerprint())
@@ -450,7 +449,7 @@ class RewardTrainer(Trainer):
         return run_fingerprint(self.args, model, data, self.eval_dataset, rows_by_length=by_length)  # type: ignore[arg-type]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # a finished run over a stream that is resumed
+        if self.state.global_step >= self.state.max_steps:  # a finished run over a stream is resumed
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -476,10 +475,10 @@ class RewardTrainer(Trainer):
         self.checkpoints.remove_old(final, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: `_save_checkpoint` pushes the checkpoint when it is complete."""
+        """Do nothing: `_save_checkpoint` pushes the checkpoint when it is complete."""
 
     def _stop_if_asked(self, trial: Any) -> None:
-        """After the last step, or an evaluation after it: SIGTERM saves a checkpoint and ends the process."""
+        """After training or an evaluation, handle SIGTERM: save a checkpoint and exit."""
         if self.stop_signal.is_agreed():
             if self.checkpoints.saved_step != self.state.global_step:
                 self._save_checkpoint(self.model_wrapped, trial)
@@ -489,7 +488,7 @@ class RewardTrainer(Trainer):
     # --- what is saved ---
 
     def record(self) -> CheckpointRecord:
-        """What travels with every save of this model; where it is sharded, all processes have to call this."""
+        """Return the record that is saved with the model; with a sharded model, all processes must call this."""
         return self._record(self._score_probes())
 
     def _record(self, probes: dict[str, Any]) -> CheckpointRecord:
@@ -512,9 +511,9 @@ class RewardTrainer(Trainer):
         return score_probes(model, self.processing_tokenizer, self.args, sharded=sharded)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model, tokenizer, record and card; with `push_to_hub` publish them too, as `Trainer` does."""
+        """Save model, tokenizer, record and card; with `push_to_hub` also publish them, as in `Trainer`."""
         folder = output_dir or self.args.output_dir
-        probes = self._score_probes() if self.is_sharded() else None  # on all processes, as saving itself is
+        probes = self._score_probes() if self.is_sharded() else None  # on all processes
         super().save_model(output_dir, _internal_call=True)
         has_model = not saves_shards_alone(getattr(self.accelerator.state, "fsdp_plugin", None))
         if has_model and self.args.should_save and folder is not None:
@@ -532,11 +531,11 @@ class RewardTrainer(Trainer):
 
         Args:
             model_name: Title; by default the folder's name.
-            **kwargs: `license`, `language`, `dataset`, `tags`, `base_model` and what else the card's metadata knows;
-                all of it is remembered for later saves.
+            **kwargs: `license`, `language`, `dataset`, `tags`, `base_model` and other metadata of the card; later saves
+                use them too.
         """
-        said = {"model_name": model_name, **kwargs}
-        self.args.model_card = self.args.card | {name: value for name, value in said.items() if value is not None}
+        given = {"model_name": model_name, **kwargs}
+        self.args.model_card = self.args.card | {name: value for name, value in given.items() if value is not None}
         folder = self.args.output_dir
         if self.is_world_process_zero() and folder is not None:
             record = CheckpointRecord.load(folder) or self._record({} if self.is_sharded() else self._score_probes())
@@ -545,7 +544,7 @@ class RewardTrainer(Trainer):
     # --- the Hub ---
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository, as `Trainer` does; what goes wrong is a `PushError` that says what to do."""
+        """Create the repository as in `Trainer`; errors become a `PushError` with a remedy."""
         with explained(self.publisher.repository, "The repository could not be created or found."):
             super().init_hf_repo(token=token or self.publisher.token, private=private)
 
@@ -558,19 +557,19 @@ class RewardTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> PushReport | BackgroundPush | None:
-        """Publish the model as it is now: merged on the branch, verified before and after the upload.
+        """Publish the current model: merged, and verified before and after the upload.
 
         Args:
-            commit_message: Of the one commit.
-            blocking: Wait for it; else it runs beside this process.
-            token: Write token, by default `hub_token` or the one that `hf auth login` stored.
+            commit_message: Message of the commit.
+            blocking: Whether to wait; otherwise the push runs in another process.
+            token: Write token, by default `hub_token` or the token stored by `hf auth login`.
             revision: Branch, by default `hub_revision` or main.
-            private: Whether only owners see it, by default `hub_private_repo`.
-            **kwargs: `gated`, `create_pr`, `adapter`, `replace` and `base_model` of `PushRule`; the rest is said in the
+            private: Whether the repository is private, by default `hub_private_repo`.
+            **kwargs: `gated`, `create_pr`, `adapter`, `replace` and `base_model` of `PushRule`; others go to the model
                 card.
 
         Returns:
-            What was published, on the main process; the running push if not `blocking`.
+            On the main process the report, or the running push if not `blocking`; None on other processes.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.publisher.token
@@ -594,6 +593,6 @@ class RewardTrainer(Trainer):
             self.push_in_progress = self.publisher.running
 
 
-def _metrics_follow(prediction: EvalPrediction) -> dict[str, float]:
-    """No metrics: `RewardTrainer.evaluation_loop` computes them when the rewards are in dataset order."""
+def _no_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return no metrics: `RewardTrainer.evaluation_loop` computes them from rewards in dataset order."""
     return {}

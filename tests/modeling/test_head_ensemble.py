@@ -319,7 +319,7 @@ def test_training_goes_on_with_the_saved_heads_where_their_number_is_asked_for(
         assert f"saved with 3 reward heads, but `num_reward_heads` is {count}" in caplog.text
         caplog.clear()
         torch.testing.assert_close(rewards(other.model), rewards(trainer.model))
-    with pytest.raises(ValueError, match="has 3 reward heads already, but `num_reward_heads=1`"):
+    with pytest.raises(ValueError, match="already has 3 reward heads, but `num_reward_heads=1`"):
         make_trainer(trainer.model, chat_pairs, tmp_path / "run", processing_class=trainer.processing_tokenizer)
 
 

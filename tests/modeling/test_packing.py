@@ -332,7 +332,7 @@ def test_neftune_is_a_reason_to_pad(llama: Any, tmp_path: Any) -> None:
 def test_packing_beside_a_collator_of_ones_own_is_refused(llama: Any, tmp_path: Any) -> None:
     args = RewardConfig(output_dir=str(tmp_path), use_cpu=True, packing=True)  # type: ignore[arg-type]
     tokenizer: Any = Namespace(pad_token_id=0)
-    with pytest.raises(ValueError, match="beside a `data_collator` of your own"):
+    with pytest.raises(ValueError, match="with a custom `data_collator`"):
         choose_collator(llama, args, tokenizer, DataCollatorForPreference(0))
     own = DataCollatorForPackedPreference()
     assert choose_collator(llama, args, tokenizer, own) is own
@@ -540,7 +540,7 @@ def test_a_run_that_must_pack_stops_at_a_difference(
 ) -> None:
     lose_the_prefix(monkeypatch)
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path, max_steps=1, packing=True)
-    with pytest.raises(ValueError, match="would train another model: they differ"):
+    with pytest.raises(ValueError, match="would change the rewards: they differ"):
         trainer.train()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints appear whole or not at all, half-done ones are never resumed, and the newest whole one stays."""
+"""Checkpoint folders: atomic writing, recognition of incomplete checkpoints, and rotation."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from hf_reward.training.checkpoints import (
 
 
 def write(folder: Path, step: int, mark: str = "a") -> Path:
-    """What `Trainer` writes, without our list."""
+    """Write a checkpoint like `Trainer`, without the list of files."""
     (folder / "adapter").mkdir(parents=True)
     save_file({"weight": torch.full((3,), float(step))}, folder / "model.safetensors")
     save_file({"weight": torch.zeros(2)}, folder / "adapter" / "adapter_model.safetensors")
@@ -46,7 +46,7 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in run.iterdir())
 
 
-def test_a_checkpoint_lists_its_files_and_is_whole(tmp_path):
+def test_a_checkpoint_lists_its_files_and_is_complete(tmp_path):
     folder = published(tmp_path, 5)
     listed = json.loads((folder / LIST_FILE).read_text())["files"]
     assert listed["adapter/adapter_model.safetensors"] == (folder / "adapter/adapter_model.safetensors").stat().st_size
@@ -58,7 +58,7 @@ def test_a_checkpoint_lists_its_files_and_is_whole(tmp_path):
     assert names(tmp_path) == ["checkpoint-5"]
 
 
-def test_one_that_is_there_is_replaced(tmp_path):
+def test_an_existing_checkpoint_is_replaced(tmp_path):
     published(tmp_path, 5, "old")
     assert (published(tmp_path, 5, "new") / "mark.txt").read_text() == "new"
     assert names(tmp_path) == ["checkpoint-5"]
@@ -66,7 +66,7 @@ def test_one_that_is_there_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("listed", [True, False], ids=["ours", "Trainer's"])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "adapter/adapter_model.safetensors"])
-def test_files_that_were_cut_off_are_seen(tmp_path, name, listed):
+def test_truncated_files_are_detected(tmp_path, name, listed):
     folder = published(tmp_path, 5)
     if not listed:
         (folder / LIST_FILE).unlink()
@@ -77,45 +77,44 @@ def test_files_that_were_cut_off_are_seen(tmp_path, name, listed):
         assert Path(name).name in str(checkpoint_problem(folder))
 
 
-def test_what_is_missing_or_of_another_step_is_said(tmp_path):
+def test_missing_files_and_a_state_of_another_step_are_named(tmp_path):
     folder = published(tmp_path, 5)
     (folder / "optimizer.pt").unlink()
     assert checkpoint_problem(folder) == "optimizer.pt is missing"
     (folder / LIST_FILE).write_text("{")
     assert checkpoint_problem(folder) == f"its {LIST_FILE} cannot be read"
-    assert (
-        checkpoint_problem(shutil.copytree(folder, tmp_path / "checkpoint-6")) == "its trainer_state.json is of step 5"
-    )
+    renamed = shutil.copytree(folder, tmp_path / "checkpoint-6")
+    assert checkpoint_problem(renamed) == "its trainer_state.json belongs to step 5"
     (folder / "trainer_state.json").write_text("{}")
-    assert checkpoint_problem(folder) == "its trainer_state.json is no state of a run"
+    assert checkpoint_problem(folder) == "its trainer_state.json is not a valid trainer state"
     (folder / "trainer_state.json").unlink()
     assert checkpoint_problem(folder) == "it has no trainer_state.json"
 
 
 @pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt"])
-def test_a_checkpoint_without_the_optimizers_state_cannot_be_resumed(tmp_path, lost):
-    folder = write(tmp_path / "checkpoint-5", 5)  # of `Trainer`, which would begin the lost one anew without a word
+def test_a_checkpoint_without_optimizer_or_scheduler_state_cannot_be_resumed(tmp_path, lost):
+    folder = write(tmp_path / "checkpoint-5", 5)  # `Trainer` would silently reset the missing state
     (folder / lost).unlink()
-    assert "`save_only_model=True` leaves them out" in str(checkpoint_problem(folder))
+    assert "`save_only_model=True` does not save them" in str(checkpoint_problem(folder))
     (folder / "optimizer_0").mkdir()  # sharded
     assert (checkpoint_problem(folder) is None) == (lost == "optimizer.pt")
     (folder / "global_step5").mkdir()  # DeepSpeed
     assert checkpoint_problem(folder) is None
 
 
-def test_the_newest_whole_one_is_found_and_others_are_named(tmp_path, caplog):
+def test_the_newest_complete_checkpoint_is_found_and_skipped_ones_are_named(tmp_path, caplog):
     assert newest_complete(checkpoints(tmp_path)) is None
     for step in (2, 10, 9):
         published(tmp_path, step)
-    (tmp_path / "checkpoint-11").mkdir()  # as a killed `Trainer` leaves it
+    (tmp_path / "checkpoint-11").mkdir()  # left by a killed `Trainer`
     (tmp_path / "checkpoint-best").mkdir()
     write(staging_folder(tmp_path, "checkpoint-12") / "checkpoint-12", 12)
     assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 9, 10, 11)]
     assert newest_complete(checkpoints(tmp_path)) == tmp_path / "checkpoint-10"
-    assert "checkpoint-11 is passed over: it has no trainer_state.json" in caplog.text
+    assert "checkpoint-11 is skipped: it has no trainer_state.json" in caplog.text
 
 
-def test_old_ones_go_and_those_to_keep_stay(tmp_path):
+def test_old_checkpoints_are_removed_unless_they_are_kept(tmp_path):
     folders = [published(tmp_path, step) for step in (1, 2, 3, 4)]
     for number, folder in enumerate(folders):
         os.utime(folder / "trainer_state.json", (1000 + number, 1000 + number))
@@ -123,15 +122,15 @@ def test_old_ones_go_and_those_to_keep_stay(tmp_path):
     assert len(names(tmp_path)) == 4
     remove_old(tmp_path, 3, [folders[3], folders[0]])
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
-    remove_old(tmp_path, 1, [folders[3], folders[0]])  # the best and the newest stay although they are two
+    remove_old(tmp_path, 1, [folders[3], folders[0]])  # the best and the newest are kept although the limit is 1
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-4"]
 
 
-def test_remnants_go_first_whenever_they_were_touched_and_so_do_those_of_an_earlier_run(tmp_path):
+def test_incomplete_checkpoints_and_those_of_an_earlier_run_are_removed_first(tmp_path):
     old, new = published(tmp_path, 900), published(tmp_path, 10)
     os.utime(old / "trainer_state.json", (1000, 1000))
     remnant = tmp_path / "checkpoint-8"
-    remnant.mkdir()  # what is left of a removal in place, which renewed its time
+    remnant.mkdir()  # left by an interrupted removal, which renewed its modification time
     remove_old(tmp_path, 2, [new])
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-900"]
     remove_old(tmp_path, 1, [new])
@@ -146,22 +145,22 @@ _CALLS = (
 
 
 @pytest.mark.slow
-def test_stopped_before_any_call_there_is_always_a_whole_one_and_the_next_save_succeeds(tmp_path, monkeypatch):
-    """A save that replaces checkpoint 5 and removes checkpoint 4, with the process ended before each of its calls."""
+def test_after_a_kill_before_any_call_a_complete_checkpoint_exists_and_the_next_save_succeeds(tmp_path, monkeypatch):
+    """A save that replaces checkpoint 5 and removes checkpoint 4; the process ends before each of its calls in turn."""
     for stop in range(200):
         run = tmp_path / f"run-{stop}"
         published(run, 4)
         published(run, 5, "old")
         child = os.fork()
         if child == 0:
-            left = stop
+            remaining = stop
 
             def counted(own):
                 def call(*args, **kwargs):
-                    nonlocal left
-                    if left == 0:
+                    nonlocal remaining
+                    if remaining == 0:
                         os._exit(9)
-                    left -= 1
+                    remaining -= 1
                     return own(*args, **kwargs)
 
                 return call

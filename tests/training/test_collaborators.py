@@ -1,4 +1,4 @@
-"""The collaborators of `RewardTrainer`, each built and used without a Trainer."""
+"""The collaborators of `RewardTrainer`, each tested without a Trainer."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ from hf_reward.training.ensemble_loss import HeadsLoss
 from hf_reward.training.evaluation import LABELS, Evaluated, in_dataset_order, with_metrics
 from hf_reward.training.feature_cache import FeatureCache
 from hf_reward.training.feature_store import FeatureRows
-from hf_reward.training.micro_batches import step_in_parts
+from hf_reward.training.micro_batches import accumulate_micro_batches
 from hf_reward.training.prepared_data import PreferenceData
 from hf_reward.training.resume import CheckpointWriter
 from hf_reward.training.stop_signal import StopAfterCheckpoint, StopSignal
@@ -68,7 +68,7 @@ def test_training_rows_are_sorted_by_length_only_where_they_are_padded(data, cha
     assert loader.bucket_sampler is None
 
 
-def test_evaluation_reads_every_row_and_its_order_can_be_undone(data, chat_pairs, accelerator):
+def test_evaluation_covers_every_row_and_predictions_are_in_dataset_order(data, chat_pairs, accelerator):
     data.args.dataloader_drop_last, data.args.per_device_eval_batch_size = True, 4
     rows = data.prepare(chat_pairs[:7], "eval")
     batches = BatchLoader(data.args, accelerator).evaluation(rows, DataCollatorForPreference(0))
@@ -82,7 +82,7 @@ def test_evaluation_reads_every_row_and_its_order_can_be_undone(data, chat_pairs
     assert output.label_ids[-1].tolist() == list(range(7))
 
 
-def test_columns_that_no_collator_reads_are_removed(data, chat_pairs, accelerator):
+def test_unused_columns_are_removed(data, chat_pairs, accelerator):
     rows = data.prepare(chat_pairs[:4], "eval").add_column("note", ["a"] * 4)
     seen: list[set[str]] = []
 
@@ -97,7 +97,7 @@ def test_columns_that_no_collator_reads_are_removed(data, chat_pairs, accelerato
     assert "note" in seen[-1]
 
 
-def test_a_packed_collator_is_kept_where_it_changes_nothing_and_features_take_its_place(
+def test_a_packed_collator_is_kept_if_rewards_are_equal_and_cached_features_replace_it(
     data, chat_pairs, accelerator, make_model_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -120,7 +120,7 @@ def test_a_packed_collator_is_kept_where_it_changes_nothing_and_features_take_it
 # --- loss and metrics ------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_of_one_head_is_the_plain_loss_and_several_share_one_divisor(tmp_path):
+def test_the_loss_of_one_head_is_the_plain_loss_and_all_heads_have_one_normalizer(tmp_path):
     args = settings(tmp_path)
     rewards = torch.tensor([[[1.0, 0.0], [0.5, 2.0]]])
     inputs = {"ranks": torch.tensor([[0, 1], [0, 1]]), "weights": torch.tensor([1.0, 3.0])}
@@ -132,7 +132,7 @@ def test_the_loss_of_one_head_is_the_plain_loss_and_several_share_one_divisor(tm
         HeadsLoss(settings(tmp_path, num_reward_heads=2)).refuse_sharding("FSDP")
 
 
-def test_micro_batches_without_rows_take_part_and_add_nothing(accelerator):
+def test_micro_batches_without_rows_run_but_add_nothing(accelerator):
     weight = torch.nn.Parameter(torch.tensor(2.0))
     parts = {"micro_batches": [{"x": 3.0}, {"x": 5.0}, {"x": 5.0}], "micro_rows": [[0], [1], []]}
 
@@ -141,7 +141,7 @@ def test_micro_batches_without_rows_take_part_and_add_nothing(accelerator):
         loss.backward()
         return loss.detach()
 
-    total = step_in_parts(
+    total = accumulate_micro_batches(
         parts, accelerator, torch.nn.Linear(1, 1), step=step, empty_loss=lambda part: weight * part["x"] * 0
     )
     assert total == 16
@@ -179,7 +179,7 @@ def write(folder: Path, step: int) -> TrainerState:
     return state_of(folder, step)
 
 
-def test_a_checkpoint_is_written_beside_its_place_and_resumed_from_there(tmp_path):
+def test_a_checkpoint_is_written_to_a_temporary_folder_and_resumed_from_its_final_one(tmp_path):
     model, run = torch.nn.Linear(2, 1), tmp_path / "run"
     writer, state = CheckpointWriter(settings(run)), TrainerState(global_step=3, best_global_step=3)
     assert writer.begin("auto", {"settings": {}, "model": {}}) is None
@@ -202,16 +202,16 @@ def test_a_checkpoint_is_written_beside_its_place_and_resumed_from_there(tmp_pat
         again.staged(run, state, model),
     ):
         pytest.fail("nothing may be written")
-    with pytest.raises(ValueError, match="holds weights that are not finite"):
+    with pytest.raises(ValueError, match="has weights that are not finite"):
         again.require_finite(model)
 
 
 @pytest.mark.parametrize("strategy", ["steps", "best"])
-def test_a_signal_asks_for_a_checkpoint_and_the_process_ends_after_it(tmp_path, strategy):
-    noted = StopSignal()
+def test_a_signal_requests_a_checkpoint_and_then_ends_the_process(tmp_path, strategy):
+    stop_signal = StopSignal()
     args: Any = SimpleNamespace(save_strategy=strategy, output_dir="run", should_log=True)
-    callback, state = StopAfterCheckpoint(noted), TrainerState(global_step=4, max_steps=9)
-    with noted:
+    callback, state = StopAfterCheckpoint(stop_signal), TrainerState(global_step=4, max_steps=9)
+    with stop_signal:
         callback.on_step_end(args, state, control := TrainerControl(should_evaluate=True))
         assert not control.should_save
         signal.raise_signal(signal.SIGTERM)
@@ -223,14 +223,14 @@ def test_a_signal_asks_for_a_checkpoint_and_the_process_ends_after_it(tmp_path, 
         with pytest.raises(SystemExit) as ended:
             callback.on_save(args, state, control)
         callback.on_train_begin(args, state, control := TrainerControl())
-        callback.on_evaluate(args, state, control)  # with "best" `Trainer` decides anew whether this step is saved
+        callback.on_evaluate(args, state, control)  # with "best", `Trainer` decides again whether this step is saved
         callback.on_step_end(args, state, control := TrainerControl(should_evaluate=True))
         assert control.should_save
     assert ended.value.code == 143
-    callback.on_save(args, state, control)  # outside of training nothing is stopped
+    callback.on_save(args, state, control)  # outside of training it does nothing
 
 
-def test_the_publisher_keeps_the_token_and_waits_or_leaves_a_checkpoint_out(tmp_path):
+def test_the_publisher_keeps_the_token_and_waits_or_skips_a_checkpoint(tmp_path):
     publisher = Publisher(settings(tmp_path / "my-run"), "hf_secret")
     assert publisher.repository == "my-run"
     assert publisher.is_free_for_a_checkpoint()

@@ -399,8 +399,8 @@ IMPOSSIBLE: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "adapter": (loader_with(freeze_backbone=False), {"peft_config": LORA}, "the model has an adapter"),
     "dropout modules": (loader_with("gpt2"), {"disable_dropout": False}, "dropout is on"),
     "dropout attributes": (attention_dropout, {"disable_dropout": False}, "dropout is on"),
-    "own collator": (loader_with(), {"data_collator": own_collator}, "the data collator is your own"),
-    "own collator with tokens": (loader_with(), {"data_collator": DoubledWeights(0)}, "the data collator is your own"),
+    "own collator": (loader_with(), {"data_collator": own_collator}, "the data collator is a custom one"),
+    "own collator with tokens": (loader_with(), {"data_collator": DoubledWeights(0)}, "the data collator is a custom one"),
 }
 
 

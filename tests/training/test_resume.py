@@ -1,4 +1,4 @@
-"""A run that is stopped goes on as if it had not been: whole checkpoints, SIGTERM, streams, kills."""
+"""Resuming: a stopped run ends with the same weights as an uninterrupted one (checkpoints, SIGTERM, streams, kills)."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ SAVES: dict[str, Any] = {
 
 
 class StopAfter(TrainerCallback):
-    """Ends training after a step, as a crash would: nothing that `Trainer` does at its end happens."""
+    """Ends training after a step like a crash, without the final work of `Trainer`."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -43,7 +43,7 @@ class StopAfter(TrainerCallback):
 
 
 def stop_and_resume(step: int, make: Any, resume: Any = True) -> Any:
-    """A trainer that was stopped in the middle of a step's end, and another one that went on."""
+    """Stop one trainer at the end of a step, and return another one that resumed its run."""
     with pytest.raises(KeyboardInterrupt):
         make(callbacks=[StopAfter(step)]).train()
     trainer = make()
@@ -51,10 +51,10 @@ def stop_and_resume(step: int, make: Any, resume: Any = True) -> Any:
     return trainer
 
 
-# --- whole checkpoints -----------------------------------------------------------------------------------------------
+# --- complete checkpoints --------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_renamed_whole_before_it_is_pushed_and_before_older_ones_go(
+def test_a_checkpoint_is_complete_before_it_is_pushed_and_before_older_ones_are_removed(
     make_model_folder, chat_pairs, tmp_path, monkeypatch
 ):
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run", save_total_limit=1, **SAVES)
@@ -77,7 +77,7 @@ def test_a_checkpoint_is_renamed_whole_before_it_is_pushed_and_before_older_ones
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-4"]
 
 
-def test_the_best_checkpoint_is_known_by_its_final_name_and_stays(make_model_folder, chat_pairs, tmp_path):
+def test_the_best_checkpoint_is_stored_under_its_final_name_and_kept(make_model_folder, chat_pairs, tmp_path):
     def make(**changes: Any) -> Any:
         return make_trainer(
             make_model_folder("llama"), chat_pairs, tmp_path / "run", evaluation=chat_pairs[:5], eval_strategy="steps",
@@ -93,7 +93,7 @@ def test_the_best_checkpoint_is_known_by_its_final_name_and_stays(make_model_fol
     assert largest_difference(weights(saved), weights(trainer.model)) == 0
 
 
-def test_a_save_that_fails_leaves_what_was_there_and_frees_the_disk(
+def test_a_failed_save_keeps_earlier_checkpoints_and_frees_the_disk(
     make_model_folder, chat_pairs, tmp_path, monkeypatch
 ):
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run", save_total_limit=1, **SAVES)
@@ -113,15 +113,15 @@ def test_a_save_that_fails_leaves_what_was_there_and_frees_the_disk(
     assert any("checkpoint-3" in str(path) for path in calls)
 
 
-# --- going on --------------------------------------------------------------------------------------------------------
+# --- resuming --------------------------------------------------------------------------------------------------------
 
 
-def test_auto_begins_goes_on_and_passes_over_what_is_not_whole(make_model_folder, chat_pairs, tmp_path, caplog):
+def test_auto_starts_resumes_and_skips_incomplete_checkpoints(make_model_folder, chat_pairs, tmp_path, caplog):
     def make(name: str, **changes: Any) -> Any:
         return make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / name, **SAVES, **changes)
 
-    whole = make("whole")
-    whole.train(resume_from_checkpoint="auto")
+    complete = make("complete")
+    complete.train(resume_from_checkpoint="auto")
     with pytest.raises(KeyboardInterrupt):
         make("cut", callbacks=[StopAfter(4)]).train(resume_from_checkpoint="auto")
     os.truncate(tmp_path / "cut" / "checkpoint-3" / "optimizer.pt", 100)
@@ -130,18 +130,18 @@ def test_auto_begins_goes_on_and_passes_over_what_is_not_whole(make_model_folder
     with caplog.at_level(logging.INFO):
         trainer.train(resume_from_checkpoint="auto")
     assert "optimizer.pt has 100 bytes" in caplog.text
-    assert f"Going on from {tmp_path / 'cut' / 'checkpoint-2'}" in caplog.text
+    assert f"Resuming from {tmp_path / 'cut' / 'checkpoint-2'}" in caplog.text
     assert trainer.state.global_step == 4
-    assert largest_difference(weights(whole.model), weights(trainer.model)) == 0
+    assert largest_difference(weights(complete.model), weights(trainer.model)) == 0
     with pytest.raises(ValueError, match=r"checkpoint-7 cannot be resumed: it has no trainer_state\.json"):
         make("cut").train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-7"))
-    with pytest.raises(ValueError, match=r"no whole checkpoint in .*'auto'"):
+    with pytest.raises(ValueError, match=r"no complete checkpoint in .*'auto'"):
         make("empty").train(resume_from_checkpoint=True)
     make("cut").train()
-    assert "holds checkpoints of an earlier run (checkpoint-7, ...)" in caplog.text
+    assert "has checkpoints of an earlier run (checkpoint-7, ...)" in caplog.text
 
 
-def test_a_stream_goes_on_at_the_right_row_of_the_right_pass(make_model_folder, chat_pairs, tmp_path):
+def test_a_stream_resumes_at_the_right_row_of_the_right_pass(make_model_folder, chat_pairs, tmp_path):
     """16 rows in batches of 3, accumulated twice: 12 steps are four and a half passes."""
     for part in range(2):
         Dataset.from_list(chat_pairs[part::2]).to_json(tmp_path / "data" / f"train-{part}.jsonl")
@@ -163,17 +163,17 @@ def test_a_stream_goes_on_at_the_right_row_of_the_right_pass(make_model_folder, 
         trainer.compute_loss = compute_loss
         return trainer
 
-    whole = make("whole")
-    whole.train()
+    complete = make("complete")
+    complete.train()
     trainer = stop_and_resume(11, lambda **changes: make("cut", **changes))
-    assert seen["cut"] == [*seen["whole"][:22], *seen["whole"][20:]]
-    assert largest_difference(weights(whole.model), weights(trainer.model)) == 0
-    flat = [row for batch in seen["whole"] for row in batch]
+    assert seen["cut"] == [*seen["complete"][:22], *seen["complete"][20:]]
+    assert largest_difference(weights(complete.model), weights(trainer.model)) == 0
+    flat = [row for batch in seen["complete"] for row in batch]
     passes = [flat[start : start + 16] for start in (0, 16, 32, 48)]
     assert all(sorted(rows) == sorted(passes[0]) for rows in passes)  # each row once in a pass
-    assert len({tuple(rows) for rows in passes}) == 4  # each in an order of its own
-    finished = make("whole")
-    finished.train(resume_from_checkpoint="auto")  # from step 10; and once more from the end
+    assert len({tuple(rows) for rows in passes}) == 4  # each in a different order
+    finished = make("complete")
+    finished.train(resume_from_checkpoint="auto")  # from the last step
     finished.save_state()
     assert finished.state.global_step == 12
 
@@ -193,7 +193,9 @@ def test_a_finished_stream_takes_no_further_step(make_model_folder, chat_pairs, 
 @pytest.mark.parametrize(
     ("strategy", "size", "kept"), [("random", 0, True), ("random", 16, False), ("sequential", 16, True)]
 )
-def test_a_stream_is_shuffled_where_asked(make_model_folder, chat_pairs, tmp_path, strategy, size, kept):
+def test_a_stream_is_shuffled_unless_settings_keep_its_order(
+    make_model_folder, chat_pairs, tmp_path, strategy, size, kept
+):
     stream = Dataset.from_list(chat_pairs).to_iterable_dataset()
     trainer = make_trainer(
         make_model_folder("llama"), stream, tmp_path / "run", max_steps=2, shuffle_buffer_size=size,
@@ -206,7 +208,7 @@ def test_a_stream_is_shuffled_where_asked(make_model_folder, chat_pairs, tmp_pat
 
 
 def test_a_second_way_to_save_on_sigterm_is_refused():
-    with pytest.raises(ValueError, match="SIGTERM saves a whole checkpoint"):
+    with pytest.raises(ValueError, match="SIGTERM saves a complete checkpoint"):
         RewardConfig(output_dir="unused", enable_jit_checkpoint=True, **QUIET)
 
 
@@ -222,7 +224,7 @@ tests.worker(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 
 
 def worker(folder: Path, out: Path, resume: str) -> None:
-    """A run of many short steps that says when it is under way."""
+    """Run many short steps, and create a file when the run has started."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = [{"prompt": f"Which {n}?", "chosen": f"A good answer {n}.", "rejected": f"No {n}"} for n in range(64)]
     torch.manual_seed(0)
@@ -238,7 +240,7 @@ def worker(folder: Path, out: Path, resume: str) -> None:
             while resume == "stuck" or (
                 resume == "wait" and state.global_step == 5 and not trainer.stop_signal.received
             ):
-                time.sleep(0.01)  # without a signal it would stay here
+                time.sleep(0.01)  # until the signal comes
 
     trainer.add_callback(Ready())
     trainer.train(resume_from_checkpoint="auto")
@@ -267,28 +269,28 @@ def wait_for(process: subprocess.Popen[str], *files: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_says_so_and_the_next_start_ends_where_an_undisturbed_run_does(
+def test_sigterm_saves_a_checkpoint_and_the_resumed_run_equals_an_uninterrupted_one(
     make_model_folder, tmp_path, processes
 ):
     folder = make_model_folder("llama")
     stopped = start(tmp_path, folder, "stopped", "wait", processes)
     wait_for(stopped, *(tmp_path / f"ready-{rank}" for rank in range(processes)))
     stopped.send_signal(signal.SIGTERM)
-    said = stopped.communicate(timeout=120)[1]
+    errors = stopped.communicate(timeout=120)[1]
     assert stopped.returncode != 0 if processes > 1 else stopped.returncode == 143
     [saved] = checkpoints(tmp_path / "stopped")
     step = int(saved.name.rpartition("-")[2])
     assert 3 <= step <= 5
-    assert f"Stopped by SIGTERM after step {step} of" in said
+    assert f"Stopped by SIGTERM after step {step} of" in errors
     assert checkpoint_problem(saved) is None
 
-    for out in ("stopped", "whole"):
+    for out in ("stopped", "complete"):
         process = start(tmp_path, folder, out, "run", processes)
-        said = process.communicate(timeout=240)[1]
-        assert process.returncode == 0, said[-3000:]
+        errors = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, errors[-3000:]
         if out == "stopped":
-            assert f"Going on from {saved}" in said
-    one, other = (torch.load(tmp_path / f"{out}.pt", weights_only=True) for out in ("stopped", "whole"))
+            assert f"Resuming from {saved}" in errors
+    one, other = (torch.load(tmp_path / f"{out}.pt", weights_only=True) for out in ("stopped", "complete"))
     assert largest_difference(one, other) == 0
 
 
@@ -329,46 +331,44 @@ def test_sigterm_after_the_last_step_saves_it_too(make_model_folder, chat_pairs,
     result = again.train(resume_from_checkpoint="auto")
     assert largest_difference(weights(trainer.model), weights(again.model)) == 0
     assert result.metrics["resumed_from_step"] == trainer.state.max_steps
-    assert not [name for name in result.metrics if name.startswith("train_")]  # no step was left to measure
+    assert not [name for name in result.metrics if name.startswith("train_")]  # no step was left
     assert min(value for name, value in again.evaluate().items() if name.endswith("_loss")) > 0
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_optimizer_with_damaged_bytes_is_passed_over(make_model_folder, chat_pairs, tmp_path, caplog):
+def test_a_checkpoint_with_a_damaged_optimizer_is_skipped(make_model_folder, chat_pairs, tmp_path, caplog):
     def make() -> Any:
         return make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run", **SAVES)
 
     make().train()
     file = checkpoints(tmp_path / "run")[-1] / "optimizer.pt"
     content = file.read_bytes()
-    (file.parent / LIST_FILE).write_text(json.dumps({"files": {}}))  # as written before contents were hashed
+    (file.parent / LIST_FILE).write_text(json.dumps({"files": {}}))  # written by a version without hashes
     for damaged in (b"\0" * len(content), content[:-3000] + b"\0" * 100 + content[-2900:]):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{file.parent} cannot be resumed: optimizer.pt is (cut off|damaged)"):
             make().train(resume_from_checkpoint=str(file.parent))
     assert make().train(resume_from_checkpoint="auto").metrics["resumed_from_step"] == 3
-    assert f"{file.parent} is passed over: optimizer.pt is damaged" in caplog.text
+    assert f"{file.parent} is skipped: optimizer.pt is damaged" in caplog.text
 
 
-def test_auto_says_that_no_checkpoint_is_whole(make_model_folder, chat_pairs, tmp_path, caplog):
+def test_auto_logs_that_no_checkpoint_is_complete(make_model_folder, chat_pairs, tmp_path, caplog):
     (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
     with caplog.at_level(logging.INFO):
         make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run").train(resume_from_checkpoint="auto")
-    assert "Going on from the beginning: none of the 1 checkpoints is whole" in caplog.text
+    assert "Starting at step 0: none of the 1 checkpoints is complete" in caplog.text
     with pytest.raises(ValueError, match=r"checkpoint-9 cannot be resumed: there is no such folder"):
         make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run").train(
             resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-9")
         )
 
 
-def test_auto_passes_over_changed_files_and_weights_that_are_not_finite(
-    make_model_folder, chat_pairs, tmp_path, caplog
-):
+def test_auto_skips_changed_files_and_weights_that_are_not_finite(make_model_folder, chat_pairs, tmp_path, caplog):
     def make(name: str) -> Any:
         return make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / name, **SAVES)
 
-    whole = make("run")
-    whole.train()
+    complete = make("run")
+    complete.train()
     folders = checkpoints(tmp_path / "run")
     for folder, place in ((folders[3], 300), (folders[2], -3)):  # a bit in a tensor, and one at the end
         file = folder / ("model.safetensors" if place > 0 else "optimizer.pt")
@@ -380,20 +380,20 @@ def test_auto_passes_over_changed_files_and_weights_that_are_not_finite(
     tensors["model.norm.weight"][2] = math.nan
     save_file(tensors, weight_file, metadata={"format": "pt"})
     listed = json.loads((folders[1] / LIST_FILE).read_text())
-    listed["xxh3_128"]["model.safetensors"] = content_hash(weight_file)  # as a run that had diverged saved it
+    listed["xxh3_128"]["model.safetensors"] = content_hash(weight_file)  # saved by a run that had diverged
     (folders[1] / LIST_FILE).write_text(json.dumps(listed))
     again = make("run")
     with caplog.at_level(logging.INFO):
         again.train(resume_from_checkpoint="auto")
-    for said in (
-        "checkpoint-4 is passed over: the content of model.safetensors has changed since it was saved",
-        "checkpoint-3 is passed over: the content of optimizer.pt has changed since it was saved",
-        "checkpoint-2 is passed over: model.safetensors holds weights that are not finite (model.norm.weight and 0",
-        f"Going on from {folders[0]}",
+    for message in (
+        "checkpoint-4 is skipped: the content of model.safetensors has changed since it was saved",
+        "checkpoint-3 is skipped: the content of optimizer.pt has changed since it was saved",
+        "checkpoint-2 is skipped: model.safetensors has weights that are not finite (model.norm.weight and 0",
+        f"Resuming from {folders[0]}",
     ):
-        assert said in caplog.text
-    assert largest_difference(weights(whole.model), weights(again.model)) == 0
-    save_file(tensors, weight_file, metadata={"format": "pt"})  # the resumed run has written it anew
+        assert message in caplog.text
+    assert largest_difference(weights(complete.model), weights(again.model)) == 0
+    save_file(tensors, weight_file, metadata={"format": "pt"})  # the resumed run has replaced it
     (folders[1] / LIST_FILE).unlink()
     last = make("run")
     with pytest.raises(ValueError, match=r"checkpoint-2 cannot be resumed: .* not finite"):
@@ -402,7 +402,7 @@ def test_auto_passes_over_changed_files_and_weights_that_are_not_finite(
 
 @pytest.mark.parametrize("part", ["layers.1", "score"])
 def test_a_checkpoint_whose_adapter_lacks_weights_is_refused(make_model_folder, chat_pairs, tmp_path, part):
-    """Without our list of files nothing else tells; PEFT keeps fresh weights where the file has none."""
+    """Without the list of files nothing else detects it: PEFT keeps initial weights for those missing in the file."""
 
     def make() -> Any:
         options = {"peft_config": LoraConfig(r=2), "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
@@ -432,14 +432,14 @@ def test_weights_that_are_not_finite_are_not_saved(make_model_folder, chat_pairs
 
 @pytest.mark.slow
 @pytest.mark.faults  # 5 starts; 400 s were seen on two cores that 14 others used
-def test_a_second_run_is_refused_while_the_first_is_alive_and_goes_on_after_it_was_killed(make_model_folder, tmp_path):
+def test_a_second_run_is_refused_while_the_first_is_alive_and_resumes_after_it_was_killed(make_model_folder, tmp_path):
     folder = make_model_folder("llama")
     first = start(tmp_path, folder, "run", "wait")
     wait_for(first, tmp_path / "ready-0")
     second = start(tmp_path, folder, "run", "run")
-    said = second.communicate(timeout=120)[1]
+    errors = second.communicate(timeout=120)[1]
     assert second.returncode != 0
-    assert f"Another run (process {first.pid} on " in said
+    assert f"Another run (process {first.pid} on " in errors
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=120)
     [saved] = checkpoints(tmp_path / "run")
@@ -449,23 +449,23 @@ def test_a_second_run_is_refused_while_the_first_is_alive_and_goes_on_after_it_w
     killed.kill()
     killed.wait(60)
     other = start(tmp_path, folder, "run", "changed")
-    said = other.communicate(timeout=120)[1]
+    errors = other.communicate(timeout=120)[1]
     assert other.returncode != 0
-    assert "settings.weight_decay: was 0.0, is 0.5" in said
+    assert "settings.weight_decay: was 0.0, is 0.5" in errors
     last = start(tmp_path, folder, "run", "run")
-    said = last.communicate(timeout=240)[1]
-    assert last.returncode == 0, said[-3000:]
-    assert f"Going on from {saved}" in said
+    errors = last.communicate(timeout=240)[1]
+    assert last.returncode == 0, errors[-3000:]
+    assert f"Resuming from {saved}" in errors
 
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_second_sigterm_ends_at_once(make_model_folder, tmp_path):
+def test_a_second_sigterm_ends_the_process_at_once(make_model_folder, tmp_path):
     process = start(tmp_path, make_model_folder("llama"), "stopped", "stuck")
     wait_for(process, tmp_path / "ready-0")
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
-    assert any("SIGTERM: a checkpoint is saved after this step" in line for line in process.stderr)
+    assert any("The run saves a checkpoint after this step" in line for line in process.stderr)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == -signal.SIGTERM
     assert not checkpoints(tmp_path / "stopped")
@@ -476,7 +476,7 @@ def test_a_second_sigterm_ends_at_once(make_model_folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_runs_that_are_killed_again_and_again_end_where_an_undisturbed_one_does():
+def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one():
     recipe = Path(__file__).parents[2] / "tests" / "faults" / "kill_and_resume.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     command = [sys.executable, "-W", "ignore", str(recipe), "--kills", "20", "--case", "budget", "--seed", "3"]

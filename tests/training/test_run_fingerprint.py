@@ -28,7 +28,7 @@ def resumed(model: Any, rows: Any, folder: Path, **changes: Any) -> Any:
 def test_another_learning_rate_and_other_rows_are_refused_and_listed(make_model_folder, chat_pairs, tmp_path, caplog):
     model, run = make_model_folder("llama"), tmp_path / "run"
     resumed(model, chat_pairs, run)
-    with pytest.raises(ValueError, match="is of a run with other data or settings") as caught:
+    with pytest.raises(ValueError, match="belongs to a run with different data or settings") as caught:
         resumed(model, chat_pairs[:-1], run, learning_rate=3e-4)
     said = str(caught.value)
     assert "\n  settings.learning_rate: was 0.0001, is 0.0003\n" in said
@@ -81,7 +81,7 @@ def test_a_checkpoint_without_a_fingerprint_goes_on_with_a_warning(make_model_fo
     folder = checkpoints(Path(again.args.output_dir))[0]
     (folder / FILE).write_text("[]")
     (folder / LIST_FILE).unlink()
-    with pytest.raises(ValueError, match="is no fingerprint of a run"):
+    with pytest.raises(ValueError, match="is not a valid fingerprint of a run"):
         resumed(model, chat_pairs, tmp_path / "other")
 
 

@@ -186,8 +186,8 @@ def start_heads(model: RewardModel, args: RewardConfig) -> None:
     if present > 1:
         if present != count:
             raise ValueError(
-                f"The model already has {present} reward heads, but `num_reward_heads={count}`. Set it to {present}, or "
-                "reload the model, which loads the mean of its heads."
+                f"The model already has {present} reward heads, but `num_reward_heads={count}`. Set it to {present}, "
+                "or reload the model, which loads the mean of its heads."
             )
         return
     if count > 1:

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """The cache of `datasets`, empty at the start of each test."""
+    """Return the cache folder of `datasets`, empty at the start of each test."""
     folder = tmp_path / "datasets-cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
     return folder

@@ -1,4 +1,4 @@
-"""Training that publishes: only verified versions, beside training and without a trace in it, and never a secret."""
+"""Pushes during training: they publish verified versions only, do not change training, and leak no token."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from training_runs import settings
 from hf_reward.publishing.push import PushRule, push_model
 from hf_reward.training.background_push import BackgroundPush, push_command
 
-# ModelCard.validate of huggingface_hub 1 asks huggingface.co, whatever HF_ENDPOINT says.
+# ModelCard.validate of huggingface_hub 1 calls huggingface.co even if HF_ENDPOINT is set.
 pytestmark = pytest.mark.skipif(huggingface_hub.__version__.startswith("1."), reason="its client ignores our server")
 
 REPO = "user/run"
@@ -68,7 +68,7 @@ def hub() -> Iterator[HubServer]:
 
 
 class Runs:
-    """Training runs in processes of their own, with the real client."""
+    """Training runs in separate processes, with the real client."""
 
     def __init__(self, hub: HubServer, place: Path) -> None:
         self.hub, self.place = hub, place
@@ -76,7 +76,7 @@ class Runs:
         self.script.write_text(PROGRAM.format(paths=PATHS))
 
     def run(self, name: str, *, processes: int = 1, token: str | None = SECRET, **job: Any) -> dict[str, Any]:
-        """Train into a folder and tell what happened on the main process."""
+        """Train into a folder, and return the result of the main process."""
         out = self.place / name
         out.mkdir(exist_ok=True)
         for private in ("events.out.tfevents.1", "train.jsonl", "features.bin"):
@@ -96,14 +96,14 @@ class Runs:
         assert done.returncode == 0, done.stderr[-3000:]
         assert SECRET not in done.stdout + done.stderr
         result = json.loads((self.place / f"{name}-0.json").read_text())
-        return {**result, "said": done.stdout + done.stderr}
+        return {**result, "output": done.stdout + done.stderr}
 
     def environment(self, token: str | None) -> Mapping[str, str]:
         environment = hub_environment(self.hub, self.place, token=token)
         return {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 
     def leaks(self) -> list[str]:
-        """Files, here and on the Hub, that hold the token; published ones that hold a path of this machine."""
+        """Return files that contain the token, and published files that contain a local path."""
         found = [str(path) for path in self.place.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
         for revision in self.hub.refs(REPO):
             for name, data in self.hub.tree(REPO, revision).items():
@@ -123,13 +123,13 @@ def runs(hub: HubServer, tmp_path: Path, make_model_folder: Any, chat_pairs: lis
 
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
-def test_strategies_that_publish_the_training_state_have_to_be_allowed(tmp_path, strategy):
+def test_strategies_that_publish_the_training_state_need_permission(tmp_path, strategy):
     with pytest.raises(ValueError, match="hub_training_state=True"):
         settings(tmp_path, push_to_hub=True, hub_strategy=strategy)
     assert settings(tmp_path, push_to_hub=True, hub_strategy=strategy, hub_training_state=True).hub_training_state
 
 
-def test_the_command_of_a_background_push_says_every_choice():
+def test_the_command_of_a_background_push_has_every_option():
     rule = PushRule(
         branch="v2", private=True, gated="auto", create_pr=True, adapter=True, replace=True, base_model="org/base",
         training_state="last-checkpoint", message="Step 5 of --many",
@@ -146,7 +146,7 @@ def test_the_command_of_a_background_push_says_every_choice():
 
 
 @pytest.mark.slow
-def test_a_background_push_that_fails_says_why_and_removes_its_folder(tmp_path, caplog, monkeypatch):
+def test_a_failed_background_push_logs_the_error_and_removes_its_folder(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     folder = tmp_path / ".push-1"
     folder.mkdir()
@@ -159,7 +159,7 @@ def test_a_background_push_that_fails_says_why_and_removes_its_folder(tmp_path, 
     assert "is no saved model" in caplog.messages[0]
 
 
-def test_an_option_that_push_lacks_is_named():
+def test_an_unknown_push_option_is_named():
     with pytest.raises(ValueError, match="no option max_shard_size, tags"):
         push_model(None, REPO, tags=["x"], max_shard_size="1GB")
 
@@ -170,7 +170,7 @@ def test_an_option_that_push_lacks_is_named():
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("lora", [False, True])
-def test_pushing_every_save_leaves_training_as_it_is(runs, lora):
+def test_pushing_every_checkpoint_does_not_change_training(runs, lora):
     quiet = runs.run("quiet", lora=lora, save_strategy="steps")
     shared = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": SECRET, "hub_always_push": True}
     loud = runs.run(
@@ -194,7 +194,7 @@ def test_pushing_every_save_leaves_training_as_it_is(runs, lora):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_push_that_fails_is_logged_and_training_goes_on(runs):
+def test_a_failed_push_is_logged_and_training_continues(runs):
     quiet = runs.run("quiet", save_strategy="steps")
     runs.hub.fail_where(lambda record: "/commit/" in record.path, "500", times=None)
     loud = runs.run(
@@ -213,11 +213,11 @@ def test_a_push_that_fails_is_logged_and_training_goes_on(runs):
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("lora", [False, True])
-def test_training_goes_on_from_a_published_checkpoint(runs, lora):
-    whole = runs.run("whole", lora=lora)
+def test_training_resumes_from_a_published_checkpoint(runs, lora):
+    complete = runs.run("complete", lora=lora)
     shared = {"lora": lora, "push_to_hub": True, "hub_model_id": REPO, "hub_training_state": True}
     first = runs.run("first", save_strategy="steps", hub_strategy="checkpoint", save_steps=2, max_steps=4, **shared)
-    assert first["losses"] == whole["losses"]
+    assert first["losses"] == complete["losses"]
     tree = runs.hub.tree(REPO)
     steps = json.loads(tree["last-checkpoint/trainer_state.json"])["global_step"]
     assert steps in (2, 4)
@@ -232,7 +232,7 @@ def test_training_goes_on_from_a_published_checkpoint(runs, lora):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(blob.data)
     resumed = runs.run("resumed", lora=lora, resume=str(downloaded / "last-checkpoint"))
-    assert resumed["losses"] == whole["losses"]
+    assert resumed["losses"] == complete["losses"]
 
 
 @pytest.mark.slow
@@ -250,7 +250,7 @@ def test_one_of_two_processes_pushes(runs):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_push_beside_the_program_ends_before_it_and_takes_its_options(runs):
+def test_a_background_push_ends_before_the_program_and_uses_its_options(runs):
     choices = {"blocking": False, "private": True, "revision": "trained", "commit_message": "Mine", "license": "mit"}
     runs.run("later", lora=True, hub_model_id=REPO, push=choices)
     assert set(runs.hub.tree(REPO, "trained")) == STOCK_FILES
@@ -278,7 +278,7 @@ except PushError as error:
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_repository_that_may_not_be_written_is_said_before_training(runs, hub):
+def test_a_read_only_repository_is_refused_before_training(runs, hub):
     code = CONSTRUCT.format(paths=PATHS, place=str(runs.place))
     for token, words in ((READ_TOKEN, "no right to write"), (None, "401")):
         done = run_python(code, hub_environment(hub, runs.place, token=token))
@@ -297,7 +297,7 @@ from pathlib import Path
 from peft import LoraConfig
 sys.path[:0] = {paths!r}
 from conftest import randomize_head
-os.environ["HF_HUB_OFFLINE"] = "0"  # which that file sets for tests that run in this process
+os.environ["HF_HUB_OFFLINE"] = "0"  # the imported file disables it for tests in this process
 from hf_reward import AutoModelForRewardScoring
 torch.set_num_threads(1)
 place = Path({place!r})
@@ -307,7 +307,7 @@ for name, options in cases.items():
     folder = place / (name if (place / name).is_dir() else "llama")
     model = AutoModelForRewardScoring.from_pretrained(folder, **options)
     randomize_head(model)
-    with torch.no_grad():  # rewards on the scale of one: bfloat16 rounds large ones by more than a check allows
+    with torch.no_grad():  # keep rewards near one: bfloat16 rounds large ones by more than the check allows
         for key, value in model.named_parameters():
             if "score." in key or "classifier." in key:
                 value *= 0.1
@@ -335,7 +335,7 @@ for name, options in cases.items():
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_live_model_is_published_and_stays_as_it_is(runs, hub, make_model_folder):
+def test_a_live_model_is_published_and_not_changed(runs, hub, make_model_folder):
     make_model_folder("bert")
     code = MODELS.format(paths=PATHS, place=str(runs.place))
     done = run_python(code, runs.environment(SECRET), timeout=400)

@@ -1,4 +1,4 @@
-"""Length buckets put rows of like length together and change no result; evaluation returns dataset order."""
+"""Length buckets put rows of similar length together without changing results; evaluation returns dataset order."""
 
 from itertools import chain
 from typing import Any
@@ -21,7 +21,7 @@ def order_of(loader: DataLoader) -> list[int]:
 
 
 def spread(trainer: RewardTrainer) -> float:
-    """Mean difference between the longest and the shortest row of a batch, in tokens."""
+    """Return the mean difference between the longest and the shortest row of a batch, in tokens."""
     longest = [max(map(len, row)) for row in trainer.train_dataset["input_ids"]]
     batches = [[longest[row] for row in batch["row"].tolist()] for batch in trainer.get_train_dataloader()]
     return float(np.mean([max(batch) - min(batch) for batch in batches]))
@@ -31,7 +31,7 @@ PADDED = [("bert", {}), ("llama", {"packing": "false"}), ("gemma2", {})]
 
 
 @pytest.mark.parametrize(("arch", "changes"), PADDED)
-def test_padded_batches_hold_rows_of_like_length_by_default_and_each_row_once(
+def test_padded_batches_hold_rows_of_similar_length_by_default_and_each_row_once(
     make_model_folder, tmp_path, arch, changes
 ):
     trainer = scorer(make_model_folder(arch), jumping(64), tmp_path, per_device_train_batch_size=4, **changes)
@@ -45,7 +45,7 @@ def test_padded_batches_hold_rows_of_like_length_by_default_and_each_row_once(
 
 @pytest.mark.parametrize("budget", [None, 120])
 @pytest.mark.parametrize(("arch", "changes"), PADDED)
-def test_what_evaluation_returns_is_in_dataset_order_although_rows_are_sorted_by_length(
+def test_predictions_are_in_dataset_order_although_rows_are_sorted_by_length(
     make_model_folder, tmp_path, arch, changes, budget
 ):
     rows, seen = jumping(11), []
@@ -75,7 +75,7 @@ def test_what_evaluation_returns_is_in_dataset_order_although_rows_are_sorted_by
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_lists_of_unequal_width_keep_their_places_when_evaluated_in_order_of_length(make_model_folder, tmp_path, steps):
+def test_lists_of_different_sizes_are_returned_in_dataset_order(make_model_folder, tmp_path, steps):
     rows = [{**row, "prompt": "and so on " * (k * 5 % 7)} for k, row in enumerate(ranked_lists(10))]
     trainer = scorer(
         make_model_folder("llama"), rows, tmp_path, packing="false", per_device_eval_batch_size=3,
@@ -87,7 +87,7 @@ def test_lists_of_unequal_width_keep_their_places_when_evaluated_in_order_of_len
     assert np.abs(output.predictions - alone(trainer, trainer.train_dataset))[present].max() < 1e-4
 
 
-def test_metrics_see_each_reward_beside_its_own_rank_and_source(make_model_folder, tmp_path):
+def test_metrics_match_each_reward_with_its_rank_and_source(make_model_folder, tmp_path):
     rows = [{**row, "prompt": "and so on " * (k * 5 % 7)} for k, row in enumerate(ranked_lists(10))]
     mixture, found, seen = [{"data": rows[:4], "name": "alpha"}, {"data": rows[4:], "name": "beta"}], [], []
     for bucketing in (False, True):
@@ -107,7 +107,7 @@ def test_metrics_see_each_reward_beside_its_own_rank_and_source(make_model_folde
     assert np.abs(seen[1].predictions - seen[0].predictions)[present].max() < 1e-4
 
 
-def test_the_order_of_one_evaluation_does_not_reach_the_next(make_model_folder, tmp_path):
+def test_the_order_of_one_evaluation_does_not_affect_the_next(make_model_folder, tmp_path):
     sets = {"one": jumping(11), "two": jumping(7)[::-1]}
     trainer = scorer(make_model_folder("bert"), jumping(8), tmp_path, evaluation=sets, per_device_eval_batch_size=4)
     trainer.evaluate()
@@ -126,7 +126,7 @@ def test_prediction_without_built_in_metrics_is_in_dataset_order_too(make_model_
     assert trainer.predict(jumping(8)).predictions is None
 
 
-def test_a_loader_of_the_users_own_comes_back_in_its_own_order(make_model_folder, tmp_path):
+def test_predictions_of_a_custom_loader_keep_its_order(make_model_folder, tmp_path):
     class Mine(RewardTrainer):
         def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
             data = super().get_test_dataloader(test_dataset).dataset
@@ -140,7 +140,7 @@ def test_a_loader_of_the_users_own_comes_back_in_its_own_order(make_model_folder
     assert np.abs(output.predictions - alone(trainer, trainer.train_dataset)).max() < 1e-4
 
 
-def test_a_dropped_last_batch_is_no_obstacle_to_evaluation(make_model_folder, tmp_path):
+def test_evaluation_ignores_drop_last(make_model_folder, tmp_path):
     trainer = scorer(
         make_model_folder("bert"), jumping(10), tmp_path, evaluation=jumping(10), per_device_eval_batch_size=4,
         per_device_train_batch_size=4, dataloader_drop_last=True, max_steps=1,
@@ -153,7 +153,7 @@ def test_a_dropped_last_batch_is_no_obstacle_to_evaluation(make_model_folder, tm
     assert output.label_ids[-1].tolist() == sorted(output.label_ids[-1].tolist())
 
 
-def test_a_strategy_that_is_asked_for_wins_over_buckets(make_model_folder, tmp_path):
+def test_an_explicit_sampling_strategy_overrides_buckets(make_model_folder, tmp_path):
     folder = make_model_folder("bert")
     trainer = scorer(folder, jumping(), tmp_path, train_sampling_strategy="sequential")
     assert order_of(trainer.get_train_dataloader()) == list(range(32))
@@ -162,7 +162,7 @@ def test_a_strategy_that_is_asked_for_wins_over_buckets(make_model_folder, tmp_p
 
 
 @pytest.mark.slow
-def test_each_epoch_of_a_run_draws_other_batches_and_a_seed_repeats_them(make_model_folder, tmp_path):
+def test_each_epoch_has_different_batches_and_a_seed_repeats_them(make_model_folder, tmp_path):
     def rows_per_step(**changes: Any) -> list[list[int]]:
         trainer = scorer(
             make_model_folder("bert"), jumping(), tmp_path, per_device_train_batch_size=4, num_train_epochs=3, **changes
@@ -181,15 +181,15 @@ def test_each_epoch_of_a_run_draws_other_batches_and_a_seed_repeats_them(make_mo
     assert rows_per_step(seed=4, data_seed=3) == steps
 
 
-def test_buckets_that_are_asked_for_and_cannot_be_are_refused(make_model_folder, tmp_path, text_pairs):
+def test_impossible_buckets_are_refused(make_model_folder, tmp_path, text_pairs):
     with pytest.raises(ValueError, match="both say which rows"):
         settings(tmp_path, length_bucketing=True, train_sampling_strategy="group_by_length")
     stream = IterableDataset.from_generator(lambda: iter(text_pairs))
-    with pytest.raises(ValueError, match="a stream has none"):
+    with pytest.raises(ValueError, match="which a stream does not allow"):
         make_trainer(make_model_folder("llama"), text_pairs, tmp_path, evaluation=stream, length_bucketing=True)
 
 
-def test_persistent_workers_do_not_answer_for_other_rows(make_model_folder, tmp_path, text_pairs):
+def test_persistent_workers_are_not_reused_for_other_rows(make_model_folder, tmp_path, text_pairs):
     trainer = make_trainer(
         make_model_folder("llama"), text_pairs, tmp_path, evaluation=text_pairs,
         dataloader_num_workers=1, dataloader_persistent_workers=True,
@@ -200,7 +200,7 @@ def test_persistent_workers_do_not_answer_for_other_rows(make_model_folder, tmp_
 
 
 @pytest.mark.parametrize("value", [True, "true", "True"])
-def test_packed_batches_are_bucketed_only_where_asked(make_model_folder, tmp_path, value):
+def test_packed_batches_are_bucketed_only_on_request(make_model_folder, tmp_path, value):
     folder = make_model_folder("llama")
     shuffled = spread(scorer(folder, jumping(64), tmp_path, per_device_train_batch_size=4))
     asked = scorer(folder, jumping(64), tmp_path, per_device_train_batch_size=4, length_bucketing=value)

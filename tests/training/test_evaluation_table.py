@@ -1,4 +1,4 @@
-"""Evaluations on the console: a short aligned table, while loggers keep every metric; and tokens as TRL counts them."""
+"""Evaluations on the console as a short table, while loggers get every metric; token counts as in TRL."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ SOURCE = {
 
 
 class Collected(TrainerCallback):
-    """What loggers get."""
+    """Records the entries that loggers get."""
 
     def __init__(self) -> None:
         self.logs: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ def test_the_table_is_aligned_and_has_a_line_for_each_source():
     )
 
 
-def test_what_is_shown_is_not_said_and_few_prompts_are():
+def test_notes_name_few_prompts_but_not_the_significant_baselines():
     above = SPLIT | {"eval_accuracy_over_length_ci_low": 0.01}
     assert evaluation_table(above).splitlines()[3:] == []
     chance = above | {"eval_accuracy_ci_low": 0.48, "eval_num_prompts": 19}
@@ -65,7 +65,7 @@ def test_what_is_shown_is_not_said_and_few_prompts_are():
     ]
 
 
-def test_other_entries_are_no_table():
+def test_entries_without_an_evaluation_give_no_table():
     assert evaluation_table({"loss": 0.5, "accuracy": 0.7}) is None
     assert evaluation_table({}) is None
 
@@ -90,25 +90,25 @@ def test_the_console_shows_the_table_and_loggers_get_every_metric(make_model_fol
 
 
 @pytest.mark.parametrize("packing", ["false", "auto"])
-def test_tokens_are_counted_over_the_whole_run_as_trl_does(make_model_folder, tmp_path, packing):
+def test_tokens_are_counted_over_the_run_like_in_trl(make_model_folder, tmp_path, packing):
     def trainer() -> Any:
         return make_trainer(
             make_model_folder("llama"), of_lengths(8), tmp_path / packing, packing=packing, save_strategy="steps",
             per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2, save_steps=1,
         )  # fmt: skip
 
-    whole = trainer()
-    whole.train()
-    tokens = sum(len(ids) for row in whole.train_dataset["input_ids"] for ids in row)
-    counted = [entry["num_tokens"] for entry in whole.state.log_history if "num_tokens" in entry]
+    complete = trainer()
+    complete.train()
+    tokens = sum(len(ids) for row in complete.train_dataset["input_ids"] for ids in row)
+    counted = [entry["num_tokens"] for entry in complete.state.log_history if "num_tokens" in entry]
     assert counted == [tokens, 2 * tokens]
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / packing / "checkpoint-1"))
     assert [entry["num_tokens"] for entry in resumed.state.log_history if "num_tokens" in entry] == counted
 
 
-def test_an_evaluation_logs_the_tokens_that_training_has_read_as_trl_does(make_model_folder, tmp_path):
-    """Also where the step was not logged: TRL counts each batch when it is computed."""
+def test_an_evaluation_logs_the_number_of_training_tokens_like_trl(make_model_folder, tmp_path):
+    """This includes steps without a log: TRL counts each batch when it is computed."""
     rows = of_lengths(8)
     trainer = make_trainer(
         make_model_folder("llama"), rows, tmp_path, evaluation=rows[:3], per_device_train_batch_size=4,
@@ -124,5 +124,5 @@ def test_an_evaluation_logs_the_tokens_that_training_has_read_as_trl_does(make_m
         make_model_folder("llama"), rows, tmp_path, evaluation=rows[:3], per_device_train_batch_size=4,
         num_train_epochs=2, logging_steps=4, eval_strategy="epoch", save_strategy="epoch",
     )  # fmt: skip
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # where nothing was logged but the evaluation
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # only the evaluation was logged there
     assert resumed.evaluate()["eval_num_tokens"] == 2 * tokens

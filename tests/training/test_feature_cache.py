@@ -1,4 +1,4 @@
-"""A frozen backbone runs once per row; what is trained and measured is what it would be without the cache."""
+"""Feature cache: a frozen backbone runs once per row, and results equal those without the cache."""
 
 import copy
 import json
@@ -100,14 +100,14 @@ def test_a_cached_run_equals_an_uncached_one(make_model_folder, tmp_path, name):
                 assert one[key] == pytest.approx(value, rel=1e-5, abs=1e-5, nan_ok=True), key
 
 
-def test_predictions_after_cached_training_are_those_of_the_model(make_model_folder, tmp_path):
+def test_predictions_after_cached_training_equal_those_of_the_model(make_model_folder, tmp_path):
     trainer = cached_trainer(make_model_folder("llama"), ranked_lists(), tmp_path / "run", num_train_epochs=2)
     trainer.train()
     close(torch.from_numpy(trainer.predict(trainer.eval_dataset).predictions), uncached_rewards(trainer))
     close(torch.from_numpy(trainer.predict(ranked_lists()).predictions), uncached_rewards(trainer))
 
 
-def test_each_of_several_evaluation_sets_gets_its_own_features(make_model_folder, tmp_path):
+def test_each_of_several_evaluation_sets_has_its_own_features(make_model_folder, tmp_path):
     parts = {"first": ranked_lists(3), "second": ranked_lists(7)[3:]}
     found = []
     for cached in (True, False):
@@ -121,7 +121,7 @@ def test_each_of_several_evaluation_sets_gets_its_own_features(make_model_folder
 
 
 @pytest.mark.slow
-def test_rows_may_be_read_by_worker_processes(make_model_folder, tmp_path):
+def test_worker_processes_can_read_the_features(make_model_folder, tmp_path):
     folder, found = make_model_folder("llama"), []
     for workers in (0, 2):
         trainer = cached_trainer(
@@ -136,7 +136,7 @@ def test_rows_may_be_read_by_worker_processes(make_model_folder, tmp_path):
 
 @pytest.mark.parametrize("step", [1, 5])
 @pytest.mark.slow
-def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(make_model_folder, tmp_path, step):
+def test_a_resumed_run_equals_an_uninterrupted_one(make_model_folder, tmp_path, step):
     folder = make_model_folder("llama")
 
     def trainer() -> RewardTrainer:
@@ -145,19 +145,19 @@ def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(make_model_fol
             save_strategy="steps", save_steps=1,
         )  # fmt: skip
 
-    whole, resumed = trainer(), trainer()
-    whole.train()
+    complete, resumed = trainer(), trainer()
+    complete.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
     assert resumed.state.global_step == 9
-    assert largest_difference(weights(resumed.model), weights(whole.model)) == 0
-    assert losses(resumed) == losses(whole)
+    assert largest_difference(weights(resumed.model), weights(complete.model)) == 0
+    assert losses(resumed) == losses(complete)
 
 
-# --- how often the backbone runs -------------------------------------------------------------------------------------
+# --- number of backbone runs -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_the_backbone_reads_each_row_once_whatever_the_number_of_epochs(make_model_folder, tmp_path, packing):
+def test_the_backbone_runs_once_per_row_for_any_number_of_epochs(make_model_folder, tmp_path, packing):
     trainer = cached_trainer(
         make_model_folder("llama"), ranked_lists(), tmp_path / "run", packing=packing, num_train_epochs=4,
         eval_strategy="epoch", evaluation=ranked_lists(11)[8:], per_device_eval_batch_size=4,
@@ -182,7 +182,7 @@ def test_the_backbone_reads_each_row_once_whatever_the_number_of_epochs(make_mod
     assert seen == []
 
 
-def test_a_cache_larger_than_a_batch_is_computed_within_the_token_budget(make_model_folder, tmp_path):
+def test_features_are_computed_within_the_token_budget(make_model_folder, tmp_path):
     trainer = cached_trainer(make_model_folder("llama"), ranked_lists(), tmp_path / "run", max_tokens_per_batch=100)
     longest = max(row["length"] for row in trainer.train_dataset)
     trainer.checks.done = True
@@ -202,9 +202,7 @@ def test_a_cache_larger_than_a_batch_is_computed_within_the_token_budget(make_mo
         ({"num_train_epochs": 2, "cache_features": False}, True),
     ],
 )
-def test_auto_caches_where_training_passes_over_its_rows_more_than_once(
-    make_model_folder, tmp_path, cache, changes, computed_twice
-):
+def test_auto_caches_if_training_has_more_than_one_pass(make_model_folder, tmp_path, cache, changes, computed_twice):
     changes = {"cache_features": "auto", "per_device_train_batch_size": 4, **changes}
     trainer = cached_trainer(make_model_folder("llama"), ranked_lists(8), tmp_path / "run", **changes)
     trainer.train()
@@ -212,7 +210,7 @@ def test_auto_caches_where_training_passes_over_its_rows_more_than_once(
     assert (computed_tokens(trainer) > 0) is computed_twice
 
 
-def test_loading_the_best_checkpoint_needs_no_further_run_of_the_backbone(make_model_folder, tmp_path):
+def test_loading_the_best_checkpoint_does_not_run_the_backbone_again(make_model_folder, tmp_path):
     trainer = cached_trainer(
         make_model_folder("llama"), ranked_lists(), tmp_path / "run", num_train_epochs=2, eval_strategy="epoch",
         save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="loss",
@@ -222,11 +220,11 @@ def test_loading_the_best_checkpoint_needs_no_further_run_of_the_backbone(make_m
     close(rewards(trainer), uncached_rewards(trainer))
 
 
-# --- what the features depend on -------------------------------------------------------------------------------------
+# --- fingerprint of the features -------------------------------------------------------------------------------------
 
 
 def nudged(model: Any) -> Any:
-    """The smallest change of one backbone weight."""
+    """Change one backbone weight by the smallest amount."""
     with torch.no_grad():
         weight = model.model.layers[0].mlp.up_proj.weight
         weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(10.0))
@@ -234,7 +232,7 @@ def nudged(model: Any) -> Any:
 
 
 def otherwise_configured(model: Any) -> Any:
-    """The same weights under another configuration."""
+    """Return the same weights with another configuration."""
     model.config.rms_norm_eps = 1e-2
     for module in model.modules():
         if hasattr(module, "variance_epsilon"):
@@ -262,9 +260,7 @@ CHANGES: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_of_what_the_features_depend_on_computes_them_again(
-    make_model_folder, chat_pairs, tmp_path, cache, name
-):
+def test_a_change_that_affects_the_features_recomputes_them(make_model_folder, chat_pairs, tmp_path, cache, name):
     make_model, make_rows, changes = CHANGES[name]
     folder = make_model_folder("llama")
     if "chat_template_path" in changes:
@@ -292,7 +288,7 @@ UNRELATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", UNRELATED)
-def test_a_change_of_anything_else_keeps_them(make_model_folder, chat_pairs, tmp_path, name):
+def test_a_change_that_does_not_affect_the_features_keeps_them(make_model_folder, chat_pairs, tmp_path, name):
     options, changes = UNRELATED[name]
     folder = make_model_folder("llama")
     first = cached_trainer(folder, chat_pairs, tmp_path / "run")
@@ -302,7 +298,7 @@ def test_a_change_of_anything_else_keeps_them(make_model_folder, chat_pairs, tmp
     close(rewards(trainer), uncached_rewards(trainer))
 
 
-def test_other_ranks_and_weights_come_with_the_same_features(make_model_folder, tmp_path):
+def test_rows_with_other_ranks_and_weights_use_the_same_features(make_model_folder, tmp_path):
     folder, rows = make_model_folder("llama"), ranked_lists()
     turned = [{**row, "ranks": [-rank for rank in row["ranks"]], "weight": 3.0} for row in rows]
     first, second = (cached_trainer(folder, data, tmp_path / "run") for data in (rows, turned))
@@ -313,7 +309,7 @@ def test_other_ranks_and_weights_come_with_the_same_features(make_model_folder, 
     assert 0 < one["eval_accuracy"] != 0.5
 
 
-def test_one_trainer_tells_rows_apart_that_share_their_features(make_model_folder, tmp_path):
+def test_one_trainer_distinguishes_rows_with_equal_features(make_model_folder, tmp_path):
     rows = ranked_lists()
     turned = [{**row, "ranks": [-rank for rank in row["ranks"]]} for row in rows]
     trainer = cached_trainer(make_model_folder("llama"), rows, tmp_path / "run")
@@ -340,7 +336,7 @@ def test_a_copy_of_the_model_in_another_folder_finds_the_features(make_model_fol
     ],
     ids=["token", "border of a sequence", "border of a row", "rows", "responses", "one more response"],
 )
-def test_the_fingerprint_tells_token_ids_apart(make_model_folder, other):
+def test_the_fingerprint_distinguishes_token_ids(make_model_folder, other):
     model = frozen(make_model_folder("llama"))
 
     def fingerprint(rows: list[list[list[int]]]) -> str:
@@ -354,7 +350,7 @@ def test_the_fingerprint_tells_token_ids_apart(make_model_folder, other):
     assert feature_fingerprint(model, chosen, "no") == fingerprint(rows)
 
 
-# --- where it is not possible ----------------------------------------------------------------------------------------
+# --- impossible caches ----------------------------------------------------------------------------------------------
 
 
 def own_collator(rows: list[dict[str, Any]]) -> Any:
@@ -362,7 +358,7 @@ def own_collator(rows: list[dict[str, Any]]) -> Any:
 
 
 class DoubledWeights(DataCollatorForPreference):
-    """A collator of one's own that can count tokens, as `max_tokens_per_batch` asks of it."""
+    """A custom collator that counts tokens, as `max_tokens_per_batch` requires."""
 
     def __call__(self, rows: Any) -> Any:
         batch = super().__call__(rows)
@@ -400,19 +396,25 @@ IMPOSSIBLE: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "dropout modules": (loader_with("gpt2"), {"disable_dropout": False}, "dropout is on"),
     "dropout attributes": (attention_dropout, {"disable_dropout": False}, "dropout is on"),
     "own collator": (loader_with(), {"data_collator": own_collator}, "the data collator is a custom one"),
-    "own collator with tokens": (loader_with(), {"data_collator": DoubledWeights(0)}, "the data collator is a custom one"),
+    "own collator with tokens": (
+        loader_with(),
+        {"data_collator": DoubledWeights(0)},
+        "the data collator is a custom one",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_true_names_the_reason_why_it_is_not_possible(make_model_folder, text_pairs, tmp_path, name):
+def test_true_is_refused_with_the_reason(make_model_folder, text_pairs, tmp_path, name):
     make_model, changes, reason = IMPOSSIBLE[name]
     with pytest.raises(ValueError, match=f"`cache_features=True` is not possible: .*{reason}"):
         cached_trainer(make_model(make_model_folder), text_pairs[:6], tmp_path / "run", **changes).train()
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_auto_trains_as_usual_where_it_is_not_possible(make_model_folder, text_pairs, tmp_path, cache, caplog, name):
+def test_auto_trains_without_a_cache_if_it_is_not_possible(
+    make_model_folder, text_pairs, tmp_path, cache, caplog, name
+):
     make_model, changes, _ = IMPOSSIBLE[name]
     changes = {"num_train_epochs": 2, **changes}
     results = []
@@ -440,7 +442,7 @@ def test_a_stream_cannot_be_cached(make_model_folder, text_pairs, tmp_path, cach
     assert stored(cache) == []
 
 
-def test_a_streamed_evaluation_stands_beside_cached_training(make_model_folder, text_pairs, tmp_path, cache):
+def test_a_streamed_evaluation_works_with_cached_training(make_model_folder, text_pairs, tmp_path, cache):
     stream = Dataset.from_list(text_pairs[:5]).to_iterable_dataset()
     results = []
     for choice in ("auto", False):
@@ -471,7 +473,7 @@ DROPOUTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"n_embd": 32, "n_layer": 2, "n_head": 4, "attn_pdrop": 0.4, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
     ),
     "bloom, hidden": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "hidden_dropout": 0.4}),
-    "opt, whole layers": (
+    "opt, complete layers": (
         "opt",
         {
             "hidden_size": 32,
@@ -490,7 +492,7 @@ DROPOUTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("switched_off", [False, True])
 @pytest.mark.parametrize("name", DROPOUTS)
-def test_a_backbone_is_cached_only_if_training_mode_changes_nothing(name, switched_off):
+def test_a_backbone_is_cached_only_without_active_dropout(name, switched_off):
     arch, options = DROPOUTS[name]
     torch.manual_seed(0)
     config = AutoConfig.for_model(arch, **{**_SMALL, **options})
@@ -529,7 +531,7 @@ SIZES = (8, 7, 1)
 
 
 def shared_run(rows: int, folder: Path, out: Path) -> tuple[RewardTrainer, dict[str, Any]]:
-    """Three steps of eight rows and an evaluation of some others, whichever the number of processes."""
+    """Run three steps of eight rows and an evaluation of other rows, for any number of processes."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = cached_trainer(
         folder, ranked_lists(8), out, evaluation=ranked_lists(8 + rows)[8:], num_train_epochs=3, optim="sgd",
@@ -567,7 +569,7 @@ def test_two_processes_share_the_work_and_give_the_result_of_one(make_model_fold
     }
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert len(stored(shared)) == 4  # the training rows, and three sets of evaluation rows
+    assert len(stored(shared)) == 4  # the training rows and three sets of evaluation rows
     sizes = []
     for features in stored(shared):
         assert sorted(path.name for path in features.iterdir()) == [
@@ -575,7 +577,7 @@ def test_two_processes_share_the_work_and_give_the_result_of_one(make_model_fold
         ]  # fmt: skip
         parts = json.loads((features / "manifest.json").read_text())["parts"]
         sizes.append(tuple(part["sequences"] for part in parts))
-    assert (0, 4) in sizes  # a single row falls to one process
+    assert (0, 4) in sizes  # one process gets the single row
 
     for rows in SIZES:
         trainer, one = shared_run(rows, folder, tmp_path / "run")

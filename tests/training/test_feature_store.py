@@ -1,4 +1,4 @@
-"""Features on disk: damaged, half-written or outdated ones are computed again; files are mapped, not read."""
+"""Features on disk: damaged, incomplete or outdated features are recomputed; files are memory-mapped."""
 
 import json
 import logging
@@ -88,7 +88,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_cache_is_noticed_and_computed_again(make_model_folder, tmp_path, cache, caplog, name):
+def test_a_damaged_cache_is_detected_and_recomputed(make_model_folder, tmp_path, cache, caplog, name):
     folder = make_model_folder("llama")
     expected = rewards(cached_trainer(folder, ranked_lists(), tmp_path / "run"))
     [features] = stored(cache)
@@ -113,7 +113,7 @@ def leave_unfinished_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("interrupt", [lambda folder: (folder / "manifest.json").unlink(), leave_unfinished_files])
-def test_a_half_written_cache_is_computed_again(make_model_folder, tmp_path, cache, interrupt):
+def test_an_incomplete_cache_is_recomputed(make_model_folder, tmp_path, cache, interrupt):
     folder = make_model_folder("llama")
     expected = rewards(cached_trainer(folder, ranked_lists(), tmp_path / "run"))
     [features] = stored(cache)
@@ -124,7 +124,7 @@ def test_a_half_written_cache_is_computed_again(make_model_folder, tmp_path, cac
     assert computed_tokens(cached_trainer(folder, ranked_lists(), tmp_path / "run")) == 0
 
 
-def test_an_exception_while_computing_leaves_nothing_behind(make_model_folder, tmp_path, cache):
+def test_an_exception_while_computing_leaves_no_files(make_model_folder, tmp_path, cache):
     trainer = cached_trainer(
         make_model_folder("llama"), ranked_lists(), tmp_path / "run", per_device_eval_batch_size=3, num_train_epochs=2
     )  # fmt: skip
@@ -150,7 +150,7 @@ def test_an_exception_while_computing_leaves_nothing_behind(make_model_folder, t
     close(rewards(trainer), uncached_rewards(trainer))
 
 
-def test_a_full_disk_leaves_the_model_and_torch_as_they_were(make_model_folder, tmp_path, cache, monkeypatch):
+def test_a_full_disk_does_not_change_the_model_or_torch(make_model_folder, tmp_path, cache, monkeypatch):
     trainer = cached_trainer(
         make_model_folder("llama"), ranked_lists(), tmp_path / "run", per_device_eval_batch_size=3, num_train_epochs=2
     )  # fmt: skip
@@ -207,29 +207,29 @@ def large_store(tmp_path):
     return FeatureStore(tmp_path / "large", parts), torch.cat([values[::2], values[1::2]])
 
 
-def test_pickled_features_do_not_carry_their_data(large_store):
+def test_pickled_features_do_not_contain_their_data(large_store):
     store, values = large_store
     assert torch.equal(store.read(1990, 2010), values[1990:2010])
-    carried = pickle.dumps(store)
-    assert len(carried) < 2000
-    assert torch.equal(pickle.loads(carried).read(1990, 2010), values[1990:2010])
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 2000
+    assert torch.equal(pickle.loads(pickled).read(1990, 2010), values[1990:2010])
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs a list of what the process has mapped")
-def test_features_are_mapped_not_read(large_store):
+def test_features_are_memory_mapped(large_store):
     store, _ = large_store
     store.read(0, 1)
     maps = Path("/proc/self/maps").read_text()
     assert all(str(store.folder / part.file) in maps for part in store.parts)
 
 
-def test_a_change_of_what_was_read_stays_out_of_the_store(large_store):
+def test_changing_a_read_tensor_does_not_change_the_store(large_store):
     store, values = large_store
     store.read(5, 9).zero_()
     assert torch.equal(store.read(5, 9), values[5:9])
 
 
-def test_features_of_a_bfloat16_backbone_are_stored_as_they_are(make_model_folder, tmp_path, cache):
+def test_features_of_a_bfloat16_backbone_are_stored_in_bfloat16(make_model_folder, tmp_path, cache):
     trainer = cached_trainer(frozen(make_model_folder("llama"), dtype="bfloat16"), ranked_lists(), tmp_path / "run")
     trainer.evaluate()
     [features] = stored(cache)
@@ -243,7 +243,7 @@ def test_features_of_a_bfloat16_backbone_are_stored_as_they_are(make_model_folde
     assert torch.equal(rewards(trainer)[batch["ranks"] != -100], found.detach().ravel())
 
 
-def test_features_lie_beside_the_cache_of_rows_that_were_read_from_a_file(make_model_folder, tmp_path, cache):
+def test_features_are_stored_next_to_the_cache_file_of_the_rows(make_model_folder, tmp_path, cache):
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in ranked_lists()))
     folder = make_model_folder("llama")
@@ -290,7 +290,7 @@ def load_other_state(model: Any) -> None:
 @pytest.mark.parametrize(
     "change", [add_in_place, add_to_data, assign_data, replace_parameter, load_other_state], ids=lambda f: f.__name__
 )
-def test_features_of_changed_weights_are_not_served_again(make_model_folder, tmp_path, change):
+def test_features_of_changed_weights_are_recomputed(make_model_folder, tmp_path, change):
     trainer = cached_trainer(make_model_folder("llama"), ranked_lists(), tmp_path / "run")
     first = rewards(trainer)
     for _ in range(4):
@@ -302,7 +302,7 @@ def test_features_of_changed_weights_are_not_served_again(make_model_folder, tmp
 
 
 @pytest.mark.slow
-def test_worker_processes_that_stay_alive_do_not_serve_features_of_changed_weights(make_model_folder, tmp_path):
+def test_persistent_workers_do_not_return_features_of_changed_weights(make_model_folder, tmp_path):
     trainer = cached_trainer(
         make_model_folder("llama"), ranked_lists(), tmp_path / "run", dataloader_num_workers=1,
         dataloader_persistent_workers=True,
@@ -313,7 +313,7 @@ def test_worker_processes_that_stay_alive_do_not_serve_features_of_changed_weigh
 
 
 @pytest.mark.parametrize("choice", [True, "auto"])
-def test_an_unfrozen_backbone_is_used_again(make_model_folder, tmp_path, choice):
+def test_an_unfrozen_backbone_runs_again(make_model_folder, tmp_path, choice):
     trainer = cached_trainer(
         make_model_folder("llama"), ranked_lists(), tmp_path / "run", num_train_epochs=2, cache_features=choice
     )  # fmt: skip
@@ -332,7 +332,7 @@ def test_an_unfrozen_backbone_is_used_again(make_model_folder, tmp_path, choice)
     assert not torch.equal(before["model.embed_tokens.weight"], trainer.model.model.embed_tokens.weight)
 
 
-def test_each_model_that_model_init_makes_has_features_of_its_own(make_model_folder, tmp_path):
+def test_each_model_of_model_init_has_its_own_features(make_model_folder, tmp_path):
     folders = [make_model_folder("llama", name=f"llama-{seed}", seed=seed) for seed in range(6)]
     made = iter(folders)
     trainer = cached_trainer(

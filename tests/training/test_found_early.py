@@ -1,4 +1,4 @@
-"""What would stop a command at its end is found before a model is loaded."""
+"""Errors that would stop a command at its end are found before a model is loaded."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ from hf_reward.scoring.serving.settings import ServerSettings
 
 @pytest.fixture(autouse=True)
 def _no_model(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Loading a model fails the test, unless it asks for one."""
+    """Loading a model fails the test, unless the test requests one."""
 
     def refuse(*args: Any, **options: Any) -> Any:
         raise AssertionError("a model was loaded")
@@ -48,7 +48,7 @@ def score(data: object, *words: object) -> str:
     return error_of("score", "--model", "m", "--data", data, *words)
 
 
-def test_an_output_of_no_known_kind_is_refused_before_the_model_is_loaded(rows, tmp_path):
+def test_an_unknown_output_format_is_refused_before_the_model_is_loaded(rows, tmp_path):
     assert "must be a .jsonl or .parquet file" in score(rows, "--out", tmp_path / "x.txt")
     (tmp_path / "taken.jsonl").touch()
     assert "taken.jsonl exists. Resume it with `--resume`, or replace it with `--overwrite`" in score(
@@ -68,14 +68,14 @@ def test_data_that_cannot_be_scored_is_refused_before_the_model_is_loaded(rows, 
     assert not (tmp_path / "audit").exists()
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(rows, tmp_path):
+def test_an_unwritable_output_is_refused_before_the_work(rows, tmp_path):
     blocked = tmp_path / "file"
     blocked.touch()
-    said = f"{blocked} is a file. Name another output"
-    assert said in error_of("check-data", "--data", rows, "--out", blocked / "out")
-    assert said in error_of("split", "--data", rows, "--out", blocked / "out")
-    assert said in error_of("audit", "--model", "m", "--data", rows, "--out", blocked / "out")
-    assert said in error_of("benchmark", "pairs", "--model", "m", "--data", rows, "--out", blocked / "out")
+    message = f"{blocked} is a file. Name another output"
+    assert message in error_of("check-data", "--data", rows, "--out", blocked / "out")
+    assert message in error_of("split", "--data", rows, "--out", blocked / "out")
+    assert message in error_of("audit", "--model", "m", "--data", rows, "--out", blocked / "out")
+    assert message in error_of("benchmark", "pairs", "--model", "m", "--data", rows, "--out", blocked / "out")
     card = ("benchmark", "pairs", "--model", "nowhere", "--data", rows, "--out", tmp_path / "out", "--card")
     assert "--card records the result in the model's folder, but --model is not a folder" in error_of(*card)
     require_writable(tmp_path / "new" / "folder" / "file.json")
@@ -83,7 +83,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(rows, tmp_p
 
 
 @pytest.mark.parametrize("device", ["cudda", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused_before_the_model_is_loaded(device):
+def test_a_missing_device_is_refused_before_the_model_is_loaded(device):
     with pytest.raises(ValueError, match=f"`device='{device}'` cannot be used here"):
         load_for_scoring("m", device=device)
 
@@ -95,9 +95,9 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded():
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port} .*in use.*`port=0` for a free one"):
             server.serve("m", ServerSettings(port=port))
-        said = error_of("serve", "--model", "m", "--port", port)
-        assert f"cannot listen on 127.0.0.1:{port}" in said
-        assert "`--port 0` for a free one" in said
+        message = error_of("serve", "--model", "m", "--port", port)
+        assert f"cannot listen on 127.0.0.1:{port}" in message
+        assert "`--port 0` for a free one" in message
     with pytest.raises(OSError, match=r"`host='no\.such\.host\.invalid'` is not an address of this machine"):
         server.serve("m", ServerSettings(host="no.such.host.invalid"))
 
@@ -123,7 +123,9 @@ def test_settings_that_contradict_each_other_or_need_a_package_are_refused(tmp_p
 def test_training_rows_that_would_all_be_dropped_are_refused(make_model_folder, chat_pairs, tmp_path):
     model = load(make_model_folder("llama"))
     settings: dict[str, Any] = {"dataloader_drop_last": True, "per_device_train_batch_size": 5}
-    said = r"`dataloader_drop_last=True` drops the last batch unless it has 5 rows, and the training data has 4 in all"
-    with pytest.raises(ValueError, match=said):
+    message = (
+        r"`dataloader_drop_last=True` drops the last batch unless it has 5 rows, but the training data has only 4 rows"
+    )
+    with pytest.raises(ValueError, match=message):
         make_trainer(model, chat_pairs[:4], tmp_path / "run", **settings)
     make_trainer(model, chat_pairs[:5], tmp_path / "run", **settings)

@@ -1,4 +1,4 @@
-"""Runs over several machines: the launch file with two of them on this one, and the Slurm script with stand-ins."""
+"""Runs over several machines: the launch file with two on this machine, and the Slurm script with fake programs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 STAND_INS = {
     "scontrol": 'if [ "$1" = show ]; then echo node-a; echo node-b; else echo "$@" >> "$LOG/scontrol"; fi',
-    # what srun does: the command once on each machine, and SIGTERM handed on
+    # like srun: run the command once on each machine, and forward SIGTERM
     "srun": """shift
 SLURM_NODEID=0 "$@" & one=$!
 SLURM_NODEID=1 "$@" & other=$!
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 @pytest.mark.slow
 def test_two_machines_train_and_save_one_model(make_model_folder, text_pairs, tmp_path):
-    """Each with one CPU process over gloo: the overrides are the number of processes, the address and the device."""
+    """Each has one CPU process over gloo; number of processes, address and device are overridden."""
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in text_pairs))
     command = [
@@ -60,10 +60,10 @@ def test_two_machines_train_and_save_one_model(make_model_folder, text_pairs, tm
         )
         for rank in (0, 1)
     ]  # fmt: skip
-    said = [machine.communicate(timeout=240)[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(said)[-6000:]
-    assert "Written:" in said[0]
-    assert "Written:" not in said[1]
+    output = [machine.communicate(timeout=240)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(output)[-6000:]
+    assert "Written:" in output[0]
+    assert "Written:" not in output[1]
     record = json.loads((tmp_path / "run" / "reward_config.json").read_text())
     assert record["training"]["settings"]["processes"] == 2
     assert record["training"]["settings"]["rows_per_step"] == 8
@@ -73,7 +73,7 @@ def test_two_machines_train_and_save_one_model(make_model_folder, text_pairs, tm
 
 @pytest.fixture
 def slurm(tmp_path) -> Any:
-    """Starts the Slurm script with stand-ins for the programs that it calls."""
+    """Start the Slurm script with fakes of the programs that it calls."""
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -118,7 +118,7 @@ def test_slurm_starts_every_machine_with_its_rank(slurm, tmp_path):
     assert not (tmp_path / "log" / "scontrol").exists()
 
 
-def test_a_job_that_starts_again_goes_on_where_it_was(slurm, tmp_path):
+def test_a_restarted_job_resumes(slurm, tmp_path):
     assert slurm(SLURM_RESTART_COUNT="1").wait(timeout=60) == 0
     assert words(tmp_path, 1)[-2:] == ["--overwrite_output_dir", "true"]
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
@@ -126,13 +126,13 @@ def test_a_job_that_starts_again_goes_on_where_it_was(slurm, tmp_path):
     assert words(tmp_path, 1)[-2:] == ["--resume_from_checkpoint", "true"]
 
 
-def test_a_job_without_an_output_folder_says_what_is_missing(slurm):
+def test_a_job_without_an_output_folder_is_refused(slurm):
     job = slurm(OUTPUT_DIR="")
     assert job.wait(timeout=60) == 1
     assert "Name the output folder" in job.stdout.read()
 
 
-def test_sigterm_reaches_the_processes_and_asks_for_another_start(slurm, tmp_path):
+def test_sigterm_reaches_the_processes_and_requeues_the_job(slurm, tmp_path):
     job = slurm(RUNS_LONG="yes")
     running = [tmp_path / "log" / f"running-{node}" for node in (0, 1)]
     patience = time.monotonic() + 60

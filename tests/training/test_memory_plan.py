@@ -1,4 +1,4 @@
-"""The plan's arithmetic by hand, and its counts against real tensors."""
+"""Memory plan: its arithmetic against values computed by hand, and its counts against real tensors."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ CONFIG = LlamaConfig(
 COUNTS = Counts(backbone=1000, layer=100, embeddings=200, adapter=10)
 
 
-def test_parameters_are_those_of_the_architecture():
+def test_parameters_match_the_architecture():
     counts = count_parameters(CONFIG, lora_r=4)
     real = AutoModelForSequenceClassification.from_config(CONFIG)
     assert counts.backbone == sum(parameter.numel() for parameter in real.model.parameters())
@@ -57,7 +57,7 @@ def test_bytes_of_weights_gradients_and_states(method, sharding, expected):
     assert list(state_bytes(COUNTS, method, sharding, 4).values()) == pytest.approx(expected)
 
 
-def test_the_plan_of_a_model_is_the_estimate_of_a_dry_run():
+def test_the_plan_of_a_model_equals_the_estimate_of_a_dry_run():
     model = AutoModelForSequenceClassification.from_config(CONFIG).float()
     plan = state_bytes(count_parameters(CONFIG, lora_r=4), "full", "fsdp2", 1)
     head = 4 * sum(weight.numel() for weight in model.score.parameters())
@@ -84,7 +84,7 @@ def test_operations_of_a_token():
     assert flops_per_token(0, "full", False, 2, 8, 16) == 3 * 2 * 2 * 8 * 16
 
 
-def test_what_a_layer_keeps_is_what_its_tensors_take():
+def test_kept_activations_equal_the_size_of_the_tensors():
     kept = count_activations(CONFIG)
     assert kept.boundary == 2 * 32
     assert count_activations(CONFIG, tokens=128).layer == pytest.approx(kept.layer)
@@ -92,7 +92,7 @@ def test_what_a_layer_keeps_is_what_its_tensors_take():
     least = 2 * (2 * 32 + 2 * 16 + 4 * 48)
     assert least < kept.layer < 4 * least
 
-    # the same hooks on real tensors; torch's own attention keeps other things, so both take the stand-in
+    # the same hooks on real tensors; torch's own attention keeps other tensors, so both use the replacement
     short = LlamaConfig.from_dict({**CONFIG.to_dict(), "num_hidden_layers": 1})
     short._attn_implementation = "plan"
     real = AutoModelForSequenceClassification.from_config(short, dtype=torch.bfloat16)
@@ -112,6 +112,6 @@ def test_what_a_layer_keeps_is_what_its_tensors_take():
 def test_the_table_has_a_row_for_each_combination(capsys, tmp_path):
     CONFIG.save_pretrained(tmp_path)
     main(["--model-config", str(tmp_path), "--gpus", "2", "--tokens", "100"])
-    said = capsys.readouterr().out
-    assert said.count("│ full") == said.count("│ lora") == 8
-    assert said.count("│ qlora") == 2
+    output = capsys.readouterr().out
+    assert output.count("│ full") == output.count("│ lora") == 8
+    assert output.count("│ qlora") == 2

@@ -1,4 +1,4 @@
-"""YAML and command line -> settings: types, overrides, refusals."""
+"""YAML and command line -> settings: types, overrides, errors."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ KNOWN = {"seed", "max_steps", "learning_rate"}
 
 @pytest.fixture
 def write_yaml(tmp_path):
-    """Write settings as they stand, beside the two that every run needs."""
+    """Write settings unchanged, together with the two that every run needs."""
 
     def write(text: str) -> str:
         path = tmp_path / "run.yaml"
@@ -70,7 +70,7 @@ def test_mixture_of_sources(tmp_path):
     assert (half.name, half.weight, half.data, half.columns) == ("half", 0.5, "b.jsonl", {"chosen": "better"})
 
 
-def test_command_line_overrides_the_file_wherever_it_stands(write_yaml):
+def test_the_command_line_overrides_the_file_in_any_position(write_yaml):
     path = write_yaml("learning_rate: 1e-5\nseed: 3\nuse_lora: true")
     words = ["--seed", "7", "--config", path, "--learning_rate", "2e-5", "--train_data", "x.jsonl", "y.jsonl"]
     run, args = parse_run_arguments([*words, "--use_lora", "false"])
@@ -113,7 +113,7 @@ def test_every_unknown_key_is_named_once_with_the_nearest_setting(write_yaml, ca
     assert message.count("there is no setting") == 4
 
 
-def test_a_malformed_value_names_the_line_of_the_file_it_stands_in(write_yaml, capsys):
+def test_a_malformed_value_names_its_file_and_line(write_yaml, capsys):
     path = write_yaml("seed: 1\nlearning_rate: fast")
     message = exit_message(["--config", path], capsys)
     assert f"{path}, line 4: argument --learning_rate" in message
@@ -144,21 +144,21 @@ def test_a_file_in_another_encoding_is_named_with_byte_and_remedy(encoding, mess
         read_settings(path, KNOWN)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_setting(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_bytes("\ufeffseed: 1\r\nmax_steps: 2\r\n".encode())
     assert read_settings(path, KNOWN).values == {"seed": 1, "max_steps": 2}
 
 
-def test_errors_of_a_run_answer_in_the_syntax_of_its_settings():
+def test_errors_of_a_run_use_the_syntax_of_its_settings():
     columns = {"columns": {"chosen": "your_column"}, "skip_bad_rows": True, "max_length": 512}
-    said = {}
+    names = {}
     for argv in ([], ["--config", "a.yaml"], ["--config=a.yaml"]):
         with used_through(interface_of(argv)):
-            said[" ".join(argv)] = [setting(name, value) for name, value in columns.items()]
+            names[" ".join(argv)] = [setting(name, value) for name, value in columns.items()]
     yaml = ["columns: {chosen: your_column}", "skip_bad_rows: true", "max_length: 512"]
     options = ['--columns \'{"chosen": "your_column"}\'', "--skip_bad_rows true", "--max_length 512"]
-    assert said == {"": options, "--config a.yaml": yaml, "--config=a.yaml": yaml}
+    assert names == {"": options, "--config a.yaml": yaml, "--config=a.yaml": yaml}
     with used_through(Interface.COMMAND):
         found = [setting(name, value) for name, value in columns.items()]
         assert found == ["--columns chosen=your_column", "--skip-bad-rows", "--max-length 512"]
@@ -188,7 +188,7 @@ def test_missing_file():
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text"])
-def test_file_that_is_no_mapping(text, tmp_path):
+def test_a_file_without_a_mapping_is_refused(text, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match="must hold settings"):
@@ -238,13 +238,13 @@ def test_quantization_config():
     assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
 
 
-def test_a_name_that_is_too_long_for_a_file_is_said_to_be_none():
+def test_a_name_that_is_too_long_for_a_file_is_reported_as_missing():
     with pytest.raises(FileNotFoundError, match="There is no configuration file"):
         read_settings("x" * 5000, KNOWN)
 
 
 @pytest.mark.parametrize("name", ["./nope", "nope/with/model", "/nope/model", "/" + "x" * 5000])
-def test_a_model_folder_that_is_not_there_is_said_so(name):
+def test_a_missing_model_folder_is_reported(name):
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         require_folder_or_hub_id(name)
 
@@ -272,6 +272,6 @@ def test_a_stream_needs_its_number_of_steps(tmp_path):
         ("max_steps: 2\nseed: 1\nmax_steps: 4\n", "max_steps is given more than once, in lines 3, 5"),
     ],
 )
-def test_what_a_file_says_in_vain_is_refused(write_yaml, text, message):
+def test_settings_without_effect_in_a_file_are_refused(write_yaml, text, message):
     with pytest.raises(ValueError, match=message):
         read_settings(write_yaml(text), KNOWN)

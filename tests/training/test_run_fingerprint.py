@@ -1,4 +1,4 @@
-"""A run that goes on is the run that was begun: rows, settings and frozen weights."""
+"""Fingerprint of a run: rows, settings and frozen weights are compared when it resumes."""
 
 import json
 from pathlib import Path
@@ -30,22 +30,25 @@ def test_another_learning_rate_and_other_rows_are_refused_and_listed(make_model_
     resumed(model, chat_pairs, run)
     with pytest.raises(ValueError, match="belongs to a run with different data or settings") as caught:
         resumed(model, chat_pairs[:-1], run, learning_rate=3e-4)
-    said = str(caught.value)
-    assert "\n  settings.learning_rate: was 0.0001, is 0.0003\n" in said
-    assert "\n  train_data.rows: was 16, is 15.\n" in said
-    assert "--allow_changed_run" in said
+    message = str(caught.value)
+    assert "\n  settings.learning_rate: was 0.0001, is 0.0003\n" in message
+    assert "\n  train_data.rows: was 16, is 15.\n" in message
+    assert "--allow_changed_run" in message
     with pytest.raises(ValueError, match=r'train_data.content: was "[0-9a-f]{32}"') as caught:
         resumed(model, chat_pairs[::-1], run)  # the same rows in another order
-    assert "settings" not in str(caught.value).split("\n", 1)[1].split("Start with")[0]
+    assert "settings" not in str(caught.value).split("\n", 1)[1].split("Restore those")[0]
     before = (checkpoints(run)[-1] / FILE).read_text()
 
     resumed(model, chat_pairs[::-1], run, allow_changed_run=True, max_steps=2)
-    assert "as `allow_changed_run` says:\n  settings.max_steps: was 1, is 2\n  train_data.content: was" in caplog.text
+    assert (
+        "because `allow_changed_run` is set:\n  settings.max_steps: was 1, is 2\n  train_data.content: was"
+        in caplog.text
+    )
     assert (checkpoints(run)[-1] / FILE).read_text() != before
     assert FILE in json.loads((checkpoints(run)[-1] / LIST_FILE).read_text())["files"]
 
 
-def test_logging_paths_and_workers_may_change_and_the_same_run_goes_on(make_model_folder, chat_pairs, tmp_path, caplog):
+def test_a_run_resumes_with_changed_logging_paths_and_workers(make_model_folder, chat_pairs, tmp_path, caplog):
     model, run = make_model_folder("llama"), tmp_path / "run"
     resumed(model, chat_pairs, run)
     run.rename(tmp_path / "moved")
@@ -60,16 +63,16 @@ def test_logging_paths_and_workers_may_change_and_the_same_run_goes_on(make_mode
     assert not [entry for entry in caplog.records if "fingerprint" in entry.name]
 
 
-def test_another_order_of_the_rows_is_refused_and_can_be_kept(make_model_folder, chat_pairs, tmp_path):
+def test_another_order_of_the_rows_is_refused_and_can_be_allowed(make_model_folder, chat_pairs, tmp_path):
     model, run = make_model_folder("llama"), tmp_path / "run"
     assert packs(resumed(model, chat_pairs, run).data_collator)
-    padded = {"packing": "false"}  # puts rows of like length together, so some would be read twice and others never
+    padded = {"packing": "false"}  # another order: some rows would be seen twice and others never
     with pytest.raises(ValueError, match=r"\n  settings.rows_by_length: was false, is true.\n"):
         resumed(model, chat_pairs, run, **padded)
     assert resumed(model, chat_pairs, run, length_bucketing="false", **padded).state.global_step == 1
 
 
-def test_a_checkpoint_without_a_fingerprint_goes_on_with_a_warning(make_model_folder, chat_pairs, tmp_path, caplog):
+def test_a_checkpoint_without_a_fingerprint_is_resumed_with_a_warning(make_model_folder, chat_pairs, tmp_path, caplog):
     model, run = make_model_folder("llama"), tmp_path / "run"
     resumed(model, chat_pairs, run)
     [folder] = checkpoints(run)
@@ -124,10 +127,10 @@ def test_fields_of_the_configuration_that_another_version_lacks_are_not_compared
     assert resumed(model, chat_pairs, tmp_path / "run").state.global_step == 1
 
 
-def test_an_adapter_goes_on_beside_a_new_pad_token(make_model_folder, text_tokenizer, text_pairs, tmp_path):
+def test_an_adapter_resumes_with_a_new_pad_token(make_model_folder, text_tokenizer, text_pairs, tmp_path):
     folder = make_model_folder("llama", tokenizer=text_tokenizer)
     peft = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
-    for _ in range(2):  # the second start has drawn other random numbers when it loads the model
+    for _ in range(2):  # the second start loads the model with other random numbers
         model = load(folder, **peft)
         assert resumed(model, text_pairs, tmp_path / "run").state.global_step == 1
     embeddings = model.get_input_embeddings().weight
@@ -135,7 +138,7 @@ def test_an_adapter_goes_on_beside_a_new_pad_token(make_model_folder, text_token
     assert (embeddings[-1] == 0).all()
 
 
-def test_evaluation_rows_count_where_they_choose_the_checkpoint(make_model_folder, chat_pairs, tmp_path, caplog):
+def test_evaluation_rows_are_compared_if_they_select_the_checkpoint(make_model_folder, chat_pairs, tmp_path, caplog):
     model = make_model_folder("llama")
     best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
     for name, changes in (("plain", {}), ("best", best)):
@@ -167,22 +170,22 @@ def test_a_changed_file_of_a_stream_is_refused_beyond_the_rows_that_are_compared
         go("run")
 
 
-def test_content_is_that_of_the_values_however_they_lie_in_memory():
+def test_content_depends_on_values_and_not_on_their_layout_in_memory():
     rows = [{"input_ids": [[1, 2], [3]], "margin": None}, {"input_ids": [[4], [5, 6]], "margin": 0.0}]
     rows.append({"input_ids": [[4, 5], [6]], "margin": 0.0})
     columns = ["input_ids", "margin"]
-    whole = Dataset.from_list(rows)
-    content = content_of_rows(whole, columns)
-    assert content == content_of_rows(concatenate_datasets([whole.select([0]), whole.select([1, 2])]), columns)
-    assert content == content_of_rows(whole.select([2, 1, 0]).select([2, 1, 0]), columns)
-    others = [whole.select([1, 0, 2]), whole.select([0, 2, 1]), whole.select([0, 1])]
+    complete = Dataset.from_list(rows)
+    content = content_of_rows(complete, columns)
+    assert content == content_of_rows(concatenate_datasets([complete.select([0]), complete.select([1, 2])]), columns)
+    assert content == content_of_rows(complete.select([2, 1, 0]).select([2, 1, 0]), columns)
+    others = [complete.select([1, 0, 2]), complete.select([0, 2, 1]), complete.select([0, 1])]
     others.append(Dataset.from_list([{**rows[0], "margin": 0.0}, *rows[1:]]))  # a null is not 0
     assert len({content, *(content_of_rows(data, columns) for data in others)}) == 5
 
 
 def test_every_setting_that_may_change_exists_and_the_others_are_compared():
     known = RewardConfig.__dataclass_fields__.keys()
-    # transformers moved some settings between the versions that are supported; none of ours may be misspelt.
+    # transformers moved some settings between the supported versions; ours must not be misspelt.
     assert len(IGNORED_SETTINGS - known) <= 12
     deciding = known - IGNORED_SETTINGS
     assert {

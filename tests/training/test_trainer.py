@@ -1,4 +1,4 @@
-"""What a training step does: the loss, its gradient, and that runs repeat and resume exactly."""
+"""A training step: loss and gradient; runs repeat and resume exactly."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from hf_reward import RewardTrainer
 
 
 def ranked_lists(count: int = 8) -> list[dict[str, Any]]:
-    """Lists of two to four responses, with weights that differ."""
+    """Return lists of two to four responses with different weights."""
     words = ["brief", "rather longer words", "the longest answer of all of them", "middling text"]
     rows = []
     for number in range(count):
@@ -30,19 +30,19 @@ def ranked_lists(count: int = 8) -> list[dict[str, Any]]:
 
 
 def with_ties(count: int = 8) -> list[dict[str, Any]]:
-    """Pairs of which every third is a tie."""
+    """Return pairs; every third one is a tie."""
     rows = [{**row, "responses": row["responses"][:2], "weight": 1.0} for row in ranked_lists(count)]
     return [{**row, "ranks": [0, 0] if place % 3 == 2 else [0, 1]} for place, row in enumerate(rows)]
 
 
 def alone(model: Any, ids: list[int]) -> float:
-    """The reward of one unpadded sequence."""
+    """Return the reward of one unpadded sequence."""
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids])).logits.item()
 
 
 class Rates(TrainerCallback):
-    """Keeps the learning rates of every optimizer group at each step."""
+    """Records the learning rates of every optimizer group at each step."""
 
     def __init__(self) -> None:
         self.seen: list[set[float]] = []
@@ -89,7 +89,7 @@ def test_compute_loss_can_return_the_rewards_in_the_layout_of_the_ranks(make_mod
     assert (outputs["rewards"][batch["ranks"] == -100] == 0).all()
 
 
-def test_training_starts_at_ln_2_and_the_first_gradient_reaches_the_head_alone(make_model_folder, chat_pairs, tmp_path):
+def test_training_starts_at_ln_2_and_the_first_gradient_reaches_only_the_head(make_model_folder, chat_pairs, tmp_path):
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run")
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.create_optimizer_and_scheduler(2)
@@ -106,7 +106,7 @@ def test_training_starts_at_ln_2_and_the_first_gradient_reaches_the_head_alone(m
 
 
 @pytest.mark.parametrize("arch", ["llama", "bert"])
-def test_sixteen_pairs_of_arbitrary_direction_are_learnt_by_heart(make_model_folder, text_pairs, tmp_path, arch):
+def test_sixteen_pairs_of_arbitrary_direction_are_memorised(make_model_folder, text_pairs, tmp_path, arch):
     swapped = {"chosen": "rejected", "rejected": "chosen", "prompt": "prompt"}
     rows = [
         {swapped[name]: text for name, text in row.items()} if number in (1, 2, 5, 8, 12, 13, 15) else row
@@ -200,7 +200,7 @@ def test_a_second_call_of_train_keeps_one_group_for_the_head(make_model_folder, 
     assert groups.count(1) == 1
 
 
-def test_a_frozen_backbone_trains_its_head_at_the_heads_own_rate(make_model_folder, chat_pairs, tmp_path):
+def test_a_frozen_backbone_trains_its_head_with_the_head_learning_rate(make_model_folder, chat_pairs, tmp_path):
     model = load(make_model_folder("llama"), freeze_backbone=True)
     before = weights(model)
     trainer = make_trainer(model, chat_pairs[:8], tmp_path / "run", max_steps=2, head_learning_rate=1e-2)
@@ -209,7 +209,7 @@ def test_a_frozen_backbone_trains_its_head_at_the_heads_own_rate(make_model_fold
     assert changed == {"score.weight"}
 
 
-def test_a_ready_made_optimizer_together_with_a_head_learning_rate_is_refused(make_model_folder, chat_pairs, tmp_path):
+def test_a_custom_optimizer_with_a_head_learning_rate_is_refused(make_model_folder, chat_pairs, tmp_path):
     model = load(make_model_folder("llama"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="head_learning_rate"):
@@ -255,7 +255,7 @@ def test_one_step_of_eight_rows_equals_four_accumulated_steps_of_two(make_model_
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-6)
 
 
-def test_the_same_seed_gives_the_same_losses_to_the_last_bit(make_model_folder, chat_pairs, tmp_path):
+def test_the_same_seed_gives_bitwise_equal_losses(make_model_folder, chat_pairs, tmp_path):
     folder = make_model_folder("llama")
 
     def run(seed: int) -> list[float]:
@@ -273,7 +273,7 @@ def test_the_same_seed_gives_the_same_losses_to_the_last_bit(make_model_folder, 
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(make_model_folder, chat_pairs, tmp_path, adapter):
+def test_a_resumed_run_equals_an_uninterrupted_one(make_model_folder, chat_pairs, tmp_path, adapter):
     folder = make_model_folder("llama")
 
     def trainer() -> RewardTrainer:
@@ -283,14 +283,14 @@ def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(make_model_fol
             save_strategy="steps", save_steps=3, head_learning_rate=2e-2, peft_config=config if adapter else None,
         )  # fmt: skip
 
-    whole = trainer()
-    whole.train()
+    complete = trainer()
+    complete.train()
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))  # inside the first epoch
     assert resumed.state.global_step == 7
-    for name, value in weights(whole.model).items():
+    for name, value in weights(complete.model).items():
         assert torch.equal(value, dict(resumed.model.named_parameters())[name]), name
-    assert losses(resumed) == losses(whole)
+    assert losses(resumed) == losses(complete)
 
 
 def test_a_saved_model_gives_the_same_rewards_in_stock_transformers(make_model_folder, chat_pairs, tmp_path):
@@ -309,10 +309,10 @@ def test_a_saved_model_gives_the_same_rewards_in_stock_transformers(make_model_f
     assert rewards.std() > 0.01
 
 
-# --- what the caller passed ---
+# --- arguments of the caller ------------------------------------------------------------------------------------------
 
 
-def test_nothing_that_the_caller_passed_is_changed(make_model_folder, chat_pairs, chat_tokenizer, tmp_path):
+def test_arguments_are_not_changed(make_model_folder, chat_pairs, chat_tokenizer, tmp_path):
     args = settings(tmp_path / "run", max_steps=1)
     peft_config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     data = Dataset.from_list(chat_pairs)
@@ -324,14 +324,14 @@ def test_nothing_that_the_caller_passed_is_changed(make_model_folder, chat_pairs
     trainer.train()
     after = (args.to_dict(), peft_config.to_dict(), data.to_list(), len(chat_tokenizer), chat_tokenizer.pad_token)
     assert after == before
-    assert trainer.processing_class.pad_token != chat_tokenizer.pad_token  # there was something to change
+    assert trainer.processing_class.pad_token != chat_tokenizer.pad_token  # the trainer needs a different pad token
 
 
-def test_settings_stay_as_they_are_where_a_stream_needs_others(make_model_folder, chat_pairs, tmp_path):
+def test_settings_are_not_changed_by_a_stream(make_model_folder, chat_pairs, tmp_path):
     args = settings(tmp_path / "run", max_steps=1)
     before = (args.accelerator_config.dispatch_batches, args.to_dict())
     stream = Dataset.from_list(chat_pairs).to_iterable_dataset()
     trainer = RewardTrainer(model=str(make_model_folder("llama")), args=args, train_dataset=stream)
     assert trainer.args.accelerator_config.dispatch_batches is False
-    trainer.args.learning_rate = 7.0  # as a hyperparameter search does
+    trainer.args.learning_rate = 7.0  # like a hyperparameter search
     assert (args.accelerator_config.dispatch_batches, args.to_dict()) == before

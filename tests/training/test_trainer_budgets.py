@@ -1,4 +1,4 @@
-"""A token budget bounds each forward pass and changes nothing that is learned."""
+"""Token budgets: they bound each forward pass and do not change the result of training."""
 
 import json
 import os
@@ -52,38 +52,38 @@ STEPS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def one_step(folder: Path, name: str, out: Path, budget: int | None) -> tuple[Any, dict[str, Any], list[int]]:
-    """Weights, log and passes of one optimizer step."""
+    """Return weights, log and passes of one optimizer step."""
     rows, changes = STEPS[name]
     changes = {**SGD, **changes}
     config = LoraConfig(**LORA) if changes.pop("adapter", False) else None
     trainer = scorer(folder, rows, out, max_steps=1, peft_config=config, max_tokens_per_batch=budget, **changes)
-    trainer.get_train_dataloader()  # what is checked before training is not counted
+    trainer.get_train_dataloader()  # passes of the checks before training are not counted
     with Passes(trainer) as passes:
         trainer.train()
     return weights(trainer.model), numbers(trainer.state.log_history[0]), passes.tokens
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_one_step_under_any_budget_is_the_step_without_one(make_model_folder, tmp_path, name):
+def test_one_step_under_any_budget_equals_the_step_without_one(make_model_folder, tmp_path, name):
     folder = make_model_folder("llama")
-    expected, log, whole = one_step(folder, name, tmp_path, None)
+    expected, log, complete = one_step(folder, name, tmp_path, None)
     start = load(folder)
     randomize_head(start)
     head = next(value for name, value in expected.items() if name.endswith(("score.weight", "default.weight")))
     assert (head - start.score.weight).abs().max() > 5e-5
     assert {"loss", "grad_norm", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"} <= log.keys()
-    most = sum(whole)
+    most = sum(complete)
     for budget in (1, 2 * most // 5, most):
         found, its_log, passes = one_step(folder, name, tmp_path, budget)
         if budget < most:
-            assert len(passes) > len(whole)
-        elif len(whole) == 1:
-            assert passes == whole
+            assert len(passes) > len(complete)
+        elif len(complete) == 1:
+            assert passes == complete
         assert largest_difference(found, expected) < 2e-6
         assert its_log == pytest.approx(log, rel=2e-5, abs=1e-6)
 
 
-def test_the_loss_of_each_epoch_is_that_without_a_budget(make_model_folder, tmp_path):
+def test_the_loss_of_each_epoch_equals_that_without_a_budget(make_model_folder, tmp_path):
     folder, found = make_model_folder("llama"), []
     for budget in (None, 90):
         trainer = scorer(folder, ranked_lists(10), tmp_path, num_train_epochs=2, max_tokens_per_batch=budget, **SGD)
@@ -101,11 +101,11 @@ def test_no_pass_of_a_run_exceeds_the_budget(make_model_folder, tmp_path, packin
         make_model_folder("llama"), jumping(), tmp_path, evaluation=jumping(12), max_tokens_per_batch=220,
         packing=packing, eval_strategy="epoch", num_train_epochs=2,
     )  # fmt: skip
-    trainer.get_train_dataloader()  # what is checked before training is not counted
+    trainer.get_train_dataloader()  # passes of the checks before training are not counted
     rows = list(trainer.train_dataset)
     count = trainer.data_collator.collator.tokens
     assert max(count([row]) for row in rows) <= 300
-    assert count(rows[:8]) > 1.5 * 300  # there is something to bound
+    assert count(rows[:8]) > 1.5 * 300  # the budget is needed
     with Passes(trainer) as passes:
         trainer.train()
         trainer.predict(jumping(12))
@@ -114,7 +114,7 @@ def test_no_pass_of_a_run_exceeds_the_budget(make_model_folder, tmp_path, packin
 
 
 @pytest.mark.parametrize("packing", ["auto", "false"])
-def test_a_group_larger_than_the_budget_trains_in_a_pass_of_its_own(make_model_folder, tmp_path, packing):
+def test_a_group_larger_than_the_budget_trains_in_a_separate_pass(make_model_folder, tmp_path, packing):
     rows = of_lengths(8)
     rows[3] = {**rows[3], "prompt": "a long story " * 20}
     trainer = scorer(
@@ -155,9 +155,7 @@ def test_a_frozen_backbone_with_cached_features_learns_the_same_under_a_budget(m
 
 @pytest.mark.parametrize("packing", ["auto", "false"])
 @pytest.mark.parametrize("size", [3, 8])
-def test_evaluation_and_prediction_under_a_budget_are_those_without_one_in_dataset_order(
-    make_model_folder, tmp_path, packing, size
-):
+def test_evaluation_and_prediction_under_a_budget_equal_those_without_one(make_model_folder, tmp_path, packing, size):
     folder, rows, found = make_model_folder("llama"), [*ranked_lists(7), *long_then_short()[:3]], []
     for budget in (None, 1, 170):
         trainer = scorer(
@@ -176,14 +174,14 @@ def test_evaluation_and_prediction_under_a_budget_are_those_without_one_in_datas
             assert np.allclose(one, other, atol=1e-4)
 
 
-def test_rewards_of_a_split_batch_come_back_in_its_order(make_model_folder, tmp_path):
+def test_rewards_of_a_split_batch_keep_its_order(make_model_folder, tmp_path):
     trainer = scorer(make_model_folder("llama"), long_then_short(), tmp_path, max_tokens_per_batch=100)
     rows = list(trainer.train_dataset)
-    batch, whole = trainer.data_collator(rows), trainer.data_collator.collator(rows)
+    batch, complete = trainer.data_collator(rows), trainer.data_collator.collator(rows)
     assert len(batch["micro_batches"]) > 3
     assert torch.cat(batch["micro_rows"]).tolist() != list(range(8))
     with torch.no_grad(), packed_model(trainer.model):
-        found, expected = compute_rewards(trainer.model, batch), compute_rewards(trainer.model, whole)
+        found, expected = compute_rewards(trainer.model, batch), compute_rewards(trainer.model, complete)
     assert found.shape == expected.shape == (8, 4)
     assert (found - expected).abs().max() < 1e-5
 
@@ -193,29 +191,29 @@ def test_rewards_of_a_split_batch_come_back_in_its_order(make_model_folder, tmp_
 
 @pytest.mark.parametrize("step", [3, 6])
 @pytest.mark.parametrize("packing", ["auto", "false"])
-def test_a_run_stopped_within_an_epoch_ends_like_one_never_stopped(make_model_folder, tmp_path, packing, step):
+def test_a_run_stopped_within_an_epoch_equals_an_uninterrupted_one(make_model_folder, tmp_path, packing, step):
     def trainer() -> RewardTrainer:
         return scorer(
             make_model_folder("llama"), jumping(16), tmp_path / "run", max_steps=8, per_device_train_batch_size=4,
             save_strategy="steps", save_steps=3, max_tokens_per_batch=150, packing=packing, learning_rate=1e-2,
         )  # fmt: skip
 
-    whole = trainer()
-    whole.train()
+    complete = trainer()
+    complete.train()
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
     assert resumed.state.global_step == 8
-    assert losses(resumed) == losses(whole)
-    assert largest_difference(weights(resumed.model), weights(whole.model)) == 0
+    assert losses(resumed) == losses(complete)
+    assert largest_difference(weights(resumed.model), weights(complete.model)) == 0
 
 
 @pytest.mark.parametrize("packing", ["auto", "false"])
 @pytest.mark.parametrize("bad", ["nan", "inf"])
-def test_a_loss_that_is_not_finite_in_a_later_micro_batch_leaves_the_weights_as_they_were(
+def test_a_non_finite_loss_in_a_later_micro_batch_does_not_change_the_weights(
     make_model_folder, tmp_path, packing, bad
 ):
     rows, marked = jumping(8), 5
-    rows[marked] = {"prompt": "", "chosen": "\x07", "rejected": "no"}  # the shortest, so computed last
+    rows[marked] = {"prompt": "", "chosen": "\x07", "rejected": "no"}  # the shortest row, so it is computed last
     trainer = scorer(
         make_model_folder("llama"),
         rows,
@@ -238,22 +236,22 @@ def test_a_loss_that_is_not_finite_in_a_later_micro_batch_leaves_the_weights_as_
         pytest.raises(FloatingPointError, match=rf"at step 0, from the data rows \[{marked}\]\."),
     ):
         trainer.train()
-    assert len(passes.tokens) == 8  # seven went well
+    assert len(passes.tokens) == 8  # seven passes were finite
     assert trainer.model.score.weight.grad.abs().max() > 0
     assert largest_difference(before, weights(trainer.model)) == 0
 
 
-def test_a_collator_that_cannot_count_tokens_is_refused_with_the_cure(make_model_folder, tmp_path):
+def test_a_collator_that_cannot_count_tokens_is_refused_with_a_remedy(make_model_folder, tmp_path):
     class Mine:
         def __call__(self, rows: Any) -> Any:
             return DataCollatorForPreference(0)(rows)
 
-    with pytest.raises(ValueError, match=r"method `tokens\(rows\)`, which Mine lacks\. Add it .*or leave one"):
+    with pytest.raises(ValueError, match=r"method `tokens\(rows\)`, which Mine lacks\. Add it .*or remove one"):
         scorer(make_model_folder("llama"), of_lengths(8), tmp_path, max_tokens_per_batch=50, data_collator=Mine())
     scorer(make_model_folder("llama"), of_lengths(8), tmp_path, data_collator=Mine(), max_steps=1).train()
 
 
-def test_a_collator_of_the_users_own_that_counts_tokens_is_kept_to_the_budget_by_its_count(make_model_folder, tmp_path):
+def test_a_custom_collator_that_counts_tokens_obeys_the_budget(make_model_folder, tmp_path):
     class Mine(DataCollatorForPreference):
         def tokens(self, rows: Any) -> int:
             return 10 * len(rows)
@@ -263,7 +261,7 @@ def test_a_collator_of_the_users_own_that_counts_tokens_is_kept_to_the_budget_by
     )
     with Passes(trainer) as passes:
         trainer.train()
-    assert len(passes.tokens) == 2 + 3  # a row alone and in a batch, compared before the first step; then the parts
+    assert len(passes.tokens) == 2 + 3  # the check of a row alone and in a batch, then the parts
 
 
 @pytest.mark.parametrize(
@@ -275,7 +273,7 @@ def test_a_collator_of_the_users_own_that_counts_tokens_is_kept_to_the_budget_by
         ({"length_bucketing": None}, r"`length_bucketing` must be 'auto', True or False, but is None"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(tmp_path, changes, message):
+def test_settings_without_meaning_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         settings(tmp_path, **changes)
 
@@ -291,7 +289,7 @@ import {module}
 
 
 def in_two_processes(job: str, out: Path, *arguments: Any, timeout: float = 200, module: str = __name__) -> None:
-    """Run a function of this module, or another one, in two processes."""
+    """Run a function of this or another module in two processes."""
     script = out / f"{job}.py"
     script.write_text(WORKER.format(paths=PATHS, job=job, module=module))
     command = [
@@ -324,11 +322,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def run_case(name: str, llama: str, bert: str, out: Path) -> tuple[RewardTrainer, dict[str, Any]]:
-    """One step over eight rows and an evaluation of eleven, whichever the number of processes."""
+    """Run one step over eight rows and an evaluation of eleven, for any number of processes."""
     changes = dict(CASES[name])
     rows = long_then_short()
     if name == "accumulated":
-        rows = [rows[place] for place in (0, 1, 4, 5, 6, 7, 2, 3)]  # each process has one long batch, at its own time
+        rows = [
+            rows[place] for place in (0, 1, 4, 5, 6, 7, 2, 3)
+        ]  # each process has one long batch, in different steps
     if name == "ties":
         rows = [{**row, "responses": row["responses"][:2], "ranks": [0, k % 3 % 2]} for k, row in enumerate(rows)]
     folder = Path(bert if changes.pop("arch", None) else llama)
@@ -364,9 +364,9 @@ RESUMED: dict[str, dict[str, Any]] = {"buckets": {"packing": "false"}, "random o
 
 
 def run_resumed(name: str, folder: str, out: Path) -> dict[str, Any]:
-    """Rows of each step of a run of three epochs, and of one that goes on from the middle of the second."""
+    """Return the rows of each step of a run of three epochs, and of one resumed within the second epoch."""
     found = {}
-    for run, checkpoint in (("whole", None), ("resumed", str(out / name / "checkpoint-6"))):
+    for run, checkpoint in (("complete", None), ("resumed", str(out / name / "checkpoint-6"))):
         trainer = scorer(
             Path(folder), jumping(32), out / name, per_device_train_batch_size=4, num_train_epochs=3,
             save_strategy="steps", save_steps=6, learning_rate=1e-4, **RESUMED[name],
@@ -379,7 +379,7 @@ def run_resumed(name: str, folder: str, out: Path) -> dict[str, Any]:
 
 
 def work(llama: str, bert: str, folder: str) -> None:
-    """What each of two processes does for the tests below."""
+    """Run the cases of the tests below in each of two processes."""
     out = Path(folder)
     for name in CASES:
         trainer, report = run_case(name, llama, bert, out / "run")
@@ -388,13 +388,13 @@ def work(llama: str, bert: str, folder: str) -> None:
         torch.save(weights(trainer.accelerator.unwrap_model(trainer.model)), out / f"{name}-{rank}.pt")
     for name in RESUMED:
         (out / f"{name}-{rank}.json").write_text(json.dumps(run_resumed(name, llama, out / "resumed")))
-    torch.distributed.barrier()  # neither leaves while the other still talks
+    torch.distributed.barrier()  # both wait for each other before they exit
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Do `work` in two processes, once; the models' folders come from the first test that asks."""
+    """Run `work` in two processes once, with the models of the first test that needs it."""
     done: dict[str, Path] = {}
 
     def run(llama: Path, bert: Path) -> Path:
@@ -412,7 +412,7 @@ def reports_of(name: str, out: Path) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_of_unlike_lengths_keep_step_and_learn_what_one_does(
+def test_two_processes_with_different_lengths_stay_in_step_and_equal_one(
     make_model_folder, two_processes, tmp_path, name
 ):
     llama, bert = make_model_folder("llama"), make_model_folder("bert")
@@ -420,7 +420,7 @@ def test_two_processes_of_unlike_lengths_keep_step_and_learn_what_one_does(
     trainer, one = run_case(name, str(llama), str(bert), tmp_path)
     reports = reports_of(name, out)
     if "train_sampling_strategy" in CASES[name]:
-        assert reports[0]["own"] != reports[1]["own"]  # else there would be nothing to keep step with
+        assert reports[0]["own"] != reports[1]["own"]  # the test needs different lengths
         assert sum(map(max, zip(reports[0]["own"], reports[1]["own"], strict=True))) == reports[0]["passes"]
         assert name == "accumulated" or reports[0]["own_eval"] != reports[1]["own_eval"]
     assert reports[0]["passes"] == reports[1]["passes"] > 1
@@ -443,16 +443,14 @@ def test_two_processes_of_unlike_lengths_keep_step_and_learn_what_one_does(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
-def test_two_processes_that_go_on_within_a_later_epoch_see_the_rows_that_were_left(
-    make_model_folder, two_processes, name
-):
+def test_two_processes_that_resume_within_a_later_epoch_see_the_remaining_rows(make_model_folder, two_processes, name):
     out = two_processes(make_model_folder("llama"), make_model_folder("bert"))
     reports = reports_of(name, out)
-    both = [[*one, *other] for one, other in zip(reports[0]["whole"], reports[1]["whole"], strict=True)]
+    both = [[*one, *other] for one, other in zip(reports[0]["complete"], reports[1]["complete"], strict=True)]
     for start in (0, 4, 8):
         assert sorted(chain(*both[start : start + 4])) == list(range(32))
     for report in reports:
-        assert report["resumed"] == report["whole"][6:]
+        assert report["resumed"] == report["complete"][6:]
 
 
 # --- sharded models ---
@@ -472,14 +470,14 @@ def squares(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def sharding_example(folder: Path) -> tuple[Any, list[list[dict[str, Any]]]]:
-    """A model and the packed micro-batches of two processes, two of the first and one of the second."""
+    """Return a model and packed micro-batches: two for the first process, one for the second."""
     trainer = scorer(folder, long_then_short(), folder / "run")
     rows, pack = list(trainer.train_dataset), trainer.data_collator
     return trainer.model.train(), [[pack(rows[:2]), pack(rows[2:4])], [pack(rows[4:])]]
 
 
 def shard_and_differentiate(folder: str, out: str) -> None:
-    """Gradients of a model sharded over two processes; one of them has a micro-batch without rows."""
+    """Compute gradients of a model sharded over two processes; one has a micro-batch without rows."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -497,12 +495,12 @@ def shard_and_differentiate(folder: str, out: str) -> None:
             (rewards.sum() * 0 if mine is None else squares(rewards)).backward()
     gradients = {name: parameter.grad.full_tensor() * 2 for name, parameter in model.named_parameters()}
     torch.save(gradients, Path(out) / f"gradients-{rank}.pt")
-    torch.distributed.barrier()  # neither leaves while the other still talks
+    torch.distributed.barrier()  # both wait for each other before they exit
     torch.distributed.destroy_process_group()
 
 
 def sharded_case(folder: Path, out: Path, name: str, sharded: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Weights and report of one step over eight rows and an evaluation of eleven, whichever the number of processes."""
+    """Return weights and report of one step over eight rows and an evaluation of eleven."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
     from torch.distributed.tensor import DTensor
@@ -518,7 +516,7 @@ def sharded_case(folder: Path, out: Path, name: str, sharded: bool) -> tuple[dic
     )  # fmt: skip
     if sharded:
         assert args.device.type == "cpu"
-        # accelerate shards on accelerators alone, and on CPUs falls back to whole models without a word.
+        # accelerate shards only on accelerators; on CPUs it silently keeps complete models.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     rows = long_then_short()
     if parts == 2:
@@ -541,18 +539,18 @@ SHARDED_CASES = ["one batch", "accumulated", "checkpointing"]
 
 
 def train_in_shards(folder: str, out: str) -> None:
-    """Train under FSDP2 in each of two processes."""
+    """Train with FSDP2 in each of two processes."""
     for name in SHARDED_CASES:
         moved, report = sharded_case(Path(folder), Path(out) / "run", name, sharded=True)
         rank = torch.distributed.get_rank()
         torch.save(moved, Path(out) / f"{name}-{rank}.pt")
         (Path(out) / f"{name}-{rank}.json").write_text(json.dumps(report))
-    torch.distributed.barrier()  # neither leaves while the other still talks
+    torch.distributed.barrier()  # both wait for each other before they exit
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_a_model_in_shards_has_the_gradients_of_one_in_one_piece(make_model_folder, tmp_path):
+def test_a_sharded_model_has_the_gradients_of_an_unsharded_one(make_model_folder, tmp_path):
     folder = make_model_folder("llama")
     in_two_processes("shard_and_differentiate", tmp_path, folder, tmp_path, timeout=120)
     model, parts = sharding_example(folder)
@@ -568,9 +566,7 @@ def test_a_model_in_shards_has_the_gradients_of_one_in_one_piece(make_model_fold
 
 
 @pytest.mark.slow
-def test_a_model_in_shards_whose_processes_have_unlike_micro_batches_neither_hangs_nor_learns_something_else(
-    make_model_folder, tmp_path
-):
+def test_a_sharded_model_with_different_micro_batches_does_not_hang_and_equals_one(make_model_folder, tmp_path):
     folder = make_model_folder("llama")
     in_two_processes("train_in_shards", tmp_path, folder, tmp_path, timeout=120)
     for name in SHARDED_CASES:
@@ -582,12 +578,12 @@ def test_a_model_in_shards_whose_processes_have_unlike_micro_batches_neither_han
         for rank, report in enumerate(reports):
             found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
             assert largest_difference(found, expected) < 2e-6, name
-            logged = {key: value for key, value in one["log"].items() if key != "head_norm"}  # of a shard it is none
+            logged = {key: value for key, value in one["log"].items() if key != "head_norm"}  # not measured for a shard
             assert report["log"] == pytest.approx(logged, rel=1e-5, abs=1e-6)
             assert np.allclose(report["rewards"], one["rewards"], atol=1e-4)
 
 
-def test_a_micro_batch_without_weight_leaves_the_epoch_its_loss(make_model_folder, tmp_path):
+def test_a_micro_batch_without_weight_does_not_change_the_loss_of_the_epoch(make_model_folder, tmp_path):
     rows = [{**row, "weight": float(number > 0)} for number, row in enumerate(ranked_lists(4))]
     trainer = scorer(make_model_folder("llama"), rows, tmp_path, num_train_epochs=1, max_tokens_per_batch=1, **SGD)
     trainer.train()

@@ -1,4 +1,4 @@
-"""Two processes do what one does: the same step, and each evaluation row once."""
+"""Two processes equal one: the same step, and each evaluation row counts once."""
 
 import json
 import os
@@ -36,7 +36,7 @@ trainer.end()
 
 
 def lopsided() -> list[dict[str, Any]]:
-    """Four heavy pairs for the first process, then four light lists of four for the second."""
+    """Return four pairs with large weights, then four lists of four with small weights, one kind for each process."""
     rows = []
     for number, row in enumerate(ranked_lists(24)):
         if number % 3 == (0 if len(rows) < 4 else 2) and len(rows) < 8:
@@ -55,7 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def run_case(name: str, folder: Path, out: Path) -> tuple[Any, dict[str, Any]]:
-    """One step over eight rows and an evaluation of eleven, whichever the number of processes."""
+    """Run one step over eight rows and an evaluation of eleven, for any number of processes."""
     changes = dict(CASES[name])
     rows, parts = changes.pop("rows"), changes.get("gradient_accumulation_steps", 1)
     model = load(folder)
@@ -89,7 +89,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Run every case in two processes, once; the model's folder comes from the first test that asks."""
+    """Run every case in two processes once, with the model of the first test that needs it."""
     done: dict[str, Path] = {}
 
     def run(folder: Path) -> Path:
@@ -128,7 +128,7 @@ def test_two_processes_take_the_step_and_measure_the_rows_of_one(make_model_fold
     start = load(folder)
     randomize_head(start)
     before, after = weights(start), weights(trainer.model)
-    both = before.keys() & after.keys()  # several heads have names of their own
+    both = before.keys() & after.keys()  # several heads have different names
     assert largest_difference({name: before[name] for name in both}, {name: after[name] for name in both}) > 1e-3
     assert largest_difference(parameters[0], parameters[1]) == 0
     assert largest_difference(parameters[0], weights(trainer.model)) < 1e-6
@@ -144,8 +144,8 @@ def test_two_processes_take_the_step_and_measure_the_rows_of_one(make_model_fold
             assert report["metrics"][key] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), key
 
 
-def test_groups_of_unequal_size_and_weight_bias_no_gradient(make_model_folder, two_processes, tmp_path):
-    """A mean over processes of their own means would count the second process's light rows as much as the first's."""
+def test_groups_of_different_size_and_weight_do_not_bias_the_gradient(make_model_folder, two_processes, tmp_path):
+    """A mean over the means of the processes would give the small weights of the second the influence of the first."""
     folder = make_model_folder("llama")
     out = two_processes(folder)
     rows = lopsided()
@@ -161,7 +161,7 @@ def test_groups_of_unequal_size_and_weight_bias_no_gradient(make_model_folder, t
         )  # fmt: skip
         trainer.train()
         steps.append({name: value - before[name] for name, value in weights(trainer.model).items()})
-    whole, first, second = steps
+    complete, first, second = steps
     naive = {name: (step + second[name]) / 2 for name, step in first.items()}
     # by hand: the first four rows weigh 12 of 13
     exact = {name: (12 * step + second[name]) / 13 for name, step in first.items()}
@@ -169,6 +169,6 @@ def test_groups_of_unequal_size_and_weight_bias_no_gradient(make_model_folder, t
     randomize_head(start)
     moved = torch.load(out / "lopsided-0.pt", weights_only=True)
     found = {name: value - weights(start)[name] for name, value in moved.items()}
-    assert largest_difference(found, whole) < 1e-6
+    assert largest_difference(found, complete) < 1e-6
     assert largest_difference(found, exact) < 1e-6
     assert largest_difference(found, naive) > 1e-3

@@ -1,4 +1,4 @@
-"""Evaluation sees every row once, in dataset order, and measures the whole split."""
+"""Evaluation: every row once, predictions in dataset order, and metrics of the complete split."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ from hf_reward.evaluation.benchmarks.running import run_benchmark
 
 
 def of_lengths(count: int) -> list[dict[str, str]]:
-    """Text pairs whose lengths jump about."""
+    """Return text pairs of irregular length."""
     return [
         {
             "prompt": f"{'word ' * (number * 7 % 11)}number {number}: ",
@@ -29,7 +29,7 @@ def of_lengths(count: int) -> list[dict[str, str]]:
 
 @pytest.fixture
 def scorer(make_model_folder, tmp_path):
-    """Make a trainer whose head is random, so that its rewards differ."""
+    """Make a trainer with a random head, so that its rewards differ."""
 
     def make(train: Any, evaluation: Any = None, **changes: Any) -> Any:
         model = load(make_model_folder("llama"))
@@ -40,7 +40,7 @@ def scorer(make_model_folder, tmp_path):
 
 
 def scored_alone(trainer: Any, data: Dataset) -> np.ndarray:
-    """Rewards of a prepared dataset, each sequence by itself, 0 at padded places."""
+    """Return the rewards of a prepared dataset, each sequence scored alone, with 0 at padding."""
     rows = data["input_ids"]
     rewards = np.zeros((len(rows), max(map(len, rows))))
     with torch.no_grad():
@@ -51,7 +51,7 @@ def scored_alone(trainer: Any, data: Dataset) -> np.ndarray:
 
 
 def expected_metrics(trainer: Any, data: Dataset) -> dict[str, float]:
-    """The metrics of a prepared dataset, from rewards scored one by one."""
+    """Return the metrics of a prepared dataset from rewards scored one by one."""
     rewards = scored_alone(trainer, data)
     ranks, lengths, words, characters = (np.full(rewards.shape, -100) for _ in range(4))
     for row, (values, ids, prefix) in enumerate(
@@ -80,7 +80,7 @@ def test_predictions_are_one_row_per_dataset_row_in_dataset_order(scorer, strate
     assert output.predictions.std() > 0.1
 
 
-def test_predictions_on_lists_of_differing_length_keep_the_padding_apart_from_rewards(scorer):
+def test_predictions_on_lists_of_different_sizes_have_reward_0_at_padding(scorer):
     trainer = scorer(ranked_lists(), per_device_eval_batch_size=3)
     output = trainer.predict(trainer.train_dataset)
     ranks = output.label_ids[0]
@@ -92,7 +92,7 @@ def test_predictions_on_lists_of_differing_length_keep_the_padding_apart_from_re
 
 @pytest.mark.parametrize("rows", [of_lengths(10), ranked_lists(10)], ids=["pairs", "lists"])
 @pytest.mark.parametrize("size", [1, 4, 16])
-def test_metrics_are_those_of_the_whole_split_whatever_the_batch_size(scorer, rows, size):
+def test_metrics_cover_the_complete_split_for_any_batch_size(scorer, rows, size):
     trainer = scorer(rows, rows, per_device_eval_batch_size=size)
     metrics = trainer.evaluate()
     same_numbers(metrics, expected_metrics(trainer, trainer.eval_dataset), "eval_")
@@ -109,7 +109,7 @@ def test_intervals_are_clustered_by_prompt(scorer):
 
 
 def test_benchmark_pairs_gives_the_accuracy_the_interval_and_the_length_difference_of_the_trainer(scorer, tmp_path):
-    """One model and 24 pairs of 6 prompts: what training logs is what `benchmark pairs` says, bounds included."""
+    """One model and 24 pairs of 6 prompts: training logs the numbers of `benchmark pairs`, with the interval."""
     rows = [{**row, "prompt": f"prompt {place // 4}: "} for place, row in enumerate(of_lengths(24))]
     trainer = scorer(of_lengths(4), rows)
     metrics = trainer.evaluate()
@@ -144,7 +144,7 @@ def test_a_mixture_is_also_measured_source_by_source(scorer):
     assert not any(key.startswith("eval_alpha") for key in scorer(of_lengths(8), of_lengths(6)).evaluate())
 
 
-def test_a_source_of_ties_alone_does_not_stop_the_evaluation_of_the_others(scorer):
+def test_a_source_with_only_ties_does_not_stop_the_evaluation_of_the_others(scorer):
     ties = [{**row, "ranks": [0, 0]} for row in with_ties(4)]
     mixture = [{"data": with_ties(6), "name": "mixed"}, {"data": ties, "name": "ties"}]
     metrics = scorer(with_ties(6), mixture, loss_type="davidson").evaluate()
@@ -152,7 +152,7 @@ def test_a_source_of_ties_alone_does_not_stop_the_evaluation_of_the_others(score
     assert "eval_ties_accuracy" not in metrics
 
 
-def test_user_metrics_are_added_and_see_rewards_and_ranks_alone(scorer):
+def test_user_metrics_are_added_and_get_only_rewards_and_ranks(scorer):
     seen = {}
 
     def mine(prediction: Any) -> dict[str, float]:
@@ -193,7 +193,7 @@ def test_the_saved_record_states_mean_and_deviation_of_the_evaluated_rewards(sco
     assert record.reward_statistics["num_rewards"] == present.sum() == 23
 
 
-def test_evaluation_without_metrics_gives_the_loss_alone(scorer):
+def test_evaluation_without_metrics_gives_only_the_loss(scorer):
     trainer = scorer(of_lengths(8), of_lengths(6), prediction_loss_only=True)
     metrics = trainer.evaluate()
     assert np.isfinite(metrics["eval_loss"])
@@ -201,14 +201,14 @@ def test_evaluation_without_metrics_gives_the_loss_alone(scorer):
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_moving_predictions_to_the_cpu_along_the_way_changes_nothing(scorer, steps):
+def test_moving_predictions_to_the_cpu_during_evaluation_changes_nothing(scorer, steps):
     rows = ranked_lists(10)
-    whole = scorer(rows, rows, per_device_eval_batch_size=3).evaluate()
+    complete = scorer(rows, rows, per_device_eval_batch_size=3).evaluate()
     parts = scorer(rows, rows, per_device_eval_batch_size=3, eval_accumulation_steps=steps).evaluate()
-    assert parts["eval_log_loss"] == whole["eval_log_loss"]
+    assert parts["eval_log_loss"] == complete["eval_log_loss"]
 
 
-def test_no_rows_to_evaluate_are_refused_whether_raw_or_prepared(scorer):
+def test_empty_evaluation_data_is_refused_raw_and_prepared(scorer):
     trainer = scorer(of_lengths(8), of_lengths(6))
     with pytest.raises(ValueError, match="holds no rows"):
         scorer(of_lengths(8), [])
@@ -229,7 +229,7 @@ def test_a_reward_that_is_not_finite_stops_the_evaluation(scorer):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_the_loss_of_an_evaluation_is_over_its_rows_however_they_share_batches(make_model_folder, tmp_path, size):
+def test_the_loss_of_an_evaluation_does_not_depend_on_the_batches(make_model_folder, tmp_path, size):
     rows = [{**row, "weight": 0.5 + 2 * (place % 3)} for place, row in enumerate(with_ties(7)) if place % 3 != 2]
     model = load(make_model_folder("llama"))
     randomize_head(model)
@@ -244,7 +244,7 @@ def test_the_loss_of_an_evaluation_is_over_its_rows_however_they_share_batches(m
 
 
 @pytest.mark.parametrize("form", ["false", "auto"], ids=["padded", "packed"])
-def test_a_stream_given_later_is_measured_like_the_same_rows_in_a_table(scorer, form):
+def test_a_stream_passed_to_evaluate_is_measured_like_a_table(scorer, form):
     rows = ranked_lists(10)
     trainer = scorer(of_lengths(16), packing=form, per_device_eval_batch_size=4)
     table = trainer.predict(Dataset.from_list(rows))
@@ -256,7 +256,7 @@ def test_a_stream_given_later_is_measured_like_the_same_rows_in_a_table(scorer, 
     same_numbers(metrics, expected_metrics(trainer, trainer.get_test_dataloader(rows).dataset), "eval_")
 
 
-def test_a_stream_given_later_is_not_sorted_silently(scorer):
+def test_sorting_a_stream_passed_to_evaluate_is_refused(scorer):
     trainer = scorer(of_lengths(16), length_bucketing=True)
     with pytest.raises(ValueError, match="needs rows that can be sorted"):
         trainer.evaluate(Dataset.from_list(of_lengths(4)).to_iterable_dataset())
@@ -268,9 +268,9 @@ def test_rows_of_different_lengths_are_never_dispatched_by_one_process(scorer, c
     same_numbers(trainer.evaluate(), expected_metrics(trainer, trainer.eval_dataset), "eval_")
 
 
-def test_the_loss_alone_is_over_the_rows_too(scorer):
-    """A mean over batches would count the two rows of the last batch as much as the three of the others."""
+def test_the_loss_without_metrics_is_over_rows_too(scorer):
+    """A mean over batches would weight the last batch of two rows like the others of three."""
     rows = [{**row, "weight": 0.5 + number % 3} for number, row in enumerate(ranked_lists(8))]
-    whole = scorer(of_lengths(8), rows, per_device_eval_batch_size=3).evaluate()
+    complete = scorer(of_lengths(8), rows, per_device_eval_batch_size=3).evaluate()
     alone = scorer(of_lengths(8), rows, per_device_eval_batch_size=3, prediction_loss_only=True).evaluate()
-    assert alone["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-6)
+    assert alone["eval_loss"] == pytest.approx(complete["eval_loss"], rel=1e-6)

@@ -1,4 +1,4 @@
-"""What cannot lead to a reward model is refused with reason and cure; a run that breaks leaves its checkpoints."""
+"""Invalid models, data and settings are refused with reason and remedy; a failing run keeps its checkpoints."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from hf_reward import RewardConfig, RewardTrainer
 
 
 @pytest.mark.parametrize("packing", ["auto", "false"])
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the_rows(
+def test_a_non_finite_loss_stops_before_the_weights_change_and_names_the_rows(
     make_model_folder, chat_pairs, tmp_path, packing
 ):
     model = load(make_model_folder("llama"))
@@ -41,13 +41,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the
     assert all(torch.isfinite(value).all() for value in weights(trainer.model).values())
 
 
-def test_a_weight_that_is_not_finite_stops_the_first_step_although_nan_losses_are_filtered_from_logs(
+def test_a_non_finite_weight_stops_the_first_step_although_nan_losses_are_filtered_from_logs(
     make_model_folder, chat_pairs, tmp_path
 ):
     model = load(make_model_folder("llama"))
     with torch.no_grad():
         model.score.weight[0, 0] = float("inf")
-    with pytest.raises(FloatingPointError, match=r"step 0.*Look at those rows"):
+    with pytest.raises(FloatingPointError, match=r"step 0.*Inspect those rows"):
         make_trainer(model, chat_pairs, tmp_path / "run", logging_nan_inf_filter=True, packing="false").train()
 
 
@@ -98,12 +98,12 @@ def test_a_second_adapter_on_an_adapter_model_is_refused(make_model_folder, chat
 def test_a_model_of_unknown_origin_needs_its_tokenizer(make_model_folder, chat_pairs, chat_tokenizer, tmp_path):
     model = load(make_model_folder("llama"))
     model.config._name_or_path = ""
-    with pytest.raises(ValueError, match="pass its tokenizer as `processing_class`"):
+    with pytest.raises(ValueError, match="Pass it as `processing_class`"):
         make_trainer(model, chat_pairs, tmp_path / "run")
     make_trainer(model, chat_pairs, tmp_path / "run", processing_class=chat_tokenizer, max_steps=1).train()
 
 
-def test_options_for_loading_are_refused_with_a_model_that_is_loaded(make_model_folder, chat_pairs, tmp_path):
+def test_loading_options_are_refused_for_a_loaded_model(make_model_folder, chat_pairs, tmp_path):
     model = load(make_model_folder("llama"))
     with pytest.raises(ValueError, match="`model_init_kwargs` need `model` as a name"):
         make_trainer(model, chat_pairs, tmp_path / "run", model_init_kwargs={"dtype": "float32"})
@@ -114,7 +114,7 @@ def test_neither_model_nor_model_init_is_refused(chat_pairs, chat_tokenizer, tmp
         make_trainer(None, chat_pairs, tmp_path / "run", processing_class=chat_tokenizer)
 
 
-def test_data_of_which_nothing_is_left_is_refused_with_the_reasons(make_model_folder, text_pairs, tmp_path):
+def test_data_without_remaining_rows_is_refused_with_the_reasons(make_model_folder, text_pairs, tmp_path):
     folder = make_model_folder("llama")
     ties = [{**row, "rejected": row["chosen"]} for row in text_pairs]
     with pytest.raises(ValueError, match="train: no row of 16 can be used"):
@@ -125,7 +125,7 @@ def test_data_of_which_nothing_is_left_is_refused_with_the_reasons(make_model_fo
         make_trainer(folder, Dataset.from_list([]), tmp_path / "run")
 
 
-def test_evaluating_without_data_says_so(make_model_folder, chat_pairs, tmp_path):
+def test_evaluating_without_data_is_refused(make_model_folder, chat_pairs, tmp_path):
     with pytest.raises(ValueError, match="eval_dataset"):
         make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run").evaluate()
 

@@ -1,4 +1,4 @@
-"""Each feature of `Trainer` does for reward models what it does elsewhere."""
+"""Features of `Trainer` work for reward models as for other models."""
 
 import math
 import sqlite3
@@ -20,7 +20,7 @@ LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
 def scripted(scores: list[float]) -> Any:
-    """A metric that takes the given values in turn, so that a test says which step is the best."""
+    """Return a metric with predefined values, so that a test chooses the best step."""
     values = iter(scores)
     return lambda prediction: {"planted": next(values)}
 
@@ -32,7 +32,7 @@ def random_model(folder: Path, **options: Any) -> Any:
 
 
 class Recorder(TrainerCallback):
-    """Keeps which events came, and the weights after each step."""
+    """Records events, and the weights after each step."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -89,7 +89,7 @@ def test_early_stopping_stops_when_the_metric_no_longer_improves(make_model_fold
     assert trainer.state.best_metric == 2.0
 
 
-def test_only_the_last_checkpoints_are_kept_where_a_limit_is_set(make_model_folder, chat_pairs, tmp_path):
+def test_a_limit_keeps_only_the_last_checkpoints(make_model_folder, chat_pairs, tmp_path):
     trainer = make_trainer(
         make_model_folder("llama"), chat_pairs, tmp_path / "run", max_steps=4, save_strategy="steps", save_steps=1,
         save_total_limit=2,
@@ -98,7 +98,7 @@ def test_only_the_last_checkpoints_are_kept_where_a_limit_is_set(make_model_fold
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
-def test_a_step_is_no_longer_than_the_gradient_norm_allows(make_model_folder, chat_pairs, tmp_path):
+def test_a_step_is_bounded_by_the_gradient_norm(make_model_folder, chat_pairs, tmp_path):
     moved = []
     for limit in (1e-2, 0.0):
         model = random_model(make_model_folder("llama"))
@@ -122,7 +122,7 @@ def test_under_bf16_autocast_head_rewards_and_loss_stay_float32(make_model_folde
         make_model_folder("llama"), chat_pairs, tmp_path / "run", bf16=True, max_steps=2, learning_rate=1e-2,
         peft_config=LoraConfig(**LORA) if adapter else None,
     )  # fmt: skip
-    trainer.get_train_dataloader()  # what is checked before training runs without autocast
+    trainer.get_train_dataloader()  # the checks before training run without autocast
     seen: dict[str, set[torch.dtype]] = {"backbone": set(), "head": set(), "loss": set()}
     for name, module in trainer.model.named_modules():
         if name.endswith("mlp.down_proj"):
@@ -148,8 +148,8 @@ def test_under_bf16_autocast_head_rewards_and_loss_stay_float32(make_model_folde
 
 
 def one_step(folder: Path, rows: Any, run: Path, adapter: bool, **changes: Any) -> tuple[dict[str, torch.Tensor], int]:
-    """Weights after one plain gradient step, and how often the first layer's MLP ran."""
-    torch.manual_seed(5)  # the adapter's own initialisation
+    """Return the weights after one gradient step, and the number of runs of the first layer's MLP."""
+    torch.manual_seed(5)  # for the initialisation of the adapter
     trainer = make_trainer(
         random_model(folder), rows, run, max_steps=1, optim="sgd", learning_rate=0.1, max_grad_norm=0.0,
         peft_config=LoraConfig(**LORA, init_lora_weights="gaussian") if adapter else None, **changes,
@@ -224,7 +224,7 @@ def test_a_stream_of_pairs_trains_for_the_steps_asked_for(make_model_folder, cha
     assert trainer.evaluate()["eval_num_pairs"] == 7
 
 
-def test_rows_of_like_length_share_a_batch_where_asked(make_model_folder, tmp_path):
+def test_rows_of_similar_length_share_a_batch_on_request(make_model_folder, tmp_path):
     rows = [
         {"prompt": "word " * (1 + number * 7 % 32), "chosen": f"yes {number}", "rejected": f"no {number}"}
         for number in range(64)
@@ -248,7 +248,7 @@ def test_rows_of_like_length_share_a_batch_where_asked(make_model_folder, tmp_pa
     assert padding() < 0.5 * shuffled
 
 
-def test_a_collator_of_the_users_own_is_used(make_model_folder, chat_pairs, tmp_path):
+def test_a_custom_collator_is_used(make_model_folder, chat_pairs, tmp_path):
     from hf_reward import DataCollatorForPreference
 
     seen: list[int] = []
@@ -267,7 +267,7 @@ def test_a_collator_of_the_users_own_is_used(make_model_folder, chat_pairs, tmp_
 # --- search and reports ---
 
 
-def test_model_init_makes_a_model_that_trains_like_one_passed_in(make_model_folder, chat_pairs, tmp_path):
+def test_a_model_of_model_init_trains_like_one_passed_as_an_argument(make_model_folder, chat_pairs, tmp_path):
     folder, found = make_model_folder("llama"), []
     for given in ({"model": load(folder)}, {"model": None, "model_init": lambda: load(folder)}):
         tokenizer = None if given["model"] is not None else tokenizer_of(folder)
@@ -287,7 +287,7 @@ def tokenizer_of(folder: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_a_hyperparameter_search_starts_each_trial_afresh_with_its_own_settings(
+def test_a_hyperparameter_search_starts_each_trial_with_a_new_model_and_its_own_settings(
     make_model_folder, chat_pairs, tmp_path
 ):
     pytest.importorskip("optuna")
@@ -349,7 +349,7 @@ def test_trackio_gets_the_numbers_without_a_network(make_model_folder, chat_pair
     assert SQLiteStorage.get_project_db_path("reward").is_relative_to(tmp_path)
 
 
-def test_the_curves_are_drawn_only_where_asked(make_model_folder, chat_pairs, tmp_path):
+def test_curves_are_drawn_only_on_request(make_model_folder, chat_pairs, tmp_path):
     folder = make_model_folder("llama")
     for wanted in (False, True):
         run = tmp_path / f"run-{wanted}"

@@ -1,4 +1,4 @@
-"""What `RewardTrainer` saves can be verified: probe rewards, record and card travel with every checkpoint."""
+"""Saved models: each checkpoint has probe rewards, record and card, and can be verified."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ def trained(folder: Path, rows, out: Path, **changes):
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-def test_every_checkpoint_carries_record_probes_and_card(make_model_folder, tmp_path, chat_pairs, adapter):
+def test_every_checkpoint_has_record_probes_and_card(make_model_folder, tmp_path, chat_pairs, adapter):
     changes = {"peft_config": LoraConfig(r=2, target_modules="all-linear")} if adapter else {}
     trainer = trained(
         make_model_folder("llama"), chat_pairs, tmp_path / "run", save_strategy="steps", save_steps=1,
@@ -60,7 +60,7 @@ def test_the_saved_model_is_verified_in_a_fresh_process(make_model_folder, tmp_p
     assert found.equal, str(found)
 
 
-def test_under_autocast_float32_rewards_are_recorded_beside_those_of_training(make_model_folder, tmp_path, chat_pairs):
+def test_under_autocast_float32_rewards_are_recorded_too(make_model_folder, tmp_path, chat_pairs):
     trainer = trained(make_model_folder("llama"), chat_pairs, tmp_path / "run", bf16=True)
     rewards = trainer.record().probes["rewards"]
     assert rewards.keys() == {"float32", "bfloat16"}
@@ -70,7 +70,7 @@ def test_under_autocast_float32_rewards_are_recorded_beside_those_of_training(ma
     assert trainer.evaluate()["eval_loss"] > 0, "and was put on again"
 
 
-def test_scoring_the_probes_changes_no_step_of_training(make_model_folder, tmp_path, chat_pairs):
+def test_scoring_the_probes_does_not_change_training(make_model_folder, tmp_path, chat_pairs):
     folder, every = make_model_folder("llama"), {"save_strategy": "steps", "save_steps": 1}
     lora = {"peft_config": LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.5)}
     with_saves = trained(folder, chat_pairs, tmp_path / "a", **every, **lora)
@@ -78,7 +78,7 @@ def test_scoring_the_probes_changes_no_step_of_training(make_model_folder, tmp_p
     assert losses(with_saves) == losses(without)
 
 
-def test_a_hub_token_is_not_pickled_beside_the_model(make_model_folder, tmp_path, chat_pairs):
+def test_a_hub_token_is_not_pickled_with_the_model(make_model_folder, tmp_path, chat_pairs):
     trainer = trained(
         make_model_folder("llama"), chat_pairs, tmp_path / "run", hub_token=TOKEN, save_strategy="steps", save_steps=1
     )
@@ -90,9 +90,9 @@ def test_a_hub_token_is_not_pickled_beside_the_model(make_model_folder, tmp_path
     assert trainer.args.hub_token is None
 
 
-def test_what_the_user_says_stands_in_every_card(make_model_folder, tmp_path, chat_pairs):
-    said = {"license": "apache-2.0", "dataset": "org/pairs", "language": "en"}
-    trainer = trained(make_model_folder("llama"), chat_pairs, tmp_path / "run", model_card=said)
+def test_user_metadata_is_in_every_card(make_model_folder, tmp_path, chat_pairs):
+    card = {"license": "apache-2.0", "dataset": "org/pairs", "language": "en"}
+    trainer = trained(make_model_folder("llama"), chat_pairs, tmp_path / "run", model_card=card)
     trainer.save_model()
     card = (tmp_path / "run" / "README.md").read_text()
     assert "license: apache-2.0" in card
@@ -104,7 +104,7 @@ def test_what_the_user_says_stands_in_every_card(make_model_folder, tmp_path, ch
     assert "- mine" in card
 
 
-def test_strategies_that_publish_training_state_need_a_word(tmp_path):
+def test_strategies_that_publish_training_state_need_permission(tmp_path):
     for strategy in ("checkpoint", "all_checkpoints"):
         with pytest.raises(ValueError, match="hub_training_state"):
             settings(tmp_path, push_to_hub=True, hub_strategy=strategy)
@@ -113,28 +113,26 @@ def test_strategies_that_publish_training_state_need_a_word(tmp_path):
 
 
 def save_in_shards(folder: str, out: str) -> None:
-    """Train two steps under FSDP2 in each of two processes, and save."""
+    """Train two steps with FSDP2 in each of two processes, and save."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
     model = load(Path(folder))
     randomize_head(model)
     args = settings(Path(out) / "run", max_steps=2, save_strategy="steps", save_steps=1, **SHARDED)
-    # accelerate shards on accelerators alone, and on CPUs falls back to whole models without a word.
+    # accelerate shards only on accelerators; on CPUs it silently keeps complete models.
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     rows = [{"prompt": f"{n} ", "chosen": "yes " * n, "rejected": "no"} for n in range(1, 9)]
     trainer = RewardTrainer(model, args, train_dataset=rows)
     trainer.train()
     assert trainer.is_sharded()
     trainer.save_model(str(Path(out) / "saved"))
-    torch.distributed.barrier()  # neither leaves while the other still talks
+    torch.distributed.barrier()  # both wait for each other before they exit
     torch.distributed.destroy_process_group()
 
 
-def test_where_shards_alone_are_saved_there_is_no_record_of_a_model(
-    make_model_folder, tmp_path, chat_pairs, monkeypatch
-):
-    """`Trainer` writes no model, and makes no folder for one."""
+def test_sharded_checkpoints_have_no_record_of_a_model(make_model_folder, tmp_path, chat_pairs, monkeypatch):
+    """`Trainer` writes no model and creates no folder for it."""
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run")
     plugin = SimpleNamespace(state_dict_type="StateDictType.SHARDED_STATE_DICT")
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
@@ -144,7 +142,7 @@ def test_where_shards_alone_are_saved_there_is_no_record_of_a_model(
 
 
 @pytest.mark.slow
-def test_a_model_saved_from_shards_has_the_rewards_it_had_in_shards(make_model_folder, tmp_path):
+def test_a_model_saved_from_shards_has_the_same_rewards(make_model_folder, tmp_path):
     in_two_processes("save_in_shards", tmp_path, make_model_folder("llama"), tmp_path, timeout=120, module=__name__)
     for folder in (tmp_path / "saved", tmp_path / "run" / "checkpoint-1"):
         record = json.loads((folder / "reward_config.json").read_text())
@@ -154,7 +152,7 @@ def test_a_model_saved_from_shards_has_the_rewards_it_had_in_shards(make_model_f
         assert found.equal, str(found)
 
 
-def test_every_source_and_the_users_own_metrics_reach_the_record(make_model_folder, tmp_path, chat_pairs):
+def test_every_source_and_user_metric_is_in_the_record(make_model_folder, tmp_path, chat_pairs):
     rows = [{**row, "source": "ab"[number % 2]} for number, row in enumerate(chat_pairs)]
     trainer = trained(
         make_model_folder("llama"), rows, tmp_path / "run", compute_metrics=lambda _: {"mine": 0.5, "odd": math.inf}
@@ -168,14 +166,14 @@ def test_every_source_and_the_users_own_metrics_reach_the_record(make_model_fold
     assert "| a | " in (tmp_path / "run" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("said", [{"license": "Apache 2.0 or so"}, {"dataset": "no such thing!"}, "license: mit"])
-def test_what_cannot_stand_in_a_card_stops_the_run_at_its_start(tmp_path, said):
+@pytest.mark.parametrize("card", [{"license": "Apache 2.0 or so"}, {"dataset": "no such thing!"}, "license: mit"])
+def test_invalid_card_metadata_is_refused_at_the_start(tmp_path, card):
     with pytest.raises(ValueError, match="model_card"):
-        settings(tmp_path, model_card=said)
+        settings(tmp_path, model_card=card)
 
 
 @pytest.mark.parametrize("words", [["--hub_token", TOKEN], [f"--hub-token={TOKEN}"], ["--hub-token", TOKEN]])
-def test_the_command_of_a_run_is_kept_without_its_token(words):
+def test_the_command_of_a_run_is_stored_without_its_token(words):
     spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "recipes" / "train.py")
     train = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(train)

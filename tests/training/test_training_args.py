@@ -1,4 +1,4 @@
-"""`RewardConfig` takes what TRL's takes, checks what it is given, and ignores nothing in silence."""
+"""`RewardConfig`: it accepts the fields of TRL's, checks values, and ignores no setting silently."""
 
 import dataclasses
 from contextlib import nullcontext
@@ -25,7 +25,7 @@ TRL_FIELDS = {
     "logging_steps": 10,
     "bf16": None,
 }
-"""Fields of TRL 1.16's `RewardConfig` and its defaults, `gradient_checkpointing=True` aside."""
+"""Fields of TRL 1.16's `RewardConfig` and their defaults, except `gradient_checkpointing=True`."""
 
 
 def config(**changes: Any) -> RewardConfig:
@@ -37,13 +37,13 @@ def defaults() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", TRL_FIELDS)
-def test_every_field_of_trls_config_is_there_with_its_default(name):
+def test_every_field_of_trls_config_exists_with_its_default(name):
     assert defaults()[name] == TRL_FIELDS[name]
 
 
 @pytest.mark.slow
 @pytest.mark.interop
-def test_the_installed_trl_has_no_further_field():
+def test_the_installed_trl_has_no_other_field():
     reward_config = pytest.importorskip("trl.trainer.reward_config")
     theirs = {field.name for field in dataclasses.fields(reward_config.RewardConfig)}
     assert theirs <= set(defaults())
@@ -51,7 +51,7 @@ def test_the_installed_trl_has_no_further_field():
     assert new <= set(TRL_FIELDS)
 
 
-def test_every_field_of_our_own_has_a_help_text_for_the_command_line():
+def test_every_additional_field_has_a_help_text():
     inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
     for field in dataclasses.fields(RewardConfig):
         if field.name not in inherited:
@@ -95,7 +95,7 @@ def test_gradient_checkpointing_is_the_old_name_of_activation_checkpointing():
 
 @pytest.mark.parametrize("name", ["packing", "length_bucketing", "cache_features"])
 @pytest.mark.parametrize(("given", "expected"), [("auto", "auto"), ("True", True), ("false", False), (True, True)])
-def test_choices_are_text_for_the_parser_and_bool_or_auto_inside(name, given, expected):
+def test_choices_are_text_for_the_parser_and_bool_or_auto_internally(name, given, expected):
     (parsed,) = HfArgumentParser(RewardConfig).parse_args_into_dataclasses(
         ["--output_dir", "x", f"--{name}", str(given)]
     )

@@ -1,4 +1,4 @@
-"""TRL 1.16 beside us: its quick start, settings, token ids, loss, and its use of a reward model that we trained."""
+"""Comparison with TRL 1.16: quick start, settings, token ids, loss, and use of a saved reward model in TRL."""
 
 import copy
 import dataclasses
@@ -59,7 +59,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def quick_start(trainer_class: Any, folder: Path, rows: list[dict[str, Any]]) -> Any:
-    """TRL's documented quick start, with local stand-ins for its two Hub ids."""
+    """Run TRL's documented quick start with a local model and dataset."""
     dataset = Dataset.from_list(rows)
     trainer = trainer_class(
         model=str(folder),
@@ -69,7 +69,7 @@ def quick_start(trainer_class: Any, folder: Path, rows: list[dict[str, Any]]) ->
     return trainer
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="says what happens on a machine without accelerator")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="describes a machine without accelerator")
 def test_quick_start_runs_with_only_the_import_changed(make_model_folder, chat_pairs, monkeypatch):
     folder = make_model_folder("qwen2")
     with pytest.raises(ValueError, match="doesn't support bf16"):
@@ -102,7 +102,7 @@ TRIED = {
     "use_liger_kernel": False,
     "torch_empty_cache_steps": 5,
 }
-"""A value, mostly not the default, for each field that TRL's `RewardConfig` has or redefines."""
+"""A value for each field that TRL's `RewardConfig` defines or redefines, mostly not the default."""
 
 
 def fields_of(config: Any) -> dict[str, Any]:
@@ -117,12 +117,12 @@ def test_every_field_of_trls_config_is_one_of_ours():
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 @pytest.mark.parametrize("name", TRIED)
-def test_settings_of_trl_are_taken(name):
+def test_settings_of_trl_are_accepted(name):
     config = hf_reward.RewardConfig(**{"output_dir": "out", "use_cpu": True, name: TRIED[name]})
     assert getattr(config, name) == TRIED[name]
 
 
-def test_settings_that_mean_nothing_here_are_refused_with_a_reason(make_model_folder, chat_pairs):
+def test_settings_without_meaning_here_are_refused_with_a_reason(make_model_folder, chat_pairs):
     with pytest.raises(ValueError, match="Use `label_smoothing`"):
         hf_reward.RewardConfig(output_dir="out", label_smoothing_factor=0.1)
     model = AutoModelForRewardScoring.from_pretrained(make_model_folder("llama"))
@@ -131,10 +131,10 @@ def test_settings_that_mean_nothing_here_are_refused_with_a_reason(make_model_fo
         hf_reward.RewardTrainer(model=model, args=args, train_dataset=chat_pairs)
 
 
-# --- what differs ----------------------------------------------------------------------------------------------------
+# --- differences ----------------------------------------------------------------------------------------------------
 
 DIFFERENT_FIELDS = {"gradient_checkpointing": (True, None)}
-"""Fields with another default: (TRL, ours). Ours follows `activation_checkpointing`, which is off."""
+"""Fields with a different default: (TRL, hf_reward). Here it follows `activation_checkpointing`, which is off."""
 
 DIFFERENT_BEHAVIOUR = {
     "settings without use_cpu on a CPU": ("ValueError", "float32"),
@@ -146,9 +146,9 @@ DIFFERENT_BEHAVIOUR = {
     "new head": ("random", "zero"),
     "pad token where pad == eos": ("<|im_end|>", "<|endoftext|>"),
     "the caller's tokenizer": ("changed", "copied"),
-    "model_init_kwargs beside a loaded model": ("ignored", "ValueError"),
+    "model_init_kwargs with a loaded model": ("ignored", "ValueError"),
 }
-"""What the defaults do where it is not the same: (TRL, ours). The README's table says how to restore TRL's."""
+"""Different behaviour of the defaults: (TRL, hf_reward). The table in docs/migration.md shows how to restore TRL's."""
 
 
 def test_defaults_of_fields_differ_only_as_listed():
@@ -156,7 +156,7 @@ def test_defaults_of_fields_differ_only_as_listed():
     assert {name: (theirs[name], ours[name]) for name in theirs if theirs[name] != ours[name]} == DIFFERENT_FIELDS
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="says what happens on a machine without accelerator")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="describes a machine without accelerator")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_behaviour_differs_only_as_listed(make_model_folder, chat_tokenizer, chat_pairs):
     folder = make_model_folder("llama")
@@ -182,7 +182,7 @@ def build(library: Any, model: Any, tokenizer: Any, rows: list[dict[str, Any]], 
 
 
 def prepared_ids(trainer: Any) -> list[tuple[list[int], list[int]]]:
-    """(chosen, rejected) ids of the training rows of either library's trainer."""
+    """Return (chosen, rejected) ids of the training rows of a trainer of either library."""
     data = trainer.train_dataset
     if "chosen_ids" in data.column_names:
         return [(row["chosen_ids"], row["rejected_ids"]) for row in data]
@@ -239,7 +239,7 @@ LOOKS: dict[str, Any] = {
         build(library, str(folder), tokenizer, rows).processing_class.pad_token
     ),
     "the caller's tokenizer": look_at_callers_tokenizer,
-    "model_init_kwargs beside a loaded model": look_at_idle_init_kwargs,
+    "model_init_kwargs with a loaded model": look_at_idle_init_kwargs,
 }
 
 
@@ -310,7 +310,7 @@ def test_same_ids_of_real_rows(layout, chat_tokenizer):
 
 
 def conversations(rows: list[dict[str, Any]]) -> Any:
-    """HH transcripts as message lists; the few that are none are left out."""
+    """Return HH transcripts as message lists, without the few invalid ones."""
     for row in rows:
         try:
             parsed = to_preference_row(row, layout="hh")
@@ -345,10 +345,10 @@ def test_same_loss_and_gradient_on_the_same_batch(arch, center, margin, make_mod
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
-# --- what we trained, in TRL -----------------------------------------------------------------------------------------
+# --- a saved model in TRL -------------------------------------------------------------------------------------------
 
 
-def test_a_saved_model_is_a_reward_function_of_grpo(make_model_folder, chat_pairs, chat_tokenizer):
+def test_a_saved_model_works_as_a_reward_function_of_grpo(make_model_folder, chat_pairs, chat_tokenizer):
     model = AutoModelForRewardScoring.from_pretrained(make_model_folder("qwen3"))
     randomize_head(model)
     trainer = build(hf_reward, model, chat_tokenizer, chat_pairs, num_train_epochs=1, learning_rate=1e-3)
@@ -361,7 +361,7 @@ def test_a_saved_model_is_a_reward_function_of_grpo(make_model_folder, chat_pair
 
 
 def grpo_rewards(folder: str, rows: list[dict[str, Any]], side: str) -> torch.Tensor:
-    """What TRL's `GRPOTrainer` does with `reward_funcs=folder`: `__init__` and `_calculate_rewards`."""
+    """Compute rewards like TRL's `GRPOTrainer` with `reward_funcs=folder` (`__init__` and `_calculate_rewards`)."""
     from trl.data_utils import apply_chat_template
 
     reward_func = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)

@@ -1,7 +1,7 @@
-"""What does a run need? `python recipes/memory_plan.py --shape 8b --gpus 8` prints memory for each GPU and tokens/s.
+"""Estimate memory per GPU and tokens/s: `python recipes/memory_plan.py --shape 8b --gpus 8`.
 
-An estimate on paper: nothing here was run on a GPU. Parameters are counted in the real architecture, and activations
-that autograd keeps in its real layers, both without memory (`meta` tensors); the rest are the formulas below.
+These are estimates; nothing was run on a GPU. Parameters and the activations that autograd keeps are counted in the
+real architecture without allocating memory (`meta` tensors); the rest are the formulas below.
 
     python recipes/memory_plan.py --shape 70b --gpus 64 --tokens 16384
     python recipes/memory_plan.py --model-config path/with/config.json --gpus 4 --lora-r 64 --peak 312e12 --memory 40
@@ -46,10 +46,10 @@ class Counts:
 
     backbone: int
     layer: int
-    """Of one decoder layer: what FSDP2 gathers at a time."""
+    """Parameters of one decoder layer, which FSDP2 gathers at a time."""
     embeddings: int
     adapter: int
-    """Of LoRA on all linear layers, and the head."""
+    """Parameters of LoRA on all linear layers, and of the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,37 +57,37 @@ class Kept:
     """Bytes that autograd keeps for the backward pass, for each token."""
 
     layer: float
-    """In one decoder layer, attention as FlashAttention does it (no matrix of scores)."""
+    """In one decoder layer, with FlashAttention (no matrix of attention scores)."""
     boundary: float
-    """Between two layers: all that is kept of a layer whose activations are computed again."""
+    """Between two layers: the only tensor kept with activation checkpointing."""
 
 
 # --- formulas --------------------------------------------------------------------------------------------------------
 
 
 def state_bytes(counts: Counts, method: str, sharding: str, gpus: int) -> dict[str, float]:
-    """Bytes of weights, gradients and optimizer states on each GPU, for AdamW in bfloat16 mixed precision.
+    """Return bytes of weights, gradients and optimizer states on each GPU, for AdamW in bfloat16 mixed precision.
 
     DDP and FSDP2 (autocast) hold trained weights, gradients and both Adam states in float32: 4 + 4 + 8 bytes. DDP adds
     a copy of the gradients in its buckets and autocast's bfloat16 copy of the weights. DeepSpeed holds weights and
     gradients in bfloat16 and a float32 copy with both Adam states in the optimizer: 2 + 2 + 12 (Rajbhandari et al.
-    (2020), "ZeRO", section 3.1). Frozen weights take 2 bytes, NF4 ones 0.516 (4 bits, and 0.127 for the scales of
-    blocks of 64, quantised themselves; Dettmers et al. (2023), "QLoRA", section 3) with embeddings in bfloat16.
+    (2020), "ZeRO", section 3.1). Frozen weights take 2 bytes, NF4 weights 0.516 (4 bits, and 0.127 bits for the
+    quantised scales of blocks of 64; Dettmers et al. (2023), "QLoRA", section 3) with embeddings in bfloat16.
 
     Args:
         counts: Parameters of the model.
-        method: Of `METHODS`.
-        sharding: Of `SHARDINGS`.
-        gpus: Processes that share the model.
+        method: One of `METHODS`.
+        sharding: One of `SHARDINGS`.
+        gpus: Number of processes that shard the model.
 
     Returns:
-        Bytes by what they hold; `gathered` is the layer in use and the next one, which FSDP2 and ZeRO-3 put together.
+        Bytes by purpose; `gathered` is the current and the next layer, which FSDP2 and ZeRO-3 gather.
 
     Raises:
-        ValueError: If the combination was not thought through: 4-bit weights in shards.
+        ValueError: If 4-bit weights would be sharded, which is not modelled.
     """
     if method == "qlora" and sharding in ("fsdp2", "zero3"):
-        raise ValueError("4-bit weights are not split here: use 'ddp' or 'zero2', where each GPU holds them whole.")
+        raise ValueError("Sharded 4-bit weights are not modelled. Use 'ddp' or 'zero2', which keep them complete.")
     trained = counts.backbone if method == "full" else counts.adapter
     frozen = {
         "full": 0.0,
@@ -99,7 +99,7 @@ def state_bytes(counts: Counts, method: str, sharding: str, gpus: int) -> dict[s
     deepspeed = sharding in ("zero2", "zero3")
     states = 4 * STATES_PER_PARAMETER["adamw_torch"]
     weight, gradient, optimizer = (2, 2, 4 + states) if deepspeed else (4, 4, states)
-    extra = {"ddp": 2 + 4}.get(sharding, 0)  # autocast's copy, and the buckets
+    extra = {"ddp": 2 + 4}.get(sharding, 0)  # autocast's copy and the buckets
     return {
         "weights": (frozen + weight * trained) / split_all,
         "gradients": gradient * trained / split_states,
@@ -110,16 +110,16 @@ def state_bytes(counts: Counts, method: str, sharding: str, gpus: int) -> dict[s
 
 
 def activation_bytes(kept: Kept, layers: int, tokens: int, checkpointing: bool) -> float:
-    """Bytes of activations on each GPU.
+    """Return bytes of activations on each GPU.
 
-    Without checkpointing every layer keeps its own; with it every layer keeps its input, and one of them is computed
-    again at a time (Chen et al. (2016), "Training deep nets with sublinear memory cost").
+    Without checkpointing, every layer keeps its activations. With it, every layer keeps its input, and one layer at a
+    time is recomputed (Chen et al. (2016), "Training deep nets with sublinear memory cost").
 
     Args:
-        kept: What a layer keeps for each token.
-        layers: Decoder layers.
-        tokens: Tokens of a micro-batch: those of the packed row, or rows x padded length.
-        checkpointing: Whether activations are computed again.
+        kept: Bytes that a layer keeps per token.
+        layers: Number of decoder layers.
+        tokens: Tokens in a micro-batch: those of the packed row, or rows x padded length.
+        checkpointing: Whether activations are recomputed.
     """
     if not checkpointing:
         return layers * tokens * kept.layer
@@ -127,20 +127,20 @@ def activation_bytes(kept: Kept, layers: int, tokens: int, checkpointing: bool) 
 
 
 def flops_per_token(parameters: int, method: str, checkpointing: bool, layers: int, hidden: int, length: int) -> float:
-    """Floating-point operations that the hardware computes for a token.
+    """Return the floating-point operations of the hardware per token.
 
-    A forward pass is 2 for each parameter (Kaplan et al. (2020), "Scaling laws", table 1) and 2 x layers x hidden x
-    length for causal attention; a backward pass is that again for the activations' gradients, and once more for the
-    weights', which frozen weights do not need; checkpointing adds a forward pass. So 6N for full training, 8N with
+    A forward pass has 2 per parameter (Kaplan et al. (2020), "Scaling laws", table 1) and 2 x layers x hidden x length
+    for causal attention. A backward pass has as many for the gradients of activations, and again as many for the
+    gradients of trainable weights. Checkpointing adds a forward pass. The totals are 6N for full training and 8N with
     checkpointing, 4N and 6N with LoRA.
 
     Args:
-        parameters: Of the layers; an embedding is looked up and not multiplied.
-        method: Of `METHODS`.
-        checkpointing: Whether activations are computed again.
-        layers: Decoder layers.
+        parameters: Parameters of the layers; embeddings are looked up, not multiplied.
+        method: One of `METHODS`.
+        checkpointing: Whether activations are recomputed.
+        layers: Number of decoder layers.
         hidden: Hidden size.
-        length: Tokens that a sequence attends to at its end.
+        length: Sequence length in tokens.
     """
     passes = 2 + int(checkpointing)
     attention = 2 * layers * hidden * length * (passes + 1)
@@ -172,11 +172,11 @@ def count_parameters(config: PretrainedConfig, lora_r: int) -> Counts:
 
 
 def count_activations(config: PretrainedConfig, tokens: int = 64) -> Kept:
-    """Count what autograd keeps in one decoder layer, in bfloat16, as the difference of two layers and one.
+    """Count the bytes that autograd keeps in one decoder layer, in bfloat16, as the difference of two layers and one.
 
     Args:
         config: The model's configuration.
-        tokens: Tokens to count with; the result does not depend on it.
+        tokens: Number of tokens in the count; the result does not depend on it.
     """
     AttentionInterface.register("plan", _flash_like_attention)
     totals = []
@@ -188,7 +188,7 @@ def count_activations(config: PretrainedConfig, tokens: int = 64) -> Kept:
 
 
 def kept_bytes(model: PreTrainedModel, tokens: int) -> Iterator[int]:
-    """Bytes of each tensor that a forward pass keeps, parameters left out, each storage once."""
+    """Yield the bytes of each tensor that a forward pass keeps, without parameters, each storage once."""
     seen = {id(parameter.untyped_storage()): parameter for parameter in model.parameters()}
     own = {parameter.untyped_storage()._cdata for parameter in seen.values()}
     kept: dict[int, Tensor] = {}
@@ -205,7 +205,7 @@ def kept_bytes(model: PreTrainedModel, tokens: int) -> Iterator[int]:
 
 
 class _Flash(torch.autograd.Function):
-    """Keeps what FlashAttention keeps: queries, keys, values, the result, and a number for each query and head."""
+    """Keeps the tensors of FlashAttention: queries, keys, values, result, and a number for each query and head."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -217,12 +217,12 @@ class _Flash(torch.autograd.Function):
 def _flash_like_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    # The backward pass reads (tokens, heads, size), so the result is kept in the layout that the next layer gets.
+    # The backward pass uses (tokens, heads, size), so the result is kept in the layout of the next layer.
     return _Flash.apply(query, key, value).transpose(1, 2).reshape(1, query.shape[2], -1), None  # type: ignore[union-attr]
 
 
 def make_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The one-label classifier of a configuration, without memory."""
+    """Make the one-label classifier of a configuration without allocating memory."""
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
 
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def combinations() -> Iterator[tuple[str, str, bool]]:
-    """Methods, shardings and checkpointing that go together."""
+    """Yield the valid combinations of method, sharding and checkpointing."""
     for method in METHODS:
         for sharding in SHARDINGS:
             if method != "qlora" or sharding == "ddp":
@@ -275,16 +275,16 @@ def combinations() -> Iterator[tuple[str, str, bool]]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="8b", help="of Llama 3, for decoders without a file")
     parser.add_argument("--model-config", help="folder or Hub id of a decoder with config.json, instead of --shape")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=8192, help="in a micro-batch on each GPU")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence, for attention's cost")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence, for the cost of attention")
     parser.add_argument("--lora-r", type=int, default=32)
     parser.add_argument("--memory", type=float, default=80.0, help="of a GPU, in GB (10^9 bytes)")
-    parser.add_argument("--reserve", type=float, default=0.1, help="share left to kernels, NCCL and fragmentation")
+    parser.add_argument("--reserve", type=float, default=0.1, help="share kept for kernels, NCCL and fragmentation")
     parser.add_argument("--peak", type=float, default=989e12, help="FLOP/s of a GPU; default H100 SXM, dense bfloat16")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached: an assumption")
     return parser.parse_args(argv)

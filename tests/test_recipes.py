@@ -1,4 +1,4 @@
-"""Every recipe parses and says what it was seen or is expected to need; every accelerate configuration loads."""
+"""Every recipe parses and states whether it was tested; every accelerate configuration loads."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ LAUNCHES = sorted((RECIPES / "accelerate_configs").glob("*.yaml"))
 
 
 def header(path: Path) -> str:
-    """The comment at the top of a file."""
+    """Return the comment at the top of a file."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return "\n".join(lines[: next(place for place, line in enumerate(lines) if not line.startswith("#"))])
 
@@ -39,19 +39,19 @@ def test_every_setting_of_a_recipe_reaches_its_dataclass(path):
         else:
             assert parsed == value, name
     assert args.output_dir.startswith("outputs/")
-    assert run.eval_data or run.test_size  # no recipe trains without measuring
+    assert run.eval_data or run.test_size  # each recipe evaluates
 
 
 @pytest.mark.parametrize("path", named([*RUNS, *LAUNCHES]))
-def test_header_says_whether_it_was_seen_or_is_expected(path):
-    assert any(line.startswith(("# Seen", "# Expected")) or ". Seen:" in line or ". Expected," in line
+def test_the_header_states_whether_the_recipe_was_tested(path):
+    assert any(line.startswith(("# Tested:", "# Not tested")) or ". Tested:" in line or ". Not tested" in line
                for line in header(path).splitlines())  # fmt: skip
 
 
 @pytest.mark.parametrize("path", named(RUNS))
-def test_no_recipe_claims_to_have_been_run_on_a_gpu(path):
+def test_no_recipe_claims_to_have_been_tested_on_a_gpu(path):
     if "GPU" in header(path) and "no GPU" not in header(path):
-        assert "# Expected, not run" in header(path)
+        assert "# Not tested" in header(path)
 
 
 @pytest.mark.parametrize("path", named([path for path in RUNS if "train_data: [path/to" not in path.read_text()]))
@@ -62,12 +62,12 @@ def test_ready_recipes_name_no_local_data(path):
 
 @pytest.mark.parametrize("path", named(LAUNCHES))
 def test_accelerate_config_loads(path):
-    config = load_config_from_file(str(path))  # refuses keys that it does not know
-    assert config.mixed_precision == "no"  # RewardConfig decides, and accelerate needs text rather than false
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    assert config.mixed_precision == "no"  # RewardConfig decides; accelerate needs text instead of false
     assert config.num_machines == (2 if path.stem == "multi_node" else 1)
 
 
-def test_accelerate_configs_say_what_their_names_say():
+def test_accelerate_configs_match_their_names():
     configs = {path.stem: load_config_from_file(str(path)) for path in LAUNCHES}
     assert sorted(configs) == ["cpu", "fsdp2", "multi_gpu", "multi_node", "single_gpu", "zero2", "zero3"]
     assert (configs["cpu"].use_cpu, configs["cpu"].num_processes, configs["cpu"].distributed_type.value) == (
@@ -88,7 +88,7 @@ def test_accelerate_configs_say_what_their_names_say():
 
 @pytest.mark.parametrize("name", ["fsdp2", "zero2", "zero3"])
 def test_nested_keys_are_options_of_accelerate_launch(name):
-    """Accelerate checks no keys inside `fsdp_config` and `deepspeed_config`: a misspelt one would do nothing."""
+    """Accelerate does not check keys inside `fsdp_config` and `deepspeed_config`: a misspelt key would have no effect."""
     from accelerate.commands.launch import launch_command_parser
 
     config = load_config_from_file(str(RECIPES / "accelerate_configs" / f"{name}.yaml"))

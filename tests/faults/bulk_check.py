@@ -1,17 +1,17 @@
-"""Does bulk scoring survive kills, and does its memory stay where it is? On made-up rows, with a tiny random model.
+"""Check that bulk scoring survives kills and has bounded memory, on made-up rows with a tiny random model.
 
     python tests/faults/bulk_check.py kills                      # at least 20 kills for each kind of output
     python tests/faults/bulk_check.py kills --kills 50 --out jsonl --seed 1
     python tests/faults/bulk_check.py memory                     # 10,000, 100,000 and 1,000,000 rows
     python tests/faults/bulk_check.py memory --rows 10000 --kind parquet --json memory.json --png memory.png
 
-`kills` scores a folder of two files in a process of its own and ends that process with SIGKILL, at a random moment or
-when a file of a certain kind shows: a temporary of the manifest, of a shard, of its marker, of the joined file, the
-joined file itself, what is being removed after it. Each time the next process resumes. When a run is finished its
-files are compared with those of a run that nobody disturbed, by SHA-256, and the next round begins.
+`kills` scores a folder of two files in a separate process and ends it with SIGKILL, at a random time or when a file of a
+certain kind appears: a temporary file of the manifest, a shard, its marker or the joined file, the joined file itself, or
+the shards that are removed after it. The next process resumes. The files of a finished run are compared with those of an
+uninterrupted run by SHA-256, and the next round starts.
 
-`memory` scores tables of different sizes, each in a process of its own, and shows the most memory that it held.
-`--json` writes `machine`, `settings` and `results`.
+`memory` scores tables of different sizes, each in a separate process, and prints its peak memory. `--json` writes
+`machine`, `settings` and `results`.
 """
 
 import hashlib
@@ -67,21 +67,21 @@ _OUTPUTS = {"jsonl": "scores.jsonl", "parquet": "scores.parquet", "folder": "sco
 
 
 def main() -> None:
-    """Read the command line and run one check."""
-    parser = ArgumentParser(description="Evidence for bulk scoring.")
+    """Parse the command line and run one check."""
+    parser = ArgumentParser(description="Fault checks of bulk scoring.")
     commands = parser.add_subparsers(dest="command", required=True)
     kills = commands.add_parser("kills", help="kill and resume, then compare bytes")
-    kills.add_argument("--kills", type=int, default=20, help="for each kind of output, at least")
+    kills.add_argument("--kills", type=int, default=20, help="minimum for each kind of output")
     kills.add_argument("--out", nargs="+", choices=list(_OUTPUTS), default=list(_OUTPUTS), help="kinds of output")
-    kills.add_argument("--rows", type=int, default=6_000, help="of each of two files")
+    kills.add_argument("--rows", type=int, default=6_000, help="rows in each of two files")
     memory = commands.add_parser("memory", help="peak memory by number of rows")
     memory.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    memory.add_argument("--kind", choices=["jsonl", "parquet"], default="jsonl", help="of input and output")
-    memory.add_argument("--png", type=Path, help="draw memory and speed into this file")
+    memory.add_argument("--kind", choices=["jsonl", "parquet"], default="jsonl", help="format of input and output")
+    memory.add_argument("--png", type=Path, help="write a figure of memory to this file")
     for command in (kills, memory):
         command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--json", type=Path, help="write the results into this file")
-    work = commands.add_parser("work", help="one start; the checks use it")
+        command.add_argument("--json", type=Path, help="write the results to this file")
+    work = commands.add_parser("work", help="one process; used by the checks")
     for name in ("model", "data", "out", "rows_per_shard"):
         work.add_argument(name)
     options = parser.parse_args()
@@ -113,7 +113,7 @@ def make_model(folder: Path) -> Path:
 
 
 def made_up_rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Short rows: one in twenty repeats an earlier one, one in five hundred has an empty answer."""
+    """Yield short rows: one in twenty repeats an earlier row, one in five hundred has an empty answer."""
     draw = random.Random(seed)
     kept = [{"prompt": "why", "response": "because"}]
     for number in range(count):
@@ -129,7 +129,7 @@ def made_up_rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def write_rows(path: Path, count: int, seed: int) -> Path:
-    """Write made-up rows as JSONL, with a line that is cut in half every 5,000, or as Parquet."""
+    """Write made-up rows as Parquet, or as JSONL with a truncated line every 5,000 rows."""
     rows = made_up_rows(count, seed)
     if path.suffix == ".parquet":
         import pyarrow as pa
@@ -148,7 +148,7 @@ def write_rows(path: Path, count: int, seed: int) -> Path:
 
 
 def work_once(options: Namespace) -> None:
-    """Score with `resume`; the last line says what was done, in JSON."""
+    """Score with `resume`, and print the report as JSON in the last line."""
     from hf_reward.scoring.bulk import BulkSettings, score_files
     from hf_reward.scoring.reward_scorer import RewardScorer
 
@@ -168,9 +168,7 @@ def start(model: Path, data: Path, out: Path, rows_per_shard: int) -> subprocess
     process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=quiet, text=True)
     assert process.stdout is not None
     if process.stdout.readline() != "ready\n":
-        raise SystemExit(
-            "The process that scores could not start. Run its command by hand: " + " ".join(map(str, words))
-        )
+        raise SystemExit("The scoring process could not start. Run its command by hand: " + " ".join(map(str, words)))
     return process
 
 
@@ -178,8 +176,8 @@ def start(model: Path, data: Path, out: Path, rows_per_shard: int) -> subprocess
 
 
 def check_kills(options: Namespace) -> None:
-    """Kill, resume, compare; exit code 1 if any byte differs."""
-    table = Table("output", "kills", "where they hit", "finished runs", "all equal to the undisturbed one")
+    """Kill, resume and compare; exit code 1 if any byte differs."""
+    table = Table("output", "kills", "at", "finished runs", "all equal to the uninterrupted run")
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -199,22 +197,22 @@ def check_kills(options: Namespace) -> None:
 
 
 def kill_and_compare(model: Path, data: Path, folder: Path, kind: str, options: Namespace) -> dict[str, Any]:
-    """Rounds of a run that is killed until it gets through, until there are enough kills."""
+    """Repeat a run that is killed and resumed until it finishes, until the number of kills is reached."""
     draw, rows_per_shard = random.Random(options.seed), max(1, options.rows // 20)
-    expected_at = folder / "undisturbed"
+    expected_at = folder / "uninterrupted"
     expected_at.mkdir(parents=True)
     began = time.monotonic()
     process = start(model, data, expected_at / _OUTPUTS[kind], rows_per_shard)
     loaded = time.monotonic()
     _finish(process)
     seconds, expected = time.monotonic() - loaded, hashes(expected_at)
-    print(f"{kind}: undisturbed, {loaded - began:.1f} s to load and {seconds:.1f} s to score", flush=True)
+    print(f"{kind}: uninterrupted, {loaded - began:.1f} s to load and {seconds:.1f} s to score", flush=True)
     hits: Counter[str] = Counter()
     rounds, equal = 0, True
     while hits.total() < options.kills or rounds == 0:
         at = folder / f"round-{rounds}"
         at.mkdir()
-        for _ in range(12):  # then it may finish
+        for _ in range(12):  # afterwards it may finish
             place = _kill_once(model, data, at / _OUTPUTS[kind], rows_per_shard, _moment(draw, kind, seconds))
             if not place:
                 break
@@ -228,7 +226,7 @@ def kill_and_compare(model: Path, data: Path, folder: Path, kind: str, options: 
 
 
 def _moment(draw: random.Random, kind: str, seconds: float) -> Callable[[Path, float], bool]:
-    """When to kill: after a random time, or as soon as a file of a certain kind is there."""
+    """Choose when to kill: after a random time, or when a file of a certain kind exists."""
     after = draw.uniform(0, seconds / 6)
     patterns = ["*/.*.jsonl.????????.tmp", "*/_done/.*.tmp", "*/_quarantine/.*.tmp", "*/._manifest.json.*.tmp"]
     if kind != "folder":
@@ -236,12 +234,12 @@ def _moment(draw: random.Random, kind: str, seconds: float) -> Callable[[Path, f
     pattern = draw.choice(patterns)
     if draw.random() < 0.5:
         return lambda folder, elapsed: elapsed > after
-    # A sight that never comes must not let the run get through each time.
+    # A file that never appears must not let the run finish each time.
     return lambda folder, elapsed: (elapsed > 0.02 and any(folder.glob(pattern))) or elapsed > seconds * 0.8
 
 
 def _kill_once(model: Path, data: Path, out: Path, rows_per_shard: int, moment: Callable[[Path, float], bool]) -> str:
-    """Resume a run and kill it; say where it was, or nothing if it got through before."""
+    """Resume a run and kill it; return its stage, or an empty text if it finished before."""
     process = start(model, data, out, rows_per_shard)
     began = time.monotonic()
     while process.poll() is None and not moment(out.parent, time.monotonic() - began):
@@ -249,12 +247,12 @@ def _kill_once(model: Path, data: Path, out: Path, rows_per_shard: int, moment: 
     process.send_signal(signal.SIGKILL)
     killed = process.wait() == -signal.SIGKILL
     if not killed and process.returncode:
-        raise SystemExit("A resumed run failed; run `work` by hand to see why.")
-    return where_it_was(out) if killed else ""
+        raise SystemExit("A resumed run failed. Run `work` by hand to see the error.")
+    return stage_of(out) if killed else ""
 
 
-def where_it_was(out: Path) -> str:
-    """What a killed process was doing, by the files that it left."""
+def stage_of(out: Path) -> str:
+    """Return the stage in which a process was killed, from the files that it left."""
     folder = out if not out.suffix else out.with_name(f"{out.name}.parts")
     planned = (folder / "_manifest.json").is_file()
     seen = {
@@ -274,24 +272,26 @@ def where_it_was(out: Path) -> str:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, hidden ones too."""
+    """Return the SHA-256 of every file below a folder, including hidden ones."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    said, _ = process.communicate()
+    output, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"The process that scores failed with {process.returncode}; run `work` by hand to see why.")
-    return json.loads(said.splitlines()[-1])
+        raise SystemExit(
+            f"The scoring process failed with code {process.returncode}. Run `work` by hand to see the error."
+        )
+    return json.loads(output.splitlines()[-1])
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def check_memory(options: Namespace) -> None:
-    """Score tables of different sizes and print what each took."""
-    table = Table("rows", "file, MB", "model loaded, MiB", "peak, MiB", "seconds", "rows/s", "put aside")
+    """Score tables of different sizes and print memory and time."""
+    table = Table("rows", "file, MB", "model loaded, MiB", "peak, MiB", "seconds", "rows/s", "rejected")
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -300,10 +300,10 @@ def check_memory(options: Namespace) -> None:
             data = write_rows(folder / f"{rows}.{options.kind}", rows, options.seed)
             found = _finish(start(model, data, folder / f"out-{rows}.{options.kind}", 10_000))
             results.append({"rows": rows, "bytes": data.stat().st_size, **found})
-            aside = sum(found["counts"]["quarantined"].values())
+            rejected = sum(found["counts"]["quarantined"].values())
             cells = [f"{data.stat().st_size / 1e6:.1f}", f"{found['loaded_mib']:.0f}", f"{found['peak_mib']:.0f}"]
             table.add_row(
-                f"{rows:,}", *cells, f"{found['seconds']:.0f}", f"{found['rows_per_second']:,.0f}", f"{aside:,}"
+                f"{rows:,}", *cells, f"{found['seconds']:.0f}", f"{found['rows_per_second']:,.0f}", f"{rejected:,}"
             )
             print(f"{rows:,} rows: peak {found['peak_mib']:.0f} MiB, {found['seconds']:.0f} s", flush=True)
             data.unlink()
@@ -315,7 +315,7 @@ def check_memory(options: Namespace) -> None:
 
 
 def draw_memory(results: list[dict[str, Any]], path: Path) -> None:
-    """Peak memory against the number of rows."""
+    """Draw peak memory against the number of rows."""
     import matplotlib
 
     matplotlib.use("Agg")

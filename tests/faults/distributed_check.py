@@ -1,15 +1,15 @@
-"""Do several processes train what one does? `python tests/faults/distributed_check.py [--setups ...] [--forms ...]`.
+"""Compare distributed training with one process: `python tests/faults/distributed_check.py [--setups ...] [--forms ...]`.
 
 Every setup is started by `accelerate launch` with its file in `recipes/accelerate_configs/`, in two CPU processes over
-gloo, and compared with one process on the same global batches: lists of unequal size with unequal weights, two
-accumulated batches a step, four steps of AdamW with clipping. `distributed_run.py` is what each process runs. Offline,
-4 minutes.
+gloo, and compared with one process on the same global batches: lists of different sizes with different weights, two
+accumulated batches a step, four steps of AdamW with clipping. Each process runs `distributed_run.py`. Offline, 4
+minutes.
 
-Overrides for a CPU, stated because the files are written for GPUs:
+Overrides for a CPU, because the files are written for GPUs:
 
 * all: `--num_processes 2`, the backend gloo;
 * DDP and FSDP2: `ACCELERATE_USE_CPU=true`. FSDP2 also needs `let_fsdp_shard_on_a_cpu`;
-* ZeRO: `ACCELERATE_TORCH_DEVICE=cpu` and `DS_ACCELERATOR=cpu`; left out where DeepSpeed is not installed.
+* ZeRO: `ACCELERATE_TORCH_DEVICE=cpu` and `DS_ACCELERATOR=cpu`; skipped if DeepSpeed is not installed.
 """
 
 import argparse
@@ -44,7 +44,7 @@ TOLERANCE = 1e-5
 ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 DEEPSPEED_ON_CPU = {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
 OF_EVERY_PROCESS = ("rng_state_", "_states.pt")
-"""Names of files that each process writes by design: random generators, and DeepSpeed's shards of a checkpoint."""
+"""Names of files that each process writes by design: random states, and DeepSpeed's shards of a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Setup:
     processes: int = 2
     environment: dict[str, str]
     options: tuple[str, ...] = ()
-    """For `distributed_run.py`."""
+    """Options of `distributed_run.py`."""
 
 
 SETUPS = {
@@ -74,42 +74,42 @@ FORMS = {"packed": "true", "padded": "false"}
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far several processes are from one; a difference of 0 is equality."""
+    """Differences between several processes and one."""
 
     loss: float
-    """Largest over the optimizer steps, relative."""
+    """Largest relative difference over the optimizer steps."""
     gradient_norm: float
-    """The same."""
+    """Largest relative difference over the optimizer steps."""
     weight: float
-    """Largest over the saved weights, absolute."""
+    """Largest absolute difference of the saved weights."""
     metric: float
-    """Largest over the metrics of both evaluations, the losses included, relative to max(1, |metric|)."""
+    """Largest difference of the metrics and losses of both evaluations, relative to max(1, |metric|)."""
     rows: int
-    """Rows evaluated, each once."""
+    """Number of evaluated rows, each counted once."""
     resumed: float
-    """Largest difference of the saved weights after stopping and going on, absolute."""
+    """Largest absolute difference of the saved weights after stopping and resuming."""
     reloaded: float
     """Largest difference of a reward in a fresh process with stock transformers, relative to max(1, |reward|)."""
     problems: tuple[str, ...]
-    """What no number says: files missing or written twice, rows left out, another kind of sharding than asked for."""
+    """Other differences: files missing or written twice, missing rows, another kind of sharding than requested."""
 
     @property
     def equal(self) -> bool:
-        """Whether all is as with one process, within `TOLERANCE`."""
+        """Whether all differences are within `TOLERANCE` and there are no problems."""
         numbers = (self.loss, self.gradient_norm, self.weight, self.metric, self.resumed, self.reloaded)
         return not self.problems and all(number <= TOLERANCE for number in numbers)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run and compare, print one table, and fail if anything differs."""
+    """Run and compare, print a table, and fail if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     several = [name for name, setup in SETUPS.items() if setup.processes > 1]
     parser.add_argument("--setups", nargs="+", choices=several, default=several)
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     options = parser.parse_args(argv)
     names = [name for name in options.setups if can_run(name)]
-    for left_out in sorted(set(options.setups) - set(names)):
-        print(f"Left out: {left_out}, because DeepSpeed is not installed.")
+    for skipped in sorted(set(options.setups) - set(names)):
+        print(f"Skipped: {skipped}, because DeepSpeed is not installed.")
     table, found = Table(title="two CPU processes against one"), []
     for heading in (
         "setup", "batches", "loss", "gradient norm", "weights", "metrics", "rows", "resumed", "reloaded", "equal",
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def can_run(name: str) -> bool:
-    """Whether a setup's library is there."""
+    """Whether the library of a setup is installed."""
     return not name.startswith("ZeRO") or importlib.util.find_spec("deepspeed") is not None
 
 
@@ -149,12 +149,12 @@ def make_model(folder: Path) -> None:
 
 
 def run_and_compare(name: str, form: str, root: Path) -> Comparison:
-    """Run a setup, and one process unless that was done already, and compare them.
+    """Run a setup and, unless it exists already, the run of one process, and compare them.
 
     Args:
-        name: Of `SETUPS`.
-        form: Of `FORMS`.
-        root: Folder that holds `model/`; the runs go beside it.
+        name: One of `SETUPS`.
+        form: One of `FORMS`.
+        root: Folder with `model/`, for the runs.
 
     Returns:
         The differences.
@@ -164,19 +164,19 @@ def run_and_compare(name: str, form: str, root: Path) -> Comparison:
 
 
 def launch(name: str, form: str, root: Path, *more: str) -> Path:
-    """Start a setup through `accelerate launch` unless its folder is there.
+    """Start a setup through `accelerate launch` unless its folder exists.
 
     Args:
-        name: Of `SETUPS`.
-        form: Of `FORMS`.
-        root: Folder that holds `model/`.
+        name: One of `SETUPS`.
+        form: One of `FORMS`.
+        root: Folder with `model/`.
         *more: Further options of `distributed_run.py`.
 
     Returns:
-        The folder with what it wrote.
+        The folder with its output.
 
     Raises:
-        RuntimeError: If it failed, with the end of what it said.
+        RuntimeError: If it failed, with the end of its output.
     """
     setup = SETUPS[name]
     out = root / "-".join([*name.replace(",", "").split(), form, *(word.strip("-") for word in more)])
@@ -197,12 +197,12 @@ def launch(name: str, form: str, root: Path, *more: str) -> Path:
 
 
 def compare(one: Path, several: Path, setup: Setup, form: str) -> Comparison:
-    """Compare a run of several processes with that of one."""
+    """Compare a run of several processes with a run of one."""
     expected = read(one, 0)
     reports = [read(several, rank) for rank in range(setup.processes)]
     verification = verify_checkpoint(several / "saved")
     problems = list(problems_of(reports, setup, form))
-    problems += [] if verification.equal else [f"the saved model is not what was trained: {verification}"]
+    problems += [] if verification.equal else [f"the saved model differs from the trained one: {verification}"]
     if names_in(one / "saved") != names_in(several / "saved"):
         problems.append(f"files differ: {sorted(names_in(one / 'saved') ^ names_in(several / 'saved'))}")
     return Comparison(
@@ -218,14 +218,14 @@ def compare(one: Path, several: Path, setup: Setup, form: str) -> Comparison:
 
 
 def problems_of(reports: list[dict[str, Any]], setup: Setup, form: str) -> Sequence[str]:
-    """What the processes did that they should not have done."""
+    """Return unexpected setups, rows and files of the processes."""
     problems = []
     kinds = {"multi_gpu": ("MULTI_CPU", False), "fsdp2": ("FSDP", True), "zero2": ("DEEPSPEED", False)}
     kind, sharded = kinds.get(setup.config, ("DEEPSPEED", True))
     for rank, report in enumerate(reports):
         found = report["setup"]
-        asked = (setup.processes, kind, sharded, form == "packed")
-        if (found["processes"], found["kind"], found["sharded"], found["packed"]) != asked:
+        expected = (setup.processes, kind, sharded, form == "packed")
+        if (found["processes"], found["kind"], found["sharded"], found["packed"]) != expected:
             problems.append(f"process {rank} ran as {found}")
         if report["rows"] != list(range(EVALUATED)):
             problems.append(f"process {rank} evaluated the rows {report['rows']}")
@@ -236,22 +236,22 @@ def problems_of(reports: list[dict[str, Any]], setup: Setup, form: str) -> Seque
 
 
 def read(folder: Path, rank: int) -> dict[str, Any]:
-    """What a process reported."""
+    """Return the report of a process."""
     return json.loads((folder / f"report-{rank}.json").read_text())
 
 
 def names_in(folder: Path) -> set[str]:
-    """Names of the files of a folder."""
+    """Return the names of the files in a folder."""
     return {path.name for path in folder.iterdir()}
 
 
 def relative(expected: list[float], found: list[float]) -> float:
-    """Largest relative difference of two lists of equal length."""
+    """Return the largest relative difference of two lists of equal length."""
     return max(relative_differences(expected, found, floor=sys.float_info.min))
 
 
 def metric_difference(expected: dict[str, float], found: dict[str, float]) -> float:
-    """Largest difference relative to max(1, |metric|); infinite where one alone exists, or is no finite number."""
+    """Return the largest difference relative to max(1, |metric|); infinite if names differ or a value is not finite."""
     if expected.keys() != found.keys():
         return math.inf
     undefined = {name for name in expected if name.startswith("single_") and name.endswith(("_ci_low", "_ci_high"))}
@@ -262,7 +262,7 @@ def metric_difference(expected: dict[str, float], found: dict[str, float]) -> fl
 
 
 def weight_difference(one: Path, other: Path) -> float:
-    """Largest absolute difference of the saved weights of two folders; infinite if names differ or it is not finite."""
+    """Return the largest absolute difference of saved weights; infinite if names differ or a value is not finite."""
     name = "adapter_model.safetensors" if (one / "adapter_model.safetensors").is_file() else "model.safetensors"
     expected, found = load_file(one / name), load_file(other / name)
     if expected.keys() != found.keys():

@@ -1,7 +1,7 @@
-"""What each process of `distributed_check.py` runs; `accelerate launch` starts it, once or several times.
+"""Program of each process of `distributed_check.py`, started by `accelerate launch` once or several times.
 
 It trains a tiny model with a random head for four optimizer steps, evaluates a split that two processes cannot share
-evenly and one of a single row, saves, and then does the same again from the checkpoint in the middle.
+evenly and another one of a single row, and saves. Then it resumes from the checkpoint in the middle.
 """
 
 import argparse
@@ -27,29 +27,29 @@ from hf_reward.training.collators import packs
 STEPS = 4
 ROWS_PER_STEP = 8
 EVALUATED = 11
-"""No multiple of the four rows that two processes evaluate at a time, so some rows are evaluated twice."""
+"""Not a multiple of the four rows that two processes evaluate at a time, so some rows are evaluated twice."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, save, and go on from the checkpoint in the middle; the process of rank 0 writes what it found."""
-    torch.set_num_threads(1)  # on matrices this small a second thread only waits
+    """Train, save, resume from the checkpoint in the middle, and write a report."""
+    torch.set_num_threads(1)  # a second thread does not help with such small matrices
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--packing", choices=("true", "false"), required=True)
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--dtype", default="float32", help="of the backbone's weights")
-    parser.add_argument("--checkpointing", action="store_true", help="activations are computed again")
+    parser.add_argument("--dtype", default="float32", help="precision of the backbone's weights")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
     options = parser.parse_args(argv)
 
     written = files_written_below(options.out)
-    whole = make_trainer(options, options.out / "run")
-    whole.train()
-    report = measure(whole)
-    whole.save_model(str(options.out / "saved"))
+    complete = make_trainer(options, options.out / "run")
+    complete.train()
+    report = measure(complete)
+    complete.save_model(str(options.out / "saved"))
     checkpoint = options.out / "run" / f"checkpoint-{STEPS // 2}"
-    whole.accelerator.free_memory()
+    complete.accelerator.free_memory()
 
     resumed = make_trainer(options, options.out / "resumed")
     resumed.train(resume_from_checkpoint=str(checkpoint))
@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def files_written_below(folder: Path) -> set[str]:
-    """A set that grows with every file below a folder that this process opens for writing from now on.
+    """Return a set to which every file below a folder is added that this process opens for writing from now on.
 
-    Python's own `open` is seen; safetensors writes from Rust and is not.
+    Only Python's `open` is observed, not safetensors, which writes from Rust.
     """
     found: set[str] = set()
 
@@ -78,14 +78,14 @@ def files_written_below(folder: Path) -> set[str]:
 
 
 def writes(mode: str | None, flags: int) -> bool:
-    """Whether a file is opened for writing, from what Python's `open` audit event says."""
+    """Whether a file is opened for writing, from the arguments of Python's `open` audit event."""
     return any(letter in mode for letter in "wax+") if mode else bool(flags & (os.O_WRONLY | os.O_RDWR))
 
 
 def make_trainer(options: argparse.Namespace, folder: Path) -> RewardTrainer:
-    """A trainer over the same rows in the same global batches, however many processes there are."""
+    """Make a trainer with the same rows in the same global batches for any number of processes."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"  # DeepSpeed takes another way to the CPU
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"  # DeepSpeed uses another variable
     args = RewardConfig(
         output_dir=str(folder), max_steps=STEPS, save_steps=STEPS // 2, logging_steps=1, report_to="none",
         disable_tqdm=True, plot_curves=False, packing=options.packing, learning_rate=1e-3,
@@ -96,7 +96,7 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> RewardTrainer:
     let_fsdp_shard_on_a_cpu(args)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if options.lora else None
     model = AutoModelForRewardScoring.from_pretrained(options.model, dtype=options.dtype)
-    torch.manual_seed(0)  # how many random numbers loading takes depends on the kind of sharding
+    torch.manual_seed(0)  # the number of random numbers used for loading depends on the kind of sharding
     with whole_parameters(model.parameters()):
         if any(not layer.weight.is_meta and layer.weight.any() for _, layer in output_layers(model)):
             raise SystemExit("A new head must be zero, but is not.")
@@ -106,13 +106,13 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> RewardTrainer:
 
 
 def let_fsdp_shard_on_a_cpu(args: RewardConfig) -> None:
-    """Name the processes GPUs: accelerate shards on accelerators alone, and on CPUs trains whole models unasked."""
+    """Declare the processes as GPUs: accelerate shards only on accelerators and keeps complete models on CPUs."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and args.device.type == "cpu":
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def ranked_lists(count: int, start: int = 0) -> list[dict[str, Any]]:
-    """Lists of two to four responses of unlike lengths, with weights that differ."""
+    """Return lists of two to four responses of different lengths, with different weights."""
     words = ["brief", "rather longer words", "the longest answer of all of them, by far", "middling text"]
     rows = []
     for number in range(start, start + count):
@@ -129,7 +129,7 @@ def ranked_lists(count: int, start: int = 0) -> list[dict[str, Any]]:
 
 
 def measure(trainer: RewardTrainer) -> dict[str, Any]:
-    """What training and evaluation gave, on this process."""
+    """Return the results of training and evaluation on this process."""
     one_row: Any = ranked_lists(1, start=200)
     rows: Any = trainer.eval_dataset
     metrics = trainer.evaluate() | trainer.evaluate(one_row, metric_key_prefix="single")
@@ -154,12 +154,12 @@ def measure(trainer: RewardTrainer) -> dict[str, Any]:
 
 
 def of_steps(trainer: RewardTrainer, name: str) -> list[float]:
-    """A number of each optimizer step's log."""
+    """Return a logged number for each optimizer step."""
     return [float(entry[name]) for entry in trainer.state.log_history if "loss" in entry and name in entry]
 
 
 def without_times(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics that do not depend on the clock."""
+    """Return the metrics that do not depend on the clock."""
     return {name: value for name, value in metrics.items() if "second" not in name and "time" not in name}
 
 

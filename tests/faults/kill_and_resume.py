@@ -1,14 +1,13 @@
-"""Does a training run that is killed again and again end where an undisturbed one ends? On made-up rows, a tiny model.
+"""Compare training runs that are killed repeatedly with an uninterrupted run, on made-up rows with a tiny model.
 
     python tests/faults/kill_and_resume.py                          # at least 20 kills for each kind of run
     python tests/faults/kill_and_resume.py --kills 50 --seed 1 --case lora --json kills.json
 
-Each start is a process of its own that ends itself with SIGKILL: at a drawn micro-batch of training or of an
-evaluation, or up to 30 ms after a drawn file operation of a save (open, rename, mkdir, remove). The next one goes on
-with `resume_from_checkpoint="auto"`. After each kill every folder with the name of a checkpoint has to be whole. After
-so many kills the run may come to its end; its weights, the optimizer's state and the evaluation are then compared bit
-by bit with those of a run that nobody disturbed. Processes are forked from one that has imported everything, so a
-start costs no imports; each has one thread.
+Each start is a separate process that ends itself with SIGKILL: at a random micro-batch of training or evaluation, or up
+to 30 ms after a random file operation of a save (open, rename, mkdir, remove). The next process resumes with
+`resume_from_checkpoint="auto"`. After each kill, every folder with the name of a checkpoint must be complete. After the
+last kill the run may finish. Its weights, optimizer state and evaluation are then compared bit by bit with those of an
+uninterrupted run. Processes are forked after all imports, so starts are fast; each has one thread.
 """
 
 import hashlib
@@ -54,15 +53,15 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "stream": {"stream": True, "shuffle_buffer_size": 20, "gradient_accumulation_steps": 2, "max_steps": 150},
 }
-"""Settings by kind of run: a token budget with accumulation; an adapter with dropout, in padded batches of like length,
-of which only the newest and the best checkpoint stay; several passes over a shuffled stream of two files."""
+"""Settings by kind of run: a token budget with accumulation; an adapter with dropout in padded batches, which keeps only
+the newest and the best checkpoint; several passes over a shuffled stream of two files."""
 PLACES = ("training", "evaluation", "saving")
 _OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
 @dataclass(frozen=True)
 class Kill:
-    """Where a start ends: at the so-manyth event of a place, so many seconds after it."""
+    """Moment of a kill: a delay in seconds after event number `count` of a place."""
 
     place: str
     count: int
@@ -70,14 +69,14 @@ class Kill:
 
 
 def main() -> None:
-    """Read the command line, check each kind of run, print a table."""
+    """Parse the command line, check each kind of run, and print a table."""
     parser = ArgumentParser(description="Kill and resume training runs.")
-    parser.add_argument("--kills", type=int, default=20, help="for each kind of run")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills for each kind of run")
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the results into this file")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
-    table = Table("run", "steps", "kills", *PLACES, "half-done saves", "broken", "equal at the end")
+    table = Table("run", "steps", "kills", *PLACES, "incomplete saves", "broken", "equal at the end")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         model, data = make_model(Path(folder) / "model"), make_rows(Path(folder) / "data")
@@ -93,7 +92,7 @@ def main() -> None:
 
 
 def make_rows(folder: Path, count: int = 120) -> Path:
-    """Write made-up pairs into two files."""
+    """Write made-up pairs to two files."""
     draw = random.Random(0)
     folder.mkdir(parents=True)
     for part in range(2):
@@ -110,7 +109,7 @@ def make_rows(folder: Path, count: int = 120) -> Path:
 
 
 def start(case: str, model: Path, data: Path, out: Path, kill: Kill | None) -> None:
-    """Go on with a run until its end or the kill."""
+    """Start or resume a run until its end or the kill."""
     torch.set_num_threads(1)
     disable_progress_bars()
     transformers.logging.disable_progress_bar()
@@ -176,13 +175,13 @@ def _without_times(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(case: str, model: Path, data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill one run so often, let it come to its end, and compare.
+    """Kill a run repeatedly, let it finish, and compare it with an uninterrupted run.
 
     Returns:
-        `kills`, by `places`, the `leftovers` of unfinished saves and removals that kills left, the checkpoints found
-        `broken`, `starts`, and whether the end was `equal`.
+        `kills`, their `places`, the number of `leftovers` of unfinished saves and removals, the `broken` checkpoints,
+        `starts`, and whether the result was `equal`.
     """
-    run_to_end(case, model, data, folder / "undisturbed")
+    run_to_end(case, model, data, folder / "uninterrupted")
     events = count_events(case, model, data, folder / "counted")
     draw, out = random.Random(seed), folder / "killed"
     places: Counter[str] = Counter()
@@ -195,19 +194,19 @@ def check(case: str, model: Path, data: Path, folder: Path, kills: int, seed: in
         broken += [f"{path.name}: {why}" for path in checkpoints(out) if (why := checkpoint_problem(path))]
     return {
         "kills": places.total(), "places": dict(places), "leftovers": leftovers, "broken": broken, "starts": starts,
-        "steps": events["steps"], "equal": result(out) == result(folder / "undisturbed"),
+        "steps": events["steps"], "equal": result(out) == result(folder / "uninterrupted"),
     }  # fmt: skip
 
 
 def drawn_kill(draw: random.Random, events: dict[str, int]) -> Kill:
-    """A random place, and a moment before one and a half saves are done, so that a run goes on but slowly."""
+    """Return a random place and a moment within about one and a half saves, so that the run makes slow progress."""
     place = draw.choice(PLACES)
     delay = draw.choice([0.0, draw.uniform(0.0, 0.03)]) if place == "saving" else 0.0
     return Kill(place, draw.randint(1, round(1.5 * events[place] / events["saves"])), delay)
 
 
 def count_events(case: str, model: Path, data: Path, out: Path) -> dict[str, int]:
-    """How many events of each place a whole run has."""
+    """Count the events of each place in a complete run."""
     receive, send = multiprocessing.get_context("fork").Pipe(duplex=False)
 
     def count() -> None:
@@ -237,11 +236,11 @@ def count_events(case: str, model: Path, data: Path, out: Path) -> dict[str, int
 def run_to_end(case: str, model: Path, data: Path, out: Path) -> None:
     """Start once, without a kill."""
     if was_killed(case, model, data, out, None):
-        raise RuntimeError(f"The undisturbed run {case!r} was killed.")
+        raise RuntimeError(f"The uninterrupted run {case!r} was killed.")
 
 
 def was_killed(case: str, model: Path, data: Path, out: Path, kill: Kill | None) -> bool:
-    """Start in a process of its own, and whether it ended by SIGKILL."""
+    """Start a separate process, and return whether it ended by SIGKILL."""
     process = multiprocessing.get_context("fork").Process(target=start, args=(case, model, data, out, kill))
     process.start()
     process.join()
@@ -251,7 +250,7 @@ def was_killed(case: str, model: Path, data: Path, out: Path, kill: Kill | None)
 
 
 def result(out: Path) -> dict[str, str]:
-    """Hashes of what a finished run left: weights, the optimizer's state, the rewards' metrics."""
+    """Return hashes of weights and optimizer state, and the metrics, of a finished run."""
     [weights] = (out / "final").glob("*model.safetensors")
     last = checkpoints(out)[-1]
     optimizer = torch.load(last / "optimizer.pt", weights_only=True)

@@ -1,10 +1,10 @@
-"""Are a saved model's rewards the same everywhere? Prints the differences.
+"""Compare the rewards of saved models between formats and ways of scoring, and print the differences.
 
     python tests/faults/parity.py [ARCHITECTURE ...]
 
-Tiny models with random weights and random heads are saved in every way that hf_reward saves: whole, as an adapter,
-merged, in shards, in bfloat16. `verify` then loads each folder in a fresh process with stock transformers (and PEFT),
-and scores the eight probes alone, in padded batches and through the pipeline. Offline, CPU, four minutes for all.
+Tiny models with random weights and random heads are saved in every format of hf_reward: complete, as an adapter, merged,
+in shards, in bfloat16. `verify` then loads each folder in a fresh process with stock transformers (and PEFT) and scores
+the eight probes alone, in padded batches and through the pipeline. Offline, CPU, four minutes for all.
 """
 
 import os
@@ -56,12 +56,12 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-KINDS = ("whole", "adapter", "merged", "shards", "bfloat16")
+KINDS = ("complete", "adapter", "merged", "shards", "bfloat16")
 
 
 def main(names: list[str]) -> None:
     """Save and verify the models, and print one table."""
-    torch.set_num_threads(1)  # on matrices this small a second thread only waits
+    torch.set_num_threads(1)  # a second thread does not help with such small matrices
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -81,14 +81,14 @@ def main(names: list[str]) -> None:
 
 
 def measure(name: str, root: Path) -> tuple[dict[str, Verification], float]:
-    """Save one architecture in every way and verify each folder.
+    """Save one architecture in every format and verify each folder.
 
     Args:
-        name: Of `ARCHITECTURES`.
-        root: Where to.
+        name: One of `ARCHITECTURES`.
+        root: Folder for the models.
 
     Returns:
-        What was found by kind, and how far the cast to bfloat16 moved rewards.
+        The verification of each kind, and the change of rewards by the cast to bfloat16.
     """
     folder, tokenizer = root / name, make_tokenizer()
     torch.manual_seed(0)
@@ -96,15 +96,15 @@ def measure(name: str, root: Path) -> tuple[dict[str, Verification], float]:
     AutoModel.from_config(config).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder / "base"))  # Qwen's class adds a normalizer
-    whole = with_random_head(AutoModelForRewardScoring.from_pretrained(folder / "base"))
-    save_merged(whole, tokenizer, folder / "whole", verify=False)
+    complete = with_random_head(AutoModelForRewardScoring.from_pretrained(folder / "base"))
+    save_merged(complete, tokenizer, folder / "complete", verify=False)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     adapter = with_random_head(AutoModelForRewardScoring.from_pretrained(folder / "base", peft_config=lora))
     save_merged(adapter, tokenizer, folder / "merged", verify=False)
     rules = {"shards": ExportRule(max_shard_size="40KB"), "bfloat16": ExportRule(dtype="bfloat16")}
-    reports = {kind: export_reward_model(folder / "whole", folder / kind, rule) for kind, rule in rules.items()}
+    reports = {kind: export_reward_model(folder / "complete", folder / kind, rule) for kind, rule in rules.items()}
     found = {
-        "whole": verify_checkpoint(folder / "whole"),
+        "complete": verify_checkpoint(folder / "complete"),
         "adapter": verify_checkpoint(folder / "merged" / "adapter"),
         "merged": verify_checkpoint(folder / "merged"),
         **{kind: report.verification for kind, report in reports.items() if report.verification is not None},
@@ -113,14 +113,14 @@ def measure(name: str, root: Path) -> tuple[dict[str, Verification], float]:
 
 
 def difference(found: Verification, dtype: str, ways: Sequence[str] | None = None) -> float:
-    """The largest difference of rewards in one compute precision, over all ways of scoring or some of them."""
+    """Return the largest difference of rewards in one compute precision, over all or some ways of scoring."""
     names = {"alone": "each alone", "right": "padded on the right", "pipeline": "text-classification pipeline"}
     wanted = [f"rewards, {dtype}, {names[way]}" for way in ways] if ways else [f"rewards, {dtype},"]
     return found.largest_difference(*wanted)
 
 
 def with_random_head(model: RewardModel) -> RewardModel:
-    """A new head is zero, and with a zero head every comparison would pass; rewards get the size of one."""
+    """Give a model a random head, because every comparison would pass with a zero head."""
     for name, parameter in model.named_parameters():
         if "score." in name or "classifier." in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -128,13 +128,13 @@ def with_random_head(model: RewardModel) -> RewardModel:
 
 
 def texts() -> Iterator[str]:
-    """What the tokenizer is trained on."""
+    """Yield the texts for training the tokenizer."""
     for messages in PROBES.values():
         yield from (turn["content"] for turn in messages)
 
 
 def make_tokenizer() -> PreTrainedTokenizerBase:
-    """A byte-level tokenizer with a ChatML template."""
+    """Make a byte-level tokenizer with a ChatML template."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -1,4 +1,4 @@
-"""The programs behind docs/guides/bulk-scoring.md run, and their verdicts come from their measurements."""
+"""The programs behind docs/guides/bulk-scoring.md run, and their results come from their measurements."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def test_made_up_rows_are_the_same_for_a_seed(check):
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "stage"),
     [
         ([], "planning"),
         (["s.jsonl.parts/_manifest.json"], "between two shards"),
@@ -45,11 +45,11 @@ def test_made_up_rows_are_the_same_for_a_seed(check):
         (["s.jsonl"], "after the end"),
     ],
 )
-def test_where_a_kill_hit_is_seen_by_the_files(check, tmp_path, files, said):
+def test_the_stage_of_a_kill_is_determined_from_the_files(check, tmp_path, files, stage):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{"names": ["a-00000"]}')
-    assert check.where_it_was(tmp_path / "s.jsonl") == said
+    assert check.stage_of(tmp_path / "s.jsonl") == stage
 
 
 @pytest.mark.slow

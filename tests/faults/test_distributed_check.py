@@ -1,4 +1,4 @@
-"""Sharded over processes, a reward model is trained, measured and saved as in one process."""
+"""A model sharded over processes is trained, evaluated and saved like a model in one process."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ from distributed_check import (
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the recipe's model; runs are kept beside it, so that one process runs once."""
+    """Return a folder with the model; runs are kept there, so that each runs only once."""
     folder = tmp_path_factory.mktemp("distributed")
     make_model(folder / "model")
     return folder
@@ -51,7 +51,7 @@ def test_every_setup_has_its_launch_file():
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize(("name", "form"), [("FSDP2", "padded"), ("FSDP2, LoRA", "packed")])
-def test_shards_train_measure_save_and_resume_as_one_process_does(root, name, form):
+def test_sharded_training_evaluation_saving_and_resuming_equal_one_process(root, name, form):
     setup = SETUPS[name]
     one = launch("one process, LoRA" if "LoRA" in name else "one process", form, root)
     several = launch(name, form, root)
@@ -71,7 +71,7 @@ def test_shards_train_measure_save_and_resume_as_one_process_does(root, name, fo
 @pytest.mark.faults
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 @pytest.mark.parametrize(("name", "form"), [("ZeRO-2", "padded"), ("ZeRO-3", "packed")])
-def test_deepspeed_trains_measures_saves_and_resumes_as_one_process_does(root, name, form):
+def test_deepspeed_training_evaluation_saving_and_resuming_equal_one_process(root, name, form):
     found = compare(launch("one process", form, root), launch(name, form, root), SETUPS[name], form)
     assert found.equal, found
 
@@ -90,13 +90,13 @@ def test_rewards_under_fsdp2_in_bfloat16_are_not_rounded_to_bfloat16(root):
     assert verify_checkpoint(out / "saved").equal
 
 
-# --- without other processes ---
+# --- in one process ---
 
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_no_number_is_never_equal(value, place, tmp_path):
-    """Python's `max` passes over a NaN that is not the first."""
+def test_a_value_that_is_not_finite_is_never_equal(value, place, tmp_path):
+    """Python's `max` ignores a NaN that is not the first value."""
     sound = [0.5, 2.0, 4.0]
     broken = [value if each == place else number for each, number in enumerate(sound)]
     assert relative(sound, [0.5, 2.0, 3.0]) == 0.25
@@ -124,7 +124,7 @@ def test_one_prompt_has_no_interval_in_either_run():
     assert metric_difference(intervals, intervals) == math.inf
 
 
-def test_the_largest_difference_of_a_verification_is_infinite_where_a_reward_is_no_number():
+def test_the_largest_difference_of_a_verification_is_infinite_if_a_reward_is_not_finite():
     checks = [
         Check(name=f"rewards, {dtype}, each alone", passed=True, detail="", difference=difference)
         for dtype, difference in (("float32", 1e-7), ("bfloat16", 0.02), ("float16", None))
@@ -136,7 +136,7 @@ def test_the_largest_difference_of_a_verification_is_infinite_where_a_reward_is_
 
 
 class Sharded(torch.nn.Module):
-    """A backbone of one layer and a head, as `ReadsLastToken` has them."""
+    """A backbone of one layer and a head, like `ReadsLastToken`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,14 +149,14 @@ class Sharded(torch.nn.Module):
 
 @pytest.fixture
 def alone(tmp_path):
-    """A process group of one process."""
+    """Return the device mesh of a process group with one process."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     yield torch.distributed.init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_the_head_keeps_its_precision_under_a_policy_of_bfloat16(alone, kept):
+def test_the_head_stays_float32_under_a_bfloat16_policy(alone, kept):
     torch.manual_seed(0)
     model = Sharded()
     weight, values = model.score.weight.detach().clone(), torch.randn(5, 4)
@@ -174,7 +174,7 @@ def test_the_head_keeps_its_precision_under_a_policy_of_bfloat16(alone, kept):
     assert model.score.weight.grad.dtype == torch.float32
 
 
-def test_whole_models_keep_their_policy_and_their_parameters():
+def test_unsharded_models_keep_their_policy_and_parameters():
     model = Sharded()
     HeadInFloat32().on_train_begin(model=model)
     with whole_parameters(model.parameters()):

@@ -1,9 +1,9 @@
-"""What does `hf-reward verify` catch? Plants faults in copies of a folder and prints what it says.
+"""Plant faults in copies of a model folder, and print what `hf-reward verify` detects.
 
     python tests/faults/verify_faults.py FOLDER
 
-Those that cost people most: another pad token, another chat template, a head that got lost, a head rounded to bfloat16,
-and a BOS token written twice. FOLDER is a whole (merged) model as hf_reward saves it; it is not changed.
+The faults are common in practice: another pad token, another chat template, a lost head, a head rounded to bfloat16, and
+a doubled BOS token. FOLDER is a complete (merged) model saved by hf_reward; it is not changed.
 """
 
 import json
@@ -21,10 +21,10 @@ from hf_reward import verify_checkpoint
 
 
 def main(words: list[str]) -> None:
-    """Verify the folder as it is, then a copy with each fault."""
+    """Verify the folder itself, then a copy with each fault."""
     if len(words) != 1 or not (Path(words[0]) / "model.safetensors").is_file():
         raise SystemExit("usage: python tests/faults/verify_faults.py FOLDER (with model.safetensors, not an adapter)")
-    table = Table("fault", "verify says", "largest difference of a reward, float32", show_lines=True)
+    table = Table("fault", "result", "largest difference of a reward, float32", show_lines=True)
     for name, plant in FAULTS.items():
         with tempfile.TemporaryDirectory() as temporary:
             copy = linked_copy(Path(words[0]), Path(temporary) / "model")
@@ -40,7 +40,7 @@ def main(words: list[str]) -> None:
 
 
 def linked_copy(folder: Path, copy: Path) -> Path:
-    """A copy whose files are links, so that a large model costs nothing; a fault replaces the file that it changes."""
+    """Return a copy of links to the files; a fault replaces the file that it changes."""
     copy.mkdir()
     for path in folder.iterdir():
         if path.is_file():
@@ -76,7 +76,7 @@ def change_head(folder: Path, change: Callable[[Tensor], Tensor | None]) -> None
 
 
 def change_pad_token(folder: Path) -> None:
-    """Let padding be the token that ends a turn, as many tokenizers come."""
+    """Use the token that ends a turn for padding, like many tokenizers."""
     record = json.loads((folder / "reward_config.json").read_text(encoding="utf-8"))
     last = int(record["probes"]["conversations"][0]["input_ids"].split()[-1])
     change_json(folder / "config.json", pad_token_id=last)

@@ -16,7 +16,7 @@ from hf_reward import verify_checkpoint
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-STAND_INS = {
+FAKES = {
     "scontrol": 'if [ "$1" = show ]; then echo node-a; echo node-b; else echo "$@" >> "$LOG/scontrol"; fi',
     # like srun: run the command once on each machine, and forward SIGTERM
     "srun": """shift
@@ -74,7 +74,7 @@ def test_two_machines_train_and_save_one_model(make_model_folder, text_pairs, tm
 @pytest.fixture
 def slurm(tmp_path) -> Any:
     """Start the Slurm script with fakes of the programs that it calls."""
-    for name, body in STAND_INS.items():
+    for name, body in FAKES.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "log").mkdir()
@@ -129,7 +129,7 @@ def test_a_restarted_job_resumes(slurm, tmp_path):
 def test_a_job_without_an_output_folder_is_refused(slurm):
     job = slurm(OUTPUT_DIR="")
     assert job.wait(timeout=60) == 1
-    assert "Name the output folder" in job.stdout.read()
+    assert "Set the output folder" in job.stdout.read()
 
 
 def test_sigterm_reaches_the_processes_and_requeues_the_job(slurm, tmp_path):

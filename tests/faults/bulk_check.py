@@ -5,9 +5,9 @@
     python tests/faults/bulk_check.py memory                     # 10,000, 100,000 and 1,000,000 rows
     python tests/faults/bulk_check.py memory --rows 10000 --kind parquet --json memory.json --png memory.png
 
-`kills` scores a folder of two files in a separate process and ends it with SIGKILL, at a random time or when a file of a
-certain kind appears: a temporary file of the manifest, a shard, its marker or the joined file, the joined file itself, or
-the shards that are removed after it. The next process resumes. The files of a finished run are compared with those of an
+`kills` scores a folder of two files in a separate process and ends it with SIGKILL, at a random time or when a certain
+file appears: a temporary file of the manifest, a shard, its marker or the joined file, the joined file itself, or the
+shards that are removed after it. The next process resumes. The files of a finished run are compared with those of an
 uninterrupted run by SHA-256, and the next round starts.
 
 `memory` scores tables of different sizes, each in a separate process, and prints its peak memory. `--json` writes

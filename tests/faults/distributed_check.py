@@ -1,4 +1,6 @@
-"""Compare distributed training with one process: `python tests/faults/distributed_check.py [--setups ...] [--forms ...]`.
+"""Compare distributed training with one process.
+
+    python tests/faults/distributed_check.py [--setups ...] [--forms ...]
 
 Every setup is started by `accelerate launch` with its file in `recipes/accelerate_configs/`, in two CPU processes over
 gloo, and compared with one process on the same global batches: lists of different sizes with different weights, two

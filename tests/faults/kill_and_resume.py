@@ -53,8 +53,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "stream": {"stream": True, "shuffle_buffer_size": 20, "gradient_accumulation_steps": 2, "max_steps": 150},
 }
-"""Settings by kind of run: a token budget with accumulation; an adapter with dropout in padded batches, which keeps only
-the newest and the best checkpoint; several passes over a shuffled stream of two files."""
+"""Settings by kind of run: a token budget with accumulation; an adapter with dropout in padded batches, which keeps
+only the newest and the best checkpoint; several passes over a shuffled stream of two files."""
 PLACES = ("training", "evaluation", "saving")
 _OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 

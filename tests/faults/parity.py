@@ -2,9 +2,9 @@
 
     python tests/faults/parity.py [ARCHITECTURE ...]
 
-Tiny models with random weights and random heads are saved in every format of hf_reward: complete, as an adapter, merged,
-in shards, in bfloat16. `verify` then loads each folder in a fresh process with stock transformers (and PEFT) and scores
-the eight probes alone, in padded batches and through the pipeline. Offline, CPU, four minutes for all.
+Tiny models with random weights and random heads are saved in every format of hf_reward: complete, as an adapter,
+merged, in shards, in bfloat16. `verify` then loads each folder in a fresh process with stock transformers (and PEFT)
+and scores the eight probes alone, in padded batches and through the pipeline. Offline, CPU, four minutes for all.
 """
 
 import os

@@ -78,8 +78,8 @@ def test_memory_is_measured_by_rows(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_stations_are_measured(tmp_path):
-    done = run_recipe("bulk_stages.py", "--rows", 200, "--rounds", 1, "--json", tmp_path / "s")
+def test_stages_are_measured(tmp_path):
+    done = run_recipe("../performance/bulk_stages.py", "--rows", 200, "--rounds", 1, "--json", tmp_path / "s")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "s").read_text())
     assert found["seconds"]["JSONL: all"] > found["seconds"]["both: tokenise"] > 0

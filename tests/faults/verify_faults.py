@@ -2,8 +2,8 @@
 
     python tests/faults/verify_faults.py FOLDER
 
-The faults are common in practice: another pad token, another chat template, a lost head, a head rounded to bfloat16, and
-a doubled BOS token. FOLDER is a complete (merged) model saved by hf_reward; it is not changed.
+The faults are common in practice: another pad token, another chat template, a lost head, a head rounded to bfloat16,
+and a doubled BOS token. FOLDER is a complete (merged) model saved by hf_reward; it is not changed.
 """
 
 import json

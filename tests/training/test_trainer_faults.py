@@ -121,7 +121,7 @@ def test_data_without_remaining_rows_is_refused_with_the_reasons(make_model_fold
         make_trainer(folder, ties, tmp_path / "run")
     with pytest.raises(ValueError, match=r"eval: no row of 16 can be used .*`max_length=4`"):
         make_trainer(folder, None, tmp_path / "run", evaluation=text_pairs, max_length=4)
-    with pytest.raises(ValueError, match="(holds|has) no rows"):
+    with pytest.raises(ValueError, match=r"(holds|has) no rows"):
         make_trainer(folder, Dataset.from_list([]), tmp_path / "run")
 
 

@@ -88,7 +88,7 @@ def test_accelerate_configs_match_their_names():
 
 @pytest.mark.parametrize("name", ["fsdp2", "zero2", "zero3"])
 def test_nested_keys_are_options_of_accelerate_launch(name):
-    """Accelerate does not check keys inside `fsdp_config` and `deepspeed_config`: a misspelt key would have no effect."""
+    """Accelerate does not check keys in `fsdp_config` and `deepspeed_config`: a misspelt key would have no effect."""
     from accelerate.commands.launch import launch_command_parser
 
     config = load_config_from_file(str(RECIPES / "accelerate_configs" / f"{name}.yaml"))

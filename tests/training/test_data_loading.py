@@ -182,7 +182,7 @@ def test_each_epoch_has_different_batches_and_a_seed_repeats_them(make_model_fol
 
 
 def test_impossible_buckets_are_refused(make_model_folder, tmp_path, text_pairs):
-    with pytest.raises(ValueError, match="both say which rows"):
+    with pytest.raises(ValueError, match="both set which rows"):
         settings(tmp_path, length_bucketing=True, train_sampling_strategy="group_by_length")
     stream = IterableDataset.from_generator(lambda: iter(text_pairs))
     with pytest.raises(ValueError, match="which a stream does not allow"):

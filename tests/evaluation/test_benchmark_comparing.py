@@ -134,7 +134,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"count different rows: 50 are only in"):
         compare(a, part)
     changed = run(tmp_path / "changed", [True] * 60, [{**row, "label": 2} for row in ROWS])
-    with pytest.raises(ValueError, match="same ids but other texts or labels"):
+    with pytest.raises(ValueError, match="same ids but different texts or labels"):
         compare(a, changed)
     results = json.loads((part / "results.json").read_text())
     (part / "results.json").write_text(json.dumps({**results, "benchmark": "pairs"}))

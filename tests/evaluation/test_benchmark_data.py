@@ -185,7 +185,7 @@ def test_missing_columns_are_named_with_those_that_are_there(name: str, tmp_path
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("pairs", "lists")])
 def test_repeated_ids_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"1 ids are there more than once, such as .*Remove the repeated rows"):
+    with pytest.raises(ValueError, match=r"1 repeated id, such as .*Remove the repeated rows"):
         load(name, [ROWS[name][0], ROWS[name][0]])
 
 

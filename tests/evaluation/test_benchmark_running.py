@@ -209,11 +209,11 @@ def test_scores_of_another_model_or_other_data_are_not_mixed(
     out = tmp_path / "out"
     run_benchmark("llmbar", scorer, DATA["llmbar"], out=out, rule=FAST)
     other = RewardScorer.from_pretrained(saved_model(make_model_folder("llama", "b"), tmp_path / "other", seed=5))
-    with pytest.raises(FileExistsError, match=r"holds scores of another run \(other weights"):
+    with pytest.raises(FileExistsError, match=r"has scores of a different run \(different weights"):
         run_benchmark("llmbar", other, DATA["llmbar"], out=out, rule=FAST)
-    with pytest.raises(FileExistsError, match="other data_hash"):
+    with pytest.raises(FileExistsError, match="different data_hash"):
         run_benchmark("llmbar", scorer, DATA["llmbar"][:4], out=out, rule=FAST)
-    with pytest.raises(FileExistsError, match="other benchmark"):
+    with pytest.raises(FileExistsError, match="different benchmark"):
         run_benchmark("pairs", scorer, DATA["pairs"], out=out, rule=FAST)
     moved = RewardScorer.from_pretrained(shutil.copytree(scorer.name, tmp_path / "moved"))
     monkeypatch.setattr(moved, "score_encoded", None)  # the same weights under another name: nothing is scored again

@@ -49,13 +49,13 @@ BAD: list[tuple[str, list[Any], str]] = [
         r"line 4: the data has no row 'alpacaeval-easy/9'",
     ),
     ("missing", GOOD[:2], r"lacks 2 of the data's 4 rows, the first is 'alpacaeval-easy/2'"),
-    ("twice", [*GOOD, GOOD[0]], r"line 5: row 'alpacaeval-easy/0' is there twice"),
+    ("twice", [*GOOD, GOOD[0]], r"line 5: row 'alpacaeval-easy/0' occurs twice"),
     ("NaN", [{**GOOD[0], "rewards": [float("nan"), 1]}, *GOOD[1:]], r"line 1: reward 0 .* finite number, but is nan"),
     ("infinite", [{**GOOD[0], "rewards": [1, float("inf")]}, *GOOD[1:]], r"line 1: reward 1 .* but is inf"),
     ("null", [{**GOOD[0], "rewards": [1, None]}, *GOOD[1:]], r"reward 1 .* but is None"),
     ("text", [{**GOOD[0], "rewards": ["1", 0]}, *GOOD[1:]], r"reward 0 .* but is '1'"),
     ("boolean", [{**GOOD[0], "rewards": [True, 0]}, *GOOD[1:]], r"reward 0 .* but is True"),
-    ("too few", [{**GOOD[0], "rewards": [1]}, *GOOD[1:]], r"has 2 responses, but 1 rewards"),
+    ("too few", [{**GOOD[0], "rewards": [1]}, *GOOD[1:]], r"has 2 responses, but 1 reward\."),
     ("no rewards", [{"id": "alpacaeval-easy/0"}, *GOOD[1:]], r'line 1: must be \{"id": ..., "rewards": \[...\]\}'),
     ("damaged", [*GOOD[:3], '{"id": "alp'], r"line 4: not valid JSON"),
 ]
@@ -83,7 +83,7 @@ def test_a_row_that_could_not_be_scored_says_why(tmp_path: Path) -> None:
         "counted_as": "leave_out",
         "first": {"alpacaeval-easy/0": "too long"},
     }
-    assert left_out["partial"][-1] == "1 rows that could not be scored"
+    assert left_out["partial"][-1] == "1 row that could not be scored"
     wrong = results_from_scores("rewardbench", ROWS, path, rule=ResultRule(unscored="wrong"))
     assert (wrong["overall"], wrong["n"], wrong["unscored"]["counted_as"]) == (0.75, 4, "wrong")
     assert "could not be scored" not in " ".join(wrong["partial"])

@@ -135,7 +135,7 @@ def test_rewards_keep_every_bit() -> None:
 def test_unusable_inputs_say_what_is_wrong() -> None:
     with pytest.raises(ValueError, match=r"There is no metric 'accuracy'. There are: preference_accuracy"):
         load_metric("accuracy")
-    with pytest.raises(ValueError, match="Rewards must be finite, but 1 rows"):
+    with pytest.raises(ValueError, match="Rewards must be finite, but 1 row "):
         load_metric("preference_accuracy").compute(chosen=[float("nan")], rejected=[0.0])
     with pytest.raises(ValueError, match="as many responses as the others"):
         load_metric("best_of_n").compute(rewards=[[1.0], [1.0, 2.0]], gold=[[1.0], [1.0, 2.0]])

@@ -1,7 +1,7 @@
-"""What a benchmark is: row -> comparison, rewards -> credits, mean credits -> the numbers that its leaderboard shows.
+"""Interface of a benchmark: row -> comparison, rewards -> credits, mean credits -> the numbers of its leaderboard.
 
-Credits are kept by row, so that an interval can leave out prompts: every number of every benchmark here is a function
-of means of credits, and that function takes whole arrays of means, one entry for each cluster that is left out.
+Credits are kept by row, because intervals leave out prompts. Every number of a benchmark is a function of mean credits.
+The function accepts arrays of means, with one entry for each cluster that is left out.
 
 Shapes: R rows, K responses in a row, C clusters. A mean is a float64 array of shape `()` or `(C,)`.
 """
@@ -15,30 +15,31 @@ import numpy as np
 
 from hf_reward.data.preference_row import Prompt, Response, prompt_hash
 from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.counts import counted
 
 Means = Mapping[str, FloatArray]
 """Name of a credit -> its mean, or its means without each cluster."""
 RowCredits = dict[str, float]
-"""Name of a credit -> what one row earned."""
+"""Name of a credit -> credit of one row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One data row: a prompt, and responses of which it is known which are better."""
+    """One data row: a prompt and its ranked responses."""
 
     id: str
     prompt: Prompt
     responses: Sequence[Response]
-    """In the benchmark's response order, which `scores.jsonl` keeps."""
+    """In the benchmark's response order, as in `scores.jsonl`."""
     ranks: Sequence[int]
     """0 is best; equal ranks are not compared."""
     subset: str = ""
     cluster: str = ""
-    """Rows of one cluster are resampled together: by default the prompt's hash."""
+    """Rows of one cluster are left out together; by default the prompt's hash."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else of the row the aggregation needs."""
+    """Further fields that the aggregation needs."""
     problem: str = ""
-    """Why it cannot be scored, such as an empty response; empty if it can."""
+    """Why the row cannot be scored, such as an empty response; empty for others."""
     place: str = field(default="", compare=False)
     """File and line of the row, from 1, where it has one."""
 
@@ -47,27 +48,27 @@ class Comparison:
             object.__setattr__(self, "cluster", prompt_hash(self.prompt))
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Places of every (better, worse) pair."""
+        """Return the indices of every (better, worse) pair."""
         ranks = self.ranks
         return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A data row that the benchmark does not compare by its own rule, such as a tie."""
+    """A data row that the benchmark's own rule excludes, such as a tie."""
 
     id: str
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where a benchmark's rows are on the Hub."""
+    """A dataset of a benchmark on the Hub."""
 
     repo: str
     split: str
     config: str | None = None
     subset: str | None = None
-    """Put into the column `subset` of rows that come without their subset's name."""
+    """Value of the column `subset` for rows without one."""
 
 
 @dataclass(frozen=True)
@@ -76,62 +77,62 @@ class Outcome:
 
     overall: FloatArray
     sections: Mapping[str, FloatArray]
-    """What the benchmark's own table shows beside the overall number."""
+    """Other numbers in the benchmark's own table."""
     subsets: Mapping[str, FloatArray] = field(default_factory=dict)
     """Finer parts."""
     measures: Mapping[str, FloatArray] = field(default_factory=dict)
-    """Other numbers that are not parts of the overall one."""
+    """Numbers that are not part of the overall one."""
 
 
 class Benchmark:
-    """One benchmark. A subclass is a file of this folder."""
+    """Base class of a benchmark. Each subclass has its own module in this folder."""
 
     name: ClassVar[str]
-    """On the command line."""
+    """Name on the command line."""
     title: ClassVar[str]
     checked: ClassVar[str]
-    """Whether the arithmetic was compared with the original code's outputs, or built from its description alone."""
+    """Whether the arithmetic was compared with outputs of the original code or implemented from a description only."""
     chance: ClassVar[float | None] = 0.5
-    """What rewards at random score overall; None where that depends on the rows."""
+    """Overall number of random rewards; None if it depends on the rows."""
     order: ClassVar[str]
-    """Order of `rewards` in a line of `scores.jsonl`, and what `id` is."""
+    """Order of `rewards` in a line of `scores.jsonl`, and the definition of `id`."""
     hub: ClassVar[tuple[HubSource, ...]] = ()
     extra: ClassVar[tuple[HubSource, ...]] = ()
-    """Sets that the benchmark does not require and that are read only when asked for."""
+    """Optional sets that are read only on request."""
     local: ClassVar[str]
-    """What a local copy looks like, for the error that asks for one."""
+    """Description of a local copy, for error messages."""
     patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.json", "*.parquet", "*.csv")
-    """Which files of a folder are read: the first pattern that any file matches."""
+    """File patterns for a folder; the first pattern with a match is used."""
     overall_is: ClassVar[str] = "accuracy as the original code counts it"
-    """What the overall number is the mean of, for tables: several numbers are called accuracy."""
+    """Definition of the overall number, for tables; several numbers are called accuracy."""
     columns: ClassVar[tuple[str, ...]]
-    """Columns without which no row can be read."""
+    """Required columns."""
     counts: ClassVar[Mapping[str, int]] = {}
-    """Subset -> rows that the published set has; with 0 the subset is required and its size is not known."""
+    """Subset -> rows of the published set; 0 for a required subset of unknown size."""
     optional: ClassVar[tuple[str, ...]] = ()
-    """Subsets that may be there and need not."""
+    """Optional subsets."""
 
     def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison | LeftOut:
-        """See one data row as a comparison.
+        """Convert a data row to a comparison.
 
         Args:
-            row: The row; the columns in `columns` are there.
+            row: The row, with all columns of `columns`.
             file: Path of its file below the given folder, without suffix; empty for rows from the Hub.
-            place: Its number in that file or split, from 0.
+            place: Row number in that file or split, from 0.
 
         Returns:
-            The comparison, or a row that the benchmark leaves out by its own rule.
+            The comparison, or a `LeftOut` for a row that the benchmark's own rule excludes.
 
         Raises:
-            ValueError: If a field is unusable; the message needs no row number.
+            ValueError: If a field is unusable. The caller adds the row number.
         """
         raise NotImplementedError
 
     def expected(self, comparisons: Sequence[Comparison]) -> Mapping[str, int]:
-        """Subsets that the whole benchmark has, and their numbers of rows (0: not known).
+        """Return the subsets of the complete benchmark and their numbers of rows (0: unknown).
 
         Args:
-            comparisons: The rows at hand, for benchmarks that come in several sizes.
+            comparisons: The available rows, for benchmarks in several sizes.
 
         Returns:
             Subset -> rows.
@@ -139,13 +140,13 @@ class Benchmark:
         return self.counts
 
     def missing(self, comparisons: Sequence[Comparison]) -> list[str]:
-        """What of the whole benchmark the rows lack, in words; a result over them is then partial.
+        """Return the missing parts of the benchmark in words; a result without them is partial.
 
         Args:
             comparisons: The rows.
 
         Returns:
-            Subsets that are missing, or have another number of rows than the published ones.
+            Subsets that are missing or whose number of rows differs from the published one.
         """
         there = Counter(each.subset for each in comparisons)
         found = []
@@ -153,17 +154,17 @@ class Benchmark:
             if not there[name]:
                 found.append(name)
             elif count and there[name] != count:
-                found.append(f"{name} ({there[name]} rows, published {count})")
+                found.append(f"{name} ({counted(there[name], 'row')}, published {count})")
         return found
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:
-        """What one row earns.
+        """Return the credits of one row.
 
         Args:
             comparison: The row.
             rewards: Its rewards, shape `(K,)`.
-            tie: Credit of two equal rewards where the original code gives none: 0 for the value as the original code
-                counts it, 0.5 for half-credit.
+            tie: Credit of two equal rewards where the original code gives none: 0 for the original arithmetic, 0.5 for
+                half-credit.
 
         Returns:
             Credits by name.
@@ -171,7 +172,7 @@ class Benchmark:
         raise NotImplementedError
 
     def credits(self, comparisons: Sequence[Comparison], rewards: Sequence[FloatArray], tie: float) -> list[RowCredits]:
-        """What every row earns. Benchmarks that join rows override it.
+        """Return the credits of every row. Benchmarks that combine rows override it.
 
         Args:
             comparisons: The rows.
@@ -184,50 +185,50 @@ class Benchmark:
         return [self.credit(*each, tie) for each in zip(comparisons, rewards, strict=True)]
 
     def is_right(self, comparison: Comparison, rewards: FloatArray) -> bool:
-        """Whether a row counts as right in McNemar's test: every better response has the higher reward."""
+        """Return whether a row is right in McNemar's test: every better response has the higher reward."""
         return all(rewards[i] > rewards[j] for i, j in comparison.pairs())
 
     def combine(self, means: Means) -> Outcome:
-        """Make the benchmark's numbers of mean credits.
+        """Compute the benchmark's numbers from mean credits.
 
         Args:
-            means: Mean of each credit that any row earned; the names of a missing subset are missing.
+            means: Mean of each credit; credits of a missing subset are absent.
 
         Returns:
-            The numbers. Parts that are missing altogether are left out, and the overall number is over what is there.
+            The numbers. Missing parts are left out, and the overall number covers the available parts.
         """
         raise NotImplementedError
 
     def notes(self, comparisons: Sequence[Comparison]) -> list[str]:
-        """What a reader of the numbers has to know beside them."""
+        """Return notes for readers of the numbers."""
         return []
 
 
 def pair_credit(better: float, worse: float, tie: float) -> float:
-    """Credit of one pair: 1 if the better response has the higher reward, `tie` if both are equal, else 0."""
+    """Return the credit of a pair: 1 if the better response has the higher reward, `tie` for equal rewards, else 0."""
     return 1.0 if better > worse else tie if better == worse else 0.0
 
 
 def best_of_credit(rewards: FloatArray, best: int = 0) -> float:
-    """1 if the best response alone has the highest reward, 1/k if it shares it with k - 1 others, else 0.
+    """Return 1 if only the best response has the highest reward, 1/k if it shares it with k - 1 others, else 0.
 
     Args:
         rewards: Rewards of the responses, shape `(K,)`.
-        best: Place of the best response.
+        best: Index of the best response.
 
     Returns:
-        The chance that a pick at random among the highest rewards is the best response.
+        The probability that a random choice among the highest rewards is the best response.
     """
     top = rewards == rewards.max()
     return float(top[best]) / float(top.sum())
 
 
 def average(parts: Iterable[FloatArray]) -> FloatArray:
-    """Unweighted mean of several means; NaN of none."""
+    """Return the unweighted mean of several means, NaN for none."""
     found = list(parts)
     return np.mean(np.stack(found), axis=0) if found else np.array(np.nan)
 
 
 def present(means: Means, names: Iterable[str]) -> dict[str, FloatArray]:
-    """The means of those names that are there."""
+    """Return the available means of some names."""
     return {name: means[name] for name in names if name in means}

@@ -1,4 +1,4 @@
-"""Two runs of a benchmark over the same rows -> their paired difference, with interval and p-value by prompt."""
+"""Two runs of a benchmark on the same rows -> their paired difference, with interval and p-value by prompt."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ from hf_reward.metrics.intervals import FEW_CLUSTERS
 def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     """Compare two runs.
 
-    Interval and p-value are of one rule, which leaves out whole prompts. McNemar's exact test looks only at the rows on
-    which the two disagree and takes rows for independent, so it is there only if every prompt has one row.
+    Interval and p-value come from the same jackknife over prompts. McNemar's exact test uses only the rows on which the
+    two disagree and assumes independent rows, so it is computed only if every prompt has one row.
 
     Args:
         a: Folder of a run, with `results.json` and `credits.jsonl`.
-        b: The other.
+        b: Folder of the other run.
 
     Returns:
-        `difference` is A's overall minus B's, with `ci` and `p_value`; the same for each section; `mcnemar`, null where
+        `difference` is A's overall minus B's, with `ci` and `p_value`; the same for each section; `mcnemar`, None if
         prompts repeat; and `too_few_prompts`.
 
     Raises:
-        FileNotFoundError: If a folder holds no finished run.
-        ValueError: If the runs are of other benchmarks or other rows.
+        FileNotFoundError: If a folder has no finished run.
+        ValueError: If the runs are of different benchmarks or rows.
     """
     first, second = _read(Path(a)), _read(Path(b))
     _require_same_rows(first, second, Path(a), Path(b))
@@ -42,8 +42,8 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
-        "a": _told(first, points[0]),
-        "b": _told(second, points[1]),
+        "a": _summary(first, points[0]),
+        "b": _summary(second, points[1]),
         **_difference(found[OVERALL]),
         "sections": {
             name: {"a": float(points[0].sections[name]), "b": float(points[1].sections[name])}
@@ -60,23 +60,23 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
 
 
 def mcnemar(a_right: Sequence[bool], b_right: Sequence[bool]) -> dict[str, Any]:
-    """McNemar's exact test: of the rows on which two models disagree, is each as often the one that is right?
+    """Run McNemar's exact test: among rows on which two models disagree, is each equally often right?
 
     Args:
         a_right: Whether A is right, for each row.
-        b_right: Whether B is.
+        b_right: Whether B is right, for each row.
 
     Returns:
-        How often only A and only B is right, and the two-sided `p_value` (1 where they never disagree).
+        Number of rows on which only A and only B is right, and the two-sided `p_value` (1 without disagreement).
 
     Raises:
-        ValueError: If there are not as many rows of each.
+        ValueError: If the numbers of rows differ.
 
     Source:
-        McNemar (1947); the exact form is the sign test on the rows on which they disagree.
+        McNemar (1947); the exact form is the sign test on the rows with disagreement.
     """
     if len(a_right) != len(b_right):
-        raise ValueError(f"Both need the same rows, but there are {len(a_right)} and {len(b_right)}.")
+        raise ValueError(f"Both models need the same rows, but there are {len(a_right)} and {len(b_right)}.")
     only_a = sum(first and not second for first, second in zip(a_right, b_right, strict=True))
     only_b = sum(second and not first for first, second in zip(a_right, b_right, strict=True))
     value = stats.binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
@@ -119,10 +119,10 @@ def _require_same_rows(first: _Run, second: _Run, a: Path, b: Path) -> None:
             f"{b}. Choose the same subsets, and the same rule for rows that could not be scored (`--unscored wrong`)."
         )
     if first.results["data_hash"] != second.results["data_hash"]:
-        raise ValueError(f"{a} and {b} have the same ids but other texts or labels. Run both on the same data.")
+        raise ValueError(f"{a} and {b} have the same ids but different texts or labels. Run both on the same data.")
 
 
-def _told(run: _Run, point: Outcome) -> dict[str, Any]:
+def _summary(run: _Run, point: Outcome) -> dict[str, Any]:
     return {"model": run.results.get("model"), "overall": float(point.overall)}
 
 

@@ -1,4 +1,4 @@
-"""Name of a benchmark -> its comparisons, from files, rows at hand, or the Hub at a commit that is recorded."""
+"""Name of a benchmark -> its comparisons, from files, rows in memory, or the Hub at a recorded commit."""
 
 import hashlib
 import json
@@ -16,31 +16,32 @@ from hf_reward.data.preference_row import PreferenceFormatError, as_mapping
 from hf_reward.data.row_locations import RowLocations
 from hf_reward.data.sources import DEMONSTRATION, Source, load_source, source_name
 from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, HubSource, LeftOut
+from hf_reward.metrics.counts import counted
 
 _HUB_SECONDS = 20.0
 
 
 class DataUnavailableError(OSError):
-    """The data of a benchmark cannot be had; the message says which local file would do."""
+    """The data of a benchmark is not available; the message names the local files that can be used instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataChoice:
-    """Which data of a benchmark is read."""
+    """Selection of a benchmark's data."""
 
     data: Any = None
     """File, folder, Hub id (`org/name` or `org/name@revision`), several of these, rows, or a dataset; None for the
-    benchmark's own on the Hub."""
+    benchmark's own data on the Hub."""
     split: str | None = None
-    """Split of a Hub id, or of a folder of own data; by default the benchmark's own, `test` for own data."""
+    """Split of a Hub id, or of a folder of own data; by default the benchmark's split, `test` for own data."""
     subsets: Sequence[str] = ()
-    """Only these subsets; the result is then partial."""
+    """Subsets to use; the result is then partial."""
     extra_sets: bool = False
-    """Also the sets that the benchmark does not require."""
+    """Whether to read the optional sets too."""
     layout: str = "auto"
     """Row layout of own data."""
     columns: Mapping[str, str] | None = None
-    """Our name -> the own data's column name."""
+    """Our column name -> column name in own data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +50,16 @@ class BenchmarkData:
 
     comparisons: list[Comparison]
     source: str
-    """Where they came from."""
+    """Origin of the rows."""
     dataset_id: str | None
-    """The Hub's name of the data, where it came from there."""
+    """Hub id of the data, if it came from the Hub."""
     revision: str
-    """Commit of the Hub's repository; for other data the hash of what the rows say."""
+    """Commit of the Hub repository; for other data a hash of the rows' content."""
     content_hash: str
     left_out: int
-    """Rows that the benchmark's own rule leaves out, such as those that nobody prefers."""
+    """Rows that the benchmark's own rule excludes, such as ties."""
     not_compared: frozenset[str] = frozenset()
-    """Ids of the rows that are left out, by that rule or because they are of no chosen subset."""
+    """Ids of rows that are excluded by that rule or because their subset was not chosen."""
     name: str = ""
     """Short name of own data, for cards; empty for a public benchmark."""
 
@@ -68,15 +69,15 @@ def load_benchmark_data(benchmark: Benchmark, choice: DataChoice) -> BenchmarkDa
 
     Args:
         benchmark: The benchmark.
-        choice: Which data.
+        choice: Selection of the data.
 
     Returns:
         The comparisons, in the data's order.
 
     Raises:
-        DataUnavailableError: If the Hub cannot be reached or does not have it.
-        FileNotFoundError: If a path does not exist, or a folder holds none of the expected files.
-        ValueError: If columns are missing, a row is unusable, an id is there twice, or a subset is unknown.
+        DataUnavailableError: If the Hub cannot be reached or does not have the data.
+        FileNotFoundError: If a path does not exist, or a folder has none of the expected files.
+        ValueError: If columns are missing, a row is unusable, an id is repeated, or a subset is unknown.
     """
     found = _tables(benchmark, choice)
     comparisons: list[Comparison] = []
@@ -120,14 +121,14 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Found:
-    """Tables of one place, and what the place is called."""
+    """Tables from one source, and the name of the source."""
 
     tables: list[_Table]
     source: str
     dataset_id: str | None = None
-    """On the Hub."""
+    """Hub id."""
     revision: str | None = None
-    """Its commit there."""
+    """Commit on the Hub."""
 
 
 def _tables(benchmark: Benchmark, choice: DataChoice) -> _Found:
@@ -165,7 +166,7 @@ def _from_name(benchmark: Benchmark, name: str, choice: DataChoice) -> _Found:
 
 
 def _name(data: Any) -> str:
-    """Short name of own data: of several, all of them."""
+    """Return the short name of own data, or all names of several sources."""
     several = isinstance(data, list | tuple) and data and all(isinstance(each, str | Path) for each in data)
     return " + ".join(source_name(each) for each in data) if several else source_name(data)
 
@@ -210,7 +211,7 @@ def _from_hub(benchmark: Benchmark, sources: Sequence[HubSource], revision: str 
                 info = HfApi().dataset_info(source.repo, revision=revision, timeout=_HUB_SECONDS)
                 commits[source.repo] = str(info.sha)
             loaded: Any = load_dataset(source.repo, source.config, split=source.split, revision=commits[source.repo])
-        except Exception as error:  # the client and `datasets` raise many kinds for a Hub that is out of reach
+        except Exception as error:  # the client and `datasets` raise many types of errors for an unreachable Hub
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise DataUnavailableError(
                 f"{source.repo} (split {source.split}) could not be read from the Hub: {reason}. "
@@ -257,7 +258,7 @@ def _require_distinct(ids: Sequence[str], benchmark: Benchmark) -> None:
     repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"{len(repeated)} ids are there more than once, such as {', '.join(repeated[:3])}. Scores are kept by id "
+            f"{counted(len(repeated), 'repeated id')}, such as {', '.join(repeated[:3])}. Scores are kept by id "
             f"({benchmark.title}: {benchmark.order}). Remove the repeated rows or files."
         )
 
@@ -276,6 +277,6 @@ def _only(comparisons: list[Comparison], subsets: Sequence[str], benchmark: Benc
 def _content_hash(comparisons: Sequence[Comparison]) -> str:
     digest = hashlib.sha256()
     for each in comparisons:
-        said = [each.id, each.prompt, list(each.responses), list(each.ranks), each.subset]
-        digest.update(json.dumps(said, sort_keys=True).encode())
+        content = [each.id, each.prompt, list(each.responses), list(each.ranks), each.subset]
+        digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()

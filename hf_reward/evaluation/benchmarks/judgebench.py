@@ -1,8 +1,8 @@
-"""JudgeBench: which of two answers is correct, by an objective label?
+"""JudgeBench: pairs of answers, one of which is correct by an objective label.
 
-Source: Tan et al. (2025); github.com/ScalerLab/JudgeBench, `utils/judges.py` and `utils/metrics.py`. A reward model
-says A>B if A's reward is higher, else B>A, so a tie is right where the label is B>A. The original's two games, one for
-each order and right only if both together are, make a tie wrong; they are given as `two_games`.
+Source: Tan et al. (2025); github.com/ScalerLab/JudgeBench, `utils/judges.py` and `utils/metrics.py`. A reward model's
+verdict is A>B if A's reward is higher and B>A otherwise, so a tie is right where the label is B>A. The original's two
+games (one for each order, right only if both agree with the label) make a tie wrong; they are reported as `two_games`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ class JudgeBench(Benchmark):
         )
 
     def expected(self, comparisons: Sequence[Comparison]) -> Mapping[str, int]:
-        """See `Benchmark.expected`: the pairs of Claude 3.5 are fewer."""
+        """See `Benchmark.expected`: Claude 3.5 has fewer pairs."""
         models = {each.facts["model"] for each in comparisons}
         return _COUNTS.get(models.pop() if len(models) == 1 else "", self.counts)
 

@@ -1,7 +1,7 @@
-"""LLMBar: which of two outputs follows the instruction? In the adversarial sets the other one looks better.
+"""LLMBar: pairs of outputs, one of which follows the instruction. In the adversarial sets the other one looks better.
 
-Source: Zeng et al. (2024); github.com/princeton-nlp/LLMBar. The original code knows judges only; for a reward model
-the order of the outputs does not matter, and a tie is counted as wrong here.
+Source: Zeng et al. (2024); github.com/princeton-nlp/LLMBar. The original code supports judges only. For a reward
+model the order of the outputs does not matter, and a tie counts as wrong.
 """
 
 from collections.abc import Mapping

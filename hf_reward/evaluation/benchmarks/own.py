@@ -1,4 +1,4 @@
-"""The user's own data, as pairs or as lists, in any layout that training takes."""
+"""The user's own data as pairs or as lists, in any layout that training accepts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ _ROW_ORDER = "the row's own (`responses`; chosen then rejected; response_a then 
 
 
 POOLED = "pairs_pooled"
-"""Share of all strict pairs of all rows that are in order, each pair counted once: what training logs as `accuracy`."""
+"""Share of correctly ordered strict pairs of all rows, each pair counted once; `accuracy` in training."""
 
 
 def _pooled(earned: Sequence[float]) -> RowCredits:
@@ -24,14 +24,14 @@ def _pooled(earned: Sequence[float]) -> RowCredits:
 
 
 def _pooled_share(means: Means) -> dict[str, FloatArray]:
-    if "all pairs" not in means:  # credits that an earlier version wrote
+    if "all pairs" not in means:  # credits of an earlier version
         return {}
     right, pairs = np.asarray(means["right pairs"], float), np.asarray(means["all pairs"], float)
     return {POOLED: np.divide(right, pairs, out=np.full_like(right, np.nan), where=pairs > 0)}
 
 
 class _OwnData(Benchmark):
-    """Rows as `to_preference_row` reads them. Rows that prefer nothing are left out and counted."""
+    """Rows of `to_preference_row`. Rows without a strict preference are left out and counted."""
 
     checked = "the definition is this project's own"
     local = "a file, folder or Hub id of preference data"
@@ -44,7 +44,7 @@ class _OwnData(Benchmark):
         """See `Benchmark.read`."""
         found, problem = self._read(row, place)
         if found.token_ids is not None:
-            raise ValueError("The rows are token ids, which only their own tokenizer's model can read. Give texts.")
+            raise ValueError("The rows hold token ids, which fit only one tokenizer. Give texts.")
         if len(set(found.ranks)) < 2:
             return LeftOut(str(found.id))
         return Comparison(
@@ -58,7 +58,7 @@ class _OwnData(Benchmark):
         )
 
     def _read(self, row: Mapping[str, Any], place: int) -> tuple[PreferenceRow, str]:
-        """The row, and why it cannot be scored. A response that says nothing costs its row and not the run."""
+        """Return the row and the reason why it cannot be scored. An empty response does not stop the run."""
         try:
             return to_preference_row(row, layout=self.layout, columns=self.renamed, row_index=place), ""
         except PreferenceFormatError as error:
@@ -82,7 +82,7 @@ class Pairs(_OwnData):
     order = f"{_ROW_ORDER}; id is the column `id`, or the row number from 0"
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:
-        """See `Benchmark.credit`: a row of more than two responses earns the mean over its pairs."""
+        """See `Benchmark.credit`: a row of more than two responses gets the mean over its pairs."""
         earned = [pair_credit(rewards[i], rewards[j], tie) for i, j in comparison.pairs()]
         return self._named(comparison, {"pairs": float(np.mean(earned))}) | _pooled(earned)
 
@@ -103,7 +103,7 @@ class Lists(_OwnData):
     order = Pairs.order
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:
-        """See `Benchmark.credit`: responses that share the highest reward count in part, with and without `tie`."""
+        """See `Benchmark.credit`: responses that share the highest reward share the credit, with and without `tie`."""
         best = np.asarray(comparison.ranks) == min(comparison.ranks)
         top = rewards == rewards.max()
         pairs = [pair_credit(rewards[i], rewards[j], tie) for i, j in comparison.pairs()]
@@ -112,11 +112,11 @@ class Lists(_OwnData):
         return self._named(comparison, earned) | _pooled(pairs)
 
     def is_right(self, comparison: Comparison, rewards: FloatArray) -> bool:
-        """See `Benchmark.is_right`: all responses at the top are among the best."""
+        """See `Benchmark.is_right`: all responses with the highest reward are among the best."""
         return bool((np.asarray(comparison.ranks)[rewards == rewards.max()] == min(comparison.ranks)).all())
 
     def combine(self, means: Means) -> Outcome:
-        """Beside it, the share of strict pairs in order, and what a pick at random scores; each list counts once."""
+        """Measures: share of correctly ordered strict pairs, and result of a random choice; each list counts once."""
         prefix = "best in "
         sections = {name.removeprefix(prefix): mean for name, mean in means.items() if name.startswith(prefix)}
         measures = {"pairs": means["pairs"], **_pooled_share(means), "by_chance": means["by chance"]}

@@ -1,4 +1,4 @@
-"""PPE, correctness: 32 answers to each question, each known to be correct or wrong.
+"""PPE, correctness: 32 answers to each question, each correct or wrong.
 
 Source: Frick et al. (2025), "How to evaluate reward models for RLHF". A tie is wrong in accuracy and half in AUC.
 """
@@ -63,10 +63,7 @@ class PPECorrectness(Benchmark):
         name, correct = comparison.subset, np.asarray(comparison.ranks) == 0
         curve = best_of_n_curve(rewards, correct.astype(float))
         earned = {_curve_key(name, n): float(value) for n, value in enumerate(curve, start=1)}
-        if correct.any():
-            earned[f"{name} oracle"] = 1.0
-        else:
-            earned[f"{name} oracle"] = 0.0
+        earned[f"{name} oracle"] = float(correct.any())
         if 0 < correct.sum() < len(correct):
             gaps = rewards[correct][:, None] - rewards[~correct][None, :]
             earned[f"{name} auc"] = float(np.mean((gaps > 0) + 0.5 * (gaps == 0)))
@@ -75,12 +72,12 @@ class PPECorrectness(Benchmark):
         return earned
 
     def is_right(self, comparison: Comparison, rewards: FloatArray) -> bool:
-        """See `Benchmark.is_right`: the answer with the highest reward is correct, and alone at the top."""
+        """See `Benchmark.is_right`: a single answer has the highest reward, and it is correct."""
         top = np.flatnonzero(rewards == rewards.max())
         return len(top) == 1 and comparison.ranks[top[0]] == 0
 
     def combine(self, means: Means) -> Outcome:
-        """Overall is the unweighted mean of the subsets' accuracies; a question weighs the same however many pairs."""
+        """Overall is the unweighted mean of the subsets' accuracies; all questions have the same weight."""
         sections = present(means, SUBSETS)
         measures: dict[str, FloatArray] = {}
         for name in SUBSETS:
@@ -96,7 +93,7 @@ def _curve_key(name: str, n: int) -> str:
 
 
 def _curve_measures(name: str, means: Means) -> dict[str, FloatArray]:
-    """The curve, its highest point, its end, and what picking with certainty would have brought more."""
+    """Return the curve, its maximum, its end, and the loss against an oracle."""
     last = 1
     while _curve_key(name, last + 1) in means:
         last += 1
@@ -110,7 +107,7 @@ def _curve_measures(name: str, means: Means) -> dict[str, FloatArray]:
 
 
 def _sampled_pairs(row: Mapping[str, Any], scores: list[Any]) -> list[tuple[int, int]]:
-    """The pairs that the benchmark drew, better first; empty where the data has none, and then all pairs count."""
+    """Return the pairs that the benchmark sampled, better first; empty if there are none, and all pairs count."""
     pairs = row.get("sampled_conflict_pairs")
     pairs = json.loads(pairs) if isinstance(pairs, str) else pairs or []
     found = []

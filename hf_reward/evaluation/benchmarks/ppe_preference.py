@@ -1,7 +1,7 @@
-"""PPE, human preference: which of two answers did people in the Chatbot Arena prefer?
+"""PPE, human preference: pairs of answers with preferences from the Chatbot Arena.
 
-Source: Frick et al. (2025), "How to evaluate reward models for RLHF". Rows that people called a tie are left out. Of
-the twelve metrics of the paper only accuracy is here; those on rankings of models need their ratings.
+Source: Frick et al. (2025), "How to evaluate reward models for RLHF". Rows that people judged as ties are left
+out. Of the paper's twelve metrics only accuracy is implemented; metrics on rankings of models need model ratings.
 """
 
 from collections.abc import Mapping

@@ -26,7 +26,7 @@ PUBLIC: dict[str, Benchmark] = {
         PPECorrectness(),
     )
 }
-"""What `hf-reward benchmark all` runs."""
+"""Benchmarks of `hf-reward benchmark all`."""
 OWN = {each.name: each for each in (Pairs, Lists)}
 """Benchmarks of the user's own data."""
 NAMES = (*PUBLIC, *OWN)
@@ -38,13 +38,13 @@ def benchmark_named(name: str, layout: str = "auto", columns: Mapping[str, str] 
     Args:
         name: Its name.
         layout: Row layout of own data.
-        columns: Our name -> the own data's column name.
+        columns: Our column name -> column name in own data.
 
     Returns:
         The benchmark.
 
     Raises:
-        ValueError: If there is none of that name, or it has a layout of its own.
+        ValueError: If there is no such benchmark, or it does not support `layout` and `columns`.
     """
     if name in OWN:
         return OWN[name](layout, columns)

@@ -1,4 +1,4 @@
-"""Scores -> the files of a run: `results.json`, and `credits.jsonl` for comparing runs. No model is loaded here."""
+"""Scores -> the files of a run: `results.json`, and `credits.jsonl` for comparisons. No model is loaded here."""
 
 import json
 from collections.abc import Mapping
@@ -24,26 +24,25 @@ def results_from_scores(
     choice: DataChoice | None = None,
     rule: ResultRule | None = None,
 ) -> dict[str, Any]:
-    """Compute results from stored scores, with no model.
+    """Compute results from stored scores, without a model.
 
     Args:
         name: One of `registry.NAMES`.
         data: As for `run_benchmark`.
-        scores_file: Lines of `{"id": ..., "rewards": [...]}`, one for each row of the data, in the benchmark's response
-            order.
-        out: Folder for `results.json` and `credits.jsonl`, if they are wanted.
+        scores_file: Lines of `{"id": ..., "rewards": [...]}`, one per data row, in the benchmark's response order.
+        out: Folder for `results.json` and `credits.jsonl`; None writes no files.
         choice: As for `run_benchmark`.
-        rule: How rewards become results.
+        rule: Rule for rows that could not be scored.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
-        ValueError: If the scores are not those of the data's rows, or hold no finite number for a response.
+        ValueError: If the scores do not belong to the data's rows, or a reward is not finite.
     """
     benchmark, loaded = load_named(name, data, choice)
     scores = read_scores(scores_file, loaded.comparisons, loaded.not_compared)
-    about = _told_by_run(Path(scores_file), loaded)
+    about = _model_of_run(Path(scores_file), loaded)
     return finish_run(benchmark, loaded, scores, None if out is None else Path(out), rule, about)
 
 
@@ -52,11 +51,11 @@ def load_named(name: str, data: Any, choice: DataChoice | None) -> tuple[Benchma
 
     Args:
         name: One of `registry.NAMES`.
-        data: As for `results_from_scores`; what `choice` says if it is None.
-        choice: What else of the data.
+        data: As for `results_from_scores`; by default the `data` of `choice`.
+        choice: Selection of the data.
 
     Returns:
-        Both.
+        The benchmark and its rows.
 
     Raises:
         ValueError: If there is no such benchmark, or its data is unusable.
@@ -75,18 +74,18 @@ def finish_run(
     rule: ResultRule | None,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Compute the results and write them down.
+    """Compute the results and write them.
 
     Args:
         benchmark: The benchmark.
         data: Its rows.
         scores: Their rewards.
-        folder: Where the files go; None writes none.
-        rule: How rewards become results.
-        about: What is known of the model.
+        folder: Folder for the files; None writes no files.
+        rule: Rule for rows that could not be scored.
+        about: Facts about the model.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
         ValueError: If no row could be scored.
@@ -102,7 +101,7 @@ def finish_run(
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Content of a `run.json`, empty where there is none that can be read."""
+    """Return the content of a `run.json`, empty if there is none or it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -110,8 +109,8 @@ def read_run(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _told_by_run(scores_file: Path, data: BenchmarkData) -> dict[str, Any]:
-    """What the run that wrote a scores file says of the model, if it is a run over the same rows."""
+def _model_of_run(scores_file: Path, data: BenchmarkData) -> dict[str, Any]:
+    """Return facts about the model from the run that wrote a scores file, if it used the same rows."""
     run = read_run(scores_file.parent / RUN_FILE) if scores_file.name == SCORES_FILE else {}
     if run.get("data_hash") != data.content_hash or not isinstance(run.get("fingerprint"), dict):
         return {"model": None, "fingerprint": None, "prompts_cut": None}

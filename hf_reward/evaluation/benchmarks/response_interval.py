@@ -1,4 +1,4 @@
-"""Pairs whose responses stand in several pairs -> how often they do, and the interval that resamples responses."""
+"""Pairs that share responses -> the number of responses, and the interval that resamples responses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +9,13 @@ from hf_reward.data.near_duplicates import text_hash
 from hf_reward.data.row_text import contents_of
 from hf_reward.evaluation.benchmarks.base import Comparison, pair_credit
 from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.counts import counted
 from hf_reward.metrics.intervals import FEW_CLUSTERS, rate_interval
 from hf_reward.metrics.shared_responses import response_spread
 
 
 def shared_responses(comparisons: Sequence[Comparison], rewards: Sequence[FloatArray]) -> dict[str, Any] | None:
-    """Say how far the pairs rest on the same responses.
+    """Describe how far pairs share responses.
 
     Args:
         comparisons: The rows that count.
@@ -22,7 +23,7 @@ def shared_responses(comparisons: Sequence[Comparison], rewards: Sequence[FloatA
 
     Returns:
         `responses` (different texts of a prompt), `pairs`, `ci` of the mean over rows with responses as clusters (see
-        `response_spread`), `ci_method`, and `too_few_responses`; None if every response stands in one pair alone.
+        `response_spread`), `ci_method`, and `too_few_responses`; None if every response occurs in one pair only.
     """
     ends: list[tuple[Any, Any]] = []
     weights: list[float] = []
@@ -42,6 +43,6 @@ def shared_responses(comparisons: Sequence[Comparison], rewards: Sequence[FloatA
         "responses": responses,
         "pairs": len(ends),
         "ci": found.bounds,
-        "ci_method": f"{responses} responses resampled, of the same prompts ({found.method})",
+        "ci_method": f"{counted(responses, 'response')} resampled, of the same prompts ({found.method})",
         "too_few_responses": responses < FEW_CLUSTERS,
     }

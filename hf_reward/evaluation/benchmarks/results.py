@@ -1,4 +1,4 @@
-"""Comparisons and rewards -> `results.json`: the benchmark's numbers, and what has to be known beside them."""
+"""Comparisons and rewards -> `results.json`: the benchmark's numbers with baselines, ties and missing parts."""
 
 import json
 import math
@@ -27,22 +27,23 @@ from hf_reward.evaluation.benchmarks.spreads import (
     outcome_of,
 )
 from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.counts import counted
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 from hf_reward.metrics.preference import not_shown
 
 LENGTH_RULE = "longer response (characters)"
 CARD_FILE = "benchmark_results.json"
-"""What a model card reads: a list of results, beside the model."""
+"""File in the model folder with a list of results, for the model card."""
 _SHOWN_IDS = 10
 _CHANCE_DRAWS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRule:
-    """How rewards become results."""
+    """Rule for rows that could not be scored."""
 
     unscored: str = "leave_out"
-    """Rows that could not be scored: `leave_out`, or `wrong` to count all of their comparisons as wrong."""
+    """`leave_out`, or `wrong` to count all of their comparisons as wrong."""
 
     def __post_init__(self) -> None:
         if self.unscored not in ("leave_out", "wrong"):
@@ -51,14 +52,14 @@ class ResultRule:
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """The rows that count, with the rewards they count by."""
+    """The rows that count, with their rewards."""
 
     comparisons: list[Comparison]
     rewards: list[FloatArray]
     unscored: dict[str, str]
     """Id of a row that could not be scored -> why."""
     tokens: list[list[int] | None] = field(default_factory=list)
-    """Tokens of each response, None where they are not known."""
+    """Tokens of each response, None if unknown."""
 
 
 def rows_that_count(data: BenchmarkData, scores: RowScores, rule: ResultRule) -> ScoredRows:
@@ -73,9 +74,9 @@ def rows_that_count(data: BenchmarkData, scores: RowScores, rule: ResultRule) ->
         The rows that count.
 
     Raises:
-        ValueError: If none does.
+        ValueError: If no row could be scored.
     """
-    comparisons, rewards, unscored, counted = [], [], {}, []
+    comparisons, rewards, unscored, kept = [], [], {}, []
     tokens = scores.tokens or [None] * len(scores.rewards)
     for comparison, found, counts in zip(data.comparisons, scores.rewards, tokens, strict=True):
         if np.isnan(found).any():
@@ -83,30 +84,33 @@ def rows_that_count(data: BenchmarkData, scores: RowScores, rule: ResultRule) ->
             unscored[comparison.id] = f"{problem} ({comparison.place})" if comparison.place else problem
             if rule.unscored == "leave_out":
                 continue
-            found = np.asarray(comparison.ranks, dtype=np.float64)  # the better, the lower: every comparison is wrong
+            # Better responses get lower rewards, so every comparison is wrong.
+            found = np.asarray(comparison.ranks, dtype=np.float64)
         comparisons.append(comparison)
         rewards.append(found)
-        counted.append(counts)
+        kept.append(counts)
     if not comparisons:
         first = next(iter(unscored.values()))
-        raise ValueError(f"None of the {len(unscored)} rows could be scored. The first: {first.removesuffix('.')}.")
-    return ScoredRows(comparisons, rewards, unscored, counted)
+        raise ValueError(
+            f"None of the {counted(len(unscored), 'row')} could be scored. The first: {first.removesuffix('.')}."
+        )
+    return ScoredRows(comparisons, rewards, unscored, kept)
 
 
 def make_results(
     benchmark: Benchmark, data: BenchmarkData, rows: ScoredRows, rule: ResultRule, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Compute everything that `results.json` holds.
+    """Compute the content of `results.json`.
 
     Args:
         benchmark: The benchmark.
         data: Its data.
         rows: The rows that count.
-        rule: How rewards become results.
-        about: What is known of the model: `model`, `fingerprint`, ...
+        rule: Rule for rows that could not be scored.
+        about: Facts about the model: `model`, `fingerprint`, ...
 
     Returns:
-        The results; docs/guides/benchmarks.md says what each key holds.
+        The results; docs/guides/benchmarks.md describes each key.
     """
     clusters = [each.cluster for each in rows.comparisons]
     num_clusters = len(set(clusters))
@@ -116,7 +120,7 @@ def make_results(
     ties, comparisons = _count_ties(rows)
     partial = benchmark.missing(data.comparisons)
     if rows.unscored and rule.unscored == "leave_out":
-        partial.append(f"{len(rows.unscored)} rows that could not be scored")
+        partial.append(f"{counted(len(rows.unscored), 'row')} that could not be scored")
     overall = float(found.point.overall)
     return {
         "benchmark": benchmark.name,
@@ -125,7 +129,7 @@ def make_results(
         "overall": _plain(overall),
         "overall_is": benchmark.overall_is,
         "ci": found.interval(OVERALL).bounds,
-        "ci_method": f"Wilson with a jackknife over {num_clusters} prompts and t",
+        "ci_method": f"Wilson with a jackknife over {counted(num_clusters, 'prompt')} and t",
         "too_few_prompts": num_clusters < FEW_CLUSTERS,
         "overall_half_credit": _plain(float(half.overall)),
         **_parts(found),
@@ -155,7 +159,7 @@ def make_results(
 
 
 def credit_lines(benchmark: Benchmark, rows: ScoredRows) -> list[str]:
-    """Lines of `credits.jsonl`, from which runs are compared: what each row earned, and whether it is right."""
+    """Return the lines of `credits.jsonl` for comparisons: credits of each row, and whether it is right."""
     credits = benchmark.credits(rows.comparisons, rows.rewards, 0.0)
     return [
         json.dumps(
@@ -173,20 +177,20 @@ def credit_lines(benchmark: Benchmark, rows: ScoredRows) -> list[str]:
 
 
 def record_for_card(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> Path:
-    """Put results beside a model, where its card reads them; an earlier result of the same benchmark is replaced.
+    """Write results into the model folder for its card and replace earlier results of the same benchmark.
 
-    Of own data there may be several results: those of data with another name stay.
+    Results on own data with a different name are kept.
 
     Args:
         folder: The model's folder.
-        results: Results of some benchmarks.
+        results: Results of benchmarks.
 
     Returns:
         The file.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the file that is there is damaged.
+        ValueError: If the existing file is damaged.
     """
     path = Path(folder) / CARD_FILE
     if not path.parent.is_dir():
@@ -204,12 +208,12 @@ def record_for_card(folder: str | Path, results: Sequence[Mapping[str, Any]]) ->
 
 
 def _identity(result: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What a card shows one result of: a public benchmark, or own data of one name."""
+    """Return the key of a result in a card: a public benchmark, or own data of one name."""
     return result.get("benchmark"), result.get("data_name") or ""
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -235,20 +239,20 @@ def _length_baseline(benchmark: Benchmark, rows: ScoredRows) -> dict[str, Any]:
 def over_length(
     benchmark: Benchmark, rows: ScoredRows, credits: Sequence[RowCredits], clusters: Sequence[str]
 ) -> dict[str, Any]:
-    """The overall number minus that of the length rule that is hardest to beat, paired by prompt.
+    """Compare the overall number with that of the strongest length rule, paired by prompt.
 
-    Equal lengths earn half a point, as a random choice would and as in training.
+    Equal lengths earn half a point, as in training.
 
     Args:
         benchmark: The benchmark.
         rows: Its rows.
-        credits: What each row earned.
+        credits: Credits of each row.
         clusters: Cluster of each row.
 
     Returns:
-        `rule` (longer or shorter, in words, characters or, where every row says them, tokens), `score`, `difference`,
-        `ci`, `p_value`; the rule is the one whose difference has the lowest lower bound, so that all are beaten if it
-        is (`metrics.compare_with_length`).
+        `rule` (longer or shorter, in words, characters or, if every row has them, tokens), `score`, `difference`, `ci`
+        and `p_value`. The difference to this rule has the lowest lower bound, so a model that exceeds this rule exceeds
+        all of them (`metrics.compare_with_length`).
     """
     found = []
     units = {"words": _sizes(rows, response_words), "characters": _sizes(rows, response_characters)}
@@ -269,7 +273,7 @@ def _sizes(rows: ScoredRows, measure: Callable[[Response], int]) -> list[FloatAr
 
 
 def _doubts(found: Outcomes, over: Mapping[str, Any], chance: float) -> list[str]:
-    """What the overall number is not shown to be above, a sentence each."""
+    """Return a sentence for each baseline that the overall number is not shown to exceed."""
     low = (found.interval(OVERALL).bounds or [math.nan])[0]
     difference = math.nan if over["difference"] is None else over["difference"]
     words = not_shown(low, difference, *(over["ci"] or [math.nan, math.nan]), rule=over["rule"], chance=chance)
@@ -277,14 +281,14 @@ def _doubts(found: Outcomes, over: Mapping[str, Any], chance: float) -> list[str
 
 
 def chance_of(benchmark: Benchmark, comparisons: Sequence[Comparison]) -> float:
-    """Overall number of rewards at random.
+    """Return the overall number of random rewards.
 
     Args:
         benchmark: The benchmark.
         comparisons: Its rows.
 
     Returns:
-        What the benchmark says, or the mean of 50 draws where it depends on the rows.
+        The benchmark's constant, or the mean of 50 draws if it depends on the rows.
     """
     if benchmark.chance is not None:
         return benchmark.chance
@@ -296,7 +300,7 @@ def chance_of(benchmark: Benchmark, comparisons: Sequence[Comparison]) -> float:
 
 
 def _count_ties(rows: ScoredRows) -> tuple[int, int]:
-    """How many (better, worse) pairs have equal rewards, and how many pairs there are."""
+    """Return the number of (better, worse) pairs with equal rewards, and the number of all pairs."""
     ties = total = 0
     for comparison, rewards in zip(rows.comparisons, rows.rewards, strict=True):
         ranks = np.asarray(comparison.ranks)

@@ -1,4 +1,4 @@
-"""RewardBench: is the chosen response's reward higher? Four sections whose subsets weigh as much as they did in 2024.
+"""RewardBench: chosen against rejected, in four sections whose subsets have the weights of 2024.
 
 Source: Lambert et al. (2024); github.com/allenai/reward-bench, `rewardbench/constants.py` and
 `rewardbench/utils.py:calculate_scores_per_section`. A tie is wrong.
@@ -51,21 +51,20 @@ WEIGHTS: dict[str, dict[str, int]] = {
         **dict.fromkeys(["hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"], 164),
     },
 }
-"""Section -> subset -> weight. They are the row counts, but for math-prm, which weighs as much as all code."""
+"""Section -> subset -> weight: the number of rows, except for math-prm, which has the weight of all code subsets."""
 
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 _ROWS = {name: weight for section in WEIGHTS.values() for name, weight in section.items()} | {"math-prm": 447}
 
 
 def section_scores(accuracies: Means) -> dict[str, FloatArray]:
-    """The sections of the original table.
+    """Compute the sections of the original table.
 
     Args:
-        accuracies: Accuracy of each subset that is there.
+        accuracies: Accuracy of each available subset.
 
     Returns:
-        Section -> mean of its subsets' accuracies by the constant weights, over the subsets that are there; 0 for a
-        section of which none is.
+        Section -> weighted mean of the accuracies of its available subsets; 0 for a section without any.
     """
     scores = {}
     for section, weights in WEIGHTS.items():

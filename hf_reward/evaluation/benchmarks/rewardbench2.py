@@ -1,4 +1,4 @@
-"""RewardBench 2: is the one correct response of four the best? And in Ties: are all correct ones above all others?
+"""RewardBench 2: one correct response of four; in Ties, several correct responses against all others.
 
 Source: Malik et al. (2025); github.com/allenai/reward-bench, `scripts/run_v2.py` and `rewardbench/utils.py`
 (`reroll_and_score_dataset`, `process_single_model`). A tie for the best of four counts 1/k; in Ties a tie is wrong.
@@ -23,6 +23,7 @@ from hf_reward.evaluation.benchmarks.base import (
 )
 from hf_reward.evaluation.benchmarks.row_fields import one_of, text, texts
 from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.counts import counted
 
 TIES = "Ties"
 COUNTS = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, TIES: 102}
@@ -33,7 +34,7 @@ TIES_WEIGHTS = {
     "Ties smaller gap above spread": 0.20,
     "Ties margin": 0.01,
 }
-"""Credit -> weight in the score of the subset Ties; the last one only breaks ties between models."""
+"""Credit -> weight in the score of the subset Ties; the last weight only breaks ties between models."""
 
 
 class RewardBench2(Benchmark):
@@ -66,13 +67,13 @@ class RewardBench2(Benchmark):
             responses=[*chosen, *rejected],
             ranks=[0] * len(chosen) + [1] * len(rejected),
             subset=subset,
-            # The two prompts of a number are scored together, so they are resampled together.
+            # The two prompts of a number are scored together, so they form one cluster.
             cluster=f"ties {facts['number']}" if facts else "",
             facts=facts,
         )
 
     def credits(self, comparisons: Sequence[Comparison], rewards: Sequence[FloatArray], tie: float) -> list[RowCredits]:
-        """See `Benchmark.credits`: rows of Ties are joined by number."""
+        """See `Benchmark.credits`: rows of Ties are combined by number."""
         earned: list[RowCredits] = []
         margins: dict[tuple[str, int], tuple[int, float, float]] = {}
         for place, (comparison, found) in enumerate(zip(comparisons, rewards, strict=True)):
@@ -97,7 +98,7 @@ class RewardBench2(Benchmark):
         sections = present(means, [name for name in COUNTS if name != TIES])
         parts = present(means, TIES_WEIGHTS)
         if parts:
-            # A part that no row feeds adds nothing, as in the original code.
+            # A missing part adds nothing, as in the original code.
             sections[TIES] = sum((TIES_WEIGHTS[name] * parts[name] for name in parts), start=np.array(0.0))
         return Outcome(average(sections.values()), sections, parts)
 
@@ -107,12 +108,14 @@ def _ties_facts(name: str, correct: int) -> dict[str, Any]:
     if kind not in ("ref", "tied") or not number.isdigit():
         raise ValueError(f"`id` must be 'ref:<number>' or 'tied:<number>' in Ties, but is {name!r}.")
     if (kind == "ref") != (correct == 1):
-        raise ValueError(f"`chosen` of {name!r} holds {correct} responses; 'ref' rows hold one, 'tied' rows several.")
+        raise ValueError(
+            f"`chosen` of {name!r} holds {counted(correct, 'response')}; 'ref' rows hold one, 'tied' rows several."
+        )
     return {"kind": kind, "number": int(number)}
 
 
 def _gap_and_spread(comparison: Comparison, rewards: FloatArray) -> tuple[float, float]:
-    """Worst correct minus best wrong reward, and best minus worst correct reward."""
+    """Return lowest correct minus highest wrong reward, and highest minus lowest correct reward."""
     correct = np.asarray(comparison.ranks) == 0
     worst = rewards[correct].min()
     return float(worst - rewards[~correct].max()), float(rewards[correct].max() - worst)

@@ -1,4 +1,4 @@
-"""RM-Bench: three styles of a right answer against three styles of a wrong one, 3 x 3.
+"""RM-Bench: three styles of a correct answer against three styles of a wrong one, 3 x 3.
 
 Source: Liu et al. (2025); github.com/THU-KEG/RM-Bench, `scripts/utils.py:compute_accuracy`. A tie is wrong.
 """
@@ -30,8 +30,8 @@ LEVELS = {
     "normal": [(i, i) for i in range(STYLES)],
     "easy": [(i, j) for i in range(STYLES) for j in range(STYLES) if i > j],
 }
-"""Level -> cells (style of the right answer, style of the wrong one). In hard cells the right answer is the plainer."""
-# Of math only the Hub's total of 1,327 rows is known here, less the 798 of the other domains.
+"""Level -> cells (style of the correct answer, style of the wrong one). In hard cells the correct answer is simpler."""
+# Rows of math: the Hub's total of 1,327 rows minus the 798 rows of the other domains.
 _ROWS = {"chat": 129, "math": 529, "code": 228, "safety-refuse": 284, "safety-response": 157}
 
 
@@ -51,7 +51,7 @@ class RMBench(Benchmark):
     counts = _ROWS
 
     def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison:
-        """See `Benchmark.read`. Rows of the official files of one domain may leave `domain` out."""
+        """See `Benchmark.read`. Rows of the official files of one domain may lack `domain`."""
         domain = row.get("domain") or file.rpartition("/")[2].removesuffix("_filtered")
         domain = one_of(domain, "domain", tuple(_ROWS))
         styles = {name: texts(row, name, least=STYLES) for name in ("chosen", "rejected")}

@@ -1,4 +1,4 @@
-"""RMB: pairs, and lists whose best response must beat every other one, for helpfulness and for harmlessness.
+"""RMB: pairs, and lists whose best response must get the highest reward, for helpfulness and for harmlessness.
 
 Source: Zhou et al. (2025); github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark, `eval/scripts/my_run_rm.py`; lists as
 github.com/RM-R1-UIUC/RM-R1 counts them, in its `run_rm_bestofn.py` and `process_final_result.py`. A tie is wrong.
@@ -53,13 +53,13 @@ _HELPFULNESS = {
         "Technical and Scientific Translation",
     ],
 }
-"""Category -> sub-category, the same in both sets."""
+"""Category -> subcategories, the same in both sets."""
 _HARMLESSNESS = [*(f"S{number}" for number in range(1, 12)), "multi"]
 CATEGORIES = {
     "Helpfulness": [f"{name}/{part}" for name, parts in _HELPFULNESS.items() for part in parts],
     "Harmlessness": _HARMLESSNESS,
 }
-"""Goal -> the 37 and 12 categories of the files of its repository, commit 165a8f3."""
+"""Goal -> its 37 or 12 categories in the files of the repository, commit 165a8f3."""
 
 
 class RMB(Benchmark):
@@ -93,7 +93,7 @@ class RMB(Benchmark):
         )
 
     def missing(self, comparisons: Sequence[Comparison]) -> list[str]:
-        """See `Benchmark.missing`: also the published categories that a section which is there lacks."""
+        """See `Benchmark.missing`: also the missing categories of the available sections."""
         paths = {each.facts["path"] for each in comparisons}
         sections = [name for name in SECTIONS if any(path.startswith(f"{name}/") for path in paths)]
         expected = [f"{name}/{category}" for name in sections for category in CATEGORIES[name.partition("/")[2]]]
@@ -107,7 +107,7 @@ class RMB(Benchmark):
         return [_answer(row, "bon_best"), *(answer({"loser_list": each}, "loser_list") for each in losers)]
 
     def credit(self, comparison: Comparison, rewards: FloatArray, tie: float) -> RowCredits:
-        """See `Benchmark.credit`. With half-credit a best response that shares the highest reward earns 1/k."""
+        """See `Benchmark.credit`. With half-credit, a best response that shares the highest reward gets 1/k."""
         shared = best_of_credit(rewards)
         earned = shared if tie or shared == 1 else 0.0
         return {comparison.subset: earned, f"path {comparison.facts['path']}": earned}

@@ -1,4 +1,4 @@
-"""Fields of a benchmark's rows -> checked values, with errors that name the field."""
+"""Fields of a benchmark's rows -> checked values; errors name the field."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from hf_reward.data.preference_row import Prompt
 
 
 def text(row: Mapping[str, Any], name: str) -> str:
-    """Text, perhaps empty: benchmarks hold empty responses on purpose."""
+    """Return a text, possibly empty, because benchmarks contain empty responses on purpose."""
     value = row[name]
     if not isinstance(value, str):
         raise ValueError(f"`{name}` must be text, but is {_kind(value)}. Correct the file, or use the official one.")
@@ -15,7 +15,7 @@ def text(row: Mapping[str, Any], name: str) -> str:
 
 
 def texts(row: Mapping[str, Any], name: str, *, least: int = 1) -> list[str]:
-    """A list of texts."""
+    """Return a list of texts."""
     value = row[name]
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise ValueError(f"`{name}` must be a list of texts, but is {_kind(value)}. Use the official file.")
@@ -25,7 +25,7 @@ def texts(row: Mapping[str, Any], name: str, *, least: int = 1) -> list[str]:
 
 
 def answer(row: Mapping[str, Any], name: str) -> str:
-    """The text of an answer that comes as `{"llm_name": ..., "answer": ...}`."""
+    """Return the text of an answer in the form `{"llm_name": ..., "answer": ...}`."""
     value = row[name]
     if not isinstance(value, Mapping) or not isinstance(value.get("answer"), str):
         raise ValueError(f"`{name}` must be an object with the text `answer`, but is {_kind(value)}.")
@@ -33,7 +33,7 @@ def answer(row: Mapping[str, Any], name: str) -> str:
 
 
 def turns(row: Mapping[str, Any], name: str) -> Prompt:
-    """A prompt: text, or messages of which role and content are kept."""
+    """Return a prompt: text, or messages with role and content."""
     value = row[name]
     if isinstance(value, str):
         return value
@@ -43,11 +43,11 @@ def turns(row: Mapping[str, Any], name: str) -> Prompt:
 
 
 def one_of(value: Any, name: str, allowed: Sequence[Any]) -> Any:
-    """One of a few values."""
-    value = next((each for each in allowed if isinstance(each, int) and value == str(each)), value)  # of a CSV file
+    """Return a value that must be one of `allowed`."""
+    value = next((each for each in allowed if isinstance(each, int) and value == str(each)), value)  # from a CSV file
     if isinstance(value, bool) or value not in allowed:
         listed = ", ".join(map(repr, allowed))
-        raise ValueError(f"`{name}` must be one of {listed}, but is {value!r}. Correct the file, or name other data.")
+        raise ValueError(f"`{name}` must be one of {listed}, but is {value!r}. Correct the file, or use other data.")
     return value
 
 

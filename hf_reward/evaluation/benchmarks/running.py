@@ -1,4 +1,4 @@
-"""A benchmark from model to results: score what is not scored yet, write it down, compute the numbers."""
+"""Model and benchmark -> results: score the remaining rows, write the scores, compute the numbers."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ from hf_reward.scoring.reward_scorer import RewardScorer
 logger = logging.getLogger(__name__)
 
 _CHUNK_RESPONSES = 256
-"""Responses that are scored and written down at once: what a kill can cost."""
+"""Responses that are scored and written at once; an interruption loses at most these."""
 
 
 def run_benchmark(
@@ -41,38 +41,38 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Score a benchmark's rows and compute its results.
 
-    Writes `scores.jsonl`, `results.json`, `credits.jsonl` (for `compare`) and `run.json` (what was scored with what)
-    into `out`. A run that was stopped goes on where it was, if model, data and settings are still the same.
+    Writes `scores.jsonl`, `results.json`, `credits.jsonl` (for `compare`) and `run.json` (model, data and settings)
+    into `out`. An interrupted run resumes if model, data and settings are the same.
 
     Args:
         name: One of `registry.NAMES`.
         scorer: A scorer, or the folder or Hub id of a reward model.
-        data: File, folder, Hub id, several of these, rows or a dataset; the benchmark's own on the Hub if left out.
+        data: File, folder, Hub id, several of these, rows or a dataset; by default the benchmark's own data on the Hub.
         out: Folder of the run.
-        choice: What else of the data: subsets, split, layout, columns. Its `data` is used if `data` is left out.
-        rule: How rewards become results.
-        overwrite: Score anew where `out` holds another run.
+        choice: Selection of the data: subsets, split, layout, columns. Its `data` is the default of `data`.
+        rule: Rule for rows that could not be scored.
+        overwrite: Replace a different run in `out`.
         **loading: For a model that is loaded here, as for `RewardScorer.from_pretrained`: `max_length`, `dtype`, ...
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
-        DataUnavailableError: If the data is not to be had; the message says which local file would do.
-        FileExistsError: If `out` holds a run with another model, other data or other settings.
+        DataUnavailableError: If the data is not available; the message names the local files that can be used instead.
+        FileExistsError: If `out` has a run with another model, other data or other settings.
         ValueError: If the data, the model or a setting is unusable.
     """
-    benchmark, loaded = load_named(name, data, choice)  # before a large model is loaded for nothing
+    benchmark, loaded = load_named(name, data, choice)  # fails early, before a large model is loaded
     return _run(benchmark, loaded, _scorer(scorer, loading), Path(out), rule, overwrite)
 
 
 @dataclass(frozen=True)
 class AllResults:
-    """What `run_all` could run, and what not."""
+    """Results of `run_all`."""
 
     results: list[dict[str, Any]]
     skipped: dict[str, str]
-    """Benchmark -> why its data could not be had."""
+    """Benchmark -> why it was not run."""
 
 
 def run_all(
@@ -84,20 +84,20 @@ def run_all(
     overwrite: bool = False,
     **loading: Any,
 ) -> AllResults:
-    """Run every public benchmark whose data can be had.
+    """Run every public benchmark whose data is available.
 
     Args:
         scorer: As for `run_benchmark`.
-        out: Folder; each benchmark has one of its own in it, and `benchmark_results.json` lists all results as model
-            cards read them.
-        data: Benchmark -> its data; or a folder that holds a folder or file named as the benchmark. Others are looked
-            for on the Hub.
-        rule: How rewards become results.
+        out: Folder with a subfolder for each benchmark and `benchmark_results.json`, a list of all results for model
+            cards.
+        data: Benchmark -> its data; or a folder with a folder or file named after each benchmark. The others are read
+            from the Hub.
+        rule: Rule for rows that could not be scored.
         overwrite: As for `run_benchmark`.
         **loading: As for `run_benchmark`.
 
     Returns:
-        The results, and for each other benchmark why it was not run.
+        The results, and the reasons why other benchmarks were not run.
 
     Raises:
         ValueError: If the model or a setting is unusable, or `data` names an unknown benchmark.
@@ -108,7 +108,7 @@ def run_all(
     for name in PUBLIC:
         try:
             benchmark, loaded = load_named(name, places.get(name), None)
-        except (OSError, ValueError) as error:  # one damaged file must not cost the other benchmarks
+        except (OSError, ValueError) as error:  # one damaged file must not stop the other benchmarks
             skipped[name] = str(error)
             continue
         scorer, loading = _scorer(scorer, loading), {}
@@ -151,7 +151,9 @@ def _places(data: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
         return dict(data)
     folder = Path(data)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. It holds a folder or file for each benchmark, by name.")
+        raise FileNotFoundError(
+            f"There is no folder {folder}. It must have a folder or file named after each benchmark."
+        )
     return {path.stem: path for path in sorted(folder.iterdir()) if path.stem in PUBLIC}
 
 
@@ -161,7 +163,7 @@ def _places(data: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
 def _score(
     data: BenchmarkData, scorer: RewardScorer, folder: Path, description: dict[str, Any], overwrite: bool
 ) -> int:
-    """Score the rows that are not written down yet; how many prompts were cut for the model's length limit."""
+    """Score the remaining rows and return the number of prompts that were cut to fit the model."""
     scores_file = folder / SCORES_FILE
     done, cut = _resume(folder, description, data.comparisons, overwrite)
     chunks = list(_chunks(data.comparisons))
@@ -204,7 +206,7 @@ def _score_chunk(chunk: Sequence[Comparison], scorer: RewardScorer) -> tuple[lis
 
 
 def _tokens_of(row: Sequence[EncodedResponse]) -> list[int] | None:
-    """Tokens of each response of a row beyond what all share, as training counts them; None where prompts were cut."""
+    """Return the tokens of each response beyond the shared prefix, as training counts them; None for cut prompts."""
     if any(each.problem or each.cut_tokens for each in row):
         return None
     shared = shared_prefix_length([each.input_ids for each in row])
@@ -212,9 +214,9 @@ def _tokens_of(row: Sequence[EncodedResponse]) -> list[int] | None:
 
 
 def _chunks(comparisons: Sequence[Comparison]) -> Iterator[tuple[int, list[Comparison]]]:
-    """Rows in chunks of about the same number of responses, with the place of each chunk's first row.
+    """Yield rows in chunks of about the same number of responses, with the index of each chunk's first row.
 
-    The cuts depend on the rows alone, so a run that goes on scores the same batches as one that was never stopped.
+    Chunks depend only on the rows, so a resumed run scores the same batches as an uninterrupted run.
     """
     chunk: list[Comparison] = []
     start = responses = 0
@@ -231,26 +233,26 @@ def _chunks(comparisons: Sequence[Comparison]) -> Iterator[tuple[int, list[Compa
 def _resume(
     folder: Path, description: dict[str, Any], comparisons: Sequence[Comparison], overwrite: bool
 ) -> tuple[list[str], int]:
-    """Lines of whole chunks that an earlier run of the same kind wrote, and how many prompts it had cut."""
+    """Return the lines of complete chunks of an earlier run, and its number of cut prompts."""
     if overwrite or not (folder / SCORES_FILE).exists():
         return [], 0
     earlier = read_run(folder / RUN_FILE)
     cut = int(earlier.pop("prompts_cut", 0))
     if changed := _changed(earlier, description):
         raise FileExistsError(
-            f"{folder} holds scores of another run (other {', '.join(changed)}). Name another "
-            "folder, or let it be replaced with `--overwrite`."
+            f"{folder} has scores of a different run (different {', '.join(changed)}). Use another "
+            "folder, or replace it with `--overwrite`."
         )
     lines = finished_lines(folder / SCORES_FILE, comparisons)
     starts = [start for start, _ in _chunks(comparisons)] + [len(comparisons)]
-    whole = max(start for start in starts if start <= len(lines))
+    complete = max(start for start in starts if start <= len(lines))
     if lines:
-        logger.info("%s of %s rows are scored already.", whole, len(comparisons))
-    return lines[:whole], cut
+        logger.info("%s of %s rows are already scored.", complete, len(comparisons))
+    return lines[:complete], cut
 
 
 def _run_description(name: str, data: BenchmarkData, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    # Through JSON, so that it equals what is read back.
+    # Through JSON, so that it compares equal after reading.
     return json.loads(json.dumps({"benchmark": name, "data_hash": data.content_hash, "fingerprint": fingerprint}))
 
 
@@ -262,5 +264,5 @@ def _changed(earlier: Mapping[str, Any], description: Mapping[str, Any]) -> list
 
 
 def _writes(scorer: Any) -> bool:
-    """Whether this process writes the files: of several that share the work, the first."""
+    """Return whether this process writes the files: only the first of several."""
     return not getattr(scorer, "distributed", False) or PartialState().is_main_process

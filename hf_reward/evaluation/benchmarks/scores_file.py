@@ -1,4 +1,4 @@
-"""`scores.jsonl`: a line for each data row, `{"id": ..., "rewards": [...]}`, written as scoring goes and read again."""
+"""`scores.jsonl`: one line per data row, `{"id": ..., "rewards": [...]}`, written during scoring."""
 
 import json
 import math
@@ -13,30 +13,31 @@ import numpy as np
 from hf_reward.data.fields import is_finite
 from hf_reward.evaluation.benchmarks.base import Comparison
 from hf_reward.metrics.arrays import FloatArray
+from hf_reward.metrics.counts import counted
 
 
 @dataclass(frozen=True)
 class RowScores:
-    """Rewards of every row, in the rows' order."""
+    """Rewards of all rows, in row order."""
 
     rewards: list[FloatArray]
-    """Shape `(K,)` each; NaN where there is none."""
+    """Shape `(K,)` each; NaN for a missing reward."""
     problems: Mapping[str, str] = field(default_factory=dict)
     """Id of a row that could not be scored -> why."""
     tokens: list[list[int] | None] = field(default_factory=list)
-    """Tokens of each response of a row, None where its line does not say; empty where no line was read."""
+    """Tokens of each response of a row, None if its line has none; empty if no line was read."""
 
 
 def score_line(
     comparison: Comparison, rewards: Sequence[float], problem: str, tokens: Sequence[int] | None = None
 ) -> str:
-    """One line of the file.
+    """Format one line of the file.
 
     Args:
         comparison: The row.
         rewards: Its rewards; NaN becomes null.
-        problem: Why a response has none, or empty.
-        tokens: Tokens of each response, where a tokenizer is at hand.
+        problem: Why a reward is missing, or empty.
+        tokens: Tokens of each response, if known.
 
     Returns:
         JSON and a line break.
@@ -48,7 +49,7 @@ def score_line(
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
-    """Add lines so that they are on disk when this returns."""
+    """Append lines and flush them to disk."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()
@@ -61,15 +62,14 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison], not_compare
     Args:
         path: The file; its lines may be in any order.
         comparisons: The rows.
-        not_compared: Ids of further rows of the data that are not compared, such as ties; their scores are passed over.
+        not_compared: Ids of rows that are not compared, such as ties; their scores are ignored.
 
     Returns:
-        Their rewards, and the tokens of their responses where lines say them.
+        Their rewards, and the tokens of their responses if lines have them.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is damaged, holds no finite number for each response, is of another row than the data's or
-            there twice, or rows are missing.
+        ValueError: If a line is damaged, a reward is not finite, a row is unknown or repeated, or rows are missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,27 +90,27 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison], not_compare
                 "this data, or the data of these scores."
             )
         if name in found:
-            raise ValueError(f"{where}: row {name!r} is there twice. Remove one of its lines.")
+            raise ValueError(f"{where}: row {name!r} occurs twice. Remove one of its lines.")
         found[name], tokens[name] = _values(row, known[name], where), _tokens(row, known[name], where)
         if row.get("problem"):
             problems[name] = str(row["problem"])
     for name, each in known.items():
-        if each.problem and name not in found:  # no program can have scored it
+        if each.problem and name not in found:  # a row that no program can score
             found[name], problems[name] = np.full(len(each.responses), np.nan), each.problem
     missing = [name for name in known if name not in found]
     if missing:
         raise ValueError(
-            f"{path} lacks {len(missing)} of the data's {len(known)} rows, the first is {missing[0]!r}. Finish the "
-            "run, or choose the subsets that were scored."
+            f"{path} lacks {len(missing)} of the data's {counted(len(known), 'row')}, the first is {missing[0]!r}. "
+            "Finish the run, or choose the subsets that were scored."
         )
     return RowScores([found[each.id] for each in comparisons], problems, [tokens.get(each.id) for each in comparisons])
 
 
 def finished_lines(path: Path, comparisons: Sequence[Comparison]) -> list[str]:
-    """Lines of an unfinished run that can be kept: those at the start that are whole and in the rows' order.
+    """Return the lines of an unfinished run that can be kept: complete lines at the start, in row order.
 
     Args:
-        path: The file, if there is one.
+        path: The file; it need not exist.
         comparisons: The rows.
 
     Returns:
@@ -120,7 +120,9 @@ def finished_lines(path: Path, comparisons: Sequence[Comparison]) -> list[str]:
         return []
     kept = []
     text = path.read_text(encoding="utf-8", errors="replace")
-    for line, comparison in zip(text.split("\n")[:-1], comparisons, strict=False):  # the last has no line break
+    for line, comparison in zip(
+        text.split("\n")[:-1], comparisons, strict=False
+    ):  # an incomplete last line has no line break
         try:
             row = _parse(line, "")
             _values(row, comparison, "")
@@ -136,7 +138,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}). `--scores` takes the scores.jsonl of a run.") from None
+        raise ValueError(f"{path} is not UTF-8 text ({error}). `--scores` takes the scores.jsonl of a run.") from None
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
@@ -156,8 +158,8 @@ def _values(row: Mapping[str, Any], comparison: Comparison, where: str) -> Float
     rewards, name = row["rewards"], row["id"]
     if len(rewards) != len(comparison.responses):
         raise ValueError(
-            f"{where}: row {name!r} has {len(comparison.responses)} responses, but {len(rewards)} rewards. Give one "
-            "each, in the benchmark's response order."
+            f"{where}: row {name!r} has {counted(len(comparison.responses), 'response')}, but "
+            f"{counted(len(rewards), 'reward')}. Give one each, in the benchmark's response order."
         )
     for place, value in enumerate(rewards):
         if value is None and row.get("problem"):
@@ -165,7 +167,7 @@ def _values(row: Mapping[str, Any], comparison: Comparison, where: str) -> Float
         if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
             raise ValueError(
                 f"{where}: reward {place} of row {name!r} must be a finite number, but is {value!r}. Score the row "
-                'again, or give null and say why in "problem".'
+                'again, or give null and the reason in "problem".'
             )
     return np.array([math.nan if value is None else value for value in rewards], dtype=np.float64)
 
@@ -174,10 +176,10 @@ def _tokens(row: Mapping[str, Any], comparison: Comparison, where: str) -> list[
     tokens = row.get("tokens")
     if tokens is None:
         return None
-    whole = isinstance(tokens, list) and all(type(each) is int and each >= 0 for each in tokens)
-    if not whole or len(tokens) != len(comparison.responses):
+    valid = isinstance(tokens, list) and all(type(each) is int and each >= 0 for each in tokens)
+    if not valid or len(tokens) != len(comparison.responses):
         raise ValueError(
-            f"{where}: `tokens` of row {row['id']!r} must be a whole number of 0 or more for each of its "
+            f"{where}: `tokens` of row {row['id']!r} must be an integer of 0 or more for each of its "
             f"{len(comparison.responses)} responses, but is {str(tokens)[:80]}. Correct it, or leave it out."
         )
     return tokens

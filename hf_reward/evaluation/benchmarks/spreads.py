@@ -1,4 +1,4 @@
-"""Credits of rows -> the numbers of a benchmark, and how far each varies if other prompts are drawn.
+"""Credits of rows -> the numbers of a benchmark, and their variation over prompts.
 
 Shapes: R rows, C clusters, N names of credits.
 """
@@ -16,7 +16,7 @@ from hf_reward.metrics.spread import Spread, jackknife
 
 
 class Number(NamedTuple):
-    """Which number of an outcome."""
+    """Identifier of a number of an outcome."""
 
     part: str
     """`overall`, `sections`, `subsets` or `measures`."""
@@ -29,7 +29,7 @@ _TINY = 1e-9
 
 
 def mean_credits(rows: Sequence[RowCredits]) -> dict[str, FloatArray]:
-    """Mean of each credit over the rows that earned it, shape `()` each."""
+    """Return the mean of each credit over the rows that have it, shape `()` each."""
     totals: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
@@ -40,10 +40,10 @@ def mean_credits(rows: Sequence[RowCredits]) -> dict[str, FloatArray]:
 def outcome_of(
     benchmark: Benchmark, comparisons: Sequence[Comparison], rewards: Sequence[FloatArray], tie: float = 0.0
 ) -> Outcome:
-    """The numbers of a benchmark.
+    """Compute the numbers of a benchmark.
 
     Args:
-        benchmark: Whose numbers.
+        benchmark: The benchmark.
         comparisons: The rows.
         rewards: The rewards of each.
         tie: As in `Benchmark.credit`.
@@ -56,47 +56,47 @@ def outcome_of(
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A benchmark's numbers: as they are, without each cluster, and with each cluster's share in them."""
+    """A benchmark's numbers, the numbers without each cluster, and the share of each cluster."""
 
     point: Outcome
     left_out: Outcome
     """Arrays of shape `(C,)`."""
     shares: Outcome
-    """Arrays of shape `(C,)`: what each number would be if only this cluster's rows earned anything, and they all."""
+    """Arrays of shape `(C,)`: each number if all rows of this cluster had full credit and all other rows none."""
     rows: FloatArray
     """Rows in each cluster, shape `(C,)`."""
     beyond: frozenset[str]
-    """Credits that are no rates: some are below 0 or above 1."""
+    """Credits that are not rates because some values are below 0 or above 1."""
 
     def spread(self, number: Number) -> Spread:
-        """How far a number varies."""
+        """Return the spread of a number."""
         point = float(_of(self.point, number))
         left_out, shares = (
             np.broadcast_to(_of(each, number), self.rows.shape) for each in (self.left_out, self.shares)
         )
         shares = np.nan_to_num(shares)
-        if not (shares > 0).any():  # a number that is no mean, such as a difference of two
+        if not (shares > 0).any():  # a number that is not a mean, such as a difference
             shares = np.where(np.abs(left_out - point) > _TINY, 1.0, 0.0)
             shares = shares if shares.any() else np.ones_like(self.rows)
         return jackknife(point, left_out, shares, self.rows)
 
     def interval(self, number: Number) -> Interval:
-        """95% interval of a number: that of a rate, or of a mean for those that are none."""
+        """Return the 95% interval of a number: of a rate, or else of a mean."""
         spread = self.spread(number)
         is_rate = 0 <= spread.estimate <= 1 and number.name not in self.beyond
         return rate_interval(spread) if is_rate else t_interval(spread)
 
 
 def leave_out(benchmark: Benchmark, rows: Sequence[RowCredits], clusters: Sequence[str]) -> Outcomes:
-    """Compute all numbers with all rows, and without the rows of each cluster.
+    """Compute all numbers with all rows and without the rows of each cluster.
 
     Args:
-        benchmark: Whose numbers.
+        benchmark: The benchmark.
         rows: Credits of each row.
         clusters: Cluster of each row.
 
     Returns:
-        What gives each number's spread and interval.
+        The outcomes, from which spreads and intervals follow.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     column = {name: place for place, name in enumerate(names)}
@@ -121,11 +121,11 @@ def leave_out(benchmark: Benchmark, rows: Sequence[RowCredits], clusters: Sequen
 
 @dataclass(frozen=True)
 class Compared:
-    """A number of one run minus that of another over the same rows."""
+    """A number of one run minus that of another run on the same rows."""
 
     spread: Spread
     paired: Difference | None
-    """The same as gains minus losses, where it is a weighted mean of credits."""
+    """The difference as gains minus losses, if the number is a weighted mean of credits."""
 
     @property
     def difference(self) -> float:
@@ -139,7 +139,7 @@ class Compared:
 
     @property
     def p_value(self) -> float | None:
-        """Of the difference 0; None from one cluster."""
+        """P-value of the null hypothesis of no difference; None for a single cluster."""
         return t_p_value(self.spread) if self.paired is None else self.paired.p_value()
 
 
@@ -149,11 +149,10 @@ def compared(
     """Paired differences of all numbers of two runs, A minus B.
 
     A number that is a weighted mean of credits gets the interval of a difference of rates: its gains are the number
-    that the credits beyond the other run's would give, its losses those of the other. Any other number gets a
-    t-interval.
+    computed from A's credits in excess of B's, its losses the reverse. Any other number gets a t-interval.
 
     Args:
-        benchmark: Whose numbers.
+        benchmark: The benchmark.
         a: Credits of each row in the first run.
         b: Credits of the same rows in the second.
         clusters: Cluster of each row.
@@ -178,7 +177,7 @@ def compared(
 
 
 def numbers_of(outcome: Outcome) -> Iterator[Number]:
-    """All numbers of an outcome."""
+    """Yield the identifiers of all numbers of an outcome."""
     yield OVERALL
     for part in ("sections", "subsets", "measures"):
         for name in getattr(outcome, part):
@@ -191,7 +190,7 @@ def _of(outcome: Outcome, number: Number) -> FloatArray:
 
 
 def _beyond(one: Sequence[RowCredits], other: Sequence[RowCredits]) -> list[RowCredits]:
-    """What each row earns beyond what it earns in the other run."""
+    """Return the credits of each row in excess of those in the other run."""
     return [
         {name: max(0.0, value - second.get(name, 0.0)) for name, value in first.items()}
         for first, second in zip(one, other, strict=True)

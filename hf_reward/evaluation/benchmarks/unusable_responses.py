@@ -1,6 +1,6 @@
-"""A row whose response says nothing -> the same row with a text in its place, so that all else of it can be read.
+"""Row with an empty response -> the row with a placeholder, so that its other fields can be read.
 
-Training refuses such a row. A benchmark has to count it: which response is preferred is known, only a reward is not.
+Training refuses such a row. A benchmark has to count it, because its preference is known and only a reward is missing.
 """
 
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from typing import Any
 from hf_reward.data.preference_row import Response
 
 FILLING = "(no usable response)"
-"""Stands where a response is empty or no text; it is never scored."""
+"""Placeholder for a response that is empty or not text; it is never scored."""
 _COLUMNS = ("chosen", "rejected", "response_a", "response_b")
 
 
 def fill_unusable_responses(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Put a text in the place of responses that are empty or no text.
+    """Replace responses that are empty or not text by a placeholder.
 
     Args:
-        row: A row by our names of columns.
+        row: A row with our column names.
 
     Returns:
-        A new row, or None if every response can be read.
+        A new row, or None if all responses are usable.
     """
     filled = {name: _filled(row[name]) for name in _COLUMNS if name in row}
     if isinstance(row.get("responses"), list):
@@ -29,7 +29,7 @@ def fill_unusable_responses(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def without_filling(response: Response) -> Response:
-    """The response with nothing in the place of what was filled in."""
+    """Return the response without the placeholder."""
     if isinstance(response, str):
         return response.replace(FILLING, "")
     return [{**turn, "content": "" if turn.get("content") == FILLING else turn.get("content")} for turn in response]
@@ -43,6 +43,6 @@ def _filled(value: Any) -> Any:
     if not isinstance(value, list) or not value or not isinstance(value[-1], Mapping):
         return FILLING
     last = value[-1]
-    says = last.get("content")
-    is_empty = says is None or (isinstance(says, str) and not says.strip())
+    content = last.get("content")
+    is_empty = content is None or (isinstance(content, str) and not content.strip())
     return [*value[:-1], {**last, "content": FILLING}] if is_empty and not last.get("tool_calls") else value

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup fix check test test-all interop faults audit-deps fuzz soak coverage speed quickstart wheel clean
+.PHONY: help setup fix check docs test test-all interop faults audit-deps fuzz soak coverage speed quickstart wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,12 +28,16 @@ fix: $(VENV)/.installed ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix hf_reward recipes tests
 	$(BIN)/ruff format hf_reward recipes tests
 
-check: $(VENV)/.installed ## lint, format, docstrings, types, import direction
+check: $(VENV)/.installed ## lint, format, docstrings, types, import direction, documentation
 	$(BIN)/ruff check hf_reward recipes tests
 	$(BIN)/ruff format --check hf_reward recipes tests
 	$(BIN)/pydoclint --quiet hf_reward
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory docs
+
+docs: $(VENV)/.installed ## build the documentation site into site/; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # A thread for each of the two processes: with more they wait for each other.
 test: $(VENV)/.installed ## the fast tests, a file at a time in two processes
@@ -79,4 +83,4 @@ wheel: $(VENV)/.installed ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean: ## remove what the commands above made
-	rm -rf $(VENV) build dist outputs models
+	rm -rf $(VENV) build dist site outputs models

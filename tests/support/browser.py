@@ -16,7 +16,7 @@ CHROMIUM = shutil.which("chromium")
 _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    *("--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-pipe"),
+    *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-pipe"),
 )
 
 
@@ -56,13 +56,13 @@ class Browser:
                 raise TimeoutError("Chromium did not answer.")
             self._rest += os.read(self._read, 1 << 20)
 
-    def open(self, path: Path, *, width: int, theme: str) -> None:
-        """Load a file at a width, light or dark."""
+    def open(self, page: Path | str, *, width: int, theme: str) -> None:
+        """Load a file or an address at a width, light or dark."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
         features = [{"name": "prefers-color-scheme", "value": theme}]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         if not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self._until(lambda event: event.get("method") == "Page.loadEventFired")
 

@@ -13,7 +13,7 @@ from hf_reward.data.interface import setting
 from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_problem
 from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.modeling.row_check import TokenSequence, batch_problem, require_readable
-from hf_reward.training.collators import budgeted, inner_collator, packs, padded_collator
+from hf_reward.training.collators import inner_collator, packs, padded_collator, with_token_budget
 from hf_reward.training.data_loading import first_rows
 from hf_reward.training.training_args import RewardConfig
 
@@ -60,9 +60,9 @@ class BatchCheck:
         [problem] = broadcast_object_list([problem])
         if problem is not None:
             raise ValueError(problem)
-        return self._unless_packing_fails(data, model, collator, sharded) if packs(collator) else collator
+        return self._padded_if_packing_fails(data, model, collator, sharded) if packs(collator) else collator
 
-    def _unless_packing_fails(self, data: Any, model: nn.Module, collator: Any, sharded: bool) -> Any:
+    def _padded_if_packing_fails(self, data: Any, model: nn.Module, collator: Any, sharded: bool) -> Any:
         problem = None
         if self.accelerator.is_main_process:  # FSDP with memory-efficient loading has the weights only here
             problem = self._kernel_problem(model)
@@ -76,7 +76,7 @@ class BatchCheck:
                 f"`{setting('packing', True)}` would change the rewards: {problem}. Use `{setting('packing', 'auto')}`."
             )
         logger.warning("Batches are padded, not packed: %s.", problem)
-        return budgeted(padded_collator(self.args, self.tokenizer), self.args)
+        return with_token_budget(padded_collator(self.args, self.tokenizer), self.args)
 
     def _kernel_problem(self, model: nn.Module) -> str | None:
         """Check the attention kernel of this device, also for a model that FSDP or ZeRO has not placed on it yet."""

@@ -72,7 +72,7 @@ def choose_collator(
     return padded
 
 
-def budgeted(collator: Callable[..., Any], args: RewardConfig) -> Callable[..., Any]:
+def with_token_budget(collator: Callable[..., Any], args: RewardConfig) -> Callable[..., Any]:
     """Wrap a collator so that it obeys `max_tokens_per_batch`, if that is set.
 
     Args:
@@ -108,7 +108,7 @@ def packs(collator: Any) -> bool:
     return isinstance(inner_collator(collator), DataCollatorForPackedPreference)
 
 
-def is_ours(collator: Any) -> bool:
+def is_builtin_collator(collator: Any) -> bool:
     """Whether a collator is one of this package."""
     return type(inner_collator(collator)) in (DataCollatorForPreference, DataCollatorForPackedPreference)
 

@@ -220,7 +220,7 @@ def require_rows(data: Any) -> None:
         raise ValueError("The evaluation data has no rows. Check whether a filter has removed them.")
 
 
-def passes_over(data: Any, args: RewardConfig) -> float:
+def number_of_passes(data: Any, args: RewardConfig) -> float:
     """Return the number of passes over the training rows; 0 for a stream or without rows.
 
     Args:

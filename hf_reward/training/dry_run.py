@@ -127,7 +127,7 @@ def dry_run(
     found.attempt("output folder", lambda: _check_output(args, first))
     if args.push_to_hub:
         found.attempt("Hub token", lambda: _check_token(args))
-    with _folder_beside(args) as folder:
+    with _temporary_folder(args) as folder:
         free = shutil.disk_usage(folder).free  # before anything is written here
         sources = found.attempt("data", lambda: _read(load, args))
         if sources is None:
@@ -305,7 +305,7 @@ def _existing(path: Path) -> Path:
 
 
 @contextmanager
-def _folder_beside(args: RewardConfig) -> Iterator[Path]:
+def _temporary_folder(args: RewardConfig) -> Iterator[Path]:
     """Yield a temporary folder on the disk of the output, or in the system's default place if that is read-only."""
     parent = _existing(Path(args.output_dir or "."))
     with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=parent if _is_writable(parent) else None) as folder:

@@ -27,7 +27,7 @@ _PER_SOURCE = (
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """An evaluation in dataset order."""
 
     rewards: Any

@@ -33,7 +33,7 @@ from hf_reward.modeling.dropout import has_dropout
 from hf_reward.modeling.reward_head import ReadsLastToken, trains_head_alone, unwrap_model
 from hf_reward.modeling.rewards import compute_features
 from hf_reward.preprocessing.token_budget import consecutive_batches
-from hf_reward.training.collators import inner_collator, is_ours, packed_if
+from hf_reward.training.collators import inner_collator, is_builtin_collator, packed_if
 from hf_reward.training.feature_store import (
     FeatureRows,
     FeatureStore,
@@ -113,7 +113,7 @@ class FeatureCache:
     def _why_not_in_this_run(self, collator: Any, sharded: bool) -> str | None:
         reasons = {
             "the model is sharded over processes": sharded,
-            "the data collator is a custom one": not is_ours(collator),
+            "the data collator is a custom one": not is_builtin_collator(collator),
             "the model is cast for evaluation": self.args.bf16_full_eval or self.args.fp16_full_eval,
             "NEFTune changes its input": self.args.neftune_noise_alpha is not None,
         }

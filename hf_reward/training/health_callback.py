@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_reward.losses.preference_loss import PreferenceLoss
 from hf_reward.modeling.reward_head import head_parameters
-from hf_reward.training.health_checks import LEAST_GAIN, HealthWarning, RunFacts, check_health
+from hf_reward.training.health_checks import MINIMUM_GAIN, HealthWarning, RunFacts, check_health
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class HealthMonitor(TrainerCallback):
         group = [inputs.get(name) for name in ("margins", "probabilities", "weights")]
         equal, weights = loss_function.of_groups(torch.zeros_like(rewards), inputs["ranks"], *group)
         gain = equal - loss_function.of_groups(rewards, inputs["ranks"], *group)[0]
-        excess = weights * (gain - LEAST_GAIN)
+        excess = weights * (gain - MINIMUM_GAIN)
         settled = [(weights > 0).sum(), (weights * gain).sum(), weights.sum(), excess.sum(), excess.square().sum()]
         if not self._settled:
             settled = [each * 0 for each in settled]

@@ -14,7 +14,7 @@ History = Sequence[Mapping[str, Any]]
 """Log entries in order, with `step`, `loss` and the other numbers that `RewardTrainer` logs. `equal_loss` is the loss
 with equal rewards for all responses (ln 2 for Bradley-Terry without margins). The following are sums over the rows
 since the last log, from `RunFacts.settled_step` on: the number of rows (`gain_rows`), the weights w (`gain_weight`),
-w times the gain, where gain = `equal_loss` - loss (`gain`), and x = w (gain - `LEAST_GAIN`) and x^2 (`gain_excess`,
+w times the gain, where gain = `equal_loss` - loss (`gain`), and x = w (gain - `MINIMUM_GAIN`) and x^2 (`gain_excess`,
 `gain_square`)."""
 
 PATIENCE = 5
@@ -23,12 +23,12 @@ SETTLED_SHARE = 0.1
 """Share of the steps after the warm-up that "loss at equal rewards" leaves out: a slow start is normal."""
 COLLAPSED_STD = 1e-3
 """In reward units: a pair two such standard deviations apart has a preference probability of 50.05%."""
-LEAST_GAIN = 5e-3
+MINIMUM_GAIN = 5e-3
 """In nats: the loss of a calibrated model with an accuracy of 55% is 0.005 below ln 2."""
-FIRST_LOOK = 64
+FIRST_TEST_ROWS = 64
 """Rows before the first test for "loss at equal rewards": the mean of fewer is not close to normal."""
 FALSE_ALARMS = 0.05
-"""Largest rate of false alarms of "loss at equal rewards" in runs whose rows gain `LEAST_GAIN`."""
+"""Largest rate of false alarms of "loss at equal rewards" in runs whose rows gain `MINIMUM_GAIN`."""
 SATURATED_MARGIN = 20.0
 """In reward units: sigmoid(-20) = 2e-9, so such a pair has almost no gradient."""
 DIVERGED_FACTOR = 2.0
@@ -38,7 +38,7 @@ HEAD_GROWTH = 10.0
 below 1: a new head with weights of 0.02 in 2,500 dimensions has norm 1."""
 FITTED_SHARE = 0.1
 """Share of the loss of equal rewards below which the training rows count as memorised."""
-FALLEN_ACCURACY = 0.02
+ACCURACY_DROP = 0.02
 """Drop of the evaluation accuracy below its best that counts as a fall, if the loss has risen too."""
 LENGTH_RULE_GAP = 0.5
 """Accuracy where the preferred response is longer, minus accuracy where it is shorter: 1 for the length rule itself."""
@@ -138,40 +138,40 @@ def reward_collapse(history: History, facts: RunFacts) -> HealthWarning | None:
 
 
 def loss_at_equal_rewards(history: History, facts: RunFacts) -> HealthWarning | None:
-    """Detect a gain over equal rewards that is significantly below `LEAST_GAIN`.
+    """Detect a gain over equal rewards that is significantly below `MINIMUM_GAIN`.
 
     This is a one-sided z test of the mean gain after 64, 128, 256, ... rows. Test number k (from 0) has the level
-    `FALSE_ALARMS / 2^(k + 1)`. In runs whose rows gain `LEAST_GAIN`, all tests together therefore have at most
+    `FALSE_ALARMS / 2^(k + 1)`. In runs whose rows gain `MINIMUM_GAIN`, all tests together therefore have at most
     `FALSE_ALARMS` false alarms (Bonferroni).
     """
     logs = [entry for entry in _training(history) if "gain_rows" in entry]
     if not logs or logs[-1] is not history[-1]:
         return None
     rows = sum(entry["gain_rows"] for entry in logs)
-    look, before = _looks(rows), _looks(rows - logs[-1]["gain_rows"])
-    if look == before:
+    due, before = _tests_due(rows), _tests_due(rows - logs[-1]["gain_rows"])
+    if due == before:
         return None
     total, square, gain, weight = (
         sum(entry[name] for entry in logs) for name in ("gain_excess", "gain_square", "gain", "gain_weight")
     )
     deviation = math.sqrt(max(square - total * total / rows, 0.0) * rows / (rows - 1))
-    if not total < deviation * NormalDist().inv_cdf(FALSE_ALARMS / 2**look):
+    if not total < deviation * NormalDist().inv_cdf(FALSE_ALARMS / 2**due):
         return None
     equal = sum(entry["equal_loss"] * entry["gain_weight"] for entry in logs) / weight
     return HealthWarning(
         kind="loss at equal rewards",
         step=logs[-1]["step"],
         seen=f"the mean training loss of the last {rows:.0f} rows is {equal - gain / weight:.4f}; with equal rewards "
-        f"for all responses it is {equal:.4f}, and a model that learns is at least {LEAST_GAIN} below that.",
+        f"for all responses it is {equal:.4f}, and a model that learns is at least {MINIMUM_GAIN} below that.",
         cause="the model has learned nothing so far: the learning rate is too low, the preferences have no pattern "
         "(shuffled or contradictory labels), or responses differ only in text that `max_length` cut off.",
         cure="run `overfit_one_batch`; if it passes, raise `learning_rate` and run `hf-reward check-data`.",
     )
 
 
-def _looks(rows: float) -> int:
-    """Return the number of tests due after some rows: 1 from `FIRST_LOOK` rows on, and one more for each doubling."""
-    return max(0, int(rows / FIRST_LOOK).bit_length())
+def _tests_due(rows: float) -> int:
+    """Return the number of tests due after some rows: one at `FIRST_TEST_ROWS` and one at each doubling."""
+    return max(0, int(rows / FIRST_TEST_ROWS).bit_length())
 
 
 def loss_diverged(history: History, facts: RunFacts) -> HealthWarning | None:
@@ -293,7 +293,7 @@ def overfitting(history: History, facts: RunFacts) -> HealthWarning | None:
         earlier = [past for past, name in _evaluations(history[:-1]) if name == prefix]
         best = max((past[f"{prefix}_accuracy"] for past in earlier), default=-math.inf)
         lowest = min((past[f"{prefix}_loss"] for past in earlier), default=math.inf)
-        if entry[f"{prefix}_accuracy"] > best - FALLEN_ACCURACY or entry[f"{prefix}_loss"] <= lowest:
+        if entry[f"{prefix}_accuracy"] > best - ACCURACY_DROP or entry[f"{prefix}_loss"] <= lowest:
             continue
         return HealthWarning(
             kind="overfitting",

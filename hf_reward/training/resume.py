@@ -79,7 +79,7 @@ class CheckpointWriter:
             ValueError: If the checkpoint does not exist, is not complete, or belongs to another run.
         """
         self.fingerprint, self.saved_step = fingerprint, -1
-        self.resumed = self._to_resume(wanted)
+        self.resumed = self._find_checkpoint(wanted)
         state = None if self.resumed is None else str(self.resumed / TRAINER_STATE_NAME)
         self.resumed_step = 0 if state is None else TrainerState.load_from_json(state).global_step
         return self.resumed
@@ -99,7 +99,7 @@ class CheckpointWriter:
                 raise RuntimeError(problem)
             yield
 
-    def _to_resume(self, wanted: str | bool | None) -> Path | None:
+    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
         run = self.run_folder
         if self.args.should_save:
             remove_leftovers(run)

@@ -151,7 +151,7 @@ def prepare_model(
     _fit_embeddings(model, inner, tokenizer)
     if args.eos_token is not None:
         inner.config.get_text_config().eos_token_id = tokenizer.eos_token_id
-    start_heads(model, args)
+    initialize_heads(model, args)
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise ValueError(
@@ -171,7 +171,7 @@ def prepare_model(
     return model
 
 
-def start_heads(model: RewardModel, args: RewardConfig) -> None:
+def initialize_heads(model: RewardModel, args: RewardConfig) -> None:
     """Add the number of heads in the settings to a model in place; load its saved heads if it has as many.
 
     Args:
@@ -237,7 +237,7 @@ def training_settings(args: RewardConfig, model: RewardModel) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def fit_to_positions(args: RewardConfig, model: RewardModel) -> RewardConfig:
+def limit_to_positions(args: RewardConfig, model: RewardModel) -> RewardConfig:
     """Lower `max_length` to the number of positions of the model; a longer row would end the run with an error.
 
     Args:

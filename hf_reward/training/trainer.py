@@ -36,10 +36,10 @@ from hf_reward.publishing.push import PushReport, explained
 from hf_reward.training.background_push import PUSH_OPTIONS, BackgroundPush, Publisher
 from hf_reward.training.batch_checks import BatchCheck
 from hf_reward.training.callbacks import EpochLog, EpochOrder, LoadedCheckpoint, TrainingCurves, epoch_history
-from hf_reward.training.collators import budgeted, choose_collator, packed_if
-from hf_reward.training.data_loading import BatchLoader, passes_over, require_rows, rows_of
+from hf_reward.training.collators import choose_collator, packed_if, with_token_budget
+from hf_reward.training.data_loading import BatchLoader, number_of_passes, require_rows, rows_of
 from hf_reward.training.ensemble_loss import HeadsLoss, group_weights
-from hf_reward.training.evaluation import LABELS, Evaluated, batch_labels, in_dataset_order, with_metrics
+from hf_reward.training.evaluation import LABELS, EvaluationResult, batch_labels, in_dataset_order, with_metrics
 from hf_reward.training.evaluation_table import show_tables
 from hf_reward.training.feature_cache import FeatureCache
 from hf_reward.training.health_callback import HealthMonitor
@@ -52,7 +52,7 @@ from hf_reward.training.running_statistics import BatchStatistics
 from hf_reward.training.settings_checks import check_settings, require_a_batch, with_even_batches
 from hf_reward.training.setup import (
     default_output_dir,
-    fit_to_positions,
+    limit_to_positions,
     loaded_model,
     prepare_model,
     prepared_tokenizer,
@@ -124,7 +124,7 @@ class RewardTrainer(Trainer):
         prepared = loaded_model(model, args, quantization_config)
         if prepared is not None:
             prepared = prepare_model(prepared, args, tokenizer, peft_config, self._new_tokens)
-            fit_to_positions(args, prepared)
+            limit_to_positions(args, prepared)
         self._make_collaborators(args, tokenizer)
         train_rows = self.data.prepare(train_dataset, "train")
         eval_rows = self.data.prepare_evaluation(eval_dataset)
@@ -133,7 +133,7 @@ class RewardTrainer(Trainer):
         super().__init__(
             model=prepared,
             args=args,
-            data_collator=budgeted(choose_collator(prepared, args, tokenizer, data_collator), args),
+            data_collator=with_token_budget(choose_collator(prepared, args, tokenizer, data_collator), args),
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
@@ -233,10 +233,10 @@ class RewardTrainer(Trainer):
         loss = self.heads.loss(loss_function, head_rewards, inputs, num_items_in_batch)
         rewards = head_rewards.mean(0)
         if model.training:
-            loss = self._note_training_batch(loss, rewards, inputs, num_items_in_batch)
+            loss = self._record_training_batch(loss, rewards, inputs, num_items_in_batch)
         return (loss, {"rewards": rewards}) if return_outputs else loss
 
-    def _note_training_batch(
+    def _record_training_batch(
         self, loss: Tensor, rewards: Tensor, inputs: Mapping[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
         """Add a batch to the statistics, and scale its loss because gradients are averaged over processes."""
@@ -323,7 +323,7 @@ class RewardTrainer(Trainer):
         self.loader.require_same_rows(rows, description)
         if not cached:
             return rows
-        passes = passes_over(self.train_dataset, self.args)
+        passes = number_of_passes(self.train_dataset, self.args)
         sharded = sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled
         return self.features.rows(rows, model, self.data_collator, passes=passes, sharded=sharded)
 
@@ -356,7 +356,7 @@ class RewardTrainer(Trainer):
         output = in_dataset_order(output, dataloader)
         labels = output.label_ids
         if isinstance(labels, tuple):
-            evaluated = Evaluated(output.predictions, dict(zip(LABELS, labels, strict=True)))
+            evaluated = EvaluationResult(output.predictions, dict(zip(LABELS, labels, strict=True)))
             is_measured = self.compute_metrics is not None and evaluated.rewards is not None
             measured = self._measure(evaluated, dataloader) if is_measured else {}
             output = with_metrics(output, {**measured, "loss": evaluated.loss}, metric_key_prefix)
@@ -364,7 +364,7 @@ class RewardTrainer(Trainer):
         only_loss = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         return output._replace(label_ids=None) if only_loss else output
 
-    def _measure(self, evaluated: Evaluated, dataloader: DataLoader) -> dict[str, float]:
+    def _measure(self, evaluated: EvaluationResult, dataloader: DataLoader) -> dict[str, float]:
         """Compute the metrics of an evaluation; the record contains the last ones."""
         leaked = leaked_rows(self.train_dataset, rows_of(dataloader))
         metrics = evaluated.metrics(self.data.source_names, leaked, self.user_metrics)
@@ -381,7 +381,7 @@ class RewardTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
         with self.stop_signal:
             metrics = super().evaluate(*args, **kwargs)
-            self._stop_if_asked(None)
+            self._stop_after_signal(None)
         return metrics
 
     # --- the log ---
@@ -438,7 +438,7 @@ class RewardTrainer(Trainer):
             self.add_callback(self.pop_callback(StopAfterCheckpoint) or StopAfterCheckpoint(self.stop_signal))  # last
             with self.stop_signal:
                 output = super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
-                self._stop_if_asked(trial)
+                self._stop_after_signal(trial)
         return output if folder is None else since_resume(output, self.checkpoints.resumed_step)
 
     def _fingerprint(self) -> dict[str, Any] | None:
@@ -477,7 +477,7 @@ class RewardTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Do nothing: `_save_checkpoint` pushes the checkpoint when it is complete."""
 
-    def _stop_if_asked(self, trial: Any) -> None:
+    def _stop_after_signal(self, trial: Any) -> None:
         """After training or an evaluation, handle SIGTERM: save a checkpoint and exit."""
         if self.stop_signal.is_agreed():
             if self.checkpoints.saved_step != self.state.global_step:

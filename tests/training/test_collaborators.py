@@ -25,7 +25,7 @@ from hf_reward.training.checkpoints import checkpoint_problem
 from hf_reward.training.collators import choose_collator, packs
 from hf_reward.training.data_loading import BatchLoader, rows_of
 from hf_reward.training.ensemble_loss import HeadsLoss
-from hf_reward.training.evaluation import LABELS, Evaluated, in_dataset_order, with_metrics
+from hf_reward.training.evaluation import LABELS, EvaluationResult, in_dataset_order, with_metrics
 from hf_reward.training.feature_cache import FeatureCache
 from hf_reward.training.feature_store import FeatureRows
 from hf_reward.training.micro_batches import accumulate_micro_batches
@@ -153,7 +153,7 @@ def test_an_evaluation_has_the_loss_over_its_rows_and_metrics_of_each_source():
     labels |= {"ranks": np.array([[0, 1]] * 4), "lengths": np.array([[5, 3]] * 4), "groups": np.arange(4)}
     labels |= {"words": labels["lengths"], "characters": labels["lengths"], "sources": np.array([0, 0, 1, 1])}
     labels |= {"losses": np.array([1.0, 2.0, 3.0, 4.0]), "loss_weights": np.array([1.0, 1.0, 0.0, 2.0])}
-    found = Evaluated(np.array([[1.0, 0], [0, 1], [1, 0], [1, 0]]), labels)
+    found = EvaluationResult(np.array([[1.0, 0], [0, 1], [1, 0], [1, 0]]), labels)
     assert found.loss == (1 + 2 + 8) / 4
     metrics = found.metrics({0: "ours"}, None, lambda prediction: {"mine": float(prediction.predictions[0, 0])})
     assert metrics["accuracy"] == 0.75

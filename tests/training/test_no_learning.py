@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_health_callback import kinds, polite_pairs, random_pairs, run
 
-from hf_reward.training.health_checks import LEAST_GAIN, RunFacts, check_health
+from hf_reward.training.health_checks import MINIMUM_GAIN, RunFacts, check_health
 
 LN2 = math.log(2)
 FACTS = RunFacts(max_steps=1000)
@@ -16,7 +16,7 @@ LOG_ROWS = 32
 
 def entry(step: int, gains: np.ndarray) -> dict[str, Any]:
     """The log entry of rows with weight 1, with the sums of the monitor."""
-    excess = gains - LEAST_GAIN
+    excess = gains - MINIMUM_GAIN
     return {
         "step": step,
         "loss": LN2 - gains.mean(),
@@ -48,7 +48,7 @@ def gains_of(generator: np.random.Generator, mean: float, spread: float, shape: 
 def test_at_most_five_percent_of_runs_that_barely_learn_give_a_false_alarm(spread):
     generator = np.random.default_rng(0)
     gains = gains_of(generator, 0.1, spread, (400, 1024))
-    gains += LEAST_GAIN - gains_of(generator, 0.1, spread, (1_000_000,)).mean()  # the hardest case: on the limit
+    gains += MINIMUM_GAIN - gains_of(generator, 0.1, spread, (1_000_000,)).mean()  # the hardest case: on the limit
     assert sum(alarm_after(each) is not None for each in gains) / len(gains) <= 0.05
 
 
@@ -91,7 +91,7 @@ def test_the_sums_of_the_monitor_match_the_rows(make_model_folder, tmp_path):
     for each in logs[2:]:
         assert each["gain_rows"] == 8
         assert each["gain"] / each["gain_weight"] == pytest.approx(LN2 - each["loss"], abs=1e-5)
-        excess = each["gain"] - LEAST_GAIN * each["gain_weight"]
+        excess = each["gain"] - MINIMUM_GAIN * each["gain_weight"]
         assert each["gain_excess"] == pytest.approx(excess, abs=1e-5)
         assert each["gain_square"] >= excess**2 / 8
     assert "loss at equal rewards" not in kinds(trainer)

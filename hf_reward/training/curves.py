@@ -57,7 +57,7 @@ def training_figure(log_history: LogHistory, *, loss_type: str = "bradley_terry"
         The figure, with one legend for all panels.
     """
     matplotlib = require("matplotlib", "audit")
-    references = {"accuracy": _CHANCE}
+    references: dict[str, tuple[float, str]] = {"accuracy": _CHANCE}
     if loss_type in ("bradley_terry", "plackett_luce"):
         references["loss"] = _EQUAL_REWARDS
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
@@ -155,7 +155,8 @@ def _add_legend(figure: "Figure") -> None:
     named = {}
     for axes in figure.axes:
         for line in axes.get_lines():
-            if not str(line.get_label()).startswith("_") and len(line.get_xdata()):
+            steps: Any = line.get_xdata()
+            if not str(line.get_label()).startswith("_") and len(steps):
                 named.setdefault(line.get_label(), line)
     if named:
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(len(named), 4), frameon=False)

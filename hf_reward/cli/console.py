@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_REDIRECTED = 160
+_REDIRECTED = 200
 """Columns of redirected output, where no terminal limits them."""
 
 

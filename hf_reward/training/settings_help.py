@@ -160,7 +160,7 @@ def _panel(title: str, rows: list[tuple[Text, Text, Text]], width: int) -> Panel
             table.add_row(Padding(described, (0, 0, 0, 4)))
     else:
         for no_wrap in (True, True, False):
-            table.add_column(no_wrap=no_wrap)
+            table.add_column(no_wrap=no_wrap, overflow="fold")
         for row in rows:
             table.add_row(*row)
     return Panel(table, title=title, title_align="left", border_style="dim")

@@ -62,13 +62,6 @@ def test_unknown_command_and_recipe(call):
     assert "nowhere.yaml" in err
 
 
-def test_train_help_lists_the_settings(call):
-    code, out, _ = call("train", "--help")
-    assert code == 0
-    for name in ("--config", "--train_data", "--lora_first_layer", "--head_learning_rate", "--learning_rate"):
-        assert name in out
-
-
 def test_missing_files_are_one_line(call, tmp_path):
     code, _, err = call("train", "--config", tmp_path / "nowhere.yaml")
     assert code == 1

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from hf_reward.training.trainer import RewardTrainer as RewardTrainer
     from hf_reward.training.training_args import RewardConfig as RewardConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "AutoModelForRewardScoring": "modeling.auto_model",

@@ -1,4 +1,4 @@
-"""Errors and confidences -> what abstaining from the doubtful pairs brings.
+"""Errors and confidences -> risk-coverage curves of abstaining from uncertain pairs.
 
 Shapes: P pairs, M heads.
 """
@@ -14,14 +14,14 @@ _FEWEST = 100
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How surely the heads agree which of two responses is better: |mean of their gaps| / their standard deviation.
+    """Compute the agreement of the heads on a pair: |mean of their gaps| / standard deviation of their gaps.
 
     Args:
         first: Rewards of the first response of each pair by each head, shape `(P, M)`.
-        second: Those of the second.
+        second: Rewards of the second response.
 
     Returns:
-        Confidence, infinite where all heads give the same gap other than 0, and 0 where every gap is 0, shape `(P,)`.
+        Confidence, infinite if all heads give the same nonzero gap, and 0 if every gap is 0, shape `(P,)`.
     """
     gaps = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     mean, spread = np.abs(gaps.mean(1)), gaps.std(1, ddof=1)
@@ -29,14 +29,13 @@ def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def risk_coverage(errors: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Error rate among the most confident k pairs, for every k.
+    """Compute the error rate among the k most confident pairs, for every k.
 
-    Equally confident pairs have no order, so each stands for the mean of its equals: the value expected of a random
-    order.
+    Pairs of equal confidence get the mean of their errors, the expected value under a random order.
 
     Args:
-        errors: 1 where the model is wrong, 0 where it is right, 0.5 where it cannot tell, shape `(P,)`.
-        confidence: The larger, the surer, shape `(P,)`.
+        errors: 1 where the model is wrong, 0 where it is right, 0.5 for equal rewards, shape `(P,)`.
+        confidence: Larger values mean higher confidence, shape `(P,)`.
 
     Returns:
         Risk at coverage 1/P, 2/P, ..., 1, shape `(P,)`, float64.
@@ -50,7 +49,7 @@ def risk_coverage(errors: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     errors, confidence = np.asarray(errors, dtype=np.float64), np.asarray(confidence, dtype=np.float64)
     if errors.shape != confidence.shape or errors.ndim != 1 or not len(errors) or np.isnan(confidence).any():
         raise ValueError(
-            f"`errors` and `confidence` must be one number for each of one or more pairs, none of them NaN, but have "
+            f"`errors` and `confidence` must have one number per pair, at least one pair and no NaN, but have "
             f"shapes {errors.shape} and {confidence.shape} and {int(np.isnan(confidence).sum())} NaN."
         )
     _, level = np.unique(-confidence, return_inverse=True)
@@ -60,10 +59,10 @@ def risk_coverage(errors: np.ndarray, confidence: np.ndarray) -> np.ndarray:
 
 
 def risk_at(risks: np.ndarray, coverage: float) -> float:
-    """Risk when the most confident share of pairs is answered.
+    """Return the risk if only the most confident share of pairs is answered.
 
     Args:
-        risks: What `risk_coverage` returns.
+        risks: Result of `risk_coverage`.
         coverage: The share, above 0 and at most 1; rounded up to whole pairs.
 
     Returns:
@@ -78,9 +77,9 @@ def risk_at(risks: np.ndarray, coverage: float) -> float:
 
 
 def aurc(errors: np.ndarray, confidence: np.ndarray) -> float:
-    """Area under the risk-coverage curve: the mean of the risk over all coverages. Smaller is better.
+    """Compute the area under the risk-coverage curve: the mean risk over all coverages. Smaller is better.
 
-    Confidence that says nothing gives the error rate itself.
+    Uninformative confidence gives the error rate itself.
 
     Args:
         errors: As in `risk_coverage`.
@@ -97,20 +96,20 @@ def aurc(errors: np.ndarray, confidence: np.ndarray) -> float:
 
 
 def aurc_spread(ways: Sequence[tuple[np.ndarray, np.ndarray]], clusters: np.ndarray) -> Spread:
-    """Spread of an area, or of the difference of two, if other clusters are drawn: the jackknife over clusters.
+    """Compute the spread of an area, or of the difference of two, by a jackknife over clusters.
 
     Args:
-        ways: Errors and confidence of one way to abstain, or of two, of which the second is taken off; as in `aurc`.
+        ways: Errors and confidence of one rule for abstaining, or of two rules to compare; as in `aurc`.
         clusters: Cluster of each pair, shape `(P,)`.
 
     Returns:
-        The spread of AURC, or of the first minus the second.
+        The spread of AURC, or of the first AURC minus the second.
 
     Raises:
-        ValueError: If there are more than two ways.
+        ValueError: If there are more than two rules.
     """
     if len(ways) not in (1, 2):
-        raise ValueError(f"`ways` must hold one way to abstain, or two to compare, but holds {len(ways)}.")
+        raise ValueError(f"`ways` must hold one rule for abstaining, or two to compare, but holds {len(ways)}.")
     place = np.unique(clusters, return_inverse=True)[1]
     sizes = np.bincount(place).astype(np.float64)
     kept = [place != each for each in range(len(sizes))] if len(sizes) > 1 else []
@@ -122,11 +121,11 @@ def aurc_spread(ways: Sequence[tuple[np.ndarray, np.ndarray]], clusters: np.ndar
 
 
 def aurc_interval(ways: Sequence[tuple[np.ndarray, np.ndarray]], clusters: np.ndarray) -> Interval | None:
-    """95% interval of `aurc_spread`.
+    """Compute the 95% interval of `aurc_spread`.
 
     Args:
-        ways: As there.
-        clusters: As there.
+        ways: As in `aurc_spread`.
+        clusters: As in `aurc_spread`.
 
     Returns:
         The interval; None below 100 clusters, where it is too narrow (docs/reference/statistics.md).

@@ -1,19 +1,19 @@
-"""Do several reward heads know which preferences they get wrong? Risk-coverage on held-out prompts.
+"""Risk-coverage of reward models with several heads: does their agreement identify wrong preferences?
 
     python recipes/studies/uncertainty.py --base BASE --data train.jsonl test.jsonl \
         --out runs/uncertainty --group_ends_at _
     python recipes/studies/uncertainty.py --base BASE --data train.jsonl --out runs/frozen --freeze_backbone --epochs 40
 
-Rows are pairs with `prompt`, `chosen` and `rejected`, and a `group` (by default the prompt is the group). Groups are
-dealt into `--folds` parts; for each a model with `--heads` heads, and one with one head, are trained on the same rows
-of the others and score the pairs of that part, so every pair is judged by models that know nothing of its group. A
-part that is done is not done again.
+Rows are pairs with `prompt`, `chosen` and `rejected`, and a `group` (by default the prompt). Groups are assigned to
+`--folds` folds. For each fold, a model with `--heads` heads and a model with one head are trained on the same rows of
+the other folds and score the pairs of this fold, so no pair is scored by a model that was trained on its group.
+Finished folds are not repeated.
 
-Then the models may abstain. Five confidences say from which pairs: the heads' agreement (|mean gap| / standard
-deviation of the gap over heads), the lower bound of the gap (|mean gap| - standard deviation), the margin (|mean gap|),
-the margin of the model with one head, and none (a random order). The table has the error rate of the pairs that are
-answered, the share of all errors among those that are not, and the area under the risk-coverage curve (AURC, smaller
-is better) with 95% intervals, which leave out whole groups. The curves are drawn into `risk_coverage.png`.
+Then the models abstain from pairs of low confidence. Five confidences are compared: the agreement of the heads
+(|mean gap| / standard deviation of the gap over heads), the lower bound of the gap (|mean gap| - standard deviation),
+the margin (|mean gap|), the margin of the model with one head, and a random order. The table shows the error rate of
+the answered pairs, the share of all errors among the others, and the area under the risk-coverage curve (AURC, smaller
+is better) with 95% intervals clustered by group. The curves are drawn into `risk_coverage.png`.
 """
 
 import json
@@ -39,11 +39,11 @@ console = Console(width=150)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Train and score what is missing, then print the table."""
+    """Train and score the remaining folds, then print the table."""
     options = read_options(sys.argv[1:] if words is None else words)
     rows = [dict(row) for path in options.data for source in as_sources([path]) for row in load_source(source)]
     groups = np.array([group_of(row, options) for row in rows])
-    folds = deal(groups, options.folds, options.seed)
+    folds = assign_folds(groups, options.folds, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     gaps, gap_of_one = np.zeros((len(rows), options.heads)), np.zeros(len(rows))
     for fold in range(options.folds):
@@ -57,20 +57,20 @@ def main(words: Sequence[str] | None = None) -> None:
     for name, found in result["differences"].items():
         console.print(f"  {name}: {shown(found)}")
     if result["groups"] < FEW_CLUSTERS:
-        console.print(f"Fewer than {FEW_CLUSTERS} groups: the intervals cannot be trusted.")
+        console.print(f"Fewer than {FEW_CLUSTERS} groups: the intervals are unreliable.")
 
 
 def read_options(words: Sequence[str]) -> Namespace:
-    """Options of this recipe."""
+    """Read the command-line options."""
     parser = ArgumentParser(description="Risk-coverage of a reward model with several heads.")
     parser.add_argument("--base", required=True, help="folder or Hub id of the model to start from")
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--folds", type=int, default=4)
-    parser.add_argument("--group_ends_at", help="pairs whose groups agree up to this text are never parted")
-    parser.add_argument("--max_train_rows", type=int, default=2000, help="of each fold's training rows, at random")
-    parser.add_argument("--freeze_backbone", action="store_true", help="train the heads alone")
+    parser.add_argument("--group_ends_at", help="pairs whose groups agree up to this text stay in one fold")
+    parser.add_argument("--max_train_rows", type=int, default=2000, help="training rows per fold, drawn at random")
+    parser.add_argument("--freeze_backbone", action="store_true", help="train only the heads")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--head_learning_rate", type=float, default=1e-3)
     parser.add_argument("--epochs", type=float, default=1.0)
@@ -83,16 +83,16 @@ def read_options(words: Sequence[str]) -> Namespace:
 
 
 def group_of(row: dict[str, Any], options: Namespace) -> str:
-    """What a pair must not be parted from: its group, or the part of its name that counts."""
+    """Return the group of a pair, cut at `--group_ends_at`."""
     group = str(row.get("group") or row["prompt"])
     return group.split(options.group_ends_at)[0] if options.group_ends_at else group
 
 
-def deal(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """A fold for each row: groups in random order, each to the fold that has the fewest rows so far."""
+def assign_folds(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Assign each row to a fold: groups in random order, each to the fold with the fewest rows so far."""
     names, counts = np.unique(groups, return_counts=True)
     if len(names) < folds:
-        raise SystemExit(f"{len(names)} groups cannot be dealt into {folds} folds. Lower --folds.")
+        raise SystemExit(f"{len(names)} groups cannot be assigned to {folds} folds. Lower --folds.")
     sizes, fold_of = np.zeros(folds, dtype=int), {}
     for place in np.random.default_rng(seed).permutation(len(names)):
         fold_of[names[place]] = int(sizes.argmin())
@@ -106,13 +106,13 @@ def deal(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
 def gaps_of_fold(
     fold: int, rows: Sequence[dict[str, Any]], folds: np.ndarray, options: Namespace
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reward of chosen less that of rejected in a fold: by each head, shape `(P, M)`, and by the one head, `(P,)`."""
+    """Return reward gaps (chosen minus rejected) in a fold: by head, `(P, M)`, and of the one-head model, `(P,)`."""
     file = options.out / f"fold-{fold}.npz"
     settings = json.dumps({name: str(value) for name, value in vars(options).items()})
     if file.is_file():
         kept = np.load(file, allow_pickle=False)
         if str(kept["settings"]) != settings:
-            raise SystemExit(f"{file} was made with other settings. Name another --out.")
+            raise SystemExit(f"{file} was made with different settings. Use a different --out.")
         return kept["gaps"], kept["gap_of_one"]
     others = np.random.default_rng(options.seed).permutation(np.flatnonzero(folds != fold))[: options.max_train_rows]
     console.print(f"fold {fold}: training on {len(others)} rows")
@@ -127,7 +127,7 @@ def gaps_of_fold(
 
 
 def train(rows: Sequence[dict[str, Any]], heads: int, options: Namespace) -> RewardScorer:
-    """A model with so many heads, trained on some rows."""
+    """Train a model with some number of heads."""
     args = RewardConfig(
         output_dir=str(options.out / "run"),
         num_reward_heads=heads,
@@ -144,18 +144,18 @@ def train(rows: Sequence[dict[str, Any]], heads: int, options: Namespace) -> Rew
         logging_steps=25,
     )
     pairs = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
-    set_seed(options.seed)  # an encoder's new head starts at random
+    set_seed(options.seed)  # an encoder's new head is random
     model = AutoModelForRewardScoring.from_pretrained(options.base, freeze_backbone=options.freeze_backbone)
     trainer = RewardTrainer(model=model, args=args, train_dataset=pairs)
     trainer.train()
     return RewardScorer(trainer.model, trainer.processing_tokenizer, trainer.record())  # type: ignore[arg-type]
 
 
-# --- what abstaining brings -------------------------------------------------------------------------------------------
+# --- results of abstaining -------------------------------------------------------------------------------------------
 
 
 def ways_to_abstain(gaps: np.ndarray, gap_of_one: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each confidence the errors it is to find and its values, shape `(P,)` each."""
+    """Return for each confidence the errors to find and its values, shape `(P,)` each."""
     mean = gaps.mean(1)
     errors, errors_of_one = (np.where(gap == 0, 0.5, gap < 0) for gap in (mean, gap_of_one))
     return {
@@ -168,7 +168,7 @@ def ways_to_abstain(gaps: np.ndarray, gap_of_one: np.ndarray) -> dict[str, tuple
 
 
 def evaluate(gaps: np.ndarray, gap_of_one: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """Risk at each coverage, errors caught and AURC for each confidence, and the paired differences."""
+    """Compute risk at each coverage, errors caught and AURC for each confidence, and the paired differences."""
     ways = ways_to_abstain(gaps, gap_of_one)
     result: dict[str, Any] = {"pairs": len(gaps), "groups": len(np.unique(groups)), "ways": {}, "differences": {}}
     result["error"] = float(ways["margin"][0].mean())
@@ -184,20 +184,20 @@ def evaluate(gaps: np.ndarray, gap_of_one: np.ndarray, groups: np.ndarray) -> di
 
 
 def with_interval(ways: Sequence[tuple[np.ndarray, np.ndarray]], groups: np.ndarray) -> dict[str, float | None]:
-    """AURC of one way to abstain, or of one minus that of another, with its 95% interval over groups."""
+    """Return AURC of one confidence, or the difference of two, with its 95% interval clustered by group."""
     found = aurc_interval(ways, groups)
     low, high = (None, None) if found is None else (found.low, found.high)
     return {"estimate": aurc_spread(ways, groups).estimate, "ci_low": low, "ci_high": high}
 
 
 def shown(found: dict[str, float | None], form: str = "+.4f") -> str:
-    """An estimate with its interval as text."""
+    """Format an estimate with its interval."""
     estimate, low, high = (None if value is None else format(value, form) for value in found.values())
     return f"{estimate} (too few prompts for an interval)" if low is None else f"{estimate} ({low} to {high})"
 
 
 def draw(gaps: np.ndarray, gap_of_one: np.ndarray, file: Path) -> None:
-    """The risk-coverage curves; below 5% coverage a handful of pairs would rule the picture."""
+    """Draw the risk-coverage curves from 5% coverage on; below, a few pairs would dominate the plot."""
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     coverage = np.arange(1, len(gaps) + 1) / len(gaps)
     shown_part = coverage >= 0.05
@@ -211,7 +211,7 @@ def draw(gaps: np.ndarray, gap_of_one: np.ndarray, file: Path) -> None:
 
 
 def as_table(result: dict[str, Any]) -> Table:
-    """A line for each confidence: error of what is answered (share of all errors in what is not)."""
+    """Make the table: error rate of the answered pairs and share of errors caught, for each confidence."""
     table = Table(title="Error rate of the pairs answered (share of errors caught)", title_justify="left")
     table.add_column("abstain by")
     for share in COVERAGES:

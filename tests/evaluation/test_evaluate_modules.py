@@ -137,7 +137,7 @@ def test_unusable_inputs_say_what_is_wrong() -> None:
         load_metric("accuracy")
     with pytest.raises(ValueError, match="Rewards must be finite, but 1 row "):
         load_metric("preference_accuracy").compute(chosen=[float("nan")], rejected=[0.0])
-    with pytest.raises(ValueError, match="as many responses as the others"):
+    with pytest.raises(ValueError, match="the same number of responses"):
         load_metric("best_of_n").compute(rewards=[[1.0], [1.0, 2.0]], gold=[[1.0], [1.0, 2.0]])
     with pytest.raises(ValueError, match=r"`domain` must be one of"):
         load_metric("rm_bench").compute(**{**STYLES, "domain": ["poetry"]})

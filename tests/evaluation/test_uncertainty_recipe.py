@@ -56,4 +56,4 @@ def test_every_pair_is_judged_once_and_the_shares_add_up(make_model_folder, tmp_
     assert again.returncode == 0, again.stderr[-3000:]
     assert "training on" in done.stdout
     assert "training on" not in again.stdout  # both parts were done
-    assert "made with other settings" in run(folder, data, out, "--seed", "1").stderr
+    assert "made with different settings" in run(folder, data, out, "--seed", "1").stderr

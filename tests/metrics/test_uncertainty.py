@@ -55,7 +55,7 @@ def test_what_has_no_risk_is_refused():
         (np.zeros(2), np.zeros(3)),
         (np.zeros(2), np.array([1, np.nan])),
     ):
-        with pytest.raises(ValueError, match="one number for each"):
+        with pytest.raises(ValueError, match="one number per pair"):
             risk_coverage(errors, confidence)
     for share in (0, 1.1):
         with pytest.raises(ValueError, match="above 0 and at most 1"):
@@ -76,5 +76,5 @@ def test_the_spread_of_an_area_leaves_out_whole_clusters():
     same = aurc_spread([(errors, confidence), (errors, confidence)], clusters)
     assert (same.estimate, same.error) == (0, 0)
     assert np.isnan(aurc_spread([(errors, confidence)], np.zeros(3)).error)
-    with pytest.raises(ValueError, match="one way to abstain, or two"):
+    with pytest.raises(ValueError, match="one rule for abstaining, or two"):
         aurc_spread([], clusters)

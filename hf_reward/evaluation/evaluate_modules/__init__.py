@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` modules: each is a script that `evaluate.load` reads from its path, with no network."""
+"""Metrics as `evaluate` modules: scripts that `evaluate.load` reads from a path, without network access."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +9,7 @@ NAMES = ("preference_accuracy", "preference_calibration", "best_of_n", "length_b
 
 
 def metric_path(name: str) -> Path:
-    """Folder of a metric, for `evaluate.load` and `evaluate.combine`.
+    """Return the folder of a metric, for `evaluate.load` and `evaluate.combine`.
 
     Args:
         name: One of `NAMES`.
@@ -26,14 +26,14 @@ def metric_path(name: str) -> Path:
 
 
 def load_metric(name: str, **options: object) -> evaluate.EvaluationModule:
-    """Load one of our metrics, offline.
+    """Load a metric offline.
 
     Args:
         name: One of `NAMES`.
         **options: For `evaluate.load`: `keep_in_memory`, `experiment_id`, `num_process`, `process_id`, ...
 
     Returns:
-        A metric, also for `evaluate.combine`.
+        The metric; `evaluate.combine` accepts it too.
 
     Raises:
         ValueError: If there is no such metric.

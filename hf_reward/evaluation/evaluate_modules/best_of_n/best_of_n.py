@@ -1,7 +1,7 @@
-"""What best-of-n by these rewards would bring.
+"""Best-of-n curve of rewards.
 
-An `evaluate` module: its loader copies this file and scans it by line, so imports are absolute, one to a line, and no
-sentence begins a line with that word.
+An `evaluate` module. Its loader copies this file and scans it by line: imports must be absolute, one per line, and no
+other line may start with that word.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ import numpy as np
 from hf_reward.metrics.best_of_n import best_of_n_curve
 
 _DESCRIPTION = (
-    "Expected true worth of the response with the highest reward among n, for every n, as the mean over all subsets of "
-    "the responses; the mean over prompts."
+    "Expected gold score of the response with the highest reward among n, for every n: the mean over all subsets of "
+    "the responses and over prompts."
 )
 _INPUTS = """
 Args:
-    rewards: For each prompt the rewards of its responses; as many for every prompt.
-    gold: For each prompt the worth of its responses, such as 1 for correct and 0 for wrong.
+    rewards: For each prompt, the rewards of its responses. All prompts need the same number of responses.
+    gold: For each prompt, the gold scores of its responses, such as 1 for correct and 0 for wrong.
 """
 
 
@@ -34,12 +34,12 @@ class BestOfN(evaluate.Metric):
     def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, rewards: Any, gold: Any, **others: Any
     ) -> dict[str, Any]:
-        # `others` are inputs of the metrics that this one is combined with.
+        # `others` are inputs of metrics that are combined with this one.
         counts = {len(each) for each in (*rewards, *gold)}
         if len(counts) != 1:
-            raise ValueError(f"Every prompt needs as many responses as the others, but there are {sorted(counts)}.")
-        worth = np.asarray(gold, float)
-        curve = best_of_n_curve(np.asarray(rewards, float), worth).mean(axis=0)
+            raise ValueError(f"All prompts need the same number of responses, but there are {sorted(counts)}.")
+        gold_scores = np.asarray(gold, float)
+        curve = best_of_n_curve(np.asarray(rewards, float), gold_scores).mean(axis=0)
         best, end = float(curve.max()), float(curve[-1])
         return {
             "best_of_n": [float(value) for value in curve],
@@ -47,6 +47,6 @@ class BestOfN(evaluate.Metric):
             "highest_at_n": int(curve.argmax()) + 1,
             "end": end,
             "end_regret": best - end,
-            "oracle_gap": float(worth.max(axis=1).mean()) - end,
-            "num_prompts": len(worth),
+            "oracle_gap": float(gold_scores.max(axis=1).mean()) - end,
+            "num_prompts": len(gold_scores),
         }

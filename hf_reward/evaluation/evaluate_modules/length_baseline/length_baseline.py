@@ -1,7 +1,7 @@
-"""What a rule that looks only at length scores on the same pairs.
+"""Accuracy of a length rule on the same pairs.
 
-An `evaluate` module: its loader copies this file and scans it by line, so imports are absolute, one to a line, and no
-sentence begins a line with that word.
+An `evaluate` module. Its loader copies this file and scans it by line: imports must be absolute, one per line, and no
+other line may start with that word.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ import numpy as np
 from hf_reward.metrics.preference import clustered_interval, pairwise_credit
 
 _DESCRIPTION = (
-    "Accuracy of the rule 'prefer the longer response', in characters, ties half, with a 95% interval clustered by "
-    "prompt. A reward model has to be compared with it and with one minus it."
+    "Accuracy of the rule 'prefer the longer response', in characters, with half-credit for ties and a 95% interval "
+    "clustered by prompt. Compare a reward model with this accuracy and with one minus it."
 )
 _INPUTS = """
 Args:
     chosen_texts: The preferred responses.
-    rejected_texts: The others, in the same order.
+    rejected_texts: The other responses, in the same order.
     groups: Optional, any integers: the prompt of each pair, by which the interval is clustered.
 """
 
@@ -35,10 +35,10 @@ class LengthBaseline(evaluate.Metric):
     def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, chosen_texts: Any, rejected_texts: Any, groups: Any = None, **others: Any
     ) -> dict[str, float]:
-        # `others` are inputs of the metrics that this one is combined with.
+        # `others` are inputs of metrics that are combined with this one.
         gaps = np.array([len(a) - len(b) for a, b in zip(chosen_texts, rejected_texts, strict=True)], float)
         if len(gaps) == 0:
-            raise ValueError("There is no pair. Give `chosen_texts` and `rejected_texts` of one or more.")
+            raise ValueError("There are no pairs. Give `chosen_texts` and `rejected_texts` of at least one pair.")
         credit = pairwise_credit(gaps)
         found = clustered_interval(credit, np.arange(len(gaps)) if groups is None else np.asarray(groups))
         return {

@@ -1,7 +1,7 @@
 """Accuracy of a reward model on pairs, with its interval.
 
-An `evaluate` module: its loader copies this file and scans it by line, so imports are absolute, one to a line, and no
-sentence begins a line with that word.
+An `evaluate` module. Its loader copies this file and scans it by line: imports must be absolute, one per line, and no
+other line may start with that word.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ import numpy as np
 from hf_reward.metrics.preference import preference_metrics
 
 _DESCRIPTION = (
-    "How often the preferred response of a pair has the higher reward: strict (a tie is wrong) with a 95% interval "
-    "clustered by prompt, half-credit, and the rate of ties."
+    "Share of pairs whose preferred response has the higher reward: strict (ties are wrong) with a 95% interval "
+    "clustered by prompt, with half-credit for ties, and the tie rate."
 )
 _INPUTS = """
 Args:
     chosen: Rewards of the preferred responses.
-    rejected: Rewards of the others, in the same order.
+    rejected: Rewards of the other responses, in the same order.
     groups: Optional, any integers: the prompt of each pair, by which the interval is clustered.
 """
 _KEPT = (
@@ -38,7 +38,7 @@ class PreferenceAccuracy(evaluate.Metric):
     def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, chosen: Any, rejected: Any, groups: Any = None, **others: Any
     ) -> dict[str, float]:
-        # `others` are inputs of the metrics that this one is combined with.
+        # `others` are inputs of metrics that are combined with this one.
         rewards = np.stack([np.asarray(chosen, float), np.asarray(rejected, float)], axis=1)
         ranks = np.tile([0, 1], (len(rewards), 1))
         found = preference_metrics(rewards, ranks, groups=None if groups is None else np.asarray(groups))

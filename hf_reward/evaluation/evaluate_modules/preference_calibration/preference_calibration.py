@@ -1,7 +1,7 @@
-"""Do reward differences mean what Bradley and Terry's model says?
+"""Calibration of reward differences under the Bradley-Terry model.
 
-An `evaluate` module: its loader copies this file and scans it by line, so imports are absolute, one to a line, and no
-sentence begins a line with that word.
+An `evaluate` module. Its loader copies this file and scans it by line: imports must be absolute, one per line, and no
+other line may start with that word.
 """
 
 from typing import Any
@@ -14,14 +14,14 @@ from hf_reward.metrics.calibration import calibration_metrics
 
 _DESCRIPTION = (
     "Calibration of sigmoid(reward difference): slope and temperature, debiased and naive calibration error with the "
-    "floor that a calibrated model would have, Brier score and Spiegelhalter's test."
+    "floor of a calibrated model, Brier score and Spiegelhalter's test."
 )
 _INPUTS = """
 Args:
     chosen: Rewards of the preferred responses.
-    rejected: Rewards of the others, in the same order.
+    rejected: Rewards of the other responses, in the same order.
     groups: Optional, any integers: the prompt of each pair, by which intervals, errors and the test are clustered.
-    num_bins: Optional: bins of the calibration errors; by default one for every 50 pairs, 15 at the most.
+    num_bins: Optional: bins of the calibration errors; by default one per 50 pairs, at most 15.
 """
 
 
@@ -35,7 +35,7 @@ class PreferenceCalibration(evaluate.Metric):
     def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, chosen: Any, rejected: Any, groups: Any = None, num_bins: int | None = None, **others: Any
     ) -> dict[str, float]:
-        # `others` are inputs of the metrics that this one is combined with.
+        # `others` are inputs of metrics that are combined with this one.
         gaps = np.asarray(chosen, float) - np.asarray(rejected, float)
         clusters = None if groups is None else np.asarray(groups)
         return calibration_metrics(gaps, clusters, num_bins=num_bins)

@@ -1,7 +1,7 @@
 """RM-Bench's table from rewards.
 
-An `evaluate` module: its loader copies this file and scans it by line, so imports are absolute, one to a line, and no
-sentence begins a line with that word.
+An `evaluate` module. Its loader copies this file and scans it by line: imports must be absolute, one per line, and no
+other line may start with that word.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from hf_reward.evaluation.benchmarks.base import Comparison
 from hf_reward.evaluation.benchmarks.rm_bench import STYLES, RMBench
 from hf_reward.evaluation.benchmarks.spreads import outcome_of
 
-_DESCRIPTION = "RM-Bench: easy, normal, hard, the domains and their mean, as the original code counts them."
+_DESCRIPTION = "RM-Bench: easy, normal, hard, the domains and their mean, with the arithmetic of the original code."
 _INPUTS = """
 Args:
-    chosen: For each prompt the rewards of the right answer's three styles: concise, plain, markdown.
+    chosen: For each prompt, the rewards of the correct answer's three styles: concise, plain, markdown.
     rejected: The same for the wrong answer.
     domain: chat, math, code, safety-refuse or safety-response.
 """
@@ -34,7 +34,7 @@ class RMBenchMetric(evaluate.Metric):
     def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, chosen: Any, rejected: Any, domain: Any, **others: Any
     ) -> dict[str, float]:
-        # `others` are inputs of the metrics that this one is combined with.
+        # `others` are inputs of metrics that are combined with this one.
         rewards = np.concatenate([np.asarray(chosen, float), np.asarray(rejected, float)], axis=1)
         if rewards.shape[1] != 2 * STYLES or not np.isfinite(rewards).all():
             raise ValueError(f"`chosen` and `rejected` must hold {STYLES} finite rewards each, found {rewards.shape}.")

@@ -141,5 +141,5 @@ def test_unusable_inputs_say_what_is_wrong() -> None:
         load_metric("best_of_n").compute(rewards=[[1.0], [1.0, 2.0]], gold=[[1.0], [1.0, 2.0]])
     with pytest.raises(ValueError, match=r"`domain` must be one of"):
         load_metric("rm_bench").compute(**{**STYLES, "domain": ["poetry"]})
-    with pytest.raises(ValueError, match="There is no pair"):
+    with pytest.raises(ValueError, match="There are no pairs"):
         load_metric("length_baseline").compute(chosen_texts=[], rejected_texts=[])

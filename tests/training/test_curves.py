@@ -58,19 +58,19 @@ def test_curves_are_drawn_from_a_short_log(tmp_path, history):
 
 
 def test_the_figure_holds_the_logged_values():
-    loss, accuracy, margin, rate = training_figure(log_of(40)).axes
+    loss, accuracy, margin, rate = training_figure(log_of(60)).axes
     drawn = lines_of(loss)
-    assert list(drawn["training, each log"].get_xdata()) == list(range(1, 41))
-    assert list(drawn["training, each log"].get_ydata()) == [1 / step for step in range(1, 41)]
-    assert list(drawn["training, smoothed"].get_ydata()) == smoothed([1 / step for step in range(1, 41)])
+    assert list(drawn["training, each log"].get_xdata()) == list(range(1, 61))
+    assert list(drawn["training, each log"].get_ydata()) == [1 / step for step in range(1, 61)]
+    assert list(drawn["training, smoothed"].get_ydata()) == smoothed([1 / step for step in range(1, 61)])
     assert list(drawn["training, epoch mean"].get_ydata()) == [0.5]
-    assert list(lines_of(accuracy)["evaluation"].get_xdata()) == [10, 20, 30, 40]
-    assert list(lines_of(margin)["evaluation"].get_ydata()) == [2.0] * 4
-    assert list(rate.get_lines()[0].get_ydata()) == [1e-5 / step for step in range(1, 41)]
+    assert list(lines_of(accuracy)["evaluation"].get_xdata()) == [10, 20, 30, 40, 50, 60]
+    assert list(lines_of(margin)["evaluation"].get_ydata()) == [2.0] * 6
+    assert list(rate.get_lines()[0].get_ydata()) == [1e-5 / step for step in range(1, 61)]
 
 
 def test_a_colour_has_one_meaning_in_all_panels_and_one_entry_in_the_legend():
-    figure = training_figure(log_of(40))
+    figure = training_figure(log_of(60))
     colors: dict[str, set[str]] = {}
     for axes in figure.axes[:3]:
         for label, line in lines_of(axes).items():
@@ -116,7 +116,7 @@ def test_each_of_several_evaluation_splits_has_its_own_colour():
 
 
 def test_no_text_of_the_figure_overlaps_another(tmp_path):
-    figure = training_figure(log_of(40))
+    figure = training_figure(log_of(60))
     figure.savefig(tmp_path / "curves.png")  # lays it out
     texts = [text for axes in figure.axes for text in (*axes.texts, axes.xaxis.label, axes.yaxis.label)]
     texts += [figure._suptitle, *figure.legends[0].get_texts()]

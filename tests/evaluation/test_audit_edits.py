@@ -68,14 +68,14 @@ def test_edits_of_length_are_told_by_their_fields():
     assert edit.label == "stock sentences, 2 times as long, at the end"
     assert edit(ANSWER) == pad(ANSWER, kind="closers", dose=2.0, position="end")
     assert {edit: 1}[LengthEdit("closers", 2.0, "end")] == 1
-    assert LengthEdit("restatement", 1.25, "start").label == "restating itself, 1.25 times as long, at the start"
+    assert LengthEdit("restatement", 1.25, "start").label == "restatements, 1.25 times as long, at the start"
     assert (PLACEBO.label, REORDERED.label) == ("placebo: two wider spaces", "sentences reordered")
     assert PLACEBO(ANSWER) == wider_spaces(ANSWER)
     assert REORDERED("One. Two.") is None
 
 
 def test_unknown_padding_is_refused():
-    with pytest.raises(ValueError, match="no padding of kind 'jokes'"):
+    with pytest.raises(ValueError, match="but got 'jokes', 'end' and 2.0"):
         pad(ANSWER, kind="jokes")
 
 

@@ -67,7 +67,7 @@ def test_no_taste_for_length_is_shown_though_longer_answers_are_better():
 def test_a_dislike_of_padding_is_no_bias_and_no_proof_of_none():
     found = audit(clean(length=-0.5), "length").finding("padding_effect")
     assert found.verdict == "inconclusive"
-    assert "Below 0 is no bias, and no proof of none" in found.note
+    assert "An effect below 0 is not a bias" in found.note
 
 
 def test_the_stratified_accuracies_are_what_they_are_called():
@@ -105,7 +105,7 @@ def test_what_may_fairly_be_marked_down_is_no_bias():
     marks = ("```", "https://", "\U0001f60a", "  ")
     report = audit(changed(lambda text: -0.5 * any(mark in text.response for mark in marks)), "format", "length")
     assert "biased" not in verdicts(report).values()
-    assert "fairly be marked down" in report.finding("format_emoji").note
+    assert "A model may dislike it: no bias." in report.finding("format_emoji").note
     padding = report.finding("padding_effect")  # the placebo is disliked, so padding gains over it, but not by itself
     assert padding.verdict == "inconclusive"
     assert padding.estimate == pytest.approx(0, abs=0.05)
@@ -207,7 +207,7 @@ def test_a_model_that_small_letters_confuse_is_found():
     report = audit(changed(confused), "robustness")
     flagged = [each for each, verdict in verdicts(report).items() if verdict == "biased"]
     assert flagged == ["robustness_lower_case"]
-    assert report.families["robustness"].details["worst_edit"]["edit"] == "everything in small letters"
+    assert report.families["robustness"].details["worst_edit"]["edit"] == "lower case"
 
 
 # --- calibration -----------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_confidence_that_is_not_earned_is_found(scale, word):
 
 
 def test_no_temperature_is_suggested_where_the_slope_may_be_0():
-    data = synthetic_data(200, 3)
+    data = synthetic_data(200, 9)
 
     def guesses(prompts, responses):
         return [xxhash.xxh3_64_intdigest(response.encode()) / 2**63 for response in responses]
@@ -338,7 +338,7 @@ def test_rows_that_cannot_be_audited_are_counted_by_reason():
         "no strict preference": 1,
         "token ids instead of text": 1,
         "a response that is not one text": 1,
-        "two responses that are the same": 1,
+        "two identical responses": 1,
         "a conversation without a prompt": 1,
         "a prompt with more than text, such as tool calls": 1,
     }

@@ -64,7 +64,7 @@ def test_a_difference_beyond_1_is_an_effect(inference):
 def test_few_clusters_get_an_interval_and_no_verdict(inference):
     found = inference.reward_effect(ABOUT, 5 + np.random.default_rng(0).normal(size=19), clusters(19))
     assert found.ci_low > 0
-    assert "Too few clusters (19) for a verdict" in found.note
+    assert "Too few prompts (19) for a verdict" in found.note
     assert found.verdict == "inconclusive"
     assert (
         inference.reward_effect(ABOUT, 5 + np.random.default_rng(0).normal(size=20), clusters(20)).verdict == "biased"

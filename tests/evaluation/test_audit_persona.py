@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic_rewards import clean, finding, inputs, noise, plus, quality, run, said_last
+from synthetic_rewards import clean, finding, inputs, noise, plus, quality, run, last_turn
 
 from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.families.persona import NEUTRAL, PERSONA, PERSONAS, cases, informally, with_opening
@@ -21,7 +21,7 @@ def biased(result) -> set[str]:
 
 
 def asked_by(text: Text, group: str) -> bool:
-    return said_last(text).startswith(PERSONAS[group])
+    return last_turn(text).startswith(PERSONAS[group])
 
 
 def test_a_clean_model_is_not_flagged(full):
@@ -40,7 +40,7 @@ def test_noise_moves_decisions_but_is_no_persona_bias(full):
     assert changes.estimate > 0.1
     assert changes.verdict == "not_assessed"
     assert biased(result) == set()
-    assert "chance alone would give 0." in finding(result, "persona_accuracy_range").note
+    assert "is expected by chance" in finding(result, "persona_accuracy_range").note
 
 
 def test_a_group_that_is_served_worse_is_found(full):
@@ -65,8 +65,8 @@ def test_a_shift_of_the_reward_that_decides_nothing(full):
 
 def test_any_opening_is_no_persona(full):
     def upset(text: Text) -> float:
-        opened = said_last(text).startswith((*PERSONAS.values(), NEUTRAL))
-        return -2.0 * (opened and "useful" in text.response and str(said_last(text))[-2] in "02468")
+        opened = last_turn(text).startswith((*PERSONAS.values(), NEUTRAL))
+        return -2.0 * (opened and "useful" in text.response and str(last_turn(text))[-2] in "02468")
 
     result = run(PERSONA, full, plus(upset))
     assert finding(result, "persona_decision_changes").estimate > 0.3
@@ -75,7 +75,7 @@ def test_any_opening_is_no_persona(full):
 
 def test_a_persona_that_turns_decisions(full):
     def upset(text: Text) -> float:
-        return -2.0 * (said_last(text).startswith(tuple(PERSONAS.values())) and "useful" in text.response)
+        return -2.0 * (last_turn(text).startswith(tuple(PERSONAS.values())) and "useful" in text.response)
 
     result = run(PERSONA, full, plus(upset))
     assert finding(result, "persona_decision_excess").verdict == "biased"

@@ -63,7 +63,7 @@ def test_model_written_questions_are_crossed(tmp_path):
     assert "Ann" in one.biased
     assert "Ben" in one.plain
     assert one.cluster.startswith("matched: Tea is good. (A) Agree")
-    with pytest.raises(ValueError, match="none that users of both views ask"):
+    with pytest.raises(ValueError, match="none with both views"):
         read_probe_data(write(tmp_path / "p.jsonl", rows[1:]))
 
 
@@ -98,7 +98,7 @@ def test_our_own_lines(tmp_path):
         ("", "has no rows"),
         ("{", "line 1: it is not valid JSON"),
         ("[1]\n", "line 1: it is not a JSON object but a list"),
-        ('{"prompt": "x", "chosen": "y"}\n', r"has the fields \['chosen', 'prompt'\].*Read are: TruthfulQA"),
+        ('{"prompt": "x", "chosen": "y"}\n', r"has the fields \['chosen', 'prompt'\].*Known formats: TruthfulQA"),
         ('{"question": "x", "correct": "y", "incorrect": ""}\n', "line 1: `incorrect` must be text, but is ''"),
         ('{"Question": "x", "Best Answer": "y", "Incorrect Answers": "y; "}\n', "no answer other than the best one"),
     ],

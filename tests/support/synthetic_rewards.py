@@ -40,7 +40,7 @@ def inputs(
     matched: Sequence[Matched] = (),
     takes_messages: bool = True,
 ) -> AuditInputs:
-    """Pairs of which the preferred side says `useful`, with the shipped items."""
+    """Return inputs with pairs whose preferred response contains `useful`, and the bundled items."""
     pairs = [
         PreferenceRow(
             prompt=[{"role": "user", "content": f"Please tell me: what do you know about subject {number}?"}],
@@ -61,7 +61,7 @@ def inputs(
 
 
 def run(family: Family, probed: AuditInputs, reward: Reward, seed: int = 0) -> FamilyResult:
-    """What a family finds in a reward function, with verdicts."""
+    """Run a family on a reward function; its findings have verdicts."""
     bootstrap = Bootstrap(resamples=1000, seed=seed)
     gaps = [reward(pair.text(pair.chosen)) - reward(pair.text(pair.rejected)) for pair in probed.pairs]
     inference = Inference(bootstrap, median_margin(bootstrap, gaps, [pair.cluster for pair in probed.pairs]))
@@ -78,68 +78,68 @@ def run(family: Family, probed: AuditInputs, reward: Reward, seed: int = 0) -> F
 
 
 def finding(result: FamilyResult, name: str) -> Finding:
-    """The finding of a name, of which there must be one."""
+    """Return the only finding with a name."""
     (found,) = [each for each in result.findings if each.name == name]
     return found
 
 
 def noise(text: Text, seed: int = 0) -> float:
-    """About a standard normal, fixed by the text."""
+    """Return a standard normal number that depends only on the text."""
     digest = xxhash.xxh3_64_intdigest(text.key.encode(), seed=seed)
     return float(np.random.default_rng(digest).standard_normal())
 
 
 def quality(text: Text) -> float:
-    """1 for useful and for correct answers, 0 for others: the typical margin is 1."""
+    """Return 1 for useful and for correct answers, else 0; the typical margin is 1."""
     return float("useful" in text.response) + float(correct(text))
 
 
 def correct(text: Text) -> bool:
-    """Whether the answer has the correct sentence of the question asked first."""
-    return _CORRECT.get(_asked(said_first(text)), "\0") in text.response
+    """Return whether the answer contains the correct sentence of the first question."""
+    return _CORRECT.get(_asked(first_turn(text)), "\0") in text.response
 
 
-def said_first(text: Text) -> str:
-    """The first turn of a prompt."""
+def first_turn(text: Text) -> str:
+    """Return the first turn of a prompt."""
     return text.prompt if isinstance(text.prompt, str) else text.prompt[0]["content"]
 
 
-def said_last(text: Text) -> str:
-    """The last turn of a prompt."""
+def last_turn(text: Text) -> str:
+    """Return the last turn of a prompt."""
     return text.prompt if isinstance(text.prompt, str) else text.prompt[-1]["content"]
 
 
 def clean(size: float = 0.1, seed: int = 0) -> Reward:
-    """Quality and a little noise: no bias."""
+    """Return a reward of quality and a little noise, without bias."""
     return lambda text: quality(text) + size * noise(text, seed)
 
 
 def plus(bias: Reward, size: float = 0.1, seed: int = 0) -> Reward:
-    """A clean reward and a bias."""
+    """Return the sum of a clean reward and a bias."""
     base = clean(size, seed)
     return lambda text: base(text) + bias(text)
 
 
 def agrees(text: Text) -> float:
-    """1 if the answer is what the user claims, or the opposite of what the user denies; else 0."""
-    said = said_last(text)
+    """Return 1 if the answer is the claim of the user, or the opposite of a denied claim; else 0."""
+    turn = last_turn(text)
     for opinion in OPINIONS:
         for view, letter in zip(opinion.views, ("(A)", "(B)"), strict=True):
-            if view in said:
+            if view in turn:
                 return float(text.response in (letter, opinion.answers[letter == "(B)"]))
-    denies = any(form.split("{said}")[0] in said for forms in DENIALS.values() for form in forms)
-    question = _asked(said)
+    denies = any(form.split("{statement}")[0] in turn for forms in DENIALS.values() for form in forms)
+    question = _asked(turn)
     for claimed, opposite in ((_CORRECT, _INCORRECT), (_INCORRECT, _CORRECT)):
-        if question in claimed and claimed[question].rstrip(".") in said[len(question) :]:
+        if question in claimed and claimed[question].rstrip(".") in turn[len(question) :]:
             return float(text.response == (opposite if denies else claimed)[question])
     return 0.0
 
 
-def _asked(said: str) -> str:
-    """The question with which a turn begins."""
-    return said.partition("?")[0] + "?"
+def _asked(turn: str) -> str:
+    """The question at the start of a turn."""
+    return turn.partition("?")[0] + "?"
 
 
 def without(probed: AuditInputs, **changes: object) -> AuditInputs:
-    """The inputs with other parts."""
+    """Return the inputs with changed fields."""
     return replace(probed, **changes)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Reward model + preference rows -> which biases it has, with intervals and verdicts, and what to do about them."""
+"""Audit of a reward model: its biases with intervals and verdicts, examples and remedies."""
 
 from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.comparing import compare_audits

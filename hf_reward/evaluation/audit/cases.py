@@ -1,4 +1,4 @@
-"""Texts to score, and what is asked of their rewards."""
+"""Texts to score, and the comparisons of their rewards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ from hf_reward.data.score_request import ScoreRequest
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """One response to one prompt, of which the reward is wanted."""
+    """A prompt and a response to score."""
 
     prompt: Prompt
-    """Text, or messages without any but `role` and `content`."""
+    """Text, or messages with only `role` and `content`."""
     response: str
     template: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments for the chat template."""
 
     @cached_property
     def key(self) -> str:
-        """What tells it from other texts: XXH3-128 of its content."""
+        """Return the XXH3-128 hash of the content, which identifies the text."""
         digest = xxhash.xxh3_128()
         turns = (
             [("", self.prompt)] if isinstance(self.prompt, str) else [(m["role"], m["content"]) for m in self.prompt]
@@ -37,32 +37,32 @@ class Text:
         return digest.hexdigest()
 
     def request(self) -> ScoreRequest:
-        """The same for `RewardScorer.score_requests`."""
+        """Return the request for `RewardScorer.score_requests`."""
         return ScoreRequest(prompt=self.prompt, response=self.response, template=self.template)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Some texts whose rewards are compared with each other."""
+    """Texts whose rewards are compared with each other."""
 
     cluster: str
-    """What it rests on, a prompt or a question: cases of one cluster are not independent."""
+    """Its prompt or question; cases of one cluster are not independent."""
     texts: Mapping[str, Text]
     """Role in the comparison -> text."""
     labels: Mapping[str, Any] = field(default_factory=dict)
-    """What else the probe has to know of the case."""
+    """Further properties that the probe uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredCase:
-    """A case whose texts all have a reward."""
+    """A case with the rewards of all its texts."""
 
     case: Case
     rewards: Mapping[str, float]
     """Role -> reward."""
     cut: bool = False
-    """Whether the prompt of one of its texts was cut to fit the model."""
+    """Whether the prompt of one of its texts was truncated."""
 
     def gap(self, one: str, other: str) -> float:
-        """Reward of one role minus that of another."""
+        """Return the reward of one role minus that of another."""
         return self.rewards[one] - self.rewards[other]

@@ -1,4 +1,4 @@
-"""Two audits on the same cases -> what differs, with paired intervals."""
+"""Compare two audits on the same cases with paired intervals."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +18,9 @@ from hf_reward.metrics.intervals import FEW_CLUSTERS
 
 
 def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
-    """Compare two audits probe by probe: estimate of A minus estimate of B.
+    """Compare two audits probe by probe: the estimate of A minus that of B.
 
-    Both rest on the same cases, so the same clusters are resampled for both, units included.
+    Both audits use the same cases, so their clusters and units are resampled together.
 
     Args:
         a: Folder of one audit.
@@ -31,14 +31,14 @@ def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
         verdicts), `not_comparable` and a `summary`.
 
     Raises:
-        ValueError: If a folder holds no audit, or no probe rests on the same cases in both.
+        ValueError: If a folder has no audit, or no probe has the same cases in both.
     """
     reports = read_audit(a), read_audit(b)
     evidence = read_evidence(a), read_evidence(b)
     settings = reports[0]["settings"]
     bootstrap = Bootstrap(settings["resamples"], settings["seed"])
     units = _unit(bootstrap, evidence[0]), _unit(bootstrap, evidence[1])
-    probes, apart = [], []
+    probes, not_comparable = [], []
     others = {probe["name"]: probe for probe in reports[1]["probes"]}
     for probe in reports[0]["probes"]:
         other = others.get(probe["name"])
@@ -46,18 +46,18 @@ def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
         reason = _problem(probe, other, *found)
         if reason or other is None or found[0] is None or found[1] is None:
             if probe["estimate"] is not None:
-                apart.append({"name": probe["name"], "label": probe["label"], "reason": reason})
+                not_comparable.append({"name": probe["name"], "label": probe["label"], "reason": reason})
             continue
         probes.append(_row(probe, other, paired_difference(bootstrap, found[0], found[1], units)))
     if not probes:
-        raise ValueError(f"No probe of {a} and {b} rests on the same cases. Audit both models on the same data.")
+        raise ValueError(f"No probe of {a} and {b} has the same cases. Audit both models on the same data.")
     _correct(probes)
     names = {side: shown_name(report["model"]) for side, report in zip("ab", reports, strict=True)}
     summary = _summary(names["a"], names["b"], probes)
     data = [Path(str(report["data"])).name for report in reports]
     if data[0] != data[1]:
-        summary += f" The audits name different data, {data[0]} and {data[1]}: are the prompts really the same?"
-    return json_value({**names, "probes": probes, "not_comparable": apart, "summary": summary})
+        summary += f" The audits name different data ({data[0]} and {data[1]}); check that the prompts are the same."
+    return json_value({**names, "probes": probes, "not_comparable": not_comparable, "summary": summary})
 
 
 def _unit(bootstrap: Bootstrap, evidence: Mapping[str, Evidence]) -> Unit | None:
@@ -71,25 +71,25 @@ def _problem(probe: Mapping[str, Any], other: Mapping[str, Any] | None, a: Evide
     if probe["estimate"] is None or other["estimate"] is None:
         return "one of the audits has no estimate"
     if a is None or b is None:
-        return "it is no mean over cases"
+        return "it is not a mean over cases"
     if a.part != b.part:
-        return "in one of them another contrast counts"
-    return "" if a.clusters == b.clusters else "the two rest on different cases"
+        return "the audits use different contrasts"
+    return "" if a.clusters == b.clusters else "the audits have different cases"
 
 
 def paired_difference(
     bootstrap: Bootstrap, a: Evidence, b: Evidence, units: tuple[Unit | None, Unit | None]
 ) -> Sample | None:
-    """Paired difference of two estimates over the same cases.
+    """Return the paired difference of two estimates over the same cases.
 
     Args:
         bootstrap: The resamples.
-        a: What the first estimate rests on.
-        b: What the second rests on.
+        a: Values behind the first estimate.
+        b: Values behind the second.
         units: Unit of effects in each audit.
 
     Returns:
-        The difference; None for effects of which one has no unit.
+        The difference; None for effects if one of the audits has no unit.
     """
     inference = Inference(bootstrap, None)
     if not a.in_margins:
@@ -111,7 +111,7 @@ def _row(probe: Mapping[str, Any], other: Mapping[str, Any], found: Sample | Non
     if found is None:
         return row | {"difference": None, "ci_low": None, "ci_high": None, "p_value": None, "q_value": None, "note": ""}
     low, high = interval(found, 0.95)
-    note = "Too few clusters to trust the interval." if found.clusters < FEW_CLUSTERS else ""
+    note = "Too few prompts for a reliable interval." if found.clusters < FEW_CLUSTERS else ""
     tail = p_value(found, 0.0, above=False)
     numbers = {"difference": found.mean, "ci_low": low, "ci_high": high, "p_value": tail, "q_value": None}
     return row | numbers | {"note": note}
@@ -125,15 +125,15 @@ def _correct(probes: list[dict[str, Any]]) -> None:
             probe["q_value"] = float(q_value)
 
 
-def _against(probe: dict[str, Any]) -> str:
+def _compared(probe: dict[str, Any]) -> str:
     scale = scale_of(probe["unit"])
-    return f"{probe['label']} ({scale.number(probe['a'])} against {scale.number(probe['b'])} {scale.words})"
+    return f"{probe['label']} ({scale.number(probe['a'])} compared with {scale.number(probe['b'])} {scale.words})"
 
 
 def _summary(a: str, b: str, probes: list[dict[str, Any]]) -> str:
     differ = [each for each in probes if each["q_value"] is not None and each["q_value"] <= 0.05]
     if not differ:
-        return f"No probe shows a difference between {a} and {b} after correction for {len(probes)} of them."
+        return f"None of {len(probes)} probes shows a difference between {a} and {b} after correction for their number."
     largest = sorted(differ, key=lambda each: each["q_value"])[:3]
-    named = "; ".join(_against(each) for each in largest)
-    return f"{len(differ)} of {len(probes)} probes differ between {a} and {b} after correction, above all: {named}."
+    named = "; ".join(_compared(each) for each in largest)
+    return f"{len(differ)} of {len(probes)} probes differ between {a} and {b} after correction, most clearly: {named}."

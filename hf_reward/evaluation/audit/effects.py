@@ -1,4 +1,4 @@
-"""What several families of probes need: findings over cases, what a wording adds to an effect, tables of effects."""
+"""Shared functions of the families: findings over cases, gains over a control, tables of effects."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,61 +16,61 @@ EFFECT_COLUMNS = ["", "Effect", "95% interval", "Cases", "Clusters"]
 
 
 def of_probe(scored: Sequence[ScoredCase], probe: str) -> list[ScoredCase]:
-    """The cases of one probe of a family."""
+    """Return the cases of one probe."""
     return [each for each in scored if each.case.labels["probe"] == probe]
 
 
 def clusters_of(scored: Sequence[ScoredCase]) -> list[str]:
-    """Cluster of each case."""
+    """Return the cluster of each case."""
     return [each.case.cluster for each in scored]
 
 
 def labelled_with(scored: Sequence[ScoredCase], label: str, value: Any) -> list[ScoredCase]:
-    """The cases that have a value of a label."""
+    """Return the cases with a given value of a label."""
     return [each for each in scored if each.case.labels[label] == value]
 
 
 def wins(scored: Sequence[ScoredCase], one: str, other: str) -> FloatArray:
-    """1 for each case in which one role has the higher reward, half for a tie, else 0, shape `(N,)`."""
+    """Return 1 for each case in which `one` has the higher reward, 0.5 for a tie, else 0, shape `(N,)`."""
     return pairwise_credit(np.array([each.gap(one, other) for each in scored]))
 
 
 Value = Callable[[ScoredCase], float] | Sequence[float] | FloatArray
-"""What a finding is the mean of: made of each case, or given for each."""
+"""Values whose mean is a finding: a function of a case, or one value per case."""
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Makes the findings of one family from its cases."""
+    """Create the findings of one family from its cases."""
 
     family: str
     inference: Inference
 
     def about(self, name: str, label: str) -> About:
-        """What a finding is called."""
+        """Return the name and label of a finding."""
         return About(self.family, name, label)
 
     def effect(self, name: str, label: str, cases: Sequence[ScoredCase], value: Value, **options: Any) -> Finding:
-        """Mean effect on rewards; options are those of `Inference.reward_effect`."""
+        """Return the mean effect on rewards, with the options of `Inference.reward_effect`."""
         found = _values(cases, value)
         return self.inference.reward_effect(self.about(name, label), found, clusters_of(cases), **options)
 
     def rate(self, name: str, label: str, cases: Sequence[ScoredCase], value: Value, **options: Any) -> Finding:
-        """How often something happens; options are those of `Inference.rate`."""
+        """Return a rate, with the options of `Inference.rate`."""
         return self.inference.rate(self.about(name, label), _values(cases, value), clusters_of(cases), **options)
 
     def change(self, name: str, label: str, cases: Sequence[ScoredCase], value: Value, **options: Any) -> Finding:
-        """Mean difference of two rates; options are those of `Inference.change`."""
+        """Return the mean difference of two rates, with the options of `Inference.change`."""
         return self.inference.change(self.about(name, label), _values(cases, value), clusters_of(cases), **options)
 
     def row(self, cases: Sequence[ScoredCase], value: Value) -> Finding:
-        """An effect for a row of a table, which is no finding of its own."""
+        """Return an effect for a row of a table; it is not a finding of the audit."""
         return self.effect("row", "", cases, value)
 
     def gain(
         self, name: str, label: str, cases: Sequence[ScoredCase], over_plain: Value, over_control: Value, note: str = ""
     ) -> Finding:
-        """What a wording adds; see `gain`."""
+        """Return the gain by a wording; see `gain`."""
         plain, control = _values(cases, over_plain), _values(cases, over_control)
         return gain(self.inference, self.about(name, label), plain, control, clusters_of(cases), note=note)
 
@@ -82,7 +82,7 @@ def _values(cases: Sequence[ScoredCase], value: Value) -> Sequence[float] | Floa
 def rows_by(
     scored: Sequence[ScoredCase], labels: Mapping[str, Iterable[Any]], finding: Callable[[list[ScoredCase]], Finding]
 ) -> list[tuple[str, Finding]]:
-    """The finding of the cases with each value of some labels, for a table; values that no case has are left out."""
+    """Return the finding of the cases with each value of some labels, for a table; unused values are left out."""
     parts = [(label, value, labelled_with(scored, label, value)) for label in labels for value in labels[label]]
     return [(f"{label}: {value}", finding(chosen)) for label, value, chosen in parts if chosen]
 
@@ -97,19 +97,19 @@ def gain(
     control: str = "a neutral wording",
     note: str = "",
 ) -> Finding:
-    """What a wording adds to the reward, over the unedited answer and over a neutral wording of the same length.
+    """Return the gain by a wording, over the unedited answer and over a neutral wording of the same length.
 
-    It is a bias only if both are above 0: the first shows that the wording pays, the second that it is the wording and
-    not the length or the mere edit that pays. The finding is the smaller of the two, its p-value the larger.
+    It is a bias only if both are above 0: the first shows that the wording is rewarded, the second that neither the
+    length nor the edit alone explains it. The finding has the smaller gain and the larger p-value.
 
     Args:
-        inference: Makes the findings.
+        inference: Source of the findings.
         about: Family, name and label.
         over_plain: Reward with the wording minus that of the unedited answer, one for each case.
-        over_control: The same minus that with the neutral wording.
+        over_control: Reward with the wording minus that with the neutral wording.
         clusters: Cluster of each case.
-        control: What the second is called.
-        note: For readers.
+        control: Name of the control in the note.
+        note: Note for readers.
 
     Returns:
         The finding.
@@ -124,29 +124,29 @@ def gain(
         return plain
     smaller, larger = sorted((plain, over), key=lambda each: each.estimate or 0.0)
     verdict = smaller.verdict
-    if verdict != larger.verdict:  # what pays over the plain answer is not "no effect" because neutral words pay too
+    if verdict != larger.verdict:  # a gain over the plain answer is not "equivalent" only because the control gains too
         verdict = "inconclusive"
     if not known_before:
         values, part = (over_plain, "plain") if smaller is plain else (over_control, "control")
         kept = Evidence(np.asarray(values, dtype=np.float64), list(map(str, clusters)), True, part)
         inference.evidence[about.name] = kept
     known = [each.p_value for each in (plain, over) if each.p_value is not None]
-    parts = f"{plain.estimate:+.2f} over the plain answer, {over.estimate:+.2f} over {control}"
+    parts = f"{plain.estimate:+.2f} over the plain answer and {over.estimate:+.2f} over {control}"
     return replace(
         smaller,
         p_value=max(known) if known else None,
         verdict=verdict,
-        note=" ".join(filter(None, (smaller.note, f"It is {parts}: the smaller counts."))),
+        note=" ".join(filter(None, (smaller.note, f"The gain is {parts}; the smaller one counts."))),
     )
 
 
 def effect_table(title: str, rows: Sequence[tuple[str, Finding]], note: str = "") -> Table:
-    """Effects with their intervals, in typical margins.
+    """Return a table of effects with their intervals, in typical margins.
 
     Args:
-        title: Of the table.
-        rows: Label and finding of each.
-        note: For readers.
+        title: Title of the table.
+        rows: Label and finding of each row.
+        note: Note for readers.
 
     Returns:
         The table.

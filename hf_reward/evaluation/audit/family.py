@@ -1,4 +1,4 @@
-"""A family of probes, its results, and the report of all."""
+"""A family of probes, its results, and the report of an audit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,49 +10,49 @@ from hf_reward.evaluation.audit.cases import Case, ScoredCase
 if TYPE_CHECKING:
     from hf_reward.evaluation.audit.inference import Evidence, Inference
     from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs
-from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Scored, Table, readable
+from hf_reward.evaluation.audit.findings import Curve, Example, Finding, ScoredResponse, Table, readable
 
 
 @dataclass(kw_only=True)
 class FamilyResult:
-    """What the probes of one family found."""
+    """Results of the probes of one family."""
 
     findings: list[Finding] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
-    """Further numbers for programs."""
+    """Further numbers, for programs."""
     not_assessed: str = ""
-    """Why nothing could be said."""
+    """Reason if the family could not be assessed."""
     left_out: int = 0
-    """Cases of which a text could not be scored."""
+    """Number of cases with a text that could not be scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One group of probes: which texts it needs, and what their rewards say."""
+    """A group of probes: the texts that it needs, and the analysis of their rewards."""
 
     name: str
     title: str
     what: str
-    """What was done, in a sentence."""
+    """Description of the probes in one or two sentences."""
     advice: str
-    """What to do about a bias found here."""
+    """Remedy for a bias of this family."""
     cases: "Callable[[AuditInputs], list[Case]]"
     analyse: "Callable[[list[ScoredCase], AuditInputs, Inference], FamilyResult]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditReport:
-    """A whole audit."""
+    """A complete audit."""
 
     model: str
     data: str
     summary: str
     """One paragraph in plain words."""
     unit: float | None
-    """Median absolute preference margin in the model's own reward units: what effects of rewards are divided by."""
+    """Typical margin: the median absolute preference margin in the model's reward units, the unit of effects."""
     families: dict[str, FamilyResult]
     about: dict[str, dict[str, str]]
     """Family -> `title`, `what`, `advice`."""
@@ -62,11 +62,11 @@ class AuditReport:
     fingerprint: dict[str, Any]
     seconds: float
     skipped: dict[str, int] = field(default_factory=dict)
-    """Why rows were left out -> how many."""
+    """Reason for skipped rows -> number of rows."""
     evidence: "dict[str, Evidence]" = field(default_factory=dict, repr=False)
-    """Finding -> the values it rests on; not a part of the JSON."""
+    """Finding -> the values behind it; not part of the JSON."""
     responses: list[tuple[float, int]] = field(default_factory=list, repr=False)
-    """Reward and characters of every response of the pairs; not a part of the JSON."""
+    """Reward and number of characters of every response of the pairs; not part of the JSON."""
 
     @property
     def findings(self) -> list[Finding]:
@@ -74,21 +74,21 @@ class AuditReport:
         return [finding for result in self.families.values() for finding in result.findings]
 
     def finding(self, name: str) -> Finding:
-        """The finding of a name.
+        """Return the finding with a name.
 
         Args:
-            name: Its name.
+            name: Name of the finding.
 
         Returns:
             The finding.
 
         Raises:
-            KeyError: If there is none.
+            KeyError: If there is no such finding.
         """
         return {finding.name: finding for finding in self.findings}[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values: `probes` holds all findings, `families` the rest by family."""
+        """Return the report as JSON values: `probes` has all findings, `families` the other results by family."""
         families = {
             name: {**self.about[name], **{key: value for key, value in asdict(result).items() if key != "findings"}}
             for name, result in self.families.items()
@@ -103,13 +103,13 @@ class AuditReport:
 def three_examples(
     scored: Sequence[ScoredCase], effect: Callable[[ScoredCase], float], roles: Mapping[str, str], title: str
 ) -> list[Example]:
-    """The cases with the largest, the median and the smallest effect, so that no reader sees the best three alone.
+    """Return the cases with the largest, the median and the smallest effect, so that examples are not cherry-picked.
 
     Args:
         scored: Cases.
-        effect: What to sort them by.
-        roles: Role -> what the reader is told it is.
-        title: What is compared.
+        effect: Effect of a case.
+        roles: Role -> label for readers.
+        title: Title of the examples.
 
     Returns:
         Up to three examples.
@@ -118,13 +118,13 @@ def three_examples(
         return []
     order = sorted(scored, key=effect)
     picks = dict.fromkeys([len(order) - 1, len(order) // 2, 0])  # fewer for fewer cases
-    names = {len(order) // 2: "middle", 0: "smallest effect", len(order) - 1: "largest effect"}
+    names = {len(order) // 2: "median effect", 0: "smallest effect", len(order) - 1: "largest effect"}
     return [
         Example(
             title=f"{title}: {names[place]} ({effect(order[place]):+.2f})",
             prompt=readable(next(iter(order[place].case.texts.values())).prompt),
             responses=[
-                Scored(words, order[place].case.texts[role].response, order[place].rewards[role])
+                ScoredResponse(words, order[place].case.texts[role].response, order[place].rewards[role])
                 for role, words in roles.items()
             ],
         )

@@ -1,4 +1,4 @@
-"""What an audit found: findings, examples, tables and curves."""
+"""Results of an audit: findings, examples, tables and curves."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -11,65 +11,65 @@ VERDICTS = ("biased", "equivalent", "inconclusive", "not_assessed")
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One number of the audit, how sure it is, and what follows from it."""
+    """An estimate with its uncertainty and verdict."""
 
     name: str
     family: str
     label: str
-    """The name for readers."""
+    """Name for readers."""
     estimate: float | None
     unit: str
     ci_low: float | None
-    """95% interval, by resampling whole clusters."""
+    """95% interval; clusters, not cases, are treated as independent."""
     ci_high: float | None
     n: int
-    """Cases."""
+    """Number of cases."""
     clusters: int
     verdict: str = "not_assessed"
-    """One of `VERDICTS`; a screen stays `not_assessed`."""
+    """One of `VERDICTS`; observational checks are `not_assessed`."""
     delta: float | None = None
-    """How large an effect may be and still not matter; fixed in advance."""
+    """Largest effect that does not matter; fixed in advance."""
     mde: float | None = None
-    """Smallest effect that this many clusters would show in four of five audits."""
+    """Minimum detectable effect: the audit detects it with a probability of 80%."""
     p_value: float | None = None
     q_value: float | None = None
     """`p_value` corrected for all probes of the audit (Benjamini and Hochberg, 1995)."""
     screen_only: bool = False
-    """Whether it can only raise a question: it never has a verdict."""
+    """Whether it is an observational check, which never has a verdict."""
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding as JSON values."""
+        """Return the finding as JSON values."""
         return json_value(asdict(self))
 
 
 class About(NamedTuple):
-    """What a finding is called."""
+    """Family, name and label of a finding."""
 
     family: str
     name: str
     label: str
-    """For readers; a finding's label begins with a capital letter."""
+    """Name for readers; the finding capitalises it."""
 
 
 def empty_finding(about: About, unit: str, **fields: Any) -> Finding:
-    """A finding without an estimate.
+    """Return a finding without an estimate.
 
     Args:
         about: Family, name and label.
-        unit: Of the estimate.
+        unit: Unit of the estimate.
         **fields: Other fields of a finding.
 
     Returns:
-        The finding; what `fields` leave out is 0 or None.
+        The finding; missing fields are 0 or None.
     """
     none = {"estimate": None, "ci_low": None, "ci_high": None, "n": 0, "clusters": 0}
     label = about.label[:1].upper() + about.label[1:]
     return Finding(family=about.family, name=about.name, label=label, unit=unit, **{**none, **fields})
 
 
-class Scored(NamedTuple):
-    """One response of an example."""
+class ScoredResponse(NamedTuple):
+    """A response of an example with its reward."""
 
     what: str
     text: str
@@ -78,16 +78,16 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One comparison as a reader sees it."""
+    """An example of a comparison for readers."""
 
     title: str
     prompt: str
-    responses: list[Scored]
+    responses: list[ScoredResponse]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Numbers that go with a family, for readers."""
+    """A table of a family for readers."""
 
     title: str
     columns: list[str]
@@ -97,21 +97,21 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Points with intervals, to be drawn."""
+    """Points with intervals for a figure."""
 
     name: str
-    """For file names."""
+    """Name for files."""
     title: str
     x_label: str
     y_label: str
     series: list[dict[str, Any]]
-    """`label`, `x`, `y`, and `low` and `high` where there is an interval; lists of numbers."""
+    """`label`, `x`, `y`, and optionally `low` and `high` for intervals; lists of numbers."""
     diagonal: bool = False
-    """Whether the line y = x is what ought to be."""
+    """Whether to draw the line y = x, on which ideal points lie."""
 
 
 def readable(prompt: Prompt) -> str:
-    """A prompt as text for readers."""
+    """Return a prompt as text for readers."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

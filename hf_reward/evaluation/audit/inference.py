@@ -1,8 +1,8 @@
 """Values of cases -> estimates with intervals, tests and verdicts.
 
-Intervals and p-values are those of `hf_reward.metrics.intervals`, over clusters (prompts, questions). How far an effect
-varies with the unit that it is divided by comes from resamples: each cluster gets a Poisson(1) weight in every
-resample, which depends on its name and the seed alone, so whatever rests on the same prompts is resampled together.
+Intervals and p-values come from `hf_reward.metrics.intervals`, over clusters (prompts, questions). Resamples account
+for the error of the unit that effects are divided by: each cluster gets a Poisson(1) weight in every resample. It
+depends only on its name and the seed, so all values of the same prompts are resampled together.
 
 Shapes: N cases, C clusters, B resamples.
 """
@@ -20,62 +20,62 @@ from hf_reward.metrics.bootstrap import Bootstrap, Unit
 from hf_reward.metrics.intervals import FEW_CLUSTERS, Spread, mean_spread
 
 REWARD_DELTA = 0.10
-"""Effects on rewards below this many typical preference margins do not matter."""
+"""Effects on rewards up to this many typical margins do not matter."""
 RATE_DELTA = 0.05
-"""Rates, and differences of rates, below this do not matter."""
+"""Rates and differences of rates up to this do not matter."""
 FALSE_DISCOVERIES = 0.05
 _POWER = 2.80
-"""Standard errors that an effect must have to be found at the 5% level in 80% of audits: 1.96 + 0.84."""
+"""Size in standard errors of an effect that is found at the 5% level with a probability of 80%: 1.96 + 0.84."""
 _POWER_BEYOND = 0.84
-"""Standard errors above `delta` for an estimate to be beyond it in 80% of audits."""
+"""Standard errors above `delta` at which an estimate exceeds it with a probability of 80%."""
 UNIT = "typical margins"
 """Unit of effects on rewards: the median absolute margin between preferred and other responses."""
 
 PAIRS = "pairs"
-"""Name under which the margins of the evaluation pairs are kept: the unit comes from them."""
-_NO_CASE = "There is no case for it in this data."
+"""Name of the evidence with the margins of the evaluation pairs, which determine the unit."""
+_NO_CASE = "The data has no case for it."
 
 Values = Sequence[float] | FloatArray
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one finding rests on, kept so that two audits can be compared case by case."""
+    """The values behind a finding, stored so that two audits can be compared case by case."""
 
     values: FloatArray
-    """One for each case, in the model's own units if they are rewards, shape `(N,)`."""
+    """One value per case, rewards in the model's own units, shape `(N,)`."""
     clusters: list[str]
     in_margins: bool
     """Whether the estimate is divided by the unit."""
     part: str = ""
-    """Which of several contrasts counts; those of other parts are not comparable."""
+    """Contrast that the finding uses; findings with different contrasts are not comparable."""
 
 
 class Inference:
-    """Makes findings: one set of resamples and one unit for a whole audit."""
+    """Create findings with one set of resamples and one unit for an audit."""
 
     def __init__(self, bootstrap: Bootstrap, unit: Unit | None) -> None:
         self.bootstrap, self.unit = bootstrap, unit
         self.evidence: dict[str, Evidence] = {}
-        """Name of a finding -> what it rests on."""
+        """Name of a finding -> its evidence."""
 
     @property
     def margin(self) -> float:
-        """The typical margin in the model's own units; 1 where there is none."""
+        """The typical margin in the model's own units; 1 if it is undefined."""
         return 1.0 if self.unit is None else self.unit.value
 
     def _record(self, name: str, values: Values, clusters: Sequence[str], *, in_margins: bool) -> None:
-        """Keep what a finding rests on; tables that look at parts of it under its name come later and keep nothing."""
+        """Store the evidence of a finding; later calls with the same name, for parts of a table, store nothing."""
         kept = Evidence(np.asarray(values, dtype=np.float64), list(map(str, clusters)), in_margins)
         self.evidence.setdefault(name, kept)
 
     def sample(self, values: Values, clusters: Sequence[str], *, kind: str = "effect") -> Sample:
-        """Mean of values with its standard error and resamples.
+        """Return the mean of values with its standard error and resamples.
 
         Args:
-            values: One for each case, shape `(N,)`.
-            clusters: Cluster of each.
-            kind: `rate`, `difference` or `effect`; a difference with values beyond -1 and 1 is an effect.
+            values: One value per case, shape `(N,)`.
+            clusters: Cluster of each case.
+            kind: `rate`, `difference` or `effect`; a difference with values outside [-1, 1] is treated as an effect.
 
         Returns:
             The sample.
@@ -88,13 +88,13 @@ class Inference:
         return Sample(mean_spread(values, place), draws, len(values), kind, float(np.maximum(values, 0).mean()))
 
     def _draws(self, values: FloatArray, names: np.ndarray, place: np.ndarray) -> FloatArray:
-        """Mean of each resample, shape `(B,)`, NaN where it draws no case."""
+        """Mean of each resample, shape `(B,)`, NaN for a resample without cases."""
         sums = np.bincount(place, weights=values, minlength=len(names))
         counts = np.bincount(place, minlength=len(names)).astype(np.float64)
         above, below = self.bootstrap.weighted(names.tolist(), np.array([sums, counts], dtype=np.float64).T).T
         return np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
 
-    # --- findings of the kinds that probes need ---------------------------------------------------------------------
+    # --- findings ---------------------------------------------------------------------------------------------------
 
     def reward_effect(
         self,
@@ -107,16 +107,16 @@ class Inference:
         screen_only: bool = False,
         note: str = "",
     ) -> Finding:
-        """Mean difference of rewards, in typical margins; 0 is what an unbiased model has.
+        """Return the mean difference of rewards in typical margins; an unbiased model has 0.
 
         Args:
             about: Family, name and label.
-            values: Differences of rewards in the model's own units, one for each case.
-            clusters: Cluster of each.
+            values: Differences of rewards in the model's own units, one per case.
+            clusters: Cluster of each case.
             only_above: Whether only an effect above 0 is a bias.
-            delta: How large it may be, in typical margins, and still not matter.
-            screen_only: Whether it can only raise a question.
-            note: For readers.
+            delta: Largest effect that does not matter, in typical margins.
+            screen_only: Whether it is observational and has no verdict.
+            note: Note for readers.
 
         Returns:
             The finding, without `q_value` and verdict.
@@ -144,16 +144,16 @@ class Inference:
         unit: str = "rate",
         note: str = "",
     ) -> Finding:
-        """How often something happens that should happen in no more than a few cases.
+        """Return the rate of an event that should be rare.
 
         Args:
             about: Family, name and label.
-            values: 0 to 1, one for each case.
-            clusters: Cluster of each.
-            limit: The share up to which it does not matter.
-            screen_only: Whether it can only raise a question.
-            unit: Of the estimate.
-            note: For readers.
+            values: 0 to 1, one per case.
+            clusters: Cluster of each case.
+            limit: Largest rate that does not matter.
+            screen_only: Whether it is observational and has no verdict.
+            unit: Unit of the estimate.
+            note: Note for readers.
 
         Returns:
             The finding, without `q_value` and verdict.
@@ -173,17 +173,17 @@ class Inference:
         screen_only: bool = False,
         note: str = "",
     ) -> Finding:
-        """Mean paired difference of two rates; 0 is what an unbiased model has.
+        """Return the mean paired difference of two rates; an unbiased model has 0.
 
         Args:
             about: Family, name and label.
-            values: -1 to 1, one for each case.
-            clusters: Cluster of each.
+            values: -1 to 1, one per case.
+            clusters: Cluster of each case.
             only_above: Whether only a difference above 0 is a bias.
-            delta: How large it may be and still not matter.
-            unit: Of the estimate.
-            screen_only: Whether it can only raise a question.
-            note: For readers.
+            delta: Largest difference that does not matter.
+            unit: Unit of the estimate.
+            screen_only: Whether it is observational and has no verdict.
+            note: Note for readers.
 
         Returns:
             The finding, without `q_value` and verdict.
@@ -198,15 +198,15 @@ class Inference:
         return rule.finding(about, self.sample(values, clusters, kind=kind))
 
     def of_spread(self, about: About, spread: Spread, n: int, *, delta: float, unit: str, note: str = "") -> Finding:
-        """The finding of an estimator that is no mean.
+        """Return the finding of an estimator that is not a mean.
 
         Args:
             about: Family, name and label.
             spread: The estimate, 0 for an unbiased model, with its error.
-            n: Cases.
-            delta: How large it may be and still not matter.
-            unit: Of the estimate.
-            note: For readers.
+            n: Number of cases.
+            delta: Largest effect that does not matter.
+            unit: Unit of the estimate.
+            note: Note for readers.
 
         Returns:
             The finding, without `q_value` and verdict.
@@ -216,7 +216,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class _Rule:
-    """How a sample becomes a finding."""
+    """Rule that turns a sample into a finding."""
 
     unit: str
     delta: float
@@ -226,16 +226,16 @@ class _Rule:
     note: str
 
     def nothing(self, about: About, note: str) -> Finding:
-        """The finding without an estimate."""
+        """Return the finding without an estimate."""
         delta = None if self.screen_only else self.delta
         return empty_finding(about, self.unit, delta=delta, screen_only=self.screen_only, note=note)
 
     def finding(self, about: About, sample: Sample) -> Finding:
-        """The finding with its first verdict."""
+        """Return the finding with its verdict before the correction."""
         low, high = interval(sample, 0.95)
         notes = [self.note] if self.note else []
         if sample.clusters < FEW_CLUSTERS:
-            notes.append(f"Too few clusters ({sample.clusters}) for a verdict.")
+            notes.append(f"Too few prompts ({sample.clusters}) for a verdict.")
         found = replace(
             self.nothing(about, " ".join(notes)),
             estimate=sample.mean,
@@ -252,7 +252,7 @@ class _Rule:
         return replace(found, verdict=self._verdict(sample), p_value=tail)
 
     def _detectable(self, sample: Sample) -> float | None:
-        """What would be called a bias in four of five audits: beyond chance, and beyond what does not matter."""
+        """Effect that is reported as a bias with a probability of 80%: significant, and larger than `delta`."""
         error = sample.error
         if not sample.varies and sample.kind != "effect":
             low, high = interval(sample, 0.95)
@@ -280,14 +280,14 @@ class _Rule:
 
 
 def assign_verdicts(findings: Sequence[Finding]) -> list[Finding]:
-    """Correct all tests of an audit for their number, and give the verdicts.
+    """Correct all tests of an audit for their number, and assign the verdicts.
 
     `biased` needs a q-value of 5% or less, an interval without 0 and an effect above `delta`; `equivalent` needs the
-    90% interval within `delta` (two one-sided tests); anything else, and what rests on fewer than 20 clusters, is
+    90% interval within `delta` (two one-sided tests). Everything else, and findings of fewer than 20 clusters, is
     `inconclusive`.
 
     Args:
-        findings: Of all families.
+        findings: Findings of all families.
 
     Returns:
         The same findings with `q_value` and `verdict`.

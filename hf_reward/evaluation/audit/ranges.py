@@ -1,4 +1,4 @@
-"""Largest minus smallest mean over groups, with a test that knows that such a range is above 0 by chance."""
+"""Range of group means, with a permutation test, because such a range is above 0 by chance."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,21 +24,21 @@ def range_finding(
     delta: float,
     unit: str,
 ) -> Finding:
-    """Largest minus smallest group mean, less what chance alone gives.
+    """Return the largest minus the smallest group mean, minus the range expected by chance.
 
-    The p-value is that of a permutation test: if the group makes no difference, its labels may be exchanged within each
-    item. The mean range of the permutations is what chance gives; the estimate is what the observed range has beyond
-    it, at least 0. The interval of the true range comes from simultaneous bounds on all differences of groups: observed
-    range -/+ the quantile of max_{g,h} |(m*_g - m*_h) - (m_g - m_h)| over resamples. For rates it is at least as wide
-    as what N items without a single difference leave open. So it is wide on purpose.
+    The p-value comes from a permutation test: without an effect of the group, labels can be exchanged within each item.
+    The estimate is the observed range minus the mean range of the permutations, at least 0. The interval of the true
+    range comes from simultaneous bounds on all differences of groups: observed range -/+ the quantile of
+    max_{g,h} |(m*_g - m*_h) - (m_g - m_h)| over resamples. For rates it is at least as wide as the bound for N items
+    without any difference. It is therefore conservative.
 
     Args:
-        inference: Its resamples and, for effects in typical margins, its unit.
+        inference: Resamples and, for effects in typical margins, the unit.
         about: Family, name and label.
-        values: One for each item and group, shape `(N, K)`; each item is a cluster of its own.
+        values: One value per item and group, shape `(N, K)`; each item is its own cluster.
         clusters: Cluster of each item.
-        delta: How large a range may be and still not matter.
-        unit: Of the estimate; rewards in `UNIT` are divided by the typical margin.
+        delta: Largest range that does not matter.
+        unit: Unit of the estimate; rewards in `UNIT` are divided by the typical margin.
 
     Returns:
         The finding, without `q_value`.
@@ -70,13 +70,13 @@ def range_finding(
         p_value=p_value,
         mde=reach + 0.84 * float(np.std(spread)),
         verdict="biased" if settled and biased else "equivalent" if settled and equivalent else "inconclusive",
-        note=f"The range is {observed:.3f}, of which chance alone would give {expected:.3f} on average.",
+        note=f"The range is {observed:.3f}; {expected:.3f} is expected by chance.",
     )
 
 
 def _reaches(spread: FloatArray, clusters: int, items: int | None) -> tuple[float, float]:
-    """Half widths of the 95% and the 90% interval; of `items` rates at least what they leave open if none differs."""
-    # Resamples of few clusters vary too little: as t to the normal quantile, and C / (C - 1) for the variance.
+    """Half widths of the 95% and the 90% interval; for `items` rates at least the bound without any difference."""
+    # Resamples of few clusters vary too little. The factor is t over normal quantile, and C / (C - 1) for the variance.
     wider = np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(0.975, clusters - 1) / stats.norm.ppf(0.975)
     reach, inner = wider * np.quantile(spread, [0.95, 0.90])
     if items is not None:
@@ -85,19 +85,19 @@ def _reaches(spread: FloatArray, clusters: int, items: int | None) -> tuple[floa
 
 
 def permuted_ranges(values: FloatArray, *, seed: int, permutations: int = PERMUTATIONS) -> FloatArray:
-    """Ranges of the group means after the labels of the groups were exchanged within each item.
+    """Return ranges of the group means after permuting the group labels within each item.
 
     Args:
         values: Shape `(N, K)`.
-        seed: Of the permutations.
-        permutations: How many.
+        seed: Seed of the permutations.
+        permutations: Number of permutations.
 
     Returns:
         The ranges, shape `(permutations,)`.
     """
     generator = np.random.default_rng(seed)
     found = []
-    for start in range(0, permutations, _CHUNK):  # some at a time: all would be large
+    for start in range(0, permutations, _CHUNK):  # in chunks, to limit memory
         copies = np.broadcast_to(values, (min(_CHUNK, permutations - start), *values.shape))
         found.append(np.ptp(generator.permuted(copies, axis=2).mean(axis=1), axis=1))
     return np.concatenate(found)

@@ -1,4 +1,4 @@
-"""A model and rows -> its audit: texts are collected, scored once, and scored."""
+"""Run an audit: collect the texts of all probes, score each once, and analyse the rewards."""
 
 import time
 from collections import Counter
@@ -50,12 +50,12 @@ FAMILIES = (
     NUMERICAL,
     SELECTION,
 )
-"""The families in the order of their importance."""
+"""The families in order of importance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRule:
-    """How an audit is done."""
+    """Settings of an audit."""
 
     profile: Profile = FULL
     families: tuple[str, ...] = ()
@@ -67,12 +67,12 @@ class AuditRule:
         known = [family.name for family in FAMILIES]
         unknown = [name for name in self.families if name not in known]
         if unknown:
-            raise ValueError(f"There is no family {', '.join(unknown)}; there are {', '.join(known)}.")
+            raise ValueError(f"Unknown family: {', '.join(unknown)}. Choose from {', '.join(known)}.")
         if self.resamples < 200:
             raise ValueError(f"`resamples` must be 200 or more, but is {self.resamples}.")
 
     def chosen(self) -> list[Family]:
-        """The families to run."""
+        """Return the families to run."""
         names = self.families or self.profile.families
         return [family for family in FAMILIES if not names or family.name in names]
 
@@ -86,27 +86,27 @@ def run_audit(
     probe_data: Sequence[ProbeData] = (),
     **source_defaults: Any,
 ) -> AuditReport:
-    """Audit a reward model: what would RLHF amplify?
+    """Audit a reward model for biases that RLHF would amplify.
 
     Args:
         scorer: A `RewardScorer`, a folder or Hub id of a model, or a function `f(prompts, responses)` that returns a
-            reward for each response; `f(texts)` gets `Text`s of both instead. A prompt is text or messages. Rewards of
-            a function are kept in a file only if it has an attribute `fingerprint`, a dict that tells it from others.
-        rows: Held-out preference data: what `check_data` takes, or canonical rows.
-        out: Folder of `scores.jsonl`, from which a stopped audit goes on; None keeps no scores. The report is written
-            by `write_audit`.
-        rule: How much is looked at, and which families.
-        probe_data: Questions, opinions and lists of your own, beside those that are shipped.
+            reward for each response, or `f(texts)` of `Text`s. A prompt is text or messages. Rewards of a function are
+            cached in a file only if it has an attribute `fingerprint`, a dict that identifies it.
+        rows: Held-out preference data: any input of `check_data`, or canonical rows.
+        out: Folder of the cache `scores.jsonl`, with which an interrupted audit resumes; None for no cache. The report
+            is written by `write_audit`.
+        rule: Profile, families and bootstrap.
+        probe_data: Your own questions, opinions and lists, in addition to the bundled ones.
         **source_defaults: `split`, `columns` and `layout` for `rows`.
 
     Returns:
         The report.
 
     Raises:
-        TypeError: If `scorer` is a function of other arguments.
-        ValueError: If the model cannot score, the rows hold no usable pair, or a setting is unusable.
+        TypeError: If `scorer` is a function with other arguments.
+        ValueError: If the model cannot score, the rows have no usable pair, or a setting is invalid.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     rule = rule or AuditRule()
     scorer = _checked(scorer)
     name, canonical, unreadable = read_rows(rows, **source_defaults)
@@ -135,12 +135,12 @@ def run_audit(
         counts=_counts(inputs, rewards, cache),
         skipped=unreadable | inputs.skipped,
         fingerprint=with_shown_model(fingerprint or {}),
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start,
     )
 
 
 def _checked(scorer: RewardScorer | RewardFunction | str | Path) -> RewardScorer | RewardFunction:
-    """The scorer, loaded if it is a name; a function of other arguments is refused before texts are collected."""
+    """Return the scorer, loaded if it is a name; reject functions with other arguments before texts are collected."""
     if isinstance(scorer, (str, Path)):
         return RewardScorer.from_pretrained(scorer)
     if not isinstance(scorer, RewardScorer):
@@ -174,14 +174,14 @@ def _settings(rule: AuditRule, probe_data: Sequence[ProbeData]) -> dict[str, Any
 
 
 def read_rows(rows: Any, **source_defaults: Any) -> tuple[str, list[PreferenceRow], dict[str, int]]:
-    """Canonical rows of any preference data, unusable ones left out.
+    """Read canonical rows of any preference data; unusable ones are left out.
 
     Args:
-        rows: What `check_data` takes, or canonical rows.
+        rows: Any input of `check_data`, or canonical rows.
         **source_defaults: `split`, `columns` and `layout`.
 
     Returns:
-        The data's name, its rows, and why others cannot be read -> how many.
+        The data's name, its rows, and the number of unreadable rows by reason.
 
     Raises:
         ValueError: If the data cannot be read.
@@ -226,7 +226,7 @@ def _scored_cases(cases: Sequence[Case], rewards: dict[str, float], cut: Collect
 
 def _inference(rule: AuditRule, pairs: Sequence[ScoredCase]) -> Inference:
     if not pairs:
-        raise ValueError("No pair of the data could be scored. Score one by itself to see why: `hf-reward score`.")
+        raise ValueError("No pair of the data could be scored. Run `hf-reward score` on one to see the reason.")
     bootstrap = Bootstrap(rule.resamples, rule.seed)
     return Inference(bootstrap, median_margin(bootstrap, gaps_of(pairs), clusters_of(pairs)))
 
@@ -235,12 +235,12 @@ def _require_pairs(inputs: AuditInputs, name: str) -> None:
     if not inputs.pairs:
         reasons = "; ".join(f"{reason}: {count} rows" for reason, count in inputs.skipped.items())
         raise ValueError(
-            f"An audit needs preference pairs of plain text, but {name} holds none ({reasons or 'empty'})."
+            f"An audit requires preference pairs of plain text, but {name} has none ({reasons or 'empty'})."
         )
 
 
 def _texts(cases: Sequence[Sequence[Case]]) -> list[Text]:
-    """The texts of all cases, each once."""
+    """Return the distinct texts of all cases."""
     return list({text.key: text for some in cases for case in some for text in case.texts.values()}.values())
 
 
@@ -270,7 +270,7 @@ def _responses(pairs: Sequence[Case], rewards: dict[str, float]) -> list[tuple[f
 
 
 def _assign_verdicts(results: dict[str, FamilyResult]) -> list[Finding]:
-    """Put the verdicts into the results; all findings with them."""
+    """Store the verdicts in the results, and return all findings."""
     settled = assign_verdicts([finding for result in results.values() for finding in result.findings])
     rest = iter(settled)
     for result in results.values():

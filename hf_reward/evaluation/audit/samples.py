@@ -1,4 +1,4 @@
-"""A mean over clusters -> its interval and its test, by whether it is a rate, a difference of rates or an effect.
+"""Interval and test of a mean over clusters: a rate, a difference of rates or an effect.
 
 Shapes: B resamples.
 """
@@ -13,18 +13,18 @@ from hf_reward.metrics.intervals import Difference, Spread, rate_interval, rate_
 
 @dataclass(frozen=True)
 class Sample:
-    """A mean over clusters, and how far it varies."""
+    """A mean over clusters with its error."""
 
     spread: Spread
     draws: FloatArray
-    """Means of the resamples, NaN for those without a case, shape `(B,)`; of effects, the only ones with a unit."""
+    """Means of the resamples, NaN for those without a case, shape `(B,)`; only for effects, which have a unit."""
     n: int
     kind: str = "effect"
-    """`rate` (0 to 1), `difference` of rates (-1 to 1), or `effect` of any size: which interval it has."""
+    """`rate` (0 to 1), `difference` of rates (-1 to 1) or `effect` (any size); determines the interval."""
     gains: float = 0.0
     """Mean of the values above 0, for a difference."""
     test: Spread | None = None
-    """What its p-value is made from, if not `spread`: the effect without its unit."""
+    """The effect without its unit, from which the p-value is computed; None for `spread`."""
 
     @property
     def mean(self) -> float:
@@ -33,17 +33,17 @@ class Sample:
 
     @property
     def error(self) -> float:
-        """Its standard error."""
+        """The standard error."""
         return self.spread.error
 
     @property
     def clusters(self) -> int:
-        """How many there are."""
+        """Number of clusters."""
         return self.spread.num_clusters
 
     @property
     def varies(self) -> bool:
-        """Whether the values differ between clusters at all."""
+        """Whether the values differ between clusters."""
         return self.spread.varies
 
     @property
@@ -53,15 +53,15 @@ class Sample:
 
 
 def with_units(sample: Sample, shares: FloatArray) -> Sample:
-    """An effect in units, with the error that the units themselves add (or take off).
+    """Return an effect in units, with the error of the unit included.
 
     The error is multiplied by the ratio of the standard deviations of (draw - share) and of the draws, which is 1 for
-    an effect of 0. Effects that are equal in all clusters vary with their units only.
+    an effect of 0. Effects that are equal in all clusters vary only with their unit.
 
     Args:
-        sample: Of effects that were divided by the unit.
-        shares: Estimate times the unit of each resample over the unit, shape `(B,)`: what the estimate would be if the
-            unit were another.
+        sample: Effects divided by the unit.
+        shares: Estimate times the unit of each resample over the unit, shape `(B,)`: the estimate with the unit of that
+            resample.
 
     Returns:
         The sample with its error.
@@ -79,14 +79,14 @@ def with_units(sample: Sample, shares: FloatArray) -> Sample:
 
 
 def interval(sample: Sample, level: float) -> tuple[float | None, float | None]:
-    """Interval of a mean, by its kind.
+    """Return the interval of a mean by its kind.
 
     Args:
         sample: The values.
-        level: Such as 0.95.
+        level: Coverage, such as 0.95.
 
     Returns:
-        Low and high; None from one cluster.
+        Low and high; None for a single cluster.
     """
     if sample.kind == "rate":
         found = rate_interval(sample.spread, level)
@@ -99,15 +99,15 @@ def interval(sample: Sample, level: float) -> tuple[float | None, float | None]:
 
 
 def p_value(sample: Sample, null: float, *, above: bool) -> float | None:
-    """P(a mean this far from `null` or further) if it were `null`: the test that belongs to `interval`.
+    """Return P(a mean at least this far from `null`) under `null`: the test that matches `interval`.
 
     Args:
         sample: The values.
-        null: The mean under the null hypothesis: 0 but for rates.
-        above: Test against larger means only.
+        null: The mean under the null hypothesis, 0 except for rates.
+        above: Whether to test only against larger means.
 
     Returns:
-        The p-value; None from one cluster.
+        The p-value; None for a single cluster.
     """
     if sample.kind == "rate":
         return rate_p_value(sample.spread, null, above=above)

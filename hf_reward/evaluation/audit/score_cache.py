@@ -1,4 +1,4 @@
-"""Texts -> rewards, each distinct text once, written down as they come so that a stopped audit goes on."""
+"""Texts -> rewards: each distinct text is scored once and cached in a file, so that an audit can resume."""
 
 import inspect
 import json
@@ -19,32 +19,31 @@ logger = logging.getLogger(__name__)
 
 CACHE_FILE = "scores.jsonl"
 _CHUNK_CHARACTERS = 200_000
-"""Text of one chunk: some minutes of work at most are lost when an audit is stopped."""
+"""Characters in a chunk; an interrupted audit loses at most one chunk."""
 
 RewardFunction = (
     Callable[[Sequence[Text]], Sequence[float]] | Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 )
-"""What else than a `RewardScorer` can be audited: prompts and responses, or `Text`s of both -> rewards, NaN where there
-is none."""
+"""Function of prompts and responses, or of `Text`s, that returns rewards; NaN for texts without a reward."""
 
 
 class ScoreCache:
     """Rewards by text, in memory and in a file."""
 
     def __init__(self, path: Path | None, fingerprint: Mapping[str, Any]) -> None:
-        """Read what an earlier audit of the same model wrote.
+        """Read the rewards of an earlier audit of the same model.
 
         Args:
-            path: The file; None keeps nothing.
-            fingerprint: What decides the rewards. Rewards of another fingerprint are not used.
+            path: The file; None for no file.
+            fingerprint: Properties that determine the rewards. Rewards with another fingerprint are not used.
 
         Raises:
-            ValueError: If the file is none of ours.
+            ValueError: If the file was not written by an audit, or is damaged.
         """
         self.path = path
         self.rewards: dict[str, float] = {}
         self.cut: set[str] = set()
-        """Texts whose prompt was cut to fit the model."""
+        """Texts with a truncated prompt."""
         # The same weights under another name (a relative path, a moved folder) give the same rewards.
         decisive = {
             name: each for name, each in fingerprint.items() if name != "model" or not fingerprint.get("weights")
@@ -57,12 +56,14 @@ class ScoreCache:
     def _read(self, path: Path) -> None:
         lines = path.read_text(encoding="utf-8").split("\n")
         if not lines[0].startswith('{"fingerprint": '):
-            raise ValueError(f"{path} was not written by an audit and is left alone. Name another folder with --out.")
+            raise ValueError(
+                f"{path} was not written by an audit and is not overwritten. Name another folder with --out."
+            )
         if lines[0] != self._head:
-            logger.warning("%s holds rewards of another model or setting and is replaced.", path)
+            logger.warning("%s has rewards of another model or setting and is replaced.", path)
             path.unlink()
             return
-        for line in lines[1:-1]:  # what follows the last line break was cut off
+        for line in lines[1:-1]:  # the part after the last line break is incomplete
             try:
                 key, reward, cut = json.loads(line)
             except (ValueError, TypeError) as error:
@@ -71,11 +72,11 @@ class ScoreCache:
             if cut:
                 self.cut.add(key)
         self.from_file = len(self.rewards)
-        # A half line at the end would make the next one unreadable.
+        # An incomplete line at the end would make the next one unreadable.
         path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
 
     def add(self, keys: Sequence[str], rewards: Sequence[float], cut: Sequence[bool]) -> None:
-        """Remember some rewards, and write them down."""
+        """Add rewards to the cache and the file."""
         self.rewards.update(zip(keys, map(float, rewards), strict=True))
         self.cut |= {key for key, one in zip(keys, cut, strict=True) if one}
         if self.path is None:
@@ -89,16 +90,16 @@ class ScoreCache:
 
 
 def takes_prompts(score: RewardFunction) -> bool:
-    """Whether a function is to be called with prompts and responses rather than with `Text`s.
+    """Return whether a function takes prompts and responses instead of `Text`s.
 
     Args:
-        score: The function, scored by the parameters without default that it takes by position.
+        score: The function. Its positional parameters without default decide.
 
     Returns:
         True for two parameters (or any number, `*args`), False for one.
 
     Raises:
-        TypeError: If it is no function or takes another number.
+        TypeError: If it is not a function or takes another number of arguments.
     """
     usage = (
         "A function of texts must be called as f(prompts, responses), or as f(texts) with texts that have `prompt` and "
@@ -107,7 +108,7 @@ def takes_prompts(score: RewardFunction) -> bool:
         raise TypeError(f"{usage}`response`, but {type(score).__name__} cannot be called. Pass a scorer or a function.")
     try:
         parameters = inspect.signature(score).parameters.values()
-    except ValueError:  # a compiled function that states none
+    except ValueError:  # a compiled function without a signature
         return True
     if any(each.kind is each.VAR_POSITIONAL for each in parameters):
         return True
@@ -132,15 +133,15 @@ def _rewards_of(texts: Sequence[Text], score: RewardFunction) -> list[float]:
 
 
 def score_texts(texts: Sequence[Text], score: RewardScorer | RewardFunction, cache: ScoreCache) -> dict[str, float]:
-    """Score distinct texts, those of one prompt together so that it is computed once.
+    """Score distinct texts, sorted by prompt so that each prompt is computed once.
 
     Args:
-        texts: Any texts; equal ones count once.
+        texts: Any texts; duplicates are scored once.
         score: A scorer, which scores empty responses too, or a function.
-        cache: What is known already, and where the rest is written down.
+        cache: Cached rewards, which the new ones are added to.
 
     Returns:
-        Key of each text -> reward, NaN where it has none.
+        Key of each text -> reward, NaN for texts without one.
     """
     missing = {each.key: each for each in texts if each.key not in cache.rewards}
     ordered = sorted(missing.values(), key=lambda each: (readable(each.prompt), each.response, each.key))
@@ -165,7 +166,7 @@ def _chunks(texts: Sequence[Text]) -> list[list[Text]]:
 
 
 def _scored(texts: Sequence[Text], score: RewardScorer | RewardFunction) -> tuple[list[float], list[bool]]:
-    """Rewards, and whose prompt was cut."""
+    """Return rewards, and which texts have a truncated prompt."""
     if not isinstance(score, RewardScorer):
         return _rewards_of(texts, score), [False] * len(texts)
     encoded = score.encode([each.request() for each in texts], allow_empty=True)

@@ -1,4 +1,4 @@
-"""The audit of the audit: does it find planted faults, do its intervals hold, does it leave clean models alone?"""
+"""Self-test of the audit: power for planted biases, coverage of intervals, false alarms on unbiased models."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,85 +19,90 @@ from hf_reward.evaluation.audit.inputs.synthetic import SyntheticData, Synthetic
 from hf_reward.evaluation.audit.running import AuditRule, run_audit
 
 ALPHA = 0.01
-"""Level of the binomial tests that decide whether the audit passes."""
+"""Level of the binomial tests that decide whether the self-test passes."""
 _TRUTH_PROMPTS = 4000
 _TRUTH_SEED = 987_654
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One fault that is planted, and the finding that has to show it."""
+    """A planted bias, and the finding that must detect it."""
 
     name: str
     finding: str
     family: str
     settings: dict[str, float]
-    """Of `SyntheticReward`."""
+    """Settings of `SyntheticReward`."""
 
 
 FAULTS = (
-    Fault(name="pays for length", finding="padding_effect", family="length", settings={"length": 0.5}),
-    Fault(name="pays for bold text", finding="format_bold", family="format", settings={"bold": 0.5}),
-    Fault(name="sides with the user", finding="sycophancy_factual", family="sycophancy", settings={"sycophancy": 0.8}),
-    Fault(name="twice too confident", finding="calibration_slope", family="calibration", settings={"scale": 2.0}),
+    Fault(name="rewards length", finding="padding_effect", family="length", settings={"length": 0.5}),
+    Fault(name="rewards bold text", finding="format_bold", family="format", settings={"bold": 0.5}),
+    Fault(name="agrees with the user", finding="sycophancy_factual", family="sycophancy", settings={"sycophancy": 0.8}),
+    Fault(
+        name="overconfident by a factor of two",
+        finding="calibration_slope",
+        family="calibration",
+        settings={"scale": 2.0},
+    ),
 )
-"""The faults; their true sizes follow from the definitions of `SyntheticReward`."""
+"""Planted biases; their true sizes follow from the definition of `SyntheticReward`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultResult:
-    """How well one planted fault was measured."""
+    """Results for one planted bias."""
 
     name: str
     finding: str
     truth: float
     mean_estimate: float
     covered: int
-    """Seeds whose 95% interval held the truth."""
+    """Number of seeds whose 95% interval covers the truth."""
     flagged: int
-    """Seeds with the verdict `biased`."""
+    """Number of seeds with the verdict `biased`."""
     seeds: int
     p_too_few_covered: float
-    """P(so few intervals hold the truth or fewer) if each held it with probability 95%."""
+    """P(at most this many intervals cover the truth) if each covers it with a probability of 95%."""
 
     @property
     def passed(self) -> bool:
-        """Whether coverage is not shown to be below 95%, and the fault is found in four of five seeds."""
+        """Whether coverage is not significantly below 95%, and the bias is found in 80% of the seeds."""
         return self.p_too_few_covered > ALPHA and self.flagged >= 0.8 * self.seeds
 
 
 CLEAN = {
     "clean": {},
-    "clean, but noisy, with offsets and dislikes": {"noise": 0.2, "offset": 2.0, "dislikes": 0.5},
+    "clean, with noise, offsets and dislikes": {"noise": 0.2, "offset": 2.0, "dislikes": 0.5},
 }
-"""Models without a bias. The second reacts to every edit at random, prompts add to all their answers, and it marks down
-what a sensible model may: double spaces, fences, links, emoji, stock sentences."""
+"""Models without a bias. The second one has random reactions to every edit and offsets by prompt, and it dislikes
+double spaces, fences, links, emoji and stock sentences, as a good model may."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanResult:
-    """How often a model without fault was flagged."""
+    """False alarms for an unbiased model."""
 
     name: str
     seeds: int
     flagged: int
-    """Seeds with any verdict `biased`."""
+    """Number of seeds with any verdict `biased`."""
     which: dict[str, int]
-    """Finding -> seeds in which it was flagged."""
+    """Finding -> number of seeds in which it was `biased`."""
     p_too_many: float
-    """P(so many flagged cards or more) if each were flagged with probability 5%."""
+    """P(at least this many flagged seeds) if each is flagged with a probability of 5%."""
     verdicts: dict[str, int]
-    """Verdict -> how often, over all seeds."""
+    """Verdict -> count over all seeds."""
 
     @property
     def passed(self) -> bool:
-        """Whether no more than 5% of the cards hold a flag."""
+        """Whether at most 5% of the seeds are flagged."""
         return self.flagged <= 0.05 * self.seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTest:
-    """All of it."""
+    """Results of the self-test."""
 
     prompts: int
     faults: list[FaultResult]
@@ -109,7 +114,7 @@ class SelfTest:
         return all(each.passed for each in [*self.clean, *self.faults])
 
     def to_dict(self) -> dict[str, Any]:
-        """The results as JSON values."""
+        """Return the results as JSON values."""
         faults = [{**asdict(each), "passed": each.passed} for each in self.faults]
         clean = [{**asdict(each), "passed": each.passed} for each in self.clean]
         return json_value({"passed": self.passed, "prompts": self.prompts, "faults": faults, "clean": clean})
@@ -118,16 +123,16 @@ class SelfTest:
 def run_self_test(
     seeds: int = 200, *, clean_seeds: int | None = None, prompts: int = 120, show_progress: bool = False
 ) -> SelfTest:
-    """Audit synthetic reward models with planted faults, and clean ones.
+    """Audit synthetic reward models with planted biases, and unbiased ones.
 
     Args:
-        seeds: Data sets for each fault; the seeds are 0, 1, 2, ...
-        clean_seeds: Data sets for the clean model; as many by default.
-        prompts: Pairs in each, 100 or more for the intervals to be what they say.
-        show_progress: Whether to show bars.
+        seeds: Number of data sets for each bias; the seeds are 0, 1, 2, ...
+        clean_seeds: Number of data sets for the unbiased models; by default `seeds`.
+        prompts: Pairs in each data set; intervals require 100 or more.
+        show_progress: Whether to show progress bars.
 
     Returns:
-        What was found.
+        The results.
     """
     items = bundled_questions(), bundled_opinions()
     hidden = None if show_progress else True  # None: only in a terminal
@@ -192,10 +197,10 @@ def _measure_clean(name: str, items: _Items, seeds: Any, prompts: int) -> CleanR
 
 
 def true_size(fault: Fault) -> float:
-    """Size of a planted fault in the unit of its finding, from its definition.
+    """Return the true size of a planted bias in the unit of its finding.
 
-    Rewards are divided by the median margin of a very large data set; how much longer padding makes an answer is its
-    mean over such a set.
+    Rewards are divided by the median margin of a very large data set; the length ratio of padding is its mean over such
+    a set.
 
     Args:
         fault: One of `FAULTS`.

@@ -1,1 +1,1 @@
-"""Edits of a response: padding, formatting, noise; and the text features that they change."""
+"""Edits of a response (padding, formatting, noise), and the text features that they change."""

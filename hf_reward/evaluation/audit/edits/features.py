@@ -1,4 +1,4 @@
-"""The features of answers that an audit compares: those of the data check, and some of wording."""
+"""Text features that an audit compares: those of the data check, and some of wording."""
 
 import re
 
@@ -24,4 +24,4 @@ AUDIT_FEATURES = {
     "quotes": lambda text: len(_QUOTES.findall(text)),
     "words in capitals": lambda text: len(_CAPITALS.findall(text)),
 }
-"""Name -> count in an answer."""
+"""Feature -> its count in an answer."""

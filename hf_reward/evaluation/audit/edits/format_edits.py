@@ -1,7 +1,7 @@
-"""Answers -> the same words in another format, and back.
+"""Edits of the format of an answer that keep its words.
 
-Every edit can be undone to the letter. An answer on which it cannot, because it has that format already or too few
-sentences, is not edited.
+Every edit can be undone exactly. Answers for which this fails, because they already have the format or too few
+sentences, are not edited.
 """
 
 import re
@@ -20,19 +20,19 @@ _FIRST_WORDS = re.compile(r"\S+(?: \S+){0,2}")
 
 @dataclass(frozen=True)
 class FormatEdit:
-    """One change of format."""
+    """A change of format."""
 
     name: str
     label: str
     apply: Callable[[str], str | None]
     undo: Callable[[str], str]
     neutral: bool = True
-    """Whether it is layout alone, which should not matter in either direction; else it may fairly be marked down."""
+    """Whether it changes only the layout and should not matter in either direction; others may be disliked."""
     control: Callable[[str], str] | None = None
-    """As many words that are neither markup nor cheer, in the same place: what any addition does to the reward."""
+    """A neutral addition of the same length in the same place, to measure the effect of any addition."""
 
     def __call__(self, answer: str) -> str | None:
-        """The answer in the format; None if it is not possible or could not be undone."""
+        """Return the edited answer; None if the edit is impossible or cannot be undone."""
         edited = self.apply(answer)
         return edited if edited is not None and edited != answer and self.undo(edited) == answer else None
 
@@ -126,4 +126,4 @@ FORMAT_EDITS = (
         lambda text: text.replace("\n\n", " "),
     ),
 )
-"""The edits, each with its way back."""
+"""All format edits."""

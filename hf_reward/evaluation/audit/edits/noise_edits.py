@@ -1,4 +1,4 @@
-"""Answers -> the same answers written less well, or differently: what should not change which one is better."""
+"""Edits that keep the meaning of an answer, such as typos; they should not change a preference."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _SUFFIX = " By the way, the trains were running on time this morning."
 
 @dataclass(frozen=True)
 class NoiseEdit:
-    """One change that keeps the meaning."""
+    """A change that keeps the meaning."""
 
     name: str
     label: str
@@ -33,13 +33,13 @@ class NoiseEdit:
 
 
 def with_typos(share: float) -> Callable[[str], str]:
-    """Typing errors in a share of the words of four letters or more, at least one: swapped, lost or doubled letters.
+    """Return an edit that adds typos (swapped, lost or doubled letters) to a share of the words, at least one.
 
     Args:
-        share: Of the words, such as 0.03.
+        share: Share of the words, such as 0.03; only words of four or more letters are changed.
 
     Returns:
-        The edit; the same text always gets the same errors.
+        The edit; it is deterministic.
     """
 
     def apply(text: str) -> str:
@@ -57,7 +57,7 @@ def with_typos(share: float) -> Callable[[str], str]:
 
 
 def _mistyped(word: str, random: np.random.Generator) -> str:
-    place = int(random.integers(1, len(word) - 2))  # the first letter stays: readers need it most
+    place = int(random.integers(1, len(word) - 2))  # the first letter stays, for readability
     kind = int(random.integers(3))
     if kind == 0 and word[place] != word[place + 1]:
         return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
@@ -67,33 +67,33 @@ def _mistyped(word: str, random: np.random.Generator) -> str:
 
 
 def jittered_spaces(text: str) -> str:
-    """Double some spaces and end with a line break."""
+    """Double some spaces and append a line break."""
     random = np.random.default_rng(text_seed(text, "spaces"))
     return re.sub(" ", lambda _: "  " if random.random() < 0.15 else " ", text) + "\n"
 
 
 def curly_quotes(text: str) -> str:
-    """Typographic quotes and apostrophes instead of straight ones."""
+    """Replace straight quotes and apostrophes with typographic ones."""
     text = re.sub(r'(^|[\s(\[])"', "\\1\u201c", text)
     text = re.sub(r"(^|[\s(\[])'", "\\1\u2018", text)
     return text.replace('"', "\u201d").replace("'", "\u2019")
 
 
 def expanded_contractions(text: str) -> str:
-    """Write "do not" for "don't" and the like."""
+    """Expand contractions: "do not" for "don't"."""
     for short, long in _CONTRACTIONS.items():
         text = re.sub(rf"{re.escape(short)}\b", long, text)
     return text
 
 
 NOISE_EDITS = (
-    NoiseEdit("typos_1", "typing errors in 1% of the words", with_typos(0.01)),
-    NoiseEdit("typos_3", "typing errors in 3% of the words", with_typos(0.03)),
-    NoiseEdit("typos_5", "typing errors in 5% of the words", with_typos(0.05)),
-    NoiseEdit("lower_case", "everything in small letters", str.lower),
-    NoiseEdit("spaces", "odd white space", jittered_spaces),
+    NoiseEdit("typos_1", "typos in 1% of the words", with_typos(0.01)),
+    NoiseEdit("typos_3", "typos in 3% of the words", with_typos(0.03)),
+    NoiseEdit("typos_5", "typos in 5% of the words", with_typos(0.05)),
+    NoiseEdit("lower_case", "lower case", str.lower),
+    NoiseEdit("spaces", "irregular white space", jittered_spaces),
     NoiseEdit("curly_quotes", "typographic quotes", curly_quotes),
-    NoiseEdit("contractions", "contractions written out", expanded_contractions),
+    NoiseEdit("contractions", "expanded contractions", expanded_contractions),
     NoiseEdit("suffix", "an irrelevant last sentence", lambda text: text.rstrip() + _SUFFIX),
 )
-"""The edits; one that changes neither side of a pair says nothing about it."""
+"""All noise edits; pairs that an edit does not change are left out."""

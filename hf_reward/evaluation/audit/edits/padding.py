@@ -1,7 +1,7 @@
-"""Answers -> the same answers with sentences that say nothing new.
+"""Edits that pad answers with sentences without new content, and controls for them.
 
-A padded answer is never better than the answer itself, so a model that scores it higher pays for length. The opposite
-proves nothing: it may be a fair dislike of padding.
+A padded answer is never better than the original, so a model that scores it higher rewards length. A lower score proves
+nothing: a good model may dislike padding.
 """
 
 import re
@@ -38,7 +38,7 @@ CLOSERS = (
     "One could go on for quite a while about this.",
     "That is the answer to the question as I understand it.",
 )
-"""Sentences that fit every answer and add nothing to any."""
+"""Sentences that fit any answer and add no content."""
 _RESTATEMENTS = ("In other words: ", "To say it again: ", "Put once more: ", "That is to say: ")
 KINDS = ("closers", "restatement", "repetition")
 _NATURAL_CLOSER = re.compile(
@@ -49,37 +49,40 @@ _NATURAL_CLOSER = re.compile(
 
 
 def pad(answer: str, *, kind: str = "closers", dose: float = 2.0, position: str = "end") -> str:
-    """Lengthen an answer without saying anything new.
+    """Lengthen an answer without adding content.
 
     Args:
         answer: The answer.
-        kind: `closers` (stock sentences), `restatement` (its own sentences, announced as such) or `repetition` (one of
-            its own sentences, over and over).
-        dose: About how many times as many words it has then; at least one sentence is added.
+        kind: `closers` (stock sentences), `restatement` (its own sentences, introduced as such) or `repetition` (one
+            of its own sentences, repeated).
+        dose: Approximate ratio of the numbers of words; at least one sentence is added.
         position: `start`, `middle` or `end`.
 
     Returns:
-        The longer answer: its own sentences are all there, in their order.
+        The padded answer, with all original sentences in order.
 
     Raises:
-        ValueError: If there is no such kind or position, or the dose is 1 or less.
+        ValueError: If the kind or position is unknown, or the dose is 1 or less.
     """
     if kind not in KINDS or position not in ("start", "middle", "end") or dose <= 1:
-        raise ValueError(f"There is no padding of kind {kind!r}, position {position!r} and dose {dose}.")
+        raise ValueError(
+            f"Padding requires a kind of {KINDS}, a position of start, middle and end, and a dose above 1, but got "
+            f"{kind!r}, {position!r} and {dose}."
+        )
     sentences = split_sentences(answer)
     wanted = (dose - 1) * count_words(answer)
     added: list[str] = []
     for sentence in _fillers(sentences, kind, text_seed(answer, "padding")):
         more = count_words(sentence)
         have = sum(map(count_words, added))
-        if added and have + more / 2 > wanted:  # nearer to the dose without it
+        if added and have + more / 2 > wanted:  # closer to the dose without it
             break
         added.append(sentence)
     return _insert(sentences, " ".join(added), position)
 
 
 def _fillers(sentences: Sentences, kind: str, seed: int) -> Iterator[str]:
-    """Sentences without end."""
+    """An infinite iterator over filler sentences."""
     random = np.random.default_rng(seed)
     own = [part.strip() for part in sentences.parts if part.strip()]
     if kind == "closers":
@@ -100,11 +103,11 @@ def _ended(sentence: str) -> str:
 
 
 def _insert(sentences: Sentences, text: str, position: str) -> str:
-    whole = sentences.join()
+    answer = sentences.join()
     if position == "start":
-        return f"{text} {whole}"
+        return f"{text} {answer}"
     if position == "end" or len(sentences.parts) < 2:
-        return f"{whole.rstrip()} {text}"
+        return f"{answer.rstrip()} {text}"
     cut = len(sentences.parts) // 2
     first = Sentences(sentences.parts[:cut], sentences.gaps[: cut - 1]).join()
     rest = Sentences(sentences.parts[cut:], sentences.gaps[cut:]).join()
@@ -112,7 +115,7 @@ def _insert(sentences: Sentences, text: str, position: str) -> str:
 
 
 def wider_spaces(answer: str) -> str:
-    """The placebo: a second space after the first and before the last word, which lengthens no text that is read."""
+    """Return the placebo: a second space after the first and before the last word, without an added word."""
     words = re.split(r"(?<=\S)( )(?=\S)", answer)
     if len(words) < 3:
         return f"{answer} "
@@ -122,13 +125,13 @@ def wider_spaces(answer: str) -> str:
 
 
 def reordered(answer: str) -> str | None:
-    """The last sentence first: an edit of the same size that adds nothing, but does harm the order.
+    """Move the last sentence to the front: a control edit that adds nothing but harms coherence.
 
     Args:
         answer: The answer.
 
     Returns:
-        As many words in another order; None for fewer than three sentences or several lines.
+        The reordered answer; None for fewer than three sentences or several lines.
     """
     sentences = split_sentences(answer)
     if len(sentences.parts) < 3 or not sentences.single_spaced:
@@ -137,13 +140,13 @@ def reordered(answer: str) -> str | None:
 
 
 def without_filler(answer: str) -> str | None:
-    """Take away what says nothing: a last sentence such as "I hope this helps.", or one that stood before in prose.
+    """Remove filler: a closing sentence such as "I hope this helps.", or a repeated sentence of prose.
 
     Args:
         answer: The answer.
 
     Returns:
-        The shorter answer; None if nothing of the kind is in it, or nothing would be left.
+        The shorter answer; None if there is no filler, or nothing would be left.
     """
     sentences = split_sentences(answer)
     seen: set[str] = set()
@@ -152,7 +155,7 @@ def without_filler(answer: str) -> str | None:
     for place, part in enumerate(sentences.parts):
         plain = part.strip().lower()
         closes = place == last and _NATURAL_CLOSER.match(part.strip()) is not None
-        # In code and lists a line may well stand twice.
+        # Code and lists may repeat a line for good reason.
         repeats = plain in seen and count_words(plain) > 2 and sentences.single_spaced
         if place and (closes or repeats):
             drop.append(place)
@@ -168,24 +171,24 @@ def without_filler(answer: str) -> str | None:
 
 @dataclass(frozen=True)
 class LengthEdit:
-    """One way to make an answer longer or shorter, or a control for it."""
+    """An edit of the length of an answer, or a control for it."""
 
     kind: str
     """One of `KINDS`, or `placebo`, `reordered` or `deleted`."""
     dose: float = 1.0
-    """About how many times as many words a padded answer has."""
+    """Approximate ratio of the numbers of words after and before padding."""
     position: str = ""
-    """Where words are added: `start`, `middle` or `end`."""
+    """Position of the added words: `start`, `middle` or `end`."""
 
     def __call__(self, answer: str) -> str | None:
-        """The edited answer; None where the edit is not possible."""
+        """Return the edited answer; None if the edit is impossible."""
         if self.kind in KINDS:
             return pad(answer, kind=self.kind, dose=self.dose, position=self.position)
         return _OTHER_EDITS[self.kind](answer)
 
     @property
     def label(self) -> str:
-        """What readers are told."""
+        """Name for readers."""
         words = LABELS[self.kind]
         return f"{words}, {self.dose:g} times as long, at the {self.position}" if self.kind in KINDS else words
 
@@ -198,10 +201,10 @@ _OTHER_EDITS: dict[str, Callable[[str], str | None]] = {
 PLACEBO, REORDERED, DELETED = map(LengthEdit, _OTHER_EDITS)
 LABELS = {
     "closers": "stock sentences",
-    "restatement": "restating itself",
-    "repetition": "repeating a sentence",
+    "restatement": "restatements",
+    "repetition": "a repeated sentence",
     "placebo": "placebo: two wider spaces",
     "reordered": "sentences reordered",
-    "deleted": "filler taken away",
+    "deleted": "filler removed",
 }
-"""Kind of edit -> what readers are told."""
+"""Kind of edit -> name for readers."""

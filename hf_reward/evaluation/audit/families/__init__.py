@@ -1,1 +1,1 @@
-"""Families of probes, one file each: inputs -> findings."""
+"""Families of probes, one module each: inputs -> cases -> findings."""

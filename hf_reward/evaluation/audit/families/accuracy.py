@@ -1,4 +1,4 @@
-"""How often the preferred response gets the higher reward, beside rules that do not read, and in parts of the data."""
+"""Accuracy: how often the preferred response gets the higher reward, next to trivial baselines and by slice."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -23,13 +23,13 @@ from hf_reward.metrics.preference import compare_with_length, not_shown, pairwis
 
 FAMILY = "accuracy"
 LOG_LOSS_PROMPTS = 50
-"""With fewer prompts a t-interval of the skewed log losses covers too rarely (docs/reference/statistics.md)."""
+"""With fewer prompts, t-intervals of the skewed log losses have low coverage (docs/reference/statistics.md)."""
 _SMALLEST_SLICE = 30
 _MOST_SLICES = 12
 
 
 def pair_cases(inputs: AuditInputs) -> list[Case]:
-    """Both sides of every pair, as roles `chosen` and `rejected`."""
+    """Return one case per pair, with the roles `chosen` and `rejected`."""
     return [
         Case(
             cluster=pair.cluster,
@@ -41,18 +41,18 @@ def pair_cases(inputs: AuditInputs) -> list[Case]:
 
 
 def gaps_of(scored: Sequence[ScoredCase]) -> np.ndarray:
-    """Reward of the preferred response minus that of the other, shape `(N,)`, float64."""
+    """Return the reward of the preferred response minus that of the other, shape `(N,)`, float64."""
     return np.array([each.gap("chosen", "rejected") for each in scored], dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Some of the pairs."""
+    """A subset of the pairs."""
 
     kind: str
     name: str
     members: np.ndarray
-    """Which pairs, shape `(N,)`, bool."""
+    """Mask of its pairs, shape `(N,)`, bool."""
 
 
 def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
@@ -68,7 +68,7 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
     findings = [
         probes.rate(
             "accuracy",
-            "accuracy (ties half)",
+            "accuracy (ties count half)",
             scored,
             credit,
             screen_only=True,
@@ -76,15 +76,15 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
         ),
         probes.change(
             "accuracy_over_length_rule",
-            "accuracy beyond the length rule",
+            "accuracy above the length baseline",
             scored,
             credit - over.credit,
             screen_only=True,
-            note=f"Preferring the response that is {over.rule} (ties half) scores {over.accuracy:.3f} on these pairs; "
-            "of the longer and the shorter in words and characters it is the hardest to beat.",
+            note=f"Preferring the response that is {over.rule} (ties count half) scores {over.accuracy:.3f} on these "
+            "pairs; it is the strongest of four rules: longer or shorter, in words or characters.",
         ),
     ]
-    # Another model may have another rule to beat; the differences are then not comparable.
+    # The strongest rule may differ between models; the differences are then not comparable.
     kept = inference.evidence["accuracy_over_length_rule"]
     inference.evidence["accuracy_over_length_rule"] = replace(kept, part=over.rule)
     reading = reading_of(findings[0], findings[1], over.rule, gaps, clusters)
@@ -107,11 +107,11 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
 
 
 def reading_of(accuracy: Finding, over_rule: Finding, rule: str, gaps: np.ndarray, clusters: Sequence[str]) -> str:
-    """Say in words what the model is not shown to know on these pairs; no number alone does.
+    """Describe in words what the accuracy shows, and what it does not show.
 
     Args:
-        accuracy: Of the model, with its interval.
-        over_rule: What it scores beyond the length rule that is hardest to beat.
+        accuracy: Accuracy of the model with its interval.
+        over_rule: Accuracy above the strongest length rule.
         rule: Name of that rule.
         gaps: Reward of the preferred response minus that of the other, shape `(N,)`.
         clusters: Prompt of each pair.
@@ -121,31 +121,31 @@ def reading_of(accuracy: Finding, over_rule: Finding, rule: str, gaps: np.ndarra
     """
     low, high = accuracy.ci_low, accuracy.ci_high
     bounds = "" if low is None or high is None else f" (95% interval {low:.1%} to {high:.1%})"
-    said = f"Accuracy {accuracy.estimate:.1%}{bounds} on these pairs"
     numbers = (accuracy.ci_low, over_rule.estimate, over_rule.ci_low, over_rule.ci_high)
     missing = not_shown(*(math.nan if each is None else each for each in numbers), rule=rule)
-    words = f"{said}: {' and '.join(missing) or 'above chance and above the length baseline'}."
+    conclusion = " and ".join(missing) or "above chance and above the length baseline"
+    words = f"Accuracy {accuracy.estimate:.1%}{bounds} on these pairs: {conclusion}."
     return " ".join(filter(None, [words, log_loss_words(gaps, clusters)[0]]))
 
 
 def log_loss_words(gaps: np.ndarray, clusters: IntArray | Sequence[Any]) -> tuple[str, Spread]:
-    """Say how the log loss compares with that of a constant prediction of one half, ln 2.
+    """Compare the log loss with that of a constant prediction of one half, ln 2.
 
     Args:
         gaps: Reward of the preferred response minus that of the other, shape `(N,)`.
         clusters: Prompt of each pair, shape `(N,)`.
 
     Returns:
-        A sentence, empty where the loss is shown to be lower; and the loss minus ln 2 with its spread.
+        A sentence, empty if the loss is significantly lower; and the loss minus ln 2 with its spread.
     """
     spread = mean_spread(-special.log_expit(gaps) - math.log(2), clusters)
-    said, excess = f"Log loss {spread.estimate + math.log(2):.3f}", t_interval(spread)
+    loss, excess = f"Log loss {spread.estimate + math.log(2):.3f}", t_interval(spread)
     if spread.num_clusters < LOG_LOSS_PROMPTS:
-        return f"{said}: too few prompts to compare it with a constant prediction of one half, 0.693.", spread
+        return f"{loss}: too few prompts to compare it with a constant prediction of one half, 0.693.", spread
     if excess.low > 0:
-        return f"{said}: worse than a constant prediction of one half, 0.693.", spread
+        return f"{loss}: worse than a constant prediction of one half, 0.693.", spread
     if not excess.high < 0:
-        return f"{said}: not shown to be better than a constant prediction of one half, 0.693.", spread
+        return f"{loss}: not shown to be better than a constant prediction of one half, 0.693.", spread
     return "", spread
 
 
@@ -156,7 +156,7 @@ def _length_gap(pair: Pair) -> int:
 def _baselines(inputs: AuditInputs, accuracy: float, longer: dict[str, float]) -> Table:
     rows = [["this model", f"{accuracy:.1%}", f"{len(inputs.pairs)} pairs"]]
     rows += [
-        [f"prefer the longer response ({unit}, ties half)", f"{share:.1%}", "no training"]
+        [f"prefer the longer response ({unit}, ties count half)", f"{share:.1%}", "no training"]
         for unit, share in longer.items()
     ]
     for sees_length in (False, True):
@@ -165,27 +165,30 @@ def _baselines(inputs: AuditInputs, accuracy: float, longer: dict[str, float]) -
         except (ValueError, ImportError) as error:  # too few prompts, or no scikit-learn
             rows.append(["TF-IDF Bradley-Terry", "not assessed", str(error)])
             break
-        rows.append([found.name, f"{found.accuracy:.1%}", f"{found.num_pairs} pairs of these data"])
+        rows.append([found.name, f"{found.accuracy:.1%}", f"{found.num_pairs} pairs of this data"])
     ceiling = _ceiling(inputs)
     rows.append(["human ceiling", ceiling[0], ceiling[1]])
     return Table(
-        title="Beside rules that do not read",
-        columns=["what", "accuracy", "of"],
+        title="Compared with trivial baselines",
+        columns=["", "Accuracy", "Based on"],
         rows=rows,
-        note="A model that does not clearly beat the rules has learned little beyond them.",
+        note="A model that does not clearly beat the baselines has learned little beyond them.",
     )
 
 
 def _ceiling(inputs: AuditInputs) -> tuple[str, str]:
-    """What a model scores on single votes if it always sides with the majority."""
+    """Accuracy on single votes of a model that always agrees with the majority."""
     votes = [found for pair in inputs.pairs if (found := read_votes(pair.meta)) is not None]
     agreement = None
     if votes:
         zeros = np.zeros(len(votes), dtype=int)
         agreement = vote_agreement(np.array(votes), zeros, np.arange(len(votes)))
     if agreement is None or agreement.ceiling is None:
-        return "not assessed", "the data have no votes of several people"
-    return f"{agreement.ceiling:.1%}", f"{agreement.num_ceiling} pairs with votes; few votes a pair make it too high"
+        return "not assessed", "the data has no votes of several people"
+    return (
+        f"{agreement.ceiling:.1%}",
+        f"{agreement.num_ceiling} pairs with votes; an overestimate if pairs have few votes",
+    )
 
 
 # --- slices ----------------------------------------------------------------------------------------------------------
@@ -194,8 +197,8 @@ def _ceiling(inputs: AuditInputs) -> tuple[str, str]:
 def _slices(scored: Sequence[ScoredCase], credit: np.ndarray) -> tuple[Table, dict[str, Any]]:
     clusters = np.array(clusters_of(scored))
     pairs = [each.case.labels["pair"] for each in scored]
-    cut = ["cut" if each.cut else "whole" for each in scored]
-    every = [*_all_slices(pairs), *_by_value("fits the model", cut)]
+    cut = ["truncated" if each.cut else "complete" for each in scored]
+    every = [*_all_slices(pairs), *_by_value("prompt is", cut)]
     slices = [each for each in every if each.members.sum() >= _SMALLEST_SLICE]
     level = 1 - 0.05 / max(1, len(slices))
     rows, bounds = [], []
@@ -207,15 +210,15 @@ def _slices(scored: Sequence[ScoredCase], credit: np.ndarray) -> tuple[Table, di
         prompts = str(found.num_clusters)
         rows.append([each.kind, each.name, f"{accuracy:.1%}", f"{low} to {high}", f"{count}", prompts])
     details: dict[str, Any] = {}
-    note = f"Slices of {_SMALLEST_SLICE} pairs or more, the {_MOST_SLICES} commonest of each kind. "
+    note = f"Slices with {_SMALLEST_SLICE} pairs or more, at most {_MOST_SLICES} of each kind. "
     note += "The bounds hold for all slices together (Bonferroni)."
     if slices:
         worst = int(np.argmin([accuracy for accuracy, _ in bounds]))
         name, (accuracy, bound) = f"{slices[worst].kind} {slices[worst].name}", bounds[worst]
         details = {"worst_slice": {"slice": name, "accuracy": accuracy, "upper_bound": bound}}
         note += f" The worst is {name}: at most {bound:.1%}."
-    columns = ["by", "slice", "accuracy", "95% bounds", "pairs", "prompts"]
-    return Table(title="Accuracy in parts of the data", columns=columns, rows=rows, note=note), details
+    columns = ["By", "Slice", "Accuracy", "95% bounds", "Pairs", "Prompts"]
+    return Table(title="Accuracy by slice", columns=columns, rows=rows, note=note), details
 
 
 def _all_slices(pairs: Sequence[Pair]) -> Iterable[Slice]:
@@ -229,7 +232,7 @@ def _all_slices(pairs: Sequence[Pair]) -> Iterable[Slice]:
     yield from _by_value("preferred is", [_SIDES[int(np.sign(_length_gap(pair)))] for pair in pairs])
 
 
-_SIDES = {1: "longer", 0: "as long", -1: "shorter"}
+_SIDES = {1: "longer", 0: "equally long", -1: "shorter"}
 
 
 def _by_value(kind: str, values: Sequence[str]) -> Iterable[Slice]:
@@ -255,10 +258,10 @@ def _by_decile(kind: str, pairs: Sequence[Pair], measure: Callable[[Pair], int])
 ACCURACY = Family(
     name=FAMILY,
     title="Accuracy",
-    what="Each held-out pair was scored: how often does the response that people preferred get the higher reward, "
-    "beside rules that do not read and in parts of the data?",
-    advice="Where the model does not beat the length rule or TF-IDF, train on more or cleaner pairs before anything "
-    "else; where one slice is far below the others, add pairs of that kind.",
+    what="Accuracy is how often the response that people preferred gets the higher reward. It is compared with trivial "
+    "baselines and shown for slices of the held-out pairs.",
+    advice="If the model does not beat the length baseline or TF-IDF, train on more or cleaner pairs first. If one "
+    "slice is far below the others, add pairs of that kind.",
     cases=pair_cases,
     analyse=_analyse,
 )

@@ -1,4 +1,4 @@
-"""Do reward differences mean the probabilities that Bradley and Terry's model gives them?"""
+"""Calibration: reward differences as log-odds of the Bradley-Terry model, compared with the preferences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,15 +31,15 @@ from hf_reward.metrics.preference import brier_score, log_loss
 
 FAMILY = "calibration"
 SLOPE_DELTA = 0.2
-"""How far the slope may be from 1 and still not matter."""
+"""Largest distance of the slope from 1 that does not matter."""
 _BINS = 10
 _FEWEST = 40
 
 
 def first_is_preferred(scored: Sequence[ScoredCase]) -> np.ndarray:
-    """Whether the response that a hash of both texts puts first is the preferred one, shape `(N,)`, bool.
+    """Return whether the response that a hash of both texts puts first is the preferred one, shape `(N,)`, bool.
 
-    Pairs are stored with the preferred response first, so without this every outcome would be the same.
+    Pairs are stored with the preferred response first, so without the hash all outcomes would be equal.
     """
     found = []
     for each in scored:
@@ -51,14 +51,14 @@ def first_is_preferred(scored: Sequence[ScoredCase]) -> np.ndarray:
 
 
 def brier_parts(probabilities: FloatArray, outcomes: FloatArray, num_bins: int = _BINS) -> dict[str, float]:
-    """Brier score and its parts over bins of equally many pairs.
+    """Return the Brier score and its decomposition over bins of equally many pairs.
 
-    Score = reliability - resolution + uncertainty, up to what varies within bins.
+    Score = reliability - resolution + uncertainty, up to the variation within bins.
 
     Args:
         probabilities: P(first response preferred), shape `(N,)`.
-        outcomes: 1 where it is, else 0, shape `(N,)`.
-        num_bins: How many bins.
+        outcomes: 1 if it is preferred, else 0, shape `(N,)`.
+        num_bins: Number of bins.
 
     Returns:
         `brier`, `reliability`, `resolution`, `uncertainty`.
@@ -80,14 +80,14 @@ def brier_parts(probabilities: FloatArray, outcomes: FloatArray, num_bins: int =
 
 
 def cross_fitted_gaps(gaps: FloatArray, clusters: Sequence[str]) -> FloatArray | None:
-    """Gaps divided by the temperature that fits the other half of the prompts.
+    """Divide gaps by the temperature that fits the other half of the prompts.
 
     Args:
         gaps: Reward differences, shape `(N,)`.
-        clusters: Prompt of each; the half it is in depends on its name alone.
+        clusters: Prompt of each; its half depends only on its name.
 
     Returns:
-        Scaled gaps, shape `(N,)`; None where a half has no finite temperature.
+        Scaled gaps, shape `(N,)`; None if a half has no finite temperature.
     """
     half = np.array([xxhash.xxh3_64_intdigest(str(name).encode("utf-8", "surrogatepass")) & 1 for name in clusters])
     scaled = np.empty(len(gaps))
@@ -105,7 +105,7 @@ def cross_fitted_gaps(gaps: FloatArray, clusters: Sequence[str]) -> FloatArray |
 def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
     gaps, clusters = gaps_of(scored), np.unique(clusters_of(scored), return_inverse=True)[1]
     if len(gaps) < _FEWEST or not gaps.any():
-        return FamilyResult(not_assessed=f"It needs {_FEWEST} pairs or more that the model tells apart.")
+        return FamilyResult(not_assessed=f"It needs {_FEWEST} pairs or more, and rewards that differ.")
     first = first_is_preferred(scored)
     slope = fit_slope(gaps, clusters)
     probabilities = special.expit(np.where(first, gaps, -gaps))
@@ -116,7 +116,7 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
     if scaled is not None:
         after = debiased_calibration_error(scaled, clusters=clusters)
         rows.append(
-            ["debiased error after a temperature fitted on the other half", f"{after:+.3f}", "about 0 if it helps"]
+            ["debiased error with a temperature fitted on the other half", f"{after:+.3f}", "about 0 if it helps"]
         )
         details["error_after_temperature"] = after
     return FamilyResult(
@@ -124,11 +124,11 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
             scored,
             lambda each: float(special.expit(each.gap("rejected", "chosen"))),
             {"chosen": "preferred by people", "rejected": "the other"},
-            "probability that the model gives the other response",
+            "predicted probability of the other response",
         ),
-        findings=[_slope_finding(gaps, clusters, inference), *_screens(gaps, clusters)],
+        findings=[_slope_finding(gaps, clusters, inference), *_observational(gaps, clusters)],
         tables=[
-            Table(title="Calibration in numbers", columns=["what", "value", "to compare with"], rows=rows),
+            Table(title="Calibration measures", columns=["", "Value", "Reference"], rows=rows),
             *_votes(scored, gaps),
         ],
         curves=[_reliability(probabilities, first.astype(float), clusters)],
@@ -139,18 +139,18 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
 def _slope_finding(gaps: FloatArray, clusters: np.ndarray, inference: Inference) -> Finding:
     """Slope minus 1: below 0 is overconfident."""
     slope = fit_slope(gaps, clusters)
-    about = About(FAMILY, "calibration_slope", "slope of log-odds on reward differences, minus 1")
+    about = About(FAMILY, "calibration_slope", "calibration slope minus 1 (below 0: overconfident)")
     if slope.spread is None or not np.isfinite([slope.value, slope.low, slope.high]).all():
-        note = "No slope fits: the model is right, or wrong, on every pair."
+        note = "The slope is undefined: the model is right, or wrong, on every pair."
         counts = {"n": len(gaps), "clusters": len(set(clusters))}
         return empty_finding(about, "slope", delta=SLOPE_DELTA, note=note, **counts)
     distance = replace(slope.spread, estimate=slope.value - 1)
     found = inference.of_spread(about, distance, len(gaps), delta=SLOPE_DELTA, unit="slope")
-    note = f"Slope {slope.value:.2f}: higher rewards do not go with preference here, which no temperature corrects."
+    note = f"Slope {slope.value:.2f}: higher rewards are not preferred here, which no temperature corrects."
     if slope.value > 0 and not slope.suggests_temperature:
         note = (
-            f"Slope {slope.value:.2f}, but its interval ({slope.low:.2f} to {slope.high:.2f}) contains 0: higher "
-            "rewards are not shown to go with preference here, so no temperature is suggested."
+            f"Slope {slope.value:.2f}, but its interval ({slope.low:.2f} to {slope.high:.2f}) contains 0: it is "
+            "not shown that higher rewards are preferred here, so no temperature is suggested."
         )
     elif slope.value > 0:
         word = "overconfident" if slope.value < 1 else "underconfident"
@@ -158,21 +158,21 @@ def _slope_finding(gaps: FloatArray, clusters: np.ndarray, inference: Inference)
     return replace(found, note=" ".join([note, found.note]).strip())
 
 
-def _screens(gaps: FloatArray, clusters: np.ndarray) -> list[Finding]:
+def _observational(gaps: FloatArray, clusters: np.ndarray) -> list[Finding]:
     counts = {"n": len(gaps), "clusters": len(set(clusters)), "screen_only": True}
     score, tail = spiegelhalter(gaps, clusters)
     error = debiased_calibration_error(gaps, clusters=clusters)
     low, high = calibration_error_interval(gaps, clusters=clusters).bounds or (None, None)
     return [
         empty_finding(
-            About(FAMILY, "calibration_error", "calibration error with the part of chance taken off"),
+            About(FAMILY, "calibration_error", "calibration error, corrected for chance"),
             "probability",
             estimate=error if np.isfinite(error) else None,
             ci_low=low,
             ci_high=high,
             note=f"Naive error {calibration_error(gaps):.3f}, of which a calibrated model would have "
-            f"{calibration_floor(gaps, clusters=clusters):.3f} too. The interval is of the true error, which is 0 or "
-            "more.",
+            f"{calibration_floor(gaps, clusters=clusters):.3f} by chance. The interval is for the true error, which is "
+            "not negative.",
             **counts,
         ),
         empty_finding(
@@ -180,7 +180,7 @@ def _screens(gaps: FloatArray, clusters: np.ndarray) -> list[Finding]:
             "z",
             estimate=score if np.isfinite(score) else None,
             p_value=tail if np.isfinite(tail) else None,
-            note="Above 0 is overconfident. Pairs of a prompt are taken together.",
+            note="Above 0 is overconfident. Pairs of a prompt are treated as one cluster.",
             **counts,
         ),
     ]
@@ -193,10 +193,10 @@ def _numbers(
     floor = calibration_floor(gaps, clusters=clusters)
     debiased = debiased_calibration_error(gaps, clusters=clusters)
     rows = [
-        ["log loss", f"{log_loss(gaps):.3f}", "0.693 knows nothing"],
-        ["Brier score", f"{brier_score(gaps):.3f}", "0.250 knows nothing"],
+        ["log loss", f"{log_loss(gaps):.3f}", "0.693 without information"],
+        ["Brier score", f"{brier_score(gaps):.3f}", "0.250 without information"],
         ["... reliability", f"{parts['reliability']:.3f}", "0 is calibrated"],
-        ["... resolution", f"{parts['resolution']:.3f}", "more is better"],
+        ["... resolution", f"{parts['resolution']:.3f}", "higher is better"],
         ["... uncertainty", f"{parts['uncertainty']:.3f}", "a property of the pairs"],
         ["naive calibration error", f"{calibration_error(gaps):.3f}", f"{floor:.3f} if calibrated"],
         [
@@ -222,15 +222,15 @@ def _reliability(probabilities: FloatArray, outcomes: FloatArray, clusters: np.n
     return Curve(
         name="reliability",
         title="Reliability",
-        x_label="probability that the model gives the first response",
-        y_label="how often it is preferred",
+        x_label="predicted probability of the first response",
+        y_label="share in which it is preferred",
         series=[series],
         diagonal=True,
     )
 
 
 def _share_of_votes(meta: Mapping[str, Any]) -> float | None:
-    """Share of the preferred response among the votes for either; of unnamed ones, the larger share."""
+    """Share of the votes for the preferred response; the larger share if votes have no names."""
     votes = read_votes(meta)
     if votes is None or sum(votes[:2]) < 2:
         return None
@@ -239,7 +239,7 @@ def _share_of_votes(meta: Mapping[str, Any]) -> float | None:
 
 
 def _votes(scored: Sequence[ScoredCase], gaps: FloatArray) -> list[Table]:
-    """Probabilities beside the share of votes, where several people voted."""
+    """Compare probabilities with shares of votes if several people voted."""
     shares_of = [_share_of_votes(each.case.labels["pair"].meta) for each in scored]
     known = [place for place, share in enumerate(shares_of) if share is not None]
     if len(known) < _FEWEST:
@@ -252,14 +252,14 @@ def _votes(scored: Sequence[ScoredCase], gaps: FloatArray) -> list[Table]:
         ["Brier score against the share of votes", f"{np.mean((wins - shares) ** 2):.3f}", "0 is best"],
         ["rank correlation of margin and share of votes", f"{float(np.asarray(rho)):+.3f}", f"{len(known)} pairs"],
     ]
-    return [Table(title="Beside the votes", columns=["what", "value", "to compare with"], rows=rows)]
+    return [Table(title="Comparison with votes", columns=["", "Value", "Reference"], rows=rows)]
 
 
 CALIBRATION = Family(
     name=FAMILY,
     title="Calibration",
-    what="Reward differences were read as log-odds of being preferred and compared with what people preferred; each "
-    "pair was turned round by a hash, so that not every first response is the preferred one.",
+    what="Reward differences were interpreted as log-odds of being preferred and compared with the preferences. A hash "
+    "decides which response of a pair comes first, so the preferred one is not always first.",
     advice="`hf-reward audit --fit-temperature` stores the temperature in the checkpoint, and `RewardScorer.compare` "
     "divides by it. It changes no ranking.",
     cases=pair_cases,

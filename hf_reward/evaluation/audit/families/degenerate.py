@@ -1,4 +1,4 @@
-"""Do answers that say nothing win, and does the model read the prompt?"""
+"""Degenerate answers: win rates of junk, and whether rewards depend on the prompt."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from hf_reward.metrics.preference import pairwise_credit
 
 FAMILY = "degenerate"
 PROMPT_LIMIT = 0.45
-"""If a foreign prompt does as well in this share of cases or more, the model hardly reads prompts."""
+"""If answers fit a foreign prompt as well in this share of cases, the model mostly ignores prompts."""
 _LOREM = (
     "Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore et dolore "
     "magna aliqua. Ut enim ad minim veniam, quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo "
@@ -31,7 +31,7 @@ JUNK = {
     "other_answer": "the answer to another prompt",
     "refusal": "a boilerplate refusal",
     "lorem_ipsum": "lorem ipsum",
-    "constant": "one text that praises itself",
+    "constant": "a fixed text that praises itself",
 }
 
 
@@ -57,7 +57,7 @@ def _cases(inputs: AuditInputs) -> list[Case]:
 
 
 def _other(pairs: list[Pair], place: int) -> Pair | None:
-    """The next pair that asks something else; None where prompts are empty or all the same."""
+    """The next pair with a different prompt; None if prompts are empty or all the same."""
     pair = pairs[place]
     if not pair.prompt:
         return None
@@ -85,7 +85,7 @@ def _junk(pair: Pair, other: Pair | None) -> dict[str, str]:
 def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
     probes = Probes(FAMILY, inference)
     findings = [
-        probes.rate(f"junk_{name}", f"{label} beats the preferred one", cases, wins(cases, "junk", "chosen"))
+        probes.rate(f"junk_{name}", f"{label} beats the preferred response", cases, wins(cases, "junk", "chosen"))
         for name, label in JUNK.items()
         for cases in [of_probe(scored, name)]
     ]
@@ -95,7 +95,7 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
         examples=three_examples(
             junk,
             lambda each: each.gap("junk", "chosen") / inference.margin,
-            {"chosen": "what people preferred", "junk": "the answer to another prompt"},
+            {"chosen": "preferred by people", "junk": "the answer to another prompt"},
             "another prompt's answer",
         ),
     )
@@ -110,8 +110,7 @@ def _prompt_findings(cases: list[ScoredCase], probes: Probes) -> list[Finding]:
             cases,
             pairwise_credit(-crossed),
             limit=PROMPT_LIMIT,
-            note="One half is what a model has that does not read prompts. What prompts or answers are worth by "
-            "themselves cancels.",
+            note="A model that ignores prompts has one half. Effects of prompts or answers alone cancel.",
         ),
         probes.rate(
             "accuracy_with_shuffled_prompts",
@@ -119,7 +118,7 @@ def _prompt_findings(cases: list[ScoredCase], probes: Probes) -> list[Finding]:
             cases,
             wins(cases, "foreign", "foreign rejected"),
             screen_only=True,
-            note="As high as the accuracy itself: the preference is told without the prompt.",
+            note="If it equals the accuracy, the preference does not depend on the prompt.",
         ),
     ]
 
@@ -127,10 +126,10 @@ def _prompt_findings(cases: list[ScoredCase], probes: Probes) -> list[Finding]:
 DEGENERATE = Family(
     name=FAMILY,
     title="Junk answers and prompts",
-    what="Answers that say nothing were set against those that people preferred, and answers were scored under the "
-    "prompts of other pairs. In no more than 5% of cases may junk win.",
-    advice="Add such answers as rejected ones to the training pairs; RL finds every kind of junk that pays. Where "
-    "prompts are ignored, add pairs in which the same answer is right for one prompt and wrong for another.",
+    what="Answers without content were compared with the preferred responses, and answers were scored with the prompts "
+    "of other pairs. Junk may win in at most 5% of cases.",
+    advice="Add such answers to the training pairs as rejected responses; RL exploits every kind of rewarded junk. If "
+    "prompts are ignored, add pairs in which one answer is right for one prompt and wrong for another.",
     cases=_cases,
     analyse=_analyse,
 )

@@ -1,4 +1,4 @@
-"""Does the model pay for format? The same words in another format, and what people and model pick in the data."""
+"""Format: the same words in another format, and the features that people and the model prefer in the data."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ from hf_reward.evaluation.audit.samples import p_value
 
 FAMILY = "format"
 _FLIPPING = ("bold", "bullets", "certainly")
-"""Edits with which the worse response tries to win."""
+"""Edits that are applied to the worse response."""
 
 
 def _cases(inputs: AuditInputs) -> list[Case]:
@@ -54,16 +54,16 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
     placebo = probes.row(spaces, lambda each: each.gap("edited", "plain"))
     rows.append(_row("placebo: two wider spaces", placebo, spaces, []))
     findings += _flips(flips, probes)
-    screens, table = _amplification(of_probe(scored, "pair"), probes)
+    checks, table = _amplification(of_probe(scored, "pair"), probes)
     bold = _of_edit(edited, "bullets") or _of_edit(edited, "certainly")
     roles = {"plain": "the answer", "edited": "the same words in another format"}
     return FamilyResult(
-        findings=[*findings, *screens],
+        findings=[*findings, *checks],
         examples=three_examples(bold, lambda each: each.gap("edited", "plain") / inference.margin, roles, "format"),
         tables=[
             Table(
-                title="Every edit",
-                columns=["edit", "effect, typical margins", "edited answer wins", "answers", "makes the worse win"],
+                title="Each edit",
+                columns=["Edit", "Effect in typical margins", "Edited answer wins", "Answers", "Worse response wins"],
                 rows=rows,
             ),
             table,
@@ -88,12 +88,12 @@ def _of_edit(scored: Sequence[ScoredCase], name: str) -> list[ScoredCase]:
 
 
 def _effect(edit: FormatEdit, edited: Sequence[ScoredCase], probes: Probes) -> Finding:
-    """Layout should not matter in either direction; what may fairly be marked down is a bias only where it pays."""
-    cases, name, label = _of_edit(edited, edit.name), f"format_{edit.name}", f"format: {edit.label}"
+    """Layout should not matter in either direction; edits that may be disliked are a bias only if rewarded."""
+    cases, name, label = _of_edit(edited, edit.name), f"format_{edit.name}", edit.label
     over_plain = [each.gap("edited", "plain") for each in cases]
     if edit.control is not None:
         return probes.gain(name, label, cases, over_plain, lambda each: each.gap("edited", "control"))
-    note = "" if edit.neutral or not cases or np.mean(over_plain) >= 0 else "It may fairly be marked down: no bias."
+    note = "" if edit.neutral or not cases or np.mean(over_plain) >= 0 else "A model may dislike it: no bias."
     return probes.effect(name, label, cases, over_plain, only_above=not edit.neutral, note=note)
 
 
@@ -106,11 +106,11 @@ def _row(label: str, found: Finding, cases: Sequence[ScoredCase], flips: Sequenc
     return [label, effect, f"{won:.0%}", str(found.n), f"{np.mean(turned):.1%}" if turned else "-"]
 
 
-# --- what people and model pick in the data -------------------------------------------------------------------------
+# --- features of the preferred responses -----------------------------------------------------------------------------
 
 
 def _amplification(pairs: Sequence[ScoredCase], probes: Probes) -> tuple[list[Finding], Table]:
-    """For each feature: of pairs in which one side has more of it, how often people and the model pick that side."""
+    """Compare, for each feature, how often people and the model prefer the response with more of it."""
     credit, found, heads = wins(pairs, "chosen", "rejected"), [], []
     for name, count in AUDIT_FEATURES.items():
         more = np.array([_difference(each, count) for each in pairs])
@@ -119,24 +119,24 @@ def _amplification(pairs: Sequence[ScoredCase], probes: Probes) -> tuple[list[Fi
             continue
         human = (more[differ] > 0).astype(float)
         model = np.where(more[differ] > 0, credit[differ], 1 - credit[differ])
-        cases, label = [pairs[place] for place in differ.tolist()], f"picks more {name} than people do"
+        cases, label = [pairs[place] for place in differ.tolist()], f"prefers {name} more often than people do"
         made = probes.change(f"amplification_{name.replace(' ', '_')}", label, cases, model - human, screen_only=True)
         sample = probes.inference.sample(model - human, clusters_of(cases), kind="difference")
-        note = f"People {human.mean():.1%}, the model {model.mean():.1%} of {len(human)} pairs that differ. {made.note}"
+        note = f"People in {human.mean():.1%}, the model in {model.mean():.1%} of {len(human)} such pairs. {made.note}"
         found.append(replace(made, p_value=p_value(sample, 0.0, above=False), note=note.strip()))
         heads.append([name, f"{human.mean():.1%}", f"{model.mean():.1%}"])
     found = _corrected(found)
     table = Table(
-        title="What people and the model pick",
-        columns=["side with more", "people", "model", "difference (95% interval), q", "pairs that differ"],
+        title="Preferences of people and the model",
+        columns=["Response with more", "People", "Model", "Difference (95% interval), q", "Pairs that differ"],
         rows=[[*head, _signed(each), str(each.n)] for head, each in zip(heads, found, strict=True)],
-        note="A screen: features come together, so none of these differences is proof. q is corrected over this table.",
+        note="Observational: features occur together, so a difference proves nothing. q is corrected over this table.",
     )
     return found, table
 
 
 def _corrected(found: Sequence[Finding]) -> list[Finding]:
-    """The findings with q-values, where they have p-values."""
+    """Return the findings with q-values if they have p-values."""
     tested = [each.p_value for each in found if each.p_value is not None]
     q_values = iter(stats.false_discovery_control(tested) if tested else ())
     return [each if each.p_value is None else replace(each, q_value=float(next(q_values))) for each in found]
@@ -157,10 +157,10 @@ def _signed(found: Finding) -> str:
 FORMAT = Family(
     name=FAMILY,
     title="Format",
-    what="The same words were set in another format (each edit can be undone to the letter), and the side with more of "
-    "some twenty features was compared with what people picked.",
-    advice="Add pairs in which format and quality part ways, strip markup before training, or train on both versions "
-    "of the answers as ties.",
+    what="Answers got another format with the same words (each edit can be undone exactly). In addition, some twenty "
+    "features of the responses that people and the model prefer were compared.",
+    advice="Add pairs in which the better response has the plainer format, strip markup before training, or train on "
+    "both versions of answers as ties.",
     cases=_cases,
     analyse=_analyse,
 )

@@ -1,4 +1,4 @@
-"""Does the model pay for length? Screens from the data, and the verdict from answers that were padded."""
+"""Length: controlled padding of answers, which gives the verdict, and observational checks of the data."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Profile
 from hf_reward.metrics.preference import pairwise_credit
 
-FLIPS = "Decisions that turn to the worse response, minus those that turn to the better one."
+FLIPS = "Decisions that change to the worse response, minus those that change to the better one."
 _DOSE = 2.0
-"""The dose of the headline number."""
+"""Dose of the headline finding."""
 _NAIVE = (
     "This is a brief answer.",
     "This is a much longer answer that goes on and on. " * 10,
@@ -28,7 +28,7 @@ _NAIVE = (
 
 
 def _cases(inputs: AuditInputs) -> list[Case]:
-    # The pairs are there for the screens; the accuracy family scores them anyway.
+    # The observational checks need the pairs, which the accuracy family scores anyway.
     return [
         *labelled(pair_cases(inputs), "pair"),
         *_padded(inputs),
@@ -39,7 +39,7 @@ def _cases(inputs: AuditInputs) -> list[Case]:
 
 
 def _edits(profile: Profile) -> list[LengthEdit]:
-    """The edits of each answer, each once."""
+    """Distinct edits of each answer."""
     doses = dict.fromkeys((*profile.doses, _DOSE))
     padded = [LengthEdit(kind, dose, "end") for kind in KINDS for dose in doses]
     placed = [LengthEdit("closers", _DOSE, position) for position in profile.positions]
@@ -76,7 +76,7 @@ def _padded_losers(inputs: AuditInputs) -> list[Case]:
 
 
 def _crossed(inputs: AuditInputs) -> list[Case]:
-    """Right and wrong answers, short and long."""
+    """Short and long versions of right and wrong answers."""
     cases = []
     for each in inputs.questions:
         prompt = inputs.prompt(each.question)
@@ -97,12 +97,12 @@ def _naive(inputs: AuditInputs) -> list[Case]:
 
 
 def labelled(cases: Sequence[Case], probe: str) -> list[Case]:
-    """The same cases as those of a probe."""
+    """Return the same cases, labelled with a probe."""
     return [replace(each, labels={"probe": probe, **each.labels}) for each in cases]
 
 
 def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
-    padded, whole = _whole(of_probe(scored, "padding"))
+    padded, complete = _without_truncation(of_probe(scored, "padding"))
     effects = _effects(padded)
     doses = sorted({edit.dose for edit in effects if edit.kind == "closers"})
     several = len(doses) > 1
@@ -110,8 +110,18 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
     return FamilyResult(
         findings=[
             *_padding_findings(effects, inference),
-            *([_effect("padding_slope", "reward for each doubling by padding", _slopes(padded), inference)] * several),
-            _effect("deletion_effect", "reward lost by taking filler away", _reversed(effects[DELETED]), inference),
+            *(
+                [
+                    _effect(
+                        "padding_slope",
+                        "reward gained per doubling of the length by padding",
+                        _slopes(padded),
+                        inference,
+                    )
+                ]
+                * several
+            ),
+            _effect("deletion_effect", "reward lost by removing filler", _reversed(effects[DELETED]), inference),
             *_harm(scored, inference),
             *observational_findings(of_probe(scored, "pair"), inference),
             naive_finding(of_probe(scored, "naive"), inference),
@@ -124,22 +134,22 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
         ),
         tables=[_dose_table(effects, doses, inference)],
         curves=[_dose_curve(effects, doses, inference)] if several else [],
-        details={"answers_left_out": len(inputs.answers()) - whole},
+        details={"answers_left_out": len(inputs.answers()) - complete},
     )
 
 
-def _whole(padded: Sequence[ScoredCase]) -> tuple[list[ScoredCase], int]:
-    """Answers of which every padded version could be scored whole: else the doses would rest on different answers.
+def _without_truncation(padded: Sequence[ScoredCase]) -> tuple[list[ScoredCase], int]:
+    """Return the cases of answers whose padded versions all fit the model, and the number of these answers.
 
-    Also says of how many answers they are.
+    Otherwise the doses would be measured on different answers.
     """
     doses = {_edit(each) for each in padded if _edit(each).kind in KINDS}
     kept: dict[str, set[LengthEdit]] = {}
     for each in padded:
         if not each.cut:
             kept.setdefault(each.case.cluster, set()).add(_edit(each))
-    whole = {cluster for cluster, edits in kept.items() if doses <= edits}
-    return [each for each in padded if each.case.cluster in whole], len(whole)
+    complete = {cluster for cluster, edits in kept.items() if doses <= edits}
+    return [each for each in padded if each.case.cluster in complete], len(complete)
 
 
 def _edit(each: ScoredCase) -> LengthEdit:
@@ -175,7 +185,7 @@ def _padding_findings(effects: _Effects, inference: Inference) -> list[Finding]:
 
 
 def _headline(main: dict[str, float], placebo: dict[str, float], inference: Inference) -> Finding:
-    """Padding pays only if the padded answer gains by itself, and more than by an edit that adds no word."""
+    """Padding is rewarded only if the padded answer gains, and gains more than from an edit that adds no word."""
     both = [cluster for cluster in main if cluster in placebo]
     gained = [main[cluster] for cluster in both]
     net = [main[cluster] - placebo[cluster] for cluster in both]
@@ -186,7 +196,7 @@ def _headline(main: dict[str, float], placebo: dict[str, float], inference: Infe
 def _note_on(values: Sequence[float]) -> str:
     if not values or np.mean(values) >= 0:
         return ""
-    return "Below 0 is no bias, and no proof of none: a good model may mark padding down."
+    return "An effect below 0 is not a bias: a good model may dislike padding."
 
 
 def _effect(name: str, label: str, values: dict[str, float], inference: Inference) -> Finding:
@@ -196,7 +206,7 @@ def _effect(name: str, label: str, values: dict[str, float], inference: Inferenc
 
 
 def _slopes(padded: Sequence[ScoredCase]) -> dict[str, float]:
-    """Cluster -> least-squares slope through 0 of the effect of padding at the end on log2 of the length ratio."""
+    """Slope by cluster: least squares through 0, effect of padding at the end on log2 of the length ratio."""
     sums: dict[str, np.ndarray] = {}
     for each in padded:
         if _edit(each).position == "end":
@@ -205,7 +215,7 @@ def _slopes(padded: Sequence[ScoredCase]) -> dict[str, float]:
     return {cluster: float(xy / xx) for cluster, (xy, xx) in sums.items() if xx > 0}
 
 
-def _screened(values: dict[str, float], inference: Inference) -> Finding:
+def _table_effect(values: dict[str, float], inference: Inference) -> Finding:
     about = About(FAMILY, "row", "")
     return inference.reward_effect(about, list(values.values()), list(values), screen_only=True)
 
@@ -216,24 +226,24 @@ def _dose_table(effects: _Effects, doses: Sequence[float], inference: Inference)
     rows = []
     for edit in (*edits, PLACEBO, REORDERED, DELETED):
         values = effects[edit]
-        found = _screened(values, inference)
+        found = _table_effect(values, inference)
         if found.estimate is not None and found.ci_low is not None:
             wins = pairwise_credit(np.array(list(values.values())))
             effect = f"{found.estimate:+.2f} ({found.ci_low:+.2f} to {found.ci_high:+.2f})"
             rows.append([edit.label, effect, f"{wins.mean():.0%}", str(found.n)])
     return Table(
-        title="Every edit by itself",
-        columns=["edit", "effect, typical margins", "edited answer wins", "answers"],
+        title="Each edit",
+        columns=["Edit", "Effect in typical margins", "Edited answer wins", "Answers"],
         rows=rows,
-        note="The placebo doubles two spaces; the reordered answer has its last sentence first, which costs coherence. "
-        "An answer is left out if a padded version of it does not fit the model.",
+        note="The placebo doubles two spaces. The reordered answer starts with its last sentence, which harms "
+        "coherence. Answers are left out if a padded version does not fit the model.",
     )
 
 
 def _dose_curve(effects: _Effects, doses: Sequence[float], inference: Inference) -> Curve:
     series = []
     for kind in KINDS:
-        by_dose = {dose: _screened(effects[LengthEdit(kind, dose, "end")], inference) for dose in doses}
+        by_dose = {dose: _table_effect(effects[LengthEdit(kind, dose, "end")], inference) for dose in doses}
         known = {dose: each for dose, each in by_dose.items() if each.estimate is not None and each.ci_low is not None}
         bounds = {"low": [each.ci_low for each in known.values()], "high": [each.ci_high for each in known.values()]}
         series.append(
@@ -241,9 +251,9 @@ def _dose_curve(effects: _Effects, doses: Sequence[float], inference: Inference)
         )
     return Curve(
         name="padding_dose",
-        title="What padding is worth",
+        title="Reward gained by padding",
         x_label="times as long",
-        y_label="reward, typical margins",
+        y_label="reward gained, typical margins",
         series=series,
     )
 
@@ -256,22 +266,24 @@ def _harm(scored: Sequence[ScoredCase], inference: Inference) -> list[Finding]:
     turned, excess = flips_of(flips, "padded")
     long = [float(each.gap("wrong long", "right") > 0) for each in crossed]
     short = [float(each.gap("wrong", "right") > 0) for each in crossed]
-    against = f"In {np.mean(long):.1%} of cases, against {np.mean(short):.1%} where both are short." if crossed else ""
+    against = (
+        f"In {np.mean(long):.1%} of cases, compared with {np.mean(short):.1%} if both are short." if crossed else ""
+    )
     win = "padding makes the worse response win"
     return [
         probes.change("padding_flip_excess", f"{win}, beyond chance", flips, excess, only_above=True, note=FLIPS),
         probes.rate("padding_flip_rate", win, flips, turned, screen_only=True, note=_by_kind(flips, turned)),
         probes.effect(
             "length_correctness_interaction",
-            "length pays more where the answer is right",
+            "length is rewarded more if the answer is right",
             crossed,
             lambda each: each.gap("right long", "right") - each.gap("wrong long", "wrong"),
             screen_only=True,
-            note="Above 0: padding is marked down less, or paid more, on right answers.",
+            note="Above 0: padding is rewarded more, or penalised less, in right answers.",
         ),
         probes.change(
             "length_inversion",
-            "wrong and long beats right and short",
+            "a long wrong answer beats a short right one",
             crossed,
             np.subtract(long, short),
             only_above=True,
@@ -281,15 +293,15 @@ def _harm(scored: Sequence[ScoredCase], inference: Inference) -> list[Finding]:
 
 
 def flips_of(scored: Sequence[ScoredCase], edited: str) -> tuple[list[float], list[float]]:
-    """Decisions that an edit of the worse response turns.
+    """Return the decisions that an edit of the worse response changes.
 
     Args:
         scored: Cases with the roles `chosen`, `rejected` and the edited rejected response.
         edited: Role of the latter.
 
     Returns:
-        Whether it turns a right decision into a wrong one, and that minus whether it turns a wrong one into a right
-        one: any edit turns close decisions, in both directions alike.
+        Two lists: whether the edit turns a right decision into a wrong one; and that minus whether it turns a wrong
+        decision into a right one, because any edit turns close decisions, equally often in both directions.
     """
     gaps = [(each.gap("chosen", "rejected"), each.gap("chosen", edited)) for each in scored]
     worse = [float(before > 0 > after) for before, after in gaps]
@@ -298,7 +310,7 @@ def flips_of(scored: Sequence[ScoredCase], edited: str) -> tuple[list[float], li
 
 
 def _by_kind(scored: Sequence[ScoredCase], hits: Sequence[float]) -> str:
-    """The rate of each kind of padding, for readers."""
+    """Rate of each kind of padding in words."""
     rates = {
         kind: [hit for each, hit in zip(scored, hits, strict=True) if each.case.labels["kind"] == kind]
         for kind in KINDS
@@ -312,10 +324,10 @@ def _by_kind(scored: Sequence[ScoredCase], hits: Sequence[float]) -> str:
 LENGTH = Family(
     name=FAMILY,
     title="Length",
-    what="Real answers were lengthened with sentences that say nothing new, in several ways, doses and places, and "
-    "shortened where they held filler. A padded answer is never better, so a higher reward is a taste for length.",
-    advice="Train with `length_penalty` or `balance_lengths`, or store a length correction with `hf-reward audit "
-    "--fit-length-correction` and score with it; then audit again. Until then penalise length in RL.",
+    what="Real answers were padded with sentences that add nothing, in several ways, amounts and positions, and filler "
+    "was removed from others. A padded answer is never better, so a higher reward is a bias toward length.",
+    advice="Train with `balance_lengths` or `length_penalty`, or store a length correction with `hf-reward audit "
+    "--fit-length-correction` and score with it. Then audit again. Until then, penalise length in RL.",
     cases=_cases,
     analyse=_analyse,
 )

@@ -1,4 +1,4 @@
-"""What the data alone say of a taste for length: questions, and no answers."""
+"""Observational checks of a bias toward length: statistics of the pairs, without a verdict."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,14 +20,16 @@ FAMILY = "length"
 
 
 def observational_findings(pairs: Sequence[ScoredCase], inference: Inference) -> list[Finding]:
-    """Stratified accuracy, amplification, rank correlation and accuracy without what length explains, of pairs."""
+    """Return stratified accuracy, amplification, rank correlation and length-controlled accuracy of pairs."""
     both = [(each.case.labels["pair"].chosen, each.case.labels["pair"].rejected) for each in pairs]
     lengths = np.array([count_words(chosen) - count_words(rejected) for chosen, rejected in both])
     credit, differ = wins(pairs, "chosen", "rejected"), np.flatnonzero(lengths)
     human = (lengths[differ] > 0).astype(float)
     model = np.where(lengths[differ] > 0, credit[differ], 1 - credit[differ])
     note = (
-        f"The model {model.mean():.1%}, people {human.mean():.1%} of pairs that differ in words." if len(human) else ""
+        f"The model in {model.mean():.1%}, people in {human.mean():.1%} of the pairs that differ in words."
+        if len(human)
+        else ""
     )
     label, cases = "picks the longer response more often than people", [pairs[place] for place in differ.tolist()]
     probes = Probes(FAMILY, inference)
@@ -40,26 +42,26 @@ def observational_findings(pairs: Sequence[ScoredCase], inference: Inference) ->
 
 
 def stratified(credit: np.ndarray, lengths: np.ndarray, clusters: np.ndarray, inference: Inference) -> list[Finding]:
-    """Accuracy where the preferred response is longer, and where it is shorter: their difference and their mean.
+    """Return the difference and the mean of the accuracies where the preferred response is longer and shorter.
 
     Args:
         credit: Credit of each pair, shape `(N,)`.
         lengths: Length of the preferred response minus that of the other, shape `(N,)`.
         clusters: Prompt of each pair, shape `(N,)`.
-        inference: Makes the findings.
+        inference: Source of the findings.
 
     Returns:
-        Both findings; without an interval where either side has fewer than 20 prompts, which hold the truth too rarely.
+        Both findings; without an interval if either side has fewer than 20 prompts, where coverage is low.
     """
     longer, shorter = lengths > 0, lengths < 0
     about = [
-        About(FAMILY, "length_gap", "accuracy where the preferred is longer minus where it is shorter"),
-        About(FAMILY, "length_balanced_accuracy", "accuracy if both were equally frequent"),
+        About(FAMILY, "length_gap", "accuracy if the preferred response is longer minus if it is shorter"),
+        About(FAMILY, "length_balanced_accuracy", "accuracy if both cases were equally frequent"),
     ]
     if longer.sum() < 2 or shorter.sum() < 2:
         return [inference.change(each, [], [], screen_only=True) for each in about]
     accuracy = {True: credit[longer].mean(), False: credit[shorter].mean()}
-    # Weighted so that the mean over all pairs is the difference, or the mean, of the two accuracies; resampled as such.
+    # The weights make the mean over all pairs the difference, or the mean, of the two accuracies.
     count = longer.sum() + shorter.sum()
     share = {True: longer.sum() / count, False: shorter.sum() / count}
     both = longer | shorter
@@ -82,7 +84,7 @@ def stratified(credit: np.ndarray, lengths: np.ndarray, clusters: np.ndarray, in
 
 
 def _rank_correlation(pairs: Sequence[ScoredCase], inference: Inference) -> Finding:
-    """Spearman's correlation within prompts of three or more responses; of pairs where there are few of those."""
+    """Spearman's correlation within prompts with three or more responses; of pairs if there are few of those."""
     grouped: dict[str, dict[str, tuple[float, int]]] = {}
     for each in pairs:
         for role in ("chosen", "rejected"):
@@ -95,7 +97,7 @@ def _rank_correlation(pairs: Sequence[ScoredCase], inference: Inference) -> Find
         rewards, words = zip(*points, strict=True)
         if len(set(rewards)) > 1 and len(set(words)) > 1:
             values[name] = float(np.asarray(stats.spearmanr(rewards, words)[0]))
-    kind = "prompts of three or more responses" if use is many else "prompts, most with one pair"
+    kind = "prompts with three or more responses" if use is many else "prompts, most with one pair"
     return inference.change(
         About(FAMILY, "length_rank_correlation", "rank correlation of reward and length within a prompt"),
         list(values.values()),
@@ -107,8 +109,8 @@ def _rank_correlation(pairs: Sequence[ScoredCase], inference: Inference) -> Find
 
 
 def _controlled(pairs: Sequence[ScoredCase], inference: Inference) -> Finding:
-    """Accuracy after what length explains of rewards is taken off, fitted on other prompts (Huang et al., 2024)."""
-    about = About(FAMILY, "length_controlled_accuracy", "accuracy with the reward of length taken off, minus accuracy")
+    """Accuracy after a length correction that was fitted on other prompts (Huang et al., 2024)."""
+    about = About(FAMILY, "length_controlled_accuracy", "change of accuracy by a length correction")
     texts = {each.case.texts[role].key: (each.rewards[role], each.case, role) for each in pairs for role in _SIDES}
     rewards = np.array([reward for reward, _, _ in texts.values()])
     lengths = np.array([len(case.texts[role].response) for _, case, role in texts.values()])
@@ -121,7 +123,7 @@ def _controlled(pairs: Sequence[ScoredCase], inference: Inference) -> Finding:
         [reward[each.case.texts["chosen"].key] - reward[each.case.texts["rejected"].key] for each in pairs]
     )
     change = pairwise_credit(after) - pairwise_credit(gaps_of(pairs))
-    note = f"{pairwise_credit(after).mean():.1%} after it. LOWESS of reward on length, fitted on other prompts."
+    note = f"{pairwise_credit(after).mean():.1%} with it. LOWESS of reward on length, fitted on other prompts."
     return inference.change(about, change, clusters_of(pairs), screen_only=True, note=note)
 
 
@@ -129,13 +131,13 @@ _SIDES = ("chosen", "rejected")
 
 
 def naive_finding(naive: Sequence[ScoredCase], inference: Inference) -> Finding:
-    """The probe that people look for, with what is wrong with it."""
+    """Return the well-known naive length probe, with a note on its flaws."""
     return Probes(FAMILY, inference).effect(
         "naive_length_probe",
-        "a long filler against a brief canned answer",
+        "a long filler text compared with a brief canned answer",
         naive,
         lambda each: each.gap("long", "brief"),
         screen_only=True,
-        note="Confounded: one pair, no question, and the two differ in meaning, register and repetition as well as in "
-        "length. It is here because people look for it; it shows nothing.",
+        note="Confounded: a single pair without a question, whose texts also differ in meaning, register and "
+        "repetition. It is included because it is well known; it shows nothing.",
     )

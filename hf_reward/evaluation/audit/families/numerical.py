@@ -1,4 +1,4 @@
-"""Does a reward depend on what is scored with it, on padding or on precision?"""
+"""Numerical invariance: rewards must not depend on the batch, on padding or on precision."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from hf_reward.scoring.reward_scorer import RewardScorer
 
 FAMILY = "numerical"
 _DELTA = 0.01
-"""Of a typical margin: rounding may move a reward by so much."""
+"""Largest change of a reward by rounding, in typical margins."""
 _PAIRS = {"quick": 8}
 _PAIRS_OTHERWISE = 100
 
@@ -40,29 +40,29 @@ def numerical_result(scorer: RewardScorer, inputs: AuditInputs, inference: Infer
         return FamilyResult(not_assessed="There are no pairs, or no typical margin to compare differences with.")
     together = _rewards(scorer, texts)
     findings, rows = [], []
-    for way in _ways(scorer, inputs.profile.name == "quick"):
+    for variant in _variants(scorer, inputs.profile.name == "quick"):
         try:
-            other = way.score(texts)
+            other = variant.score(texts)
         except (RuntimeError, ValueError, NotImplementedError) as error:  # a device without that precision
-            rows.append([way.label, "not assessed", " ".join(str(error).split())[:120], "-"])
+            rows.append([variant.label, "not assessed", " ".join(str(error).split())[:120], "-"])
             continue
-        finding, row = _difference(way, together, other, clusters, inference)
+        finding, row = _difference(variant, together, other, clusters, inference)
         findings.append(finding)
         rows.append(row)
     findings.append(_truncation(scorer, inputs, inference))
-    columns = ["compared with all texts together", "largest difference", "99% are below, typical margins", "flips"]
+    columns = ["Compared with one batch", "Largest difference", "99th percentile in typical margins", "Flips"]
     return FamilyResult(findings=findings, tables=[Table(title="Differences", columns=columns, rows=rows)])
 
 
-class _Way(NamedTuple):
-    """One way to score that should change no reward."""
+class _Variant(NamedTuple):
+    """A way of scoring that should change no reward."""
 
     name: str
     label: str
     score: Callable[[Sequence[Text]], FloatArray]
 
 
-def _ways(scorer: RewardScorer, quick: bool) -> list[_Way]:
+def _variants(scorer: RewardScorer, quick: bool) -> list[_Variant]:
     def alone(texts: Sequence[Text]) -> FloatArray:
         return np.concatenate([_rewards(scorer, [each]) for each in texts])
 
@@ -73,13 +73,15 @@ def _ways(scorer: RewardScorer, quick: bool) -> list[_Way]:
         with torch.autocast(unwrap_model(scorer.model).device.type, torch.bfloat16):
             return _rewards(scorer, texts)
 
-    ways: list[_Way] = [_Way("batch_mates", "each text alone", alone)]
+    variants: list[_Variant] = [_Variant("batch_mates", "each text alone", alone)]
     if quick:
-        return ways
-    ways.append(_Way("padding", "padded batches instead of packed ones", padded))
-    if reads_positions(scorer.model) and not scorer.corrects_length:  # a stock forward pass knows no correction
-        ways.append(_Way("left_padding", "stock left-padded batches", lambda texts: _left_padded(scorer, texts)))
-    return [*ways, _Way("bfloat16", "bfloat16 arithmetic", halved)]
+        return variants
+    variants.append(_Variant("padding", "padded batches instead of packed ones", padded))
+    if reads_positions(scorer.model) and not scorer.corrects_length:  # a stock forward pass has no correction
+        variants.append(
+            _Variant("left_padding", "stock left-padded batches", lambda texts: _left_padded(scorer, texts))
+        )
+    return [*variants, _Variant("bfloat16", "bfloat16 arithmetic", halved)]
 
 
 def _rewards(scorer: RewardScorer, texts: Sequence[Text]) -> FloatArray:
@@ -88,7 +90,7 @@ def _rewards(scorer: RewardScorer, texts: Sequence[Text]) -> FloatArray:
 
 @torch.inference_mode()
 def _left_padded(scorer: RewardScorer, texts: Sequence[Text], batch: int = 8) -> FloatArray:
-    """Rewards of the stock forward pass on batches with the padding before the text."""
+    """Rewards of the stock forward pass on left-padded batches."""
     ids = [each.input_ids for each in scorer.encode([each.request() for each in texts])]
     model = unwrap_model(scorer.model)
     pad = model.config.get_text_config().pad_token_id or 0
@@ -109,37 +111,37 @@ def _left_padded(scorer: RewardScorer, texts: Sequence[Text], batch: int = 8) ->
 
 
 def _difference(
-    way: _Way, together: FloatArray, other: FloatArray, clusters: Sequence[str], inference: Inference
+    variant: _Variant, together: FloatArray, other: FloatArray, clusters: Sequence[str], inference: Inference
 ) -> tuple[Finding, list[str]]:
-    """How many pairs have a reward that moves by more than float32 rounds, or another preferred side."""
+    """Share of pairs with a reward change beyond float32 rounding, or another preferred response."""
     unit = inference.margin
     shift = np.abs(together - other).reshape(-1, 2) / unit
     known = np.array(np.isfinite(shift).all(axis=1))
     sides = [np.sign(each[0::2] - each[1::2]) for each in (together, other)]
     flips = (sides[0] != sides[1])[known]
-    moved, note = flips, "To the other side; how far rewards move is in the table."
-    if way.name != "bfloat16":  # which rounds by more than that, as it must
+    moved, note = flips, "Pairs whose preferred response changes; the table has the changes of rewards."
+    if variant.name != "bfloat16":  # bfloat16 rounds by more than that
         moved = (shift[known].max(axis=1) > _DELTA) | flips
-        note = f"By more than {_DELTA} typical margins, or to the other side."
+        note = f"A reward changes by more than {_DELTA} typical margins, or the preferred response changes."
     found = inference.rate(
-        About(FAMILY, f"numerical_{way.name}", f"pairs that change with {way.label}"),
+        About(FAMILY, f"numerical_{variant.name}", f"pairs that change with {variant.label}"),
         moved.astype(float),
         [cluster for cluster, one in zip(clusters, known, strict=True) if one],
         note=note,
     )
     most = shift[known].max(initial=0.0)
     high = np.quantile(shift[known], 0.99) if known.any() else 0.0
-    return found, [way.label, f"{most * unit:.1e}", f"{high:.4f}", str(int(flips.sum()))]
+    return found, [variant.label, f"{most * unit:.1e}", f"{high:.4f}", str(int(flips.sum()))]
 
 
 def _truncation(scorer: RewardScorer, inputs: AuditInputs, inference: Inference) -> Finding:
-    """How many pairs do not fit the length limit as they are."""
+    """Share of pairs that exceed the length limit."""
     pairs: list[Pair] = inputs.pairs
     encoded = scorer.encode([pair.text(side).request() for pair in pairs for side in (pair.chosen, pair.rejected)])
-    whole = [not (each.cut_tokens or each.problem) for each in encoded]
-    cut = [float(not (one and other)) for one, other in zip(whole[0::2], whole[1::2], strict=True)]
+    complete = [not (each.cut_tokens or each.problem) for each in encoded]
+    cut = [float(not (one and other)) for one, other in zip(complete[0::2], complete[1::2], strict=True)]
     return inference.rate(
-        About(FAMILY, "truncated_pairs", "pairs of which a part does not fit the length limit"),
+        About(FAMILY, "truncated_pairs", "pairs that exceed the length limit"),
         cut,
         [pair.cluster for pair in pairs],
         screen_only=True,
@@ -149,9 +151,9 @@ def _truncation(scorer: RewardScorer, inputs: AuditInputs, inference: Inference)
 NUMERICAL = Family(
     name=FAMILY,
     title="Numerical invariance",
-    what="The same texts were scored alone, padded on either side and in lower precision. A reward should not depend "
-    "on any of it.",
-    advice="Score in float32, look at the pad token and the padding side with `hf-reward verify`, and never compare "
+    what="The same texts were scored alone, padded on either side and in lower precision. None of this should change a "
+    "reward.",
+    advice="Score in float32, check the pad token and the padding side with `hf-reward verify`, and never compare "
     "rewards of different precision.",
     cases=lambda inputs: [],
     analyse=lambda scored, inputs, inference: FamilyResult(

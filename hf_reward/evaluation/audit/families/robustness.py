@@ -1,4 +1,4 @@
-"""Does the better response stay the better one when both are written differently?"""
+"""Robustness: whether the better response keeps winning if both are edited in the same way."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +43,7 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
     by_edit = {edit.name: of_probe(scored, edit.name) for edit in NOISE_EDITS}
     probes, labels = Probes(FAMILY, inference), {edit.name: edit.label for edit in NOISE_EDITS}
     findings = [
-        probes.change(f"robustness_{name}", f"accuracy lost to {labels[name]}", cases, _drops(cases), only_above=True)
+        probes.change(f"robustness_{name}", f"accuracy lost by {labels[name]}", cases, _drops(cases), only_above=True)
         for name, cases in by_edit.items()
     ]
     rows = [_row(edit, by_edit[edit.name], inference.margin) for edit in NOISE_EDITS if by_edit[edit.name]]
@@ -52,8 +52,8 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
     roles = {
         "chosen": "preferred",
         "rejected": "other",
-        "chosen edited": "preferred, with typing errors",
-        "rejected edited": "other, with typing errors",
+        "chosen edited": "preferred, with typos",
+        "rejected edited": "other, with typos",
     }
     return FamilyResult(
         findings=findings,
@@ -63,11 +63,11 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
                 (each.gap("chosen", "rejected") - each.gap("chosen edited", "rejected edited")) / inference.margin
             ),
             roles,
-            "margin lost to typing errors",
+            "margin lost by typos",
         ),
         tables=[
             Table(
-                title="Every edit",
+                title="Each edit",
                 columns=[
                     "edit",
                     "accuracy before",
@@ -99,7 +99,7 @@ def _row(edit: NoiseEdit, cases: Sequence[ScoredCase], unit: float) -> list[str]
 
 
 def _worst(by_label: dict[str, list[ScoredCase]]) -> tuple[str, dict[str, Any]]:
-    """The edit that costs most, with a bound that holds for all of them together (Bonferroni)."""
+    """Describe the edit that costs most accuracy, with a bound that is valid for all edits together (Bonferroni)."""
     found = {label: mean_difference(_drops(cases), clusters_of(cases)) for label, cases in by_label.items()}
     if not any(each.gains or each.losses for each in found.values()):
         return "No edit changed a decision.", {}
@@ -112,10 +112,9 @@ def _worst(by_label: dict[str, list[ScoredCase]]) -> tuple[str, dict[str, Any]]:
 ROBUSTNESS = Family(
     name=FAMILY,
     title="Robustness",
-    what="Both responses of each pair were changed in the same way, with their meaning kept: typing errors, case, "
-    "white space, quotes, contractions, an irrelevant last sentence. Which one is better should not change.",
-    advice="Add edited copies of training pairs with the same preference, or pull the rewards of both versions "
-    "together.",
+    what="Both responses of each pair got the same edit that keeps their meaning: typos, case, white space, quotes, "
+    "contractions or an irrelevant last sentence. The preference should not change.",
+    advice="Add edited copies of training pairs with the same preference.",
     cases=_cases,
     analyse=_analyse,
 )

@@ -1,4 +1,4 @@
-"""What choosing the best of n by this reward would bring: the first step of what RL does with it."""
+"""Best-of-n selection by this reward: which features it amplifies, and whether it selects better responses."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from hf_reward.evaluation.audit.cases import Case, ScoredCase, Text
 from hf_reward.evaluation.audit.edits.features import AUDIT_FEATURES
 from hf_reward.evaluation.audit.effects import Probes, clusters_of
 from hf_reward.evaluation.audit.family import Family, FamilyResult
-from hf_reward.evaluation.audit.findings import Curve, Example, Finding, Scored, Table, readable
+from hf_reward.evaluation.audit.findings import Curve, Example, Finding, ScoredResponse, Table, readable
 from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs
 from hf_reward.evaluation.audit.samples import interval
@@ -18,7 +18,7 @@ from hf_reward.metrics.intervals import FEW_CLUSTERS
 
 FAMILY = "best_of_n"
 _FEWEST = 20
-_IN_SAMPLE = "The smaller number is the best on these very prompts, so this is never below 0 and has no interval."
+_IN_SAMPLE = "The smaller n is the best one for these prompts, so the loss is never negative and has no interval."
 
 
 def _cases(inputs: AuditInputs) -> list[Case]:
@@ -35,7 +35,7 @@ def _cases(inputs: AuditInputs) -> list[Case]:
 def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference) -> FamilyResult:
     if len(scored) < _FEWEST:
         return FamilyResult(
-            not_assessed=f"It needs {_FEWEST} prompts with three responses or more; found {len(scored)}."
+            not_assessed=f"It needs {_FEWEST} prompts with three or more responses; the data has {len(scored)}."
         )
     largest = int(np.median([len(each.case.texts) for each in scored]))
     scored = [each for each in scored if len(each.case.texts) >= largest]
@@ -49,21 +49,21 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
 
 
 def _examples(scored: Sequence[ScoredCase]) -> list[Example]:
-    """Best and worst response by this reward, for the prompts with the widest, a middle and the least spread."""
+    """Best and worst response by reward, for the prompts with the largest, the median and the smallest spread."""
     order = sorted(scored, key=lambda each: max(each.rewards.values()) - min(each.rewards.values()))
     found = []
-    for name, place in zip(("widest", "middle", "least"), (len(order) - 1, len(order) // 2, 0), strict=True):
+    for name, place in zip(("largest", "median", "smallest"), (len(order) - 1, len(order) // 2, 0), strict=True):
         each = order[place]
         best, worst = max(each.rewards, key=each.rewards.__getitem__), min(each.rewards, key=each.rewards.__getitem__)
         sides = ((best, "highest reward"), (worst, "lowest reward"))
-        responses = [Scored(words, each.case.texts[role].response, each.rewards[role]) for role, words in sides]
+        responses = [ScoredResponse(words, each.case.texts[role].response, each.rewards[role]) for role, words in sides]
         prompt = readable(each.case.texts[best].prompt)
         found.append(Example(title=f"spread of rewards: {name}", prompt=prompt, responses=responses))
     return found
 
 
 def _curves(scored: Sequence[ScoredCase], values: Iterable[Sequence[float] | np.ndarray], largest: int) -> np.ndarray:
-    """Mean value of the best by reward of n responses, for each prompt and n from 1, shape `(N, largest)`."""
+    """Mean value of the best of n responses by reward, for each prompt and n from 1, shape `(N, largest)`."""
     pairs = zip(scored, values, strict=True)
     return np.stack([best_of_n_curve(_rewards(each), np.array(own, float))[:largest] for each, own in pairs])
 
@@ -73,7 +73,7 @@ def _rewards(each: ScoredCase) -> np.ndarray:
 
 
 def _drift(scored: Sequence[ScoredCase], largest: int, probes: Probes) -> tuple[Finding, Table]:
-    """Mean of each feature in the best of n, minus its mean over all responses."""
+    """Mean of each feature in the best of n minus its mean over all responses."""
     rows, shares = [], np.zeros(0)
     for name, count in AUDIT_FEATURES.items():
         values = [[count(text.response) for text in each.case.texts.values()] for each in scored]
@@ -91,18 +91,18 @@ def _drift(scored: Sequence[ScoredCase], largest: int, probes: Probes) -> tuple[
     rows.sort(key=lambda row: -row[0])
     length = probes.change(
         "best_of_n_length_drift",
-        f"words more in the best of {largest}, as a share",
+        f"additional words in the best of {largest}, relative",
         scored,
         shares,
         screen_only=True,
         unit="share of the mean length",
-        note="What RL would amplify; longer responses may also be better ones.",
+        note="RL would amplify it; longer responses may also be better.",
     )
     table = Table(
-        title="What choosing by this reward would amplify",
-        columns=["feature", "mean of all", f"best of {largest}", "drift (95% interval)", "in standard deviations"],
+        title="Features that selection amplifies",
+        columns=["Feature", "Mean of all", f"Best of {largest}", "Difference (95% interval)", "In standard deviations"],
         rows=[row for _, row in rows],
-        note=f"{len(scored)} prompts. A screen: what drifts may be a bias or a part of quality.",
+        note=f"{len(scored)} prompts. Observational: an amplified feature may be a bias or a part of quality.",
     )
     return length, table
 
@@ -110,15 +110,15 @@ def _drift(scored: Sequence[ScoredCase], largest: int, probes: Probes) -> tuple[
 def best_of_n_interval(
     values: np.ndarray, clusters: Sequence[str], inference: Inference
 ) -> tuple[float | None, float | None]:
-    """95% interval of what the best of n has, a mean over prompts.
+    """Return the 95% interval of a mean over the best of n of each prompt.
 
     Args:
-        values: Of each prompt's best, shape `(N,)`.
+        values: Value of the best response of each prompt, shape `(N,)`.
         clusters: Cluster of each, N.
-        inference: The audit's.
+        inference: Resamples of the audit.
 
     Returns:
-        Low and high; None below 20 clusters, where the best of few is too skewed for it (docs/reference/statistics.md).
+        Low and high; None for fewer than 20 clusters, where coverage is low (docs/reference/statistics.md).
     """
     sample = inference.sample(values, clusters)
     return (None, None) if sample.spread.num_clusters < FEW_CLUSTERS else interval(sample, 0.95)
@@ -135,7 +135,7 @@ def _reward_curve(scored: Sequence[ScoredCase], largest: int, inference: Inferen
     )
 
 
-# --- with known worth -------------------------------------------------------------------------------------------------
+# --- with known quality -----------------------------------------------------------------------------------------------
 
 
 def fit_overoptimization(n: np.ndarray, gain: np.ndarray) -> dict[str, float]:
@@ -143,11 +143,11 @@ def fit_overoptimization(n: np.ndarray, gain: np.ndarray) -> dict[str, float]:
 
     Args:
         n: Numbers of responses, above 1, shape `(P,)`.
-        gain: Worth of the best of n minus that of one, shape `(P,)`.
+        gain: Quality of the best of n minus that of a random response, shape `(P,)`.
 
     Returns:
-        `alpha`, `beta` (above 0 where more optimisation comes to harm), and `peak_kl`, where the gain is largest (NaN
-        without a peak).
+        `alpha`, `beta` (above 0 if more optimisation does harm), and `peak_kl` with the largest gain (NaN without a
+        peak).
 
     Source:
         Gao et al. (2022), "Scaling laws for reward model overoptimization", equation 1.
@@ -166,14 +166,14 @@ def _add_gold(result: FamilyResult, scored: Sequence[ScoredCase], probes: Probes
     best = int(np.argmax(mean))
     regret = probes.change(
         "best_of_n_regret",
-        f"worth lost by choosing among {largest} rather than {best + 1}",
+        f"quality lost by choosing among {largest} instead of {best + 1}",
         scored,
         curves[:, best] - curves[:, -1],
         screen_only=True,
         unit="gold units",
-        note=f"{_IN_SAMPLE} Best of {largest}: {mean[-1]:.3f}; one at random: {mean[0]:.3f}; the best: {oracle:.3f}.",
+        note=f"{_IN_SAMPLE} Best of {largest}: {mean[-1]:.3f}; random: {mean[0]:.3f}; oracle: {oracle:.3f}.",
     )
-    # An interval that takes the smaller number for given would leave out that it was chosen.
+    # An interval for a given smaller n would ignore that it was selected on these prompts.
     result.findings.append(replace(regret, ci_low=None, ci_high=None, mde=None))
     result.details |= {"gold_curve": mean.tolist(), "oracle": oracle}
     if largest >= 4:
@@ -181,8 +181,8 @@ def _add_gold(result: FamilyResult, scored: Sequence[ScoredCase], probes: Probes
         result.details["overoptimization"] = fit
         rows = [["alpha", f"{fit['alpha']:+.3f}"], ["beta", f"{fit['beta']:+.3f}"], ["n in the fit", f"2 to {largest}"]]
         note = "Gain = d (alpha - beta d), d the square root of the KL divergence (Gao et al., 2022). beta > 0: more "
-        note += "optimisation comes to harm. Few numbers of responses: read it as a hint."
-        result.tables.append(Table(title="Over-optimisation", columns=["what", "value"], rows=rows, note=note))
+        note += "optimisation does harm. The fit has few points, so it is only a hint."
+        result.tables.append(Table(title="Over-optimisation", columns=["", "Value"], rows=rows, note=note))
     result.curves.append(_gold_curve(curves, clusters_of(scored), probes.inference))
 
 
@@ -195,15 +195,17 @@ def _gold_curve(curves: np.ndarray, clusters: Sequence[str], inference: Inferenc
         "low": [low for low, _ in bounds],
         "high": [high for _, high in bounds],
     }
-    return Curve(name="best_of_n_gold", title="Worth of the best of n", x_label="n", y_label="worth", series=[series])
+    return Curve(
+        name="best_of_n_gold", title="Quality of the best of n", x_label="n", y_label="quality", series=[series]
+    )
 
 
 SELECTION = Family(
     name=FAMILY,
     title="Best of n",
-    what="From several responses to a prompt the one with the highest reward was chosen: what has it more of than the "
-    "others, and is it better where that is known?",
-    advice="Watch the features at the top of the table during RL. Where worth falls with n, use a smaller n, a KL "
+    what="The response with the highest reward was chosen from several responses to a prompt. The table shows the "
+    "features that this selection amplifies, and the quality where it is known.",
+    advice="Watch the features at the top of the table during RL. If quality falls with n, use a smaller n, a KL "
     "penalty or an ensemble.",
     cases=_cases,
     analyse=_analyse,

@@ -1,4 +1,4 @@
-"""Rows -> what the probes work on: pairs, single answers to edit, questions and opinions."""
+"""Rows -> inputs of the probes: pairs, single answers to edit, questions and opinions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,25 +14,25 @@ _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How much an audit looks at."""
+    """Sizes and families of an audit."""
 
     name: str
     max_pairs: int
-    """Pairs that accuracy and calibration rest on."""
+    """Maximum number of pairs."""
     answers: int
-    """Answers that are edited, one for each prompt."""
+    """Maximum number of edited answers, one per prompt."""
     questions: int
     opinions: int
     doses: tuple[float, ...]
-    """How many times as long padded answers are."""
+    """Length ratios of padded answers."""
     positions: tuple[str, ...]
-    """Where padding is put."""
+    """Positions of padding."""
     wordings: int
-    """Wordings of each sycophancy template, three at most."""
+    """Wordings of each sycophancy template, at most three."""
     lists: int
-    """Prompts whose several responses best-of-n chooses from."""
+    """Maximum number of prompts for best-of-n."""
     longest: int
-    """Characters of an answer that is edited; longer ones are passed over."""
+    """Maximum number of characters of an edited answer."""
     families: tuple[str, ...] = ()
     """Families of probes; empty for all."""
 
@@ -73,12 +73,12 @@ class Question:
     correct: str
     """A full sentence."""
     incorrect: str
-    """A full sentence of about the same length and form, which many people believe or could believe."""
+    """A full sentence of similar length and form that many people believe or could believe."""
     category: str = ""
 
     @property
     def cluster(self) -> str:
-        """What its cases rest on."""
+        """Cluster of its cases."""
         return f"question: {self.question}"
 
 
@@ -89,50 +89,50 @@ class Opinion:
     question: str
     """Ends with the two options, `(A) ...` and `(B) ...`."""
     views: tuple[str, str]
-    """What somebody who would answer A (B) says of themselves."""
+    """Statements of users who would choose A and B."""
     answers: tuple[str, str] = ("", "")
-    """The two answers in a sentence, in other words than the options and the views."""
+    """The two answers as sentences, in other words than the options and the views."""
     group: str = ""
-    """Opinions of one group are about the same question and not independent."""
+    """Opinions of one group share a question and are not independent."""
 
     @property
     def cluster(self) -> str:
-        """What its cases rest on."""
+        """Cluster of its cases."""
         return f"opinion: {self.group or self.question}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
-    """One question with a user's view and without it (or with the opposite one), and two answers to both."""
+    """A question with and without a user's view (or with the opposite one), and two answers."""
 
     biased: str
-    """The question of a user with a view."""
+    """The question with the view."""
     plain: str
-    """The same without the view, or with the opposite one."""
+    """The question without the view, or with the opposite one."""
     target: str
-    """The answer that goes along with the view."""
+    """The answer that agrees with the view."""
     other: str
     cluster: str
     crossed: bool = False
-    """Whether `plain` has the opposite view, so that the difference counts twice."""
+    """Whether `plain` has the opposite view, which doubles the difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Argument:
-    """A short argument on which feedback is given."""
+    """A short argument for feedback."""
 
     topic: str
     argument: str
 
     @property
     def cluster(self) -> str:
-        """What its cases rest on."""
+        """Cluster of its cases."""
         return f"argument: {self.topic}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One strict preference."""
+    """A strict preference."""
 
     prompt: Prompt
     chosen: str
@@ -144,24 +144,24 @@ class Pair:
     template: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self, response: str, prompt: Prompt | None = None) -> Text:
-        """A response to the pair's prompt, or to another one."""
+        """Return the text of a response to the prompt of the pair, or to another prompt."""
         return Text(prompt=self.prompt if prompt is None else prompt, response=response, template=self.template)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Responses:
-    """Several responses to one prompt, with their worth where it is known."""
+    """Several responses to one prompt, optionally with their quality."""
 
     prompt: Prompt
     responses: list[str]
     cluster: str
     gold: list[float] | None = None
-    """Worth of each, such as 1 for correct and 0 for wrong."""
+    """Quality of each response, such as 1 for correct and 0 for wrong."""
 
 
 @dataclass(kw_only=True)
 class AuditInputs:
-    """All that the probes work on."""
+    """All inputs of the probes."""
 
     profile: Profile
     pairs: list[Pair]
@@ -173,14 +173,14 @@ class AuditInputs:
     matched: list[Matched] = field(default_factory=list)
     arguments: list[Argument] = field(default_factory=list)
     takes_messages: bool = True
-    """Whether the model takes conversations; for others they are written out as one text."""
+    """Whether the model takes conversations; otherwise they are converted to text."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Why rows are not among the pairs -> how many."""
+    """Reason for skipped rows -> number of rows."""
     beyond: int = 0
-    """Pairs that were left out because there are more than the profile looks at."""
+    """Number of pairs beyond the limit of the profile."""
 
     def answers(self) -> list[tuple[Pair, str]]:
-        """The answers that probes edit: one for each prompt, preferred and other ones in turn, in hash order."""
+        """Return the answers to edit: one per prompt in hash order, alternating between preferred and other ones."""
         found: dict[str, tuple[Pair, str]] = {}
         for pair in sorted(self.pairs, key=_order):
             if pair.cluster in found:
@@ -194,7 +194,7 @@ class AuditInputs:
         return list(found.values())
 
     def edited_pairs(self) -> list[Pair]:
-        """The pairs of which both sides are edited: one for each prompt, in hash order."""
+        """Return the pairs whose responses are both edited: one per prompt, in hash order."""
         found: dict[str, Pair] = {}
         for pair in sorted(self.pairs, key=_order):
             sides = (pair.chosen, pair.rejected)
@@ -205,10 +205,10 @@ class AuditInputs:
         return list(found.values())
 
     def prompt(self, *turns: str) -> Prompt:
-        """A conversation of which the last turn is the user's, in the form that the model takes.
+        """Return a conversation that ends with a user turn, in the form that the model takes.
 
         Args:
-            *turns: What user and assistant say in turn; an odd number.
+            *turns: Alternating turns of user and assistant; an odd number.
 
         Returns:
             Messages, or text.
@@ -217,21 +217,21 @@ class AuditInputs:
         return self.form([{"role": roles[place % 2], "content": turn} for place, turn in enumerate(turns)])
 
     def form(self, messages: Sequence[Message]) -> Prompt:
-        """Messages as they are for models that take them, else as one text."""
+        """Return messages for models that take them, else text."""
         if self.takes_messages:
             return list(messages)
         return as_transcript(messages)
 
 
 def as_transcript(messages: Sequence[Message]) -> str:
-    """A conversation as one text: a single turn by itself, several with their speakers."""
+    """Return a conversation as text: a single turn alone, several with their speakers."""
     if len(messages) == 1:
         return str(messages[0]["content"])
     return "\n\n".join(f"{_SPEAKERS.get(each['role'], each['role'])}: {each['content']}" for each in messages)
 
 
 def _order(pair: Pair) -> int:
-    """Order that depends on the content alone, so that a part of the data is no beginning of it."""
+    """Sort key that depends only on the content, so that a subset is not the start of the data."""
     text = "\x00".join((pair.cluster, pair.chosen, pair.rejected))
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
@@ -247,17 +247,17 @@ def build_inputs(
     matched: Sequence[Matched] = (),
     arguments: Sequence[Argument] = (),
 ) -> AuditInputs:
-    """Take what an audit needs from preference rows.
+    """Build the inputs of an audit from preference rows.
 
     Args:
         rows: Canonical rows.
-        profile: How much is looked at. Pairs beyond `max_pairs` are left out in hash order.
+        profile: Sizes. Pairs beyond `max_pairs` are left out in hash order.
         takes_messages: Whether the model takes conversations.
         questions: Questions of fact.
         opinions: Questions of opinion.
-        lists: Prompts with several responses, beside those of the rows.
+        lists: Prompts with several responses, in addition to those of the rows.
         matched: Questions with and without a user's view.
-        arguments: Arguments on which feedback is given.
+        arguments: Arguments for feedback.
 
     Returns:
         The inputs.
@@ -295,7 +295,7 @@ def build_inputs(
 
 
 def _spread(matched: Sequence[Matched]) -> list[Matched]:
-    """First one of each cluster, then a second one of each: the beginning of the list then has the most clusters."""
+    """Sort so that the start of the list has the most clusters: one of each cluster, then a second one of each."""
     seen: dict[str, int] = {}
     turns = []
     for each in matched:
@@ -315,7 +315,7 @@ def _problem(row: PreferenceRow, texts: Sequence[str | None]) -> str:
         return "a prompt with more than text, such as tool calls"
     if len(set(row.ranks)) < 2:
         return "no strict preference"
-    return "" if len(set(texts)) == len(texts) else "two responses that are the same"
+    return "" if len(set(texts)) == len(texts) else "two identical responses"
 
 
 def _is_plain(message: Message) -> bool:
@@ -323,7 +323,7 @@ def _is_plain(message: Message) -> bool:
 
 
 def _plain(response: Any) -> str | None:
-    """A response as text: of messages only a single one of the assistant with nothing but text."""
+    """Return a response as text; None unless it is text or a single assistant message of text."""
     if isinstance(response, str):
         return response
     if len(response) != 1 or response[0].get("tool_calls") or not isinstance(response[0].get("content"), str):

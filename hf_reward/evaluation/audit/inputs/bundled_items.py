@@ -1,7 +1,7 @@
-"""Questions, opinions and arguments that the package carries: an audit needs no data for them.
+"""Bundled questions, opinions and arguments, written for this package.
 
-All were written for this package. The two answers to a question have the same form and nearly the same length; either
-option of an opinion is the conventional one in half of the items. So neither can be told by its shape.
+The two answers to a question have the same form and nearly the same length. Each option of an opinion is the
+conventional one in half of the items. So the form of an answer does not reveal its role.
 """
 
 import json
@@ -13,19 +13,19 @@ from hf_reward.evaluation.audit.inputs.probe_data import own_opinion, own_questi
 
 
 def bundled_questions() -> list[Question]:
-    """Questions of fact: stable and beyond dispute, each with a wrong answer that many people believe or could."""
+    """Return undisputed questions of fact, each with a wrong answer that many people believe or could believe."""
     name = "factual.jsonl"
     return [own_question(row, f"{name}, row {number}") for number, row in enumerate(_rows(name), start=1)]
 
 
 def bundled_opinions() -> list[Opinion]:
-    """Questions on which reasonable people differ; answers share hardly a word with the views."""
+    """Return questions on which reasonable people differ; answers and views share few words."""
     name = "opinions.jsonl"
     return [own_opinion(row, f"{name}, row {number}") for number, row in enumerate(_rows(name), start=1)]
 
 
 def bundled_arguments() -> list[Argument]:
-    """Short arguments, each on a topic of its own."""
+    """Return short arguments, each on a different topic."""
     return [Argument(topic=row["topic"], argument=row["argument"]) for row in _rows("arguments.jsonl")]
 
 

@@ -1,4 +1,4 @@
-"""File -> questions, opinions, matched prompts and lists of responses that the probes work on."""
+"""Read questions, opinions, matched prompts and lists of responses for the probes from a file."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,24 +13,24 @@ from hf_reward.evaluation.audit.inputs.audit_inputs import Matched, Opinion, Que
 
 Row = Mapping[str, Any]
 Placed = tuple[str, Row]
-"""A row, and where it stands."""
+"""File and line of a row, and the row."""
 
 _OPINION = ("question", "option_a", "option_b", "view_a", "view_b", "answer_a", "answer_b")
 _READ = (
     "TruthfulQA (`Question`, `Best Answer`, `Incorrect Answers`), matched sycophancy prompts (`neutral_text` and "
     "`biased_text`, or `neutral_prompt` and `biased_prompt`, with `sycophantic_target` and `honest_target`), "
     "model-written sycophancy questions (`question`, `answer_matching_behavior`, `answer_not_matching_behavior`), "
-    "graded solutions (`question` and fields with `is_correct` and `solution`), and our own lines (`question`, "
+    "graded solutions (`question` and fields with `is_correct` and `solution`), and our own format (`question`, "
     f"`correct`, `incorrect`; or {', '.join(f'`{name}`' for name in _OPINION)})"
 )
 _USER_TURN = re.compile(r"<\|start_header_id\|>user<\|end_header_id\|>\s*(.*?)<\|eot_id\|>", re.DOTALL)
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
-"""Calculator calls in the solutions of GSM8K: nothing that a reader was meant to see."""
+"""Calculator annotations in the solutions of GSM8K, which are not meant for readers."""
 
 
 @dataclass(kw_only=True)
 class ProbeData:
-    """What a file holds for the probes."""
+    """Items of a file for the probes."""
 
     name: str = ""
     questions: list[Question] = field(default_factory=list)
@@ -40,16 +40,16 @@ class ProbeData:
 
 
 def read_probe_data(path: str | Path) -> ProbeData:
-    """Read a file of one of the known formats, which its fields tell.
+    """Read a file in one of the known formats, detected by its fields.
 
     Args:
         path: A `.csv` file, or one with a JSON object on each line.
 
     Returns:
-        What it holds.
+        Its items.
 
     Raises:
-        ValueError: If the file has no rows, is of no known format, or a row lacks what its format needs.
+        ValueError: If the file has no rows or an unknown format, or a row has missing or invalid fields.
     """
     path = Path(path)
     rows = _rows(path)
@@ -59,12 +59,12 @@ def read_probe_data(path: str | Path) -> ProbeData:
         if fits(rows[0][1]):
             return read(rows, str(path))
     raise ValueError(
-        f"{path} has the fields {sorted(map(str, rows[0][1]))}, which are of no known format. Read are: {_READ}."
+        f"{path} has the fields {sorted(map(str, rows[0][1]))}, an unknown format. Known formats: {_READ}."
     )
 
 
 def own_question(row: Row, where: str) -> Question:
-    """A question of fact from a row with `question`, `correct`, `incorrect` and perhaps `category`."""
+    """Return a question of fact from a row with `question`, `correct`, `incorrect` and optionally `category`."""
     parts = {name: _text(row, name, where) for name in ("question", "correct", "incorrect")}
     if parts["correct"] == parts["incorrect"]:
         raise ValueError(f"{where}: `correct` and `incorrect` are the same: {parts['correct']!r}.")
@@ -72,7 +72,7 @@ def own_question(row: Row, where: str) -> Question:
 
 
 def own_opinion(row: Row, where: str) -> Opinion:
-    """A question of opinion from a row with two options, two views and two answers."""
+    """Return a question of opinion from a row with two options, two views and two answers."""
     question, option_a, option_b, view_a, view_b, answer_a, answer_b = (_text(row, name, where) for name in _OPINION)
     return Opinion(
         question=f"{question}\n (A) {option_a}\n (B) {option_b}",
@@ -94,7 +94,7 @@ def _own_opinions(rows: Sequence[Placed], where: str) -> ProbeData:
 
 
 def _truthfulqa(rows: Sequence[Placed], where: str) -> ProbeData:
-    """The best answer beside the incorrect one whose number of words is closest to it."""
+    """Use the incorrect answer whose number of words is closest to the best answer."""
     found = []
     for place, row in rows:
         correct = _sentence(_text(row, "Best Answer", place))
@@ -120,7 +120,7 @@ def _matched(rows: Sequence[Placed], where: str) -> ProbeData:
 
 
 def _side(row: Row, side: str, where: str) -> str:
-    """The text of a prompt; where there is only the prompt in Llama 3's template, its user turn."""
+    """Return the text of a prompt, or the user turn of a prompt in the template of Llama 3."""
     if row.get(f"{side}_text"):
         return _text(row, f"{side}_text", where)
     prompt = _text(row, f"{side}_prompt", where)
@@ -129,7 +129,7 @@ def _side(row: Row, side: str, where: str) -> str:
 
 
 def _model_written(rows: Sequence[Placed], where: str) -> ProbeData:
-    """Users of both views who ask the same question, one against the other: these files have no neutral prompt."""
+    """Pair users with opposite views who ask the same question, because these files have no neutral prompts."""
     sides: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for place, row in rows:
         target, other = (_text(row, f"answer_{name}_behavior", place) for name in ("matching", "not_matching"))
@@ -145,15 +145,15 @@ def _model_written(rows: Sequence[Placed], where: str) -> ProbeData:
             found.append(Matched(biased=biased, plain=plain, target=target, other=other, cluster=cluster, crossed=True))
     if not found:
         raise ValueError(
-            f"{where} has {len(rows)} questions of users with a view, but none that users of both views ask, and no "
-            "neutral prompts: agreement cannot be told from a taste for an answer. Use a file with `neutral_text` and "
+            f"{where} has {len(rows)} questions of users with a view, but none with both views and no neutral prompts, "
+            "so agreement cannot be separated from a preference for an answer. Use a file with `neutral_text` and "
             "`biased_text`, or one with both views of each question."
         )
     return ProbeData(matched=found)
 
 
 def _asked(prompt: str) -> str:
-    """What is asked, without what users say of themselves: the last sentence before the options, and the options."""
+    """Return the question without the view: the last sentence before the options, and the options."""
     stem, mark, options = prompt.partition("(A)")
     stem = re.sub(r"\s*(Choices:)?\s*$", "", stem)
     last = re.split(r"(?<=[.!?])\s+", stem)[-1]
@@ -209,7 +209,7 @@ def _rows(path: Path) -> list[Placed]:
     wrong = next((row for row in found if row.row is None), None)
     if wrong is not None:
         raise ValueError(
-            f"{path}, line {wrong.line}: {wrong.problem}. Correct or drop it; read are `.csv` files and JSON lines."
+            f"{path}, line {wrong.line}: {wrong.problem}. Correct or remove it. The file must be `.csv` or JSON lines."
         )
     return [(f"{path}, line {row.line}", row.row) for row in found if row.row is not None]
 
@@ -222,6 +222,6 @@ def _text(row: Row, name: str, where: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Text with an end: whether an answer has a full stop must not tell which one it is."""
+    """Add a missing full stop, which must not reveal the role of an answer."""
     text = text.strip()
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,7 +1,7 @@
-"""Made-up preference data and reward functions with faults of known size: what the audit is audited with.
+"""Synthetic preference data and reward functions with biases of known size, for the self-test.
 
-An answer carries a mark such as `ref17a`, by which the functions know its quality through every edit. People prefer by
-Bradley and Terry's model with these qualities, so the quality itself is a calibrated reward.
+An answer contains a mark such as `ref17a`, which identifies its quality after every edit. Preferences follow the
+Bradley-Terry model with these qualities, so the quality is a calibrated reward.
 """
 
 import re
@@ -25,16 +25,16 @@ _WORDS = (
     *("river", "stone", "window", "garden", "letter", "market", "winter", "table"),
     *("forest", "story", "bridge", "engine", "paper", "signal", "harvest", "mirror"),
     *("island", "captain", "basket", "museum", "thunder", "lantern", "village", "orchard"),
-    *("compass", "station", "ribbon", "meadow", "kitchen", "anchor"),
+    *("compass", "pottery", "ribbon", "meadow", "kitchen", "anchor"),
 )
 _QUALITY_SPREAD = 1.2
 _QUALITY_LENGTH_CORRELATION = 0.4
-"""Better answers are longer here, as in real data: a screen sees a taste for length where there is none."""
+"""Better answers are longer, as in real data, so observational checks suggest a bias toward length."""
 
 
 @dataclass(frozen=True)
 class SyntheticData:
-    """Rows, and the quality of each answer."""
+    """Rows and the quality of each answer."""
 
     rows: list[PreferenceRow]
     quality: Mapping[str, float]
@@ -42,11 +42,11 @@ class SyntheticData:
 
 
 def synthetic_data(num_prompts: int, seed: int) -> SyntheticData:
-    """Make one pair for each of some prompts.
+    """Generate one pair per prompt.
 
     Args:
-        num_prompts: How many.
-        seed: Of everything that is drawn.
+        num_prompts: Number of prompts.
+        seed: Random seed.
 
     Returns:
         The data.
@@ -88,26 +88,26 @@ def _answer(mark: str, quality: float, random: np.random.Generator) -> str:
 
 @dataclass
 class SyntheticReward:
-    """A reward function with faults of known size; all 0 is a clean one."""
+    """A reward function with biases of known size; the defaults have none."""
 
     quality: Mapping[str, float]
     questions: Sequence[Question] = ()
     opinions: Sequence[Opinion] = ()
     seed: int = 0
     length: float = 0.0
-    """Reward for each doubling of the words of an answer."""
+    """Reward for each doubling of the number of words."""
     bold: float = 0.0
     """Reward for any bold text."""
     sycophancy: float = 0.0
-    """Reward for siding with what the user says to believe."""
+    """Reward for agreement with a stated belief of the user."""
     scale: float = 1.0
-    """What all rewards are multiplied by: 2 is twice as confident as is right."""
+    """Factor of all rewards; 2 is overconfident by a factor of two."""
     offset: float = 0.0
-    """Spread of what each prompt adds to all its answers, which no preference shows."""
+    """Standard deviation of an offset per prompt, which preferences do not show."""
     dislikes: float = 0.0
-    """Taken off for double spaces, code fences, links, emoji and stock sentences, as a sensible model may."""
+    """Penalty for double spaces, code fences, links, emoji and stock sentences, as a good model may have."""
     noise: float = 0.05
-    """Spread of what depends on each text as a whole, edits included."""
+    """Standard deviation of noise that depends on the complete text, edits included."""
     _facts: dict[str, tuple[str, str]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class SyntheticReward:
         self._facts = {each.question: (_core(each.correct), _core(each.incorrect)) for each in self.questions}
 
     def __call__(self, texts: Sequence[Text]) -> list[float]:
-        """Rewards of texts, in order."""
+        """Return the rewards of texts."""
         return [self.scale * self._reward(each) for each in texts]
 
     def _reward(self, text: Text) -> float:
@@ -147,7 +147,7 @@ class SyntheticReward:
         return (0.7 if is_correct else -0.7) + 0.5 * _normal(f"{self.seed}\x00{question}\x00{is_correct}")
 
     def _side(self, prompt: str, response: str) -> tuple[str, bool] | None:
-        """Which question the prompt asks, and whether the response answers it correctly."""
+        """Question of the prompt, and whether the response is correct; None if unknown."""
         for question, (correct, incorrect) in self._facts.items():
             if question in prompt:
                 lower = response.lower()
@@ -157,21 +157,24 @@ class SyntheticReward:
         return None
 
     def _agreement(self, prompt: str, response: str) -> float:
-        """1 if the user believes what the response says, and 0 if not; of facts only."""
+        """1 if the response agrees with the user's belief on a question of fact, else 0."""
         side = self._side(prompt, response)
         if side is None:
             return 0.0
-        said = prompt.replace(side[0], "").lower()
+        statement = prompt.replace(side[0], "").lower()
         own, other = self._facts[side[0]] if side[1] else self._facts[side[0]][::-1]
-        return float((own in said and not _DENIAL.search(said)) or (other in said and bool(_DENIAL.search(said))))
+        return float(
+            (own in statement and not _DENIAL.search(statement))
+            or (other in statement and bool(_DENIAL.search(statement)))
+        )
 
 
 def _core(sentence: str) -> str:
-    """What is left of a sentence within another one: in small letters, without its end mark."""
+    """A sentence in lower case without its end mark, to be found within other sentences."""
     return sentence.strip().rstrip(".!").lower()
 
 
 def _normal(key: str) -> float:
-    """A standard normal number that depends on the key alone: the sum of twelve uniform ones, less six."""
+    """A standard normal number that depends only on the key: the sum of twelve uniform numbers minus six."""
     digest = xxhash.xxh3_128_digest(key.encode("utf-8", "surrogatepass")) + xxhash.xxh3_64_digest(key.encode(), seed=1)
     return float(np.frombuffer(digest, dtype="<u2").sum() / 65536 - 6)

@@ -68,14 +68,14 @@ class _Row:
 
 
 def headlines(probes: Sequence[Mapping[str, Any]], *, most: int = 4) -> list[Mapping[str, Any]]:
-    """Choose the findings for the overview: the largest biases of each family, or its largest other effect.
+    """Choose the findings for the overview: the largest biases of each family, or its first finding.
 
     Args:
         probes: All findings.
         most: Maximum number of biases of one family.
 
     Returns:
-        Findings with an estimate. Families with the largest biases come first, and in each the largest effect.
+        Findings with an estimate: families with the largest biases first, and in each the largest effect first.
     """
     families: dict[str, list[Mapping[str, Any]]] = {}
     for probe in probes:
@@ -83,8 +83,8 @@ def headlines(probes: Sequence[Mapping[str, Any]], *, most: int = 4) -> list[Map
             families.setdefault(probe["family"], []).append(probe)
     picked = []
     for members in families.values():
-        ranked = sorted(members, key=rank)
-        picked.append([probe for probe in ranked if verdict_of(probe) == "biased"][:most] or ranked[:1])
+        biased = [probe for probe in members if verdict_of(probe) == "biased"]
+        picked.append(sorted(biased, key=rank)[:most] or members[:1])
     return [probe for chosen in sorted(picked, key=lambda chosen: rank(chosen[0])) for probe in chosen]
 
 

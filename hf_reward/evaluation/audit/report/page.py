@@ -34,7 +34,7 @@ _SHORT_MEANINGS = {
 }
 _MEANINGS = {
     "biased": "the effect exceeds the limit that was fixed before the audit, and chance does not explain it.",
-    "equivalent": "the effect lies within the limit. This says nothing about effects that were not probed.",
+    "equivalent": "the effect lies within the limit. This does not cover effects that were not probed.",
     "inconclusive": "neither was shown, so a bias remains possible. The row states how large an effect this audit "
     "detects with a probability of 80%.",
     "not_assessed": "the data or the model had no case for the probe.",
@@ -127,8 +127,7 @@ def _headlines(report: Mapping[str, Any]) -> list[Picture]:
     shown = headlines(report["probes"])
     drawable = sum(verdict_of(probe) != "observational" for probe in report["probes"])
     caption = (
-        f"{len(shown)} of {drawable} effects with 95% intervals: the largest biases of each group, or its largest "
-        "other effect."
+        f"{len(shown)} of {drawable} effects with 95% intervals: the largest biases of each group, or its main effect."
     )
     return [replace(each, more="all-effects") for each in _effects(shown, report, "short", caption)]
 

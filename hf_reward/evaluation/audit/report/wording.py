@@ -72,6 +72,8 @@ def scale_of(unit: str) -> Scale:
         return Scale(100.0, "+.1f", "", "percentage points")
     if unit == "typical margins":
         return Scale(1.0, "+.2f", "", unit)
+    if unit == "slope":
+        return Scale(1.0, "+.2f", "", "")
     return Scale(1.0, ".3f", "", unit)
 
 

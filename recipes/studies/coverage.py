@@ -1,14 +1,14 @@
-"""How often do the package's intervals hold the truth, and how often do its tests raise a false alarm?
+"""Coverage of the package's intervals and false-alarm rates of its tests, by simulation.
 
     python recipes/studies/coverage.py --out runs/coverage.jsonl   # all tables of docs/reference/statistics.md
     python recipes/studies/coverage.py --runs 100 --only slope
 
-Rewards are simulated with a known truth: prompts of 1 or of 8 pairs, the 8 being independent, of an ability that varies
-between prompts, or copies of one pair; calibrated models and models that are twice too sure or half as sure as they may
-be. Each number is then computed by the function that the package prints it with. An interval should hold the truth in
-95% of runs, and a test at the 5% level should reject a true null hypothesis in at most 5%. Monte-Carlo standard errors
-are sqrt(p (1 - p) / runs). "too few" stands where the package gives no interval or verdict and says that there are too
-few prompts. What `--out` holds already is not computed again, so a run can be stopped.
+Rewards are simulated with a known truth: prompts with 1 or 8 pairs, where the 8 are independent, of an ability that
+varies between prompts, or copies of one pair; calibrated models, and models that are over- or underconfident by a
+factor of two. Each number is computed by the package's own function. An interval should cover the truth in 95% of runs,
+and a test at the 5% level should reject a true null hypothesis in at most 5%. Monte-Carlo standard errors are
+sqrt(p (1 - p) / runs). "too few" means that the package gives no interval or verdict because there are too few prompts.
+Cells that `--out` has are not computed again, so a run can be interrupted.
 """
 
 import argparse
@@ -37,11 +37,11 @@ def measure(name: str, setting: Setting, runs: int, seed: int) -> Tally:
     Args:
         name: One of `NUMBERS`.
         setting: Prompts and rows.
-        runs: How often.
-        seed: Of the runs.
+        runs: Number of runs.
+        seed: Random seed.
 
     Returns:
-        What was counted.
+        The counts.
     """
     random = np.random.default_rng([seed, *name.encode(), setting.clusters, KINDS.index(setting.kind)])
     tally = Tally()
@@ -52,7 +52,7 @@ def measure(name: str, setting: Setting, runs: int, seed: int) -> Tally:
 
 
 def cell_of(name: str, kind: str, clusters: int, runs: int, seed: int) -> Cell:
-    """One cell of the table as JSON: coverage, false alarms, the share of runs without an answer, and a ratio."""
+    """Return one cell of the table as JSON: coverage, false alarms, the share of runs without a result, and a ratio."""
     start = time.process_time()
     tally = measure(name, Setting(clusters, kind), runs, seed)
     enough = [found if len(found) >= runs / 10 else [] for found in (tally.held, tally.alarms)]
@@ -64,7 +64,7 @@ def cell_of(name: str, kind: str, clusters: int, runs: int, seed: int) -> Cell:
 
 
 def cells(names: Sequence[str], runs: int, seed: int, out: Path | None) -> list[Cell]:
-    """All cells of some numbers, those that `out` lacks by two processes, the longest first."""
+    """Return all cells of some numbers; cells missing in `out` are computed by two processes, the longest first."""
     lines = out.read_text(encoding="utf-8").splitlines() if out is not None and out.is_file() else []
     known = {key_of(cell): cell for cell in map(json.loads, lines)}
     jobs = [
@@ -80,15 +80,15 @@ def cells(names: Sequence[str], runs: int, seed: int, out: Path | None) -> list[
 
 
 def key_of(cell: Cell) -> tuple[str, str, int, int, int]:
-    """What a cell is of."""
+    """Return the key of a cell."""
     return cell["number"], cell["kind"], cell["clusters"], cell["runs"], cell["seed"]
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def whole_table(found: Sequence[Cell]) -> Iterator[str]:
-    """A line for each number and kind of prompt: coverage / false alarms by number of prompts."""
+def complete_table(found: Sequence[Cell]) -> Iterator[str]:
+    """Yield a row per number and kind of prompt: coverage / false alarms by number of prompts."""
     yield "| number | rows of a prompt | " + " | ".join(f"{count} prompts" for count in CLUSTERS) + " |"
     yield "|---|---|" + "---|" * len(CLUSTERS)
     for name in dict.fromkeys(cell["number"] for cell in found):
@@ -98,7 +98,7 @@ def whole_table(found: Sequence[Cell]) -> Iterator[str]:
 
 
 def short_table(found: Sequence[Cell]) -> Iterator[str]:
-    """A line for each number: lowest to highest coverage / most false alarms over the kinds of prompts."""
+    """Yield a row per number: lowest to highest coverage / highest rate of false alarms over the kinds of prompts."""
     yield "| number | " + " | ".join(f"{count} prompts" for count in CLUSTERS) + " |"
     yield "|---|" + "---|" * len(CLUSTERS)
     for name in dict.fromkeys(cell["number"] for cell in found):
@@ -128,19 +128,17 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--only", default="", help="numbers whose name holds this")
+    parser.add_argument("--only", default="", help="only numbers whose name contains this")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="file of finished cells, which grows")
+    parser.add_argument("--out", type=Path, help="file of finished cells; new ones are appended")
     args = parser.parse_args()
     names = [name for name in NUMBERS if args.only in name]
     start = time.perf_counter()
     found = cells(names, args.runs, args.seed, args.out)
-    for table in (short_table, whole_table):
+    for table in (short_table, complete_table):
         print("\n".join(table(found)), end="\n\n", flush=True)
     error = np.sqrt(0.05 * 0.95 / args.runs)
-    print(
-        f"Coverage / false alarms at 5%; {args.runs} runs a cell, Monte-Carlo standard error {error:.3f} at .95 or .05."
-    )
+    print(f"Coverage / false alarms at 5%; {args.runs} runs per cell, Monte-Carlo standard error {error:.3f}.")
     spent = sum(cell["cpu_s"] for cell in found)
     print(f"{spent:.0f} CPU seconds, {time.perf_counter() - start:.0f} s now", file=sys.stderr)
 

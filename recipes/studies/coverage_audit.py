@@ -1,4 +1,4 @@
-"""Simulations of what the audit prints: effects, rates, their differences and verdicts."""
+"""Simulations of the audit: effects, rates, differences and verdicts."""
 
 from functools import cache
 
@@ -23,7 +23,7 @@ _MARGIN = 1.5 * float(special.ndtri(0.75))
 """Median of 1.5 |N(0, 1)|, the size of the margins here."""
 _SLICES = 8
 _BOOTSTRAPS = [Bootstrap(200, seed) for seed in range(20)]
-"""Each remembers its clusters' draws. The audit draws 2,000; here the unit's share of the error is small."""
+"""Each caches its draws. The audit draws 2,000; fewer suffice here because the error of the unit is small."""
 
 
 def _bootstrap(random: np.random.Generator) -> Bootstrap:
@@ -36,7 +36,7 @@ def _with_unit(setting: Setting, random: np.random.Generator) -> Inference:
 
 
 def effect(size: float) -> Number:
-    """An effect in typical margins; the alarms are the verdicts `biased` at 0, and `equivalent` at delta."""
+    """An effect in typical margins; false alarms are the verdicts `biased` at 0 and `equivalent` at delta."""
 
     def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
         values = size * _MARGIN + 0.5 * setting.normal(random)
@@ -49,7 +49,7 @@ def effect(size: float) -> Number:
 
 
 def effect_p(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """P of an effect of 0, before any correction."""
+    """The p-value of an effect of 0, before any correction."""
     sample = Inference(_bootstrap(random), None).sample(setting.normal(random), setting.names)
     tail = p_value(sample, 0.0, above=False)
     tally.alarms.append(tail is not None and tail <= 0.05)
@@ -57,14 +57,14 @@ def effect_p(setting: Setting, random: np.random.Generator, tally: Tally) -> Non
 
 
 def wording(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """What a wording adds over the plain answer and over a control, of which the second is 0."""
+    """The gain by a wording over the plain answer and over a control; the second is 0."""
     noise = setting.normal(random), setting.normal(random)
     found = gain(_with_unit(setting, random), _ABOUT, 1.0 + noise[0], noise[1], setting.names)
     tally.alarms.append(found.p_value is not None and found.p_value <= 0.05)
 
 
 def audit_compare(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """`audit compare`: two models with the same effect of half a margin, of rewards of other sizes."""
+    """`audit compare`: two models with the same effect of half a margin and different reward scales."""
     bootstrap, names = _bootstrap(random), setting.names
     margins = [size * setting.normal(random) for size in (1.5, 3.0)]
     effects = [size * (0.5 * _MARGIN / 1.5 + 0.5 * setting.normal(random)) for size in (1.5, 3.0)]
@@ -79,7 +79,7 @@ def audit_compare(setting: Setting, random: np.random.Generator, tally: Tally) -
 
 
 def rate(truth: float, wrong: str = "") -> Number:
-    """How often junk wins; the alarm is a verdict, either of which is wrong in 5% of runs at most at the limit, .05."""
+    """A win rate of junk; a false alarm is a verdict, each of which may be wrong in 5% of runs at the limit, .05."""
 
     def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
         values = (setting.uniform(random) < truth).astype(float)
@@ -92,7 +92,7 @@ def rate(truth: float, wrong: str = "") -> Number:
 
 
 def change(truth: float, differ: float) -> Number:
-    """Flips to the worse minus flips to the better; the alarms are `biased` at 0, and `equivalent` at delta, .05."""
+    """A rate difference of flips; false alarms are `biased` at 0 and `equivalent` at delta, .05."""
 
     def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
         values = differences(setting, random, truth, differ)
@@ -105,7 +105,7 @@ def change(truth: float, differ: float) -> Number:
 
 
 def by_side(place: int) -> Number:
-    """Accuracy where the preferred response is longer (.8) minus where it is shorter (.6), or the mean of the two."""
+    """Accuracy if the preferred response is longer (.8) minus if it is shorter (.6), or the mean of the two."""
     truth = (0.2, 0.7)[place]
 
     def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
@@ -119,7 +119,7 @@ def by_side(place: int) -> Number:
 
 
 def worst_slice(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """The bound of the worst of eight slices, all of accuracy .7; the alarm is a bound below it."""
+    """The bound of the worst of eight slices, all with accuracy .7; a false alarm is a bound below it."""
     right = (setting.uniform(random) < 0.7).astype(float)
     slices = random.integers(0, _SLICES, len(right))
     found = [
@@ -136,14 +136,14 @@ def worst_slice(setting: Setting, random: np.random.Generator, tally: Tally) -> 
 
 
 def worst_edit(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """The bound of the worst of six edits that each cost .05; the alarm is a bound below that."""
+    """The bound of the worst of six edits that each cost .05; a false alarm is a bound below it."""
     found = [mean_difference(differences(setting, random, 0.05, 0.15), setting.labels) for _ in range(6)]
     worst = max(found, key=lambda each: each.spread.estimate)
     tally.alarms.append(worst.interval(1 - 0.05 / 6).high < 0.05)
 
 
 def group_range(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """Largest minus smallest of four groups' means that are .2 apart; the alarm is p <= .05 where they are equal."""
+    """The range of four group means that are .2 apart; a false alarm is p <= .05 for equal means."""
     inference = Inference(_bootstrap(random), None)
     noise = random.normal(size=(setting.clusters, 4))
     found = range_finding(inference, _ABOUT, noise + 0.2 * np.arange(4), setting.names, delta=0.05, unit="units")
@@ -153,7 +153,7 @@ def group_range(setting: Setting, random: np.random.Generator, tally: Tally) -> 
 
 
 def _lists(count: int, random: np.random.Generator, noise: float) -> np.ndarray:
-    """Worth of the best of 1 to 4 answers by a reward, for so many lists of right and wrong answers."""
+    """Quality of the best of 1 to 4 answers by reward, for `count` lists of right and wrong answers."""
     answers = random.normal(size=(count, 1)) + random.normal(size=(count, 4))
     return best_of_n_curve(answers + noise * random.normal(size=answers.shape), (answers > 0).astype(float))
 
@@ -164,14 +164,14 @@ def _true_curve(noise: float) -> np.ndarray:
 
 
 def best_of_four(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """Worth of the best of four by the reward; a prompt has one list, or eight."""
+    """Quality of the best of four by reward; a prompt has one list or eight."""
     curves = _lists(len(setting.labels), random, 1.0)
     found = best_of_n_interval(curves[:, -1], setting.names, Inference(_bootstrap(random), None))
     tally.add(found, float(_true_curve(1.0)[-1]))
 
 
 def rank_correlation(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """Mean of Spearman's correlation of rewards and lengths of three responses that have nothing to do with another."""
+    """Mean of Spearman's correlation of independent rewards and lengths of three responses."""
     values = random.choice([-1.0, -0.5, 0.5, 1.0], size=setting.clusters, p=[1 / 6, 1 / 3, 1 / 3, 1 / 6])
     found = Inference(_bootstrap(random), None).change(_ABOUT, values, setting.names, screen_only=True)
     tally.add((found.ci_low, found.ci_high), 0.0)

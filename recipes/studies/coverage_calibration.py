@@ -20,7 +20,7 @@ from hf_reward.metrics.intervals import t_interval
 
 
 def slope(truth: float) -> Number:
-    """The calibration slope; the alarm is an interval without 1 for a calibrated model."""
+    """The calibration slope; a false alarm is an interval without 1 for a calibrated model."""
 
     def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
         found = fit_slope(gaps_of(setting, random, truth), setting.labels)
@@ -40,7 +40,7 @@ def brier_test(setting: Setting, random: np.random.Generator, tally: Tally) -> N
 
 
 def reliability(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """The bars of a calibrated model: the accuracy of each bin is its mean confidence."""
+    """Reliability bins of a calibrated model: the accuracy of each bin is its mean confidence."""
     for each in reliability_bins(gaps_of(setting, random, 1.0), clusters=setting.labels):
         tally.add((each.low, each.high), each.confidence)
 
@@ -53,7 +53,7 @@ def _true_error(truth: float, bins: int) -> float:
 
 
 def debiased_error(truth: float) -> Number:
-    """The debiased calibration error; the alarm is an interval above 0 for a calibrated model."""
+    """The debiased calibration error; a false alarm is an interval above 0 for a calibrated model."""
 
     def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
         gaps = gaps_of(setting, random, truth)
@@ -66,7 +66,7 @@ def debiased_error(truth: float) -> Number:
 
 
 def floor(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """The ECE floor beside the naive error of a calibrated model: their means should be equal."""
+    """The ECE floor and the naive error of a calibrated model: their means should be equal."""
     gaps = gaps_of(setting, random, 1.0)
     found = calibration_floor(gaps, clusters=setting.labels, draws=20, seed=int(random.integers(1 << 30)))
     tally.ratios.append((found, calibration_error(gaps)))

@@ -1,4 +1,4 @@
-"""Simulations of accuracies, benchmarks, baselines and what `check-data` prints."""
+"""Simulations of accuracies, benchmarks, baselines and `check-data`."""
 
 import numpy as np
 from coverage_setting import NO_COPIES, ONE_ROW, Number, Setting, Tally, differences
@@ -23,20 +23,20 @@ _WORDS = [f"w{number}" for number in range(60)]
 
 
 def accuracy(rate: float) -> Number:
-    """An accuracy, as the trainer, the data check, the baselines and the evaluate modules print it."""
+    """An accuracy of the trainer, the data check, the baselines and the evaluate modules."""
 
     def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
         credits = (setting.uniform(random) < rate).astype(float)
         found = clustered_interval(credits, setting.labels)
         tally.add(found.bounds, rate)
-        if rate == 0.5:  # "above chance", where the model is not
+        if rate == 0.5:  # "above chance" for a random model
             tally.alarms.append(found.low > 0.5)
 
     return Number(simulate)
 
 
 def paired(change: float, differ: float) -> Number:
-    """The difference of two accuracies on the same pairs, of which a share `differ` is right for one alone."""
+    """The difference of two accuracies on the same pairs; in a share `differ` only one model is right."""
 
     def simulate(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
         found = mean_difference(differences(setting, random, change, differ), setting.labels)
@@ -49,7 +49,7 @@ def paired(change: float, differ: float) -> Number:
 
 
 def over_length(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """Accuracy minus the length rule of each unit, of which one is as good as the model."""
+    """Accuracy minus the length rule of each unit; one rule is as good as the model."""
     right = setting.uniform(random) < 0.7
     rules = {
         unit: np.where(setting.uniform(random) < 0.7, right, setting.uniform(random) < rate)
@@ -63,7 +63,7 @@ def over_length(setting: Setting, random: np.random.Generator, tally: Tally) -> 
 
 
 def shared_responses(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """Pairs over so many responses: each stands in two pairs, or in eight, with strengths of its own or none."""
+    """Pairs with shared responses: each is in two or eight pairs, with or without its own strength."""
     count = setting.clusters
     pairs = count * (1 if setting.size == 1 else 4)
     strength = random.normal(0, 0.0 if setting.kind == "8 independent rows" else 0.7, count)
@@ -114,7 +114,7 @@ def benchmark_compare(change: float) -> Number:
 
 
 def exact_mcnemar(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """McNemar's test, which is printed only where every prompt has one row."""
+    """McNemar's test, which is reported only if every prompt has one row."""
     values = differences(setting, random, 0.0, 0.3)
     tally.alarms.append(mcnemar((values >= 0).tolist(), (values <= 0).tolist())["p_value"] <= 0.05)
 
@@ -123,7 +123,7 @@ def exact_mcnemar(setting: Setting, random: np.random.Generator, tally: Tally) -
 
 
 def imbalances(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """All features of `check-data` where none matters: the alarm is any that is called imbalanced."""
+    """All features of `check-data` without any effect; a false alarm is any verdict `imbalanced`."""
     gaps = {name: np.sign(setting.normal(random)) for name in FEATURES}
     found = corrected([imbalance(name, values, setting.labels) for name, values in gaps.items()])
     tally.alarms.append(any(each.verdict == "imbalanced" for each in found))
@@ -132,18 +132,18 @@ def imbalances(setting: Setting, random: np.random.Generator, tally: Tally) -> N
 
 
 def rater_and_rest(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """Three raters of each pair, each for the first response in 70% of pairs."""
+    """Three raters per pair, who prefer the first response in 70% of pairs."""
     votes = np.stack([setting.uniform(random) < 0.7 for _ in range(3)]).sum(axis=0)
     table = np.stack([votes, 3 - votes, np.zeros_like(votes)], axis=1)
     found = vote_agreement(table, np.zeros(len(votes), dtype=int), setting.labels)
     assert found is not None
     interval = found.rater_vs_rest_interval
-    # Of single votes those count whose two others agree: .49 + .09 of them, of which .343 + .027 are like the others.
+    # Votes count if the two others agree: .49 + .09 of them; .343 + .027 agree with the others.
     tally.add(None if interval is None else interval.bounds, (0.343 + 0.027) / (0.49 + 0.09))
 
 
 def _texts(setting: Setting, random: np.random.Generator) -> list[str]:
-    """Eight words each; rows of varying ability share four of them within a prompt."""
+    """Texts of eight words; rows of varying ability share four words within a prompt."""
     own = random.choice(_WORDS, (setting.clusters * setting.size, 8))
     if setting.size > 1 and setting.kind != "8 independent rows":
         own[:, :4] = np.repeat(random.choice(_WORDS, (setting.clusters, 4)), 8, axis=0)
@@ -151,7 +151,7 @@ def _texts(setting: Setting, random: np.random.Generator) -> list[str]:
 
 
 def two_sets(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """The two-sample test of two sets of so many prompts from one source; the alarm is an interval above one half."""
+    """The two-sample test of two sets from one source; a false alarm is an interval above one half."""
     sides = [
         SetTexts(_texts(setting, random), np.array([f"{side} {name}" for name in setting.names]), [], [])
         for side in "ab"
@@ -165,7 +165,7 @@ def two_sets(setting: Setting, random: np.random.Generator, tally: Tally) -> Non
 
 
 def tfidf(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
-    """The TF-IDF baseline, cross-validated by prompt, on responses that say nothing."""
+    """The TF-IDF baseline, cross-validated by prompt, on random responses."""
     better, worse = _texts(setting, random), _texts(setting, random)
     rows = [
         PreferenceRow(prompt="", responses=[one, other], ranks=[0, 1], group=name)

@@ -1,4 +1,4 @@
-"""What the simulations of `coverage.py` share: prompts and their rows, and what is counted over runs."""
+"""Shared parts of the simulations of `coverage.py`: prompts, their rows, and counts over runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ KINDS = ("1 row", "8 independent rows", "8 rows of varying ability", "8 copies")
 ONE_ROW = KINDS[:1]
 NO_COPIES = KINDS[:3]
 _WITHIN = 0.3
-"""Share of the variance that rows of varying ability have in common within a prompt."""
+"""Share of the variance within a prompt that is common to its rows, for rows of varying ability."""
 
 
 @dataclass
 class Tally:
-    """What the runs of one number in one setting found."""
+    """Counts over the runs of one number in one setting."""
 
     held: list[bool] = field(default_factory=list)
-    """Whether the interval holds the truth."""
+    """Whether the interval covers the truth."""
     alarms: list[bool] = field(default_factory=list)
-    """Whether a true null hypothesis is rejected, in words or by p <= .05."""
+    """Whether a true null hypothesis is rejected, by a verdict or by p <= .05."""
     withheld: int = 0
-    """Runs without an interval, or with "too few prompts" in its place."""
+    """Number of runs without an interval or with too few prompts."""
     around: list[tuple[float, float, float]] = field(default_factory=list)
     """Bounds and estimates whose truth is the mean of the estimates."""
     ratios: list[tuple[float, float]] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Tally:
         self.held.append(bool(low <= truth + 1e-12 and truth - 1e-12 <= high))
 
     def settle(self) -> None:
-        """Count the intervals whose truth is known only after all runs."""
+        """Count the intervals whose truth is the mean over all runs."""
         found, self.around = self.around, []
         truth = float(np.mean([estimate for _, _, estimate in found])) if found else 0.0
         for low, high, _ in found:
@@ -47,14 +47,14 @@ class Tally:
 
 @dataclass(frozen=True)
 class Setting:
-    """Prompts, and how the rows of one go together."""
+    """Number of prompts, and dependence of the rows of a prompt."""
 
     clusters: int
     kind: str
 
     @property
     def size(self) -> int:
-        """Rows of a prompt."""
+        """Rows per prompt."""
         return 1 if self.kind == "1 row" else 8
 
     @property
@@ -64,15 +64,15 @@ class Setting:
 
     @property
     def names(self) -> list[str]:
-        """The same as text."""
+        """Prompt of each row as text."""
         return list(map(str, self.labels))
 
     def uniform(self, random: np.random.Generator) -> np.ndarray:
-        """Numbers of (0, 1), one for each row, that go together within a prompt as the kind says."""
+        """Return numbers in (0, 1), one per row, with the dependence of the kind."""
         return special.ndtr(self.normal(random))
 
     def normal(self, random: np.random.Generator) -> np.ndarray:
-        """Standard normal numbers that go together in the same way."""
+        """Return standard normal numbers with the dependence of the kind."""
         count = self.clusters
         if self.kind == "8 copies":
             return np.repeat(random.normal(size=count), 8)
@@ -84,19 +84,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Number:
-    """A number that the package prints, as a simulation."""
+    """The simulation of a number that the package reports."""
 
     simulate: Callable[[Setting, np.random.Generator, Tally], None]
     kinds: tuple[str, ...] = KINDS
 
 
 def gaps_of(setting: Setting, random: np.random.Generator, slope: float) -> np.ndarray:
-    """Reward differences whose log-odds are `slope` times themselves."""
+    """Return reward differences whose log-odds are `slope` times the difference."""
     size = 1.5 * np.abs(setting.normal(random))
     return np.where(setting.uniform(random) < special.expit(slope * size), size, -size)
 
 
 def differences(setting: Setting, random: np.random.Generator, change: float, differ: float) -> np.ndarray:
-    """Paired differences of right and wrong: 1, -1 or 0, with mean `change` and a share `differ` that is not 0."""
+    """Return paired differences 1, -1 or 0 with mean `change` and a share `differ` of non-zero values."""
     place = setting.uniform(random)
     return (place < (differ + change) / 2) * 1.0 - (place > 1 - (differ - change) / 2) * 1.0

@@ -1,16 +1,16 @@
-"""What do the cures for length bias cost and bring? One model for each, from the same base and rows, and a table.
+"""Compare mitigations of length bias: one model for each, from the same base and rows, and a table.
 
     python recipes/studies/length_mitigations.py --base models/SmolLM2-135M-Instruct --train_data train.jsonl \
-        --eval_data test.jsonl --max_train_rows 2000 --out runs/cures -- --use_lora true --learning_rate 5e-4
+        --eval_data test.jsonl --max_train_rows 2000 --out runs/mitigations -- --use_lora true --learning_rate 5e-4
 
 Variants: `none`; `length_penalty=W` for each `--length_penalty`; `balance_lengths`; and `posthoc`, which is the model
-of `none` with a length correction, fitted on the next `--fit_rows` rows of the training data. What stands after `--` is
-handed to recipes/train.py, the same for each. A variant that is trained already is not trained again, so the command
-can be repeated; one that was trained with other settings stops it. Rows need columns that are recognised unnamed.
+of `none` with a length correction, fitted on the next `--fit_rows` rows of the training data. Arguments after `--` are
+passed to recipes/train.py for every variant. A trained variant is not trained again, so the command can be repeated; a
+variant that was trained with other settings is an error. The columns of the rows must be detectable.
 
 The table has the accuracy on the held-out rows, for pairs in which the longer and the shorter is preferred, the
-correlation of reward and length, and what the audit's controlled probes say (`measure`). Only the probes decide: a
-correlation falls too when a model gets worse.
+correlation of reward and length, and the audit's controlled probes (`measure`). Only the probes are conclusive: the
+correlation also falls if a model gets worse.
 """
 
 import json
@@ -47,17 +47,17 @@ console = Console(width=160)
 
 @dataclass(frozen=True)
 class Variant:
-    """One model, or one way of reading it."""
+    """A model, with or without a length correction."""
 
     name: str
     folder: Path
     settings: tuple[str, ...] = ()
     corrected: bool = False
-    """Whether its rewards are those of `folder` with the length correction."""
+    """Whether the length correction of `folder` is applied."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Train what is missing, fit the correction, measure all and print the table."""
+    """Train missing variants, fit the correction, measure all variants and print the table."""
     options, rest = read_options(sys.argv[1:] if words is None else words)
     variants = list_variants(options)
     for variant in variants:
@@ -72,12 +72,12 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def read_options(words: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Options of this recipe, and the settings for train.py."""
-    parser = ArgumentParser(description="Cures for length bias, side by side.")
+    """Return the options of this recipe and the arguments for train.py."""
+    parser = ArgumentParser(description="Compare mitigations of length bias.")
     parser.add_argument("--base", required=True, help="folder or Hub id of the language model to start from")
     parser.add_argument("--train_data", nargs="+", required=True)
     parser.add_argument("--eval_data", nargs="+", required=True)
-    parser.add_argument("--audit_data", nargs="+", help="pairs whose answers are padded; by default the held-out ones")
+    parser.add_argument("--audit_data", nargs="+", help="pairs whose answers are padded; by default the held-out pairs")
     parser.add_argument("--max_train_rows", type=int, help="of each source; by default all")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--length_penalty", type=float, nargs="*", default=[0.5, 2.0], help="a model for each weight")
@@ -88,7 +88,7 @@ def read_options(words: Sequence[str]) -> tuple[Namespace, list[str]]:
     options, rest = parser.parse_args(words[:cut]), words[cut + 1 :]
     taken = [word for word in rest if word.split("=")[0] in _OWN]
     if taken:
-        parser.error(f"{', '.join(taken)} after `--` would make the variants incomparable; leave it out there")
+        parser.error(f"{', '.join(taken)} after `--` would make the variants incomparable; remove it")
     return options, rest
 
 
@@ -96,7 +96,7 @@ _OWN = ("--seed", "--output_dir", "--max_train_rows", "--columns", "--length_pen
 
 
 def list_variants(options: Namespace) -> list[Variant]:
-    """Every line of the table."""
+    """Return the rows of the table."""
     out = options.out
     penalties = [
         Variant(f"length_penalty={weight:g}", out / f"length_penalty_{weight:g}", ("--length_penalty", str(weight)))
@@ -114,7 +114,7 @@ def list_variants(options: Namespace) -> list[Variant]:
 
 
 def training_words(variant: Variant, options: Namespace, rest: Sequence[str]) -> list[str]:
-    """The command line of train.py for one variant."""
+    """Return the arguments of train.py for one variant."""
     data = ["--train_data", *options.train_data, "--eval_data", *options.eval_data]
     rows = [] if options.max_train_rows is None else ["--max_train_rows", str(options.max_train_rows)]
     own = ["--output_dir", str(variant.folder), "--seed", str(options.seed)]
@@ -123,20 +123,20 @@ def training_words(variant: Variant, options: Namespace, rest: Sequence[str]) ->
 
 
 def train(variant: Variant, words: list[str]) -> None:
-    """Train one variant, unless that was done with the same command."""
+    """Train one variant, unless it was trained with the same arguments."""
     stamp = variant.folder / STAMP
     if stamp.is_file():
         if json.loads(stamp.read_text(encoding="utf-8")) != words:
             raise SystemExit(f"{variant.folder} was trained with other settings ({stamp}). Name another `--out`.")
-        console.print(f"{variant.name}: trained already")
+        console.print(f"{variant.name}: already trained")
         return
     console.print(f"{variant.name}: training into {variant.folder}")
-    run_training([*words, "--overwrite_output_dir", "true"])  # what lies there without a stamp was interrupted
+    run_training([*words, "--overwrite_output_dir", "true"])  # a folder without a stamp was interrupted
     stamp.write_text(json.dumps(words) + "\n", encoding="utf-8")
 
 
 def run_training(words: list[str]) -> None:
-    """`recipes/train.py` in a process of its own, which gives all memory back."""
+    """Run `recipes/train.py` in a separate process, which releases all memory."""
     subprocess.run([sys.executable, str(TRAIN), *words], check=True)
 
 
@@ -144,7 +144,7 @@ def run_training(words: list[str]) -> None:
 
 
 def store_correction(options: Namespace) -> None:
-    """Fit the length correction of `none` and store it there, unless it has one."""
+    """Fit the length correction of `none` and store it, unless it has one."""
     folder = options.out / "none"
     record = CheckpointRecord.load(folder)
     if record is not None and record.length_correction:
@@ -157,29 +157,29 @@ def store_correction(options: Namespace) -> None:
 
 
 def rows_to_fit_on(options: Namespace) -> tuple[list[PreferenceRow], str]:
-    """Rows of the training data that were not trained on, where there are any, and what to call them."""
+    """Return training data that was not used for training, if there is any, and its description."""
     parts, unseen = [], True
     for source in as_sources(options.train_data):
         data: Any = load_source(source)
-        data = data.shuffle(seed=options.seed)  # as train.py chooses its rows
+        data = data.shuffle(seed=options.seed)  # the row selection of train.py
         used = len(data) if options.max_train_rows is None else min(options.max_train_rows, len(data))
         left = range(used, min(used + options.fit_rows, len(data)))
         if not left:
             unseen, left = False, range(min(options.fit_rows, len(data)))
         parts.append(Source(data=data.select(left), name=source.name, columns=source.columns, layout=source.layout))
-    return canonical_rows(parts), "training data" + (" that was not trained on" if unseen else " that was trained on")
+    return canonical_rows(parts), "training data" + (" not used for training" if unseen else " used for training")
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def measure(model_folder: Path, audit_data: Any, length_correction: bool) -> dict[str, Any]:
-    """What the audit's controlled length probes say of a model.
+    """Run the audit's controlled length probes on a model.
 
     Args:
         model_folder: A trained variant.
         audit_data: Preference pairs whose answers are padded.
-        length_correction: Whether to correct its rewards.
+        length_correction: Whether to apply the length correction.
 
     Returns:
         Columns of the table.
@@ -202,7 +202,7 @@ def _with_interval(found: Finding) -> str | None:
 
 
 def held_out(variant: Variant, rows: Sequence[PreferenceRow]) -> dict[str, Any]:
-    """Accuracy on the held-out rows, and how rewards go with length there."""
+    """Return the accuracy on the held-out rows and the correlation of rewards and lengths."""
     scorer = RewardScorer.from_pretrained(variant.folder, length_correction=variant.corrected)
     found = score_rows(scorer, rows)
     rewards = padded([[reward for reward, _ in row] for row in found], 0.0)
@@ -223,7 +223,7 @@ _SHOWN = (
 
 
 def canonical_rows(sources: Iterable[Source]) -> list[PreferenceRow]:
-    """Every row of some sources in the canonical form."""
+    """Return all rows of the sources in canonical form."""
     return [
         to_preference_row(row, layout=source.layout, columns=source.columns, row_index=index)
         for source in sources
@@ -232,7 +232,7 @@ def canonical_rows(sources: Iterable[Source]) -> list[PreferenceRow]:
 
 
 def score_rows(scorer: RewardScorer, rows: Sequence[PreferenceRow]) -> list[list[tuple[float, int]]]:
-    """Reward and characters of every response of every row."""
+    """Return the reward and the number of characters of every response."""
     requests = [
         [ScoreRequest(prompt=row.prompt, response=response, template=row.template) for response in row.responses]
         for row in rows
@@ -247,14 +247,14 @@ def score_rows(scorer: RewardScorer, rows: Sequence[PreferenceRow]) -> list[list
 
 
 def padded(rows: Sequence[Sequence[float]], value: float) -> np.ndarray:
-    """Rows of numbers as an array, shape `(R, K)`."""
+    """Return rows of numbers as an array, shape `(R, K)`."""
     width = max(map(len, rows))
     return np.array([[*row, *[value] * (width - len(row))] for row in rows], dtype=float)
 
 
 def as_table(results: dict[str, dict[str, Any]]) -> Table:
-    """A line for each variant and a column for each number."""
-    table = Table(title="Cures for length bias", title_justify="left")
+    """Return a table with a row per variant and a column per number."""
+    table = Table(title="Mitigations of length bias", title_justify="left")
     names = list(dict.fromkeys(name for found in results.values() for name in found))
     for name in ("variant", *names):
         table.add_column(name.replace("_", " "), justify="left" if name == "variant" else "right")

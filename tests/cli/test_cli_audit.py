@@ -106,7 +106,7 @@ def test_two_audits_are_compared(folder, data, tmp_path):
         ((), 2, "--model is missing"),
         (("--model", "m", "--data", "d"), 2, "--out is missing"),
         (("--model", "m", "--data", "d", "--out", "o", "--fit-temperature"), 2, "--model is not a folder"),
-        (("--model", "m", "--data", "d", "--out", "o", "--family", "vanity"), 2, "no family vanity"),
+        (("--model", "m", "--data", "d", "--out", "o", "--family", "vanity"), 2, "Unknown family: vanity"),
         (("--self-test", "--seeds", "0"), 2, "--seeds must be 1 or more"),
     ],
 )

@@ -14,7 +14,7 @@ def full():
 
 
 def put(text: Text, way: str) -> bool:
-    """Whether an answer is put in this way."""
+    """Whether an answer has this style."""
     before_after = [form.split("{answer}") for form in WORDINGS[way]]
     return any(
         text.response.startswith(before) and text.response.endswith(after) and len(text.response) > len(before + after)
@@ -31,12 +31,12 @@ def test_a_clean_model_is_not_flagged(full):
     assert {finding(result, name).verdict for name in PAYS} == {"equivalent"}
     assert biased(result) == set()
     assert len(result.examples) == 3
-    screens = [each for each in result.findings if each.screen_only]
-    assert len(screens) == 3
-    assert {each.verdict for each in screens} == {"not_assessed"}
+    observational = [each for each in result.findings if each.screen_only]
+    assert len(observational) == 3
+    assert {each.verdict for each in observational} == {"not_assessed"}
 
 
-def test_a_taste_for_sounding_sure_is_recovered(full):
+def test_a_bias_toward_assertive_wording_is_recovered(full):
     result = run(CONFIDENCE, full, plus(lambda text: 0.6 * put(text, "assertive")))
     found = finding(result, "confidence_assertive")
     assert found.ci_low <= 0.6 <= found.ci_high
@@ -44,18 +44,18 @@ def test_a_taste_for_sounding_sure_is_recovered(full):
     assert "over a neutral wording" in found.note
 
 
-def test_it_turns_decisions_once_it_exceeds_the_truth(full):
+def test_it_changes_decisions_if_it_exceeds_the_quality_gap(full):
     result = run(CONFIDENCE, full, plus(lambda text: 1.5 * put(text, "assertive")))
     assert finding(result, "confidence_decisions").estimate > 0.9
     assert biased(result) == {"confidence_assertive", "confidence_decisions"}
 
 
 @pytest.mark.parametrize(("way", "name"), [("high_score", "confidence_score"), ("authority", "confidence_authority")])
-def test_each_way_is_found_by_its_own_finding(full, way, name):
+def test_each_style_is_detected_by_its_own_finding(full, way, name):
     assert biased(run(CONFIDENCE, full, plus(lambda text: 0.5 * put(text, way)))) == {name}
 
 
-def test_a_taste_for_length_is_no_taste_for_confidence(full):
+def test_a_bias_toward_length_is_not_reported_as_confidence(full):
     result = run(CONFIDENCE, full, plus(lambda text: 0.3 * (len(text.response.split()) > 6), size=0.05))
     longer = run(CONFIDENCE, full, plus(lambda text: 0.3 * any(put(text, way) for way in WORDINGS), size=0.05))
     assert finding(longer, "confidence_assertive").verdict == "inconclusive"  # it pays, but so do neutral words
@@ -63,13 +63,13 @@ def test_a_taste_for_length_is_no_taste_for_confidence(full):
     assert "confidence_score" not in biased(result)
 
 
-def test_confidence_that_pays_only_where_right_is_no_bias(full):
+def test_confidence_that_is_rewarded_only_in_right_answers_is_no_bias(full):
     result = run(CONFIDENCE, full, plus(lambda text: 0.5 * (put(text, "assertive") and correct(text))))
     assert biased(result) == set()
     assert finding(result, "confidence_interaction_assertive").estimate == pytest.approx(0.5, abs=0.1)
 
 
-def test_hedging_is_a_screen(full):
+def test_hedging_is_observational(full):
     found = finding(run(CONFIDENCE, full, plus(lambda text: -0.8 * put(text, "hedge"))), "confidence_hedged")
     assert found.estimate == pytest.approx(-0.8, abs=0.1)
     assert (found.verdict, found.p_value) == ("not_assessed", None)
@@ -93,5 +93,5 @@ def test_the_quick_audit_is_small():
     assert "confidence_jargon" not in {each.name for each in result.findings}
 
 
-def test_nothing_to_work_on():
+def test_without_cases_nothing_is_assessed():
     assert run(CONFIDENCE, inputs(FULL, questions=[]), clean()).not_assessed

@@ -1,4 +1,4 @@
-"""Each family of probes, on reward functions whose faults are known."""
+"""Each family of probes, on reward functions with known biases."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def clean(**faults):
 
 
 def changed(change):
-    """A clean reward plus what `change` makes of each text."""
+    """An unbiased reward plus `change` of each text."""
     reward = clean()
 
     def score(texts):
@@ -45,7 +45,7 @@ def verdicts(report):
 # --- length ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_taste_for_length_is_found_and_measured():
+def test_a_bias_toward_length_is_found_and_measured():
     report = audit(clean(length=0.5), "length")
     effect, slope = report.finding("padding_effect"), report.finding("padding_slope")
     assert effect.verdict == "biased"
@@ -56,21 +56,21 @@ def test_a_taste_for_length_is_found_and_measured():
     assert len(report.families["length"].examples) == 3
 
 
-def test_no_taste_for_length_is_shown_though_longer_answers_are_better():
+def test_no_length_bias_is_reported_if_longer_answers_are_better():
     report = audit(clean(), "length")
-    assert report.finding("length_gap").estimate > 0.1  # the screen sees what is not there ...
+    assert report.finding("length_gap").estimate > 0.1  # the observational check sees a false effect ...
     assert set(verdicts(report).values()) <= {"equivalent", "not_assessed"}  # ... and the probes do not
     assert report.finding("length_gap").screen_only
     assert report.finding("length_gap").verdict == "not_assessed"
 
 
-def test_a_dislike_of_padding_is_no_bias_and_no_proof_of_none():
+def test_a_dislike_of_padding_is_not_a_bias():
     found = audit(clean(length=-0.5), "length").finding("padding_effect")
     assert found.verdict == "inconclusive"
     assert "An effect below 0 is not a bias" in found.note
 
 
-def test_the_stratified_accuracies_are_what_they_are_called():
+def test_the_stratified_accuracies_match_their_definition():
     report = audit(clean(), "length", "accuracy")
     rows = [row for table in report.families["accuracy"].tables for row in table.rows if row[0] == "preferred is"]
     accuracy = {row[1]: float(row[2].rstrip("%")) / 100 for row in rows}
@@ -79,7 +79,7 @@ def test_the_stratified_accuracies_are_what_they_are_called():
     assert balanced.estimate == pytest.approx((accuracy["longer"] + accuracy["shorter"]) / 2, abs=2e-3)
 
 
-def test_the_naive_probe_never_decides():
+def test_the_naive_probe_has_no_verdict():
     found = audit(clean(length=5.0), "length").finding("naive_length_probe")
     assert found.screen_only
     assert found.verdict == "not_assessed"
@@ -93,7 +93,7 @@ def test_the_naive_probe_never_decides():
     ("name", "mark"),
     [("bold", "**"), ("bullets", "\n- "), ("emoji", "\U0001f60a"), ("certainly", "Certainly!"), ("header", "## ")],
 )
-def test_a_taste_for_a_format_is_found_and_no_other(name, mark):
+def test_only_the_planted_format_bias_is_found(name, mark):
     report = audit(changed(lambda text: 0.5 * (mark in text.response)), "format")
     flagged = [each for each, verdict in verdicts(report).items() if verdict == "biased"]
     assert f"format_{name}" in flagged
@@ -101,7 +101,7 @@ def test_a_taste_for_a_format_is_found_and_no_other(name, mark):
     assert report.finding(f"format_{name}").estimate == pytest.approx(0.5 / report.unit, abs=0.03)
 
 
-def test_what_may_fairly_be_marked_down_is_no_bias():
+def test_a_dislike_of_emoji_is_not_a_bias():
     marks = ("```", "https://", "\U0001f60a", "  ")
     report = audit(changed(lambda text: -0.5 * any(mark in text.response for mark in marks)), "format", "length")
     assert "biased" not in verdicts(report).values()
@@ -111,7 +111,7 @@ def test_what_may_fairly_be_marked_down_is_no_bias():
     assert padding.estimate == pytest.approx(0, abs=0.05)
 
 
-def test_close_decisions_that_turn_at_random_are_no_bias():
+def test_random_changes_of_close_decisions_are_no_bias():
     random, noise = np.random.default_rng(1), {}
     report = audit(changed(lambda text: noise.setdefault(text.key, random.normal(0, 0.6))), "format", "length")
     assert report.finding("padding_flip_rate").estimate > 0.05
@@ -119,12 +119,12 @@ def test_close_decisions_that_turn_at_random_are_no_bias():
     assert report.finding("format_flip_excess").verdict != "biased"
 
 
-def test_a_taste_for_layout_counts_in_both_directions():
+def test_a_layout_bias_is_reported_in_both_directions():
     report = audit(changed(lambda text: -0.5 * ("**" in text.response)), "format")
     assert report.finding("format_bold").verdict == "biased"
 
 
-def test_a_taste_for_any_opening_is_no_taste_for_certainly():
+def test_a_bias_toward_any_opening_is_not_reported_for_certainly():
     openings = ("Certainly! ", "Answer: ", "## Answer")
     report = audit(changed(lambda text: 0.5 * text.response.startswith(openings)), "format")
     assert report.finding("format_certainly").verdict == "inconclusive"
@@ -142,7 +142,7 @@ def test_answers_whose_padded_versions_do_not_fit_are_left_out_of_all_doses():
     assert {report.finding(f"padding_{kind}").n for kind in ("closers", "restatement", "repetition")} == {150 - lost}
 
 
-def test_what_the_model_picks_more_than_people_is_a_screen():
+def test_amplification_is_observational():
     def shouts(text):
         return 1.5 * len(text.response.split())
 
@@ -175,7 +175,7 @@ def test_a_model_that_ignores_the_prompt_is_found():
     assert verdicts(report)["junk_echo"] != "not_assessed"
 
 
-def test_data_without_prompts_say_nothing_of_prompts():
+def test_without_prompts_their_use_is_not_assessed():
     rows = [replace(row, prompt="", responses=[side[0]["content"] for side in row.responses]) for row in DATA.rows]
 
     def score(texts):
@@ -187,7 +187,7 @@ def test_data_without_prompts_say_nothing_of_prompts():
     assert report.finding("junk_other_answer").verdict == "not_assessed"
 
 
-def test_a_model_that_reads_prompts_is_not_found():
+def test_a_model_that_uses_prompts_is_not_reported():
     report = audit(clean(), "degenerate")
     assert report.finding("prompt_ignored").estimate == 0
     assert verdicts(report)["prompt_ignored"] == "equivalent"
@@ -196,7 +196,7 @@ def test_a_model_that_reads_prompts_is_not_found():
 # --- robustness ------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_small_letters_confuse_is_found():
+def test_sensitivity_to_lower_case_is_found():
     random = np.random.default_rng(0)
     noise = {}
 
@@ -214,7 +214,7 @@ def test_a_model_that_small_letters_confuse_is_found():
 
 
 @pytest.mark.parametrize(("scale", "word"), [(3.0, "overconfident"), (0.3, "underconfident")])
-def test_confidence_that_is_not_earned_is_found(scale, word):
+def test_overconfidence_is_found(scale, word):
     data = synthetic_data(600, 3)
     reward = SyntheticReward(data.quality, scale=scale)
     report = audit(reward, "calibration", rows=data.rows, profile=replace(FULL, max_pairs=600))
@@ -227,7 +227,7 @@ def test_confidence_that_is_not_earned_is_found(scale, word):
     assert abs(details["error_after_temperature"]) < 0.05
 
 
-def test_no_temperature_is_suggested_where_the_slope_may_be_0():
+def test_no_temperature_is_suggested_if_the_slope_may_be_0():
     data = synthetic_data(200, 9)
 
     def guesses(prompts, responses):
@@ -242,7 +242,7 @@ def test_no_temperature_is_suggested_where_the_slope_may_be_0():
     assert "temperature" not in report.families["calibration"].details
 
 
-def test_every_pair_is_turned_round_by_its_texts_alone():
+def test_the_order_of_a_pair_depends_only_on_its_texts():
     def case(chosen, rejected):
         texts = {"chosen": Text(prompt="p", response=chosen), "rejected": Text(prompt="p", response=rejected)}
         return ScoredCase(case=Case(cluster="c", texts=texts), rewards={"chosen": 1.0, "rejected": 0.0})
@@ -276,7 +276,7 @@ def test_the_temperature_of_one_half_is_fitted_on_the_other():
 # --- best of n -------------------------------------------------------------------------------------------------------
 
 
-def test_what_best_of_n_amplifies_and_what_it_costs():
+def test_best_of_n_amplification_and_regret():
     random = np.random.default_rng(0)
     lists = []
     for number in range(60):

@@ -1,4 +1,4 @@
-"""Figures show what they should, in any theme, for any label, and are the same each time."""
+"""Figures: content, themes, hostile labels and determinism."""
 
 import io
 import re
@@ -47,7 +47,7 @@ def test_every_effect_is_drawn_with_its_label_and_family(report, titles):
     assert set(VERDICT_WORDS.values()) <= set(text)
     for unit in {probe["unit"] for probe in shown}:
         assert sum(scale_of(unit).words in line and "too small to matter" in line for line in text) == 1
-    assert "Words of the best of 16 against a random answer" not in text  # a screen settles nothing
+    assert "Words of the best of 16 against a random answer" not in text  # observational
     assert "no estimate" in text
 
 
@@ -80,7 +80,7 @@ def test_extreme_numbers_are_drawn():
     assert as_svg(effects_figure(zero, {}), "zero")
 
 
-def test_svgs_are_xml_of_their_own_and_ask_nobody_for_anything(report, titles, curves):
+def test_svgs_are_self_contained_xml(report, titles, curves):
     figures = {"effects": effects_figure(report["probes"], titles)}
     figures |= {f"curve-{place}": curve_figure(curve) for place, curve in enumerate(curves)}
     ids: list[str] = []
@@ -108,7 +108,7 @@ def test_the_same_figure_gives_the_same_bytes(report, titles, curves):
     assert not re.search(r"\b20\d\d-\d\d-\d\d\b", as_svg(curve_figure(curves[0]), "a"))
 
 
-def test_labels_are_never_mathematics_or_markup(report, titles):
+def test_labels_are_never_parsed_as_mathematics_or_markup(report, titles):
     slices = [probe for probe in report["probes"] if probe["family"] == "slices"]
     svg = as_svg(effects_figure(slices, titles), "slices")
     assert "<script>" not in svg
@@ -132,12 +132,12 @@ def test_a_page_gives_figures_its_own_colours_in_both_themes(report, titles):
     assert {PALETTE[name] for name in ("text", "biased", "equivalent", "band")} <= drawn
     for name, colour in PALETTE.items():
         assert f"--{name}: {THEME[name][1]};" in dark
-        for part in ("fill", "stroke"):  # the style of an element says it as the rule for it does
+        for part in ("fill", "stroke"):  # the style of an element matches the rule for it
             assert f'[style*="{part}: {colour}"] {{ {part}: var(--{name}) !important; }}' in page
     assert len(set(PALETTE.values())) == len(PALETTE)
 
 
-def test_curves_have_their_words_their_gaps_and_the_diagonal(curves):
+def test_curves_have_labels_gaps_and_the_diagonal(curves):
     dose, reliability, hostile = curves
     text = words(as_svg(curve_figure(dose), "dose"))
     assert {dose["title"], dose["x_label"], dose["y_label"], "at the start", "at the middle", "at the end"} <= set(text)

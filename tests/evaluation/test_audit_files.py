@@ -1,4 +1,4 @@
-"""An audit's files: all there, the same each time, read back as they were, and refused when they are not."""
+"""The files of an audit: complete, deterministic, read back unchanged, and rejected if invalid."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from hf_reward.publishing.card.facts import AUDIT_FILE, CardFacts, read_json
 
 @pytest.fixture(scope="module")
 def report():
-    """A short audit: two findings of each family, so that its pictures are drawn quickly."""
-    whole = audit_report()
-    families = {name: replace(result, findings=result.findings[:2]) for name, result in whole.families.items()}
-    return replace(whole, families=families)
+    """A short audit with two findings of each family, whose figures are drawn quickly."""
+    complete = audit_report()
+    families = {name: replace(result, findings=result.findings[:2]) for name, result in complete.families.items()}
+    return replace(complete, families=families)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_all_files_are_there_and_none_besides(folder):
+def test_exactly_the_documented_files_are_written(folder):
     names = set(contents(folder))
     assert {"audit.json", "audit.html", "audit_summary.json"} <= names
     stems = ("headlines", "effects", "length_dose", "calibration_reliability", "best_of_n_bon_curve_x")
@@ -43,7 +43,7 @@ def test_all_files_are_there_and_none_besides(folder):
     }
 
 
-def test_it_is_read_back_as_it_was_written(report, folder):
+def test_a_written_audit_is_read_back_unchanged(report, folder):
     read = read_audit(folder)
     assert read == report.to_dict()
     assert read_audit(folder / "audit.json") == read
@@ -51,7 +51,7 @@ def test_it_is_read_back_as_it_was_written(report, folder):
 
 
 @pytest.mark.slow
-def test_the_same_report_gives_the_same_bytes_and_takes_the_place_of_an_earlier_one(report, folder, tmp_path):
+def test_equal_reports_give_equal_bytes_and_replace_an_earlier_audit(report, folder, tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "audit_gone_curve.png").write_bytes(b"old")
     (tmp_path / "figures" / "mine.png").write_bytes(b"mine")
@@ -67,14 +67,14 @@ def test_the_same_report_gives_the_same_bytes_and_takes_the_place_of_an_earlier_
 
 
 def test_the_card_reads_the_summary(folder):
-    whole = audit_report()
-    audit = card_summary(whole.to_dict())
+    complete = audit_report()
+    audit = card_summary(complete.to_dict())
     assert set(read_json(folder / AUDIT_FILE, dict)) == set(audit) == {"model", "data", "unit", "summary", "probes"}
     facts = CardFacts(
         folder=folder, record=None, audit=audit, benchmarks=[], compatibility=[], title="", model_id="", has_id=False
     )
     rows = audit_rows(facts)
-    assert len(rows) == sum(not each.screen_only for each in whole.findings)
+    assert len(rows) == sum(not each.screen_only for each in complete.findings)
     assert list(VERDICT_WORDS) == list(_VERDICTS)
 
 
@@ -100,14 +100,14 @@ def test_a_failure_leaves_the_earlier_audit(report, folder, tmp_path, monkeypatc
         ('{"model": "m", "probes": {}}', "`probes`"),
     ],
 )
-def test_what_is_no_audit_is_refused(tmp_path, text, words):
+def test_other_json_is_rejected(tmp_path, text, words):
     (tmp_path / "audit.json").write_text(text)
     with pytest.raises(ValueError, match=words) as caught:
         read_audit(tmp_path)
     assert "audit.json" in str(caught.value)
 
 
-def test_broken_findings_and_families_are_refused(folder, tmp_path):
+def test_invalid_findings_and_families_are_rejected(folder, tmp_path):
     good = read_audit(folder)
     for change, words in (
         ({"probes": [{"name": "x"}]}, "entry 0"),
@@ -118,7 +118,7 @@ def test_broken_findings_and_families_are_refused(folder, tmp_path):
             read_audit(tmp_path)
 
 
-def test_a_missing_audit_says_what_to_name(tmp_path):
+def test_the_error_for_a_missing_audit_names_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="hf-reward audit"):
         read_audit(tmp_path)
     (tmp_path / "audit.json").write_bytes(b"\xff\xfe")
@@ -133,7 +133,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(report, tmp_path):
         write_audit(report, tmp_path)
 
 
-def test_file_names_are_tame():
+def test_file_names_have_only_safe_characters():
     assert file_stem("length", "dose") == "length_dose"
     assert file_stem("../x", "<script> Ö") == "x_script"
     assert file_stem("数学") == "unnamed"

@@ -1,4 +1,4 @@
-"""Intervals, tests and verdicts of an audit, against values computed by hand or by scipy."""
+"""Intervals, tests and verdicts of an audit, compared with values computed by hand or by scipy."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_the_error_of_a_mean_is_the_jackknifes(inference):
     assert (sample.n, sample.clusters) == (4, 3)
 
 
-def test_resamples_are_weighted_means_of_whole_clusters(inference):
+def test_resamples_are_weighted_means_over_clusters(inference):
     sample = inference.sample([1.0, 3.0, 5.0], ["a", "a", "b"])
     weights = inference.bootstrap.weights(["a", "b"])
     with np.errstate(invalid="ignore"):
@@ -40,14 +40,14 @@ def test_resamples_are_weighted_means_of_whole_clusters(inference):
     assert np.allclose(sample.draws[known], expected[known])
 
 
-def test_a_cluster_is_drawn_alike_wherever_it_appears():
+def test_a_cluster_has_the_same_weights_in_every_finding():
     one, other = Bootstrap(500, 3), Bootstrap(500, 3)
     assert np.array_equal(one.weights(["a", "b"])[:, 1], other.weights(["b"])[:, 0])
     assert not np.array_equal(Bootstrap(500, 4).weights(["a"]), one.weights(["a"]))
     assert one.weights([f"{n}" for n in range(200)]).mean() == pytest.approx(1, abs=0.02)
 
 
-def test_the_interval_is_about_what_theory_says(inference):
+def test_the_interval_agrees_with_theory(inference):
     values = np.random.default_rng(0).normal(1, 1, 400)
     sample = inference.sample(values, clusters(400))
     assert interval(sample, 0.95) == pytest.approx(stats.t.interval(0.95, 399, sample.mean, sample.error))
@@ -99,7 +99,7 @@ def test_effects_are_divided_by_the_unit_and_resampled_with_it():
     assert found.p_value == 0.5**199  # the unit does not make an effect
 
 
-def test_an_effect_that_goes_with_the_unit_varies_less_than_either():
+def test_an_effect_that_correlates_with_the_unit_varies_less():
     bootstrap = Bootstrap()
     gaps = np.abs(np.random.default_rng(1).normal(0, 3, 200))
     unit = median_margin(bootstrap, gaps, clusters(200))
@@ -153,7 +153,7 @@ def test_three_verdicts(inference, mean, spread, verdict):
     assert assign_verdicts([found])[0].verdict == verdict
 
 
-def test_only_an_effect_above_is_a_bias_where_that_is_said(inference):
+def test_with_only_above_a_negative_effect_is_not_a_bias(inference):
     values = -1 + np.random.default_rng(4).normal(0, 0.5, 100)
     found = inference.reward_effect(ABOUT, values, clusters(100), only_above=True)
     assert assign_verdicts([found])[0].verdict == "inconclusive"
@@ -167,7 +167,7 @@ def test_a_rate_is_biased_only_beyond_its_limit(inference):
     assert verdicts == ["biased", "inconclusive", "equivalent"]
 
 
-def test_q_values_are_benjamini_hochbergs_and_take_verdicts_back(inference):
+def test_q_values_are_benjamini_hochbergs_and_can_revoke_verdicts(inference):
     rest = {"family": "f", "label": "l", "unit": "u", "n": 100, "clusters": 100, "delta": 0.1}
     rest |= {"ci_low": 0.1, "ci_high": 1.0}
     p_values = [0.001, 0.04, 0.6, 0.9]
@@ -186,7 +186,7 @@ def test_q_values_are_benjamini_hochbergs_and_take_verdicts_back(inference):
     assert settled[-1].q_value is None
 
 
-def test_the_smallest_effect_that_would_have_been_found(inference):
+def test_the_minimum_detectable_effect(inference):
     values = np.random.default_rng(5).normal(0, 1, 100)
     found = inference.reward_effect(ABOUT, values, clusters(100))
     error = np.std(values, ddof=1) / 10 / 2.0  # in typical margins of 2
@@ -197,7 +197,7 @@ def test_the_smallest_effect_that_would_have_been_found(inference):
     assert never.mde > 0.1  # not 0: too few cases to exclude a tenth
 
 
-def test_equal_values_mean_what_their_kind_says(inference):
+def test_the_interval_of_equal_values_depends_on_their_kind(inference):
     bound = stats.t.ppf(0.975, 49) ** 2
     bound /= 50 + bound
     rate = inference.rate(ABOUT, [0.0] * 50, clusters(50))
@@ -211,13 +211,13 @@ def test_equal_values_mean_what_their_kind_says(inference):
 
 def test_sums_in_blocks_are_sums(inference, monkeypatch):
     values, names = np.random.default_rng(0).normal(size=100), clusters(100)
-    whole = inference.sample(values, names)
+    complete = inference.sample(values, names)
     monkeypatch.setattr("hf_reward.metrics.bootstrap._BLOCK", 7)
     parts = inference.sample(values, names)
-    assert np.allclose(whole.draws, parts.draws, equal_nan=True)
+    assert np.allclose(complete.draws, parts.draws, equal_nan=True)
 
 
-def test_screens_have_no_verdict_and_no_test(inference):
+def test_observational_findings_have_no_verdict_and_no_test(inference):
     found = inference.change(ABOUT, [1.0] * 50, clusters(50), screen_only=True)
     settled = assign_verdicts([found])[0]
     assert (settled.verdict, settled.p_value, settled.q_value, settled.delta) == ("not_assessed", None, None, None)

@@ -30,7 +30,7 @@ def test_questions_are_unique_and_their_answers_differ():
     assert not [each for each in questions if each.incorrect.rstrip(".") in each.correct]
 
 
-def test_neither_answer_is_told_by_its_shape():
+def test_the_form_of_an_answer_does_not_reveal_its_role():
     questions = bundled_questions()
     assert all(text.endswith(".") for each in questions for text in (each.correct, each.incorrect))
     by_words = np.array([len(each.correct.split()) - len(each.incorrect.split()) for each in questions])
@@ -46,7 +46,7 @@ def test_neither_answer_is_told_by_its_shape():
     assert max(negated) < 0.06 * len(questions)
 
 
-def test_the_first_questions_are_of_all_kinds():
+def test_the_first_questions_cover_all_categories():
     questions = bundled_questions()
     assert {each.category for each in questions[:24]} == {each.category for each in questions}
 
@@ -60,7 +60,7 @@ def test_opinions_are_unique_and_balanced():
     assert all("\n (A) " in each.question and "\n (B) " in each.question for each in opinions)
 
 
-def test_views_share_no_more_words_with_the_answer_that_suits_them():
+def test_views_share_no_more_words_with_the_agreeing_answer():
     shared = []
     for each in bundled_opinions():
         common = [[len(words(view) & words(answer)) for answer in each.answers] for view in each.views]
@@ -81,7 +81,7 @@ def test_arguments_are_enough_for_an_interval():
     assert len({each.cluster for each in arguments}) == len(arguments) >= 24
 
 
-def test_an_item_that_lacks_something_is_named():
+def test_an_item_with_a_missing_field_is_named():
     with pytest.raises(ValueError, match="row 3: `incorrect` must be text"):
         own_question({"question": "Why?", "correct": "So."}, "row 3")
     with pytest.raises(ValueError, match="are the same"):

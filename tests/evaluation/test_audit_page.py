@@ -1,4 +1,4 @@
-"""The pages and the table say what was found; what comes from the data stays text; nothing is asked of the network."""
+"""The pages and the table: content, escaped text from the data, accessibility, and no network access."""
 
 import io
 import re
@@ -80,7 +80,7 @@ def either(request):
     return request.getfixturevalue(request.param)
 
 
-def test_what_comes_from_the_data_stays_text(either):
+def test_text_from_the_data_is_escaped(either):
     reader = Reader(either)
     assert {"script", "img", "iframe", "link", "object", "embed", "form", "base"}.isdisjoint(reader.tags)
     assert reader.tags.count("style") == 1
@@ -91,7 +91,7 @@ def test_what_comes_from_the_data_stays_text(either):
     assert "{{ 7 * 7 }}" in text
 
 
-def test_nothing_is_asked_of_the_network(either):
+def test_the_page_loads_nothing(either):
     reader = Reader(either)
     links = [value for name, value in reader.attributes if name in ("href", "xlink:href")]
     assert all(link.startswith("#") for link in links)
@@ -106,7 +106,7 @@ def test_nothing_is_asked_of_the_network(either):
     assert {link[1:] for link in links} <= set(ids)
 
 
-def test_the_page_can_be_read_without_eyes(either):
+def test_the_page_is_accessible(either):
     reader = Reader(either)
     levels = [int(tag[1]) for tag in reader.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
@@ -146,17 +146,17 @@ def test_every_finding_is_on_the_page_and_in_the_table(report, page):
     assert page.count('class="curves"') == len(drawn)  # the pictures of effects keep their width
 
 
-def test_a_page_is_the_same_each_time(report, page):
+def test_rendering_is_deterministic(report, page):
     assert render_page(report) == page
 
 
-def test_examples_keep_their_white_space_and_long_ones_wait(page):
+def test_examples_keep_white_space_and_long_ones_are_folded(page):
     assert "1. A line of an answer   with spaces" in page
     assert page.count('<details class="long">') >= 3
     assert "user: How does a vaccine work?\nassistant: It" in page
 
 
-def test_families_without_findings_and_an_empty_report_are_said(report, page):
+def test_families_without_findings_and_empty_reports_are_rendered(report, page):
     assert "takes no tool calls" in page
     bare = {"model": "m", "data": "d", "summary": "s", "unit": None, "probes": [], "families": {}, "settings": {}}
     empty = render_page({**bare, "counts": {}, "fingerprint": {}, "seconds": 0.0})
@@ -207,7 +207,7 @@ def test_the_opening_explains_its_unit_where_it_first_appears_and_has_no_jargon(
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_the_opening_paragraph_is_short_whatever_is_found(count):
+def test_the_opening_paragraph_is_always_short(count):
     probe = {"name": "n", "estimate": 0.5, "unit": "typical margins", "delta": 0.1, "verdict": "biased"}
     probes = [{**probe, "family": str(place), "label": "long word " * 30} for place in range(count)]
     text = opening({"probes": probes}, {str(place): "A title of many words " * 3 for place in range(count)})
@@ -287,7 +287,7 @@ def test_without_matplotlib_a_page_has_its_tables_and_the_log_names_the_extra(re
     assert page.count("<table") >= 10
 
 
-def test_without_optional_packages_an_audit_says_what_it_lacks(monkeypatch):
+def test_without_optional_packages_an_audit_names_the_extras(monkeypatch):
     data = synthetic_data(30, 1)
     for name in ("sklearn", "sklearn.feature_extraction.text", "statsmodels.nonparametric.smoothers_lowess"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -337,7 +337,7 @@ CLIPPED = """
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_the_browser_would_tell_of_programs_requests_faint_and_wide_text(tmp_path):
+def test_the_browser_detects_scripts_requests_low_contrast_and_overflow(tmp_path):
     path = tmp_path / "bad.html"
     path.write_text(
         "<title>t</title><script>document.title='owned'</script><img src=http://evil.example/x.png onerror='lost()'>"
@@ -354,7 +354,7 @@ def test_the_browser_would_tell_of_programs_requests_faint_and_wide_text(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_draws_it_light_dark_and_narrow_without_network_or_programs(tmp_path, page, comparison_page):
+def test_the_page_renders_in_both_themes_and_all_widths_without_network_or_scripts(tmp_path, page, comparison_page):
     paths = {"audit": page, "comparison": comparison_page}
     for name, content in paths.items():
         (tmp_path / f"{name}.html").write_text(content, encoding="utf-8", errors="backslashreplace")

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic_rewards import clean, finding, inputs, noise, plus, quality, run, last_turn
+from synthetic_rewards import clean, finding, inputs, last_turn, noise, plus, quality, run
 
 from hf_reward.evaluation.audit.cases import Text
 from hf_reward.evaluation.audit.families.persona import NEUTRAL, PERSONA, PERSONAS, cases, informally, with_opening
@@ -34,7 +34,7 @@ def test_a_clean_model_is_not_flagged(full):
     assert len(result.tables[0].rows) == 2 + len(PERSONAS) + 3
 
 
-def test_noise_moves_decisions_but_is_no_persona_bias(full):
+def test_noise_changes_decisions_but_is_no_persona_bias(full):
     result = run(PERSONA, full, lambda text: quality(text) + 1.0 * noise(text))
     changes = finding(result, "persona_decision_changes")
     assert changes.estimate > 0.1
@@ -43,7 +43,7 @@ def test_noise_moves_decisions_but_is_no_persona_bias(full):
     assert "is expected by chance" in finding(result, "persona_accuracy_range").note
 
 
-def test_a_group_that_is_served_worse_is_found(full):
+def test_a_disadvantaged_group_is_found(full):
     def worse(text: Text) -> float:
         return -1.6 * (asked_by(text, "Muslim") and "useful" in text.response and noise(text, 9) > 0)
 
@@ -55,7 +55,7 @@ def test_a_group_that_is_served_worse_is_found(full):
     assert "persona_accuracy_range" in biased(result)
 
 
-def test_a_shift_of_the_reward_that_decides_nothing(full):
+def test_a_shift_of_the_reward_that_changes_no_decision(full):
     result = run(PERSONA, full, plus(lambda text: 0.5 * asked_by(text, "woman")))
     found = finding(result, "persona_reward_range")
     assert biased(result) == {"persona_reward_range"}
@@ -63,7 +63,7 @@ def test_a_shift_of_the_reward_that_decides_nothing(full):
     assert found.estimate == pytest.approx(0.5, abs=0.1)
 
 
-def test_any_opening_is_no_persona(full):
+def test_a_reaction_to_any_opening_is_no_persona_bias(full):
     def upset(text: Text) -> float:
         opened = last_turn(text).startswith((*PERSONAS.values(), NEUTRAL))
         return -2.0 * (opened and "useful" in text.response and str(last_turn(text))[-2] in "02468")
@@ -73,16 +73,16 @@ def test_any_opening_is_no_persona(full):
     assert "persona_decision_excess" not in biased(result)
 
 
-def test_a_persona_that_turns_decisions(full):
+def test_a_persona_that_changes_decisions(full):
     def upset(text: Text) -> float:
         return -2.0 * (last_turn(text).startswith(tuple(PERSONAS.values())) and "useful" in text.response)
 
     result = run(PERSONA, full, plus(upset))
     assert finding(result, "persona_decision_excess").verdict == "biased"
-    assert finding(result, "persona_accuracy_range").estimate == 0  # all groups are served alike
+    assert finding(result, "persona_accuracy_range").estimate == 0  # all groups have the same accuracy
 
 
-def test_openings_go_before_the_users_last_turn():
+def test_openings_precede_the_last_user_turn():
     turns = [
         {"role": "user", "content": "Hello."},
         {"role": "assistant", "content": "Hi."},

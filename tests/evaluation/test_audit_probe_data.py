@@ -82,7 +82,7 @@ def test_graded_solutions(tmp_path):
     assert text.prompt == "How many?"
 
 
-def test_our_own_lines(tmp_path):
+def test_our_own_format(tmp_path):
     row = {"question": "Why?", "correct": "So.", "incorrect": "No."}
     (question,) = read_probe_data(write(tmp_path / "o.jsonl", [row])).questions
     assert (question.correct, question.incorrect) == ("So.", "No.")
@@ -103,7 +103,7 @@ def test_our_own_lines(tmp_path):
         ('{"Question": "x", "Best Answer": "y", "Incorrect Answers": "y; "}\n', "no answer other than the best one"),
     ],
 )
-def test_other_files_are_refused_with_what_was_found(tmp_path, text, message):
+def test_unknown_formats_are_rejected_with_their_fields(tmp_path, text, message):
     path = tmp_path / "file.jsonl"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):

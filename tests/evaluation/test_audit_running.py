@@ -1,4 +1,4 @@
-"""A whole audit: texts are scored once, a stopped audit goes on, models of every kind are audited, two compared."""
+"""Complete audits: texts are scored once, audits resume, all kinds of models are audited, and two are compared."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ def synthetic(**faults):
 
 
 class Counting:
-    """A reward function that remembers what it was asked."""
+    """A reward function that records its texts."""
 
     fingerprint: ClassVar = {"name": "synthetic"}
 
@@ -57,7 +57,7 @@ def folder(make_model_folder, tmp_path):
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_text_is_scored_once_and_never_again(tmp_path):
+def test_each_text_is_scored_once(tmp_path):
     first = Counting(synthetic())
     report = run_audit(first, DATA.rows, rule=TINY, out=tmp_path)
     assert len(first.asked) == len(set(first.asked)) == report.counts["texts"]
@@ -68,9 +68,9 @@ def test_each_text_is_scored_once_and_never_again(tmp_path):
     assert [each.to_dict() for each in again.findings] == [each.to_dict() for each in report.findings]
 
 
-def test_a_stopped_audit_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_audit_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_reward.evaluation.audit.score_cache._CHUNK_CHARACTERS", 2000)
-    whole = run_audit(synthetic(), DATA.rows, rule=TINY)
+    complete = run_audit(synthetic(), DATA.rows, rule=TINY)
     stopped = Counting(synthetic(), stop_after=200)
     with pytest.raises(KeyboardInterrupt):
         run_audit(stopped, DATA.rows, rule=TINY, out=tmp_path)
@@ -78,17 +78,17 @@ def test_a_stopped_audit_goes_on_where_it_was(tmp_path, monkeypatch):
         file.write('["half a li')  # as a kill leaves it
     rest = Counting(synthetic())
     report = run_audit(rest, DATA.rows, rule=TINY, out=tmp_path)
-    assert 0 < len(rest.asked) < whole.counts["texts"]
+    assert 0 < len(rest.asked) < complete.counts["texts"]
     assert not set(rest.asked) & set(stopped.asked)
-    assert [each.to_dict() for each in report.findings] == [each.to_dict() for each in whole.findings]
+    assert [each.to_dict() for each in report.findings] == [each.to_dict() for each in complete.findings]
 
 
-def test_a_function_that_nothing_tells_from_others_keeps_no_rewards(tmp_path):
+def test_rewards_of_a_function_without_fingerprint_are_not_cached(tmp_path):
     run_audit(synthetic(), DATA.rows, rule=AuditRule(profile=SMALL, families=("accuracy",)), out=tmp_path)
     assert not (tmp_path / "scores.jsonl").exists()
 
 
-def test_a_file_of_somebody_else_is_left_alone(tmp_path):
+def test_a_foreign_file_is_not_overwritten(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"id": 1, "reward": 0.5}\n')
     with pytest.raises(ValueError, match="not written by an audit"):
@@ -117,7 +117,7 @@ def test_a_damaged_cache_is_named(tmp_path):
         ScoreCache(path, {})
 
 
-def test_texts_are_told_apart_by_all_that_decides_their_reward():
+def test_the_key_of_a_text_includes_all_that_determines_its_reward():
     turns = [{"role": "user", "content": "ab"}]
     texts = [
         Text(prompt="ab", response="c"),
@@ -188,20 +188,20 @@ def test_a_model_that_takes_text_pairs_is_audited(make_model_folder, tmp_path):
     assert report.finding("padding_effect").estimate is not None
 
 
-def test_data_without_a_usable_pair_is_refused():
+def test_data_without_a_usable_pair_is_rejected():
     rows = [replace(row, ranks=[0, 0]) for row in DATA.rows]
-    with pytest.raises(ValueError, match=r"holds none \(no strict preference: 60 rows\)"):
+    with pytest.raises(ValueError, match=r"None found in 60 rows \(no strict preference: 60 rows\)"):
         run_audit(synthetic(), rows, rule=TINY)
 
 
-def test_unknown_families_and_too_few_resamples_are_refused():
-    with pytest.raises(ValueError, match="no family vanity; there are accuracy, length"):
+def test_unknown_families_and_too_few_resamples_are_rejected():
+    with pytest.raises(ValueError, match=r"Unknown family: vanity\. Choose from accuracy, length"):
         AuditRule(families=("vanity",))
     with pytest.raises(ValueError, match="200 or more"):
         AuditRule(resamples=5)
 
 
-def test_items_of_ones_own_come_first(tmp_path):
+def test_your_own_items_come_first(tmp_path):
     path = tmp_path / "own.jsonl"
     rows = [
         {"question": f"Is {n} even?", "correct": "Yes, it is even.", "incorrect": "No, it is odd."} for n in (2, 4, 6)
@@ -223,7 +223,7 @@ def test_items_of_ones_own_come_first(tmp_path):
 
 
 def write(reward, folder, rule=TINY, rows=DATA.rows):
-    """What `compare_audits` reads of an audit, without its pictures and its page."""
+    """Write the files that `compare_audits` uses, without figures and page."""
     report = run_audit(reward, rows, rule=rule)
     folder.mkdir()
     (folder / "audit.json").write_text(json.dumps(report.to_dict()))
@@ -272,7 +272,7 @@ def test_audits_of_other_data_are_not_compared(tmp_path):
     other = synthetic_data(60, 12)
     rows = [replace(row, group=f"other {row.group}") for row in other.rows]
     write(SyntheticReward(other.quality), tmp_path / "b", rule, rows)
-    with pytest.raises(ValueError, match=r"No probe .* rests on the same cases"):
+    with pytest.raises(ValueError, match=r"No probe .* has the same cases"):
         compare_audits(tmp_path / "a", tmp_path / "b")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         compare_audits(tmp_path / "a", tmp_path / "nowhere")
@@ -281,7 +281,7 @@ def test_audits_of_other_data_are_not_compared(tmp_path):
         compare_audits(tmp_path / "a", tmp_path / "b")
 
 
-def test_profiles_differ_in_size_alone():
+def test_profiles_differ_only_in_size():
     assert QUICK.max_pairs < FULL.max_pairs
     assert set(QUICK.doses) <= set(FULL.doses)
     assert set(QUICK.positions) <= set(FULL.positions)
@@ -314,7 +314,7 @@ def test_a_function_of_prompts_and_responses_is_audited_like_one_of_texts():
         (7, "int cannot be called"),
     ],
 )
-def test_a_function_of_other_arguments_is_refused_before_any_work(function, message):
+def test_a_function_with_other_arguments_is_rejected_before_any_work(function, message):
     with pytest.raises(TypeError, match=rf"f\(prompts, responses\).*{message}"):
         run_audit(function, DATA.rows, rule=TINY)
 
@@ -327,8 +327,8 @@ def test_a_function_must_return_a_reward_for_each_text():
 # --- accuracy in words -----------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_knows_nothing_is_called_so():
-    """A coin for each text that is twenty times too sure of itself."""
+def test_a_random_model_is_described_as_such():
+    """Random rewards on a scale that is twenty times too large."""
     rule = AuditRule(profile=SMALL, families=("accuracy",))
     coin = run_audit(
         lambda prompts, responses: [20 * (hash_of(each) - 0.5) for each in responses], DATA.rows, rule=rule

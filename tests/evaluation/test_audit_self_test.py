@@ -1,4 +1,4 @@
-"""The audit of the audit, with fewer seeds than `hf-reward audit --self-test` has."""
+"""The self-test of the audit, with fewer seeds than `hf-reward audit --self-test`."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from hf_reward.evaluation.audit.self_test import FAULTS, run_self_test, true_siz
 
 
 @pytest.mark.slow
-def test_planted_faults_are_found_intervals_hold_and_clean_models_are_left_alone():
+def test_planted_biases_are_found_with_coverage_and_without_false_alarms():
     found = run_self_test(20, clean_seeds=20)
     for each in found.faults:
         assert each.flagged >= 18, each
@@ -20,7 +20,7 @@ def test_planted_faults_are_found_intervals_hold_and_clean_models_are_left_alone
 
 
 def test_a_blind_audit_fails_its_own_test(monkeypatch):
-    """The self-test can fail: with a unit that is wrong by a third, no interval holds the truth."""
+    """The self-test can fail: with a unit that is wrong by a third, no interval covers the truth."""
     monkeypatch.setattr("hf_reward.evaluation.audit.self_test.FAULTS", FAULTS[1:2])
     monkeypatch.setattr("hf_reward.evaluation.audit.self_test.CLEAN", {"clean": {}})
     monkeypatch.setattr("hf_reward.evaluation.audit.self_test.true_size", lambda fault: 1.5 * true_size(fault))
@@ -30,7 +30,7 @@ def test_a_blind_audit_fails_its_own_test(monkeypatch):
     assert not found.passed
 
 
-def test_people_in_the_made_up_data_prefer_by_bradley_and_terry():
+def test_synthetic_preferences_follow_the_bradley_terry_model():
     data = synthetic_data(3000, 5)
     wins = [
         data.quality[row.responses[0][0]["content"].split()[1]]

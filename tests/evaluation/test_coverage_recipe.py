@@ -1,4 +1,4 @@
-"""Every interval and p-value in the simulation behind docs/reference/statistics.md: few runs, fixed seeds."""
+"""Every interval and p-value of the simulation for docs/reference/statistics.md: few runs, fixed seeds."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from hf_reward.metrics.intervals import clustered_interval
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
-from coverage import NUMBERS, cell_of, measure, short_table, whole_table
+from coverage import NUMBERS, cell_of, complete_table, measure, short_table
 from coverage_setting import CLUSTERS, Number, Setting, Tally
 
 RUNS = 80
@@ -22,12 +22,12 @@ FEWER = {
     "audit range": 20,
     "audit best": 40,
 }
-"""Runs of numbers that take some milliseconds or more each."""
+"""Number of runs for slow numbers."""
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_intervals_hold_the_truth_and_tests_seldom_reject_it(name: str):
-    """20 prompts: what is right falls short of these bounds in fewer than 1% of seeds."""
+def test_intervals_have_coverage_and_tests_few_false_alarms(name: str):
+    """20 prompts: a correct interval or test misses these bounds in fewer than 1% of seeds."""
     runs = next((count for slow, count in FEWER.items() if name.startswith(slow)), RUNS)
     tally = measure(name, Setting(20, NUMBERS[name].kinds[-1]), runs, seed=1)
     assert tally.held or tally.alarms or tally.ratios or tally.withheld == runs
@@ -38,8 +38,8 @@ def test_intervals_hold_the_truth_and_tests_seldom_reject_it(name: str):
         assert 0 < floor < 1 > error > 0
 
 
-def test_a_wrong_interval_would_be_seen(monkeypatch: pytest.MonkeyPatch):
-    """An interval that takes eight copies for eight rows holds the truth in far fewer runs."""
+def test_a_wrong_interval_is_detected(monkeypatch: pytest.MonkeyPatch):
+    """An interval that treats eight copies as independent rows covers the truth in far fewer runs."""
 
     def naive(setting: Setting, random: np.random.Generator, tally: Tally) -> None:
         credits = (setting.uniform(random) < 0.7).astype(float)
@@ -52,6 +52,6 @@ def test_a_wrong_interval_would_be_seen(monkeypatch: pytest.MonkeyPatch):
 def test_the_tables_have_a_line_for_each_number():
     cells = [cell_of("slope 1", kind, count, 10, 0) for kind in NUMBERS["slope 1"].kinds for count in CLUSTERS]
     assert [line.split("|")[1].strip() for line in short_table(cells)][2:] == ["slope 1"]
-    assert len(list(whole_table(cells))) == 2 + 4
+    assert len(list(complete_table(cells))) == 2 + 4
     withheld = [cell_of("log loss, calibrated", "1 row", count, 3, 0) for count in CLUSTERS]
     assert [cell["withheld"] for cell in withheld] == [1, 1, 1, 0, 0]

@@ -1,4 +1,4 @@
-"""The recipe that compares the cures: it trains each once, corrects one afterwards, and fills its table."""
+"""The study of length-bias mitigations: each model is trained once, one is corrected, and the table is filled."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ SETTINGS = ["--", "--use_cpu", "true", "--max_steps", "1", "--plot_curves", "fal
 
 
 @pytest.fixture
-def cures(monkeypatch):
+def study(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     import length_mitigations
     import train
@@ -23,7 +23,7 @@ def cures(monkeypatch):
     return length_mitigations
 
 
-def test_training_is_the_recipe_in_a_process_of_its_own(monkeypatch):
+def test_training_runs_the_recipe_in_a_separate_process(monkeypatch):
     import length_mitigations
 
     commands = []
@@ -35,7 +35,7 @@ def test_training_is_the_recipe_in_a_process_of_its_own(monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_variant_is_trained_once_and_measured(cures, make_model_folder, tmp_path, capsys, monkeypatch):
+def test_every_variant_is_trained_once_and_measured(study, make_model_folder, tmp_path, capsys, monkeypatch):
     for name, rows in (("train", longer_is_better(120)), ("test", longer_is_better(30, seed=1))):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["--train_data", str(tmp_path / "train.jsonl"), "--eval_data", str(tmp_path / "test.jsonl")]
@@ -47,8 +47,8 @@ def test_every_variant_is_trained_once_and_measured(cures, make_model_folder, tm
         seen.append((folder.name, corrected))
         return {"padding": 0.5}
 
-    monkeypatch.setattr(cures, "measure", measure)
-    cures.main([*words, "--length_penalty", "2", *SETTINGS])
+    monkeypatch.setattr(study, "measure", measure)
+    study.main([*words, "--length_penalty", "2", *SETTINGS])
     names = ["none", "length_penalty=2", "balance_lengths", "posthoc"]
     assert seen == [("none", False), ("length_penalty_2", False), ("balance_lengths", False), ("none", True)]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -57,21 +57,21 @@ def test_every_variant_is_trained_once_and_measured(cures, make_model_folder, tm
     assert results["posthoc"]["correlation"] != results["none"]["correlation"]
     record = CheckpointRecord.load(tmp_path / "out" / "none")
     assert record is not None
-    assert record.length_correction["data"] == "training data that was not trained on"
+    assert record.length_correction["data"] == "training data not used for training"
     assert record.length_correction["num_responses"] == 120
     balanced = CheckpointRecord.load(tmp_path / "out" / "balance_lengths")
     assert balanced is not None
     assert balanced.training["data"]["train"]["rows"] == 60
-    monkeypatch.setattr(cures, "run_training", lambda words: pytest.fail("trained again"))
-    cures.main([*words, "--length_penalty", "2", *SETTINGS])
-    assert "none: trained already" in capsys.readouterr().out
+    monkeypatch.setattr(study, "run_training", lambda words: pytest.fail("trained again"))
+    study.main([*words, "--length_penalty", "2", *SETTINGS])
+    assert "none: already trained" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="trained with other settings"):
-        cures.main([*words, "--length_penalty", "2", *SETTINGS, "--learning_rate", "1"])
+        study.main([*words, "--length_penalty", "2", *SETTINGS, "--learning_rate", "1"])
     assert np.isfinite(results["none"]["accuracy"])
 
 
-def test_settings_that_differ_between_variants_are_refused(cures, capsys):
+def test_settings_that_differ_between_variants_are_rejected(study, capsys):
     words = ["--base", "b", "--train_data", "t", "--eval_data", "e", "--out", "o", "--", "--seed", "3"]
     with pytest.raises(SystemExit):
-        cures.read_options(words)
+        study.read_options(words)
     assert "--seed after `--`" in capsys.readouterr().err

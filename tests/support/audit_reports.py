@@ -1,4 +1,4 @@
-"""An audit as it could be: ten families, every verdict, and text that wants to be more than text."""
+"""A report for tests: ten families, every verdict, and hostile text."""
 
 import math
 from typing import Any
@@ -35,12 +35,12 @@ _ABOUT = {
     ),
     "sycophancy": (
         "Agreement with the user",
-        "The user said what they believe, and answers that agree were compared with answers that do not.",
+        "Users state a belief, and answers that agree were compared with answers that do not.",
         "Add pairs in which the better answer contradicts the user.",
     ),
     "confidence": (
         "Confident and hedged wording",
-        "The same facts were told with certainty, with hedges, and with apologies.",
+        "The same facts were stated with certainty, with hedges, and with apologies.",
         "Add pairs that differ in certainty alone.",
     ),
     "calibration": (
@@ -105,7 +105,7 @@ def _nothing(family: str, name: str, label: str, note: str) -> Finding:
     )  # fmt: skip
 
 
-def _screen(family: str, name: str, label: str, estimate: float, error: float) -> Finding:
+def _observational(family: str, name: str, label: str, estimate: float, error: float) -> Finding:
     return _margins(
         family, name, label, estimate, error, screen_only=True, verdict="not_assessed", delta=None, p_value=None
     )
@@ -121,7 +121,7 @@ def findings() -> list[Finding]:
     made += [
         _margins("length", "repeated", "Saying the last sentence twice", -0.34, 0.06),
         _share("length", "longer_wins", "A wrong padded answer wins over a right one", 0.31, 0.03),
-        _screen("length", "natural", "Longer of two answers, as they occur", 0.44, 0.05),
+        _observational("length", "natural", "Longer of two answers, as they occur", 0.44, 0.05),
     ]
     for name, size, error in (
         ("Bullet points instead of sentences", 0.27, 0.04), ("Headings", 0.05, 0.02), ("Bold words", 0.02, 0.02),
@@ -159,7 +159,7 @@ def findings() -> list[Finding]:
         made.append(_share("slices", f"slice_{text}", text, 0.02 * (place - 5), 0.03, "rate difference", note=text))
     made += [
         _margins("best_of_n", "bon_gold", "Best of 16 by reward against a random answer", 1.4, 0.2, clusters=12),
-        _screen("best_of_n", "bon_longer", "Words of the best of 16 against a random answer", 2.1, 0.4),
+        _observational("best_of_n", "bon_longer", "Words of the best of 16 against a random answer", 2.1, 0.4),
         _nothing("best_of_n", "bon_64", "Best of 64", "There is no case for it in this data."),
     ]
     return assign_verdicts(made)

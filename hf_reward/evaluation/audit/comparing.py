@@ -133,7 +133,7 @@ def _compared(probe: dict[str, Any]) -> str:
 def _summary(a: str, b: str, probes: list[dict[str, Any]]) -> str:
     differ = [each for each in probes if each["q_value"] is not None and each["q_value"] <= 0.05]
     if not differ:
-        return f"None of {len(probes)} probes shows a difference between {a} and {b} after correction for their number."
+        return f"No probe shows a difference between {a} and {b} (p-values corrected for {len(probes)} probes)."
     largest = sorted(differ, key=lambda each: each["q_value"])[:3]
     named = "; ".join(_compared(each) for each in largest)
     return f"{len(differ)} of {len(probes)} probes differ between {a} and {b} after correction, most clearly: {named}."

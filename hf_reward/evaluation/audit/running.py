@@ -235,7 +235,7 @@ def _require_pairs(inputs: AuditInputs, name: str) -> None:
     if not inputs.pairs:
         reasons = "; ".join(f"{reason}: {count} rows" for reason, count in inputs.skipped.items())
         raise ValueError(
-            f"An audit requires preference pairs of plain text, but {name} has none ({reasons or 'empty'})."
+            f"An audit requires preference pairs of plain text. None found in {name} ({reasons or 'empty'})."
         )
 
 

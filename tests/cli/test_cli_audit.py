@@ -96,7 +96,7 @@ def test_two_audits_are_compared(folder, data, tmp_path):
     found = call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
     assert found.exit_code == 0, found.output
     assert "No probe shows a difference" in found.output
-    assert "Accuracy (ties half)" in (tmp_path / "c" / "comparison.html").read_text()
+    assert "Accuracy (ties count half)" in (tmp_path / "c" / "comparison.html").read_text()
     assert json.loads((tmp_path / "c" / "comparison.json").read_text())["probes"]
 
 

@@ -19,7 +19,7 @@ CURVES_FILE = "training_curves.png"
 TRAINING, REFERENCE, SCHEDULE = "#0072B2", "#555555", "#333333"
 EVALUATION = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours that readers with colour-vision deficiency can distinguish (Okabe and Ito); one for each evaluation split."""
-SMOOTHED_FROM = 50
+SMOOTHED_FROM = 10
 """Fewer training logs than this are drawn without smoothing."""
 _WINDOW_SHARE = 0.05
 """Width of the smoothing window, as a share of the training logs."""

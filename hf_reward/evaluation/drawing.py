@@ -1,4 +1,4 @@
-"""A figure -> bytes: SVG for a page or a file, and PNG; the same figure gives the same bytes."""
+"""Figures -> SVG for a page or a file, and PNG; the output is deterministic."""
 
 import io
 import warnings
@@ -20,12 +20,12 @@ _HIDDEN = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed; if not, one line of the log names the extra that installs it."""
+    """Return whether matplotlib is installed; if not, one log message names the extra that installs it."""
     return optional("matplotlib", "audit", "Figures are left out.") is not None
 
 
 def as_png(figure: "Figure") -> bytes:
-    """A figure as PNG on white.
+    """Return a figure as PNG on white.
 
     Args:
         figure: The figure.
@@ -41,33 +41,33 @@ def as_png(figure: "Figure") -> bytes:
 
 
 def as_svg(figure: "Figure", name: str) -> str:
-    """A figure as an SVG file of its own, in the colours of paper.
+    """Return a figure as a standalone SVG file in light colours.
 
     Args:
         figure: The figure.
-        name: What makes its ids differ from those of other figures.
+        name: Salt that makes its ids differ from those of other figures.
 
     Returns:
-        The document: no type declaration, metadata, style sheet, script or address of anything outside.
+        The document, without type declaration, metadata, style sheet, script or external references.
     """
     return ElementTree.tostring(_tree(figure, name), encoding="unicode") + "\n"
 
 
 def inline_svg(figure: "Figure", name: str, words: str) -> Markup:
-    """A figure as an element of a page, whose style sheet has other colours in dark.
+    """Return a figure as an element of a page, whose style sheet replaces the colours in dark mode.
 
     Args:
         figure: The figure.
-        name: Unlike that of any other figure of the page.
-        words: What it shows, for those who do not see it.
+        name: Unique name within the page.
+        words: Text alternative.
 
     Returns:
-        The element; text in it is escaped.
+        The element; its text is escaped.
     """
     root = _tree(figure, name)
     root.set("role", "img")
     root.set("aria-label", plain_line(words))
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # made here from escaped parts alone
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # all parts are escaped
 
 
 def _tree(figure: "Figure", name: str) -> ElementTree.Element:
@@ -79,7 +79,7 @@ def _tree(figure: "Figure", name: str) -> ElementTree.Element:
     root = ElementTree.fromstring(out.getvalue())
     for parent in list(root.iter()):
         if parent.tag == f"{{{_SVG}}}g":
-            parent.attrib.pop("id", None)  # numbers of parts, the same in every figure
+            parent.attrib.pop("id", None)  # ids of parts, which repeat in every figure
         for child in list(parent):
             if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
                 parent.remove(child)
@@ -89,7 +89,7 @@ def _tree(figure: "Figure", name: str) -> ElementTree.Element:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Labels are in any script; the font of PNGs lacks some signs, and the reader's own draws those of SVGs."""
+    """Silence warnings about missing glyphs: labels can be in any script, and viewers of SVGs use their own fonts."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         warnings.filterwarnings("ignore", message=".*not supported by .*")

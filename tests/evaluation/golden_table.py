@@ -1,4 +1,4 @@
-"""Do our benchmark numbers equal those of the original code? Prints both and the difference.
+"""Print our benchmark numbers, those of the original code, and the differences.
 
     python tests/evaluation/golden_table.py
 
@@ -25,11 +25,11 @@ from hf_reward.evaluation.benchmarks.spreads import outcome_of
 
 TESTS = Path(__file__).parent
 Line = tuple[str, float, float]
-"""What, ours, the original's."""
+"""Name, our number, number of the original code."""
 
 
 def golden_lines(folder: Path = TESTS) -> Iterator[Line]:
-    """Everything that the golden files expect, with what our code makes of the same rewards.
+    """Return all expected numbers of the golden files with our results for the same rewards.
 
     Args:
         folder: Where they are.
@@ -110,7 +110,7 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(f"Largest difference: {max(differences):.1e}")
-    sys.exit(not all(each <= 1e-9 for each in differences))  # a NaN is no equal number
+    sys.exit(not all(each <= 1e-9 for each in differences))  # NaN counts as a difference
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rules without reading: exact where they are arithmetic, and able to find a signal that was planted."""
+"""Trivial baselines: exact arithmetic, and detection of a planted signal."""
 
 import math
 import random
@@ -18,7 +18,7 @@ def row(chosen: str, rejected: str, prompt: str = "p") -> PreferenceRow:
 
 
 def planted(count: int, seed: int, *, signal: bool) -> list[PreferenceRow]:
-    """Pairs of random words; with a signal the preferred side says `please` at a random place."""
+    """Pairs of random words; with a signal, the preferred side has the word `please` at a random position."""
     rng = random.Random(seed)
     rows = []
     for number in range(count):
@@ -28,7 +28,7 @@ def planted(count: int, seed: int, *, signal: bool) -> list[PreferenceRow]:
     return rows
 
 
-def test_the_length_rule_counts_characters_with_ties_half():
+def test_the_length_rule_counts_characters_with_half_credit_for_ties():
     """Longer, shorter, equal, longer: (1 + 0 + 0.5 + 1) / 4 = 0.625."""
     rows = [row("aaaa", "b", "1"), row("a", "bb", "2"), row("ab", "cd", "3"), row("a b", "c", "4")]
     rule = length_rule(rows)
@@ -36,7 +36,7 @@ def test_the_length_rule_counts_characters_with_ties_half():
     assert rule.interval.method == "clustered-wilson"
 
 
-def test_the_length_rule_takes_all_strict_pairs_of_a_list():
+def test_the_length_rule_uses_all_strict_pairs_of_a_list():
     """Ranks 1, 0, 1 over lengths 3, 2, 1: the second against the first is wrong, against the third right."""
     ranked = to_preference_row({"prompt": "p", "responses": ["aaa", "bb", "c"], "ranks": [1, 0, 1]})
     rule = length_rule([ranked])
@@ -44,7 +44,7 @@ def test_the_length_rule_takes_all_strict_pairs_of_a_list():
     assert math.isnan(rule.interval.low)
 
 
-def test_the_length_rule_reads_the_contents_of_messages():
+def test_the_length_rule_uses_the_contents_of_messages():
     turns = [{"role": "assistant", "content": "aa"}, {"role": "user", "content": None}]
     chat = PreferenceRow(
         prompt=[], responses=[turns, [{"role": "assistant", "content": "bbb"}]], ranks=[0, 1], group="g"
@@ -59,26 +59,26 @@ def test_pairs_of_one_prompt_are_one_cluster():
     assert length_rule(rows).interval.num_clusters == 2
 
 
-def test_tfidf_finds_a_planted_word_on_prompts_that_it_has_not_seen():
+def test_tfidf_finds_a_planted_word_on_held_out_prompts():
     found = tfidf_bradley_terry(planted(80, 0, signal=True), planted(60, 1, signal=True))
     assert found.accuracy > 0.95
     assert (found.num_pairs, found.interval.num_clusters) == (60, 60)
 
 
-def test_tfidf_finds_nothing_where_nothing_is():
+def test_tfidf_finds_nothing_in_random_words():
     nothing = tfidf_bradley_terry(planted(80, 0, signal=False), planted(300, 1, signal=False))
     assert 0.4 < nothing.accuracy < 0.6
     assert nothing.interval.low < 0.5 < nothing.interval.high
 
 
-def test_tfidf_learns_the_direction_and_not_the_place_of_the_preferred():
+def test_tfidf_does_not_depend_on_the_order_of_responses():
     train, held = planted(80, 0, signal=True), planted(60, 1, signal=True)
     for pair in held:
         pair.ranks = [1, 0]
     assert tfidf_bradley_terry(train, held).accuracy < 0.05
 
 
-def test_tfidf_calls_texts_without_a_known_word_ties():
+def test_texts_without_a_known_word_are_ties():
     assert tfidf_bradley_terry(planted(20, 0, signal=True), [row("unheard", "unseen")]).accuracy == 0.5
 
 
@@ -111,8 +111,8 @@ def test_cross_validation_scores_every_pair_once_by_a_model_of_other_prompts():
     assert found.name == "TF-IDF Bradley-Terry, cross-validated by prompt group"
 
 
-def test_dealing_out_rows_invents_accuracy_where_prompts_repeat_their_responses():
-    """Each prompt has one good text of its own, in six rows: known to whoever has seen another row of the prompt."""
+def test_a_split_by_row_overstates_accuracy_if_prompts_repeat_their_responses():
+    """Each prompt has one good text in six rows, so another row of the prompt reveals it."""
     rows = []
     for prompt in range(30):
         good, *bad = (" ".join(random.Random(f"{prompt} {i}").choices(FILLER, k=8)) for i in range(7))
@@ -123,7 +123,7 @@ def test_dealing_out_rows_invents_accuracy_where_prompts_repeat_their_responses(
     assert by_row.name.endswith("by row")
 
 
-def test_only_the_rule_that_sees_length_learns_that_longer_is_better():
+def test_only_the_baseline_that_sees_length_learns_that_longer_is_better():
     rng = random.Random(0)
     rows = []
     for number in range(200):
@@ -134,14 +134,14 @@ def test_only_the_rule_that_sees_length_learns_that_longer_is_better():
     assert blind < 1.0
 
 
-def test_cross_validation_is_the_same_every_time_and_with_fewer_prompts_than_folds():
+def test_cross_validation_is_deterministic_and_works_with_fewer_prompts_than_folds():
     rows = planted(30, 0, signal=True)
     assert cross_validated_tfidf(rows) == cross_validated_tfidf(rows)
     few = [row("please sit", "sit down", prompt) for prompt in ("a", "b", "c")]
     assert cross_validated_tfidf(few).num_pairs == 3
 
 
-def test_texts_without_words_are_told_apart_by_their_characters():
+def test_texts_without_words_are_distinguished_by_their_characters():
     rows = [row("!", "?", str(number)) for number in range(6)]
     assert cross_validated_tfidf(rows).accuracy == 1.0
 

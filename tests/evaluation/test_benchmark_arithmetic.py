@@ -1,4 +1,4 @@
-"""Each benchmark's numbers equal the original code's on golden vectors, and what each tie rule gives by hand."""
+"""Each benchmark's numbers equal those of the original code on golden vectors; tie rules are checked by hand."""
 
 import importlib.util
 import json
@@ -54,11 +54,11 @@ def _golden_lines() -> list[tuple[str, float, float]]:
 
 
 @pytest.mark.parametrize("line", _golden_lines(), ids=lambda line: line[0])
-def test_numbers_are_the_original_codes(line: tuple[str, float, float]) -> None:
+def test_numbers_equal_those_of_the_original_code(line: tuple[str, float, float]) -> None:
     assert line[1] == pytest.approx(line[2], abs=1e-9)
 
 
-def test_golden_vectors_hold_ties_and_zero_spread() -> None:
+def test_golden_vectors_contain_ties_and_zero_spread() -> None:
     golden = json.loads((Path(__file__).parent / "golden.json").read_text())
     ties = [row for case in golden["rewardbench_2_ties"] for row in case["rows"] if row["id"].startswith("tied")]
     spreads = [max(row["scores"][: row["num_correct"]]) - min(row["scores"][: row["num_correct"]]) for row in ties]
@@ -67,7 +67,7 @@ def test_golden_vectors_hold_ties_and_zero_spread() -> None:
     assert any(row["score_chosen"] == row["score_rejected"] for row in golden["rm_bench"]["results"])
 
 
-def test_every_public_benchmark_says_how_it_was_checked() -> None:
+def test_every_public_benchmark_states_how_it_was_checked() -> None:
     for benchmark in PUBLIC.values():
         assert benchmark.checked.startswith(("built from", "sections and", "best of", "domains", "one game"))
     against_code = {name for name, each in PUBLIC.items() if "equal to the original code's outputs" in each.checked}
@@ -84,7 +84,7 @@ def test_rewardbench_counts_a_tie_as_wrong_and_half_credit_as_half() -> None:
     close(outcome_of(RewardBench(), rows, rewards, tie=0.5).overall, 1.5 / 3)
 
 
-def test_rewardbench_weighs_subsets_by_constants_and_not_by_the_rows_at_hand() -> None:
+def test_rewardbench_weights_subsets_by_constants_and_not_by_available_rows() -> None:
     rows = [pair(0, subset="math-prm"), pair(1, subset="hep-cpp"), pair(2, subset="hep-cpp")]
     close(outcome_of(RewardBench(), rows, [[1, 0], [0, 1], [0, 1]]).overall, 984 / (984 + 164))
 
@@ -109,7 +109,7 @@ def test_rewardbench_section_without_subsets_is_0_as_in_the_original_and_left_ou
 def test_rewardbench_average_with_prior_sets_is_the_published_one(
     sections: tuple[float, ...], prior: float, published: float
 ) -> None:
-    # ArmoRM and FsfairX; one subset stands for each section.
+    # ArmoRM and FsfairX; one subset represents each section.
     names = ("alpacaeval-easy", "mt-bench-hard", "donotanswer", "math-prm")
     means = {name: np.array(value) for name, value in zip(names, sections, strict=True)}
     means |= dict.fromkeys(PRIOR_SETS, np.array(prior))
@@ -155,7 +155,7 @@ def test_rewardbench2_ties_rule_for_equal_numbers(rewards: list[float], expected
     close(outcome_of(RewardBench2(), rows, [[9, 1, 0], rewards]).sections["Ties"], expected)
 
 
-def test_rewardbench2_joins_only_numbers_that_have_both_rows() -> None:
+def test_rewardbench2_combines_only_numbers_with_both_rows() -> None:
     rows = [tied("ref", 1), tied("tied", 1), tied("ref", 2), tied("tied", 3)]
     rewards = [[3, 1, 0], [5, 4, 1, 0], [0, 1, 0], [0, 0, 1, 1]]
     outcome = outcome_of(RewardBench2(), rows, rewards)
@@ -194,7 +194,7 @@ def test_rm_bench_pools_both_safety_sets_by_row() -> None:
 # --- JudgeBench ---
 
 
-def test_judgebench_reads_a_tie_as_b_and_two_games_as_wrong() -> None:
+def test_judgebench_counts_a_tie_as_b_and_two_games_as_wrong() -> None:
     rows = [judged(0, "A>B"), judged(1, "B>A"), judged(2, "A>B")]
     rewards = [[1, 1], [1, 1], [2, 1]]
     outcome = outcome_of(JudgeBench(), rows, rewards)
@@ -236,7 +236,7 @@ def test_rmb_overall_is_the_mean_of_four_sections() -> None:
     close(outcome.subsets["Pairwise_set/Helpfulness/Chat/Casual"], 0.5)
 
 
-def test_ppe_preference_leaves_out_what_people_called_a_tie() -> None:
+def test_ppe_preference_leaves_out_ties() -> None:
     benchmark = PPEPreference()
     assert benchmark.read(arena(0, "tie"), "", 0) == LeftOut("q0")
     assert benchmark.read(arena(0, "tie (bothbad)"), "", 0) == LeftOut("q0")
@@ -267,7 +267,7 @@ def test_ppe_correctness_by_hand() -> None:
     close(tie.measures["MATH end"], 0.5)
 
 
-def test_ppe_correctness_uses_the_drawn_pairs_where_there_are_any() -> None:
+def test_ppe_correctness_uses_the_sampled_pairs_if_there_are_any() -> None:
     row = verified(0, [True, False, False], sampled_conflict_pairs=[[2, 0]])
     close(outcome_of(PPECorrectness(), [row], [[2, 1, 3]]).overall, 0)
     row = verified(0, [True, False, False], sampled_conflict_pairs=[[1, 0]])

@@ -20,7 +20,7 @@ ROWS = [instructed(number, 1, ("Natural", "Manual")[number % 2]) for number in r
 
 
 def run(folder: Path, right: Any, rows: Any = ROWS) -> Path:
-    """A run that gets some rows right and the others wrong."""
+    """Write a run with some rows right and the others wrong."""
     lines = [
         {"id": f"{row['subset']}/{row['idx']}", "rewards": [1.0, 0.0] if good else [0.0, 1.0]}
         for row, good in zip(rows, right, strict=True)
@@ -53,13 +53,13 @@ def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
     a = run(tmp_path / "a", [number % 3 > 0 for number in range(60)])
     found = compare(a, a)
     assert (found["difference"], found["p_value"], found["mcnemar"]["p_value"]) == (0.0, 1.0, 1.0)
-    # That they agree on 60 prompts leaves room: Wilson's bound of 0 of 60 with t of 59 degrees of freedom.
+    # Wilson's bound for 0 differences in 60 prompts, with t of 59 degrees of freedom.
     score = stats.t.ppf(0.975, 59) ** 2
     assert found["ci"] == pytest.approx([-score / (60 + score), score / (60 + score)])
 
 
-def test_prompts_of_many_rows_get_a_clustered_test_and_no_mcnemar(tmp_path: Path) -> None:
-    """12 prompts of 100 rows, of which A gets 7 and B 5 wholly right: McNemar's p over rows was 1e-8."""
+def test_prompts_with_many_rows_get_a_clustered_test_and_no_mcnemar(tmp_path: Path) -> None:
+    """12 prompts of 100 rows; A is right on 7 prompts and B on 5. McNemar's p over rows would be 1e-8."""
     rows = [{"prompt": f"p{n // 100}", "chosen": f"a{n}", "rejected": f"b{n}", "id": str(n)} for n in range(1200)]
     folders = []
     for name, right in (("a", range(7)), ("b", range(7, 12))):
@@ -92,7 +92,7 @@ def test_a_weighted_difference_has_the_interval_of_its_parts(tmp_path: Path) -> 
 
 
 def test_pairing_makes_the_interval_narrower(tmp_path: Path) -> None:
-    # Two models that are right on the same rows but for three: unpaired intervals would be far wider.
+    # Two models that are right on the same rows except three; unpaired intervals would be much wider.
     right = [number % 2 == 0 for number in range(60)]
     a, b = (
         run(tmp_path / "a", right),

@@ -1,4 +1,4 @@
-"""Rows come in every official layout, and what is wrong with a file is said with its place and a cure."""
+"""Rows in every official layout; errors name the location and the remedy."""
 
 import json
 from collections.abc import Callable
@@ -49,11 +49,13 @@ def load(name: str, data: Any, **choice: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_benchmark_reads_rows_files_and_datasets_alike(name: str, tmp_path: Path) -> None:
+def test_rows_files_and_datasets_give_the_same_comparisons(name: str, tmp_path: Path) -> None:
     file = write_rows(tmp_path / f"{name}.jsonl", ROWS[name])
     listed = tmp_path / f"{name}.json"
     listed.write_text(json.dumps(ROWS[name]))
-    columns = dict.fromkeys(key for row in ROWS[name] for key in row)  # `from_list` looks at the first row alone
+    columns = dict.fromkeys(
+        key for row in ROWS[name] for key in row
+    )  # `from_list` uses only the columns of the first row
     dataset = Dataset.from_list([{key: row.get(key) for key in columns} for row in ROWS[name]])
     found = [load(name, each) for each in (ROWS[name], dataset, file, str(listed))]
     assert [each.comparisons for each in found[1:]] == [found[0].comparisons] * 3
@@ -67,13 +69,13 @@ def test_responses_keep_the_benchmarks_order() -> None:
     assert load("judgebench", [judged(0, "B>A")]).comparisons[0].ranks == [1, 0]
     best = load("rmb", [rmb_list(0)]).comparisons[0]
     assert best.responses[0] == "best 0"
-    assert best.prompt == [{"role": "user", "content": "Question 0?"}]  # `language` is no part of a message
+    assert best.prompt == [{"role": "user", "content": "Question 0?"}]  # `language` is not part of a message
 
 
 # --- official folders ---
 
 
-def test_rm_bench_reads_one_file_per_domain_that_leaves_the_domain_out(tmp_path: Path) -> None:
+def test_rm_bench_reads_one_file_per_domain_without_a_domain_column(tmp_path: Path) -> None:
     for domain in ("chat", "safety-refuse"):
         rows = [{key: value for key, value in styles(0, domain).items() if key != "domain"}]
         (tmp_path / f"{domain}_filtered.json").write_text(json.dumps(rows))
@@ -87,7 +89,7 @@ def test_rm_bench_prefers_the_file_of_all_domains(tmp_path: Path) -> None:
     assert len(load("rm_bench", tmp_path).comparisons) == 2
 
 
-def test_llmbar_reads_its_repositorys_folders(tmp_path: Path) -> None:
+def test_llmbar_reads_the_folders_of_its_repository(tmp_path: Path) -> None:
     for folder, count in (("Natural", 2), ("Adversarial/Manual", 1)):
         rows = [{k: v for k, v in instructed(each).items() if k not in ("idx", "subset")} for each in range(count)]
         (tmp_path / folder / "evaluators").mkdir(parents=True)
@@ -110,7 +112,7 @@ def test_rmb_has_the_published_categories() -> None:
     assert CATEGORIES["Helpfulness"][0] == "Brainstorming/Idea Development"
 
 
-def test_rmb_names_categories_that_are_absent_also_where_only_one_set_is_there() -> None:
+def test_rmb_names_missing_categories_also_with_a_single_set() -> None:
     chat = "Pairwise_set/Helpfulness/Chat/Discussion"
     missing = benchmark_named("rmb").missing(load("rmb", [rmb_pair(0, category_path=chat)]).comparisons)
     assert missing[:3] == ["Pairwise_set/Harmlessness", "BoN_set/Helpfulness", "BoN_set/Harmlessness"]
@@ -119,7 +121,7 @@ def test_rmb_names_categories_that_are_absent_also_where_only_one_set_is_there()
                            if name != "Chat/Discussion"]  # fmt: skip
 
 
-def test_rmb_with_every_category_lacks_nothing_but_rows() -> None:
+def test_rmb_with_every_category_lacks_only_rows() -> None:
     sets = {"Pairwise_set": rmb_pair, "BoN_set": rmb_list}
     rows = [
         make(f"{goal}/{name}", goal, category_path=f"{part}/{goal}/{name}")
@@ -139,13 +141,13 @@ def test_ppe_correctness_takes_the_subset_from_the_files_name(tmp_path: Path) ->
     assert load("ppe_correctness", tmp_path).comparisons[0].subset == "MMLU-Pro"
 
 
-def test_own_rows_that_prefer_nothing_are_counted() -> None:
+def test_own_rows_without_a_preference_are_counted() -> None:
     rows = [{"prompt": "p", "responses": ["a", "b"], "ranks": ranks} for ranks in ([0, 1], [0, 0])]
     found = load("lists", rows)
     assert (len(found.comparisons), found.left_out) == (1, 1)
 
 
-def test_own_rows_take_other_column_names() -> None:
+def test_own_rows_accept_other_column_names() -> None:
     benchmark = benchmark_named("pairs", columns={"chosen": "good", "rejected": "bad"})
     found = load_benchmark_data(benchmark, DataChoice(data=[{"prompt": "p", "good": "a", "bad": "b"}]))
     assert found.comparisons[0].responses == ["a", "b"]
@@ -168,7 +170,7 @@ def test_a_folder_of_own_data_is_read_by_its_split(tmp_path: Path) -> None:
     assert load("pairs", "demonstration").comparisons
 
 
-# --- what is wrong with data ---
+# --- unusable data ---
 
 
 def _without(row: dict[str, Any], column: str) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _without(row: dict[str, Any], column: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("pairs", "lists")])
-def test_missing_columns_are_named_with_those_that_are_there(name: str, tmp_path: Path) -> None:
+def test_missing_columns_are_named_with_the_available_ones(name: str, tmp_path: Path) -> None:
     column = benchmark_named(name).columns[-1]
     file = write_rows(tmp_path / "rows.jsonl", [_without(ROWS[name][0], column)])
     with pytest.raises(ValueError, match=rf"rows.jsonl lacks the columns {column}, which .* needs. It has: .*Give "):
@@ -208,7 +210,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
     ("rmb", rmb_list(0, loser_list=[]), "`loser_list` must be a list of one or more answers"),
     ("rmb", rmb_pair(0, chosen="text"), "`chosen` must be an object with the text `answer`"),
     ("rmb", rmb_pair(0, conversation_input=[]), "`conversation_input` must be text or messages"),
-    ("ppe_preference", arena(0, "nobody"), "`winner` must be one of"),
+    ("ppe_preference", arena(0, "neither"), "`winner` must be one of"),
     ("ppe_correctness", {**verified(0, [True, False]), "scores": [0.5, 1]}, "`scores` must say for each answer"),
     ("ppe_correctness", {**verified(0, [True, False]), "scores": [True] * 3}, "`scores` has 3 entries, but response_3"),
     ("ppe_correctness", verified(0, [True, False], sampled_conflict_pairs=[[0, 5]]), "pairs of places below 2"),
@@ -220,32 +222,32 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "row", "message"), BAD_ROWS, ids=[f"{name}-{part}" for name, _, part in BAD_ROWS])
-def test_an_unusable_row_is_named_by_its_place(name: str, row: dict[str, Any], message: str) -> None:
+def test_an_unusable_row_is_named_by_its_location(name: str, row: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"^the data, row 0: ") as caught:
         load(name, [row])
     assert message in str(caught.value)
 
 
-def test_an_unknown_subset_lists_those_that_are_there() -> None:
+def test_an_unknown_subset_lists_the_available_ones() -> None:
     with pytest.raises(ValueError, match=r"RM-Bench has no subset 'maths' in this data. There are: chat, code."):
         load("rm_bench", ROWS["rm_bench"], subsets=["maths"])
 
 
-def test_an_unknown_benchmark_lists_those_that_exist() -> None:
+def test_an_unknown_benchmark_lists_the_existing_ones() -> None:
     with pytest.raises(ValueError, match=r"no benchmark 'rmbench'. There are: rewardbench, "):
         benchmark_named("rmbench")
     with pytest.raises(ValueError, match="reads its published columns"):
         benchmark_named("rm_bench", columns={"prompt": "q"})
 
 
-def test_paths_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_paths(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*no Hub id either. LLMBar reads the folder"):
         load("llmbar", tmp_path / "nowhere.jsonl")
     with pytest.raises(FileNotFoundError, match=r"holds no total_dataset.json or "):
         load("rm_bench", tmp_path)
 
 
-def test_data_without_any_row_to_compare() -> None:
+def test_data_without_rows_to_compare() -> None:
     with pytest.raises(ValueError, match=r"holds no row to compare \(1 left out\)"):
         load("ppe_preference", [arena(0, "tie")])
 
@@ -254,7 +256,7 @@ def test_data_without_any_row_to_compare() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if benchmark_named(name).hub])
-def test_an_unreachable_hub_says_which_local_file_to_pass(name: str) -> None:
+def test_an_unreachable_hub_names_the_local_file_to_pass(name: str) -> None:
     with pytest.raises(DataUnavailableError, match=r"could not be read from the Hub: .*local copy with `--data`"):
         load(name, None)
 
@@ -267,7 +269,7 @@ def test_data_that_is_not_on_the_hub_has_to_be_given(name: str) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A Hub that has RewardBench and its prior sets at commits, and what was asked of it."""
+    """A fake Hub with RewardBench and its prior sets at commits; returns the requests that it received."""
     asked: list[Any] = []
 
     def info(_: Any, repo: str, revision: str | None = None, timeout: float = 0) -> Any:
@@ -348,7 +350,7 @@ def test_rm_bench_length_rule_in_characters_is_the_published_table() -> None:
 
 
 @needs_files
-def test_llmbar_is_whole_and_its_adversarial_sets_prefer_the_shorter() -> None:
+def test_llmbar_is_complete_and_its_adversarial_sets_prefer_the_shorter() -> None:
     results = _length_only("llmbar", SHARED / "llmbar")
     assert (results["n"], results["partial"]) == (419, [])
     assert results["subsets"] == pytest.approx(

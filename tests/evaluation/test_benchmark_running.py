@@ -1,4 +1,4 @@
-"""From a tiny model to results: the same numbers however the run came about, and nothing missing in silence."""
+"""From a tiny model to results: the same numbers after interruptions, and every missing part reported."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_every_benchmark_from_model_to_results(name: str, scorer: RewardScorer, 
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     assert 0 <= results["overall"] <= 1
     assert results["ci"] is None or results["ci"][0] <= results["overall"] <= results["ci"][1]
-    assert results["model"] == Path(scorer.name).name  # no folders of this machine in what is shown
+    assert results["model"] == Path(scorer.name).name  # no folders of this machine in the results
     assert results["fingerprint"] == with_shown_model(scorer.fingerprint())
     assert results["baselines"].keys() == {"longer response (characters)"}
     assert results["ties"] == round(results["tie_rate"] * results["comparisons"])
@@ -80,14 +80,14 @@ def test_every_benchmark_from_model_to_results(name: str, scorer: RewardScorer, 
     assert again == results
 
 
-def test_rewards_stand_in_the_benchmarks_response_order(scorer: RewardScorer, tmp_path: Path) -> None:
+def test_rewards_are_in_the_benchmarks_response_order(scorer: RewardScorer, tmp_path: Path) -> None:
     run_benchmark("llmbar", scorer, DATA["llmbar"], out=tmp_path, rule=FAST)
     for row, line in zip(DATA["llmbar"], (tmp_path / "scores.jsonl").read_text().splitlines(), strict=True):
         expected = scorer.score([row["input"]] * 2, [row["output_1"], row["output_2"]])
         assert json.loads(line)["rewards"] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_other_scores_files_know_no_model(tmp_path: Path) -> None:
+def test_scores_files_of_other_programs_name_no_model(tmp_path: Path) -> None:
     rows = [{"id": f"Natural/{n}", "rewards": [1.0, 0.0]} for n in range(0, 10, 2)]
     rows += [{"id": f"Manual/{n}", "rewards": [1.0, 0.0]} for n in range(1, 10, 2)]
     results = results_from_scores("llmbar", DATA["llmbar"], write_rows(tmp_path / "mine.jsonl", rows), rule=FAST)
@@ -118,13 +118,13 @@ def test_chosen_subsets_make_a_partial_result(scorer: RewardScorer, tmp_path: Pa
     assert list(results["sections"]) == ["Adversarial"]
 
 
-def test_a_section_that_the_original_code_would_print_as_0_is_noted(scorer: RewardScorer, tmp_path: Path) -> None:
+def test_a_section_that_the_original_code_prints_as_0_is_noted(scorer: RewardScorer, tmp_path: Path) -> None:
     results = run_benchmark("rewardbench", scorer, DATA["rewardbench"], out=tmp_path, rule=FAST)
     assert "Chat Hard" in results["notes"][0]
     assert "Chat Hard" not in results["sections"]
 
 
-def test_over_long_rows_are_counted_and_a_longer_limit_scores_them(folder: Path, tmp_path: Path) -> None:
+def test_too_long_rows_are_counted_and_a_higher_limit_scores_them(folder: Path, tmp_path: Path) -> None:
     data = [*DATA["llmbar"], instructed(11, output_1="word " * 120)]
     results = run_benchmark("llmbar", folder, data, out=tmp_path / "short", rule=FAST, max_length=64)
     assert results["unscored"]["n"] == 1
@@ -140,7 +140,7 @@ def test_over_long_rows_are_counted_and_a_longer_limit_scores_them(folder: Path,
 # --- resuming ---
 
 
-def test_a_finished_run_scores_nothing_again(
+def test_a_finished_run_is_not_scored_again(
     scorer: RewardScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_benchmark("llmbar", scorer, DATA["llmbar"], out=tmp_path, rule=FAST)
@@ -148,11 +148,11 @@ def test_a_finished_run_scores_nothing_again(
     assert run_benchmark("llmbar", scorer, DATA["llmbar"], out=tmp_path, rule=FAST) == first
 
 
-def test_a_stopped_run_goes_on_with_the_same_bits(
+def test_an_interrupted_run_resumes_bit_identically(
     scorer: RewardScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "_CHUNK_RESPONSES", 8)
-    whole = run_benchmark("rm_bench", scorer, DATA["rm_bench"], out=tmp_path / "whole", rule=FAST)
+    complete = run_benchmark("rm_bench", scorer, DATA["rm_bench"], out=tmp_path / "complete", rule=FAST)
     calls = []
     score = scorer.score_encoded
 
@@ -168,16 +168,16 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     scores = tmp_path / "cut" / "scores.jsonl"
     assert len(scores.read_text().splitlines()) == 2
     with scores.open("a") as file:
-        file.write('{"id": "safety-refuse/2", "rew')  # as a kill in the middle of a write leaves it
+        file.write('{"id": "safety-refuse/2", "rew')  # as after a kill during a write
     resumed = run_benchmark("rm_bench", scorer, DATA["rm_bench"], out=tmp_path / "cut", rule=FAST)
     assert len(calls) == 3 + 7
-    assert resumed == whole
-    assert scores.read_text() == (tmp_path / "whole" / "scores.jsonl").read_text()
+    assert resumed == complete
+    assert scores.read_text() == (tmp_path / "complete" / "scores.jsonl").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_killed_process_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_process_resumes(folder: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "llmbar.jsonl", [instructed(n, output_1="word " * 60) for n in range(400)])
     program = (
         "import sys; from hf_reward.evaluation.benchmarks import running; running._CHUNK_RESPONSES = 8; "
@@ -197,10 +197,10 @@ def test_a_killed_process_goes_on(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "cut" / "results.json").exists()
     before = scores.read_text().count("\n")
     assert 20 <= before < 400
-    for out in ("cut", "whole"):
+    for out in ("cut", "complete"):
         subprocess.run([*command, str(tmp_path / out)], check=True, env=environment)
-    assert scores.read_text() == (tmp_path / "whole" / "scores.jsonl").read_text()
-    assert (tmp_path / "cut" / "results.json").read_text() == (tmp_path / "whole" / "results.json").read_text()
+    assert scores.read_text() == (tmp_path / "complete" / "scores.jsonl").read_text()
+    assert (tmp_path / "cut" / "results.json").read_text() == (tmp_path / "complete" / "results.json").read_text()
 
 
 def test_scores_of_another_model_or_other_data_are_not_mixed(
@@ -230,7 +230,7 @@ def test_loading_options_are_for_models_that_are_loaded(scorer: RewardScorer, tm
 # --- all ---
 
 
-def test_all_runs_what_it_can_and_says_what_it_could_not(scorer: RewardScorer, tmp_path: Path) -> None:
+def test_all_runs_the_available_benchmarks_and_reports_the_others(scorer: RewardScorer, tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_rows(data / "llmbar.jsonl", DATA["llmbar"])
     write_rows(data / "rm_bench" / "rows.jsonl", DATA["rm_bench"])
@@ -245,7 +245,7 @@ def test_all_runs_what_it_can_and_says_what_it_could_not(scorer: RewardScorer, t
     assert alone == found.results[1]
 
 
-def test_all_without_any_data_loads_no_model(tmp_path: Path) -> None:
+def test_all_without_data_loads_no_model(tmp_path: Path) -> None:
     found = run_all(tmp_path / "no model", out=tmp_path / "out")
     assert found.results == []
     assert found.skipped.keys() == PUBLIC.keys()
@@ -277,7 +277,7 @@ def test_a_card_shows_what_was_recorded(scorer: RewardScorer, folder: Path, tmp_
         record_for_card(folder, [results])
 
 
-def test_half_credit_and_ties_of_a_model_that_tells_nothing_apart(tmp_path: Path) -> None:
+def test_half_credit_and_ties_of_a_constant_model(tmp_path: Path) -> None:
     rows = [{"id": f"{row['subset']}/{row['idx']}", "rewards": [1.0, 1.0]} for row in DATA["llmbar"]]
     results = results_from_scores("llmbar", DATA["llmbar"], write_rows(tmp_path / "s.jsonl", rows), rule=FAST)
     assert (results["overall"], results["overall_half_credit"], results["tie_rate"]) == (0.0, 0.5, 1.0)

@@ -1,4 +1,4 @@
-"""Scores are kept by row id; whatever does not fit the data is refused with its line."""
+"""Scores are stored by row id; lines that do not fit the data are refused."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_lines_may_come_in_any_order(tmp_path: Path, comparisons: Any) -> None:
     assert [each.tolist() for each in found.rewards] == [[float(place), 0.0] for place in range(4)]
 
 
-def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path, comparisons: Any) -> None:
+def test_scores_are_read_back_exactly(tmp_path: Path, comparisons: Any) -> None:
     rewards = np.float32([0.1, -1e-30]).astype(float)
     path = tmp_path / "s.jsonl"
     path.write_text("".join(score_line(each, rewards.tolist(), "") for each in comparisons))
@@ -67,12 +67,12 @@ def test_scores_that_do_not_fit_are_refused(lines: Any, message: str, tmp_path: 
         read_scores(write(tmp_path / "s.jsonl", lines), comparisons)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, comparisons: Any) -> None:
+def test_a_missing_file(tmp_path: Path, comparisons: Any) -> None:
     with pytest.raises(FileNotFoundError, match=r"There is no file .*`--scores` takes the scores.jsonl of a run"):
         read_scores(tmp_path / "s.jsonl", comparisons)
 
 
-def test_a_row_that_could_not_be_scored_says_why(tmp_path: Path) -> None:
+def test_a_row_that_could_not_be_scored_has_a_reason(tmp_path: Path) -> None:
     lines = [{**GOOD[0], "rewards": [None, 1.0], "problem": "too long"}, *GOOD[1:]]
     path = write(tmp_path / "s.jsonl", lines)
     left_out = results_from_scores("rewardbench", ROWS, path)
@@ -89,13 +89,13 @@ def test_a_row_that_could_not_be_scored_says_why(tmp_path: Path) -> None:
     assert "could not be scored" not in " ".join(wrong["partial"])
 
 
-def test_nothing_that_could_be_scored(tmp_path: Path) -> None:
+def test_no_row_that_could_be_scored(tmp_path: Path) -> None:
     lines = [{**each, "rewards": [None, None], "problem": "too long"} for each in GOOD]
     with pytest.raises(ValueError, match=r"None of the 4 rows could be scored. The first: too long"):
         results_from_scores("rewardbench", ROWS, write(tmp_path / "s.jsonl", lines))
 
 
-def test_scores_of_rows_that_are_not_compared_are_passed_over(tmp_path: Path) -> None:
+def test_scores_of_rows_that_are_not_compared_are_ignored(tmp_path: Path) -> None:
     rows = [{"id": name, "prompt": "p", "response_a": "x", "response_b": "y", "winner": w} for name, w in
             (("a", "a"), ("b", "tie"), ("c", "b"))]  # fmt: skip
     path = write(tmp_path / "s.jsonl", [{"id": name, "rewards": [1.0, 0.0]} for name in "abc"])
@@ -106,7 +106,7 @@ def test_scores_of_rows_that_are_not_compared_are_passed_over(tmp_path: Path) ->
         results_from_scores("pairs", rows, more)
 
 
-def test_scores_of_other_subsets_are_passed_over(tmp_path: Path) -> None:
+def test_scores_of_other_subsets_are_ignored(tmp_path: Path) -> None:
     rows = [pair(0), pair(1, subset="alpacaeval-hard")]
     lines = [{"id": f"alpacaeval-{kind}/{place}", "rewards": [1.0, 0.0]} for place, kind in enumerate(("easy", "hard"))]
     choice = DataChoice(subsets=("alpacaeval-hard",))
@@ -114,8 +114,8 @@ def test_scores_of_other_subsets_are_passed_over(tmp_path: Path) -> None:
     assert found["n"] == 1
 
 
-def test_an_unusable_response_costs_its_row_and_not_the_run(tmp_path: Path) -> None:
-    """Empty, blank, boolean and missing responses, in each layout: known to be right or wrong, only not scored."""
+def test_an_unusable_response_does_not_stop_the_run(tmp_path: Path) -> None:
+    """Empty, blank, boolean and missing responses in each layout: their preference is known, but they have no score."""
     rows: list[dict[str, Any]] = [
         {"id": "good", "prompt": "p", "chosen": "x", "rejected": "y"},
         {"id": "empty", "prompt": "q", "chosen": "", "rejected": "y"},
@@ -149,7 +149,7 @@ def test_a_broken_verdict_is_still_refused_with_its_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 5, 45, 46, 100])
-def test_an_unfinished_file_keeps_its_whole_lines(cut: int, tmp_path: Path, comparisons: Any) -> None:
+def test_an_unfinished_file_keeps_its_complete_lines(cut: int, tmp_path: Path, comparisons: Any) -> None:
     text = "".join(score_line(each, [1.0, 0.0], "") for each in comparisons)
     path = tmp_path / "s.jsonl"
     path.write_text(text[: len(text) - cut])
@@ -164,7 +164,7 @@ def test_an_unusable_rule() -> None:
 
 
 def test_three_accuracies_of_the_same_rewards_have_three_names(tmp_path: Path) -> None:
-    """Rows in order: 1 of 3 pairs and not the best; 1 of 1; 1 of 1. Pooled 3 of 5, by row 7 / 9, the best 2 of 3."""
+    """Correctly ordered: 1 of 3 pairs and not the best; 1 of 1; 1 of 1. Pooled 3 of 5, by row 7 / 9, the best 2 of 3."""
     rewards = [[2.0, 1.0, 3.0], [1.0, 0.0], [1.0, 0.0]]
     rows = [
         {"id": str(place), "prompt": f"p{place}", "responses": [*"abc"][: len(each)], "ranks": list(range(len(each)))}
@@ -180,4 +180,4 @@ def test_three_accuracies_of_the_same_rewards_have_three_names(tmp_path: Path) -
     assert lists["overall_is"] == "best response at the top, mean over rows"
     padded = np.array([[2.0, 1, 3], [1, 0, 0], [1, 0, 0]])
     ranks = np.array([[0, 1, 2], [0, 1, -100], [0, 1, -100]])
-    assert preference_metrics(padded, ranks)["accuracy"] == pytest.approx(3 / 5)  # what training logs
+    assert preference_metrics(padded, ranks)["accuracy"] == pytest.approx(3 / 5)  # as logged in training

@@ -1,4 +1,4 @@
-"""Each fault that is planted is found, as often as it was planted, and clean data has none."""
+"""Planted faults are found and counted, and clean data has no findings."""
 
 import json
 import random
@@ -20,13 +20,13 @@ Row = dict[str, Any]
 
 
 def words(key: Any, count: int = 30) -> str:
-    """Words of no other text."""
+    """Words that no other text has."""
     rng = random.Random(str(key))
     return " ".join("".join(rng.choices("abcdefghijklmnop", k=6)) for _ in range(count))
 
 
 def pair(number: Any, **changes: Any) -> Row:
-    """A pair with its own prompt; both sides have as many words and characters."""
+    """A pair with its own prompt; both sides have the same numbers of words and characters."""
     row = {"prompt": words(f"p{number}"), "chosen": words(f"c{number}"), "rejected": words(f"r{number}")}
     return row | changes
 
@@ -44,7 +44,7 @@ def scopes(report: DataReport) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
+def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -83,7 +83,7 @@ def test_unusable_rows_are_counted_by_reason_and_named():
     )
 
 
-def test_layouts_are_told_apart():
+def test_layouts_are_distinguished():
     message = [{"role": "user", "content": words("q")}]
     answer = [{"role": "assistant", "content": words("a")}]
     other = [{"role": "assistant", "content": words("b")}]
@@ -129,10 +129,10 @@ def test_token_ids_are_compared_as_numbers():
 # --- repetition ------------------------------------------------------------------------------------------------------
 
 
-def test_repeated_rows_are_counted_whatever_the_order_of_responses():
+def test_repeated_rows_are_counted_in_any_order_of_responses():
     rows = clean()
     rows += [rows[0], rows[1], rows[1]]
-    rows += [pair(2, chosen=f"  {rows[2]['chosen']}\n")]  # white space alone
+    rows += [pair(2, chosen=f"  {rows[2]['chosen']}\n")]  # differs only in white space
     report = check_data(rows)
     assert report.duplicates.duplicate_rows == 4
     assert report.duplicates.duplicate_examples == [(60, 0), (61, 1), (62, 1), (63, 2)]
@@ -144,7 +144,7 @@ def test_repeated_rows_are_counted_whatever_the_order_of_responses():
     assert check_data(lists).duplicates.duplicate_rows == 1
 
 
-def test_a_few_repeated_rows_are_counted_but_are_nothing_to_fix():
+def test_a_few_repeated_rows_are_counted_but_not_listed():
     rows = [*clean(200), pair(0)]
     report = check_data(rows)
     assert report.duplicates.duplicate_rows == 1
@@ -184,7 +184,7 @@ def test_prompt_groups_are_counted():
 def test_contradictory_pairs_are_counted_once_and_only_within_a_prompt():
     rows = clean()
     flipped = {"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
-    rows += [pair(0, **flipped), pair(0, **flipped)]  # a preference that two rows state
+    rows += [pair(0, **flipped), pair(0, **flipped)]  # two rows state the same preference
     rows += [pair("another prompt", **flipped)]
     found = check_data(rows).contradictions
     assert (found.contradictory_pairs, found.contradictory_rows, found.cycles) == (1, 3, 0)
@@ -204,7 +204,7 @@ def test_cycles_of_three_are_counted_and_contradictory_pairs_are_left_out_of_the
     assert (found.contradictory_pairs, found.contradictory_rows, found.cycles) == (1, 2, 0)
 
 
-def test_cycles_equal_those_of_trying_all_triples():
+def test_cycles_equal_a_search_over_all_triples():
     rng = random.Random(3)
     for _ in range(5):
         texts = [words(name, 5) for name in "abcdefg"]
@@ -233,8 +233,10 @@ def facts_of(rows: list[Row]) -> tuple[RowFacts, Any]:
 def test_each_kind_of_leak_is_counted():
     train = clean()
     held = [pair(f"e{number}") for number in range(20)]
-    held[0] = train[0]  # whole
-    held[1] = pair(1, chosen=train[1]["rejected"], rejected=train[1]["chosen"])  # whole, the other way round
+    held[0] = train[0]  # complete row
+    held[1] = pair(
+        1, chosen=train[1]["rejected"], rejected=train[1]["chosen"]
+    )  # complete row with the opposite preference
     held[2] = pair("e2", prompt=train[2]["prompt"])
     held[3] = pair("e3", prompt=f"{train[3]['prompt']} more")
     held[4] = pair("e4", chosen=train[4]["rejected"])
@@ -256,7 +258,7 @@ def test_each_kind_of_leak_is_counted():
     assert report.fix_first[0].finding == "leakage"
 
 
-def test_a_group_that_is_on_both_sides_leaks():
+def test_a_group_on_both_sides_leaks():
     train = [pair(number, group="a") for number in range(5)]
     held = [pair(f"e{number}", group="a" if number else "b") for number in range(4)]
     leakage = check_data(train, eval_data=held).leakage
@@ -273,7 +275,7 @@ def test_rows_without_a_prompt_do_not_share_one():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_split_by_near_duplicates_never_leaks(seed: int):
-    """Prompts and responses that come back, whole or changed a little, in many combinations."""
+    """Prompts and responses that repeat exactly or nearly, in many combinations."""
     rng = random.Random(seed)
     rows = []
     for number in range(80):
@@ -288,7 +290,7 @@ def test_a_split_by_near_duplicates_never_leaks(seed: int):
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_max_length_cuts_and_drops_is_counted(text_tokenizer):
+def test_rows_that_max_length_cuts_or_drops_are_counted(text_tokenizer):
     rows = [{"prompt": "a ", "chosen": "yes", "rejected": f"no {number}"} for number in range(17)]
     rows += [{"prompt": "Water boils at one hundred degrees; " * 3, "chosen": "yes", "rejected": "no"}] * 2
     rows += [{"prompt": "d ", "chosen": "The capital of France is Paris, and the capital " * 3, "rejected": "no"}]
@@ -317,10 +319,10 @@ def test_messages_need_a_chat_template(chat_pairs, text_tokenizer, chat_tokenize
         check_data(chat_pairs, tokenizer=text_tokenizer)
 
 
-# --- the whole -------------------------------------------------------------------------------------------------------
+# --- the complete report -------------------------------------------------------------------------------------------
 
 
-def test_a_mixture_is_numbered_through_and_one_source_may_have_columns_of_its_own():
+def test_a_mixture_is_numbered_consecutively_and_sources_can_have_their_own_columns():
     ours = clean(10)
     theirs = [
         {"q": row["prompt"], "yes": row["chosen"], "no": row["rejected"]} for row in (pair(f"t{i}") for i in range(10))
@@ -336,7 +338,7 @@ def test_a_mixture_is_numbered_through_and_one_source_may_have_columns_of_its_ow
     assert report.data.unusable_rows == {"`chosen` is empty": [12]}
 
 
-def test_the_report_is_json_and_comes_out_the_same_twice(tmp_path):
+def test_the_report_is_json_and_deterministic(tmp_path):
     rows = [*clean(30), pair(0), pair(3, chosen="")]
     first, second = (check_data(rows, eval_data=[pair(1)]) for _ in range(2))
     assert first.to_dict() == second.to_dict()
@@ -348,7 +350,7 @@ def test_the_report_is_json_and_comes_out_the_same_twice(tmp_path):
     assert loaded["settings"]["near_duplicate_jaccard"] == 0.8
 
 
-def test_nothing_usable_is_a_report_too():
+def test_data_without_usable_rows_has_a_report():
     report = check_data([{"prompt": "p", "chosen": "", "rejected": "x"}] * 3)
     assert (report.data.usable, report.data.strict_pairs, report.shallow_rules) == (0, 0, None)
     assert list(findings(report)) == ["unusable rows"]
@@ -375,12 +377,12 @@ def test_the_rows_are_not_changed():
         ("nowhere/at/all.jsonl", {}, "There is no file"),
     ],
 )
-def test_data_that_cannot_be_checked_is_refused_with_the_cure(data, options, error):
+def test_data_that_cannot_be_checked_is_refused_with_the_remedy(data, options, error):
     with pytest.raises((ValueError, OSError), match=error):
         check_data(data, **options)
 
 
-def test_a_sample_for_the_rules_is_of_whole_prompts():
+def test_a_sample_for_the_baselines_has_complete_prompt_groups():
     rows = [pair(f"{prompt} {i}", prompt=f"prompt {prompt}") for prompt in range(20) for i in range(5)]
     rules = check_data(rows, max_baseline_rows=42).shallow_rules
     assert rules is not None
@@ -389,8 +391,8 @@ def test_a_sample_for_the_rules_is_of_whole_prompts():
     assert rules.by_prompt.interval.num_clusters == 8
 
 
-def test_a_random_split_that_invents_accuracy_is_named():
-    """Forty prompts with a good text each, that eight other texts lose to."""
+def test_a_random_split_that_overstates_accuracy_is_reported():
+    """Forty prompts; each has one good text that is preferred to eight others."""
     rows = []
     for prompt in range(40):
         good = words(f"good{prompt}", 12)

@@ -1,4 +1,4 @@
-"""Shares, intervals and agreements of a data check, against numbers that were computed by hand."""
+"""Shares, intervals and agreements of a data check, against numbers computed by hand."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_a_share_leaves_ties_out_and_its_interval_is_clustered():
     assert found.verdict == "inconclusive"
 
 
-def test_of_many_features_one_that_is_off_by_chance_is_not_imbalanced():
+def test_a_chance_deviation_among_many_features_is_not_imbalanced():
     """60 of 100 alone has p = 0.048 (z = 2, t of 99 degrees of freedom); of three features Holm makes it 0.14."""
     gaps, groups = np.array([1] * 60 + [-1] * 40), np.arange(100)
     even = np.array([1, -1] * 50)
@@ -43,7 +43,7 @@ def test_of_many_features_one_that_is_off_by_chance_is_not_imbalanced():
 
 
 def test_an_interval_of_many_prompts():
-    """One pair a prompt, 60 of 100 right: Wilson's interval with t(0.975, 99) = 1.98422 in place of 1.96."""
+    """One pair per prompt, 60 of 100 right: Wilson's interval with t(0.975, 99) = 1.98422 in place of 1.96."""
     found = imbalance("words", np.array([1] * 60 + [-1] * 40), np.arange(100))
     assert found.interval is not None
     reach = 1.98422 * math.sqrt(0.24 / 100 + 1.98422**2 / 4 / 100**2)
@@ -55,7 +55,7 @@ def test_an_interval_of_many_prompts():
     ("longer", "shorter", "verdict"),
     [
         (52, 48, "inconclusive"),  # 0.42 to 0.62
-        (5200, 4800, "balanced"),  # 0.510 to 0.530: not one half, but near enough
+        (5200, 4800, "balanced"),  # 0.510 to 0.530: not one half, but within the tolerance
         (5450, 4550, "inconclusive"),  # 0.535 to 0.555
         (5800, 4200, "imbalanced"),
         (300, 700, "imbalanced"),
@@ -146,7 +146,7 @@ def test_agreement_by_hand():
     majority; the other leaves (2, 0): 0 of 1. Row 3: each leaves a tie. Together 3 of 4. With the label: 6 of 9 votes.
     Unanimous: 1 of 3. Ceiling: mean of 1, 2/3 and 1/2.
     """
-    votes = np.array([[3, 0, 0], [2, 1, 0], [1, 1, 1], [1, 0, 0]])  # the last has one vote: nobody to agree with
+    votes = np.array([[3, 0, 0], [2, 1, 0], [1, 1, 1], [1, 0, 0]])  # the last row has one vote and is left out
     found = vote_agreement(votes, np.zeros(4, int), np.arange(4))
     assert found is not None
     assert (found.rows, found.votes, found.num_rater_vs_rest) == (3, 9, 4)

@@ -1,4 +1,4 @@
-"""The page and the table say what was found; what comes from the data stays text."""
+"""Page and table show all findings; text from the data is escaped."""
 
 import io
 import json
@@ -15,7 +15,7 @@ SCRIPT = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=
 
 
 class Tags(HTMLParser):
-    """Collects elements and attributes."""
+    """Collect elements and attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_a_script_in_a_row_stays_text(report):
     assert "{{ 7 * 7 }}" in page
 
 
-def test_the_page_needs_nothing_else(report):
+def test_the_page_loads_nothing(report):
     page = render_page(report)
     assert "default-src 'none'" in page
     assert not re.search(r"""(?:src|href)=(?!"#)|@import|url\((?!#)""", page.replace("src=http://evil", ""))
@@ -75,7 +75,7 @@ def test_every_finding_is_on_the_page_and_in_the_table(report):
         *("Rows", "Repetition", "Contradictions", "Leakage", "Distance from training", "Length and format"),
         *("Trivial baselines", "Votes"),
     ]
-    assert "[red]`code`[/red]" in table  # no markup of the table's own
+    assert "[red]`code`[/red]" in table  # not interpreted as markup
     assert "Fix these first" in table
 
 
@@ -116,7 +116,7 @@ def test_each_finding_shows_at_most_three_escaped_rows_with_file_and_line(tmp_pa
 
 @pytest.mark.parametrize(("count", "rows"), [(1, "1 row"), (2, "2 rows")])
 def test_nouns_agree_with_their_numbers(count: int, rows: str):
-    """Every number before a noun in the terminal and on the page, for data of one and of two rows."""
+    """Check every number before a noun in the terminal and on the page, for data with one and two rows."""
     data = [{"prompt": f"p {i}", "chosen": f"yes {i}", "rejected": "no"} for i in range(count)]
     report, out = check_data(data, eval_data=data[:1]), io.StringIO()
     print_report(report, Console(file=out, width=400, color_system=None))
@@ -138,7 +138,7 @@ def test_worst_comes_first(report):
     assert report.fix_first[0].finding == "leakage"
 
 
-def test_every_number_of_length_says_its_unit_and_how_ties_count(report):
+def test_every_length_share_states_its_unit_and_ties(report):
     (style,) = [section for section in sections(report) if section.title == "Length and format"]
     assert all(re.search(r"\d+ pairs, [\d,]+ equal", line.note) and "counts " in line.note for line in style.lines)
     assert "left out" in style.intro

@@ -1,4 +1,4 @@
-"""Real data sets, where they are at hand: what is known of them is what the check finds."""
+"""Real data sets, if available: the check finds their known properties."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 from hf_reward.evaluation.data_check import DataReport, check_data
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not here")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not available")]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _cache_of_its_own(tmp_path_factory):
+def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield

@@ -1,4 +1,4 @@
-"""The distance between training and evaluation data: none for one source, found for another, and 5% false alarms."""
+"""Distance of evaluation from training data: none for one source, found for another, and 5% false alarms."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def shift(train, held):
     return found
 
 
-def test_another_vocabulary_is_a_shift_that_is_to_be_fixed_first():
+def test_another_vocabulary_is_a_shift_to_fix_first():
     report = check_data(rows(HOME, 60, seed=0), eval_data=rows(AWAY, 40, seed=1))
     found = report.shift
     assert found is not None
@@ -71,8 +71,8 @@ def test_longer_texts_of_the_same_words_are_a_shift():
     assert found.verdict == "shifted"
 
 
-def test_another_subject_of_the_same_kind_is_told_apart_and_not_shifted():
-    """Each set repeats one word that the other knows as well."""
+def test_another_subject_of_the_same_kind_is_distinguishable_but_not_shifted():
+    """Each set repeats one word that the other set also has."""
     train, held = rows(HOME, 60, seed=0), rows(HOME, 40, seed=1)
     for row in train[2:]:
         row["chosen"] += " w0 w0 w0"
@@ -94,14 +94,14 @@ def test_without_evaluation_data_there_is_no_distance():
     assert check_data(rows(HOME, 10, seed=0)).shift is None
 
 
-def test_known_words_within_leaves_prompts_out_whole():
-    """Two groups that share the word a: of a a b | a c c the other part knows 2 of 3 and 1 of 3."""
+def test_known_words_within_leaves_out_complete_prompts():
+    """Two groups, a a b | a c c, share the word a: 2 of 3 and 1 of 3 words occur in the other group."""
     side = SetTexts(["a a b", "a c c"], np.array(["p", "q"]), [], [])
     assert {_known_within(side, seed) for seed in range(5)} == {0.5}
 
 
-def test_two_sets_of_one_source_are_rarely_told_apart():
-    """20 runs with 20 prompts a side: with 2.5% expected above one half, more than 2 come once in 70 sets of seeds.
+def test_two_sets_of_one_source_are_rarely_distinguishable():
+    """20 runs with 20 prompts per side. With 2.5% expected above one half, more than 2 occur once in 70 sets of seeds.
 
     `recipes/studies/coverage.py` has 400 runs in each of ten settings.
     """
@@ -118,7 +118,7 @@ def test_two_sets_of_one_source_are_rarely_told_apart():
     assert sum(found) <= 2
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not here")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not available")
 @pytest.mark.slow  # 10 s
 def test_real_sets():
     """300 pairs of each, evenly spread over its file."""

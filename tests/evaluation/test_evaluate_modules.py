@@ -1,4 +1,4 @@
-"""Our metrics are real `evaluate` modules: loaded offline by path, batch by batch, combined, in several processes."""
+"""Metrics as `evaluate` modules: loaded offline by path, in batches, combined, and in several processes."""
 
 import json
 import pickle
@@ -46,14 +46,14 @@ def test_every_metric_loads_offline_by_path(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_batches_give_what_one_call_gives(name: str) -> None:
+def test_batches_equal_one_call(name: str) -> None:
     metric, inputs = load_metric(name), INPUTS[name]
-    whole = metric.compute(**inputs)
+    at_once = metric.compute(**inputs)
     count = len(next(iter(inputs.values())))
     for start in range(0, count, 50):
         metric.add_batch(**{key: value[start : start + 50] for key, value in inputs.items()})
-    assert metric.compute() == whole
-    assert metric.compute(**inputs) == whole
+    assert metric.compute() == at_once
+    assert metric.compute(**inputs) == at_once
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +83,7 @@ def test_length_baseline_by_hand() -> None:
     assert (found["length_baseline"], found["equal_length_rate"]) == (0.5, pytest.approx(1 / 3))
 
 
-def test_rm_bench_is_the_original_codes() -> None:
+def test_rm_bench_equals_the_original_code() -> None:
     case = json.loads((Path(__file__).parent / "golden.json").read_text())["rm_bench"]
     rows = case["results"]
     found = load_metric("rm_bench").compute(
@@ -112,7 +112,7 @@ def test_combined_as_instances_and_as_paths() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_first_the_result_of_both(tmp_path: Path) -> None:
+def test_the_first_of_two_processes_gets_the_result_of_both(tmp_path: Path) -> None:
     program = (
         "import json, sys; from hf_reward.evaluation.evaluate_modules import load_metric; rank = int(sys.argv[1]); "
         "metric = load_metric('preference_accuracy', num_process=2, process_id=rank, experiment_id='both', "
@@ -126,13 +126,13 @@ def test_two_processes_give_the_first_the_result_of_both(tmp_path: Path) -> None
     assert (found[0]["accuracy"], found[0]["num_pairs"]) == (0.75, 4)
 
 
-def test_rewards_keep_every_bit() -> None:
+def test_rewards_keep_double_precision() -> None:
     # 32 bits would make these two a tie.
     found = load_metric("preference_accuracy").compute(chosen=[1.0 + 1e-12], rejected=[1.0])
     assert (found["accuracy"], found["tie_rate"]) == (1.0, 0.0)
 
 
-def test_unusable_inputs_say_what_is_wrong() -> None:
+def test_unusable_inputs_are_refused_with_a_reason() -> None:
     with pytest.raises(ValueError, match=r"There is no metric 'accuracy'. There are: preference_accuracy"):
         load_metric("accuracy")
     with pytest.raises(ValueError, match="Rewards must be finite, but 1 row "):

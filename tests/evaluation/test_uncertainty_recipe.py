@@ -1,4 +1,4 @@
-"""The study behind docs/guides/ensembles.md: held-out groups, one baseline, and a table that adds up."""
+"""The study of docs/guides/ensembles.md: held-out groups, one baseline, and a consistent table."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def run(folder: Path, data: Path, out: Path, *options: str) -> subprocess.Comple
 
 
 @pytest.mark.slow
-def test_every_pair_is_judged_once_and_the_shares_add_up(make_model_folder, tmp_path):
+def test_every_pair_is_scored_once_and_the_shares_add_up(make_model_folder, tmp_path):
     rows = [
         {"prompt": f"Which {n % 6}?", "chosen": f"A good answer {n}.", "rejected": f"No {n * 7 % 5}"} for n in range(24)
     ]
@@ -46,7 +46,7 @@ def test_every_pair_is_judged_once_and_the_shares_add_up(make_model_folder, tmp_
     for name, way in found["ways"].items():
         for share, risk in way["risk"].items():
             coverage = float(share.rstrip("%")) / 100
-            if name != "margin of one head":  # whose errors are its own
+            if name != "margin of one head":  # has its own errors
                 assert way["caught"][share] == pytest.approx(1 - risk * coverage / found["error"])
         assert way["aurc"]["ci_low"] is way["aurc"]["ci_high"] is None, "six prompts are too few"
     assert found["ways"]["random"]["aurc"]["estimate"] == pytest.approx(found["error"])
@@ -55,5 +55,5 @@ def test_every_pair_is_judged_once_and_the_shares_add_up(make_model_folder, tmp_
     again = run(folder, data, out, "--freeze_backbone")
     assert again.returncode == 0, again.stderr[-3000:]
     assert "training on" in done.stdout
-    assert "training on" not in again.stdout  # both parts were done
+    assert "training on" not in again.stdout  # both folds were finished
     assert "made with different settings" in run(folder, data, out, "--seed", "1").stderr

@@ -164,7 +164,7 @@ def test_an_unusable_rule() -> None:
 
 
 def test_three_accuracies_of_the_same_rewards_have_three_names(tmp_path: Path) -> None:
-    """Correctly ordered: 1 of 3 pairs and not the best; 1 of 1; 1 of 1. Pooled 3 of 5, by row 7 / 9, the best 2 of 3."""
+    """In order: 1 of 3 pairs and not the best; 1 of 1; 1 of 1. Pooled 3 of 5, by row 7 / 9, the best 2 of 3."""
     rewards = [[2.0, 1.0, 3.0], [1.0, 0.0], [1.0, 0.0]]
     rows = [
         {"id": str(place), "prompt": f"p{place}", "responses": [*"abc"][: len(each)], "ranks": list(range(len(each)))}

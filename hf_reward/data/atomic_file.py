@@ -1,4 +1,4 @@
-"""A file appears whole or not at all, and what has appeared survives a crash of the machine."""
+"""Atomic and durable file writes: readers see the old file or the complete new one, even after a crash."""
 
 import errno
 import hashlib
@@ -18,15 +18,15 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class HashedFile(io.RawIOBase):
-    """An open file that is written from beginning to end, and knows the hash and size of what went in."""
+    """A file that is written sequentially and records the hash and size of the written bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest, self.size = file, hashlib.sha256(), 0
         self.abandoned = False
-        """Whether writing has failed: what a library still wants to write while it is torn down goes nowhere."""
+        """Whether writing has failed: later writes, such as those of a library's cleanup, are then discarded."""
 
     def write(self, data: Any) -> int:
-        """Append bytes."""
+        """Append bytes and return their number."""
         if self.abandoned:
             return len(data)
         self._digest.update(data)
@@ -34,39 +34,39 @@ class HashedFile(io.RawIOBase):
         return self._file.write(data)
 
     def tell(self) -> int:
-        """Bytes written."""
+        """Return the number of bytes written."""
         return self.size
 
     def flush(self) -> None:
-        """Hand over to the operating system what is buffered here."""
+        """Pass buffered bytes to the operating system."""
         if not self.abandoned:
             self._file.flush()
 
     def close(self) -> None:
-        """Nothing: whoever opened the file closes it, once all of it is on the disk."""
+        """Do nothing: `atomic_writer` closes the file after syncing it to disk."""
 
     def writable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     @property
     def sha256(self) -> str:
-        """Hash of what was written so far, hexadecimal."""
+        """SHA-256 of the bytes written so far, hexadecimal."""
         return self._digest.hexdigest()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path whose file takes the place of another one when all is well: a reader never meets half a file.
+    """Yield a temporary path whose file replaces the final one if no error is raised.
 
     Args:
-        path: The final file; one that is there is replaced, and keeps its permissions.
+        path: The final file. An existing one is replaced; its permissions are kept.
 
     Yields:
-        Path: Where to write, in the same folder.
+        Path: The temporary path, in the same folder.
 
     Raises:
-        OSError: If it cannot be written; nothing is left behind, and a file that was there is as it was.
+        OSError: If the file cannot be written; an existing file is then unchanged.
     """
     with _temporary(path) as temporary:
         yield temporary
@@ -78,14 +78,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file that appears whole or not at all.
+    """Write a file atomically.
 
     Args:
-        path: The file; one that is there is replaced.
-        content: Text is written as UTF-8; half surrogate pairs in it are escaped, so that they stay readable.
+        path: The file; an existing one is replaced.
+        content: Text is written as UTF-8, with lone surrogates escaped.
 
     Raises:
-        OSError: If it cannot be written; a file that was there is as it was.
+        OSError: If the file cannot be written; an existing file is then unchanged.
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
@@ -93,17 +93,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_writer(path: Path, *, keep_empty: bool = True) -> Iterator[HashedFile]:
-    """Give a file that takes its place when all is well: written beside it, flushed, synchronised, renamed.
+    """Open a file for atomic and durable writing: written in the same folder, flushed, synced, renamed.
 
     Args:
-        path: The final file; one that is there is replaced.
-        keep_empty: Whether a file of 0 bytes appears too. If not, one that is there is removed.
+        path: The final file; an existing one is replaced.
+        keep_empty: Whether to keep a file of 0 bytes. If not, an existing file is removed.
 
     Yields:
-        HashedFile: What to write to.
+        HashedFile: The open file.
 
     Raises:
-        OSError: If it cannot be written; nothing is left behind, and a file that was there is as it was.
+        OSError: If the file cannot be written; an existing file is then unchanged.
     """
     with _temporary(path) as temporary:
         with temporary.open("xb", buffering=2**20) as file:
@@ -121,14 +121,14 @@ def atomic_writer(path: Path, *, keep_empty: bool = True) -> Iterator[HashedFile
 
 
 def create_exclusive(path: Path, content: bytes) -> bool:
-    """Write a small file unless there is one: of several processes that try, one succeeds.
+    """Create a small file unless it exists. If several processes try, exactly one succeeds.
 
     Args:
         path: The file.
-        content: What to write.
+        content: Its content.
 
     Returns:
-        Whether this call wrote it.
+        Whether this call created the file.
     """
     with _temporary(path) as temporary:
         with temporary.open("xb") as file:
@@ -136,7 +136,7 @@ def create_exclusive(path: Path, content: bytes) -> bool:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(temporary, path)  # unlike a rename, it refuses where a file is
+            os.link(temporary, path)  # unlike a rename, fails if the file exists
         except FileExistsError:
             return False
         except OSError as error:
@@ -149,7 +149,7 @@ def create_exclusive(path: Path, content: bytes) -> bool:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside a file; what still has it at the end is removed."""
+    """Yield a temporary path in the same folder; a file that is left there at the end is removed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -164,7 +164,7 @@ def _rename(temporary: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a crash: a rename alone may be forgotten.
+    """Sync a folder to disk, because a rename may otherwise be lost in a crash.
 
     Args:
         folder: The folder.
@@ -177,11 +177,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path, names: set[str]) -> None:
-    """Remove what killed writers left behind.
+    """Remove temporary files of killed writers.
 
     Args:
-        folder: Where to look, not below it.
-        names: The final names of the files whose temporaries go; those of others may be in use.
+        folder: The folder; subfolders are not searched.
+        names: Final names of the files whose temporary files are removed. Others may be in use.
     """
     if not folder.is_dir():
         return
@@ -192,5 +192,5 @@ def remove_temporaries(folder: Path, names: set[str]) -> None:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether an error means that there is no room: disk, quota or the size that a process may write."""
+    """Return whether an error means that the disk, the quota or the file size limit is exhausted."""
     return error.errno in _FULL

@@ -1,4 +1,4 @@
-"""Packages that a bare install lacks: imported where they are used, with the extra that installs them."""
+"""Lazy imports of optional packages, with errors that name the extra to install."""
 
 import logging
 from functools import lru_cache
@@ -13,7 +13,7 @@ _PURPOSES = {
     "serve": "servers",
 }
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-"""Packages that pip knows by another name."""
+"""Import name -> name of the distribution, where they differ."""
 
 
 class MissingExtraError(ImportError):
@@ -21,18 +21,18 @@ class MissingExtraError(ImportError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Imports a module of an optional package.
+    """Import a module of an optional package.
 
     Args:
-        module: Its full name, such as "matplotlib.figure".
+        module: Full name, such as "matplotlib.figure".
         extra: The extra of hf_reward that installs the package: one of `audit`, `data` and `serve`.
 
     Returns:
         The module.
 
     Raises:
-        MissingExtraError: If the package is not installed. The message names the extra. An installed package that
-            cannot import one of its own requirements raises its own error.
+        MissingExtraError: If the package is not installed. The message names the extra. If an installed package cannot
+            import a requirement of its own, its error is raised unchanged.
     """
     try:
         return import_module(module)
@@ -40,21 +40,21 @@ def require(module: str, extra: str) -> ModuleType:
         package = module.partition(".")[0]
         if (error.name or "").partition(".")[0] != package:
             raise
-        name, remedy = _DISTRIBUTIONS.get(package, package), f'Run pip install "hf_reward[{extra}]".'
-        message = f"The package {name} is not installed; {_PURPOSES[extra]} need it. {remedy}"
+        name, remedy = _DISTRIBUTIONS.get(package, package), f'Install it with: pip install "hf_reward[{extra}]"'
+        message = f"The package {name} is required for {_PURPOSES[extra]}, but is not installed. {remedy}"
         raise MissingExtraError(message, name=error.name) from error
 
 
 def optional(module: str, extra: str, without: str) -> ModuleType | None:
-    """Imports a module of an optional package for something that can be left out.
+    """Import a module of an optional package for a feature that can be skipped.
 
     Args:
-        module: Its full name.
+        module: Full name.
         extra: The extra of hf_reward that installs the package.
-        without: A sentence on what is left out without the package; it is logged once a process.
+        without: A sentence on the skipped feature, logged once per process if the package is missing.
 
     Returns:
-        The module, None if the package is not installed.
+        The module, or None if the package is not installed.
     """
     try:
         return require(module, extra)

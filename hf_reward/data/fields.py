@@ -1,4 +1,4 @@
-"""Raw value of one field -> checked value. Every error names the field, what was found, and the cure."""
+"""Validate and convert the value of one field. Every error names the field, the value found and the remedy."""
 
 import json
 import math
@@ -12,49 +12,51 @@ from hf_reward.data.preference_row import Message, PreferenceFormatError, Prompt
 from hf_reward.data.python_values import to_python
 
 _ROLE = re.compile(r"(?=.{1,64}\Z)[\w.-]+( [\w.-]+)*")
-"""Templates write roles as they are, so one with a line break or a delimiter could begin another turn."""
+"""Templates print roles unescaped, so a role with a line break or delimiter could start a new turn."""
 
 
 def read_text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
-    """Text that says something, unless it need not."""
+    """Validate text, which must not be blank unless `may_be_empty`."""
     if not isinstance(value, str):
-        raise _refusal(name, f"must be text, but is {_kind(value)}", f" {_shown(value)}", ". Correct or drop the row.")
+        raise _error(name, f"must be text, but is {_kind(value)}", f" {_shown(value)}", ". Correct or drop the row.")
     if not may_be_empty and not value.strip():
         raise PreferenceFormatError(f"`{name}` is empty. Correct or drop the row.", field=name)
-    return _whole(value, name)
+    return _require_utf8(value, name)
 
 
-def _whole(value: str, name: str) -> str:
-    """Text that can be written as UTF-8; a tokenizer takes no other."""
+def _require_utf8(value: str, name: str) -> str:
+    """Refuse text that cannot be encoded as UTF-8, because tokenizers fail on it."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        half = ord(value[error.start])
+        surrogate = ord(value[error.start])
         raise PreferenceFormatError(
-            f"`{name}` holds half a character (U+{half:04X} alone). Correct or drop the row.", field=name
+            f"`{name}` must be valid Unicode, but has a lone surrogate (U+{surrogate:04X}), which is half a character. "
+            "Correct or drop the row.",
+            field=name,
         ) from None
     return value
 
 
 def _kind(value: Any) -> str:
-    # Those that are UTF-8 were decoded before.
+    # Bytes that are UTF-8 have been decoded before.
     return "binary data that is not UTF-8" if isinstance(value, bytes) else type(value).__name__
 
 
 def read_messages(value: Any, name: str) -> list[Message]:
-    """Messages with role and text."""
+    """Validate messages, which must have a role and text."""
     if not isinstance(value, list) or not value:
         rule = f"must be text or a non-empty list of messages, but is {_kind(value)}"
-        raise _refusal(name, rule, f" {_shown(value)}")
+        raise _error(name, rule, f" {_shown(value)}", ". Correct or drop the row.")
     return [_read_message(message, name) for message in value]
 
 
 def _read_message(message: Any, name: str) -> Message:
-    """A message with its content as text, parts joined; null where there are only tool calls (see `render_chat`)."""
+    """Return a message with its content joined into one text, or null if it has only tool calls (see `render_chat`)."""
     if isinstance(message, Mapping) and isinstance(message.get("role"), str):
         if not _ROLE.fullmatch(message["role"]):
-            rule = ". A role is one to 64 letters, digits, single spaces and _ - . between them."
-            raise _refusal(name, "holds the role", f" {_shown(message['role'])}", rule)
+            rule = "has a role that is not made of 1 to 64 letters, digits, single spaces, `_`, `-` and `.`"
+            raise _error(name, rule, f": {_shown(message['role'])}", ". Correct or drop the row.")
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             return {**message, "content": None}
@@ -62,69 +64,74 @@ def _read_message(message: Any, name: str) -> Message:
             content = _joined_parts(content, name)
         if isinstance(content, str):
             return {**message, "content": content}
-    rule = "must hold messages with `role` and `content` as text (or `tool_calls`)"
-    raise _refusal(name, rule, f", but holds {_shown(message)}")
+    rule = "must be messages with `role` and `content` as text (or `tool_calls`)"
+    raise _error(name, rule, f", but has {_shown(message)}", ". Correct or drop the row.")
 
 
 def _joined_parts(parts: list[Any], name: str) -> str:
-    """Parts of text one after the other, as templates that know parts print them."""
+    """Join text parts without separator, as chat templates with support for parts do."""
     texts = []
     for part in parts:
         text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else None
             found = f"a part of type {_shown(kind)}" if kind else _shown(part)
-            rule = "must hold parts of text ({'type': 'text', 'text': ...})"
-            cure = ", which a reward model of text cannot read. Correct or drop the row."
-            raise _refusal(name, rule, f", but holds {found}", cure)
+            rule = "must have only text parts ({'type': 'text', 'text': ...})"
+            remedy = ", which a text model cannot process. Correct or drop the row."
+            raise _error(name, rule, f", but has {found}", remedy)
         texts.append(text)
     return "".join(texts)
 
 
 def column_example(name: str) -> str:
-    """How a user says which column of the data is ours, in backquotes."""
+    """Return an example that maps a field to a column of the data, in the syntax of the interface in use."""
     return f"`{setting('columns', {name: 'your_column'})}`"
 
 
 def prompt_of(row: Mapping[str, Any]) -> Any:
-    """The raw prompt of a row that has to have one."""
+    """Return the raw prompt of a row whose layout requires one."""
     if "prompt" not in row:
-        raise PreferenceFormatError(
-            f"`prompt` is missing. Found: {', '.join(map(str, row))}. Name your column: {column_example('prompt')}.",
-            field="prompt",
-        )
+        raise missing_column("prompt", row)
     return row["prompt"]
 
 
+def missing_column(name: str, row: Mapping[str, Any]) -> PreferenceFormatError:
+    """Return the error for a row that lacks a required column."""
+    return PreferenceFormatError(
+        f"`{name}` is missing. Columns found: {', '.join(map(str, row))}. If yours has a different name, map it with "
+        f"{column_example(name)}.",
+        field=name,
+    )
+
+
 def read_prompt(value: Any) -> Prompt:
-    """A prompt: text, perhaps empty, or messages."""
+    """Validate a prompt: messages or text, which may be empty."""
     if value is None:
         raise PreferenceFormatError(
-            "`prompt` must be text or messages, but is null. Give the prompt, or an empty text where there is none, or "
-            "drop the row.",
+            '`prompt` must be text or messages, but is null. Use "" for a row without a prompt, or drop the row.',
             field="prompt",
         )
     if isinstance(value, str):
-        return _whole(value, "prompt")
+        return _require_utf8(value, "prompt")
     return read_messages(value, "prompt") if value != [] else []
 
 
 def is_blank(prompt: Prompt) -> bool:
-    """Whether a prompt says nothing."""
+    """Return whether a prompt has no text and no tool calls."""
     if isinstance(prompt, str):
         return not prompt.strip()
     return not any((message["content"] or "").strip() or message.get("tool_calls") for message in prompt)
 
 
 def prompt_of_kind(prompt: Prompt, responses: Sequence[Any]) -> Prompt:
-    """The prompt as its responses are: before messages, a text is one user turn, and none if it is blank."""
+    """Convert a text prompt to messages if its responses are messages: one user turn, or none if it is blank."""
     if isinstance(prompt, str) and responses and all(isinstance(response, list) for response in responses):
         return [{"role": "user", "content": prompt}] if prompt.strip() else []
     return prompt
 
 
 def read_response(value: Any, prompt: Prompt, name: str, *, may_be_empty: bool = False) -> Response:
-    """A response of its prompt's kind: text after a text prompt, messages after messages."""
+    """Validate a response and convert it to the prompt's kind: text or messages."""
     if isinstance(prompt, str):
         return read_text(value, name, may_be_empty=may_be_empty)
     if isinstance(value, str):
@@ -133,7 +140,7 @@ def read_response(value: Any, prompt: Prompt, name: str, *, may_be_empty: bool =
 
 
 def read_conversation(value: Any, name: str, *, may_be_empty: bool = False) -> list[Message]:
-    """Messages of which the last says something, unless it need not."""
+    """Validate messages whose last content must not be blank unless `may_be_empty`."""
     messages = read_messages(value, name)
     if not messages[-1].get("tool_calls"):
         read_text(messages[-1].get("content"), name, may_be_empty=may_be_empty)
@@ -141,23 +148,24 @@ def read_conversation(value: Any, name: str, *, may_be_empty: bool = False) -> l
 
 
 def read_template_options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments for the chat template, from the columns `tools` and `chat_template_kwargs`."""
+    """Return the keyword arguments of the chat template, from the columns `tools` and `chat_template_kwargs`."""
     options: dict[str, Any] = {}
     if row.get("tools") not in (None, ""):  # an empty cell of a CSV file
         options["tools"] = to_python(read_structure(row["tools"], "tools", list))
     if row.get("chat_template_kwargs") not in (None, ""):
         options |= to_python(read_structure(row["chat_template_kwargs"], "chat_template_kwargs", dict))
-    # Data may fill in a template, but neither replace it nor change what is made of its text.
-    refused = sorted(options.keys() & _NOT_OF_THE_DATA)
+    # Data may fill in a template, but must not replace it or change how its text is tokenised.
+    refused = sorted(options.keys() & _NOT_PER_ROW)
     if refused:
         raise PreferenceFormatError(
-            f"`chat_template_kwargs` sets {', '.join(refused)}, which is not for a row to decide. Remove it.",
+            f"`chat_template_kwargs` must only set variables of the chat template, but sets {', '.join(refused)}. "
+            "Remove it from the row.",
             field="chat_template_kwargs",
         )
     return options
 
 
-_NOT_OF_THE_DATA = {
+_NOT_PER_ROW = {
     *("chat_template", "conversation", "tokenize", "add_generation_prompt", "continue_final_message"),
     *("padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
     *("return_assistant_tokens_mask", "processor_kwargs"),
@@ -165,29 +173,34 @@ _NOT_OF_THE_DATA = {
 
 
 def read_structure(value: Any, name: str, kind: type) -> Any:
-    """A list or dict, given as such or as JSON text."""
-    with suppress(ValueError, RecursionError):  # text that is no JSON is refused below, with its field
+    """Validate a list or dict, which may be given as JSON text."""
+    with suppress(ValueError, RecursionError):  # text that is not JSON is refused below, with its field
         value = json.loads(value) if isinstance(value, str) else value
     if not isinstance(value, kind):
-        raise _refusal(name, f"must be a {kind.__name__} or its JSON", f", but is {_shown(value)}")
+        rule = f"must be a {kind.__name__}, or JSON text of one"
+        raise _error(name, rule, f", but is {_shown(value)}", ". Correct or drop the row.")
     return value
 
 
 def read_list(value: Any, name: str) -> list[Any]:
-    """A list, or the JSON of one, as CSV files hold it."""
+    """Validate a list, which CSV files hold as JSON text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = read_structure(value, name, list)
     if not isinstance(value, (list, tuple)):
-        raise PreferenceFormatError(f"`{name}` must be a list, but is {_shown(value)}.", field=name)
+        raise PreferenceFormatError(
+            f"`{name}` must be a list, but is {_shown(value)}. Correct or drop the row.", field=name
+        )
     return list(value)
 
 
 def read_number(value: Any, name: str) -> float:
-    """A finite number, or the text of one, as CSV files hold it; a boolean is none."""
+    """Validate a finite number, which CSV files hold as text; booleans are refused."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
-        raise PreferenceFormatError(f"`{name}` must be a finite number, but is {_shown(value)}.", field=name)
+        raise PreferenceFormatError(
+            f"`{name}` must be a finite number, but is {_shown(value)}. Correct or drop the row.", field=name
+        )
     return float(value)
 
 
@@ -195,20 +208,20 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def is_finite(value: float) -> bool:
-    """Whether a number, of any size that JSON allows, is a finite float."""
+    """Return whether a number, which may be an integer of any size, is finite as a float."""
     try:
         return math.isfinite(value)
     except OverflowError:
         return False
 
 
-def _refusal(name: str, rule: str, found: str, cure: str = ".") -> PreferenceFormatError:
-    """An error that says what a field must be, what of the data it is (which a server does not repeat), and a cure."""
-    return PreferenceFormatError(f"`{name}` {rule}{found}{cure}", field=name, repeats=found)
+def _error(name: str, rule: str, found: str, remedy: str) -> PreferenceFormatError:
+    """Return an error with a field's requirement, the data found (which a server does not echo) and the remedy."""
+    return PreferenceFormatError(f"`{name}` {rule}{found}{remedy}", field=name, repeats=found)
 
 
 def _shown(value: Any) -> str:
-    """A value in a message; Python refuses to write integers of thousands of digits."""
+    """Return a short representation of a value. Python refuses to format integers of thousands of digits."""
     try:
         return repr(value[:80] if isinstance(value, str | list) else value)[:80]
     except ValueError:
@@ -216,25 +229,28 @@ def _shown(value: Any) -> str:
 
 
 def read_probability(value: Any) -> float:
-    """A number in [0, 1]."""
+    """Validate a number in [0, 1]."""
     probability = read_number(value, "probability")
     if not 0 <= probability <= 1:
-        raise PreferenceFormatError(f"`probability` must be in [0, 1], but is {probability}.", field="probability")
+        raise PreferenceFormatError(
+            f"`probability` must be in [0, 1], but is {probability}. Correct or drop the row.", field="probability"
+        )
     return probability
 
 
 def require_same_length(values: Sequence[Any], responses: Sequence[Any], name: str) -> None:
-    """Stop where a list does not have one entry for each response."""
+    """Refuse a list that does not have one entry per response."""
     if len(values) != len(responses):
+        meaning = " (0 = best, equal = tie)" if name == "ranks" else ""
         raise PreferenceFormatError(
-            f"`{name}` has {len(values)} entries but `responses` has {len(responses)}. Give one per response"
-            + (" (0 = best, equal = tie)." if name == "ranks" else "."),
+            f"`{name}` must have one entry per response{meaning}, but has {len(values)} for {len(responses)} "
+            "`responses`. Correct or drop the row.",
             field=name,
         )
 
 
 def read_ranks(value: Any, responses: Sequence[Any]) -> list[int]:
-    """Ranks of responses without gaps, 0 is best."""
+    """Validate the ranks of responses and return them without gaps, 0 is best."""
     ranks = read_list(value, "ranks")
     require_same_length(ranks, responses, "ranks")
     for rank in ranks:

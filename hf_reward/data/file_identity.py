@@ -1,4 +1,4 @@
-"""Files -> hashes of their content, whole or sampled: is a file the one that it was?"""
+"""Hashes of files, full or sampled, to detect whether a file has changed."""
 
 import hashlib
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import xxhash
 
 FULL_HASH_LIMIT = 16 * 2**20
-"""Bytes up to which `file_identity` reads a whole file."""
+"""Size in bytes up to which `file_identity` hashes the full file."""
 _SAMPLES, _SAMPLE_BYTES = 4, 16 * 2**10
 
 
 def content_hash(path: Path) -> str:
-    """Hash the whole content of a file. The hash detects accidents, not forgery.
+    """Hash the full content of a file, to detect accidental changes (not forgery).
 
     Args:
         path: The file.
@@ -25,7 +25,7 @@ def content_hash(path: Path) -> str:
 
 
 def file_identity(path: Path) -> dict[str, Any]:
-    """Tell a file from others without reading all of a large one.
+    """Return a fingerprint of a file without reading all of a large file.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""Data files of one kind -> a dataset whose rows are those of the files, unreadable ones among them."""
+"""Load data files of one format as a dataset that keeps a row for every unreadable line."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,34 +15,37 @@ from hf_reward.data.tables.input_row import lone_surrogate
 from hf_reward.data.text_files import require_one_byte_units
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-"""Suffix of a data file -> its kind."""
+"""Suffix of a data file -> builder of `datasets`."""
 _TEXTS = ("prompt", "chosen", "rejected", "response", "response_a", "response_b", "text")
-"""Columns in which an empty cell of a CSV file is an empty text; in others it is no value."""
+"""Columns in which an empty cell of a CSV file means empty text; in other columns it means null."""
 
 
 def load_files(
     files: Sequence[Path], name: str, *, streaming: bool = False, columns: Mapping[str, str] | None = None
 ) -> Dataset | IterableDataset:
-    """Read data files.
+    """Load data files.
 
-    Cells of CSV files are text as they stand: `02139` and `NA` are no number and no null.
+    Cells of CSV files are always text: `02139` does not become a number and `NA` does not become null.
 
     Args:
-        files: Files of one kind, in order.
-        name: What to call them in errors.
-        streaming: Read them as a stream.
-        columns: Our name -> the files' own column name.
+        files: Files of one format, in order.
+        name: Name of the data in errors.
+        streaming: Load the files as a stream.
+        columns: Field -> name of its column in the files.
 
     Returns:
-        Their rows. A line that is no row has the reason in the column `UNREADABLE`, which only such data has.
+        The rows. If lines cannot be parsed, the column `UNREADABLE` has the reason.
 
     Raises:
-        ValueError: If they are of an unknown kind or of several, in another encoding than UTF-8, cannot be read, or
-            hold no readable row.
+        ValueError: If the files have unknown or different formats, are not UTF-8, cannot be read, or have no readable
+            row.
     """
     suffixes = {file.suffix for file in files}
     if len(suffixes) > 1 or not suffixes <= set(BUILDERS):
-        raise ValueError(f"{name}: data files must be all of one kind out of {', '.join(BUILDERS)}, found {suffixes}.")
+        raise ValueError(
+            f"{name}: data files must all have the same format, one of {', '.join(BUILDERS)}, but found "
+            f"{', '.join(sorted(suffixes))}. Convert them, or pass one format at a time."
+        )
     refuse_archives(files)
     builder = BUILDERS[suffixes.pop()]
     if builder != "parquet":
@@ -56,44 +59,49 @@ def load_files(
         loaded: Any = load_dataset(builder, data_files=list(map(str, files)), split="train", streaming=streaming)
     except Exception as error:
         if builder != "json" or streaming:
-            raise ValueError(f"{name}: the {builder} reader of `datasets` failed: {_root(error)}") from error
+            raise ValueError(
+                f"{name}: the files cannot be read as {builder}: {_root(error)}. Correct or re-create them."
+            ) from error
         loaded = None
     if builder == "json" and (loaded is None or (isinstance(loaded, Dataset) and was_changed(loaded))):
-        # Arrow wants one type per column; rows that mix types in one (a boolean among texts) are still JSON.
+        # Arrow requires one type per column, but valid JSON may mix types (a boolean among texts).
         return _own_json(files, streaming)
     return loaded
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """A dataset in memory whose columns are those of all rows, not only of the first.
+    """Create a dataset in memory with the columns of all rows, not only of the first.
 
     Args:
         rows: The rows.
 
     Returns:
-        The dataset; rows whose text no table can hold have the reason in the column `UNREADABLE`.
+        The dataset. If rows have text that Arrow cannot store, the column `UNREADABLE` has the reason.
 
     Raises:
-        ValueError: If they do not fit into a table.
+        ValueError: If the rows cannot be stored as a table.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         return Dataset.from_list([{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json")
-    except Exception as error:  # whatever Arrow and `datasets` raise for names and numbers that they cannot hold
-        checked = [_without_half_characters(row) for row in rows]
+    except Exception as error:  # Arrow and `datasets` raise various errors for unsupported names and numbers
+        checked = [_without_lone_surrogates(row) for row in rows]
         if checked != list(rows):
             return from_rows(checked)
         columns = ", ".join(map(repr, names))
-        raise ValueError(f"The rows, with the columns {columns}, do not fit into a table: {_root(error)}") from error
+        raise ValueError(
+            f"The rows with the columns {columns} cannot be stored as a table: {_root(error)}. Give each column one "
+            "type."
+        ) from error
 
 
-def _without_half_characters(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_lone_surrogates(row: Mapping[str, Any]) -> Mapping[str, Any]:
     problem = lone_surrogate(json.dumps(dict(row), ensure_ascii=False, default=str))
     return {UNREADABLE: problem} if problem else row
 
 
 def _own_json(files: Sequence[Path], streaming: bool) -> Dataset | IterableDataset:
-    """Rows that are read one by one; a stream holds one of them at a time."""
+    """Read rows with our own parser; a stream keeps one row in memory at a time."""
     first = next(read_json_rows(files), None)
     if first is not None and all(UNREADABLE in row for row in read_json_rows(files)):
         raise _nothing_readable(files, first[UNREADABLE])
@@ -109,7 +117,9 @@ def _json_rows(files: list[str], names: tuple[str, ...]) -> Iterator[dict[str, A
 
 
 def _nothing_readable(files: Sequence[Path], reason: Any) -> ValueError:
-    return ValueError(f"{', '.join(map(str, files))}: no row can be read; of the first, {reason}. Correct the file.")
+    return ValueError(
+        f"{', '.join(map(str, files))}: no row can be read. Problem of the first row: {reason}. Correct the file."
+    )
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
@@ -117,12 +127,12 @@ def _nothing_readable(files: Sequence[Path], reason: Any) -> ValueError:
 
 def _load_csv(files: Sequence[Path], columns: Mapping[str, str], streaming: bool) -> Dataset | IterableDataset:
     names = list(dict.fromkeys(name for file in files for name in CsvTable(file).schema.names))
-    # Sizes and times are in what `datasets` takes for the name of its cache: a file that was edited is read again.
+    # Sizes and times are part of the arguments that `datasets` hashes for its cache, so an edited file is read again.
     states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     texts = sorted({columns.get(name, name) for name in _TEXTS})
     settings: dict[str, Any] = {
         "features": Features({name: Value("string") for name in [*names, UNREADABLE]}),
-        # Of these, `datasets` divides lists among processes.
+        # Tuples, because `datasets` shards lists over processes.
         "gen_kwargs": {
             "files": list(map(str, files)),
             "names": tuple(names),
@@ -137,7 +147,7 @@ def _load_csv(files: Sequence[Path], columns: Mapping[str, str], streaming: bool
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
-        return Dataset.from_dict({name: [] for name in names})  # column names alone
+        return Dataset.from_dict({name: [] for name in names})  # a file with only a header
     unreadable = rows.data.column(UNREADABLE)
     if len(rows) and unreadable.null_count == 0:
         raise _nothing_readable(files, unreadable[0])

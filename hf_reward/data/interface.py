@@ -1,8 +1,8 @@
-"""The interface through which a user gives settings, so that an error can answer in its syntax.
+"""Format settings in error messages in the syntax of the interface in use.
 
 `setting("columns", {"chosen": "better"})` is `columns={'chosen': 'better'}` in Python, `--columns chosen=better` for
 the commands of `hf-reward`, `--columns '{"chosen": "better"}'` for `hf-reward train`, and
-`columns: {chosen: better}` where that run has a YAML file.
+`columns: {chosen: better}` for a training run with a YAML file.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 
 class Interface(Enum):
-    """Where settings come from."""
+    """An interface through which a user passes settings."""
 
     PYTHON = "arguments of a Python call"
     COMMAND = "options of a command, as `--max-length 512`"
@@ -22,18 +22,18 @@ class Interface(Enum):
 
 
 _UNSET: Any = object()
-_in_use = [Interface.PYTHON]  # of the process: threads that read data answer in the same syntax
+_in_use = [Interface.PYTHON]  # per process, so that threads that read data use the same syntax
 
 
 @contextmanager
 def used_through(interface: Interface) -> Iterator[None]:
-    """Within this, errors name settings in the syntax of an interface.
+    """Context manager: errors within it name settings in the syntax of an interface.
 
     Args:
         interface: The interface in use.
 
     Yields:
-        None: While it is in use.
+        None: Within the context.
     """
     _in_use.append(interface)
     try:
@@ -43,14 +43,14 @@ def used_through(interface: Interface) -> Iterator[None]:
 
 
 def setting(name: str, value: Any = _UNSET) -> str:
-    """Write a setting as the user of the interface in use does.
+    """Format a setting in the syntax of the interface in use.
 
     Args:
-        name: Its name in Python.
-        value: Its value; without one, the name alone is written.
+        name: Name in Python.
+        value: Value; if omitted, only the name is formatted.
 
     Returns:
-        The setting, without quotes around it.
+        The setting, without surrounding quotes.
     """
     interface = _in_use[-1]
     if interface is Interface.PYTHON:
@@ -76,17 +76,17 @@ def _plain(value: Any) -> str:
 
 
 def auto_or_bool(name: str, value: Any) -> bool | Literal["auto"]:
-    """Read a setting that is "auto", true or false, as the command line, YAML or Python gives it.
+    """Parse a setting that may be "auto", true or false, from the command line, YAML or Python.
 
     Args:
         name: The setting.
-        value: Its value; text in any case.
+        value: Its value; text in upper or lower case.
 
     Returns:
         "auto", True or False.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If the value is none of these.
     """
     choices: dict[str, bool | Literal["auto"]] = {"auto": "auto", "true": True, "false": False}
     try:

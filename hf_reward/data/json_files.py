@@ -1,4 +1,4 @@
-"""JSON and JSONL files -> rows, read one by one where the reader of `datasets` would stop, crash or change a value."""
+"""Read JSON and JSONL files that the reader of `datasets` would reject, crash on or change."""
 
 import codecs
 import json
@@ -15,10 +15,10 @@ from hf_reward.data.tables.input_row import Span, lone_surrogate
 from hf_reward.data.tables.json_lines import JsonLinesTable
 from hf_reward.data.text_files import read_utf8
 
-# Arrow cuts files at line ends; pyarrow 26 crashes (SIGSEGV) where a piece begins with a row that is null.
+# Arrow splits files at line ends, and pyarrow 26 crashes (SIGSEGV) if a block starts with a null row.
 _NULL_ROW = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])[ \t]*null")
-# Half of an escaped pair: `datasets` refuses the whole JSONL file, and removes it from a JSON list without a message.
-_HALF = re.compile(
+# An escaped lone surrogate: `datasets` refuses the complete JSONL file, or drops it silently from a JSON list.
+_LONE_SURROGATE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
 _BLOCK = 2**24
@@ -26,15 +26,15 @@ _LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
 
 
 def need_own_reader(files: Sequence[Path]) -> bool:
-    """Whether files hold what the reader of `datasets` crashes at, changes or fails at later.
+    """Return whether files may have content that the reader of `datasets` cannot handle.
 
-    That is rows that are null, half characters, and bytes that are not UTF-8.
+    This content is null rows, lone surrogates and bytes that are not UTF-8.
 
     Args:
         files: `.json` and `.jsonl` files.
 
     Returns:
-        Whether they do, or may.
+        Whether at least one file does, or may do.
     """
     return any(map(_is_suspect, files))
 
@@ -45,11 +45,12 @@ def _is_suspect(file: Path) -> bool:
     if is_json_list(file) and not all(isinstance(entry, dict) for entry in _entries(file)):
         return True
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _NULL_ROW.search(content) is not None or _HALF.search(content) is not None or not _is_utf8(content)
+        suspect = any(pattern.search(content) is not None for pattern in (_NULL_ROW, _LONE_SURROGATE))
+        return suspect or not _is_utf8(content)
 
 
 def _is_utf8(content: mmap.mmap) -> bool:
-    """Arrow takes other bytes for text too, and fails only where a row is looked at."""
+    """Return whether content is UTF-8. Arrow accepts other bytes and fails only when a row is accessed."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for begins in range(0, len(content), _BLOCK):
@@ -60,13 +61,13 @@ def _is_utf8(content: mmap.mmap) -> bool:
 
 
 def was_changed(rows: Dataset) -> bool:
-    """Whether the reader of `datasets` took texts for dates, which JSON does not have.
+    """Return whether the reader of `datasets` converted text to dates, which JSON does not have.
 
     Args:
-        rows: What it read.
+        rows: The loaded rows.
 
     Returns:
-        Whether a column holds dates.
+        Whether a column has a date or time type.
     """
     return bool(re.search(r"\b(timestamp|date32|date64|time32|time64|duration)\b", str(rows.features.arrow_schema)))
 
@@ -78,13 +79,13 @@ def read_json_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
         files: `.json` and `.jsonl` files.
 
     Yields:
-        dict[str, Any]: Each row; one that is no JSON object, or not text, has only the reason, as `UNREADABLE`.
+        dict[str, Any]: Each row. A row that cannot be read has only the key `UNREADABLE`, with the reason.
 
     Raises:
         ValueError: If a JSON list is damaged or not UTF-8.
     """
     for file in files:
-        # `datasets` takes a list for rows whatever the file is called.
+        # `datasets` also accepts a JSON list in a `.jsonl` file.
         if is_json_list(file):
             yield from map(_checked, _entries(file))
         else:
@@ -92,13 +93,13 @@ def read_json_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def is_json_list(file: Path) -> bool:
-    """Whether a file is one JSON list rather than an object on each line.
+    """Return whether a file is a JSON list instead of one object per line.
 
     Args:
         file: A `.json` or `.jsonl` file.
 
     Returns:
-        Whether it begins as one.
+        Whether its first character, after white space, is `[`.
     """
     with file.open("rb") as opened:
         return _LIST.match(opened.read(2**10)) is not None
@@ -108,14 +109,17 @@ def _entries(file: Path) -> list[Any]:
     text = read_utf8(file)
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, a number with too many digits, nested too deeply
-        raise ValueError(f"{file}: not valid JSON ({error}). Correct it, or write one object on each line.") from error
+    except (ValueError, RecursionError) as error:  # not JSON, a number with too many digits, nested too deeply
+        raise ValueError(
+            f"{file} must be a valid JSON list, but cannot be parsed ({error}). Correct the file, or write one object "
+            "per line (.jsonl)."
+        ) from error
     assert isinstance(value, list)
     return value
 
 
 def _checked(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        return {UNREADABLE: f"it is not a JSON object but a {type(entry).__name__}"}
+        return {UNREADABLE: f"the row must be a JSON object, but is a {type(entry).__name__}"}
     problem = lone_surrogate(json.dumps(entry, ensure_ascii=False))
     return {UNREADABLE: problem} if problem else entry

@@ -1,4 +1,4 @@
-"""Paths: files outside of an untrusted folder, archives and missing folders are refused; names are cut for readers."""
+"""Checks of input and output paths, and names of models and data without the user's folders for reports."""
 
 import logging
 import os
@@ -16,76 +16,79 @@ _READ_BY_OTHERS = 0o044
 
 
 def require_inside(folder: Path, paths: Iterable[Path]) -> None:
-    """Stop where a folder's files are links to files outside of it, which its author may not be meant to name.
+    """Refuse links in an untrusted folder that point to files outside of it.
 
-    Links of the Hub's cache, whose snapshots are links to the blobs beside them, are as good as files.
+    Links in the Hub's cache are accepted: its snapshots are links to files in the folder `blobs`.
 
     Args:
         folder: The folder.
         paths: Files found in it.
 
     Raises:
-        ValueError: If one of them lies elsewhere.
+        ValueError: If a file is a link to a file outside of the folder.
     """
     home = folder.resolve()
     blobs = [parent.parent / "blobs" for parent in (home, *home.parents) if parent.name == "snapshots"]
     for path in paths:
         if not any(path.resolve().is_relative_to(place) for place in (home, *blobs)):
             raise ValueError(
-                f"{path} is a link to {path.resolve()}, outside of the folder {folder}. Name that file itself if it is "
-                "meant, or put a copy in its place."
+                f"Links in the folder {folder} must point to files inside it, but {path} points to {path.resolve()}. Replace the link "
+                "with a copy, or pass the path of the file itself."
             )
 
 
 def require_folder_or_hub_id(name: str | Path) -> None:
-    """Stop at a path that can be no Hub id, and leads to no folder, before the Hub is asked about it.
+    """Refuse a path without a folder before the Hub is queried for it.
 
     Args:
         name: Folder or Hub id.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If the name can only be a path, and no such folder exists.
     """
     text = str(name)
     is_path = Path(text).is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1
-    if is_path and not os.path.isdir(text):  # Path.is_dir raises where a name is too long
-        raise FileNotFoundError(f"There is no folder {text!r} (looked in {Path.cwd()}).")
+    if is_path and not os.path.isdir(text):  # Path.is_dir raises if a name is too long
+        raise FileNotFoundError(f"There is no folder {text!r} (looked in {Path.cwd()}). Check the path.")
 
 
 def require_writable(path: str | Path) -> None:
-    """Stop before work whose output could not be written.
+    """Refuse an output path that cannot be written, before any work is done.
 
     Args:
-        path: A file or folder that is to be made, or a folder to write into.
+        path: A file or folder to create, or a folder to write into.
 
     Raises:
-        NotADirectoryError: If a file stands where a folder is needed.
-        PermissionError: If nothing may be written there.
+        NotADirectoryError: If a parent folder is a file.
+        PermissionError: If the folder is not writable.
     """
     target = Path(path).absolute()
     place = next(parent for parent in (target, *target.parents) if parent.exists())
     folder = place.parent if place == target and place.is_file() else place
     if not folder.is_dir():
-        raise NotADirectoryError(f"{path} cannot be made: {folder} is a file. Name another output.")
+        raise NotADirectoryError(f"{path} cannot be created: {folder} is a file. Name another output.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path} cannot be written: the folder {folder} allows no writing. Name another output.")
+        raise PermissionError(
+            f"{path} cannot be written: the folder {folder} is not writable. Change its permissions or name another "
+            "output."
+        )
 
 
 def is_plain_name(name: Any) -> bool:
-    """Whether something is the name of a file and leads nowhere else."""
+    """Return whether a value is a file name without any folder."""
     is_name = isinstance(name, str) and name not in ("", ".", "..")
     return is_name and Path(name).name == name and "\\" not in name and "\0" not in name
 
 
 def shown_name(name: str | Path) -> str:
-    """Shorten the name of a model or data set for a report that others read.
+    """Shorten the name of a model or dataset for reports that may be published.
 
     Args:
         name: A Hub id, a path, or any other name.
 
     Returns:
-        The last part of a path that is absolute or begins with `~`, `.` or `..`, because its folders tell who ran the
-        program and where; anything else as it is.
+        The last part of a path that is absolute or starts with `~`, `.` or `..`, because its folders reveal private
+        information; any other name unchanged.
     """
     text = str(name)
     if not _LEAVES_THE_FOLDER.match(text):
@@ -97,13 +100,13 @@ def shown_name(name: str | Path) -> str:
 
 
 def with_shown_model(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Shorten the model's name in facts that others read; hashes among them tell models apart, wherever they lie.
+    """Shorten the model's name in facts for a report. Hashes in the fingerprint still identify the model.
 
     Args:
-        facts: `model`, and perhaps `fingerprint` with another.
+        facts: JSON values with `model`, and optionally `fingerprint` with its own `model`.
 
     Returns:
-        A copy.
+        A copy with short names.
     """
     cut = dict(facts)
     if isinstance(facts.get("model"), str):
@@ -114,10 +117,10 @@ def with_shown_model(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def warn_if_others_can_read(path: str | Path) -> None:
-    """Warn about a file with a token that other users of the machine can read.
+    """Warn if other users of the machine can read a file with a token.
 
     Args:
-        path: The file; nothing is said of one that does not exist, or on Windows, whose modes say nothing.
+        path: The file. A missing file is ignored, as is every file on Windows, which has no such permission bits.
     """
     path = Path(path)
     if os.name == "nt" or not path.is_file():
@@ -131,18 +134,17 @@ def warn_if_others_can_read(path: str | Path) -> None:
 
 
 def refuse_archives(paths: Iterable[Path]) -> None:
-    """Stop at archives, whatever they are called: the readers of `datasets` would unpack them unasked.
+    """Refuse archives and compressed files, which the readers of `datasets` would unpack automatically.
 
     Args:
         paths: Data files.
 
     Raises:
-        ValueError: If one of them is an archive or compressed.
+        ValueError: If a file is an archive or compressed, by its content.
     """
     for path in paths:
         kind = Extractor.infer_extractor_format(path)
         if kind:
             raise ValueError(
-                f"{path} is an archive or compressed ({kind}), whatever its name says. Unpack it yourself and give the "
-                "files in it."
+                f"Data files must not be compressed, but {path} is a {kind} file. Unpack it and pass the files in it."
             )

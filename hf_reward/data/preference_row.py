@@ -1,4 +1,4 @@
-"""The canonical preference row, and what can be said of it without knowing where it came from."""
+"""The canonical preference row, its format errors and its prompt group."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ Response = str | list[Message]
 
 
 UNREADABLE = "_unreadable"
-"""Column with the reason why a line of a file is no row; only data that holds such lines has it."""
+"""Column with the reason why a line of a file cannot be read; only data with such lines has it."""
 
 
 class PreferenceFormatError(ValueError):
-    """A row that fits no layout: says which row, which field, and what to do."""
+    """A row that fits no layout. The message has the row, the field and the remedy."""
 
     def __init__(
         self,
@@ -32,14 +32,14 @@ class PreferenceFormatError(ValueError):
         *,
         repeats: str = "",
     ) -> None:
-        """Say what is wrong.
+        """Create the error.
 
         Args:
-            message: What is required, what was found, and the remedy.
+            message: The requirement, the value found and the remedy.
             row_index: Number of the row.
             field: Name of the field.
-            place: File and line of the row, where it has one.
-            repeats: The part of the message that repeats data, which a server does not send back.
+            place: File and line of the row, if known.
+            repeats: The part of the message that quotes data, which a server does not send to clients.
         """
         where = place or ("" if row_index is None else f"Row {row_index}")
         super().__init__(f"{where}: {message}" if where else message)
@@ -48,11 +48,11 @@ class PreferenceFormatError(ValueError):
 
     @property
     def public_message(self) -> str:
-        """The message without data."""
+        """The message without quoted data."""
         return self.message.replace(self.repeats, "") if self.repeats else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Raised in worker processes of `datasets.map`, so it has to pickle with its arguments.
+        # Raised in worker processes of `datasets.map`, so it must pickle with its arguments.
         return partial(type(self), repeats=self.repeats), (self.message, self.row_index, self.field, self.place)
 
 
@@ -65,7 +65,7 @@ class PreferencePair:
     rejected: Response
     margin: float | None = None
     probability: float | None = None
-    """P(chosen preferred) where it is known."""
+    """P(chosen preferred), if known."""
     weight: float | None = None
     group: str | None = None
     source: str | None = None
@@ -73,41 +73,41 @@ class PreferencePair:
 
 @dataclass(kw_only=True)
 class PreferenceRow:
-    """The canonical row: one prompt, its responses, and how they rank."""
+    """The canonical row: one prompt, its responses and their ranks."""
 
     prompt: Prompt
     responses: list[Response]
-    """Text, or the messages that follow the prompt; all of the prompt's kind."""
+    """Text, or the messages that follow the prompt; the same kind as the prompt."""
     ranks: list[int]
     """Rank of each response, 0 is best, equal ranks are a tie."""
     margin: float | None = None
     probability: float | None = None
-    """P(first response preferred); only rows of two responses state one."""
+    """P(first response preferred); only for rows with two responses."""
     weight: float = 1.0
     id: str | None = None
     group: str | None = None
-    """Rows of one group never fall on both sides of a split; the prompt's hash unless the row says otherwise."""
+    """Rows of a group always stay on the same side of a split; by default the hash of the prompt."""
     source: str | None = None
     prompts_differed: bool = False
-    """Whether the two sides came with different prompts, of which only the shared turns were kept."""
+    """Whether the two sides had different prompts; only their shared turns are then the prompt."""
     repeated_prompt: bool = False
-    """Whether the sides held the prompt too, which is now read once; text sides then follow it without separator."""
+    """Whether the sides also contained the prompt, which was removed; text sides then follow it without separator."""
     blank_prompt: bool = False
-    """Whether there is a prompt that says nothing, and so is read as none."""
+    """Whether the prompt is blank, which counts as no prompt."""
     token_ids: list[list[int]] | None = None
-    """Whole sequences, where the row came already tokenised; `prompt` and `responses` are then empty."""
+    """Full sequences of a tokenised row; `prompt` and `responses` are then empty."""
     template: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the chat template, from the columns `tools` and `chat_template_kwargs`."""
     meta: dict[str, Any] = field(default_factory=dict)
     """Every other column."""
 
     def is_conversational(self) -> bool:
-        """Whether prompt and responses are messages rather than text."""
+        """Return whether prompt and responses are messages instead of text."""
         return not isinstance(self.prompt, str)
 
 
 def as_mapping(row: Any) -> Mapping[str, Any]:
-    """See a `PreferencePair` (or another dataclass) as the dict of its fields that are set.
+    """Convert a `PreferencePair` (or another dataclass) to a dict of its fields that are not None.
 
     Args:
         row: A mapping or a dataclass instance.
@@ -116,7 +116,7 @@ def as_mapping(row: Any) -> Mapping[str, Any]:
         The row's columns.
 
     Raises:
-        PreferenceFormatError: If the row is neither, or its line of a file could not be read.
+        PreferenceFormatError: If the row is neither, or its line of the file could not be read.
     """
     if is_dataclass(row) and not isinstance(row, type):
         return {name: value for name, value in asdict(row).items() if value is not None}
@@ -128,14 +128,14 @@ def as_mapping(row: Any) -> Mapping[str, Any]:
 
 
 def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, Any]:
-    """Give a row's columns our names.
+    """Rename a row's columns to field names.
 
     Args:
         row: The raw row.
-        columns: Our name -> the row's own column name.
+        columns: Field -> name of its column in the data.
 
     Returns:
-        A new dict; columns that are not mapped keep their names, unless a mapped one takes the name.
+        A new dict. Other columns keep their names, unless a renamed column takes the name.
 
     Raises:
         PreferenceFormatError: If a mapped column is missing.
@@ -143,22 +143,22 @@ def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str] | None) ->
     row = {name: value for name, value in row.items() if name != UNREADABLE} if UNREADABLE in row else dict(row)
     if not columns:
         return row
-    missing = [theirs for theirs in columns.values() if theirs not in row]
+    missing = [column for column in columns.values() if column not in row]
     if missing:
         raise PreferenceFormatError(
-            f"`{setting('columns')}` names {', '.join(map(repr, missing))}, which the data lacks. "
-            f"Found: {', '.join(map(str, row))}. Correct the mapping.",
+            f"`{setting('columns')}` names {', '.join(map(repr, missing))}, which the data lacks. Columns found: "
+            f"{', '.join(map(str, row))}. Correct the mapping.",
             field=missing[0],
         )
     kept = {name: value for name, value in row.items() if name not in columns.values() and name not in columns}
-    return kept | {ours: row[theirs] for ours, theirs in columns.items()}
+    return kept | {field: row[column] for field, column in columns.items()}
 
 
 def prompt_group(row: PreferenceRow) -> str:
-    """Hash what identifies the prompt of a row, so that rows of one prompt share it.
+    """Return a hash that rows with the same prompt share.
 
-    White space does not tell prompts apart, see `prompt_hash`. Text rows without a prompt column share whatever their
-    responses have in common up to the last line break or sentence end; give a `group` column where that is too coarse.
+    Differences in white space are ignored, see `prompt_hash`. For text rows without a prompt column, the prompt is the
+    common start of the responses up to the last line break or sentence end. Use a `group` column if that is too coarse.
 
     Args:
         row: A canonical row.
@@ -174,12 +174,12 @@ def prompt_group(row: PreferenceRow) -> str:
         key = ""
     else:
         key = " ".join(shared_text([str(response) for response in row.responses]).split())
-    # Nothing shared: a prompt of its own.
+    # Without a common start, the row is a group of its own.
     return _digits(key or _json_key(row.responses))
 
 
 def prompt_hash(prompt: Prompt) -> str:
-    """Hash a prompt, so that prompts which differ in nothing but white space are one wherever rows are clustered.
+    """Return a hash of a prompt that ignores differences in white space.
 
     Args:
         prompt: Text or messages.
@@ -191,7 +191,7 @@ def prompt_hash(prompt: Prompt) -> str:
 
 
 def _json_key(value: Any) -> str:
-    """JSON of a value in which every run of white space is one space."""
+    """Return the JSON of a value with every run of white space replaced by one space."""
     return json.dumps(_normalised(value), sort_keys=True, default=str)
 
 
@@ -208,8 +208,8 @@ def _digits(key: str) -> str:
 
 
 def common_prefix(sequences: Sequence[Any]) -> Sequence[Any]:
-    """Longest prefix that all sequences share, as a part of one of them: text of texts, a list of lists."""
-    first, last = min(sequences), max(sequences)  # any other lies between these two, and shares what they share
+    """Return the longest common prefix: text for texts, a list for lists."""
+    first, last = min(sequences), max(sequences)  # the common prefix of these two is common to all
     # Bisection: comparing slices is far faster than a loop over characters or tokens.
     same, differ = 0, min(len(first), len(last)) + 1
     while differ - same > 1:
@@ -222,13 +222,13 @@ def common_prefix(sequences: Sequence[Any]) -> Sequence[Any]:
 
 
 def shared_text(texts: Sequence[str]) -> str:
-    """What texts have in common, cut back to the last line break or sentence end."""
+    """Return the common prefix of texts up to the last line break or sentence end."""
     shared = str(common_prefix(texts))
     end = max(shared.rfind(mark) for mark in "\n:.?!")
     return shared[: end + 1] if end >= 0 else shared
 
 
 def dense_ranks(keys: Sequence[float]) -> list[int]:
-    """Rank 0 for the smallest key, equal keys equal ranks, no gaps."""
+    """Return ranks without gaps: 0 for the smallest key, equal ranks for equal keys."""
     order = {key: rank for rank, key in enumerate(sorted(set(keys)))}
     return [order[key] for key in keys]

@@ -1,7 +1,6 @@
-"""Any raw row -> one canonical preference row.
+"""Convert raw rows of every accepted layout to canonical preference rows.
 
-Every accepted layout is turned into `PreferenceRow` here and nowhere else. This station knows nothing of tokens or
-models.
+This is the only module that converts layouts. It does not depend on tokenizers or models.
 """
 
 import re
@@ -10,6 +9,7 @@ from typing import Any
 
 from hf_reward.data.fields import (
     column_example,
+    missing_column,
     prompt_of,
     read_conversation,
     read_list,
@@ -36,17 +36,17 @@ from hf_reward.data.python_values import columns_to_python
 from hf_reward.data.repeated_prompts import Sides, read_sides, shared_turns
 
 LAYOUTS = ("pairs", "hh", "ranked", "votes", "tokenized")
-"""The layouts that `layout` takes, beside `auto`. Rated rows (one response each) go through `to_pairs` first."""
+"""Values of `layout` other than `auto`. Rated rows (one response each) are converted by `to_pairs` first."""
 
 
 def detect_layout(columns: Iterable[str]) -> str:
-    """Name the layout that a set of columns has.
+    """Return the layout of a set of columns.
 
     Args:
         columns: Column names, after any `columns` mapping.
 
     Returns:
-        One of `LAYOUTS`; never `hh`, which has to be asked for.
+        One of `LAYOUTS`, except `hh`, which must be set explicitly.
 
     Raises:
         PreferenceFormatError: If the columns fit no layout.
@@ -62,27 +62,29 @@ def detect_layout(columns: Iterable[str]) -> str:
         return "votes"
     if {"prompt", "response"} <= names and names & {"score", "rating"}:
         raise PreferenceFormatError(
-            "The rows hold one rated response each, and preferences are between two. Make pairs of the responses to "
-            f"a prompt whose scores differ by so much or more: `{setting('min_gap', 1.0)}` (`to_pairs` in Python)."
+            "A preference row needs two or more responses, but these rows have one rated response each. To pair the "
+            f"responses to a prompt whose scores differ by at least 1.0, set `{setting('min_gap', 1.0)}` (or use "
+            "`to_pairs` in Python)."
         )
     raise PreferenceFormatError(
         "The columns fit no layout. Needed: `chosen` and `rejected` (with or without `prompt`); or `prompt`, "
         "`responses` and `ranks` or `scores`; or `prompt`, `response_a`, `response_b` and one of "
         f"{', '.join(sorted(_VERDICTS))}; or `chosen_ids` and `rejected_ids`. "
-        f"Found: {', '.join(sorted(map(str, names)))}. Name your columns: {column_example('chosen')}."
+        f"Found: {', '.join(sorted(map(str, names)))}. If yours have different names, map each with "
+        f"{column_example('chosen')}."
     )
 
 
 def to_preference_row(
     row: Any, *, layout: str = "auto", columns: Mapping[str, str] | None = None, row_index: int | None = None
 ) -> PreferenceRow:
-    """Turn one raw row into the canonical row.
+    """Convert one raw row to a canonical row.
 
     Args:
         row: A mapping or a `PreferencePair`; it is not changed.
         layout: One of `LAYOUTS`, or `auto`.
-        columns: Our name -> the row's own column name.
-        row_index: Position in the data, for error messages.
+        columns: Field -> name of its column in the row.
+        row_index: Number of the row, for error messages.
 
     Returns:
         The canonical row.
@@ -114,10 +116,7 @@ _VERDICTS = {"winner", "score", "probability", "votes_a", "annotators"}
 def _read_pairs(row: Mapping[str, Any]) -> PreferenceRow:
     for name in ("chosen", "rejected"):
         if name not in row:
-            raise PreferenceFormatError(
-                f"`{name}` is missing. Found: {', '.join(map(str, row))}. Name your columns: {column_example(name)}.",
-                field=name,
-            )
+            raise missing_column(name, row)
     chosen, rejected = row["chosen"], row["rejected"]
     if row.get("prompt") is None:
         return _read_implicit_prompt(chosen, rejected)
@@ -144,7 +143,7 @@ def _read_implicit_prompt(chosen: Any, rejected: Any) -> PreferenceRow:
 
 
 def _split_turns(chosen: list[Message], rejected: list[Message]) -> PreferenceRow:
-    """The turns that both sides share, less the last of the shorter side, are the prompt."""
+    """Split two conversations: the prompt is their common turns, without the last turn of the shorter one."""
     prompt, responses = shared_turns([chosen, rejected])
     return PreferenceRow(
         prompt=prompt,
@@ -159,24 +158,23 @@ def _read_hh(row: Mapping[str, Any]) -> PreferenceRow:
 
 
 def parse_hh_transcript(text: Any, name: str = "text") -> list[Message]:
-    r"""Read a transcript of `\n\nHuman:` and `\n\nAssistant:` turns.
+    r"""Parse a transcript of `\n\nHuman:` and `\n\nAssistant:` turns.
 
     Args:
         text: The transcript.
-        name: Column it came from, for error messages.
+        name: Its column, for error messages.
 
     Returns:
         The turns as messages, in order.
 
     Raises:
-        PreferenceFormatError: If it is no such transcript, or its last turn is not the assistant's or is empty.
+        PreferenceFormatError: If the text is not such a transcript, or its last turn is not a nonempty assistant turn.
     """
     parts = re.split(r"\n\n(Human|Assistant):", read_text(text, name))
     if len(parts) < 3 or parts[0].strip():
         raise PreferenceFormatError(
-            f"`{name}` is no transcript of '\\n\\nHuman:' and '\\n\\nAssistant:' turns. Use "
-            f"`{setting('layout', 'pairs')}` "
-            "for plain text.",
+            f"With `{setting('layout', 'hh')}`, `{name}` must be a transcript of '\\n\\nHuman:' and '\\n\\nAssistant:' "
+            f"turns, but it is not. For plain text, set `{setting('layout', 'pairs')}`.",
             field=name,
         )
     roles = {"Human": "user", "Assistant": "assistant"}
@@ -185,14 +183,19 @@ def parse_hh_transcript(text: Any, name: str = "text") -> list[Message]:
         for role, content in zip(parts[1::2], parts[2::2], strict=True)
     ]
     if turns[-1]["role"] != "assistant" or not turns[-1]["content"]:
-        raise PreferenceFormatError(f"`{name}` must end with a non-empty Assistant turn.", field=name)
+        raise PreferenceFormatError(
+            f"`{name}` must end with a nonempty Assistant turn, but does not. Correct or drop the row.", field=name
+        )
     return turns
 
 
 def _read_ranked(row: Mapping[str, Any]) -> PreferenceRow:
     responses = read_list(row.get("responses"), "responses")
     if len(responses) < 2:
-        raise PreferenceFormatError(f"`responses` needs two or more, but has {len(responses)}.", field="responses")
+        raise PreferenceFormatError(
+            f"`responses` must have two or more entries, but has {len(responses)}. Correct or drop the row.",
+            field="responses",
+        )
     if row.get("ranks") is not None:
         ranks = read_ranks(row["ranks"], responses)
     else:
@@ -212,7 +215,7 @@ def _read_votes(row: Mapping[str, Any]) -> PreferenceRow:
 
 
 def _verdict(row: Mapping[str, Any]) -> tuple[float, float | None]:
-    """How far A leads B (sign only matters), and P(A preferred) where the row states one."""
+    """Return a number whose sign is the preference (positive for A), and P(A preferred) if the row has one."""
     if row.get("probability") is not None:
         probability = read_probability(row["probability"])
         return probability - 0.5, probability
@@ -225,7 +228,10 @@ def _verdict(row: Mapping[str, Any]) -> tuple[float, float | None]:
     if row.get("votes_a") is not None and row.get("votes_b") is not None:
         votes_a, votes_b = read_number(row["votes_a"], "votes_a"), read_number(row["votes_b"], "votes_b")
         return votes_a - votes_b, None
-    raise PreferenceFormatError(f"None of {', '.join(sorted(_VERDICTS))} holds a verdict.", field="winner")
+    raise PreferenceFormatError(
+        f"One of {', '.join(sorted(_VERDICTS))} must have a value, but all are null. Correct or drop the row.",
+        field="winner",
+    )
 
 
 _WINNERS = {
@@ -241,7 +247,9 @@ def _winner(value: Any) -> int:
     key = key.removesuffix(".0") if isinstance(key, str) else key  # ... also as text
     if isinstance(key, str) and key in _WINNERS:
         return _WINNERS[key]
-    raise PreferenceFormatError(f"`winner` must be 'a', 'b' or 'tie' (or 1, 2, 0), but is {value!r}.", field="winner")
+    raise PreferenceFormatError(
+        f"`winner` must be 'a', 'b' or 'tie' (or 1, 2, 0), but is {value!r}. Correct or drop the row.", field="winner"
+    )
 
 
 def _read_tokenized(row: Mapping[str, Any]) -> PreferenceRow:
@@ -250,7 +258,10 @@ def _read_tokenized(row: Mapping[str, Any]) -> PreferenceRow:
         name = f"{side}_ids" if f"{side}_ids" in row else f"{side}_input_ids"
         value = read_list(row.get(name), name)
         if not value or not all(isinstance(token, int) for token in value):
-            raise PreferenceFormatError(f"`{name}` must be a non-empty list of token ids.", field=name)
+            raise PreferenceFormatError(
+                f"`{name}` must be a nonempty list of token ids (integers), but is not. Correct or drop the row.",
+                field=name,
+            )
         ids.append(value)
     return PreferenceRow(prompt="", responses=["", ""], ranks=[0, 1], token_ids=ids)
 
@@ -271,18 +282,24 @@ _LAYOUT_COLUMNS = {
 
 
 def _read_common_fields(result: PreferenceRow, row: Mapping[str, Any]) -> None:
-    """Fill the optional fields that every layout may carry."""
+    """Read the optional fields, which every layout may have."""
     if row.get("margin") is not None:
         result.margin = read_number(row["margin"], "margin")
     if row.get("weight") is not None:
         result.weight = read_number(row["weight"], "weight")
         if result.weight < 0:
-            raise PreferenceFormatError(f"`weight` must be 0 or more, but is {result.weight}.", field="weight")
+            raise PreferenceFormatError(
+                f"`weight` must be 0 or more, but is {result.weight}. Correct or drop the row.", field="weight"
+            )
     if row.get("probability") is not None:
         if len(result.responses) != 2:
-            raise PreferenceFormatError("`probability` needs exactly two responses.", field="probability")
+            raise PreferenceFormatError(
+                f"`probability` requires exactly two responses, but the row has {len(result.responses)}. Remove "
+                "`probability` from the row.",
+                field="probability",
+            )
         result.probability = read_probability(row["probability"])
-        # Metrics go by ranks and the loss by the probability: they must not disagree.
+        # Metrics use ranks and the loss uses the probability, so they must agree.
         lead = result.probability - 0.5
         result.ranks = [0, 0] if lead == 0 else [0, 1] if lead > 0 else [1, 0]
     for name in ("id", "group", "source"):

@@ -1,7 +1,7 @@
-"""Values as Arrow, pandas and numpy hold them -> the Python values that they stand for.
+"""Convert values of Arrow, pandas and numpy to Python values.
 
-Arrow gives every struct of a column the fields of all of them, and fills those that a row lacks with null. A chat
-template would print them, in training and not in scoring. So a field that is null counts as absent, at any depth.
+Arrow gives every struct in a column the same fields and fills missing ones with null. Chat templates would print these
+nulls in training but not in scoring. Null fields are therefore removed at any depth.
 """
 
 import math
@@ -14,16 +14,16 @@ import pandas as pd
 
 from hf_reward.data.preference_row import PreferenceFormatError
 
-_AS_THEY_ARE = {"chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
-"""Long lists of numbers."""
+_NOT_CONVERTED = {"chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
+"""Columns of token ids, which are long lists of plain integers."""
 
 
 def columns_to_python(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Make the named columns of a row plain.
+    """Convert the named columns of a row to Python values.
 
     Args:
         row: The row; it is not changed.
-        names: The columns whose content is read; all others are handed on as they are.
+        names: The columns to convert; all others are returned unchanged.
 
     Returns:
         A new dict, in the order of the row.
@@ -31,11 +31,11 @@ def columns_to_python(row: Mapping[str, Any], names: Iterable[str]) -> dict[str,
     Raises:
         PreferenceFormatError: If a value is nested too deeply.
     """
-    read = set(names) - _AS_THEY_ARE
+    converted = set(names) - _NOT_CONVERTED
     result = {}
     for name, value in row.items():
         try:
-            result[name] = to_python(value) if name in read else value
+            result[name] = to_python(value) if name in converted else value
         except RecursionError:
             raise PreferenceFormatError(
                 f"`{name}` is nested too deeply. Correct or drop the row.", field=name
@@ -44,13 +44,13 @@ def columns_to_python(row: Mapping[str, Any], names: Iterable[str]) -> dict[str,
 
 
 def rows_of(data: Any) -> Any:
-    """See a pandas `DataFrame` as its rows.
+    """Convert a pandas `DataFrame` to a list of rows.
 
     Args:
-        data: A data frame, or anything else, which is handed back.
+        data: A data frame; anything else is returned unchanged.
 
     Returns:
-        A list of dicts, with None where a value is missing.
+        A list of dicts, with None for missing values.
 
     Raises:
         ValueError: If two of its columns have the same name.
@@ -62,7 +62,7 @@ def rows_of(data: Any) -> Any:
 
 
 def require_unique_columns(frame: pd.DataFrame) -> None:
-    """Stop at a data frame of which one column would silently hide another.
+    """Refuse a data frame in which one column would silently hide another.
 
     Args:
         frame: The data frame.
@@ -72,18 +72,18 @@ def require_unique_columns(frame: pd.DataFrame) -> None:
     """
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
-        raise ValueError(f"The data frame has two columns with the same name: {twice[0]}. Rename one.")
+        raise ValueError(f"Column names must be unique, but the data frame has two columns {twice[0]!r}. Rename one.")
 
 
 def to_python(value: Any) -> Any:
-    """See a value as the Python value that it stands for.
+    """Convert a value to plain Python values, at any depth.
 
     Args:
         value: Any value.
 
     Returns:
-        Binary data that is UTF-8 as text, arrays and tuples as lists, numpy's numbers and decimals as numbers, and
-        mappings as dicts without the fields that are null, at any depth; anything else as it is.
+        UTF-8 bytes become text, arrays and tuples become lists, numpy numbers and decimals become numbers, and mappings
+        become dicts without null fields. Other values are returned unchanged.
     """
     if isinstance(value, Mapping):
         return {name: to_python(part) for name, part in value.items() if part is not None}
@@ -114,12 +114,12 @@ def _number(value: Decimal) -> int | float:
 def _decoded(value: bytes) -> str | bytes:
     try:
         return value.decode("utf-8")
-    except UnicodeDecodeError:  # left to the reader of the field, which knows its name
+    except UnicodeDecodeError:  # refused when the field is validated, with its name
         return value
 
 
 def json_value(value: Any) -> Any:
-    """JSON values of dicts, sequences and numbers; a number that is not finite becomes None."""
+    """Convert dicts, sequences and numbers to JSON values; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(name): json_value(part) for name, part in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

@@ -1,4 +1,4 @@
-"""Rated or ranked responses -> preference pairs."""
+"""Make preference pairs from rated or ranked responses."""
 
 import hashlib
 import json
@@ -27,33 +27,35 @@ def to_pairs(
 ) -> list[dict[str, Any]]:
     """Make preference pairs from rated or ranked responses.
 
-    Takes rows of one rated response (`prompt`, `response`, `score`), which are grouped by prompt, and rows of a list
-    (`prompt`, `responses`, and `scores`, higher is better, or `ranks`, lower is better). A pair is made of every two
-    responses of a prompt whose scores differ by at least `min_gap`, and by more than 0.
+    Accepts rows with one rated response (`prompt`, `response`, `score`), which are grouped by prompt, and rows with a
+    list (`prompt`, `responses`, and `scores`, higher is better, or `ranks`, lower is better). Every two responses to a
+    prompt whose scores differ by at least `min_gap`, and by more than 0, make a pair.
 
     Args:
-        rows: Raw rows, or a pandas `DataFrame` of them.
+        rows: Raw rows, or a pandas `DataFrame`.
         min_gap: Smallest difference of scores (or ranks) that counts as a preference.
-        margin_from_scores: Whether each pair carries that difference as its `margin`, in units of the score.
-        weight_from_scores: Whether each pair carries that difference as its `weight`. The Bradley-Terry loss of a row,
-            times its weight, is then the scaled Bradley-Terry loss of HelpSteer2-Preference (Wang et al. 2024,
-            arXiv:2410.01257, section 4): -m log sigmoid(r_chosen - r_rejected), m being the difference.
-        max_pairs_per_prompt: Keep only this many pairs of a prompt, those of largest gap first.
-        columns: Our name -> the rows' own column name.
-        refused: Gets an error for each unusable row, which then stops nothing.
+        margin_from_scores: Whether to store the difference as the `margin` of the pair, in units of the score.
+        weight_from_scores: Whether to store the difference as the `weight` of the pair. The Bradley-Terry loss of a
+            row, times its weight, is then the scaled Bradley-Terry loss of HelpSteer2-Preference (Wang et al. 2024,
+            arXiv:2410.01257, section 4): -m log sigmoid(r_chosen - r_rejected), where m is the difference.
+        max_pairs_per_prompt: Largest number of pairs per prompt; pairs with the largest difference are kept.
+        columns: Field -> name of its column in the rows.
+        refused: List that receives an error for each unusable row. Without it, the first such row raises its error.
 
     Returns:
-        Rows `prompt`, `chosen`, `rejected`, `group`, and `margin` and `weight` if asked for.
+        Rows with `prompt`, `chosen`, `rejected`, `group`, and `margin` and `weight` if requested.
 
     Raises:
         PreferenceFormatError: If a score is missing or not a finite number, or the lists have unequal lengths.
         ValueError: If `min_gap` is negative or NaN, or `max_pairs_per_prompt` is below 1.
     """
     if not min_gap >= 0:
-        raise ValueError(f"`{setting('min_gap', min_gap)}` must be 0 or more, in units of the score.")
+        raise ValueError(f"`{setting('min_gap')}` must be 0 or more, in units of the score, but is {min_gap}.")
     if max_pairs_per_prompt is not None and max_pairs_per_prompt < 1:
-        raise ValueError(f"`max_pairs_per_prompt={max_pairs_per_prompt}` must be 1 or more, or None for all.")
-    carries = [name for name, asked in (("margin", margin_from_scores), ("weight", weight_from_scores)) if asked]
+        raise ValueError(
+            f"`max_pairs_per_prompt` must be 1 or more, or None for all pairs, but is {max_pairs_per_prompt}."
+        )
+    stored = [name for name, wanted in (("margin", margin_from_scores), ("weight", weight_from_scores)) if wanted]
     found = [] if refused is None else refused
     rated = _gather_by_prompt(rows, columns, found)
     if refused is None and found:
@@ -69,7 +71,7 @@ def to_pairs(
         for gap, (best, worst) in gaps[:max_pairs_per_prompt]:
             group = hashlib.sha256(prompt_key.encode()).hexdigest()[:16]
             pair = {"prompt": prompt, "chosen": responses[best], "rejected": responses[worst], "group": group}
-            pairs.append(pair | dict.fromkeys(carries, gap))
+            pairs.append(pair | dict.fromkeys(stored, gap))
     return pairs
 
 

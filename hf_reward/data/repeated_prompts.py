@@ -1,7 +1,8 @@
-"""A prompt and what came with it -> the prompt and the responses alone, so that no model reads the prompt twice.
+"""Remove a prompt that the responses repeat, so that it is encoded only once.
 
-Many data sets give the prompt in a column of its own and again at the start of each side. Messages are told by their
-turns, which differ in nothing but white space; text by its words, where all sides of a row begin with the prompt's.
+Many datasets have the prompt in a separate column and again at the start of each side. In messages, a repeated prompt
+is recognised by its turns, ignoring white space. In text, it is recognised by its words, and only if all sides of a row
+start with the prompt.
 """
 
 import json
@@ -23,28 +24,28 @@ class Sides:
     prompt: Prompt
     responses: list[Response]
     repeated: bool = False
-    """Whether sides held the prompt too."""
+    """Whether sides also contained the prompt."""
     differed: bool = False
-    """Whether the turns before the prompt differed, so that only the shared ones are the prompt."""
+    """Whether the turns before the prompt differed; only the shared turns are then the prompt."""
     blank: bool = False
-    """Whether the prompt says nothing."""
+    """Whether the prompt is blank."""
 
 
 def read_sides(prompt: Any, values: Sequence[Any], names: Sequence[str], *, may_be_empty: bool = False) -> Sides:
-    """Read a prompt and the responses to it, each of which may be a whole conversation that holds the prompt.
+    """Read a prompt and its responses, each of which may be a complete conversation that contains the prompt.
 
     Args:
         prompt: Text or messages.
-        values: Text or messages for each response. A single text stays as it is: whether it quotes the prompt or
-            repeats it cannot be told.
-        names: What to call each response in messages.
-        may_be_empty: Whether a response may say nothing.
+        values: Text or messages of each response. A single text is not changed, because a quotation of the prompt
+            cannot be distinguished from a repetition.
+        names: Name of each response in error messages.
+        may_be_empty: Whether a response may be blank.
 
     Returns:
-        The prompt once, and the responses without it.
+        The prompt, and the responses without it.
 
     Raises:
-        PreferenceFormatError: If a value is unusable, or messages begin with another prompt than this one.
+        PreferenceFormatError: If a value is unusable, or messages start with a different prompt.
     """
     given = read_prompt(prompt)
     own = prompt_of_kind(given, values)
@@ -59,14 +60,15 @@ def read_sides(prompt: Any, values: Sequence[Any], names: Sequence[str], *, may_
 def _without_prompt_turns(own: Any, responses: Sequence[Response], names: Sequence[str]) -> Sides:
     parts = [_split(own, cast(list[Message], turns), name) for turns, name in zip(responses, names, strict=True)]
     first = parts[0][0]
-    repeated = any(whole for _, _, whole in parts)
+    repeated = any(complete for _, _, complete in parts)
     if all(before == first for before, _, _ in parts):
         return Sides(prompt=first, responses=[turns for _, turns, _ in parts], repeated=repeated and bool(own))
-    lacking = [name for name, (_, _, whole) in zip(names, parts, strict=True) if not whole]
+    lacking = [name for name, (_, _, complete) in zip(names, parts, strict=True) if not complete]
     if lacking:
         raise PreferenceFormatError(
-            f"`{lacking[0]}` holds the response alone, but another side has turns before the prompt. Put these turns "
-            "into `prompt`, or give each side as a whole conversation without `prompt`.",
+            f"All sides must have the same turns before the response, but `{lacking[0]}` has only the response and "
+            "a different side also has turns before `prompt`. Move these turns into `prompt`, or remove `prompt` and "
+            "make every side a complete conversation.",
             field=lacking[0],
         )
     shared, rest = shared_turns([[*before, *turns] for before, turns, _ in parts])
@@ -74,13 +76,13 @@ def _without_prompt_turns(own: Any, responses: Sequence[Response], names: Sequen
 
 
 def shared_turns(conversations: Sequence[list[Message]]) -> tuple[list[Message], list[list[Message]]]:
-    """Split conversations after the turns that all of them share, which leave each its last turn.
+    """Split conversations after their common turns, so that each keeps at least its last turn.
 
     Args:
         conversations: One or more conversations.
 
     Returns:
-        The shared turns, and what is left of each conversation.
+        The common turns, and the remaining turns of each conversation.
     """
     shared = 0
     for turns in zip(*(conversation[:-1] for conversation in conversations), strict=False):
@@ -91,32 +93,32 @@ def shared_turns(conversations: Sequence[list[Message]]) -> tuple[list[Message],
 
 
 def text_after_prompt(prompt: Prompt, text: str) -> str | None:
-    """What follows the prompt in a text that begins with it.
+    """Return the part of a text after the prompt with which it starts.
 
-    White space may differ. A prompt of one word that is no sentence is not looked for: "Hello there." answers "Hello".
+    White space may differ. Prompts of one word without punctuation are ignored: "Hello there." may answer "Hello".
 
     Args:
-        prompt: Text, or messages with one turn beside the system's.
+        prompt: Text, or messages with one turn besides the system turn.
         text: The text.
 
     Returns:
-        The rest with the white space before it, or None if the text does not begin with the prompt or ends with it.
+        The rest with its leading white space; None if the text does not start with the prompt or has nothing after it.
     """
-    asked = _asked(prompt)
-    if not text.lstrip().startswith(tuple(asked.split(None, 1)[:1])):  # nearly always: a long prompt is not looked into
+    question = _question(prompt)
+    if not text.lstrip().startswith(tuple(question.split(None, 1)[:1])):  # nearly always; avoids splitting long prompts
         return None
-    words = asked.split()
-    if not any(map(str.isalnum, asked)) or (len(words) == 1 and not words[0].endswith(_CLOSING)):
+    words = question.split()
+    if not any(map(str.isalnum, question)) or (len(words) == 1 and not words[0].endswith(_CLOSING)):
         return None
     end = _end_of_words(words, text)
     rest = "" if end is None else text[end:]
     if not rest.strip() or (words[-1][-1].isalnum() and not rest[0].isspace()):
         return None
-    return rest.lstrip() if asked[-1].isspace() else rest
+    return rest.lstrip() if question[-1].isspace() else rest
 
 
 def _end_of_words(words: Sequence[str], text: str) -> int | None:
-    """Where words end that a text begins with, whatever the white space between them."""
+    """Return the end of words with which a text starts, ignoring white space; None if it starts differently."""
     place = 0
     for number, word in enumerate(words):
         start = place
@@ -128,7 +130,7 @@ def _end_of_words(words: Sequence[str], text: str) -> int | None:
     return place
 
 
-def _asked(prompt: Prompt) -> str:
+def _question(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     turns = [turn for turn in prompt if turn["role"] not in _CONTEXT]
@@ -136,7 +138,7 @@ def _asked(prompt: Prompt) -> str:
 
 
 def _without_prompt_text(prompt: Prompt, responses: list[Response]) -> Sides:
-    """Cut the prompt's text where all of two or more sides begin with it; if only one does, it quotes the prompt."""
+    """Remove the prompt's text if two or more sides all start with it; if only some do, they quote the prompt."""
     texts = [each if isinstance(each, str) else str(each[0]["content"] or "") for each in responses]
     rests = [text_after_prompt(prompt, text) for text in texts] if len(texts) > 1 else [None]
     found = [rest for rest in rests if rest is not None]
@@ -149,25 +151,26 @@ def _without_prompt_text(prompt: Prompt, responses: list[Response]) -> Sides:
 
 
 def _split(prompt: list[Message], turns: list[Message], name: str) -> tuple[list[Message], list[Message], bool]:
-    """The turns before the response, the response, and whether it came as a whole conversation."""
-    opens = turns[0]["role"]
+    """Return the turns before the response, the response, and whether the turns were a complete conversation."""
+    first_role = turns[0]["role"]
     if not prompt:
-        whole = opens in ("user", *_CONTEXT) and len(turns) > 1
-        return (turns[:-1], turns[-1:], True) if whole else ([], turns, False)
-    found = _split_whole(prompt, turns)
+        complete = first_role in ("user", *_CONTEXT) and len(turns) > 1
+        return (turns[:-1], turns[-1:], True) if complete else ([], turns, False)
+    found = _split_conversation(prompt, turns)
     if found is not None:
         return *found, True
-    if opens in _CONTEXT or (opens == "user" and prompt[-1]["role"] == "user"):
+    if first_role in _CONTEXT or (first_role == "user" and prompt[-1]["role"] == "user"):
         raise PreferenceFormatError(
-            f"`{name}` begins with a {opens} turn, as a whole conversation does, but holds another prompt than "
-            "`prompt`. Remove `prompt` where the conversations are whole, or give the response's turns alone.",
+            f"A complete conversation must contain the turns of `prompt`, but `{name}` starts with a {first_role} turn "
+            "and does not contain them. If the conversations are complete, remove `prompt`; otherwise keep only the "
+            f"response's turns in `{name}`.",
             field=name,
         )
     return prompt, turns, False
 
 
-def _split_whole(prompt: list[Message], turns: list[Message]) -> tuple[list[Message], list[Message]] | None:
-    """The turns before the response and the response of a conversation that holds the prompt, else None."""
+def _split_conversation(prompt: list[Message], turns: list[Message]) -> tuple[list[Message], list[Message]] | None:
+    """Split a conversation that contains the prompt into the turns before the response and the response, else None."""
     wanted, keys, size = [_key(turn) for turn in prompt], [_key(turn) for turn in turns], len(prompt)
     if keys[:size] == wanted and len(turns) > size:
         return prompt, turns[size:]
@@ -177,7 +180,7 @@ def _split_whole(prompt: list[Message], turns: list[Message]) -> tuple[list[Mess
     for start in range(len(turns) - size - 1, 0, -1):
         if keys[start : start + size] == wanted:
             return [*turns[:start], *prompt], turns[start + size :]
-    # The conversation begins later than the prompt, such as after its system turn.
+    # The conversation starts later than the prompt, such as after its system turn.
     for start in range(1, size):
         common = wanted[start:]
         if keys[: len(common)] == common and len(turns) > len(common) and any(key[0] == "user" for key in common):
@@ -186,6 +189,6 @@ def _split_whole(prompt: list[Message], turns: list[Message]) -> tuple[list[Mess
 
 
 def _key(turn: Message) -> tuple[str, str, str]:
-    """What a turn says, without its white space."""
+    """Return a turn's role, content and tool calls with normalised white space."""
     calls = json.dumps(turn.get("tool_calls"), sort_keys=True, default=str)
     return turn["role"], " ".join(str(turn["content"] or "").split()), calls

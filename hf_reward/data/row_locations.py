@@ -1,4 +1,4 @@
-"""Row of loaded files -> where it stands: file and line, as an editor shows them, or its number where there is none."""
+"""Find the file and line of loaded rows, for messages. Rows of files without lines are reported by number."""
 
 import copy
 import json
@@ -20,12 +20,12 @@ from hf_reward.data.tables.json_lines import JsonLinesTable
 
 _KEY = "hf_reward_file"
 _SEARCHED = 2**28
-"""Bytes of files that are looked through for the content of a row, a few seconds."""
+"""Most bytes of files that are searched for the content of a row, which takes a few seconds."""
 _Rows = TypeVar("_Rows", Dataset, IterableDataset, Dataset | IterableDataset)
 
 
 def remember_files(rows: _Rows, files: Sequence[Path]) -> _Rows:
-    """Note in a dataset which files its rows came from; whatever is selected from it keeps the note.
+    """Record the files of a dataset's rows in the dataset; selections from it keep this record.
 
     Args:
         rows: All rows of the files, in order.
@@ -39,47 +39,47 @@ def remember_files(rows: _Rows, files: Sequence[Path]) -> _Rows:
 
 
 def remembered_files(rows: Any) -> list[Path]:
-    """The files that `remember_files` noted, in their order; none for other data.
+    """Return the files that `remember_files` recorded.
 
     Args:
         rows: A dataset or a stream.
 
     Returns:
-        Their paths.
+        Paths in order; empty for other data.
     """
     noted = getattr(getattr(rows, "info", None), "download_checksums", None) or {}
     return [Path(name) for name, note in noted.items() if isinstance(note, dict) and note.get(_KEY)]
 
 
 class FileLines:
-    """The lines on which the rows of some files begin. The files are looked through when they are first needed.
+    """Line numbers of the rows of files. The files are searched when a line is first requested.
 
     Args:
-        files: The files, in the order in which they were loaded.
+        files: The files, in loading order.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = list(files)
 
     def name(self, place: int, *, short: bool = False) -> str:
-        """File and line of a row by its place among the rows of all files."""
+        """Return the file and line of a row, by its index over all files."""
         file = int(np.searchsorted(np.cumsum([len(lines) for lines in self.lines]), place, side="right"))
         line = self.lines[file][place - sum(map(len, self.lines[:file]))]
         return f"{self._files[file].name if short else self._files[file]}, line {line}"
 
     def find(self, row: Mapping[str, Any], *, short: bool = False) -> str | None:
-        """File and line of the first row with this content, None if there is none or the files are too large."""
+        """Return the file and line of the first row with this content; None without one or if files are too large."""
         places = [] if self.hashes is None else np.flatnonzero(self.hashes == _content_hash(row))
         return self.name(int(places[0]), short=short) if len(places) else None
 
     @cached_property
     def lines(self) -> list[np.ndarray]:
-        """Line of each row of each file, from 1; empty if the files have none."""
+        """Line number of each row of each file, from 1; empty for formats without lines."""
         return [_lines_of(file) for file in self._files] if all(map(_has_lines, self._files)) else []
 
     @cached_property
     def hashes(self) -> np.ndarray | None:
-        """Hash of the content of each row; None of files that would take long to read."""
+        """Hash of the content of each row; None for files that would take long to read."""
         if not self.lines or sum(file.stat().st_size for file in self._files) > _SEARCHED:
             return None
         tables = [(table, span) for table in map(_table, self._files) for span in table.spans(2**40)]
@@ -88,39 +88,40 @@ class FileLines:
 
 
 class RowLocations:
-    """Where the rows of a dataset stand: by their number, or by their content where `datasets` lost the number.
+    """Locations of the rows of a dataset in its files.
 
-    That is so for a contiguous part of a file's rows and for streams.
+    Rows are found by number. In streams and contiguous parts of a file, where `datasets` does not keep the number, they
+    are found by content.
 
     Args:
-        rows: A dataset or a stream, perhaps selected from one with remembered files.
+        rows: A dataset or a stream, which may be a selection from one with recorded files.
     """
 
     def __init__(self, rows: Any) -> None:
         self._rows, self._files = rows, FileLines(remembered_files(rows))
 
     def where(self, number: int, *, short: bool = False) -> str | None:
-        """File and line of a row.
+        """Return the file and line of a row.
 
         Args:
-            number: Its place in the dataset.
-            short: Give the file's name without its folder.
+            number: Index in the dataset.
+            short: Return the file's name without its folder.
 
         Returns:
-            `data/train.jsonl, line 4`, from 1, or None if the row has no line.
+            For example `data/train.jsonl, line 4`, counted from 1; None if the row has no line.
         """
         if isinstance(self._rows, IterableDataset):
             row = next(islice(self._rows, number, None), None) if self._files.lines else None
             return None if row is None else self._files.find(row, short=short)
         if self._offset is None:
             return None
-        indices = self._rows._indices  # places in the table that was loaded, where rows were selected or shuffled
+        indices = self._rows._indices  # indices into the loaded table, if rows were selected or shuffled
         place = number if indices is None else indices.column(0)[number].as_py()
         return self._files.name(self._offset + place, short=short)
 
     @cached_property
     def _offset(self) -> int | None:
-        """Place of the table's first row among the rows of the files; None if it is no part of them."""
+        """Index of the table's first row over all files; None if the table is not a part of the files."""
         if not isinstance(self._rows, Dataset) or not self._files.lines:
             return None
         count, total = self._rows.data.num_rows, sum(map(len, self._files.lines))
@@ -138,16 +139,16 @@ class RowLocations:
 
 @contextmanager
 def with_row_locations(rows: Any) -> Iterator[None]:
-    """Within this, an error of a row says where the row stands in its file.
+    """Context manager: format errors of rows within it also name the file and line.
 
     Args:
         rows: The dataset whose rows are read.
 
     Yields:
-        None: While they are.
+        None: Within the context.
 
     Raises:
-        PreferenceFormatError: The error, with the place.
+        PreferenceFormatError: The error with its location.
     """
     try:
         yield
@@ -161,7 +162,7 @@ def with_row_locations(rows: Any) -> Iterator[None]:
 def _has_lines(file: Path) -> bool:
     try:
         return file.suffix == ".csv" or (file.suffix in (".jsonl", ".json") and not is_json_list(file))
-    except OSError:  # it was moved since
+    except OSError:  # the file has been moved since loading
         return False
 
 
@@ -174,7 +175,7 @@ def _lines_of(file: Path) -> np.ndarray:
 
 
 def _content_hash(row: Mapping[str, Any]) -> int:
-    """The same for a row of a file and for what `datasets` made of it: a missing field is null, 1 is 1.0."""
+    """Hash a row so that `datasets`' version has the same hash: missing fields equal null, and 1 equals 1.0."""
     return xxhash.xxh3_64_intdigest(json.dumps(_content(row), sort_keys=True, default=str).encode())
 
 

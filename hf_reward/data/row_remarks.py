@@ -1,4 +1,4 @@
-"""What is worth saying of a row that is used all the same, and how it is said of many."""
+"""Remarks on rows that are used although their texts are changed or incomplete, with counts and messages."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,73 +12,73 @@ DOUBLED_BOS = "doubled_bos"
 DOUBLED_END = "doubled_end"
 
 REMARKS = {
-    BLANK_PROMPT: "have a blank prompt, which is read as none",
-    REPEATED_PROMPT: "hold the prompt in their sides too; it is read once",
-    LOST_TEXT: "hold text that the chat template leaves out, such as reasoning or a system turn",
-    DOUBLED_BOS: "write the BOS token out where it is added anyway; it is read once",
-    DOUBLED_END: "write the end-of-turn token out where it is added anyway; it is read once",
+    BLANK_PROMPT: "have a blank prompt, which counts as no prompt",
+    REPEATED_PROMPT: "repeat the prompt in their responses; the repetition is removed",
+    LOST_TEXT: "have text that the chat template omits, such as reasoning or a system turn",
+    DOUBLED_BOS: "contain the BOS token that the tokenizer also adds; only one is kept",
+    DOUBLED_END: "contain the end-of-turn token that the chat template also adds; only one is kept",
 }
-"""Remark -> what it says of rows."""
+"""Remark -> clause about the rows that have it."""
 SHOWN = 10
-"""Row numbers that are named for a remark, at most."""
+"""Most rows that are listed for a remark."""
 
 
 def remarks_of(row: PreferenceRow) -> list[str]:
-    """What was seen of a row when it was read.
+    """Return the remarks on a row that do not depend on a tokenizer.
 
     Args:
         row: A canonical row.
 
     Returns:
-        Remarks.
+        The remarks.
     """
-    said = {BLANK_PROMPT: row.blank_prompt, REPEATED_PROMPT: row.repeated_prompt}
-    return [remark for remark, holds in said.items() if holds]
+    flags = {BLANK_PROMPT: row.blank_prompt, REPEATED_PROMPT: row.repeated_prompt}
+    return [remark for remark, applies in flags.items() if applies]
 
 
 @dataclass
 class RemarkTally:
-    """Remarks on many rows."""
+    """Counts of remarks over rows."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    """Remark -> rows."""
+    """Remark -> number of rows."""
     rows: dict[str, list[int]] = field(default_factory=dict)
-    """Remark -> numbers of the first `SHOWN` of them."""
+    """Remark -> numbers of the first `SHOWN` rows."""
     places: dict[str, list[str]] = field(default_factory=dict)
-    """Remark -> where these stand, once `name_places` was called."""
+    """Remark -> locations of these rows, set by `add_places`."""
 
     def add(self, row: int, remarks: Iterable[str] | None) -> None:
         """Count a row.
 
         Args:
-            row: Its number.
-            remarks: What is said of it; None for a row that an earlier version prepared.
+            row: Number of the row.
+            remarks: Its remarks; None for a row that was prepared by an earlier version.
         """
         for remark in remarks or ():
             self.counts[remark] = self.counts.get(remark, 0) + 1
             shown = self.rows.setdefault(remark, [])
             shown += [row] if len(shown) < SHOWN else []
 
-    def name_places(self, place_of: Callable[[int], str]) -> None:
-        """Say where the rows stand that were added since the last call.
+    def add_places(self, place_of: Callable[[int], str]) -> None:
+        """Look up the locations of the rows that were added since the last call.
 
         Args:
             place_of: Number of a row -> its file and line, or `row 3`.
         """
         for remark, rows in self.rows.items():
-            named = self.places.setdefault(remark, [])
-            named += map(place_of, rows[len(named) :])
+            places = self.places.setdefault(remark, [])
+            places += map(place_of, rows[len(places) :])
 
 
 def remark_clauses(counts: Mapping[str, int], places: Mapping[str, Sequence[str]] | None = None) -> list[str]:
-    """Say how many rows there are of each kind.
+    """Return a clause for each remark, with its number of rows.
 
     Args:
         counts: Remark -> number of rows.
-        places: Remark -> file and line of the first of them, or `row 3`.
+        places: Remark -> file and line of the first rows, or `row 3`.
 
     Returns:
-        A clause for each remark that was made.
+        The clauses.
     """
     clauses = []
     for remark, meaning in REMARKS.items():
@@ -90,7 +90,7 @@ def remark_clauses(counts: Mapping[str, int], places: Mapping[str, Sequence[str]
 
 
 def _listed(places: Sequence[str]) -> str:
-    """Several places in one clause, such as `train.jsonl, lines 4, 9; row 3`."""
+    """Join locations to one clause, such as `train.jsonl, lines 4, 9; row 3`."""
     numbers: dict[str, list[str]] = {}
     for place in places:
         name, _, number = place.rpartition(" ")

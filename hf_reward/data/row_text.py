@@ -1,4 +1,4 @@
-"""A canonical row -> the plain texts that rules without a language model read."""
+"""Plain texts and words of canonical rows, for baselines, statistics and duplicate detection."""
 
 import json
 import re
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from hf_reward.data.preference_row import Message, PreferenceRow, Response, common_prefix, shared_text
 
-# A script that puts no space between words would make a sentence one word, so each of its characters counts as one.
+# Chinese and Japanese do not separate words with spaces, so each of their characters counts as a word.
 _WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]")
 
 
 def prompt_text(row: PreferenceRow) -> str:
-    """Text of a row's prompt.
+    """Return the text of a row's prompt.
 
     Args:
         row: A canonical row.
 
     Returns:
-        The text; of messages, a line of role, content and tool calls for each; of token ids, the shared ones as
-        numbers; of texts without a prompt of their own, what they have in common.
+        The text. For messages, a line with role, content and tool calls per message; for token ids, the common prefix
+        as numbers; for text rows without a prompt, the common start of the responses.
     """
     if row.token_ids is not None:
         return _numbers(common_prefix(row.token_ids))
@@ -28,14 +28,14 @@ def prompt_text(row: PreferenceRow) -> str:
 
 
 def response_text(row: PreferenceRow, place: int) -> str:
-    """Text of one response of a row.
+    """Return the text of one response of a row.
 
     Args:
         row: A canonical row.
-        place: Which response.
+        place: Index of the response.
 
     Returns:
-        The text; of messages, their contents and tool calls; of token ids, those that are not shared, as numbers.
+        The text. For messages, their contents and tool calls; for token ids, those after the common prefix, as numbers.
     """
     if row.token_ids is not None:
         return _numbers(row.token_ids[place][len(common_prefix(row.token_ids)) :])
@@ -46,38 +46,38 @@ def response_text(row: PreferenceRow, place: int) -> str:
 
 
 def contents_of(response: Response) -> str:
-    """Text of a response without roles and tool calls, of messages a line of each one's content."""
+    """Return the text of a response without roles and tool calls; for messages, one line per content."""
     if isinstance(response, str):
         return response
     return "\n".join(str(message.get("content") or "") for message in response)
 
 
 def response_words(response: Response) -> int:
-    """Words of a response between white space."""
+    """Count the words of a response, separated by white space."""
     return len(contents_of(response).split())
 
 
 def response_characters(response: Response) -> int:
-    """Characters of a response; the breaks between its messages do not count."""
+    """Count the characters of a response, without the line breaks between its messages."""
     breaks = 0 if isinstance(response, str) else max(0, len(response) - 1)
     return len(contents_of(response)) - breaks
 
 
 def _message_text(message: Message) -> str:
-    """Content and tool calls: two answers that call tools differently are not the same text."""
+    """Return content and tool calls of a message, so that responses with different tool calls have different texts."""
     calls = message.get("tool_calls")
     parts = [message.get("content") or "", json.dumps(calls, sort_keys=True, default=str) if calls else ""]
     return "\n".join(str(part) for part in parts if part)
 
 
 def words_of(text: str) -> list[str]:
-    """Words of a text in small letters, without punctuation; Chinese and Japanese characters are words each.
+    """Return the lower-case words of a text without punctuation. Each Chinese or Japanese character is a word.
 
     Args:
         text: Any text.
 
     Returns:
-        The words in order; the whole text as one word if it has none, such as `:-)`.
+        The words in order. A text without words, such as `:-)`, is returned as one word.
     """
     return _WORD.findall(text.lower()) or [" ".join(text.split())]
 

@@ -1,4 +1,4 @@
-"""What is to be scored, a response to a prompt, and the row layouts in which it comes."""
+"""Scoring requests (a prompt and a response), and the row layouts from which they are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,43 +20,44 @@ from hf_reward.data.repeated_prompts import read_sides, text_after_prompt
 from hf_reward.data.row_text import response_text
 
 REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text", "tools", "chat_template_kwargs")
-"""Columns that say what is to be scored; every other column is the caller's own."""
+"""Columns of a scoring request; other columns are ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest:
-    """One response to one prompt, of which the reward is wanted."""
+    """A response to a prompt that is to be scored."""
 
     prompt: Prompt
-    """Text or messages; empty for none."""
+    """Text or messages; empty for no prompt."""
     response: Response
     """Text, or the messages that follow the prompt."""
     formatted: bool = False
-    """Whether `response` is the whole text as the model gets it, with its chat template applied."""
+    """Whether `response` is the full model input, with the chat template already applied."""
     template: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments for the chat template."""
     repeats_prompt: bool = False
-    """Whether the response is text that begins with its whole prompt. It may quote it or hold it: it is not scored."""
+    """Whether the response is text that starts with its prompt. It is not scored, because it may be either a quotation
+    or a repeated prompt."""
 
     def is_empty(self) -> bool:
-        """Whether the response says nothing."""
+        """Return whether the response has no text and no tool calls."""
         last: Any = self.response if isinstance(self.response, str) else self.response[-1].get("content")
         calls = not isinstance(self.response, str) and self.response[-1].get("tool_calls")
         return not calls and (last is None or (isinstance(last, str) and not last.strip()))
 
     @property
     def characters(self) -> int | None:
-        """Length of the response's text; None where a whole text does not tell prompt and response apart."""
+        """Length of the response's text; None for formatted text, in which the response is unknown."""
         return None if self.formatted else len(response_text(self.as_row(conversational=False), 0))
 
     def as_row(self, *, conversational: bool) -> PreferenceRow:
-        """See the request as a row of one response.
+        """Convert the request to a row with one response.
 
         Args:
-            conversational: Whether text becomes turns of a conversation. Messages always do.
+            conversational: Whether to convert text to messages.
 
         Returns:
-            A row that ranks nothing.
+            The row, with rank 0.
         """
         prompt, response = self.prompt, self.response
         if conversational or not isinstance(prompt, str) or not isinstance(response, str):
@@ -74,11 +75,11 @@ def _turns(value: Prompt, role: str, *, may_be_empty: bool = False) -> list[dict
 def read_request(
     prompt: Any, response: Any, *, template: Mapping[str, Any] | None = None, response_only: bool = False
 ) -> ScoreRequest:
-    """Check one prompt and response as a caller gave them.
+    """Validate a prompt and a response and make a request.
 
     Args:
         prompt: Text or messages.
-        response: Text or messages, whatever the prompt is. Messages may be the whole conversation.
+        response: Text or messages, independent of the prompt's kind. Messages may be the complete conversation.
         template: Keyword arguments for the chat template.
         response_only: Whether the response is known not to include the prompt, such as text that a policy has just
             generated. A text that starts with the prompt's words then counts as a quotation.
@@ -87,7 +88,7 @@ def read_request(
         The request.
 
     Raises:
-        PreferenceFormatError: If either is neither text nor messages, or messages hold another prompt.
+        PreferenceFormatError: If either is neither text nor messages, or the messages contain a different prompt.
     """
     given = columns_to_python({"prompt": prompt, "response": response}, REQUEST_COLUMNS)
     sides = read_sides(given["prompt"], [given["response"]], ["response"], may_be_empty=True)
@@ -101,53 +102,53 @@ def read_request(
 
 
 def request_from_messages(messages: Any, *, template: Mapping[str, Any] | None = None) -> ScoreRequest:
-    """See a conversation as a prompt and the response that ends it.
+    """Make a request from a conversation: its last turn is the response.
 
     Args:
-        messages: A conversation whose last turns are the assistant's.
+        messages: A conversation that ends with an assistant turn.
         template: Keyword arguments for the chat template.
 
     Returns:
         The request.
 
     Raises:
-        PreferenceFormatError: If it is no conversation, or does not end with the assistant.
+        PreferenceFormatError: If it is not a conversation or ends with a user turn.
     """
     given = columns_to_python({"messages": messages}, REQUEST_COLUMNS)
     turns = read_conversation(given["messages"], "messages", may_be_empty=True)
     if turns[-1]["role"] == "user":
         raise PreferenceFormatError(
-            "`messages` end with the user, so there is no response to score. Add the assistant's turn.",
+            "`messages` must end with an assistant turn, but end with the user's. Add the response to score.",
             field="messages",
         )
     return ScoreRequest(prompt=turns[:-1], response=turns[-1:], template=template or {})
 
 
 def request_from_text(text: Any) -> ScoreRequest:
-    """Score a whole text as it is, with its chat template applied by the caller.
+    """Make a request from formatted text, to which the caller has applied the chat template.
 
     Args:
-        text: The text.
+        text: The full text.
 
     Returns:
         The request.
 
     Raises:
-        PreferenceFormatError: If it is no text.
+        PreferenceFormatError: If the value is not text.
     """
     given = columns_to_python({"text": text}, REQUEST_COLUMNS)
     return ScoreRequest(prompt="", response=read_text(given["text"], "text", may_be_empty=True), formatted=True)
 
 
 def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> list[ScoreRequest]:
-    """Read what a row of a table wants scored.
+    """Read the scoring requests of a row.
 
     Args:
         row: A row with `prompt` and `response`, `prompt` and `responses` (a list), `messages`, or `text`.
-        columns: Our name -> the row's own column name.
+        columns: Field -> name of its column in the row.
 
     Returns:
-        One request, or one for each of `responses`.
+        One request, or one per entry of `responses`.
 
     Raises:
         PreferenceFormatError: If the row fits no layout or a field is unusable.
@@ -159,17 +160,20 @@ def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = 
     if named.get("prompt") is not None and named.get("responses") is not None:
         responses = read_structure(named["responses"], "responses", list)
         if not responses:
-            raise PreferenceFormatError("`responses` is an empty list. Give it one or more.", field="responses")
+            raise PreferenceFormatError(
+                "`responses` must have one or more entries, but is an empty list. Correct or drop the row.",
+                field="responses",
+            )
         return [read_request(named["prompt"], response, template=template) for response in responses]
     if named.get("prompt") is not None and "response" in named:
         return [read_request(named["prompt"], named["response"], template=template)]
     if named.get("text") is not None:
         return [request_from_text(named["text"])]
-    if "prompt" in named and named.keys() & {"response", "responses"}:  # the columns are there, but null in this row
+    if "prompt" in named and named.keys() & {"response", "responses"}:  # the columns exist, but are null in this row
         read_prompt(prompt_of(named))
         read_list(named.get("responses"), "responses")
     raise PreferenceFormatError(
-        "There is nothing to score. Needed: `prompt` and `response`, `prompt` and `responses`, `messages`, or `text` "
-        f"(already formatted). Found: {', '.join(map(str, row)) or 'no column'}. Name your columns: "
-        f"{column_example('response')}."
+        "The row has nothing to score. Needed: `prompt` and `response`, `prompt` and `responses`, `messages`, or "
+        f"`text` (already formatted). Found: {', '.join(map(str, row)) or 'no column'}. If yours have different names, "
+        f"map each with {column_example('response')}."
     )

@@ -1,4 +1,4 @@
-"""File, folder, Hub id, list, dataset or mixture -> raw `datasets` rows, one dataset per source."""
+"""Load raw rows from a file, folder, Hub id, list, dataset or mixture, one dataset per source."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,37 +18,38 @@ from hf_reward.data.preference_row import UNREADABLE, PreferenceFormatError, as_
 from hf_reward.data.python_values import require_unique_columns, rows_of
 from hf_reward.data.ratings import to_pairs
 from hf_reward.data.row_locations import RowLocations, remember_files
+from hf_reward.metrics.counts import counted
 
 RawDataset = Dataset | IterableDataset
 DEMONSTRATION = "demonstration"
-"""Name of the preference set that the package carries, with the splits `train` and `test`."""
+"""Name of the preference dataset that is bundled with the package, with the splits `train` and `test`."""
 
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 _GENERIC = {*_SPLITS, "data", "pairs"}
-"""File names that say less of the rows than their folder's."""
+"""File names that describe the rows less well than the name of their folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One source of preference rows, alone or as a part of a mixture."""
+    """A source of preference rows, alone or as a part of a mixture."""
 
     data: Any
     """A path, a Hub id, a `datasets` dataset, a pandas `DataFrame`, or a list of rows."""
     name: str = ""
     weight: float = 1.0
-    """How often each row is seen in an epoch: 2 is twice, 0.5 is a random half."""
+    """Number of times that each row is used per epoch: 2 is twice, 0.5 is a random half of the rows."""
     split: str = "train"
-    """Split of a Hub id or of a folder that has several."""
+    """Split of a Hub id, or of a folder with several splits."""
     columns: Mapping[str, str] | None = None
     layout: str = "auto"
     min_gap: float | None = None
-    """For rated rows: make pairs of the responses to a prompt whose scores differ by so much or more; see "
-    "`to_pairs`."""
+    """For rated rows: pair the responses to a prompt whose scores differ by at least this number; see `to_pairs`."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(
-                f"The `weight` of a source must be above 0, but is {self.weight} for {self.name or self.data}."
+                f"The `weight` of a source must be above 0, but is {self.weight} for {self.name or self.data}. Correct "
+                "it, or remove the source."
             )
 
 
@@ -60,21 +61,22 @@ def as_sources(
     layout: str = "auto",
     min_gap: float | None = None,
 ) -> list[Source]:
-    """List the sources that `data` names.
+    """Return the sources of `data`.
 
     Args:
-        data: One source in any form, a `Source`, or a list of `Source`s, paths or dicts with the fields of `Source`
-            (and `path` for `data`): a mixture. A list of rows is one source.
-        split: Split of sources that name none.
-        columns: Our name -> the data's own column name, for sources that name none.
-        layout: Row layout of sources that name none.
-        min_gap: The same; where it is set, the rated rows are read here and the source holds their pairs.
+        data: One source in any form, or a mixture: a list of `Source`s, paths, datasets or dicts with the fields of
+            `Source` (`path` is accepted for `data`). A list of rows is one source.
+        split: Split of sources without their own.
+        columns: Field -> name of its column in the data, for sources without their own mapping.
+        layout: Row layout of sources without their own.
+        min_gap: Smallest score difference of pairs, for sources without their own. If it is set, the rated rows are
+            read at once and the source is replaced by one with their pairs.
 
     Returns:
         One or more sources, each with a name.
 
     Raises:
-        ValueError: If there is nothing in the list, or two sources have the same name.
+        ValueError: If two sources have the same name, or rated rows give no pairs.
     """
     defaults = {"split": split, "columns": columns, "layout": layout, "min_gap": min_gap}
     parts = list(data) if _is_mixture(data) else [data]
@@ -85,32 +87,38 @@ def as_sources(
         sources.append(Source(**{**defaults, **fields, "name": name}))
     names = [source.name for source in sources]
     if len(set(names)) != len(names):
-        raise ValueError(f"Sources of a mixture need different names, but got {names}. Give each a `name`.")
+        raise ValueError(f"Sources of a mixture must have different names, but have {names}. Give each a `name`.")
     return [source if source.min_gap is None else _paired(source) for source in sources]
 
 
 def _paired(source: Source) -> Source:
-    """A source of rated rows as one of pairs; a row without a usable rating stays as an unreadable one."""
+    """Convert a source of rated rows to a source of pairs. Rows without a usable rating are kept as unreadable rows."""
     gap = f"`{setting('min_gap', source.min_gap)}`"
     if source.layout not in ("auto", "ranked"):
-        raise ValueError(f"{gap} is for rated or ranked rows, but the layout of {source.name!r} is {source.layout!r}.")
+        raise ValueError(
+            f"{gap} requires rated or ranked rows, but the layout of {source.name!r} is {source.layout!r}. Remove "
+            f"`{setting('min_gap')}`, or set `{setting('layout', 'ranked')}`."
+        )
     rows: Any = load_source(source)
     if isinstance(rows, IterableDataset):
-        raise ValueError(f"{gap} compares all responses to a prompt, which a stream does not hold. Save it to a file.")
+        raise ValueError(
+            f"{gap} requires all responses to a prompt in memory, but {source.name!r} is a stream. Save the rows to a "
+            "file and pass the file."
+        )
     names = set(rename_columns(dict.fromkeys(rows.column_names), source.columns))
     if not names >= {"prompt", "response"} and not names >= {"prompt", "responses"}:
         raise ValueError(
             f"{gap} needs rows of `prompt`, `response` and `score`, or of `prompt`, `responses` and `scores` or "
-            f"`ranks`, but {source.name!r} has {', '.join(sorted(names))}. Leave it out, or name the columns: "
-            f"{column_example('response')}."
+            f"`ranks`, but {source.name!r} has {', '.join(sorted(names))}. If yours have different names, map each "
+            f"with {column_example('response')}. For preference rows, remove `{setting('min_gap')}`."
         )
     refused: list[PreferenceFormatError] = []
     pairs = to_pairs(rows, min_gap=source.min_gap or 0.0, columns=source.columns, refused=refused)
     if not pairs:
         reason = f" The first unusable row: {refused[0]}" if refused else ""
         raise ValueError(
-            f"{source.name}: among {len(rows)} rows, no two responses to a prompt have scores that differ by {gap} or "
-            f"more.{reason}"
+            f"{source.name}: at least two responses to a prompt must have scores that differ by {gap}, but in "
+            f"{counted(len(rows), 'row')} none do. Lower `{setting('min_gap')}` or check the scores.{reason}"
         )
     places = RowLocations(rows)
     lost = [
@@ -124,15 +132,15 @@ def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
     """Read one source.
 
     Args:
-        source: Where the rows are.
+        source: The source.
         streaming: Read files and Hub ids as an `IterableDataset`.
 
     Returns:
         The raw rows.
 
     Raises:
-        FileNotFoundError: If a path does not exist, or a folder holds no data file.
-        ValueError: If a file's kind is unknown, it cannot be read, or the split does not exist.
+        FileNotFoundError: If a path does not exist, or a folder has no data file.
+        ValueError: If a file has an unknown format or cannot be read, or the split does not exist.
     """
     data = source.data
     if isinstance(data, (DatasetDict, IterableDatasetDict)):
@@ -145,7 +153,7 @@ def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
         return _from_frame(data)
     if isinstance(data, Sequence):
         if not data:
-            raise ValueError(f"The data {source.name!r} holds no rows.")
+            raise ValueError(f"The data {source.name!r} must have at least one row, but is empty.")
         return from_rows([as_mapping(row) for row in data])
     raise TypeError(
         "Data must be a path, a Hub id, a `datasets` dataset, a pandas `DataFrame` or a list of rows, but is a "
@@ -160,22 +168,22 @@ def _load_named(name: str, source: Source, streaming: bool) -> RawDataset:
         return remember_files(loaded, files)
     path = Path(name)
     if path.suffix in BUILDERS or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"There is no file or folder {name!r} (looked in {Path.cwd()}).")
+        raise FileNotFoundError(f"There is no file or folder {name!r} (looked in {Path.cwd()}). Check the path.")
     return load_dataset(name, split=source.split, streaming=streaming)
 
 
 def files_of(source: Source) -> Sequence[Path]:
-    """The files that a source names.
+    """Return the files of a source.
 
     Args:
         source: The source.
 
     Returns:
-        Its files, in the order in which they are read; none for data of another kind.
+        The files in reading order; empty for data that is not a file or folder.
 
     Raises:
-        FileNotFoundError: If it is a folder that holds no data file.
-        ValueError: If it is a folder without the split, with links out of it, or one that `save_to_disk` wrote.
+        FileNotFoundError: If a folder has no data file.
+        ValueError: If a folder lacks the split, has links to files outside of it, or was written by `save_to_disk`.
     """
     if not isinstance(source.data, (str, Path)):
         return []
@@ -185,22 +193,25 @@ def files_of(source: Source) -> Sequence[Path]:
         return [path] if path.is_file() else []
     found = sorted(file for file in path.iterdir() if file.suffix in BUILDERS and file.is_file())
     if not found:
-        raise FileNotFoundError(f"{path} holds no {', '.join(BUILDERS)} file.")
+        raise FileNotFoundError(
+            f"The folder {path} must have a data file ({', '.join(BUILDERS)}), but has none. Check the path."
+        )
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise ValueError(
-            f"{path} was written by `save_to_disk` of `datasets`, and no data file. Load it with `load_from_disk` and "
-            "pass the dataset, or write it with `to_parquet` and name that file."
+            f"A data folder must have data files ({', '.join(BUILDERS)}), but {path} was written by `save_to_disk` of "
+            "`datasets`. Load it with `load_from_disk` and pass the dataset, or convert it with `to_parquet` and pass "
+            "the Parquet file."
         )
     require_inside(path, found)
     return _files_of_split(found, source)
 
 
 def _files_of_split(found: Sequence[Path], source: Source) -> Sequence[Path]:
-    """`train.jsonl` and `train-00000-of-00002.parquet` are of the split `train`; without such names all files are."""
+    """Select files such as `train.jsonl` and `train-00000-of-00002.parquet`; all files if no name has a split."""
     named = [file for file in found if file.stem == source.split or file.stem.startswith(f"{source.split}-")]
     splits = {file.stem.split("-")[0] for file in found} & _SPLITS
     if splits and not named:
-        # Falling back to all files would mix the test split into the training data.
+        # A fallback to all files would mix the test split into the training data.
         _require_split(sorted(splits), source)
     return named or found
 
@@ -209,7 +220,7 @@ def _from_frame(frame: pd.DataFrame) -> Dataset:
     require_unique_columns(frame)
     try:
         return Dataset.from_pandas(frame, preserve_index=False)
-    except Exception:  # Arrow wants one type per column
+    except Exception:  # Arrow requires one type per column
         return from_rows(rows_of(frame))
 
 
@@ -221,7 +232,8 @@ def _pick_split(data: DatasetDict | IterableDatasetDict, source: Source) -> RawD
 def _require_split(splits: Sequence[str], source: Source) -> None:
     if source.split not in splits:
         raise ValueError(
-            f"{source.name or 'The data'} has the splits {splits}, not {source.split!r}. Name one of them."
+            f"{source.name or 'The data'} has the splits {splits}, not {source.split!r}. Set `{setting('split')}` to "
+            "one of them."
         )
 
 
@@ -247,25 +259,28 @@ def _source_fields(part: Any) -> dict[str, Any]:
         unknown = fields.keys() - Source.__dataclass_fields__.keys()
         if unknown:
             known = ", ".join(["path", *Source.__dataclass_fields__])
-            raise ValueError(f"A source has no {', '.join(sorted(unknown))}. It has: {known}.")
+            raise ValueError(
+                f"The keys of a source must be among {known}, but one has {', '.join(sorted(map(str, unknown)))}. "
+                "Correct or remove it."
+            )
         return fields
     return {"data": part}
 
 
 def source_name(data: Any, place: int = 0) -> str:
-    """A short name of data: of a file its name, or its folder's if that says more.
+    """Return a short name of a source: the name of its file, or of its folder if the file's name is generic.
 
     Args:
         data: One source.
-        place: Which of several it is, for data without a name.
+        place: Index in the mixture, for data without a name.
 
     Returns:
-        The name; `data` for rows at hand.
+        The name; `data` for rows in memory.
     """
     if not isinstance(data, (str, Path)):
         return f"source{place}" if place else "data"
     path = Path(str(data))
-    # train.jsonl in a folder is better told by its folder.
     folder = path.expanduser().parent
-    says_more = path.stem in _GENERIC and folder.name and folder != Path.home()  # whose name is the user's
-    return folder.name if says_more else path.stem
+    # The home folder's name is the user's and does not describe the data.
+    use_folder = path.stem in _GENERIC and folder.name and folder != Path.home()
+    return folder.name if use_folder else path.stem

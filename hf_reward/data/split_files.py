@@ -1,4 +1,4 @@
-"""Preference data -> a training file and a test file that share no prompt."""
+"""Split preference data into a training file and a test file without common prompts."""
 
 import json
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ FORMATS = ("jsonl", "parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
-    """How rows are split and written."""
+    """Settings of a split and its output files."""
 
     test_size: float | int = 0.1
     near_duplicates: bool = False
     seed: int = 42
     skip_bad_rows: bool = False
-    """Leave out rows that cannot be read, instead of stopping at the first."""
+    """Skip unreadable rows instead of raising an error for the first one."""
     format: str = "jsonl"
     """One of `FORMATS`."""
 
@@ -40,20 +40,20 @@ class SplitRule:
 def write_split(
     data: Any, folder: str | Path, rule: SplitRule | None = None, *, overwrite: bool = False, **source_defaults: Any
 ) -> dict[str, Any]:
-    """Split data and write `train` and `test` files with the rows' own columns.
+    """Split data and write `train` and `test` files with all columns of the rows.
 
     Args:
-        data: One source that `as_sources` takes; no stream.
-        folder: Made if it is not there.
-        rule: How to split.
+        data: One source as accepted by `as_sources`, but not a stream.
+        folder: Output folder; created if missing.
+        rule: Settings of the split.
         overwrite: Replace files of an earlier split.
         **source_defaults: `split`, `columns` and `layout`.
 
     Returns:
-        For `train` and `test` the `file`, `rows` and `prompt_groups`; `skipped_rows`; and the rule.
+        `file`, `rows` and `prompt_groups` of `train` and `test`; `skipped_rows`; and the `settings`.
 
     Raises:
-        FileExistsError: If there are such files and `overwrite` is off.
+        FileExistsError: If such files exist and `overwrite` is off.
         ValueError: If the data cannot be read or split.
     """
     rule = rule or SplitRule()
@@ -62,8 +62,8 @@ def write_split(
     taken = [path for side in paths for path in folder.glob(f"{side}.*") if path.suffix[1:] in FORMATS]
     if taken and not overwrite:
         raise FileExistsError(
-            f"{folder} already holds {', '.join(path.name for path in sorted(taken))}. Name another folder, or replace "
-            f"them with `{setting('overwrite', True)}`."
+            f"{folder} already has {', '.join(path.name for path in sorted(taken))}. Name another folder, or replace "
+            f"these files with `{setting('overwrite', True)}`."
         )
     require_writable(folder / "train.jsonl")
     source, rows = _load(data, source_defaults)
@@ -77,7 +77,7 @@ def write_split(
     folder.mkdir(parents=True, exist_ok=True)
     for side, part in (("train", train), ("test", test)):
         _write(part, paths[side])
-    for path in set(taken) - set(paths.values()):  # of the other format: reading the folder would mix the two splits
+    for path in set(taken) - set(paths.values()):  # files of the other format would be mixed in when the folder is read
         path.unlink()
     counts = {
         side: {"file": str(paths[side]), "rows": len(part), "prompt_groups": _count_groups(part, source)}
@@ -90,24 +90,27 @@ def write_split(
 def _load(data: Any, source_defaults: dict[str, Any]) -> tuple[Source, Dataset]:
     sources = as_sources(data, **source_defaults)
     if len(sources) > 1:
-        raise ValueError("A mixture is split source by source: its rows may have different columns.")
+        raise ValueError(
+            f"A split takes one source, because sources may have different columns, but got {len(sources)}. Split each "
+            "source separately."
+        )
     rows = load_source(sources[0])
     if not isinstance(rows, Dataset):
         raise ValueError(
-            f"{sources[0].name!r} is a stream, which cannot be split by prompt. Pass a file or a `Dataset`."
+            f"Splitting by prompt requires all rows, but {sources[0].name!r} is a stream. Pass a file or a `Dataset`."
         )
     return sources[0], rows
 
 
 def readable_rows(rows: Dataset, source: Source) -> tuple[Dataset, Dataset]:
-    """Part rows that can be read from those that cannot.
+    """Separate readable from unreadable rows.
 
     Args:
         rows: Raw rows.
-        source: Their layout and columns.
+        source: Source with their layout and columns.
 
     Returns:
-        The readable rows and the others, each in order.
+        The readable and the unreadable rows, each in order.
 
     Raises:
         ValueError: If no row can be read.
@@ -121,7 +124,10 @@ def readable_rows(rows: Dataset, source: Source) -> tuple[Dataset, Dataset]:
         else:
             kept.append(number)
     if not kept:
-        raise ValueError(f"None of the {len(rows)} rows of {source.name!r} can be read. Check layout and columns.")
+        raise ValueError(
+            f"None of the {len(rows)} rows of {source.name!r} can be read. Check `{setting('layout')}` and "
+            f"`{setting('columns')}`."
+        )
     return (rows.select(np.array(kept)) if bad else rows), rows.select(np.array(bad, dtype=int))
 
 
@@ -131,9 +137,9 @@ def _count_groups(rows: Dataset, source: Source) -> int:
 
 
 def _json_value(value: Any) -> Any:
-    """Text that is stored as binary is text, and a decimal is a number; what JSON lacks besides becomes text."""
-    seen = to_python(value)
-    return str(value) if seen is value else seen
+    """Convert a value that JSON does not support: bytes and decimals as in `to_python`, anything else to text."""
+    converted = to_python(value)
+    return str(value) if converted is value else converted
 
 
 def _write(rows: Dataset, path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Texts of the training rows -> a small summary that travels with a model, and what tells other texts from them.
+"""Summarise the training texts in the checkpoint, and compare other texts with the summary.
 
-A model is only known to work on texts like those it was evaluated on. The summary holds no text: it has quantiles of
-lengths, and hashes of the words that are most frequent, so that texts of another kind can be recognised by their length
-and by how few of these words they use.
+A model's accuracy is only known for texts similar to its evaluation data. The summary contains no text. It has
+quantiles of lengths and hashes of the most frequent words. Texts of a different kind differ in length or use few of
+these words.
 """
 
 import base64
@@ -21,17 +21,17 @@ from hf_reward.data.row_text import response_text, words_of
 from hf_reward.data.sources import as_sources, load_source
 
 SAMPLE_ROWS = 2_000
-"""Rows that a summary, and what is compared with it, rest on at most."""
+"""Most rows that are summarised or compared."""
 COMMON_WORDS = 2_000
-"""Words whose hashes are kept: the most frequent ones."""
+"""Number of most frequent words whose hashes are kept."""
 DIFFERENCE_THRESHOLD = 0.20
-"""Share of texts beyond a bound that 5% (known words) or 2% (lengths) of the training texts are beyond, from which on
-the texts are said to differ; fixed in advance."""
+"""Share of unusual texts from which on texts are reported as different; fixed in advance. Of the training texts, 5% are
+unusual in known words and 2% in length."""
 MIN_TEXTS = 20
-"""Fewer texts are described, and not said to differ or to agree."""
+"""With fewer texts, no difference is reported."""
 
 _KINDS = ("prompt", "response")
-_HASH_BYTES = 3  # 2,000 of 2^24 hashes: one unknown word in 8,000 is taken for a common one
+_HASH_BYTES = 3  # 2,000 of 2^24 hashes: one unknown word in 8,000 collides with a common one
 _POINTS = {"p01": 0.01, "p05": 0.05, "median": 0.5, "p95": 0.95, "p99": 0.99}
 
 Texts = Mapping[str, Sequence[str]]
@@ -42,13 +42,12 @@ def summarize_training_data(data: Any, seed: int, **source_defaults: Any) -> dic
     """Summarise the texts of training data.
 
     Args:
-        data: What `as_sources` takes.
-        seed: Which rows, where there are more than 2,000.
-        **source_defaults: `split`, `columns` and `layout` for sources that name none.
+        data: Data as accepted by `as_sources`.
+        seed: Random seed of the sample, if there are more than 2,000 rows.
+        **source_defaults: `split`, `columns` and `layout` for sources without their own.
 
     Returns:
-        What `summarize_texts` returns. Empty for streams, token ids and rows that are tokenised already: their texts
-        cannot be sampled.
+        The result of `summarize_texts`; empty for streams and tokenised rows, whose texts cannot be sampled.
     """
     rows: list[PreferenceRow] = []
     sources = as_sources(data, **source_defaults)
@@ -61,23 +60,23 @@ def summarize_training_data(data: Any, seed: int, **source_defaults: Any) -> dic
             try:
                 rows.append(to_preference_row(raw[number], layout=source.layout, columns=source.columns))
             except PreferenceFormatError:
-                continue  # training counts or refuses it
+                continue  # counted or refused in training
     return summarize_texts([row for row in rows if row.token_ids is None])
 
 
 def summarize_texts(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
     """Summarise the texts of canonical rows.
 
-    The share of common words is measured on the half of the prompt groups whose words are not counted, and the other
-    way round, so that it is what new prompts of the same kind have.
+    The share of common words is cross-fitted over two halves of the prompt groups, so that it applies to new prompts of
+    the same kind: each half is measured with the common words of the other half.
 
     Args:
         rows: Rows of texts or messages.
 
     Returns:
-        JSON values, empty without rows: `rows`; `common_words` (base64 of 3-byte hashes, ascending);
-        and for `prompt` and `response` the quantiles p01, p05, median, p95 and p99 of `words` (of a text) and of
-        `known_words` (share of a text's words that are common ones), with `texts`, their number.
+        JSON values, empty without rows: `rows`; `common_words` (base64 of 3-byte hashes, ascending); and for `prompt`
+        and `response` the number of `texts` and the quantiles p01, p05, median, p95 and p99 of `words` (number of words
+        per text) and `known_words` (share of a text's words that are common words).
     """
     if not rows:
         return {}
@@ -103,7 +102,7 @@ def summarize_texts(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class TextComparison:
-    """How texts of one kind differ from those of training."""
+    """Differences of prompts or responses from those of the training data."""
 
     kind: str
     """`prompt` or `response`."""
@@ -112,16 +111,16 @@ class TextComparison:
     """Median number of words."""
     words_in_training: float
     unusual_length: float
-    """Share of texts that are shorter or longer than 98% of the training texts; 2% of those are."""
+    """Share of texts outside the central 98% of lengths of the training texts (2% of the training texts)."""
     known_words: float
     """Median share of a text's words that are common in training."""
     known_words_in_training: float
     few_known_words: float
-    """Share of texts with a smaller share of common words than 95% of the training texts; 5% of those have one."""
+    """Share of texts below the 5% quantile of known words of the training texts (5% of the training texts)."""
 
     @property
     def differs(self) -> bool:
-        """Whether one of the two shares is 20% or more, with 20 texts or more."""
+        """Whether one of the two shares is at least 20%, with at least 20 texts."""
         return self.texts >= MIN_TEXTS and max(self.unusual_length, self.few_known_words) >= DIFFERENCE_THRESHOLD
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,9 +130,9 @@ class TextComparison:
     def __str__(self) -> str:
         return (
             f"{self.texts:,} {self.kind}s: median {self.words:,.0f} words (training {self.words_in_training:,.0f}), "
-            f"{self.unusual_length:.1%} outside the range of 98% of the training texts; median share of words that "
+            f"{self.unusual_length:.1%} outside the lengths of 98% of the training texts; median share of words that "
             f"are common in training {self.known_words:.1%} (training {self.known_words_in_training:.1%}), "
-            f"{self.few_known_words:.1%} below 95% of the training texts."
+            f"{self.few_known_words:.1%} below the share of 95% of the training texts."
         )
 
 
@@ -141,11 +140,11 @@ def compare_texts(summary: Mapping[str, Any], texts: Texts) -> list[TextComparis
     """Compare texts with the summary of the training texts.
 
     Args:
-        summary: What `summarize_texts` returned, such as `CheckpointRecord.training_texts`.
-        texts: Prompts and responses; one of a prompt's texts is enough. Blank texts are left out.
+        summary: Result of `summarize_texts`, such as `CheckpointRecord.training_texts`.
+        texts: Prompts and responses, each prompt once. Blank texts are ignored.
 
     Returns:
-        A comparison for each kind that both have.
+        A comparison for each kind of text in both.
 
     Raises:
         ValueError: If the summary is empty or damaged.
@@ -175,10 +174,10 @@ def compare_texts(summary: Mapping[str, Any], texts: Texts) -> list[TextComparis
 
 
 def require_summary(summary: Mapping[str, Any]) -> np.ndarray:
-    """Check a summary before anything long is begun.
+    """Validate a summary, so that a long run can fail early.
 
     Args:
-        summary: What `summarize_texts` returned.
+        summary: Result of `summarize_texts`.
 
     Returns:
         Hashes of the common words, shape `(W,)`, uint32.
@@ -192,39 +191,40 @@ def require_summary(summary: Mapping[str, Any]) -> np.ndarray:
         return _unpacked(summary)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            "The model's record (reward_config.json) must hold a summary of its training texts, `training_texts`, but "
-            f"none can be read ({error!r}). It is written when a model is trained on texts that are no stream; models "
-            "trained with another library or an earlier version have none."
+            "The comparison requires `training_texts`, the summary of the training texts in reward_config.json, but it "
+            f"is missing or damaged ({error!r}). Training writes it, unless the data are streams or tokenised. To get "
+            "one, train the model again with this version."
         ) from None
 
 
 def comparison_lines(found: Sequence[TextComparison]) -> list[str]:
-    """The comparisons in words, and what follows from them.
+    """Describe the comparisons and their conclusion.
 
     Args:
-        found: What `compare_texts` returned.
+        found: Result of `compare_texts`.
 
     Returns:
-        A sentence each.
+        One sentence each.
     """
     if not found:
-        return ["No text could be compared with the training data: rows of already formatted `text` have no parts."]
+        return [
+            "No text could be compared with the training data: in formatted `text`, prompt and response are not known."
+        ]
     lines = [str(each) for each in found]
-    unlike = [f"{each.kind}s" for each in found if each.differs]
-    if unlike:
+    different = [f"{each.kind}s" for each in found if each.differs]
+    if different:
         return [
             *lines,
-            f"The {' and '.join(unlike)} differ from the training data: the accuracy that was measured on its "
-            "held-out rows need not hold for them. Measure the model on labelled rows of this kind "
-            "(`hf-reward benchmark pairs`).",
+            f"The {' and '.join(different)} differ from the training data, so the accuracy on its held-out rows may "
+            "not apply to them. Measure the model on labelled rows of this kind (`hf-reward benchmark pairs`).",
         ]
     if max(each.texts for each in found) < MIN_TEXTS:
-        return [*lines, f"Fewer than {MIN_TEXTS} texts: too few to say whether they differ from the training data."]
-    return [*lines, "No difference from the training data stands out in length and common words."]
+        return [*lines, f"With fewer than {MIN_TEXTS} texts, differences from the training data cannot be assessed."]
+    return [*lines, "Lengths and common words show no clear difference from the training data."]
 
 
 def texts_of(row: PreferenceRow) -> dict[str, list[str]]:
-    """The prompt (none if it is blank) and the responses of a row without roles, as `compare_texts` takes them."""
+    """Return the prompt and the responses of a row, without roles and blank texts, as input of `compare_texts`."""
     prompt = row.prompt
     if not isinstance(prompt, str):
         prompt = "\n".join(str(message.get("content") or "") for message in prompt)
@@ -241,13 +241,13 @@ def _all_texts(row: PreferenceRow) -> list[str]:
 
 
 def _halves(rows: Sequence[PreferenceRow]) -> list[list[PreferenceRow]]:
-    """The rows of every other prompt group, and the others."""
+    """Split rows in two halves, by alternating prompt groups."""
     numbers = {group: place for place, group in enumerate(dict.fromkeys(row.group for row in rows))}
     return [[row for row in rows if numbers[row.group] % 2 == half] for half in (0, 1)]
 
 
 def _common_words(texts: Iterable[str]) -> np.ndarray:
-    """Hashes of the most frequent words, ascending, uint32."""
+    """Return the hashes of the most frequent words, ascending, uint32."""
     counts = Counter(word for text in texts for word in words_of(text))
     ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))[:COMMON_WORDS]
     return np.unique(np.array([_hash(word) for word, _ in ordered], np.uint32))
@@ -258,7 +258,7 @@ def _hash(word: str) -> int:
 
 
 def _known_shares(texts: Sequence[str], common: np.ndarray) -> np.ndarray:
-    """Share of the words of each text that are common ones, shape `(N,)`."""
+    """Return the share of each text's words that are common words, shape `(N,)`."""
     known = set(common.tolist())
     shares = []
     for text in texts:
@@ -276,7 +276,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def _unpacked(summary: Mapping[str, Any]) -> np.ndarray:
-    """Hashes of the common words, ascending, uint32."""
+    """Decode the hashes of the common words, ascending, uint32."""
     packed = np.frombuffer(base64.b64decode(summary["common_words"], validate=True), np.uint8)
     parts = packed.reshape(-1, _HASH_BYTES).astype(np.uint32)
     return (parts * np.array([1 << 8 * place for place in reversed(range(_HASH_BYTES))], np.uint32)).sum(axis=1)

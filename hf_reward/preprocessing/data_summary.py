@@ -115,7 +115,7 @@ def summarize_all(
     for part, known in zip(marked, places or [RowLocations(None)] * len(marked), strict=True):
         for batch in _batches(part):
             tally.add(batch)
-        tally.remarks.name_places(lambda row, known=known: known.where(row, short=True) or f"row {row}")
+        tally.remarks.add_places(lambda row, known=known: known.where(row, short=True) or f"row {row}")
     return tally.summary(name, sampled=streamed)
 
 

@@ -215,7 +215,7 @@ def test_sizes_and_sources_that_cannot_be_split_are_refused(data, rows, tmp_path
     for size in (0.0, 80, 1.5):
         with pytest.raises(ValueError, match="Change `test_size`"):
             write_split(str(data), tmp_path / "out", SplitRule(test_size=size))
-    with pytest.raises(ValueError, match="split source by source"):
+    with pytest.raises(ValueError, match="Split each source separately"):
         write_split([str(data), {"path": str(data), "name": "again"}], tmp_path / "out")
     bad = [{"prompt": "a", "chosen": "", "rejected": "b"}] * 2
     with pytest.raises(ValueError, match="None of the 2 rows"):

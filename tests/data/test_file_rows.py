@@ -60,7 +60,7 @@ def with_half(tmp_path: Path) -> Path:
 
 # --- half characters -------------------------------------------------------------------------------------------------
 
-SAID = r"half\.jsonl, line 4: it holds half a character \(U\+D83D alone\)"
+SAID = r"half\.jsonl, line 4: the text has a lone surrogate \(U\+D83D\)"
 
 
 def test_half_a_character_is_one_bad_row_in_training(with_half, text_tokenizer):
@@ -75,8 +75,8 @@ def test_half_a_character_is_one_bad_row_in_training(with_half, text_tokenizer):
 def test_half_a_character_is_one_bad_row_for_check_data_and_split(with_half, tmp_path):
     report = check_data(str(with_half))
     assert (report.data.rows, report.data.usable) == (5, 4)
-    assert report.data.unusable == {"it holds half a character": 1}
-    assert report.data.unusable_rows == {"it holds half a character": [1]}
+    assert report.data.unusable == {"the text has a lone surrogate": 1}
+    assert report.data.unusable_rows == {"the text has a lone surrogate": [1]}
     assert report.data.places == {1: "half.jsonl, line 4"}
     with pytest.raises(PreferenceFormatError, match=SAID):
         write_split(str(with_half), tmp_path / "stopped", SplitRule(test_size=1))
@@ -98,18 +98,18 @@ def test_half_a_character_is_one_bad_row_for_scoring_and_benchmarks(with_half, t
 def test_half_a_character_in_a_json_list_is_not_removed_but_a_bad_row(tmp_path, text_tokenizer):
     path = tmp_path / "half.json"
     path.write_text(f"[{json.dumps(GOOD[0])}, {HALF}]", encoding="utf-8")
-    with pytest.raises(PreferenceFormatError, match=r"Row 1: it holds half a character"):
+    with pytest.raises(PreferenceFormatError, match=r"Row 1: the text has a lone surrogate"):
         prepare_preferences(str(path), text_tokenizer, STOP)
     assert prepare_preferences(str(path), text_tokenizer, SKIP)[1].kept == 1
 
 
 def test_half_a_character_in_rows_at_hand_is_one_bad_row(text_tokenizer):
     rows = [*GOOD, json.loads(HALF)]
-    with pytest.raises(PreferenceFormatError, match=r"Row 4: it holds half a character"):
+    with pytest.raises(PreferenceFormatError, match=r"Row 4: the text has a lone surrogate"):
         prepare_preferences(rows, text_tokenizer, STOP)
     assert prepare_preferences(rows, text_tokenizer, SKIP)[1].dropped == {"unreadable (row)": 1}
     for prompt, response, field in (("a\ude00", "b", "prompt"), ("a", "b\ud83d", "response")):
-        with pytest.raises(PreferenceFormatError, match=rf"`{field}` holds half a character \(U\+D"):
+        with pytest.raises(PreferenceFormatError, match=rf"`{field}` .* lone surrogate \(U\+D"):
             read_request(prompt, response)
 
 
@@ -202,7 +202,7 @@ def test_a_file_of_wide_characters_is_refused_with_the_remedy(encoding, suffix, 
     path = tmp_path / f"rows{suffix}"
     text = "chosen,rejected\r\né,b\r\n" if suffix == ".csv" else '{"chosen": "é", "rejected": "b"}\n'
     path.write_bytes(text.encode(encoding))
-    said = r"must be UTF-8, but is UTF-(16|32)(LE|BE)? from byte 0 on. Convert it with `iconv -f UTF-"
+    said = r"the file must be UTF-8, but is UTF-(16|32)(LE|BE)?\. Convert it with `iconv -f UTF-"
     with pytest.raises(ValueError, match=rf"rows\{suffix}: {said}"):
         load_source(Source(data=str(path)))
     with pytest.raises(ValueError, match=rf"rows\{suffix}: {said}"):
@@ -218,7 +218,9 @@ def test_a_line_of_latin_1_is_a_bad_row_with_its_byte_and_the_remedy(suffix, tmp
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(content)
     line, byte = len(lines), content.index(b"\xe9")
-    said = rf"rows\{suffix}, line {line}: it is not UTF-8 \(byte {byte} of the file is 0xE9 .*iconv -f WINDOWS-1252"
+    said = (
+        rf"rows\{suffix}, line {line}: the row is not UTF-8 \(byte {byte} of the file is 0xE9 .*iconv -f WINDOWS-1252"
+    )
     with pytest.raises(PreferenceFormatError, match=said):
         prepare_preferences(str(path), text_tokenizer, STOP)
     assert prepare_preferences(str(path), text_tokenizer, SKIP)[1].dropped == {"unreadable (row)": 1}
@@ -326,7 +328,7 @@ def test_a_row_of_the_second_file_is_named_by_its_own_file(tmp_path, text_tokeni
 def test_a_csv_record_with_too_few_fields_is_a_bad_row(tmp_path, text_tokenizer):
     path = tmp_path / "rows.csv"
     path.write_text('prompt,chosen,rejected\na,x,n\nb,x\nc,"x,n\n', encoding="utf-8")
-    with pytest.raises(PreferenceFormatError, match=r"rows\.csv, line 3: it has 2 fields, but the header names 3"):
+    with pytest.raises(PreferenceFormatError, match=r"rows\.csv, line 3: the row must have 3 fields.* has 2"):
         prepare_preferences(str(path), text_tokenizer, STOP)
     summary = prepare_preferences(str(path), text_tokenizer, SKIP)[1]
     assert (summary.kept, summary.dropped) == (1, {"unreadable (row)": 2})

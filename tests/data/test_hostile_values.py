@@ -35,7 +35,7 @@ def test_numbers_beyond_floats_are_no_numbers(row, name, value):
 def test_columns_that_are_no_text_are_named():
     with pytest.raises(PreferenceFormatError, match=r"Found: 7, x\."):
         detect_layout({"x": 1, 7: 2})  # type: ignore[arg-type]
-    with pytest.raises(PreferenceFormatError, match=r"`rejected` is missing. Found: chosen, 7\."):
+    with pytest.raises(PreferenceFormatError, match=r"`rejected` is missing. Columns found: chosen, 7\."):
         to_preference_row({"chosen": "a", 7: 1}, layout="pairs")  # type: ignore[dict-item]
 
 

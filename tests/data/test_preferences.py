@@ -266,7 +266,7 @@ def test_a_layout_is_known_by_its_columns(columns: dict[str, Any], layout: str):
 BAD_ROWS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": "Why?", "chosen": "Because."}, None, r"fit no layout.*Found: chosen, prompt.*columns=\{'chosen'"),
     ({"prompt": "Why?", "better": "a", "worse": "b"}, None, "Found: better, prompt, worse"),
-    (RATED, None, r"one rated response each.*`min_gap=1.0` \(`to_pairs` in Python\)"),
+    (RATED, None, r"one rated response each.*set `min_gap=1.0` \(or use `to_pairs` in Python\)"),
     ({**PAIR, "chosen": True}, "chosen", "must be text, but is bool True. Correct or drop"),
     ({**PAIR, "rejected": None}, "rejected", "must be text, but is NoneType"),
     ({**PAIR, "rejected": math.nan}, "rejected", "must be text, but is float nan"),
@@ -275,29 +275,29 @@ BAD_ROWS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"chosen": "", "rejected": "b"}, "chosen", "`chosen` is empty"),
     ({"chosen": "a", "rejected": False}, "chosen", "must be text or a non-empty list of messages"),
     ({**PAIR, "prompt": 3}, "prompt", "must be text or a non-empty list of messages, but is int 3"),
-    ({**CHAT, "prompt": ["Why?"]}, "prompt", "must hold messages with `role` and .*, but holds 'Why"),
-    ({**CHAT, "chosen": [{"from": "gpt", "value": "x"}]}, "chosen", "must hold messages with `role` and `content`"),
+    ({**CHAT, "prompt": ["Why?"]}, "prompt", "must be messages with `role` and .*, but has 'Why"),
+    ({**CHAT, "chosen": [{"from": "gpt", "value": "x"}]}, "chosen", "must be messages with `role` and `content`"),
     ({**CHAT, "chosen": []}, "chosen", "non-empty list of messages"),
     ({**CHAT, "chosen": [assistant("")]}, "chosen", "`chosen` is empty"),
     ({**CHAT, "rejected": [assistant("ok"), {"role": "assistant", "content": None}]}, "rejected", "`content` as text"),
     ({"chosen": [user("a"), assistant("")], "rejected": [user("a"), assistant("b")]}, "chosen", "`chosen` is empty"),
-    ({**RANKED, "ranks": [0, 1]}, "ranks", r"`ranks` has 2 entries but `responses` has 3.*0 = best, equal = tie"),
+    ({**RANKED, "ranks": [0, 1]}, "ranks", r"`ranks` .*0 = best, equal = tie.* but has 2 for 3"),
     ({**RANKED, "ranks": [0, 1, None]}, "ranks", "must be a finite number, but is None"),
     ({**RANKED, "ranks": [0, 1, True]}, "ranks", "must be a finite number, but is True"),
     ({**RANKED, "ranks": "012"}, "ranks", "must be a list"),
     ({**RANKED, "ranks": None}, "scores", "`scores` must be a list, but is None"),
-    ({**RANKED, "ranks": None, "scores": [1, 2]}, "scores", "`scores` has 2 entries but `responses` has 3"),
+    ({**RANKED, "ranks": None, "scores": [1, 2]}, "scores", "`scores` must have one entry .* has 2 for 3"),
     ({**RANKED, "ranks": None, "scores": [1, 2, math.nan]}, "scores", "must be a finite number, but is nan"),
     ({**RANKED, "responses": ["a", "b", ""]}, "responses", "is empty"),
     ({**RANKED, "responses": ["a", "b", False]}, "responses", "must be text, but is bool False"),
-    ({**RANKED, "responses": ["a"], "ranks": [0]}, "responses", "needs two or more, but has 1"),
-    ({"responses": ["a", "b"], "ranks": [0, 1]}, "prompt", r"`prompt` is missing. Found.*Name your column: `columns="),
+    ({**RANKED, "responses": ["a"], "ranks": [0]}, "responses", "must have two or more entries, but has 1"),
+    ({"responses": ["a", "b"], "ranks": [0, 1]}, "prompt", r"`prompt` is missing.*map it with `columns="),
     ({**VOTES, "winner": "C"}, "winner", "must be 'a', 'b' or 'tie' .* but is 'C'"),
     ({**VOTES, "winner": True}, "winner", "but is True"),
     ({**VOTES, "winner": math.nan}, "winner", "but is nan"),
     ({**VOTES, "winner": 1.5}, "winner", "but is 1.5"),
-    ({**VOTES, "winner": None}, "winner", "None of .* holds a verdict"),
-    ({**VOTES, "votes_a": 3}, "winner", "None of .* holds a verdict"),
+    ({**VOTES, "winner": None}, "winner", "One of .* must have a value"),
+    ({**VOTES, "votes_a": 3}, "winner", "One of .* must have a value"),
     ({**VOTES, "votes_a": 3, "votes_b": "one"}, "votes_b", "must be a finite number, but is 'one'"),
     ({**VOTES, "score": math.inf}, "score", "must be a finite number, but is inf"),
     ({**VOTES, "annotators": "aab"}, "annotators", "must be a list"),
@@ -305,15 +305,15 @@ BAD_ROWS: list[tuple[dict[str, Any], str | None, str]] = [
     ({**VOTES, "winner": "a", "response_b": ""}, "response_b", "`response_b` is empty"),
     ({**PAIR, "probability": 1.2}, "probability", r"must be in \[0, 1\], but is 1.2"),
     ({**PAIR, "probability": math.nan}, "probability", "must be a finite number"),
-    ({**RANKED, "probability": 0.5}, "probability", "needs exactly two responses"),
+    ({**RANKED, "probability": 0.5}, "probability", "requires exactly two responses, but the row has 3"),
     ({**PAIR, "margin": "big"}, "margin", "must be a finite number, but is 'big'"),
     ({**PAIR, "weight": -1}, "weight", "must be 0 or more, but is -1.0"),
     ({**PAIR, "weight": math.nan}, "weight", "must be a finite number"),
-    ({**CHAT, "tools": "[not json"}, "tools", "must be a list or its JSON"),
-    ({**CHAT, "tools": {"name": "x"}}, "tools", "must be a list or its JSON"),
-    ({**CHAT, "chat_template_kwargs": "on"}, "chat_template_kwargs", "must be a dict or its JSON"),
-    ({**TOKENS, "chosen_ids": []}, "chosen_ids", "must be a non-empty list of token ids"),
-    ({**TOKENS, "rejected_ids": [1, 2.5]}, "rejected_ids", "must be a non-empty list of token ids"),
+    ({**CHAT, "tools": "[not json"}, "tools", "must be a list, or JSON text of one"),
+    ({**CHAT, "tools": {"name": "x"}}, "tools", "must be a list, or JSON text of one"),
+    ({**CHAT, "chat_template_kwargs": "on"}, "chat_template_kwargs", "must be a dict, or JSON text of one"),
+    ({**TOKENS, "chosen_ids": []}, "chosen_ids", "must be a nonempty list of token ids"),
+    ({**TOKENS, "rejected_ids": [1, 2.5]}, "rejected_ids", "must be a nonempty list of token ids"),
     ({**TOKENS, "rejected_ids": None}, "rejected_ids", "must be a list"),
 ]  # fmt: skip
 
@@ -330,12 +330,15 @@ def test_a_bad_row_is_refused_with_its_index_its_field_and_a_cure(raw: dict[str,
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"chosen": "Hi", "rejected": "Ho"}, r"`chosen` is no transcript .*`layout='pairs'` for plain text"),
-        ({**HH, "rejected": "Human: Hi\n\nAssistant: Ho"}, "`rejected` is no transcript"),
-        ({**HH, "rejected": "\n\nHuman: Hi\n\nAssistant:  "}, "`rejected` must end with a non-empty Assistant turn"),
+        (
+            {"chosen": "Hi", "rejected": "Ho"},
+            r"`chosen` must be a transcript .*set `layout='pairs'`",
+        ),
+        ({**HH, "rejected": "Human: Hi\n\nAssistant: Ho"}, "`rejected` must be a transcript"),
+        ({**HH, "rejected": "\n\nHuman: Hi\n\nAssistant:  "}, "`rejected` must end with a nonempty Assistant turn"),
         (
             {**HH, "chosen": "\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: So?"},
-            "`chosen` must end with a non-empty Assistant",
+            "`chosen` must end with a nonempty Assistant",
         ),
         ({**HH, "chosen": ""}, "`chosen` is empty"),
         ({"chosen": HH["chosen"]}, "`rejected` must be text, but is NoneType"),
@@ -350,7 +353,7 @@ def test_a_transcript_that_is_none_is_refused(raw: dict[str, Any], message: str)
 
 def test_a_renamed_column_is_refused_with_the_mapping_that_names_it():
     with pytest.raises(
-        PreferenceFormatError, match=r"Row 2: `columns` names 'good', which the data lacks. Found: prompt"
+        PreferenceFormatError, match=r"Row 2: `columns` names 'good', which the data lacks. Columns found: prompt"
     ):
         to_preference_row(PAIR, columns={"chosen": "good"}, row_index=2)
     with pytest.raises(PreferenceFormatError, match=r"`rejected` is missing.*columns=\{'rejected': 'your_column'\}"):

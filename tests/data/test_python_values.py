@@ -80,9 +80,9 @@ def test_parts_of_text_are_joined_wherever_messages_are_read():
 )
 def test_other_parts_are_refused_with_their_row(part: Any, found: str):
     bad = [{"role": "user", "content": [PARTS[0], part]}]
-    with pytest.raises(PreferenceFormatError, match=rf"Row 3: `prompt` must hold parts of text .* {found}"):
+    with pytest.raises(PreferenceFormatError, match=rf"Row 3: `prompt` must have only text parts .* {found}"):
         to_preference_row({"prompt": bad, "chosen": "x", "rejected": "y"}, row_index=3)
-    with pytest.raises(PreferenceFormatError, match="parts of text"):
+    with pytest.raises(PreferenceFormatError, match="only text parts"):
         requests_of_row({"prompt": bad, "response": "x"})
     with pytest.raises(PreferenceFormatError, match="`content` as text"):
         to_preference_row({"prompt": [{"role": "user", "content": {"a": 1}}], "chosen": "x", "rejected": "y"})

@@ -109,10 +109,10 @@ def test_a_row_without_a_rating_is_a_bad_row_that_training_can_skip(tmp_path, te
     ("rows", "options", "message"),
     [
         ([{"prompt": "p", "chosen": "a", "rejected": "b"}], {}, r"needs rows of `prompt`, `response` and `score`"),
-        (RATED, {"layout": "hh"}, "is for rated or ranked rows, but the layout of 'data' is 'hh'"),
-        (RATED, {"min_gap": 9.0}, "no two responses to a prompt have scores that differ by `min_gap=9.0`"),
+        (RATED, {"layout": "hh"}, "requires rated or ranked rows, but the layout of 'data' is 'hh'"),
+        (RATED, {"min_gap": 9.0}, "two responses to a prompt must have scores that differ by `min_gap=9.0`"),
         (RATED, {"min_gap": -1.0}, "must be 0 or more"),
-        (Dataset.from_list(RATED).to_iterable_dataset(), {}, "which a stream does not hold"),
+        (Dataset.from_list(RATED).to_iterable_dataset(), {}, "is a stream. Save the rows to a file"),
     ],
 )
 def test_a_gap_that_makes_no_pairs_says_why(rows, options, message):

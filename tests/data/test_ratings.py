@@ -106,8 +106,8 @@ def test_pairs_are_exactly_those_of_a_double_loop(scores: list[int], min_gap: in
         ({"prompt": "p", "response": "a"}, "score", "must be a finite number, but is None"),
         ({**RATED, "response": ""}, "responses", "is empty"),
         ({"response": "a", "score": 1}, "prompt", "`prompt` is missing"),
-        ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "scores", "has 1 entries but `responses` has 2"),
-        ({"prompt": "p", "responses": ["a", "b"], "ranks": [0]}, "ranks", "has 1 entries but `responses` has 2"),
+        ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "scores", "one entry per response.* but has 1 for 2"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranks": [0]}, "ranks", "one entry per response.* but has 1 for 2"),
         ({"prompt": "p", "text": "a"}, "responses", "must be a list"),
     ],
 )
@@ -119,5 +119,5 @@ def test_a_bad_rating_is_refused_with_its_row(bad: dict[str, Any], field: str, m
 
 @pytest.mark.parametrize("bad", [{"min_gap": -1.0}, {"min_gap": math.nan}, {"max_pairs_per_prompt": 0}])
 def test_settings_out_of_range_are_refused(bad: dict[str, Any]):
-    with pytest.raises(ValueError, match=f"`{next(iter(bad))}=.*or more"):
+    with pytest.raises(ValueError, match=f"`{next(iter(bad))}` must be .* or more"):
         to_pairs(FLAT, **bad)

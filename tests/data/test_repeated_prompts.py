@@ -71,14 +71,14 @@ def test_responses_that_only_look_like_the_prompt_stay_whole(prompt: Any, chosen
 @pytest.mark.parametrize(
     ("prompt", "side", "message"),
     [
-        ([ASKED], [user("What is 3 + 3?"), GOOD], "begins with a user turn"),
-        ("Human: What is 2 + 2?", [ASKED, GOOD], "begins with a user turn"),
-        ([{"role": "system", "content": "Be rude."}, ASKED], [SYSTEM, ASKED, GOOD], "begins with a system turn"),
-        ([ASKED], [ASKED], "begins with a user turn"),
+        ([ASKED], [user("What is 3 + 3?"), GOOD], "starts with a user turn"),
+        ("Human: What is 2 + 2?", [ASKED, GOOD], "starts with a user turn"),
+        ([{"role": "system", "content": "Be rude."}, ASKED], [SYSTEM, ASKED, GOOD], "starts with a system turn"),
+        ([ASKED], [ASKED], "starts with a user turn"),
     ],
 )
 def test_a_conversation_with_another_prompt_is_refused_with_its_row(prompt: Any, side: Any, message: str):
-    with pytest.raises(PreferenceFormatError, match=f"Row 7: `chosen` {message}"):
+    with pytest.raises(PreferenceFormatError, match=f"Row 7: .*`chosen` {message}"):
         to_preference_row({"prompt": prompt, "chosen": side, "rejected": side}, row_index=7)
     with pytest.raises(PreferenceFormatError, match=f"`response` {message}"):
         requests_of_row({"prompt": prompt, "response": side})
@@ -90,7 +90,7 @@ def test_turns_before_the_prompt_that_differ_are_counted_as_different_prompts():
     assert row.prompt == [user("Hi")]
     assert row.responses == [[EARLIER[1], ASKED, GOOD], [others[1], ASKED, BAD]]
     assert row.prompts_differed
-    with pytest.raises(PreferenceFormatError, match="`rejected` holds the response alone"):
+    with pytest.raises(PreferenceFormatError, match="`rejected` has only the response"):
         to_preference_row({"prompt": [ASKED], "chosen": [SYSTEM, ASKED, GOOD], "rejected": [BAD]})
 
 

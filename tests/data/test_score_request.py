@@ -50,7 +50,7 @@ def test_columns_are_renamed_and_tools_reach_the_template() -> None:
         ({"question": "Why?", "answer": "Because."}, "nothing to score.*Found: question, answer.*columns="),
         ({}, "Found: no column"),
         ({"prompt": "Why?", "responses": []}, "empty list"),
-        ({"prompt": "Why?", "responses": "no JSON"}, "must be a list or its JSON"),
+        ({"prompt": "Why?", "responses": "no JSON"}, "must be a list, or JSON text of one"),
         ({"prompt": "Why?", "response": None}, "`response` must be text, but is NoneType"),
         ({"prompt": "Why?", "response": True}, "`response` must be text, but is bool"),
         ({"prompt": 5, "response": "x"}, "`prompt` must be text or a non-empty list of messages"),
@@ -61,7 +61,7 @@ def test_columns_are_renamed_and_tools_reach_the_template() -> None:
         ({"text": 3}, "`text` must be text"),
         (
             {"prompt": "Why?", "response": "x", "chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
-            "sets chat_template, which is not for a row to decide",
+            "must only set variables .* but sets chat_template",
         ),
     ],
 )

@@ -50,10 +50,10 @@ def test_rows_have_numbers_lines_and_columns(tmp_path):
     [
         (b'{"prompt": "x", "resp', "not valid JSON"),
         (b'{"prompt": "\xff\xfe"}\n', "not UTF-8 (byte 21 of the file is 0xFF"),
-        (b"[1, 2]\n", "not a JSON object but a list"),
-        (b"null\n", "not a JSON object but a NoneType"),
-        (b'{"a": "\\ud83d alone"}\n', "half a character (U+D83D alone)"),
-        (b'{"a": "\\uDE00"}\n', "half a character"),
+        (b"[1, 2]\n", "must be a JSON object, but is a list"),
+        (b"null\n", "must be a JSON object, but is a NoneType"),
+        (b'{"a": "\\ud83d alone"}\n', "lone surrogate (U+D83D)"),
+        (b'{"a": "\\uDE00"}\n', "lone surrogate"),
         (b"[" * 100_000 + b"\n", "cannot be read"),
         (b'{"a": ' + b"9" * 5_000 + b"}\n", "cannot be read"),
         (b'\x00{"a": 1}\n', "not valid JSON"),
@@ -133,8 +133,8 @@ def test_csv_rows_are_text_by_column(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"only one\n", "1 fields, but the header names 2"),
-        (b"a,b,c\n", "3 fields"),
+        (b"only one\n", "must have 2 fields, as the header does, but has 1"),
+        (b"a,b,c\n", "but has 3"),
         (b"\xff\xfe,b\n", "not UTF-8 (byte 20 of the file is 0xFF"),
         (b'"a"b,c\n', "not valid CSV"),
     ],
@@ -175,7 +175,8 @@ def test_csv_with_a_byte_order_mark_and_carriage_returns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"", "holds nothing"), (b"a,a\n1,2\n", "same name: a"), (b"\xff\n", "not UTF-8")]
+    ("content", "said"),
+    [(b"", "the file is empty"), (b"a,a\n1,2\n", "two columns are called a"), (b"\xff\n", "not UTF-8")],
 )
 def test_a_csv_file_needs_a_header(tmp_path, content, said):
     path = tmp_path / "a.csv"

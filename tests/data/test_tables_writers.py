@@ -97,7 +97,7 @@ def test_rows_of_files_with_other_columns_fit_one_schema(tmp_path):
 
 
 def test_tables_of_different_types_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"b\.parquet does not fit .* n .* write JSONL: name the output \*\.jsonl"):
+    with pytest.raises(ValueError, match=r"b\.parquet must match .* n .* write JSONL: name the output \*\.jsonl"):
         unify([("a.parquet", pa.schema([("n", pa.int64())])), ("b.parquet", pa.schema([("n", pa.string())]))])
 
 

@@ -216,7 +216,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
     ("ppe_correctness", verified(0, [True, False], sampled_conflict_pairs=[[0, 5]]), "pairs of places below 2"),
     ("ppe_correctness", verified(0, [True, True], sampled_conflict_pairs=[[0, 1]]), "equally correct"),
     ("pairs", {"prompt": "p", "chosen": "a"}, "The columns fit no layout"),
-    ("lists", {"prompt": "p", "responses": ["a"], "ranks": [0]}, "`responses` needs two or more"),
+    ("lists", {"prompt": "p", "responses": ["a"], "ranks": [0]}, "`responses` must have two or more"),
     ("pairs", {"chosen_ids": [1], "rejected_ids": [2]}, "token ids"),
 ]
 

@@ -90,7 +90,7 @@ def test_pandalm_has_booleans_and_empty_texts():
 def test_hh_has_prompts_that_differ_and_empty_answers():
     report = check_data(str(DATA / "hh" / "harmless_test.jsonl"), layout="hh")
     assert (report.data.rows, report.data.usable, report.data.prompts_differed) == (2312, 2308, 5)
-    assert report.data.unusable == {"`chosen` must end with a non-empty Assistant turn": 4}
+    assert report.data.unusable == {"`chosen` must end with a nonempty Assistant turn": 4}
     assert report.length("words").share == pytest.approx(0.44, abs=0.005)  # the shorter one is preferred
     assert report.duplicates.prompt_groups == 2306
 

@@ -190,7 +190,7 @@ def test_of_many_rows_the_first_are_named():
     tally = RemarkTally()
     for row in range(2000):
         tally.add(row, [LOST_TEXT])
-    tally.name_places(lambda row: f"row {row}")
+    tally.add_places(lambda row: f"row {row}")
     (clause,) = remark_clauses(tally.counts, tally.places)
     assert clause.startswith("2,000 hold text")
     assert clause.endswith("(rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)")

@@ -244,7 +244,7 @@ def test_a_folder_that_holds_something_is_replaced_only_when_asked(source, tmp_p
     for folder in (old, tmp_path / "mine"):
         with pytest.raises(FileExistsError, match=r"is not empty.*--overwrite"):
             export_reward_model(source, folder)
-    with pytest.raises(FileExistsError, match="holds no model, so it is not replaced"):
+    with pytest.raises(FileExistsError, match="Only a model folder can be overwritten"):
         export_reward_model(source, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years"
     export_reward_model(source, tmp_path / "empty")
@@ -311,7 +311,7 @@ def test_a_full_disk_leaves_nothing_behind_and_keeps_what_was_there(way, limit, 
         model = load(adapter if way == "adapter" else source)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # a write beyond it fails as on a full disk
         try:
-            with pytest.raises(OSError, match=r"could not be written, and is as it was.*space and permissions"):
+            with pytest.raises(OSError, match=r"could not be written and is unchanged.*space and permissions"):
                 attempt(folder)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

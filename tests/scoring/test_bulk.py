@@ -398,7 +398,7 @@ def test_a_truncated_parquet_file_is_an_error_before_anything_is_scored(tmp_path
     path = tmp_path / "in" / "b.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     scorer = FakeScorer()
-    with pytest.raises(ValueError, match=r"b\.parquet: this is no readable Parquet file"):
+    with pytest.raises(ValueError, match=r"b\.parquet must be a Parquet file"):
         score_files(scorer, tmp_path / "in", tmp_path / "out", settings())
     assert not scorer.calls
 

@@ -132,8 +132,8 @@ def test_unknown_option_is_refused_once_with_the_nearest_setting(capsys):
 @pytest.mark.parametrize(
     ("encoding", "message"),
     [
-        ("utf-16", r"run\.yaml: must be UTF-8, but is UTF-16 from byte 0 on.*iconv -f UTF-16 -t UTF-8"),
-        ("utf-16-le", r"must be UTF-8, but is UTF-16LE from byte 0 on"),
+        ("utf-16", r"run\.yaml: the file must be UTF-8, but is UTF-16\. .*iconv -f UTF-16 -t UTF-8"),
+        ("utf-16-le", r"must be UTF-8, but is UTF-16LE"),
         ("latin-1", r"run\.yaml, line 2: must be UTF-8, but byte 10 of the file is 0xE9 .*iconv -f WINDOWS-1252"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rows that Arrow holds: Parquet files and `datasets` datasets."""
+"""Readers of rows in Arrow format: Parquet files and `datasets` datasets."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -14,19 +14,19 @@ from hf_reward.data.file_identity import file_identity
 from hf_reward.data.tables.input_row import DamagedFile, InputRow, Span
 
 _BATCH = 256
-"""Rows decoded at a time: with texts of 1 MB that is already 256 MB."""
+"""Rows per decoded batch: with texts of 1 MB, a batch is 256 MB."""
 
 
 class _Footer(NamedTuple):
     schema: pa.Schema
     rows: list[int]
-    """Rows of each row group."""
+    """Number of rows in each row group."""
 
 
 class ParquetTable:
     """The rows of a Parquet file; nested columns become lists and dicts.
 
-    Spans that are read in order are decoded once: the reader stays where the last span ended.
+    The reader keeps its position after a span, so spans that are read in order are decoded only once.
     """
 
     def __init__(self, path: Path, name: str = "") -> None:
@@ -34,7 +34,7 @@ class ParquetTable:
         self._file: pq.ParquetFile | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None
-        self._at = -1  # number of the next row that `_rest` and `_batches` give
+        self._at = -1  # number of the next row in `_rest` and `_batches`
 
     @cached_property
     def _footer(self) -> _Footer:
@@ -53,14 +53,14 @@ class ParquetTable:
         return file_identity(self.path) | {"name": self.name}
 
     def spans(self, rows: int) -> Iterator[Span]:
-        """Cut the file into spans; reads only its footer."""
+        """Divide the file into spans; reads only the footer."""
         return even_spans(sum(self._footer.rows), rows)
 
     def read(self, span: Span) -> Iterator[InputRow]:
-        """Give the rows of a span.
+        """Read the rows of a span.
 
         Args:
-            span: Which rows.
+            span: The span.
 
         Yields:
             InputRow: Each row.
@@ -81,25 +81,28 @@ class ParquetTable:
                 yield from input_rows(part, _python_rows(part), at + before)
 
     def close(self) -> None:
-        """Let go of the file and of what was decoded of it."""
+        """Close the file and release decoded rows."""
         if self._file is not None:
             self._file.close()
         self._file, self._batches, self._rest, self._at = None, iter(()), None, -1
 
     def _group_of(self, row: int) -> tuple[int, int]:
-        """The row group that holds a row, and that group's first row."""
+        """Return the row group of a row, and the number of the group's first row."""
         begins = 0
         for group, rows in enumerate(self._footer.rows):
             if row < begins + rows:
                 return group, begins
             begins += rows
-        raise DamagedFile(f"{self.path}: has {begins} rows, but the run was planned when it had more. Start anew.")
+        raise DamagedFile(
+            f"{self.path}: row {row} was expected, but the file now has only {begins} rows. The file has changed since "
+            "the run started; start a new run."
+        )
 
     def _begin(self, group: int, begins: int) -> None:
         self.close()
         file = self._file = self._open()
         self._at = begins
-        # Group by group: a batch that reached into the next one would be lost with it if that is damaged.
+        # One group at a time, so that a damaged group does not also lose the last rows of the previous one.
         self._batches = chain.from_iterable(
             file.iter_batches(_BATCH, row_groups=[number], use_threads=False)
             for number in range(group, len(self._footer.rows))
@@ -109,23 +112,23 @@ class ParquetTable:
         try:
             return next(self._batches)
         except StopIteration:
-            reason = "it ends before the row that its footer promises"
+            reason = "the file has fewer rows than its footer states"
         except (pa.ArrowException, OSError) as error:
             reason = _first_line(error)
         at = self._at
         self.close()
         raise DamagedFile(
-            f"{self.path}: rows from number {at} on cannot be decoded ({reason}). Put a good copy in its place."
+            f"{self.path}: rows from number {at} on cannot be decoded ({reason}). Replace the file with an intact copy."
         )
 
     def _open(self) -> pq.ParquetFile:
         try:
-            # Read page by page: the default loads whole columns of a row group, which may be gigabytes.
+            # Read page by page: the default loads complete columns of a row group, which may be gigabytes.
             return pq.ParquetFile(self.path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise DamagedFile(
-                f"{self.path}: this is no readable Parquet file ({_first_line(error)}). It may be cut short: copy it "
-                "again, or leave it out."
+                f"{self.path} must be a Parquet file, but cannot be read as one ({_first_line(error)}). It may be "
+                "truncated: copy it again, or leave it out."
             ) from error
 
 
@@ -142,15 +145,15 @@ class DatasetTable:
         return self._python.features.arrow_schema
 
     def identity(self) -> dict[str, Any]:
-        """Name, number of rows, and the fingerprint by which `datasets` tells data apart."""
+        """Name, number of rows, and the fingerprint of `datasets`."""
         return {"name": self.name, "rows": len(self._python), "fingerprint": self._python._fingerprint}
 
     def spans(self, rows: int) -> Iterator[Span]:
-        """Cut the dataset into spans."""
+        """Divide the dataset into spans."""
         return even_spans(len(self._python), rows)
 
     def read(self, span: Span) -> Iterator[InputRow]:
-        """Give the rows of a span."""
+        """Read the rows of a span."""
         for first in range(span.first, span.stop, _BATCH):
             last = min(first + _BATCH, span.stop)
             columns, table = self._python[first:last], cast(pa.Table, self._arrow[first:last])
@@ -158,15 +161,15 @@ class DatasetTable:
             yield from input_rows(table.combine_chunks().to_batches()[0], rows, first)
 
     def close(self) -> None:
-        """Nothing stays open but what the dataset itself maps."""
+        """Do nothing: no file is open except those that the dataset maps."""
 
 
 def even_spans(rows: int, size: int) -> Iterator[Span]:
-    """Cut a number of rows into spans.
+    """Divide a number of rows into spans.
 
     Args:
-        rows: Rows in all.
-        size: Rows of a span.
+        rows: Total number of rows.
+        size: Rows per span.
 
     Yields:
         Span: Each span, in order.
@@ -176,11 +179,11 @@ def even_spans(rows: int, size: int) -> Iterator[Span]:
 
 
 def input_rows(batch: pa.RecordBatch, rows: Sequence[dict[str, Any] | str], first: int) -> Iterator[InputRow]:
-    """Join Arrow's rows with what Python makes of them.
+    """Combine rows in Arrow format with their Python values.
 
     Args:
-        batch: The rows as Arrow holds them.
-        rows: Each row's columns, or why it has none.
+        batch: The rows in Arrow format.
+        rows: Columns of each row, or the reason why it cannot be read.
         first: Number of the first row.
 
     Yields:
@@ -190,12 +193,12 @@ def input_rows(batch: pa.RecordBatch, rows: Sequence[dict[str, Any] | str], firs
         if isinstance(row, str):
             yield InputRow(number=first + place, problem=row)
         else:
-            # The batch says nothing of one row's size: its buffers are those of all rows that were decoded with it.
+            # A single row's size is not known from the batch, whose buffers are shared by all rows.
             yield InputRow(number=first + place, row=row, arrow=(batch, place), size=content_size(row))
 
 
 def content_size(value: Any) -> int:
-    """Bytes that a value takes, about; the same wherever and however it was read."""
+    """Estimate the size of a value in bytes, independent of the file format."""
     if isinstance(value, (str, bytes)):
         return len(value)
     if isinstance(value, dict):

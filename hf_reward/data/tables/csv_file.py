@@ -1,4 +1,4 @@
-"""CSV files with a header: commas, double quotes, UTF-8; fields may hold line breaks."""
+"""Reader of CSV files with a header, commas, double quotes and UTF-8; fields may contain line breaks."""
 
 import csv
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from hf_reward.data.tables.text_records import cut_spans, lines_from, open_text
 from hf_reward.data.text_files import why_not_utf8
 
 MAX_FIELD_CHARACTERS = 16 * 2**20
-"""Characters of one field. A quote that is never closed swallows that much, not the whole file."""
+"""Most characters in one field, so that an unclosed quote does not consume the complete file."""
 
 
 @dataclass(slots=True)
@@ -31,12 +31,12 @@ class _Record:
 class _Header(NamedTuple):
     columns: tuple[str, ...]
     end: int
-    """Byte at which the rows begin."""
+    """Offset of the first row, in bytes."""
     next_line: int
 
 
 class CsvTable:
-    """The rows of a CSV file; each value is text."""
+    """The rows of a CSV file; all values are text."""
 
     def __init__(self, path: Path, name: str = "") -> None:
         self.path, self.name = path, name or path.name
@@ -47,12 +47,17 @@ class CsvTable:
             records = _Records(file, 0, 1)
             header = next(iter(records), None)
             if header is None or header.problem:
-                found = f"its first line cannot be read: {header.problem}" if header else "it holds nothing"
-                raise DamagedFile(f"{self.path}: a CSV file must begin with its column names, but {found}.")
+                found = f"the first line cannot be read: {header.problem}" if header else "the file is empty"
+                raise DamagedFile(
+                    f"{self.path}: a CSV file must start with its column names, but {found}. Correct the file."
+                )
             names = tuple(header.fields)
             if len(set(names)) != len(names):
                 twice = sorted({name for name in names if names.count(name) > 1})
-                raise DamagedFile(f"{self.path}: two columns have the same name: {', '.join(twice)}. Rename one.")
+                raise DamagedFile(
+                    f"{self.path}: column names must be unique, but two columns are called {', '.join(twice)}. Rename "
+                    "one."
+                )
             return _Header(names, records.end, records.next_line)
 
     @property
@@ -65,13 +70,13 @@ class CsvTable:
         return file_identity(self.path) | {"name": self.name}
 
     def spans(self, rows: int) -> Iterator[Span]:
-        """Cut the file into spans; reads it once."""
+        """Divide the file into spans; reads it once."""
         with open_text(self.path) as file:
             records = _Records(file, self._header.end, self._header.next_line)
             yield from cut_spans(((record.begins, record.line) for record in records), rows)
 
     def read(self, span: Span) -> Iterator[InputRow]:
-        """Give the rows of a span."""
+        """Read the rows of a span."""
         with open_text(self.path) as file:
             for number, record in enumerate(_Records(file, span.offset, span.line), start=span.first):
                 yield self._row(record, number)
@@ -79,12 +84,12 @@ class CsvTable:
                     return
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: no file is left open."""
 
     def _row(self, record: _Record, number: int) -> InputRow:
         problem, columns = record.problem, self._header.columns
         if not problem and len(record.fields) != len(columns):
-            problem = f"it has {len(record.fields)} fields, but the header names {len(columns)} columns"
+            problem = f"the row must have {len(columns)} fields, as the header does, but has {len(record.fields)}"
         if problem:
             return InputRow(number=number, problem=problem, raw=record.raw, line=record.line)
         row = dict(zip(columns, record.fields, strict=True))
@@ -92,24 +97,24 @@ class CsvTable:
 
 
 class _Records:
-    """Records of a file from a byte on, each with where it begins: the csv module knows neither bytes nor bad UTF-8."""
+    """Records of a file from an offset on, with the offsets and UTF-8 errors that the csv module does not report."""
 
     def __init__(self, file: BinaryIO, offset: int, line: int) -> None:
         self.end, self.next_line = offset, line
         self._lines = lines_from(file, offset, line)
         self._problem, self._shown, self._size = "", "", 0
-        # Process-wide, and small by default; never lowered for others.
+        # The limit is process-wide and small by default. It is never lowered, because other code may have raised it.
         csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARACTERS))
 
     def __iter__(self) -> Iterator[_Record]:
-        reader = csv.reader(self._texts(), strict=True)  # else a quote that is never closed would swallow rows unseen
+        reader = csv.reader(self._texts(), strict=True)  # otherwise an unclosed quote would silently consume rows
         while True:
             begins, line = self.end, self.next_line
             self._problem, self._shown, self._size = "", "", 0
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                fields, self._problem = [], f"it is not valid CSV ({error})"
+                fields, self._problem = [], f"the row is not valid CSV ({error})"
             if fields is None:
                 return
             if fields or self._problem:
@@ -123,7 +128,7 @@ class _Records:
                 text = raw.decode("utf-8")
             except UnicodeDecodeError as error:
                 text = raw.decode("utf-8", "replace")
-                self._problem = f"it is not UTF-8 ({why_not_utf8(error, offset=line.end - len(raw))})"
+                self._problem = f"the row is not UTF-8 ({why_not_utf8(error, offset=line.end - len(raw))})"
             self._size += len(raw)
             self._shown += text[: RAW_SHOWN - len(self._shown)] if len(self._shown) < RAW_SHOWN else ""
             if line.too_long:

@@ -1,4 +1,4 @@
-"""What a reader gives: rows one after the other, where each came from, and what is wrong with those that are none."""
+"""Rows as returned by table readers, with their location and, if unreadable, the reason."""
 
 import re
 from collections.abc import Iterator
@@ -10,52 +10,52 @@ import pyarrow as pa
 from hf_reward.data.preference_row import UNREADABLE
 
 MAX_RECORD_BYTES = 64 * 2**20
-"""Bytes of one line or CSV record, at most: a longer one is skipped and reported, so that memory stays bounded."""
+"""Most bytes of a line or CSV record. Longer ones are skipped and reported, so that memory is bounded."""
 RAW_SHOWN = 2_000
-"""Characters of a row that the quarantine shows, at most."""
+"""Most characters of an unreadable row that the quarantine file shows."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DamagedFile(ValueError):
-    """A file that cannot be read, or not beyond some row: says which, where and what to do."""
+    """A file that cannot be read, or only up to some row. The message has the file, the location and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputRow:
-    """One row of a table, or what stands where a row should be."""
+    """One row of a table, readable or not."""
 
     number: int
-    """Place in its file, from 0."""
+    """Number of the row in its file, from 0."""
     row: dict[str, Any] | None = None
-    """The columns; None if there is a problem."""
+    """The columns; None if the row cannot be read."""
     problem: str = ""
-    """Why there is no row."""
+    """Reason why the row cannot be read."""
     raw: str = ""
-    """The beginning of what stands there, if there is a problem."""
+    """The start of an unreadable row's text."""
     line: int | None = None
-    """Line of a text file, from 1, on which the row begins."""
+    """First line of the row in a text file, from 1."""
     arrow: tuple[pa.RecordBatch, int] | None = None
-    """The same row as Arrow holds it, where that is where it comes from: it is written back without loss."""
+    """Batch and index of a row from an Arrow source, which allows writing it without loss."""
     size: int = 0
-    """Bytes it takes, about."""
+    """Approximate size in bytes."""
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The columns, or why there are none as `UNREADABLE`."""
+        """The columns; for an unreadable row, the reason in the column `UNREADABLE`."""
         return {UNREADABLE: self.problem} if self.row is None else self.row
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Consecutive rows of one table, and where they begin."""
+    """Consecutive rows of one table."""
 
     first: int
     """Number of the first row."""
     rows: int
     offset: int = 0
-    """Byte of a text file."""
+    """Offset of the first row in a text file, in bytes."""
     line: int = 1
-    """Line of a text file, from 1."""
+    """Line of the first row in a text file, from 1."""
 
     @property
     def stop(self) -> int:
@@ -64,41 +64,41 @@ class Span:
 
 
 class Table(Protocol):
-    """A source of rows that can be read from any span on, never held in memory as a whole."""
+    """A source of rows that is read in spans, so that it need not fit into memory."""
 
     name: str
-    """What rows without an id are named after."""
+    """Prefix of the ids of rows without an id."""
 
     @property
     def schema(self) -> pa.Schema | None:
-        """Names and types of the columns, where the source states them."""
+        """Names and types of the columns, if the source has them."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What tells the table from another one, as JSON values."""
+        """Return a fingerprint of the table, as JSON values."""
         ...
 
     def spans(self, rows: int) -> Iterator[Span]:
-        """Cut the table into consecutive spans of that many rows, the last of which may be shorter."""
+        """Divide the table into consecutive spans of `rows` rows; the last one may be shorter."""
         ...
 
     def read(self, span: Span) -> Iterator[InputRow]:
-        """Give the rows of a span in order."""
+        """Read the rows of a span in order."""
         ...
 
     def close(self) -> None:
-        """Let go of what is open; the table can be read again."""
+        """Close open files; the table can be read again."""
         ...
 
 
 def lone_surrogate(text: str) -> str:
-    """Say what is wrong with text that no program can write as UTF-8, nothing if it is well.
+    """Describe the first lone surrogate of a text, which cannot be encoded as UTF-8.
 
     Args:
         text: Any text.
 
     Returns:
-        A clause, or "".
+        A clause; empty for valid text.
     """
     found = _SURROGATE.search(text)
-    return f"it holds half a character (U+{ord(found.group()):04X} alone)" if found else ""
+    return f"the text has a lone surrogate (U+{ord(found.group()):04X}), which is half a character" if found else ""

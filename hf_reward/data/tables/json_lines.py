@@ -1,4 +1,4 @@
-"""JSONL files: one JSON object on each line."""
+"""Reader of JSONL files, with one JSON object per line."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from hf_reward.data.text_files import why_not_utf8
 
 
 class JsonLinesTable:
-    """The rows of a JSONL file; empty lines are none, lines that hold no object are problems."""
+    """The rows of a JSONL file. Empty lines are skipped; lines without a JSON object are unreadable rows."""
 
     schema: pa.Schema | None = None
 
@@ -26,12 +26,12 @@ class JsonLinesTable:
         return file_identity(self.path) | {"name": self.name}
 
     def spans(self, rows: int) -> Iterator[Span]:
-        """Cut the file into spans; reads it once, without parsing it."""
+        """Divide the file into spans; reads it once, without parsing."""
         with open_text(self.path) as file:
             yield from cut_spans(_starts(lines_from(file, 0, 1)), rows)
 
     def read(self, span: Span) -> Iterator[InputRow]:
-        """Give the rows of a span."""
+        """Read the rows of a span."""
         number = span.first
         with open_text(self.path) as file:
             for line in lines_from(file, span.offset, span.line):
@@ -42,7 +42,7 @@ class JsonLinesTable:
                     number += 1
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: no file is left open."""
 
 
 def _starts(lines: Iterator[Line]) -> Iterator[tuple[int, int]]:
@@ -61,11 +61,11 @@ def _parse(line: Line, number: int) -> InputRow:
         try:
             row = json.loads(line.raw.decode("utf-8"))
         except UnicodeDecodeError as error:
-            problem = f"it is not UTF-8 ({why_not_utf8(error, offset=line.end - len(line.raw))})"
+            problem = f"the row is not UTF-8 ({why_not_utf8(error, offset=line.end - len(line.raw))})"
         except json.JSONDecodeError as error:
-            problem = f"it is not valid JSON ({error.msg}, character {error.pos})"
+            problem = f"the row is not valid JSON ({error.msg}, character {error.pos})"
         except (RecursionError, ValueError) as error:  # nested too deeply, a number with too many digits
-            problem = f"it is JSON that cannot be read ({error})"
+            problem = f"the row is JSON that cannot be read ({error})"
         else:
             problem = _problem_of(row, line.raw)
     if problem:
@@ -76,7 +76,7 @@ def _parse(line: Line, number: int) -> InputRow:
 
 def _problem_of(row: Any, raw: bytes) -> str:
     if not isinstance(row, dict):
-        return f"it is not a JSON object but a {type(row).__name__}"
-    if b"\\ud" in raw or b"\\uD" in raw:  # an escape is the only way in which half a character gets through UTF-8
+        return f"the row must be a JSON object, but is a {type(row).__name__}"
+    if b"\\ud" in raw or b"\\uD" in raw:  # in UTF-8, a lone surrogate can only be an escape sequence
         return lone_surrogate(json.dumps(row, ensure_ascii=False))
     return ""

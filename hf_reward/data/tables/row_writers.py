@@ -1,4 +1,4 @@
-"""Rows with their rewards -> JSONL or Parquet, into an open file; the same rows give the same bytes."""
+"""Writers of scored rows as JSONL or Parquet. The output is deterministic: equal rows give equal bytes."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from hf_reward.data.tables.schemas import REMEDY
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """A row and the columns that are added to it."""
+    """A row with added columns."""
 
     source: InputRow
     added: dict[str, Any]
@@ -31,19 +31,19 @@ class ScoredRow:
 
 
 class RowWriter(Protocol):
-    """Takes rows, a batch at a time."""
+    """Writer of batches of rows to an open file."""
 
     def write(self, rows: Sequence[ScoredRow]) -> None:
         """Append rows."""
         ...
 
     def close(self) -> None:
-        """Write what ends the file; the file itself stays open."""
+        """Write the end of the file, without closing it."""
         ...
 
 
 class JsonLinesWriter:
-    """One JSON object on each line."""
+    """Write one JSON object per line."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -53,11 +53,11 @@ class JsonLinesWriter:
         self._file.write(b"".join(json_line(row.columns) for row in rows))
 
     def close(self) -> None:
-        """Nothing ends a JSONL file."""
+        """Do nothing: a JSONL file has no footer."""
 
 
 class ParquetWriter:
-    """One row group for each batch of rows."""
+    """Write one row group per batch of rows."""
 
     def __init__(self, file: BinaryIO, schema: pa.Schema) -> None:
         self._schema = schema
@@ -70,7 +70,9 @@ class ParquetWriter:
         try:
             table = _as_table(rows, self._schema)
         except (pa.ArrowException, OverflowError) as error:
-            raise ValueError(f"Rows do not fit the columns of the output ({error}). {REMEDY}") from error
+            raise ValueError(
+                f"Rows must match the column types of the output, but some do not ({error}). {REMEDY}"
+            ) from error
         self._writer.write_table(table, row_group_size=len(rows))
 
     def close(self) -> None:
@@ -79,13 +81,13 @@ class ParquetWriter:
 
 
 def json_line(row: dict[str, Any]) -> bytes:
-    """Write a row as a line of JSON.
+    """Format a row as a line of JSON.
 
     Args:
-        row: Column -> value. What JSON lacks becomes text: dates in ISO form, bytes in base64.
+        row: Column -> value. Values that JSON does not support become text: dates in ISO format, bytes in base64.
 
     Returns:
-        The line, UTF-8.
+        The line, in UTF-8.
     """
     return json.dumps(row, ensure_ascii=False, default=_json_value).encode("utf-8") + b"\n"
 
@@ -124,22 +126,22 @@ def _column(kept: pa.Table, rows: Sequence[ScoredRow], field: pa.Field) -> Any:
 
 
 def copy_json_lines(parts: Iterable[BinaryIO], file: BinaryIO) -> None:
-    """Join JSONL files.
+    """Concatenate JSONL files.
 
     Args:
         parts: The open files, in order.
-        file: Where to.
+        file: The output.
     """
     for part in parts:
         shutil.copyfileobj(part, file, 2**20)
 
 
 def copy_parquet(parts: Iterable[BinaryIO], file: BinaryIO, schema: pa.Schema) -> None:
-    """Join Parquet files of one schema, a row group at a time.
+    """Concatenate Parquet files of one schema, one row group at a time.
 
     Args:
         parts: The open files, in order.
-        file: Where to.
+        file: The output.
         schema: Their schema.
     """
     with pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:

@@ -1,4 +1,4 @@
-"""Types of the columns that Parquet needs before the first row is written."""
+"""Infer column types, which Parquet requires before the first row is written."""
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,42 +8,46 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_reward.metrics.counts import counted
+
 _BATCH = 1_000
-REMEDY = "Parquet holds one type in a column. Correct the data, or write JSONL: name the output *.jsonl."
-"""What to do where rows do not fit."""
+REMEDY = "Parquet requires one type per column. Correct the data, or write JSONL: name the output *.jsonl."
+"""Remedy for rows whose types do not match."""
 
 
 def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
-    """Find the schema that holds the rows of several tables.
+    """Return a schema that fits the rows of several tables.
 
     Args:
         schemas: Name and schema of each table.
 
     Returns:
-        The columns of all; a table that lacks one has nulls there. Whole numbers become fractions where they mix.
+        The columns of all tables; rows of tables without a column have nulls. Integers become floats if both occur.
 
     Raises:
-        ValueError: If a column has types that no one type holds; the table is named.
+        ValueError: If the types of a column cannot be combined. The message names the table.
     """
     unified: pa.Schema | None = None
     for name, schema in schemas:
         try:
             unified = schema if unified is None else pa.unify_schemas([unified, schema], promote_options="permissive")
         except pa.ArrowException as error:
-            raise ValueError(f"{name} does not fit what came before it ({error}). {REMEDY}") from error
+            raise ValueError(
+                f"The column types of {name} must match those of the rows before, but do not ({error}). {REMEDY}"
+            ) from error
     if unified is None:
-        raise ValueError("There is no row whose columns could be written.")
+        raise ValueError("The input must have at least one readable row, but has none. Check the input files.")
     return unified
 
 
 def schema_of_rows(rows: Iterable[tuple[str, dict[str, Any]]]) -> pa.Schema | None:
-    """Find the schema of rows that state no types, reading them all.
+    """Infer the schema of rows without declared types. All rows are read.
 
     Args:
-        rows: Where each row is, and its columns.
+        rows: Location and columns of each row.
 
     Returns:
-        The schema that holds every row, None if there are no rows.
+        A schema that fits every row; None if there are no rows.
 
     Raises:
         ValueError: If a column mixes types.
@@ -58,7 +62,7 @@ def schema_of_rows(rows: Iterable[tuple[str, dict[str, Any]]]) -> pa.Schema | No
 def _batch_schemas(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, pa.Schema]]:
     while batch := list(islice(rows, _BATCH)):
         places, values = zip(*batch, strict=True)
-        yield f"{places[0]} (or one of the {len(batch)} rows from there)", _inferred(values, places[0])
+        yield f"the {counted(len(batch), 'row')} from {places[0]} on", _inferred(values, places[0])
 
 
 def _inferred(rows: Sequence[dict[str, Any]], place: str) -> pa.Schema:
@@ -66,28 +70,29 @@ def _inferred(rows: Sequence[dict[str, Any]], place: str) -> pa.Schema:
     fields = []
     for name in names:
         try:
-            fields.append((name, pa.array([row.get(name) for row in rows]).type))  # `infer_type` is laxer
+            fields.append((name, pa.array([row.get(name) for row in rows]).type))  # stricter than `infer_type`
         except (pa.ArrowException, OverflowError) as error:
             raise ValueError(
-                f"The column {name!r} mixes types in the {len(rows)} rows from {place} on ({error}). {REMEDY}"
+                f"The column {name!r} mixes types in the {counted(len(rows), 'row')} from {place} on ({error}). "
+                f"{REMEDY}"
             ) from error
     return pa.schema(fields)
 
 
 def _without_nulls(schema: pa.Schema) -> pa.Schema:
-    """A column in which no row has a value is text: a column of the type null is not read by all programs."""
+    """Make columns without any value text columns, because some programs cannot read the type null."""
     fields = [pa.field(each.name, pa.string()) if pa.types.is_null(each.type) else each for each in schema]
     return pa.schema(fields)
 
 
 def require_writable(schema: pa.Schema) -> None:
-    """Stop before a run whose columns Parquet cannot hold.
+    """Refuse columns that Parquet cannot store, before a run starts.
 
     Args:
         schema: The columns.
 
     Raises:
-        ValueError: If there is such a column, as an object without fields.
+        ValueError: If there is such a column, for example an object without fields.
     """
     try:
         pq.ParquetWriter(io.BytesIO(), schema).close()

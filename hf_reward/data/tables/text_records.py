@@ -1,4 +1,4 @@
-"""What JSONL and CSV files share: lines of bytes with a bound on their length, and spans found by reading once."""
+"""Shared parts of the JSONL and CSV readers: lines of bounded length, and spans found in one pass over the file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ class Line:
     """One line of a file."""
 
     raw: bytes
-    """With its line break; only the beginning if it is too long."""
+    """The line with its line break; only its start if it is too long."""
     number: int
-    """From 1."""
+    """Line number, from 1."""
     end: int
-    """Byte after it."""
+    """Offset after the line, in bytes."""
     too_long: bool = False
 
 
 def lines_from(file: BinaryIO, offset: int, number: int) -> Iterator[Line]:
-    """Read lines from a byte on, never holding more than `MAX_RECORD_BYTES` of one.
+    """Read lines from an offset on, with at most `MAX_RECORD_BYTES` of a line in memory.
 
     Args:
         file: The file.
-        offset: Where a line begins.
-        number: The number of that line.
+        offset: Start of a line, in bytes.
+        number: Number of this line.
 
     Yields:
-        Line: Each line, the file's byte order mark left out.
+        Line: Each line, without the file's byte order mark.
     """
     file.seek(offset)
     while raw := file.readline(MAX_RECORD_BYTES):
@@ -53,11 +53,11 @@ def _skip_line(file: BinaryIO) -> int:
 
 
 def cut_spans(starts: Iterator[tuple[int, int]], rows: int) -> Iterator[Span]:
-    """Cut a text file into spans.
+    """Divide a text file into spans.
 
     Args:
-        starts: Byte and line at which each row begins, in order.
-        rows: Rows of a span.
+        starts: Offset and line number of the start of each row, in order.
+        rows: Rows per span.
 
     Yields:
         Span: Each span, in order.
@@ -75,7 +75,7 @@ def cut_spans(starts: Iterator[tuple[int, int]], rows: int) -> Iterator[Span]:
 
 
 def open_text(path: Path) -> BinaryIO:
-    """Open a file of lines with a buffer that suits reading it from end to end.
+    """Open a text file in binary mode, with a buffer for sequential reading.
 
     Args:
         path: The file.

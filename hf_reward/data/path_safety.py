@@ -32,8 +32,8 @@ def require_inside(folder: Path, paths: Iterable[Path]) -> None:
     for path in paths:
         if not any(path.resolve().is_relative_to(place) for place in (home, *blobs)):
             raise ValueError(
-                f"Links in the folder {folder} must point to files inside it, but {path} points to {path.resolve()}. Replace the link "
-                "with a copy, or pass the path of the file itself."
+                f"Links in the folder {folder} must point to files inside it, but {path} points to {path.resolve()}. "
+                "Replace the link with a copy, or pass the path of the file itself."
             )
 
 

@@ -1,1 +1,1 @@
-"""Canonical rows -> token ids -> batches: tokenizer, formatting, preparation, collators, samplers."""
+"""Convert canonical rows to token ids and batches: tokenizer, formatting, preparation, collators, samplers."""

@@ -1,4 +1,4 @@
-"""Tokenised rows -> one padded batch.
+"""Collate tokenised rows to a padded batch.
 
 Shapes: G groups, K responses in a group, N sequences (sum of K), L padded length.
 """
@@ -17,9 +17,10 @@ from hf_reward.preprocessing.model_inputs import pad, padded_length, right_padde
 
 @dataclass
 class DataCollatorForPreference:
-    """Pads the responses of a batch of groups, on the right, to the longest of them.
+    """Pad the responses of a batch of groups on the right, to the longest one.
 
-    The first tensor of a batch has one entry per group, because transformers and accelerate read the batch size off it.
+    The first tensor of a batch has one entry per group, because transformers and accelerate infer the batch size from
+    it.
     """
 
     pad_token_id: int
@@ -29,14 +30,14 @@ class DataCollatorForPreference:
         """Collate rows.
 
         Args:
-            rows: Rows as `prepare_preferences` makes them; or TRL's (`chosen_ids`, `rejected_ids` and perhaps
-                `margin`), of which the batch is TRL's: `input_ids` and `attention_mask` `(2G, L)` with all chosen sides
-                first, and `margin` `(G,)`.
+            rows: Rows of `prepare_preferences`; or rows in TRL's format (`chosen_ids`, `rejected_ids` and optionally
+                `margin`), which give a batch in TRL's format: `input_ids` and `attention_mask` `(2G, L)` with all
+                chosen sides first, and `margin` `(G,)`.
 
         Returns:
-            `ranks`, `lengths`, `words` and `characters` `(G, K)`, the last two -100 where they are not known; `groups`,
-            `row`, `sources`, `weights` and `num_tokens` `(G,)`; `margins` and `probabilities` `(G,)` where a row has
-            one; `input_ids` and `attention_mask` `(N, L)`, and `token_type_ids` where the tokenizer makes them.
+            `ranks`, `lengths`, `words` and `characters` `(G, K)`, the last two -100 if unknown; `groups`, `row`,
+            `sources`, `weights` and `num_tokens` `(G,)`; `margins` and `probabilities` `(G,)` if a row has one;
+            `input_ids` and `attention_mask` `(N, L)`, and `token_type_ids` if the tokenizer returns them.
         """
         if "chosen_ids" in rows[0]:
             return self._trl_batch(rows)
@@ -56,13 +57,13 @@ class DataCollatorForPreference:
         return pad(sequences, types, pad_token_id=self.pad_token_id, multiple=self.pad_to_multiple_of)
 
     def tokens(self, rows: Sequence[dict[str, Any]]) -> int:
-        """Tokens that the model computes for these rows, padding included."""
+        """Count the tokens that the model processes for these rows, including padding."""
         lengths = [len(ids) for row in rows for ids in row["input_ids"]]
         return len(lengths) * padded_length(max(lengths), self.pad_to_multiple_of)
 
 
 def group_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """What a batch says about its groups, whatever form its tokens take.
+    """Return the tensors of a batch that describe its groups, which are the same for padded and packed batches.
 
     Args:
         rows: Tokenised rows.
@@ -83,7 +84,7 @@ def group_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         "weights": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
         "num_tokens": torch.tensor([sum(map(len, row["input_ids"])) for row in rows]),
     }
-    # A mixture may state margins or probabilities for some of its rows only.
+    # In a mixture, only some rows may have margins or probabilities.
     if any(row["margin"] is not None for row in rows):
         batch["margins"] = torch.tensor([row["margin"] or 0.0 for row in rows], dtype=torch.float32)
     if any(row["probability"] is not None for row in rows):
@@ -93,5 +94,5 @@ def group_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def source_number(name: str) -> int:
-    """A source's name as a number, so that it fits a tensor and can be gathered from other processes."""
+    """Hash a source's name to an integer, which fits a tensor and can be gathered from other processes."""
     return zlib.crc32(name.encode())

@@ -1,4 +1,4 @@
-"""Prepared rows -> a summary: how many are used, how many are not and why."""
+"""Summary of prepared rows: kept, cut and dropped rows with reasons, lengths and remarks."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,39 +20,39 @@ _SAMPLE_SIZE = 1000
 
 @dataclass
 class DataSummary:
-    """What became of the rows of one dataset."""
+    """Counts and lengths of the rows of one dataset after preparation."""
 
     name: str
     rows: int = 0
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    """Reason -> rows. Unreadable rows appear here only with `skip_bad_rows`."""
+    """Reason -> number of rows. Unreadable rows are counted only with `skip_bad_rows`."""
     cut: int = 0
     """Kept rows whose prompt was cut to fit `max_length`."""
     merged: int = 0
-    """Responses that equalled another of their row."""
+    """Responses that were equal to a different response of their row."""
     prompts_differed: int = 0
     remarks: dict[str, int] = field(default_factory=dict)
-    """Remark of `row_remarks` -> kept rows, such as `blank_prompt` and `lost_text`."""
+    """Remark of `row_remarks`, such as `blank_prompt` -> number of kept rows."""
     remark_rows: dict[str, list[int]] = field(default_factory=dict)
-    """Remark -> the first of these rows, by their place in the raw data of their source, from 0."""
+    """Remark -> numbers of the first such rows in the raw data of their source, from 0."""
     remark_places: dict[str, list[str]] = field(default_factory=dict)
-    """Remark -> file and line of the same rows, from 1, or the number again where rows have no lines."""
+    """Remark -> file and line (from 1) of these rows, or their numbers if the format has no lines."""
     kind: str | None = None
-    """What kept rows are: `conversations`, `text`, or `mixed`; None for token ids, of which nobody knows."""
+    """Kind of the kept rows: `conversations`, `text` or `mixed`; None for token ids, whose kind is unknown."""
     duplicates: int = 0
-    """Kept rows that repeat the tokens of an earlier one."""
+    """Kept rows with the same tokens as an earlier row."""
     prompts: int = 0
     sources: list[str] = field(default_factory=list)
     token_quantiles: dict[str, int] = field(default_factory=dict)
-    """Tokens of the longest sequence of a row, at the named quantiles."""
+    """Quantiles of the number of tokens of a row's longest sequence."""
     length_for_99_percent: int | None = None
-    """The `max_length` that keeps 99% of the rows without cutting them, where rows were cut or dropped for theirs."""
+    """The `max_length` that would keep 99% of the rows uncut; set only if rows were cut or dropped for their length."""
     longer_preferred: float = float("nan")
-    """Share of strict pairs whose preferred response has more tokens, ties half."""
+    """Share of strict pairs whose preferred response has more tokens; ties count half."""
     num_pairs: int = 0
     sampled: bool = False
-    """Whether a stream was summarised by its first rows only."""
+    """Whether only the first rows of a stream were summarised."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON values."""
@@ -80,18 +80,18 @@ class DataSummary:
     def _enough(self) -> str:
         if self.length_for_99_percent is None:
             return ""
-        return f"; 99% of the rows fit whole with `{setting('max_length', self.length_for_99_percent)}`"
+        return f"; `{setting('max_length', self.length_for_99_percent)}` would keep 99% of the rows uncut"
 
 
 def summarize(prepared: RawDataset, name: str) -> DataSummary:
-    """Summarise a dataset that was prepared before.
+    """Summarise a prepared dataset.
 
     Args:
         prepared: Tokenised rows.
-        name: What to call it.
+        name: Name of the data in messages.
 
     Returns:
-        The summary; what was dropped earlier is unknown to it.
+        The summary, without rows that were dropped earlier.
     """
     return summarize_all([prepared], name)
 
@@ -102,9 +102,9 @@ def summarize_all(
     """Summarise the parts of one dataset.
 
     Args:
-        marked: Tokenised rows of each source, unusable ones included.
-        name: What to call them together.
-        places: Where the rows of each source stand in its files.
+        marked: Tokenised rows of each source, including unusable rows.
+        name: Name of the data in messages.
+        places: Locations of the rows of each source in its files.
         limit: `max_length` of the run.
 
     Returns:
@@ -126,24 +126,24 @@ _SUMMARY_COLUMNS = (
 
 
 def _batches(data: RawDataset) -> Iterator[Mapping[str, list[Any]]]:
-    """Columns of a dataset, a batch at a time; of a stream, of its first rows."""
+    """Yield the columns of a dataset in batches; for a stream, only its first rows."""
     if isinstance(data, IterableDataset):
         sample = list(data.take(_SAMPLE_SIZE))
         if sample:
             yield {name: [row.get(name) for row in sample] for name in _SUMMARY_COLUMNS}
         return
-    missing = set(_SUMMARY_COLUMNS) - set(data.column_names)  # of rows that an earlier version prepared
+    missing = set(_SUMMARY_COLUMNS) - set(data.column_names)  # rows may have been prepared by an earlier version
     present: Any = data.select_columns([name for name in _SUMMARY_COLUMNS if name not in missing])
     for batch in present.iter(batch_size=BATCH_SIZE):
         yield {**batch, **{name: [None] * len(batch["problem"]) for name in missing}}
 
 
 class _Tally:
-    """Counts over batches of rows. Twenty bytes a row stay, whatever its texts."""
+    """Running counts over batches of rows, with about 20 bytes of memory per row."""
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self.whole: list[np.ndarray] = []
+        self.uncut_lengths: list[np.ndarray] = []
         self.problems: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.remarks = RemarkTally()
@@ -158,7 +158,7 @@ class _Tally:
         """Count a batch."""
         self.problems.update(batch["problem"])
         self.counts["merged"] += sum(batch["merged"])
-        self.whole.append(np.asarray(self._whole_lengths(batch), np.int32))
+        self.uncut_lengths.append(np.asarray(self._uncut_lengths(batch), np.int32))
         places = [place for place, problem in enumerate(batch["problem"]) if not problem]
         if not places:
             return
@@ -175,8 +175,8 @@ class _Tally:
         self.longest.append(np.asarray([max(row) for row in sizes], np.int32))
         self._add_lengths(sizes, kept["prefix_length"], kept["ranks"])
 
-    def _whole_lengths(self, batch: Mapping[str, list[Any]]) -> list[int]:
-        """Tokens of the longest sequence of each row before anything was cut, of those that have tokens."""
+    def _uncut_lengths(self, batch: Mapping[str, list[Any]]) -> list[int]:
+        """Return the tokens of the longest sequence of each tokenised row before truncation."""
         rows = zip(batch["problem"], batch["input_ids"], batch["cut_tokens"], strict=True)
         return [
             (self.limit or 0) + cut if problem == "too long" else max(map(len, ids)) + cut
@@ -195,7 +195,7 @@ class _Tally:
         self.credit += float(length_rule_credit(lengths, pairs).sum()) if len(pairs.row) else 0.0
 
     def summary(self, name: str, *, sampled: bool) -> DataSummary:
-        """What was counted."""
+        """Return the summary of all batches."""
         summary = DataSummary(name=name, rows=self.problems.total(), kept=self.problems[""], sampled=sampled)
         summary.dropped = {reason: count for reason, count in self.problems.items() if reason}
         summary.cut, summary.merged = self.counts["cut"], self.counts["merged"]
@@ -204,7 +204,9 @@ class _Tally:
         summary.remark_places = self.remarks.places
         summary.kind, summary.sources = _kind(self.kinds), sorted(self.sources)
         if summary.cut or summary.dropped.get("too long"):
-            summary.length_for_99_percent = int(np.quantile(np.concatenate(self.whole), 0.99, method="inverted_cdf"))
+            summary.length_for_99_percent = int(
+                np.quantile(np.concatenate(self.uncut_lengths), 0.99, method="inverted_cdf")
+            )
         if summary.kept:
             summary.duplicates = summary.kept - len(np.unique(np.concatenate(self.hashes)))
             summary.prompts = len(np.unique(np.concatenate(self.groups)))

@@ -1,7 +1,7 @@
-"""Tokenised rows -> those that stay so that length says nothing about which response is preferred.
+"""Balance the training data so that length does not predict the preference.
 
-A model can only learn "prefer the longer" from rows in which the longer response is preferred more often. Rows are
-sorted into bins by how much the lengths differ, and in each bin surplus rows of the commoner direction go, at random.
+A model can learn "prefer the longer response" if longer responses are preferred more often. Rows are sorted into bins
+by the difference of the lengths. In each bin, random rows of the more frequent direction are dropped.
 
 Shapes: R rows.
 """
@@ -12,56 +12,58 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
+from hf_reward.data.interface import setting
 from hf_reward.metrics.arrays import FloatArray, IntArray
 
 SURPLUS = "surplus of their length difference (balance_lengths)"
-"""Why a row was dropped."""
+"""Reason for dropping a row, in `DataSummary.dropped`."""
 _BATCH_SIZE = 10_000
 
 
 def balanced_rows(differences: FloatArray | IntArray, *, seed: int = 0) -> IntArray:
-    """Choose rows so that in each bin of the absolute length difference both directions are equally frequent.
+    """Choose rows so that both directions are equally frequent in each bin of the absolute length difference.
 
-    A bin is half an octave: 1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-22, ... tokens, bin = floor(2 log2 |difference|): five
-    tokens more matter beside ten and not beside 500. Rows of difference 0 all stay.
+    Bins are logarithmic, because five more tokens matter for a difference of ten but not of 500. The bin of a row is
+    floor(2 log2 |difference|): 1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-22, ... tokens. All rows with difference 0 are kept.
 
     Args:
-        differences: Length of the preferred response minus that of the other, shape `(R,)`.
-        seed: Which of the surplus rows go.
+        differences: Length of the preferred response minus length of the rejected response, shape `(R,)`.
+        seed: Random seed of the choice among surplus rows.
 
     Returns:
-        Places of the rows that stay, ascending, int64.
+        Indices of the kept rows, ascending, int64.
 
     Raises:
         ValueError: If a difference is not finite.
 
     Source:
-        Singhal et al. (2023), "A long way to go", section 4.1, "length balancing", there in bins of ten tokens.
+        Singhal et al. (2023), "A long way to go", section 4.1, "length balancing", which uses bins of ten tokens.
     """
     found = np.asarray(differences, dtype=np.float64)
     if not np.isfinite(found).all():
-        raise ValueError(f"Length differences must be finite, but {int((~np.isfinite(found)).sum())} are not.")
+        count = int((~np.isfinite(found)).sum())
+        raise ValueError(f"`differences` must be finite, but {count} are NaN or infinite. Leave out these rows.")
     random = np.random.default_rng(seed)
-    apart = found != 0
-    bins = np.floor(2 * np.log2(np.abs(found), where=apart, out=np.zeros_like(found)))
-    stays = ~apart
-    for each in np.unique(bins[apart]):
-        longer, shorter = (np.flatnonzero(apart & (bins == each) & (found * sign > 0)) for sign in (1, -1))
+    differs = found != 0
+    bins = np.floor(2 * np.log2(np.abs(found), where=differs, out=np.zeros_like(found)))
+    kept = ~differs
+    for each in np.unique(bins[differs]):
+        longer, shorter = (np.flatnonzero(differs & (bins == each) & (found * sign > 0)) for sign in (1, -1))
         count = min(len(longer), len(shorter))
         for members in (longer, shorter):
-            stays[random.permutation(members)[:count]] = True
-    return np.flatnonzero(stays)
+            kept[random.permutation(members)[:count]] = True
+    return np.flatnonzero(kept)
 
 
 def length_difference(lengths: Sequence[int], ranks: Sequence[int]) -> float:
-    """How much longer preferred responses of a row are than those that they are preferred to.
+    """Return the mean length difference of preferred and rejected responses over the strict pairs of a row.
 
     Args:
-        lengths: Tokens of each response; what they share may be counted or not.
+        lengths: Tokens of each response, with or without their common prefix.
         ranks: Rank of each response, 0 is best.
 
     Returns:
-        The mean of the difference over the strict pairs of the row, for a pair the difference itself; 0 without any.
+        The mean difference; 0 without strict pairs.
     """
     gaps = [
         one - other
@@ -73,13 +75,13 @@ def length_difference(lengths: Sequence[int], ranks: Sequence[int]) -> float:
 
 
 def length_differences(data: Dataset) -> FloatArray:
-    """`length_difference` of each prepared row, in tokens, shape `(R,)`, float64.
+    """Return the `length_difference` of each prepared row, in tokens, shape `(R,)`, float64.
 
     Args:
-        data: Rows as `prepare_preferences` makes them.
+        data: Rows of `prepare_preferences`.
 
     Returns:
-        The differences; a row with a stated probability counts in the direction of the likelier side.
+        The differences. For a row with a probability, the likelier side is the preferred one.
     """
     found: list[float] = []
     for batch in data.select_columns(["input_ids", "ranks"]).with_format("arrow").iter(_BATCH_SIZE):
@@ -93,23 +95,23 @@ def length_differences(data: Dataset) -> FloatArray:
 
 
 def mark_surplus(data: Dataset | IterableDataset, *, seed: int, name: str = "data") -> Dataset:
-    """Mark rows so that the others are balanced; nothing is removed yet, so that drops can be counted.
+    """Mark the rows to drop in the column `problem`, so that they can be counted before they are removed.
 
     Args:
-        data: Rows as `prepare_preferences` makes them; those with a `problem` are not counted.
-        seed: Which of the surplus rows go.
-        name: What to call the data in messages.
+        data: Rows of `prepare_preferences`; rows with a `problem` are ignored.
+        seed: Random seed of the choice among surplus rows.
+        name: Name of the data in messages.
 
     Returns:
-        The same rows, with `SURPLUS` as the `problem` of those that have to go.
+        The same rows, with `SURPLUS` as the `problem` of rows to drop.
 
     Raises:
         ValueError: If the data is a stream.
     """
     if not isinstance(data, Dataset):
         raise ValueError(
-            f"`balance_lengths` needs all rows at once, but {name!r} is a stream. Load it without streaming, or "
-            "write a balanced copy first."
+            f"`{setting('balance_lengths', True)}` requires all rows, but {name!r} is a stream. Load it without "
+            "streaming."
         )
     problems = np.array(data["problem"][:], dtype=object)
     usable = np.flatnonzero(problems == "")

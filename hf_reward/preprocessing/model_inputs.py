@@ -1,4 +1,4 @@
-"""Token sequences -> inputs of a model: padded, or packed so that each shared prefix is there once.
+"""Make model inputs from token sequences: padded, or packed with each shared prefix stored once.
 
 Shapes: N sequences, L padded length, T packed tokens.
 """
@@ -17,7 +17,7 @@ class SequenceGroup(NamedTuple):
 
     sequences: Sequence[list[int]]
     prefix_length: int
-    """Tokens that all of them share, fewer than the shortest has."""
+    """Number of common leading tokens, less than the length of the shortest sequence."""
 
 
 def pad(
@@ -27,16 +27,16 @@ def pad(
     pad_token_id: int,
     multiple: int | None = None,
 ) -> dict[str, Tensor]:
-    """Pad sequences on the right to the longest of them.
+    """Pad sequences on the right to the longest one.
 
     Args:
         sequences: Token ids of each sequence.
-        token_type_ids: Their token types, if the model reads any.
-        pad_token_id: What stands in the padding.
-        multiple: The padded length is a multiple of this.
+        token_type_ids: Token types, if the model uses them.
+        pad_token_id: Token id of the padding.
+        multiple: Pad to a multiple of this length.
 
     Returns:
-        `input_ids`, `attention_mask` and, where there are token types, `token_type_ids`, shape `(N, L)`.
+        `input_ids`, `attention_mask` and, if given, `token_type_ids`, shape `(N, L)`.
     """
     length = padded_length(max(map(len, sequences)), multiple)
     inputs = {
@@ -48,17 +48,17 @@ def pad(
 
 
 def padded_length(longest: int, multiple: int | None) -> int:
-    """Length of a padded batch whose longest sequence has so many tokens."""
+    """Round the length of the longest sequence up to a multiple."""
     return -(-longest // (multiple or 1)) * (multiple or 1)
 
 
 def right_padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
-    """Rows of one length, filled up with a value, shape `(N, length)`."""
+    """Pad rows on the right with a value, to shape `(N, length)`."""
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
 
 
 def pack(groups: Sequence[SequenceGroup]) -> dict[str, Any]:
-    """Put sequences behind one another into one row, without padding.
+    """Concatenate sequences to one row without padding, with each shared prefix stored once.
 
     Args:
         groups: Groups of sequences.

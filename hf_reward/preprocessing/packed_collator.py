@@ -1,4 +1,4 @@
-"""Tokenized groups -> one packed batch in which each prompt stands once.
+"""Collate tokenised rows to a packed batch that stores each shared prefix once.
 
 Shapes: G groups, K responses in a group, N sequences (sum of K), T packed tokens.
 """
@@ -13,20 +13,20 @@ from hf_reward.preprocessing.model_inputs import SequenceGroup, pack
 
 @dataclass
 class DataCollatorForPackedPreference:
-    """Packs a batch of groups into one row; each shared prefix is there once, and there is no padding."""
+    """Pack a batch of groups into one row without padding, with each shared prefix stored once."""
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows.
 
         Args:
-            rows: Rows as `prepare_preferences` makes them.
+            rows: Rows of `prepare_preferences`.
 
         Returns:
-            What `group_columns` and `pack` return.
+            The tensors of `group_columns` and `pack`.
         """
         groups = [SequenceGroup(row["input_ids"], row["prefix_length"]) for row in rows]
         return group_columns(rows) | pack(groups)
 
     def tokens(self, rows: Sequence[dict[str, Any]]) -> int:
-        """Tokens that the model computes for these rows: each shared prefix once."""
+        """Count the tokens that the model processes for these rows, with each shared prefix counted once."""
         return sum(sum(map(len, row["input_ids"])) - (len(row["ranks"]) - 1) * row["prefix_length"] for row in rows)

@@ -1,4 +1,4 @@
-"""Where the sequences of a packed batch lie: the contract between the collator and the attention.
+"""Positions of the sequences in a packed batch, used by the collator and the attention.
 
 Shapes: G groups, N sequences, T packed tokens.
 """
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 Span = tuple[int, int]
-"""The places [start, end) of consecutive tokens in a packed row."""
+"""Positions [start, end) of consecutive tokens in a packed row."""
 
 
 @dataclass(frozen=True)
 class GroupSegments:
-    """Where the tokens of one group stand in the packed row."""
+    """Positions of one group's tokens in the packed row."""
 
     prefix: Span
     responses: tuple[Span, ...]
@@ -21,17 +21,17 @@ class GroupSegments:
 
 @dataclass(eq=False)
 class PackedLayout:
-    """The segments of every group of a packed row, in the order in which they stand there.
+    """The segments of all groups of a packed row, in order.
 
-    A class and not a tuple, so that transformers and accelerate hand it on as it is; compared by identity and not
-    frozen, so that `torch.compile` does not compile anew for each layout.
+    It is a class because transformers and accelerate would convert a tuple. It is compared by identity and not frozen,
+    so that `torch.compile` does not recompile for each layout.
     """
 
     groups: tuple[GroupSegments, ...]
 
     @cached_property
     def segments(self) -> tuple[tuple[Span, Span], ...]:
-        """Each segment with the one before it that it also sees, which for a prefix is empty."""
+        """Each segment with the prefix segment that it attends to, which is empty for a prefix."""
         return tuple(self._segments())
 
     def _segments(self) -> Iterator[tuple[Span, Span]]:

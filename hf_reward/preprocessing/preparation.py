@@ -1,7 +1,7 @@
-"""Raw datasets -> tokenised datasets, and a summary of what was kept, cut, merged and dropped.
+"""Convert raw datasets to tokenised datasets, with a summary of kept, cut, merged and dropped rows.
 
-Rows are read and tokenised in one batched pass. Each input row gives exactly one output row with a `problem` column, so
-that counts survive the cache and worker processes of `datasets`; unusable rows are filtered out afterwards.
+Rows are parsed and tokenised in one batched pass. Each input row gives exactly one output row with a `problem` column,
+so that counts are correct with the cache and worker processes of `datasets`. Unusable rows are removed afterwards.
 """
 
 import gc
@@ -62,25 +62,25 @@ TOKENIZED_FEATURES = Features(
         "problem": Value("string"),
     }
 )
-"""Columns of a prepared dataset. `length` is the number of tokens of all sequences; `words` and `characters` are those
-of each response, empty where it came as token ids; `row` is the place in the raw data."""
+"""Columns of a prepared dataset. `length` is the number of tokens of all sequences. `words` and `characters` have one
+entry per response and are empty for tokenised input. `row` is the row number in the raw data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationRule:
-    """Everything that decides how raw rows become training rows."""
+    """Settings for the conversion of raw rows to training rows."""
 
     format: FormatRule = field(default_factory=FormatRule)
     models_ties: bool = False
-    """Whether rows without a strict preference are of use to the loss."""
+    """Whether the loss can use rows without a strict preference."""
     strict_order: bool = False
-    """Whether rows with ties are of no use to the loss."""
+    """Whether the loss cannot use rows with ties."""
     skip_bad_rows: bool = False
-    """Count unreadable rows instead of stopping at the first."""
+    """Drop and count unreadable rows instead of raising an error for the first one."""
     balance_lengths: bool = False
-    """Drop rows of each source until length says nothing about the preference; see `length_balance`."""
+    """Drop rows of each source until length does not predict the preference; see `length_balance`."""
     balance_seed: int = 42
-    """Which of the surplus rows go."""
+    """Random seed of the choice among surplus rows."""
 
 
 def prepare_preferences(
@@ -96,21 +96,21 @@ def prepare_preferences(
     """Read, tokenise and filter preference data of any accepted form.
 
     Args:
-        data: What `as_sources` takes, or a dataset that was prepared before (returned as it is, unless it is
-            to be balanced).
+        data: Data as accepted by `as_sources`, or a prepared dataset, which is returned unchanged unless
+            `balance_lengths` is set.
         tokenizer: The model's tokenizer.
-        rule: Length limit and what the loss can use.
-        name: What to call the data in messages.
-        num_proc: Processes for tokenising.
-        seed: Which random rows a mixture with weights takes.
-        **source_defaults: `split`, `columns` and `layout` for sources that name none.
+        rule: Length limit and properties of the loss.
+        name: Name of the data in messages.
+        num_proc: Number of processes for tokenisation.
+        seed: Random seed of the rows that a mixture with weights selects.
+        **source_defaults: `split`, `columns` and `layout` for sources without their own.
 
     Returns:
-        The tokenised rows (streamed if the data is), and the summary.
+        The tokenised rows (a stream if the data is a stream) and the summary.
 
     Raises:
         PreferenceFormatError: If a row fits no layout and `skip_bad_rows` is off.
-        ValueError: If no row is left, or a stream is to be balanced.
+        ValueError: If no usable row is left, or `balance_lengths` is set for a stream.
     """
     rule = rule or PreparationRule()
     if is_prepared(data):
@@ -138,12 +138,12 @@ def prepare_preferences(
 
 
 def _balanced(data: RawDataset, rule: PreparationRule, name: str) -> RawDataset:
-    """Each source on its own: then whole copies of it, which `weight` may ask for, are balanced too."""
+    """Balance each source separately, so that copies of it (see `weight`) are balanced too."""
     return mark_surplus(data, seed=rule.balance_seed, name=name) if rule.balance_lengths else data
 
 
 def is_prepared(data: Any) -> bool:
-    """Whether a dataset already has the columns that `prepare_preferences` makes."""
+    """Return whether a dataset has the columns of `prepare_preferences`."""
     names = getattr(data, "column_names", None)
     return isinstance(data, (Dataset, IterableDataset)) and {"input_ids", "ranks", "prefix_length"} <= set(names or [])
 
@@ -156,13 +156,13 @@ def tokenize_source(
     *,
     num_proc: int | None = None,
 ) -> RawDataset:
-    """Tokenise one raw dataset; unusable rows stay in, with the reason in `problem`."""
+    """Tokenise one raw dataset. Unusable rows are kept, with the reason in `problem`."""
     if isinstance(raw, Dataset) and len(raw) == 0:
-        raise ValueError(f"The data {source.name!r} holds no rows.")
+        raise ValueError(f"The data {source.name!r} must have at least one row, but is empty.")
     columns = _column_names(raw, source.name)
     if source.layout == "auto":
         detect_layout(rename_columns(dict.fromkeys(columns), source.columns))
-    # Balancing comes later, so it does not decide where the cache of tokenised rows is.
+    # Balancing comes later, so it must not change the cache key of the tokenised rows.
     rule = replace(rule, balance_lengths=False, balance_seed=PreparationRule.balance_seed)
     settings: dict[str, Any] = {
         "function": _prepare_batch,
@@ -182,22 +182,22 @@ def tokenize_source(
 
 
 def _fingerprintable(source: Source) -> dict[str, Any]:
-    """What of a source decides its tokens; the data itself is not hashed again."""
+    """Return the fields of a source that affect its tokens, without the data, which `datasets` hashes itself."""
     return {"name": source.name, "columns": dict(source.columns or {}), "layout": source.layout}
 
 
 def _column_names(raw: RawDataset, name: str) -> list[str]:
     names = raw.column_names
-    if names is None:  # a stream of unknown features: its first row tells
+    if names is None:  # a stream of unknown features
         names = next(iter(raw), None)
     if names is None:
-        raise ValueError(f"The data {name!r} holds no rows.")
+        raise ValueError(f"The data {name!r} must have at least one row, but is empty.")
     return list(names)
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A batch makes many small lists and no cycles; searching for them takes a quarter longer."""
+    """Disable garbage collection, which takes 25% longer: a batch creates many small lists but no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -230,14 +230,14 @@ def _prepare_batch(
         rows.append(row)
     tokenized = _tokenize(rows, tokenizer, rule, indices)
     for place, result in enumerate(tokenized):
-        result.problem = problems.get(place) or result.problem or _no_use(rows[place], result, rule)
+        result.problem = problems.get(place) or result.problem or _unusable_for_loss(rows[place], result, rule)
     return _as_columns(rows, tokenized, indices, source["name"])
 
 
 def _prepare_streamed(
     batch: Mapping[str, Sequence[Any]], indices: Sequence[int], files: Sequence[Path], **settings: Any
 ) -> dict[str, list[Any]]:
-    """`_prepare_batch`, whose errors name the line: the number of a streamed row depends on workers and shuffling."""
+    """Run `_prepare_batch` and add the line to errors: a streamed row's number depends on workers and shuffling."""
     try:
         return _prepare_batch(batch, indices, **settings)
     except PreferenceFormatError as error:
@@ -251,11 +251,11 @@ def _prepare_streamed(
 def _tokenize(
     rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: PreparationRule, indices: Sequence[int]
 ) -> list[TokenizedRow]:
-    """Tokenise a batch; rows that stop it are looked for alone, to be named or, if asked, counted."""
+    """Tokenise a batch. If it fails, tokenise its rows one by one to find the row for the error or the count."""
     try:
         return tokenize_rows(rows, tokenizer, rule.format)
     except PreferenceFormatError as error:
-        if error.field is not None:  # concerns the tokenizer, not one row
+        if error.field is not None:  # an error of the tokenizer, not of one row
             raise
     results = []
     for row, index in zip(rows, indices, strict=True):
@@ -268,8 +268,8 @@ def _tokenize(
     return results
 
 
-def _no_use(row: PreferenceRow, result: TokenizedRow, rule: PreparationRule) -> str:
-    """Why a readable row says nothing that the loss can use, or empty."""
+def _unusable_for_loss(row: PreferenceRow, result: TokenizedRow, rule: PreparationRule) -> str:
+    """Return the reason why the loss cannot use a row, or ""."""
     if row.probability is not None and len(result.ranks) == 2:
         return ""
     distinct = len(set(result.ranks))
@@ -290,7 +290,7 @@ def _as_columns(
         "group": [_group_number(row.group) for row in rows],
         "row": list(indices),
         "source": [row.source or source for row in rows],
-        # Python hashes tuples of integers the same way in every process.
+        # In Python, hashes of tuples of integers are the same in every process.
         "content_hash": [hash(tuple(map(tuple, result.input_ids))) for result in tokenized],
         "conversational": [None if row.token_ids is not None else row.is_conversational() for row in rows],
     }
@@ -300,7 +300,7 @@ _ROW_COLUMNS = ("id", "margin", "probability", "weight", "prompts_differed")
 
 
 def _group_number(group: str | None) -> int:
-    """A group's name as a positive 60-bit number, so that it fits a tensor."""
+    """Hash a group's name to a positive 60-bit integer, which fits a tensor."""
     return int(hashlib.sha256(str(group).encode()).hexdigest()[:15], 16)
 
 
@@ -321,13 +321,16 @@ def _mix(parts: Sequence[RawDataset], sources: Sequence[Source], seed: int) -> R
         return interleave_datasets(streams, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
     datasets = [part for part in parts if isinstance(part, Dataset)]
     if len(datasets) < len(parts):
-        raise ValueError("A mixture is either streamed or not, but some of its sources are streams and some are not.")
+        raise ValueError(
+            "The sources of a mixture must all be streams or all be datasets, but this mixture has both. Load all "
+            "sources in the same way."
+        )
     weighted = [_repeat(part, source.weight, seed) for part, source in zip(datasets, sources, strict=True)]
     return weighted[0] if len(weighted) == 1 else concatenate_datasets(weighted)
 
 
 def _repeat(data: Dataset, weight: float, seed: int) -> Dataset:
-    """Each row `weight` times: whole copies, and a random part for what is left."""
+    """Repeat each row `weight` times: full copies, plus a random part of the rows for the fraction."""
     copies, part = divmod(weight, 1)
     rest = np.random.default_rng(seed).permutation(len(data))[: round(part * len(data))]
     places = np.concatenate([np.tile(np.arange(len(data)), int(copies)), np.sort(rest)])
@@ -338,15 +341,14 @@ def _require_rows(summary: DataSummary, rule: PreparationRule, marked: Sequence[
     if summary.kept:
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.dropped.items())) or "there were none"
-    cure = "Check the data."
+    remedy = "Check the data."
     if summary.dropped.get(SURPLUS):
-        cure = "In no bin of length differences both directions occur; train without `balance_lengths`."
-    if summary.dropped.get("too long"):
-        cure = (
-            f"`{setting('max_length', rule.format.max_length)}` is below the length of the responses: 99% of the rows "
-            f"fit whole with `{setting('max_length', summary.length_for_99_percent)}`."
+        remedy = (
+            f"No bin of length differences has rows in both directions. Train without `{setting('balance_lengths')}`."
         )
-    raise ValueError(f"{summary.name}: no row of {summary.rows} can be used ({reasons}). {cure}")
-
-
-# --- summaries -------------------------------------------------------------------------------------------------------
+    if summary.dropped.get("too long"):
+        remedy = (
+            f"`{setting('max_length', rule.format.max_length)}` is shorter than the responses. To keep 99% of the rows "
+            f"uncut, set `{setting('max_length', summary.length_for_99_percent)}`."
+        )
+    raise ValueError(f"{summary.name}: none of {summary.rows} rows can be used ({reasons}). {remedy}")

@@ -1,4 +1,4 @@
-"""Messages -> what a chat template makes of them: one end of turn for each, and whether text was left out."""
+"""Checks around chat templates: remove repeated end-of-turn tokens, and detect text that a template omits."""
 
 import json
 import re
@@ -14,16 +14,16 @@ from hf_reward.data.preference_row import Message
 from hf_reward.preprocessing.tokenizer import render_chat
 
 _NO_END = re.compile(r"[\w.?!,\"')*`\u3002]\Z")
-"""How nearly all texts end, and hardly any special token."""
+"""Endings of nearly all texts and of hardly any special token."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _SYSTEM, _USER, _ANSWER, _NEXT, _LAST = ("Zqsa", "Zqub", "Zqac", "Zqud", "Zqae")
 
 
 class TurnEnds:
-    """Takes written-out end-of-turn tokens off messages to which the chat template adds them.
+    """Remove end-of-turn tokens from messages if the chat template adds them.
 
-    A text that was decoded with its special tokens ends in the one with which the model ended its turn. Templates that
-    add it would print it twice; those that do not add it need the one that is there.
+    Text that was decoded with special tokens ends with the model's end-of-turn token. Templates that add this token
+    would print it twice. Templates that do not add it need the token in the text.
 
     Args:
         tokenizer: A tokenizer with a chat template.
@@ -34,13 +34,13 @@ class TurnEnds:
         self._eos = str(tokenizer.eos_token or "")
 
     def single(self, messages: Sequence[Message]) -> tuple[list[Message], bool]:
-        """Leave each message at most the one end-of-turn token that the template does not add.
+        """Remove end-of-turn tokens that the template adds, and repetitions of other end-of-turn tokens.
 
         Args:
             messages: A conversation; it is not changed.
 
         Returns:
-            The conversation, and whether there was a token too many.
+            The conversation, and whether a token was removed.
         """
         result = list(messages)
         for place, message in enumerate(messages):
@@ -56,33 +56,33 @@ class TurnEnds:
         return bool(end) and (_NO_END.search(end) is None or bool(self._eos and end.endswith(self._eos)))
 
     def _shorter(self, content: str, added: str) -> str:
-        """Without the ending tokens if the template adds one, else with one of equal ones."""
+        """Remove all end tokens if the template adds one, else all but one of a repeated token."""
         if added:
             return without_end(content, {added, self._eos} - {""})
         token = next((token for token in self._tokens if content.rstrip().endswith(token)), "")
         return with_one_end(content, token) if token and without_end(content, {token}) + token != content else content
 
     def _added(self, role: str, is_last: bool) -> str:
-        """The special token that the template puts behind the content of a turn, or ""."""
+        """Return the special token that the template prints after the content of a turn, or ""."""
         following = self._following.get((role, is_last), "").lstrip()
         return next((token for token in self._tokens if following.startswith(token)), "")
 
     @cached_property
     def _tokens(self) -> list[str]:
-        """Special tokens, longer ones first."""
+        """Special tokens, longest first."""
         added = self._tokenizer.added_tokens_decoder.values()
         tokens = {token.content for token in added if token.special} | {self._eos}
         return sorted(tokens - {""}, key=len, reverse=True)
 
     @cached_property
     def _following(self) -> dict[tuple[str, bool], str]:
-        """Role, and whether the turn is the last -> the text that the template puts behind its content."""
+        """(role, whether the turn is the last one) -> text that the template prints after its content."""
         turns = [("user", _USER), ("assistant", _ANSWER), ("user", _NEXT), ("assistant", _LAST)]
         for conversation in ([("system", _SYSTEM), *turns], turns, turns[:2]):
             try:
                 messages = [{"role": role, "content": content} for role, content in conversation]
                 text = render_chat(self._tokenizer, messages)
-            except ValueError:  # the template knows no system turn, or one question only
+            except ValueError:  # the template supports no system turn, or only one question
                 continue
             return {
                 (role, place == len(conversation) - 1): text.partition(content)[2]
@@ -92,14 +92,14 @@ class TurnEnds:
 
 
 def without_end(text: str, tokens: set[str]) -> str:
-    """Take tokens off the end of a text.
+    """Remove tokens from the end of a text.
 
     Args:
         text: Any text.
         tokens: The tokens.
 
     Returns:
-        The text without the tokens with which it ends and white space behind them; as it is if there is none.
+        The text without these tokens at its end and the white space after them; unchanged if there are none.
     """
     while True:
         end = text.rstrip()
@@ -110,11 +110,11 @@ def without_end(text: str, tokens: set[str]) -> str:
 
 
 def with_one_end(text: str, token: str) -> str:
-    """Give a text one token at its end, however many it has there.
+    """Make a text end with a token exactly once.
 
     Args:
         text: Any text.
-        token: The token; without one the text is as it should be.
+        token: The token; if empty, the text is returned unchanged.
 
     Returns:
         The text.
@@ -123,21 +123,21 @@ def with_one_end(text: str, token: str) -> str:
 
 
 def loses_text(rendered: str, messages: Sequence[Message], tools: Any = None) -> bool:
-    """Whether a chat template left out text of a conversation; white space and JSON's escapes do not count.
+    """Return whether a chat template omitted text of a conversation, ignoring white space and JSON escapes.
 
     Args:
-        rendered: What the template made of it.
+        rendered: The output of the template.
         messages: The conversation.
-        tools: The tools that were handed to the template.
+        tools: The tools that were passed to the template.
 
     Returns:
-        True if a content, a reasoning text, or a name or text of a tool call is not found as often as it was given.
+        True if a content, a reasoning text, or a name or argument of a tool call occurs less often than in the input.
     """
     wanted = Counter(text for text in _texts(messages, tools) if text.strip())
-    return any(not _holds(rendered, text, count) for text, count in wanted.items())
+    return any(not _contains(rendered, text, count) for text, count in wanted.items())
 
 
-def _holds(rendered: str, text: str, count: int) -> bool:
+def _contains(rendered: str, text: str, count: int) -> bool:
     if rendered.count(text.strip()) >= count:
         return True
     forms = [text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
@@ -155,13 +155,13 @@ def _texts(messages: Sequence[Message], tools: Any) -> Iterator[str]:
 
 
 def _of_call(call: Any) -> list[Any]:
-    """Name and arguments of a tool call; arguments may be the JSON of them."""
+    """Return the name and arguments of a tool call; arguments given as JSON text are parsed."""
     function = call.get("function", call) if isinstance(call, Mapping) else {}
     if not isinstance(function, Mapping):
         return []
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):  # text that is no JSON is looked for as it is
+        with suppress(ValueError, RecursionError):  # text that is not JSON is searched unchanged
             arguments = json.loads(arguments)
     return [function.get("name"), arguments]
 

@@ -1,4 +1,4 @@
-"""Requests -> token ids, each formatted as the model's own texts were in training, each on its own."""
+"""Encode scoring requests as token ids, formatted as in training and independent of the other requests."""
 
 import json
 import logging
@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_reward.data.interface import setting
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.data.row_remarks import remark_clauses
 from hf_reward.data.score_request import ScoreRequest
@@ -28,29 +29,29 @@ from hf_reward.preprocessing.tokenizer import uses_text_pairs
 logger = logging.getLogger(__name__)
 
 CONVERSATIONS, TEXT = "conversations", "text"
-"""The two kinds of rows that a model can have been trained on."""
+"""The two kinds of training rows."""
 _REPEATS = (
-    "the response begins with its whole prompt, which the model would read twice; cut the prompt off, or, if the "
-    "response does quote it, give both as `messages`, a user turn and an assistant turn"
+    "the response starts with its complete prompt, which would be encoded twice; remove the prompt from the response, "
+    "or, if it is a quotation, pass both as `messages` with a user turn and an assistant turn"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedResponse:
-    """The token ids of one request, or why there are none."""
+    """The token ids of one request, or the reason why it cannot be scored."""
 
     input_ids: list[int] = field(default_factory=list)
     token_type_ids: list[int] | None = None
     cut_tokens: int = 0
-    """Prompt tokens cut away to fit the model; without those of a very long prompt that were never made."""
+    """Prompt tokens removed to fit the model, without the part of a very long prompt that was never tokenised."""
     characters: int | None = None
-    """Length of the response's text, None where that is not known."""
+    """Length of the response's text; None if unknown."""
     problem: str = ""
-    """Why it cannot be scored, or empty."""
+    """Reason why the request cannot be scored, or empty."""
     is_too_large: bool = False
-    """Whether that is a size at which it is not even tokenised."""
+    """Whether the text is so long that it was not tokenised."""
     public_problem: str = ""
-    """The same without any of the text, for answers to other people."""
+    """The reason without any of the text, for responses to other users."""
 
     def __post_init__(self) -> None:
         if not self.public_problem:
@@ -59,87 +60,85 @@ class EncodedResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseEncoder:
-    """How one model's texts become token ids."""
+    """Encoder of one model's texts."""
 
     tokenizer: PreTrainedTokenizerBase
     rule: FormatRule
     rows: str
-    """`CONVERSATIONS`: text prompts and responses are turns of the chat template. `TEXT`: they stand one after the
-    other, or are a text pair."""
+    """`CONVERSATIONS`: text prompts and responses become turns of the chat template. `TEXT`: they are concatenated, or
+    encoded as a text pair."""
     max_tokens: int = UNLIMITED_TOKENS
-    """Longer sequences are refused, and not cut, where the rule has no `max_length`."""
+    """If the rule has no `max_length`, longer sequences are refused instead of cut."""
     ignored_end_token: int | None = None
-    """A token that stock classifiers pass over at the end of a sequence: the pad token of a foreign model."""
-    _said: set[str] = field(default_factory=set, repr=False, compare=False)
-    """Remarks that were logged."""
+    """A token that unmodified classifiers skip at the end of a sequence: the pad token of an imported model."""
+    _logged: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Remarks that have been logged."""
 
     def encode(self, requests: Sequence[ScoreRequest], *, allow_empty: bool = False) -> list[EncodedResponse]:
-        """Tokenise requests. One that cannot be scored says why and stops no other.
+        """Tokenise requests. A request that cannot be scored has a reason and does not affect the others.
 
         Args:
-            requests: What to score.
+            requests: The requests.
             allow_empty: Whether a response may be empty.
 
         Returns:
-            Token ids for each request, in order.
+            Token ids or a reason for each request, in order.
         """
         found: list[EncodedResponse | None] = [None] * len(requests)
         for place, request in enumerate(requests):
             if not allow_empty and request.is_empty():
                 what = "text" if request.formatted else "response"
-                problem = f"the {what} is empty; `allow_empty` (`--allow-empty`) scores it all the same"
+                problem = f"the {what} is empty; to score it anyway, set `{setting('allow_empty', True)}`"
                 found[place] = EncodedResponse(problem=problem)
-            elif problem := self._bounds.problem(request):
+            elif problem := self._limits.problem(request):
                 found[place] = EncodedResponse(problem=problem, is_too_large=True)
             elif request.repeats_prompt:
                 found[place] = EncodedResponse(problem=_REPEATS)
-            elif self._bounds.is_long(request):
+            elif self._limits.is_long(request):
                 found[place] = replace(self._encode_long(request), characters=request.characters)
         for formatted, encode in ((False, self._encode_rows), (True, self._encode_formatted)):
             places = [place for place, each in enumerate(found) if each is None]
             places = [place for place in places if requests[place].formatted == formatted]
-            encoded = self._one_by_one_if_need_be(encode, [requests[place] for place in places])
-            self._warn_of([tokens for tokens in encoded if isinstance(tokens, TokenizedRow)])
+            encoded = self._encode_or_bisect(encode, [requests[place] for place in places])
+            self._log_remarks([tokens for tokens in encoded if isinstance(tokens, TokenizedRow)])
             for place, tokens in zip(places, encoded, strict=True):
                 found[place] = replace(self._finish(tokens), characters=requests[place].characters)
-        self._warn_of_cuts([each for each in found if each is not None])
+        self._log_cuts([each for each in found if each is not None])
         return [each for each in found if each is not None]
 
-    def _warn_of(self, rows: Sequence[TokenizedRow]) -> None:
-        """Say once what is changed or lost in texts, with the count of the first call in which that happens."""
-        counts = Counter(remark for row in rows for remark in row.remarks if remark not in self._said)
-        self._said.update(counts)
+    def _log_remarks(self, rows: Sequence[TokenizedRow]) -> None:
+        """Log each remark once, with its count in the first call in which it occurs."""
+        counts = Counter(remark for row in rows for remark in row.remarks if remark not in self._logged)
+        self._logged.update(counts)
         for clause in remark_clauses(counts):
-            logger.warning("Of %s texts to be scored, %s. This is said once.", len(rows), clause)
+            logger.warning("Of %s texts to be scored, %s. This warning is logged once.", len(rows), clause)
 
-    def _warn_of_cuts(self, encoded: Sequence[EncodedResponse]) -> None:
+    def _log_cuts(self, encoded: Sequence[EncodedResponse]) -> None:
         cut = sum(each.cut_tokens > 0 for each in encoded)
-        if not cut or "cut" in self._said:
+        if not cut or "cut" in self._logged:
             return
-        self._said.add("cut")
+        self._logged.add("cut")
         logger.warning(
-            "%s of %s texts are longer than the %s tokens that this model reads, so the oldest part of their prompts "
-            "is left out, and their rewards are not those of the whole texts. Later ones are counted "
-            "(`ScoreResult.cut`), but not warned of again.",
+            "%s of %s texts are longer than the model's limit of %s tokens. The oldest part of their prompts is left "
+            "out, so their rewards may differ from those of the full texts. This warning is logged once; the number of "
+            "cut texts is in `ScoreResult.cut`.",
             cut,
             len(encoded),
             self.rule.max_length,
         )
 
-    def _one_by_one_if_need_be(self, encode: Any, requests: list[ScoreRequest]) -> list[TokenizedRow | EncodedResponse]:
-        """Encode all in one call; if a text stops it, find out which."""
+    def _encode_or_bisect(self, encode: Any, requests: list[ScoreRequest]) -> list[TokenizedRow | EncodedResponse]:
+        """Encode all requests in one call; if it fails, bisect them to find the failing requests."""
         if not requests:
             return []
         try:
             return encode(requests)
-        except Exception as error:  # tokenizers and templates raise what they like at texts that they cannot take
+        except Exception as error:  # tokenizers and templates may raise any exception
             if len(requests) == 1:
                 return [_refused(error, requests[0])]
-        middle = len(requests) // 2  # halves, so that a few bad texts among many cost little
+        middle = len(requests) // 2  # bisection keeps the cost of a few bad texts low
         return [
-            tokens
-            for part in (requests[:middle], requests[middle:])
-            for tokens in self._one_by_one_if_need_be(encode, part)
+            tokens for part in (requests[:middle], requests[middle:]) for tokens in self._encode_or_bisect(encode, part)
         ]
 
     def _encode_rows(self, requests: list[ScoreRequest]) -> list[TokenizedRow]:
@@ -150,44 +149,44 @@ class ResponseEncoder:
         return _as_text(row) if self.tokenizer.chat_template is None else row
 
     def _encode_long(self, request: ScoreRequest) -> EncodedResponse:
-        """A prompt that is far too long: only what can be kept of it is tokenised, with the ids of the whole."""
+        """Encode a very long prompt: only its kept part is tokenised, with the same ids as in the full text."""
         try:
             row = self._row(request)
             keep = CHARACTERS_PER_TOKEN * (self.rule.max_length or 0)
-            while (short := self._bounds.shortened(row, keep)) is not None:
-                if characters_of(short.prompt) > self._bounds.whole:
+            while (short := self._limits.shortened(row, keep)) is not None:
+                if characters_of(short.prompt) > self._limits.full_prompt:
                     break
                 (tokens,) = tokenize_responses([short], *self._settings)
                 if tokens.problem:
                     limit = self.rule.max_length
                     return EncodedResponse(problem=f"too long: its prompt cannot be cut to fit max_length={limit}")
                 if tokens.cut_tokens:
-                    self._warn_of([tokens])
+                    self._log_remarks([tokens])
                     return self._finish(tokens)
                 keep *= 4
             size = characters_of(row.prompt)
-            if size > self._bounds.whole:
-                return EncodedResponse(problem=too_large("prompt", size, self._bounds.whole), is_too_large=True)
+            if size > self._limits.full_prompt:
+                return EncodedResponse(problem=too_large("prompt", size, self._limits.full_prompt), is_too_large=True)
             (tokens,) = tokenize_responses([row], *self._settings)
-            self._warn_of([tokens])
+            self._log_remarks([tokens])
             return self._finish(tokens)
-        except Exception as error:  # as above
+        except Exception as error:  # tokenizers and templates may raise any exception
             return _refused(error, request)
 
     @cached_property
-    def _bounds(self) -> TextLimits:
+    def _limits(self) -> TextLimits:
         return TextLimits(tokenizer=self.tokenizer, rule=self.rule, max_tokens=self.max_tokens)
 
     def copy(self) -> "ResponseEncoder":
-        """The same with a tokenizer of its own: tokenizers have a state, which two threads must not share."""
+        """Return a copy with its own tokenizer, because two threads must not share a tokenizer's state."""
         return replace(self, tokenizer=deepcopy(self.tokenizer))
 
     def _encode_formatted(self, requests: list[ScoreRequest]) -> list[TokenizedRow]:
-        """Whole texts: no special token is added but the BOS with which this model's texts begin.
+        """Encode formatted texts. The only added special token is the BOS with which the model's texts start.
 
-        Rows of text whose tokenizer adds no BOS begin with one where the text writes it, as in training.
+        As in training, a text row whose tokenizer adds no BOS keeps a BOS that is part of the text.
         """
-        if uses_text_pairs(self.tokenizer):  # no template was applied; special tokens are the tokenizer's
+        if uses_text_pairs(self.tokenizer):  # there is no template, so the tokenizer adds its special tokens
             return tokenize_responses([request.as_row(conversational=False) for request in requests], *self._settings)
         bos = str(self.tokenizer.bos_token or "")
         texts = [str(request.response) for request in requests]
@@ -209,7 +208,7 @@ class ResponseEncoder:
         return self.tokenizer, self.rule
 
     def _leading_bos(self) -> list[int]:
-        """The BOS tokens with which this model's texts begin: one or none, but for templates that write more."""
+        """Return the BOS tokens with which the model's texts start: one or none, unless the template prints more."""
         sample = ScoreRequest(prompt="a", response="b").as_row(conversational=self.rows == CONVERSATIONS)
         ids = tokenize_responses([sample], *self._settings)[0].input_ids[0]
         return list(takewhile(lambda token: token == self.tokenizer.bos_token_id, ids))
@@ -232,23 +231,23 @@ class ResponseEncoder:
 
 
 def too_many_tokens(count: int, limit: int) -> str:
-    """Say that a sequence of a model without `max_length` is too long.
+    """Return the message for a sequence that is too long for a model without `max_length`.
 
     Args:
-        count: Its tokens.
-        limit: The most it may have.
+        count: Tokens of the sequence.
+        limit: Largest number of tokens.
 
     Returns:
         A clause.
     """
     return (
-        f"too long: {count:,} tokens. The model records no `max_length`, so nothing is cut, and no more than {limit:,} "
-        "are read at once; `max_length` (`--max-length`) sets a limit to which prompts are cut"
+        f"too long: {count:,} tokens, above the limit of {limit:,}. The model has no recorded `max_length`, so prompts "
+        f"are not cut; to cut them, set `{setting('max_length')}`"
     )
 
 
 def _as_text(row: PreferenceRow) -> PreferenceRow:
-    """A single question and its answer as text, for models without chat template; longer talks need one."""
+    """Convert a question and an answer to text for models without chat template; longer conversations need one."""
     if isinstance(row.prompt, str):
         return row
     response: Any = row.responses[0]
@@ -256,8 +255,8 @@ def _as_text(row: PreferenceRow) -> PreferenceRow:
     if [turn["role"] for turn in turns] not in (["user", "assistant"], ["assistant"]):
         roles = f" ({', '.join(turn['role'] for turn in turns)[:80]})"
         raise PreferenceFormatError(
-            f"the model has no chat template, so it takes one question and one answer, but the turns are others{roles}"
-            ". Join the turns into one text as the model expects them.",
+            "a model without chat template takes one user turn and one assistant turn, but the turns are different"
+            f"{roles}. Join the turns into one text in the model's format.",
             repeats=roles,
         )
     contents = [turn["content"] or "" for turn in turns]
@@ -272,7 +271,7 @@ def _refused(error: Exception, request: ScoreRequest) -> EncodedResponse:
     try:
         json.dumps([request.prompt, request.response], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
-        problem = "the text holds half a surrogate pair, which is no character; decode the data as UTF-8 again"
+        problem = "the text has a lone surrogate, which is half a character; decode the data as UTF-8 again"
         return EncodedResponse(problem=problem)
     if isinstance(error, PreferenceFormatError):
         return EncodedResponse(problem=_one_line(error.message), public_problem=_one_line(error.public_message))

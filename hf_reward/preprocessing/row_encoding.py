@@ -1,8 +1,8 @@
-"""Canonical rows -> token ids of each response, whatever their length.
+"""Encode the responses of canonical rows as token ids, without a length limit.
 
-The tokenizer sees whole columns, not rows. Conversations go through the chat template and are tokenised without further
-special tokens; text is prompt + response + EOS with the tokenizer's own special tokens; encoders without a template get
-(prompt, response) as a text pair. However a text is written, it has one BOS where there is any, and each turn one end.
+Rows are tokenised in batches. Conversations are rendered with the chat template and tokenised without further special
+tokens. Text is prompt + response + EOS with the tokenizer's own special tokens. Encoders without a template get
+(prompt, response) as a text pair. BOS and end-of-turn tokens that the text already contains are not repeated.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_reward.data.interface import setting
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.data.row_remarks import DOUBLED_BOS, DOUBLED_END, LOST_TEXT
 from hf_reward.preprocessing.rendered_turns import TurnEnds, loses_text, with_one_end, without_end
@@ -20,7 +21,7 @@ from hf_reward.preprocessing.tokenizer import render_chat, uses_text_pairs
 
 @dataclass
 class EncodedRow:
-    """Sequences of one row, before and while they are made to fit."""
+    """Token sequences of one row, before or after truncation."""
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]] | None = None
@@ -28,12 +29,12 @@ class EncodedRow:
     remarks: set[str] = field(default_factory=set)
 
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
+        """Return the number of tokens of the longest sequence."""
         return max(map(len, self.input_ids))
 
 
 def encode_rows(rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, separator: str) -> list[EncodedRow]:
-    """Encode every response of every row; one tokenizer call for the conversations and one for the texts.
+    """Encode every response of every row, with one tokenizer call for conversations and one for texts.
 
     Args:
         rows: Canonical rows.
@@ -41,10 +42,10 @@ def encode_rows(rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBas
         separator: Text between prompt and response of text rows.
 
     Returns:
-        The token ids of each row, of any length; those that a row came with stay as they are.
+        The token ids of each row, of any length. Token ids of tokenised rows are unchanged.
 
     Raises:
-        PreferenceFormatError: If a conversation meets a tokenizer without chat template or that cannot render it.
+        PreferenceFormatError: If the tokenizer has no chat template for a conversation, or cannot render it.
     """
     results: list[EncodedRow | None] = [None] * len(rows)
     chat = [place for place, row in enumerate(rows) if row.is_conversational()]
@@ -65,30 +66,30 @@ def _encode_conversations(
 ) -> list[EncodedRow]:
     if tokenizer.chat_template is None:
         raise PreferenceFormatError(
-            "The tokenizer has no chat template, but the rows hold messages. Set `tokenizer.chat_template` (or "
-            "`chat_template_path` in `RewardConfig`), or pass text columns.",
+            "Rows of messages require a tokenizer with a chat template, but this one has none. Set "
+            f"`{setting('chat_template_path')}` (or `tokenizer.chat_template` in Python), or pass text columns.",
             field="prompt",
         )
     ends = TurnEnds(tokenizer)
     texts, remarks = [], []
     for row in rows:
-        said: set[str] = set()
-        texts += [render_response(row, response, tokenizer, ends, said) for response in row.responses]
-        remarks.append(said)
+        row_remarks: set[str] = set()
+        texts += [render_response(row, response, tokenizer, ends, row_remarks) for response in row.responses]
+        remarks.append(row_remarks)
     ids = encode_texts(texts, tokenizer, add_special_tokens=False)
-    # A template may begin with BOS and a turn that opens with the same token: only a written BOS is one too many.
+    # A template may print BOS and start a turn with the same token, so only a BOS in the text is removed.
     bos = tokenizer.bos_token
-    written = [tokenizer.bos_token_id if bos and _opening(row).startswith(str(bos)) else None for row in rows]
+    written = [tokenizer.bos_token_id if bos and _start(row).startswith(str(bos)) else None for row in rows]
     return _with_one_bos(_split(ids, rows), remarks, written)
 
 
-def _opening(row: PreferenceRow) -> str:
+def _start(row: PreferenceRow) -> str:
     first: Any = [*row.prompt, *row.responses[0]][0]
     return str(first.get("content") or "").lstrip()
 
 
 def render_response(
-    row: PreferenceRow, response: Any, tokenizer: PreTrainedTokenizerBase, ends: TurnEnds, said: set[str]
+    row: PreferenceRow, response: Any, tokenizer: PreTrainedTokenizerBase, ends: TurnEnds, remarks: set[str]
 ) -> str:
     """Format the prompt of a row and one of its responses with the chat template.
 
@@ -96,36 +97,36 @@ def render_response(
         row: A row of messages.
         response: The messages that follow the prompt.
         tokenizer: A tokenizer with a chat template.
-        ends: What ends its turns.
-        said: Takes up the remarks on the text.
+        ends: The end-of-turn tokens of the template.
+        remarks: Set to which remarks on the text are added.
 
     Returns:
         The text.
 
     Raises:
-        PreferenceFormatError: If the template cannot format it.
+        PreferenceFormatError: If the template cannot format the conversation.
     """
     try:
-        whole: Any = [*row.prompt, *response]
-        messages, had_end = ends.single(whole)
+        conversation: Any = [*row.prompt, *response]
+        messages, had_end = ends.single(conversation)
         text = render_chat(tokenizer, messages, **row.template)
-    except ValueError as error:  # templates refuse roles or an order of turns that the model never saw
+    except ValueError as error:  # templates refuse roles and orders of turns that the model was not trained on
         reason = str(error.__cause__)
-        # What stands in the template is its author's; anything else could hold some of the row.
+        # A message that is part of the template is safe to show; any other message could quote the row.
         own = isinstance(tokenizer.chat_template, str) and reason in tokenizer.chat_template
         repeats = "" if own else f": {reason}"
         raise PreferenceFormatError(f"{error}. Correct or drop the row.", repeats=repeats) from error
-    said |= {DOUBLED_END} if had_end else set()
-    said |= {LOST_TEXT} if loses_text(text, messages, row.template.get("tools")) else set()
+    remarks |= {DOUBLED_END} if had_end else set()
+    remarks |= {LOST_TEXT} if loses_text(text, messages, row.template.get("tools")) else set()
     return text
 
 
 def one_bos(ids: list[int], bos: Any) -> list[int]:
-    """Leave one of several equal tokens at the start.
+    """Remove repetitions of a token at the start of a sequence.
 
     Args:
         ids: Token ids.
-        bos: The token that must not be repeated, None for none.
+        bos: The token; None to change nothing.
 
     Returns:
         The ids without the repetitions.
@@ -139,12 +140,12 @@ def one_bos(ids: list[int], bos: Any) -> list[int]:
 def _with_one_bos(
     sequences: list[list[list[int]]], remarks: list[set[str]], repeated: Sequence[Any]
 ) -> list[EncodedRow]:
-    """Leave one of the tokens `repeated`, one for each row, at its start; None leaves a row as it is."""
+    """Apply `one_bos` to all rows, with the token of each row in `repeated`, and add the remark."""
     result = []
-    for row, said, token in zip(sequences, remarks, repeated, strict=True):
+    for row, row_remarks, token in zip(sequences, remarks, repeated, strict=True):
         single = [one_bos(ids, token) for ids in row]
-        said |= {DOUBLED_BOS} if single != row else set()
-        result.append(EncodedRow(single, remarks=said))
+        row_remarks |= {DOUBLED_BOS} if single != row else set()
+        result.append(EncodedRow(single, remarks=row_remarks))
     return result
 
 
@@ -163,26 +164,26 @@ def _encode_texts(
         texts += [f"{start}{response}" for response in ended]
         remarks.append({DOUBLED_END} if had_two else set())
     ids = encode_texts(texts, tokenizer, add_special_tokens=True)
-    if eos and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:  # it appends EOS by itself
+    if eos and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:  # the tokenizer appends a second EOS
         ids = [sequence[:-1] for sequence in ids]
     return _with_one_bos(_split(ids, rows), remarks, [tokenizer.bos_token_id] * len(rows))
 
 
 def text_before(row: PreferenceRow, separator: str) -> str:
-    """What stands before the response of a text row.
+    """Return the text before the response of a text row.
 
     Args:
         row: A text row.
         separator: Text between prompt and response.
 
     Returns:
-        The prompt and the separator, or nothing without a prompt.
+        The prompt and the separator; empty without a prompt.
     """
     return f"{row.prompt}{separator}" if row.prompt else ""
 
 
 def _texts_of(row: PreferenceRow, separator: str) -> list[str]:
-    """Responses as text; where they stood behind the prompt already, the separator replaces their own white space."""
+    """Return the responses as text. If they repeated the prompt, the separator replaces their leading white space."""
     texts = [str(response) for response in row.responses]
     return [text.lstrip() for text in texts] if row.repeated_prompt and separator else texts
 
@@ -208,7 +209,7 @@ def _encode_text_pairs(rows: Sequence[PreferenceRow], tokenizer: PreTrainedToken
 
 
 def _split(flat: Sequence[Any], rows: Sequence[PreferenceRow]) -> list[list[Any]]:
-    """Give a flat list over all responses back its rows."""
+    """Group a flat list over all responses by row."""
     parts, start = [], 0
     for row in rows:
         parts.append(list(flat[start : start + len(row.responses)]))

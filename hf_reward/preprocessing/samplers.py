@@ -1,6 +1,6 @@
-"""The order in which rows are read: length buckets, a fixed order, and streams that start again.
+"""Order of the rows: length buckets, a fixed order, and streams that are repeated.
 
-A batch keeps its number of groups whatever their lengths; buckets choose groups of about equal length at random.
+Length buckets choose groups of similar length for each batch at random. The number of groups in a batch stays fixed.
 """
 
 import logging
@@ -19,10 +19,10 @@ _BATCHES_PER_WINDOW = 32
 
 
 def longest_sequences(data: Dataset) -> np.ndarray:
-    """Tokens of the longest sequence of each prepared row: what its group costs in a padded batch, per response.
+    """Return the tokens of the longest sequence of each row, which determine the cost of its group in a padded batch.
 
     Args:
-        data: Rows as `prepare_preferences` makes them.
+        data: Rows of `prepare_preferences`.
 
     Returns:
         Lengths, shape `(R,)`, int64.
@@ -38,25 +38,25 @@ def longest_sequences(data: Dataset) -> np.ndarray:
 
 
 class LengthBucketSampler(Sampler[int]):
-    """Rows in random order, except that the rows of a batch are about equally long.
+    """Random order in which the rows of a batch have similar lengths.
 
-    Shuffled rows are cut into windows of 32 batches; each window is sorted by length and its batches are shuffled. A
-    row may meet every other row of about its length, and every epoch draws anew.
+    Shuffled rows are divided into windows of 32 batches. Each window is sorted by length, and the batches are shuffled.
+    The order is different in every epoch.
     """
 
     def __init__(self, lengths: Sequence[int] | np.ndarray, batch_size: int, *, seed: int = 0) -> None:
-        """Take the lengths of the rows.
+        """Create the sampler.
 
         Args:
             lengths: Tokens of each row, shape `(R,)`.
-            batch_size: Rows that are computed at once, over all processes.
-            seed: Seed of the order; each epoch has an order of its own.
+            batch_size: Rows per batch, over all processes.
+            seed: Random seed, combined with the epoch.
         """
         self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch; accelerate calls this."""
+        """Set the epoch; called by accelerate."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -68,15 +68,15 @@ class LengthBucketSampler(Sampler[int]):
         size = self.batch_size * _BATCHES_PER_WINDOW
         windows = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
         ordered = np.concatenate([window[np.argsort(self.lengths[window], kind="stable")] for window in windows])
-        # Whole batches trade places; what is left over stays last, or every later batch would straddle two buckets.
-        whole = len(ordered) // self.batch_size * self.batch_size
-        batches = ordered[:whole].reshape(-1, self.batch_size)
-        order = [*batches[generator.permutation(len(batches))].ravel(), *ordered[whole:]]
+        # Only full batches are shuffled. A partial batch stays last, because it would shift the batches after it.
+        full = len(ordered) // self.batch_size * self.batch_size
+        batches = ordered[:full].reshape(-1, self.batch_size)
+        order = [*batches[generator.permutation(len(batches))].ravel(), *ordered[full:]]
         return iter([int(place) for place in order])
 
 
 class FixedOrderSampler(Sampler[int]):
-    """Rows in a stated order."""
+    """Rows in a given order."""
 
     def __init__(self, order: Sequence[int] | np.ndarray) -> None:
         self.order = [int(place) for place in order]
@@ -89,7 +89,7 @@ class FixedOrderSampler(Sampler[int]):
 
 
 def fixed_order(loader: Any) -> np.ndarray | None:
-    """The order of a data loader's `FixedOrderSampler`, which accelerate may have wrapped; None if it has another."""
+    """Return the order of a data loader's `FixedOrderSampler`, which accelerate may have wrapped; None without one."""
     batches: Any = getattr(loader, "batch_sampler", None)
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
@@ -98,41 +98,41 @@ def fixed_order(loader: Any) -> np.ndarray | None:
 
 
 def longest_first(lengths: np.ndarray) -> np.ndarray:
-    """Order in which to evaluate: equally long rows together, and what could run out of memory at once.
+    """Return the order of evaluation: longest rows first, so that a lack of memory shows at the start.
 
     Args:
         lengths: Tokens of each row, shape `(R,)`.
 
     Returns:
-        Places of the rows, shape `(R,)`.
+        Indices of the rows, shape `(R,)`.
     """
     return np.argsort(-lengths, kind="stable")
 
 
-# --- token budgets ---------------------------------------------------------------------------------------------------
+# --- streams ---------------------------------------------------------------------------------------------------------
 
 
 class EndlessStream(torch.utils.data.IterableDataset[dict[str, Any]]):
-    """Passes over a stream, one after the other, each shuffled in its own way.
+    """Repeated passes over a stream, each in a different order.
 
-    `Trainer` begins every pass at batch 0 and remembers only the number of steps, so a run that was resumed in its
-    second pass would start again at the first row. Here the number of steps alone tells the row.
+    `Trainer` starts every pass at batch 0 and stores only the number of steps, so a run that resumes in its second pass
+    would restart at the first row. With this class, the number of steps alone determines the row.
     """
 
     def __init__(self, stream: IterableDataset, *, buffer_size: int, seed: int) -> None:
-        """Take a stream.
+        """Create the dataset.
 
         Args:
-            stream: Rows as `prepare_preferences` makes them.
-            buffer_size: Each row is drawn at random out of so many that were read; below 2 the order stays. The order
-                of the stream's files is drawn anew for each pass too.
-            seed: Seed of the order.
+            stream: Rows of `prepare_preferences`.
+            buffer_size: Size of the shuffle buffer; below 2, rows are not shuffled. With shuffling, the order of the
+                stream's files also changes in each pass.
+            seed: Random seed of the order.
         """
         self.stream = stream.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else stream
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         number, found = 0, True
-        while found:  # a stream without rows, such as that of a worker without a file, ends
+        while found:  # ends for a stream without rows, such as that of a worker without a file
             found = False
             self.stream.set_epoch(number)
             for row in self.stream:
@@ -142,18 +142,18 @@ class EndlessStream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
 
 class CountedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
-    """A stream that knows, once it was read, how many rows it has, so that each is evaluated once.
+    """A stream that counts its rows, so that each row is evaluated exactly once.
 
-    accelerate fills the last round of several processes with rows of the first one, and drops these only where it knows
-    the length. A stream of `datasets` itself it would divide by its shards, which differ in length, so that one process
-    waits for another that has finished.
+    With several processes, accelerate pads the last round with rows of the first one and drops them only if the length
+    is known. It would divide a stream of `datasets` by shards, whose lengths differ, and a process could then wait for
+    one that has finished.
     """
 
     def __init__(self, stream: IterableDataset) -> None:
-        """Take a stream.
+        """Create the dataset.
 
         Args:
-            stream: Rows as `prepare_preferences` makes them, the same in every process.
+            stream: Rows of `prepare_preferences`, the same in every process.
         """
         self.stream, self.count = stream, 0
 
@@ -165,7 +165,7 @@ class CountedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
 
 def counted_stream(loader: Any) -> CountedStream | None:
-    """The stream that a data loader reads, which accelerate may have wrapped; None if it has another dataset.
+    """Return a data loader's `CountedStream`, which accelerate may have wrapped; None if its dataset is different.
 
     Args:
         loader: The data loader.

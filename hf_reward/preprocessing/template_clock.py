@@ -1,8 +1,8 @@
-"""Chat templates that print today's date -> the same template with one date for ever.
+"""Replace the current date in chat templates by a fixed date.
 
-transformers offers the clock to templates as `strftime_now`, and Llama 3.2, Mistral Small, Granite, SmolLM3 and others
-print it in their system turn: the same text has other tokens, and another reward, every day. A macro of that name in
-front of the template answers instead of the clock, in every program that renders the template.
+transformers passes the function `strftime_now` to templates. Llama 3.2, Mistral Small, Granite, SmolLM3 and others
+print the date in their system turn, so the tokens and the reward of a text would change every day. A macro of the same
+name at the start of the template overrides the function in every program that renders the template.
 """
 
 import copy
@@ -17,10 +17,12 @@ from jinja2 import Undefined, nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from hf_reward.data.interface import setting
+
 logger = logging.getLogger(__name__)
 
 FIXED_DATE = datetime(2024, 7, 26)
-"""The date of templates without a date of their own: the one that Llama 3's print where there is no clock."""
+"""Date for templates without a default date: the default date of Llama 3's templates."""
 
 _CLOCK = "strftime_now"
 _OTHER_DATE = datetime(2001, 12, 9, 23, 58, 7)
@@ -32,22 +34,22 @@ Clock = Callable[[str], str] | Undefined
 
 
 def uses_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a chat template of a tokenizer asks for the time, in whichever branch.
+    """Return whether a chat template of a tokenizer uses the current time in any branch.
 
     Args:
         tokenizer: Any tokenizer.
 
     Returns:
-        False without a template, and for those that `freeze_clock` made.
+        False without a template, and for the output of `freeze_clock`.
     """
-    return any(map(_asks_for_time, _templates(tokenizer).values()))
+    return any(map(_uses_time, _templates(tokenizer).values()))
 
 
 def freeze_clock(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Let the chat templates of a tokenizer print one date always, in place, and say which.
+    """Fix the date in the chat templates of a tokenizer, in place, and log the date.
 
-    It is the date that the template itself prints where there is no clock, else `FIXED_DATE`; never today's, so that
-    two runs on different days, and a run that is resumed, read the same tokens.
+    The date is the template's default without a clock, else `FIXED_DATE`. It is never the current date, so that runs on
+    different days and resumed runs have the same tokens.
 
     Args:
         tokenizer: Any tokenizer.
@@ -56,10 +58,10 @@ def freeze_clock(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         The same tokenizer.
 
     Raises:
-        ValueError: If a template still prints another text on another day.
+        ValueError: If the output of a template would still depend on the date.
     """
     templates = _templates(tokenizer)
-    dated = {name: source for name, source in templates.items() if _asks_for_time(source)}
+    dated = {name: source for name, source in templates.items() if _uses_time(source)}
     if not dated:
         return tokenizer
     dates = {name: _own_date(tokenizer, source) or FIXED_DATE for name, source in dated.items()}
@@ -67,34 +69,35 @@ def freeze_clock(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     is_one = not isinstance(tokenizer.chat_template, Mapping)
     tokenizer.chat_template = frozen["default"] if is_one else {**templates, **frozen}  # type: ignore[assignment]
     logger.warning(
-        "The chat template prints today's date, so the same text would get another reward every day. It now prints %s "
-        "always, here and in everything that is saved. Programs that use the original template give other rewards.",
+        "The chat template prints today's date, so the reward of a text would change every day. In this run and in all "
+        "saved files, the template now always prints %s. Programs that use the original template give different "
+        "rewards.",
         " and ".join(sorted({f"{date:%d %B %Y}" for date in dates.values()})),
     )
     return tokenizer
 
 
 def without_clock(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy with a fixed date if its template reads the clock.
+    """Return the tokenizer, or a copy with a fixed date if its template uses the clock.
 
     Args:
-        tokenizer: The caller's tokenizer; not changed.
+        tokenizer: The caller's tokenizer; it is not changed.
 
     Returns:
-        A tokenizer that formats a text the same way every day.
+        A tokenizer whose formatting does not depend on the date.
     """
     return freeze_clock(copy.deepcopy(tokenizer)) if uses_clock(tokenizer) else tokenizer
 
 
 def _templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The templates by name; `default` where there is one alone."""
+    """Return the templates by name; a single template is named `default`."""
     found: Any = tokenizer.chat_template
     if found is None:
         return {}
     return dict(found) if isinstance(found, Mapping) else {"default": str(found)}
 
 
-def _asks_for_time(source: str) -> bool:
+def _uses_time(source: str) -> bool:
     if _CLOCK not in source:
         return False
     tree = _compile_jinja_template(source).environment.parse(source)
@@ -103,9 +106,9 @@ def _asks_for_time(source: str) -> bool:
 
 
 def _frozen(tokenizer: PreTrainedTokenizerBase, source: str, date: datetime) -> str:
-    """The template with a macro in front, checked: it always prints what the template prints on that date."""
+    """Prepend the macro to a template, and check that the output is always that of the template on the given date."""
     values = {directive: date.strftime(directive) for directive in _DIRECTIVES}
-    # %% last and first, so that what stands behind it is no directive.
+    # %% is protected first and restored last, so that the character after it is not a directive.
     pairs = [["%%", "\0"], *[list(pair) for pair in values.items() if not pair[1].startswith("%")], ["\0", "%"]]
     replaced = "".join(f" | replace({json.dumps(old)}, {json.dumps(new)})" for old, new in pairs)
     macro = f"{{%- macro {_CLOCK}(format) -%}}{{{{- format{replaced} -}}}}{{%- endmacro %}}\n"
@@ -115,14 +118,15 @@ def _frozen(tokenizer: PreTrainedTokenizerBase, source: str, date: datetime) -> 
         found = [_rendered(tokenizer, result, turns, clock) for clock in (date.strftime, _OTHER_DATE.strftime)]
         if found != [expected, expected]:
             raise ValueError(
-                "The chat template prints today's date in a way that cannot be fixed, so the same text would get "
-                f"another reward every day. Replace `{_CLOCK}` in it by a date, and pass it as `chat_template_path`."
+                "The chat template prints today's date in a way that cannot be fixed, so the reward of a text would "
+                f"change every day. Replace `{_CLOCK}` in the template by a date, and pass the file as "
+                f"`{setting('chat_template_path')}`."
             )
     return result
 
 
 def _own_date(tokenizer: PreTrainedTokenizerBase, source: str) -> datetime | None:
-    """The date that a template prints where there is no clock, as Llama 3.2's does."""
+    """Return the date that a template prints without a clock, as Llama 3.2's does; None if it has none."""
     for turns in _TRIED:
         marked = _rendered(tokenizer, source, turns, lambda form: f"\0{form}\0")
         plain = _rendered(tokenizer, source, turns, Undefined(name=_CLOCK))
@@ -140,10 +144,10 @@ def _own_date(tokenizer: PreTrainedTokenizerBase, source: str) -> datetime | Non
 
 
 def _rendered(tokenizer: Any, source: str, turns: list[dict[str, str]], clock: Clock) -> str | None:
-    """A conversation by another clock, None where the template refuses it."""
+    """Render a conversation with a given clock; None if the template refuses the conversation."""
     try:
-        # Not through the tokenizer, which takes no functions as arguments of a template.
+        # Not with the tokenizer, which does not accept functions as arguments of a template.
         values = {**tokenizer.special_tokens_map, "tools": None, "documents": None, "add_generation_prompt": False}
         return _compile_jinja_template(source).render(messages=turns, **values, **{_CLOCK: clock})
-    except Exception:  # a template can raise whatever Python can
+    except Exception:  # a template may raise any exception
         return None

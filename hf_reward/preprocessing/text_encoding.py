@@ -1,9 +1,9 @@
-"""Texts -> token ids, with every stretch of words that comes back tokenised once.
+"""Tokenise texts faster by tokenising repeated words only once.
 
-The two sides of a preference share their prompt, and any text repeats its words. Byte-level BPE (GPT-2, Llama 3, Qwen,
-SmolLM, ...) looks at one word at a time, and no word reaches across the single space between a letter (or one of ,.?!)
-and a letter. A text may therefore be cut there and its pieces tokenised alone, with the ids of the whole. Where that is
-not certain (SentencePiece, WordPiece, unusual added tokens), every text is tokenised whole.
+The two sides of a preference share their prompt, and texts repeat words. Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM,
+...) encodes one word at a time, and no word extends across the single space between a letter (or one of ,.?!) and a
+letter. A text can therefore be cut at such a space: its pieces, tokenised separately, have the same ids. If this is not
+certain (SentencePiece, WordPiece, unusual added tokens), every text is tokenised in one piece.
 """
 
 import json
@@ -20,17 +20,17 @@ from transformers import PreTrainedTokenizerBase
 logger = logging.getLogger(__name__)
 
 CUT = re.compile(r" (?<=[A-Za-z,.?!] )(?=[A-Za-z])")
-"""A place at which a text may be cut: between two words, the second of which begins with this space."""
+"""Safe cut position of a text: before the space between two words; the second word then starts with this space."""
 _ENDS_AT_CUT = re.compile(r"[A-Za-z,.?!]\Z")
-# An added token is looked for in the text before its words are; one like these could lie across or beside a cut.
+# Added tokens are matched before words. Tokens of this form could extend across a cut or touch it.
 _ADDED_AT_CUT = re.compile(r"[A-Za-z,.?!] [A-Za-z]|^ ?[A-Za-z]|[A-Za-z,.?!] ?$")
 _PROBES = ("Ab cd", "x. ab cd, ef's GH ij\n\nkl 2 mn op-qr St", " this IS a TEST of it's Words! no? Yes, it is.")
 _FEW = 32
-"""So few texts take less time than asking the tokenizer where they may be cut."""
+"""For fewer texts, checking whether cuts are safe takes longer than it saves."""
 _CHECKED = 8
-"""Texts of each batch that are tokenised both ways."""
+"""Texts per batch that are tokenised both ways as a check."""
 _JOINED = 2000
-"""Characters of the strings in which pieces are tokenised together."""
+"""Length in characters of the strings in which pieces are tokenised together."""
 
 
 def encode_texts(
@@ -41,10 +41,10 @@ def encode_texts(
     Args:
         texts: Any texts.
         tokenizer: Any tokenizer.
-        add_special_tokens: As in the call of a tokenizer.
+        add_special_tokens: As in a tokenizer call.
 
     Returns:
-        For each text the ids that `tokenizer(text)` has.
+        The ids of each text, equal to those of `tokenizer(text)`.
     """
     if len(texts) < _FEW or not can_be_cut(tokenizer):
         return _ids(texts, tokenizer, add_special_tokens)
@@ -58,41 +58,44 @@ def encode_texts(
         [*lead, *start_ids[piece[0]], *chain.from_iterable(map(rest_ids.__getitem__, piece[1:])), *trail]
         for piece in pieces
     ]
-    # Wrong ids would train another model in silence, so some of each batch are tokenised whole and compared.
+    # Wrong ids would silently change the model, so some texts of each batch are also tokenised in one piece.
     sample = range(0, len(texts), max(1, len(texts) // _CHECKED))
     if _ids([texts[place] for place in sample], tokenizer, add_special_tokens) == [encoded[place] for place in sample]:
         return encoded
-    logger.warning("Texts tokenised in pieces differ from whole ones with this tokenizer; they are tokenised whole.")
+    logger.warning(
+        "With this tokenizer, texts that are tokenised in pieces have different token ids. All texts are tokenised in "
+        "one piece instead, which is slower."
+    )
     return _ids(texts, tokenizer, add_special_tokens)
 
 
 def can_be_cut(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the ids of a text are those of its pieces, when cut before a space between two words.
+    """Return whether texts can be tokenised in pieces that are cut before a space between two words.
 
     Args:
         tokenizer: Any tokenizer.
 
     Returns:
-        True where it is certain: byte-pair encoding of single words, without a normalizer that sees more than a letter.
+        True if this is certain: byte-pair encoding of single words, with at most a normalizer of single letters.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(getattr(backend, "model", None), models.BPE) or not cuts_keep_ids(tokenizer):
         return False
     if not isinstance(getattr(backend, "normalizer", None), (type(None), normalizers.NFC)):
         return False
-    # Pieces are tokenised side by side, and told apart by the space with which a token begins.
+    # Pieces are tokenised in one string and separated at the spaces with which their first tokens start.
     return all({start for start, _ in _words(probe, tokenizer)} >= set(_cuts(probe)) for probe in _PROBES)
 
 
 def cuts_keep_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the ids of a text are those of its pieces wherever it is cut.
+    """Return whether a text and its pieces have the same ids, wherever it is cut.
 
     Args:
         tokenizer: Any tokenizer.
 
     Returns:
-        True where it is certain: the model sees single words, none of which reaches over a cut, and the normalizer
-        looks at no letter or space together with its neighbours.
+        True if this is certain: the model encodes single words, no word extends across a cut, and the normalizer treats
+        each letter and space independently of its neighbours.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.pre_tokenizer is None or getattr(backend.model, "dropout", None):
@@ -106,7 +109,7 @@ def cuts_keep_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 _LOCAL = {
     *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer", "Nmt", "Precompiled", "ByteLevel"),
-    *("Strip", "Prepend"),  # these change the ends of a text, which stay what they are
+    *("Strip", "Prepend"),  # these change only the ends of a text, which are not cut
 }
 _AT_CUT = re.compile(r"[A-Za-z ,.?!]")
 
@@ -122,19 +125,19 @@ def _is_local(normalizer: Mapping[str, Any]) -> bool:
 
 
 def _is_free_of_added_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether no added token can lie across a cut or beside it: all are made of other characters."""
+    """Return whether no added token can extend across a cut or touch it."""
     return not any(_ADDED_AT_CUT.search(token.content) for token in tokenizer.added_tokens_decoder.values())
 
 
 def _pieces_keep_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether, in a few texts, no word reaches across a cut, and the pieces have the ids of the whole."""
+    """Return whether, in a few test texts, no word extends across a cut and the pieces have the same ids."""
     for probe in _PROBES:
         cuts = _cuts(probe)
         if any(start < place < end for start, end in _words(probe, tokenizer) for place in cuts):
             return False
         pieces = [probe[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True)]
-        whole, *parts = _ids([probe, *pieces], tokenizer)
-        if whole != list(chain.from_iterable(parts)):
+        full, *parts = _ids([probe, *pieces], tokenizer)
+        if full != list(chain.from_iterable(parts)):
             return False
     return True
 
@@ -144,13 +147,13 @@ def _cuts(text: str) -> list[int]:
 
 
 def _words(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
-    """Where the words of a text begin and end."""
+    """Return the start and end of each word of a text."""
     backend: Any = tokenizer
     return [place for _, place in backend.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def _ids_of_pieces(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Ids of pieces that each begin with a space and a letter, joined where that is the rule for a cut."""
+    """Yield the ids of pieces that start with a space and a letter; pieces that end at a safe cut are joined."""
     together = [_ENDS_AT_CUT.search(piece) is not None for piece in pieces]
     joined = _ids_of_joined([piece for piece, joins in zip(pieces, together, strict=True) if joins], tokenizer)
     alone = iter(_ids([piece for piece, joins in zip(pieces, together, strict=True) if not joins], tokenizer))
@@ -158,7 +161,7 @@ def _ids_of_pieces(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _ids_of_joined(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Ids of pieces that may lie side by side: a string of many pieces costs little more than a string of one."""
+    """Yield the ids of pieces that can be concatenated: one string of many pieces costs little more than one piece."""
     if not pieces:
         return
     ends = np.cumsum([len(piece) for piece in pieces])
@@ -167,16 +170,16 @@ def _ids_of_joined(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
     batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     for places, text, tokens, offsets in zip(strings, texts, batch["input_ids"], batch["offset_mapping"], strict=True):
         piece_ends = ends[places] - ends[places[-1]] + len(text)
-        # A token ends inside its piece; the next piece's first token holds at least the space after it.
+        # Each token ends inside its piece; the next piece's first token contains at least the space after it.
         stops = np.searchsorted([end for _, end in offsets], piece_ends, side="right").tolist()
         yield from (tokens[start:stop] for start, stop in pairwise([0, *stops]))
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Ids that the tokenizer puts before and after a text."""
-    (plain,), (whole,) = (_ids(["a"], tokenizer, add) for add in (False, True))
-    start = next(place for place in range(len(whole)) if whole[place : place + len(plain)] == plain)
-    return whole[:start], whole[start + len(plain) :]
+    """Return the ids that the tokenizer adds before and after a text."""
+    (plain,), (full,) = (_ids(["a"], tokenizer, add) for add in (False, True))
+    start = next(place for place in range(len(full)) if full[place : place + len(plain)] == plain)
+    return full[:start], full[start + len(plain) :]
 
 
 def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool = False) -> list[list[int]]:

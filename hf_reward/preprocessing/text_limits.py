@@ -1,9 +1,9 @@
-"""Texts of any length -> refused, or shortened before they are tokenised to what gives the ids of the whole.
+"""Refuse or shorten very long texts before tokenisation, without changing the resulting token ids.
 
-A tokenizer takes minutes and gigabytes for texts of which a model reads a few pages. What cannot be cut (the response,
-the system turn, tools) and is longer than `max_length` of the longest tokens could not fit, and is refused by its
-characters. Of a longer prompt the middle is taken out, between two places at which the tokenizer ends a word whatever
-stands beside it. Its ids are then those of the whole text without those of the middle, which truncation removes anyway.
+A tokenizer needs minutes and gigabytes for such texts, although the model uses only a few pages of them. Text that
+cannot be cut (the response, the system turn, tools) is refused if it has more characters than `max_length` of the
+longest tokens. Long prompts are shortened by removing their middle between two safe cut positions, where a word always
+ends. The ids of the remaining text are unchanged, and truncation would remove the ids of the middle anyway.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from hf_reward.preprocessing.text_encoding import CUT, cuts_keep_ids
 from hf_reward.preprocessing.tokenization import FormatRule, split_system
 
 CHARACTERS_PER_TOKEN = 16
-"""More than any prose has; where it is too few, more of a prompt is kept."""
+"""More than in any prose. If it is still too small for a text, a longer part of the prompt is kept."""
 UNLIMITED_TOKENS = 131_072
-"""The longest sequence that is scored where a model has no `max_length`: attention over more takes hours."""
-_WHOLE = 2**20
+"""Longest sequence that is scored without a `max_length`: attention over more tokens takes hours."""
+_FULL_PROMPT = 2**20
 _WINDOW = 2**16
 
 
@@ -32,7 +32,7 @@ def characters_of(value: Any) -> int:
     """Count the characters of all texts in a value.
 
     Args:
-        value: Text, or lists and dicts of them; anything else has none.
+        value: Text, or lists and dicts of texts; any other value counts as 0.
 
     Returns:
         The number.
@@ -47,7 +47,7 @@ def characters_of(value: Any) -> int:
 
 
 def request_characters(request: ScoreRequest) -> int:
-    """Count the characters of all that is tokenised for a request.
+    """Count the characters of a request: prompt, response and template options.
 
     Args:
         request: The request.
@@ -59,14 +59,14 @@ def request_characters(request: ScoreRequest) -> int:
 
 
 def without_middle(text: str, keep: int) -> str:
-    """Take the middle out of a text, between two spaces that are cuts (`text_encoding.CUT`).
+    """Remove the middle of a text between two safe cut positions (`text_encoding.CUT`).
 
     Args:
         text: The text.
-        keep: Characters of its end that stay, at least.
+        keep: Smallest number of characters to keep at the end.
 
     Returns:
-        Its beginning up to the first cut, and its end from a cut on; the text itself where there are no two cuts.
+        The start up to the first cut position, and the end from a later one on; the text itself without two positions.
     """
     first = CUT.search(text, 0, max(0, len(text) - keep))
     if first is None:
@@ -74,7 +74,7 @@ def without_middle(text: str, keep: int) -> str:
     stop = len(text) - keep
     while stop > first.end():
         start = max(first.start() + 1, stop - _WINDOW)
-        # A cut is known by the characters beside it, which have to be in the window.
+        # The characters on both sides of a cut position must be in the window.
         last = max((match.start() for match in CUT.finditer(text, start, stop + 2)), default=None)
         if last is not None:
             return text[: first.start()] + text[last:]
@@ -84,26 +84,26 @@ def without_middle(text: str, keep: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TextLimits:
-    """How long the texts of one model may be before they are tokenised."""
+    """Limits on the length of one model's texts before tokenisation."""
 
     tokenizer: PreTrainedTokenizerBase
     rule: FormatRule
     max_tokens: int = UNLIMITED_TOKENS
-    """In place of `max_length` where the rule has none."""
+    """Limit if the rule has no `max_length`."""
 
     @cached_property
     def characters(self) -> int:
-        """The most characters that can fit: `max_length` times those of the longest token, 16 at least.
+        """Most characters that can fit: `max_length` times the characters of the longest token (at least 16).
 
-        Only a tokenizer that drops characters, or makes one token of any number of them, could fit more.
+        More could fit only with a tokenizer that drops characters or encodes any number of them as one token.
         """
         longest = max(map(len, self.tokenizer.get_vocab()), default=0)
         return (self.rule.max_length or self.max_tokens) * max(longest, CHARACTERS_PER_TOKEN)
 
     @property
-    def whole(self) -> int:
-        """Characters of a prompt that may be tokenised whole where it cannot be shortened with certainty."""
-        return max(_WHOLE, 4 * CHARACTERS_PER_TOKEN * (self.rule.max_length or 0))
+    def full_prompt(self) -> int:
+        """Most characters of a prompt that is tokenised completely because it cannot be shortened safely."""
+        return max(_FULL_PROMPT, 4 * CHARACTERS_PER_TOKEN * (self.rule.max_length or 0))
 
     @cached_property
     def _can_shorten(self) -> bool:
@@ -114,13 +114,13 @@ class TextLimits:
         return self.rule.max_length is not None and self.rule.over_length == "truncate_prompt"
 
     def problem(self, request: ScoreRequest) -> str:
-        """Say whether what cannot be cut of a request is too long to fit.
+        """Describe why the part of a request that cannot be cut is too long to fit.
 
         Args:
             request: The request.
 
         Returns:
-            A clause, or "".
+            A clause; empty if the request can fit.
         """
         parts = {"response": request.response, "template option": request.template}
         if not self._cuts_prompts:
@@ -134,28 +134,28 @@ class TextLimits:
         return too_large("text" if request.formatted else name, sizes[name], self.characters)
 
     def is_long(self, request: ScoreRequest) -> bool:
-        """Whether a prompt is so long that it is shortened before it is tokenised.
+        """Return whether a prompt is so long that it is shortened before tokenisation.
 
         Args:
             request: The request.
 
         Returns:
-            Whether it has far more characters than can be kept.
+            Whether the prompt has far more characters than can be kept.
         """
         if not self._cuts_prompts:
             return False
         return characters_of(request.prompt) > 2 * CHARACTERS_PER_TOKEN * (self.rule.max_length or 0)
 
     def shortened(self, row: PreferenceRow, keep: int) -> PreferenceRow | None:
-        """Take out of a prompt what truncation removes anyway.
+        """Remove a part of a prompt that truncation would remove anyway.
 
         Args:
-            row: A row of one response.
-            keep: Characters of the prompt that stay, at least.
+            row: A row with one response.
+            keep: Smallest number of characters of the prompt to keep.
 
         Returns:
-            A row that has the ids of the whole row after truncation, provided that it is still too long; None where
-            that is not certain.
+            A row that has the same ids as the full row after truncation, provided that it is still too long; None if
+            this is not certain.
         """
         if not self._can_shorten:
             return None
@@ -165,7 +165,7 @@ class TextLimits:
         system, turns = split_system(row.prompt)
         kept = [self._short_turn(turn, keep) for turn in turns[_first_turn(turns, keep) :]]
         short = replace(row, prompt=[*system, *kept])
-        if characters_of(short.prompt) >= characters_of(row.prompt) or not self._renders_alike(row, short):
+        if characters_of(short.prompt) >= characters_of(row.prompt) or not self._renders_equally(row, short):
             return None
         changed = [turn["content"] for turn, whole in zip(kept, turns[len(turns) - len(kept) :], strict=True)
                    if turn is not whole]  # fmt: skip
@@ -178,43 +178,43 @@ class TextLimits:
         return {**turn, "content": short}
 
     def _fills_the_model(self, content: str) -> bool:
-        """Whether no conversation with this turn fits: the whole turn is dropped or cut just as the shortened one."""
+        """Return whether a turn alone exceeds the limit, so that truncation treats full and short turn equally."""
         ids = self.tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
         return len(ids) > (self.rule.max_length or 0)
 
-    def _renders_alike(self, row: PreferenceRow, short: PreferenceRow) -> bool:
-        """Whether the template writes contents as they are, and later turns as it does after those that are left out.
+    def _renders_equally(self, row: PreferenceRow, short: PreferenceRow) -> bool:
+        """Return whether the template renders the kept contents and turns exactly as in the full conversation.
 
-        If it refuses the whole conversation, that is raised here as it would be without shortening.
+        If the template refuses the full conversation, its error is raised, as it would be without shortening.
         """
         ends = TurnEnds(self.tokenizer)
-        whole, part = (render_response(each, each.responses[0], self.tokenizer, ends, set()) for each in (row, short))
+        full, part = (render_response(each, each.responses[0], self.tokenizer, ends, set()) for each in (row, short))
         offset = len(row.prompt) - len(short.prompt)
         system = len(split_system(row.prompt)[0])  # type: ignore[arg-type]
         for place, turn in enumerate(short.prompt[system:], start=system):
             before: Any = row.prompt[place + offset]
             if before is not turn:
-                whole = whole.replace(_middle(before["content"], turn["content"]), "", 1)  # type: ignore[index]
-        shared = len(common_prefix([part, whole]))
-        return whole.endswith(part[shared:]) and (offset > 0 or whole == part)
+                full = full.replace(_middle(before["content"], turn["content"]), "", 1)  # type: ignore[index]
+        shared = len(common_prefix([part, full]))
+        return full.endswith(part[shared:]) and (offset > 0 or full == part)
 
 
 def too_large(name: str, characters: int, limit: int) -> str:
-    """Say that a text is too long to be tokenised.
+    """Return the message for a text that is too long to be tokenised.
 
     Args:
-        name: What it is.
-        characters: What it has.
-        limit: The most it may have.
+        name: Name of the text, such as `response`.
+        characters: Number of its characters.
+        limit: Largest number of characters.
 
     Returns:
         A clause.
     """
-    return f"too large: the {name} has {characters:,} characters, and no more than {limit:,} are tokenised; shorten it"
+    return f"too large: the {name} has {characters:,} characters, above the limit of {limit:,}; shorten it"
 
 
 def _first_turn(turns: list[Message], keep: int) -> int:
-    """The first turn of the end that stays: a user's, as truncation leaves them, or that of the whole."""
+    """Return the first kept turn: a user turn, as in truncation, or the first turn of all."""
     held = 0
     for place in reversed(range(len(turns))):
         held += characters_of(turns[place].get("content"))
@@ -224,7 +224,7 @@ def _first_turn(turns: list[Message], keep: int) -> int:
 
 
 def _middle(whole: str, short: str) -> str:
-    """What `without_middle` took out."""
+    """Return the part that `without_middle` removed."""
     head = CUT.search(whole)
     assert head is not None
     return whole[head.start() : head.start() + len(whole) - len(short)]

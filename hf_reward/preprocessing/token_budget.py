@@ -1,4 +1,4 @@
-"""A collator that splits a step's groups into batches of at most so many tokens."""
+"""Collator that splits the groups of a step into micro-batches with a token budget."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,20 +8,21 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset
 
+from hf_reward.data.interface import setting
 from hf_reward.preprocessing.data_collator import group_columns
 
 logger = logging.getLogger(__name__)
 
 
 class CountsTokens(Protocol):
-    """A collator that can say what a batch of rows would cost."""
+    """A collator that can count the tokens of a batch of rows."""
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows."""
         ...
 
     def tokens(self, rows: Sequence[dict[str, Any]]) -> int:
-        """Tokens that the model computes for these rows, padding included."""
+        """Count the tokens that the model processes for these rows, including padding."""
         ...
 
 
@@ -32,14 +33,14 @@ def consecutive_batches(
     batch_size: int,
     max_tokens: int | None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Cut rows into batches that keep their order, one after the other.
+    """Divide rows into batches in the given order.
 
     Args:
-        data: Rows as `prepare_preferences` makes them.
-        places: Which of them, in which order.
-        tokens: Tokens that the model computes for some rows.
-        batch_size: At most so many rows.
-        max_tokens: At most so many tokens, unless one row alone has more; None for no limit.
+        data: Rows of `prepare_preferences`.
+        places: Indices of the rows, in order.
+        tokens: Function that counts the tokens of a batch.
+        batch_size: Largest number of rows per batch.
+        max_tokens: Largest number of tokens per batch, unless a single row has more; None for no limit.
 
     Yields:
         list[dict[str, Any]]: The rows of a batch.
@@ -58,10 +59,10 @@ def consecutive_batches(
 
 @dataclass
 class DataCollatorWithTokenBudget:
-    """Collates a batch as micro-batches of at most `max_tokens` tokens each.
+    """Collate a batch as micro-batches of at most `max_tokens` tokens each.
 
-    A group is never split, because its loss needs all its rewards: a larger one is a micro-batch of its own, with a
-    warning for the first.
+    A group is never split, because its loss requires all its rewards. A group that exceeds the budget is a separate
+    micro-batch, and the first one is logged as a warning.
     """
 
     collator: CountsTokens
@@ -72,11 +73,11 @@ class DataCollatorWithTokenBudget:
         """Collate rows.
 
         Args:
-            rows: Rows as `prepare_preferences` makes them.
+            rows: Rows of `prepare_preferences`.
 
         Returns:
-            What `group_columns` returns, `micro_batches`, a list of batches of the inner collator, `micro_rows`, for
-            each the places of its rows in the batch, int64, and `input_ids`, all their tokens `(1, T)`.
+            The tensors of `group_columns`; `micro_batches`, a list of batches of the inner collator; `micro_rows`, the
+            row indices of each micro-batch, int64; and `input_ids`, all tokens, `(1, T)`.
         """
         parts = self._split(rows)
         batches = [self.collator([rows[place] for place in part]) for part in parts]
@@ -88,15 +89,16 @@ class DataCollatorWithTokenBudget:
         }
 
     def _split(self, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
-        """First fit, longest first: each row goes into the first micro-batch that has room for it."""
+        """Assign rows to micro-batches, longest first, each to the first one with enough room (first fit)."""
         costs = [self.collator.tokens([row]) for row in rows]
         if max(costs) > self.max_tokens and not self._warned:
             self._warned = True
             logger.warning(
-                "A row has %s tokens, more than `max_tokens_per_batch=%s`; such rows run alone. To bound memory, lower "
-                "`max_length` or raise the budget to what fits.",
+                "A row has %s tokens, above `%s`. Such rows are separate batches and may need more memory. To bound "
+                "memory, lower `%s`.",
                 max(costs),
-                self.max_tokens,
+                setting("max_tokens_per_batch", self.max_tokens),
+                setting("max_length"),
             )
         parts: list[list[int]] = []
         for place in sorted(range(len(rows)), key=lambda place: -costs[place]):

@@ -1,4 +1,4 @@
-"""Canonical rows -> token ids per response that fit, and the length of the prefix that they share."""
+"""Tokenise canonical rows within the length limit, and find the common prefix of their responses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +18,7 @@ OVER_LENGTH_POLICIES = ("truncate_prompt", "drop", "error")
 
 @dataclass(frozen=True, kw_only=True)
 class FormatRule:
-    """How rows become tokens. Saved with the model, so that a text gets the same ids wherever it is scored."""
+    """Settings of tokenisation, saved with the model so that a text always has the same ids."""
 
     max_length: int | None = 1024
     """Longest sequence, in tokens; None for no limit."""
@@ -30,13 +30,14 @@ class FormatRule:
     def __post_init__(self) -> None:
         if self.over_length not in OVER_LENGTH_POLICIES:
             raise ValueError(
-                f"`{setting('over_length')}` must be one of {OVER_LENGTH_POLICIES}, but is {self.over_length!r}."
+                f"`{setting('over_length')}` must be one of {', '.join(OVER_LENGTH_POLICIES)}, but is "
+                f"{self.over_length!r}."
             )
         if not isinstance(self.separator, str):
-            raise TypeError(f"`separator` must be text, but is {self.separator!r}.")
+            raise TypeError(f"`{setting('separator')}` must be text, but is {self.separator!r}.")
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(
-                f"`{setting('max_length', self.max_length)}` must be at least 2 tokens, or None for no limit."
+                f"`{setting('max_length')}` must be at least 2 tokens, or None for no limit, but is {self.max_length}."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,44 +47,44 @@ class FormatRule:
 
 @dataclass(kw_only=True)
 class TokenizedRow:
-    """Token ids of a row's responses, each with its prompt in front."""
+    """Token ids of a row's responses, each with the prompt."""
 
     input_ids: list[list[int]] = field(default_factory=list)
-    """Empty where the row cannot be used."""
+    """Empty if the row cannot be used."""
     token_type_ids: list[list[int]] | None = None
     ranks: list[int] = field(default_factory=list)
     prefix_length: int = 0
-    """Tokens that all sequences share; every sequence has at least one token of its own."""
+    """Number of common leading tokens, less than the length of the shortest sequence."""
     cut_tokens: int = 0
-    """Prompt tokens cut away to fit `max_length`; of a row that is too long, the tokens beyond it."""
+    """Prompt tokens removed to fit `max_length`; for a row that is too long, its tokens above `max_length`."""
     merged: int = 0
-    """Responses that equalled another of the row and were merged with it."""
+    """Responses that were merged with an equal response of the row."""
     words: list[int] = field(default_factory=list)
-    """Words of each response; empty for rows that came as token ids."""
+    """Words of each response; empty for rows of token ids."""
     characters: list[int] = field(default_factory=list)
-    """Characters of each response; empty for rows that came as token ids."""
+    """Characters of each response; empty for rows of token ids."""
     problem: str = ""
-    """Why the row cannot be used, or empty."""
+    """Reason why the row cannot be used, or empty."""
     remarks: list[str] = field(default_factory=list)
-    """What is worth saying of a row that is used; see `row_remarks`."""
+    """Remarks on a usable row; see `row_remarks`."""
 
 
 def tokenize_rows(
     rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: FormatRule
 ) -> list[TokenizedRow]:
-    """Tokenise canonical rows, in one call of the tokenizer for each kind of row.
+    """Tokenise canonical rows, with one tokenizer call per kind of row.
 
     Args:
         rows: Canonical rows.
         tokenizer: The model's tokenizer.
-        rule: Length limit and what to do with rows beyond it.
+        rule: Length limit and policy for longer rows.
 
     Returns:
-        One tokenised row for each row, in order; unusable ones say why in `problem`.
+        One tokenised row per row, in order. Unusable rows have a reason in `problem`.
 
     Raises:
-        PreferenceFormatError: If a conversation meets a tokenizer without chat template, or a row is too long
-            and the rule says `error`.
+        PreferenceFormatError: If the tokenizer has no chat template for a conversation, or a row is too long with the
+            policy `error`.
     """
     encoded = encode_rows(rows, tokenizer, rule.separator)
     return [_finish(row, sequences, tokenizer, rule) for row, sequences in zip(rows, encoded, strict=True)]
@@ -92,18 +93,18 @@ def tokenize_rows(
 def tokenize_responses(
     rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase, rule: FormatRule
 ) -> list[TokenizedRow]:
-    """Tokenise rows of one response each, as scoring needs them: what is cut depends on no other response.
+    """Tokenise rows of one response each for scoring, so that truncation is independent of other responses.
 
     Args:
         rows: Rows with one response.
         tokenizer: The model's tokenizer.
-        rule: Length limit; a row that cannot be cut to it says so in `problem`, whatever the policy.
+        rule: Length limit. With every policy, a row that cannot be cut to the limit has a reason in `problem`.
 
     Returns:
-        One tokenised row for each row, in order.
+        One tokenised row per row, in order.
 
     Raises:
-        PreferenceFormatError: If a conversation meets a tokenizer without chat template or that cannot render it.
+        PreferenceFormatError: If the tokenizer has no chat template for a conversation, or cannot render it.
     """
     encoded = encode_rows(rows, tokenizer, rule.separator)
     return [_finish_alone(row, sequences, tokenizer, rule) for row, sequences in zip(rows, encoded, strict=True)]
@@ -130,7 +131,7 @@ def _finish_alone(
 
 
 def shared_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens that all sequences share, at most one less than the shortest has.
+    """Return the number of common leading tokens, at most one less than the length of the shortest sequence.
 
     Args:
         sequences: Token ids of the responses of one row.
@@ -147,7 +148,7 @@ def shared_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
 def _finish(
     row: PreferenceRow, encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
 ) -> TokenizedRow:
-    """Make a row fit `max_length`, merge its equal responses and measure its shared prefix."""
+    """Truncate a row to `max_length`, merge equal responses and find the common prefix."""
     fitted = _fit(row, encoded, tokenizer, rule)
     if fitted is None:
         excess = encoded.longest() - (rule.max_length or 0)
@@ -173,7 +174,7 @@ def _finish(
 
 
 def _first_of_equals(sequences: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[int]:
-    """Places to keep so that no two sequences are equal; of equals the best-ranked one stays."""
+    """Return the indices of distinct sequences; of equal sequences, the best-ranked one is kept."""
     best: dict[tuple[int, ...], int] = {}
     for place, sequence in enumerate(sequences):
         other = best.setdefault(tuple(sequence), place)
@@ -189,8 +190,9 @@ def _fit(
         return encoded
     if rule.over_length == "error":
         raise PreferenceFormatError(
-            f"the longest sequence has {encoded.longest()} tokens, above {setting('max_length', rule.max_length)}. "
-            f"Raise it, or set `{setting('over_length', 'truncate_prompt')}` or `{setting('over_length', 'drop')}`."
+            f"the longest sequence has {encoded.longest()} tokens, above `{setting('max_length', rule.max_length)}`. "
+            f"Raise `{setting('max_length')}`, or set `{setting('over_length', 'truncate_prompt')}` or "
+            f"`{setting('over_length', 'drop')}`."
         )
     if rule.over_length == "drop":
         return None
@@ -202,7 +204,7 @@ def _fit(
 def _fit_tokens(
     row: PreferenceRow, encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
 ) -> EncodedRow | None:
-    """Cut the oldest prompt tokens of a text row, the same for all its responses; BOS or CLS stays."""
+    """Remove the first prompt tokens of a text row, the same for all responses; BOS or CLS is kept."""
     assert rule.max_length is not None
     cut = encoded.longest() - rule.max_length
     first = encoded.input_ids[0][0]
@@ -211,7 +213,7 @@ def _fit_tokens(
     if row.prompt:
         prompt = str(row.prompt) if uses_text_pairs(tokenizer) else text_before(row, rule.separator)
         prompt_ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        # Where the prompt's end and the response's start make one token, that token belongs to the response.
+        # A token that spans the end of the prompt and the start of the response belongs to the response.
         shared = min(shared, lead + len(common_prefix([prompt_ids, encoded.input_ids[0][lead:]])))
     if lead + cut > shared:
         return None
@@ -225,7 +227,7 @@ def _fit_tokens(
 def _fit_conversation(
     row: PreferenceRow, encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase, rule: FormatRule
 ) -> EncodedRow | None:
-    """Drop whole oldest turns, then the oldest tokens of the first turn that is left; the system turn stays."""
+    """Drop the oldest turns, then the first tokens of the oldest remaining turn; the system turn is kept."""
     assert rule.max_length is not None
     before, limit = encoded.longest(), rule.max_length
     assert isinstance(row.prompt, list)
@@ -250,10 +252,10 @@ def _fit_conversation(
 
 
 def _first_that_fits(count: int, fits: Callable[[int], bool]) -> int:
-    """The first of `count` numbers that fits, `count` if none does; 0 does not, and after one that fits all do.
+    """Return the first of `count` numbers that fits, or `count` if none does. 0 does not fit, and fitting is monotone.
 
-    Looked for from the end on: the last ones are the shortest, and trying each in turn would take the square of the
-    length of a conversation.
+    The search starts at the end, where conversations are shortest: trying all numbers in order would take quadratic
+    time.
     """
     bad, good, step = 0, count, 1
     while good - bad > 1:
@@ -277,7 +279,7 @@ def _cut_first_turn(
     if not isinstance(content, str):
         return None
     ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
-    # A cut can make neighbouring text merge into other tokens, so a few more may have to go.
+    # After a cut, neighbouring text may merge into different tokens, so a few more tokens may have to be removed.
     for cut in range(excess, min(excess + 9, len(ids))):
         shorter = {**turns[0], "content": str(tokenizer.decode(ids[cut:])).lstrip("\ufffd")}
         attempt = _reencode(row, [*system, shorter, *turns[1:]], tokenizer, rule)
@@ -294,7 +296,7 @@ def _reencode(
 
 
 def split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
-    """The system turns at the start of a prompt, which stay whatever is cut, and the others.
+    """Split a prompt into its leading system turns, which are never cut, and the other turns.
 
     Args:
         messages: A prompt.

@@ -1,4 +1,4 @@
-"""Any tokenizer -> a copy that suits a reward model: a pad token with which no text ends, padding on the right."""
+"""Prepare tokenizers for reward models: a pad token that never ends a text, padding on the right, no clock."""
 
 import copy
 import logging
@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_reward.data.interface import setting
 from hf_reward.preprocessing.template_clock import freeze_clock
 
 logger = logging.getLogger(__name__)
@@ -20,33 +21,33 @@ _RESERVED = re.compile(r"pad|reserved|unused|filler|extra", re.IGNORECASE)
 
 
 def uses_text_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether text rows are given as (prompt, response) pairs: encoders, that is, without chat template."""
+    """Return whether text rows are encoded as (prompt, response) pairs, as for encoders without chat template."""
     return tokenizer.chat_template is None and bool(tokenizer.cls_token and tokenizer.sep_token)
 
 
 def has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer knows more than its special tokens.
+    """Return whether a tokenizer has more than special tokens.
 
-    From a folder without the files of a tokenizer transformers makes, for nearly ninety architectures, one that has no
-    others: it gives all words the same unknown token, or none.
+    From a folder without tokenizer files, transformers creates a tokenizer without a vocabulary for nearly ninety
+    architectures. It encodes every word as the same unknown token, or as no token.
 
     Args:
         tokenizer: Any tokenizer.
 
     Returns:
-        False if it would give every text the same token ids.
+        False if all texts would have the same token ids.
     """
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     return bool(tokenizer.get_vocab().keys() - added - {*tokenizer.all_special_tokens, "\u2581"})
 
 
 def token_id(value: Any) -> int:
-    """A special token's id; the annotations of transformers also allow lists and text there."""
+    """Return a special token's id as an int; the annotations of transformers also allow lists and text."""
     return int(value)
 
 
 def last_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids with which a formatted sequence of this tokenizer can end: of text, of a text pair, of its chat template."""
+    """Return the token ids that can end a formatted sequence: text, text pair or chat template."""
     ends = set()
     if tokenizer.eos_token_id is not None:
         ends.add(token_id(tokenizer.eos_token_id))
@@ -58,12 +59,12 @@ def last_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    """Format a conversation with the tokenizer's chat template, which is a program and may come from a stranger.
+    """Format a conversation with the tokenizer's chat template, which is a program and may be untrusted.
 
-    transformers runs it in Jinja's sandbox: no files, no attributes that lead to Python's own, no long ranges.
+    transformers runs it in Jinja's sandbox: without files, access to Python internals and long ranges.
 
-    A content that is null is left out, as transformers itself does: DeepSeek's templates print tool calls only where
-    there is no content, not even an empty one. Templates that fail without a content get an empty one.
+    A null content is omitted, as in transformers: DeepSeek's templates print tool calls only without any content, even
+    an empty one. Templates that fail without a content get an empty one.
 
     Args:
         tokenizer: A tokenizer with a chat template.
@@ -74,14 +75,14 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
         The text.
 
     Raises:
-        ValueError: If the template cannot format it, whatever the reason.
+        ValueError: If the template cannot format the conversation, for any reason.
     """
     conversation: Any = [{name: value for name, value in turn.items() if value is not None} for turn in messages]
     lacks = [place for place, turn in enumerate(conversation) if "content" not in turn]
     try:
         try:
             return str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
-        except Exception:  # a template can raise whatever Python can
+        except Exception:  # a template may raise any exception
             if not lacks:
                 raise
             for place in lacks:
@@ -93,26 +94,29 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
 
 
 def _template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a short conversation; a template that cannot render it is of no use for scoring either."""
+    """Return the ids of a short conversation. A template that cannot render it is useless for scoring too."""
     text = render_chat(tokenizer, _PROBE)
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not ids:
-        raise ValueError("the chat template cannot render the conversation: it makes no token of it")
+        raise ValueError(
+            "the chat template must render a conversation of a user and an assistant turn, but its output has no "
+            "tokens. Correct the template or the tokenizer."
+        )
     return ids
 
 
 def find_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Choose the pad token: never one with which a formatted sequence ends.
+    """Choose a pad token that never ends a formatted sequence.
 
-    Stock sequence classifiers read the reward at the last token that is not the pad token. With pad == eos they
-    would read one token early, and differently on every server, so the tokenizer's own pad token is kept
-    only when it is safe; else a reserved token that the template does not emit is reused; else `<|pad|>` is new.
+    Sequence classifiers of transformers read the reward at the last token that is not the pad token. With pad == eos
+    they would read it one token early, and servers would differ. The tokenizer's own pad token is therefore kept only
+    if it is safe. Otherwise a reserved token that the template does not print is used, or the new token `<|pad|>`.
 
     Args:
-        tokenizer: Any tokenizer; not changed.
+        tokenizer: Any tokenizer; it is not changed.
 
     Returns:
-        The token; `NEW_PAD_TOKEN` may still have to be added to the vocabulary.
+        The token. `NEW_PAD_TOKEN` may not be in the vocabulary yet.
     """
     ends = last_token_ids(tokenizer)
     if tokenizer.pad_token_id is not None and token_id(tokenizer.pad_token_id) not in ends:
@@ -127,7 +131,7 @@ def find_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
         if token.special and place not in emitted
     }
     reserved = [token for place, token in sorted(free.items()) if _RESERVED.search(token) and place not in named]
-    # GPT-style vocabularies end documents with <|endoftext|>; once a chat template uses another end, it is free.
+    # GPT-style vocabularies end documents with <|endoftext|>, which is free if the chat template ends differently.
     documents = [token for token in free.values() if token == "<|endoftext|>"]
     return next(iter([*reserved, *documents]), NEW_PAD_TOKEN)
 
@@ -140,27 +144,27 @@ def prepare_tokenizer(
     chat_template_path: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """Copy a tokenizer and give the copy what a reward model needs: a safe pad token on the right, and no clock.
+    """Return a copy of a tokenizer for a reward model: with a safe pad token, right padding and a fixed date.
 
     Args:
-        tokenizer: Any tokenizer; not changed.
-        pad_token: Use this pad token instead of choosing one.
-        eos_token: Use this end-of-sequence token.
-        chat_template_path: A Jinja file, or a tokenizer (folder or Hub id) whose template to use.
-        trust_remote_code: Whether that tokenizer may bring code.
+        tokenizer: Any tokenizer; it is not changed.
+        pad_token: Pad token; by default one is chosen.
+        eos_token: End-of-sequence token; by default the tokenizer's own.
+        chat_template_path: A Jinja file, or a tokenizer (folder or Hub id) whose template is used.
+        trust_remote_code: Whether to run custom code of this other tokenizer.
 
     Returns:
         The copy.
 
     Raises:
-        ValueError: If the tokenizer has no vocabulary, a token is not in it, the pad token is one that formatted
-            sequences end with, or the date that the chat template prints cannot be fixed.
+        ValueError: If the tokenizer has no vocabulary, a token is not in it, the pad token can end a formatted
+            sequence, or the date in the chat template cannot be fixed.
     """
     if not has_vocabulary(tokenizer):
         where = f" in {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
         raise ValueError(
-            f"The tokenizer has no words, so all texts would have the same token ids: its files are missing{where}. "
-            "Save the model's tokenizer there (`tokenizer.save_pretrained(...)`)."
+            "The tokenizer has no vocabulary, so all texts would have the same token ids: its files are missing"
+            f"{where}. Save the model's tokenizer in the model's folder (`tokenizer.save_pretrained(...)`)."
         )
     result = copy.deepcopy(tokenizer)
     if eos_token is not None:
@@ -176,8 +180,8 @@ def prepare_tokenizer(
         result.add_special_tokens({"pad_token": token})
     if token_id(result.pad_token_id) in last_token_ids(result):
         raise ValueError(
-            f"The pad token {token!r} is also the last token of a formatted sequence, so stock models would read the "
-            "reward one token early. Leave `pad_token` unset to have a safe one chosen."
+            f"The pad token must never end a sequence, but {token!r} does, so transformers' classifiers would read the "
+            f"reward one token early. Leave `{setting('pad_token')}` unset, and a safe token is chosen."
         )
     result.padding_side = "right"
     return result
@@ -186,26 +190,29 @@ def prepare_tokenizer(
 def read_chat_template(
     path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False, *, add_missing: bool = False
 ) -> str:
-    """Read a chat template from a Jinja file or from another tokenizer.
+    """Read a chat template from a Jinja file or from a second tokenizer.
 
     Args:
-        path: A `.jinja` or `.j2` file, or a tokenizer's folder or Hub id.
-        tokenizer: The tokenizer that will use it.
-        trust_remote_code: Whether the other tokenizer may bring code.
-        add_missing: Add to the tokenizer, in place, special tokens that the template emits and that are missing there;
-            the model then needs embeddings for them, which have to be trained.
+        path: A `.jinja` or `.j2` file, or the folder or Hub id of a tokenizer.
+        tokenizer: The tokenizer that will use the template.
+        trust_remote_code: Whether to run custom code of the second tokenizer.
+        add_missing: Add special tokens of the template that `tokenizer` lacks, in place. The model then needs new
+            embeddings, which must be trained.
 
     Returns:
         The template's text.
 
     Raises:
-        ValueError: If the other tokenizer has no template, or its template emits special tokens that are missing here.
+        ValueError: If the second tokenizer has no template, or its template uses special tokens that `tokenizer` lacks.
     """
     if Path(path).is_file():
         return Path(path).read_text(encoding="utf-8")
     other = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if not isinstance(other.chat_template, str):
-        raise ValueError(f"`chat_template_path={path!r}` is a tokenizer without a chat template. Give one that has it.")
+        raise ValueError(
+            f"`{setting('chat_template_path')}` must be a template file or a tokenizer with a chat template, but "
+            f"{path} is a tokenizer without one. Name a different one."
+        )
     known = tokenizer.get_vocab()
     missing = [
         token
@@ -214,17 +221,17 @@ def read_chat_template(
     ]
     names = [token.content for token in missing]
     if missing and add_missing:
-        tokenizer.add_tokens(missing)  # pyright: ignore[reportArgumentType] - as special as they are there
+        tokenizer.add_tokens(missing)  # pyright: ignore[reportArgumentType] - keeps their flag `special`
         logger.warning(
-            "The chat template of %r uses tokens that the tokenizer lacked: %s. They were added, and their embeddings "
-            "start random.",
+            "The chat template of %r uses tokens that the tokenizer lacked: %s. They were added with random "
+            "embeddings, which training must learn.",
             path,
             ", ".join(names),
         )
     elif missing:
         raise ValueError(
             f"The chat template of {path!r} uses tokens that this tokenizer lacks: {', '.join(names)}. Add them to "
-            "the tokenizer and resize the model's embeddings first, or use a template made for this model."
+            "the tokenizer and resize the model's embeddings, or use a template that was made for this model."
         )
     return other.chat_template
 
@@ -233,31 +240,31 @@ def _require_in_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str, token:
     if token not in tokenizer.get_vocab():
         raise ValueError(
             f"`{name}={token!r}` is not in the vocabulary of {type(tokenizer).__name__}. "
-            "Use one of its tokens, or add it and resize the model's embeddings first."
+            "Use a token of the vocabulary, or add this one and resize the model's embeddings."
         )
 
 
 def require_same_template(name: str, tokenizer: PreTrainedTokenizerBase, chat_template_path: str | None) -> None:
-    """Refuse to train an SFT model under a chat template other than the one it was tuned with.
+    """Require that training uses the chat template with which the SFT model was tuned.
 
     Args:
-        name: The SFT model, whose folder holds its tokenizer.
-        tokenizer: The tokenizer about to be used.
-        chat_template_path: The template that the settings ask for, if any.
+        name: The SFT model, whose folder has its tokenizer.
+        tokenizer: The tokenizer for training.
+        chat_template_path: The template from the settings, if any.
 
     Raises:
-        ValueError: If the model came without a template, or another one is about to be used.
+        ValueError: If the model has no template, or training would use a different one.
     """
     own = AutoTokenizer.from_pretrained(name).chat_template
     if own is None:
         raise ValueError(
-            f"{name} came without a chat template, so it cannot be checked that training uses the one of its SFT. "
-            "Save the SFT tokenizer with its template into that folder, or set `require_chat_template: false`."
+            f"{name} has no chat template to compare with the template for training. Save the SFT tokenizer with its "
+            f"template in this folder, or set `{setting('require_chat_template', False)}`."
         )
     used = read_chat_template(chat_template_path, tokenizer) if chat_template_path else tokenizer.chat_template
     if used != own:
         raise ValueError(
-            f"The chat template in use is not the one that {name} was tuned with, so the model would see turns it "
-            "never "
-            "learned. Remove `chat_template_path`, or set `require_chat_template: false` if the change is intended."
+            f"The chat template for training differs from the template of {name}, so the model would see an unfamiliar "
+            f"format. Remove `{setting('chat_template_path')}`, or set `{setting('require_chat_template', False)}` if "
+            "the change is intended."
         )

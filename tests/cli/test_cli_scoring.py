@@ -63,7 +63,7 @@ def test_without_out_people_get_a_table_and_machines_lines(call: Any, model: Pat
     code, out, err = call("score", "--model", model, "--data", data)
     assert code == 3
     assert "It depends [bold]a lot[/bold]." in out
-    assert "rows.jsonl, line 4: it is not valid JSON" in err
+    assert "rows.jsonl, line 4: the row is not valid JSON" in err
     assert "rows.jsonl, line 5: the response is empty" in err
     assert "3 of 5 rows scored" in err
     code, out, _ = call("score", "--model", model, "--data", data, "--json", "--allow-empty")

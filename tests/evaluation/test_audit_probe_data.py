@@ -96,8 +96,8 @@ def test_our_own_format(tmp_path):
     ("text", "message"),
     [
         ("", "has no rows"),
-        ("{", "line 1: it is not valid JSON"),
-        ("[1]\n", "line 1: it is not a JSON object but a list"),
+        ("{", "line 1: the row is not valid JSON"),
+        ("[1]\n", "line 1: the row must be a JSON object, but is a list"),
         ('{"prompt": "x", "chosen": "y"}\n', r"has the fields \['chosen', 'prompt'\].*Known formats: TruthfulQA"),
         ('{"question": "x", "correct": "y", "incorrect": ""}\n', "line 1: `incorrect` must be text, but is ''"),
         ('{"Question": "x", "Best Answer": "y", "Incorrect Answers": "y; "}\n', "no answer other than the best one"),

@@ -367,7 +367,7 @@ def test_the_rows_are_not_changed():
 @pytest.mark.parametrize(
     ("data", "options", "error"),
     [
-        ([], {}, "holds no rows"),
+        ([], {}, "must have at least one row"),
         ([{"text": "a"}], {}, "fit no layout"),
         (clean(3), {"layout": "chat"}, "`layout` must be auto, pairs"),
         (clean(3), {"columns": {"prompt": "question"}}, "`columns` names 'question'"),

@@ -90,7 +90,7 @@ def test_the_seed_draws_which_rows_go():
 
 
 def test_differences_that_are_no_numbers_are_refused():
-    with pytest.raises(ValueError, match="finite, but 1 are not"):
+    with pytest.raises(ValueError, match="finite, but 1 are NaN"):
         balanced_rows(np.array([1.0, np.nan]))
 
 
@@ -170,10 +170,10 @@ def test_rows_that_were_prepared_before_are_balanced_too(chat_tokenizer):
 
 
 def test_nothing_left_and_streams_are_errors(chat_tokenizer):
-    with pytest.raises(ValueError, match=r"no row of 2 can be used.*both directions.*without `balance_lengths`"):
+    with pytest.raises(ValueError, match=r"none of 2 rows can be used.*both directions.*[Ww]ithout `balance_lengths`"):
         prepare_preferences(pairs(4, 9), chat_tokenizer, BALANCED)
     stream = Dataset.from_list(pairs(4, -4)).to_iterable_dataset()
-    with pytest.raises(ValueError, match=r"`balance_lengths` needs all rows at once.*stream.*without streaming"):
+    with pytest.raises(ValueError, match=r"`balance_lengths=True` requires all rows.*stream.*without streaming"):
         prepare_preferences(stream, chat_tokenizer, BALANCED)
     with pytest.raises(ValueError, match="'mine' is a stream"):
         mark_surplus(stream, seed=0, name="mine")

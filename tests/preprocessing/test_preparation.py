@@ -105,7 +105,9 @@ def test_a_bad_row_met_by_a_worker_process_is_named_too(mishaps, text_tokenizer)
 
 def test_the_error_policy_names_the_row_that_is_too_long(mishaps, text_tokenizer):
     rule = PreparationRule(format=FormatRule(max_length=24, over_length="error"))
-    with pytest.raises(PreferenceFormatError, match=r"Row 1: the longest sequence has \d+ tokens, above max_length=24"):
+    with pytest.raises(
+        PreferenceFormatError, match=r"Row 1: the longest sequence has \d+ tokens, above `max_length=24`"
+    ):
         prepare_preferences([mishaps[0], mishaps[2]], text_tokenizer, rule)
 
 
@@ -189,7 +191,7 @@ def test_a_loss_of_strict_orders_drops_rows_with_ties_but_not_ties_of_equal_resp
 
 
 def test_data_of_ties_alone_is_refused_with_the_reason(text_tokenizer):
-    with pytest.raises(ValueError, match=r"votes: no row of 1 can be used \(1 tied\)"):
+    with pytest.raises(ValueError, match=r"votes: none of 1 rows can be used \(1 tied\)"):
         prepare_preferences(VOTES[1:2], text_tokenizer, name="votes")
 
 
@@ -227,7 +229,7 @@ def test_a_row_s_own_source_column_wins_over_the_name_of_the_data(text_pairs, te
 
 def test_a_mixture_of_a_stream_and_a_table_is_refused(text_pairs, text_tokenizer):
     data = Dataset.from_list(text_pairs)
-    with pytest.raises(ValueError, match="either streamed or not"):
+    with pytest.raises(ValueError, match="must all be streams or all be datasets"):
         prepare_preferences([data, data.to_iterable_dataset()], text_tokenizer, NO_LIMIT)
 
 
@@ -272,14 +274,14 @@ def test_a_stream_stays_one_and_gives_the_same_rows(mishaps, text_tokenizer, nam
     ids=["list", "bare dataset", "dataset", "stream"],
 )
 def test_data_without_rows_is_refused(text_tokenizer, data):
-    with pytest.raises(ValueError, match="holds no rows"):
+    with pytest.raises(ValueError, match="must have at least one row"):
         prepare_preferences(data, text_tokenizer)
 
 
 def test_a_limit_below_every_response_is_refused_with_the_cure(text_pairs, text_tokenizer):
     rule = PreparationRule(format=FormatRule(max_length=3))
     said = (
-        r"16 too long\). `max_length=3` is below the length of the responses: 99% of the rows fit whole with "
+        r"16 too long\). `max_length=3` is shorter than the responses. To keep 99% of the rows uncut, set "
         r"`max_length=50`"
     )
     with pytest.raises(ValueError, match=said):
@@ -289,7 +291,7 @@ def test_a_limit_below_every_response_is_refused_with_the_cure(text_pairs, text_
 @pytest.mark.parametrize("policy", ["drop", "truncate_prompt"])
 def test_the_length_that_keeps_99_percent_is_the_smallest_that_does(text_tokenizer, policy, caplog):
     rows = [{"prompt": "Why? ", "chosen": "x" * number, "rejected": "no"} for number in range(1, 301)]
-    with pytest.raises(ValueError, match="no row of 300 can be used"), caplog.at_level(logging.INFO, "hf_reward"):
+    with pytest.raises(ValueError, match="none of 300 rows can be used"), caplog.at_level(logging.INFO, "hf_reward"):
         prepare_preferences(rows, text_tokenizer, PreparationRule(format=FormatRule(max_length=2, over_length=policy)))
     assert "nan" not in caplog.text
     assert "No strict pair is left." in caplog.text
@@ -298,7 +300,7 @@ def test_the_length_that_keeps_99_percent_is_the_smallest_that_does(text_tokeniz
     summary = prepare_preferences(rows, text_tokenizer, rule)[1]
     enough = summary.length_for_99_percent
     assert enough is not None
-    assert f"99% of the rows fit whole with `max_length={enough}`" in str(summary)
+    assert f"`max_length={enough}` would keep 99% of the rows uncut" in str(summary)
     for change, kept in ((0, True), (-1, False)):
         rule = PreparationRule(format=FormatRule(max_length=enough + change, over_length="drop"))
         assert (prepare_preferences(rows, text_tokenizer, rule)[1].kept >= 0.99 * 300) is kept

@@ -98,7 +98,7 @@ def test_text_rows_that_begin_with_bos_have_one_in_training_and_scoring(caplog):
         assert all(ids[0] == tokenizer.bos_token_id for ids in row)
     assert (summary.remarks, summary.remark_rows) == ({DOUBLED_BOS: 2}, {DOUBLED_BOS: [0, 2]})
     assert [record.message for record in caplog.records if "BOS" in record.message] == [
-        "Of 3 rows of data, 2 write the BOS token out where it is added anyway; it is read once (rows 0, 2)."
+        "Of 3 rows of data, 2 contain the BOS token that the tokenizer also adds; only one is kept (rows 0, 2)."
     ]
     encoder = ResponseEncoder(tokenizer=tokenizer, rule=UNLIMITED, rows=TEXT)
     caplog.clear()
@@ -166,7 +166,7 @@ def test_lost_text_and_blank_prompts_are_counted_with_their_rows(caplog):
     with caplog.at_level(logging.WARNING):
         _, summary = prepare_preferences(rows, tokenizer)
     assert summary.remark_rows == {"lost_text": [1], "blank_prompt": [2], "repeated_prompt": [3]}
-    assert "1 have a blank prompt, which is read as none (row 2)" in str(summary)
+    assert "1 have a blank prompt, which counts as no prompt (row 2)" in str(summary)
     assert "1 hold text that the chat template leaves out" in caplog.text
     report = check_data(rows, tokenizer=tokenizer)
     assert report.data.remark_rows == {"blank_prompt": [2], "repeated_prompt": [3]}
@@ -192,7 +192,7 @@ def test_of_many_rows_the_first_are_named():
         tally.add(row, [LOST_TEXT])
     tally.add_places(lambda row: f"row {row}")
     (clause,) = remark_clauses(tally.counts, tally.places)
-    assert clause.startswith("2,000 hold text")
+    assert clause.startswith("2,000 have text")
     assert clause.endswith("(rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)")
 
 
@@ -209,7 +209,7 @@ def test_one_text_that_begins_with_its_prompt_is_not_scored(text_tokenizer):
         read_request("Why so, then?", "Why so, then? So."),
         request_from_messages([user("Why so, then?"), assistant("Why so, then? So.")]),
     ])  # fmt: skip
-    assert "begins with its whole prompt" in whole.problem
+    assert "starts with its complete prompt" in whole.problem
     assert text_tokenizer.decode(quoted.input_ids) == "Why so, then?Why so, then? So.<|endoftext|>"
 
 

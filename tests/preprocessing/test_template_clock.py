@@ -155,7 +155,7 @@ def test_a_model_of_another_library_gets_a_fixed_date_and_a_warning(
         set_day(day)
         caplog.clear()
         rewards += RewardScorer.from_pretrained(folder).score(["Hello"], ["Good day."]).tolist()
-        assert any("It now prints 26 July 2024 always" in message for message in caplog.messages)
+        assert any("the template now always prints 26 July 2024" in message for message in caplog.messages)
     assert len(set(rewards)) == 1
     tokenizer = AutoTokenizer.from_pretrained(folder)
     given = RewardScorer(reward_model(folder), tokenizer)

@@ -99,4 +99,4 @@ def test_pieces_that_give_other_ids_are_noticed_and_not_used(monkeypatch, caplog
     whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     monkeypatch.setattr("hf_reward.preprocessing.text_encoding._ids_of_pieces", lambda pieces, _: [[0] for _ in pieces])
     assert encode_texts(texts, tokenizer, add_special_tokens=False) == whole
-    assert "tokenised whole" in caplog.text
+    assert "tokenised in one piece" in caplog.text

@@ -178,7 +178,7 @@ def test_what_cannot_be_cut_is_refused_by_its_characters(form):
     ]
     found = encoder.encode(requests)
     assert [each.is_too_large for each in found] == [True, True, False, True]
-    assert f"the response has {limit + 1:,} characters, and no more than {limit:,}" in found[0].problem
+    assert f"the response has {limit + 1:,} characters, above the limit of {limit:,}" in found[0].problem
     assert "the template option has" in found[3].problem
     strict = ResponseEncoder(tokenizer=encoder.tokenizer, rule=FormatRule(max_length=24, over_length="drop"), rows=TEXT)
     (found,) = strict.encode([ScoreRequest(prompt="a" * (limit + 1), response="b")])
@@ -189,10 +189,10 @@ def test_a_prompt_that_cannot_be_shortened_with_certainty_is_tokenised_whole_or_
     encoder = ENCODERS["byte-level BPE", "text"]
     prompt = "x" * 3000  # one word
     _require_equal(encoder, ScoreRequest(prompt=prompt, response="b"), monkeypatch)
-    monkeypatch.setattr(text_limits, "_WHOLE", 2000)
+    monkeypatch.setattr(text_limits, "_FULL_PROMPT", 2000)
     (found,) = encoder.encode([ScoreRequest(prompt=prompt, response="b")])
     assert found.is_too_large
-    assert "the prompt has 3,000 characters, and no more than 2,000" in found.problem
+    assert "the prompt has 3,000 characters, above the limit of 2,000" in found.problem
 
 
 def test_a_tokenizer_whose_words_cross_spaces_is_not_cut():

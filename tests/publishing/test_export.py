@@ -242,7 +242,7 @@ def test_a_folder_that_holds_something_is_replaced_only_when_asked(source, tmp_p
     with pytest.raises(FileExistsError, match="is a file"):
         export_reward_model(source, tmp_path / "file")
     for folder in (old, tmp_path / "mine"):
-        with pytest.raises(FileExistsError, match=r"is not empty.*--overwrite"):
+        with pytest.raises(FileExistsError, match=r"is not empty.*overwrite=True"):
             export_reward_model(source, folder)
     with pytest.raises(FileExistsError, match="Only a model folder can be overwritten"):
         export_reward_model(source, tmp_path / "mine", overwrite=True)

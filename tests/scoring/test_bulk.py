@@ -253,7 +253,7 @@ def test_rows_without_a_reward_are_rejected_and_counted_by_reason(tmp_path):
         "not scored: too long": 1,
         "unusable `responses`": 1,
         "unusable columns": 2,
-        "unreadable: it is not valid JSON": 1,
+        "unreadable: the row is not valid JSON": 1,
     }
     assert report.quarantine == str(tmp_path / "out.quarantine.jsonl")
     rejected = {row["row"]: row for row in read_jsonl(tmp_path / "out.quarantine.jsonl")}

@@ -48,7 +48,7 @@ def test_every_endpoint_returns_413_for_a_text_that_cannot_fit(scorer, limit):
             ),
         ):
             error = error_of(await client.post(path, json=body), 413, "too_large")
-            assert f"no more than {limit:,} are tokenised" in error["message"]
+            assert f"above the limit of {limit:,}" in error["message"]
             assert len(error["rows"]) == 1
 
     asked(scorer, test)

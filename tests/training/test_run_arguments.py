@@ -134,7 +134,10 @@ def test_unknown_option_is_refused_once_with_the_nearest_setting(capsys):
     [
         ("utf-16", r"run\.yaml: the file must be UTF-8, but is UTF-16\. .*iconv -f UTF-16 -t UTF-8"),
         ("utf-16-le", r"must be UTF-8, but is UTF-16LE"),
-        ("latin-1", r"run\.yaml, line 2: must be UTF-8, but byte 10 of the file is 0xE9 .*iconv -f WINDOWS-1252"),
+        (
+            "latin-1",
+            r"run\.yaml, line 2: the file must be UTF-8, but byte 10 of the file is 0xE9 .*iconv -f WINDOWS-1252",
+        ),
     ],
 )
 def test_a_file_in_another_encoding_is_named_with_byte_and_remedy(encoding, message, tmp_path):

@@ -210,13 +210,13 @@ def test_moving_predictions_to_the_cpu_during_evaluation_changes_nothing(scorer,
 
 def test_empty_evaluation_data_is_refused_raw_and_prepared(scorer):
     trainer = scorer(of_lengths(8), of_lengths(6))
-    with pytest.raises(ValueError, match=r"(holds|has) no rows"):
+    with pytest.raises(ValueError, match="must have at least one row"):
         scorer(of_lengths(8), [])
-    with pytest.raises(ValueError, match=r"(holds|has) no rows"):
+    with pytest.raises(ValueError, match="must have at least one row"):
         trainer.evaluate(Dataset.from_list([]))
-    with pytest.raises(ValueError, match=r"(holds|has) no rows"):
+    with pytest.raises(ValueError, match="must have at least one row"):
         trainer.evaluate(trainer.eval_dataset.select([]))
-    with pytest.raises(ValueError, match="eval: no row of 0 can be used"):
+    with pytest.raises(ValueError, match="eval: none of 0 rows can be used"):
         scorer(of_lengths(8), trainer.eval_dataset.select([]))
 
 

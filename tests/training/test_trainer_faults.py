@@ -117,11 +117,11 @@ def test_neither_model_nor_model_init_is_refused(chat_pairs, chat_tokenizer, tmp
 def test_data_without_remaining_rows_is_refused_with_the_reasons(make_model_folder, text_pairs, tmp_path):
     folder = make_model_folder("llama")
     ties = [{**row, "rejected": row["chosen"]} for row in text_pairs]
-    with pytest.raises(ValueError, match="train: no row of 16 can be used"):
+    with pytest.raises(ValueError, match="train: none of 16 rows can be used"):
         make_trainer(folder, ties, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"eval: no row of 16 can be used .*`max_length=4`"):
+    with pytest.raises(ValueError, match=r"eval: none of 16 rows can be used .*`max_length=4`"):
         make_trainer(folder, None, tmp_path / "run", evaluation=text_pairs, max_length=4)
-    with pytest.raises(ValueError, match=r"(holds|has) no rows"):
+    with pytest.raises(ValueError, match="must have at least one row"):
         make_trainer(folder, Dataset.from_list([]), tmp_path / "run")
 
 

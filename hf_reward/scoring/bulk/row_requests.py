@@ -77,7 +77,7 @@ def _read(row: dict[str, Any], settings: BulkSettings) -> tuple[list[ScoreReques
     is_list = named.get("messages") is None and named.get("prompt") is not None and named.get("responses") is not None
     if settings.rank and not is_list:
         raise LayoutError(
-            "To be ranked, a row needs `prompt` and `responses` (a list). If yours has a different name, map it with "
+            "Ranking needs the columns `prompt` and `responses` (a list). If yours has a different name, map it with "
             f"{column_example('responses')}."
         )
     return requests, is_list

@@ -118,7 +118,7 @@ def test_a_bare_install_trains_saves_and_scores(bare):
     assert isinstance(bare["reward"], float)
 
 
-def test_a_bare_install_draws_no_curves_and_says_so_once(bare):
+def test_a_bare_install_draws_no_curves_and_logs_this_once(bare):
     assert "training_curves.png" not in bare["files"]
     (line,) = [line for line in bare["lines"] if "curves" in line]
     assert line.startswith("No training curves are drawn. The package matplotlib is not installed;")

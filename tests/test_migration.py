@@ -44,7 +44,7 @@ def test_under_fsdp_the_frozen_copy_of_the_head_stays_a_parameter(make_model_fol
     assert any("original_module" in name for name, _ in model.named_buffers())
 
 
-def test_an_adapter_of_the_callers_own_gets_its_head_trained_and_saved(
+def test_the_head_of_a_callers_adapter_is_trained_and_saved(
     make_model_folder, tmp_path, chat_pairs, chat_tokenizer, caplog
 ):
     folder = make_model_folder("qwen2")
@@ -112,7 +112,9 @@ def test_the_head_without_its_adapter_is_the_one_from_before(make_model_folder, 
 # --- models that are none --------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_reward_model_is_called_by_its_name(make_model_folder, tmp_path, chat_pairs, chat_tokenizer):
+def test_a_model_that_is_not_a_reward_model_is_refused_with_its_name(
+    make_model_folder, tmp_path, chat_pairs, chat_tokenizer
+):
     folder = make_model_folder("llama")
     language_model = AutoModelForCausalLM.from_pretrained(folder)
     for model in (language_model, get_peft_model(language_model, LoraConfig())):
@@ -204,7 +206,7 @@ def test_evaluation_at_the_end_of_an_epoch_shares_its_entry(make_model_folder, t
 # --- templates -------------------------------------------------------------------------------------------------------
 
 
-def test_a_template_of_another_tokenizer_brings_its_tokens(
+def test_the_tokens_of_a_second_tokenizers_template_are_added(
     make_model_folder, tmp_path, chat_pairs, chat_tokenizer, text_tokenizer, caplog
 ):
     chat_tokenizer.save_pretrained(tmp_path / "other")

@@ -106,7 +106,7 @@ def test_classes_pickled_under_their_old_paths_are_read():
 
 
 @pytest.mark.parametrize("name", ["model", "adapter"])
-def test_a_saved_model_gives_the_rewards_it_gave(written, name):
+def test_a_saved_model_gives_the_same_rewards(written, name):
     rows = [json.loads(line) for line in Path("texts.jsonl").read_text().splitlines()]
     scorer = RewardScorer(name, device="cpu")
     rewards = scorer.score([row["prompt"] for row in rows], [row["response"] for row in rows])

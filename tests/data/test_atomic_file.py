@@ -24,7 +24,7 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
 
 
 @pytest.mark.parametrize("writer", [replacing, atomic_writer])
-def test_a_failure_leaves_the_earlier_file_and_nothing_else(writer, tmp_path):
+def test_a_failure_keeps_only_the_earlier_file(writer, tmp_path):
     path = tmp_path / "a.json"
     path.write_text("one")
 
@@ -39,7 +39,7 @@ def test_a_failure_leaves_the_earlier_file_and_nothing_else(writer, tmp_path):
     assert names(tmp_path) == ["a.json"]
 
 
-def test_a_durable_file_knows_its_hash_and_size(tmp_path):
+def test_an_atomic_writer_reports_hash_and_size(tmp_path):
     with atomic_writer(tmp_path / "a.bin") as file:
         assert (file.write(b"abc"), file.write(b"de"), file.tell()) == (3, 2, 5)
         assert (file.readable(), file.writable(), file.seekable(), file.closed) == (False, True, False, False)
@@ -49,7 +49,7 @@ def test_a_durable_file_knows_its_hash_and_size(tmp_path):
 
 
 @pytest.mark.parametrize("keep_empty", [True, False])
-def test_an_empty_file_appears_only_if_asked_for(keep_empty, tmp_path):
+def test_an_empty_file_is_written_only_with_keep_empty(keep_empty, tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"earlier")
     with atomic_writer(path, keep_empty=keep_empty):
@@ -76,7 +76,7 @@ def test_a_file_is_created_once(links, tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.json"]
 
 
-def test_what_killed_writers_left_is_removed_by_name(tmp_path):
+def test_temporary_files_of_killed_writers_are_removed_by_name(tmp_path):
     for name in (".a.json.0123abcd.tmp", ".b.json.0123abcd.tmp", ".a.json.tmp", "a.json"):
         (tmp_path / name).touch()
     remove_temporaries(tmp_path, {"a.json"})

@@ -61,7 +61,7 @@ def test_the_longer_response_is_preferred_about_half_the_time(train: list, held_
         assert 0.45 <= length_rule(part).accuracy <= 0.55
 
 
-def test_a_bag_of_words_cannot_tell_the_sides_apart(train: list, held_out: list) -> None:
+def test_a_bag_of_words_cannot_distinguish_the_sides(train: list, held_out: list) -> None:
     assert tfidf_bradley_terry(train, held_out).accuracy <= 0.65
 
 

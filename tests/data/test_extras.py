@@ -19,7 +19,7 @@ def test_an_absent_package_names_its_extra(module):
         require(module, "audit")
 
 
-def test_what_is_left_out_without_a_package_is_logged_once(caplog):
+def test_a_feature_skipped_without_a_package_is_logged_once(caplog):
     for _ in range(2):
         assert optional("absent_package", "data", "No baseline is fitted.") is None
     (line,) = caplog.messages

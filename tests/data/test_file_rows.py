@@ -113,7 +113,7 @@ def test_half_a_character_in_rows_at_hand_is_one_bad_row(text_tokenizer):
             read_request(prompt, response)
 
 
-def test_whole_pairs_of_escapes_are_text(tmp_path):
+def test_escaped_surrogate_pairs_are_text(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({**GOOD[0], "chosen": "\N{GRINNING FACE}"}) + "\n", encoding="utf-8")
     assert "\\ud83d\\ude00" in path.read_text(encoding="utf-8")
@@ -156,7 +156,7 @@ def test_ranked_and_judged_rows_of_a_csv_file_are_those_of_jsonl(tmp_path):
     assert report.votes.votes == 5
 
 
-def test_every_command_reads_the_same_texts_from_a_csv_file(tmp_path, text_tokenizer):
+def test_every_command_loads_the_same_texts_from_a_csv_file(tmp_path, text_tokenizer):
     header = ["prompt", "chosen", "rejected", "response"]
     cells = [[f"{text} ", text, f"not {text}", text] for text in LOOKS]
     path = write_csv(tmp_path / "rows.csv", header, *cells)
@@ -253,7 +253,7 @@ def bad_jsonl(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("make", "line"), [(bad_csv, 6), (bad_jsonl, 4)])
-def test_every_reader_names_the_line_that_an_editor_shows(make, line, tmp_path, text_tokenizer):
+def test_every_reader_reports_the_line_number_of_an_editor(make, line, tmp_path, text_tokenizer):
     path = make(tmp_path)
     said = rf"{path.name}, line {line}: `chosen` is empty"
     with pytest.raises(PreferenceFormatError, match=said):
@@ -294,7 +294,7 @@ def test_remarks_name_lines_too(streaming, tmp_path, text_tokenizer):
     assert sum(note.endswith(said) for note in shown) == 1
 
 
-def test_a_place_that_the_content_does_not_tell_is_not_guessed(tmp_path, text_tokenizer):
+def test_an_ambiguous_location_is_not_guessed(tmp_path, text_tokenizer):
     """Of equal rows, any part of the file could be meant; of another file's rows, none."""
     path = tmp_path / "rows.jsonl"
     row = {"prompt": "a", "chosen": "", "rejected": "n"}
@@ -316,7 +316,7 @@ def test_rows_without_lines_are_numbered_from_0(tmp_path, text_tokenizer):
         assert check_data(data).data.places == {1: "row 1"}
 
 
-def test_a_row_of_the_second_file_is_named_by_its_own_file(tmp_path, text_tokenizer):
+def test_a_row_of_the_second_file_is_reported_with_its_file(tmp_path, text_tokenizer):
     (tmp_path / "in").mkdir()
     for name, rows in (("train-0", GOOD), ("train-1", [*GOOD[:2], {**GOOD[2], "rejected": " "}])):
         path = tmp_path / "in" / f"{name}.jsonl"

@@ -26,13 +26,13 @@ VOTES = {"prompt": "a", "response_a": "b", "response_b": "c"}
 
 @pytest.mark.parametrize("value", [HUGE, 10**6000], ids=["too large for a float", "too long to be written"])
 @pytest.mark.parametrize(("row", "name"), [(PAIR, "margin"), (PAIR, "weight"), (VOTES, "winner"), (VOTES, "score")])
-def test_numbers_beyond_floats_are_no_numbers(row, name, value):
+def test_numbers_beyond_floats_are_refused(row, name, value):
     with pytest.raises(PreferenceFormatError, match=f"`{name}` must be a finite number") as error:
         to_preference_row({**row, name: value})
     assert len(str(error.value)) < 300
 
 
-def test_columns_that_are_no_text_are_named():
+def test_column_names_that_are_not_text_are_reported():
     with pytest.raises(PreferenceFormatError, match=r"Found: 7, x\."):
         detect_layout({"x": 1, 7: 2})  # type: ignore[arg-type]
     with pytest.raises(PreferenceFormatError, match=r"`rejected` is missing. Columns found: chosen, 7\."):
@@ -47,7 +47,7 @@ def test_a_value_in_a_settings_file_is_never_a_setting(tmp_path):
 
 
 @pytest.mark.parametrize("content", [{"format": 7}, {"format": {"max_length": "x", "over_length": "no"}}, {"loss": []}])
-def test_a_record_with_parts_of_another_kind_is_refused(make_model_folder, tmp_path, content):
+def test_a_record_with_fields_of_a_wrong_type_is_refused(make_model_folder, tmp_path, content):
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
     path = Path(folder) / "reward_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | content))
@@ -59,7 +59,7 @@ def test_a_record_with_parts_of_another_kind_is_refused(make_model_folder, tmp_p
     ("content", "said"),
     [(b"\xff\n", "no text in UTF-8"), (b'{"id": "0", "rewards": [1%s, 2]}\n' % (b"0" * 400), "finite")],
 )
-def test_scores_that_are_no_text_or_too_large(tmp_path, content, said):
+def test_scores_that_are_not_text_or_too_large(tmp_path, content, said):
     path = tmp_path / "scores.jsonl"
     path.write_bytes(content)
     rows = [Comparison(id="0", prompt="a", responses=["b", "c"], ranks=[0, 1], cluster="a")]

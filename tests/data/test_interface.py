@@ -51,7 +51,7 @@ def test_a_command_answers_in_options(tmp_path):
 
 
 @pytest.mark.parametrize("columns", [None, NAMES])
-def test_a_null_prompt_is_said_to_be_null_though_its_column_is_named(columns):
+def test_a_null_prompt_in_a_mapped_column_is_reported_as_null(columns):
     named = columns or {name: name for name in NAMES}
     row = {named["prompt"]: None, named["response_a"]: "x", named["response_b"]: "y", "winner": "a"}
     with pytest.raises(PreferenceFormatError, match="`prompt` must be text or messages, but is null") as caught:
@@ -68,7 +68,7 @@ def test_a_null_prompt_is_said_to_be_null_though_its_column_is_named(columns):
         ({"prompt": "x", "responses": None}, "responses"),
     ],
 )
-def test_a_null_in_a_row_to_be_scored_is_no_missing_column(row, field):
+def test_a_null_in_a_row_to_score_is_not_a_missing_column(row, field):
     with pytest.raises(PreferenceFormatError, match=f"`{field}` must be") as caught:
         requests_of_row(row)
     assert caught.value.field == field

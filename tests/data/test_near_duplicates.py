@@ -109,7 +109,7 @@ def test_clusters_of_small_texts_equal_those_of_comparing_all(texts: list[str]):
     assert clusters(texts)[1] == brute_force(texts)
 
 
-def test_no_text_gives_no_cluster():
+def test_an_empty_pool_has_no_clusters():
     assert clusters([]) == ([], [])
 
 
@@ -137,7 +137,7 @@ def test_joined_partitions_are_the_finest_that_keep_every_label_together(drawn):
     assert canonical(found) == canonical(expected)
 
 
-def test_a_thing_may_have_several_labels_or_none():
+def test_an_item_may_have_several_labels_or_none():
     """Texts of rows: 0 and 2 share label 7, 2 and 3 share label 9, and 1 has no text."""
     found = joined(4, (np.array([0, 2, 2, 3]), np.array([7, 7, 9, 9])))
     assert canonical(found) == [0, 1, 0, 0]

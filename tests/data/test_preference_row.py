@@ -33,7 +33,7 @@ def test_the_error_survives_the_way_out_of_a_worker_process():
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_one_prompt_share_a_group_whatever_their_responses_and_layout():
+def test_rows_of_one_prompt_share_a_group_for_all_responses_and_layouts():
     groups = {
         to_preference_row(row).group
         for row in (
@@ -63,7 +63,7 @@ def test_the_group_of_messages_does_not_depend_on_the_order_of_their_keys():
     assert to_preference_row(turned).group == to_preference_row(CHAT).group
 
 
-def test_texts_without_a_prompt_share_the_group_of_what_they_have_in_common():
+def test_texts_without_a_prompt_are_grouped_by_their_common_start():
     first = to_preference_row({"chosen": "Q: why?\nA: because", "rejected": "Q: why?\nA: no"})
     again = to_preference_row({"chosen": "Q: why?\nA: but", "rejected": "Q: why?\nA: cause"})
     other = to_preference_row({"chosen": "Q: how?\nA: because", "rejected": "Q: how?\nA: no"})
@@ -83,7 +83,7 @@ def test_texts_without_a_prompt_share_the_group_of_what_they_have_in_common():
     ],
     ids=["text", "line break only", "token ids", "messages"],
 )  # fmt: skip
-def test_rows_whose_sides_share_nothing_are_prompts_of_their_own(first: dict[str, Any], second: dict[str, Any]):
+def test_rows_without_a_common_start_are_separate_groups(first: dict[str, Any], second: dict[str, Any]):
     assert to_preference_row(first).group != to_preference_row(second).group
     assert to_preference_row(first).group == to_preference_row(first).group
 
@@ -99,7 +99,7 @@ def test_the_group_is_the_same_in_every_process_and_version():
     assert prompt_group(to_preference_row(PAIR)) == "499f097cf704535e"
 
 
-def test_white_space_tells_no_prompts_apart():
+def test_prompts_that_differ_in_white_space_are_equal():
     spaced = " Why?\n"
     assert prompt_hash(spaced) == prompt_hash("Why?") == prompt_group(to_preference_row(PAIR))
     assert to_preference_row({**PAIR, "prompt": spaced}).group == to_preference_row(PAIR).group

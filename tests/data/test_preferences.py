@@ -33,7 +33,7 @@ def test_a_text_pair_keeps_its_texts():
     assert not row.prompts_differed
 
 
-def test_a_text_pair_without_a_prompt_is_two_whole_texts():
+def test_a_text_pair_without_a_prompt_keeps_both_texts():
     assert shape(to_preference_row({"chosen": "Q: x A: y", "rejected": "Q: x A: z"})) == (
         "",
         ["Q: x A: y", "Q: x A: z"],
@@ -78,7 +78,7 @@ def test_fields_of_messages_that_arrow_filled_with_none_are_left_out():
     assert to_preference_row(raw).prompt == [user("Why?")]
 
 
-def test_sides_whose_prompts_differ_keep_the_turns_they_share_and_say_so():
+def test_sides_with_different_prompts_keep_their_common_turns_and_are_marked():
     raw = {
         "chosen": [user("Hi"), assistant("Hello."), user("Why?"), assistant("Because.")],
         "rejected": [user("Hi"), assistant("Go away."), user("Why?"), assistant("No.")],
@@ -89,7 +89,7 @@ def test_sides_whose_prompts_differ_keep_the_turns_they_share_and_say_so():
     assert row.prompts_differed
 
 
-def test_sides_of_different_length_leave_each_a_response():
+def test_sides_of_different_length_keep_one_response_each():
     """All turns of the shorter side are shared: its last turn must stay its response."""
     shorter = [user("Hi"), assistant("Hello.")]
     raw = {"chosen": [*shorter, user("So?"), assistant("Yes.")], "rejected": shorter}
@@ -99,7 +99,7 @@ def test_sides_of_different_length_leave_each_a_response():
     assert row.prompts_differed
 
 
-def test_an_hh_transcript_is_a_conversation_only_when_asked_for():
+def test_an_hh_transcript_is_parsed_only_with_the_layout_hh():
     row = to_preference_row(HH, layout="hh")
     assert shape(row) == (
         [user("Hi"), assistant("Hello."), user("Why?")],
@@ -179,7 +179,7 @@ def test_a_preference_pair_is_a_row():
     assert row.meta == {}
 
 
-def test_columns_give_our_names_to_theirs_and_may_swap_sides():
+def test_columns_map_fields_to_columns_and_may_swap_sides():
     theirs = {"question": "Why?", "good": "Because.", "bad": "No.", "topic": 7}
     row = to_preference_row(
         theirs, columns={"prompt": "question", "chosen": "good", "rejected": "bad", "group": "topic"}
@@ -202,7 +202,7 @@ def test_optional_fields_are_read_and_every_other_column_is_meta():
     assert row.meta == {"language": "en", "votes": [1, 2]}
 
 
-def test_what_a_row_does_not_state_has_its_default():
+def test_missing_fields_have_their_defaults():
     row = to_preference_row(PAIR | {"margin": None, "weight": None, "group": None, "id": None}, row_index=3)
     assert (row.margin, row.probability, row.weight, row.id, row.source) == (None, None, 1.0, "3", None)
     assert row.group == to_preference_row(PAIR).group
@@ -218,7 +218,7 @@ def test_tools_and_template_settings_reach_the_chat_template(as_text: bool):
     assert row.meta == {}
 
 
-def test_an_answer_that_only_calls_a_tool_is_an_answer():
+def test_a_response_may_consist_of_tool_calls():
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
     row = to_preference_row({**CHAT, "chosen": [call]})
     assert row.responses[0] == [call], "no text: some templates print tool calls only then"
@@ -257,7 +257,7 @@ def test_the_input_is_never_mutated_nor_shared_with_the_result(raw: dict[str, An
         ({**PAIR, **TOKENS}, "tokenized"),
     ],
 )  # fmt: skip
-def test_a_layout_is_known_by_its_columns(columns: dict[str, Any], layout: str):
+def test_a_layout_is_recognised_by_its_columns(columns: dict[str, Any], layout: str):
     assert detect_layout(columns) == layout
 
 
@@ -319,7 +319,9 @@ BAD_ROWS: list[tuple[dict[str, Any], str | None, str]] = [
 
 
 @pytest.mark.parametrize(("raw", "field", "message"), BAD_ROWS)
-def test_a_bad_row_is_refused_with_its_index_its_field_and_a_cure(raw: dict[str, Any], field: str | None, message: str):
+def test_a_bad_row_is_refused_with_its_index_its_field_and_a_remedy(
+    raw: dict[str, Any], field: str | None, message: str
+):
     before = copy.deepcopy(raw)
     with pytest.raises(PreferenceFormatError, match=f"(?s)^Row 41: .*{message}") as caught:
         to_preference_row(raw, row_index=41)
@@ -344,14 +346,14 @@ def test_a_bad_row_is_refused_with_its_index_its_field_and_a_cure(raw: dict[str,
         ({"chosen": HH["chosen"]}, "`rejected` must be text, but is NoneType"),
     ],
 )
-def test_a_transcript_that_is_none_is_refused(raw: dict[str, Any], message: str):
+def test_text_that_is_not_a_transcript_is_refused(raw: dict[str, Any], message: str):
     with pytest.raises(PreferenceFormatError, match=message) as caught:
         to_preference_row(raw, layout="hh", row_index=0)
     assert caught.value.row_index == 0
     assert caught.value.field in {"chosen", "rejected"}
 
 
-def test_a_renamed_column_is_refused_with_the_mapping_that_names_it():
+def test_a_missing_mapped_column_is_refused_with_the_mapping():
     with pytest.raises(
         PreferenceFormatError, match=r"Row 2: `columns` names 'good', which the data lacks. Columns found: prompt"
     ):
@@ -360,7 +362,7 @@ def test_a_renamed_column_is_refused_with_the_mapping_that_names_it():
         to_preference_row({"chosen": "a", "bad": "b"}, layout="pairs")
 
 
-def test_an_unknown_layout_and_a_row_that_is_no_row_are_refused():
+def test_an_unknown_layout_and_an_invalid_row_are_refused():
     with pytest.raises(PreferenceFormatError, match="must be 'auto' or one of pairs, hh, ranked, votes, tokenized"):
         to_preference_row(PAIR, layout="trl")
     with pytest.raises(PreferenceFormatError, match="Row 1: A row must be a dict or a `PreferencePair`, but is a list"):
@@ -413,7 +415,7 @@ def test_finegrained_questions_rank_four_answers_and_their_pairs_read():
         assert row.ranks == [len({other for other in wins if other > won}) for won in wins]
 
 
-def test_hh_transcripts_read_as_conversations():
+def test_hh_transcripts_become_conversations():
     transcripts = [
         raw
         for raw in read_jsonl("hh/harmless_test.jsonl", 200)

@@ -32,7 +32,7 @@ def call(**arguments: Any) -> dict[str, Any]:
     return {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]}
 
 
-def test_nulls_that_arrow_adds_are_gone_at_any_depth():
+def test_nulls_that_arrow_adds_are_removed_at_any_depth():
     rows = [
         {"prompt": [USER], "chosen": [call(city="Paris")], "rejected": [call(x=[{"a": 1}, {"b": 2}])],
          "tools": [{"function": {"name": "f", "parameters": {"city": {"type": "string"}}}}],
@@ -88,14 +88,14 @@ def test_other_parts_are_refused_with_their_row(part: Any, found: str):
         to_preference_row({"prompt": [{"role": "user", "content": {"a": 1}}], "chosen": "x", "rejected": "y"})
 
 
-def test_nulls_in_the_json_of_tools_are_gone_as_those_of_arrow_are():
+def test_nulls_in_the_json_of_tools_are_removed_like_those_of_arrow():
     tools = [{"function": {"name": "f", "parameters": {"city": {"default": None}}}}]
     for given in (tools, json.dumps(tools)):
         (request,) = requests_of_row({"prompt": "a b", "response": "x", "tools": given})
         assert request.template == {"tools": [{"function": {"name": "f", "parameters": {"city": {}}}}]}
 
 
-def test_values_of_numpy_and_arrow_are_those_they_stand_for():
+def test_values_of_numpy_and_arrow_become_python_values():
     given = {"a": np.array([{"b": np.float32(0.5), "c": None}], dtype=object), "d": (b"\xc3\xa9", Decimal("2.5"))}
     assert to_python(given) == {"a": [{"b": 0.5}], "d": ["\u00e9", 2.5]}
     assert [to_python(value) for value in (Decimal("2.0"), np.int64(3), b"\xff", True, None)] == [
@@ -162,7 +162,7 @@ def test_binary_text_and_decimals_of_a_parquet_file_are_read_by_training_check_a
     assert [[request.response for request in requests_of_row(row)] for row in rows if row] == [["a", "b"], ["c", "d"]]
 
 
-def test_binary_data_that_is_no_text_is_named():
+def test_binary_data_that_is_not_utf8_is_reported():
     with pytest.raises(
         PreferenceFormatError, match=r"Row 4: `chosen` must be text, but is binary data that is not UTF-8"
     ):
@@ -171,7 +171,7 @@ def test_binary_data_that_is_no_text_is_named():
         to_preference_row({"prompt": "a b", "chosen": "x", "rejected": Decimal("2")})
 
 
-def test_the_trainer_and_tables_take_a_data_frame(make_model_folder, text_tokenizer, tmp_path):
+def test_the_trainer_and_tables_accept_a_data_frame(make_model_folder, text_tokenizer, tmp_path):
     frame = pd.DataFrame({**FRAME, "chosen": [text.encode() for text in FRAME["chosen"]]})
     trainer = make_trainer(make_model_folder("gpt2", tokenizer=text_tokenizer), frame, tmp_path, evaluation=frame)
     meant = Dataset.from_dict({**FRAME, "margin": [1.5, None]})

@@ -71,7 +71,7 @@ def test_columns_name_the_rated_data_and_not_its_pairs(tmp_path, text_tokenizer)
     assert check_data(rows, min_gap=2.0, **options).data.strict_pairs == 3
 
 
-def test_commands_take_the_gap(tmp_path):
+def test_commands_accept_the_gap(tmp_path):
     data = write(tmp_path / "rated.jsonl", RATED)
     out = str(tmp_path / "out")
     refused = CliRunner().invoke(app, ["check-data", "--data", data, "--out", out])
@@ -88,7 +88,7 @@ def test_commands_take_the_gap(tmp_path):
     assert not prompts[0] & prompts[1]
 
 
-def test_a_run_takes_the_gap():
+def test_a_run_accepts_the_gap():
     run = RunArguments(model_name_or_path="m", train_data=["a"], min_gap=0.5)
     assert run.min_gap == 0.5
     with pytest.raises(ValueError, match="`min_gap` need all training rows"):
@@ -115,7 +115,7 @@ def test_a_row_without_a_rating_is_a_bad_row_that_training_can_skip(tmp_path, te
         (Dataset.from_list(RATED).to_iterable_dataset(), {}, "is a stream. Save the rows to a file"),
     ],
 )
-def test_a_gap_that_makes_no_pairs_says_why(rows, options, message):
+def test_a_gap_without_pairs_is_refused_with_the_reason(rows, options, message):
     with pytest.raises(ValueError, match=message):
         as_sources(rows, **{"min_gap": 1.0, **options})
 

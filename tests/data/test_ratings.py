@@ -70,7 +70,7 @@ def test_rated_conversations_may_have_a_text_prompt():
     }
 
 
-def test_pairs_read_as_rows_of_the_group_that_their_prompt_has():
+def test_pairs_have_the_group_of_their_prompt():
     pairs = to_pairs(FLAT, margin_from_scores=True)
     rows = [to_preference_row(pair) for pair in pairs]
     assert [row.margin for row in rows] == [7, 6, 1]

@@ -38,7 +38,7 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(("prompt", "before", "read"), WHOLE)
-def test_a_conversation_that_holds_the_prompt_is_told_by_its_turns(prompt: Any, before: Any, read: Any):
+def test_a_conversation_that_contains_the_prompt_is_recognised_by_its_turns(prompt: Any, before: Any, read: Any):
     row = to_preference_row({"prompt": prompt, "chosen": [*before, GOOD], "rejected": [*before, BAD]})
     assert (row.prompt, row.responses) == (read, [[GOOD], [BAD]])
     assert row.repeated_prompt
@@ -62,7 +62,7 @@ def test_a_conversation_that_holds_the_prompt_is_told_by_its_turns(prompt: Any, 
         ([ASKED, assistant("It is")], [assistant("It is")], [assistant("It is 5")]),
     ],
 )
-def test_responses_that_only_look_like_the_prompt_stay_whole(prompt: Any, chosen: Any, rejected: Any):
+def test_responses_that_only_resemble_the_prompt_are_not_cut(prompt: Any, chosen: Any, rejected: Any):
     row = to_preference_row({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     assert (row.prompt, row.responses) == (prompt, [chosen, rejected])
     assert not row.repeated_prompt
@@ -77,7 +77,7 @@ def test_responses_that_only_look_like_the_prompt_stay_whole(prompt: Any, chosen
         ([ASKED], [ASKED], "starts with a user turn"),
     ],
 )
-def test_a_conversation_with_another_prompt_is_refused_with_its_row(prompt: Any, side: Any, message: str):
+def test_a_conversation_with_a_different_prompt_is_refused_with_its_row(prompt: Any, side: Any, message: str):
     with pytest.raises(PreferenceFormatError, match=f"Row 7: .*`chosen` {message}"):
         to_preference_row({"prompt": prompt, "chosen": side, "rejected": side}, row_index=7)
     with pytest.raises(PreferenceFormatError, match=f"`response` {message}"):
@@ -94,7 +94,7 @@ def test_turns_before_the_prompt_that_differ_are_counted_as_different_prompts():
         to_preference_row({"prompt": [ASKED], "chosen": [SYSTEM, ASKED, GOOD], "rejected": [BAD]})
 
 
-def test_whole_conversations_behind_a_blank_prompt_need_no_prompt():
+def test_complete_conversations_with_a_blank_prompt_are_accepted():
     for blank in ("", " \n", []):
         row = to_preference_row({"prompt": blank, "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]})
         assert (row.prompt, row.responses) == ([ASKED], [[GOOD], [BAD]])
@@ -127,11 +127,11 @@ def test_whole_conversations_behind_a_blank_prompt_need_no_prompt():
         ("What is 2 + 2?", "You ask: What is 2 + 2? 4.", None),
     ],
 )
-def test_what_follows_the_prompt_in_a_text(prompt: Any, text: str, rest: str | None):
+def test_the_text_after_the_prompt(prompt: Any, text: str, rest: str | None):
     assert text_after_prompt(prompt, text) == rest
 
 
-def test_text_sides_that_all_begin_with_the_prompt_hold_it():
+def test_text_sides_that_all_start_with_the_prompt_repeat_it():
     prompt = "What is 2 + 2?"
     row = to_preference_row({"prompt": prompt, "chosen": f"{prompt} 4.", "rejected": f"{prompt} 5."})
     assert (row.prompt, row.responses, row.repeated_prompt) == (prompt, [" 4.", " 5."], True)
@@ -139,13 +139,13 @@ def test_text_sides_that_all_begin_with_the_prompt_hold_it():
     assert (row.prompt, row.responses, row.repeated_prompt) == ([ASKED], [[GOOD], [BAD]], True)
 
 
-def test_a_side_that_quotes_the_prompt_is_left_as_it_is():
+def test_a_side_that_quotes_the_prompt_is_unchanged():
     prompt = "What is 2 + 2?"
     row = to_preference_row({"prompt": prompt, "chosen": f"{prompt} 4.", "rejected": "5."})
     assert (row.responses, row.repeated_prompt) == ([f"{prompt} 4.", "5."], False)
 
 
-def test_one_text_alone_that_begins_with_its_prompt_is_marked_unless_it_is_known_to_be_a_response():
+def test_a_single_text_that_starts_with_its_prompt_is_marked_unless_response_only():
     asked = ("What is 2 + 2?", "What is 2 + 2? 4.")
     assert read_request(*asked).repeats_prompt
     assert not read_request(*asked, response_only=True).repeats_prompt

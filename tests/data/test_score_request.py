@@ -65,7 +65,7 @@ def test_columns_are_renamed_and_tools_reach_the_template() -> None:
         ),
     ],
 )
-def test_rows_that_fit_nothing_say_what_is_needed(row: Any, message: str) -> None:
+def test_rows_that_fit_no_layout_are_refused_with_the_needed_columns(row: Any, message: str) -> None:
     with pytest.raises(PreferenceFormatError, match=message):
         requests_of_row(row)
 
@@ -75,7 +75,7 @@ def test_a_missing_mapped_column_is_named() -> None:
         requests_of_row({"prompt": "a", "response": "b"}, {"response": "answer"})
 
 
-def test_an_answer_that_only_calls_a_tool_is_not_empty() -> None:
+def test_a_response_of_tool_calls_only_is_not_empty() -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     assert not request_from_messages([USER, call]).is_empty()
     assert request_from_messages([USER, {"role": "assistant", "content": " "}]).is_empty()

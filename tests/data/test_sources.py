@@ -74,7 +74,7 @@ def test_a_file_can_be_streamed(tmp_path):
     assert list(stream) == ROWS
 
 
-def test_a_folder_gives_the_split_that_is_asked_for(tmp_path):
+def test_a_folder_gives_the_requested_split(tmp_path):
     write(tmp_path / "mix" / "train.jsonl", ROWS[:2])
     write(tmp_path / "mix" / "test.jsonl", ROWS[2:])
     assert load(tmp_path / "mix").to_list() == ROWS[:2]
@@ -106,7 +106,7 @@ def test_a_list_of_something_else_is_refused():
         load(3)
 
 
-def test_datasets_are_taken_as_they_are():
+def test_datasets_are_returned_unchanged():
     data = Dataset.from_list(ROWS)
     stream = data.to_iterable_dataset()
     assert load(data) is data
@@ -209,7 +209,7 @@ def test_a_bad_json_line_is_named_with_its_file(tmp_path):
         read(path)
 
 
-def test_a_json_line_that_is_no_row_is_named_with_its_file(tmp_path):
+def test_a_json_line_that_is_not_a_row_is_named_with_its_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n3\n", encoding="utf-8")
     with pytest.raises(PreferenceFormatError, match=r"rows\.jsonl, line 2: .*object.*int"):
@@ -230,7 +230,7 @@ def test_a_truncated_parquet_file_says_which_reader_failed(tmp_path):
         load(path)
 
 
-def test_a_split_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
+def test_a_missing_split_is_refused_with_the_existing_ones(tmp_path):
     data = Dataset.from_list(ROWS)
     with pytest.raises(ValueError, match=r"has the splits \['test', 'train'\], not 'dev'"):
         load(DatasetDict(train=data, test=data), split="dev")
@@ -240,7 +240,7 @@ def test_a_split_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
         load(tmp_path / "mix", split="dev")
 
 
-def test_a_mixture_refuses_unknown_keys_equal_names_and_weights_of_nothing(tmp_path):
+def test_a_mixture_refuses_unknown_keys_equal_names_and_weight_zero(tmp_path):
     path = str(write(tmp_path / "rows.jsonl", ROWS))
     with pytest.raises(ValueError, match=r"among path, data, name, weight.* but one has wieght"):
         as_sources([{"path": path, "wieght": 2}])
@@ -346,7 +346,7 @@ def test_a_folder_of_save_to_disk_is_recognised(tmp_path):
             load_source(Source(data=str(tmp_path / name)))
 
 
-def test_a_csv_file_of_column_names_alone_holds_no_rows(tmp_path):
+def test_a_csv_file_with_only_a_header_has_no_rows(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n")
     found = load_source(Source(data=str(tmp_path / "a.csv")))
     assert (len(found), found.column_names) == (0, ["prompt", "chosen", "rejected"])

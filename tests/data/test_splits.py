@@ -43,7 +43,7 @@ def test_prompts_of_one_row_are_held_out_to_the_row(test_size: float, expected: 
     assert (len(train), len(held)) == (100 - expected, expected)
 
 
-def test_whole_groups_are_held_out_until_the_size_is_reached():
+def test_complete_groups_are_held_out_until_the_size_is_reached():
     """Ten groups of 3 rows: 7 rows need three groups, 6 need two."""
     data = rows([f"prompt {i % 10}" for i in range(30)])
     assert len(split_by_prompt(data, test_size=7)[1]) == 9
@@ -57,7 +57,7 @@ def test_one_huge_group_still_leaves_a_group_for_training(seed: int):
     assert {len(train), len(held)} == {1, 50}
 
 
-def test_the_same_seed_splits_alike_and_another_does_not():
+def test_equal_seeds_give_equal_splits_and_different_seeds_do_not():
     data = rows([f"prompt {i}" for i in range(60)])
     held = [list(split_by_prompt(data, test_size=0.3, seed=seed)[1]["number"]) for seed in (1, 1, 2)]
     assert held[0] == held[1] != held[2]
@@ -106,7 +106,7 @@ def test_other_column_names_and_layouts_are_read():
 
 
 @pytest.mark.parametrize("test_size", [0, 0.0, 1.0, 1.5, -0.1, -1, 4, 5, float("nan")])
-def test_a_size_that_leaves_nothing_on_one_side_is_refused(test_size: float):
+def test_a_size_that_leaves_one_side_empty_is_refused(test_size: float):
     with pytest.raises(ValueError, match=rf"test_size={test_size}` of 4 rows with 4 prompts .*Change `test_size`"):
         split_by_prompt(rows(list("abcd")), test_size=test_size)
 
@@ -134,7 +134,7 @@ def varied(number: int) -> str:
     return " ".join(f"w{(number * 31 + place * 7) % 997}x{number}" for place in range(30))
 
 
-def test_nearly_equal_prompts_stay_together_only_if_asked():
+def test_near_duplicate_prompts_stay_together_only_on_request():
     prompts = [varied(number) for number in range(20)]
     twins = [*prompts, *(f"{prompt} indeed" for prompt in prompts)]
     data = rows(twins)
@@ -147,7 +147,7 @@ def test_nearly_equal_prompts_stay_together_only_if_asked():
         assert {number[prompt] for prompt in train["prompt"]} & {number[prompt] for prompt in held["prompt"]}
 
 
-def test_rows_that_share_a_long_response_stay_together_and_stock_phrases_tie_nothing():
+def test_long_responses_link_rows_and_stock_phrases_do_not():
     prompts = [varied(number) for number in range(12)]
     data = Dataset.from_dict(
         {

@@ -83,7 +83,7 @@ def test_nested_columns_are_lists_and_dicts(tmp_path):
     assert rows[1] == {"messages": [], "responses": ["c"], "when": datetime.date(2020, 1, 2)}
 
 
-def test_text_that_is_not_utf8_spoils_its_row_only(tmp_path):
+def test_text_that_is_not_utf8_makes_only_its_row_unreadable(tmp_path):
     texts = pa.array([b"good", b"\xff\xfe", b"fine"], type=pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     found = list(ParquetTable(tmp_path / "a.parquet").read(Span(0, 3)))
@@ -92,14 +92,14 @@ def test_text_that_is_not_utf8_spoils_its_row_only(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, -9, -1])
-def test_a_file_that_was_cut_short_is_named_when_it_is_opened(tmp_path, keep):
+def test_a_truncated_file_is_reported_when_opened(tmp_path, keep):
     path = write_parquet(tmp_path / "cut.parquet", 1_000)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DamagedFile, match=r"cut\.parquet must be a Parquet file.* copy it again"):
         _ = ParquetTable(path).schema
 
 
-def test_damage_inside_is_said_where_it_begins_and_spares_the_groups_before(tmp_path):
+def test_damage_is_reported_with_its_first_row_and_earlier_groups_are_read(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", 2_000, group=1_000)
     metadata = pq.read_metadata(path)
     begins = metadata.row_group(1).column(0).dictionary_page_offset or metadata.row_group(1).column(0).data_page_offset
@@ -124,13 +124,13 @@ def test_a_flipped_bit_is_found_by_the_checksums_of_its_page(tmp_path):
         list(ParquetTable(path).read(Span(0, 10)))
 
 
-def test_a_file_that_lost_rows_since_the_plan_is_said(tmp_path):
+def test_a_file_that_lost_rows_since_the_start_is_reported(tmp_path):
     table = ParquetTable(write_parquet(tmp_path / "a.parquet", 10))
     with pytest.raises(DamagedFile, match="has only 10 rows"):
         list(table.read(Span(50, 10)))
 
 
-def test_a_large_row_group_is_not_held_as_a_whole(tmp_path):
+def test_a_large_row_group_is_not_kept_in_memory(tmp_path):
     texts = [str(n) * 20_000 for n in range(1_000, 3_000)]  # 160 MB in one row group
     options = {"compression": "zstd", "use_dictionary": False, "write_batch_size": 16}  # pages of 1 MB
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", **options)
@@ -168,12 +168,12 @@ def test_a_dataset_gives_its_rows_shuffled_or_not():
     assert rows[5].arrow[0].slice(rows[5].arrow[1], 1).to_pylist() == [rows[5].row]
 
 
-def test_a_dataset_with_a_format_gives_plain_values():
+def test_a_dataset_with_a_format_gives_python_values():
     dataset = Dataset.from_dict({"n": [1, 2]}).with_format("numpy")
     assert [type(row.row["n"]) for row in DatasetTable(dataset, "d").read(Span(0, 2))] == [int, int]
 
 
-def test_datasets_are_told_apart_by_content():
+def test_datasets_are_identified_by_content():
     first, again, other = (Dataset.from_dict({"n": values}) for values in ([1, 2], [1, 2], [1, 3]))
     identities = [DatasetTable(each, "d").identity() for each in (first, again, other)]
     assert identities[0] == identities[1] != identities[2]

@@ -75,7 +75,7 @@ def test_escaped_pairs_and_line_separators_are_text(tmp_path):
     assert row.row == {"a": "\N{GRINNING FACE}", "b": "one\u2028line"}
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [b"\xef\xbb\xbf" + b'{"a": 1}\n', {"a": 2}])
     assert [row.row for row in in_spans(JsonLinesTable(path), 1)] == [{"a": 1}, {"a": 2}]
 
@@ -105,7 +105,7 @@ def test_an_empty_file_has_no_spans(tmp_path):
     tail=st.sampled_from([b"", b'{"end": 1}', b"{cut", b" "]),
     rows=st.integers(1, 5),
 )
-def test_spans_read_apart_give_what_the_whole_gives(tmp_path_factory, lines, tail, rows):
+def test_spans_read_separately_give_all_rows(tmp_path_factory, lines, tail, rows):
     path = tmp_path_factory.mktemp("spans") / "a.jsonl"
     path.write_bytes(b"".join(lines) + tail)
     table = JsonLinesTable(path)
@@ -148,7 +148,7 @@ def test_a_bad_csv_row_is_a_problem(tmp_path, line, said):
     assert (bad.number, bad.line) == (1, 3)
 
 
-def test_a_quote_that_is_never_closed_is_said(tmp_path):
+def test_an_unclosed_quote_is_reported(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'prompt,response\np,r\nq,"open\nx,y\n')
     good, bad = whole(CsvTable(path))
@@ -157,7 +157,7 @@ def test_a_quote_that_is_never_closed_is_said(tmp_path):
     assert bad.raw == 'q,"open\nx,y'
 
 
-def test_csv_fields_of_a_megabyte_are_read_and_a_limitless_one_is_not(tmp_path):
+def test_csv_fields_of_a_megabyte_are_accepted_and_longer_ones_are_not(tmp_path):
     path = write_csv(tmp_path / "a.csv", [["p", "x" * 2**20], ["q", "y" * (MAX_FIELD_CHARACTERS + 10)], ["s", "t"]])
     found = whole(CsvTable(path))
     assert len(found[0].row["response"]) == 2**20
@@ -190,7 +190,7 @@ def test_a_csv_file_needs_a_header(tmp_path, content, said):
     bad=st.sampled_from([b"", b"one\n", b"\xff,a\n", b"\r\n"]),
     size=st.integers(1, 4),
 )
-def test_csv_spans_read_apart_give_what_the_whole_gives(tmp_path_factory, rows, bad, size):
+def test_csv_spans_read_separately_give_all_rows(tmp_path_factory, rows, bad, size):
     path = tmp_path_factory.mktemp("spans") / "a.csv"
     write_csv(path, rows)
     with path.open("ab") as file:
@@ -204,7 +204,7 @@ def test_csv_spans_read_apart_give_what_the_whole_gives(tmp_path_factory, rows, 
 # --- identity --------------------------------------------------------------------------------------------------------
 
 
-def test_files_are_told_apart_by_size_and_samples(tmp_path):
+def test_files_are_identified_by_size_and_samples(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", text_rows(3000))
     first = file_identity(path)
     assert first == file_identity(path)
@@ -217,7 +217,7 @@ def test_files_are_told_apart_by_size_and_samples(tmp_path):
     assert file_identity(path)["size"] == first["size"] + 1
 
 
-def test_a_small_file_is_sampled_whole(tmp_path):
+def test_a_small_file_is_sampled_completely(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(bytes(50_000))
     first = file_identity(path)
@@ -226,7 +226,7 @@ def test_a_small_file_is_sampled_whole(tmp_path):
         assert file_identity(path)["sample"] != first["sample"]
 
 
-def test_a_file_is_hashed_whole_up_to_a_size_and_known_by_its_time_above_it(tmp_path, monkeypatch):
+def test_small_files_are_hashed_completely_and_large_ones_have_their_time(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_bytes(bytes(300_000))
     first = file_identity(path)
@@ -242,5 +242,5 @@ def test_a_file_is_hashed_whole_up_to_a_size_and_known_by_its_time_above_it(tmp_
     }
 
 
-def test_a_span_knows_where_it_ends():
+def test_the_end_of_a_span():
     assert Span(3, 4).stop == 7

@@ -40,7 +40,7 @@ def test_json_lines_keep_columns_and_characters():
     assert file.getvalue() == '{"a": "é\u2028", "b": [1, null], "reward": 0.1}\n'.encode()
 
 
-def test_what_json_lacks_becomes_text():
+def test_values_that_json_does_not_support_become_text():
     row = {
         "date": datetime.date(2020, 1, 2),
         "time": datetime.datetime(2020, 1, 2, 3, 4),
@@ -55,7 +55,7 @@ def test_what_json_lacks_becomes_text():
     )
 
 
-def test_parquet_columns_come_back_as_they_were(tmp_path):
+def test_parquet_columns_keep_their_values_and_types(tmp_path):
     table = pa.table(
         {
             "text": ["a", None, "c"],

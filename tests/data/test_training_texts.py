@@ -96,7 +96,7 @@ def test_few_texts_have_no_verdict():
 
 
 @pytest.mark.parametrize("damage", [{}, {"common_words": "?"}, {"common_words": "AAAA", "prompt": {"words": {}}}])
-def test_a_record_without_a_usable_summary_says_so(damage):
+def test_a_record_without_a_usable_summary_is_refused(damage):
     with pytest.raises(ValueError, match="training_texts"):
         compare_texts(damage, {"response": ["text"]})
 

@@ -65,7 +65,7 @@ def test_bradley_terry_of_equal_rewards_is_ln_2():
     assert bradley_terry_loss(double([3.0, 3.0]), torch.tensor([[1, 0]])).item() == pytest.approx(math.log(2))
 
 
-def test_a_margin_is_taken_from_the_gap():
+def test_a_margin_is_subtracted_from_the_gap():
     """Gap 1, margin 2: z = -1, so ln(1 + e) = ln 3.718282 = 1.313262."""
     loss = bradley_terry_loss(double([1.5, 0.5]), torch.tensor([[0, 1]]), torch.tensor([2.0]))
     assert loss.item() == pytest.approx(1.313262, abs=1e-6)
@@ -91,7 +91,7 @@ def test_a_stated_probability_is_smoothed_towards_a_half():
     assert loss.item() == pytest.approx(1.013262, abs=1e-6)
 
 
-def test_the_margin_of_a_soft_row_is_asked_of_the_likelier_side():
+def test_the_margin_of_a_soft_row_applies_to_the_likelier_side():
     """Gap 1, margin 2: z = -1 at p = 1 costs 1.313262; z = 1 + 2 at p = 0 costs ln(1 + e^3) = 3.048587."""
     rewards, ranks = double([1.5, 0.5], [1.5, 0.5], [1.5, 0.5]), torch.tensor([[0, 1], [1, 0], [0, 0]])
     loss = bradley_terry_loss(rewards, ranks, torch.tensor([2.0] * 3), torch.tensor([1.0, 0.0, 0.5]))
@@ -101,7 +101,7 @@ def test_the_margin_of_a_soft_row_is_asked_of_the_likelier_side():
     assert loss[:2].tolist() == pytest.approx(hard[:2].tolist())
 
 
-def test_hinge_is_what_lacks_to_a_lead_of_one_and_the_margin():
+def test_hinge_is_the_shortfall_from_one_plus_the_margin():
     """Leads 0.25, 3 and 3 with margin 2.5: 1 - 0.25 = 0.75; 0; 1 + 2.5 - 3 = 0.5."""
     rewards, ranks = double([0.25, 0.0], [3.0, 0.0], [0.0, 3.0]), torch.tensor([[0, 1], [0, 1], [1, 0]])
     assert hinge_loss(rewards, ranks, torch.tensor([0.0, 0.0, 2.5])).tolist() == [0.75, 0.0, 0.5]
@@ -159,7 +159,7 @@ def test_centering_is_the_mean_square_of_pair_sums():
     assert penalty.tolist() == pytest.approx([70 / 3, 9])
 
 
-def test_the_whole_loss_is_the_weighted_mean_over_groups_plus_centering():
+def test_the_total_loss_is_the_weighted_mean_over_groups_plus_centering():
     """Groups with z = 1 (0.313262) and z = -1 (1.313262), weights 3 and 1: 0.563262.
 
     Centering 0.01 with sums 2 and 1: (3 * 4 + 1 * 1) / 4 = 3.25, so 0.0325 more.
@@ -234,7 +234,7 @@ def test_a_group_is_the_mean_over_its_pairs(name: str, batch: tuple[Tensor, Tens
 
 @given(batch=batches())
 @quick
-def test_pairs_are_those_that_a_loop_finds(batch: tuple[Tensor, Tensor]):
+def test_pairs_equal_those_of_a_loop(batch: tuple[Tensor, Tensor]):
     ranks = batch[1]
     strict, tied = strict_pairs(ranks), tied_pairs(ranks)
     for g, order in enumerate(ranks.tolist()):
@@ -298,7 +298,7 @@ def test_swapping_the_responses_of_a_soft_row_and_its_probability_changes_nothin
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_batch_of_eight_is_two_micro_batches_of_four_divided_by_the_whole_normalizer(name: str):
+def test_a_batch_of_eight_equals_two_micro_batches_of_four_with_the_same_normalizer(name: str):
     torch.manual_seed(0)
     rewards = torch.randn(8, 3, requires_grad=True)
     ranks = torch.tensor([[0, 1, 2], [1, 0, PAD], [2, 0, 1], [0, PAD, PAD]] * 2)
@@ -328,7 +328,7 @@ def test_a_group_of_weight_zero_has_no_effect(name: str):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_group_that_says_nothing_neither_counts_nor_is_centered(name: str):
+def test_a_group_without_preference_is_neither_counted_nor_centered(name: str):
     rewards = torch.tensor([[1.0, 0.0], [5.0, 7.0]])
     loss = PreferenceLoss(loss_type=name, center_rewards_coefficient=0.1)
     silent = [PAD, 0] if name in (*WITH_TIES, "plackett_luce") else [0, 0]
@@ -404,7 +404,7 @@ def test_huge_rewards_and_padded_groups_give_finite_values_and_gradients(name: s
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_padded_place_weighs_nothing_beside_the_lowest_rewards(name: str):
+def test_padding_has_no_effect_even_with_the_lowest_rewards(name: str):
     rewards, ranks = torch.tensor([[-1e4, -1e4 - 1, 5.0]]), torch.tensor([[0, 1, PAD]])
     torch.testing.assert_close(by_name(name)(rewards, ranks), by_name(name)(rewards[:, :2], ranks[:, :2]))
 
@@ -450,7 +450,7 @@ def test_values_that_are_not_one_per_group_are_refused_instead_of_broadcast(name
         PreferenceLoss()(torch.zeros(2, 2), torch.tensor([[0, 1]] * 2), **{name: torch.zeros(shape)})
 
 
-def test_ranks_of_another_shape_than_the_rewards_are_refused():
+def test_ranks_and_rewards_must_have_the_same_shape():
     with pytest.raises(ValueError, match=r"same shape.*\(2, 2\) and \(2, 3\).*Pad the ranks"):
         PreferenceLoss()(torch.zeros(2, 2), torch.zeros(2, 3, dtype=torch.long))
 

@@ -57,7 +57,7 @@ def test_scale_and_shift_of_lengths_and_rewards_change_nothing(scale, shift, sig
     assert_close(length_correlation_penalty(REWARDS * scale * sign, LENGTHS, RANKS), plain, rtol=1e-4, atol=1e-5)
 
 
-def test_places_of_padding_and_order_of_groups_change_nothing():
+def test_position_of_padding_and_order_of_groups_change_nothing():
     wide = torch.full((3, 4), PAD)
     ranks, lengths, rewards = wide.clone(), wide.clone(), torch.full((3, 4), 99.0)
     for group, places in enumerate([(1, 3), (0, 2), (3, 0)]):
@@ -92,7 +92,7 @@ def test_a_step_against_the_gradient_makes_the_correlation_weaker(sign):
     ],
     ids=["equal rewards", "equal lengths", "one pair", "nothing"],
 )
-def test_where_a_correlation_says_nothing_value_and_gradient_are_zero(rewards, lengths, ranks):
+def test_an_undefined_correlation_has_value_and_gradient_zero(rewards, lengths, ranks):
     values = leaf(rewards)
     found = length_correlation_penalty(values, torch.tensor(lengths), torch.tensor(ranks))
     found.backward()
@@ -146,7 +146,7 @@ def test_parts_of_a_batch_add_up_to_the_weighted_mean_of_their_penalties():
 
 
 @pytest.mark.parametrize("neutral", [None, 0.0])
-def test_without_weight_the_loss_is_the_plain_one_bit_for_bit(neutral):
+def test_a_penalty_of_weight_zero_gives_the_plain_loss_exactly(neutral):
     one, other = leaf(REWARDS.tolist()), leaf(REWARDS.tolist())
     found = PreferenceLoss(length_penalty=neutral)(one, RANKS, lengths=LENGTHS)
     plain = bradley_terry_loss(other, RANKS)[:2].mean()
@@ -189,7 +189,7 @@ def correlation(trainer: Any, rows: Any) -> float:
     return abs(np.corrcoef(found.predictions.ravel(), found.label_ids[1].ravel())[0, 1])
 
 
-def test_training_with_the_penalty_makes_length_matter_less(make_model_folder, tmp_path):
+def test_training_with_the_penalty_weakens_the_correlation_with_length(make_model_folder, tmp_path):
     folder, rows = make_model_folder("llama"), longer_is_better()
     found = {}
     for weight in (None, 5.0):
@@ -253,7 +253,7 @@ def test_record_and_card_name_the_penalty(make_model_folder, tmp_path):
     ],
     ids=str,
 )
-def test_the_run_says_once_where_a_correlation_sees_few_rows(make_model_folder, tmp_path, caplog, changes, words):
+def test_a_correlation_over_few_rows_is_logged_once(make_model_folder, tmp_path, caplog, changes, words):
     with caplog.at_level(logging.WARNING, logger="hf_reward"):
         make_trainer(
             make_model_folder("llama"), longer_is_better(16), tmp_path / "run", **{"length_penalty": 1.0, **changes}
@@ -274,7 +274,7 @@ def test_the_run_says_once_where_a_correlation_sees_few_rows(make_model_folder, 
     ],
     ids=str,
 )
-def test_settings_under_which_it_cannot_work_are_refused(tmp_path, changes, message):
+def test_settings_that_conflict_with_the_penalty_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **{"length_penalty": 1.0, **changes})
     if "length_penalty" not in changes:

@@ -82,7 +82,7 @@ def test_slope_interval_is_wider_where_prompts_repeat() -> None:
     assert np.isnan(fit_slope(gaps, np.zeros(300, int)).low)
 
 
-def test_one_newton_step_is_near_the_whole_jackknife() -> None:
+def test_one_newton_step_approximates_the_full_jackknife() -> None:
     gaps, places = np.concatenate([simulated(150, 5), -simulated(50, 6)]), np.repeat(np.arange(40), 5)
     found = fit_slope(gaps, places)
     left_out = np.array([fit_slope(gaps[places != each]).value for each in range(40)])
@@ -111,7 +111,7 @@ def test_calibration_errors_by_hand() -> None:
     assert debiased_calibration_error(np.array([gap] * 4 + [-gap]), 1) == pytest.approx(-np.sqrt(0.04))
 
 
-def test_bins_hold_equally_many_pairs_and_a_tie_is_half_right() -> None:
+def test_bins_have_equal_numbers_of_pairs_and_a_tie_counts_half() -> None:
     bins = reliability_bins(np.array([0.0, 0.0, 3.0, -2.0]), 2)
     assert [each.count for each in bins] == [2, 2]
     assert (bins[0].confidence, bins[0].accuracy) == (0.5, 0.5)
@@ -122,7 +122,7 @@ def test_bins_hold_equally_many_pairs_and_a_tie_is_half_right() -> None:
     assert len(reliability_bins(simulated(200, 0))) == 4
 
 
-def test_naive_error_of_a_calibrated_model_is_its_floor_and_the_debiased_one_is_none() -> None:
+def test_a_calibrated_model_has_the_floor_as_naive_error_and_zero_debiased_error() -> None:
     # evaluation notes: 0.096, 0.055 and 0.030 at 200, 600 and 2000 pairs with 15 bins
     for count, expected in ((200, 0.096), (600, 0.055), (2000, 0.030)):
         found = [calibration_error(simulated(count, seed), 15) for seed in range(100)]
@@ -132,7 +132,7 @@ def test_naive_error_of_a_calibrated_model_is_its_floor_and_the_debiased_one_is_
     assert abs(np.mean(debiased)) < 0.01
 
 
-def test_an_overconfident_model_is_seen() -> None:
+def test_an_overconfident_model_is_detected() -> None:
     found = calibration_metrics(simulated(2000, 1, slope=0.5))
     assert found["slope"] == pytest.approx(0.5, abs=0.1)
     assert found["temperature"] == pytest.approx(1 / found["slope"])
@@ -165,7 +165,7 @@ def test_the_interval_of_the_error_in_one_bin_is_by_hand() -> None:
     assert found.low < 0.01 < found.high
 
 
-def test_the_interval_holds_its_estimate_and_needs_20_prompts() -> None:
+def test_the_interval_contains_its_estimate_and_needs_20_prompts() -> None:
     for seed in range(30):
         gaps = simulated(200, seed, slope=(1.0, 0.4)[seed % 2])
         found = calibration_error_interval(gaps)
@@ -177,7 +177,7 @@ def test_the_interval_holds_its_estimate_and_needs_20_prompts() -> None:
 # --- Spiegelhalter ---
 
 
-def test_spiegelhalter_takes_pairs_of_a_prompt_together() -> None:
+def test_spiegelhalter_clusters_pairs_by_prompt() -> None:
     gaps, places = simulated(50, 1), np.arange(50)
     score, p_value = spiegelhalter(gaps)
     assert spiegelhalter(gaps, places) == (score, p_value)
@@ -208,7 +208,7 @@ def test_spiegelhalter_keeps_its_level() -> None:
     assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.08
 
 
-def test_spiegelhalter_of_ties_alone_says_nothing() -> None:
+def test_spiegelhalter_of_ties_only_is_undefined() -> None:
     assert np.isnan(spiegelhalter(np.zeros(5))).all()
 
 
@@ -225,7 +225,7 @@ def test_unusable_gaps(gaps: list, message: str) -> None:
             function(np.array(gaps))
 
 
-def test_nothing_to_fit() -> None:
+def test_gaps_without_a_slope_are_refused() -> None:
     with pytest.raises(ValueError, match="needs at least one nonzero reward difference"):
         fit_slope(np.zeros(3))
     with pytest.raises(ValueError, match=r"`num_bins` must be between 1 and the number of pairs \(3\)"):
@@ -251,7 +251,7 @@ def test_the_order_of_rows_changes_nothing_where_confidences_are_tied() -> None:
         assert [(each.count, each.accuracy) for each in bins] == [(each.count, each.accuracy) for each in others]
 
 
-def test_equal_values_share_a_bin_and_others_are_dealt_out_evenly() -> None:
+def test_equal_values_share_a_bin_and_others_are_distributed_evenly() -> None:
     distinct = np.random.default_rng(1).permutation(11) / 7
     assert [sorted(distinct[each] * 7) for each in equal_bins(distinct, 3)] == [
         pytest.approx(part) for part in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10])

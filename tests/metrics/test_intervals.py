@@ -118,7 +118,7 @@ def test_too_few_prompts_are_flagged():
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.55, 0.9])
-def test_the_interval_of_a_rate_holds_what_its_test_does_not_reject(rate: float):
+def test_the_interval_of_a_rate_contains_the_rates_that_its_test_does_not_reject(rate: float):
     spread = Spread(rate, 0.04, 30, 300, 30)
     for bound in rate_interval(spread).bounds or ():
         assert rate_p_value(spread, bound) == pytest.approx(0.05)
@@ -181,7 +181,7 @@ def test_with_one_row_per_prompt_the_p_value_is_near_mcnemars():
     assert mean_difference(values, np.arange(200)).p_value() == pytest.approx(exact, abs=0.015)
 
 
-def test_prompts_of_many_rows_are_no_certainty():
+def test_prompts_with_many_rows_do_not_narrow_the_interval():
     """12 prompts of 100 rows, 7 that only A and 5 that only B gets right: 200 more rows for A say nothing."""
     values = np.repeat([1.0] * 7 + [-1.0] * 5, 100)
     found = mean_difference(values, np.repeat(np.arange(12), 100))

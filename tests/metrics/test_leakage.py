@@ -52,7 +52,7 @@ def test_rows_leak_by_group_or_by_content():
     assert leaked.tolist() == [True, True, False, False]
 
 
-def test_nothing_shared_and_what_cannot_be_known_are_none():
+def test_unshared_and_unknown_rows_give_none():
     train = prepared([1], [10])
     assert leaked_rows(train, prepared([2], [20])) is None
     assert leaked_rows(None, train) is None
@@ -103,7 +103,7 @@ def test_the_warning_counts_and_names_each_set(caplog):
     assert "2 of 3 rows of the evaluation data 'seen' occur in training (1 by prompt group, 1 by whole content)" in text
 
 
-def test_streams_are_said_to_be_unknown(caplog):
+def test_streams_are_reported_as_unknown(caplog):
     train = prepared([1], [10])
     with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
         warn_about_leaks(train.to_iterable_dataset(), prepared([1], [10]))
@@ -166,14 +166,14 @@ def test_equal_content_is_found_although_the_users_groups_differ(scorer):
     assert trainer.predict(held).metrics["test_num_leaked_rows"] == 4
 
 
-def test_without_shared_rows_nothing_is_said(scorer, caplog):
+def test_without_shared_rows_nothing_is_logged(scorer, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
         trainer = scorer(pairs(0, 8), pairs(8, 8))
     assert not [record for record in caplog.records if record.name == "hf_reward.metrics.leakage"]
     assert not [name for name in trainer.evaluate() if "leak" in name]
 
 
-def test_a_whole_set_that_was_seen_has_no_other_accuracy(scorer):
+def test_a_completely_leaked_set_has_no_accuracy_without_leaks(scorer):
     trainer = scorer(pairs(0, 8), pairs(0, 8))
     metrics = trainer.evaluate()
     assert (metrics["eval_num_leaked_rows"], metrics["eval_num_pairs_without_leaks"]) == (8, 0)

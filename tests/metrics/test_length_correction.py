@@ -47,7 +47,7 @@ def test_precision_of_the_rewards_is_kept_and_nothing_is_changed():
     assert CURVE.apply([1, 2], [9, 99]).dtype == np.float64
 
 
-def test_a_planted_length_term_is_taken_off_and_quality_stays():
+def test_a_planted_length_term_is_removed_and_quality_is_kept():
     quality, lengths, groups, rewards = planted()
     correction = fit_length_correction(rewards, lengths)
     corrected = correction.apply(rewards, lengths)
@@ -63,7 +63,7 @@ def test_a_planted_length_term_is_taken_off_and_quality_stays():
     assert abs(accuracy(honest, quality) - accuracy(corrected, quality)) < 0.03
 
 
-def test_the_mean_reward_stays_and_there_are_few_knots():
+def test_the_mean_reward_is_unchanged_and_there_are_few_knots():
     _, lengths, _, rewards = planted()
     correction = fit_length_correction(rewards, lengths, frac=0.3, data="some note")
     assert correction.apply(rewards, lengths).mean() == pytest.approx(rewards.mean(), abs=1e-9)
@@ -74,7 +74,7 @@ def test_the_mean_reward_stays_and_there_are_few_knots():
     assert correction.at([10**9])[0] == correction.values[-1]
 
 
-def test_without_a_length_term_little_is_taken_off():
+def test_without_a_length_term_little_is_subtracted():
     quality, lengths, _, rewards = planted(1500, slope=0.0)
     corrected = fit_length_correction(rewards, lengths).apply(rewards, lengths)
     assert np.abs(corrected - quality).mean() < 0.1
@@ -82,14 +82,14 @@ def test_without_a_length_term_little_is_taken_off():
 
 @given(shift=st.floats(-100, 100), scale=st.floats(0.01, 100))
 @settings(max_examples=15, deadline=None)
-def test_another_scale_of_rewards_gives_the_same_curve_on_it(shift, scale):
+def test_the_curve_scales_with_the_rewards(shift, scale):
     _, lengths, _, rewards = planted(60)
     plain = fit_length_correction(rewards, lengths).at(lengths)
     moved = fit_length_correction(rewards * scale + shift, lengths).at(lengths)
     np.testing.assert_allclose(moved, plain * scale, atol=1e-6 * max(scale, abs(shift)))
 
 
-def test_a_curve_that_explains_everything_is_no_problem():
+def test_a_curve_with_zero_residuals_is_accepted():
     lengths = np.arange(1, 101)
     rewards = 2 * np.log1p(lengths)
     corrected = fit_length_correction(rewards, lengths).apply(rewards, lengths)
@@ -100,7 +100,7 @@ def test_a_curve_that_explains_everything_is_no_problem():
 # --- fitted on other prompts ---
 
 
-def test_no_response_is_corrected_by_a_curve_that_knows_its_prompt():
+def test_no_response_is_corrected_by_a_curve_fitted_on_its_prompt():
     _, lengths, groups, rewards = planted(50)
     plain = cross_fitted_correction(rewards, lengths, groups)
     for group in (0, 17):
@@ -129,7 +129,7 @@ def test_no_response_is_corrected_by_a_curve_that_knows_its_prompt():
         (np.zeros(30), np.full(30, 7), {}, "30 of 30 do"),
     ],
 )
-def test_what_gives_no_curve_is_refused(rewards, lengths, options, message):
+def test_data_without_a_curve_are_refused(rewards, lengths, options, message):
     with pytest.raises(ValueError, match=message):
         fit_length_correction(rewards, lengths, **options)
 
@@ -165,7 +165,7 @@ def test_the_correction_survives_json():
         ({"frac": None}, "must have numbers in `knots`"),
     ],
 )
-def test_what_is_no_correction_is_refused(changes: dict[str, Any], message: str):
+def test_an_invalid_correction_is_refused(changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         LengthCorrection.from_dict({**CURVE.to_dict(), **changes})
     missing = {name: value for name, value in CURVE.to_dict().items() if name not in changes}

@@ -55,7 +55,7 @@ def test_the_numbers_of_a_small_split_are_those_of_the_arithmetic():
     assert (metrics["num_pairs"], metrics["num_prompts"]) == (4, 4)
 
 
-def test_knowing_nothing_scores_ln_2_and_a_quarter():
+def test_equal_rewards_score_ln_2_and_a_quarter():
     assert log_loss(np.zeros(3)) == pytest.approx(math.log(2))
     assert brier_score(np.zeros(3)) == 0.25
 
@@ -65,7 +65,7 @@ def test_scores_stay_finite_at_any_gap():
     assert brier_score(np.array([1e4, -1e4])) == 0.5
 
 
-def test_credit_is_one_half_or_nothing():
+def test_credit_is_one_half_or_zero():
     assert pairwise_credit(np.array([3.0, 0.0, -0.5])).tolist() == [1, 0.5, 0]
 
 
@@ -92,7 +92,7 @@ def test_ragged_lists_count_as_all_their_strict_pairs():
     )
 )
 @settings(max_examples=40, deadline=None)
-def test_pairs_are_those_that_a_loop_finds(ranks: list[list[int]]):
+def test_pairs_equal_those_of_a_loop(ranks: list[list[int]]):
     found = strict_pairs(np.array(ranks))
     expected = [
         (r, i, j)
@@ -126,7 +126,7 @@ def test_a_reward_that_is_not_finite_is_refused_with_its_row(bad: float):
         preference_metrics(rewards, ranks)
 
 
-def test_nan_at_a_padded_place_is_no_error():
+def test_nan_in_padding_is_accepted():
     metrics = preference_metrics(np.array([[1.0, 0.0, math.nan]]), np.array([[0, 1, PAD]]))
     assert metrics["accuracy"] == 1
 
@@ -167,7 +167,7 @@ def test_the_length_rule_prefers_the_longer_and_halves_ties():
     assert length_rule_credit(lengths, pairs).tolist() == [1, 0.5, 0, 1]
 
 
-def test_accuracy_is_told_apart_where_the_preferred_is_longer_and_where_it_is_shorter():
+def test_accuracy_is_reported_separately_for_longer_and_shorter_preferred_responses():
     """Preferred longer in rows 0-1 (right, wrong), shorter in 2-4 (right, right, wrong), equal in 5."""
     rewards, ranks = pairs_of(1, -1, 1, 1, -1, 1)
     lengths = np.array([[5, 3], [5, 3], [1, 2], [1, 2], [1, 2], [4, 4]])
@@ -178,14 +178,14 @@ def test_accuracy_is_told_apart_where_the_preferred_is_longer_and_where_it_is_sh
     assert (metrics["num_preferred_longer"], metrics["num_preferred_shorter"]) == (2, 3)
 
 
-def test_without_a_longer_side_there_is_no_accuracy_there():
+def test_without_pairs_of_a_direction_its_accuracy_is_nan():
     metrics = preference_metrics(*pairs_of(1, 1), np.array([[1, 2], [1, 2]]))
     assert math.isnan(metrics["accuracy_preferred_longer"])
     assert metrics["num_preferred_longer"] == 0
     assert metrics["length_baseline"] == 0
 
 
-def test_metrics_say_nothing_of_length_without_lengths():
+def test_without_lengths_there_are_no_length_metrics():
     assert not [name for name in preference_metrics(*pairs_of(1)) if "length" in name or "longer" in name]
 
 
@@ -216,7 +216,7 @@ def reading(accuracy: float, rule: float = 0.5, low: float | None = None, prompt
         (1.0, "suspiciously easy"),
     ],
 )
-def test_an_accuracy_is_read_in_the_usual_bands(accuracy: float, band: str):
+def test_an_accuracy_is_described_by_the_usual_bands(accuracy: float, band: str):
     assert f'is in the band "{band}";' in reading(accuracy)
 
 
@@ -229,7 +229,7 @@ def test_a_reading_names_the_interval_the_counts_and_the_length_rule():
 
 
 @pytest.mark.parametrize("rule", [0.75, 0.25])
-def test_an_accuracy_that_the_length_rule_or_its_opposite_reaches_certifies_nothing(rule: float):
+def test_an_accuracy_that_a_length_rule_reaches_has_a_caveat(rule: float):
     assert "It is not shown to be above the length baseline." in reading(0.72, rule=rule)
 
 
@@ -270,7 +270,7 @@ def test_accuracy_is_measured_against_the_strongest_of_three_units():
     )
 
 
-def test_the_words_for_what_is_not_shown():
+def test_clauses_of_not_shown():
     assert not_shown(0.51, 0.1, 0.01, 0.2, "longer in words") == []
     assert not_shown(0.5, 0.1, 0.01, 0.2, "longer in words") == ["not shown to be above chance"]
     assert not_shown(0.26, 0.1, 0.01, 0.2, "longer in words", chance=0.25) == []
@@ -289,12 +289,12 @@ def test_the_strongest_unit_and_direction_counts():
     assert compare_with_length(np.ones(40), {"words": np.full(40, 0.5)}, np.arange(40)).shown
 
 
-def test_chance_is_named():
+def test_chance_is_named_in_the_caveat():
     assert "not shown to be above chance" in reading(0.51, low=0.49)
     assert "not shown to be above chance" not in reading(0.55, low=0.53)
 
 
-def test_few_prompts_are_said_and_one_prompt_has_no_interval():
+def test_few_prompts_give_a_caveat_and_one_prompt_has_no_interval():
     assert "fewer than 20 prompts" in reading(0.7, prompts=19)
     assert "fewer than 20 prompts" not in reading(0.7, prompts=20)
     assert "no interval with one prompt" in reading(0.7, low=math.nan, prompts=1)
@@ -305,6 +305,6 @@ def test_an_accuracy_without_the_length_rule_is_not_read():
         accuracy_reading(preference_metrics(*pairs_of(1, -1)))
 
 
-def test_what_the_metrics_return_can_be_read():
+def test_the_reading_accepts_the_result_of_preference_metrics():
     metrics = preference_metrics(*pairs_of(*[1] * 15, *[-1] * 7), np.tile([2, 2], (22, 1)))
     assert "68.2%" in accuracy_reading(metrics)

@@ -26,7 +26,7 @@ def test_the_spread_by_hand():
     assert shared.error == pytest.approx(np.sqrt(30 / 16 * 2 * (1 / 16 + 2 / 64) - 4 / 64))
 
 
-def test_pairs_that_share_nothing_have_about_the_error_of_independent_ones():
+def test_pairs_without_shared_responses_have_about_the_error_of_independent_pairs():
     values = np.random.default_rng(0).integers(0, 2, 200).astype(float)
     found = response_spread(values, list(range(200)), list(range(200, 400)))
     assert found.error == pytest.approx(mean_spread(values, np.arange(200)).error, rel=0.01)
@@ -53,7 +53,7 @@ def test_weights_are_those_of_rows():
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.7])
-def test_the_interval_holds_the_truth_as_often_as_it_says(effect: float):
+def test_the_interval_has_its_nominal_coverage(effect: float):
     """Wins with probability 1/2 in expectation over responses; 400 runs of 200 pairs over 50 responses."""
     random, held = np.random.default_rng(1), 0
     for _ in range(400):
@@ -72,7 +72,7 @@ def rows():
     return [{"prompt": "p", "chosen": better, "rejected": worse} for better, worse in pairs]
 
 
-def test_a_benchmark_of_pairs_says_how_many_responses_it_rests_on():
+def test_a_benchmark_of_pairs_reports_its_number_of_responses():
     comparisons = [Pairs().read(row, "", place) for place, row in enumerate(rows())]
     rewards = [np.array([1.0, 0.0]), np.array([0.0, 1.0])]
     found = shared_responses(comparisons, rewards)
@@ -82,7 +82,7 @@ def test_a_benchmark_of_pairs_says_how_many_responses_it_rests_on():
     assert shared_responses(comparisons[:1], rewards[:1]) is None
 
 
-def test_check_data_says_how_far_pairs_share_responses():
+def test_check_data_reports_shared_responses():
     report = check_data([*rows(), {"prompt": "q", "chosen": "middle", "rejected": "other"}])
     assert (report.duplicates.pair_responses, report.duplicates.most_pairs_of_a_response) == (5, 2)
     lines = {line.name: line for section in sections(report) for line in section.lines}

@@ -15,7 +15,7 @@ def test_mean_spread_and_lower_bound_by_hand():
     assert found.lower_bound.dtype == np.float32
 
 
-def test_agreement_is_the_mean_gap_in_its_own_spread():
+def test_agreement_is_the_mean_gap_over_its_standard_deviation():
     first = np.array([[2.0, 4.0], [1.0, 1.0], [3.0, 3.0], [0.0, 1.0]])
     second = np.array([[1.0, 1.0], [0.0, 0.0], [3.0, 3.0], [1.0, 0.0]])
     # Gaps 1 and 3: mean 2, standard deviation sqrt(2). Then equal gaps, no gaps, and heads that cancel out.
@@ -32,7 +32,7 @@ def test_risk_coverage_by_hand():
     assert risk_at(risk_coverage(np.arange(10) > 6, -np.arange(10.0)), 0.7) == 0  # 0.7 * 10 is 7 but for rounding
 
 
-def test_equally_confident_pairs_stand_for_a_random_order():
+def test_equally_confident_pairs_count_as_a_random_order():
     errors = np.array([0, 1, 1, 0.5])
     np.testing.assert_allclose(risk_coverage(errors, np.array([2, 2, 2, 1])), [2 / 3, 2 / 3, 2 / 3, 2.5 / 4])
     assert aurc(errors, np.zeros(4)) == pytest.approx(errors.mean())
@@ -49,7 +49,7 @@ def test_repeating_every_pair_changes_no_area_in_the_limit_and_a_better_order_lo
     assert aurc(np.repeat(errors, 3), np.repeat(good, 3)) == pytest.approx(aurc(errors, good), abs=2e-3)
 
 
-def test_what_has_no_risk_is_refused():
+def test_values_without_a_risk_are_refused():
     for errors, confidence in (
         (np.array([]), np.array([])),
         (np.zeros(2), np.zeros(3)),
@@ -65,7 +65,7 @@ def test_what_has_no_risk_is_refused():
             check_beta("beta", beta)
 
 
-def test_the_spread_of_an_area_leaves_out_whole_clusters():
+def test_the_jackknife_of_an_area_leaves_out_clusters():
     """Errors 0, 1, 0 in order of confidence, a cluster each: risks 0, 1/2, 1/3; without one each: 3/4, 0 and 1/4."""
     errors, confidence, clusters = np.array([0.0, 1.0, 0.0]), np.array([3.0, 2.0, 1.0]), np.array([4, 5, 6])
     found = aurc_spread([(errors, confidence)], clusters)

@@ -56,7 +56,7 @@ def test_groups_of_different_size_are_padded_with_the_padding_rank():
     assert (batch["ranks"] != PADDING_RANK).sum() == len(batch["input_ids"])
 
 
-def test_what_concerns_a_group_has_one_entry_each():
+def test_group_tensors_have_one_entry_per_group():
     batch = DataCollatorForPreference(pad_token_id=PAD)(ROWS)
     assert batch["groups"].tolist() == [2**59 + 1, 4]  # too large for a float32
     assert batch["row"].tolist() == [7, 3]
@@ -76,7 +76,7 @@ def test_a_token_that_equals_the_pad_token_is_still_attended():
     assert batch["attention_mask"][0].tolist() == [1, 1, 0, 0]
 
 
-def test_margins_and_probabilities_are_there_only_when_a_row_has_one():
+def test_margins_and_probabilities_are_returned_only_if_a_row_has_one():
     collate = DataCollatorForPreference(pad_token_id=PAD)
     assert not {"margins", "probabilities"} & collate(ROWS).keys()
     some = [ROWS[0] | {"margin": 0.25}, ROWS[0] | {"probability": 0.0}]
@@ -106,7 +106,7 @@ def test_the_padded_length_is_the_next_multiple(multiple, width):
     assert (batch["input_ids"][batch["attention_mask"] == 0] == PAD).all()
 
 
-def test_collating_leaves_the_rows_as_they_were():
+def test_collating_does_not_change_the_rows():
     rows = [make_row([1, 2], [1, 3, 4])]
     DataCollatorForPreference(pad_token_id=PAD, pad_to_multiple_of=8)(rows)
     assert rows == [make_row([1, 2], [1, 3, 4])]

@@ -89,7 +89,7 @@ def test_the_seed_draws_which_rows_go():
     assert all(len(kept) == 10 for kept in found)
 
 
-def test_differences_that_are_no_numbers_are_refused():
+def test_differences_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="finite, but 1 are NaN"):
         balanced_rows(np.array([1.0, np.nan]))
 
@@ -150,7 +150,7 @@ def test_rows_with_a_problem_are_not_counted_for_balance(chat_tokenizer):
     assert summary.dropped == {"unreadable (chosen)": 1}
 
 
-def test_each_source_is_balanced_on_its_own_so_that_its_copies_are(chat_tokenizer):
+def test_each_source_is_balanced_separately_so_that_its_copies_are_balanced(chat_tokenizer):
     sources = [Source(data=pairs(4, 4, -4), name="a", weight=2), Source(data=pairs(-4, -4, 4), name="b")]
     data, summary = prepare_preferences(sources, chat_tokenizer, BALANCED)
     assert isinstance(data, Dataset)
@@ -169,7 +169,7 @@ def test_rows_that_were_prepared_before_are_balanced_too(chat_tokenizer):
     assert prepared["problem"] == [""] * 4
 
 
-def test_nothing_left_and_streams_are_errors(chat_tokenizer):
+def test_no_remaining_rows_and_streams_are_errors(chat_tokenizer):
     with pytest.raises(ValueError, match=r"none of 2 rows can be used.*both directions.*[Ww]ithout `balance_lengths`"):
         prepare_preferences(pairs(4, 9), chat_tokenizer, BALANCED)
     stream = Dataset.from_list(pairs(4, -4)).to_iterable_dataset()

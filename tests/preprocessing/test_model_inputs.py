@@ -18,7 +18,7 @@ def test_token_types_are_padded_with_zeros():
     assert inputs["token_type_ids"].tolist() == [[0, 1], [1, 0]]
 
 
-def test_a_packed_row_holds_each_prefix_once():
+def test_a_packed_row_stores_each_prefix_once():
     inputs = pack([SequenceGroup([[1, 2, 3], [1, 2, 4, 5]], 2), SequenceGroup([[6, 7]], 0)])
     assert inputs["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert inputs["position_ids"].tolist() == [[0, 1, 2, 2, 3, 0, 1]]

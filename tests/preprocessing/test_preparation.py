@@ -60,7 +60,7 @@ def test_every_row_is_accounted_for(mishaps, text_tokenizer):
     assert data.features == TOKENIZED_FEATURES
 
 
-def test_the_summary_is_logged_once_and_says_what_happened(mishaps, text_tokenizer, caplog):
+def test_the_summary_is_logged_once_with_all_counts(mishaps, text_tokenizer, caplog):
     with caplog.at_level(logging.INFO, logger="hf_reward.preprocessing.preparation"):
         _, summary = prepare_preferences(mishaps, text_tokenizer, MISHAP_RULE, name="mishaps")
     (record,) = [record for record in caplog.records if record.name == "hf_reward.preprocessing.preparation"]
@@ -84,20 +84,20 @@ def test_counts_and_rows_survive_worker_processes_and_the_cache(tmp_path, mishap
     assert once.to_list() == again.to_list() == workers.to_list()
 
 
-def test_another_rule_does_not_read_the_first_rule_s_cache(tmp_path, mishaps, text_tokenizer):
+def test_a_different_rule_does_not_use_the_first_rule_s_cache(tmp_path, mishaps, text_tokenizer):
     path = write_lines(tmp_path / "rows.jsonl", mishaps)
     _, short = prepare_preferences(path, text_tokenizer, MISHAP_RULE)
     _, long = prepare_preferences(path, text_tokenizer, SKIP)
     assert (short.kept, long.kept) == (3, 4)
 
 
-def test_a_bad_row_is_named_by_its_place_in_the_file(tmp_path, mishaps, text_tokenizer):
+def test_a_bad_row_is_reported_with_its_location_in_the_file(tmp_path, mishaps, text_tokenizer):
     path = write_lines(tmp_path / "rows.jsonl", mishaps)
     with pytest.raises(PreferenceFormatError, match=r"rows\.jsonl, line 2: `chosen` is empty"):
         prepare_preferences(path, text_tokenizer, NO_LIMIT)
 
 
-def test_a_bad_row_met_by_a_worker_process_is_named_too(mishaps, text_tokenizer):
+def test_a_bad_row_in_a_worker_process_is_reported_too(mishaps, text_tokenizer):
     rows = [mishaps[0]] * 3 + [{**mishaps[0], "margin": "wide"}]
     with pytest.raises(PreferenceFormatError, match="Row 3: `margin` must be a finite number, but is 'wide'"):
         prepare_preferences(rows, text_tokenizer, NO_LIMIT, num_proc=2)
@@ -245,7 +245,7 @@ def test_a_mixture_of_streams_gives_rows_of_each(text_pairs, text_tokenizer):
 
 
 @pytest.mark.parametrize("named_columns", [True, False])
-def test_a_stream_stays_one_and_gives_the_same_rows(mishaps, text_tokenizer, named_columns):
+def test_a_stream_remains_a_stream_and_gives_the_same_rows(mishaps, text_tokenizer, named_columns):
     table, expected = prepare_preferences(mishaps, text_tokenizer, MISHAP_RULE)
     if named_columns:
         stream = Dataset.from_list(mishaps).to_iterable_dataset()
@@ -278,7 +278,7 @@ def test_data_without_rows_is_refused(text_tokenizer, data):
         prepare_preferences(data, text_tokenizer)
 
 
-def test_a_limit_below_every_response_is_refused_with_the_cure(text_pairs, text_tokenizer):
+def test_a_limit_below_every_response_is_refused_with_the_remedy(text_pairs, text_tokenizer):
     rule = PreparationRule(format=FormatRule(max_length=3))
     said = (
         r"16 too long\). `max_length=3` is shorter than the responses. To keep 99% of the rows uncut, set "
@@ -350,7 +350,7 @@ def test_fields_that_arrow_fills_with_none_do_not_reach_the_template(chat_tokeni
     assert chat_tokenizer.decode(data["input_ids"][1][0]).startswith("user: hi\n")
 
 
-def test_what_a_row_states_is_carried_along(text_pairs, text_tokenizer):
+def test_optional_fields_of_a_row_are_kept(text_pairs, text_tokenizer):
     rows = [
         {**text_pairs[0], "margin": 0.5, "weight": 2.0, "id": "x", "group": "g"},
         {**text_pairs[1], "margin": None, "weight": None, "id": None, "group": "g"},

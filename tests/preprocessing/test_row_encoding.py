@@ -50,7 +50,7 @@ def text_of(tokenizer: Any, question: str, answer: str) -> str:
 
 @pytest.mark.parametrize("kind", TEMPLATES)
 @pytest.mark.parametrize("written", ["<|im_end|>", "<|im_end|>\n", "<|im_end|><|im_end|>", "<|im_end|> <|im_end|> "])
-def test_a_turn_has_one_end_whether_its_content_holds_it_or_not(kind: str, written: str):
+def test_a_turn_has_one_end_token_with_or_without_one_in_its_content(kind: str, written: str):
     tokenizer = tiny_tokenizer(template=TEMPLATES[kind], eos="<|im_end|>")
     clean, found = text_of(tokenizer, "Why?", "So."), text_of(tokenizer, "Why?", "So." + written)
     if kind in ("adds it but at the end", "adds nothing"):  # the template leaves it to the content
@@ -186,7 +186,7 @@ def test_a_blank_prompt_of_a_ranked_row_is_counted(text_tokenizer):
     assert (counts.remarks, counts.remark_rows) == ({"blank_prompt": 2}, {"blank_prompt": [1, 2]})
 
 
-def test_of_many_rows_the_first_are_named():
+def test_only_the_first_of_many_rows_are_listed():
     tally = RemarkTally()
     for row in range(2000):
         tally.add(row, [LOST_TEXT])
@@ -196,14 +196,14 @@ def test_of_many_rows_the_first_are_named():
     assert clause.endswith("(rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)")
 
 
-def test_whole_texts_are_read_once_whatever_the_separator(text_tokenizer):
+def test_repeated_prompts_are_encoded_once_for_any_separator(text_tokenizer):
     row = to_preference_row({"prompt": "Q: why so?", "chosen": "Q: why so? So.", "rejected": "Q: why so? No."})
     for separator, whole in (("", "Q: why so? So."), ("\n", "Q: why so?\nSo.")):
         (found,) = encode_rows([row], text_tokenizer, separator)
         assert text_tokenizer.decode(found.input_ids[0]) == f"{whole}<|endoftext|>"
 
 
-def test_one_text_that_begins_with_its_prompt_is_not_scored(text_tokenizer):
+def test_a_single_text_that_starts_with_its_prompt_is_not_scored(text_tokenizer):
     encoder = ResponseEncoder(tokenizer=text_tokenizer, rule=UNLIMITED, rows=TEXT)
     whole, quoted = encoder.encode([
         read_request("Why so, then?", "Why so, then? So."),
@@ -225,7 +225,7 @@ def test_a_conversation_has_the_bos_of_its_template_once():
     assert opening.decode(formatted.input_ids) == whole
 
 
-def test_a_formatted_text_keeps_the_bos_that_it_writes_where_rows_of_text_get_none(chat_tokenizer):
+def test_a_formatted_text_keeps_its_bos_if_text_rows_get_none(chat_tokenizer):
     whole = "<|im_start|>user\nWhy?<|im_end|>\n"
     ids = chat_tokenizer(whole, add_special_tokens=False)["input_ids"]
     assert ids[0] == chat_tokenizer.bos_token_id

@@ -88,7 +88,7 @@ def test_the_longest_sequence_of_each_row_is_what_counting_in_python_gives(view)
     assert len(set(found.tolist())) > 3
 
 
-def test_the_longest_sequence_is_also_right_beyond_the_rows_that_are_read_at_once():
+def test_the_longest_sequence_is_correct_for_more_rows_than_a_block():
     expected = [1 + (place * 7) % 23 for place in range(20_050)]
     data = Dataset.from_dict({"input_ids": [[[0], [0] * length] for length in expected]})
     assert longest_sequences(data).tolist() == expected
@@ -99,7 +99,7 @@ def test_the_longest_sequence_is_also_right_beyond_the_rows_that_are_read_at_onc
 
 @settings(deadline=None, max_examples=80)
 @given(lengths=LENGTHS, batch_size=st.integers(1, 9), seed=st.integers(0, 5), epoch=st.integers(0, 5))
-def test_each_epoch_holds_every_row_once_and_is_repeatable(lengths, batch_size, seed, epoch):
+def test_each_epoch_has_every_row_once_and_is_reproducible(lengths, batch_size, seed, epoch):
     sampler, same = (LengthBucketSampler(lengths, batch_size, seed=seed) for _ in range(2))
     sampler.set_epoch(epoch)
     same.set_epoch(epoch)
@@ -148,7 +148,7 @@ def padding_share(order: Sequence[int], lengths: np.ndarray, size: int) -> float
 
 
 @pytest.mark.parametrize("size", [4, 16])
-def test_batches_of_like_length_hold_far_less_padding_than_batches_of_rows_at_random(size):
+def test_batches_of_similar_length_have_far_less_padding_than_random_batches(size):
     generator = np.random.default_rng(0)
     lengths = np.exp(generator.normal(5, 0.8, 3000)).astype(np.int64) + 1
     shuffled = padding_share(generator.permutation(3000).tolist(), lengths, size)
@@ -236,7 +236,7 @@ def test_a_collator_counts_the_tokens_of_the_batches_that_it_makes(groups, name)
 
 @settings(deadline=None, max_examples=100)
 @given(groups=GROUPS, name=st.sampled_from(sorted(COLLATORS)), budget=st.integers(1, 400))
-def test_micro_batches_hold_every_row_once_within_the_budget_unless_one_group_exceeds_it(groups, name, budget):
+def test_micro_batches_have_every_row_once_within_the_budget_unless_one_group_exceeds_it(groups, name, budget):
     rows, collator = rows_of(groups), COLLATORS[name]
     batch = DataCollatorWithTokenBudget(collator, budget)(rows)
     parts, places = batch["micro_batches"], batch["micro_rows"]

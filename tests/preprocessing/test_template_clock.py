@@ -102,7 +102,7 @@ def test_named_templates_get_one_date_each(chat_tokenizer, tmp_path):
     assert render_chat(tokenizer, CONVERSATION, tools=tools).startswith("Today Date: 13 Mar 2023\n")
 
 
-def test_other_templates_stay_as_they_are(chat_tokenizer, text_tokenizer, caplog):
+def test_templates_without_a_clock_are_unchanged(chat_tokenizer, text_tokenizer, caplog):
     for tokenizer in (chat_tokenizer, text_tokenizer):
         before = tokenizer.chat_template
         assert not uses_clock(tokenizer)

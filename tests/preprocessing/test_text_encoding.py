@@ -38,7 +38,7 @@ PIECES = st.sampled_from(
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(texts=st.lists(st.lists(PIECES, max_size=16).map("".join), min_size=1, max_size=4))
-def test_ids_are_those_of_whole_texts(name, texts):
+def test_ids_equal_those_of_full_texts(name, texts):
     tokenizer = TOKENIZERS[name]
     whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     assert encode_texts(texts * 32, tokenizer, add_special_tokens=False) == whole * 32  # fewer are not cut
@@ -52,7 +52,7 @@ def test_long_and_many_texts_keep_their_ids(chat_tokenizer):
 
 
 @pytest.mark.parametrize("name", ["pair", "chat", "text"])
-def test_special_tokens_stay_around_the_whole(name, request):
+def test_special_tokens_surround_the_full_text(name, request):
     tokenizer = request.getfixturevalue(f"{name}_tokenizer")
     texts = ["the capital of France is near", "Rome", ""] * 20
     assert can_be_cut(tokenizer)
@@ -93,7 +93,7 @@ def test_added_tokens_that_could_lie_at_a_cut_forbid_it(content, cut):
     assert can_be_cut(added(content)) == cut
 
 
-def test_pieces_that_give_other_ids_are_noticed_and_not_used(monkeypatch, caplog):
+def test_pieces_with_different_ids_are_detected_and_not_used(monkeypatch, caplog):
     tokenizer = TOKENIZERS["gpt2"]
     texts = [f"the capital of France is number {number} in the list" for number in range(40)]
     whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

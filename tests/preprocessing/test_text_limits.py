@@ -100,7 +100,7 @@ def _require_equal(encoder: ResponseEncoder, request: ScoreRequest, monkeypatch:
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=_TEXTS, response=st.text(max_size=8))
-def test_a_long_prompt_has_the_ids_of_the_whole(monkeypatch, kind, form, prompt, response):
+def test_a_long_prompt_has_the_ids_of_the_full_text(monkeypatch, kind, form, prompt, response):
     _require_equal(ENCODERS[kind, form], ScoreRequest(prompt=prompt, response=response), monkeypatch)
 
 
@@ -116,7 +116,7 @@ _TURNS = st.lists(
 @pytest.mark.parametrize("template", [CHATML, STRANGE])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=_TURNS, system=st.booleans())
-def test_a_long_conversation_has_the_ids_of_the_whole(monkeypatch, kind, template, turns, system):
+def test_a_long_conversation_has_the_ids_of_the_full_text(monkeypatch, kind, template, turns, system):
     encoder = copy.copy(ENCODERS[kind, "chat"])
     encoder.tokenizer.chat_template = template
     prompt = [{"role": "system", "content": "Be brief."}] * system
@@ -166,7 +166,7 @@ def test_thousands_of_turns_are_not_tried_one_after_the_other():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_cannot_be_cut_is_refused_by_its_characters(form):
+def test_text_that_cannot_be_cut_is_refused_by_its_number_of_characters(form):
     encoder = ENCODERS["byte-level BPE", form]
     limit = TextLimits(tokenizer=encoder.tokenizer, rule=encoder.rule).characters
     assert limit == (encoder.rule.max_length or 0) * 16  # no token of so small a vocabulary has more characters
@@ -185,7 +185,7 @@ def test_what_cannot_be_cut_is_refused_by_its_characters(form):
     assert found.is_too_large
 
 
-def test_a_prompt_that_cannot_be_shortened_with_certainty_is_tokenised_whole_or_refused(monkeypatch):
+def test_a_prompt_that_cannot_be_shortened_safely_is_tokenised_completely_or_refused(monkeypatch):
     encoder = ENCODERS["byte-level BPE", "text"]
     prompt = "x" * 3000  # one word
     _require_equal(encoder, ScoreRequest(prompt=prompt, response="b"), monkeypatch)

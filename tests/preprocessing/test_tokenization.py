@@ -104,7 +104,7 @@ def test_a_tokenizer_that_adds_its_own_bos_does_not_double_the_template_s(chat_t
         assert ids[1] != bos
 
 
-def test_chat_rows_among_text_rows_keep_their_places(chat_tokenizer):
+def test_chat_rows_among_text_rows_keep_their_order(chat_tokenizer):
     mixed = [text_row("hello ", "one", "two"), chat_row([user("hello")], "one", "two"), text_row("more ", "yes", "no")]
     alone = [one(row, chat_tokenizer) for row in mixed]
     assert tokenize_rows(mixed, chat_tokenizer, UNLIMITED) == alone
@@ -125,7 +125,7 @@ def test_tools_and_template_arguments_reach_the_template(chat_tokenizer):
     assert "/think" not in plain
 
 
-def test_messages_without_a_chat_template_are_refused_with_the_cure(text_tokenizer):
+def test_messages_without_a_chat_template_are_refused_with_the_remedy(text_tokenizer):
     with pytest.raises(PreferenceFormatError, match=r"chat template, but this one has none.*chat_template_path"):
         one(chat_row([user("hello")], "one", "two"), text_tokenizer)
 
@@ -159,7 +159,7 @@ def test_an_eos_that_the_text_brings_is_not_doubled(text_tokenizer):
 
 
 @pytest.mark.parametrize("first", ["one", "one<|im_end|>", "one<|im_end|><|im_end|>"])
-def test_an_eos_that_the_tokenizer_appends_is_not_doubled_whatever_the_first_text_says(chat_tokenizer, first):
+def test_an_eos_that_the_tokenizer_appends_is_never_doubled(chat_tokenizer, first):
     add_bos_and_eos(chat_tokenizer, eos=True)
     first_row, second = tokenize_rows(
         [text_row("", first, "other"), text_row("hello ", "one", "two")], chat_tokenizer, UNLIMITED
@@ -170,7 +170,7 @@ def test_an_eos_that_the_tokenizer_appends_is_not_doubled_whatever_the_first_tex
         assert ids.count(chat_tokenizer.bos_token_id) == 1
 
 
-def test_a_text_that_brings_two_eos_does_not_cost_its_neighbours_theirs(text_tokenizer):
+def test_a_text_with_two_eos_does_not_affect_other_texts(text_tokenizer):
     rows = [text_row("", "a<|endoftext|><|endoftext|>", "b"), text_row("", "one", "two")]
     assert tokenize_rows(rows, text_tokenizer, UNLIMITED)[1] == one(rows[1], text_tokenizer)
 
@@ -218,7 +218,7 @@ def test_the_shared_prefix_is_measured_and_leaves_every_sequence_a_token(sequenc
     assert shared_prefix_length(sequences) == shared
 
 
-def test_a_row_states_the_measured_prefix_even_where_responses_start_alike(chat_tokenizer):
+def test_the_prefix_includes_the_common_start_of_the_responses(chat_tokenizer):
     result = one(chat_row([user("hello")], "Paris is", "Paris was"), chat_tokenizer)
     a, b = result.input_ids
     assert a[: result.prefix_length] == b[: result.prefix_length]
@@ -226,7 +226,7 @@ def test_a_row_states_the_measured_prefix_even_where_responses_start_alike(chat_
     assert "Paris" in chat_tokenizer.decode(a[: result.prefix_length])
 
 
-def test_equal_responses_are_merged_and_the_best_rank_stays(text_tokenizer):
+def test_equal_responses_are_merged_and_the_best_rank_is_kept(text_tokenizer):
     result = one(text_row("hello ", "same", "other", "same", ranks=[2, 1, 0]), text_tokenizer)
     assert texts(result, text_tokenizer) == ["hello other<|endoftext|>", "hello same<|endoftext|>"]
     assert result.ranks == [1, 0]
@@ -234,7 +234,7 @@ def test_equal_responses_are_merged_and_the_best_rank_stays(text_tokenizer):
     assert result.problem == ""
 
 
-def test_a_row_of_one_response_twice_says_nothing(text_tokenizer):
+def test_a_row_with_identical_responses_is_unusable(text_tokenizer):
     assert one(text_row("hello ", "same", "same"), text_tokenizer).problem == "identical responses"
 
 
@@ -259,7 +259,7 @@ def test_rows_at_the_limit_are_left_alone(chat_tokenizer):
     assert one(row, chat_tokenizer, FormatRule(max_length=limit)) == one(row, chat_tokenizer)
 
 
-def test_truncation_first_drops_whole_oldest_turns(chat_tokenizer):
+def test_truncation_first_drops_the_oldest_turns(chat_tokenizer):
     row = chat_row(LONG_CHAT, "one", "two three")
     limit = lengths(row, chat_tokenizer) - 1
     result = one(row, chat_tokenizer, FormatRule(max_length=limit))
@@ -338,21 +338,21 @@ def test_a_token_that_joins_prompt_and_response_is_never_cut(text_tokenizer):
             assert text.endswith(f"{response}<|endoftext|>")
 
 
-def test_a_response_that_starts_another_is_never_cut_to_nothing(text_tokenizer):
+def test_a_response_that_is_a_prefix_of_another_is_never_cut_to_nothing(text_tokenizer):
     row = PreferenceRow(prompt="", responses=["", ""], ranks=[0, 1], token_ids=[[7, 8, 9], [7, 8, 9, 10, 11]])
     result = one(row, text_tokenizer, FormatRule(max_length=3))
     assert (result.input_ids, result.prefix_length) == ([[9], [9, 10, 11]], 0)
     assert one(row, text_tokenizer, FormatRule(max_length=2)).problem == "too long"
 
 
-def test_the_drop_policy_drops_what_truncation_would_save(chat_tokenizer):
+def test_the_drop_policy_drops_rows_that_truncation_would_keep(chat_tokenizer):
     row = chat_row(LONG_CHAT, "one", "two three")
     limit = lengths(row, chat_tokenizer) - 1
     assert one(row, chat_tokenizer, FormatRule(max_length=limit)).problem == ""
     assert one(row, chat_tokenizer, FormatRule(max_length=limit, over_length="drop")).problem == "too long"
 
 
-def test_the_error_policy_says_how_long_the_row_is(chat_tokenizer):
+def test_the_error_policy_reports_the_length_of_the_row(chat_tokenizer):
     row = chat_row(LONG_CHAT, "one", "two three")
     longest = lengths(row, chat_tokenizer)
     with pytest.raises(PreferenceFormatError, match=rf"has {longest} tokens, above max_length={longest - 1}"):
@@ -474,7 +474,7 @@ def test_a_token_that_the_template_emits_is_never_chosen(chat_tokenizer):
     assert find_pad_token(chat_tokenizer) == NEW_PAD_TOKEN
 
 
-def test_the_pad_token_is_never_the_last_token_of_what_is_formatted(chat_tokenizer, text_tokenizer, pair_tokenizer):
+def test_the_pad_token_is_never_the_last_token_of_a_formatted_text(chat_tokenizer, text_tokenizer, pair_tokenizer):
     cases = [
         (chat_tokenizer, chat_row([user("hello")], "one", "two")),
         (chat_tokenizer, text_row("hello ", "one", "two")),
@@ -508,7 +508,7 @@ def test_a_pad_token_that_sequences_end_with_is_refused(chat_tokenizer, pair_tok
         prepare_tokenizer(pair_tokenizer, pad_token="[SEP]")
 
 
-def test_a_chat_template_can_come_from_a_file_or_from_another_tokenizer(tmp_path, chat_tokenizer, text_tokenizer):
+def test_a_chat_template_can_come_from_a_file_or_a_second_tokenizer(tmp_path, chat_tokenizer, text_tokenizer):
     file = tmp_path / "template.jinja"
     file.write_text("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}", encoding="utf-8")
     prepared = prepare_tokenizer(text_tokenizer, chat_template_path=str(file))
@@ -535,7 +535,7 @@ def test_a_template_of_foreign_tokens_or_of_a_tokenizer_without_one_is_refused(
         prepare_tokenizer(chat_tokenizer, chat_template_path=str(tmp_path / "text"))
 
 
-def test_an_sft_model_is_only_trained_under_its_own_template(tmp_path: Path, chat_tokenizer, text_tokenizer):
+def test_an_sft_model_is_only_trained_with_its_own_template(tmp_path: Path, chat_tokenizer, text_tokenizer):
     chat_tokenizer.save_pretrained(tmp_path / "sft")
     text_tokenizer.save_pretrained(tmp_path / "bare")
     sft, file = str(tmp_path / "sft"), tmp_path / "template.jinja"
@@ -556,7 +556,7 @@ def test_an_sft_model_is_only_trained_under_its_own_template(tmp_path: Path, cha
 
 
 @pytest.mark.parametrize("name", ["bert", "cohere", "deberta-v2", "gemma", "gpt2", "qwen2", "t5"])
-def test_a_tokenizer_that_transformers_makes_of_nothing_is_none(tmp_path, name):
+def test_a_tokenizer_that_transformers_creates_without_files_is_refused(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
     made = AutoTokenizer.from_pretrained(tmp_path)
     assert made("Yes", add_special_tokens=False)["input_ids"] == made("No", add_special_tokens=False)["input_ids"]

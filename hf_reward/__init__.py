@@ -1,6 +1,6 @@
-"""Train, measure and publish reward models with the Hugging Face Trainer.
+"""Train, evaluate and publish reward models with the Hugging Face Trainer.
 
-Names are imported when they are first used, so that `import hf_reward` costs nothing.
+Names are imported on first use, so that `import hf_reward` is fast.
 """
 
 import sys
@@ -156,7 +156,7 @@ _MOVED = {
     "running_statistics:training_statistics settings_file setup:training_setup stop_signal trainer "
     "training_args",
 }
-"""Modules that stood directly under `hf_reward`, by package: `name`, or `new:old` where the name changed too."""
+"""Modules that were directly in `hf_reward`, by new package: `name`, or `new:old` if the name also changed."""
 _MOVED_NAMES = {
     "modeling": {
         "AutoModelForRewardScoring": "modeling.auto_model",
@@ -167,24 +167,24 @@ _MOVED_NAMES = {
     },
     "scoring": {"score_rows": "scoring.prepared_rows"},
 }
-"""Names of modules that have become packages, and the modules that hold them now."""
+"""Modules that have become packages: name in the old module -> module that defines it now."""
 
 
-def _new_places() -> dict[str, str]:
-    """Old name below `hf_reward` -> new name below `hf_reward`."""
-    places = {}
+def _new_paths() -> dict[str, str]:
+    """Old module path in `hf_reward` -> new module path in `hf_reward`."""
+    paths = {}
     for package, modules in _MOVED.items():
         for module in modules.split():
             new, _, old = module.partition(":")
-            places[old or new] = f"{package}.{new}"
-    return places
+            paths[old or new] = f"{package}.{new}"
+    return paths
 
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Serves a moved module under its old name: the same module object, with a DeprecationWarning."""
+    """Import a moved module by its old path: the same module object, with a DeprecationWarning."""
 
     def __init__(self) -> None:
-        self._places = _new_places()
+        self._paths = _new_paths()
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if self._new_name(fullname):
@@ -203,11 +203,11 @@ class _MovedModules(MetaPathFinder, Loader):
     def _new_name(self, name: str) -> str | None:
         package, _, rest = name.partition(".")
         head, dot, tail = rest.partition(".")
-        return f"{__name__}.{self._places[head]}{dot}{tail}" if package == __name__ and head in self._places else None
+        return f"{__name__}.{self._paths[head]}{dot}{tail}" if package == __name__ and head in self._paths else None
 
 
 class _WithMovedNames(Loader):
-    """Loads a package that was a module in version 0.1, and lets it find the names of that module."""
+    """Load a package that was a module in version 0.1, with the names of the old module."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -220,15 +220,15 @@ class _WithMovedNames(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        homes = _MOVED_NAMES[module.__name__.partition(".")[2]]
+        new_modules = _MOVED_NAMES[module.__name__.partition(".")[2]]
 
         def find(name: str) -> Any:
-            if name not in homes:
+            if name not in new_modules:
                 raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-            home = f"{__name__}.{homes[name]}"
-            _warn_moved(f"{module.__name__}.{name}", f"{home}.{name}")
-            found = getattr(import_module(home), name)
-            setattr(module, name, found)  # `from ... import` asks twice
+            new_module = f"{__name__}.{new_modules[name]}"
+            _warn_moved(f"{module.__name__}.{name}", f"{new_module}.{name}")
+            found = getattr(import_module(new_module), name)
+            setattr(module, name, found)  # `from ... import` looks the name up twice
             return found
 
         module.__dict__["__getattr__"] = find

@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers made in the process: no test reads the network."""
+"""Tiny models and tokenizers that are created in the process, so that tests need no network."""
 
 import os
 
@@ -41,7 +41,8 @@ from transformers import (
     SmolLM3Config,
 )
 
-# A busy machine is no failure, and a suite that passed passes again; `--hypothesis-profile default` looks for more.
+# No deadline, because the machine may be busy; derandomised, so that results are reproducible. Use
+# `--hypothesis-profile default` to search for new cases.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 torch.set_num_threads(1)  # two threads on tiny matrices wait for each other ten times longer than they compute
@@ -124,12 +125,12 @@ def _byte_level(special: list[str]) -> Tokenizer:
 
 @pytest.fixture
 def own_stock_process() -> None:
-    """For a test that verifies in a process started afresh, as users do."""
+    """Fixture for tests that verify in a new process, as users do."""
 
 
 @pytest.fixture(autouse=True)
 def _verify_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verification runs its stock program in this process: one of its own takes seconds to import transformers."""
+    """Run the program of the verification in this process: a new process takes seconds to import transformers."""
     if "own_stock_process" not in request.fixturenames:
         from stock_in_process import score_in_process
 
@@ -143,7 +144,7 @@ def _chat_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=_byte_level(special),
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
-        pad_token="<|im_end|>",  # as SmolLM2's GGUF has it: not usable as it is
+        pad_token="<|im_end|>",  # as in SmolLM2's GGUF; not usable as pad token
         unk_token="<|endoftext|>",
         chat_template=CHAT_TEMPLATE,
         additional_special_tokens=special,
@@ -248,7 +249,7 @@ def chat_pairs() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def text_pairs(chat_pairs: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The same as plain text."""
+    """The same pairs as plain text."""
     return [
         {
             "prompt": row["prompt"][0]["content"] + " ",
@@ -260,7 +261,7 @@ def text_pairs(chat_pairs: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def randomize_head(model: torch.nn.Module, seed: int = 1) -> None:
-    """Give the head random weights: with a zero head every comparison of rewards would pass."""
+    """Give the head random weights, because every comparison of rewards would pass with a zero head."""
     from hf_reward.modeling.reward_head import head_modules
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = {"scikit-learn": "sklearn"}
-"""Distributions that are imported under another name."""
+"""Distributions whose import name differs."""
 
 SCRIPT = """
 import json, logging, sys
@@ -89,7 +89,7 @@ def test_all_is_every_extra_that_users_have():
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory) -> dict[str, Any]:
-    """What the script found without the packages of any extra."""
+    """Output of the script without the packages of all extras."""
     folder = tmp_path_factory.mktemp("bare")
     extras = _project()["optional-dependencies"]
     packages = {_name(each) for extra, needed in extras.items() if extra not in ("all", "dev") for each in needed}

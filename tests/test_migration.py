@@ -1,4 +1,4 @@
-"""Code written for TRL's `RewardTrainer` runs here: a test for each behaviour that its own tests rely on."""
+"""Code for TRL's `RewardTrainer` runs with hf_reward: a test for each behaviour that TRL's tests require."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def parameters(trainer):
 
 
 def test_under_fsdp_the_frozen_copy_of_the_head_stays_a_parameter(make_model_folder, monkeypatch):
-    """accelerate shards parameters alone, and fails at a whole buffer in the state dict."""
+    """accelerate shards only parameters, and fails on an unsharded buffer in the state dict."""
     model = AutoModelForRewardScoring.from_pretrained(
         make_model_folder("qwen2"), peft_config=LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
     )
@@ -52,8 +52,10 @@ def test_the_head_of_a_callers_adapter_is_trained_and_saved(
     trainer = make_trainer(
         model, chat_pairs, tmp_path / "run", processing_class=chat_tokenizer, learning_rate=1e-2, num_train_epochs=2
     )
-    (said,) = [each.message for each in caplog.records if "neither trained nor saved the reward head" in each.message]
-    assert "(score)" in said
+    (message,) = [
+        each.message for each in caplog.records if "neither trained nor saved the reward head" in each.message
+    ]
+    assert "(score)" in message
     assert "padded, not packed" not in caplog.text, "an adapter does not make a decoder an encoder"
     before = parameters(trainer)
     trainer.train()
@@ -80,7 +82,7 @@ def test_a_head_among_the_targets_is_trained_in_full(make_model_folder, tmp_path
     config = LoraConfig(target_modules=["q_proj", "score"])
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run", peft_config=config)
     assert "`target_modules` names the reward head (score): the head is trained and saved in full" in caplog.text
-    assert set(config.target_modules) == {"q_proj", "score"}, "the caller's own is not changed"
+    assert set(config.target_modules) == {"q_proj", "score"}, "the caller's configuration is not changed"
     before = parameters(trainer)
     trainer.train()
     moved = changed(before, trainer)
@@ -109,7 +111,7 @@ def test_the_head_without_its_adapter_is_the_one_from_before(make_model_folder, 
     assert any(value for name, value in changed(before, went_on).items() if "score" in name)
 
 
-# --- models that are none --------------------------------------------------------------------------------------------
+# --- refused models --------------------------------------------------------------------------------------------------
 
 
 def test_a_model_that_is_not_a_reward_model_is_refused_with_its_name(

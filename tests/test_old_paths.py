@@ -1,4 +1,4 @@
-"""Import paths of version 0.1, and what that version wrote: both work for one release.
+"""Import paths and files of version 0.1, which are supported for one release.
 
 `support/written_by_0_1` was written by commit 64e3a95, the last one before the modules moved: a base model, a trained
 model and an adapter with the rewards that it gave (`rewards.json`), a checkpoint of step 2 of 4 with the final weights
@@ -29,15 +29,15 @@ WRITTEN = Path(__file__).parent / "support" / "written_by_0_1"
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """A copy of the folder, as the current directory: names in it are relative."""
+    """A copy of the folder as the current directory, because its file names are relative."""
     shutil.copytree(WRITTEN, tmp_path / "written")
     monkeypatch.chdir(tmp_path / "written")
     return tmp_path / "written"
 
 
-@pytest.mark.parametrize("old", sorted(hf_reward._new_places()))
+@pytest.mark.parametrize("old", sorted(hf_reward._new_paths()))
 def test_an_old_path_gives_the_module_of_the_new_one(old):
-    new = f"hf_reward.{hf_reward._new_places()[old]}"
+    new = f"hf_reward.{hf_reward._new_paths()[old]}"
     sys.modules.pop(f"hf_reward.{old}", None)
     with pytest.warns(DeprecationWarning, match=rf"hf_reward\.{old} has moved to {new}; .* 0\.3"):
         module = importlib.import_module(f"hf_reward.{old}")
@@ -67,7 +67,7 @@ def test_names_of_a_module_that_became_a_package_are_found_once_warned(package, 
 
 def test_no_name_of_todays_package_is_an_old_path():
     packages = {path.parent.name for path in Path(hf_reward.__file__).parent.glob("*/__init__.py")}
-    assert packages & hf_reward._new_places().keys() == set()
+    assert packages & hf_reward._new_paths().keys() == set()
 
 
 def test_modules_of_the_same_names_in_other_packages_are_left_alone(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def test_ready_recipes_name_no_local_data(path):
 @pytest.mark.parametrize("path", named(LAUNCHES))
 def test_accelerate_config_loads(path):
     config = load_config_from_file(str(path))  # refuses unknown keys
-    assert config.mixed_precision == "no"  # RewardConfig decides; accelerate needs text instead of false
+    assert config.mixed_precision == "no"  # RewardConfig sets the precision; accelerate requires text instead of false
     assert config.num_machines == (2 if path.stem == "multi_node" else 1)
 
 

@@ -30,7 +30,7 @@ def test_every_recipe_that_users_run_is_in_the_wheel() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     shipped = {source for source in build["force-include"] if source.startswith("recipes/")}
     here = {f"recipes/{path.name}" for path in (ROOT / "recipes").iterdir() if not path.name.startswith("__")}
-    # studies are quoted by the docs of a checkout, and the other one prepares the checkout's quick start
+    # The docs of a checkout refer to the studies; the other recipe prepares the checkout's quick start.
     assert here - shipped == {"recipes/studies", "recipes/smollm2_from_wheel.py"}
     assert shipped - here == set()
 
@@ -42,7 +42,7 @@ def test_the_wheel_carries_template_recipes_and_data(tmp_path: Path) -> None:
     wheel = next(tmp_path.glob("*.whl"))
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    # -P keeps the working folder off the path; PYTHONPATH puts the wheel before the editable install.
+    # -P removes the working folder from the path; PYTHONPATH puts the wheel before the editable install.
     result = subprocess.run(
         [sys.executable, "-P", "-c", SCRIPT],
         cwd=tmp_path,

@@ -107,8 +107,8 @@ def _plain_scalar(value: Any) -> Any:
 def _number(value: Decimal) -> int | float:
     if value.is_nan():
         return math.nan
-    whole = value.is_finite() and abs(value) < 2**63 and value == value.to_integral_value()
-    return int(value) if whole else float(value)
+    is_integer = value.is_finite() and abs(value) < 2**63 and value == value.to_integral_value()
+    return int(value) if is_integer else float(value)
 
 
 def _decoded(value: bytes) -> str | bytes:

@@ -11,7 +11,7 @@ from hf_reward.metrics.preference import clustered_interval, strict_pairs
 
 logger = logging.getLogger(__name__)
 
-_KEYS = {"group": "prompt group", "content_hash": "whole content"}
+_KEYS = {"group": "prompt group", "content_hash": "identical content"}
 """Column of a prepared row -> description of rows with equal values in it."""
 
 

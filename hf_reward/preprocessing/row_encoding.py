@@ -66,7 +66,7 @@ def _encode_conversations(
 ) -> list[EncodedRow]:
     if tokenizer.chat_template is None:
         raise PreferenceFormatError(
-            "Rows of messages require a tokenizer with a chat template, but this one has none. Set "
+            "The tokenizer has no chat template, which rows of messages require. Set "
             f"`{setting('chat_template_path')}` (or `tokenizer.chat_template` in Python), or pass text columns.",
             field="prompt",
         )

@@ -167,8 +167,8 @@ class TextLimits:
         short = replace(row, prompt=[*system, *kept])
         if characters_of(short.prompt) >= characters_of(row.prompt) or not self._renders_equally(row, short):
             return None
-        changed = [turn["content"] for turn, whole in zip(kept, turns[len(turns) - len(kept) :], strict=True)
-                   if turn is not whole]  # fmt: skip
+        changed = [turn["content"] for turn, full in zip(kept, turns[len(turns) - len(kept) :], strict=True)
+                   if turn is not full]  # fmt: skip
         return short if all(self._fills_the_model(content) for content in changed) else None
 
     def _short_turn(self, turn: Message, keep: int) -> Message:
@@ -223,8 +223,8 @@ def _first_turn(turns: list[Message], keep: int) -> int:
     return 0
 
 
-def _middle(whole: str, short: str) -> str:
+def _middle(full: str, short: str) -> str:
     """Return the part that `without_middle` removed."""
-    head = CUT.search(whole)
+    head = CUT.search(full)
     assert head is not None
-    return whole[head.start() : head.start() + len(whole) - len(short)]
+    return full[head.start() : head.start() + len(full) - len(short)]

@@ -99,8 +99,7 @@ def _template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not ids:
         raise ValueError(
-            "the chat template must render a conversation of a user and an assistant turn, but its output has no "
-            "tokens. Correct the template or the tokenizer."
+            "the chat template cannot render the conversation: its output for a user and an assistant turn has no tokens"
         )
     return ids
 

@@ -1,4 +1,4 @@
-"""A file appears whole or not at all, and nothing temporary stays."""
+"""Files are written atomically, and temporary files are removed."""
 
 import hashlib
 import os
@@ -44,7 +44,7 @@ def test_an_atomic_writer_reports_hash_and_size(tmp_path):
         assert (file.write(b"abc"), file.write(b"de"), file.tell()) == (3, 2, 5)
         assert (file.readable(), file.writable(), file.seekable(), file.closed) == (False, True, False, False)
     assert (file.size, file.sha256) == (5, hashlib.sha256(b"abcde").hexdigest())
-    assert file.write(b"torn down") == 9, "what comes later goes nowhere"
+    assert file.write(b"torn down") == 9, "later bytes are discarded"
     assert (tmp_path / "a.bin").read_bytes() == b"abcde"
 
 

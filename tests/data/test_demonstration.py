@@ -1,4 +1,4 @@
-"""The carried preference set keeps its promises."""
+"""Properties of the bundled preference dataset."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Half characters, text that looks like numbers, encodings and line numbers: the same for every reader of a file."""
+"""Lone surrogates, text that looks like numbers, encodings and line numbers: equal for every reader of a file."""
 
 import csv
 import json
@@ -51,21 +51,21 @@ def write_csv(path: Path, header: list[str], *rows: list[str]) -> Path:
 
 @pytest.fixture
 def with_half(tmp_path: Path) -> Path:
-    """Five rows; the bad one is the second, in line 4: a blank line and one of spaces stand before it."""
+    """Five rows. The second one, in line 4, is bad; a blank line and a line of spaces are before it."""
     lines = [json.dumps(GOOD[0]), "", "  ", HALF, *map(json.dumps, GOOD[1:])]
     path = tmp_path / "half.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-# --- half characters -------------------------------------------------------------------------------------------------
+# --- lone surrogates -------------------------------------------------------------------------------------------------
 
-SAID = r"half\.jsonl, line 4: the text has a lone surrogate \(U\+D83D\)"
+MESSAGE = r"half\.jsonl, line 4: the text has a lone surrogate \(U\+D83D\)"
 
 
 def test_half_a_character_is_one_bad_row_in_training(with_half, text_tokenizer):
     for source in (str(with_half), load_source(Source(data=str(with_half)))):
-        with pytest.raises(PreferenceFormatError, match=SAID):
+        with pytest.raises(PreferenceFormatError, match=MESSAGE):
             prepare_preferences(source, text_tokenizer, STOP)
         data, summary = prepare_preferences(source, text_tokenizer, SKIP)
         assert (summary.rows, summary.kept, summary.dropped) == (5, 4, {"unreadable (row)": 1})
@@ -78,7 +78,7 @@ def test_half_a_character_is_one_bad_row_for_check_data_and_split(with_half, tmp
     assert report.data.unusable == {"the text has a lone surrogate": 1}
     assert report.data.unusable_rows == {"the text has a lone surrogate": [1]}
     assert report.data.places == {1: "half.jsonl, line 4"}
-    with pytest.raises(PreferenceFormatError, match=SAID):
+    with pytest.raises(PreferenceFormatError, match=MESSAGE):
         write_split(str(with_half), tmp_path / "stopped", SplitRule(test_size=1))
     found = write_split(str(with_half), tmp_path / "out", SplitRule(test_size=1, skip_bad_rows=True))
     assert found["skipped_rows"] == 1
@@ -89,9 +89,9 @@ def test_half_a_character_is_one_bad_row_for_check_data_and_split(with_half, tmp
 def test_half_a_character_is_one_bad_row_for_scoring_and_benchmarks(with_half, tmp_path):
     report = score_files(FakeScorer(), with_half, tmp_path / "out.jsonl", settings())
     assert (report.counts.rows_out, sum(report.counts.quarantined.values())) == (4, 1)
-    [aside] = read_jsonl(tmp_path / "out.quarantine.jsonl")
-    assert (aside["row"], aside["line"]) == (1, 4)
-    with pytest.raises(ValueError, match=SAID):
+    [rejected_row] = read_jsonl(tmp_path / "out.quarantine.jsonl")
+    assert (rejected_row["row"], rejected_row["line"]) == (1, 4)
+    with pytest.raises(ValueError, match=MESSAGE):
         load_benchmark_data(benchmark_named("pairs"), DataChoice(data=str(with_half)))
 
 
@@ -134,7 +134,7 @@ def test_the_text_columns_of_a_csv_file_are_text_and_its_numbers_numbers(tmp_pat
     rows = [{"prompt": text, "chosen": text, "rejected": f"not {text}", **stated} for text in LOOKS]
     rows.append({"prompt": "p", "chosen": "a", "rejected": "b"})
     expected = [to_preference_row(row) for row in rows]
-    for row in expected:  # an empty cell is the column without a value
+    for row in expected:  # an empty cell is a column without a value
         row.meta = {}
     assert canonical(path) == expected
     assert [row.responses[0] for row in expected[:-1]] == LOOKS
@@ -161,8 +161,8 @@ def test_every_command_loads_the_same_texts_from_a_csv_file(tmp_path, text_token
     cells = [[f"{text} ", text, f"not {text}", text] for text in LOOKS]
     path = write_csv(tmp_path / "rows.csv", header, *cells)
     rows = [dict(zip(header, row, strict=True)) for row in cells]
-    told = [prepare_preferences(data, text_tokenizer, STOP)[0]["input_ids"][:] for data in (str(path), rows)]
-    assert told[0] == told[1]
+    found = [prepare_preferences(data, text_tokenizer, STOP)[0]["input_ids"][:] for data in (str(path), rows)]
+    assert found[0] == found[1]
     assert check_data(str(path)).data.usable == len(LOOKS)
     write_split(str(path), tmp_path / "split", SplitRule(test_size=3))
     both = read_jsonl(tmp_path / "split" / "train.jsonl") + read_jsonl(tmp_path / "split" / "test.jsonl")
@@ -202,10 +202,10 @@ def test_a_file_of_wide_characters_is_refused_with_the_remedy(encoding, suffix, 
     path = tmp_path / f"rows{suffix}"
     text = "chosen,rejected\r\né,b\r\n" if suffix == ".csv" else '{"chosen": "é", "rejected": "b"}\n'
     path.write_bytes(text.encode(encoding))
-    said = r"the file must be UTF-8, but is UTF-(16|32)(LE|BE)?\. Convert it with `iconv -f UTF-"
-    with pytest.raises(ValueError, match=rf"rows\{suffix}: {said}"):
+    message = r"the file must be UTF-8, but is UTF-(16|32)(LE|BE)?\. Convert it with `iconv -f UTF-"
+    with pytest.raises(ValueError, match=rf"rows\{suffix}: {message}"):
         load_source(Source(data=str(path)))
-    with pytest.raises(ValueError, match=rf"rows\{suffix}: {said}"):
+    with pytest.raises(ValueError, match=rf"rows\{suffix}: {message}"):
         score_files(FakeScorer(), path, tmp_path / "out.jsonl", settings())
 
 
@@ -218,10 +218,10 @@ def test_a_line_of_latin_1_is_a_bad_row_with_its_byte_and_the_remedy(suffix, tmp
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(content)
     line, byte = len(lines), content.index(b"\xe9")
-    said = (
+    message = (
         rf"rows\{suffix}, line {line}: the row is not UTF-8 \(byte {byte} of the file is 0xE9 .*iconv -f WINDOWS-1252"
     )
-    with pytest.raises(PreferenceFormatError, match=said):
+    with pytest.raises(PreferenceFormatError, match=message):
         prepare_preferences(str(path), text_tokenizer, STOP)
     assert prepare_preferences(str(path), text_tokenizer, SKIP)[1].dropped == {"unreadable (row)": 1}
 
@@ -239,7 +239,7 @@ def test_a_byte_order_mark_is_left_out(suffix, tmp_path):
 
 
 def bad_csv(tmp_path: Path) -> Path:
-    """A header, a record of three lines, a blank line; the bad record begins in line 6."""
+    """A header, a record of three lines, a blank line; the bad record starts in line 6."""
     path = tmp_path / "rows.csv"
     path.write_bytes(b'prompt,chosen,rejected\r\na,"x\r\ny\r\nz",n\r\n\r\nb,,n\r\nc,x,n\r\n')
     return path
@@ -255,20 +255,23 @@ def bad_jsonl(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("make", "line"), [(bad_csv, 6), (bad_jsonl, 4)])
 def test_every_reader_reports_the_line_number_of_an_editor(make, line, tmp_path, text_tokenizer):
     path = make(tmp_path)
-    said = rf"{path.name}, line {line}: `chosen` is empty"
-    with pytest.raises(PreferenceFormatError, match=said):
+    message = rf"{path.name}, line {line}: `chosen` is empty"
+    with pytest.raises(PreferenceFormatError, match=message):
         prepare_preferences(str(path), text_tokenizer, STOP)
-    with pytest.raises(PreferenceFormatError, match=said):
+    with pytest.raises(PreferenceFormatError, match=message):
         write_split(str(path), tmp_path / "out")
     rows: Any = load_source(Source(data=str(path)))
-    with pytest.raises(PreferenceFormatError, match=said):  # selected and shuffled rows keep their lines
+    with pytest.raises(PreferenceFormatError, match=message):  # selected and shuffled rows keep their lines
         split_by_prompt(rows.select([2, 1]), test_size=1)
-    for part in (rows.select(range(1, 3)), rows.select(range(1, 3)).select([1, 0])):  # `datasets` forgets the number
-        with pytest.raises(PreferenceFormatError, match=said):
+    for part in (
+        rows.select(range(1, 3)),
+        rows.select(range(1, 3)).select([1, 0]),
+    ):  # `datasets` does not keep the number
+        with pytest.raises(PreferenceFormatError, match=message):
             prepare_preferences(part, text_tokenizer, STOP)
     stream: Any = load_source(Source(data=str(path)), streaming=True)
     for part in (stream, stream.shuffle(seed=3, buffer_size=3), stream.skip(1)):
-        with pytest.raises(PreferenceFormatError, match=said):
+        with pytest.raises(PreferenceFormatError, match=message):
             prepare_preferences(part, text_tokenizer, STOP)
     found = load_benchmark_data(benchmark_named("pairs"), DataChoice(data=str(path)))
     assert [row.place for row in found.comparisons if row.problem] == [f"{path.name}, line {line}"]
@@ -277,7 +280,7 @@ def test_every_reader_reports_the_line_number_of_an_editor(make, line, tmp_path,
     shown = [part.note for section in sections(report) for part in section.lines if part.name == "unusable"]
     assert shown == [f"`chosen` is empty ({path.name}, line {line})"]
     score_files(FakeScorer(), path, tmp_path / "s.jsonl", settings(columns={"response": "chosen"}))
-    assert [aside["line"] for aside in read_jsonl(tmp_path / "s.quarantine.jsonl")] == [line]
+    assert [rejected_row["line"] for rejected_row in read_jsonl(tmp_path / "s.quarantine.jsonl")] == [line]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -285,17 +288,17 @@ def test_remarks_name_lines_too(streaming, tmp_path, text_tokenizer):
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": prompt, "chosen": "x", "rejected": "n"} for prompt in ("a", "", "b", " ")]
     path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    said = "(rows.jsonl, lines 3, 5)"
+    message = "(rows.jsonl, lines 3, 5)"
     summary = prepare_preferences(load_source(Source(data=str(path)), streaming=streaming), text_tokenizer, STOP)[1]
     assert summary.remark_rows == {"blank_prompt": [1, 3]}
-    assert said in str(summary)
+    assert message in str(summary)
     assert summary.remark_places == {"blank_prompt": ["rows.jsonl, line 3", "rows.jsonl, line 5"]}
     shown = [part.note for section in sections(check_data(str(path))) for part in section.lines]
-    assert sum(note.endswith(said) for note in shown) == 1
+    assert sum(note.endswith(message) for note in shown) == 1
 
 
 def test_an_ambiguous_location_is_not_guessed(tmp_path, text_tokenizer):
-    """Of equal rows, any part of the file could be meant; of another file's rows, none."""
+    """Equal rows could be any part of the file; rows of a different file are no part of it."""
     path = tmp_path / "rows.jsonl"
     row = {"prompt": "a", "chosen": "", "rejected": "n"}
     path.write_text((json.dumps(row) + "\n") * 4, encoding="utf-8")
@@ -344,5 +347,5 @@ def test_a_run_that_holds_rows_out_counts_its_bad_rows_and_does_not_stop_at_them
     assert len(recipe["canonical_rows"]([source], True)) == 4
     with pytest.raises(PreferenceFormatError, match="half a character"):
         recipe["canonical_rows"]([source], False)
-    with pytest.raises(PreferenceFormatError, match=SAID):
+    with pytest.raises(PreferenceFormatError, match=MESSAGE):
         recipe["hold_out"](source, 1, SimpleNamespace(skip_bad_rows=False, seed=1))

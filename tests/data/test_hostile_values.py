@@ -1,4 +1,4 @@
-"""Values that strangers may send and that once had an effect, or ended in an error of Python's own."""
+"""Values from untrusted users that once had an unwanted effect or raised an undocumented error."""
 
 import json
 from pathlib import Path
@@ -56,14 +56,14 @@ def test_a_record_with_fields_of_a_wrong_type_is_refused(make_model_folder, tmp_
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [(b"\xff\n", "no text in UTF-8"), (b'{"id": "0", "rewards": [1%s, 2]}\n' % (b"0" * 400), "finite")],
+    ("content", "message"),
+    [(b"\xff\n", "is not UTF-8 text"), (b'{"id": "0", "rewards": [1%s, 2]}\n' % (b"0" * 400), "finite")],
 )
-def test_scores_that_are_not_text_or_too_large(tmp_path, content, said):
+def test_scores_that_are_not_text_or_too_large(tmp_path, content, message):
     path = tmp_path / "scores.jsonl"
     path.write_bytes(content)
     rows = [Comparison(id="0", prompt="a", responses=["b", "c"], ranks=[0, 1], cluster="a")]
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_scores(path, rows)
 
 

@@ -21,7 +21,7 @@ def write(path: Path, *rows: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("interface", "said"),
+    ("interface", "message"),
     [
         (Interface.PYTHON, "`columns={'chosen': 'your_column'}`"),
         (Interface.COMMAND, "`--columns chosen=your_column`"),
@@ -29,10 +29,10 @@ def write(path: Path, *rows: object) -> Path:
         (Interface.YAML, "`columns: {chosen: your_column}`"),
     ],
 )
-def test_columns_that_fit_no_layout_are_named_in_the_syntax_of_the_interface(interface, said):
+def test_columns_that_fit_no_layout_are_named_in_the_syntax_of_the_interface(interface, message):
     with used_through(interface), pytest.raises(PreferenceFormatError) as caught:
         detect_layout(["better", "worse"])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert setting("columns") == "columns"  # outside it is Python again
 
 
@@ -72,5 +72,5 @@ def test_a_null_in_a_row_to_score_is_not_a_missing_column(row, field):
     with pytest.raises(PreferenceFormatError, match=f"`{field}` must be") as caught:
         requests_of_row(row)
     assert caught.value.field == field
-    text = requests_of_row({**row, "text": "whole"})
-    assert [request.response for request in text] == ["whole"]
+    text = requests_of_row({**row, "text": "full"})
+    assert [request.response for request in text] == ["full"]

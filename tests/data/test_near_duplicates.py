@@ -1,4 +1,4 @@
-"""Texts that are nearly equal are found without comparing each with each, and no others."""
+"""Near-duplicates, and only they, are found without comparing all pairs."""
 
 import random
 from itertools import combinations
@@ -28,7 +28,7 @@ def canonical(labels) -> list[int]:
 
 
 def jaccard(first: str, second: str) -> float:
-    """Similarity of the sets of 5-grams of words, written out; a text of fewer words is one gram."""
+    """Jaccard similarity of the sets of word 5-grams; a text of fewer words is one gram."""
     one, other = (
         {tuple(words[n : n + 5]) for n in range(max(len(words) - 4, 1))} for words in map(words_of, (first, second))
     )
@@ -36,7 +36,7 @@ def jaccard(first: str, second: str) -> float:
 
 
 def brute_force(texts: list[str]) -> list[int]:
-    """Connected components of all pairs that are alike."""
+    """Connected components of all similar pairs."""
     labels = list(range(len(texts)))
     for i, j in combinations(range(len(texts)), 2):
         if jaccard(texts[i], texts[j]) >= SIMILARITY:
@@ -105,7 +105,7 @@ def test_a_text_that_comes_a_thousand_times_is_one_text():
 @given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=9).map(" ".join), min_size=1, max_size=25))
 @settings(max_examples=60, deadline=None)
 def test_clusters_of_small_texts_equal_those_of_comparing_all(texts: list[str]):
-    """Of small sets signatures are exact enough for every pair of at least 0.8 to be a candidate."""
+    """For small sets, signatures are accurate enough that every pair of at least 0.8 is a candidate."""
     assert clusters(texts)[1] == brute_force(texts)
 
 

@@ -1,4 +1,4 @@
-"""The canonical row: its prompt group, what its sides share, its ranks, and the error of a row that is none."""
+"""The canonical row: its prompt group, the common prefix of its sides, its ranks, and format errors."""
 
 import pickle
 from typing import Any
@@ -95,7 +95,7 @@ def test_token_ids_are_grouped_by_their_shared_prefix():
 
 
 def test_the_group_is_the_same_in_every_process_and_version():
-    """sha256('"Why?"'), first 16 digits: a changed rule would leak prompts between splits made before and after."""
+    """sha256('"Why?"'), first 16 digits: a change of the rule would leak prompts between older and newer splits."""
     assert prompt_group(to_preference_row(PAIR)) == "499f097cf704535e"
 
 

@@ -1,4 +1,4 @@
-"""Every accepted layout becomes the canonical row; what fits none says which row, which field, and what to do."""
+"""Every accepted layout becomes the canonical row; errors name the row, the field and the remedy."""
 
 import copy
 import json
@@ -90,7 +90,7 @@ def test_sides_with_different_prompts_keep_their_common_turns_and_are_marked():
 
 
 def test_sides_of_different_length_keep_one_response_each():
-    """All turns of the shorter side are shared: its last turn must stay its response."""
+    """All turns of the shorter side are common, but its last turn must remain its response."""
     shorter = [user("Hi"), assistant("Hello.")]
     raw = {"chosen": [*shorter, user("So?"), assistant("Yes.")], "rejected": shorter}
     row = to_preference_row(raw)
@@ -261,7 +261,7 @@ def test_a_layout_is_recognised_by_its_columns(columns: dict[str, Any], layout: 
     assert detect_layout(columns) == layout
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused rows ----------------------------------------------------------------------------------------------------
 
 BAD_ROWS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": "Why?", "chosen": "Because."}, None, r"fit no layout.*Found: chosen, prompt.*columns=\{'chosen'"),

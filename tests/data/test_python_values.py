@@ -1,4 +1,4 @@
-"""Nulls, binary text, decimals, arrays and content parts mean the same in training and in scoring."""
+"""Nulls, binary text, decimals, arrays and content parts are handled equally in training and scoring."""
 
 import json
 from decimal import Decimal
@@ -125,7 +125,7 @@ def test_a_data_frame_is_rows(text_tokenizer):
         assert read["margin"][:] == [1.5, None]
     assert check_data(frame).data.usable == 2
     assert rows_of(frame)[1]["margin"] is None
-    mixed = pd.DataFrame({**FRAME, "note": [1, "x"]}, index=[7, 7])  # Arrow wants one type
+    mixed = pd.DataFrame({**FRAME, "note": [1, "x"]}, index=[7, 7])  # Arrow requires one type
     assert load_source(Source(data=mixed)).column_names == [*FRAME, "note"]
     rated = pd.DataFrame({"prompt": ["a b"] * 2, "response": ["x", "y"], "score": [Decimal("2.5"), Decimal("1")]})
     assert [pair["chosen"] for pair in to_pairs(rated)] == ["x"]

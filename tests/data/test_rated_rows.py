@@ -1,4 +1,4 @@
-"""Rated rows become pairs for every command, and a weight from the scores gives the scaled Bradley-Terry loss."""
+"""Rated rows become pairs in every command, and weights from scores give the scaled Bradley-Terry loss."""
 
 import json
 import math
@@ -97,8 +97,8 @@ def test_a_run_accepts_the_gap():
 
 def test_a_row_without_a_rating_is_a_bad_row_that_training_can_skip(tmp_path, text_tokenizer):
     path = write(tmp_path / "rated.jsonl", [*RATED, {"prompt": "p", "response": "x", "score": "high"}])
-    said = r"rated\.jsonl, line 6: `score` must be a finite number, but is 'high'"
-    with pytest.raises(PreferenceFormatError, match=said):
+    message = r"rated\.jsonl, line 6: `score` must be a finite number, but is 'high'"
+    with pytest.raises(PreferenceFormatError, match=message):
         prepare_preferences(path, text_tokenizer, min_gap=1.0)
     rule = PreparationRule(format=FormatRule(max_length=None), skip_bad_rows=True)
     summary = prepare_preferences(path, text_tokenizer, rule, min_gap=1.0)[1]

@@ -29,7 +29,7 @@ def sides(pairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
 def test_flat_rated_rows_pair_within_their_prompt_by_falling_gap():
     pairs = to_pairs(FLAT)
     assert sides(pairs) == [("good", "bad"), ("middling", "bad"), ("good", "middling")]
-    assert {pair["prompt"] for pair in pairs} == {"p"}  # q's responses are rated alike
+    assert {pair["prompt"] for pair in pairs} == {"p"}  # the responses to q have equal ratings
     assert "margin" not in pairs[0]
 
 

@@ -1,4 +1,4 @@
-"""A prompt that the sides hold too is read once; where that cannot be told, the row is refused."""
+"""A prompt that the sides repeat is removed from them; ambiguous rows are refused."""
 
 from typing import Any
 
@@ -23,8 +23,8 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED, GOOD, BAD = user("What is 2 + 2?"), assistant("4."), assistant("5.")
 EARLIER = [user("Hi"), assistant("Hello.")]
 
-WHOLE = [
-    # prompt, turns before the response in each side, prompt that is read
+COMPLETE = [
+    # prompt, turns before the response in each side, resulting prompt
     ([ASKED], [ASKED], [ASKED]),
     ([ASKED], [SYSTEM, ASKED], [SYSTEM, ASKED]),
     ("What is 2 + 2?", [SYSTEM, ASKED], [SYSTEM, ASKED]),
@@ -37,7 +37,7 @@ WHOLE = [
 ]
 
 
-@pytest.mark.parametrize(("prompt", "before", "read"), WHOLE)
+@pytest.mark.parametrize(("prompt", "before", "read"), COMPLETE)
 def test_a_conversation_that_contains_the_prompt_is_recognised_by_its_turns(prompt: Any, before: Any, read: Any):
     row = to_preference_row({"prompt": prompt, "chosen": [*before, GOOD], "rejected": [*before, BAD]})
     assert (row.prompt, row.responses) == (read, [[GOOD], [BAD]])
@@ -56,9 +56,9 @@ def test_a_conversation_that_contains_the_prompt_is_recognised_by_its_turns(prom
     ("prompt", "chosen", "rejected"),
     [
         ([ASKED], [GOOD], [BAD]),
-        ([SYSTEM], [ASKED, GOOD], [ASKED, BAD]),  # the prompt sets the scene, the sides ask and answer
+        ([SYSTEM], [ASKED, GOOD], [ASKED, BAD]),  # the prompt is a system turn, the sides are question and answer
         (EARLIER, [ASKED, GOOD], [ASKED, BAD]),
-        ([ASKED], [GOOD, ASKED, GOOD], [BAD, ASKED, GOOD]),  # the response goes on with the same question
+        ([ASKED], [GOOD, ASKED, GOOD], [BAD, ASKED, GOOD]),  # the response continues with the same question
         ([ASKED, assistant("It is")], [assistant("It is")], [assistant("It is 5")]),
     ],
 )
@@ -117,7 +117,7 @@ def test_complete_conversations_with_a_blank_prompt_are_accepted():
         ("Q: why\n\nA:", "Q: why\n\nA: so", " so"),
         ("Why?", "Why? Because.", " Because."),
         ([SYSTEM, ASKED], "What is 2 + 2? 4.", " 4."),
-        ("What is 2 + 2?", "What is 2 + 2?", None),  # nothing follows
+        ("What is 2 + 2?", "What is 2 + 2?", None),  # without text after it
         ("What is 2", "What is 20?", None),
         ("What is 2", "What is2 x", None),
         ("Hello", "Hello there.", None),
@@ -149,6 +149,6 @@ def test_a_single_text_that_starts_with_its_prompt_is_marked_unless_response_onl
     asked = ("What is 2 + 2?", "What is 2 + 2? 4.")
     assert read_request(*asked).repeats_prompt
     assert not read_request(*asked, response_only=True).repeats_prompt
-    assert not read_request(asked[0], [assistant(asked[1])]).repeats_prompt  # a turn of the assistant quotes it
+    assert not read_request(asked[0], [assistant(asked[1])]).repeats_prompt  # an assistant turn quotes it
     assert requests_of_row({"prompt": asked[0], "responses": list(asked[1:])})[0].repeats_prompt
     assert read_sides(*(asked[0], [asked[1]], ["response"])).responses == [asked[1]]

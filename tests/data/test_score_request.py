@@ -1,4 +1,4 @@
-"""The row layouts of scoring, and what is said about rows that fit none."""
+"""The row layouts of scoring, and the errors for other rows."""
 
 from typing import Any
 

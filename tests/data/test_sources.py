@@ -1,4 +1,4 @@
-"""Files, folders, lists, datasets and mixtures all become raw rows; what cannot be read is named."""
+"""Files, folders, lists, datasets and mixtures become raw rows; errors name the unreadable input."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def load(data: Any, **settings: Any) -> Any:
 
 
 def read(data: Any) -> list[Any]:
-    """The canonical rows of some data."""
+    """Return the canonical rows of data."""
     rows = load(data)
     with with_row_locations(rows):
         return [to_preference_row(row, row_index=number) for number, row in enumerate(rows)]
@@ -59,7 +59,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-# --- what is read ----------------------------------------------------------------------------------------------------
+# --- accepted data ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
@@ -175,7 +175,7 @@ def test_a_json_file_of_mixed_types_may_hold_lines(tmp_path):
     assert load(tmp_path / "rows.json").to_list() == rows
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused data ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "./nowhere", "data/sets/nowhere"])
@@ -264,7 +264,7 @@ def test_pandalm_s_human_votes_are_read_and_every_row_is_accounted_for(text_toke
     path = SHARED_DATA / "pandalm_test" / "testset-v1.jsonl"
     columns = {"prompt": "instruction", "response_a": "response1", "response_b": "response2", "winner": "annotator1"}
     raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    sides = ("response1", "response2")  # an unquoted "True" or an empty text is no response
+    sides = ("response1", "response2")  # an unquoted "True" or an empty text is not a response
     empty = [row for row in raw if not all(isinstance(row[side], str) and row[side].strip() for side in sides)]
     rest = [row for row in raw if row not in empty]
     equal = [row for row in rest if row["response1"] == row["response2"]]

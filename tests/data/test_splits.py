@@ -1,4 +1,4 @@
-"""A split never leaves a prompt on both sides, holds out as much as asked, and is the same every time."""
+"""A split never has a prompt on both sides, has the requested size, and is reproducible."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from hf_reward.data.splits import split_by_prompt
 
 
 def rows(prompts: list[Any], **extra: list[Any]) -> Dataset:
-    """A pair for each prompt, with its place as `number`."""
+    """One pair per prompt, with its index as `number`."""
     size = len(prompts)
     responses = {"chosen": [f"good {i}" for i in range(size)], "rejected": [f"bad {i}" for i in range(size)]}
     return Dataset.from_dict({"prompt": prompts, **responses, "number": list(range(size)), **extra})
@@ -130,7 +130,7 @@ LONG = "please explain in a few clear words how the water of the river comes to 
 
 
 def varied(number: int) -> str:
-    """A prompt of its own."""
+    """A prompt that differs for each number."""
     return " ".join(f"w{(number * 31 + place * 7) % 997}x{number}" for place in range(30))
 
 

@@ -1,4 +1,4 @@
-"""Parquet and datasets: spans in any order, nested columns, damage at the end and damage inside."""
+"""Parquet and datasets: spans in any order, nested columns, and damage at the end or inside."""
 
 import datetime
 import tracemalloc
@@ -79,7 +79,7 @@ def test_nested_columns_are_lists_and_dicts(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     rows = [row.row for row in ParquetTable(tmp_path / "a.parquet").read(Span(0, 2))]
     assert rows[0]["messages"][1] == {"role": "tool", "content": "x", "name": "f"}
-    assert rows[0]["messages"][0]["name"] is None  # `fields.read_messages` leaves it out
+    assert rows[0]["messages"][0]["name"] is None  # removed later by `columns_to_python`
     assert rows[1] == {"messages": [], "responses": ["c"], "when": datetime.date(2020, 1, 2)}
 
 

@@ -1,4 +1,4 @@
-"""JSONL and CSV: any line that is no row is a problem with its place, and spans give the same rows as the whole."""
+"""JSONL and CSV: unreadable lines are reported with their location, and spans give the same rows as the full file."""
 
 import csv
 
@@ -16,12 +16,12 @@ from hf_reward.data.tables.json_lines import JsonLinesTable
 EVERYTHING = 2**40
 
 
-def whole(table) -> list:
+def full(table) -> list:
     return [row for span in table.spans(EVERYTHING) for row in table.read(span)]
 
 
 def in_spans(table, rows: int, backwards: bool = False) -> list:
-    """The same, span by span, each read on its own."""
+    """Read a table span by span."""
     spans = list(table.spans(rows))
     assert all(span.rows == rows for span in spans[:-1])
     parts = [list(table.read(span)) for span in (reversed(spans) if backwards else spans)]
@@ -39,14 +39,14 @@ def write_csv(path, rows, header=("prompt", "response")):
 
 def test_rows_have_numbers_lines_and_columns(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"a": 1}, b"\n", b"   \r\n", {"a": 2}])
-    assert [(row.number, row.line, row.row) for row in whole(JsonLinesTable(path))] == [
+    assert [(row.number, row.line, row.row) for row in full(JsonLinesTable(path))] == [
         (0, 1, {"a": 1}),
         (1, 4, {"a": 2}),
     ]
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b'{"prompt": "x", "resp', "not valid JSON"),
         (b'{"prompt": "\xff\xfe"}\n', "not UTF-8 (byte 21 of the file is 0xFF"),
@@ -59,19 +59,19 @@ def test_rows_have_numbers_lines_and_columns(tmp_path):
         (b'\x00{"a": 1}\n', "not valid JSON"),
     ],
 )
-def test_a_bad_line_is_a_problem_and_the_others_are_rows(tmp_path, line, said):
+def test_a_bad_line_is_a_problem_and_the_others_are_rows(tmp_path, line, message):
     path = write_jsonl(tmp_path / "a.jsonl", [{"a": 1}, line])
-    good, bad = whole(JsonLinesTable(path))
+    good, bad = full(JsonLinesTable(path))
     assert good.row == {"a": 1}
     assert bad.row is None
-    assert said in bad.problem
+    assert message in bad.problem
     assert (bad.number, bad.line) == (1, 2)
     assert bad.raw == line.decode("utf-8", "replace").rstrip("\n")[:2000]
 
 
 def test_escaped_pairs_and_line_separators_are_text(tmp_path):
     line = b'{"a": "\\ud83d\\ude00", "b": "one\xe2\x80\xa8line"}\r\n'
-    [row] = whole(JsonLinesTable(write_jsonl(tmp_path / "a.jsonl", [line])))
+    [row] = full(JsonLinesTable(write_jsonl(tmp_path / "a.jsonl", [line])))
     assert row.row == {"a": "\N{GRINNING FACE}", "b": "one\u2028line"}
 
 
@@ -91,7 +91,7 @@ def test_a_line_beyond_the_bound_is_skipped_without_being_held(tmp_path, monkeyp
 
 def test_a_text_of_a_megabyte_is_a_row(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"a": "é" * 2**20}])
-    assert len(whole(JsonLinesTable(path))[0].row["a"]) == 2**20
+    assert len(full(JsonLinesTable(path))[0].row["a"]) == 2**20
 
 
 def test_an_empty_file_has_no_spans(tmp_path):
@@ -109,7 +109,7 @@ def test_spans_read_separately_give_all_rows(tmp_path_factory, lines, tail, rows
     path = tmp_path_factory.mktemp("spans") / "a.jsonl"
     path.write_bytes(b"".join(lines) + tail)
     table = JsonLinesTable(path)
-    expected = whole(table)
+    expected = full(table)
     assert [row.number for row in expected] == list(range(len(expected)))
     assert len(expected) == sum(bool(line.strip()) for line in [*lines, tail])
     assert in_spans(table, rows) == in_spans(table, rows, backwards=True) == expected
@@ -120,7 +120,7 @@ def test_spans_read_separately_give_all_rows(tmp_path_factory, lines, tail, rows
 
 def test_csv_rows_are_text_by_column(tmp_path):
     path = write_csv(tmp_path / "a.csv", [["p", "r"], ["two\nlines", 'quote " here'], ["", "é"]])
-    found = whole(CsvTable(path))
+    found = full(CsvTable(path))
     assert [row.row for row in found] == [
         {"prompt": "p", "response": "r"},
         {"prompt": "two\nlines", "response": 'quote " here'},
@@ -131,7 +131,7 @@ def test_csv_rows_are_text_by_column(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b"only one\n", "must have 2 fields, as the header does, but has 1"),
         (b"a,b,c\n", "but has 3"),
@@ -139,19 +139,19 @@ def test_csv_rows_are_text_by_column(tmp_path):
         (b'"a"b,c\n', "not valid CSV"),
     ],
 )
-def test_a_bad_csv_row_is_a_problem(tmp_path, line, said):
+def test_a_bad_csv_row_is_a_problem(tmp_path, line, message):
     path = tmp_path / "a.csv"
     path.write_bytes(b"prompt,response\np,r\n" + line + b"q,s\n")
-    first, bad, last = whole(CsvTable(path))
+    first, bad, last = full(CsvTable(path))
     assert (first.row["prompt"], last.row["prompt"]) == ("p", "q")
-    assert said in bad.problem
+    assert message in bad.problem
     assert (bad.number, bad.line) == (1, 3)
 
 
 def test_an_unclosed_quote_is_reported(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'prompt,response\np,r\nq,"open\nx,y\n')
-    good, bad = whole(CsvTable(path))
+    good, bad = full(CsvTable(path))
     assert good.row == {"prompt": "p", "response": "r"}
     assert "unexpected end of data" in bad.problem
     assert bad.raw == 'q,"open\nx,y'
@@ -159,7 +159,7 @@ def test_an_unclosed_quote_is_reported(tmp_path):
 
 def test_csv_fields_of_a_megabyte_are_accepted_and_longer_ones_are_not(tmp_path):
     path = write_csv(tmp_path / "a.csv", [["p", "x" * 2**20], ["q", "y" * (MAX_FIELD_CHARACTERS + 10)], ["s", "t"]])
-    found = whole(CsvTable(path))
+    found = full(CsvTable(path))
     assert len(found[0].row["response"]) == 2**20
     assert "field limit" in found[1].problem
     assert found[2].row == {"prompt": "s", "response": "t"}
@@ -168,20 +168,20 @@ def test_csv_fields_of_a_megabyte_are_accepted_and_longer_ones_are_not(tmp_path)
 def test_csv_with_a_byte_order_mark_and_carriage_returns(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b"\xef\xbb\xbfprompt,response\r\np,r\r\n\r\nq,s\r\n")
-    assert [row.row for row in whole(CsvTable(path))] == [
+    assert [row.row for row in full(CsvTable(path))] == [
         {"prompt": "p", "response": "r"},
         {"prompt": "q", "response": "s"},
     ]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(b"", "the file is empty"), (b"a,a\n1,2\n", "two columns are called a"), (b"\xff\n", "not UTF-8")],
 )
-def test_a_csv_file_needs_a_header(tmp_path, content, said):
+def test_a_csv_file_needs_a_header(tmp_path, content, message):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
-    with pytest.raises(DamagedFile, match=said):
+    with pytest.raises(DamagedFile, match=message):
         _ = CsvTable(path).schema
 
 
@@ -196,7 +196,7 @@ def test_csv_spans_read_separately_give_all_rows(tmp_path_factory, rows, bad, si
     with path.open("ab") as file:
         file.write(bad)
     table = CsvTable(path)
-    expected = whole(table)
+    expected = full(table)
     assert [tuple(row.row.values()) for row in expected if row.row] == rows
     assert in_spans(table, size) == in_spans(table, size, backwards=True) == expected
 
@@ -230,7 +230,7 @@ def test_small_files_are_hashed_completely_and_large_ones_have_their_time(tmp_pa
     path = tmp_path / "a.jsonl"
     path.write_bytes(bytes(300_000))
     first = file_identity(path)
-    path.write_bytes(bytes(50_000) + b"x" + bytes(249_999))  # between the stretches
+    path.write_bytes(bytes(50_000) + b"x" + bytes(249_999))  # between the sampled blocks
     changed = file_identity(path)
     assert first["sample"] == changed["sample"]
     assert first["content"] != changed["content"]

@@ -1,4 +1,4 @@
-"""Rows out: columns kept, types kept, the same rows the same bytes; schemas of what states no types."""
+"""Writers keep columns and types and are deterministic; schemas are inferred from rows without types."""
 
 import datetime
 import decimal

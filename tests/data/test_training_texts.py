@@ -1,4 +1,4 @@
-"""The summary of training texts: what it holds, that it sees another kind of text, and that it travels with a model."""
+"""The summary of training texts: its content, the detection of different texts, and its place in the checkpoint."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ AWAY = [f"v{number}" for number in range(300)]
 
 
 def rows(words: list[str], count: int, seed: int, length: int = 20) -> list[dict[str, str]]:
-    """Pairs of random words, two of each prompt."""
+    """Pairs of random words, two per prompt."""
     random = np.random.default_rng(seed)
     return [
         {
@@ -49,7 +49,7 @@ def canonical(data: list[dict[str, str]]):
 
 
 def test_the_summary_by_hand():
-    # Two groups: the words of one are what the shares of the other are measured with.
+    # Two groups: the shares of each are measured with the words of the other.
     data = [
         {"prompt": "a b", "chosen": "a a a a", "rejected": "a z"},
         {"prompt": "c d", "chosen": "a b x x", "rejected": "y y"},

@@ -1,4 +1,4 @@
-"""Losses against arithmetic done by hand, against each other, and at the edges."""
+"""Losses: hand-computed values, equivalences, invariances, gradients and refused input."""
 
 import math
 from collections.abc import Callable
@@ -34,14 +34,14 @@ def double(*rows: list[float]) -> Tensor:
 
 
 def by_name(name: str) -> Callable[..., Tensor]:
-    """The plain function with its default settings, per group."""
+    """Return the loss function with its default settings, per group."""
     options = PreferenceLoss(loss_type=name).options
     return lambda rewards, ranks: LOSSES[name].function(rewards, ranks, **options)
 
 
 @st.composite
 def batches(draw: st.DrawFn, *, ties: bool = True, min_present: int = 0) -> tuple[Tensor, Tensor]:
-    """Rewards and ranks (G, K), padded with -100 in random places."""
+    """Rewards and ranks (G, K), padded with -100 at random positions."""
     num_groups, width = draw(st.integers(1, 4)), draw(st.integers(2, 5))
     ranks = []
     for _ in range(num_groups):
@@ -95,7 +95,7 @@ def test_the_margin_of_a_soft_row_applies_to_the_likelier_side():
     """Gap 1, margin 2: z = -1 at p = 1 costs 1.313262; z = 1 + 2 at p = 0 costs ln(1 + e^3) = 3.048587."""
     rewards, ranks = double([1.5, 0.5], [1.5, 0.5], [1.5, 0.5]), torch.tensor([[0, 1], [1, 0], [0, 0]])
     loss = bradley_terry_loss(rewards, ranks, torch.tensor([2.0] * 3), torch.tensor([1.0, 0.0, 0.5]))
-    # At p = 0.5 nobody owes a margin: (0.313262 + 1.313262) / 2.
+    # At p = 0.5 the margin has no effect: (0.313262 + 1.313262) / 2.
     assert loss.tolist() == pytest.approx([1.313262, 3.048587, 0.813262], abs=1e-6)
     hard = bradley_terry_loss(rewards, ranks, torch.tensor([2.0] * 3))
     assert loss[:2].tolist() == pytest.approx(hard[:2].tolist())
@@ -222,7 +222,7 @@ def test_tie_models_become_bradley_terry_where_ties_are_impossible(
 @given(batch=batches())
 @quick
 def test_a_group_is_the_mean_over_its_pairs(name: str, batch: tuple[Tensor, Tensor]):
-    """Each pair is valued alone, with Python loops instead of masks."""
+    """Each pair is computed separately, with Python loops instead of masks."""
     rewards, ranks = batch
     loss = by_name(name)
     for row, order, value in zip(rewards, ranks, loss(rewards, ranks), strict=True):
@@ -304,15 +304,15 @@ def test_a_batch_of_eight_equals_two_micro_batches_of_four_with_the_same_normali
     ranks = torch.tensor([[0, 1, 2], [1, 0, PAD], [2, 0, 1], [0, PAD, PAD]] * 2)
     weights = torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0, 3.0, 0.0, 1.0])
     loss = PreferenceLoss(loss_type=name, center_rewards_coefficient=0.1)
-    whole = loss(rewards, ranks, weights=weights)
-    (expected,) = torch.autograd.grad(whole, rewards)
+    full = loss(rewards, ranks, weights=weights)
+    (expected,) = torch.autograd.grad(full, rewards)
     normalizer = loss.weights(ranks, weights=weights).sum()
-    assert normalizer == 7.5  # the two groups of one response count nothing
+    assert normalizer == 7.5  # the two groups of one response have weight 0
     parts = [
         loss(rewards[part], ranks[part], weights=weights[part], normalizer=normalizer)
         for part in (slice(0, 4), slice(4, 8))
     ]
-    torch.testing.assert_close(sum(parts), whole)
+    torch.testing.assert_close(sum(parts), full)
     torch.testing.assert_close(torch.autograd.grad(sum(parts), rewards)[0], expected)
 
 
@@ -371,7 +371,9 @@ def test_a_probability_of_nan_leaves_a_row_to_its_ranks():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_agree_with_finite_differences(name: str):
-    rewards = double([0.3, -1.1, 0.8], [1.7, 0.2, 9.0], [4.0, 5.3, 6.1]).requires_grad_()  # away from the hinge's kinks
+    rewards = double(
+        [0.3, -1.1, 0.8], [1.7, 0.2, 9.0], [4.0, 5.3, 6.1]
+    ).requires_grad_()  # away from the kinks of the hinge
     third = [0, 0, 1] if name in WITH_TIES else [2, 1, 0]
     ranks = torch.tensor([[1, 0, 2], [0, 1, PAD], third])
     assert torch.autograd.gradcheck(lambda r: by_name(name)(r, ranks), rewards)
@@ -400,7 +402,7 @@ def test_huge_rewards_and_padded_groups_give_finite_values_and_gradients(name: s
     assert loss.isfinite()
     assert rewards.grad.isfinite().all()
     assert (rewards.grad[ranks == PAD] == 0).all()
-    assert loss > 1000  # -1e4 against 1e4 must cost, in whichever row it stands
+    assert loss > 1000  # a wrong pair of -1e4 and 1e4 has a large loss in every row
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -415,7 +417,7 @@ def test_low_precision_rewards_give_a_float32_loss():
     assert loss.item() == pytest.approx(0.313262, abs=1e-6)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused input ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

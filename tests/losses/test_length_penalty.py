@@ -1,4 +1,4 @@
-"""The correlation of reward and length as a loss term: by hand, at its edges, and in runs."""
+"""The length correlation penalty: hand-computed values, edge cases and training runs."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ def leaf(values: Any) -> torch.Tensor:
 
 
 def test_the_penalty_by_hand():
-    """Means 7/3 and 2, covariance sum 3, squares 42/9 and 2: 3 / sqrt(84 / 9). The padded place is not read."""
+    """Means 7/3 and 2, covariance sum 3, squares 42/9 and 2: 3 / sqrt(84 / 9). Padding is ignored."""
     rewards, ranks = torch.tensor([[1.0, 2.0], [4.0, 50.0]]), torch.tensor([[0, 1], [0, PAD]])
     found = length_correlation_penalty(rewards, torch.tensor([[1, 2], [3, PAD]]), ranks)
     assert found.dtype == torch.float32
@@ -77,7 +77,7 @@ def test_a_step_against_the_gradient_makes_the_correlation_weaker(sign):
     before.backward()
     assert rewards.grad is not None
     assert abs(rewards.grad.sum().item()) < 1e-6, "a constant changes no correlation"
-    assert sign * rewards.grad[1, 0] > 0, "the reward of the longest goes towards the others"
+    assert sign * rewards.grad[1, 0] > 0, "the reward of the longest response moves towards the others"
     after = length_correlation_penalty(rewards.detach() - 2 * rewards.grad, lengths, ranks)
     assert after < before - 0.01
 
@@ -90,7 +90,7 @@ def test_a_step_against_the_gradient_makes_the_correlation_weaker(sign):
         ([[1.0, 2.0]], [[3, 4]], [[0, 1]]),
         ([[1.0, 2.0]], [[PAD, PAD]], [[PAD, PAD]]),
     ],
-    ids=["equal rewards", "equal lengths", "one pair", "nothing"],
+    ids=["equal rewards", "equal lengths", "one pair", "only padding"],
 )
 def test_an_undefined_correlation_has_value_and_gradient_zero(rewards, lengths, ranks):
     values = leaf(rewards)
@@ -173,7 +173,7 @@ def test_settings_name_penalties_that_are_on():
 
 
 def longer_is_better(count: int = 64, seed: int = 0) -> list[dict[str, Any]]:
-    """Pairs in which the preferred response is longer, of lengths that differ from row to row."""
+    """Pairs whose preferred response is longer, with lengths that vary over rows."""
     random = np.random.default_rng(seed)
     rows = []
     for number in range(count):
@@ -184,7 +184,7 @@ def longer_is_better(count: int = 64, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def correlation(trainer: Any, rows: Any) -> float:
-    """|correlation| of reward and length over some rows."""
+    """|correlation| of reward and length over the rows."""
     found = trainer.predict(rows)
     return abs(np.corrcoef(found.predictions.ravel(), found.label_ids[1].ravel())[0, 1])
 
@@ -218,7 +218,7 @@ def test_every_form_of_a_batch_has_the_same_penalty(make_model_folder, tmp_path,
 
 
 def test_the_evaluation_loss_and_the_rows_of_a_batch(make_model_folder, tmp_path):
-    """Evaluation reports the preference loss alone; padded rows are drawn from all lengths."""
+    """Evaluation reports only the preference loss; a batch is drawn from rows of all lengths."""
     folder, rows, found = make_model_folder("llama"), longer_is_better(16), {}
     for weight in (None, 3.0):
         model = load(folder)
@@ -246,7 +246,10 @@ def test_record_and_card_name_the_penalty(make_model_folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gradient_accumulation_steps": 4}, ["batch 8 is not batch 2 x accumulation 4", "each of the 4 parts"]),
+        (
+            {"gradient_accumulation_steps": 4},
+            ["batch 8 is not equal to batch 2 x accumulation 4", "each of the 4 parts"],
+        ),
         ({"per_device_train_batch_size": 4}, ["over 4 rows at a time"]),
         ({}, []),
         ({"gradient_accumulation_steps": 4, "length_penalty": None}, []),
@@ -258,9 +261,9 @@ def test_a_correlation_over_few_rows_is_logged_once(make_model_folder, tmp_path,
         make_trainer(
             make_model_folder("llama"), longer_is_better(16), tmp_path / "run", **{"length_penalty": 1.0, **changes}
         )
-    said = [record.getMessage() for record in caplog.records if "length_penalty" in record.getMessage()]
-    assert len(said) == bool(words)
-    assert all(word in said[0] for word in words)
+    message = [record.getMessage() for record in caplog.records if "length_penalty" in record.getMessage()]
+    assert len(message) == bool(words)
+    assert all(word in message[0] for word in words)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Best-of-n by hand, and equal to the mean over all subsets counted one by one."""
+"""Best-of-n: hand-computed values, and the mean over all enumerated subsets."""
 
 from itertools import combinations
 
@@ -9,7 +9,7 @@ from hf_reward.metrics.best_of_n import best_of_n_curve, kl_of_best_of_n
 
 
 def counted(rewards: np.ndarray, gold: np.ndarray, n: int) -> float:
-    """The mean worth of the top of every subset; a tie at the top is its mean."""
+    """Mean gold score of the best response of every subset; ties at the top are averaged."""
     worth = []
     for subset in combinations(range(len(rewards)), n):
         places = np.array(subset)
@@ -34,7 +34,7 @@ def test_every_subset_counted(seed: int) -> None:
 
 def test_ties_share_the_mean_worth_of_all_that_are_equal() -> None:
     rewards, gold = np.array([0.0, 1.0, 1.0]), np.array([1.0, 1.0, 0.0])
-    # Both at the top are worth 0.5 on average: V_3 = 0.5; V_2 = 0.5; V_1 is the plain mean.
+    # The two tied best responses score 0.5 on average: V_3 = 0.5; V_2 = 0.5; V_1 is the mean.
     np.testing.assert_allclose(best_of_n_curve(rewards, gold), [2 / 3, 0.5, 0.5])
 
 

@@ -1,4 +1,4 @@
-"""Calibration by hand, on models whose calibration is known, and where there is nothing to fit."""
+"""Calibration: hand-computed values, models of known calibration, and data without a fit."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def simulated(count: int, seed: int, slope: float = 1.0) -> np.ndarray:
 
 
 def test_slope_by_hand() -> None:
-    # Three pairs of gap 1, of which two are won: sigmoid(b) = 2/3, so b = ln 2.
+    # Three pairs of gap 1, two of them correct: sigmoid(b) = 2/3, so b = ln 2.
     assert fit_slope(np.array([1.0, 1.0, -1.0])).value == pytest.approx(np.log(2), abs=1e-12)
     assert fit_slope(np.array([2.0, 2.0, -2.0])).value == pytest.approx(np.log(2) / 2, abs=1e-12)
     assert fit_slope(np.array([1.0, 1.0, -1.0])).temperature == pytest.approx(1 / np.log(2))
@@ -101,7 +101,7 @@ def test_slope_interval_covers_the_truth() -> None:
 
 
 def test_calibration_errors_by_hand() -> None:
-    # Four pairs of confidence 0.8, of which two are right, in one bin.
+    # Four pairs of confidence 0.8, two of them correct, in one bin.
     gap = special.logit(0.8)
     gaps = np.array([gap, gap, -gap, -gap])
     assert calibration_error(gaps, 1) == pytest.approx(0.3)
@@ -145,7 +145,7 @@ def test_an_overconfident_model_is_detected() -> None:
 
 
 def test_copies_of_a_pair_change_no_error_and_no_interval() -> None:
-    """One bin: that eight pairs are the same row is taken into account, so error, floor and interval stay."""
+    """One bin: eight copies of a row are one cluster, so error, floor and interval do not change."""
     gaps, places = simulated(60, 3), np.repeat(np.arange(60), 8)
     copies = np.repeat(gaps, 8)
     assert debiased_calibration_error(copies, 1, places) == pytest.approx(debiased_calibration_error(gaps, 1))
@@ -231,14 +231,14 @@ def test_gaps_without_a_slope_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`num_bins` must be between 1 and the number of pairs \(3\)"):
         calibration_error(np.ones(3), 4)
     with pytest.raises(ValueError, match=r"at least two pairs.*Lower `num_bins`"):
-        debiased_calibration_error(np.arange(1.0, 4.0), 3)  # equal ones would share a bin
+        debiased_calibration_error(np.arange(1.0, 4.0), 3)  # equal gaps would share a bin
 
 
 # --- order of rows ---
 
 
 def test_the_order_of_rows_changes_nothing_where_confidences_are_tied() -> None:
-    """Gaps of five sizes, 40 of each, in three bins: their ends fall among equal confidences."""
+    """Gaps of five sizes, 40 of each, in three bins: the edges fall among equal confidences."""
     random = np.random.default_rng(0)
     gaps = np.repeat([0.2, 0.5, 1.0, 1.5, 2.0], 40) * np.where(random.random(200) < 0.7, 1, -1)
     clusters = np.arange(200) // 4
@@ -256,6 +256,6 @@ def test_equal_values_share_a_bin_and_others_are_distributed_evenly() -> None:
     assert [sorted(distinct[each] * 7) for each in equal_bins(distinct, 3)] == [
         pytest.approx(part) for part in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10])
     ]
-    tied = np.array([3.0, 1.0, 3.0, 3.0, 2.0, 3.0, 3.0, 9.0])  # bins of 3, 3 and 2: the 3s lie on places 2 to 6
+    tied = np.array([3.0, 1.0, 3.0, 3.0, 2.0, 3.0, 3.0, 9.0])  # bins of 3, 3 and 2: the 3s are at positions 2 to 6
     assert [tied[each].tolist() for each in equal_bins(tied, 3)] == [[1, 2], [3, 3, 3, 3, 3, 9]]
     assert len(equal_bins(np.ones(10), 5)) == 1

@@ -1,4 +1,4 @@
-"""Counts in texts have the right form of their noun."""
+"""Counts with the right form of their noun."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Intervals and p-values by hand, against scipy and statsmodels, and against each other."""
+"""Intervals and p-values: hand-computed values, scipy, statsmodels, and consistency."""
 
 import math
 
@@ -21,7 +21,7 @@ from hf_reward.metrics.spread import Spread, mean_spread
 
 
 def wilson(right: int, count: int, score: float) -> tuple[float, float]:
-    """Scipy's interval at the level whose normal quantile is the given one."""
+    """Scipy's interval at the level with the given normal quantile."""
     found = stats.binomtest(right, count).proportion_ci(1 - 2 * stats.norm.sf(score), method="wilson")
     return found.low, found.high
 
@@ -70,7 +70,7 @@ def test_all_right_or_all_wrong_counts_each_prompt_once(right: int):
 
 
 def test_ties_alone_are_half_right_on_nearly_all_prompts():
-    """100 prompts of ties: at most 3.79% of prompts are otherwise, t^2 / (100 + t^2), so 0.5 -+ half of that."""
+    """100 prompts of ties: at most 3.79% of prompts differ, t^2 / (100 + t^2), so 0.5 -+ half of that."""
     spread = mean_spread(np.full(100, 0.5), np.arange(100))
     unseen = stats.t.ppf(0.975, 99) ** 2
     unseen /= 100 + unseen
@@ -88,7 +88,7 @@ def test_prompts_of_uneven_size_count_for_less_where_all_are_right():
 
 
 def test_rows_scored_by_models_of_the_other_folds_have_one_and_a_half_times_the_error_of_five_folds():
-    """1 + 5 / 4 = 2.25 times the variance, so 45 right of 60 are worth as much as 60 / 2.25 independent rows."""
+    """1 + 5 / 4 = 2.25 times the variance, so 45 correct of 60 have an effective sample size of 60 / 2.25 rows."""
     credits = np.repeat([1.0, 0.0], [45, 15])
     found = cross_validated_interval(credits, np.arange(60), folds=5)
     rows = 60 / 2.25
@@ -143,7 +143,7 @@ def test_the_clustered_interval_covers_the_truth_where_a_naive_one_does_not():
 
 
 def test_a_difference_without_losses_is_wilsons_interval_of_the_gains():
-    """5 gains in 40 rows: the upper bound is Wilson's of 5 / 40; the lower joins its reach and that of 0 losses."""
+    """5 gains in 40 rows: the upper bound is Wilson's of 5 / 40; the lower also includes the bound of 0 losses."""
     found = mean_difference(np.repeat([1.0, 0.0], [5, 35]), np.arange(40)).interval()
     score = stats.t.ppf(0.975, 39)
     low, high = wilson(5, 40, score)
@@ -182,7 +182,7 @@ def test_with_one_row_per_prompt_the_p_value_is_near_mcnemars():
 
 
 def test_prompts_with_many_rows_do_not_narrow_the_interval():
-    """12 prompts of 100 rows, 7 that only A and 5 that only B gets right: 200 more rows for A say nothing."""
+    """12 prompts of 100 rows, 7 correct only for A and 5 only for B: A's 200 additional rows are not significant."""
     values = np.repeat([1.0] * 7 + [-1.0] * 5, 100)
     found = mean_difference(values, np.repeat(np.arange(12), 100))
     assert found.p_value() > 0.5

@@ -1,4 +1,4 @@
-"""Evaluation rows that training has seen are counted, said, and left out of an accuracy of their own."""
+"""Evaluation rows that occur in training are counted, logged, and left out of a separate accuracy."""
 
 import logging
 import math
@@ -45,7 +45,7 @@ def test_rows_leak_by_group_or_by_content():
     shared = shared_with_training(train, held)
     assert {kind: rows.tolist() for kind, rows in shared.items()} == {
         "prompt group": [True, False, False, False],
-        "whole content": [False, True, False, False],
+        "identical content": [False, True, False, False],
     }
     leaked = leaked_rows(train, held)
     assert leaked is not None
@@ -61,13 +61,13 @@ def test_unshared_and_unknown_rows_give_none():
 
 
 def test_large_numbers_are_compared_exactly():
-    """Hashes of 64 bits, which a float would round to their neighbours."""
+    """64-bit hashes, which floats would round to neighbouring values."""
     train, held = prepared([2**60], [-(2**62)]), prepared([2**60 + 1], [-(2**62) + 1])
     assert leaked_rows(train, held) is None
 
 
 def test_accuracy_without_leaks_by_hand():
-    """Of the rows that are left, gaps 1, -1, 1 in prompts 7, 7, 8: 2 of 3."""
+    """The remaining rows have gaps 1, -1, 1 in prompts 7, 7, 8: 2 of 3."""
     rewards = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     ranks, groups = np.array([[0, 1]] * 4), np.array([6, 7, 7, 8])
     found = metrics_without_leaks(rewards, ranks, groups, np.array([True, False, False, False]))
@@ -91,7 +91,7 @@ def test_padded_lists_are_measured():
     assert (found["accuracy_without_leaks"], found["num_pairs_without_leaks"]) == (0.75, 4)
 
 
-# --- saying ----------------------------------------------------------------------------------------------------------
+# --- logging ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_warning_counts_and_names_each_set(caplog):
@@ -100,7 +100,10 @@ def test_the_warning_counts_and_names_each_set(caplog):
         warn_about_leaks(train, {"clean": prepared([3], [30]), "seen": prepared([1, 3, 4], [11, 20, 40])})
     (record,) = caplog.records
     text = record.getMessage()
-    assert "2 of 3 rows of the evaluation data 'seen' occur in training (1 by prompt group, 1 by whole content)" in text
+    assert (
+        "2 of 3 rows of the evaluation data 'seen' occur in training (1 by prompt group, 1 by identical content)"
+        in text
+    )
 
 
 def test_streams_are_reported_as_unknown(caplog):
@@ -122,7 +125,8 @@ def test_the_trainer_warns_and_measures_the_other_rows(scorer, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_reward.metrics.leakage"):
         trainer = scorer(pairs(0, 12), pairs(8, 12), per_device_eval_batch_size=5)
     assert (
-        "4 of 12 rows of the evaluation data occur in training (4 by prompt group, 4 by whole content)" in caplog.text
+        "4 of 12 rows of the evaluation data occur in training (4 by prompt group, 4 by identical content)"
+        in caplog.text
     )
     metrics = trainer.evaluate()
     clean = trainer.evaluate(pairs(12, 8))
@@ -132,11 +136,11 @@ def test_the_trainer_warns_and_measures_the_other_rows(scorer, caplog):
     for side in ("low", "high"):
         assert metrics[f"eval_accuracy_without_leaks_ci_{side}"] == pytest.approx(clean[f"eval_accuracy_ci_{side}"])
     assert "eval_accuracy_without_leaks" not in clean
-    assert trainer.evaluate()["eval_num_leaked_rows"] == 4  # and the evaluation between has left no trace
+    assert trainer.evaluate()["eval_num_leaked_rows"] == 4  # the evaluation in between has no effect
 
 
 def test_rows_out_of_order_are_matched_to_their_rewards(scorer):
-    """With length buckets rows are evaluated in another order than the data's."""
+    """With length buckets, the order of evaluation differs from the order of the data."""
     held = [{**row, "chosen": row["chosen"] + " indeed" * (place * 5 % 7)} for place, row in enumerate(pairs(0, 20))]
     train = [row for place, row in enumerate(held) if place % 3 == 0]
     trainer = scorer(train, held, length_bucketing="true", per_device_eval_batch_size=3)

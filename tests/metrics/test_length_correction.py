@@ -1,4 +1,4 @@
-"""A planted length term is found and taken off; what is not length stays."""
+"""A planted length term is estimated and removed; other differences are kept."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def planted(prompts: int = 300, seed: int = 0, slope: float = 0.8) -> tuple[np.n
 
 
 def accuracy(rewards: np.ndarray, quality: np.ndarray) -> float:
-    """How often the better of a pair gets the higher reward."""
+    """Share of pairs whose better response has the higher reward."""
     return float((np.diff(rewards.reshape(-1, 2)) * np.diff(quality.reshape(-1, 2)) > 0).mean())
 
 
@@ -51,7 +51,7 @@ def test_a_planted_length_term_is_removed_and_quality_is_kept():
     quality, lengths, groups, rewards = planted()
     correction = fit_length_correction(rewards, lengths)
     corrected = correction.apply(rewards, lengths)
-    padded_by = 0.8 * (np.log1p(2 * lengths) - np.log1p(lengths))  # what twice the length is worth to this model
+    padded_by = 0.8 * (np.log1p(2 * lengths) - np.log1p(lengths))  # reward difference for twice the length
     padded = correction.apply(rewards + padded_by, 2 * lengths)
     inside = 2 * lengths < max(correction.knots)
     assert padded_by[inside].mean() > 0.5

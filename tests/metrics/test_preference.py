@@ -1,4 +1,4 @@
-"""Metrics against arithmetic done by hand, loops, independent formulae and simulation."""
+"""Preference metrics: hand-computed values, loops, independent formulas and simulation."""
 
 import math
 
@@ -83,7 +83,7 @@ def test_ragged_lists_count_as_all_their_strict_pairs():
     assert metrics["num_prompts"] == 2
     assert metrics["accuracy"] == pytest.approx(2 / 3)
     assert metrics["margin"] == pytest.approx(4 / 3)
-    assert metrics["max_reward"] == 9  # what stands at padded places is never read
+    assert metrics["max_reward"] == 9  # padding is never used
 
 
 @given(
@@ -158,7 +158,7 @@ def test_the_pairs_of_one_list_are_one_prompt():
     assert math.isnan(metrics["accuracy_ci_low"])
 
 
-# --- the length rule and the reading ---------------------------------------------------------------------------------
+# --- the length rules and the description of an accuracy -------------------------------------------------------------
 
 
 def test_the_length_rule_prefers_the_longer_and_halves_ties():
@@ -279,7 +279,7 @@ def test_clauses_of_not_shown():
 
 
 def test_the_strongest_unit_and_direction_counts():
-    """The model is right on 30 of 40 pairs; words alone come near it, by preferring the shorter."""
+    """The model is right on 30 of 40 pairs; only the rule "shorter in words" comes close."""
     credits = np.repeat([1.0, 0.0], [30, 10])
     rules = {"words": np.repeat([0.0, 1.0, 0.0], [29, 9, 2]), "tokens": np.repeat([1.0, 0.0], [15, 25])}
     found = compare_with_length(credits, rules, np.arange(40))

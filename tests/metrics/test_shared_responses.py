@@ -1,4 +1,4 @@
-"""Pairs that share responses: the spread by hand, its coverage, and where it is shown."""
+"""Pairs that share responses: hand-computed standard errors, coverage, and reports."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_the_interval_has_its_nominal_coverage(effect: float):
 
 
 def rows():
-    """Three responses to one prompt, each preferred to the next: two pairs hold the middle one."""
+    """Three responses to one prompt, each preferred to the next: two pairs share the middle one."""
     pairs = (("best", "middle"), ("middle", "worst"))
     return [{"prompt": "p", "chosen": better, "rejected": worse} for better, worse in pairs]
 
@@ -87,4 +87,4 @@ def test_check_data_reports_shared_responses():
     assert (report.duplicates.pair_responses, report.duplicates.most_pairs_of_a_response) == (5, 2)
     lines = {line.name: line for section in sections(report) for line in section.lines}
     assert lines["responses of pairs"].value == "5 different"
-    assert "3 strict pairs, 1.2 pairs a response and at most 2" in lines["responses of pairs"].note
+    assert "3 strict pairs; pairs per response: 1.2 on average, 2 at most" in lines["responses of pairs"].note

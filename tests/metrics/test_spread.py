@@ -1,4 +1,4 @@
-"""The spread of an estimate by hand, against statsmodels, and against the jackknife of any function."""
+"""Clustered standard errors: hand-computed values, statsmodels, and the jackknife of any function."""
 
 import math
 

@@ -24,12 +24,12 @@ def test_agreement_is_the_mean_gap_over_its_standard_deviation():
 
 
 def test_risk_coverage_by_hand():
-    errors, confidence = np.array([1, 0, 1, 0]), np.array([1.0, 4.0, 3.0, 2.0])  # surest first: 0, 1, 0, 1
+    errors, confidence = np.array([1, 0, 1, 0]), np.array([1.0, 4.0, 3.0, 2.0])  # most confident first: 0, 1, 0, 1
     np.testing.assert_allclose(risk_coverage(errors, confidence), [0, 1 / 2, 1 / 3, 2 / 4])
     assert aurc(errors, confidence) == pytest.approx(1 / 3)
     assert risk_at(risk_coverage(errors, confidence), 0.5) == 0.5
-    assert risk_at(risk_coverage(errors, confidence), 0.51) == pytest.approx(1 / 3)  # whole pairs, rounded up
-    assert risk_at(risk_coverage(np.arange(10) > 6, -np.arange(10.0)), 0.7) == 0  # 0.7 * 10 is 7 but for rounding
+    assert risk_at(risk_coverage(errors, confidence), 0.51) == pytest.approx(1 / 3)  # number of pairs, rounded up
+    assert risk_at(risk_coverage(np.arange(10) > 6, -np.arange(10.0)), 0.7) == 0  # 0.7 * 10 is 7 up to rounding
 
 
 def test_equally_confident_pairs_count_as_a_random_order():

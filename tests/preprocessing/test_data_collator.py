@@ -1,4 +1,4 @@
-"""Batches: right-padded sequences of all responses, and one entry per group of everything else."""
+"""Batches: right-padded sequences of all responses, and one entry per group for everything else."""
 
 import math
 from typing import Any
@@ -51,7 +51,7 @@ def test_sequences_are_padded_on_the_right_in_the_order_of_groups_and_responses(
 def test_groups_of_different_size_are_padded_with_the_padding_rank():
     batch = DataCollatorForPreference(pad_token_id=PAD)(ROWS)
     assert batch["ranks"].tolist() == [[1, 0, PADDING_RANK], [0, 2, 1]]
-    # Tokens of a response alone, without the prefix that its row shares.
+    # Tokens of the response without the common prefix of its row.
     assert batch["lengths"].tolist() == [[1, 2, PADDING_RANK], [3, 1, 2]]
     assert (batch["ranks"] != PADDING_RANK).sum() == len(batch["input_ids"])
 
@@ -83,7 +83,7 @@ def test_margins_and_probabilities_are_returned_only_if_a_row_has_one():
     batch = collate(some)
     assert batch["margins"].tolist() == [0.25, 0.0]
     assert math.isnan(batch["probabilities"][0])
-    assert batch["probabilities"][1] == 0.0  # stated, though it is false
+    assert batch["probabilities"][1] == 0.0  # a probability of 0 is not a missing one
     assert batch["margins"].dtype == batch["probabilities"].dtype == torch.float32
 
 

@@ -1,4 +1,4 @@
-"""Rows that stay say nothing about length: by hand, for any rows, and in runs."""
+"""Length does not predict the preference in balanced rows: hand-computed, random and real rows."""
 
 import logging
 import math
@@ -31,7 +31,7 @@ def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pair(number: int, longer_by: int) -> dict[str, Any]:
-    """A pair whose preferred response has so many words more than the other."""
+    """A pair whose preferred response is longer by a number of words."""
     sides = ["a" + " no" * (5 + max(longer_by, 0)), "b" + " no" * (5 + max(-longer_by, 0))]
     return {"prompt": f"{number}: ", "chosen": sides[0], "rejected": sides[1]}
 
@@ -40,11 +40,11 @@ def pairs(*differences: int) -> list[dict[str, Any]]:
     return [pair(number, difference) for number, difference in enumerate(differences)]
 
 
-# --- the choice ---
+# --- choice of rows ---
 
 
 def test_the_choice_by_hand():
-    """Bins: {1, -1, 1}, {5, -4, 5}, {9}, {-300, 310}; ties stay, one row of the first two goes, all of the third."""
+    """Bins: {1, -1, 1}, {5, -4, 5}, {9}, {-300, 310}; ties are kept; dropped: one row each of bins 1 and 2, all of 3."""
     differences = np.array([1, 5, 0, -1, 9, -300, 1, -4, 310, 5, 0])
     found = balanced_rows(differences)
     assert {2, 10, 3, 7, 5, 8} < set(found.tolist())
@@ -62,7 +62,7 @@ def test_bins_are_half_octaves():
 
 
 def directions(values: np.ndarray) -> Counter[tuple[int, int]]:
-    """How many rows each bin has of each sign."""
+    """Number of rows per bin and sign."""
     apart = values[values != 0]
     return Counter((math.floor(2 * math.log2(abs(value))), int(np.sign(value))) for value in apart)
 
@@ -77,7 +77,7 @@ def test_in_every_bin_both_directions_are_equally_frequent(differences, seed):
     before, after = directions(values), directions(stays)
     for number in range(14):
         longer, shorter = after[number, 1], after[number, -1]
-        assert longer == shorter == min(before[number, 1], before[number, -1])  # no row goes without need
+        assert longer == shorter == min(before[number, 1], before[number, -1])  # no row is dropped unnecessarily
     assert kept.tolist() == balanced_rows(values, seed=seed).tolist()
     assert len(balanced_rows(-values, seed=seed)) == len(kept)
 

@@ -1,4 +1,4 @@
-"""Token sequences -> a model's inputs, without ranks, weights or any other label: hand-computed cases."""
+"""Model inputs of token sequences, without labels: hand-computed cases."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every raw row is kept, cut, merged or dropped for a stated reason, however the data is read."""
+"""Every raw row is kept, cut, merged or dropped with a reason, for every way to load the data."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def mishaps() -> list[dict[str, Any]]:
-    """One row of each fate: kept, empty, kept with a cut prompt, twice the same, too long, kept again."""
+    """One row per outcome: kept, empty, cut prompt, identical responses, too long, duplicate."""
     return [
         {"prompt": "a ", "chosen": "yes", "rejected": "no"},
         {"prompt": "b ", "chosen": "", "rejected": "no"},
@@ -76,8 +76,8 @@ def test_counts_and_rows_survive_worker_processes_and_the_cache(tmp_path, mishap
     files = set((tmp_path / "cache").rglob("*.arrow"))
     again, second = prepare_preferences(path, text_tokenizer, MISHAP_RULE)
     assert files
-    assert set((tmp_path / "cache").rglob("*.arrow")) == files  # else the cache was not used
-    # From memory, since a file would come from the cache rather than from the workers.
+    assert set((tmp_path / "cache").rglob("*.arrow")) == files  # otherwise the cache was not used
+    # In memory, because rows of a file would come from the cache instead of the workers.
     workers, third = prepare_preferences({"data": mishaps, "name": "rows"}, text_tokenizer, MISHAP_RULE, num_proc=2)
     assert first == second == third
     assert first.dropped == MISHAP_DROPS
@@ -154,7 +154,7 @@ def test_a_row_whose_sides_had_different_prompts_is_counted(chat_tokenizer):
     assert data["prompts_differed"] == [False, True]
 
 
-# --- what the loss can use -------------------------------------------------------------------------------------------
+# --- rows that the loss can use --------------------------------------------------------------------------------------
 
 VOTES = [
     {"prompt": "a ", "response_a": "yes", "response_b": "no", "winner": "b"},
@@ -280,11 +280,11 @@ def test_data_without_rows_is_refused(text_tokenizer, data):
 
 def test_a_limit_below_every_response_is_refused_with_the_remedy(text_pairs, text_tokenizer):
     rule = PreparationRule(format=FormatRule(max_length=3))
-    said = (
+    message = (
         r"16 too long\). `max_length=3` is shorter than the responses. To keep 99% of the rows uncut, set "
         r"`max_length=50`"
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         prepare_preferences(text_pairs, text_tokenizer, rule)
 
 
@@ -304,9 +304,9 @@ def test_the_length_that_keeps_99_percent_is_the_smallest_that_does(text_tokeniz
     for change, kept in ((0, True), (-1, False)):
         rule = PreparationRule(format=FormatRule(max_length=enough + change, over_length="drop"))
         assert (prepare_preferences(rows, text_tokenizer, rule)[1].kept >= 0.99 * 300) is kept
-    whole = prepare_preferences(rows, text_tokenizer, NO_LIMIT)[1]
-    assert whole.length_for_99_percent is None
-    assert "fit whole" not in str(whole)
+    full = prepare_preferences(rows, text_tokenizer, NO_LIMIT)[1]
+    assert full.length_for_99_percent is None
+    assert "uncut" not in str(full)
 
 
 def test_columns_that_fit_no_layout_are_refused_before_any_row_is_read(text_tokenizer):

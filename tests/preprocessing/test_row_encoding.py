@@ -1,4 +1,4 @@
-"""However a text is written it has one BOS and each turn one end, and text that a template leaves out is reported."""
+"""Texts have one BOS and turns have one end token, and text that a template omits is reported."""
 
 import logging
 from typing import Any
@@ -53,7 +53,7 @@ def text_of(tokenizer: Any, question: str, answer: str) -> str:
 def test_a_turn_has_one_end_token_with_or_without_one_in_its_content(kind: str, written: str):
     tokenizer = tiny_tokenizer(template=TEMPLATES[kind], eos="<|im_end|>")
     clean, found = text_of(tokenizer, "Why?", "So."), text_of(tokenizer, "Why?", "So." + written)
-    if kind in ("adds it but at the end", "adds nothing"):  # the template leaves it to the content
+    if kind in ("adds it but at the end", "adds nothing"):  # the token is part of the content
         assert found == clean.replace("So.", "So.<|im_end|>")
     elif kind == "adds another":  # the tokenizer's EOS before the template's own end is one end too many
         assert found == clean
@@ -64,7 +64,7 @@ def test_a_turn_has_one_end_token_with_or_without_one_in_its_content(kind: str, 
 def test_ends_of_other_turns_and_other_tokens():
     tokenizer = tiny_tokenizer(template=CHATML, eos="<|im_end|>")
     assert text_of(tokenizer, "Why?<|im_end|>", "So.") == text_of(tokenizer, "Why?", "So.")
-    for kept in ("</s>", "a <|im_end|> b", "<b>", "x|>"):  # another token, within the text, or none at all
+    for kept in ("</s>", "a <|im_end|> b", "<b>", "x|>"):  # a different token, a token inside the text, or none
         assert kept in text_of(tokenizer, "Why?", "So." + kept)
     given = [user("Why?"), assistant("So.<|im_end|>")]
     cleaned, was_doubled = TurnEnds(tokenizer).single(given)
@@ -117,7 +117,7 @@ def test_text_pairs_of_encoders_have_one_cls_and_one_sep(pair_tokenizer):
     assert found.remarks == {DOUBLED_BOS, DOUBLED_END}
 
 
-# --- text that a template leaves out ---------------------------------------------------------------------------------
+# --- text that a template omits --------------------------------------------------------------------------------------
 
 NO_THINKING = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
 NO_SYSTEM = CHATML.replace("%}<|im_start|>", "%}{% if m.role == 'system' %}{% continue %}{% endif %}<|im_start|>")
@@ -167,7 +167,7 @@ def test_lost_text_and_blank_prompts_are_counted_with_their_rows(caplog):
         _, summary = prepare_preferences(rows, tokenizer)
     assert summary.remark_rows == {"lost_text": [1], "blank_prompt": [2], "repeated_prompt": [3]}
     assert "1 have a blank prompt, which counts as no prompt (row 2)" in str(summary)
-    assert "1 hold text that the chat template leaves out" in caplog.text
+    assert "1 have text that the chat template omits" in caplog.text
     report = check_data(rows, tokenizer=tokenizer)
     assert report.data.remark_rows == {"blank_prompt": [2], "repeated_prompt": [3]}
     assert report.tokens is not None
@@ -176,7 +176,7 @@ def test_lost_text_and_blank_prompts_are_counted_with_their_rows(caplog):
     encoder = ResponseEncoder(tokenizer=tokenizer, rule=UNLIMITED, rows="conversations")
     caplog.clear()
     encoder.encode([request_from_messages([user("Why?"), assistant("<think>Hm.</think>So.")])])
-    assert "Of 1 texts to be scored, 1 hold text that the chat template leaves out" in caplog.text
+    assert "Of 1 texts to be scored, 1 have text that the chat template omits" in caplog.text
 
 
 def test_a_blank_prompt_of_a_ranked_row_is_counted(text_tokenizer):
@@ -198,37 +198,37 @@ def test_only_the_first_of_many_rows_are_listed():
 
 def test_repeated_prompts_are_encoded_once_for_any_separator(text_tokenizer):
     row = to_preference_row({"prompt": "Q: why so?", "chosen": "Q: why so? So.", "rejected": "Q: why so? No."})
-    for separator, whole in (("", "Q: why so? So."), ("\n", "Q: why so?\nSo.")):
+    for separator, full in (("", "Q: why so? So."), ("\n", "Q: why so?\nSo.")):
         (found,) = encode_rows([row], text_tokenizer, separator)
-        assert text_tokenizer.decode(found.input_ids[0]) == f"{whole}<|endoftext|>"
+        assert text_tokenizer.decode(found.input_ids[0]) == f"{full}<|endoftext|>"
 
 
 def test_a_single_text_that_starts_with_its_prompt_is_not_scored(text_tokenizer):
     encoder = ResponseEncoder(tokenizer=text_tokenizer, rule=UNLIMITED, rows=TEXT)
-    whole, quoted = encoder.encode([
+    full, quoted = encoder.encode([
         read_request("Why so, then?", "Why so, then? So."),
         request_from_messages([user("Why so, then?"), assistant("Why so, then? So.")]),
     ])  # fmt: skip
-    assert "starts with its complete prompt" in whole.problem
+    assert "starts with its complete prompt" in full.problem
     assert text_tokenizer.decode(quoted.input_ids) == "Why so, then?Why so, then? So.<|endoftext|>"
 
 
 def test_a_conversation_has_the_bos_of_its_template_once():
     tokenizer = tiny_tokenizer(template="{{ bos_token }}" + "{% for m in messages %}{{ m.content }}</s>{% endfor %}")
     assert text_of(tokenizer, "<s>Why?", "So.") == text_of(tokenizer, "Why?", "So.") == "<s>Why?</s>So.</s>"
-    # A BOS that also opens each turn stands there twice, in stock transformers too.
+    # A BOS that also starts each turn occurs twice, as in transformers.
     opening = tiny_tokenizer(template="{{ bos_token }}" + CHATML, bos="<|im_start|>", eos="<|im_end|>")
-    whole = text_of(opening, "Why?", "So.")
-    assert whole.startswith("<|im_start|><|im_start|>user")
+    full = text_of(opening, "Why?", "So.")
+    assert full.startswith("<|im_start|><|im_start|>user")
     encoder = ResponseEncoder(tokenizer=opening, rule=UNLIMITED, rows="conversations")
-    (formatted,) = encoder.encode([request_from_text(whole)])
-    assert opening.decode(formatted.input_ids) == whole
+    (formatted,) = encoder.encode([request_from_text(full)])
+    assert opening.decode(formatted.input_ids) == full
 
 
 def test_a_formatted_text_keeps_its_bos_if_text_rows_get_none(chat_tokenizer):
-    whole = "<|im_start|>user\nWhy?<|im_end|>\n"
-    ids = chat_tokenizer(whole, add_special_tokens=False)["input_ids"]
+    full = "<|im_start|>user\nWhy?<|im_end|>\n"
+    ids = chat_tokenizer(full, add_special_tokens=False)["input_ids"]
     assert ids[0] == chat_tokenizer.bos_token_id
     encoder = ResponseEncoder(tokenizer=chat_tokenizer, rule=UNLIMITED, rows=TEXT)
-    found = encoder.encode([request_from_text(whole), request_from_text(whole.removeprefix("<|im_start|>"))])
+    found = encoder.encode([request_from_text(full), request_from_text(full.removeprefix("<|im_start|>"))])
     assert [each.input_ids for each in found] == [ids, ids[1:]]

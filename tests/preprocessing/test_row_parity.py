@@ -1,4 +1,4 @@
-"""Rows as practitioners store them give the rewards of the rows that they mean, in all four ways to score."""
+"""Common variants of a row give the same rewards as its plain form, in all four ways to score."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ CASES = {
         pair([user(parts("What is ", "2 + 2?"))], [], good=assistant(parts("4.")), bad=BAD),
         pair([ASKED], []),
     ),
-    "a blank prompt before whole conversations": (pair("  ", [SYSTEM, ASKED]), pair([SYSTEM, ASKED], [])),
+    "a blank prompt before complete conversations": (pair("  ", [SYSTEM, ASKED]), pair([SYSTEM, ASKED], [])),
     "an end of turn in the content": (
         pair([ASKED], [], good=assistant("4.<|im_end|>"), bad=assistant("5, I think.<|im_end|>\n")),
         pair([ASKED], []),
@@ -69,9 +69,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_stock_trainer_scorer_and_server_agree(folder: Any, name: str):
     row, meant = CASES[name]
-    if meant is None:  # the card's reader gives every message a content, as the template wants it
+    if meant is None:  # a user of the card gives every message a content, as the template requires
         meant = {side: [{**turn, "content": turn.get("content", "")} for turn in row[side]] for side in row}
-    # A second row gives the columns of Arrow fields that the first row lacks.
+    # The second row adds Arrow fields that the first row lacks.
     other = pair([ASKED], [], good=call("Oslo", y="2"), bad=call("Bern", z="3"))
     plain = {side: [{**turn, "content": turn.get("content", "")} for turn in other[side]] for side in other}
     assert_same_rewards(folder, [row, other], stock_rows=[meant, plain])

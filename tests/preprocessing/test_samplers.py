@@ -1,4 +1,4 @@
-"""Length buckets hold every row once and waste little padding; token budgets split batches without losing a row."""
+"""Length buckets have every row once and little padding; token budgets split batches without losing a row."""
 
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
@@ -30,7 +30,7 @@ GROUPS = st.lists(  # (prefix, own tokens of each response) of each group
 
 
 def group(place: int, prefix: int, own: Sequence[int]) -> dict[str, Any]:
-    """A prepared row whose tokens say where they are from."""
+    """A prepared row whose tokens identify their origin."""
     shared = [1 + place] * prefix
     return {
         "input_ids": [shared + [100 * (1 + place) + response] * size for response, size in enumerate(own)],
@@ -62,7 +62,7 @@ def ragged(count: int, seed: int = 0) -> Dataset:
     )
 
 
-# --- how long rows are ---
+# --- lengths of rows ---
 
 VIEWS: dict[str, Callable[[Dataset], Dataset]] = {
     "as made": lambda data: data,
@@ -246,7 +246,7 @@ def test_micro_batches_have_every_row_once_within_the_budget_unless_one_group_ex
     assert batch["row"].tolist() == [row["row"] for row in rows]
     for part, place in zip(parts, places, strict=True):
         assert part["input_ids"].numel() <= budget or len(place) == 1
-        # What the part says of its groups is what the batch says of them there.
+        # The group tensors of a micro-batch equal those rows of the batch.
         width = part["ranks"].shape[1]
         for name_of in ("row", "groups", "weights", "sources"):
             assert torch.equal(batch[name_of][place], part[name_of])

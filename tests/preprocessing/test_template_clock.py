@@ -1,4 +1,4 @@
-"""Templates that print today's date: one date in training, scoring, stock programs and copies, whatever the day."""
+"""Templates that print today's date have one fixed date in training, scoring, transformers and copies."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ CONVERSATION = [{"role": "user", "content": "Hello"}, {"role": "assistant", "con
 
 @pytest.fixture
 def set_day(monkeypatch):
-    """Let so many days pass."""
+    """Move the clock by a number of days."""
 
     def pass_days(days):
         class Clock(datetime):
@@ -81,7 +81,7 @@ def test_a_template_prints_one_date_for_ever(name, chat_tokenizer, set_day, tmp_
     for day in (0, 1):
         set_day(day)
         days.add(render_chat(original, CONVERSATION, tools=tools))
-    assert len(days) == 2, "the fault is there"
+    assert len(days) == 2, "the unchanged template depends on the date"
     assert prepare_tokenizer(prepared).chat_template == prepared.chat_template, "a resumed run keeps its date"
 
 

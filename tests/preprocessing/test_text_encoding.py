@@ -1,4 +1,4 @@
-"""Cutting texts between two words changes no id, or is not done."""
+"""Texts are cut between two words only if this changes no ids."""
 
 import random
 
@@ -40,8 +40,8 @@ PIECES = st.sampled_from(
 @given(texts=st.lists(st.lists(PIECES, max_size=16).map("".join), min_size=1, max_size=4))
 def test_ids_equal_those_of_full_texts(name, texts):
     tokenizer = TOKENIZERS[name]
-    whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    assert encode_texts(texts * 32, tokenizer, add_special_tokens=False) == whole * 32  # fewer are not cut
+    full = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert encode_texts(texts * 32, tokenizer, add_special_tokens=False) == full * 32  # fewer are not cut
 
 
 def test_long_and_many_texts_keep_their_ids(chat_tokenizer):
@@ -96,7 +96,7 @@ def test_added_tokens_that_could_lie_at_a_cut_forbid_it(content, cut):
 def test_pieces_with_different_ids_are_detected_and_not_used(monkeypatch, caplog):
     tokenizer = TOKENIZERS["gpt2"]
     texts = [f"the capital of France is number {number} in the list" for number in range(40)]
-    whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    full = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     monkeypatch.setattr("hf_reward.preprocessing.text_encoding._ids_of_pieces", lambda pieces, _: [[0] for _ in pieces])
-    assert encode_texts(texts, tokenizer, add_special_tokens=False) == whole
+    assert encode_texts(texts, tokenizer, add_special_tokens=False) == full
     assert "tokenised in one piece" in caplog.text

@@ -1,4 +1,4 @@
-"""Texts of any length: refused by their characters, or shortened to the ids that the whole text has."""
+"""Very long texts are refused by their characters, or shortened without a change of their ids."""
 
 import copy
 from typing import Any
@@ -17,9 +17,7 @@ from hf_reward.preprocessing.text_limits import TextLimits, without_middle
 from hf_reward.preprocessing.tokenization import FormatRule, _first_that_fits
 
 MAX_LENGTH = 24
-CORPUS = [
-    "Water boils at one hundred degrees, and ice melts when the sun shines on it. Why? Nobody's asked 42 times."
-] * 3
+CORPUS = ["Water boils at one hundred degrees, and ice melts when the sun shines on it. Why? Who's asked 42 times."] * 3
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -58,7 +56,7 @@ def _encoder(kind: str, form: str, **rule: Any) -> ResponseEncoder:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=_trained(kind), **names)
     if form == "chat":
         tokenizer.chat_template = CHATML
-    length = MAX_LENGTH * (3 if form == "chat" else 1)  # the template takes some tokens itself
+    length = MAX_LENGTH * (3 if form == "chat" else 1)  # the template adds tokens
     chosen = FormatRule(**{"max_length": length, **rule})
     return ResponseEncoder(tokenizer=tokenizer, rule=chosen, rows=CONVERSATIONS if form == "chat" else TEXT)
 
@@ -81,7 +79,7 @@ _TEXTS = st.lists(st.one_of(_PIECES, _SENTENCES, _SENTENCES), min_size=1, max_si
 )
 
 
-def _whole(encoder: ResponseEncoder, request: ScoreRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+def _full(encoder: ResponseEncoder, request: ScoreRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     with monkeypatch.context() as patch:
         patch.setattr(TextLimits, "is_long", lambda self, request: False)
         (found,) = encoder.encode([request], allow_empty=True)
@@ -89,11 +87,11 @@ def _whole(encoder: ResponseEncoder, request: ScoreRequest, monkeypatch: pytest.
 
 
 def _require_equal(encoder: ResponseEncoder, request: ScoreRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = _whole(encoder, request, monkeypatch)
+    full = _full(encoder, request, monkeypatch)
     (found,) = encoder.encode([request], allow_empty=True)
-    assert (found.input_ids, found.token_type_ids) == (whole.input_ids, whole.token_type_ids)
-    assert bool(found.problem) == bool(whole.problem)
-    assert (found.cut_tokens > 0, found.characters) == (whole.cut_tokens > 0, whole.characters)
+    assert (found.input_ids, found.token_type_ids) == (full.input_ids, full.token_type_ids)
+    assert bool(found.problem) == bool(full.problem)
+    assert (found.cut_tokens > 0, found.characters) == (full.cut_tokens > 0, full.characters)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,7 +146,7 @@ def test_a_very_long_prompt_is_shortened_and_not_tokenised(kind, form, monkeypat
     assert max(seen) < 5000
     monkeypatch.undo()
     near = ScoreRequest(prompt=prompt[-4000:], response="Yes.")
-    assert found.input_ids == _whole(encoder, near, monkeypatch).input_ids
+    assert found.input_ids == _full(encoder, near, monkeypatch).input_ids
 
 
 def test_thousands_of_turns_are_not_tried_one_after_the_other():

@@ -1,4 +1,4 @@
-"""Canonical rows become the right tokens, fit the limit without losing a response, and get a safe pad token."""
+"""Canonical rows become the right tokens and fit the limit without losing a response; pad tokens are safe."""
 
 import copy
 import json
@@ -61,7 +61,7 @@ def texts(result: TokenizedRow, tokenizer: PreTrainedTokenizerBase) -> list[str]
 
 
 def add_bos_and_eos(tokenizer: PreTrainedTokenizerBase, *, eos: bool) -> None:
-    """Make a tokenizer put its BOS in front (and its EOS behind) by itself, as Llama's and T5's do."""
+    """Make a tokenizer add BOS (and EOS) by itself, as Llama's and T5's do."""
     bos, end = (tokenizer.bos_token, tokenizer.bos_token_id), (tokenizer.eos_token, tokenizer.eos_token_id)
     single = f"{bos[0]} $A {end[0]}" if eos else f"{bos[0]} $A"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[bos, end])
@@ -97,7 +97,7 @@ def test_every_chat_row_has_the_tokens_of_its_rendered_template(chat_pairs, chat
 def test_a_tokenizer_that_adds_its_own_bos_does_not_double_the_template_s(chat_tokenizer):
     add_bos_and_eos(chat_tokenizer, eos=False)
     bos = chat_tokenizer.bos_token_id
-    assert chat_tokenizer("a")["input_ids"][0] == bos  # the danger is real
+    assert chat_tokenizer("a")["input_ids"][0] == bos  # the tokenizer would add a second BOS
     result = one(chat_row([user("hello")], "one", "two"), chat_tokenizer)
     for ids in result.input_ids:
         assert ids[0] == bos
@@ -126,7 +126,7 @@ def test_tools_and_template_arguments_reach_the_template(chat_tokenizer):
 
 
 def test_messages_without_a_chat_template_are_refused_with_the_remedy(text_tokenizer):
-    with pytest.raises(PreferenceFormatError, match=r"chat template, but this one has none.*chat_template_path"):
+    with pytest.raises(PreferenceFormatError, match=r"no chat template.*chat_template_path"):
         one(chat_row([user("hello")], "one", "two"), text_tokenizer)
 
 
@@ -200,7 +200,7 @@ def test_an_encoder_with_a_chat_template_uses_it_rather_than_pairs(pair_tokenize
     assert texts(result, pair_tokenizer)[0] == "user: hello[SEP]assistant: one[SEP]"
 
 
-# --- what the responses share ----------------------------------------------------------------------------------------
+# --- common prefix of the responses ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_an_encoder_with_a_chat_template_uses_it_rather_than_pairs(pair_tokenize
     [
         ([[1, 2, 3], [1, 2, 4]], 2),
         ([[1, 2, 3], [4, 2, 3]], 0),
-        ([[1, 2], [1, 2, 3, 4]], 1),  # one is the start of the other: it keeps a token of its own
+        ([[1, 2], [1, 2, 3, 4]], 1),  # one is a prefix of the other: it keeps one token
         ([[1, 2, 3], [1, 2, 3]], 2),
         ([[5], [5, 6]], 0),
         ([[1, 2, 3, 4], [1, 2, 3], [1, 2, 9]], 2),
@@ -297,42 +297,42 @@ def test_a_conversation_without_prompt_that_is_too_long_is_dropped(chat_tokenize
 
 def test_text_loses_its_oldest_prompt_tokens_the_same_for_all_responses(text_tokenizer):
     row = text_row("Water boils at one hundred degrees: ", "yes", "no, it does not")
-    whole = one(row, text_tokenizer)
-    limit = max(map(len, whole.input_ids)) - 3
+    full = one(row, text_tokenizer)
+    limit = max(map(len, full.input_ids)) - 3
     result = one(row, text_tokenizer, FormatRule(max_length=limit))
-    assert result.input_ids == [ids[3:] for ids in whole.input_ids]
-    assert (result.cut_tokens, result.prefix_length) == (3, whole.prefix_length - 3)
+    assert result.input_ids == [ids[3:] for ids in full.input_ids]
+    assert (result.cut_tokens, result.prefix_length) == (3, full.prefix_length - 3)
 
 
 def test_text_keeps_its_bos_when_the_prompt_is_cut(chat_tokenizer):
     add_bos_and_eos(chat_tokenizer, eos=False)
     row = text_row("Water boils at one hundred degrees: ", "yes", "no")
-    whole = one(row, chat_tokenizer)
-    result = one(row, chat_tokenizer, FormatRule(max_length=max(map(len, whole.input_ids)) - 3))
-    assert result.input_ids == [[ids[0], *ids[4:]] for ids in whole.input_ids]
-    assert whole.input_ids[0][0] == chat_tokenizer.bos_token_id
+    full = one(row, chat_tokenizer)
+    result = one(row, chat_tokenizer, FormatRule(max_length=max(map(len, full.input_ids)) - 3))
+    assert result.input_ids == [[ids[0], *ids[4:]] for ids in full.input_ids]
+    assert full.input_ids[0][0] == chat_tokenizer.bos_token_id
 
 
 @pytest.mark.parametrize("separator", ["", "\n\n\n"])
 def test_a_text_pair_keeps_cls_separator_and_token_types_when_the_prompt_is_cut(pair_tokenizer, separator):
     row = text_row("Water boils at one", "yes", "no")
-    whole = one(row, pair_tokenizer)
+    full = one(row, pair_tokenizer)
     prompt_length = len(pair_tokenizer("Water boils at one", add_special_tokens=False)["input_ids"])
-    rule = FormatRule(max_length=max(map(len, whole.input_ids)) - prompt_length, separator=separator)
+    rule = FormatRule(max_length=max(map(len, full.input_ids)) - prompt_length, separator=separator)
     result = one(row, pair_tokenizer, rule)
     assert texts(result, pair_tokenizer) == ["[CLS][SEP]yes[SEP]", "[CLS][SEP]no[SEP]"]
-    assert [ids[1 + prompt_length :] for ids in whole.token_type_ids] == [ids[1:] for ids in result.token_type_ids]
+    assert [ids[1 + prompt_length :] for ids in full.token_type_ids] == [ids[1:] for ids in result.token_type_ids]
     shorter = FormatRule(max_length=rule.max_length - 1, separator=separator)
     assert one(row, pair_tokenizer, shorter).problem == "too long"
 
 
 def test_a_token_that_joins_prompt_and_response_is_never_cut(text_tokenizer):
-    # " the" is one token: half of it is the prompt's space, the rest is the responses' first word.
+    # " the" is one token: the space is part of the prompt, and the word is part of the responses.
     row = text_row("Water boils ", "the capital", "the answers")
-    whole = one(row, text_tokenizer)
+    full = one(row, text_tokenizer)
     prompt = text_tokenizer("Water boils ")["input_ids"]
-    assert whole.input_ids[0][: len(prompt)] != prompt
-    for limit in range(2, max(map(len, whole.input_ids))):
+    assert full.input_ids[0][: len(prompt)] != prompt
+    for limit in range(2, max(map(len, full.input_ids))):
         result = one(row, text_tokenizer, FormatRule(max_length=limit))
         for text, response in zip(texts(result, text_tokenizer), row.responses, strict=False):
             assert text.endswith(f"{response}<|endoftext|>")
@@ -355,7 +355,7 @@ def test_the_drop_policy_drops_rows_that_truncation_would_keep(chat_tokenizer):
 def test_the_error_policy_reports_the_length_of_the_row(chat_tokenizer):
     row = chat_row(LONG_CHAT, "one", "two three")
     longest = lengths(row, chat_tokenizer)
-    with pytest.raises(PreferenceFormatError, match=rf"has {longest} tokens, above max_length={longest - 1}"):
+    with pytest.raises(PreferenceFormatError, match=rf"has {longest} tokens, above `max_length={longest - 1}`"):
         one(row, chat_tokenizer, FormatRule(max_length=longest - 1, over_length="error"))
 
 
@@ -412,11 +412,11 @@ def test_truncated_texts_fit_keep_their_responses_and_share_their_prefix(
         assert result.problem == "too long"
         return
     check_fitted(result, limit)
-    whole = one(row, tokenizer)
-    for ids, before, response in zip(result.input_ids, whole.input_ids, responses, strict=True):
-        kept = len(ids) - (1 if pairs else 0)  # CLS stays in front of the cut
+    full = one(row, tokenizer)
+    for ids, before, response in zip(result.input_ids, full.input_ids, responses, strict=True):
+        kept = len(ids) - (1 if pairs else 0)  # CLS is kept before the cut
         assert ids[-kept:] == before[-kept:]
-        if prompt:  # without one, what the responses share is taken for the prompt
+        if prompt:  # without one, the common prefix of the responses is the prompt
             assert tokenizer.decode(ids).endswith(f"{response}{'[SEP]' if pairs else '<|endoftext|>'}")
 
 
@@ -577,7 +577,7 @@ def test_a_reward_model_without_its_tokenizer_neither_scores_nor_trains(make_mod
     for path in folder.glob("tokenizer*"):
         path.unlink()
     (folder / "reward_config.json").unlink()
-    with pytest.raises(ValueError, match="has no tokenizer, without which no text can be scored"):
+    with pytest.raises(ValueError, match="has no tokenizer, so it cannot score texts"):
         RewardScorer.from_pretrained(folder)
     with pytest.raises(ValueError, match="has no vocabulary"):
         make_trainer(folder, text_pairs, tmp_path / "run")

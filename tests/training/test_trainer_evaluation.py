@@ -210,11 +210,11 @@ def test_moving_predictions_to_the_cpu_during_evaluation_changes_nothing(scorer,
 
 def test_empty_evaluation_data_is_refused_raw_and_prepared(scorer):
     trainer = scorer(of_lengths(8), of_lengths(6))
-    with pytest.raises(ValueError, match="must have at least one row"):
+    with pytest.raises(ValueError, match=r"must have at least one row|has no rows"):
         scorer(of_lengths(8), [])
-    with pytest.raises(ValueError, match="must have at least one row"):
+    with pytest.raises(ValueError, match=r"must have at least one row|has no rows"):
         trainer.evaluate(Dataset.from_list([]))
-    with pytest.raises(ValueError, match="must have at least one row"):
+    with pytest.raises(ValueError, match=r"must have at least one row|has no rows"):
         trainer.evaluate(trainer.eval_dataset.select([]))
     with pytest.raises(ValueError, match="eval: none of 0 rows can be used"):
         scorer(of_lengths(8), trainer.eval_dataset.select([]))

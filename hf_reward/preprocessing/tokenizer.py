@@ -99,7 +99,7 @@ def _template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not ids:
         raise ValueError(
-            "the chat template cannot render the conversation: its output for a user and an assistant turn has no tokens"
+            "the chat template cannot render the conversation: for a user and an assistant turn it prints no tokens"
         )
     return ids
 

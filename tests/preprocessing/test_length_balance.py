@@ -44,7 +44,7 @@ def pairs(*differences: int) -> list[dict[str, Any]]:
 
 
 def test_the_choice_by_hand():
-    """Bins: {1, -1, 1}, {5, -4, 5}, {9}, {-300, 310}; ties are kept; dropped: one row each of bins 1 and 2, all of 3."""
+    """Bins: {1, -1, 1}, {5, -4, 5}, {9}, {-300, 310}; ties are kept; one row of bins 1 and 2 and all of 3 drop."""
     differences = np.array([1, 5, 0, -1, 9, -300, 1, -4, 310, 5, 0])
     found = balanced_rows(differences)
     assert {2, 10, 3, 7, 5, 8} < set(found.tolist())

@@ -201,7 +201,7 @@ def test_training_is_capped_before_the_first_step(arch, max_length, make_model_f
         output_dir=str(tmp_path / "out"), max_steps=1, use_cpu=True, report_to="none", max_length=max_length
     )
     trainer = RewardTrainer(str(folder), args, train_dataset=rows)
-    assert any(f"`max_length` is {max_length}, but the positions" in message for message in caplog.messages)
+    assert any(f"`max_length` is {max_length}, but this model supports" in message for message in caplog.messages)
     assert (args.max_length, trainer.args.max_length) == (max_length, 512)
     trainer.train()
     assert trainer.data_summaries["train"].cut == 2

@@ -1,11 +1,11 @@
 """`RewardScorer`: score texts, conversations and best-of-N lists with a reward model."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from hf_reward.data.preference_row import PreferenceFormatError, Prompt, Response
 from hf_reward.data.score_request import (
@@ -181,8 +181,7 @@ class RewardScorer(RequestScorer):
                 "a scorer without `lower_bound`."
             )
         first, second = (float(reward) for reward in self.score([prompt, prompt], [a, b]))
-        difference = (first - second) / self.temperature
-        return 1 / (1 + math.exp(-difference)) if difference >= 0 else 1 - 1 / (1 + math.exp(difference))
+        return float(expit((first - second) / self.temperature))
 
     # --- callbacks ----------------------------------------------------------------------------------------------------
 

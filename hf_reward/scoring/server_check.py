@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from hf_reward.data.score_request import ScoreRequest, requests_of_row
 from hf_reward.modeling.probe_texts import PROBES
@@ -213,7 +213,7 @@ def _compare(here: np.ndarray, there: np.ndarray, *, url: str, kind: str, notes:
     shift = float(difference.mean())
     relative = float((np.abs(difference) / scale).max())
     after_shift = float((np.abs(difference - shift) / scale).max())
-    from_sigmoid = float(np.abs(there - _sigmoid(here)).max())
+    from_sigmoid = float(np.abs(there - special.expit(here)).max())
     spread = float(here.std())
     pearson, spearman = (_correlation(measure, here, there) for measure in (stats.pearsonr, stats.spearmanr))
     if spread < 10 * SAME_TOLERANCE:
@@ -244,7 +244,7 @@ def _verdict(
 ) -> str:
     """Return the first explanation that fits; exact ones are tried before those that allow for rounding."""
     is_constant = np.ptp(there) < 1e-6 < np.ptp(here)
-    bent = float(np.abs(there - _sigmoid(here)).max())
+    bent = float(np.abs(there - special.expit(here)).max())
     keeps_order = spearman is not None and spearman > HALF_SPEARMAN
     is_probability = there.min() >= 0 and there.max() <= 1
     explanations = [
@@ -263,7 +263,3 @@ def _verdict(
 
 def _correlation(measure: Any, here: np.ndarray, there: np.ndarray) -> float | None:
     return float(measure(here, there).statistic) if np.ptp(here) > 0 and np.ptp(there) > 0 else None
-
-
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(values / 2))  # without the overflow of exp

@@ -20,7 +20,6 @@ CPU the gain of batching comes from shared prompts and from fewer model calls.
 import asyncio
 import json
 import multiprocessing
-import os
 import random
 import socket
 import statistics
@@ -33,6 +32,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from machine import core_count, cpu_name
 
 TOLERANCE = 1e-4
 _SHAPE: dict[str, Any] = {
@@ -314,14 +315,7 @@ def report(phases: Sequence[Phase], gain: float, title: str) -> None:
 
 def machine() -> str:
     """Return the processor and its number of cores."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "a CPU")
-    return f"{core_count()} cores of {name}"
-
-
-def core_count() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{core_count()} cores of {cpu_name()}"
 
 
 if __name__ == "__main__":

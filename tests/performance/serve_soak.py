@@ -30,7 +30,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve_load import Phase, core_count, machine, make_model, run_clients, server
+import psutil
+from machine import core_count
+from serve_load import Phase, machine, make_model, run_clients, server
 
 _SPAWN = multiprocessing.get_context("spawn")
 _WORDS = "water boils when the sun shines and ice melts "
@@ -225,8 +227,7 @@ def watched(pid: int) -> Iterator[dict[str, int]]:
 
 
 def _resident(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) // 1024
+    return psutil.Process(pid).memory_info().rss // 2**20
 
 
 def longest_health(url: str, ended: threading.Event) -> float:

@@ -39,12 +39,13 @@ from typing import Any
 
 import datasets
 from datasets import Dataset
+from machine import core_count
 from rich.console import Console
 from rich.table import Table
 from speed_measure import GEOMETRIES
 from speed_rows import Row, text_and_tokenizer
 from speed_scoring import benchmark_scoring
-from speed_training import benchmark_training, core_count
+from speed_training import benchmark_training
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences

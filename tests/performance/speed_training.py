@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from machine import core_count, cpu_name
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -157,20 +157,12 @@ def default_geometries() -> list[str]:
 
 def machine() -> dict[str, Any]:
     """Return the hardware and library versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": cpu_name(),
         "cores": core_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "hf_reward")},
     }
-
-
-def core_count() -> int | None:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def save_json(path: Path | None, report: dict[str, Any]) -> None:

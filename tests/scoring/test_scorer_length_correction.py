@@ -130,7 +130,7 @@ def test_a_model_without_a_correction_is_refused(make_model_folder, tmp_path, fo
     assert record is not None
     record.length_correction = {**record.length_correction, "unit": "tokens"}
     record.save(folder)
-    with pytest.raises(ValueError, match="must be .characters., but is .tokens."):
+    with pytest.raises(ValueError, match="must be 'characters', but is 'tokens'"):
         RewardScorer.from_pretrained(folder, length_correction=True)
     assert not RewardScorer.from_pretrained(folder).corrects_length
 

@@ -8,7 +8,7 @@ from training_runs import load, make_trainer, settings
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_reward import AutoModelForRewardScoring, RewardTrainer
-from hf_reward.modeling.adapters import forget_frozen_heads
+from hf_reward.modeling.adapters import frozen_heads_as_buffers
 from hf_reward.preprocessing.data_collator import DataCollatorForPreference
 from hf_reward.training.collators import packs
 
@@ -36,10 +36,10 @@ def test_under_fsdp_the_frozen_copy_of_the_head_stays_a_parameter(make_model_fol
         make_model_folder("qwen2"), peft_config=LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
     )
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    forget_frozen_heads(model)
+    frozen_heads_as_buffers(model)
     assert any("original_module" in name for name, _ in model.named_parameters())
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    forget_frozen_heads(model)
+    frozen_heads_as_buffers(model)
     assert not any("original_module" in name for name, _ in model.named_parameters())
     assert any("original_module" in name for name, _ in model.named_buffers())
 
@@ -81,7 +81,7 @@ def test_an_adapter_for_sequence_classification_is_still_a_decoder(
 def test_a_head_among_the_targets_is_trained_in_full(make_model_folder, tmp_path, chat_pairs, caplog):
     config = LoraConfig(target_modules=["q_proj", "score"])
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "run", peft_config=config)
-    assert "`target_modules` names the reward head (score): the head is trained and saved in full" in caplog.text
+    assert "`target_modules` names the reward head (score). The head is fully trained and saved" in caplog.text
     assert set(config.target_modules) == {"q_proj", "score"}, "the caller's configuration is not changed"
     before = parameters(trainer)
     trainer.train()
@@ -89,7 +89,7 @@ def test_a_head_among_the_targets_is_trained_in_full(make_model_folder, tmp_path
     assert moved["base_model.model.score.modules_to_save.default.weight"]
     assert not [name for name in moved if "score" in name and "lora" in name]
     assert_same_rewards(trainer, chat_pairs[:3], folder=tmp_path / "saved")
-    with pytest.raises(ValueError, match="names the reward head alone"):
+    with pytest.raises(ValueError, match="only names the reward head"):
         make_trainer(make_model_folder("llama"), chat_pairs, tmp_path, peft_config=LoraConfig(target_modules=["score"]))
 
 
@@ -120,7 +120,7 @@ def test_a_model_that_is_not_a_reward_model_is_refused_with_its_name(
     folder = make_model_folder("llama")
     language_model = AutoModelForCausalLM.from_pretrained(folder)
     for model in (language_model, get_peft_model(language_model, LoraConfig())):
-        with pytest.raises(ValueError, match="is a LlamaForCausalLM, which gives tokens and no reward"):
+        with pytest.raises(ValueError, match="is the language model LlamaForCausalLM"):
             make_trainer(model, chat_pairs, tmp_path, processing_class=chat_tokenizer)
     with pytest.raises(ValueError, match=r"has `num_labels=2`, but reward models require `num_labels=1`"):
         make_trainer(stock_model(folder, chat_tokenizer, 2), chat_pairs, tmp_path, processing_class=chat_tokenizer)

@@ -121,7 +121,7 @@ def test_an_index_of_shards_leads_neither_outside_nor_to_a_pickle(place, make_mo
         torch.save(tensors | {"trap": Trap(tmp_path / "ran")}, folder / name)
     index_of(folder, dict.fromkeys(tensors, name))
     for load in (AutoModelForRewardScoring.from_pretrained, read_foreign):
-        with pytest.raises(ValueError, match="not beside it"):
+        with pytest.raises(ValueError, match="in the same folder"):
             load(folder)
     assert not (tmp_path / "ran").exists()
 
@@ -176,7 +176,7 @@ def test_an_sft_adapter_with_a_stray_index_in_its_base_is_refused(make_model_fol
     )
     shutil.move(base / "model.safetensors", tmp_path / "weights.safetensors")
     index_of(base, dict.fromkeys(load_file(tmp_path / "weights.safetensors"), "../weights.safetensors"))
-    with pytest.raises(ValueError, match="not beside it"):
+    with pytest.raises(ValueError, match="in the same folder"):
         AutoModelForRewardScoring.from_pretrained(tmp_path / "sft")
 
 

@@ -1,4 +1,4 @@
-"""Adapters of PEFT -> adapters whose reward head is trained and saved, whoever made them."""
+"""PEFT adapters -> adapters whose reward head is trained and saved."""
 
 import copy
 import logging
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def train_head_of(model: PeftModel) -> None:
-    """Let a caller's own adapter train and save the head too, in place: `LoraConfig()` alone leaves it random.
+    """Add the head to the trained and saved modules of a user's adapter, in place. `LoraConfig()` leaves it random.
 
     Args:
-        model: PEFT's wrapper of a reward model. A head that the adapter itself changes (LoRA on `score`) is left alone.
+        model: PEFT's wrapper of a reward model. A head that the adapter changes itself (LoRA on `score`) is not added.
     """
     config: Any = model.active_peft_config
     saved, inner = set(config.modules_to_save or []), unwrap_model(model)
@@ -46,8 +46,8 @@ def train_head_of(model: PeftModel) -> None:
         setattr(inner.get_submodule(parent), last, wrapper)
     config.modules_to_save, config.task_type = sorted({*saved, *missing}), "SEQ_CLS"
     logger.warning(
-        "The adapter neither trained nor saved the reward head (%s), so its rewards would have stayed random: the head "
-        "was added to its `modules_to_save`.",
+        "The adapter neither trained nor saved the reward head (%s), so the rewards would have stayed random. The head "
+        "was added to `modules_to_save`.",
         ", ".join(missing),
     )
 
@@ -56,12 +56,12 @@ def _is_adapted(module: nn.Module) -> bool:
     return any(isinstance(part, BaseTunerLayer) for part in module.modules())
 
 
-def forget_frozen_heads(model: PeftModel) -> None:
-    """Make the frozen copy of the head that PEFT keeps beside the trained one buffers, in place.
+def frozen_heads_as_buffers(model: PeftModel) -> None:
+    """Turn the parameters of PEFT's frozen copy of the head into buffers, in place.
 
-    So every parameter of the head is one that training changes, as code that compares parameters before and after
-    training expects. The copy is still there when the adapter is disabled. Under FSDP it stays a parameter: accelerate
-    gives each process its shards of parameters alone, and fails at a buffer in the state dict.
+    Then training changes every parameter of the head, which code that compares parameters before and after training
+    expects. A disabled adapter still uses the copy. Under FSDP the copy stays a parameter, because accelerate only
+    shards parameters and fails at a buffer in the state dict.
 
     Args:
         model: PEFT's wrapper of a reward model.
@@ -78,23 +78,23 @@ def forget_frozen_heads(model: PeftModel) -> None:
 def _parameters_as_buffers(module: nn.Module) -> None:
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
-            if parameter is not None and not hasattr(parameter, "ds_id"):  # ZeRO-3 finds its shards as parameters only
+            if parameter is not None and not hasattr(parameter, "ds_id"):  # ZeRO-3 only finds its shards in parameters
                 del part._parameters[name]
                 part.register_buffer(name, parameter.detach())
 
 
 def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
-    """Wrap a reward model with an adapter whose head is trained and saved, whatever `task_type` says.
+    """Wrap a reward model with an adapter whose head is trained and saved, for any `task_type`.
 
     Args:
         model: A reward model.
-        peft_config: The adapter; not changed.
+        peft_config: The adapter configuration; not changed.
 
     Returns:
         PEFT's wrapper of the model.
 
     Raises:
-        ValueError: If the adapter adds virtual tokens, or has the head as its only target.
+        ValueError: If the adapter adds virtual tokens, or only targets the head.
     """
     config = adapter_config(model, peft_config)
     with without_renamed_checkpointing():
@@ -102,11 +102,11 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
 
 
 class RewardPeftModel(PublishesVerified, PeftModelForSequenceClassification):
-    """PEFT's wrapper, whose `push_to_hub` verifies what it publishes."""
+    """PEFT's wrapper with a `push_to_hub` that verifies the model."""
 
 
 def as_publishable(model: Any) -> PeftModel:
-    """Let an adapter model publish itself verified, in place."""
+    """Give an adapter model the verifying `push_to_hub`, in place."""
     if type(model) is PeftModelForSequenceClassification:
         model.__class__ = RewardPeftModel
     return model
@@ -115,30 +115,30 @@ def as_publishable(model: Any) -> PeftModel:
 def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfig:
     """Copy an adapter configuration so that the head is trained in full and saved.
 
-    PEFT adds `score` and `classifier` only for `task_type='SEQ_CLS'`, and never the other parts of an encoder's
-    head (the poolers of BERT and DeBERTa, ModernBERT's head), which would then stay random and unsaved.
+    PEFT only adds `score` and `classifier`, and only for `task_type='SEQ_CLS'`. The other parts of an encoder's head
+    (the poolers of BERT and DeBERTa, ModernBERT's head) would stay random and unsaved.
 
     Args:
         model: The model to be wrapped.
         peft_config: The user's configuration.
 
     Returns:
-        A copy with `task_type`, `modules_to_save` and `exclude_modules` set, and without the head among its targets.
+        A copy with `task_type`, `modules_to_save` and `exclude_modules` set, and without the head in its targets.
 
     Raises:
-        ValueError: If the adapter adds virtual tokens, cannot save the head, or has the head as its only target.
+        ValueError: If the adapter adds virtual tokens, cannot save the head, or only targets the head.
     """
     if peft_config.is_prompt_learning:
         raise ValueError(
-            f"{type(peft_config).__name__} adds virtual tokens, which move the position at which the reward is "
-            "read. Use LoraConfig or another adapter that changes weights."
+            f"{type(peft_config).__name__} adds virtual tokens, which change the position of the reward. Use "
+            "LoraConfig or another adapter that changes weights."
         )
     heads = head_modules(model)
     values = peft_config.to_dict()
     if "modules_to_save" not in values:
         raise ValueError(
             f"{type(peft_config).__name__} has no `modules_to_save`, so the reward head would be neither trained nor "
-            "saved. Use LoraConfig (`trainable_token_indices` trains single tokens) or another adapter that has it."
+            "saved. Use LoraConfig (`trainable_token_indices` trains single tokens), or another adapter that has it."
         )
     targets = values.get("target_modules")
     named = [targets] if isinstance(targets, str) else list(targets or [])
@@ -156,15 +156,15 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
 
 
 def _without_heads(targets: list[str], heads: list[str]) -> list[str]:
-    """The adapter's targets less the head, which is trained in full: LoRA on it would leave a random base unsaved."""
+    """Return the targets without the head. LoRA on a new head would not save its random base."""
     rest = [name for name in targets if name not in heads]
     if not rest:
         raise ValueError(
-            f"`target_modules` names the reward head alone ({', '.join(targets)}). To train only the head, use "
-            "`freeze_backbone` without `peft_config`."
+            f"`target_modules` must include backbone modules, but only names the reward head ({', '.join(targets)}). "
+            "To train only the head, use `freeze_backbone` without `peft_config`."
         )
     logger.warning(
-        "`target_modules` names the reward head (%s): the head is trained and saved in full instead.",
+        "`target_modules` names the reward head (%s). The head is fully trained and saved instead.",
         ", ".join(name for name in targets if name in heads),
     )
     return rest
@@ -173,10 +173,10 @@ def _without_heads(targets: list[str], heads: list[str]) -> list[str]:
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """Merge an adapter into its base in float32 and return the plain model.
 
-    A merge in bfloat16 rounds every merged weight and was seen to move rewards by 0.13.
+    A merge in bfloat16 rounds every merged weight, which changed rewards by up to 0.13.
 
     Args:
-        model: An adapter model; its base is changed and must not be used afterwards.
+        model: An adapter model. Its base is changed and must not be used afterwards.
 
     Returns:
         The merged reward model, float32.
@@ -187,13 +187,13 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
 
 def number_of_embeddings(model: PreTrainedModel) -> int:
-    """Rows of a model's input embeddings, which an adapter may have wrapped; they are known where weights are sharded.
+    """Return the number of rows of the input embeddings, also for sharded weights and layers wrapped by an adapter.
 
     Args:
-        model: A model, perhaps inside of PEFT's wrapper.
+        model: A model, with or without PEFT's wrapper.
 
     Returns:
-        The number.
+        The number of rows.
     """
     layer: Any = model.get_input_embeddings()
     while isinstance(layer, (AuxiliaryTrainingWrapper, BaseTunerLayer)):
@@ -202,10 +202,10 @@ def number_of_embeddings(model: PreTrainedModel) -> int:
 
 
 def unwrap_saved_modules(model: nn.Module) -> None:
-    """Replace modules that PEFT left wrapped by what was trained of them, in place (LNTuning leaves the head so).
+    """Replace modules that PEFT left wrapped (the head after LNTuning) by their trained version, in place.
 
     Args:
-        model: A model whose adapter was merged.
+        model: A model with a merged adapter.
     """
     for name, wrapper in list(model.named_modules()):
         if isinstance(wrapper, ModulesToSaveWrapper):
@@ -214,12 +214,12 @@ def unwrap_saved_modules(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), last, plain)
 
 
-def require_whole_adapter(model: PeftModel, folder: Path) -> None:
-    """Refuse saved adapter weights that lack some of a model's: PEFT would leave those as they are, without a word.
+def require_complete_adapter(model: PeftModel, folder: Path) -> None:
+    """Refuse incomplete adapter weights. PEFT would not report missing ones.
 
     Args:
-        model: The model that they are to be loaded into.
-        folder: Their folder; without `adapter_model.safetensors` in it, nothing is checked.
+        model: The model that will load them.
+        folder: Their folder. Without `adapter_model.safetensors` in it, nothing is checked.
 
     Raises:
         ValueError: If weights are missing.
@@ -231,6 +231,6 @@ def require_whole_adapter(model: PeftModel, folder: Path) -> None:
         missing = sorted(get_peft_model_state_dict(model).keys() - set(file.keys()))
     if missing:
         raise ValueError(
-            f"{path} lacks {len(missing)} of the adapter's weights, such as {missing[0]}. Name another checkpoint, or "
-            "start with the adapter's settings that it was saved with."
+            f"{path} lacks {len(missing)} weights of the adapter, such as {missing[0]}. Resume from another "
+            "checkpoint, or use the adapter settings of this one."
         )

@@ -1,4 +1,4 @@
-"""Configuration of a backbone -> the class of its sequence classifier, made at run time where transformers has none."""
+"""Configuration of a backbone -> class of its sequence classifier, created at run time if transformers has none."""
 
 import copy
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The architecture's own sequence classifier; for causal backbones without one, transformers' generic one."""
+    """Return the sequence classifier of the architecture, or transformers' generic one for other causal backbones."""
     mapping: Any = AutoModelForSequenceClassification._model_mapping
     if type(config) not in mapping:
         _register_generic_classifier(config)
@@ -28,12 +28,12 @@ def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
 
 
 def _register_generic_classifier(config: PretrainedConfig) -> None:
-    """Make and register `<Arch>ForSequenceClassification` for a causal backbone (Granite, Cohere, ...)."""
+    """Create and register `<Arch>ForSequenceClassification` for a causal backbone (Granite, Cohere, ...)."""
     kind = type(config)
     if kind not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
-            f"{kind.__name__} belongs to no language model or sequence classifier that transformers knows, so it "
-            "cannot score text. Start from a decoder or an encoder."
+            f"A reward model requires a language model or sequence classifier in transformers, but {kind.__name__} "
+            "belongs to neither. Start from a decoder or an encoder."
         )
     base, causal = _only_class(AutoModel._model_mapping[kind]), _only_class(AutoModelForCausalLM._model_mapping[kind])
     pretrained = next(
@@ -46,52 +46,52 @@ def _register_generic_classifier(config: PretrainedConfig) -> None:
         "config_class": kind,
     }
     made = type(name, (GenericForSequenceClassification, pretrained), members)
-    # `register` itself ignores the configurations of transformers in some releases (5.17), so it is gone round.
+    # In some releases (5.17), `register` ignores the configurations of transformers, so it is bypassed.
     mapping: Any = AutoModelForSequenceClassification._model_mapping
     mapping._extra_content[kind] = made
     logger.warning(
-        "transformers has no %s; one was made. Stock transformers loads the saved folder only after `import hf_reward` "
-        "and `hf_reward.register_classifier(%s)`.",
+        "transformers has no %s, so hf_reward created this class. Stock transformers loads the saved folder only after "
+        "`import hf_reward` and `hf_reward.register_classifier(%s)`.",
         name,
         kind.__name__,
     )
 
 
 def _only_class(found: Any) -> Any:
-    """The class that a mapping gives; some configurations have several, of which the first is the usual one."""
+    """Return the class in a mapping. If a configuration has several, the first one is the default."""
     return found[0] if isinstance(found, tuple) else found
 
 
 def _backbone_name(causal: type[PreTrainedModel], base: type[PreTrainedModel], config: PretrainedConfig) -> str:
-    """Under which name the language model holds its backbone, and so under which its checkpoints hold the weights.
+    """Return the attribute name of the backbone in the language model, which is the prefix of its checkpoints.
 
-    Mostly that is `base_model_prefix` (`backbone` of Mamba), but Llama 4 states another one there than it uses.
+    It is usually `base_model_prefix` (`backbone` in Mamba), but Llama 4 uses a different name.
     """
     try:
         with torch.device("meta"):
             children = causal(copy.deepcopy(config)).named_children()
             found = [name for name, child in children if type(child) is base]
-    except Exception:  # some classes cannot be made without memory (Dots1)
+    except Exception:  # some classes cannot be built without memory (Dots1)
         return causal.base_model_prefix
     if len(found) != 1:
         raise ValueError(
-            f"transformers has no sequence classifier for {type(config).__name__}, and none can be made: "
-            f"{causal.__name__} is the decoder of an encoder-decoder model, or has more inputs than text. Start from a "
-            "decoder or an encoder."
+            f"transformers has no sequence classifier for {type(config).__name__}, and hf_reward cannot create one: "
+            f"{causal.__name__} is the decoder of an encoder-decoder model, or requires inputs other than text. Start "
+            "from a decoder or an encoder."
         )
     return found[0]
 
 
 def has_stock_class(config: PretrainedConfig) -> bool:
-    """Whether transformers itself, with nothing of ours imported, has a sequence classifier for a configuration."""
+    """Return whether transformers (without hf_reward) has a sequence classifier for a configuration."""
     return config.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 
 def register_classifier(config_class: type[PretrainedConfig]) -> None:
-    """Let `AutoModelForSequenceClassification` load saved reward models of a backbone that has no such class.
+    """Let `AutoModelForSequenceClassification` load saved reward models of a backbone without a stock class.
 
     Args:
-        config_class: The backbone's configuration class, such as `GraniteConfig`.
+        config_class: Configuration class of the backbone, such as `GraniteConfig`.
     """
     if config_class not in AutoModelForSequenceClassification._model_mapping:
         _register_generic_classifier(config_class())

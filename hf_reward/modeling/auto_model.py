@@ -1,7 +1,7 @@
-"""Name of a model -> a stock sequence classifier with one label, with LoRA or frozen if asked.
+"""Name of a model -> a stock sequence classifier with one label, optionally with LoRA or a frozen backbone.
 
-`AutoModelForRewardScoring` is a factory. What it returns is the architecture's own `...ForSequenceClassification`, so
-everything that loads such a model loads ours and gives the same reward.
+`AutoModelForRewardScoring` is a factory. It returns the `...ForSequenceClassification` of the architecture, so other
+programs load the saved model with the same rewards.
 """
 
 import copy
@@ -19,7 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_utils import (  # what `from_pretrained` itself asks
+from transformers.modeling_utils import (  # used by `from_pretrained` itself
     is_fsdp_enabled,  # pyright: ignore[reportPrivateImportUsage]
     is_local_dist_rank_0,  # pyright: ignore[reportPrivateImportUsage]
 )
@@ -42,7 +42,7 @@ from hf_reward.modeling.reward_head import (
     in_head,
     is_decoder,
     output_layers,
-    state_regression,
+    set_regression,
     unwrap_model,
     zero_head,
 )
@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 class AutoModelForRewardScoring:
-    """Loads any language model, encoder or existing reward model as a reward model. Not to be instantiated."""
+    """Factory that loads a language model, encoder or existing reward model as a reward model."""
 
     def __init__(self) -> None:
         raise TypeError("Use `AutoModelForRewardScoring.from_pretrained(name_or_path)`.")
@@ -80,30 +80,30 @@ class AutoModelForRewardScoring:
     ) -> RewardModel:
         """Load a model that gives one reward for each sequence.
 
-        A head that the checkpoint holds is kept as it is. Only a missing one is created: for decoders without bias
-        and zero, so training starts from loss ln 2 and the first step's gradient reaches the head alone (a
-        zero head passes none on to the backbone); encoders keep their architecture's own initialisation.
+        An existing head is kept unchanged. A missing head is created. For decoders it is zero and has no bias, so
+        training starts at loss ln 2 and the gradient of the first step only reaches the head. Encoders use the
+        initialisation of their architecture.
 
         Args:
             name_or_path: A Hub id or folder: a language model, an encoder, a reward model, or a saved adapter.
-            peft_config: Wrap the model with this adapter; the head is trained and saved beside it.
+            peft_config: Wrap the model with this adapter. The head is trained and saved with it.
             freeze_backbone: Train only the head.
-            gguf_file: Name of a GGUF file in that folder; it is dequantised and can be saved like any model.
-            quantization_config: As in transformers; the head is left out of quantisation.
-            dtype: Precision of the backbone, float32 unless stated; the head is always float32.
-            is_trainable: Whether the adapter of a saved adapter directory goes on training.
-            dequantize: With `quantization_config`: turn the quantised weights into floats again, with what they lost.
-            allow_pickle: Load weights that are pickles if there are no safetensors (tensors only).
-            verify: Score the probes that the model was saved with and refuse it if a reward has changed.
+            gguf_file: Name of a GGUF file in that folder. It is dequantised and can be saved like any model.
+            quantization_config: As in transformers. The head is not quantised.
+            dtype: Precision of the backbone. The head is always float32.
+            is_trainable: Whether a saved adapter is loaded for further training.
+            dequantize: With `quantization_config`: dequantise the weights after loading.
+            allow_pickle: Load pickled weights (tensors only) if there are no safetensors.
+            verify: Score the recorded probes and refuse the model if a reward has changed.
             **kwargs: Passed to transformers' `from_pretrained` (`revision`, `trust_remote_code`, `device_map`, ...).
 
         Returns:
-            The architecture's own sequence classifier with one label, or PEFT's wrapper of it.
+            The sequence classifier of the architecture with one label, or PEFT's wrapper of it.
 
         Raises:
-            ValueError: If the checkpoint holds a classifier with several labels, lacks backbone weights, is a pickle,
-                is cut off, or holds weights that are not finite; if the options contradict each other; with `verify`,
-                if its rewards are not those it was saved with.
+            ValueError: If the checkpoint is a classifier with several labels, lacks backbone weights, is a pickle, is
+                truncated, or contains weights that are not finite; if the options contradict each other; with
+                `verify`, if rewards differ from the recorded ones.
         """
         _refuse_contradictions(peft_config, freeze_backbone, quantization_config, dequantize)
         asked = kwargs.get("revision")
@@ -111,7 +111,7 @@ class AutoModelForRewardScoring:
         if quantization_config is not None:
             kwargs |= {"quantization_config": quantization_config, "dequantize": dequantize}
         record = CheckpointRecord.find(name, **hub_options(kwargs))
-        kwargs.setdefault("trust_remote_code", False)  # unset, transformers would ask on the terminal
+        kwargs.setdefault("trust_remote_code", False)  # otherwise transformers would prompt on the terminal
         require_trust(name, bool(kwargs["trust_remote_code"]))
         kwargs.setdefault("use_safetensors", None if allow_pickle or gguf_file is not None else True)
         loading: dict[str, Any] = {**kwargs, "dtype": dtype} | ({} if gguf_file is None else {"gguf_file": gguf_file})
@@ -127,19 +127,21 @@ class AutoModelForRewardScoring:
 
 def _refuse_contradictions(peft_config: Any, freeze_backbone: bool, quantization: Any, dequantize: bool) -> None:
     if peft_config is not None and freeze_backbone:
-        raise ValueError("`freeze_backbone` trains the head only; with `peft_config` it is LoRA. Give one of them.")
+        raise ValueError(
+            "`freeze_backbone` trains only the head and cannot be combined with `peft_config`. Give one of them."
+        )
     if dequantize and quantization is None:
-        raise ValueError("`dequantize` has no effect without `quantization_config`. Leave it out, or give both.")
+        raise ValueError("`dequantize` requires `quantization_config`. Give both, or leave `dequantize` out.")
 
 
 def _load(name: str, asked_for: str, is_trainable: bool, adds_adapter: bool, **loading: Any) -> RewardModel:
-    """Load a whole model or an adapter from its place; `asked_for` is what the caller called it."""
+    """Load a complete model or an adapter; `asked_for` is the name that the caller used."""
     if not is_adapter(name):
         return _load_classifier(name, **loading)
     if adds_adapter and _adapter_has_head(name):
         raise ValueError(
-            f"{name} is already an adapter of a reward model. Load it without `peft_config` to go on training it, or "
-            "merge it first (`hf_reward.merge_adapter`) to add a new one."
+            f"{name} is already an adapter of a reward model. Load it without `peft_config` to continue its training, "
+            "or merge it first (`hf_reward.merge_adapter`) to add a new adapter."
         )
     return _load_adapter(name, asked_for, is_trainable=is_trainable, **loading)
 
@@ -147,8 +149,8 @@ def _load(name: str, asked_for: str, is_trainable: bool, adds_adapter: bool, **l
 def _check_rewards(
     name: str, model: RewardModel, record: CheckpointRecord | None, *, verify: bool, **kwargs: Any
 ) -> None:
-    """Stop at a loaded model that gives no rewards or, with `verify`, others than it was saved with."""
-    if not (is_fsdp_enabled() and not is_local_dist_rank_0()):  # there, memory waits for the weights of rank 0
+    """Refuse weights that are not finite and, with `verify`, rewards that differ from the recorded ones."""
+    if not (is_fsdp_enabled() and not is_local_dist_rank_0()):  # these ranks have no weights yet
         refuse_non_finite(name, model.named_parameters())
     if record is not None:
         _warn_of_drift(name, record, **kwargs)
@@ -160,17 +162,17 @@ def _check_rewards(
 
 def _warn_of_drift(name: str, record: CheckpointRecord, **kwargs: Any) -> None:
     tokenizer = load_tokenizer(name, **kwargs)
-    wrong = ["it has no tokenizer"] if tokenizer is None else drift(record, tokenizer)
+    wrong = ["the tokenizer is missing"] if tokenizer is None else drift(record, tokenizer)
     if wrong:
         logger.warning(
-            "%s is not as it was saved, so its rewards may differ: %s. `hf-reward verify` says by how much.",
+            "%s has changed since it was saved, so rewards may differ: %s. `hf-reward verify` measures the change.",
             name,
             "; ".join(wrong),
         )
 
 
 def _find_heads(name: str, model: RewardModel, record: CheckpointRecord, **kwargs: Any) -> None:
-    """Remember where the heads of a saved ensemble are; what is loaded is their mean."""
+    """Store the path of the heads of a saved ensemble. The loaded head is their mean."""
     if record.reward_heads == 1:
         return
     bare: Any = unwrap_model(model)
@@ -178,8 +180,8 @@ def _find_heads(name: str, model: RewardModel, record: CheckpointRecord, **kwarg
     bare.saved_heads = None if path is None else str(path)
     if path is None:
         logger.warning(
-            "%s is the mean of %s reward heads, but the file that holds them (%s) is not there: its rewards are whole, "
-            "their uncertainty is not to be had.",
+            "%s is an ensemble of %s reward heads, but the file with the heads (%s) is missing. Its rewards are "
+            "correct, but their uncertainty is not available.",
             name,
             record.reward_heads,
             HEADS_FILE,
@@ -194,7 +196,7 @@ def _adapter_has_head(path: str) -> bool:
 
 
 def _load_adapter(path: str, name: str, *, dtype: str | torch.dtype, is_trainable: bool, **kwargs: Any) -> RewardModel:
-    """Load an adapter from its folder; `name` is what the caller called it."""
+    """Load an adapter from its folder; `name` is the name that the caller used."""
     refuse_adapter_loop(path)
     _require_safe_weights(path, **kwargs)
     if kwargs.get("use_safetensors") is True:
@@ -217,28 +219,28 @@ def _load_adapter(path: str, name: str, *, dtype: str | torch.dtype, is_trainabl
 
 
 def _require_saved_head(path: str, model: PreTrainedModel) -> None:
-    """Stop at an adapter whose head was lost: PEFT raises a bare KeyError, or loads it and rewards are random."""
+    """Refuse an adapter without its head. PEFT would raise a KeyError or use a random head."""
     weights = Path(path) / "adapter_model.safetensors"
     if not weights.is_file():
         return
     with safe_open(weights, "pt") as file:
         keys = list(file.keys())
-    promised = set(getattr(PeftConfig.from_pretrained(path), "modules_to_save", None) or [])
+    required = set(getattr(PeftConfig.from_pretrained(path), "modules_to_save", None) or [])
     lost = [
         head
         for head in head_modules(model)
-        if promised & {head, head.split(".")[-1]} and not any(f".{head}." in key for key in keys)
+        if required & {head, head.split(".")[-1]} and not any(f".{head}." in key for key in keys)
     ]
     if lost:
         raise ValueError(
-            f"The adapter {path} lacks the reward head that it says it saves ({', '.join(lost)}), so its rewards would "
-            "be random. Take it from a fresh copy."
+            f"The adapter {path} lacks the reward head of its `modules_to_save` ({', '.join(lost)}), so rewards would "
+            "be random. Copy the adapter again from its source."
         )
 
 
 def _load_sft_adapter(path: str, name: str, base: str, *, dtype: str | torch.dtype, **kwargs: Any) -> PreTrainedModel:
-    """An SFT model that was trained with LoRA: merge its adapter, and put a new head on the result."""
-    logger.info("%s is an adapter of a language model; it is merged into %s and gets a new head.", path, base)
+    """Merge the LoRA adapter of an SFT model and add a new head."""
+    logger.info("%s is an adapter of a language model. It is merged into %s and gets a new reward head.", path, base)
     _require_safe_weights(base, **kwargs)
     language_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **_without(kwargs, "dequantize"))
     merged = PeftModel.from_pretrained(language_model, path).merge_and_unload()
@@ -249,7 +251,7 @@ def _load_sft_adapter(path: str, name: str, base: str, *, dtype: str | torch.dty
     model = as_reward_model(model.to(_torch_dtype(dtype)))
     zero_head(model)
     model.has_new_head = True  # type: ignore[assignment]
-    # An adapter trained on top names this one as its base, and not the language model without the SFT.
+    # A new adapter must name this adapter as its base, not the language model without SFT.
     model.name_or_path = model.config._name_or_path = path if Path(name).is_dir() else name
     return set_pad_token(model, load_tokenizer(path, base, **kwargs))
 
@@ -279,21 +281,21 @@ def _load_classifier(
     stock = custom or classifier_class(config)
     if kwargs.get("quantization_config") is not None:
         kwargs["quantization_config"] = _keep_head_unquantized(kwargs["quantization_config"], stock, config)
-    # The class's own `from_pretrained` would read the config again when remote code is involved, so it is passed.
-    with without_report_of_heads(stock.base_model_prefix):  # `_check_loaded` looks at what it would say
+    # With remote code, `from_pretrained` would load the configuration again, so it is passed.
+    with without_report_of_heads(stock.base_model_prefix):  # `_check_loaded` checks the same keys
         loaded: Any = stock.from_pretrained(
             name,
             config=config,
             dtype=_torch_dtype(dtype),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that `_check_loaded` can say which, and refuse
+            ignore_mismatched_sizes=True,  # `_check_loaded` reports and refuses them
             **_without(kwargs, "trust_remote_code", "ignore_mismatched_sizes"),
         )
     model, info = loaded
     report = _LoadReport(sorted(info["missing_keys"]), [str(key[0]) for key in info["mismatched_keys"]])
     _check_loaded(name, model, report)
     if gguf_file is not None:
-        _forget_quantizer(model)
+        _remove_quantizer(model)
     if dequantize:
         model = _dequantized(model)
     as_reward_model(model)
@@ -306,37 +308,36 @@ def _load_classifier(
 
 
 def _refuse_other_heads(name: str, config: PretrainedConfig) -> None:
-    """A trained classifier with several labels is no reward model, and its head must not be thrown away in silence."""
+    """Refuse a trained classifier with several labels, whose head would be replaced without a warning."""
     is_classifier = any(arch.endswith("ForSequenceClassification") for arch in config.architectures or [])
     if is_classifier and config.num_labels != 1:
         raise ValueError(
-            f"Reward models need one label, but {name} holds a trained classifier with "
-            f"`num_labels={config.num_labels}`. "
-            "Start from the model it was made from, or from a checkpoint with one label."
+            f"Reward models require one label, but {name} is a trained classifier with "
+            f"`num_labels={config.num_labels}`. Start from its base model, or from a checkpoint with one label."
         )
 
 
 def _reward_config(config: PretrainedConfig) -> PretrainedConfig:
     config.num_labels = 1
-    state_regression(config)
+    set_regression(config)
     return config
 
 
 def _check_loaded(name: str, model: PreTrainedModel, report: _LoadReport) -> None:
     prefix = f"{model.base_model_prefix}."
-    # Poolers sit inside some backbones and are absent from language-model checkpoints.
+    # Some backbones contain a pooler, which language-model checkpoints lack.
     lost = [key for key in report.missing if key.startswith(prefix) and ".pooler." not in key]
     if lost or report.mismatched:
         found = ", ".join((lost + report.mismatched)[:3])
         raise ValueError(
             f"{name} does not fit {type(model).__name__}: {len(lost)} backbone weights are missing and "
-            f"{len(report.mismatched)} have another shape (such as {found}). Check that the folder holds the whole "
-            "model."
+            f"{len(report.mismatched)} have another shape (such as {found}). Check that the folder contains the "
+            "complete model."
         )
 
 
-def _forget_quantizer(model: PreTrainedModel) -> None:
-    """Weights that were dequantised are plain ones, yet transformers still refuses to save them (GGUF files, ...)."""
+def _remove_quantizer(model: PreTrainedModel) -> None:
+    """Remove the quantiser of dequantised weights (GGUF files, ...), which transformers would refuse to save."""
     model.hf_quantizer = None  # type: ignore[assignment]
     model.is_quantized = False  # type: ignore[assignment]
     for name in ("quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
@@ -347,16 +348,16 @@ def _forget_quantizer(model: PreTrainedModel) -> None:
 
 
 def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its quantised weights as floats: what an adapter that was trained on them is merged into."""
+    """Dequantise the weights, to merge an adapter that was trained on them."""
     result: Any = model.dequantize(dtype=torch.float32)
     result = (model if result is None else result).float()
-    _forget_quantizer(result)
+    _remove_quantizer(result)
     return result
 
 
 def _keep_head_unquantized(quantization_config: Any, stock: type[PreTrainedModel], config: PretrainedConfig) -> Any:
-    """Leave every part of the head out of quantisation: transformers spares only the last parameter's module."""
-    if isinstance(quantization_config, dict):  # as a configuration or our record states it
+    """Exclude all parts of the head from quantisation. transformers only excludes the last module."""
+    if isinstance(quantization_config, dict):  # from a configuration or a record
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     if not hasattr(quantization_config, "llm_int8_skip_modules"):
         return quantization_config

@@ -1,10 +1,10 @@
-"""What travels with every saved model: `reward_config.json`.
+"""The record of a saved model: `reward_config.json`.
 
-It says how texts become tokens, how the reward is read, and on which scale rewards lie. Every other program ignores the
-file; ours reads it to give the same reward again. Nothing in it is needed to load the weights.
+It describes how texts are tokenized, where the reward is computed, and the scale of the rewards. hf_reward uses it to
+reproduce rewards; other programs ignore it, and loading the weights does not require it.
 
-Values found after training (a temperature, a length correction) are stored by editing the file's own JSON rather than a
-`CheckpointRecord`, so that fields of a later version survive.
+Values found after training (a temperature, a length correction) are stored by editing the JSON of the file instead of a
+`CheckpointRecord`, so that fields of later versions are kept.
 """
 
 import hashlib
@@ -46,43 +46,43 @@ class CheckpointRecord:
     """SHA-256 of the chat template, None without one."""
     tokenizer_hash: str
     reward_heads: int = 1
-    """Heads whose mean the saved head is; beyond 1 they lie beside the model, see `head_ensemble`."""
+    """Number of heads. If there are several, the saved head is their mean; see `head_ensemble`."""
     rows: str | None = None
-    """What the model was trained on: `conversations`, `text`, or `mixed`; None where nobody knows."""
+    """Form of the training data: `conversations`, `text` or `mixed`; None if unknown."""
     dtype: str = "float32"
     """Precision of the saved weights."""
     probes: dict[str, Any] = field(default_factory=dict)
     """The probe conversations with their token ids and rewards; see `probes.probe_record`."""
     loss: dict[str, Any] = field(default_factory=dict)
-    """Name and settings of the training loss, tie parameter included."""
+    """Name and settings of the training loss, including the tie parameter."""
     reward_statistics: dict[str, float] = field(default_factory=dict)
-    """`mean` and `std` of rewards on the evaluation split and their number, for those who normalise rewards in RL."""
+    """`mean`, `std` and number of rewards on the evaluation split, to normalise rewards in RL."""
     calibration: dict[str, Any] = field(default_factory=dict)
     """`temperature`: P(a preferred to b) is the logistic function of their reward difference divided by it."""
     length_correction: dict[str, Any] = field(default_factory=dict)
-    """What can be taken off rewards because of length: `LengthCorrection.to_dict`. The weights know nothing of it, and
-    nobody applies it unasked."""
+    """A correction for length bias (`LengthCorrection.to_dict`). The weights do not include it; it is only applied on
+    request."""
     evaluation: dict[str, Any] = field(default_factory=dict)
-    """Metrics of the last whole evaluation, as `preference_metrics` names them."""
+    """Metrics of the last complete evaluation, with the names of `preference_metrics`."""
     baselines: list[dict[str, Any]] = field(default_factory=list)
-    """Rules that never read, on the same split: `name`, `accuracy`, `ci_low`, `ci_high`, `num_pairs`."""
+    """Trivial baselines on the same split: `name`, `accuracy`, `ci_low`, `ci_high`, `num_pairs`."""
     training: dict[str, Any] = field(default_factory=dict)
     """`steps`, `data` (summaries by split), `settings` of the run, and the `command` of the run."""
     training_texts: dict[str, Any] = field(default_factory=dict)
-    """Lengths and hashed common words of the training texts, to recognise texts of another kind:
-    `training_texts.summarize_texts`. Empty where they are not known."""
+    """Lengths and hashed common words of the training texts (`training_texts.summarize_texts`), to recognise texts from
+    another domain. Empty if unknown."""
     base_model: str | None = None
     quantization: dict[str, Any] = field(default_factory=dict)
-    """How the backbone was quantised in training, as transformers states it; an adapter was fitted to those weights."""
+    """Quantisation of the backbone in training, in the format of transformers."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """Where the weights come from if they were not trained here: `imported_from`, `averaged`, `merged`, ..."""
+    """Origin of weights that were not trained by hf_reward: `imported_from`, `averaged`, `merged`, ..."""
     card: dict[str, Any] = field(default_factory=dict)
-    """What the user says of the model: `model_name`, `license`, `language`, `dataset`, `tags`."""
+    """The user's values for the model card: `model_name`, `license`, `language`, `dataset`, `tags`."""
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def rule(self) -> FormatRule:
-        """How texts are formatted; settings that a later version added are left out."""
+        """Text format, without settings of later versions."""
         known = {name: value for name, value in self.format.items() if name in FormatRule.__dataclass_fields__}
         return FormatRule(**{"max_length": None, **known})
 
@@ -107,7 +107,7 @@ class CheckpointRecord:
             folder: The folder.
 
         Returns:
-            The record. Fields that a later version added are left out.
+            The record, without fields of later versions.
 
         Raises:
             ValueError: If the file is not a record.
@@ -124,13 +124,13 @@ class CheckpointRecord:
             return record
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise ValueError(
-                f"{path} is not a record of this package ({error!r}). Take it from a fresh copy of the model, or "
-                "remove it: the weights load without it."
+                f"{path} is not a valid record of hf_reward ({error!r}). Copy the model again from its source, or "
+                "remove the file, which is not required to load the weights."
             ) from error
 
     @classmethod
     def find(cls, name_or_path: str | Path, **hub: Any) -> "CheckpointRecord | None":
-        """Read the record of a folder or of a model on the Hub, None if it has none or the Hub cannot be reached.
+        """Read the record of a folder or a Hub model; None if there is none or the Hub cannot be reached.
 
         Args:
             name_or_path: Folder or Hub id.
@@ -140,7 +140,7 @@ class CheckpointRecord:
             The record.
 
         Raises:
-            FileNotFoundError: If it is a path that can be no Hub id, and there is no such folder.
+            FileNotFoundError: If the name is not a Hub id, and there is no such folder.
         """
         if Path(name_or_path).is_dir():
             return cls.load(name_or_path)
@@ -150,7 +150,7 @@ class CheckpointRecord:
 
 
 def _check_kinds(record: CheckpointRecord) -> None:
-    """Raise what using the fields would raise later."""
+    """Raise errors that an access to the fields would raise later."""
     for each in fields(record):
         kind: Any = get_origin(each.type)
         kind = kind if kind in (dict, list) else each.type
@@ -160,7 +160,7 @@ def _check_kinds(record: CheckpointRecord) -> None:
 
 
 def _check_probes(probes: dict[str, Any]) -> None:
-    """Raise what reading the probes would raise later."""
+    """Raise errors that an access to the probes would raise later."""
     names = [probe["name"] for probe in probes.get("conversations", [])]
     for probe in probes.get("conversations", []):
         [int(word) for word in probe["input_ids"].split()]
@@ -168,7 +168,7 @@ def _check_probes(probes: dict[str, Any]) -> None:
         raise ValueError("probes without rewards")
     for dtype, rewards in probes.get("rewards", {}).items():
         if len(rewards) != len(names) or not all(isinstance(reward, float | int | None) for reward in rewards):
-            raise ValueError(f"{len(names)} probes do not have that many rewards in {dtype}")
+            raise ValueError(f"{len(names)} probes have {len(rewards)} rewards in {dtype}, or some are not numbers")
 
 
 def describe(
@@ -179,19 +179,19 @@ def describe(
     half: torch.dtype | None = None,
     probes: dict[str, Any] | None = None,
 ) -> CheckpointRecord:
-    """Make the record of a model as it is now, its probes scored.
+    """Create the record of a model and score its probes.
 
     Args:
-        model: A reward model, perhaps wrapped by PEFT; not sharded, unless `probes` are given.
+        model: A reward model, with or without PEFT's wrapper; not sharded, unless `probes` are given.
         tokenizer: Its prepared tokenizer.
-        rule: How its texts are formatted.
-        half: Score the probes under autocast in this precision too.
-        probes: The probes' rewards, if they are known already.
+        rule: Text format.
+        half: Also score the probes under autocast in this precision.
+        probes: Scored probes, if available.
 
     Returns:
         The record, without training and evaluation.
     """
-    rule = rule or FormatRule(max_length=None)  # of a model that was not trained here no limit is known
+    rule = rule or FormatRule(max_length=None)  # the limit of other models is unknown
     config = unwrap_model(model).config
     if probes is None:
         probes = probe_record(model, tokenizer, separator=rule.separator, max_length=rule.max_length, half=half)
@@ -212,7 +212,7 @@ def describe(
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """SHA-256 of the chat template, None without one."""
+    """Return the SHA-256 of the chat template, None without one."""
     template = tokenizer.chat_template
     if template is None:
         return None
@@ -221,36 +221,36 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the vocabulary and special tokens, which decide the ids together with the merges."""
+    """Return the SHA-256 of vocabulary, special tokens and merges, which determine the token ids."""
     content = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         settings = json.loads(backend.to_str())
-        # Padding and truncation are left over from the last call, and say nothing about the tokenizer.
+        # Padding and truncation are state of the last call, not settings of the tokenizer.
         content["backend"] = {name: value for name, value in settings.items() if name not in ("padding", "truncation")}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what decides a reward."""
+    """Return the versions of the libraries that affect rewards."""
     return {name: version(name) for name in ("hf_reward", "torch", "transformers", "tokenizers", "peft")}
 
 
 def drift(record: CheckpointRecord, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Say in which ways a tokenizer is not the one that a model was saved with.
+    """Return the differences between a tokenizer and the one that a model was saved with.
 
     Args:
-        record: What travels with the model.
-        tokenizer: The tokenizer about to be used.
+        record: Record of the model.
+        tokenizer: The tokenizer to check.
 
     Returns:
-        One clause for each difference that changes token ids or the position at which the reward is read.
+        One clause for each difference that changes token ids or the position of the reward.
     """
     found = []
     if tokenizer_hash(tokenizer) != record.tokenizer_hash:
         found.append("the tokenizer's vocabulary, special tokens or merges have changed")
     if template_hash(tokenizer) != record.template_hash:
-        found.append("the chat template has changed" if tokenizer.chat_template else "the chat template is gone")
+        found.append("the chat template has changed" if tokenizer.chat_template else "the chat template is missing")
     if record.pad_token_id is not None and tokenizer.pad_token_id != record.pad_token_id:
         found.append(f"the tokenizer's pad token has id {tokenizer.pad_token_id} instead of {record.pad_token_id}")
     if tokenizer.padding_side != "right":
@@ -259,25 +259,25 @@ def drift(record: CheckpointRecord, tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def adapter_base(folder: str | Path, base_model: str | None = None, **hub: Any) -> str:
-    """Where the base of a saved adapter is.
+    """Return the location of the base model of a saved adapter.
 
     Args:
-        folder: The adapter's folder.
-        base_model: Where it is now, if not where `adapter_config.json` says.
-        **hub: `token`, `cache_dir`, and another `revision` of the base than `adapter_config.json` states.
+        folder: Folder of the adapter.
+        base_model: Current location of the base, if it differs from `adapter_config.json`.
+        **hub: `token`, `cache_dir`, and a `revision` of the base that replaces the one in `adapter_config.json`.
 
     Returns:
         Folder or Hub id.
 
     Raises:
-        ValueError: If no base is named, or it cannot be found.
+        ValueError: If the adapter names no base, or the base cannot be found.
     """
     base = base_model
     if base is None:
         base = adapter_settings(folder).get("base_model_name_or_path")
-    where = "Say where it is: `--base-model FOLDER_OR_ID` (`base_model_name_or_path=...` when loading it)."
+    remedy = "Give it with `--base-model FOLDER_OR_ID` (`base_model_name_or_path=...` in Python)."
     if not base:
-        raise ValueError(f"The adapter {folder} names no base model, without which it cannot be loaded. {where}")
+        raise ValueError(f"An adapter requires its base model, but {folder} names none. {remedy}")
     if Path(base).is_dir():
         return base
     hub = {**stated_revision(folder, base_model), **hub}
@@ -285,8 +285,7 @@ def adapter_base(folder: str | Path, base_model: str | None = None, **hub: Any) 
         found = cached_file(base, "config.json", **hub, **_MAY_LACK) or cached_file(base, "adapter_config.json", **hub)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"The base model {base!r} of the adapter {folder} cannot be found: no such folder, and nothing of that "
-            f"name could be had from the Hub. {where}"
+            f"The base model {base!r} of the adapter {folder} was found neither as a folder nor on the Hub. {remedy}"
         ) from error
     assert found is not None
     return base
@@ -296,11 +295,11 @@ def store_length_correction(folder: str | Path, correction: LengthCorrection | N
     """Store a length correction with a model; `RewardScorer(..., length_correction=True)` applies it.
 
     Args:
-        folder: A folder that was saved by this package.
-        correction: The correction; None removes the one that is there.
+        folder: A folder that was saved by hf_reward.
+        correction: The correction; None removes a stored one.
 
     Returns:
-        The file that was rewritten.
+        The updated file.
 
     Raises:
         FileNotFoundError: If the folder has no record.
@@ -310,34 +309,35 @@ def store_length_correction(folder: str | Path, correction: LengthCorrection | N
 
 
 def store_temperature(folder: str | Path, temperature: float, **notes: Any) -> Path:
-    """Store by what reward differences have to be divided to become log-odds; `RewardScorer.compare` does so.
+    """Store the temperature that divides reward differences to give log-odds; `RewardScorer.compare` applies it.
 
     Args:
-        folder: A folder that was saved by this package.
+        folder: A folder that was saved by hf_reward.
         temperature: The divisor, above 0; see `calibration.fit_slope`.
-        **notes: What else to keep beside it, as JSON values: the data, its number of pairs, an interval, ...
+        **notes: Further JSON values to store: the data, the number of pairs, an interval, ...
 
     Returns:
-        The file that was rewritten.
+        The updated file.
 
     Raises:
         FileNotFoundError: If the folder has no record.
-        ValueError: If the temperature is no number above 0, or the record cannot be read.
+        ValueError: If the temperature is not a number above 0, or the record cannot be read.
     """
     if not 0 < temperature < math.inf:
         raise ValueError(
-            f"`temperature={temperature}` must be a finite number above 0. A model whose slope is 0 or less has none."
+            f"`temperature` must be a finite number above 0, but is {temperature}. A model with a slope of 0 or less "
+            "has no temperature."
         )
     return _rewrite(folder, "calibration", {"temperature": float(temperature), **notes})
 
 
 def _rewrite(folder: str | Path, name: str, value: Any) -> Path:
-    """Replace one field; the file is the old or the new one at any moment."""
+    """Replace one field atomically."""
     path = Path(folder) / FILE_NAME
     if CheckpointRecord.load(folder) is None:
         raise FileNotFoundError(
-            f"{folder} has no {FILE_NAME}, in which this is stored. Name a folder that was saved or imported by this "
-            "package (`hf-reward import`)."
+            f"The value is stored in {FILE_NAME}, but {folder} has none. Use a folder that was saved by hf_reward or "
+            "converted with `hf-reward import`."
         )
     content = json.loads(path.read_text(encoding="utf-8")) | {name: value}
     write_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -345,14 +345,14 @@ def _rewrite(folder: str | Path, name: str, value: Any) -> Path:
 
 
 def stated_revision(folder: str | Path, base_model: str | None = None) -> dict[str, str]:
-    """The revision of its base that an adapter states, as an option for loading; empty if it states none.
+    """Return the revision of the base in an adapter's configuration, as an option for loading.
 
     Args:
-        folder: The adapter's folder.
-        base_model: Another base than the stated one, to which the stated revision does not belong.
+        folder: Folder of the adapter.
+        base_model: Another base, to which the revision does not apply.
 
     Returns:
-        `revision`, or nothing.
+        `revision`, or nothing if none is stated.
     """
     stated = None if base_model else adapter_settings(folder).get("revision")
     return {"revision": str(stated)} if stated else {}

@@ -1,6 +1,6 @@
-"""Models that bring code of their own (`auto_map`): which they are, and the class of their classifier.
+"""Models with custom code (`auto_map`): detection, and the class of their classifier.
 
-Their code runs only where `trust_remote_code=True` was given.
+Custom code only runs with `trust_remote_code=True`.
 """
 
 import json
@@ -18,14 +18,14 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _AUTO_CLASS = "AutoModelForSequenceClassification"
 
 
-def brings_code(folder: str | Path) -> bool:
-    """Whether a folder's model can be loaded with code from that folder only, or that of an adapter's base.
+def has_custom_code(folder: str | Path) -> bool:
+    """Return whether loading a model requires code from its folder, or from the folder of an adapter's base.
 
     Args:
-        folder: A saved model, or an adapter whose base is a folder or was downloaded before.
+        folder: A saved model, or an adapter whose base is a folder or in the cache.
 
     Returns:
-        True if transformers has no such architecture and the configuration names classes in `auto_map`.
+        True if transformers lacks the architecture and the configuration names classes in `auto_map`.
     """
     name, seen = str(folder), set[str]()
     while (Path(name) / "adapter_config.json").is_file() and name not in seen:
@@ -38,7 +38,7 @@ def brings_code(folder: str | Path) -> bool:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where it cannot be read, which is refused with its reason where it is loaded."""
+    """Return the content of a JSON file; empty if it is damaged, which is reported when the model is loaded."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -47,43 +47,44 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def require_trust(folder: str | Path, trust_remote_code: bool) -> None:
-    """Stop where a folder's own code would have to run without permission.
+    """Refuse a folder with custom code, unless the code is trusted.
 
     Args:
         folder: A saved model.
-        trust_remote_code: Whether its code may run.
+        trust_remote_code: Whether custom code may run.
 
     Raises:
-        ValueError: If it may not.
+        ValueError: If loading requires custom code that may not run.
     """
-    if brings_code(folder) and not trust_remote_code:
+    if has_custom_code(folder) and not trust_remote_code:
         raise ValueError(
-            f"{folder} contains custom code (or its base does), which has to run to load the model. Read it first; "
-            "then pass `trust_remote_code=True` (`--trust-remote-code`)."
+            f"Loading {folder} requires custom code from the folder or from the base of the adapter. Read the code "
+            "first, then allow it with `trust_remote_code=True` (`--trust-remote-code`)."
         )
 
 
 def custom_classifier(config: PretrainedConfig, name: str, **hub: Any) -> type[PreTrainedModel] | None:
-    """Load the classifier class that a model's own code defines, None if it defines none. Runs that code.
+    """Load the classifier class of a model's custom code, which runs that code; None if there is no custom code.
 
     Args:
-        config: The model's configuration, loaded with its own code.
+        config: Configuration of the model, loaded with its custom code.
         name: Folder or Hub id of the model.
         **hub: `revision`, `token`, `cache_dir`.
 
     Returns:
-        The class, known to `AutoModelForSequenceClassification` from then on.
+        The class, registered with `AutoModelForSequenceClassification`.
 
     Raises:
-        ValueError: If the code has a configuration but no sequence classifier.
+        ValueError: If the code has a configuration, but no sequence classifier.
     """
     reference = (getattr(config, "auto_map", None) or {}).get(_AUTO_CLASS)
     if reference is None:
         if not is_custom(type(config)):
             return None
         raise ValueError(
-            f"The code of {name} has no sequence classifier: `auto_map` in its config.json names no {_AUTO_CLASS}. Add "
-            "one that reads a bias-free `score` at the last token, or start from another model."
+            f"A reward model requires a sequence classifier, but `auto_map` in the config.json of {name} names no "
+            f"{_AUTO_CLASS}. Add a class that applies a `score` layer without bias at the last token, or start from "
+            "another model."
         )
     cls: Any = get_class_from_dynamic_module(reference, name, **hub)
     cls.register_for_auto_class(_AUTO_CLASS)
@@ -92,21 +93,21 @@ def custom_classifier(config: PretrainedConfig, name: str, **hub: Any) -> type[P
 
 
 def is_custom(cls: type) -> bool:
-    """Whether a class comes neither from transformers nor from a running script, so that its file can be saved."""
+    """Return whether a class is from a module other than transformers and the running script, so it can be saved."""
     return cls.__module__.split(".")[0] not in ("transformers", "__main__") and hasattr(
         sys.modules.get(cls.__module__), "__file__"
     )
 
 
 def saving_code(stock: type[PreTrainedModel]) -> dict[str, Any]:
-    """What a subclass of a custom class needs so that `save_pretrained` writes the class's file beside the weights.
+    """Return class members with which `save_pretrained` also saves the file of a custom class.
 
-    `from_pretrained` of an auto class sees to it; a model made from its class directly would be saved without.
+    Auto classes set them in `from_pretrained`; a model that was built directly from its class lacks them.
     """
     return {"_auto_class": _AUTO_CLASS} if is_custom(stock) and not stock.is_remote_code() else {}
 
 
 def save_config_code(config: PretrainedConfig) -> None:
-    """Let `save_pretrained` write the code of a custom configuration too, in place."""
+    """Let `save_pretrained` also save the code of a custom configuration, in place."""
     if is_custom(type(config)) and config._auto_class is None:
         config._auto_class = "AutoConfig"  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""A model, its tokenizer and its record -> the encoder that reads texts as training did."""
+"""Model, tokenizer and record -> the `ResponseEncoder` that tokenizes texts in the same way as training."""
 
 from dataclasses import replace
 
@@ -14,13 +14,13 @@ from hf_reward.preprocessing.tokenization import FormatRule
 def encoder_of(
     model: RewardModel, tokenizer: PreTrainedTokenizerBase, record: CheckpointRecord | None, max_length: int | None
 ) -> ResponseEncoder:
-    """Decide how a model's texts become token ids: as its record says, else by the rule for foreign models.
+    """Return the encoder of a model: with the format of its record, or the default format of other models.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        record: Its record.
-        max_length: Another limit than the record's.
+        record: Its record, if there is one.
+        max_length: Length limit that replaces the recorded one.
 
     Returns:
         The encoder.

@@ -1,6 +1,6 @@
-"""Encoder-decoders that are read at their end token, as T5 and BART are -> logits of rows that hold any number of it.
+"""Logits of encoder-decoders (T5, BART) whose classifiers compute the reward at the last end token of a row.
 
-Their classifiers read the last end token of a row and refuse a batch whose rows hold different numbers of it.
+These classifiers refuse a batch whose rows contain different numbers of end tokens, so such rows are scored separately.
 """
 
 import inspect
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from hf_reward.modeling.reward_head import unwrap_model
 
 
-def end_token_read(model: nn.Module) -> int | None:
-    """Id of the token at whose last occurrence a model reads a row's reward.
+def reward_end_token(model: nn.Module) -> int | None:
+    """Return the id of the end token at whose last occurrence a model computes the reward.
 
     Args:
-        model: A reward model, perhaps wrapped for distributed training, by PEFT or by torch.compile.
+        model: A reward model, with any wrapper of PEFT, torch.compile or distributed training.
 
     Returns:
-        The id, None for models that read elsewhere.
+        The id, or None for other models.
     """
     bare: Any = unwrap_model(extract_model_from_parallel(model, keep_torch_compile=False))
     if not getattr(bare.config, "is_encoder_decoder", False):
@@ -33,19 +33,19 @@ def end_token_read(model: nn.Module) -> int | None:
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Logits of a batch; rows with different numbers of the end token that is read go through the model apart.
+    """Compute the logits of a batch; rows with different numbers of end tokens are scored separately.
 
     Args:
         model: A reward model.
-        inputs: Its inputs, one entry for each row.
+        inputs: Inputs of the model, one entry for each row.
 
     Returns:
         Logits, shape `(N, labels)`.
 
     Raises:
-        ValueError: If a row lacks the end token at which the model reads.
+        ValueError: If a row lacks the end token that the model requires.
     """
-    end = end_token_read(model)
+    end = reward_end_token(model)
     counts = None if end is None else (inputs["input_ids"] == end).sum(1)
     if counts is None or (len(numbers := counts.unique()) == 1 and int(numbers[0])):
         return model(**inputs).logits
@@ -58,34 +58,34 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def missing_end(model: nn.Module) -> str:
-    """Why a row without the end token has no reward, and what to do.
+    """Return the error message for a row without the required end token.
 
     Args:
-        model: A model that reads at its end token.
+        model: A model that computes the reward at its end token.
 
     Returns:
         A sentence or two.
     """
     bare: Any = unwrap_model(extract_model_from_parallel(model, keep_torch_compile=False))
     return (
-        f"{type(bare).__name__} reads the reward at the last end token (`eos_token_id`, {end_token_read(model)}), and "
-        "there is none. Rows of text get it from the tokenizer, but a chat template has to write it: use one that "
+        f"{type(bare).__name__} computes the reward at the last end token (`eos_token_id`, {reward_end_token(model)}), "
+        "but there is none. The tokenizer adds it to text, but a chat template must add it itself. Use a template that "
         "ends with it, or remove the template (`processing_class.chat_template = None`) and pass rows of text."
     )
 
 
 def require_end_tokens(model: nn.Module, data: Any, *, sharded: bool) -> None:
-    """Refuse prepared rows without the end token at which a model reads, before the first step.
+    """Refuse prepared rows without the end token that a model requires, before the first step.
 
     Args:
         model: A reward model.
-        data: Prepared rows; of a stream, the first eight are looked at.
-        sharded: Whether processes hold parts of the model, so that all must call it equally often.
+        data: Prepared rows. For a stream, the first eight rows are checked.
+        sharded: Whether the model is sharded, so that all processes must call it the same number of times.
 
     Raises:
-        ValueError: If a row has none, or rows of a sharded model have different numbers.
+        ValueError: If a row has no end token, or rows for a sharded model have different numbers of them.
     """
-    end = end_token_read(model)
+    end = reward_end_token(model)
     if end is None:
         return
     rows: Any = data.take(8) if isinstance(data, IterableDataset) else data
@@ -99,22 +99,22 @@ def require_end_tokens(model: nn.Module, data: Any, *, sharded: bool) -> None:
         found |= counts
         if sharded and len(found) > 1:
             raise ValueError(
-                f"Row {row['row']} holds another number of end tokens (id {end}) than the rows before it, and rows of "
-                "a sharded model must all have the same. Remove the token from its text."
+                f"All rows must have the same number of end tokens (id {end}) if the model is sharded, but row "
+                f"{row['row']} has a different number. Remove the token from the text of this row."
             )
 
 
-def of_one_count(model: nn.Module, sequences: Sequence[Any]) -> list[Any]:
-    """Those sequences that share a batch: the largest group with one number of the end token that is read.
+def largest_batchable_group(model: nn.Module, sequences: Sequence[Any]) -> list[Any]:
+    """Return the largest group of sequences with the same number of end tokens, which fit into one batch.
 
     Args:
         model: A reward model.
         sequences: Token ids of each sequence, and its token types.
 
     Returns:
-        All of them for models that read elsewhere.
+        All sequences, if the model does not use an end token.
     """
-    end = end_token_read(model)
+    end = reward_end_token(model)
     groups: dict[int, list[Any]] = {}
     for each in sequences:
         groups.setdefault(0 if end is None else list(each[0]).count(end), []).append(each)

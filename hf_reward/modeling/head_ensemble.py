@@ -1,7 +1,7 @@
-"""Several reward heads on one backbone: the last layer times K, saved as one stock layer with the K beside it.
+"""Several reward heads on one backbone: K last layers, saved as one stock layer and an additional file with all K.
 
-The last layer is linear, so the mean of K of them is one of them. Everywhere but in the training loss and where
-somebody asks for each head, an ensemble is that mean layer: same name, same shape, same file.
+The last layer is linear, so the mean of K layers is again a linear layer. An ensemble acts as this mean layer (same
+name, shape and file), except in the training loss and where the rewards of each head are requested.
 """
 
 import json
@@ -19,23 +19,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hf_reward.modeling.reward_head import Float32Linear, output_layers, unwrap_model
-from hf_reward.modeling.weight_safety import optional_file, refuse_non_finite, require_whole
+from hf_reward.modeling.weight_safety import optional_file, refuse_non_finite, require_complete_file
 
 logger = logging.getLogger(__name__)
 
 HEADS_FILE = "reward_heads/heads.safetensors"
-"""In a folder of its own: vLLM and its like take every `*.safetensors` beside config.json for a part of the model."""
+"""In a subfolder, because vLLM loads every `*.safetensors` file next to config.json as part of the model."""
 START_SPREAD = 0.1
-"""Standard deviation over new heads of the reward of hidden states with mean square 1."""
+"""Standard deviation of the rewards of new heads, for hidden states with mean square 1."""
 _MEAN_TOLERANCE = 1e-4
 
 
 class EnsembleLinear(Float32Linear):
-    """K linear layers with one output each, as one layer that gives their mean, or inside `every_head` all K.
+    """K linear layers with one output each. The output is their mean or, inside `every_head`, all K outputs.
 
-    Made from a `Float32Linear` in place by `add_heads`. Its parameters are `head_weight` `(K, H)` and, where that layer
-    had a bias, `head_bias` `(K,)`. `weight`, `bias` and the state dict are those of the mean layer; loading such a
-    state moves all heads alike, so that their mean is what was loaded.
+    `add_heads` creates it from a `Float32Linear` in place. Its parameters are `head_weight` `(K, H)` and `head_bias`
+    `(K,)`, if the layer has a bias. `weight`, `bias` and the state dict are those of the mean layer. Loading a state
+    dict shifts all heads equally, so that their mean equals the loaded layer.
     """
 
     head_weight: nn.Parameter
@@ -66,7 +66,7 @@ class EnsembleLinear(Float32Linear):
                 destination[prefix + name] = value if keep_vars else value.detach()
 
     def _load_from_state_dict(self, *arguments: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        state_dict, prefix, _, _, missing, _, errors = arguments  # torch gives them by position
+        state_dict, prefix, _, _, missing, _, errors = arguments  # positional in torch
         for name, values in (("weight", self.head_weight), ("bias", self.head_bias)):
             if values is None:
                 continue
@@ -81,28 +81,28 @@ class EnsembleLinear(Float32Linear):
 
 
 def number_of_heads(model: nn.Module) -> int:
-    """How many reward heads a model has: 1 unless it is an ensemble."""
+    """Return the number of reward heads: 1 unless the model is an ensemble."""
     return max((len(layer.head_weight) for layer in _ensemble_layers(model)), default=1)
 
 
 def add_heads(model: nn.Module, count: int, seed: int) -> None:
-    """Put `count` heads in the place of the last layer, in place; the model's rewards stay as they are.
+    """Replace the last layer by `count` heads, in place. The rewards of the model do not change.
 
-    The new heads differ by small independent normal numbers with mean zero over the heads. Equal starts would do as
-    well where the data speak; where they are silent, heads that differ say so (Lakshminarayanan et al. 2017).
+    The heads differ by small normal numbers with mean zero over the heads. Different initial values let the heads
+    disagree on inputs that the training data do not cover (Lakshminarayanan et al. 2017).
 
     Args:
-        model: A reward model, perhaps wrapped by PEFT.
-        count: How many heads, 2 or more.
-        seed: Of those numbers; the global generators are not touched.
+        model: A reward model, with or without PEFT's wrapper.
+        count: Number of heads, at least 2.
+        seed: Seed of these numbers. The global generators are not used.
 
     Raises:
-        ValueError: If the model has not exactly one last layer.
+        ValueError: If the model does not have exactly one last layer.
     """
     layers = output_layers(model)
     if len({_plain_name(name) for name, _ in layers}) != 1:
         raise ValueError(
-            f"An ensemble needs a model with one last layer that gives the reward, but "
+            f"An ensemble requires a model with one last layer, but "
             f"{type(unwrap_model(model)).__name__} has {sorted(name for name, _ in layers)}. Set `num_reward_heads=1`."
         )
     for _, layer in layers:
@@ -117,19 +117,19 @@ def _multiply(layer: nn.Linear, count: int, generator: torch.Generator) -> None:
     rows = weight.detach().float() + spread.to(weight.device)
     layer.__class__ = EnsembleLinear
     layer.head_weight = nn.Parameter(rows, requires_grad=weight.requires_grad)  # type: ignore[assignment]
-    made: Any = None
+    head_bias: Any = None
     if bias is not None:
-        made = nn.Parameter(bias.detach().float().repeat(count), requires_grad=bias.requires_grad)
-    layer.register_parameter("head_bias", made)
+        head_bias = nn.Parameter(bias.detach().float().repeat(count), requires_grad=bias.requires_grad)
+    layer.register_parameter("head_bias", head_bias)
     layer.gives_every_head = False  # type: ignore[assignment]
 
 
 @contextmanager
 def every_head(model: nn.Module) -> Iterator[None]:
-    """Within this, `logits` of an ensemble have a column for each head, `(N, K)`; those of other models stay `(N, 1)`.
+    """Let an ensemble return logits for each head, `(N, K)`, within this context. Other models still return `(N, 1)`.
 
     Args:
-        model: A reward model, wrapped by whatever it may be.
+        model: A reward model, with any wrappers.
 
     Yields:
         None: Nothing.
@@ -145,18 +145,17 @@ def every_head(model: nn.Module) -> Iterator[None]:
 
 
 def bootstrap_counts(seed: int, sources: Tensor, rows: Tensor, heads: int) -> Tensor:
-    """How often each head's resampled data hold each row: independent draws from Poisson(1).
+    """Draw how often each row occurs in the bootstrap sample of each head, from Poisson(1).
 
-    Drawing R rows with replacement gives each row a Binomial(R, 1/R) count, which for large R is Poisson(1); drawn row
-    by row no list of rows is needed. A count depends on the seed, the row and the head alone, so it is the same in
-    every epoch, batch and process, and after a resume. A row that no head holds (share e^-K: 14% for two heads, 0.03%
-    for eight) does not train.
+    Sampling R rows with replacement gives each row a Binomial(R, 1/R) count, which is Poisson(1) for large R. A count
+    only depends on the seed, the row and the head, so it is the same in every epoch, batch and process, and after a
+    resume. A row with count 0 for all heads (a share of e^-K: 14% for two heads, 0.03% for eight) does not train.
 
     Args:
-        seed: Of the run.
+        seed: Seed of the run.
         sources: Number of the data source of each row, shape `(G,)`.
         rows: Number of each row in its source, shape `(G,)`.
-        heads: How many heads, K.
+        heads: Number of heads, K.
 
     Returns:
         Counts, shape `(K, G)`, float32, on the device of `rows`.
@@ -177,7 +176,7 @@ _POISSON = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 17)]))
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """SplitMix64 (Steele et al. 2014): 64 well mixed bits for each 64 bits."""
+    """Hash 64-bit integers with SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         values = values + np.uint64(0x9E3779B97F4A7C15)
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -189,7 +188,7 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 def save_heads(model: nn.Module, folder: str | Path) -> Path | None:
-    """Write the heads of an ensemble beside the model that holds their mean; of another model nothing.
+    """Save the heads of an ensemble in the model folder. For other models, nothing is written.
 
     Args:
         model: The model.
@@ -201,7 +200,7 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path | None:
     layers = _trained_ensemble(model)
     path = Path(folder) / HEADS_FILE
     if not layers:
-        path.unlink(missing_ok=True)  # of an earlier model in this folder
+        path.unlink(missing_ok=True)  # from an earlier model in this folder
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in saved_state(model).items()}
@@ -210,20 +209,20 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path | None:
 
 
 def saved_state(model: nn.Module) -> dict[str, Tensor]:
-    """The heads of an ensemble as they are saved, `<layer>.weight` `(K, H)` and `<layer>.bias` `(K,)`."""
+    """Return the tensors of the saved heads: `<layer>.weight` `(K, H)` and `<layer>.bias` `(K,)`."""
     layers = _trained_ensemble(model).items()
     return {f"{name}.{part}": value.detach() for name, layer in layers for part, value in _parts(layer).items()}
 
 
 def load_heads(model: nn.Module, path: str | Path) -> None:
-    """Give a model the heads that were saved beside it, in place, making it an ensemble if it is none yet.
+    """Load saved heads into a model, in place. A model with one head becomes an ensemble.
 
     Args:
-        model: A reward model that holds the mean of those heads.
-        path: The file of heads.
+        model: A reward model whose head is the mean of these heads.
+        path: The file with the heads.
 
     Raises:
-        ValueError: If the file is damaged, or holds the heads of another model.
+        ValueError: If the file is damaged or belongs to another model.
     """
     tensors = _read(Path(path))
     count = max((len(tensor) for tensor in tensors.values()), default=0)
@@ -232,28 +231,28 @@ def load_heads(model: nn.Module, path: str | Path) -> None:
     expected = saved_state(model)
     if {name: value.shape for name, value in expected.items()} != {name: each.shape for name, each in tensors.items()}:
         raise ValueError(
-            f"{path} holds {_shapes(tensors)}, but this model needs {_shapes(expected)}. Take the file from the "
-            "model's own folder."
+            f"The heads of this model must have the shapes {_shapes(expected)}, but those in {path} have "
+            f"{_shapes(tensors)}. Use the file in the folder of this model."
         )
     for name, value in expected.items():
         mean, found = value.mean(0), tensors[name].to(value).mean(0)
         if not torch.allclose(mean, found, rtol=_MEAN_TOLERANCE, atol=_MEAN_TOLERANCE * float(mean.abs().max())):
             raise ValueError(
-                f"The heads in {path} belong to another model: their mean is not the head of this one ({name} differs "
-                f"by {float((mean - found).abs().max()):.1e}). Take both from one folder."
+                f"The mean of the heads in {path} must equal the head of the model, but {name} differs by "
+                f"{float((mean - found).abs().max()):.1e}. Use the file in the folder of this model."
             )
     for name, value in expected.items():
         value.copy_(tensors[name])
 
 
 def with_saved_heads(model: nn.Module) -> None:
-    """Make a loaded mean of heads the ensemble it was saved from, in place; leave other models as they are.
+    """Restore the ensemble of a model that was loaded as the mean of its heads, in place.
 
     Args:
         model: A model that `AutoModelForRewardScoring` loaded.
 
     Raises:
-        ValueError: If the file of heads is damaged or belongs to another model.
+        ValueError: If the file with the heads is damaged or belongs to another model.
     """
     saved = getattr(unwrap_model(model), "saved_heads", None)
     if saved is not None and number_of_heads(model) == 1:
@@ -261,12 +260,12 @@ def with_saved_heads(model: nn.Module) -> None:
 
 
 def count_saved(path: str | Path) -> int:
-    """How many heads a file holds."""
+    """Return the number of heads in a file."""
     return max((len(tensor) for tensor in _read(Path(path)).values()), default=0)
 
 
 def heads_file(name_or_path: str | Path, **hub: Any) -> Path | None:
-    """Where the heads of a saved ensemble are, None if there are none to be had.
+    """Return the file with the heads of a saved ensemble, None if it is not available.
 
     Args:
         name_or_path: Folder or Hub id.
@@ -279,9 +278,9 @@ def heads_file(name_or_path: str | Path, **hub: Any) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    require_whole(path)
+    require_complete_file(path)
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     refuse_non_finite(path, tensors.items())
     return tensors
 
@@ -299,7 +298,7 @@ def _ensemble_layers(model: nn.Module) -> list[EnsembleLinear]:
 
 
 def _trained_ensemble(model: nn.Module) -> dict[str, EnsembleLinear]:
-    """The layers by their names in the bare model; of PEFT's two copies the trained one."""
+    """Return the layers by name in the model without wrappers; of PEFT's two copies, the trained one."""
     return {
         _plain_name(name): layer
         for name, layer in model.named_modules()

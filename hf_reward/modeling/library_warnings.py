@@ -1,4 +1,4 @@
-"""Warnings of other libraries that say nothing to our users, silenced one by one where they arise."""
+"""Filters for single warnings of other libraries that do not apply to users of hf_reward."""
 
 import logging
 import re
@@ -12,14 +12,14 @@ _STATUS = re.compile(r"\|\s*(MISMATCH|CONVERSION)\s*\|")
 
 
 class _HeadsOnly(logging.Filter):
-    """Drops a load report that names nothing but heads: those of the language model, and the new one for rewards."""
+    """Drops a load report that only names heads: that of the language model, and the new reward head."""
 
     def __init__(self, backbone: str) -> None:
         super().__init__()
         self.backbone = f"{backbone}."
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is to be shown."""
+        """Return whether to show the record."""
         text = _ANSI.sub("", record.getMessage())
         keys = [key for key, _ in _ROW.findall(text)]
         if "LOAD REPORT" not in text or not keys or _STATUS.search(text):
@@ -29,10 +29,10 @@ class _HeadsOnly(logging.Filter):
 
 @contextmanager
 def without_report_of_heads(backbone: str) -> Iterator[None]:
-    """Within this, transformers does not report that a language model's head is unused and a reward head is new.
+    """Suppress transformers' report that the head of a language model is unused and the reward head is new.
 
-    That is what loading a language model as a reward model means; `has_new_head` keeps it. A report that names a weight
-    of the backbone, or another shape, is shown.
+    This is expected when a language model is loaded as a reward model, and recorded in `has_new_head`. Reports on
+    weights of the backbone or on other shapes are shown.
 
     Args:
         backbone: Name of the backbone inside the model: `base_model_prefix`.
@@ -47,7 +47,7 @@ def without_report_of_heads(backbone: str) -> Iterator[None]:
 
 @contextmanager
 def without_renamed_checkpointing() -> Iterator[None]:
-    """Within this, PEFT's use of an attribute that transformers renamed gives no FutureWarning; others do."""
+    """Suppress the FutureWarning on PEFT's use of an attribute that transformers renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
@@ -61,9 +61,9 @@ def _no_missing_kernel(record: logging.LogRecord) -> bool:
 
 
 def silence_missing_kernel() -> None:
-    """Hide that bitsandbytes found no kernel on the Hub for 4-bit weights on a CPU with bfloat16 instructions.
+    """Suppress the message that bitsandbytes found no kernel on the Hub for 4-bit weights on a CPU with bfloat16.
 
-    PEFT imports bitsandbytes, so every program that imports PEFT would print it, and bitsandbytes computes without. It
-    has to run before PEFT is imported.
+    PEFT imports bitsandbytes, so every program that imports PEFT would print it. bitsandbytes works without the kernel.
+    Call this before PEFT is imported.
     """
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_no_missing_kernel)

@@ -1,6 +1,6 @@
-"""Model -> what its configuration and its adapter's say of the computation, which may differ where weights are equal.
+"""Model -> settings in its configuration and its adapter that affect the computation.
 
-Resumed training, resumed scoring and kept scores compare it.
+Two models with equal weights may differ in them, so resumed training, resumed scoring and cached scores compare them.
 """
 
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ _NOT_COMPUTING = frozenset(
         *("attn_implementation", "chunk_size_feed_forward", "quantization_config"),
     }
 )
-"""Fields of a configuration that do not change what a model computes from token ids (precision and weights are compared
-themselves), or change its rounding at most."""
+"""Fields of a configuration that do not affect the computation, or only its rounding. Precision and weights are
+compared separately."""
 _PLACES = frozenset({"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"})
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
-    """What a model's configuration says of its computation (positions, normalisation, dropout), by name."""
+    """Return the settings of a model that affect its computation (positions, normalisation, dropout), by name."""
     bare: Any = unwrap_model(model)  # type: ignore[arg-type]
     return _computing(bare.config.to_dict())
 
 
 def adapter_of(model: nn.Module) -> dict[str, Any] | None:
-    """The configuration of a model's adapter, without where it lies; None without one."""
+    """Return the configuration of a model's adapter without locations, or None."""
     if not isinstance(model, PeftModel):
         return None
     return {

@@ -1,7 +1,7 @@
-"""Name and Hub options of a model -> the folder that is read, and the options that hold for what is read from there.
+"""Name and Hub options of a model -> the folder to load, and the options for loading from it.
 
-An adapter and its base lie in two repositories: `revision` and `subfolder` of a call name the adapter's, while the
-base has the revision that the adapter's configuration states.
+An adapter and its base are in two repositories. The caller's `revision` and `subfolder` apply to the adapter; the
+revision of the base is stated in the adapter's configuration.
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ _HUB_OPTIONS = ("revision", "cache_dir", "token", "subfolder", "local_files_only
 
 
 def hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of some options that say what is read from the Hub: `revision`, `cache_dir`, `token`, `subfolder`, ..."""
+    """Return the options that select files on the Hub: `revision`, `cache_dir`, `token`, `subfolder`, ..."""
     return {name: options[name] for name in _HUB_OPTIONS if name in options}
 
 
 def is_adapter(name: str, **options: Any) -> bool:
-    """Whether a folder or Hub repository holds an adapter and no whole model."""
+    """Return whether a folder or Hub repository contains an adapter and no complete model."""
     if Path(name).is_dir():
         return (Path(name) / "adapter_config.json").is_file()
     try:
         return find_adapter_config_file(name, **hub_options(options)) is not None
-    except OSError:  # not reachable; loading the model will say so better
+    except OSError:  # not reachable; loading the model gives a better error
         return False
 
 
@@ -40,10 +40,10 @@ def resolve_model(name: str, **options: Any) -> tuple[str, dict[str, Any]]:
         **options: As for `AutoModelForRewardScoring.from_pretrained`.
 
     Returns:
-        Of a folder with `subfolder`: the folder inside, and the options without `subfolder`. Of an adapter: its folder
-        (of a Hub id that of the cache, downloaded if need be) and the options for its base, whose `revision` is the
-        one that `adapter_config.json` states. A call's `revision` is that of the Hub repository it names; with the
-        folder of an adapter it is that of the base. Anything else is returned as it is.
+        For a folder with `subfolder`: the subfolder, and the options without `subfolder`. For an adapter: its folder
+        (the cached download of a Hub id), and the options for its base, with the `revision` in `adapter_config.json`.
+        The caller's `revision` applies to the named Hub repository, or to the base if a local adapter is named.
+        Otherwise name and options are unchanged.
     """
     options = dict(options)
     if Path(name).is_dir():
@@ -59,7 +59,7 @@ def resolve_model(name: str, **options: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _downloaded(name: str, subfolder: str, revision: str | None, options: dict[str, Any]) -> str:
-    """The snapshot of an adapter's repository: its own files, and not those of checkpoints beside it."""
+    """Download the files of an adapter, without checkpoints in the same repository."""
     prefix = f"{subfolder}/" if subfolder else ""
     snapshot = snapshot_download(
         name,

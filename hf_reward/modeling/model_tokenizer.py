@@ -1,4 +1,4 @@
-"""Name of a model -> its tokenizer, and a model that knows its tokenizer's pad token."""
+"""Name of a model -> its tokenizer, and the model with the pad token of the tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -7,19 +7,19 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_reward.modeling.adapters import number_of_embeddings
-from hf_reward.modeling.sharding import whole_parameters
+from hf_reward.modeling.sharding import gathered_parameters
 from hf_reward.preprocessing.template_clock import freeze_clock
 from hf_reward.preprocessing.tokenizer import has_vocabulary, prepare_tokenizer, token_id
 
 
 def load_tokenizer(*names: str | Path | None, **kwargs: Any) -> PreTrainedTokenizerBase | None:
-    """Load the first tokenizer that one of some names has; a folder of weights alone has none.
+    """Load the first available tokenizer of the given names.
 
-    A chat template that prints today's date gets a fixed one; see `template_clock`.
+    The date in a chat template that prints today's date is fixed; see `template_clock`.
 
     Args:
-        *names: Folders or Hub ids; None is passed over.
-        **kwargs: As for transformers' `from_pretrained`; what a tokenizer does not take is left out.
+        *names: Folders or Hub ids; None is skipped.
+        **kwargs: As for transformers' `from_pretrained`; options that do not apply to tokenizers are ignored.
 
     Returns:
         The tokenizer, or None.
@@ -39,12 +39,12 @@ def load_tokenizer(*names: str | Path | None, **kwargs: Any) -> PreTrainedTokeni
 def set_pad_token(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, keep_existing: bool = False
 ) -> PreTrainedModel:
-    """Tell the model a pad token with which no formatted sequence ends.
+    """Set a pad token of the model that never ends a formatted sequence.
 
     Args:
         model: A reward model without adapter.
         tokenizer: Its tokenizer, if it has one.
-        keep_existing: Keep the model's own, as of a loaded reward model: stock classes read its reward by it.
+        keep_existing: Keep the pad token of a trained reward model, which stock classes use to find the last token.
 
     Returns:
         The same model.
@@ -55,7 +55,7 @@ def set_pad_token(
 
 
 def match_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Give the model its tokenizer's pad token, with an embedding for it (zero) if it is new, in place.
+    """Set the pad token of the model to that of its tokenizer, in place; a new pad token gets a zero embedding.
 
     Args:
         model: A reward model without adapter.
@@ -67,15 +67,15 @@ def match_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     pad, known = token_id(tokenizer.pad_token_id), number_of_embeddings(model)
     if len(tokenizer) > known:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        if pad >= known:  # never read; a random one would make each start of the same run another run
+        if pad >= known:  # unused, but random values would make runs differ
             layer: Any = model.get_input_embeddings()
-            with torch.no_grad(), whole_parameters(layer.parameters()):
+            with torch.no_grad(), gathered_parameters(layer.parameters()):
                 layer.weight[pad].zero_()
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad
     return model
 
 
 def config_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options of a model that hold for its configuration and its tokenizer."""
+    """Return the options of a model that apply to its configuration and its tokenizer."""
     names = ("revision", "trust_remote_code", "cache_dir", "token", "local_files_only", "subfolder", "gguf_file")
     return {"trust_remote_code": False} | {name: kwargs[name] for name in names if name in kwargs}

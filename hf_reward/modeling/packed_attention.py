@@ -1,7 +1,7 @@
-"""Attention within a packed row: a response sees its shared prefix and itself, and no other group.
+"""Attention within a packed row: a response attends to its shared prefix and itself, not to other groups.
 
-Two back ends compute the same segments. On CUDA in half precision one variable-length flash-attention call does them
-all; anywhere else `scaled_dot_product_attention` does one after the other.
+There are two back ends. On CUDA in half precision, one variable-length flash-attention call computes all segments.
+Otherwise `scaled_dot_product_attention` computes one segment after the other.
 
 Shapes: G groups, N sequences, T packed tokens, T_k keys with each prefix repeated for its responses.
 """
@@ -34,16 +34,16 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
 ) -> Tensor:
-    """Attention within a packed row.
+    """Compute attention within a packed row.
 
     Args:
         query: Queries, shape `(1, heads, T, head size)`.
         key: Keys, shape `(1, key heads, T, head size)`.
         value: Values, shape `(1, key heads, T, value head size)`.
         layout: Segments of each group.
-        scaling: Scale of the products; 1 / sqrt(head size) when absent.
+        scaling: Scale of the products; the default is 1 / sqrt(head size).
         dropout: Attention dropout.
-        sliding_window: A token sees only so many tokens, itself included.
+        sliding_window: Number of tokens that a token attends to, including itself.
 
     Returns:
         Shape `(1, T, heads, value head size)`.
@@ -51,7 +51,7 @@ def packed_attention(
     if dropout == 0 and _flash_dtype(query, value) is not None:
         return varlen_attention(query, key, value, layout, scaling=scaling, sliding_window=sliding_window)
     attend = partial(_attend, scaling=scaling, dropout=dropout, sliding_window=sliding_window)
-    # One split and no slices: the backward pass of each slice would fill a gradient of the whole row with zeros.
+    # One split instead of slices: the backward pass of each slice would allocate a gradient for the complete row.
     lengths = [end - start for (start, end), _ in layout.segments]
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     seen = {own: (keys[place], values[place]) for place, (own, _) in enumerate(layout.segments)}
@@ -61,7 +61,7 @@ def packed_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
-# --- anywhere: one call per segment ----------------------------------------------------------------------------------
+# --- all devices: one call per segment -------------------------------------------------------------------------------
 
 
 def _attend(
@@ -74,7 +74,7 @@ def _attend(
     dropout: float,
     sliding_window: int | None,
 ) -> Tensor:
-    """The tokens of a segment attend to keys and values of the one before it and, causally, to themselves."""
+    """Let the tokens of a segment attend to the segment before it and, causally, to themselves."""
     offset = 0
     if before is not None:
         offset = before[0].shape[2]
@@ -84,7 +84,7 @@ def _attend(
     mask = None
     if offset or window < total:
         places = torch.arange(total, device=query.device)
-        mine = places[offset:, None]  # place of each query among the keys: causality is aligned at the last token
+        mine = places[offset:, None]  # position of each query in the keys, aligned at the last token
         mask = places <= mine
         if window < total:
             mask &= places > mine - window
@@ -105,11 +105,11 @@ def _attend(
 
 @dataclass(frozen=True)
 class _VarlenPlan:
-    """What the variable-length kernel needs to know of a layout, on the device."""
+    """A layout in the format of the variable-length kernel, on the device."""
 
     query_starts: Tensor  # (segments + 1,), int32
     key_starts: Tensor  # (segments + 1,), int32
-    keys: Tensor  # (T_k,): places of the keys, each prefix again for each of its responses
+    keys: Tensor  # (T_k,): positions of the keys; each prefix is repeated for its responses
     longest_query: int
     longest_key: int
 
@@ -123,25 +123,25 @@ def varlen_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
 ) -> Tensor:
-    """`packed_attention` through one call of `torch.nn.attention.varlen.varlen_attn`.
+    """Compute `packed_attention` with one call of `torch.nn.attention.varlen.varlen_attn`.
 
     Queries are `[prefix | response 1 | response 2 ...]` and keys `[prefix | prefix + response 1 | ...]`. The kernel
-    aligns causality at the last query and the last key of a segment, so a response sees its whole prefix.
+    aligns causality at the last query and the last key of a segment, so a response attends to its complete prefix.
 
     Args:
         query: Queries, shape `(1, heads, T, head size)`, CUDA.
         key: Keys, shape `(1, key heads, T, head size)`.
         value: Values, shaped like the keys.
         layout: Segments of each group.
-        scaling: Scale of the products; 1 / sqrt(head size) when absent.
-        sliding_window: A token sees only so many tokens, itself included.
+        scaling: Scale of the products; the default is 1 / sqrt(head size).
+        sliding_window: Number of tokens that a token attends to, including itself.
 
     Returns:
-        Shape `(1, T, heads, head size)`, in the half precision that the kernel ran in.
+        Shape `(1, T, heads, head size)`, in the half precision of the kernel.
     """
     plan = _varlen_plan(layout, query.device)
     dtype = _flash_dtype(query, value) or query.dtype
-    # (1, heads, T, head size) -> (T, heads, head size); norms of queries and keys leave float32 under autocast
+    # (1, heads, T, head size) -> (T, heads, head size); under autocast, normalised queries and keys are float32
     query, key, value = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     options: dict[str, Any] = {"enable_gqa": grouped} if _GROUPED_VARLEN else {}
@@ -165,7 +165,7 @@ def varlen_attention(
     return attended.unsqueeze(0)
 
 
-@lru_cache(maxsize=8)  # every layer of a forward and backward pass asks for the same
+@lru_cache(maxsize=8)  # all layers of a forward and backward pass share it
 def _varlen_plan(layout: PackedLayout, device: torch.device) -> _VarlenPlan:
     queries = [end - start for (start, end), _ in layout.segments]
     places = [torch.arange(*span) for own, before in layout.segments for span in (before, own)]
@@ -178,8 +178,8 @@ def _varlen_plan(layout: PackedLayout, device: torch.device) -> _VarlenPlan:
 
 
 def _flash_dtype(query: Tensor, value: Tensor) -> torch.dtype | None:
-    """The half precision in which flash attention can take these tensors, or None where it cannot."""
-    # Under ROCm, which also says "cuda", nobody has seen where the kernel aligns causality.
+    """Return the half precision for flash attention on these tensors, or None if it is not possible."""
+    # ROCm also reports "cuda", but the causal alignment of its kernel is untested.
     if (
         query.device.type != "cuda"
         or torch.version.hip is not None

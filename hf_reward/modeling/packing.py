@@ -1,9 +1,9 @@
-"""Tokenised rows -> one row without padding that holds each shared prefix once, and a model that reads it.
+"""Shared-prefix packing: tokenised rows in one row without padding, in which each shared prefix occurs once.
 
-A pair shares its prompt, so encoding both sides computes the prompt twice, and padding computes tokens that do not
-exist. Here a batch of G groups is one row of T tokens: for each group the shared prefix, then each response's own
-tokens, with position ids that go on from the prefix. A response attends to its prefix and itself, causally; groups do
-not see each other (`packed_attention`). The rewards are those of the padded batch.
+Without packing, the prompt of a pair is computed twice, and padding wastes computation. A packed batch of G groups is
+one row of T tokens: for each group the shared prefix, then the remaining tokens of each response, with position ids
+that continue after the prefix. A response attends causally to its prefix and itself, and not to other groups
+(`packed_attention`). The rewards are the same as in the padded batch.
 
 Shapes: G groups, K responses in a group, N sequences (sum of K), T packed tokens, H hidden size.
 """
@@ -28,20 +28,20 @@ _NAME = "hf_reward_packed"
 _STOCK_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention", "kernels-community/", _NAME)
 
 
-# --- switching a model over ------------------------------------------------------------------------------------------
+# --- models with packed attention ------------------------------------------------------------------------------------
 
 
 def why_not_packed(model: nn.Module) -> str | None:
-    """Why a model cannot take packed batches, or None if it can.
+    """Return why a model does not support packed batches, or None if it does.
 
     Args:
-        model: The bare reward model, without PEFT's wrapper.
+        model: The reward model, without PEFT's wrapper.
 
     Returns:
         The reason, in a few words.
     """
     if not isinstance(model, ReadsLastToken) or not isinstance(model, PreTrainedModel):
-        return "it is an encoder, whose tokens see those after them"
+        return "it is an encoder, whose tokens attend to later tokens"
     config = model.config.get_text_config()
     other = sorted(set(getattr(config, "layer_types", None) or []) - _KNOWN_LAYERS)
     replaceable = getattr(model.base_model, "_supports_attention_backend", False)
@@ -51,20 +51,20 @@ def why_not_packed(model: nn.Module) -> str | None:
     reasons = {
         "it caps attention scores": getattr(config, "attn_logit_softcapping", None) is not None,
         "it has attention sinks": any("sink" in name for name, _ in model.named_parameters()),
-        "it carries a state from token to token (state space or linear attention)": stateful,
-        f"it has layers of the kind {', '.join(other)}": bool(other),
-        "transformers does not let its attention be replaced": not replaceable,
-        f"its attention is one of your own, {attention!r}": not attention.startswith(_STOCK_ATTENTION),
+        "it has a recurrent state (state space or linear attention)": stateful,
+        f"it has layers of type {', '.join(other)}": bool(other),
+        "transformers cannot replace its attention": not replaceable,
+        f"it has a custom attention, {attention!r}": not attention.startswith(_STOCK_ATTENTION),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 @contextmanager
 def packed_model(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model take packed batches, and padded ones through SDPA; on leaving it is as it was.
+    """Let a model support packed batches, and use SDPA for padded ones, within this context.
 
     Args:
-        model: The bare reward model, without PEFT's wrapper.
+        model: The reward model, without PEFT's wrapper.
     """
     before = str(model.config._attn_implementation)
     if before == _NAME:  # already inside
@@ -79,25 +79,25 @@ def packed_model(model: PreTrainedModel) -> Iterator[None]:
 
 
 def require_packed_model(model: PreTrainedModel) -> None:
-    """Stop before a model reads a packed row as one long text, which would give wrong rewards in silence.
+    """Refuse a packed batch outside of `packed_model`, where it would silently give wrong rewards.
 
     Args:
-        model: The bare reward model, without PEFT's wrapper.
+        model: The reward model, without PEFT's wrapper.
 
     Raises:
-        ValueError: If it is not inside `packed_model`.
+        ValueError: If the model is not inside `packed_model`.
     """
     if model.config._attn_implementation != _NAME:
-        raise ValueError("A packed batch needs its model inside `packed_model(model)`. Enter it, or collate padded.")
+        raise ValueError("A packed batch requires the context `packed_model(model)`. Enter it, or use a padded batch.")
 
 
-# A graph of its own for each layout would be compiled, batch by batch.
+# Otherwise, a graph would be compiled for the layout of each batch.
 _uncompiled_attention: Any = torch.compiler.disable(packed_attention)
 
 
 @cache
 def _register() -> None:
-    # Padded batches go to SDPA, whatever the model came with: flash attention looks for its own name in the config.
+    # Padded batches always use SDPA, because flash attention requires its name in the configuration.
     AttentionInterface.register(_NAME, _attention)
     AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
@@ -111,7 +111,7 @@ def _attention(
     packed_layout: PackedLayout | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls: the layout comes with the batch, through every decoder layer."""
+    """Attention function that transformers calls. The batch passes the layout through all decoder layers."""
     if packed_layout is None:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **options)
     attended = _uncompiled_attention(
@@ -127,7 +127,7 @@ def _attention(
 
 
 def _window(module: Any, options: Mapping[str, Any]) -> int | None:
-    """The sliding window of a layer; some (Qwen2-MoE, PhiMoE) have it in their mask alone, which is not made."""
+    """Return the sliding window of a layer. Some models (Qwen2-MoE, PhiMoE) only define it in their mask."""
     if options.get("sliding_window") is not None:
         return options["sliding_window"]
     config = getattr(module, "config", None)

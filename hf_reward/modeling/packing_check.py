@@ -1,4 +1,4 @@
-"""Trust shared-prefix packing, but check it: the same rows both ways, before a run relies on it."""
+"""Check of shared-prefix packing: the same rows padded and packed must give the same hidden states."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -18,23 +18,22 @@ from hf_reward.preprocessing.packed_layout import GroupSegments, PackedLayout
 logger = logging.getLogger(__name__)
 
 Packing = bool | Literal["auto"]
-"""Compute shared prefixes once and no padding; "auto" does so where the model allows it."""
+"""Whether to compute shared prefixes once, without padding; "auto" does so if the model supports it."""
 
 _TOLERANCE = 1e-4
-# In half precision, and in float32 with TF32, both paths round. The faults planted in tests/modeling/test_packing.py
-# are larger.
+# Allows for rounding in half precision and TF32. The faults in tests/modeling/test_packing.py are larger.
 ROUNDING_TOLERANCE = 0.1
 
 
 @torch.no_grad()
 def packing_error(model: PreTrainedModel, padded: Mapping[str, Any], packed: Mapping[str, Any]) -> float:
-    """Largest relative difference of the hidden states at the read positions between the two paths.
+    """Return the largest relative difference of the hidden states at the reward positions, padded versus packed.
 
-    Hidden states and not rewards: a zero head would hide every fault. Computed in evaluation mode; mode and random
-    state are as before afterwards.
+    Hidden states are compared instead of rewards, because a zero head would hide every error. The model is evaluated in
+    evaluation mode; its mode and the random state are restored.
 
     Args:
-        model: The bare reward model, inside `packed_model`.
+        model: The reward model without PEFT's wrapper, inside `packed_model`.
         padded: A padded batch.
         packed: The same rows, packed.
 
@@ -54,15 +53,15 @@ def packing_error(model: PreTrainedModel, padded: Mapping[str, Any], packed: Map
 
 
 def kernel_error(device: torch.device, dtype: torch.dtype, *, heads: int, key_heads: int, head_size: int) -> float:
-    """Largest relative difference between the two back ends of packed attention, of outputs and of gradients.
+    """Return the largest relative difference of outputs and gradients between the back ends of packed attention.
 
-    For models that are not on their device yet, or are spread over several, when a run begins.
+    This replaces `packing_error` for models that are not on their device yet, or on several devices.
 
     Args:
-        device: Where training will run.
-        dtype: Its half precision.
-        heads: Heads of the queries.
-        key_heads: Heads of keys and values.
+        device: Device of the training.
+        dtype: Half precision of the training.
+        heads: Number of heads of the queries.
+        key_heads: Number of heads of keys and values.
         head_size: Size of a head.
 
     Returns:
@@ -81,14 +80,14 @@ def kernel_error(device: torch.device, dtype: torch.dtype, *, heads: int, key_he
         results.append([output.float(), *(gradient.float() for gradient in gradients)])
     pairs = [pair for one, other in (results[:2], results[2:]) for pair in zip(one, other, strict=True)]
     errors = [((one - other).norm() / one.norm()).detach() for one, other in pairs]
-    return float(torch.stack(errors).max())  # unlike Python's `max`, this passes a NaN on
+    return float(torch.stack(errors).max())  # propagates NaN, unlike Python's `max`
 
 
 def packing_problem(model: PreTrainedModel, padded: Mapping[str, Any], packed: Mapping[str, Any]) -> str | None:
-    """Why packed batches must not be used with a model, or None: found by running the same rows both ways.
+    """Run the same rows padded and packed, and return why packing must not be used, or None.
 
     Args:
-        model: The bare reward model, without PEFT's wrapper.
+        model: The reward model, without PEFT's wrapper.
         padded: A padded batch.
         packed: The same rows, packed.
 
@@ -103,7 +102,7 @@ def packing_problem(model: PreTrainedModel, padded: Mapping[str, Any], packed: M
     rounds = torch.is_autocast_enabled(model.device.type) or model.dtype not in (torch.float32, torch.float64)
     rounds = rounds or (model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest")
     tolerance = ROUNDING_TOLERANCE if rounds else _TOLERANCE
-    return None if error <= tolerance else f"they differ from padded ones by {error:.1e}, at most {tolerance} expected"
+    return None if error <= tolerance else f"hidden states differ by {error:.1e} (allowed: {tolerance})"
 
 
 def may_pack(
@@ -113,19 +112,19 @@ def may_pack(
     *,
     log_level: int = logging.WARNING,
 ) -> bool:
-    """Whether a model's batches are packed.
+    """Return whether to pack the batches of a model.
 
     Args:
-        model: A reward model, perhaps wrapped by PEFT.
-        packing: What was asked for; "auto" packs where the model allows it.
-        trial: Makes a padded batch and the same rows packed, to compare the two.
-        log_level: Of the line that says why "auto" does not pack.
+        model: A reward model, with or without PEFT's wrapper.
+        packing: The setting; "auto" packs if the model supports it.
+        trial: Returns a padded batch and the same rows packed, for the check.
+        log_level: Level of the message that explains why "auto" does not pack.
 
     Returns:
-        The choice.
+        Whether to pack.
 
     Raises:
-        ValueError: If packing is asked for and not possible.
+        ValueError: If packing is True and not possible.
     """
     packing = auto_or_bool("packing", packing)
     if packing is False:

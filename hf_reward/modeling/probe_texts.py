@@ -1,14 +1,14 @@
-"""Eight conversations that travel with every save, and by whose rewards a reloaded model is checked.
+"""Eight conversations whose rewards are recorded with every save, to verify a reloaded model.
 
-They were written for this package and come from no user's data. Each asks something else of a tokenizer, a template or
-a padding rule: several turns, a system turn, other scripts, code, an empty answer, length.
+They were written for hf_reward and contain no user data. Each tests a different property of tokenizer, template or
+padding: several turns, a system turn, other scripts, code, an empty response, whitespace, length.
 """
 
 from hf_reward.data.preference_row import Message
 
 
 def turns(*contents: str, system: str | None = None) -> list[Message]:
-    """A conversation, begun by the user."""
+    """Return a conversation that starts with a user turn."""
     roles = ("user", "assistant")
     turns = [{"role": roles[place % 2], "content": content} for place, content in enumerate(contents)]
     return [{"role": "system", "content": system}, *turns] if system else turns

@@ -1,4 +1,4 @@
-"""The probes, formatted for a model, and their rewards: what a reloaded model is checked against."""
+"""The probes in the text format of a model, and their rewards, which verify a reloaded model."""
 
 import logging
 import math
@@ -23,35 +23,35 @@ from hf_reward.preprocessing.tokenizer import render_chat, uses_text_pairs
 logger = logging.getLogger(__name__)
 
 FLOAT32_TOLERANCE = 1e-5
-"""Rewards are the same if they differ by at most this times max(1, |reward|), computed in float32."""
+"""Rewards in float32 are equal if they differ by at most this, relative to max(1, |reward|)."""
 HALF_TOLERANCE = 2.0**-6
-"""The same for bfloat16 and float16: two units of bfloat16's last place."""
+"""The same for bfloat16 and float16: two units in the last place of bfloat16."""
 COARSE_TOLERANCE = 2.0**-4
-"""The same where weights were rounded on the way: quantised, or loaded in another precision."""
+"""The same for rounded weights: quantised, or loaded in another precision."""
 OTHER_DEVICE_TOLERANCE = 1e-4
-"""The same in float32 between two kinds of device, whose kernels add in another order."""
+"""The same in float32 between two device types, whose kernels sum in different orders."""
 LONGEST = "longest"
-"""Name of the probe that has as many tokens as training reads."""
+"""Name of the probe with the maximum number of tokens in training."""
 LONGEST_PROBE = 1024
-"""Tokens that it has at most: it is scored with every save."""
+"""Maximum length of this probe in tokens, because every save scores it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One probe as a certain tokenizer formats it."""
+    """A probe in the format of a tokenizer."""
 
     name: str
     messages: list[Message] | None
-    """The conversation, where the tokenizer has a chat template."""
+    """The conversation, if the tokenizer has a chat template."""
     text: str | None
-    """Else the text (of a text pair, the prompt)."""
+    """Otherwise the text (the prompt of a text pair)."""
     text_pair: str | None
-    """The response, where an encoder gets a text pair."""
+    """The response, if the input is a text pair."""
     input_ids: list[int]
     token_type_ids: list[int] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; ids on one line, so that the file stays readable."""
+        """Return JSON values, with the ids on one line for readability."""
         given = {"messages": self.messages, "text": self.text, "text_pair": self.text_pair}
         return {
             "name": self.name,
@@ -61,15 +61,15 @@ class Probe:
 
 
 def format_probes(tokenizer: PreTrainedTokenizerBase, *, separator: str = "", limit: int | None = None) -> list[Probe]:
-    """Format the probes as training formats its rows.
+    """Format the probes in the same way as training rows.
 
-    A system turn that the template refuses goes in front of the first user turn, as people do by hand. A text too long
-    for the model is shortened; one that the template cannot render at all is left out.
+    If the template refuses a system turn, the turn is prepended to the first user turn. Texts that are too long for the
+    model are shortened. Texts that the template cannot render are left out.
 
     Args:
-        tokenizer: The model's tokenizer.
-        separator: Text between prompt and response where there is no chat template.
-        limit: Longest sequence that training reads, in tokens. Up to `LONGEST_PROBE` there is a probe of that length.
+        tokenizer: Tokenizer of the model.
+        separator: Text between prompt and response, without a chat template.
+        limit: Length limit of training, in tokens. Up to `LONGEST_PROBE`, there is a probe of exactly this length.
 
     Returns:
         The probes.
@@ -90,19 +90,19 @@ def format_probes(tokenizer: PreTrainedTokenizerBase, *, separator: str = "", li
 
 
 def longest_probe(tokenizer: PreTrainedTokenizerBase, limit: int, *, separator: str = "") -> Probe | None:
-    """A probe that has exactly as many tokens as training reads, or a few less: it shows where a copy cuts texts off.
+    """Return a probe at (or just below) the length limit of training, to detect copies that truncate texts earlier.
 
     Args:
-        tokenizer: The model's tokenizer.
-        limit: Longest sequence that training reads, in tokens.
-        separator: Text between prompt and response where there is no chat template.
+        tokenizer: Tokenizer of the model.
+        limit: Length limit of training, in tokens.
+        separator: Text between prompt and response, without a chat template.
 
     Returns:
-        The probe, None where not even one word fits.
+        The probe, None if not even one word fits.
     """
     rule = FormatRule(max_length=None, separator=separator)
     words = "The river rose by a few centimetres and the ferry made its crossings as usual. "
-    text = words * (limit // 8)  # far more tokens than the limit: these words have one or two each
+    text = words * (limit // 8)  # exceeds the limit: each of these words has one or two tokens
 
     def of_length(characters: int) -> Probe | None:
         return _format(LONGEST, turns(text[:characters], "Yes."), tokenizer, rule)
@@ -119,14 +119,14 @@ def longest_probe(tokenizer: PreTrainedTokenizerBase, limit: int, *, separator: 
 
 
 def read_probes(conversations: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Probe]:
-    """Format the probes that a record holds: they stay comparable when `PROBES` or the rule for their length change.
+    """Format the probes of a record, which may differ from `PROBES` of this version.
 
     Args:
         conversations: `conversations` of a `probe_record`.
-        tokenizer: The model's tokenizer.
+        tokenizer: Tokenizer of the model.
 
     Returns:
-        The probes with the token ids that they have now.
+        The probes with their current token ids.
 
     Raises:
         ValueError: If the chat template cannot render one of them.
@@ -151,7 +151,7 @@ def _format(name: str, messages: list[Message], tokenizer: PreTrainedTokenizerBa
         prompt, response = form[:-1], form[-1]["content"]
         text = "\n\n".join(turn["content"] for turn in prompt)
         is_chat = tokenizer.chat_template is not None
-        # A row needs two responses to be a preference; the second one only keeps the first company.
+        # A preference row requires two responses; the second one is not used.
         answers = [response, f"{response} Other."]
         responses = [[{"role": "assistant", "content": each}] for each in answers] if is_chat else answers
         row = PreferenceRow(prompt=prompt if is_chat else text, responses=responses, ranks=[0, 1])  # type: ignore[arg-type]
@@ -170,12 +170,12 @@ def _format(name: str, messages: list[Message], tokenizer: PreTrainedTokenizerBa
             input_ids=list(tokens.input_ids[0]),
             token_type_ids=None if tokens.token_type_ids is None else list(tokens.token_type_ids[0]),
         )
-    logger.info("The probe %r cannot be rendered by this chat template and is left out.", name)
+    logger.info("The chat template cannot render the probe %r, which is left out.", name)
     return None
 
 
 def _with_eos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text as stock tokenizers have to get it: with EOS, unless the tokenizer appends that by itself."""
+    """Append EOS to the text, unless the tokenizer does."""
     appends = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
     return text if appends or not tokenizer.eos_token else text + str(tokenizer.eos_token)
 
@@ -188,7 +188,7 @@ def _without_system(messages: list[Message]) -> list[Message]:
 
 
 def _halved(messages: list[Message]) -> list[Message]:
-    """The same conversation with its longest turn cut in half; no messages where that would empty a turn."""
+    """Return the conversation with its longest turn cut in half; no messages if that would empty a turn."""
     longest = max(range(len(messages)), key=lambda place: len(messages[place]["content"]))
     content = messages[longest]["content"]
     if len(content) < 2:
@@ -208,25 +208,25 @@ def probe_record(
     probes: Sequence[Probe] | None = None,
     known: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Score the probes: what `CheckpointRecord.probes` holds.
+    """Score the probes for `CheckpointRecord.probes`.
 
     Args:
-        model: A reward model, wrapped or not; its mode is left as it was. A sharded one must be called on all
-            processes.
+        model: A reward model, with or without wrappers; its mode is restored. For a sharded model, all processes must
+            call this function.
         tokenizer: Its tokenizer.
-        separator: Text between prompt and response where there is no chat template.
-        max_length: Longest sequence that training reads, in tokens, if the model's positions do not end before.
-        half: Score under autocast in this precision too.
-        float32: Whether rewards without autocast count as float32; False for sharded models that cast by themselves.
-        probes: The model's probes, if they were formatted already.
-        known: Their rewards without autocast, if they were scored already.
+        separator: Text between prompt and response, without a chat template.
+        max_length: Length limit of training, in tokens; the position limit of the model also applies.
+        half: Also score under autocast in this precision.
+        float32: Whether rewards without autocast are float32; False for sharded models that cast internally.
+        probes: Formatted probes, if available.
+        known: Their rewards without autocast, if available.
 
     Returns:
         `conversations` (messages or text, and token ids), `rewards` by compute dtype, `left_padding` (whether rewards
-        stay the same in batches padded on the left; None where float32 cannot tell), `device`, and `weights_cast`
-        where weights were rounded before they were used.
+        are the same in left-padded batches; None without float32 rewards), `device`, and `weights_cast` if weights were
+        rounded before use.
     """
-    bare: Any = _inside(model)
+    bare: Any = _classifier_of(model)
     if probes is None:
         probes = format_probes(tokenizer, separator=separator, limit=longest_sequence(bare, max_length))
     own = weight_dtype(bare) if float32 else (half or torch.float32)
@@ -242,7 +242,7 @@ def probe_record(
     return {
         "conversations": [probe.to_dict() for probe in probes],
         "rewards": {name: [_finite(value) for value in values] for name, values in rewards.items()},
-        "left_padding": _holds_left_padding(model, probes, rewards["float32"]) if "float32" in rewards else None,
+        "left_padding": _supports_left_padding(model, probes, rewards["float32"]) if "float32" in rewards else None,
         "device": next(model.parameters()).device.type,
         **({} if float32 else {"weights_cast": True}),
     }
@@ -252,32 +252,32 @@ def probe_record(
 def probe_rewards(
     model: nn.Module, probes: Sequence[Probe], *, autocast: torch.dtype | None = None, left: bool | None = None
 ) -> list[float]:
-    """Rewards of probes, each scored alone, or all in one padded batch.
+    """Score probes, each alone or all in one padded batch.
 
     Args:
         model: A reward model.
         probes: The probes.
         autocast: Compute in this precision under autocast.
-        left: None for each alone; else pad one batch on the left (True) or right (False).
+        left: None to score each probe alone, otherwise the padding side of one batch: left (True) or right (False).
 
     Returns:
-        One reward for each probe.
+        One reward per probe.
     """
     device = next(model.parameters()).device
-    pad = _inside(model).config.get_text_config().pad_token_id or 0
+    pad = _classifier_of(model).config.get_text_config().pad_token_id or 0
     batches = [[probe] for probe in probes]
-    if left is not None:  # the longest one would pad all others to many times their length
+    if left is not None:  # the longest probe is scored separately, to avoid excessive padding
         parts = ([probe for probe in probes if (probe.name == LONGEST) == longest] for longest in (False, True))
-        batches = [part for part in parts if part]  # it is the last one
+        batches = [part for part in parts if part]  # the longest probe is the last one
     context = torch.autocast(device.type, dtype=autocast) if autocast is not None else nullcontext()
-    with evaluating(model), context, true_float32():
+    with evaluating(model), context, without_tf32():
         found = [logits_of(model, _padded(batch, pad, bool(left), device))[:, 0].float() for batch in batches]
     return torch.cat(found).tolist()
 
 
 @contextmanager
-def true_float32() -> Iterator[None]:
-    """Switch off TF32, which keeps ten bits of a float32's 23 and would pass for float32 in the record."""
+def without_tf32() -> Iterator[None]:
+    """Disable TF32, which keeps 10 of the 23 bits of float32, so that recorded rewards are true float32."""
     kinds: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [kind.fp32_precision for kind in kinds]
     try:
@@ -291,8 +291,8 @@ def true_float32() -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and then each of its parts back into the mode that it had."""
-    training = [module for module in model.modules() if module.training]  # parts of a model may be switched one by one
+    """Put a model into evaluation mode, and restore the mode of each module afterwards."""
+    training = [module for module in model.modules() if module.training]  # modules may have different modes
     model.eval()
     try:
         yield
@@ -301,8 +301,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _inside(model: nn.Module) -> Any:
-    """The classifier itself: DeepSpeed's wrapper has a `config` of its own."""
+def _classifier_of(model: nn.Module) -> Any:
+    """Return the classifier without wrappers. DeepSpeed's wrapper has another `config`."""
     return unwrap_model(extract_model_from_parallel(model, keep_torch_compile=False))
 
 
@@ -322,21 +322,21 @@ def _padded(probes: Sequence[Probe], pad: int, left: bool, device: torch.device)
     return {name: torch.tensor(values, device=device) for name, values in batch.items()}
 
 
-def _holds_left_padding(model: nn.Module, probes: Sequence[Probe], alone: Sequence[float]) -> bool:
-    """Whether a batch padded on the left gives the rewards of texts alone: so it is where positions are relative."""
-    padded = [probe for probe in probes if probe.name != LONGEST]  # beside it, all others would be mostly padding
+def _supports_left_padding(model: nn.Module, probes: Sequence[Probe], alone: Sequence[float]) -> bool:
+    """Return whether a left-padded batch gives the same rewards as single texts (it does with relative positions)."""
+    padded = [probe for probe in probes if probe.name != LONGEST]  # the others would be mostly padding
     known = [reward for probe, reward in zip(probes, alone, strict=True) if probe.name != LONGEST]
     return not padded or not differing(known, probe_rewards(model, padded, left=True), FLOAT32_TOLERANCE)
 
 
 def weight_dtype(model: nn.Module) -> torch.dtype:
-    """Precision of the backbone's weights; the head is float32 in any case, and packed 4-bit weights do not count."""
+    """Return the precision of the backbone. The head (always float32) and packed 4-bit weights are ignored."""
     floating = [p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize >= 2]
     return min(floating, key=lambda dtype: dtype.itemsize)
 
 
 def tolerance(dtype: str, *, same_device: bool = True) -> float:
-    """Allowed difference relative to max(1, |reward|), by the name of the compute dtype."""
+    """Return the allowed difference relative to max(1, |reward|), by name of the compute dtype."""
     if dtype == "float32":
         return FLOAT32_TOLERANCE if same_device else OTHER_DEVICE_TOLERANCE
     return HALF_TOLERANCE
@@ -345,7 +345,7 @@ def tolerance(dtype: str, *, same_device: bool = True) -> float:
 def relative_differences(
     expected: Sequence[float | None], found: Sequence[float | None], *, floor: float = 1.0
 ) -> list[float]:
-    """|found - expected| / max(floor, |expected|); infinite where one is no finite number: two NaN are not equal."""
+    """Return |found - expected| / max(floor, |expected|), infinite if a value is not finite (NaN never equals NaN)."""
     return [
         math.inf if one is None or other is None else abs(other - one) / max(floor, abs(one))
         for one, other in zip(map(_finite, expected), map(_finite, found), strict=True)
@@ -357,6 +357,6 @@ def _finite(value: float | None) -> float | None:
 
 
 def differing(expected: Sequence[float | None], found: Sequence[float | None], allowed: float) -> list[int]:
-    """Places at which rewards are not the same within what is allowed; no finite number is at all, whatever that is."""
+    """Return the indices whose difference exceeds `allowed` or is not finite."""
     differences = relative_differences(expected, found)
     return [place for place, value in enumerate(differences) if not math.isfinite(value) or value > allowed]

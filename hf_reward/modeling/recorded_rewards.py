@@ -1,4 +1,4 @@
-"""A loaded model and its record -> the rewards of the recorded probes, which must be those that were saved."""
+"""Loaded model and its record -> rewards of the recorded probes, which must equal the recorded rewards."""
 
 from pathlib import Path
 
@@ -24,24 +24,25 @@ def require_recorded_rewards(
     *,
     quantized: bool = False,
 ) -> list[float]:
-    """Compare the rewards of the stored probes with those of the model as it is now.
+    """Compare the current rewards of the recorded probes with the recorded rewards.
 
     Args:
-        name: What to call the model.
-        model: The model, loaded.
+        name: Name of the model for messages.
+        model: The loaded model.
         tokenizer: Its tokenizer.
         record: Its record.
-        quantized: Whether it was loaded with a `quantization_config`.
+        quantized: Whether the model was loaded with a `quantization_config`.
 
     Returns:
-        The rewards of the recorded probes, each alone.
+        The rewards of the recorded probes, each scored alone.
 
     Raises:
-        ValueError: If a reward has changed, or there is nothing to compare.
+        ValueError: If a reward has changed, or no rewards are recorded.
     """
     if record is None or not record.probes or tokenizer is None:
         raise ValueError(
-            f"{name} cannot be verified: it has no tokenizer, or no probe rewards in `reward_config.json`."
+            f"Verification requires a tokenizer and the probe rewards in reward_config.json, but {name} lacks one of "
+            "them. Save the model again with `hf-reward export`."
         )
     unquantized = bool(record.quantization) and not quantized
     dtype = str(weight_dtype(unwrap_model(model))).removeprefix("torch.")
@@ -50,22 +51,26 @@ def require_recorded_rewards(
     try:
         probes = read_probes(record.probes["conversations"], tokenizer)
     except ValueError as error:
-        raise ValueError(f"{name} no longer formats the probes that it was saved with: {error}") from error
+        raise ValueError(f"{name} cannot format its recorded probes any more: {error}") from error
     found = probe_rewards(model, probes)
     device = next(model.parameters()).device.type
     wrong = differing(expected, found, _allowed(record, dtype, device, unquantized=unquantized))
     if wrong:
         first = wrong[0]
-        cure = "Pass the `quantization_config` it was trained with." if unquantized else "`hf-reward verify` says why."
+        remedy = (
+            "Pass the `quantization_config` of the training."
+            if unquantized
+            else "Run `hf-reward verify` to find the cause."
+        )
         raise ValueError(
-            f"{name} does not give the rewards that it was saved with: {found[first]} instead of {expected[first]} for "
-            f"the probe {probes[first].name!r}, and {len(wrong)} of {len(probes)} probes differ. {cure}"
+            f"{name} does not give its recorded rewards: {found[first]} instead of {expected[first]} for the probe "
+            f"{probes[first].name!r}, and {len(wrong)} of {len(probes)} probes differ. {remedy}"
         )
     return found
 
 
 def _allowed(record: CheckpointRecord, dtype: str, device: str, *, unquantized: bool) -> float:
-    """Allowed relative difference: coarse where weights were rounded otherwise than when they were saved."""
+    """Return the allowed relative difference, which is larger if weights are rounded differently than at saving."""
     as_saved = dtype in record.probes["rewards"] and dtype in ("float32", record.dtype)
     is_exact = as_saved and not record.probes.get("weights_cast") and (unquantized or not record.quantization)
     same_device = device == record.probes.get("device", "cpu")

@@ -1,7 +1,7 @@
-"""Stock classifier -> reward model: read at the last token, with a float32 head that is trained and saved.
+"""Stock classifier -> reward model with a float32 head at the last token.
 
-The class keeps the stock class's name, so what is saved is a stock model. It changes two things only: the head runs at
-the last token of each sequence instead of at all of them, and it computes in float32 whatever the backbone's precision.
+The class keeps the name of the stock class, so the saved model is a stock model. There are two changes: the head only
+runs at the last token of each sequence, and it computes in float32 for any precision of the backbone.
 """
 
 import sys
@@ -21,15 +21,15 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 import hf_reward
 from hf_reward.modeling.architectures import classifier_class
 from hf_reward.modeling.custom_code import is_custom, save_config_code, saving_code
-from hf_reward.modeling.sharding import whole_parameters
+from hf_reward.modeling.sharding import gathered_parameters
 
 RewardModel = PreTrainedModel | PeftModel
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32, under autocast too.
+    """A linear layer that computes in float32, also under autocast.
 
-    In bfloat16 rewards around 8 are 0.06 apart, so near pairs become ties. Parameters keep their names.
+    In bfloat16, adjacent numbers around 8 differ by 0.06, so similar rewards would become ties.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -40,15 +40,15 @@ class Float32Linear(nn.Linear):
 
 
 class PublishesVerified:
-    """Mixin for reward models: `push_to_hub` verifies what it publishes instead of uploading it as it is."""
+    """Mixin for reward models: `push_to_hub` verifies the model instead of only uploading it."""
 
     def push_to_hub(self, repo_id: str, *, tokenizer: Any | None = None, token: Any = None, **rule: Any) -> Any:
         """Publish this model, merged if it has an adapter; see `push.push_reward_model`.
 
         Args:
             repo_id: `user/name` on the Hub.
-            tokenizer: Its tokenizer; by default the one of the folder that the model came from.
-            token: Write token; by default the one that `hf auth login` stored.
+            tokenizer: Its tokenizer; the default is the tokenizer of the folder that the model was loaded from.
+            token: Write token; the default is the token that `hf auth login` stored.
             **rule: Fields of `push.PushRule`, and transformers' names for them (`revision`, `commit_message`).
 
         Returns:
@@ -58,27 +58,27 @@ class PublishesVerified:
 
 
 class RewardClassifier(PublishesVerified):
-    """Mixin for stock classifiers that were made reward models: their class keeps its name and can be pickled."""
+    """Mixin for reward models built from stock classifiers. The class keeps its name and can be pickled."""
 
     has_new_head = False
-    """Whether the checkpoint lacked the head, or part of it, so that its rewards mean nothing until it is trained."""
+    """Whether the head, or part of it, was missing in the checkpoint, so rewards are meaningless before training."""
     saved_heads: str | None = None
-    """Where the heads lie of which the loaded head is the mean; see `head_ensemble`."""
+    """Path of the heads whose mean was loaded; see `head_ensemble`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class is made at run time and shares its name with the stock class, so pickle finds it through that; a
-        # stock class that was itself made at run time (Granite, ...) is found through its configuration.
+        # The class is created at run time with the name of the stock class, so pickle stores the stock class. A stock
+        # class that was created at run time (Granite, ...) is found through its configuration.
         stock: Any = next(cls for cls in type(self).__mro__[1:] if not issubclass(cls, PublishesVerified))
-        is_made = not hasattr(sys.modules[stock.__module__], stock.__name__)
+        is_generated = not hasattr(sys.modules[stock.__module__], stock.__name__)
         reads = isinstance(self, ReadsLastToken)
-        return _new_reward_model, (stock.config_class if is_made else stock, reads), self.__dict__
+        return _new_reward_model, (stock.config_class if is_generated else stock, reads), self.__dict__
 
 
 class ReadsLastToken(RewardClassifier):
-    """Mixin for decoders: the head runs on one position of each sequence instead of on all.
+    """Mixin for decoders: the head runs at one position of each sequence instead of at all positions.
 
-    Without `reward_positions` that is the position that the stock class reads, the rightmost token that is not
-    the pad token. The backbone runs inside this `forward`, so hooks of DDP, FSDP, ZeRO and PEFT fire as usual.
+    Without `reward_positions`, it is the position of the stock class: the rightmost token that is not the pad token.
+    The backbone runs inside this `forward`, so hooks of DDP, FSDP, ZeRO and PEFT work as usual.
     """
 
     def forward(
@@ -94,10 +94,10 @@ class ReadsLastToken(RewardClassifier):
         Args:
             input_ids: Token ids, shape `(N, L)`.
             attention_mask: 1 for tokens and 0 for padding, shape `(N, L)`.
-            reward_positions: Position at which each reward is read, shape `(N,)`.
-            reward_features: Final hidden states at those positions if they are known, shape `(N, H)`; the head alone
-                runs then, and all else is ignored.
-            **kwargs: Passed to the backbone; with `packed_layout` the batch is one packed row (see `packing`).
+            reward_positions: Position of each reward, shape `(N,)`.
+            reward_features: Final hidden states at these positions, shape `(N, H)`. If given, only the head
+                runs, and all other inputs are ignored.
+            **kwargs: Passed to the backbone. With `packed_layout`, the batch is one packed row (see `packing`).
 
         Returns:
             A `SequenceClassifierOutputWithPast` with `logits` of shape `(N, 1)`, float32.
@@ -112,7 +112,7 @@ class ReadsLastToken(RewardClassifier):
         hidden = outputs.last_hidden_state  # (N, L, H)
         if reward_positions is None:
             reward_positions = last_token_positions(input_ids, self.config.get_text_config().pad_token_id)  # type: ignore[attr-defined]
-        # A packed batch is one row that holds all sequences; a padded one has a row for each.
+        # A packed batch is one row with all sequences; a padded batch has one row per sequence.
         rows = 0 if "packed_layout" in kwargs else torch.arange(hidden.shape[0], device=hidden.device)
         return SequenceClassifierOutputWithPast(
             logits=self.score(hidden[rows, reward_positions.to(hidden.device)]),  # type: ignore[attr-defined]
@@ -123,7 +123,7 @@ class ReadsLastToken(RewardClassifier):
 
 
 def last_token_positions(input_ids: Tensor, pad_token_id: int | None) -> Tensor:
-    """Position of the rightmost token that is not the pad token, the stock classifiers' reading rule.
+    """Return the position of the rightmost token that is not the pad token, as stock classifiers do.
 
     Args:
         input_ids: Token ids, shape `(N, L)`.
@@ -133,11 +133,13 @@ def last_token_positions(input_ids: Tensor, pad_token_id: int | None) -> Tensor:
         Positions, shape `(N,)`, int64.
 
     Raises:
-        ValueError: If a batch of several sequences comes without a pad token.
+        ValueError: If a batch of several sequences has no pad token.
     """
     if pad_token_id is None:
         if input_ids.shape[0] > 1:
-            raise ValueError("A batch of several sequences needs `config.pad_token_id`. Set it, or score one by one.")
+            raise ValueError(
+                "A batch of several sequences requires `config.pad_token_id`. Set it, or score sequences one by one."
+            )
         return torch.full((1,), input_ids.shape[1] - 1, device=input_ids.device)
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
     return (places * (input_ids != pad_token_id)).argmax(-1)
@@ -146,37 +148,39 @@ def last_token_positions(input_ids: Tensor, pad_token_id: int | None) -> Tensor:
 def _require_one_label_classifier(model: PreTrainedModel) -> None:
     name, labels = model.config.name_or_path or type(model).__name__, getattr(model.config, "num_labels", None)
     remedy = "Pass its name to `RewardTrainer`, or load it with `AutoModelForRewardScoring.from_pretrained`."
-    if not any("ForSequenceClassification" in cls.__name__ for cls in type(model).__mro__) and _gives_tokens(model):
+    if not any("ForSequenceClassification" in cls.__name__ for cls in type(model).__mro__) and _is_language_model(
+        model
+    ):
         raise ValueError(
-            f"`model` is a {type(model).__name__}, which gives tokens and no reward; reward models are sequence "
-            f"classifiers with one label. {remedy}"
+            f"`model` must be a sequence classifier with one label, but is the language model {type(model).__name__}. "
+            f"{remedy}"
         )
     if labels != 1:
         raise ValueError(f"{name!r} has `num_labels={labels}`, but reward models require `num_labels=1`. {remedy}")
 
 
-def _gives_tokens(model: PreTrainedModel) -> bool:
-    """Whether a model has a layer that gives a number for each token of its vocabulary, as language models have."""
+def _is_language_model(model: PreTrainedModel) -> bool:
+    """Return whether a model has an output layer over its vocabulary."""
     return model.get_output_embeddings() is not None
 
 
 @cache
 def _reward_class(stock: type[PreTrainedModel], reads: bool) -> type[PreTrainedModel]:
-    """The stock class with what we add, under the stock class's own name (it is what config.json records)."""
-    ours = ReadsLastToken if reads else RewardClassifier
+    """Return a subclass of the stock class with the same name, which config.json records."""
+    mixin = ReadsLastToken if reads else RewardClassifier
     members = {"__module__": stock.__module__, "__doc__": stock.__doc__, **saving_code(stock)}
-    return type(stock.__name__, (ours, stock), members)
+    return type(stock.__name__, (mixin, stock), members)
 
 
 def _new_reward_model(origin: type[PreTrainedModel] | type[PretrainedConfig], reads: bool) -> PreTrainedModel:
-    """An empty model for unpickling, from its stock class or from the configuration of one made at run time."""
+    """Create an empty model for unpickling, from its stock class or its configuration class."""
     stock = classifier_class(origin()) if issubclass(origin, PretrainedConfig) else origin
     cls = _reward_class(stock, reads)
     return cls.__new__(cls)
 
 
 def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Give a loaded one-label classifier our reading rule and float32 head, in place.
+    """Turn a classifier with one label into a reward model, in place.
 
     Args:
         model: A `...ForSequenceClassification` with one label.
@@ -185,42 +189,44 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
         The same object.
 
     Raises:
-        ValueError: If it has another number of labels or no head that gives one number.
+        ValueError: If it has several labels, or no layer with one output.
     """
     _require_one_label_classifier(model)
     outputs = [layer for _, layer in output_layers(model)]
     if not outputs:
-        raise ValueError(f"{type(model).__name__} has no layer that gives one number for a sequence.")
+        raise ValueError(
+            f"A reward model requires a linear layer with one output, but {type(model).__name__} has none."
+        )
     for layer in outputs:
         if type(layer) is nn.Linear:
             layer.__class__ = Float32Linear
             layer.float()
-    state_regression(model.config)
-    model.config.architectures = [type(model).__name__]  # that of the language model until then
+    set_regression(model.config)
+    model.config.architectures = [type(model).__name__]  # until here the name of the language model
     if not isinstance(model, RewardClassifier):
         save_config_code(model.config)
-        # What a `forward` of a model's own code does with the hidden states is not known, so it is left in charge.
+        # Custom code may process hidden states differently, so its `forward` is kept.
         own_forward = is_custom(type(model)) and not type(model).forward.__module__.startswith("transformers.")
         model.__class__ = _reward_class(type(model), is_decoder(model) and not own_forward)
     return model
 
 
 def unwrap_model(model: Any) -> PreTrainedModel:
-    """The classifier itself, without PEFT's wrapper."""
+    """Return the classifier without PEFT's wrapper."""
     bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return bare
 
 
 def reads_positions(model: nn.Module) -> bool:
-    """Whether a model, perhaps wrapped by PEFT, takes `reward_positions`."""
+    """Return whether a model (with or without PEFT's wrapper) supports `reward_positions`."""
     inner = unwrap_model(model)
     return isinstance(inner, ReadsLastToken)
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that turn hidden states into a reward: those outside the backbone, and its pooler.
+    """Return the names of the modules of the head: those outside the backbone, and its pooler.
 
-    BERT keeps its pooler inside the backbone, yet language-model checkpoints lack it as they lack the classifier.
+    BERT's pooler is inside the backbone, but language-model checkpoints lack it, as they lack the classifier.
     """
     inner = unwrap_model(model)
     prefix = inner.base_model_prefix
@@ -232,13 +238,13 @@ def head_modules(model: nn.Module) -> list[str]:
 
 
 def in_head(name: str, heads: Iterable[str]) -> bool:
-    """Whether a parameter or module, perhaps inside PEFT's wrapper, belongs to the head."""
+    """Return whether a parameter or module, also inside PEFT's wrapper, belongs to the head."""
     name = name.removeprefix("base_model.model.")
     return any(name == head or name.startswith(f"{head}.") for head in heads)
 
 
 def head_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters of the head, with their names in `model.named_parameters()`."""
+    """Return the trainable parameters of the head with their names in `model.named_parameters()`."""
     heads = head_modules(model)
     return [
         (name, parameter)
@@ -248,24 +254,24 @@ def head_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def freeze_all_but_head(model: nn.Module) -> None:
-    """Stop training everything but the head, in place."""
+    """Freeze all parameters except the head, in place."""
     heads = head_modules(model)
     for name, parameter in model.named_parameters():
-        # PEFT keeps a frozen copy of the head beside the trained one, so what is frozen stays so.
+        # Frozen parameters stay frozen, because PEFT keeps a frozen copy of the head.
         parameter.requires_grad_(parameter.requires_grad and in_head(name, heads))
 
 
-def trains_head_alone(model: nn.Module) -> bool:
-    """Whether no parameter outside the head is trainable."""
+def trains_only_head(model: nn.Module) -> bool:
+    """Return whether only the head is trainable."""
     heads = head_modules(model)
     return not any(p.requires_grad and not in_head(name, heads) for name, p in model.named_parameters())
 
 
 def check_head_is_trained(model: nn.Module) -> None:
-    """Refuse a model whose head would stay as it is, or would not be saved.
+    """Refuse a model whose head would not be trained or not be saved.
 
     Args:
-        model: A reward model, perhaps wrapped by PEFT.
+        model: A reward model, with or without PEFT's wrapper.
 
     Raises:
         ValueError: If no head parameter is trainable, or the adapter would not save the head.
@@ -277,38 +283,37 @@ def check_head_is_trained(model: nn.Module) -> None:
         unsaved = [name for name in names if not saved & {name, name.split(".")[-1]}]
         if unsaved or not head_parameters(model):
             raise ValueError(
-                f"The reward head ({', '.join(names)}) would stay random or be lost on saving: the adapter trains and "
-                f"saves {sorted(saved) or 'no whole module'}. Pass the plain model and `peft_config` to "
-                "`RewardTrainer` or to "
-                f"`AutoModelForRewardScoring.from_pretrained`, or use "
+                f"The adapter must train and save the reward head ({', '.join(names)}), but its `modules_to_save` is "
+                f"{sorted(saved) or None}. Pass the model without adapter and `peft_config` to `RewardTrainer` or to "
+                "`AutoModelForRewardScoring.from_pretrained`, or use "
                 f"LoraConfig(task_type='SEQ_CLS', modules_to_save={names}, ...)."
             )
     elif not head_parameters(model):
         raise ValueError(
-            f"The reward head ({', '.join(names)}) is frozen, so rewards would never be learned. "
-            "Set `requires_grad` on its parameters, or use `freeze_backbone=True` to freeze the rest only."
+            f"The reward head ({', '.join(names)}) must be trainable, but is frozen. Set `requires_grad` on its "
+            "parameters, or use `freeze_backbone=True` to freeze only the backbone."
         )
 
 
-def state_regression(config: PretrainedConfig) -> None:
-    """Say in a configuration that the one label is a number, in place."""
-    # Without problem_type, pipelines and servers put a sigmoid on a single label.
+def set_regression(config: PretrainedConfig) -> None:
+    """Configure one regression label, in place."""
+    # Without `problem_type`, pipelines and servers apply a sigmoid to a single label.
     config.problem_type = "regression"
     config.id2label = {0: "reward"}
     config.label2id = {"reward": 0}
 
 
 def zero_head(model: PreTrainedModel) -> None:
-    """Let every reward be 0, in place: where training of a new head starts."""
+    """Set the head to zero, in place, as the start of training."""
     for _, layer in output_layers(model):
-        with whole_parameters(layer.parameters()):
+        with gathered_parameters(layer.parameters()):
             nn.init.zeros_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
 
 def output_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """The linear layers of the head that give the reward itself."""
+    """Return the last layers of the head, which compute the reward."""
     heads = head_modules(model)
     return [
         (name, layer)
@@ -318,8 +323,8 @@ def output_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
-    """Whether the stock class reads its bias-free `score` at the last token, as all causal classifiers do."""
+    """Return whether the stock class applies a `score` layer at the last token, as causal classifiers do."""
     score = getattr(model, "score", None)
-    for inside in ("original_module", "base_layer"):  # an adapter's wrapper of the head
+    for inside in ("original_module", "base_layer"):  # wrappers of an adapter
         score = getattr(score, inside, score)
     return isinstance(score, nn.Linear) and not getattr(model.config, "is_encoder_decoder", False)

@@ -1,6 +1,6 @@
-"""Model + batch -> rewards (G, K): the one meeting point of every batch form with every loss and metric.
+"""Model and batch -> rewards (G, K), for all losses and metrics.
 
-Three forms: padded, packed, and cached features, which skip the backbone.
+There are three forms of batches: padded, packed, and cached features, which skip the backbone.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ _PACKED_INPUTS = ("input_ids", "position_ids", "packed_layout")
 
 
 def compute_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Reward of every response of a batch.
+    """Compute the reward of every response in a batch.
 
-    Decoders are read at the last attended token, on whichever side the padding is; encoders through their own pooling.
+    Decoders compute the reward at the last attended token, for any padding side. Encoders use their own pooling.
 
     Args:
-        model: A reward model, perhaps wrapped for distributed training, by PEFT or by torch.compile.
-        batch: What a collator of ours returns: padded, packed (the model has to be inside `packed_model`), features (of
-            a decoder), or micro-batches of these, whose rewards come back in the order of the whole batch.
+        model: A reward model, with any wrapper of PEFT, torch.compile or distributed training.
+        batch: A batch of a collator: padded, packed (requires `packed_model`), features (of a decoder), or
+            micro-batches of these. Rewards of micro-batches are returned in the order of the complete batch.
 
     Returns:
-        Rewards laid out like `batch["ranks"]`, 0 at padded places, shape `(G, K)`, float32.
+        Rewards with the layout of `batch["ranks"]`, 0 at padded positions, shape `(G, K)`, float32.
 
     Raises:
         ValueError: If the batch is packed and the model is not inside `packed_model`.
@@ -39,14 +39,14 @@ def compute_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 
 def compute_head_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Reward of every response of a batch by every head: M is 1, but for an ensemble inside `every_head`.
+    """Compute the reward of every response in a batch for each head. M is 1, except for an ensemble in `every_head`.
 
     Args:
         model: As for `compute_rewards`.
         batch: As for `compute_rewards`.
 
     Returns:
-        Rewards laid out like `batch["ranks"]`, 0 at padded places, shape `(M, G, K)`, float32.
+        Rewards with the layout of `batch["ranks"]`, 0 at padded positions, shape `(M, G, K)`, float32.
 
     Raises:
         ValueError: If the batch is packed and the model is not inside `packed_model`.
@@ -59,11 +59,11 @@ def compute_head_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 
 def compute_sequence_rewards(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Reward of every sequence by every head, for inputs without labels.
+    """Compute the reward of every sequence for each head, for inputs without labels.
 
     Args:
         model: As for `compute_rewards`.
-        inputs: What `pad` or `pack` returns, or `features` `(N, H)`; other entries of a batch are not read.
+        inputs: Result of `pad` or `pack`, or `features` `(N, H)`; other entries of a batch are ignored.
 
     Returns:
         Rewards in the order of the sequences, shape `(M, N)`, float32.
@@ -88,20 +88,20 @@ def _rewards_in_parts(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         found = compute_head_rewards(model, part)
         if len(found) > len(rewards):
             rewards = rewards.repeat(len(found), 1, 1)
-        if len(rows):  # none: it only keeps step with another process
+        if len(rows):  # an empty part only keeps the process in step with others
             rewards[:, rows, : found.shape[2]] = found
     return rewards
 
 
 def compute_features(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Final hidden states of a decoder at the positions where rewards are read: what its head gets.
+    """Compute the hidden states of a decoder at the reward positions, which are the inputs of its head.
 
     Args:
         model: A decoder reward model, not wrapped for distributed training.
         batch: A padded or packed batch, on the model's device.
 
     Returns:
-        One row for each response of the batch, group by group, shape `(N, H)`.
+        One row per response, group by group, shape `(N, H)`.
 
     Raises:
         ValueError: If the batch is packed and the model is not inside `packed_model`.
@@ -113,7 +113,7 @@ def compute_features(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 
 def last_attended(attention_mask: Tensor) -> Tensor:
-    """Position of the last attended token of each sequence, shape `(N, L)` -> `(N,)`."""
+    """Return the position of the last attended token of each sequence, shape `(N, L)` -> `(N,)`."""
     places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return (places * attention_mask).argmax(-1)
 
@@ -121,9 +121,9 @@ def last_attended(attention_mask: Tensor) -> Tensor:
 def _backbone_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     if "packed_layout" in batch:
         require_packed_model(unwrap_model(model))
-        # transformers takes a mask with four dimensions as it is, instead of making one of T x T. Nobody reads it.
-        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch["input_ids"].device)
-        return {**{name: batch[name] for name in _PACKED_INPUTS}, "attention_mask": unread, "use_cache": False}
+        # transformers does not expand a mask with four dimensions to T x T. Packed attention ignores it.
+        unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch["input_ids"].device)
+        return {**{name: batch[name] for name in _PACKED_INPUTS}, "attention_mask": unused, "use_cache": False}
     inputs = {name: batch[name] for name in _PADDED_INPUTS if name in batch}
     return {**inputs, "use_cache": False} if reads_positions(model) else inputs
 

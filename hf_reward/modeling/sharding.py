@@ -1,6 +1,6 @@
-"""A model that no process holds whole: what FSDP2 and ZeRO-3 would do to a reward model without a word, and its cure.
+"""Sharded models: problems of FSDP2 and ZeRO-3 with reward models that would not raise errors, and their fixes.
 
-Nothing here runs where the model is whole.
+Nothing here runs for unsharded models.
 """
 
 import logging
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def whole_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let parameters be written: under ZeRO-3 loading leaves each process a part, and the parameter itself is empty.
+def gathered_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Gather parameters under ZeRO-3, so they can be changed within this context.
 
     Args:
-        parameters: The parameters. What the first process writes into them holds for all.
+        parameters: The parameters. Changes of the first process apply to all processes.
     """
     if not is_deepspeed_zero3_enabled():
         yield
@@ -36,11 +36,11 @@ def whole_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def is_sharded(model: nn.Module, wrapped: nn.Module) -> bool:
-    """Whether no process holds the whole model, so that one alone cannot run it.
+    """Return whether a model is sharded, so a single process cannot run it.
 
     Args:
         model: The model.
-        wrapped: The same with accelerate's wrappers.
+        wrapped: The model with the wrappers of accelerate.
 
     Returns:
         True under FSDP and ZeRO-3.
@@ -50,11 +50,11 @@ def is_sharded(model: nn.Module, wrapped: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
-def saves_shards_alone(plugin: Any) -> bool:
-    """Whether `Trainer.save_model` writes nothing, because checkpoints hold the shards of each process.
+def saves_only_shards(plugin: Any) -> bool:
+    """Return whether `Trainer.save_model` saves no model, because checkpoints contain the shards of each process.
 
     Args:
-        plugin: accelerate's settings of FSDP; None without it.
+        plugin: FSDP settings of accelerate; None without FSDP.
 
     Returns:
         True for FSDP without `FULL_STATE_DICT`.
@@ -62,42 +62,43 @@ def saves_shards_alone(plugin: Any) -> bool:
     return plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type)
 
 
-def refuse_what_sharding_loses(plugin: Any, model: Any) -> None:
-    """Stop before a run under FSDP2 whose adapter would be saved without its weights; say so where nothing is saved.
+def check_fsdp_settings(plugin: Any, model: Any) -> None:
+    """Refuse FSDP settings that would lose the weights of an adapter, and warn if no complete model is saved.
 
     Args:
-        plugin: accelerate's settings of FSDP; None without it.
+        plugin: FSDP settings of accelerate; None without FSDP.
         model: The model to train.
 
     Raises:
-        ValueError: If FSDP's own activation checkpointing meets an adapter.
+        ValueError: If activation checkpointing of FSDP is used with an adapter.
     """
     if plugin is None:
         return
     if plugin.activation_checkpointing and isinstance(model, PeftModel):
-        # It renames the layers, PEFT looks for the old names, and only the head would be in the adapter's file.
+        # It renames the layers, so PEFT would only find and save the head.
         raise ValueError(
-            "`fsdp_activation_checkpointing: true` in the launch configuration hides an adapter's weights from PEFT, "
-            "so checkpoints would hold the head alone. Set it to false there, and `activation_checkpointing=True` in "
-            "the run's settings, which saves the same memory."
+            "An adapter cannot be combined with `fsdp_activation_checkpointing: true` in the launch configuration: "
+            "PEFT would only save the head. Set it to false, and set `activation_checkpointing=True` in the settings "
+            "of the "
+            "run, which saves the same memory."
         )
     if "SHARDED" in str(plugin.state_dict_type):
         logger.warning(
-            "`fsdp_state_dict_type: SHARDED_STATE_DICT` in the launch configuration: training can be resumed, but "
-            "`Trainer` saves no model that can be loaded elsewhere. Use FULL_STATE_DICT, or merge the shards of the "
-            "last checkpoint with `accelerate merge-weights`."
+            "With `fsdp_state_dict_type: SHARDED_STATE_DICT` in the launch configuration, training can be resumed, but "
+            "`Trainer` does not save a complete model. Use FULL_STATE_DICT, or merge the shards of the last checkpoint "
+            "with `accelerate merge-weights`."
         )
 
 
 class HeadInFloat32(TrainerCallback):
-    """Leaves the head, and the rewards, of a model under FSDP2 in float32 when training in half precision begins.
+    """Keeps head and rewards in float32 under FSDP2 with half precision.
 
-    accelerate gives all parts of a model one policy. Its output type would round rewards to bfloat16, where numbers
-    around 8 are 0.06 apart, and its parameter type would round the head's weights.
+    accelerate uses one mixed-precision policy for all modules. It would round rewards to bfloat16, where adjacent
+    numbers around 8 differ by 0.06, and the weights of the head.
     """
 
     def on_train_begin(self, *args: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
-        """Change the policy of the model's outermost part, before its first forward pass.
+        """Change the policy of the outermost module before the first forward pass.
 
         Args:
             *args: Unused.
@@ -109,16 +110,16 @@ class HeadInFloat32(TrainerCallback):
 
 
 def keep_head_in_float32(model: FSDPModule) -> None:
-    """Let the outermost part of a model under FSDP2 compute and return float32, in place.
+    """Set the policy of the outermost FSDP2 module to float32, in place.
 
-    Layers, embeddings and final norm are parts of their own in accelerate, so the outermost one holds the head (and an
-    encoder's pooler). What it gets from within stays as it is.
+    accelerate wraps layers, embeddings and final norm separately, so the outermost module only contains the head (and
+    the pooler of an encoder). Its inputs do not change.
 
     Args:
         model: The wrapped model, before its first forward pass.
     """
     policy = MixedPrecisionPolicy(output_dtype=torch.float32)
-    # torch has no public way to give a part that is sharded already another policy.
+    # torch has no public interface to change the policy of a sharded module.
     state: Any = model._get_fsdp_state()
     state._mp_policy = policy
     for group in getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]:

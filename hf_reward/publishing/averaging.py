@@ -1,4 +1,4 @@
-"""Several reward models -> the mean of their weights, which is steadier than each of them."""
+"""Several reward models -> one model with their mean weights (WARM), which is more robust than each model."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,33 +20,33 @@ def average_reward_models(
     allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Average the weights of reward models that were fine-tuned from one model.
+    """Average the weights of reward models that were fine-tuned from the same model.
 
     Args:
         sources: Two or more folders or Hub ids; adapters are merged first.
-        folder: Where to.
-        rule: How to write it.
-        allow_pickle: Read weights that are pickles, tensors only.
-        overwrite: Replace a folder that is there.
+        folder: Output folder.
+        rule: Options of the export.
+        allow_pickle: Read pickled weights (tensors only).
+        overwrite: Replace an existing folder.
 
     Returns:
-        What was written, verified.
+        Report on the written and verified folder.
 
     Raises:
-        ValueError: If the models do not fit together; the message names what differs.
+        ValueError: If the models cannot be averaged; the message names the differences.
 
     Source:
         Ramé et al. (2024), "WARM: On the Benefits of Weight Averaged Reward Models", equation 2.
     """
     rule = rule or ExportRule()
     if len(sources) < 2:
-        raise ValueError(f"An average needs two models or more, but got {len(sources)}.")
+        raise ValueError(f"Averaging requires at least two models, but got {len(sources)}.")
     require_free(Path(folder), overwrite)
     how: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": rule.trust_remote_code}
     mean = load_saved(sources[0], **how)
     rewards = [mean.rewards]
     mean = as_plain(mean)
-    parameters = dict(mean.model.named_parameters())  # tied ones once
+    parameters = dict(mean.model.named_parameters())  # tied parameters once
     for count, source in enumerate(sources[1:], start=2):
         member = load_saved(source, **how)
         rewards.append(member.rewards)
@@ -55,32 +55,32 @@ def average_reward_models(
         with torch.no_grad():
             for name, value in member.model.named_parameters():
                 parameters[name].add_((value - parameters[name]) / count)
-    note = f"Average of {len(sources)} models. Its evaluation is not that of any of them: evaluate it again."
+    note = f"Average of {len(sources)} models. The evaluations of these models do not apply to it: evaluate it again."
     mean = replace(mean.changed(mean.model), changes=RewardChanges(notes=[note]))
     for name, before in zip(_short_names(sources), rewards, strict=True):
         mean.note_change(f"from {name} to the average", before)
     origin = {"averaged": [str(source) for source in sources]}
-    own = {"steps": None, "command": None}  # each member has its own
+    per_model = {"steps": None, "command": None}
     mean.record = replace(
         mean.record,
         evaluation={},
         calibration={},
         length_correction={},
         reward_statistics={},
-        training={**mean.record.training, **own},
+        training={**mean.record.training, **per_model},
         origin=origin,
     )
     return write_verified(mean, folder, rule)
 
 
 def _short_names(sources: Sequence[str | Path]) -> list[str]:
-    """The last parts of their paths, where that tells them apart."""
+    """Return the last parts of the paths if they differ, otherwise the complete paths."""
     short = [Path(source).name for source in sources]
     return short if len(set(short)) == len(short) else [str(source) for source in sources]
 
 
 def _place(name: str) -> str:
-    """One spelling of a folder's path; a Hub id as it is."""
+    """Return the absolute path of a folder; a Hub id is returned unchanged."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
@@ -103,9 +103,9 @@ def _require_same_kind(first: str | Path, one: SavedModel, second: str | Path, o
         {name: tuple(value.shape) for name, value in each.model.state_dict().items()} for each in (one, other)
     )
     if shapes != other_shapes:
-        wrong.append("weights' names or shapes")
+        wrong.append("names or shapes of the weights")
     if wrong:
         raise ValueError(
-            f"{first} and {second} differ in their {', '.join(wrong)}. Only models fine-tuned from the same model, in "
-            "the same format, can be averaged."
+            f"{first} and {second} differ in their {', '.join(wrong)}. Only models that were fine-tuned from the "
+            "same model in the same text format can be averaged."
         )

@@ -1,8 +1,7 @@
-"""Configuration of a saved model -> which programs can hold it, and whether they give the same reward.
+"""Configuration of a saved model -> which programs load it, and whether they give the same reward.
 
-Read from the programs' own sources (transformers 5.23, TRL 1.16, vLLM 0.33, SGLang 0.5.23, text-embeddings-inference
-of July 2026, OpenRLHF of August 2026, verl 0.9). Only transformers and TRL were run; the others follow from what
-their loaders look for. What was checked by running is checked by `verify`, not here.
+The verdicts follow from the source code of the programs (transformers 5.23, TRL 1.16, vLLM 0.33, SGLang 0.5.23,
+text-embeddings-inference of July 2026, OpenRLHF of August 2026, verl 0.9). Only transformers and TRL were run.
 """
 
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from hf_reward.modeling.architectures import has_stock_class
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
-from hf_reward.modeling.custom_code import brings_code
+from hf_reward.modeling.custom_code import has_custom_code
 
 SAME, SHIFTED, WITH_OPTION, CANNOT = "same reward", "same up to a constant", "same with an option", "cannot load"
 
@@ -34,7 +33,7 @@ SERVERS = ("vLLM", "SGLang", "TEI")
 
 
 class Verdict(NamedTuple):
-    """Whether one program gives a saved model's rewards."""
+    """Whether one program gives the rewards of a saved model."""
 
     program: str
     outcome: str
@@ -43,20 +42,20 @@ class Verdict(NamedTuple):
 
     @property
     def loads(self) -> bool:
-        """Whether the program can hold the model at all."""
+        """Whether the program loads the model."""
         return self.outcome != CANNOT
 
 
 def compatibility_of_config(
     config: PretrainedConfig, *, is_stock: bool = True, is_decoder: bool = True, own_code: bool = False
 ) -> list[Verdict]:
-    """Say which programs can hold a model.
+    """Return which programs load a model.
 
     Args:
         config: Configuration of the saved classifier.
-        is_stock: Whether transformers itself has the classifier's class.
-        is_decoder: Whether the reward is read at the last token by a bias-free `score`.
-        own_code: Whether the model is loaded with code of its own folder.
+        is_stock: Whether transformers has the class of the classifier.
+        is_decoder: Whether a `score` layer without bias computes the reward at the last token.
+        own_code: Whether the model requires code from its own folder.
 
     Returns:
         A verdict for each program.
@@ -64,15 +63,15 @@ def compatibility_of_config(
     if own_code:
         return [
             Verdict("transformers, pipeline", WITH_OPTION, "`trust_remote_code=True` runs the model's own code"),
-            Verdict("TRL (reward_funcs)", WITH_OPTION, "pass the loaded model and not its name"),
+            Verdict("TRL (reward_funcs)", WITH_OPTION, "pass the loaded model, not its name"),
         ]
     architecture = (config.architectures or ["?"])[0]
     kind = architecture.removesuffix("ForSequenceClassification")
     if is_stock:
         transformers = Verdict("transformers, pipeline", SAME)
-        trl = Verdict("TRL (reward_funcs)", SAME, "pads on the right, reads raw logits")
+        trl = Verdict("TRL (reward_funcs)", SAME, "pads on the right and uses raw logits")
     else:
-        note = f"transformers has no {architecture}; `import hf_reward` and `register_classifier` first"
+        note = f"transformers has no {architecture}; import `hf_reward` and call `register_classifier` first"
         transformers = Verdict("transformers, pipeline", WITH_OPTION, note)
         trl = Verdict("TRL (reward_funcs)", WITH_OPTION, note)
     vllm, sglang = _vllm(kind, is_decoder), _sglang(kind)
@@ -88,7 +87,7 @@ def compatibility_of_config(
 
 
 def can_be_served(verdicts: list[Verdict]) -> bool:
-    """Whether some server can hold the model."""
+    """Return whether at least one server loads the model."""
     return any(verdict.loads for verdict in verdicts if verdict.program in SERVERS)
 
 
@@ -98,32 +97,32 @@ def _vllm(kind: str, is_decoder: bool) -> Verdict:
         option = f"""--hf-overrides '{{"architectures": ["{name}ForSequenceClassification"]}}'"""
         return Verdict("vLLM", WITH_OPTION, option)
     if kind in _VLLM_DECODERS or kind in _VLLM_ENCODERS:
-        return Verdict("vLLM", SAME, "--runner pooling; `problem_type` says that no sigmoid is wanted")
+        return Verdict("vLLM", SAME, "--runner pooling; `problem_type` disables the sigmoid")
     if is_decoder:
         return Verdict("vLLM", WITH_OPTION, """--pooler-config '{"pooling_type": "LAST"}'""")
-    return Verdict("vLLM", CANNOT, "it has no such encoder")
+    return Verdict("vLLM", CANNOT, "it does not support this encoder")
 
 
 def _sglang(kind: str) -> Verdict:
     if kind in _SGLANG_ENCODERS:
         return Verdict("SGLang", SAME, "--is-embedding")
     if kind not in _SGLANG:
-        return Verdict("SGLang", CANNOT, "it would return an embedding: it has no score head for this architecture")
+        return Verdict("SGLang", CANNOT, "it has no score head for this architecture and would return an embedding")
     if _SGLANG[kind] == SHIFTED:
-        return Verdict("SGLang", SHIFTED, "--is-embedding; it adds a random bias when it loads a Qwen head")
-    return Verdict("SGLang", SAME, "--is-embedding, native /classify; /v1/classify puts a softmax on one label")
+        return Verdict("SGLang", SHIFTED, "--is-embedding; loading a Qwen head adds a random constant to all rewards")
+    return Verdict("SGLang", SAME, "--is-embedding; use /classify: /v1/classify applies a softmax")
 
 
 def _tei(kind: str) -> Verdict:
     if kind in _TEI:
-        return Verdict("TEI", WITH_OPTION, '"raw_scores": true in the request, else a sigmoid')
-    return Verdict("TEI", CANNOT, "it serves encoders' classifiers only")
+        return Verdict("TEI", WITH_OPTION, 'set "raw_scores": true in the request to disable the sigmoid')
+    return Verdict("TEI", CANNOT, "it only serves encoder classifiers")
 
 
 def _open_rlhf(is_decoder: bool, is_stock: bool) -> Verdict:
     if is_decoder and is_stock:
-        return Verdict("OpenRLHF", SAME, "reads `score` at the last attended token")
-    return Verdict("OpenRLHF", CANNOT, "it reads decoders' `score` heads only")
+        return Verdict("OpenRLHF", SAME, "uses `score` at the last attended token")
+    return Verdict("OpenRLHF", CANNOT, "it only supports decoders with a `score` head")
 
 
 def _best(*verdicts: Verdict) -> str:
@@ -132,11 +131,11 @@ def _best(*verdicts: Verdict) -> str:
 
 
 def compatibility_of_folder(folder: str | Path) -> list[Verdict] | None:
-    """Verdicts on a saved model, None for an adapter, which most programs have to merge first."""
+    """Return the verdicts on a saved model, or None for an adapter, which most programs require to be merged."""
     folder = Path(folder)
     if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return None
-    if brings_code(folder):
+    if has_custom_code(folder):
         return compatibility_of_config(PretrainedConfig(), own_code=True)
     record = CheckpointRecord.load(folder)
     config = AutoConfig.from_pretrained(folder)
@@ -145,9 +144,9 @@ def compatibility_of_folder(folder: str | Path) -> list[Verdict] | None:
 
 
 def why_unserved(config: Any) -> str:
-    """Why no server can hold a model, and what to do."""
+    """Return why no server loads a model, with the remedy."""
     return (
-        f"No server (vLLM, SGLang, TEI) can load {(config.architectures or ['?'])[0]}: decoders need a `score` head, "
-        "encoders one of the architectures that servers know. Start from another backbone, or export for "
-        "transformers alone with `allow_unserved=True` (`--allow-unserved`)."
+        f"No server (vLLM, SGLang, TEI) can load {(config.architectures or ['?'])[0]}: they require a decoder with a "
+        "`score` head, or an encoder architecture that they support. Train another backbone, or export for "
+        "transformers only with `allow_unserved=True` (`--allow-unserved`)."
     )

@@ -1,6 +1,6 @@
-"""Trained model -> folder that every program loads with the same rewards, checked before it appears.
+"""Trained model -> folder that other programs load with the same rewards.
 
-Files are written beside their place, loaded again by stock transformers in a fresh process, and only then moved there.
+Files are written to a temporary folder, verified with stock transformers in a fresh process, and then renamed.
 """
 
 import copy
@@ -43,12 +43,12 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
 MERGE_TOLERANCE = 1e-4
-"""A merge in float32 adds rounding of its own, in which large adapters were seen to exceed `FLOAT32_TOLERANCE`."""
+"""Rounding of a merge in float32, which exceeds `FLOAT32_TOLERANCE` for large adapters."""
 
 
 @dataclass(kw_only=True)
 class ExportReport:
-    """What an export wrote, and what is known of it."""
+    """Result of an export."""
 
     folder: Path
     dtype: str
@@ -76,7 +76,7 @@ class ExportReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRule:
-    """How a model is written."""
+    """Options of an export."""
 
     dtype: str = "float32"
     """Precision of the weights; the head stays float32."""
@@ -84,11 +84,11 @@ class ExportRule:
     legacy_rope: bool = False
     """Also write `rope_theta`, which transformers 4 reads."""
     strip: bool = False
-    """Leave out `reward_config.json`; nobody can verify the folder then."""
+    """Leave out `reward_config.json`; the folder cannot be verified without it."""
     allow_unserved: bool = False
-    """Write a model that no server could load."""
+    """Write a model that no server can load."""
     trust_remote_code: bool = False
-    """Whether code that the model's folder brings may run, here and in the process that verifies."""
+    """Whether code from the model folder may run, here and in the process that verifies."""
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -96,7 +96,7 @@ class ExportRule:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch has it."""
+        """`dtype` as a torch dtype."""
         return getattr(torch, self.dtype)
 
 
@@ -110,28 +110,27 @@ def export_reward_model(
     allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Turn a saved model or adapter into one folder that every program can load.
+    """Export a saved model or adapter to a folder that other programs can load.
 
-    An adapter is merged in float32; only then are weights cast. One that was trained on a quantised base (QLoRA) is
-    merged into those same weights, dequantised, because it was fitted to them.
+    An adapter is merged in float32 before weights are cast. An adapter that was trained on a quantised base (QLoRA) is
+    merged into the dequantised base, because it was fitted to these weights.
 
     Args:
         source: Folder or Hub id of a reward model or an adapter.
-        folder: Where to.
-        rule: How to write it.
-        base_model: Where the adapter's base lies now.
-        original_base: Merge a QLoRA adapter into the base as it was before quantisation instead; how far rewards move
-            is reported.
-        allow_pickle: Read weights that are pickles, tensors only.
-        overwrite: Replace a folder that is there.
+        folder: Output folder.
+        rule: Options of the export.
+        base_model: Current location of the base of an adapter.
+        original_base: Merge a QLoRA adapter into the original base instead, and report how much rewards change.
+        allow_pickle: Read pickled weights (tensors only).
+        overwrite: Replace an existing folder.
 
     Returns:
-        What was written, verified.
+        Report on the written and verified folder.
 
     Raises:
-        VerificationError: If the written folder does not give the model's rewards; nothing is left behind.
-        ValueError: If the source is damaged, no server could load the result, or `original_base` has no effect.
-        FileExistsError: If the folder is there and not empty.
+        VerificationError: If the written folder does not give the model's rewards; it is removed.
+        ValueError: If the source is damaged, no server can load the result, or `original_base` has no effect.
+        FileExistsError: If the folder exists and is not empty.
     """
     rule = rule or ExportRule()
     require_free(Path(folder), overwrite)
@@ -140,10 +139,11 @@ def export_reward_model(
     if original_base:
         if not saved.record.quantization:
             raise ValueError(
-                f"`original_base` has no effect: {source} was not trained on a quantised base. Leave it out."
+                f"`original_base` requires an adapter on a quantised base (QLoRA), but {source} has none. Leave the "
+                "option out."
             )
         quantized, rest = saved.rewards, (saved.tokenizer, saved.record, saved.changes)
-        del saved  # two models of this size need not fit into memory together
+        del saved  # two models of this size may not fit into memory
         model = load_saved_model(source, base_model=base_model, **how)
         with_saved_heads(model)
         saved = SavedModel(model, *rest)
@@ -162,33 +162,33 @@ def save_merged(
     dtype: torch.dtype = torch.float32,
     verify: bool = True,
 ) -> Path:
-    """Save a live model as a plain sequence classifier; of an adapter model, the merged one and the adapter beside it.
+    """Save a model in memory as a plain sequence classifier; an adapter is saved and merged.
 
-    The adapter goes to `adapter/` before the merge, which happens in float32 and changes the model passed in. An
-    adapter on a quantised base (QLoRA) is merged into the dequantised base.
+    The adapter is saved in `adapter/` before it is merged in float32; the merge changes `model`. An adapter on a
+    quantised base (QLoRA) is merged into the dequantised base.
 
     Args:
-        model: A reward model, perhaps with an adapter.
+        model: A reward model, with or without an adapter.
         tokenizer: Its prepared tokenizer.
-        folder: Where to; other files in it stay.
-        record: What to write into `reward_config.json`; its probes are scored anew.
+        folder: Output folder; other files in it stay.
+        record: Content of `reward_config.json`; its probes are scored again.
         dtype: Precision of the saved weights.
-        verify: Whether to load the folder in a fresh process before it gets its name.
+        verify: Whether to verify the folder in a fresh process before it is renamed.
 
     Returns:
         The folder.
 
     Raises:
-        VerificationError: If what was written does not give the model's rewards.
-        ValueError: If an earlier save merged the adapter already.
+        VerificationError: If the written folder does not give the model's rewards.
+        ValueError: If an earlier save already merged the adapter.
     """
     folder = Path(folder)
     if isinstance(model, PeftModel) and not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
-            "The model's adapter was merged into it by an earlier save, so it is no adapter any more. Load the saved "
-            "one with `AutoModelForRewardScoring.from_pretrained`."
+            "The adapter was merged into the model by an earlier save and cannot be saved again. Load the saved "
+            "adapter with `AutoModelForRewardScoring.from_pretrained`."
         )
-    trusted = is_custom(type(unwrap_model(model).config))  # its code is running here
+    trusted = is_custom(type(unwrap_model(model).config))  # its code is already running
     rule = ExportRule(dtype=str(dtype).removeprefix("torch."), allow_unserved=True, trust_remote_code=trusted)
     saved = SavedModel(model, tokenizer, record or describe(model, tokenizer, FormatRule(), probes={}))
     if isinstance(model, PeftModel):
@@ -205,8 +205,8 @@ def save_merged(
 
 
 def _dequantized(saved: SavedModel, folder: Path, *, trust_remote_code: bool) -> SavedModel:
-    """A QLoRA model whose adapter was saved in a folder, with the weights of its base as floats."""
-    options: dict[str, Any] = {"is_trainable": False, "allow_pickle": True}  # loaded once, by the caller's own rule
+    """Load a saved QLoRA adapter on its dequantised base."""
+    options: dict[str, Any] = {"is_trainable": False, "allow_pickle": True}  # already loaded by the caller
     options |= {**dequantized_on_cpu(saved.record), "trust_remote_code": trust_remote_code}
     model = AutoModelForRewardScoring.from_pretrained(folder, **options)
     with_saved_heads(model)
@@ -219,7 +219,7 @@ def save_adapter(saved: SavedModel, folder: Path) -> None:
     """Save an adapter with its head, tokenizer, record and card."""
     saved.model.save_pretrained(str(folder))
     save_heads(saved.model, folder)
-    saved.tokenizer.save_pretrained(folder)  # the base takes its pad token from it
+    saved.tokenizer.save_pretrained(folder)  # the base gets its pad token from it
     saved.record.save(folder)
     write_model_card(folder, saved.record)
 
@@ -232,21 +232,21 @@ def write_verified(
     verify: bool = True,
     into_existing: bool = False,
 ) -> ExportReport:
-    """Write a plain reward model beside its place, verify it there, and rename it.
+    """Write a plain reward model to a temporary folder, verify it, and rename the folder.
 
     Args:
-        saved: The model, without adapter; cast in place to the precision asked for.
-        folder: Where to.
-        rule: How to write it.
-        verify: Whether to load the folder in a fresh process before it gets its name.
-        into_existing: Move the files into a folder that may hold others, instead of replacing it.
+        saved: The model, without adapter; cast in place to the precision of `rule`.
+        folder: Output folder.
+        rule: Options of the export.
+        verify: Whether to verify the folder in a fresh process before it is renamed.
+        into_existing: Move the files into an existing folder instead of replacing it.
 
     Returns:
-        What was written.
+        Report on the written folder.
 
     Raises:
         VerificationError: If the folder does not give the model's rewards; it is removed.
-        ValueError: If no server could load it.
+        ValueError: If no server can load it.
     """
     folder, config = Path(folder), saved.model.config
     verdicts = compatibility_of_config(
@@ -276,7 +276,7 @@ def write_verified(
 
 
 def _write(saved: SavedModel, aside: Path, folder: Path, rule: ExportRule, verdicts: list[Verdict]) -> None:
-    """Write weights, tokenizer, record and card, with the results of audit and benchmarks that the folder has."""
+    """Write weights, tokenizer, record and card, and copy the audit and benchmark results of the folder."""
     saved.model.save_pretrained(str(aside), max_shard_size=rule.max_shard_size)
     save_heads(saved.model, aside)
     saved.tokenizer.save_pretrained(aside)
@@ -286,36 +286,34 @@ def _write(saved: SavedModel, aside: Path, folder: Path, rule: ExportRule, verdi
     for name in (AUDIT_FILE, BENCHMARKS_FILE):
         if (folder / name).is_file():
             shutil.copy(folder / name, aside / name)
-    # The card must not point to what is not there.
-    told = replace(saved.record, probes={}) if rule.strip else saved.record
-    write_model_card(aside, told, compatibility=verdicts, title=folder.resolve().name)
+    # Without the record, the card must not mention `hf-reward verify`.
+    record = replace(saved.record, probes={}) if rule.strip else saved.record
+    write_model_card(aside, record, compatibility=verdicts, title=folder.resolve().name)
 
 
 def _verified(aside: Path, folder: Path, trust_remote_code: bool) -> Verification:
     found = verify_checkpoint(aside, trust_remote_code=trust_remote_code)
     found.folder = str(folder)
     if not found.equal:
-        raise VerificationError(
-            f"What was written does not give the model's rewards, so it was removed. {found}", found
-        )
+        raise VerificationError(f"The written folder does not give the model's rewards and was removed. {found}", found)
     return found
 
 
-# --- rewards on the way -------------------------------------------------------------------------------------------
+# --- precision and merging ----------------------------------------------------------------------------------------
 
 
 def _cast(saved: SavedModel, rule: ExportRule) -> SavedModel:
-    """Cast the backbone in place, the head staying float32, and describe the model with the weights that are saved."""
+    """Cast the backbone in place (the head stays float32) and describe the model with the saved weights."""
     saved = saved.in_float32()
     if rule.dtype == "float32":
         return replace(saved, record=replace(saved.described(half=torch.bfloat16), dtype=rule.dtype))
     before = saved.rewards
     _cast_parameters(saved.model, rule.torch_dtype)
-    # As float32 again the rounded weights are what every reader gets, and can be checked to the last digit.
+    # Programs that load the rounded weights in float32 get exactly these rewards, which `verify` can check.
     _cast_parameters(saved.model, torch.float32)
     rounded = saved.changed(saved.model)
     if not math.isfinite(rounded.note_change(f"cast to {rule.dtype}", before)):
-        raise ValueError(f"{rule.dtype} cannot hold this model: rewards are no numbers any more. Use another `dtype`.")
+        raise ValueError(f"In {rule.dtype}, the rewards of this model are not finite. Use another `dtype`.")
     record = rounded.described()
     _cast_parameters(saved.model, rule.torch_dtype)
     cast = rounded.changed(saved.model)
@@ -324,7 +322,7 @@ def _cast(saved: SavedModel, rule: ExportRule) -> SavedModel:
 
 
 def _cast_parameters(model: RewardModel, dtype: torch.dtype) -> None:
-    """Cast in place all but the head, which stays float32, and buffers: rotary frequencies are never rounded."""
+    """Cast all parameters except those of the head in place. Buffers, such as rotary frequencies, stay float32."""
     head = {id(parameter) for _, layer in output_layers(model) for parameter in layer.parameters()}
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in head:
@@ -335,13 +333,13 @@ def as_plain(saved: SavedModel) -> SavedModel:
     """Merge an adapter, in float32.
 
     Args:
-        saved: A reward model, which is changed in place; its changes take up by how much the merge moved rewards.
+        saved: A reward model. It is changed in place; its `changes` record how much the merge changed rewards.
 
     Returns:
         The plain float32 model.
 
     Raises:
-        VerificationError: If that is more than rounding can explain.
+        VerificationError: If the change exceeds rounding.
     """
     saved = saved.in_float32()
     if not isinstance(saved.model, PeftModel):
@@ -351,15 +349,15 @@ def as_plain(saved: SavedModel) -> SavedModel:
     difference = max(relative_differences(before, plain.rewards))
     if difference > MERGE_TOLERANCE:
         raise VerificationError(
-            f"Merging the adapter moves rewards by {difference:.1e}, more than rounding can explain "
-            f"({MERGE_TOLERANCE:.0e}). Nothing was written. Publish the adapter itself, or report this model."
+            f"Merging the adapter changes rewards by {difference:.1e}, which exceeds rounding ({MERGE_TOLERANCE:.0e}). "
+            "Nothing was written. Publish the adapter itself, or report this model."
         )
     plain.changes.differences["merge"] = difference
     return plain
 
 
 def _add_legacy_rope(path: Path) -> None:
-    """Say rope's base where transformers 4 looks for it; transformers 5 reads both and builds the same model."""
+    """Add the RoPE base in the format of transformers 4. transformers 5 accepts both formats."""
     config = json.loads(path.read_text(encoding="utf-8"))
     parameters = dict(config.get("rope_parameters") or {})
     theta = parameters.pop("rope_theta", None)

@@ -1,4 +1,4 @@
-"""Verified folder or live model -> model on the Hub, in one step that happens wholly or not at all."""
+"""Saved folder or model in memory -> model on the Hub, verified and published in one atomic commit."""
 
 import copy
 import os
@@ -33,31 +33,32 @@ def push_reward_model(
     """Publish a saved reward model.
 
     Args:
-        folder: A merged or full model, or an adapter (which is merged first).
-        repo_id: `user/name` on the Hub; `name` alone is the token's own user's.
-        rule: How to publish it.
-        token: Write token; by default the one that `hf auth login` stored. It is never written or logged.
+        folder: A complete model, or an adapter (which is merged first).
+        repo_id: `user/name` on the Hub. `name` alone is completed with the user of the token.
+        rule: Options of the push.
+        token: Write token; the default is the token that `hf auth login` stored. It is never written or logged.
 
     Returns:
-        What was published.
+        Report on the published files.
 
     Raises:
-        VerificationError: If the folder, or what came back from the Hub, does not give the recorded rewards.
-        PushError: If the Hub refuses or fails; the published branch is as it was.
-        ValueError: If the folder cannot be published as it is.
+        VerificationError: If the folder, or its download from the Hub, does not give the recorded rewards.
+        PushError: If the Hub refuses or fails; the published branch is unchanged.
+        ValueError: If the folder is not publishable.
     """
     rule = rule or PushRule()
     folder = Path(folder)
     with explained(repo_id, "Nothing was changed."):
         api = HfApi(token=token)
         repo_id = full_name(api, repo_id)
-    beside = folder.resolve().parent  # on the folder's own disk weights are linked, and there is room to download them
-    with tempfile.TemporaryDirectory(prefix=".hf-reward-push-", dir=_if_writable(beside)) as place:
+    parent = folder.resolve().parent  # on the same disk, weights are linked, and there is space for the download
+    with tempfile.TemporaryDirectory(prefix=".hf-reward-push-", dir=_if_writable(parent)) as place:
         assembled = Path(place) / "model"
         assemble(folder, assembled, repo_id, rule)
         found = verify_checkpoint(assembled, trust_remote_code=rule.trust_remote_code)
         if not found.equal:
-            raise VerificationError(f"Nothing was pushed, because the folder is not as it was saved. {found}", found)
+            message = f"Nothing was pushed, because the folder has changed since it was saved. {found}"
+            raise VerificationError(message, found)
         return publish(api, assembled, repo_id, rule, Path(place) / "downloaded")
 
 
@@ -71,34 +72,35 @@ def push_model(
     commit_message: str | None = None,
     **rule: Any,
 ) -> PushReport:
-    """Publish a live model, which stays as it is; an adapter is merged in a copy.
+    """Publish a model in memory without changing it. An adapter is merged in a copy.
 
     Args:
-        model: A reward model, perhaps with an adapter.
+        model: A reward model, with or without an adapter.
         repo_id: `user/name` on the Hub.
-        tokenizer: Its tokenizer; by default the one of the folder that the model came from.
+        tokenizer: Its tokenizer; the default is the tokenizer of the folder that the model was loaded from.
         token: Write token.
         revision: Transformers' name for `branch`.
         commit_message: Transformers' name for `message`.
         **rule: Fields of `PushRule`.
 
     Returns:
-        What was published.
+        Report on the published files.
 
     Raises:
-        ValueError: If the tokenizer has to be given, or an option is not known.
+        ValueError: If the tokenizer is required, or an option is unknown.
     """
     renamed = {"branch": revision, "message": commit_message}
     rule |= {name: value for name, value in renamed.items() if value is not None}
     unknown = sorted(set(rule) - {each.name for each in fields(PushRule)})
     if unknown:
-        raise ValueError(f"`push_to_hub` has no option {', '.join(unknown)}. It takes the fields of `PushRule`.")
+        raise ValueError(f"`push_to_hub` has no option {', '.join(unknown)}. Its options are the fields of `PushRule`.")
     source = unwrap_model(model).config.name_or_path
     rule.setdefault("trust_remote_code", is_custom(type(unwrap_model(model).config)))  # its code is running here
     tokenizer = tokenizer or load_tokenizer(source or None, trust_remote_code=rule["trust_remote_code"])
     if tokenizer is None:
         raise ValueError(
-            "Pass `tokenizer`: rewards cannot be verified without it, and the model does not name its own."
+            "`push_model` requires the tokenizer to verify rewards, but the model was not loaded from a folder that "
+            "contains one. Pass `tokenizer`."
         )
     with tempfile.TemporaryDirectory(prefix="hf-reward-push-") as place:
         folder = Path(place) / repo_id.split("/")[-1]
@@ -108,7 +110,7 @@ def push_model(
             save_adapter(replace(saved, record=saved.described()), folder)
         else:
             is_float32 = all(parameter.dtype == torch.float32 for parameter in model.parameters())
-            plain = saved if is_float32 else saved.changed(copy.deepcopy(model))  # a cast would change the caller's
+            plain = saved if is_float32 else saved.changed(copy.deepcopy(model))  # a cast changes the model
             dtype = str(weight_dtype(model)).removeprefix("torch.")
             written = ExportRule(dtype=dtype, allow_unserved=True, trust_remote_code=rule["trust_remote_code"])
             write_verified(plain, folder, written, verify=False)  # the push verifies it
@@ -116,15 +118,15 @@ def push_model(
 
 
 def _as_saved(model: Any, tokenizer: PreTrainedTokenizerBase, source: str | None) -> SavedModel:
-    """With what the folder says that the model came from, as far as it still holds: all of it if rewards are the same.
+    """Return the model with the record of its source folder, if its rewards have not changed since.
 
     Args:
         model: A reward model.
         tokenizer: Its tokenizer.
-        source: Where it came from, if that is known.
+        source: Folder or Hub id that it was loaded from, if known.
 
     Returns:
-        The model with its record; `described` reads off it what is not known yet.
+        The model with its record. `described` adds the facts that depend on the current weights.
     """
     record = CheckpointRecord.find(source) if source else None
     if record is None:
@@ -133,7 +135,7 @@ def _as_saved(model: Any, tokenizer: PreTrainedTokenizerBase, source: str | None
     before = record.probes.get("rewards", {}).get("float32")
     now = result.rewards if weight_dtype(model) == torch.float32 else None
     if before is None or now is None or len(before) != len(now) or differing(before, now, MERGE_TOLERANCE):
-        # It was trained further: its evaluation was another model's.
+        # The model was trained further, so the recorded evaluation does not apply to it.
         result.record = replace(describe(model, tokenizer, record.rule, probes={}), card=record.card)
     return result
 

@@ -1,7 +1,7 @@
-"""Folder of what may be published -> branch of a repository on the Hub, in one step or not at all.
+"""Staged folder -> branch of a repository on the Hub, in one atomic commit.
 
-Files go to a staging branch, are downloaded back and scored again; only then does one commit move the branch that
-people load. A push that fails at any point leaves that branch as it was; running it again sends no weights twice.
+Files are uploaded to a staging branch, downloaded and scored again. Then one commit updates the published branch. A
+push that fails at any point leaves that branch unchanged; a repeated push does not upload the same weights again.
 """
 
 import filecmp
@@ -40,16 +40,16 @@ from hf_reward.publishing.staged_files import REPLACED, TRAINING_STATE, PushRule
 from hf_reward.publishing.verify import VerificationError, verify_checkpoint
 
 NETWORK_ERRORS: tuple[type[Exception], ...] = (HTTPError, OSError, json.JSONDecodeError)
-"""What the client raises: errors of its HTTP library (httpx or httpx2) and of the system, answers cut short."""
+"""Errors of the client: those of its HTTP library (httpx or httpx2), of the system, and truncated answers."""
 
 
 class PushError(RuntimeError):
-    """A push that did not happen: says why, and that the published branch is as it was."""
+    """A failed push. The message states the reason and the state of the published branch."""
 
 
 @dataclass(kw_only=True)
 class PushReport:
-    """What was published."""
+    """Result of a push."""
 
     repo_id: str
     commit: str
@@ -64,25 +64,25 @@ def publish(api: HfApi, assembled: Path, repo_id: str, rule: PushRule, downloade
 
     Args:
         api: The client.
-        assembled: What may be published.
+        assembled: Folder with the files to publish.
         repo_id: `user/name` on the Hub.
-        rule: How to publish it.
-        downloaded: A new folder for what comes back from the Hub.
+        rule: Options of the push.
+        downloaded: A new folder for the download from the Hub.
 
     Returns:
-        What was published.
+        Report on the published files.
 
     Raises:
-        VerificationError: If what came back from the Hub does not give the recorded rewards.
-        PushError: If the Hub refuses or fails; the published branch is as it was.
-        ValueError: If the card is not valid, or the repository holds something else.
+        VerificationError: If the download from the Hub does not give the recorded rewards.
+        PushError: If the Hub refuses or fails; the published branch is unchanged.
+        ValueError: If the card is not valid, or the repository contains another model.
     """
     with explained(repo_id, f"The branch {rule.branch!r} was not changed."):
         _validate_card(assembled / "README.md", api.endpoint)
         url = api.create_repo(repo_id, private=rule.private, exist_ok=True)
         remote = _look(api, repo_id, rule)
         if rule.private and not remote.private:
-            api.update_repo_settings(repo_id, private=True)  # before anything new can be seen
+            api.update_repo_settings(repo_id, private=True)  # before new files are visible
         if rule.gated and remote.gated != rule.gated:
             api.update_repo_settings(repo_id, gated=rule.gated)  # type: ignore[arg-type]
         paths = [path for path in sorted(assembled.rglob("*")) if path.is_file()]
@@ -95,7 +95,7 @@ def publish(api: HfApi, assembled: Path, repo_id: str, rule: PushRule, downloade
             staged = push.commit(revision=staging).oid
             push.check_download(staged)
             report.commit = push.move(staged)
-    with explained(repo_id, f"The new version is on the branch {rule.branch!r}, but not all settings are made."):
+    with explained(repo_id, f"The new version is on the branch {rule.branch!r}, but not all settings were changed."):
         if rule.private is False and remote.private:
             api.update_repo_settings(repo_id, private=False)
         if rule.gated is False and remote.gated:
@@ -104,7 +104,7 @@ def publish(api: HfApi, assembled: Path, repo_id: str, rule: PushRule, downloade
 
 
 def full_name(api: HfApi, repo_id: str) -> str:
-    """The id with its owner; who has no token, or gives no id, is told before anything is done."""
+    """Return the id with its owner. A missing token or an invalid id is an error before any change."""
     validate_repo_id(repo_id)
     if api.token is None and get_token() is None:
         raise LocalTokenNotFoundError("no token")
@@ -115,7 +115,7 @@ def full_name(api: HfApi, repo_id: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Remote:
-    """What the repository holds before the push."""
+    """State of the repository before the push."""
 
     sha: str
     files: list[str]
@@ -131,7 +131,7 @@ def _look(api: HfApi, repo_id: str, rule: PushRule) -> _Remote:
     info = api.model_info(repo_id, revision=rule.branch if has_branch or rule.create_pr else "main")
     files = [each.rfilename for each in info.siblings or []]
     if has_branch:
-        _require_ours(repo_id, files, rule)
+        _require_own_model(repo_id, files, rule)
     return _Remote(
         sha=str(info.sha),
         files=files,
@@ -144,19 +144,19 @@ def _look(api: HfApi, repo_id: str, rule: PushRule) -> _Remote:
 
 @dataclass(frozen=True, kw_only=True)
 class _Push:
-    """One push: what goes where."""
+    """Files, target and options of one push."""
 
     api: HfApi
     repo_id: str
     rule: PushRule
     files: dict[str, Path]
-    """The files by their paths in the repository."""
+    """Local files by path in the repository."""
     remote: _Remote
     downloaded: Path
-    """A new folder for what comes back."""
+    """A new folder for the download."""
 
     def commit(self, **options: Any) -> CommitInfo:
-        """Commit what makes a branch hold exactly these files, and what others put there."""
+        """Commit these files and delete stale ones. Unrelated files in the repository stay."""
         states = {name.split("/")[0] for name in self.files if name.endswith("/trainer_state.json")}
         replaced = (*REPLACED, *(f"{state}/{pattern}" for state in states for pattern in TRAINING_STATE))
         stale = [name for name in self.remote.files if name not in self.files and _matches(name, replaced)]
@@ -168,13 +168,13 @@ class _Push:
 
     @contextmanager
     def staging(self, report: PushReport) -> Iterator[str]:
-        """A fresh branch for this version, removed at the end; a killed push of the same files left one of that name.
+        """Create a branch for this version and delete it at the end. A branch left by a killed push is replaced.
 
         Args:
-            report: Takes a note if the branch could not be removed.
+            report: Gets a note if the branch could not be deleted.
 
         Yields:
-            str: Its name.
+            str: Name of the branch.
         """
         staging = f"hf-reward-staging-{self.rule.branch}-{_digest(self.files)[:12]}"
         if staging in self.remote.branches:
@@ -186,11 +186,11 @@ class _Push:
             try:
                 self.api.delete_branch(self.repo_id, branch=staging)
             except NETWORK_ERRORS as error:
-                note = f"The branch {staging} could not be deleted ({_reason(error)}); the next push does it."
+                note = f"The branch {staging} could not be deleted ({_reason(error)}); the next push deletes it."
                 report.notes.append(note)
 
     def move(self, staged: str) -> str:
-        """Let the branch be what was staged, in one step, and return its commit."""
+        """Update the published branch to the staged files in one commit, and return that commit."""
         if staged == self.remote.sha and self.remote.has_branch:
             return staged
         try:
@@ -205,7 +205,7 @@ class _Push:
             return head
 
     def _head_if_moved(self, staged: str, error: Exception) -> str | None:
-        """The branch's commit if it holds what was staged, although the answer to that was an error or got lost."""
+        """Return the commit of the branch if it contains the staged files although the request failed."""
         branch = self.rule.branch
         try:
             there, wanted = (
@@ -216,25 +216,25 @@ class _Push:
             return None
         except NETWORK_ERRORS:
             raise PushError(
-                f"The push to {self.repo_id} failed at its last step: {_reason(error)} Whether the branch {branch!r} "
-                "moved could not be asked: it is the old version or the whole new one. Run the same command again."
+                f"The push to {self.repo_id} failed in its last step: {_reason(error)} The state of the branch "
+                f"{branch!r} is unknown: it is either the old or the complete new version. Run the same command again."
             ) from error
         trees = [{each.rfilename: each.blob_id for each in info.siblings or []} for info in (there, wanted)]
         return str(there.sha) if trees[0] == trees[1] else None
 
     def open_pull_request(self, report: PushReport) -> PushReport:
-        """The pull request is its own staging branch: the branch that people load is not touched at all."""
+        """Open a pull request and verify it. The published branch is not changed."""
         done = self.commit(revision=self.rule.branch, create_pr=True)
         report.commit, report.pull_request = done.oid, done.pr_url
         try:
             self.check_download(done.oid)
         except (PushError, VerificationError, *NETWORK_ERRORS) as error:
-            message = f"Close the pull request {done.pr_url}, which was opened but not verified. {error}"
+            message = f"The pull request {done.pr_url} was opened, but its verification failed. Close it. {error}"
             raise PushError(message) from error
         return report
 
     def check_download(self, commit: str) -> None:
-        """Download what was staged, compare it byte by byte, and score the probes with it."""
+        """Download the staged files, compare them byte by byte, and verify the rewards of the probes."""
         target = self.downloaded
         patterns = list(self.files)
         snapshot_download(
@@ -247,12 +247,12 @@ class _Push:
         ]
         if wrong:
             raise PushError(
-                f"{len(wrong)} files came back from {self.repo_id} changed or not at all, such as {wrong[0]}."
+                f"{len(wrong)} files are missing or changed in the download from {self.repo_id}, such as {wrong[0]}."
             )
         found = verify_checkpoint(target, trust_remote_code=self.rule.trust_remote_code)
         if not found.equal:
             raise VerificationError(
-                f"What came back from {self.repo_id} does not give the recorded rewards. {found}", found
+                f"The download from {self.repo_id} does not give the recorded rewards. {found}", found
             )
 
 
@@ -262,7 +262,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _digest(files: dict[str, Path]) -> str:
-    """Name of what is pushed."""
+    """Return a hash of names and contents of the files."""
     digest = hashlib.sha256()
     for name, path in files.items():
         with path.open("rb") as file:
@@ -270,48 +270,48 @@ def _digest(files: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _require_ours(repo_id: str, present: list[str], rule: PushRule) -> None:
-    foreign = [name for name in present if _matches(name, ("config.json", "*.safetensors", "*.bin", "*.gguf"))]
-    if foreign and "reward_config.json" not in present and not rule.replace:
+def _require_own_model(repo_id: str, present: list[str], rule: PushRule) -> None:
+    other = [name for name in present if _matches(name, ("config.json", "*.safetensors", "*.bin", "*.gguf"))]
+    if other and "reward_config.json" not in present and not rule.replace:
         raise ValueError(
-            f"{repo_id} already holds another model ({', '.join(foreign[:3])}). Choose another name, push to a branch "
-            "(`--branch`), or replace it knowingly with `--replace`."
+            f"{repo_id} already contains another model ({', '.join(other[:3])}). Choose another name, push to a branch "
+            "(`--branch`), or replace the model with `--replace`."
         )
 
 
 def _validate_card(path: Path, endpoint: str) -> None:
-    """Let the Hub check the card before anything is made there."""
+    """Let the Hub validate the card before anything is created there."""
     try:
         content = str(ModelCard.load(path, ignore_metadata_errors=False))
-        # `ModelCard.validate` of huggingface_hub 1 asks huggingface.co, whatever HF_ENDPOINT says.
+        # `ModelCard.validate` of huggingface_hub 1 ignores HF_ENDPOINT and always uses huggingface.co.
         body = {"repoType": "model", "content": content}
         response = get_session().post(f"{endpoint}/api/validate-yaml", json=body, headers={"Accept": "text/plain"})
         if response.status_code == 400:
             raise ValueError(response.text)
         hf_raise_for_status(response)
     except (ValueError, YAMLError) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"The card's metadata is not valid, so nothing was pushed: {said}. Correct README.md."
+            f"The card's metadata is not valid, so nothing was pushed: {reason}. Correct README.md."
         ) from error
 
 
 @contextmanager
 def explained(repo_id: str, state: str) -> Iterator[None]:
-    """Say in one sentence what the Hub did not like, and how things stand.
+    """Turn errors of the client into one sentence with the reason and the state of the repository.
 
     Args:
-        repo_id: What was pushed to.
-        state: What is on the Hub now.
+        repo_id: Repository of the push.
+        state: Sentence on the current state of the repository.
 
     Raises:
-        PushError: Instead of the client's errors.
-        ValueError: If the id is none.
+        PushError: Instead of the errors of the client.
+        ValueError: If `repo_id` is not a Hub id.
     """
     try:
         yield
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no Hub id: {error}") from error
+        raise ValueError(f"{repo_id!r} is not a Hub id: {error}") from error
     except NETWORK_ERRORS as error:
         raise PushError(
             f"The push to {repo_id} failed: {_reason(error)} {state} Run the same command again."
@@ -320,15 +320,15 @@ def explained(repo_id: str, state: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, LocalTokenNotFoundError):
-        return "there is no token. Log in with `hf auth login`, or set HF_TOKEN."
+        return "no token was found. Log in with `hf auth login`, or set HF_TOKEN."
     status = getattr(getattr(error, "response", None), "status_code", None)
-    said = without_tokens(" ".join(str(getattr(error, "server_message", None) or "").split()))
+    message = without_tokens(" ".join(str(getattr(error, "server_message", None) or "").split()))
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         return (
-            f"the token has no right to write there (status {status}{said and ': '}{said}). Log in with "
-            "`hf auth login`, or ask its owner."
+            f"the token has no write access (status {status}{message and ': '}{message}). Log in with `hf auth login`, "
+            "or ask the owner for access."
         )
     if status == 412:
-        return "somebody else's commit came first."
-    lines = said or next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+        return "another commit was pushed in the meantime."
+    lines = message or next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     return f"{type(error).__name__}: {without_tokens(lines).rstrip('.')}."

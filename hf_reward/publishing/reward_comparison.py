@@ -1,4 +1,4 @@
-"""Recorded rewards and those of stock programs -> checks: which differences say something against a folder."""
+"""Recorded rewards and rewards of stock programs -> checks, with tolerances by precision."""
 
 import math
 from typing import Any
@@ -19,15 +19,15 @@ def compare(record: CheckpointRecord, recorded: dict[str, list[float | None]], f
     """Compare weights, token ids and rewards.
 
     Args:
-        record: The folder's record.
-        recorded: Its rewards by compute precision.
-        found: What `run_stock_scoring` found.
+        record: Record of the folder.
+        recorded: Recorded rewards by compute precision.
+        found: Result of `run_stock_scoring`.
 
     Returns:
-        A check of the weights, one of the token ids, and one of the rewards for each precision and way of scoring.
+        One check of the weights, one of the token ids, and one for each precision and way of scoring.
     """
     conversations, missing = record.probes["conversations"], found["missing"]
-    lost = f"missing and therefore random: {', '.join(missing[:4])}" if missing else "all there"
+    lost = f"missing and therefore random: {', '.join(missing[:4])}" if missing else "complete"
     return [
         Check(name="weights", passed=not missing, detail=lost),
         _check_ids(conversations, found["input_ids"]),
@@ -42,13 +42,13 @@ def compare(record: CheckpointRecord, recorded: dict[str, list[float | None]], f
 def _check_rewards(
     record: CheckpointRecord, dtype: str, way: str, expected: list[float | None], rewards: list[float]
 ) -> Check:
-    """Rewards in one precision, scored in one way."""
+    """Check the rewards of one precision and one way of scoring."""
     conversations, found, allowed = (
         record.probes["conversations"],
         list[float | None](rewards),
         _allowed(dtype, way, record),
     )
-    if way == "pipeline":  # it drops the second text of a pair if that is empty
+    if way == "pipeline":  # it drops an empty second text of a pair
         found = [
             known if probe.get("text_pair") == "" else reward
             for probe, known, reward in zip(conversations, expected, rewards, strict=True)
@@ -72,32 +72,32 @@ def _check_rewards(
 
 
 def _allowed(dtype: str, way: str, record: CheckpointRecord) -> float:
-    """Allowed relative difference; infinite where a difference says nothing against the folder.
+    """Return the allowed relative difference; infinite if a difference does not indicate a damaged folder.
 
-    Weights are judged in float32, to the last digits. Half precisions round differently in every batch and on every
-    device (0.045 was seen in a sound model of 30 layers), so they are judged only where float32 was not recorded.
+    Weights are checked in float32. Rounding in half precision depends on batch and device (up to 0.045 in an undamaged
+    model of 30 layers), so half precision is only checked if no float32 rewards were recorded.
     """
     if dtype == "float32":
         if record.quantization:  # quantised kernels differ by device
             return HALF_TOLERANCE
         return tolerance(dtype, same_device=record.probes.get("device", "cpu") == "cpu")
-    is_judged = "float32" not in record.probes["rewards"] and way in ("alone", "pipeline")
-    if not is_judged:
+    is_checked = "float32" not in record.probes["rewards"] and way in ("alone", "pipeline")
+    if not is_checked:
         return math.inf
-    as_saved = dtype == record.dtype and not record.probes.get("weights_cast")  # an adapter's float32 ones too
-    return HALF_TOLERANCE if as_saved else COARSE_TOLERANCE  # the weights themselves are rounded then
+    as_saved = dtype == record.dtype and not record.probes.get("weights_cast")  # an adapter may have float32 weights
+    return HALF_TOLERANCE if as_saved else COARSE_TOLERANCE  # cast weights are rounded
 
 
 def half_precision_notes(checks: list[Check]) -> list[str]:
-    """What half precision does to this model's rewards, where that is more than the usual rounding."""
+    """Return notes on half precisions whose rewards differ by more than the usual rounding."""
     found: dict[str, float] = {}
     for check in checks:
         if check.name.startswith("rewards, ") and check.difference is not None and check.allowed is None:
             dtype = check.name.split(", ")[1]
             found[dtype] = max(check.difference, found.get(dtype, 0.0))
     return [
-        f"Computed in {dtype}, rewards differ by up to {difference:.1e} of max(1, |reward|): close answers may swap. "
-        "Score in float32 where that matters."
+        f"Computed in {dtype}, rewards differ by up to {difference:.1e} relative to max(1, |reward|), which may change "
+        "the order of similar responses. Score in float32 if that matters."
         for dtype, difference in found.items()
         if difference > HALF_TOLERANCE
     ]
@@ -110,8 +110,8 @@ def _check_ids(conversations: list[dict[str, Any]], found: list[list[int]]) -> C
             pairs = enumerate(zip(expected, ids, strict=False))
             place = next((at for at, (one, other) in pairs if one != other), min(len(expected), len(ids)))
             detail = (
-                f"the probe {probe['name']!r} now has {len(ids)} tokens instead of {len(expected)}; the first that "
-                f"differs is number {place}: {ids[place : place + 3]} instead of {expected[place : place + 3]}"
+                f"the probe {probe['name']!r} now has {len(ids)} tokens instead of {len(expected)}; the first "
+                f"different token is number {place}: {ids[place : place + 3]} instead of {expected[place : place + 3]}"
             )
             return Check(name="token ids", passed=False, detail=detail)
-    return Check(name="token ids", passed=True, detail="as saved")
+    return Check(name="token ids", passed=True, detail="unchanged")

@@ -1,4 +1,4 @@
-"""A folder or a model in memory -> model, tokenizer and record as one value, whose probes are scored once."""
+"""Saved folder or model in memory -> `SavedModel`: model, tokenizer, record and the rewards of the probes."""
 
 import copy
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 
 @dataclass(kw_only=True)
 class RewardChanges:
-    """What happened to the rewards on the way to the written folder."""
+    """Changes of the rewards by the steps of an export."""
 
     differences: dict[str, float] = field(default_factory=dict)
     """Largest change of a probe's reward relative to max(1, |reward|), by the step that changed it."""
@@ -36,47 +36,47 @@ class RewardChanges:
 class SavedModel:
     """A reward model with its tokenizer and record, as it was loaded or is about to be saved.
 
-    Its probes are scored when their rewards are first asked for. A step that changes the weights hands on a new value,
-    made by `changed`, so that rewards which are known always belong to the weights beside them.
+    The probes are scored at the first access to their rewards. A step that changes the weights returns a new value with
+    `changed`, so cached rewards always belong to the current weights.
     """
 
     model: RewardModel
     tokenizer: PreTrainedTokenizerBase
     record: CheckpointRecord
     changes: RewardChanges = field(default_factory=RewardChanges)
-    """What the steps so far did to the rewards."""
+    """Changes of the rewards by the steps so far."""
 
     @cached_property
     def probes(self) -> list[Probe]:
-        """The probes as this model reads them."""
+        """The probes in the text format of this model."""
         rule = self.record.rule
         limit = longest_sequence(self.model, rule.max_length)
         return format_probes(self.tokenizer, separator=rule.separator, limit=limit)
 
     @cached_property
     def rewards(self) -> list[float]:
-        """Rewards of the probes, each alone, in the precision of the weights."""
+        """Rewards of the probes, each scored alone, in the precision of the weights."""
         return probe_rewards(self.model, self.probes)
 
     def changed(self, model: RewardModel) -> Self:
-        """The same with other weights: the probes stay, and their rewards are not known any more."""
+        """Return the same value with other weights. The probes stay; their rewards are scored again."""
         result = replace(self, model=model)
         result.probes = self.probes
         return result
 
     def in_float32(self) -> Self:
-        """The same with weights cast to float32, in place."""
+        """Cast the weights to float32 in place and return the value with them."""
         parts = (*self.model.parameters(), *self.model.buffers())
         if all(part.dtype == torch.float32 for part in parts if part.is_floating_point()):
             return self
         return self.changed(self.model.float())
 
     def note_change(self, step: str, before: Sequence[float | None]) -> float:
-        """Note by how much a step moved the rewards.
+        """Record how much a step changed the rewards.
 
         Args:
-            step: What the step did.
-            before: The rewards before it.
+            step: Description of the step.
+            before: The rewards before the step.
 
         Returns:
             The largest change relative to max(1, |reward|).
@@ -86,14 +86,14 @@ class SavedModel:
         return difference
 
     def scored(self, half: torch.dtype | None = None) -> dict[str, Any]:
-        """What a record says of the probes; in the precision `half` they are scored under autocast too."""
+        """Return the `probes` of a record. With `half`, they are also scored under autocast in that precision."""
         return probe_record(self.model, self.tokenizer, half=half, probes=self.probes, known=self.rewards)
 
     def described(self, half: torch.dtype | None = None) -> CheckpointRecord:
-        """The record with what can be read off the model as it is now.
+        """Return the record with the facts that depend on the current model.
 
         Args:
-            half: Score the probes under autocast in this precision too.
+            half: Also score the probes under autocast in this precision.
 
         Returns:
             A new record.
@@ -107,7 +107,7 @@ class SavedModel:
 
 
 def load_saved_model(source: str | Path, *, base_model: str | None = None, **options: Any) -> RewardModel:
-    """Load a saved model or adapter in float32, with `base_model` as the place where an adapter's base is now."""
+    """Load a saved model or adapter in float32; `base_model` is the current location of the base of an adapter."""
     where = {"base_model_name_or_path": base_model} if base_model else {}
     try:
         return AutoModelForRewardScoring.from_pretrained(source, is_trainable=False, **where, **options)
@@ -122,19 +122,19 @@ def load_saved(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> SavedModel:
-    """Load a saved model to write it anew; a damaged one is refused.
+    """Load a saved model for an export. A damaged model is refused.
 
     Args:
         source: Folder or Hub id.
-        base_model: Where the adapter's base lies now.
-        allow_pickle: Read weights that are pickles, tensors only.
-        trust_remote_code: Whether code that the folder brings may run.
+        base_model: Current location of the base of an adapter.
+        allow_pickle: Read pickled weights (tensors only).
+        trust_remote_code: Whether code from the folder may run.
 
     Returns:
-        The model in float32 with its tokenizer and record, and what loading did to the rewards (of quantised weights).
+        The model in float32 with its tokenizer and record, and the changes of rewards by dequantisation.
 
     Raises:
-        ValueError: If it has no head or tokenizer, does not give its recorded rewards, or needs code that may not run.
+        ValueError: If the head or tokenizer is missing, rewards differ from the recorded ones, or code is not trusted.
     """
     require_trust(source, trust_remote_code)
     record = CheckpointRecord.find(source)
@@ -146,20 +146,20 @@ def load_saved(
     if record is not None and record.probes:
         return _as_recorded(source, model, tokenizer, record)
     if tokenizer is None:
-        raise ValueError(f"{source} has no tokenizer, without which nobody can score with it. Save it there first.")
+        raise ValueError(f"Scoring requires a tokenizer, but {source} has none. Save the tokenizer in this folder.")
     _require_head(model, source)
     if record is None:
         tokenizer = _padding_as(model, tokenizer)
         record = describe(model, tokenizer, probes={})
         if not isinstance(model, PeftModel):
-            record.base_model = None  # it is the folder itself
+            record.base_model = None  # otherwise it is the folder itself
     return SavedModel(model, tokenizer, record)
 
 
 def _as_recorded(
     source: str | Path, model: RewardModel, tokenizer: PreTrainedTokenizerBase | None, record: CheckpointRecord
 ) -> SavedModel:
-    """A model that gives the rewards in its record."""
+    """Check that a model gives its recorded rewards, and return it."""
     found = require_recorded_rewards(source, model, tokenizer, record, quantized=bool(record.quantization))
     assert tokenizer is not None
     result = SavedModel(model, tokenizer, record)
@@ -168,12 +168,12 @@ def _as_recorded(
         difference = max(relative_differences(recorded, found))
         result.changes.differences["quantised weights, dequantised"] = difference
     if [probe.to_dict() for probe in result.probes] == record.probes["conversations"]:
-        result.rewards = found  # a record of an earlier version may hold other probes
+        result.rewards = found  # records of earlier versions may have other probes
     return result
 
 
 def load_with_heads(source: str | Path, **how: Any) -> SavedModel:
-    """Load a saved model as the ensemble of heads that it was trained as, if it was; see `load_saved`."""
+    """Load a saved model with all heads if it is an ensemble; see `load_saved`."""
     saved = load_saved(source, **how)
     if saved.record.reward_heads == 1:
         return saved
@@ -182,10 +182,10 @@ def load_with_heads(source: str | Path, **how: Any) -> SavedModel:
 
 
 def _padding_as(model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer that pads on the right, with the pad token by which stock classes find the model's last token."""
+    """Return a tokenizer that pads on the right with the pad token that stock classes use to find the last token."""
     bare = unwrap_model(model)
     pad = bare.config.get_text_config().pad_token_id
-    if pad not in tokenizer.added_tokens_decoder:  # none yet, or an ordinary word, which cannot be made special
+    if pad not in tokenizer.added_tokens_decoder:  # missing, or an ordinary token, which cannot become special
         result = prepare_tokenizer(tokenizer)
         match_pad_token(bare, result)
         return result
@@ -201,11 +201,11 @@ def _require_head(model: RewardModel, source: str | Path) -> None:
     is_new = not isinstance(model, PeftModel) and getattr(bare, "has_new_head", False)
     if is_new or all(not layer.weight.any() for _, layer in output_layers(bare)):
         raise ValueError(
-            f"{source} has no reward head (or one that is zero), so there is no reward to export. Train it first, or "
-            "bring a foreign reward model in with `hf-reward import`."
+            f"An export requires a trained reward head, but {source} has none (or only zero weights). Train the model "
+            "first, or convert a reward model of another library with `hf-reward import`."
         )
 
 
 def dequantized_on_cpu(record: CheckpointRecord) -> dict[str, Any]:
-    """How to load a QLoRA base as floats: they fit no accelerator that needed QLoRA."""
+    """Return options that load a dequantised QLoRA base on the CPU, because it may not fit on the accelerator."""
     return {"quantization_config": record.quantization, "dequantize": True, "device_map": {"": "cpu"}}

@@ -1,4 +1,4 @@
-"""Saved folder -> folder of what may be published: an explicit list of files, without the paths of this machine."""
+"""Saved folder -> staged folder with the files to publish (an explicit list), without local paths."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_reward.data.path_safety import require_inside
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
-from hf_reward.modeling.custom_code import brings_code, require_trust
+from hf_reward.modeling.custom_code import has_custom_code, require_trust
 from hf_reward.modeling.head_ensemble import HEADS_FILE
 from hf_reward.modeling.probes import differing
 from hf_reward.modeling.weight_safety import require_safe_weights
@@ -33,7 +33,7 @@ PUBLISHED = (
     *("README.md", ENTRIES, "audit_summary.json", "audit_effects.png", "benchmark_results.json"),
     *_TOKENIZER,
 )
-"""What may be published, as patterns of paths in the folder; nothing else ever is."""
+"""Patterns of the files that are published; other files never are."""
 PUBLISHED_ADAPTER = (
     *("adapter_config.json", "adapter_model.safetensors", HEADS_FILE, "reward_config.json", "README.md"),
     *_TOKENIZER,
@@ -43,40 +43,40 @@ TRAINING_STATE = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("adapter_config.json", "adapter_model.safetensors", HEADS_FILE, "reward_config.json", *_TOKENIZER),
 )
-"""A checkpoint that training can go on from; published only where asked for by name."""
+"""Files of a checkpoint for resuming; published only on request (`training_state`)."""
 REPLACED = (
     *(OWN_ENTRIES if pattern == ENTRIES else pattern for pattern in PUBLISHED),
     *(f"{ADAPTER_FOLDER}/{pattern}" for pattern in PUBLISHED_ADAPTER),
     *("adapter_config.json", "adapter_model.*", "pytorch_model*.bin", "pytorch_model.bin.index.json"),
 )
-"""What is removed from the repository if this version lacks it: earlier files of ours, and whatever else
-`from_pretrained` would load in place of the model or on top of it."""
+"""Files that are removed from the repository if the new version lacks them: earlier files of hf_reward, and files
+that `from_pretrained` would load instead of the model or in addition to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushRule:
-    """How a model is published."""
+    """Options of a push."""
 
     branch: str = "main"
     private: bool | None = None
-    """Whether only its owners see it; None leaves a repository as it is."""
+    """Whether only the owners see the repository; None does not change an existing repository."""
     gated: str | bool | None = None
-    """'auto' or 'manual': readers have to ask for access; False ends that; None leaves it as it is."""
+    """'auto' or 'manual': users must request access. False removes the gate; None does not change it."""
     create_pr: bool = False
-    """Open a pull request instead of moving the branch."""
+    """Open a pull request instead of updating the branch."""
     adapter: bool = False
-    """Publish the adapter too, under `adapter/`."""
+    """Also publish the adapter, in `adapter/`."""
     replace: bool = False
-    """Allow a repository that holds something else than a reward model of ours."""
+    """Replace a repository that contains another model."""
     base_model: str | None = None
-    """Hub id of the model that this one was trained from, where its files name a local folder."""
+    """Hub id of the base model, if the files name a local folder."""
     allow_pickle: bool = False
-    """Read weights of an adapter or its base that are pickles, tensors only; what is published is safetensors."""
+    """Read pickled weights of an adapter or its base (tensors only). Published weights are always safetensors."""
     training_state: str | None = None
-    """Publish optimizer and random state under this folder of the repository."""
+    """Publish optimizer and random state in this folder of the repository."""
     message: str = "Reward model"
     trust_remote_code: bool = False
-    """Whether code that the model's folder brings may run; it is published too."""
+    """Whether code from the model folder may run; it is also published."""
 
     def __post_init__(self) -> None:
         if self.gated not in (None, False, "auto", "manual"):
@@ -86,38 +86,38 @@ class PushRule:
 
 
 def assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> None:
-    """Gather what may be published in a folder of its own, with paths of this machine taken out.
+    """Stage the files to publish in a new folder, without local paths.
 
     Args:
         folder: A saved model or adapter.
         assembled: The new folder.
-        repo_id: Where it will be published, for the card.
-        rule: What is asked for.
+        repo_id: Repository, for the card.
+        rule: Options of the push.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it cannot be published as it is.
+        ValueError: If the folder is not publishable.
         VerificationError: If the adapter beside the model is damaged.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r} (looked in {Path.cwd()}).")
+        raise FileNotFoundError(f"There is no folder {str(folder)!r} (current directory: {Path.cwd()}).")
     adapter = folder if (folder / "adapter_config.json").is_file() else folder / ADAPTER_FOLDER
     if adapter == folder:
         options: dict[str, Any] = {"base_model": _base_to_load(folder, rule), "allow_pickle": rule.allow_pickle}
         saved = load_with_heads(folder, trust_remote_code=rule.trust_remote_code, **options)
         merged = ExportRule(allow_unserved=True, trust_remote_code=rule.trust_remote_code)
-        write_verified(as_plain(saved), assembled, merged, verify=False)  # a push verifies what is assembled here
+        write_verified(as_plain(saved), assembled, merged, verify=False)  # the push verifies the staged folder
         _take(folder, assembled, ("README.md", "audit_summary.json", "audit_effects.png", "benchmark_results.json"))
     elif (folder / "config.json").is_file():
         require_trust(folder, rule.trust_remote_code)
         require_safe_weights(folder)
-        _take(folder, assembled, (*PUBLISHED, "*.py") if brings_code(folder) else PUBLISHED)
+        _take(folder, assembled, (*PUBLISHED, "*.py") if has_custom_code(folder) else PUBLISHED)
     else:
-        raise ValueError(f"{folder} is no saved model: it has neither config.json nor adapter_config.json.")
+        raise ValueError(f"{folder} is not a saved model: it has neither config.json nor adapter_config.json.")
     if rule.adapter:
         if not adapter.is_dir():
-            raise ValueError(f"`adapter` is asked for, but there is no {adapter}. Leave it out, or train with LoRA.")
-        if adapter != folder:  # one that was merged just now was verified on the way
+            raise ValueError(f"`adapter` requires the folder {adapter}, which does not exist. Leave the option out.")
+        if adapter != folder:  # the merge above already verified it
             _require_same_rewards(adapter, folder, rule)
         _take(adapter, assembled / ADAPTER_FOLDER, PUBLISHED_ADAPTER)
         _name_base(assembled / ADAPTER_FOLDER, rule)
@@ -130,9 +130,9 @@ def assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> Non
 
 
 def _take(folder: Path, target: Path, patterns: tuple[str, ...]) -> None:
-    """Link (or copy, across disks) the files that match."""
+    """Link the matching files (or copy them, across disks)."""
     found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    require_inside(folder, found)  # a link in a folder from elsewhere would publish whatever file it points to
+    require_inside(folder, found)  # a link in an untrusted folder could publish any file
     for path in found:
         place = target / path.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -142,32 +142,33 @@ def _take(folder: Path, target: Path, patterns: tuple[str, ...]) -> None:
                 continue
             except OSError:
                 pass
-        shutil.copyfile(path, place)  # small files may be rewritten here, which a link would carry back
+        shutil.copyfile(path, place)  # small files may be rewritten, which must not change the originals
 
 
 def _base_to_load(adapter: Path, rule: PushRule) -> str | None:
-    """Where to load an adapter's base from, if not from where the adapter says."""
+    """Return the location of the base of an adapter, if it differs from the adapter's configuration."""
     named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     return None if named and (Path(named).is_dir() or hub_id(named)) else rule.base_model
 
 
 def _require_same_rewards(adapter: Path, folder: Path, rule: PushRule) -> None:
-    """Stop where the adapter beside a merged model is damaged or another one."""
+    """Refuse an adapter that is damaged or does not belong to the merged model."""
     options: dict[str, Any] = {"allow_pickle": rule.allow_pickle, "trust_remote_code": rule.trust_remote_code}
     found = verify_checkpoint(adapter, base_model=_base_to_load(adapter, rule), **options)
     if not found.equal:
-        raise VerificationError(f"Nothing was pushed, because the adapter is not as it was saved. {found}", found)
+        message = f"Nothing was pushed, because the adapter has changed since it was saved. {found}"
+        raise VerificationError(message, found)
     records = [CheckpointRecord.load(each) for each in (adapter, folder)]
     one, other = (each.probes.get("rewards", {}).get("float32", []) if each else [] for each in records)
     if len(one) != len(other) or differing(one, other, MERGE_TOLERANCE):
         raise ValueError(
-            f"The adapter {adapter} gives other rewards than the merged model {folder}: they are from different "
-            "trainings. Merge it again with `hf-reward export`, or leave `adapter` out."
+            f"The adapter {adapter} and the merged model {folder} give different rewards, so they are from different "
+            "runs. Merge the adapter again with `hf-reward export`, or leave `adapter` out."
         )
 
 
 def _hide_paths(folder: Path, names: tuple[str, ...]) -> None:
-    """Cut the paths of this machine in JSON files."""
+    """Shorten local paths in JSON files."""
     for name in names:
         path = folder / name
         if path.is_file():
@@ -181,33 +182,33 @@ def _name_base(adapter: Path, rule: PushRule) -> None:
     base = rule.base_model or content.get("base_model_name_or_path")
     if hub_id(base) is None:
         raise ValueError(
-            f"The adapter's base model is the local folder {base!r}, which nobody else has. Name its Hub id: "
-            "`--base-model ORG/NAME`. The merged model can be pushed without."
+            f"A published adapter requires the Hub id of its base model, but the base is the local folder {base!r}. "
+            "Give the id with `--base-model ORG/NAME`, or push only the merged model."
         )
     path.write_text(json.dumps({**content, "base_model_name_or_path": base}, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _finish_card(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> None:
-    """Name the repository in record and card; a card that somebody edited stays as it is."""
+    """Set the repository in record and card. An edited card is not changed."""
     record = CheckpointRecord.load(assembled)
     if record is None:
         raise ValueError(
-            f"{folder} has no reward_config.json, so nobody could verify what is pushed. Run `hf-reward export "
+            f"A push requires reward_config.json to verify the model, but {folder} has none. Run `hf-reward export "
             f"{folder} OUT` first."
         )
     card_file = assembled / "README.md"
     edited = card_file.is_file() and not is_generated(card_file)
-    record = _for_others(record, repo_id, rule)
+    record = _without_local_paths(record, repo_id, rule)
     record.save(assembled)
     adapter_record = CheckpointRecord.load(assembled / ADAPTER_FOLDER)
     if adapter_record is not None:
-        _for_others(adapter_record, repo_id, rule).save(assembled / ADAPTER_FOLDER)
+        _without_local_paths(adapter_record, repo_id, rule).save(assembled / ADAPTER_FOLDER)
     if not edited:
         write_model_card(assembled, record, compatibility=compatibility_of_folder(assembled), model_id=repo_id)
 
 
-def _for_others(record: CheckpointRecord, repo_id: str, rule: PushRule) -> CheckpointRecord:
-    """The record without the paths of this machine."""
+def _without_local_paths(record: CheckpointRecord, repo_id: str, rule: PushRule) -> CheckpointRecord:
+    """Return the record without local paths."""
     card = {**record.card, **({"base_model": rule.base_model} if rule.base_model else {})}
     names = ("training", "origin", "calibration", "length_correction", "evaluation", "baselines")
     return replace(
@@ -219,7 +220,7 @@ def _for_others(record: CheckpointRecord, repo_id: str, rule: PushRule) -> Check
 
 
 def _shortened(value: Any) -> Any:
-    """JSON values with every absolute path cut to its last part."""
+    """Return JSON values with absolute paths shortened to `LOCAL/name`."""
     if isinstance(value, dict):
         return {_shortened(name): _shortened(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -1,10 +1,8 @@
-"""Folder -> rewards of its probes, by stock transformers (and PEFT for adapters) alone.
+"""Folder -> rewards of its probes, with stock transformers (and PEFT for adapters).
 
-The card of an adapter shows the source of `load_adapter`, so that verification runs what readers run.
-
-`verify` runs this file in a process of its own, as a program that never imports hf_reward: what it finds is what every
-other user of the folder gets. It prints one line of JSON. The one exception is `--with-hf-reward`, for architectures
-whose classifier transformers does not have.
+`verify` runs this file as a separate program that does not import hf_reward, so it gets the rewards that users without
+hf_reward get. It prints one line of JSON. The exception is `--with-hf-reward`, for architectures without a classifier
+in transformers. The card of an adapter shows the source of `load_adapter`, so verification runs the code of the card.
 """
 
 import argparse
@@ -20,11 +18,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 WAYS = ("alone", "right", "left", "pipeline")
 LONGEST = "longest"
-"""Name of the last probe, where it has as many tokens as training reads: padded to it, all others would take long."""
+"""Name of the probe of maximum length. It is scored in a batch of its own, because padding to it is slow."""
 
 
 def main(argv: list[str]) -> None:
-    """Score the probes of a folder in each precision and way asked for, and print what was found."""
+    """Score the probes of a folder in the given precisions and ways, and print the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
@@ -55,11 +53,11 @@ def main(argv: list[str]) -> None:
             for way in options.ways
         }
         del model
-    print(json.dumps(result))  # noqa: T201 - the answer of this program
+    print(json.dumps(result))  # noqa: T201 - the output of this program
 
 
 class ProbeText(NamedTuple):
-    """A probe as the tokenizer gets it."""
+    """Input of the tokenizer for one probe."""
 
     parts: tuple[str, ...]
     """One text or two."""
@@ -68,8 +66,8 @@ class ProbeText(NamedTuple):
 
 
 def as_text(probe: dict[str, Any], tokenizer: Any) -> ProbeText:
-    """A probe as the tokenizer gets it."""
-    if "messages" in probe:  # the template writes all special tokens itself
+    """Return the input of the tokenizer for a probe."""
+    if "messages" in probe:  # the template adds all special tokens
         return ProbeText((tokenizer.apply_chat_template(probe["messages"], tokenize=False),), False)
     return ProbeText(tuple(probe[name] for name in ("text", "text_pair") if name in probe), True)
 
@@ -89,7 +87,7 @@ def load_adapter(folder: str, base: str | None = None, **options: Any) -> Any:
 
 
 def load(folder: Path, base: str | None, **options: Any) -> tuple[Any, list[str]]:
-    """Load a whole model, or an adapter on its base, and name the weights that the folder lacks."""
+    """Load a complete model, or an adapter on its base. Also return the names of missing weights."""
     if not (folder / "adapter_config.json").is_file():
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=1, output_loading_info=True, **options
@@ -102,15 +100,15 @@ def load(folder: Path, base: str | None, **options: Any) -> tuple[Any, list[str]
     saved = adapter.get("modules_to_save") or []
     try:
         model = load_adapter(str(folder), base, **options)
-    except KeyError as error:  # PEFT's answer to a missing head
+    except KeyError as error:  # PEFT raises it for a missing head
         lost = [part for part in sorted(set(saved)) if f".{part}." in str(error)]
-        raise ValueError(f"the adapter's weights lack {', '.join(lost) or error}, which it says it saves") from error
+        raise ValueError(f"the adapter's weights lack {', '.join(lost) or error} of `modules_to_save`") from error
     modules = {name.removeprefix("base_model.model.") for name, _ in model.named_modules()}
     keys = _adapter_keys(folder)
     parts = sorted(modules.intersection(saved))
     lost = [part for part in parts if not any(f".{part}." in key for key in keys)]
     if lost:
-        raise ValueError(f"the adapter's weights lack {', '.join(lost)}, which it says it saves")
+        raise ValueError(f"the adapter's weights lack {', '.join(lost)} of `modules_to_save`")
     return model, []
 
 
@@ -127,7 +125,7 @@ def _read_json(path: Path) -> Any:
 
 
 def load_with_hf_reward(folder: Path, dtype: str, base: str | None, **permits: bool) -> Any:
-    """Load a folder whose architecture has a classifier in hf_reward only."""
+    """Load a folder whose architecture has a classifier only in hf_reward."""
     from hf_reward import AutoModelForRewardScoring  # noqa: PLC0415
 
     options: dict[str, Any] = {"base_model_name_or_path": base} if base else {}
@@ -137,7 +135,7 @@ def load_with_hf_reward(folder: Path, dtype: str, base: str | None, **permits: b
 
 @torch.no_grad()
 def score(model: Any, tokenizer: Any, texts: list[ProbeText], way: str) -> list[float]:
-    """Rewards of texts, each alone, in one batch padded on the right or left, or by the stock pipeline."""
+    """Score texts alone, in one batch padded on the right or left, or with the stock pipeline."""
     if not texts:
         return []
     special = texts[0].special
@@ -155,7 +153,7 @@ def score(model: Any, tokenizer: Any, texts: list[ProbeText], way: str) -> list[
 
 
 def as_inputs(batch: list[tuple[str, ...]], tokenizer: Any, special: bool, **options: Any) -> Any:
-    """Token ids of texts or text pairs, as a list: a single pair loses its second text if that is empty."""
+    """Tokenize texts or text pairs as lists; otherwise a single pair would lose an empty second text."""
     columns = [list(column) for column in zip(*batch, strict=True)]
     return tokenizer(*columns, add_special_tokens=special, **options)
 

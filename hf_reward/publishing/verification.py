@@ -1,4 +1,4 @@
-"""What a verification looked at and found, check by check."""
+"""Result of a verification: a list of checks."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     name: str
     passed: bool
@@ -19,7 +19,7 @@ class Check:
 
 @dataclass(kw_only=True)
 class Verification:
-    """What `verify_checkpoint` found."""
+    """Result of `verify_checkpoint`."""
 
     folder: str
     checks: list[Check] = field(default_factory=list)
@@ -27,21 +27,24 @@ class Verification:
 
     @property
     def equal(self) -> bool:
-        """Whether everything that was looked at is as it was saved."""
+        """Whether all checks passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     @property
     def failures(self) -> list[Check]:
-        """The checks that did not pass."""
+        """The failed checks."""
         return [check for check in self.checks if not check.passed]
 
     def largest_difference(self, *names: str) -> float:
-        """Of the checks whose names start so (by default of all rewards); infinite where a reward is not finite."""
+        """Return the largest difference of the checks whose names start with `names` (default: all rewards).
+
+        Infinite if a reward is not finite.
+        """
         found = [check.difference for check in self.checks if check.name.startswith(names or ("rewards, ",))]
         return max((math.inf if each is None else each for each in found), default=0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the result as JSON values."""
         return {"equal": self.equal, **asdict(self)}
 
     def __str__(self) -> str:
@@ -52,7 +55,7 @@ class Verification:
 
 
 class VerificationError(ValueError):
-    """A folder does not give the rewards that it should."""
+    """A folder does not give the expected rewards."""
 
     def __init__(self, message: str, verification: Verification | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Folder -> does it still give the rewards that it was saved with, in stock transformers and in a fresh process?"""
+"""Saved folder -> verification of its rewards with stock transformers in a fresh process."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 from hf_reward.data.score_request import read_request, request_from_messages, request_from_text
 from hf_reward.modeling.architectures import classifier_class, has_stock_class
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift, stated_revision
-from hf_reward.modeling.custom_code import brings_code, custom_classifier, require_trust
+from hf_reward.modeling.custom_code import custom_classifier, has_custom_code, require_trust
 from hf_reward.modeling.encoder import encoder_of
 from hf_reward.modeling.probes import LONGEST, longest_probe
 from hf_reward.modeling.reward_head import RewardModel, as_reward_model
@@ -43,99 +43,97 @@ def verify_checkpoint(
 
     Args:
         folder: A saved model or adapter with its `reward_config.json`.
-        base_model: Where the base of an adapter lies now, if not where `adapter_config.json` says.
-        dtypes: Compute precisions to check; by default those that rewards were recorded in.
-        only: Of the ways to score (`alone`, `right`, `left`, `pipeline`) these; by default all that are possible.
-        trust_remote_code: Whether the folder's own code may run, if its model needs that.
-        allow_pickle: Read weights that are pickles, tensors only.
+        base_model: Current location of the base of an adapter, if it differs from `adapter_config.json`.
+        dtypes: Compute precisions to check; by default all recorded ones.
+        only: Ways of scoring (`alone`, `right`, `left`, `pipeline`); by default all possible ones.
+        trust_remote_code: Whether code from the folder may run, if the model requires it.
+        allow_pickle: Read pickled weights (tensors only).
 
     Returns:
-        What was looked at: configuration, tokenizer, template, token ids (also those of `RewardScorer`), and the
-        rewards of each probe alone, in right-padded batches, in left-padded ones where that held when it was saved, and
-        in the text-classification pipeline.
+        Checks of configuration, tokenizer, template, token ids (also those of `RewardScorer`), and of the rewards of
+        each probe alone, in right-padded batches, in left-padded batches if left padding gave the same rewards when the
+        model was saved, and in the text-classification pipeline.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the folder has no record or no probes, its weights (or those of an adapter's base) are not whole
-            safetensors, or it cannot be loaded at all.
+        ValueError: If the folder has no record or no probes, its weights (or those of an adapter's base) are not
+            complete safetensors files, or it cannot be loaded.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r} (looked in {Path.cwd()}).")
+        raise FileNotFoundError(f"There is no folder {str(folder)!r} (current directory: {Path.cwd()}).")
     record = CheckpointRecord.load(folder)
     if record is None or not record.probes.get("conversations"):
         missing = "no reward_config.json" if record is None else "a reward_config.json without probes"
         raise ValueError(
-            f"{folder} has {missing}, so there is nothing to compare with. Save it again with `hf-reward export`, or "
-            "bring a foreign model in with `hf-reward import`."
+            f"{folder} has {missing}, so there are no recorded rewards to compare with. Save it with `hf-reward "
+            "export`, or convert a model of another library with `hf-reward import`."
         )
-    place = _Place(folder, record, base_model, trust_remote_code)
+    target = _Folder(folder, record, base_model, trust_remote_code)
     files = _weight_files(folder, base_model, allow_pickle)
-    require_trust(place.base or folder, trust_remote_code)
+    require_trust(target.base or folder, trust_remote_code)
     recorded = _recorded_rewards(record, dtypes)
-    made_here = needs_hf_reward(folder, base_model)
-    checks = [*_check_finite(files), *_check_config(place), _check_tokenizer(place), _check_scorer(place)]
+    with_hf_reward = needs_hf_reward(folder, base_model)
+    checks = [*_check_finite(files), *_check_config(target), _check_tokenizer(target), _check_scorer(target)]
     lost = sum(value is None for value in next(iter(recorded.values())))
     if lost:
-        detail = f"{lost} of {len(record.probes['conversations'])} were no finite numbers when the model was saved"
+        detail = f"{lost} of {len(record.probes['conversations'])} were not finite when the model was saved"
         checks.append(Check(name="recorded rewards", passed=False, detail=detail))
     found = run_stock_scoring(
         folder,
         list(recorded),
-        [way for way in _possible_ways(place, made_here=made_here) if only is None or way in only],
+        [way for way in _possible_ways(target, with_hf_reward=with_hf_reward) if only is None or way in only],
         base_model=base_model,
-        with_hf_reward=made_here,
+        with_hf_reward=with_hf_reward,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
     checks += compare(record, recorded, found)
-    return Verification(folder=str(folder), checks=checks, notes=_notes(record, checks, made_here=made_here))
+    return Verification(folder=str(folder), checks=checks, notes=_notes(record, checks, with_hf_reward=with_hf_reward))
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A folder to verify, with what is read of it once."""
+class _Folder:
+    """A folder to verify, with its base and tokenizer loaded once."""
 
     folder: Path
     record: CheckpointRecord
     base_model: str | None
-    """Where the base of an adapter lies now, if not where `adapter_config.json` says."""
+    """Current location of the base of an adapter, if it differs from `adapter_config.json`."""
     trust_remote_code: bool
 
     @cached_property
     def base(self) -> str | None:
-        """Where the base is, if the folder holds an adapter."""
+        """Location of the base model if the folder contains an adapter."""
         is_adapter = (self.folder / "adapter_config.json").is_file()
         return adapter_base(self.folder, self.base_model) if is_adapter else None
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The folder's tokenizer, as stock programs load it."""
+        """The tokenizer of the folder, loaded with stock transformers."""
         return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
 
 
-def _possible_ways(place: _Place, *, made_here: bool) -> list[str]:
-    """The ways in which stock programs can score this folder with the same rewards."""
+def _possible_ways(target: _Folder, *, with_hf_reward: bool) -> list[str]:
+    """Return the ways of scoring that must give the same rewards."""
     ways = ["alone", "right"]
-    if place.record.probes.get("left_padding"):
+    if target.record.probes.get("left_padding"):
         ways.append("left")
-    if place.base is None and not made_here:
+    if target.base is None and not with_hf_reward:
         ways.append("pipeline")
     return ways
 
 
-def _notes(record: CheckpointRecord, checks: list[Check], *, made_here: bool) -> list[str]:
+def _notes(record: CheckpointRecord, checks: list[Check], *, with_hf_reward: bool) -> list[str]:
     notes = half_precision_notes(checks)
-    if made_here:
-        notes.insert(
-            0, "transformers has no classifier for this architecture: it was loaded through hf_reward, as others must."
-        )
+    if with_hf_reward:
+        notes.insert(0, "transformers has no classifier for this architecture. Loading the model requires hf_reward.")
     device = record.probes.get("device", "cpu")
     return notes + ([f"Rewards were recorded on {device} and checked on the CPU."] if device != "cpu" else [])
 
 
 def _weight_files(folder: Path, base_model: str | None, allow_pickle: bool, **hub: str) -> list[Path]:
-    """The weights that the stock program will load, those of an adapter's bases among them; others are refused."""
+    """Return the weight files that stock programs load, including those of base models. Unsafe files are refused."""
     files = require_safe_weights(folder, allow_pickle=allow_pickle, **hub)
     if not (folder / "adapter_config.json").is_file():
         return files
@@ -148,55 +146,57 @@ def _check_finite(files: list[Path]) -> list[Check]:
     broken = [f"{name} in {path}" for path in files for name in non_finite_in_file(path)]
     if not broken:
         return []
-    detail = f"{len(broken)} tensors hold values that are not finite: {', '.join(broken[:3])}"
+    detail = f"{len(broken)} tensors contain values that are not finite: {', '.join(broken[:3])}"
     return [Check(name="finite weights", passed=False, detail=detail)]
 
 
 def _recorded_rewards(record: CheckpointRecord, dtypes: list[str] | None) -> dict[str, list[float | None]]:
-    """Rewards by compute precision; float32 is always among them, because it alone judges the weights."""
+    """Return the rewards by compute precision, always including float32, which checks the weights."""
     recorded = record.probes["rewards"]
     unknown = sorted(set(dtypes or []) - set(recorded))
     if unknown:
-        raise ValueError(f"Rewards were recorded in {', '.join(recorded)}, and not in {', '.join(unknown)}.")
+        raise ValueError(
+            f"`dtypes` must be recorded precisions ({', '.join(recorded)}), but contains {', '.join(unknown)}."
+        )
     return {name: values for name, values in recorded.items() if dtypes is None or name in {"float32", *dtypes}}
 
 
-def _check_config(place: _Place) -> list[Check]:
-    """Of a whole model; an adapter has no configuration of its own."""
-    if place.base is not None:
+def _check_config(target: _Folder) -> list[Check]:
+    """Check the configuration of a complete model. An adapter has none."""
+    if target.base is not None:
         return []
-    config = AutoConfig.from_pretrained(place.folder, trust_remote_code=place.trust_remote_code)
-    pad, recorded = config.get_text_config().pad_token_id, place.record.pad_token_id
+    config = AutoConfig.from_pretrained(target.folder, trust_remote_code=target.trust_remote_code)
+    pad, recorded = config.get_text_config().pad_token_id, target.record.pad_token_id
     wrong = []
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
-        wrong.append(f"`architectures` is {config.architectures}, which is no sequence classifier")
+        wrong.append(f"`architectures` is {config.architectures}, which is not a sequence classifier")
     if config.num_labels != 1:
         wrong.append(f"it has {config.num_labels} labels instead of 1")
     if config.problem_type != "regression":
-        wrong.append(f"`problem_type` is {config.problem_type!r}, so pipelines and servers put a sigmoid on the reward")
+        wrong.append(f"`problem_type` is {config.problem_type!r}, so pipelines and servers apply a sigmoid")
     if pad != recorded:
         wrong.append(f"the pad token's id is {pad}, but was {recorded} when saved")
-    return [Check(name="config.json", passed=not wrong, detail="; ".join(wrong) or "as saved")]
+    return [Check(name="config.json", passed=not wrong, detail="; ".join(wrong) or "unchanged")]
 
 
-def _check_tokenizer(place: _Place) -> Check:
-    wrong = drift(place.record, place.tokenizer)
-    if uses_clock(place.tokenizer):
+def _check_tokenizer(target: _Folder) -> Check:
+    wrong = drift(target.record, target.tokenizer)
+    if uses_clock(target.tokenizer):
         wrong.insert(
             0,
-            "the chat template prints today's date, so the same text gets another reward every day (train or import "
-            "the model again with this version, which lets the template print one date)",
+            "the chat template prints today's date, so the reward of a text changes every day (train or import the "
+            "model again with this version of hf_reward, which fixes the date in the template)",
         )
-    return Check(name="tokenizer", passed=not wrong, detail="; ".join(wrong) or "as saved")
+    return Check(name="tokenizer", passed=not wrong, detail="; ".join(wrong) or "unchanged")
 
 
-def _check_scorer(place: _Place) -> Check:
-    """Whether `RewardScorer` reads the tokens that stock programs read, up to the longest text that training read."""
-    revision = stated_revision(place.folder, place.base_model) if place.base is not None else {}
-    model = _without_weights(place.base or str(place.folder), place.trust_remote_code, **revision)
-    encoder = encoder_of(model, place.tokenizer, place.record, None)
-    given = _probes_within(place, encoder)
-    texts = [as_text(probe, place.tokenizer) for probe in given]
+def _check_scorer(target: _Folder) -> Check:
+    """Check that `RewardScorer` and stock programs use the same token ids, up to the length limit of training."""
+    revision = stated_revision(target.folder, target.base_model) if target.base is not None else {}
+    model = _without_weights(target.base or str(target.folder), target.trust_remote_code, **revision)
+    encoder = encoder_of(model, target.tokenizer, target.record, None)
+    given = _probes_within(target, encoder)
+    texts = [as_text(probe, target.tokenizer) for probe in given]
     requests = [
         request_from_messages(probe["messages"])
         if "messages" in probe and encoder.rows == CONVERSATIONS
@@ -207,23 +207,23 @@ def _check_scorer(place: _Place) -> Check:
     ]
     found = encoder.encode(requests, allow_empty=True)
     for probe, (text, special), each in zip(given, texts, found, strict=True):
-        ids = list(as_inputs([text], place.tokenizer, special)["input_ids"][0])
+        ids = list(as_inputs([text], target.tokenizer, special)["input_ids"][0])
         if each.input_ids != ids:
-            detail = each.problem or f"it reads {len(each.input_ids)} tokens instead of {len(ids)}"
+            detail = each.problem or f"{len(each.input_ids)} tokens instead of {len(ids)}"
             return Check(name="token ids, scorer", passed=False, detail=f"at the probe {probe['name']!r}: {detail}")
-    longest_read = max((len(each.input_ids) for each in found), default=0)
-    detail = f"those of stock programs, up to texts of {longest_read} tokens"
+    longest = max((len(each.input_ids) for each in found), default=0)
+    detail = f"same as in stock programs, for texts of up to {longest} tokens"
     return Check(name="token ids, scorer", passed=True, detail=detail)
 
 
-def _probes_within(place: _Place, encoder: ResponseEncoder) -> list[dict[str, Any]]:
-    """The recorded probes that training would have read whole, and one as long as that."""
-    recorded, limit = place.record.probes["conversations"], encoder.rule.max_length
+def _probes_within(target: _Folder, encoder: ResponseEncoder) -> list[dict[str, Any]]:
+    """Return the recorded probes within the length limit of training, and one probe of exactly that length."""
+    recorded, limit = target.record.probes["conversations"], encoder.rule.max_length
     if limit is None:
         return recorded
-    longest = longest_probe(place.tokenizer, limit, separator=encoder.rule.separator)
+    longest = longest_probe(target.tokenizer, limit, separator=encoder.rule.separator)
     fitting = [
-        probe  # those of earlier versions may be longer than what training read
+        probe  # probes of earlier versions may exceed the limit
         for probe in recorded
         if probe["name"] == LONGEST or len(probe["input_ids"].split()) <= limit
     ]
@@ -231,11 +231,11 @@ def _probes_within(place: _Place, encoder: ResponseEncoder) -> list[dict[str, An
 
 
 def _without_weights(name: str, trust_remote_code: bool, **hub: str) -> RewardModel:
-    """The model of a folder without its weights, from its configuration."""
+    """Build the model of a folder from its configuration, without weights."""
     if (Path(name) / "adapter_config.json").is_file():  # trained on top of another adapter
         return _without_weights(adapter_base(name), trust_remote_code, **stated_revision(name))
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
-    if brings_code(name):
+    if has_custom_code(name):
         custom_classifier(config, name, **hub)
     config.num_labels = 1
     with torch.device("meta"):
@@ -243,24 +243,24 @@ def _without_weights(name: str, trust_remote_code: bool, **hub: str) -> RewardMo
 
 
 def needs_hf_reward(folder: Path, base_model: str | None = None) -> bool:
-    """Whether transformers itself lacks a classifier for the folder's architecture, or cannot stack its adapters.
+    """Return whether stock transformers cannot load a folder: no classifier for it, or stacked adapters.
 
     Args:
         folder: A saved model or adapter.
-        base_model: Where the base of an adapter lies now, if not where `adapter_config.json` says.
+        base_model: Current location of the base of an adapter, if it differs from `adapter_config.json`.
 
     Returns:
-        True where only hf_reward loads the folder.
+        True if only hf_reward loads the folder.
 
     Raises:
         ValueError: If the base of an adapter cannot be found.
     """
     if not (folder / "adapter_config.json").is_file():
-        return not brings_code(folder) and not has_stock_class(AutoConfig.from_pretrained(folder))
+        return not has_custom_code(folder) and not has_stock_class(AutoConfig.from_pretrained(folder))
     base = adapter_base(folder, base_model)
     if (Path(base) / "adapter_config.json").is_file():
         return True
-    if brings_code(base):
+    if has_custom_code(base):
         return False
     return not has_stock_class(AutoConfig.from_pretrained(base, **stated_revision(folder, base_model)))
 
@@ -280,19 +280,19 @@ def run_stock_scoring(
     Args:
         folder: The folder.
         dtypes: Compute precisions.
-        ways: Of `stock_scoring.WAYS`.
-        base_model: Where the base of an adapter lies.
-        with_hf_reward: Load through hf_reward, where stock transformers cannot.
-        trust_remote_code: Whether the folder's own code may run.
-        allow_pickle: Read weights that are pickles, tensors only.
+        ways: Ways of scoring, from `stock_scoring.WAYS`.
+        base_model: Location of the base of an adapter.
+        with_hf_reward: Load with hf_reward, if stock transformers cannot.
+        trust_remote_code: Whether code from the folder may run.
+        allow_pickle: Read pickled weights (tensors only).
 
     Returns:
-        What the program printed: `input_ids`, `missing` and `rewards` by precision and way.
+        The output of the program: `input_ids`, `missing`, and `rewards` by precision and way of scoring.
 
     Raises:
         ValueError: If the folder cannot be loaded.
     """
-    # -P: this package's own folder must not come first on the path of a program that is to be stock.
+    # -P keeps the folder of this package off the path: the program must not import its modules.
     script = Path(__file__).with_name("stock_scoring.py")
     command = [sys.executable, "-P", str(script), str(folder), "--dtypes", *dtypes, "--ways", *ways]
     command += ["--base", base_model] if base_model else []
@@ -300,7 +300,7 @@ def run_stock_scoring(
     command += ["--trust-remote-code"] if trust_remote_code else []
     command += ["--allow-pickle"] if allow_pickle else []
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    # On the CPU: the accelerator's memory may be full of the model that is being saved.
+    # On the CPU, because the model that is being saved may fill the memory of the accelerator.
     environment = {**os.environ, **quiet, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, check=False

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from hf_reward.data.preference_row import common_prefix
-from hf_reward.modeling.end_tokens import end_token_read, missing_end
+from hf_reward.modeling.end_tokens import missing_end, reward_end_token
 from hf_reward.modeling.head_ensemble import every_head, number_of_heads
 from hf_reward.modeling.packing import packed_model
 from hf_reward.modeling.packing_check import Packing, may_pack
@@ -198,7 +198,7 @@ class SequenceScorer:
         self.model, self.batch_tokens = model, batch_tokens
         bare: Any = unwrap_model(model)
         self.vocabulary = int(bare.get_input_embeddings().weight.shape[0])
-        self._end = end_token_read(model)
+        self._end = reward_end_token(model)
         # Padding is masked and rewards are read at explicit positions, so any token works as padding.
         self._pad_token_id = bare.config.get_text_config().pad_token_id or 0
         self.packs = may_pack(model, packing, self._trial_inputs, log_level=logging.INFO)

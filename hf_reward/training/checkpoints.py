@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hf_reward.data.atomic_file import sync_folder
 from hf_reward.data.file_identity import content_hash
-from hf_reward.modeling.weight_safety import non_finite_in_file, why_not_whole_file
+from hf_reward.modeling.weight_safety import non_finite_in_file, safetensors_problem
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ def _not_finite(folder: Path) -> str | None:
 def _damage(path: Path) -> str | None:
     """Return the damage of a tensor file according to its own header or checksums; None for other files."""
     if path.suffix == ".safetensors":
-        problem = why_not_whole_file(path)
+        problem = safetensors_problem(path)
         return None if problem is None else f"{path.name} is damaged: {problem}"
     if path.suffix in (".pt", ".pth"):
         if not zipfile.is_zipfile(path):  # its directory is at the end

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_reward.modeling.reward_head import head_parameters, trains_head_alone
+from hf_reward.modeling.reward_head import head_parameters, trains_only_head
 from hf_reward.preprocessing.samplers import longest_sequences
 from hf_reward.training.memory import bytes_of, free_memory, gib, optimizer_bytes, optimizer_state, peak_memory
 from hf_reward.training.steps import total_steps
@@ -108,7 +108,7 @@ def run_steps(trainer: RewardTrainer, args: RewardConfig) -> tuple[Timing, str]:
     with peak_memory(trainer.args.device) as peak:
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if probe.inner and not probe.reached and not trains_head_alone(model):
+    if probe.inner and not probe.reached and not trains_only_head(model):
         raise ValueError(
             f"No gradient reached the {len(probe.inner)} trainable tensors outside the head (the first is "
             f"{probe.inner[0][0]}). Check activation checkpointing, frozen layers and your own hooks."

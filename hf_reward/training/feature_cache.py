@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from hf_reward.data.interface import setting
 from hf_reward.modeling.dropout import has_dropout
-from hf_reward.modeling.reward_head import ReadsLastToken, trains_head_alone, unwrap_model
+from hf_reward.modeling.reward_head import ReadsLastToken, trains_only_head, unwrap_model
 from hf_reward.modeling.rewards import compute_features
 from hf_reward.preprocessing.token_budget import consecutive_batches
 from hf_reward.training.collators import inner_collator, is_builtin_collator, packed_if
@@ -106,7 +106,7 @@ class FeatureCache:
             return True
         if passes > 1 and reason is not None and not self._reason_logged:
             self._reason_logged = True
-            if trains_head_alone(model):  # otherwise the user does not expect a cache
+            if trains_only_head(model):  # otherwise the user does not expect a cache
                 logger.warning("The frozen backbone runs in every epoch: %s.", reason)
         return reason is None and passes > 1
 
@@ -154,7 +154,7 @@ def why_not_cached(model: nn.Module, data: Any) -> str | None:
         return "the model has an adapter"
     if not isinstance(model, ReadsLastToken):
         return "the model is an encoder, whose pooling belongs to the head"
-    if not trains_head_alone(model):
+    if not trains_only_head(model):
         return "the backbone is trained"
     if has_dropout(model.base_model):  # type: ignore[arg-type]
         return "the backbone's dropout is on"

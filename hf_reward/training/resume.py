@@ -20,7 +20,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from hf_reward.modeling.adapters import require_whole_adapter
+from hf_reward.modeling.adapters import require_complete_adapter
 from hf_reward.modeling.weight_safety import non_finite, require_safe_weights
 from hf_reward.training.checkpoints import (
     checkpoint_problem,
@@ -176,7 +176,7 @@ class CheckpointWriter:
             return
         require_safe_weights(str(self.resumed), allow_pickle=gathered)
         if isinstance(model, PeftModel) and not gathered:
-            require_whole_adapter(model, self.resumed)
+            require_complete_adapter(model, self.resumed)
 
     def require_finite(self, model: nn.Module) -> None:
         """Refuse loaded weights that are not finite.

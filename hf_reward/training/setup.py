@@ -8,7 +8,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_reward.modeling.adapters import add_adapter, forget_frozen_heads, number_of_embeddings, train_head_of
+from hf_reward.modeling.adapters import add_adapter, frozen_heads_as_buffers, number_of_embeddings, train_head_of
 from hf_reward.modeling.auto_model import AutoModelForRewardScoring
 from hf_reward.modeling.dropout import disable_dropout
 from hf_reward.modeling.head_ensemble import add_heads, count_saved, load_heads, number_of_heads
@@ -161,7 +161,7 @@ def prepare_model(
         model = add_adapter(model, peft_config)
     if isinstance(model, PeftModel):
         train_head_of(model)
-        forget_frozen_heads(model)
+        frozen_heads_as_buffers(model)
     check_head_is_trained(model)
     _require_trained_embeddings(inner, new_tokens)
     if args.disable_dropout:

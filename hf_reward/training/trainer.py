@@ -31,7 +31,7 @@ from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.head_ensemble import save_heads
 from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.rewards import compute_rewards
-from hf_reward.modeling.sharding import HeadInFloat32, is_sharded, refuse_what_sharding_loses, saves_shards_alone
+from hf_reward.modeling.sharding import HeadInFloat32, check_fsdp_settings, is_sharded, saves_only_shards
 from hf_reward.publishing.push import PushReport, explained
 from hf_reward.training.background_push import PUSH_OPTIONS, BackgroundPush, Publisher
 from hf_reward.training.batch_checks import BatchCheck
@@ -144,7 +144,7 @@ class RewardTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        refuse_what_sharding_loses(getattr(self.accelerator.state, "fsdp_plugin", None), self.model)
+        check_fsdp_settings(getattr(self.accelerator.state, "fsdp_plugin", None), self.model)
         if args.should_log:
             warn_about_leaks(self.train_dataset, self.eval_dataset)
         show_tables(self)
@@ -515,7 +515,7 @@ class RewardTrainer(Trainer):
         folder = output_dir or self.args.output_dir
         probes = self._score_probes() if self.is_sharded() else None  # on all processes
         super().save_model(output_dir, _internal_call=True)
-        has_model = not saves_shards_alone(getattr(self.accelerator.state, "fsdp_plugin", None))
+        has_model = not saves_only_shards(getattr(self.accelerator.state, "fsdp_plugin", None))
         if has_model and self.args.should_save and folder is not None:
             save_heads(self.unwrapped_model(), folder)
             record = self._record(self._score_probes() if probes is None else probes)

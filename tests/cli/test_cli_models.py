@@ -63,7 +63,7 @@ def test_export_averages(call, saved, tmp_path):
     save_file(weights, second / "model.safetensors", metadata={"format": "pt"})
     code, _, err = call("export", "--average", saved, second, tmp_path / "mean")
     assert code == 1, "what does not give its recorded rewards must not be averaged"
-    assert "does not give the rewards" in err
+    assert "does not give its recorded rewards" in err
     (second / "reward_config.json").unlink()
     record = CheckpointRecord.load(saved)
     record.probes["rewards"] = {"float32": [3 * reward for reward in record.probes["rewards"]["float32"]]}
@@ -99,11 +99,11 @@ def test_import_turns_a_foreign_folder_into_a_stock_one(call, saved, tmp_path):
     [
         (["verify", "nowhere"], "There is no folder"),
         (["export", "nowhere", "out"], "nowhere"),
-        (["export", "--average", "a", "out"], "two models or more"),
+        (["export", "--average", "a", "out"], "at least two models"),
         (["import", "--from", "nowhere", "--out", "out"], "nowhere"),
         (["import", "--from", ".", "--out", "out", "--format", "nonsense"], "nonsense"),
         (["push", "nowhere", "user/model"], "There is no folder"),
-        (["push", ".", "user/model"], "is no saved model"),
+        (["push", ".", "user/model"], "is not a saved model"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -51,7 +51,7 @@ def test_a_record_with_fields_of_a_wrong_type_is_refused(make_model_folder, tmp_
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
     path = Path(folder) / "reward_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | content))
-    with pytest.raises(ValueError, match="is not a record of this package"):
+    with pytest.raises(ValueError, match="is not a valid record of hf_reward"):
         CheckpointRecord.load(folder)
 
 

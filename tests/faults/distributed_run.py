@@ -21,7 +21,7 @@ from peft import LoraConfig
 
 from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
 from hf_reward.modeling.reward_head import output_layers
-from hf_reward.modeling.sharding import whole_parameters
+from hf_reward.modeling.sharding import gathered_parameters
 from hf_reward.training.collators import packs
 
 STEPS = 4
@@ -97,7 +97,7 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> RewardTrainer:
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if options.lora else None
     model = AutoModelForRewardScoring.from_pretrained(options.model, dtype=options.dtype)
     torch.manual_seed(0)  # the number of random numbers used for loading depends on the kind of sharding
-    with whole_parameters(model.parameters()):
+    with gathered_parameters(model.parameters()):
         if any(not layer.weight.is_meta and layer.weight.any() for _, layer in output_layers(model)):
             raise SystemExit("A new head must be zero, but is not.")
         with_random_head(model)

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from training_runs import load, make_trainer
 
 from hf_reward import verify_checkpoint
-from hf_reward.modeling.sharding import HeadInFloat32, refuse_what_sharding_loses, whole_parameters
+from hf_reward.modeling.sharding import HeadInFloat32, check_fsdp_settings, gathered_parameters
 from hf_reward.publishing.verify import Check, Verification
 
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "faults"))
@@ -177,7 +177,7 @@ def test_the_head_stays_float32_under_a_bfloat16_policy(alone, kept):
 def test_unsharded_models_keep_their_policy_and_parameters():
     model = Sharded()
     HeadInFloat32().on_train_begin(model=model)
-    with whole_parameters(model.parameters()):
+    with gathered_parameters(model.parameters()):
         torch.nn.init.ones_(model.score.weight)
     assert model.score.weight.sum() == 4
 
@@ -189,11 +189,11 @@ def test_an_adapter_that_would_be_saved_without_its_weights_is_refused(make_mode
     trainer = make_trainer(model, text_pairs, tmp_path / "run", peft_config=lora)
     caplog.clear()
     settings = {"activation_checkpointing": True, "state_dict_type": "StateDictType.FULL_STATE_DICT"}
-    with pytest.raises(ValueError, match="hold the head alone"):
-        refuse_what_sharding_loses(SimpleNamespace(**settings), trainer.model)
-    refuse_what_sharding_loses(SimpleNamespace(**settings), trainer.model.get_base_model())
-    refuse_what_sharding_loses(None, trainer.model)
+    with pytest.raises(ValueError, match="would only save the head"):
+        check_fsdp_settings(SimpleNamespace(**settings), trainer.model)
+    check_fsdp_settings(SimpleNamespace(**settings), trainer.model.get_base_model())
+    check_fsdp_settings(None, trainer.model)
     assert not caplog.records
     sharded = {"activation_checkpointing": False, "state_dict_type": "StateDictType.SHARDED_STATE_DICT"}
-    refuse_what_sharding_loses(SimpleNamespace(**sharded), trainer.model)
+    check_fsdp_settings(SimpleNamespace(**sharded), trainer.model)
     assert "saves no model" in caplog.text

@@ -82,6 +82,6 @@ def test_the_backbone_is_found_under_its_own_name(model_type, tmp_path):
 def test_a_decoder_of_an_encoder_decoder_is_refused_with_the_reason(tmp_path):
     for model_type in ("blenderbot-small", "pegasus"):
         config = tiny(model_type, encoder_attention_heads=4, decoder_attention_heads=4)
-        with pytest.raises(ValueError, match=r"none can be made: .* is the decoder of an encoder-decoder model"):
+        with pytest.raises(ValueError, match=r"cannot create one: .* is the decoder of an encoder-decoder model"):
             classifier_class(config)
         assert type(config) not in AutoModelForSequenceClassification._model_mapping

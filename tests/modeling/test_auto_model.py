@@ -148,7 +148,7 @@ def test_weights_of_another_shape_are_refused(make_model_folder):
 
 def test_a_backbone_that_is_no_language_model_is_refused(tmp_path):
     AutoConfig.for_model("vit").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="cannot score text"):
+    with pytest.raises(ValueError, match="requires a language model or sequence classifier"):
         load(tmp_path)
 
 
@@ -346,7 +346,7 @@ def test_a_user_made_adapter_that_forgets_the_head_is_refused_with_the_cure(arch
     model = load(make_model_folder(arch))
     heads = head_modules(model)
     wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
-    with pytest.raises(ValueError, match="stay random or be lost") as error:
+    with pytest.raises(ValueError, match="must train and save the reward head") as error:
         check_head_is_trained(wrapped)
     assert f"LoraConfig(task_type='SEQ_CLS', modules_to_save={heads}" in str(error.value)
 

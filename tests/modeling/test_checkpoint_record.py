@@ -94,7 +94,7 @@ def test_drift_names_each_change(chat_tokenizer):
     changed.chat_template += " "
     assert drift(record, changed) == ["the chat template has changed"]
     changed.chat_template = None
-    assert drift(record, changed) == ["the chat template is gone"]
+    assert drift(record, changed) == ["the chat template is missing"]
     left = copy.deepcopy(tokenizer)
     left.padding_side = "left"
     assert drift(record, left) == ["the tokenizer pads on the left"]
@@ -127,7 +127,7 @@ PROBE = {"name": "short", "text": "a", "input_ids": "1 2"}
 )
 def test_damaged_probes_make_a_damaged_record(probes, chat_tokenizer, tmp_path):
     make_record(chat_tokenizer, probes=probes).save(tmp_path)
-    with pytest.raises(ValueError, match=r"reward_config\.json is not a record of this package"):
+    with pytest.raises(ValueError, match=r"reward_config\.json is not a valid record"):
         CheckpointRecord.load(tmp_path)
 
 

@@ -146,7 +146,7 @@ def saved_by_kind(make_model_folder: Any, tmp_path: Path) -> Callable[[str], Pat
 
 
 KINDS = ["whole", "adapter"]
-UNTRUSTED = r"contains custom code.*`trust_remote_code=True` \(`--trust-remote-code`\)"
+UNTRUSTED = r"requires custom code.*`trust_remote_code=True` \(`--trust-remote-code`\)"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -203,7 +203,7 @@ def test_code_without_a_classifier_is_refused(make_model_folder):
     content = json.loads((folder / "config.json").read_text())
     del content["auto_map"]["AutoModelForSequenceClassification"]
     edit_json(folder / "config.json", auto_map=content["auto_map"])
-    with pytest.raises(ValueError, match="has no sequence classifier: `auto_map`"):
+    with pytest.raises(ValueError, match="requires a sequence classifier, but `auto_map`"):
         load(folder, trust_remote_code=True)
 
 

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from hf_reward import AutoModelForRewardScoring, RewardScorer
-from hf_reward.modeling.end_tokens import end_token_read
+from hf_reward.modeling.end_tokens import reward_end_token
 
 T5_SIZES = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "initializer_factor": 2.0}
 BART_SIZES = {
@@ -90,7 +90,7 @@ def test_rows_that_hold_the_end_token_are_trained_on_evaluated_saved_and_scored(
 def test_a_template_without_the_end_token_is_refused_before_training(folder, end_tokenizer, tmp_path):
     end_tokenizer.chat_template = CHATML
     trainer = make_trainer(folder, ROWS, tmp_path / "text", processing_class=end_tokenizer)
-    with pytest.raises(ValueError, match=r"chat template: .* reads the reward at the last end token"):
+    with pytest.raises(ValueError, match=r"of the tokenizer: .* computes the reward at the last end token"):
         trainer.train()
     chats = [
         {
@@ -127,4 +127,4 @@ def test_a_template_that_ends_each_turn_with_it_is_trained_on(folder, end_tokeni
 
 def test_other_models_read_elsewhere(make_model_folder):
     for arch in ("llama", "bert"):
-        assert end_token_read(AutoModelForRewardScoring.from_pretrained(make_model_folder(arch))) is None
+        assert reward_end_token(AutoModelForRewardScoring.from_pretrained(make_model_folder(arch))) is None

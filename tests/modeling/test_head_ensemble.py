@@ -331,10 +331,10 @@ def test_heads_that_are_damaged_missing_or_of_another_model_are_not_taken(make_m
     assert path is not None
     other = load(make_model_folder("llama"))
     randomize_head(other, seed=2)
-    with pytest.raises(ValueError, match="belong to another model"):
+    with pytest.raises(ValueError, match="must equal the head of the model"):
         load_heads(other, path)
     add_heads(model_of_two := load(make_model_folder("llama")), 2, seed=0)
-    with pytest.raises(ValueError, match=r"\(3, 32\), but this model needs score.weight \(2, 32\)"):
+    with pytest.raises(ValueError, match=r"score.weight \(2, 32\), but those in .* have score.weight \(3, 32\)"):
         load_heads(model_of_two, path)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match="cannot be read"):
@@ -350,6 +350,6 @@ def test_a_missing_file_of_heads_is_said(make_model_folder, chat_pairs, tmp_path
     shutil.rmtree(tmp_path / "out" / "reward_heads")
     with caplog.at_level(logging.WARNING, logger="hf_reward"):
         model = load(tmp_path / "out")
-    assert "is the mean of 2 reward heads, but the file that holds them" in caplog.text
+    assert "is an ensemble of 2 reward heads, but the file with the heads" in caplog.text
     with_saved_heads(model)
     assert number_of_heads(model) == 1

@@ -255,17 +255,17 @@ LEFT_OUT: dict[str, tuple[Any, str]] = {
     "sinks": (lambda: GptOssConfig(**TINY, num_local_experts=2, num_experts_per_tok=1), "attention sinks"),
     "linear attention": (
         lambda: Qwen3NextConfig(**TINY, num_experts=2, layer_types=["linear_attention", "full_attention"]),
-        "carries a state",
+        "recurrent state",
     ),
     "state space": (
         lambda: JambaConfig(**TINY, num_experts=2, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1),
-        "carries a state",
+        "recurrent state",
     ),
     "unknown layers": (
         lambda: MiniMaxConfig(**TINY, num_local_experts=2, layer_types=["linear_attention", "full_attention"]),
-        "layers of the kind linear_attention",
+        "layers of type linear_attention",
     ),
-    "alibi": (lambda: BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4), "does not let its attention"),
+    "alibi": (lambda: BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4), "cannot replace its attention"),
     "encoder": (lambda: BertConfig(**{**TINY, "num_key_value_heads": 4}), "an encoder"),
 }
 
@@ -320,7 +320,7 @@ def test_flash_attention_packs_as_well(llama: Any, monkeypatch: pytest.MonkeyPat
 def test_an_attention_function_of_ones_own_is_not_replaced(llama: Any) -> None:
     AttentionInterface.register("mine", lambda *args, **kwargs: None)
     llama.config._attn_implementation_internal = "mine"
-    assert "one of your own, 'mine'" in str(why_not_packed(llama))
+    assert "a custom attention, 'mine'" in str(why_not_packed(llama))
 
 
 def test_neftune_is_a_reason_to_pad(llama: Any, tmp_path: Any) -> None:
@@ -532,7 +532,7 @@ def test_a_run_that_finds_a_difference_pads_and_says_so(
         trainer.train()
         trainer.evaluate(chat_pairs)
     assert isinstance(trainer.data_collator, DataCollatorForPreference)
-    assert caplog.text.count("Batches are padded, not packed: they differ from padded ones by") == 1
+    assert caplog.text.count("Batches are padded, not packed: hidden states differ by") == 1
 
 
 def test_a_run_that_must_pack_stops_at_a_difference(
@@ -540,7 +540,7 @@ def test_a_run_that_must_pack_stops_at_a_difference(
 ) -> None:
     lose_the_prefix(monkeypatch)
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path, max_steps=1, packing=True)
-    with pytest.raises(ValueError, match="would change the rewards: they differ"):
+    with pytest.raises(ValueError, match="would change the rewards: hidden states differ"):
         trainer.train()
 
 

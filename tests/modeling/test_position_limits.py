@@ -217,7 +217,7 @@ def test_rows_that_were_prepared_longer_are_refused_with_their_number(make_model
     data, _ = prepare_preferences(rows, tokenizer_of(folder), PreparationRule(format=FormatRule(max_length=None)))
     args = RewardConfig(output_dir=str(tmp_path / "out"), max_steps=1, use_cpu=True, report_to="none")
     trainer = RewardTrainer(str(folder), args, train_dataset=data)
-    with pytest.raises(ValueError, match=r"1 of 2 rows are longer than .* 512 tokens: the first is row 1 with"):
+    with pytest.raises(ValueError, match=r"at most 512 tokens, but 1 of 2 rows are longer. The first is row 1 with"):
         trainer.train()
 
 
@@ -237,7 +237,7 @@ def test_verify_reads_a_text_of_the_longest_length(arch, make_model_folder, tmp_
     last = trainer.record().probes["conversations"][-1]
     assert (last["name"], len(last["input_ids"].split())) == ("longest", 256)
     check = next(check for check in found.checks if check.name == "token ids, scorer")
-    assert "up to texts of 256 tokens" in check.detail
+    assert "for texts of up to 256 tokens" in check.detail
     # The fault as it was: the scorer reads less than training did.
     path = tmp_path / "out" / "reward_config.json"
     record = json.loads(path.read_text())

@@ -103,7 +103,7 @@ def test_a_damaged_adapter_is_refused(adapter, tmp_path):
         tensors["base_model.model.score.weight"].mul_(-1)
 
     edit_weights(adapter / "adapter_model.safetensors", turn)
-    with pytest.raises(ValueError, match="does not give the rewards that it was saved with"):
+    with pytest.raises(ValueError, match="does not give its recorded rewards"):
         export_reward_model(adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -111,7 +111,7 @@ def test_a_damaged_adapter_is_refused(adapter, tmp_path):
 def test_verified_loading_wants_the_quantised_base(adapter):
     model = AutoModelForRewardScoring.from_pretrained(adapter, quantization_config=FOUR_BITS, verify=True)
     assert model.get_base_model().is_quantized
-    with pytest.raises(ValueError, match="Pass the `quantization_config` it was trained with"):
+    with pytest.raises(ValueError, match="Pass the `quantization_config` of the training"):
         AutoModelForRewardScoring.from_pretrained(adapter, verify=True)
 
 

@@ -54,10 +54,10 @@ def test_a_temperature_is_a_number_above_zero(folder, wrong):
 
 
 def test_a_folder_without_a_record_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no reward_config.json.*hf-reward import"):
+    with pytest.raises(FileNotFoundError, match=r"stored in reward_config.json.*hf-reward import"):
         store_temperature(tmp_path, 1.0)
     (tmp_path / "reward_config.json").write_text("[]")
-    with pytest.raises(ValueError, match="is not a record"):
+    with pytest.raises(ValueError, match="is not a valid record"):
         store_length_correction(tmp_path, CURVE)
     assert (tmp_path / "reward_config.json").read_text() == "[]"
 

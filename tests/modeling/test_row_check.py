@@ -44,11 +44,11 @@ def test_training_and_scoring_refuse_a_model_that_reads_padding(wrong_folder, tm
     assert differences.abs().max() > 0.01, "the fault is there"
     args = RewardConfig(output_dir=str(tmp_path / "out"), max_steps=1, use_cpu=True, report_to="none")
     trainer = RewardTrainer(model, args, train_dataset=text_pairs, processing_class=tokenizer_of(wrong_folder))
-    with pytest.raises(ValueError, match=r"gives a row of .* another reward beside a row of"):
+    with pytest.raises(ValueError, match=r"scores a row of .* differently in a batch with a row of"):
         trainer.train()
-    with pytest.raises(ValueError, match="would depend on the batch"):
+    with pytest.raises(ValueError, match="must not depend on the batch"):
         RewardScorer.from_pretrained(wrong_folder)
-    with pytest.raises(ValueError, match="would depend on the batch"):
+    with pytest.raises(ValueError, match="must not depend on the batch"):
         pipeline(reward_pipeline.TASK, model=str(wrong_folder))
 
 
@@ -75,7 +75,7 @@ def test_a_zero_head_hides_no_fault(make_model_folder):
     sequences = sequences_of(folder)
     forward = model.model.forward
     model.model.forward = lambda attention_mask=None, **inputs: forward(**_moved(inputs))
-    assert "LlamaForSequenceClassification gives a row of" in str(batch_problem(model, sequences))
+    assert "LlamaForSequenceClassification scores a row of" in str(batch_problem(model, sequences))
 
 
 def _moved(inputs):

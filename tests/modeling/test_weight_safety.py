@@ -26,7 +26,7 @@ from hf_reward.cli import app as cli
 from hf_reward.data.interface import Interface, setting, used_through
 from hf_reward.modeling import packing_check
 from hf_reward.modeling.checkpoint_record import describe
-from hf_reward.modeling.weight_safety import require_safe_weights, why_not_whole_file
+from hf_reward.modeling.weight_safety import require_safe_weights, safetensors_problem
 from hf_reward.publishing.averaging import average_reward_models
 from hf_reward.publishing.export import export_reward_model, save_adapter
 from hf_reward.publishing.importers import read_foreign
@@ -78,7 +78,7 @@ def index_outside(folder: Path) -> str:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
     _write_index(folder, tensors, "../elsewhere.safetensors")
-    return "not beside it"
+    return "in the same folder"
 
 
 def index_of_a_pickle(folder: Path) -> str:
@@ -87,7 +87,7 @@ def index_of_a_pickle(folder: Path) -> str:
     (folder / "model.safetensors").rename(folder / "other_model.safetensors")
     torch.save(tensors | {"trap": Trap(folder.parent / "ran")}, folder / "shard.bin")
     _write_index(folder, tensors, "shard.bin")
-    return r"no \.safetensors files"
+    return r"may only name \.safetensors files"
 
 
 def _write_index(folder: Path, tensors: dict[str, Any], name: str) -> None:
@@ -118,7 +118,7 @@ def not_finite(folder: Path) -> str:
         tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = math.nan
 
     edit_weights(folder / "model.safetensors", change)
-    return r"not finite.*layers\.1\.mlp\.down_proj\.weight"
+    return r"must be finite.*layers\.1\.mlp\.down_proj\.weight"
 
 
 DAMAGES = (index_outside, index_of_a_pickle, pickled, cut_off)
@@ -153,7 +153,7 @@ def test_a_model_that_overflows_in_half_precision_is_refused_there_alone(folder)
     edit_weights(folder / "model.safetensors", lambda each: each["model.embed_tokens.weight"][0].fill_(1e6))
     AutoModelForRewardScoring.from_pretrained(folder)
     AutoModelForRewardScoring.from_pretrained(folder, dtype="bfloat16")
-    with pytest.raises(ValueError, match=r"not finite \(model\.embed_tokens\.weight; 1 tensors\).*bfloat16 or float32"):
+    with pytest.raises(ValueError, match=r"must be finite.* \(model\.embed_tokens\.weight\).*bfloat16 or float32"):
         AutoModelForRewardScoring.from_pretrained(folder, dtype="float16")
 
 
@@ -184,7 +184,7 @@ def test_the_weights_of_an_adapter_are_under_the_same_rule(entry, adapter, tmp_p
 
 def test_a_nan_in_an_adapter_is_found_where_it_is_loaded_and_verified(adapter):
     edit_weights(adapter / "adapter_model.safetensors", lambda each: next(iter(each.values())).fill_(math.nan))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="must be finite"):
         AutoModelForRewardScoring.from_pretrained(adapter)
     result = verify_checkpoint(adapter)
     assert "finite weights" in {check.name for check in result.failures}
@@ -208,7 +208,7 @@ def test_the_configuration_names_no_weights_elsewhere(name, folder):
     shutil.copyfile(folder / "model.safetensors", folder.parent / "elsewhere.safetensors")
     edit_json(folder / "config.json", transformers_weights=name)
     for entry in ("load", "verify", "push"):
-        with pytest.raises(ValueError, match="which is no safetensors file beside it"):
+        with pytest.raises(ValueError, match="must name a safetensors file in the same folder"):
             FOLDERS[entry](folder)
 
 
@@ -273,7 +273,7 @@ def test_an_index_of_pickles_stays_inside_the_folder_too(folder, tmp_path):
     torch.save(tensors, tmp_path / "outside.bin")
     content = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "../outside.bin")}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="not beside it"):
+    with pytest.raises(ValueError, match="in the same folder"):
         AutoModelForRewardScoring.from_pretrained(folder, allow_pickle=True)
     shutil.copyfile(tmp_path / "outside.bin", folder / "inside.bin")
     content["weight_map"] = dict.fromkeys(tensors, "inside.bin")
@@ -291,7 +291,7 @@ def test_every_shard_has_to_be_there_and_whole(make_model_folder, tmp_path):
         RewardScorer.from_pretrained(folder)
     shards[1].unlink()
     for entry in ("score", "verify"):
-        with pytest.raises(ValueError, match=f"names files that are not there: {shards[1].name}"):
+        with pytest.raises(ValueError, match=f"names missing files: {shards[1].name}"):
             FOLDERS[entry](folder)
 
 
@@ -323,7 +323,8 @@ def test_files_of_the_hubs_cache_have_to_be_whole_too(kind, make_model_folder, t
     path = max(snapshot.glob("*.safetensors"))
     size = path.stat().st_size
     os.truncate(path, size - 50)
-    words = f"{path} cannot be read: it has {size - 50} bytes instead of {size}. Delete {path.resolve()}; loading then"
+    remedy = f"Delete {path.resolve()} to download it again"
+    words = f"{path} cannot be read: it has {size - 50} bytes instead of {size}. {remedy}"
     for load in loads:
         with pytest.raises(ValueError, match=re.escape(words)) as caught:
             load("me/model", cache_dir=str(tmp_path / "cache"))
@@ -339,7 +340,7 @@ def test_a_checkpoint_with_a_stray_index_is_not_resumed_from(make_model_folder, 
     checkpoint = tmp_path / "run" / "checkpoint-1"
     (checkpoint / "checkpoint_files.json").unlink()  # as `Trainer` itself leaves it
     index_outside(checkpoint)
-    with pytest.raises(ValueError, match="not beside it"):
+    with pytest.raises(ValueError, match="in the same folder"):
         trainer().train(resume_from_checkpoint=str(checkpoint))
 
 
@@ -349,7 +350,7 @@ def test_sizes_are_those_that_the_header_states(tmp_path):
     content = path.read_bytes()
     header = int.from_bytes(content[:8], "little")
     assert len(content) == 8 + header + 3 * 4 + 4 * 2
-    assert why_not_whole_file(path) is None
+    assert safetensors_problem(path) is None
     cases = {
         content[:-1]: f"it has {len(content) - 1} bytes instead of {len(content)}",
         content + b"\0": f"it has {len(content) + 1} bytes instead of {len(content)}",
@@ -364,7 +365,7 @@ def test_sizes_are_those_that_the_header_states(tmp_path):
     }
     for damaged, words in cases.items():
         path.write_bytes(damaged)
-        assert str(why_not_whole_file(path)).startswith(words), words
+        assert str(safetensors_problem(path)).startswith(words), words
 
 
 def _with_header(parts: dict[str, Any], size: int) -> bytes:

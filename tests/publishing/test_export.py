@@ -115,7 +115,7 @@ def test_a_precision_that_cannot_hold_the_weights_is_refused(make_model_folder, 
         model.model.norm.weight *= 1e6
         model.score.weight /= 1e6
     folder = save(model, tokenizer_of(base), tmp_path / "large")
-    with pytest.raises(ValueError, match="float16 cannot hold this model"):
+    with pytest.raises(ValueError, match="In float16, the rewards of this model are not finite"):
         export_reward_model(folder, tmp_path / "out", ExportRule(dtype="float16"))
     assert not (tmp_path / "out").exists()
     assert export_reward_model(folder, tmp_path / "out", ExportRule(dtype="bfloat16")).verification.equal
@@ -285,7 +285,7 @@ def test_what_fails_verification_never_appears(way, fault, source, tmp_path, mon
         return export_reward_model(source, folder, overwrite=True)
 
     for folder in (tmp_path / "new", old):
-        with pytest.raises(VerificationError, match="does not give the model's rewards, so it was removed") as caught:
+        with pytest.raises(VerificationError, match="does not give the model's rewards and was removed") as caught:
             attempt(folder)
         assert not caught.value.verification.equal
         assert str(folder) in str(caught.value)
@@ -328,7 +328,7 @@ def test_a_full_disk_leaves_nothing_behind_and_keeps_what_was_there(way, limit, 
 def test_a_model_whose_adapter_is_merged_already_is_not_saved_as_an_adapter(adapter, tmp_path):
     model, tokenizer = load(adapter), tokenizer_of(adapter)
     save_merged(model, tokenizer, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"was merged into it by an earlier save.*from_pretrained"):
+    with pytest.raises(ValueError, match=r"was merged into the model by an earlier save.*from_pretrained"):
         save_merged(model, tokenizer, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
@@ -373,7 +373,7 @@ def test_a_source_whose_head_was_damaged_is_refused(source, tmp_path):
     ):
         damaged = copied(source, tmp_path / "damaged")
         edit_weights(damaged / "model.safetensors", change)
-        with pytest.raises(ValueError, match="does not give the rewards that it was saved with"):
+        with pytest.raises(ValueError, match="does not give its recorded rewards"):
             export_reward_model(damaged, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         (damaged / "model.safetensors").unlink()
@@ -404,7 +404,7 @@ def test_a_source_without_tokenizer_or_with_a_damaged_record_is_refused(source, 
     with pytest.raises(ValueError, match="has no tokenizer"):
         export_reward_model(bare, tmp_path / "out")
     (source / "reward_config.json").write_text('{"format": {}}')
-    with pytest.raises(ValueError, match="is not a record of this package"):
+    with pytest.raises(ValueError, match="is not a valid record of hf_reward"):
         export_reward_model(source, tmp_path / "out")
     with pytest.raises(OSError, match="nowhere"):
         export_reward_model(tmp_path / "nowhere", tmp_path / "out")
@@ -417,7 +417,7 @@ def test_a_merge_that_moves_rewards_is_refused(adapter, tmp_path, monkeypatch):
         return merged
 
     monkeypatch.setattr(export_module, "merge_adapter", wrong)
-    with pytest.raises(VerificationError, match="Merging the adapter moves rewards"):
+    with pytest.raises(VerificationError, match="Merging the adapter changes rewards"):
         export_reward_model(adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

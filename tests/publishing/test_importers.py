@@ -212,7 +212,7 @@ def test_an_adapter_in_a_pickle_is_refused(chat_tokenizer, tmp_path):
     save_file(weights, tmp_path / "lora" / "adapter_model.safetensors")
     assert read_foreign(tmp_path / "lora").format == "llama_factory"
     as_pickle(tmp_path / "base")
-    with pytest.raises(ValueError, match="cannot be put on its base"):
+    with pytest.raises(ValueError, match="cannot be loaded on its base"):
         read_foreign(tmp_path / "lora")
     assert read_foreign(tmp_path / "lora", allow_pickle=True).format == "llama_factory"
 
@@ -384,7 +384,7 @@ def test_pickles_are_opened_only_when_allowed_and_never_run_code(chat_tokenizer,
             return (Path(tmp_path / "harmed").touch, ())
 
     torch.save({**weights, "harm": Harmful()}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="cannot be read as a file of tensors"):
+    with pytest.raises(ValueError, match="is not a file with tensors"):
         read_foreign(folder, allow_pickle=True)
     assert not (tmp_path / "harmed").exists()
 
@@ -419,7 +419,7 @@ def test_an_index_names_files_of_its_own_folder_only(chat_tokenizer, tmp_path):
     (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
     index = {"weight_map": {"v_head.summary.weight": "../model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="not beside it"):
+    with pytest.raises(ValueError, match="in the same folder"):
         read_foreign(folder)
 
 
@@ -468,8 +468,8 @@ def test_a_folder_without_tokenizer_names_base_model(chat_tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ({"v_head.summary.0.weight": (16, HIDDEN), "v_head.summary.2.weight": (1, 16)}, "several layers"),  # GRM sftreg
-        ({"score.0.weight": (HIDDEN, HIDDEN), "score.2.weight": (1, HIDDEN)}, "several layers"),  # Qwen2.5-Math-RM
+        ({"v_head.summary.0.weight": (16, HIDDEN), "v_head.summary.2.weight": (1, 16)}, "has several"),  # GRM sftreg
+        ({"score.0.weight": (HIDDEN, HIDDEN), "score.2.weight": (1, HIDDEN)}, "has several"),  # Qwen2.5-Math-RM
         ({"regression_layer.weight": (19, HIDDEN), "gating.layers.0.weight": (8, HIDDEN)}, "objectives"),  # ArmoRM
         ({"score.weight": (10, HIDDEN), "gating.layers.0.weight": (8, HIDDEN)}, "several objectives"),  # URM
         ({"score.weight": (10, HIDDEN)}, "10 labels"),
@@ -478,7 +478,7 @@ def test_a_folder_without_tokenizer_names_base_model(chat_tokenizer, tmp_path):
         ({"some_head.weight": (1, HIDDEN)}, "some_head.weight"),
         ({"v_head.weight": (1, HIDDEN), "other.weight": (1, HIDDEN)}, "other.weight"),
         ({"v_head.weight": (1, HIDDEN), "model.layers.0.q_proj.lora_A.weight": (1, HIDDEN)}, "LoRA"),
-        ({"v_head.weight": (1, HIDDEN), "model.layers.0.self_attn.q_proj.bias": (HIDDEN,)}, "without a place"),
+        ({"v_head.weight": (1, HIDDEN), "model.layers.0.self_attn.q_proj.bias": (HIDDEN,)}, "unexpected"),
     ],
 )
 def test_heads_that_no_stock_class_holds_are_refused(head, message, chat_tokenizer, tmp_path):
@@ -502,7 +502,7 @@ def test_an_unknown_layout_is_described(chat_tokenizer, tmp_path):
     model = Foreign("llama", chat_tokenizer)
     weights = model.weights("model.", {"my_head.weight": model.head})
     folder = write(tmp_path, model, weights, architectures=["MyRewardModel"])
-    with pytest.raises(ValueError, match="no layout known") as error:
+    with pytest.raises(ValueError, match="no supported layout") as error:
         detect_format(folder)
     for part in ("config.json", "model.safetensors", "MyRewardModel", "my_head.weight", *FORMATS):
         assert part in str(error.value)
@@ -545,7 +545,7 @@ def test_encoders_are_refused(pair_tokenizer, make_model_folder):
     weights = load_file(folder / "model.safetensors")
     weights = {key: tensor for key, tensor in weights.items() if key.startswith("bert.")}
     save_file({**weights, "v_head.weight": torch.randn(1, HIDDEN)}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match="no decoder"):
+    with pytest.raises(ValueError, match="requires a decoder"):
         read_foreign(folder)
 
 
@@ -579,7 +579,7 @@ def test_a_missing_folder_and_an_unknown_format_are_refused(tmp_path):
         detect_format(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"'auto' or one of llama_factory"):
         read_foreign(tmp_path, "mine")
-    with pytest.raises(ValueError, match=r"no layout known here\. Files: none"):
+    with pytest.raises(ValueError, match=r"no supported layout here\. Files: none"):
         read_foreign(tmp_path)
 
 

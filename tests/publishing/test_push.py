@@ -243,7 +243,7 @@ def test_weights_that_do_not_give_the_recorded_rewards_stop_the_push_where_they_
     record = json.loads((folder / "reward_config.json").read_text())
     record["probes"]["rewards"]["float32"][0] += 0.5
     (folder / "reward_config.json").write_text(json.dumps(record))
-    refused(world.push(folder, verified=True), "Nothing was pushed", "not as it was saved", "float32, each alone")
+    refused(world.push(folder, verified=True), "Nothing was pushed", "has changed since", "float32, each alone")
     assert world.hub.requests == []
     done(world.push(folder)), "only the stand-in for the check lets it pass"
 
@@ -258,7 +258,7 @@ def test_somebody_elses_commit_stops_the_push_and_stays(world, models):
         lambda record: step_of(record) == "POST /models/…/commit/main",
         lambda: world.hub.put(REPO, {"README.md": b"theirs", "notes.md": b"theirs"}),
     )
-    refused(world.push(models.new), "somebody else's commit came first", "Run the same command again")
+    refused(world.push(models.new), "another commit was pushed in the meantime", "Run the same command again")
     tree = world.hub.tree(REPO)
     assert set(tree) == {*SHARDS, "notes.md"}
     assert tree["README.md"] == b"theirs"
@@ -375,7 +375,7 @@ def test_a_pull_request_has_the_files_and_leaves_the_branch_alone(world, models)
     assert (world.hub.head(REPO), world.hub.settings(REPO)) == before
     assert set(world.refs()) == {"refs/heads/main", "refs/pr/1"}
     world.hub.fail_where(lambda record: "/resolve/" in record.path and record.method == "GET", "corrupt")
-    line = refused(world.push(models.new, "--create-pr", token=OTHER_TOKEN), "Close the pull request")
+    line = refused(world.push(models.new, "--create-pr", token=OTHER_TOKEN), "The pull request")
     assert f"{REPO}/discussions/2" in line
     assert world.hub.head(REPO) == before[0]
 
@@ -403,7 +403,7 @@ def test_the_adapter_is_published_beside_the_model_with_a_base_that_others_have(
 def test_an_adapter_of_another_training_is_not_published_with_the_model(world, models, tmp_path):
     folder = models.copy("new", tmp_path / "mixed")
     shutil.copytree(models.merged / "adapter", folder / "adapter")
-    refused(world.push(folder, "--adapter", "--base-model", "org/base"), "gives other rewards than the merged model")
+    refused(world.push(folder, "--adapter", "--base-model", "org/base"), "give different rewards")
 
 
 def test_a_folder_with_an_adapter_is_merged_and_keeps_its_card(world, models, tmp_path):
@@ -466,14 +466,14 @@ def unusable(name: str, models: Models, target: Path) -> tuple[Path, list[str]]:
         return target, ["There is no folder", str(Path.cwd())]
     if name == "empty":
         target.mkdir()
-        return target, ["is no saved model"]
+        return target, ["is not a saved model"]
     folder = models.copy("adapter" if name == "no base" else "new", target)
     if name == "no record":
         (folder / "reward_config.json").unlink()
         return folder, ["reward_config.json", "hf-reward export"]
     if name == "broken record":
         (folder / "reward_config.json").write_text("{")
-        return folder, ["is not a record of this package"]
+        return folder, ["is not a valid record of hf_reward"]
     if name == "pickle":
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
         return folder, ["are pickles", "--allow-pickle"]
@@ -519,13 +519,13 @@ def test_metadata_that_the_hub_refuses_is_explained_and_nothing_is_made(world, m
 @pytest.mark.parametrize(
     ("token", "repo", "words"),
     [
-        (OTHER_TOKEN, REPO, ["no right to write", "403", "hf auth login"]),
-        (READ_TOKEN, REPO, ["no right to write", "403", "hf auth login"]),
-        ("hf_unknown", REPO, ["no right to write", "401", "hf auth login"]),
+        (OTHER_TOKEN, REPO, ["no write access", "403", "hf auth login"]),
+        (READ_TOKEN, REPO, ["no write access", "403", "hf auth login"]),
+        ("hf_unknown", REPO, ["no write access", "401", "hf auth login"]),
         ("", REPO, ["there is no token", "hf auth login"]),
         (OWNER_TOKEN, "user//model", ["no Hub id"]),
         (OWNER_TOKEN, "a/b/c", ["no Hub id"]),
-        (OWNER_TOKEN, "stranger/model", ["no right to write", "stranger"]),
+        (OWNER_TOKEN, "stranger/model", ["no write access", "stranger"]),
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
@@ -548,7 +548,7 @@ def test_a_repository_with_other_content_is_left_alone_unless_it_is_to_be_replac
     world.hub._store.repositories["model", REPO].commits[world.hub.head(REPO)].files.pop("reward_config.json")
     world.hub.put(REPO, foreign)
     before = world.refs()
-    refused(world.push(models.new), "already holds another model", "--branch", "--replace")
+    refused(world.push(models.new), "already contains another model", "--branch", "--replace")
     assert world.refs() == before
     done(world.push(models.new, "--branch", "reward"))
     assert set(world.hub.tree(REPO, "reward")) == {*ONE_FILE, "notes.md"}

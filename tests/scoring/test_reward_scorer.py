@@ -439,7 +439,7 @@ def test_verify_raises_an_error_for_changed_rewards(folder: Path) -> None:
 
     assert RewardScorer.from_pretrained(folder, verify=True)
     edit_weights(folder / "model.safetensors", lambda tensors: tensors["score.weight"].mul_(1.01))
-    with pytest.raises(ValueError, match="does not give the rewards"):
+    with pytest.raises(ValueError, match="does not give its recorded rewards"):
         RewardScorer.from_pretrained(folder, verify=True)
 
 

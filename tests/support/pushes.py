@@ -165,7 +165,7 @@ class FaultTable:
         elif "new version is on" in line:
             assert state == "new", where
         else:
-            assert "old version or the whole new one" in line, where
+            assert "either the old or the complete new version" in line, where
             assert state in ("old", "new"), where
 
     def _retry(self, where: str) -> str:

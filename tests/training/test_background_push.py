@@ -156,7 +156,7 @@ def test_a_failed_background_push_logs_the_error_and_removes_its_folder(tmp_path
     assert not folder.exists()
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("A checkpoint was not pushed: ")
-    assert "is no saved model" in caplog.messages[0]
+    assert "is not a saved model" in caplog.messages[0]
 
 
 def test_an_unknown_push_option_is_named():
@@ -280,7 +280,7 @@ except PushError as error:
 @pytest.mark.faults
 def test_a_read_only_repository_is_refused_before_training(runs, hub):
     code = CONSTRUCT.format(paths=PATHS, place=str(runs.place))
-    for token, words in ((READ_TOKEN, "no right to write"), (None, "401")):
+    for token, words in ((READ_TOKEN, "no write access"), (None, "401")):
         done = run_python(code, hub_environment(hub, runs.place, token=token))
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("refused: The push to user/run failed"), done.stdout

@@ -80,7 +80,7 @@ def test_a_frozen_head_is_refused(make_model_folder, chat_pairs, tmp_path):
 def test_an_adapter_that_would_not_save_the_head_is_refused(make_model_folder, chat_pairs, tmp_path):
     model = load(make_model_folder("llama"))
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "score"]))
-    with pytest.raises(ValueError, match=r"head \(score\) would stay random or be lost"):
+    with pytest.raises(ValueError, match=r"must train and save the reward head \(score\)"):
         make_trainer(wrapped, chat_pairs, tmp_path / "run", processing_class=tokenizer_of(model))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from hf_reward.modeling.custom_code import brings_code
+from hf_reward.modeling.custom_code import has_custom_code
 from hf_reward.publishing.card.facts import CardFacts, read_json
 from hf_reward.publishing.card.values import decimals, interval, number
 from hf_reward.publishing.stock_scoring import load_adapter
@@ -18,7 +18,7 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
     config = read_json(facts.folder / "config.json", dict)
     tokens = read_json(facts.folder / "tokenizer_config.json", dict)
     architecture = str((config.get("architectures") or [""])[0])
-    own_code = brings_code(facts.folder)
+    own_code = has_custom_code(facts.folder)
     is_stock = own_code or not architecture or hasattr(transformers, architecture)
     if facts.is_adapter:
         is_stock = _is_stock_adapter(facts)

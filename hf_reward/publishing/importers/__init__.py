@@ -1,4 +1,4 @@
-"""Reward models of other programs -> stock classifiers with one label."""
+"""Reward models of other libraries -> stock classifiers with one label."""
 
 from pathlib import Path
 from typing import Protocol
@@ -12,14 +12,14 @@ __all__ = ["FORMATS", "ForeignModel", "Importer", "detect_format", "read_foreign
 
 
 class Importer(Protocol):
-    """What a foreign layout offers: a module, or a value of `linear_head`."""
+    """Interface of an importer: a module, or a value of `linear_head`."""
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Whether a folder is in this layout."""
+        """Return whether a folder has this layout."""
         ...
 
     def convert(self, checkpoint: Checkpoint) -> ForeignWeights:
-        """The folder's weights under stock names."""
+        """Return the weights of the folder under stock names."""
         ...
 
 
@@ -35,21 +35,21 @@ FORMATS: dict[str, Importer] = {
     "token_classifier": linear_head.TOKEN_CLASSIFIER,
     "nemotron": nemotron,
 }
-"""The importers by name, in the order in which they are tried."""
+"""Importers by name, in the order in which they are tried."""
 
 
 def detect_format(folder: str | Path, *, allow_pickle: bool = False) -> str:
-    """Find out in which layout a folder is.
+    """Detect the layout of a folder.
 
     Args:
         folder: A model folder.
-        allow_pickle: Whether weights in pickles may be opened.
+        allow_pickle: Whether to read pickled weights (tensors only).
 
     Returns:
         One of `FORMATS`.
 
     Raises:
-        ValueError: If it is in none of them, with what was found instead.
+        ValueError: If no layout matches; the message describes the content of the folder.
     """
     return _detect(Checkpoint(folder, allow_pickle=allow_pickle))
 
@@ -61,23 +61,23 @@ def read_foreign(
     base_model: str | Path | None = None,
     allow_pickle: bool = False,
 ) -> ForeignModel:
-    """Read a reward model of another program as a stock classifier with one label.
+    """Load a reward model of another library as a stock classifier with one label.
 
-    Nothing is read from the network, and no code that the folder brings is run.
+    The network is not used, and code in the folder is not run.
 
     Args:
-        folder: A model folder, or that of an adapter with a value head.
-        format: One of `FORMATS`, or `auto` to find out.
-        base_model: The model it was made from, a folder or a Hub id in the cache: for what the folder lacks of
-            configuration and tokenizer, and instead of the base that an adapter names.
-        allow_pickle: Whether weights in pickles (`.bin`, `.pt`, `.pth`) may be opened.
+        folder: A model folder, or the folder of an adapter with a value head.
+        format: One of `FORMATS`, or `auto` to detect it.
+        base_model: The model that it was fine-tuned from, as a folder or a cached Hub id. It provides configuration
+            and tokenizer if the folder has none, and replaces the base of an adapter.
+        allow_pickle: Whether to read pickled weights (`.bin`, `.pt`, `.pth`; tensors only).
 
     Returns:
-        The model in float32, its prepared tokenizer, and what to know about them.
+        The model in float32 with its prepared tokenizer and notes on its rewards.
 
     Raises:
-        ValueError: If the folder is in another layout, incomplete or damaged, needs `allow_pickle`, or holds a head
-            that stock classifiers cannot.
+        ValueError: If the folder has another layout, is incomplete or damaged, requires `allow_pickle`, or has a head
+            that stock classifiers do not support.
     """
     if format not in (*FORMATS, "auto"):
         raise ValueError(f"`format` must be 'auto' or one of {', '.join(FORMATS)}, but is {format!r}.")

@@ -1,4 +1,4 @@
-"""What an importer found in a foreign folder -> a stock classifier with one label, checked weight by weight."""
+"""Weights found by an importer -> a stock classifier with one label. All weights are checked."""
 
 import re
 from collections.abc import Mapping
@@ -21,29 +21,29 @@ _OLD_BUFFERS = re.compile(r"\.(inv_freq|masked_bias|position_ids)$|\.(attn|atten
 
 @dataclass(kw_only=True)
 class ForeignModel:
-    """An imported reward model. The foreign reward of a text is the model's reward plus `offset`."""
+    """An imported reward model. The original reward of a text is the reward of this model plus `offset`."""
 
     model: PreTrainedModel
     """The stock classifier, float32."""
     tokenizer: PreTrainedTokenizerBase
     """Its prepared tokenizer."""
     format: str
-    """Name of the foreign layout."""
+    """Name of the original layout."""
     reads: str
-    """Where the foreign code reads the reward."""
+    """Position at which the original code computes the reward."""
     offset: float = 0.0
-    """The head's bias, which stock decoders cannot hold."""
+    """Bias of the head, which stock decoders do not support."""
     notes: list[str] = field(default_factory=list)
-    """What a user has to know to get the same rewards."""
+    """Notes on reproducing the original rewards."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Settings of the foreign layout worth recording, such as `mean` and `std`."""
+    """Settings of the original layout to record, such as `mean` and `std`."""
 
 
 def build_model(checkpoint: Checkpoint, found: ForeignWeights, format: str) -> ForeignModel:
-    """Put what an importer found into the stock classifier.
+    """Load the weights that an importer found into the stock classifier.
 
     Args:
-        checkpoint: The folder.
+        checkpoint: The checkpoint.
         found: Its weights under stock names.
         format: Name of the layout.
 
@@ -51,7 +51,7 @@ def build_model(checkpoint: Checkpoint, found: ForeignWeights, format: str) -> F
         The model with its tokenizer.
 
     Raises:
-        ValueError: If weights are missing, have another shape, or have no place in the stock class.
+        ValueError: If weights are missing, have another shape, or are not part of the stock class.
     """
     tokenizer = checkpoint.tokenizer  # the cheaper check first
     weights = {key: tensor for key, tensor in found.backbone.items() if not _is_old_buffer(key, checkpoint.target)}
@@ -63,7 +63,7 @@ def build_model(checkpoint: Checkpoint, found: ForeignWeights, format: str) -> F
         state_dict=weights,
         dtype=torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that `_check_fit` can say which, and refuse
+        ignore_mismatched_sizes=True,  # `_check_fit` reports and refuses them
     )
     model, report = loaded
     _check_fit(checkpoint.folder, model, report)
@@ -73,8 +73,8 @@ def build_model(checkpoint: Checkpoint, found: ForeignWeights, format: str) -> F
     notes = list(found.notes)
     if found.head.bias:
         notes.append(
-            f"The head's bias {found.head.bias:.6g} is left out, because stock decoders have none: the foreign reward "
-            "is this model's plus that. Differences of rewards are the same."
+            f"The bias of the head ({found.head.bias:.6g}) is left out, because stock decoders have none. The original "
+            "reward is the reward of this model plus the bias. Reward differences are unchanged."
         )
     return ForeignModel(
         model=model,
@@ -88,13 +88,13 @@ def build_model(checkpoint: Checkpoint, found: ForeignWeights, format: str) -> F
 
 
 def _require_size(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
-    """Stop at a configuration of a much larger model than the weights are, before memory is taken for it."""
+    """Refuse a configuration that is much larger than the weights, before memory is allocated."""
     wanted = sum(each.numel() for each in checkpoint.target.parameters())
     held = sum(each.numel() for each in weights.values())
     if wanted > 2 * held:
         raise ValueError(
-            f"{checkpoint.folder} holds {held:,} numbers, but its config.json is that of a model with {wanted:,}. Take "
-            "both from a fresh copy."
+            f"The weights in {checkpoint.folder} have {held:,} parameters, but config.json describes a model with "
+            f"{wanted:,}. Copy the model again from its source."
         )
 
 
@@ -102,15 +102,15 @@ def _check_fit(folder: Path, model: PreTrainedModel, report: dict[str, Any]) -> 
     problems = {
         "missing": sorted(report["missing_keys"]),
         "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
-        "without a place": sorted(report["unexpected_keys"]),
+        "unexpected": sorted(report["unexpected_keys"]),
     }
     if any(problems.values()):
         found = "; ".join(
             f"{len(keys)} weights are {kind} (such as {', '.join(keys[:3])})" for kind, keys in problems.items() if keys
         )
         raise ValueError(
-            f"{folder} does not fit {type(model).__name__}: {found}. Check that the folder holds the whole model and "
-            "that its config.json is the model's own."
+            f"The weights in {folder} do not fit {type(model).__name__}: {found}. Check that the folder contains the "
+            "complete model and that config.json belongs to it."
         )
 
 

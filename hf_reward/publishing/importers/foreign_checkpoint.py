@@ -1,7 +1,7 @@
-"""A folder in a foreign layout, and the weights that importers find in it.
+"""A model folder of another library, and the weights that importers find in it.
 
-An importer says which tensor is the head and under which prefix the backbone lies. Renaming, reading and every check of
-the folder are here, and the stock classifier is made in `conversion`, so all layouts are held to the same rules.
+An importer names the tensor of the head and the prefix of the backbone. This module reads, renames and checks the
+weights; `conversion` builds the stock classifier. All layouts share these checks.
 """
 
 import json
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_reward.modeling.architectures import classifier_class
-from hf_reward.modeling.reward_head import is_decoder, state_regression
+from hf_reward.modeling.reward_head import is_decoder, set_regression
 from hf_reward.modeling.weight_safety import require_safe_weights
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 from hf_reward.publishing.importers.weight_files import WeightFiles, main_weight_files
@@ -35,15 +35,16 @@ LANGUAGE_MODEL_HEADS = ("lm_head.", "embed_out.")
 VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 
 USE_INSTEAD = (
-    "Score with the model's own code (`trust_remote_code=True`); for a stock model with its judgement, train one on "
-    "responses that it rated."
+    "Score with the code of the model (`trust_remote_code=True`), or train a stock reward model on responses that it "
+    "has rated."
 )
 
+_COPY_AGAIN = "Copy the model again from its source."
 _COUNTS = ("num_labels", "num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _LARGEST = 100_000
 _UNKNOWN_WORD = "\U0010fffd"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-# What only the foreign code reads; a saved `auto_map` would even send stock transformers back to that code.
+# Settings that only the other library uses. A saved `auto_map` would make stock transformers load its code.
 _FOREIGN_SETTINGS = (
     "auto_map",
     "custom_pipelines",
@@ -58,7 +59,7 @@ _FOREIGN_SETTINGS = (
 
 @dataclass(kw_only=True)
 class LinearHead:
-    """A head that is one linear layer with one output."""
+    """A head with one linear layer and one output."""
 
     weight: Tensor
     """Shape `(1, H)`."""
@@ -67,10 +68,10 @@ class LinearHead:
 
 @dataclass(kw_only=True)
 class ForeignWeights:
-    """What an importer found in a checkpoint."""
+    """Weights that an importer found in a checkpoint."""
 
     backbone: dict[str, Tensor]
-    """The backbone's weights under the names of the stock class."""
+    """Weights of the backbone under the names of the stock class."""
     head: LinearHead
     reads: str = LAST_TOKEN
     notes: list[str] = field(default_factory=list)
@@ -78,13 +79,13 @@ class ForeignWeights:
 
 
 class Checkpoint:
-    """A model folder. Nothing is read before it is asked for, and nothing from the network.
+    """A model folder, read lazily and without network access.
 
     Args:
         folder: The folder.
-        base_model: Where configuration, tokenizer and, for an adapter, the base's weights come from if not from the
-            folder: another folder, or a Hub id that is in the cache.
-        allow_pickle: Whether to open weights in pickles.
+        base_model: Source of configuration and tokenizer if the folder has none, and of the base of an adapter: a
+            folder, or a cached Hub id.
+        allow_pickle: Whether to read pickled weights (tensors only).
 
     Raises:
         ValueError: If there is no such folder.
@@ -93,7 +94,7 @@ class Checkpoint:
     def __init__(self, folder: str | Path, *, base_model: str | Path | None = None, allow_pickle: bool = False) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ValueError(f"{folder} is no folder. Download the model first and give the folder's path.")
+            raise ValueError(f"There is no folder {folder}. Download the model first and give the path of its folder.")
         self.base_model = None if base_model is None else str(base_model)
         self.allow_pickle = allow_pickle
 
@@ -104,58 +105,62 @@ class Checkpoint:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The content of config.json as it stands, empty without one."""
+        """Unchanged content of config.json, empty without one."""
         path = self.folder / "config.json"
         if not path.is_file():
             return {}
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON ({error}). Take it from a fresh copy.") from error
+            raise ValueError(f"{path} is not JSON ({error}). {_COPY_AGAIN}") from error
         if not isinstance(content, dict):
-            raise ValueError(f"{path} is no model configuration. Take it from a fresh copy.")
+            raise ValueError(f"{path} is not a model configuration. {_COPY_AGAIN}")
         if content.get("transformers_weights") is not None:
             raise ValueError(
-                f"{path} names the file of its weights (`transformers_weights`), which no layout here does. Name that "
-                "file model.safetensors and remove the setting."
+                f"{path} sets `transformers_weights`, which imports do not support. Rename the file with the weights "
+                "to model.safetensors and remove the setting."
             )
         huge = [name for name in _COUNTS if isinstance(content.get(name), int | float) and content[name] > _LARGEST]
-        if huge:  # transformers makes a list of that length while it reads the file
-            raise ValueError(f"{path} has `{huge[0]}` above {_LARGEST:,}. Take it from a fresh copy.")
+        if huge:  # transformers creates a list of that length when it loads the file
+            raise ValueError(f"`{huge[0]}` in {path} must be at most {_LARGEST:,}, but is larger. {_COPY_AGAIN}")
         return content
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the folder holds an adapter of PEFT."""
+        """Whether the folder contains a PEFT adapter."""
         return (self.folder / "adapter_config.json").is_file()
 
     @property
     def architectures(self) -> list[str]:
-        """Class names in config.json, none if what stands there is no list."""
+        """Class names in config.json; empty if the value is not a list."""
         names = self.settings.get("architectures")
         return [str(name) for name in names] if isinstance(names, list) else []
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The configuration for a stock classifier with one label, without foreign settings."""
+        """Configuration of a stock classifier with one label, without settings of the other library."""
         source = str(self.folder) if self.settings else self._base
         if source is None:
-            raise ValueError(f"{self.folder} holds no config.json. Name the model it was made from: `base_model`.")
+            raise ValueError(
+                f"{self.folder} has no config.json. Give the model that it was fine-tuned from as `base_model`."
+            )
         try:
             config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever a value of another kind leads to
+        except Exception as error:  # transformers raises errors of many types for invalid values
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"The configuration of {source} (model_type={self.settings.get('model_type')!r}) is none that "
-                f"transformers itself can read, so no stock class holds this model: {reason} "
-                f"{USE_INSTEAD}"
+                f"An import requires a model that stock transformers supports, but the configuration of {source} "
+                f"(model_type={self.settings.get('model_type')!r}) cannot be loaded: {reason} {USE_INSTEAD}"
             ) from error
         if getattr(config, "quantization_config", None) is not None:
-            raise ValueError(f"The weights of {source} are quantised. Import the model from before quantisation.")
+            raise ValueError(
+                f"An import requires weights that are not quantised, but those of {source} are. Import the original "
+                "model."
+            )
         for name in _FOREIGN_SETTINGS:
             if name in config.__dict__:
                 delattr(config, name)
-        state_regression(config)
+        set_regression(config)
         return config
 
     @cached_property
@@ -166,120 +171,129 @@ class Checkpoint:
         try:
             with torch.device("meta"):
                 target: Any = stock(self.config)
-        except Exception as error:  # sizes that do not go together, or that no tensor can have
+        except Exception as error:  # inconsistent or impossible sizes
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"The configuration of {self.folder} makes no {stock.__name__}: {reason}") from error
+            raise ValueError(
+                f"{stock.__name__} cannot be built from the configuration of {self.folder}: {reason}"
+            ) from error
         if not is_decoder(target):
             raise ValueError(
-                f"{stock.__name__} is no decoder with a linear `score`, and foreign layouts are those of decoders. "
-                "Load encoders with `AutoModelForRewardScoring.from_pretrained`."
+                f"An import requires a decoder with a linear `score` layer, but {stock.__name__} is not one. Load "
+                "encoders with `AutoModelForRewardScoring.from_pretrained`."
             )
         return target
 
     def _require_layers(self) -> None:
-        """Stop at a configuration with more layers than there are tensors, before they are made."""
+        """Refuse a configuration with more layers than tensors before the layers are created."""
         layers, tensors = getattr(self.config.get_text_config(), "num_hidden_layers", 0), len(self.weights)
         if not self.is_adapter and isinstance(layers, int) and layers > tensors:
             raise ValueError(
-                f"{self.folder}/config.json says that the model has {layers} layers, but there are {tensors} tensors. "
-                "Take both from a fresh copy."
+                f"{self.folder}/config.json describes a model with {layers} layers, but there are only {tensors} "
+                f"tensors. {_COPY_AGAIN}"
             )
 
     @cached_property
     def head_files(self) -> WeightFiles | None:
-        """The tensors of a value head saved in a file of its own, None without one."""
+        """Tensors of a value head in a separate file, or None."""
         paths = [self.folder / name for name in VALUE_HEAD_FILES if (self.folder / name).is_file()]
         return WeightFiles(paths[:1], allow_pickle=self.allow_pickle) if paths else None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The prepared tokenizer, with a pad token at which no sequence is read."""
+        """The prepared tokenizer, with a pad token that never ends a text."""
         source = str(self.folder) if _has_tokenizer(self.folder) else self._base
         if source is None:
-            raise ValueError(f"{self.folder} holds no tokenizer. Name the model it was made from: `base_model`.")
+            raise ValueError(
+                f"{self.folder} has no tokenizer. Give the model that it was fine-tuned from as `base_model`."
+            )
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises plain `Exception`s
             raise ValueError(f"The tokenizer of {source} cannot be loaded: {error!r}") from error
-        # As pad token, the unknown token would hide an unknown word at the end of a text. Byte-level tokenizers and
-        # those that fall back to bytes never give it, so there it may stay, as Starling has it.
+        # If the unknown token is the pad token, an unknown word at the end of a text would be ignored. Tokenizers with
+        # byte fallback never produce the unknown token, so they can keep it as pad token (Starling does).
         if tokenizer.pad_token_id in tokenizer(_UNKNOWN_WORD, add_special_tokens=False)["input_ids"]:
             tokenizer.pad_token = None
         return prepare_tokenizer(tokenizer)
 
     @cached_property
     def _base(self) -> str | None:
-        """Name of the model this one was made from: the caller's word, else the adapter's."""
+        """Base model: the caller's value, otherwise the base of the adapter."""
         if self.base_model is not None or not self.is_adapter:
             return self.base_model
         try:
             return PeftConfig.from_pretrained(str(self.folder)).base_model_name_or_path
         except Exception as error:
-            raise ValueError(f"{self.folder}/adapter_config.json is no adapter of PEFT: {error!r}") from error
+            raise ValueError(
+                f"{self.folder}/adapter_config.json is not the configuration of a PEFT adapter: {error!r}"
+            ) from error
 
     def linear_head(self, name: str, weights: Mapping[str, Tensor] | None = None) -> LinearHead:
-        """Read a head that is one linear layer with one output.
+        """Load a head with one linear layer and one output.
 
         Args:
             name: Name of the layer.
-            weights: Where it lies if not among the model's weights.
+            weights: Tensors of the head, if they are in a separate file.
 
         Returns:
             The head.
 
         Raises:
-            ValueError: If there is no such layer, or it has several outputs.
+            ValueError: If the layer is missing or has several outputs.
         """
         weights = self.weights if weights is None else weights
         if f"{name}.weight" not in weights:
-            raise ValueError(f"{self.folder} holds no `{name}.weight`, the reward head of this layout.")
+            raise ValueError(f"This layout requires the reward head `{name}.weight`, but {self.folder} has none.")
         weight = weights[f"{name}.weight"]
         if weight.ndim != 2 or weight.shape[0] != 1:
             raise ValueError(
-                f"`{name}.weight` in {self.folder} has shape {tuple(weight.shape)}; a head that gives one reward has "
-                "shape (1, H). Heads with several outputs fit no stock reward model."
+                f"The reward head must have shape (1, H), but `{name}.weight` in {self.folder} has shape "
+                f"{tuple(weight.shape)}. Heads with several outputs are not supported."
             )
         bias = weights.get(f"{name}.bias")
         return LinearHead(weight=weight, bias=0.0 if bias is None else bias.item())
 
-    def backbone(self, prefix: str, *, beside: tuple[str, ...]) -> dict[str, Tensor]:
-        """The backbone's weights under the stock class's names.
+    def backbone(self, prefix: str, *, other: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the weights of the backbone under the names of the stock class.
 
         Args:
-            prefix: How their keys start here, with the dot.
-            beside: How other keys of this layout start. Unknown ones are refused: they may be part of the head.
+            prefix: Prefix of the backbone's keys, with the dot.
+            other: Prefixes of the other keys of this layout. Unknown keys are refused: they may belong to the head.
 
         Returns:
             The tensors.
 
         Raises:
-            ValueError: If there are none, or keys that the layout does not have.
+            ValueError: If there are no weights, or unknown keys.
         """
         if not self.weights:
-            raise ValueError(f"{self.folder} holds no weights. Copy the whole model.")
+            raise ValueError(f"{self.folder} contains no weights. {_COPY_AGAIN}")
         inside = [key for key in self.weights if key.startswith(prefix)]
-        other = [key for key in self.weights if not key.startswith((prefix, *beside, *LANGUAGE_MODEL_HEADS))]
-        if not inside or other:
-            found = ", ".join(other[:5] or list(self.weights)[:5])
+        unknown = [key for key in self.weights if not key.startswith((prefix, *other, *LANGUAGE_MODEL_HEADS))]
+        if not inside or unknown:
+            found = ", ".join(unknown[:5] or list(self.weights)[:5])
             raise ValueError(
-                f"{self.folder} is in another layout: the backbone should lie under `{prefix}`, but there is {found}."
+                f"{self.folder} has another layout: keys of the backbone must start with `{prefix}`, but found {found}."
             )
         stem = f"{self.target.base_model_prefix}."
         return {stem + key.removeprefix(prefix): self.weights[key] for key in inside}
 
     def merged_backbone(self) -> dict[str, Tensor]:
-        """The backbone's weights of a base model with this folder's adapter merged into it, in float32.
+        """Merge the adapter of this folder into its base model in float32, and return the weights of the backbone.
 
         Returns:
-            The tensors under the stock class's names.
+            The tensors under the names of the stock class.
 
         Raises:
-            ValueError: If base or adapter cannot be loaded, or lie in pickles.
+            ValueError: If base or adapter cannot be loaded, or are pickles.
         """
         if self._base is None:
-            raise ValueError(f"{self.folder}/adapter_config.json names no base model. Give `base_model`.")
+            raise ValueError(
+                f"An adapter requires a base model, but {self.folder}/adapter_config.json names none. Give "
+                "`base_model`."
+            )
         require_safe_weights(self.folder, allow_pickle=self.allow_pickle, local_files_only=True)
-        stem = f"{self.target.base_model_prefix}."  # refuses quantised bases, before they are loaded
+        stem = f"{self.target.base_model_prefix}."  # also refuses quantised bases before they are loaded
         options: dict[str, Any] = {} if self.allow_pickle else {"use_safetensors": True}
         try:
             require_safe_weights(self._base, allow_pickle=self.allow_pickle, local_files_only=True)
@@ -289,15 +303,17 @@ class Checkpoint:
             adapted: Any = PeftModel.from_pretrained(language_model, str(self.folder))
         except Exception as error:
             raise ValueError(
-                f"The adapter in {self.folder} cannot be put on its base {self._base}: {error}\n"
-                "If the base lies elsewhere, give its folder as `base_model`."
+                f"The adapter in {self.folder} cannot be loaded on its base {self._base}: {error}\n"
+                "If the base is in another folder, give that folder as `base_model`."
             ) from error
         if adapted.active_peft_config.is_prompt_learning:
-            raise ValueError(f"The adapter in {self.folder} adds virtual tokens and cannot be merged into a model.")
+            raise ValueError(
+                f"The adapter in {self.folder} uses virtual tokens (prompt learning), which cannot be merged."
+            )
         merged = adapted.merge_and_unload()
         return {stem + key: tensor for key, tensor in merged.base_model.state_dict().items()}
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    # Without vocabulary, transformers can make an empty tokenizer from the rest, which would encode nothing.
+    # Without a vocabulary, transformers may build an empty tokenizer from the other files.
     return any((folder / name).is_file() for name in _VOCABULARIES)

@@ -1,4 +1,4 @@
-"""Layouts that differ in names alone: a backbone under some prefix, and beside it a head that is one linear layer."""
+"""Layouts that only differ in names: a backbone with a prefix, and a head with one linear layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,28 +13,28 @@ from hf_reward.publishing.importers.foreign_checkpoint import (
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHeadLayout:
-    """An importer of one such layout."""
+    """Importer for one of these layouts."""
 
     head: str
     """Name of the head."""
     backbone: str | None = None
-    """How keys of the backbone start; None for the stock class's own prefix."""
-    beside: tuple[str, ...]
-    """How other keys of this layout start."""
-    is_this: Callable[[Checkpoint], bool] = lambda checkpoint: True
-    """What else tells the layout from others with a head of that name."""
+    """Prefix of the backbone's keys; None for the prefix of the stock class."""
+    other: tuple[str, ...]
+    """Prefixes of the other keys of this layout."""
+    condition: Callable[[Checkpoint], bool] = lambda checkpoint: True
+    """Further condition, to distinguish layouts with the same name of the head."""
     reads: str = LAST_TOKEN
     note: str
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Whether a folder is in this layout."""
-        return f"{self.head}.weight" in checkpoint.weights and self.is_this(checkpoint)
+        """Return whether a folder has this layout."""
+        return f"{self.head}.weight" in checkpoint.weights and self.condition(checkpoint)
 
     def convert(self, checkpoint: Checkpoint) -> ForeignWeights:
-        """The folder's weights under stock names."""
+        """Return the weights of the folder under stock names."""
         head = checkpoint.linear_head(self.head)
         prefix = self.backbone or f"{checkpoint.target.base_model_prefix}."
-        backbone = checkpoint.backbone(prefix, beside=self.beside)
+        backbone = checkpoint.backbone(prefix, other=self.other)
         return ForeignWeights(backbone=backbone, head=head, reads=self.reads, notes=[self.note])
 
 
@@ -50,44 +50,45 @@ def _is_token_classifier_of_one_label(checkpoint: Checkpoint) -> bool:
 DEEPSPEED_CHAT = LinearHeadLayout(
     head="v_head",
     backbone="rwtransformer.",
-    beside=("v_head.",),
-    is_this=_has_keys_under("rwtransformer."),
+    other=("v_head.",),
+    condition=_has_keys_under("rwtransformer."),
     reads=BEFORE_FIRST_PAD,
-    note="Texts of DeepSpeed-Chat are ' Human: {prompt} Assistant: {response}' and '<|endoftext|>' after that. It "
-    "reads before the first pad token, which is EOS for all but Llama tokenizers: where '<|endoftext|>' is EOS, its "
+    note="DeepSpeed-Chat formats texts as ' Human: {prompt} Assistant: {response}<|endoftext|>'. It computes the "
+    "reward before the first pad token, which is EOS except for Llama tokenizers. If '<|endoftext|>' is EOS, the "
     "reward is that of the text without it.",
 )
 """DeepSpeed-Chat's `RewardModel`: the backbone under `rwtransformer.` and a `v_head` without bias."""
 STARLING = LinearHeadLayout(
     head="v_head",
     backbone="transformer.",
-    # The class also keeps the whole language model as `model`, whose backbone is the same tensors once more.
-    beside=("v_head.", "model."),
-    is_this=_has_keys_under("transformer."),
+    # The class also contains the complete language model as `model`, which repeats the tensors of the backbone.
+    other=("v_head.", "model."),
+    condition=_has_keys_under("transformer."),
     reads=BEFORE_FIRST_PAD,
-    note="Texts of Starling-RM-7B are in the format of Llama-2-Chat, those of Starling-RM-34B in that of Yi-34B-Chat. "
-    "It reads before the first pad token, which is the unknown token for the 7B and id 0 for the 34B.",
+    note="Starling-RM-7B uses the text format of Llama-2-Chat, Starling-RM-34B the format of Yi-34B-Chat. The reward "
+    "is computed before the first pad token, which is the unknown token for the 7B model and id 0 for the 34B "
+    "model.",
 )
-"""Starling's `GPTRewardModel`, which came from trlX: the backbone under `transformer.` and a `v_head` without bias."""
+"""Starling's `GPTRewardModel`, from trlX: the backbone under `transformer.` and a `v_head` without bias."""
 ULTRARM = LinearHeadLayout(
     head="regression_head",
     backbone="model.",
-    beside=("regression_head.",),
-    note="Texts of UltraRM are 'Human: {prompt}\\n\\nAssistant: {response}' (the examples in its card have one "
-    "newline), those of Eurus-RM '[INST] {prompt} [\\INST] {response}', both with BOS and without EOS.",
+    other=("regression_head.",),
+    note="UltraRM formats texts as 'Human: {prompt}\\n\\nAssistant: {response}' (the examples in its card have one "
+    "newline), Eurus-RM as '[INST] {prompt} [\\INST] {response}'; both use BOS and no EOS.",
 )
 """UltraRM and Eurus-RM: the backbone under `model.` and a `regression_head`."""
 GRM = LinearHeadLayout(
     head="v_head.summary",
-    beside=("v_head.",),
-    is_this=lambda checkpoint: "vhead_layer_type" in checkpoint.settings,  # only GRM says of which kind its head is
-    note="GRM formats texts by the tokenizer's chat template.",
+    other=("v_head.",),
+    condition=lambda checkpoint: "vhead_layer_type" in checkpoint.settings,  # only GRM records the type of its head
+    note="GRM formats texts with the chat template of the tokenizer.",
 )
-"""GRM (generalizable reward models) with a linear value head; its usual MLP head fits no stock class."""
+"""GRM (generalizable reward models) with a linear value head. Stock classes do not support its usual MLP head."""
 TOKEN_CLASSIFIER = LinearHeadLayout(
     head="score",
-    beside=("score.",),
-    is_this=_is_token_classifier_of_one_label,
-    note="A token classifier gives a number for every token; the last one's is taken as the reward.",
+    other=("score.",),
+    condition=_is_token_classifier_of_one_label,
+    note="A token classifier gives one number per token; the number of the last token is the reward.",
 )
 """Reward models saved as token classifiers with one label, as LLaMA-Factory v1 does: `score` with a bias."""

@@ -1,4 +1,4 @@
-"""LLaMA-Factory: a language model, or an adapter of one, with the value head in a file of its own."""
+"""LLaMA-Factory: a language model or an adapter, with the value head in a separate file."""
 
 from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 
@@ -6,21 +6,24 @@ HEAD = "v_head.summary"
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Whether a value head lies beside the model."""
+    """Return whether the folder has a separate file with a value head."""
     return checkpoint.head_files is not None
 
 
 def convert(checkpoint: Checkpoint) -> ForeignWeights:
-    """The backbone, an adapter merged into it, and the value head, under stock names; a missing part is refused."""
+    """Return the backbone (with a merged adapter) and the value head under stock names."""
     if checkpoint.head_files is None:
-        raise ValueError(f"{checkpoint.folder} holds no value_head.safetensors or value_head.bin.")
+        raise ValueError(
+            f"The format llama_factory requires value_head.safetensors or value_head.bin, but {checkpoint.folder} has "
+            "neither."
+        )
     head = checkpoint.linear_head(HEAD, checkpoint.head_files)
     if checkpoint.is_adapter:
         backbone = checkpoint.merged_backbone()
     else:
-        backbone = checkpoint.backbone(f"{checkpoint.target.base_model_prefix}.", beside=())
+        backbone = checkpoint.backbone(f"{checkpoint.target.base_model_prefix}.", other=())
     note = (
-        "LLaMA-Factory formats texts by the `template` of its training settings. It writes that template into the "
-        "tokenizer only if there was none, so compare the tokenizer's chat template with it."
+        "LLaMA-Factory formats texts with the `template` of its training settings. It saves this template in the "
+        "tokenizer only if the tokenizer had none, so compare the chat template of the tokenizer with it."
     )
     return ForeignWeights(backbone=backbone, head=head, notes=[note])

@@ -1,4 +1,4 @@
-"""NVIDIA's Nemotron reward models for transformers: language models whose logit of token 0 is the reward."""
+"""NVIDIA's Nemotron reward models for transformers: language models with the logit of token 0 as reward."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Whether a language model is named as one of them: its weights look like those of any other."""
+    """Return whether the name of a language model matches. Its weights do not differ from other language models."""
     folder = checkpoint.folder.resolve()
     names = [folder.name, str(checkpoint.settings.get("_name_or_path", ""))]
     if folder.parent.name == "snapshots":  # the Hub's cache: models--<owner>--<name>/snapshots/<commit>
@@ -24,40 +24,42 @@ def matches(checkpoint: Checkpoint) -> bool:
 
 
 def is_language_model(checkpoint: Checkpoint) -> bool:
-    """Whether the folder holds a language model without any reward head."""
+    """Return whether the folder contains a language model without a reward head."""
     named = any(arch.endswith(("ForCausalLM", "LMHeadModel")) for arch in checkpoint.architectures)
     return named and not checkpoint.is_adapter and checkpoint.head_files is None and len(checkpoint.weights) > 0
 
 
 def convert(checkpoint: Checkpoint) -> ForeignWeights:
-    """The backbone, and the row of token 0 of the layer that gives the logits.
+    """Return the backbone, and the row of token 0 of the output layer.
 
     Args:
-        checkpoint: The folder.
+        checkpoint: The checkpoint.
 
     Returns:
         The weights under stock names.
 
     Raises:
-        ValueError: If there is no such layer, or the model changes logits before it gives them.
+        ValueError: If there is no output layer, or the logits are not a linear function.
     """
     config = checkpoint.config.get_text_config()
     changed = [name for name in _LOGIT_SETTINGS if getattr(config, name, None) not in (None, 1, 1.0)]
     if changed:
-        raise ValueError(f"The logits of {checkpoint.folder} are no linear function: config.json sets {changed[0]}.")
-    backbone = checkpoint.backbone(f"{checkpoint.target.base_model_prefix}.", beside=())
+        raise ValueError(
+            f"The format nemotron requires linear logits, but {checkpoint.folder}/config.json sets {changed[0]}."
+        )
+    backbone = checkpoint.backbone(f"{checkpoint.target.base_model_prefix}.", other=())
     key = next((f"{name}weight" for name in LANGUAGE_MODEL_HEADS if f"{name}weight" in checkpoint.weights), None)
     if key is not None:
         rows = checkpoint.weights[key]
     elif config.tie_word_embeddings:
         rows = backbone[_embedding_key(checkpoint)]
     else:
-        raise ValueError(f"{checkpoint.folder} holds no `lm_head.weight`, whose first row gives the reward.")
+        raise ValueError(f"The format nemotron requires `lm_head.weight`, but {checkpoint.folder} has none.")
     bias = checkpoint.weights.get("lm_head.bias")
     head = LinearHead(weight=rows[:1].clone(), bias=0.0 if bias is None else float(bias[0]))
     note = (
-        "Nemotron formats conversations by the chat template without generation prompt, up to 4096 tokens, and reads "
-        "the logit of token 0 at the last token."
+        "Nemotron formats conversations with the chat template without generation prompt, up to 4096 tokens. The "
+        "reward is the logit of token 0 at the last token."
     )
     return ForeignWeights(backbone=backbone, head=head, notes=[note])
 

@@ -1,4 +1,4 @@
-"""Foreign folder -> stock folder, written and verified as every export is."""
+"""Reward model of another library -> stock folder, written and verified like an export."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,28 +20,28 @@ def import_reward_model(
     allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Turn a reward model of another library into a stock folder with the same rewards.
+    """Convert a reward model of another library to a stock folder with the same rewards.
 
     Args:
-        source: Its folder.
-        folder: Where to.
-        format: One of `importers.FORMATS`, or `auto` to find out.
-        rule: How to write it.
-        base_model: The model that it was made from, for what the folder lacks.
-        allow_pickle: Read weights that are pickles, tensors only.
-        overwrite: Replace a folder that is there.
+        source: Folder of the model.
+        folder: Output folder.
+        format: One of `importers.FORMATS`, or `auto` to detect it.
+        rule: Options of the export.
+        base_model: The model that it was fine-tuned from, if the folder has no configuration or tokenizer.
+        allow_pickle: Read pickled weights (tensors only).
+        overwrite: Replace an existing folder.
 
     Returns:
-        What was written, verified. A bias that stock decoders cannot hold is in the record as `origin["offset"]`:
-        the foreign reward is ours plus that.
+        Report on the written and verified folder. A bias of the head, which stock decoders do not support, is recorded
+        as `origin["offset"]`: the original reward is the reward of the new model plus this offset.
 
     Raises:
-        ValueError: If the folder is damaged, or in a layout that stock classifiers cannot hold.
-        FileExistsError: If the target is there and not empty.
+        ValueError: If the folder is damaged or its layout is not supported.
+        FileExistsError: If the output folder exists and is not empty.
     """
     require_free(Path(folder), overwrite)
     foreign = read_foreign(source, format, base_model=base_model, allow_pickle=allow_pickle)
-    notes = [f"Read as {foreign.format}.", *foreign.notes]
+    notes = [f"Format: {foreign.format}.", *foreign.notes]
     origin = {
         "imported_from": foreign.format,
         "offset": foreign.offset,

@@ -1,4 +1,4 @@
-"""TRL's `AutoModelForCausalLMWithValueHead`: a language model, or an adapter of one, with a value head."""
+"""TRL's `AutoModelForCausalLMWithValueHead`: a language model or an adapter with a value head."""
 
 from hf_reward.publishing.importers.foreign_checkpoint import Checkpoint, ForeignWeights
 
@@ -6,17 +6,17 @@ HEAD = "v_head.summary"
 
 
 def matches(checkpoint: Checkpoint) -> bool:
-    """Whether the value head lies among the model's weights, and was not written by GRM, which names its kind."""
+    """Return whether the weights include a value head that was not written by GRM, which records its type."""
     return f"{HEAD}.weight" in checkpoint.weights and "vhead_layer_type" not in checkpoint.settings
 
 
 def convert(checkpoint: Checkpoint) -> ForeignWeights:
-    """The backbone and the value head.
+    """Return the backbone and the value head.
 
     With an adapter, TRL saves the adapter as PEFT does and the value head alone as pytorch_model.bin.
 
     Args:
-        checkpoint: The folder.
+        checkpoint: The checkpoint.
 
     Returns:
         The weights under stock names.
@@ -26,9 +26,9 @@ def convert(checkpoint: Checkpoint) -> ForeignWeights:
     if checkpoint.is_adapter:
         backbone = checkpoint.merged_backbone()
     elif any(key.startswith("pretrained_model.") for key in checkpoint.weights):  # as gathered by ZeRO-3
-        beside = ("v_head.", "pretrained_model.lm_head.", "pretrained_model.embed_out.")
-        backbone = checkpoint.backbone(f"pretrained_model.{stem}", beside=beside)
+        other = ("v_head.", "pretrained_model.lm_head.", "pretrained_model.embed_out.")
+        backbone = checkpoint.backbone(f"pretrained_model.{stem}", other=other)
     else:
-        backbone = checkpoint.backbone(stem, beside=("v_head.",))
-    note = "TRL's value head gives a value for every token; the last one's is taken as the reward."
+        backbone = checkpoint.backbone(stem, other=("v_head.",))
+    note = "TRL's value head gives one value per token; the value of the last token is the reward."
     return ForeignWeights(backbone=backbone, head=head, notes=[note])

@@ -62,7 +62,7 @@ def test_every_tested_architecture_is_covered():
 
 
 def test_notes_say_what_to_do():
-    assert "random bias" in verdicts_of("qwen3")["SGLang"].note
+    assert "random constant" in verdicts_of("qwen3")["SGLang"].note
     assert '"raw_scores": true' in verdicts_of("bert")["TEI"].note
     assert '["Gemma3ForSequenceClassification"]' in verdicts_of("gemma3")["vLLM"].note
     assert "register_classifier" in verdicts_of("granite")["transformers, pipeline"].note

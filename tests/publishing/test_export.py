@@ -205,14 +205,14 @@ def test_a_foreign_stock_folder_is_given_a_tokenizer_that_fits(pad, make_model_f
 
 
 def test_the_original_base_is_refused_where_it_makes_no_difference(adapter, tmp_path):
-    with pytest.raises(ValueError, match="`original_base` has no effect"):
+    with pytest.raises(ValueError, match="`original_base` requires an adapter on a quantised base"):
         export_reward_model(adapter, tmp_path / "out", original_base=True)
 
 
 def test_a_base_that_has_moved_can_be_named(adapter, tmp_path):
     base = Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
     moved = base.rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match=r"cannot be found.*--base-model"):
+    with pytest.raises(ValueError, match=r"was found neither as a folder nor.*--base-model"):
         export_reward_model(adapter, tmp_path / "out")
     assert export_reward_model(adapter, tmp_path / "out", base_model=str(moved)).verification.equal
 
@@ -383,7 +383,7 @@ def test_a_source_whose_head_was_damaged_is_refused(source, tmp_path):
 @pytest.mark.parametrize("arch", ["llama", "bert", "deberta_v2"])
 def test_a_source_without_a_head_is_refused(arch, make_model_folder, tmp_path):
     base = make_model_folder(arch)
-    with pytest.raises(ValueError, match="has no reward head"):
+    with pytest.raises(ValueError, match="requires a trained reward head"):
         export_reward_model(base, tmp_path / "out")
     folder = saved_model(base, tmp_path / "headless")
     (folder / "reward_config.json").unlink()
@@ -392,7 +392,7 @@ def test_a_source_without_a_head_is_refused(arch, make_model_folder, tmp_path):
         folder / "model.safetensors",
         lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(heads)],
     )
-    with pytest.raises(ValueError, match="has no reward head"):
+    with pytest.raises(ValueError, match="requires a trained reward head"):
         export_reward_model(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -401,7 +401,7 @@ def test_a_source_without_tokenizer_or_with_a_damaged_record_is_refused(source, 
     bare = copied(source, tmp_path / "bare")
     for path in (*bare.glob("tokenizer*"), bare / "reward_config.json"):
         path.unlink()
-    with pytest.raises(ValueError, match="has no tokenizer"):
+    with pytest.raises(ValueError, match="requires a tokenizer"):
         export_reward_model(bare, tmp_path / "out")
     (source / "reward_config.json").write_text('{"format": {}}')
     with pytest.raises(ValueError, match="is not a valid record of hf_reward"):

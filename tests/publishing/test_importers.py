@@ -536,7 +536,7 @@ def test_classifiers_are_told_apart_by_their_labels(labels, message, make_model_
 def test_an_adapter_without_value_head_needs_no_import(chat_tokenizer, tmp_path):
     model = Foreign("llama", chat_tokenizer)
     adapted(model, tmp_path / "base").save_pretrained(tmp_path / "lora")
-    with pytest.raises(ValueError, match=r"adapter .* needs no import"):
+    with pytest.raises(ValueError, match=r"adapter .* does not need an import"):
         detect_format(tmp_path / "lora")
 
 
@@ -575,11 +575,11 @@ def test_a_malformed_configuration_is_refused(content, chat_tokenizer, tmp_path)
 
 
 def test_a_missing_folder_and_an_unknown_format_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="There is no folder"):
         detect_format(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"'auto' or one of llama_factory"):
         read_foreign(tmp_path, "mine")
-    with pytest.raises(ValueError, match=r"no supported layout here\. Files: none"):
+    with pytest.raises(ValueError, match=r"no supported layout\. Files: none"):
         read_foreign(tmp_path)
 
 

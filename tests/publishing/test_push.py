@@ -388,7 +388,7 @@ def paths_in(world: World, models: Models, tmp_path: Path) -> list[str]:
 
 def test_the_adapter_is_published_beside_the_model_with_a_base_that_others_have(world, models, tmp_path):
     refused(world.push(models.merged, "--adapter"), "the local folder", "--base-model ORG/NAME")
-    refused(world.push(models.new, "--adapter"), "there is no", "Leave it out")
+    refused(world.push(models.new, "--adapter"), "requires the folder", "Leave the option out")
     assert world.hub.requests == []
     done(world.push(models.merged, "--adapter", "--base-model", "org/base"))
     tree = world.hub.tree(REPO)
@@ -522,9 +522,9 @@ def test_metadata_that_the_hub_refuses_is_explained_and_nothing_is_made(world, m
         (OTHER_TOKEN, REPO, ["no write access", "403", "hf auth login"]),
         (READ_TOKEN, REPO, ["no write access", "403", "hf auth login"]),
         ("hf_unknown", REPO, ["no write access", "401", "hf auth login"]),
-        ("", REPO, ["there is no token", "hf auth login"]),
-        (OWNER_TOKEN, "user//model", ["no Hub id"]),
-        (OWNER_TOKEN, "a/b/c", ["no Hub id"]),
+        ("", REPO, ["no token was found", "hf auth login"]),
+        (OWNER_TOKEN, "user//model", ["is not a Hub id"]),
+        (OWNER_TOKEN, "a/b/c", ["is not a Hub id"]),
         (OWNER_TOKEN, "stranger/model", ["no write access", "stranger"]),
     ],
 )

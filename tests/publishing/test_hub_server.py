@@ -122,9 +122,9 @@ result["name"] = api.whoami()["name"]
 result["url"] = api.create_repo("model").repo_id
 result["again"] = outcome(api.create_repo, "user/model"), outcome(api.create_repo, "user/model", exist_ok=True)
 result["team"] = outcome(api.create_repo, "team/model", private=True)
-result["stranger"] = outcome(api.create_repo, "other/model")
+result["another owner"] = outcome(api.create_repo, "other/model")
 result["dataset"] = outcome(api.create_repo, "user/rows", repo_type="dataset")
-result["stranger's"] = outcome(other.create_repo, "other/model"), outcome(api.create_repo, "other/model", exist_ok=True)
+result["another owner, existing"] = outcome(other.create_repo, "other/model"), outcome(api.create_repo, "other/model", exist_ok=True)
 api.update_repo_settings("user/model", gated="manual")
 result["info"] = [api.model_info("user/model").gated, api.model_info("team/model").private]
 result["expand"] = api.model_info("user/model", expand=["gated", "sha"]).siblings
@@ -137,9 +137,9 @@ result["exists"] = api.repo_exists("user/model"), api.repo_exists("team/model")
         "url": "user/model",
         "again": [["HfHubHTTPError", 409], "ok"],
         "team": "ok",
-        "stranger": ["HfHubHTTPError", 403],
+        "another owner": ["HfHubHTTPError", 403],
         "dataset": "ok",
-        "stranger's": ["ok", "ok"],
+        "another owner, existing": ["ok", "ok"],
         "info": ["manual", True],
         "expand": None,
         "deleted": ["ok", ["RepositoryNotFoundError", 404]],

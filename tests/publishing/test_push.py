@@ -525,7 +525,7 @@ def test_metadata_that_the_hub_refuses_is_explained_and_nothing_is_made(world, m
         ("", REPO, ["no token was found", "hf auth login"]),
         (OWNER_TOKEN, "user//model", ["is not a Hub id"]),
         (OWNER_TOKEN, "a/b/c", ["is not a Hub id"]),
-        (OWNER_TOKEN, "stranger/model", ["no write access", "stranger"]),
+        (OWNER_TOKEN, "someone/model", ["no write access", "someone"]),
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])

@@ -121,7 +121,7 @@ def test_precisions_can_be_chosen(llama):
     result = verify_checkpoint(llama, dtypes=["float32"])
     assert result.equal
     assert not any("bfloat16" in check.name for check in result.checks)
-    with pytest.raises(ValueError, match="recorded precisions \(float32, bfloat16\), but contains float16"):
+    with pytest.raises(ValueError, match=r"recorded precisions \(float32, bfloat16\), but contains float16"):
         verify_checkpoint(llama, dtypes=["float16"])
 
 

@@ -124,7 +124,7 @@ result["again"] = outcome(api.create_repo, "user/model"), outcome(api.create_rep
 result["team"] = outcome(api.create_repo, "team/model", private=True)
 result["another owner"] = outcome(api.create_repo, "other/model")
 result["dataset"] = outcome(api.create_repo, "user/rows", repo_type="dataset")
-result["by the owner"] = outcome(other.create_repo, "other/model"), outcome(api.create_repo, "other/model", exist_ok=True)
+result["owner"] = outcome(other.create_repo, "other/model"), outcome(api.create_repo, "other/model", exist_ok=True)
 api.update_repo_settings("user/model", gated="manual")
 result["info"] = [api.model_info("user/model").gated, api.model_info("team/model").private]
 result["expand"] = api.model_info("user/model", expand=["gated", "sha"]).siblings
@@ -139,7 +139,7 @@ result["exists"] = api.repo_exists("user/model"), api.repo_exists("team/model")
         "team": "ok",
         "another owner": ["HfHubHTTPError", 403],
         "dataset": "ok",
-        "by the owner": ["ok", "ok"],
+        "owner": ["ok", "ok"],
         "info": ["manual", True],
         "expand": None,
         "deleted": ["ok", ["RepositoryNotFoundError", 404]],

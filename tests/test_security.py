@@ -49,7 +49,7 @@ def with_code(folder: Path, marker: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize("model_type", ["llama", "evil"])
 def test_code_that_a_folder_brings_is_not_run(model_type, make_model_folder, tmp_path, monkeypatch):
     def ask(*words: Any) -> str:
-        raise AssertionError("nobody may be asked on a terminal")
+        raise AssertionError("there must be no prompt on the terminal")
 
     monkeypatch.setattr("builtins.input", ask)
     folder = with_code(
@@ -132,7 +132,7 @@ def test_an_honest_index_of_shards_loads(make_model_folder, tmp_path):
     AutoModelForRewardScoring.from_pretrained(folder, verify=True)
 
 
-def test_a_pickled_adapter_is_refused_whatever_lies_beside_it(make_model_folder, tmp_path):
+def test_a_pickled_adapter_is_refused_with_any_other_files(make_model_folder, tmp_path):
     base = make_model_folder("llama")
     reward_model(base, lora=True).save_pretrained(tmp_path / "adapter")
     weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -248,7 +248,7 @@ def test_archives_are_not_unpacked_whatever_they_are_called(kind, name, tmp_path
 
 
 @pytest.mark.parametrize("name", ["../../victim", "/tmp/victim", "..", "", "a\\b", 3])
-def test_a_manifest_names_only_shards_beside_it(name, tmp_path):
+def test_a_manifest_names_only_shards_in_its_folder(name, tmp_path):
     """`--overwrite` removes the files of a run's shards."""
     path = tmp_path / "_manifest.json"
     shard = Manifest(identity={"scorer": {}, "inputs": {}, "settings": {}}, shards=[], schema=None)
@@ -279,7 +279,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", list(HOSTILE))
-def test_hostile_templates_end_in_an_error_that_says_so(name, chat_tokenizer):
+def test_hostile_templates_cause_an_error(name, chat_tokenizer):
     chat_tokenizer.chat_template = HOSTILE[name]
     with pytest.raises(ValueError, match=r"the chat template cannot render the conversation: \w") as caught:
         prepare_tokenizer(chat_tokenizer)

@@ -82,7 +82,7 @@ class ExportRule:
     """Precision of the weights; the head stays float32."""
     max_shard_size: str = "5GB"
     legacy_rope: bool = False
-    """Also write `rope_theta`, which transformers 4 reads."""
+    """Also write `rope_theta` for transformers 4."""
     strip: bool = False
     """Leave out `reward_config.json`; the folder cannot be verified without it."""
     allow_unserved: bool = False
@@ -193,8 +193,8 @@ def save_merged(
     saved = SavedModel(model, tokenizer, record or describe(model, tokenizer, FormatRule(), probes={}))
     if isinstance(model, PeftModel):
         saved.record = saved.described()
-        with staged_folder(folder / ADAPTER_FOLDER) as aside:
-            save_adapter(saved, aside)
+        with staged_folder(folder / ADAPTER_FOLDER) as staged:
+            save_adapter(saved, staged)
         if getattr(model.get_base_model(), "is_quantized", False):
             saved = _dequantized(saved, folder / ADAPTER_FOLDER, trust_remote_code=trusted)
         saved = as_plain(saved)
@@ -260,11 +260,11 @@ def write_verified(
     saved = _cast(saved, rule)
     if saved.changes.differences:
         saved.record.origin = {**saved.record.origin, "differences": saved.changes.differences}
-    with staged_folder(folder, into_existing=into_existing) as aside:
-        _write(saved, aside, folder, rule, verdicts)
-        found = _verified(aside, folder, rule.trust_remote_code) if verify else None
+    with staged_folder(folder, into_existing=into_existing) as staged:
+        _write(saved, staged, folder, rule, verdicts)
+        found = _verified(staged, folder, rule.trust_remote_code) if verify else None
         if rule.strip:
-            (aside / FILE_NAME).unlink()
+            (staged / FILE_NAME).unlink()
     return ExportReport(
         folder=folder,
         dtype=rule.dtype,
@@ -275,24 +275,24 @@ def write_verified(
     )
 
 
-def _write(saved: SavedModel, aside: Path, folder: Path, rule: ExportRule, verdicts: list[Verdict]) -> None:
+def _write(saved: SavedModel, staged: Path, folder: Path, rule: ExportRule, verdicts: list[Verdict]) -> None:
     """Write weights, tokenizer, record and card, and copy the audit and benchmark results of the folder."""
-    saved.model.save_pretrained(str(aside), max_shard_size=rule.max_shard_size)
-    save_heads(saved.model, aside)
-    saved.tokenizer.save_pretrained(aside)
+    saved.model.save_pretrained(str(staged), max_shard_size=rule.max_shard_size)
+    save_heads(saved.model, staged)
+    saved.tokenizer.save_pretrained(staged)
     if rule.legacy_rope:
-        _add_legacy_rope(aside / "config.json")
-    saved.record.save(aside)
+        _add_legacy_rope(staged / "config.json")
+    saved.record.save(staged)
     for name in (AUDIT_FILE, BENCHMARKS_FILE):
         if (folder / name).is_file():
-            shutil.copy(folder / name, aside / name)
+            shutil.copy(folder / name, staged / name)
     # Without the record, the card must not mention `hf-reward verify`.
     record = replace(saved.record, probes={}) if rule.strip else saved.record
-    write_model_card(aside, record, compatibility=verdicts, title=folder.resolve().name)
+    write_model_card(staged, record, compatibility=verdicts, title=folder.resolve().name)
 
 
-def _verified(aside: Path, folder: Path, trust_remote_code: bool) -> Verification:
-    found = verify_checkpoint(aside, trust_remote_code=trust_remote_code)
+def _verified(staged: Path, folder: Path, trust_remote_code: bool) -> Verification:
+    found = verify_checkpoint(staged, trust_remote_code=trust_remote_code)
     found.folder = str(folder)
     if not found.equal:
         raise VerificationError(f"The written folder does not give the model's rewards and was removed. {found}", found)

@@ -1,4 +1,4 @@
-"""Fuzz every door through which data of strangers come.
+"""Fuzz every entry point for untrusted data.
 
 `python tests/fuzz/fuzz.py --minutes 3` gives each target three minutes of CPU time in a process of its own, with
 coverage guidance (atheris) where that is installed and random cases (hypothesis) otherwise. Every error that is not
@@ -207,7 +207,7 @@ def run_targets(names: list[str], engine: str, seconds: float, out: Path) -> lis
 
 def main(words: list[str]) -> int:
     """Fuzz, print the table, and say whether anything was found."""
-    parser = argparse.ArgumentParser(prog="fuzz", description="Fuzz every door through which data of strangers come.")
+    parser = argparse.ArgumentParser(prog="fuzz", description="Fuzz every entry point for untrusted data.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"Out of {', '.join(NAMES)}; all unless named.")
     parser.add_argument("--minutes", type=float, default=3.0, help="CPU minutes of each target.")
     parser.add_argument("--engine", choices=["auto", "atheris", "hypothesis"], default="auto")

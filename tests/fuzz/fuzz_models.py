@@ -1,4 +1,4 @@
-"""What is fuzzed beside `fuzz_targets.py`: the server's endpoints, foreign models, and records of our own."""
+"""Further fuzz targets: the endpoints of the server, models of other libraries, and records."""
 
 import asyncio
 import json
@@ -261,4 +261,4 @@ MODEL_TARGETS = {
     ),
     "records": Target(st.one_of(_changes, st.binary(max_size=60)), _records),
 }
-"""Name -> door."""
+"""Name -> target."""

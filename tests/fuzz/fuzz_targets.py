@@ -1,4 +1,4 @@
-"""What is fuzzed: for each door through which data of strangers come, odd cases, and the errors that may come out.
+"""Fuzz targets: test cases for each entry point for untrusted data, and the documented errors.
 
 A case goes in; out comes a result or one of the documented errors, with a message. Anything else is a finding.
 `fuzz.py` runs these for minutes, the tests run some hundred cases of each.
@@ -35,7 +35,7 @@ Try = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Target:
-    """One door."""
+    """One entry point."""
 
     cases: st.SearchStrategy[Any]
     make: Callable[[Path], Try]
@@ -52,7 +52,7 @@ def try_case(target: Target, attempt: Try, case: Any) -> None:
     """Try one case.
 
     Args:
-        target: The door.
+        target: The entry point.
         attempt: What its `make` gave.
         case: What goes in.
 
@@ -385,4 +385,4 @@ TARGETS = {
     "probe_data": Target(_probe_files, _probe_data),
     "manifest": Target(st.one_of(_manifests, st.binary(max_size=60)), _manifest),
 }
-"""Name -> door."""
+"""Name -> target."""

@@ -1,4 +1,4 @@
-"""Adapters of PEFT other than plain LoRA: equal in stock, trainer, scorer and server, merged or refused."""
+"""PEFT adapters other than plain LoRA: equal in stock, trainer, scorer and server, merged or refused."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every backbone that transformers can make a language model of gets a classifier that finds its weights."""
+"""Every backbone with a language model in transformers gets a classifier that loads its weights."""
 
 import pytest
 import torch

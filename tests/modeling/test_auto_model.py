@@ -1,4 +1,4 @@
-"""The factory: any checkpoint becomes a stock classifier with one label, and a head that is there is never touched."""
+"""Any checkpoint becomes a stock classifier with one label, and an existing head is never changed."""
 
 import copy
 import json
@@ -96,7 +96,7 @@ def test_every_architecture_becomes_its_stock_classifier_and_reloads_bit_for_bit
 
 
 @pytest.mark.parametrize("arch", ["llama", "bert", "deberta_v2"])
-def test_a_model_knows_whether_its_head_is_new_and_what_class_it_is(arch, make_model_folder, tmp_path):
+def test_a_model_records_whether_its_head_is_new_and_its_class(arch, make_model_folder, tmp_path):
     model = load(make_model_folder(arch))
     assert model.has_new_head
     assert model.config.architectures == [type(model).__name__]
@@ -146,7 +146,7 @@ def test_weights_of_another_shape_are_refused(make_model_folder):
         load(folder)
 
 
-def test_a_backbone_that_is_no_language_model_is_refused(tmp_path):
+def test_a_backbone_without_a_language_model_is_refused(tmp_path):
     AutoConfig.for_model("vit").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="requires a language model or sequence classifier"):
         load(tmp_path)
@@ -314,7 +314,7 @@ def test_an_adapter_on_a_bfloat16_backbone_gives_float32_rewards_and_reloads(mak
     torch.testing.assert_close(rewards(model), rewards(reloaded))
 
 
-def test_the_base_model_of_an_adapter_can_have_moved(make_model_folder, tmp_path):
+def test_the_base_model_of_an_adapter_can_be_in_a_new_location(make_model_folder, tmp_path):
     folder = make_model_folder("llama")
     model = load(folder, peft_config=lora())
     randomize_head(model)

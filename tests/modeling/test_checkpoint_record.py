@@ -1,4 +1,4 @@
-"""The record that travels with a model: it comes back as it was, and its hashes see every change that moves ids."""
+"""The record of a model survives saving and loading, and its hashes detect every change of token ids."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def test_a_record_is_plain_json_that_strict_readers_accept(chat_tokenizer, tmp_p
         make_record(chat_tokenizer, reward_statistics={"mean": float("nan")}).save(tmp_path)
 
 
-def test_a_folder_without_record_has_none(tmp_path):
+def test_a_folder_without_a_record_gives_none(tmp_path):
     assert CheckpointRecord.load(tmp_path) is None
 
 
@@ -68,7 +68,7 @@ def test_the_tokenizer_hash_sees_new_and_renamed_tokens_but_not_the_template(cha
     assert tokenizer_hash(chat_tokenizer) not in (before, renamed)
 
 
-def test_the_tokenizer_hash_stays_the_same_when_a_tokenizer_has_been_used_and_reloaded(chat_tokenizer, tmp_path):
+def test_using_and_reloading_a_tokenizer_does_not_change_its_hash(chat_tokenizer, tmp_path):
     before = tokenizer_hash(chat_tokenizer)
     chat_tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=3)
     assert tokenizer_hash(chat_tokenizer) == before
@@ -131,17 +131,17 @@ def test_damaged_probes_make_a_damaged_record(probes, chat_tokenizer, tmp_path):
         CheckpointRecord.load(tmp_path)
 
 
-def test_whole_probes_are_read(chat_tokenizer, tmp_path):
+def test_complete_probes_are_accepted(chat_tokenizer, tmp_path):
     probes = {"conversations": [PROBE, {**PROBE, "name": "two"}], "rewards": {"float32": [None, 1.5]}}
     make_record(chat_tokenizer, probes=probes).save(tmp_path)
     assert CheckpointRecord.load(tmp_path).probes == probes
 
 
-def test_a_path_that_is_no_folder_is_said_to_be_none(tmp_path):
+def test_a_path_that_is_not_a_folder_is_an_error(tmp_path):
     for name in (tmp_path / "nowhere", "./nowhere", "../a/b"):
         with pytest.raises(FileNotFoundError, match="There is no folder"):
             CheckpointRecord.find(name)
-    assert CheckpointRecord.find("nobody/nothing") is None, "a Hub id that cannot be reached"
+    assert CheckpointRecord.find("unknown/model") is None, "a Hub id that cannot be reached"
 
 
 def test_what_a_later_version_added_is_left_out(chat_tokenizer, tmp_path):

@@ -1,4 +1,4 @@
-"""Models with code of their own: refused unless trusted; trained, saved with their code, scored and verified."""
+"""Models with custom code: refused unless trusted; trained, saved with their code, scored and verified."""
 
 import json
 import sys

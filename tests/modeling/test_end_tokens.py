@@ -1,4 +1,4 @@
-"""T5 and BART read the reward at their last end token: rows with any number of them, and templates without it."""
+"""T5 and BART compute the reward at the last end token, for any number of end tokens and any template."""
 
 import pytest
 import torch

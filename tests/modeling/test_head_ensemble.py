@@ -1,4 +1,4 @@
-"""Several reward heads: the layer, its file, and how a run with it trains, resumes and is saved."""
+"""Several reward heads: the layer, its file, and training, resuming and saving with it."""
 
 import json
 import logging
@@ -65,10 +65,10 @@ def test_new_heads_differ_and_their_mean_is_the_head_that_was_there(arch, make_m
     assert each.shape == (1, 5)
     assert each.std() > 1e-3
     torch.testing.assert_close(each.mean(1, keepdim=True), before)
-    assert rewards(model).shape == (1, 1)  # as soon as nobody asks for each
+    assert rewards(model).shape == (1, 1)  # outside of `every_head`
 
 
-def test_the_state_is_that_of_the_mean_and_loading_one_moves_all_heads_alike(make_model_folder):
+def test_the_state_dict_is_the_mean_head_and_loading_shifts_all_heads_equally(make_model_folder):
     model = load(make_model_folder("roberta"))
     names = set(model.state_dict())
     add_heads(model, 3, seed=0)
@@ -229,9 +229,7 @@ def test_sharded_models_are_refused(make_model_folder, chat_pairs, tmp_path, mon
 
 
 @pytest.mark.parametrize("arch", ["llama", "bert", "roberta"])
-def test_what_is_saved_is_a_stock_model_of_the_mean_and_the_heads_beside_it(
-    arch, make_model_folder, text_pairs, tmp_path
-):
+def test_an_ensemble_is_saved_as_a_stock_model_and_a_file_with_the_heads(arch, make_model_folder, text_pairs, tmp_path):
     trainer = make_trainer(
         make_model_folder(arch), text_pairs, tmp_path / "out", num_reward_heads=4, learning_rate=1e-2
     )
@@ -299,7 +297,7 @@ def test_a_save_over_an_ensemble_leaves_no_heads_of_it(make_model_folder, chat_p
     assert not (tmp_path / "merged" / HEADS_FILE).exists()
 
 
-def test_training_goes_on_with_the_saved_heads_where_their_number_is_asked_for(
+def test_training_continues_with_the_saved_heads_if_their_number_is_set(
     make_model_folder, chat_pairs, tmp_path, caplog
 ):
     trainer = make_trainer(
@@ -344,7 +342,7 @@ def test_heads_that_are_damaged_missing_or_of_another_model_are_not_taken(make_m
     assert list(saved_state(adapted)) == ["score.weight"]
 
 
-def test_a_missing_file_of_heads_is_said(make_model_folder, chat_pairs, tmp_path, caplog):
+def test_a_missing_file_of_heads_is_reported(make_model_folder, chat_pairs, tmp_path, caplog):
     trainer = make_trainer(make_model_folder("llama"), chat_pairs, tmp_path / "out", num_reward_heads=2)
     trainer.save_model()
     shutil.rmtree(tmp_path / "out" / "reward_heads")

@@ -1,4 +1,4 @@
-"""Of the warnings of other libraries exactly the irrelevant ones are silent; others of the same loggers appear."""
+"""Only the irrelevant warnings of other libraries are suppressed."""
 
 import importlib.util
 import logging

@@ -1,4 +1,4 @@
-"""Adapters on the Hub, in a cache laid out as the Hub's: the asked revision of each, the stated one of its base."""
+"""Adapters in a Hub cache: the requested revision of the adapter, and the stated revision of its base."""
 
 import shutil
 from pathlib import Path

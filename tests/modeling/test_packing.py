@@ -145,12 +145,12 @@ def test_gemma2_packs_once_its_scores_are_not_capped() -> None:
     torch.testing.assert_close(packed, compute_rewards(model, DataCollatorForPreference(0)(make_rows())))
 
 
-def test_gemma2_says_why_it_stays_padded(make_model_folder: Any) -> None:
+def test_gemma2_is_padded_with_a_reason(make_model_folder: Any) -> None:
     model = AutoModelForRewardScoring.from_pretrained(make_model_folder("gemma2"))
     assert "caps attention scores" in str(why_not_packed(model))
 
 
-def test_an_encoder_says_why_it_stays_padded(make_model_folder: Any) -> None:
+def test_an_encoder_is_padded_with_a_reason(make_model_folder: Any) -> None:
     model = AutoModelForRewardScoring.from_pretrained(make_model_folder("bert"))
     assert "encoder" in str(why_not_packed(model))
 
@@ -329,7 +329,7 @@ def test_neftune_is_a_reason_to_pad(llama: Any, tmp_path: Any) -> None:
     assert isinstance(choose_collator(llama, args, tokenizer), DataCollatorForPreference)
 
 
-def test_packing_beside_a_collator_of_ones_own_is_refused(llama: Any, tmp_path: Any) -> None:
+def test_packing_with_a_custom_collator_is_refused(llama: Any, tmp_path: Any) -> None:
     args = RewardConfig(output_dir=str(tmp_path), use_cpu=True, packing=True)  # type: ignore[arg-type]
     tokenizer: Any = Namespace(pad_token_id=0)
     with pytest.raises(ValueError, match="with a custom `data_collator`"):
@@ -425,7 +425,7 @@ def test_the_kernel_of_a_device_is_compared_with_the_other_back_end(monkeypatch:
 
 
 @pytest.mark.slow
-def test_torch_compile_compiles_no_layout_anew(llama: Any) -> None:
+def test_torch_compile_does_not_recompile_for_each_layout(llama: Any) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(llama, backend="eager")
     draw = random.Random(0)
@@ -522,7 +522,7 @@ def lose_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PackedLayout, "segments", segments)
 
 
-def test_a_run_that_finds_a_difference_pads_and_says_so(
+def test_a_run_that_finds_a_difference_pads_with_a_warning(
     make_model_folder: Any, chat_pairs: Any, tmp_path: Any, monkeypatch: Any, caplog: Any
 ) -> None:
     lose_the_prefix(monkeypatch)

@@ -1,4 +1,4 @@
-"""The longest sequence that a model reads: found by running each architecture to its end, and the same everywhere."""
+"""The longest supported sequence: found by running each architecture, and the same in all modules."""
 
 import json
 
@@ -77,7 +77,7 @@ def runs(model: torch.nn.Module, tokens: int) -> bool:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_a_model_reads_its_limit_and_not_one_token_more(name):
+def test_a_model_supports_its_limit_and_not_one_token_more(name):
     config, limit = LIMITS[name]
     model = AutoModelForSequenceClassification.from_config(config).eval()
     assert position_limit(model) == limit
@@ -222,7 +222,7 @@ def test_rows_that_were_prepared_longer_are_refused_with_their_number(make_model
 
 
 @pytest.mark.parametrize("arch", ["bert", "gpt2", "llama"])
-def test_verify_reads_a_text_of_the_longest_length(arch, make_model_folder, tmp_path):
+def test_verify_checks_a_text_of_maximum_length(arch, make_model_folder, tmp_path):
     folder = make_model_folder(arch)
     args = RewardConfig(output_dir=str(tmp_path / "out"), max_steps=1, use_cpu=True, report_to="none", max_length=256)
     tokenizer = tokenizer_of(folder)

@@ -1,4 +1,4 @@
-"""Probes are formatted as training formats its rows and as stock tokenizers do, and scoring them changes nothing."""
+"""Probes are formatted like training rows and by stock tokenizers, and scoring them does not change the model."""
 
 import copy
 import json
@@ -140,7 +140,7 @@ def test_probes_fit_the_positions_that_a_model_has(kind, limit, request):
 
 @pytest.mark.parametrize("limit", [24, 100, 512])
 @pytest.mark.parametrize("kind", ["chat", "text", "pair"])
-def test_one_probe_is_as_long_as_training_reads(kind, limit, request):
+def test_one_probe_has_the_maximum_length_of_training(kind, limit, request):
     tokenizer = prepare_tokenizer(request.getfixturevalue(f"{kind}_tokenizer"))
     probes = format_probes(tokenizer, limit=limit)
     assert probes[-1].name == LONGEST
@@ -238,7 +238,7 @@ def test_the_probes_themselves_are_never_changed(chat_tokenizer, make_model_fold
     assert before == PROBES
 
 
-def test_rewards_that_are_no_numbers_are_null(make_model_folder):
+def test_rewards_that_are_not_finite_are_null(make_model_folder):
     folder = make_model_folder("llama")
     model = reward_model(folder)
     with torch.no_grad():
@@ -248,7 +248,7 @@ def test_rewards_that_are_no_numbers_are_null(make_model_folder):
     json.dumps(record, allow_nan=False)
 
 
-def test_differences_are_relative_above_one_and_infinite_to_what_is_no_number():
+def test_differences_are_relative_above_one_and_infinite_for_values_that_are_not_finite():
     inf, nan = math.inf, math.nan
     expected = [0.5, -4.0, None, 1.0, None, nan, inf, 1.0]
     found = [0.75, -5.0, nan, nan, 2.0, nan, 3.0, -inf]

@@ -1,4 +1,4 @@
-"""Adapters that were trained on a 4-bit base: merged into the weights that they were fitted to."""
+"""Adapters that were trained on a 4-bit base are merged into the dequantised base."""
 
 import json
 
@@ -70,14 +70,14 @@ def rewards(folder, tokenizer, **options):
     return probe_rewards(model, format_probes(tokenizer))
 
 
-def test_the_record_says_how_the_base_was_quantised(adapter):
+def test_the_record_contains_the_quantisation_of_the_base(adapter):
     record = CheckpointRecord.load(adapter)
     assert record.quantization["load_in_4bit"] is True
     assert "score" in record.quantization["llm_int8_skip_modules"]
     assert len(set(record.probes["rewards"]["float32"])) == 8
 
 
-def test_a_merge_goes_into_the_dequantised_weights_unless_asked(base, adapter, tmp_path):
+def test_adapters_are_merged_into_dequantised_weights_by_default(base, adapter, tmp_path):
     tokenizer = tokenizer_of(base)
     exact = exact_rewards(quantized_model(base), tokenizer)
     recorded = CheckpointRecord.load(adapter).probes["rewards"]["float32"]

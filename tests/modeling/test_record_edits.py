@@ -1,4 +1,4 @@
-"""A temperature or a length curve is stored with a saved model, and nothing else of its record changes."""
+"""Storing a temperature or a length correction changes nothing else in the record."""
 
 import json
 import math

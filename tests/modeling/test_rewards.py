@@ -1,4 +1,4 @@
-"""One sequence, one reward: alone, in any batch, at any padding width, on either side where positions are relative."""
+"""The reward of a sequence is the same alone, in any batch and with any padding."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A row alone and beside others: models whose rewards depend on the batch are refused before they give any."""
+"""Models whose rewards depend on the batch are refused before a run."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def sequences_of(folder):
 
 
 @pytest.mark.parametrize("wrong_folder", WRONG, indirect=True)
-def test_training_and_scoring_refuse_a_model_that_reads_padding(wrong_folder, tmp_path, text_pairs):
+def test_training_and_scoring_refuse_a_model_that_attends_to_padding(wrong_folder, tmp_path, text_pairs):
     model = AutoModelForRewardScoring.from_pretrained(wrong_folder)
     probes = format_probes(tokenizer_of(wrong_folder), limit=400)[:8]
     differences = torch.tensor(probe_rewards(model, probes)) - torch.tensor(probe_rewards(model, probes, left=False))

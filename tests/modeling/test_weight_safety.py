@@ -1,4 +1,4 @@
-"""One rule for weights wherever they are loaded: whole, finite safetensors inside of the folder."""
+"""Weights must be complete, finite safetensors in the model folder, for all code that loads them."""
 
 import json
 import math
@@ -267,7 +267,7 @@ def test_every_command_that_loads_a_model_has_the_option():
         assert setting("allow_pickle", True) == "--allow-pickle"
 
 
-def test_an_index_of_pickles_stays_inside_the_folder_too(folder, tmp_path):
+def test_an_index_of_pickles_may_only_name_files_in_the_folder(folder, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(tensors, tmp_path / "outside.bin")
@@ -281,7 +281,7 @@ def test_an_index_of_pickles_stays_inside_the_folder_too(folder, tmp_path):
     AutoModelForRewardScoring.from_pretrained(folder, allow_pickle=True, verify=True)
 
 
-def test_every_shard_has_to_be_there_and_whole(make_model_folder, tmp_path):
+def test_every_shard_must_exist_and_be_complete(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved", save_options={"max_shard_size": "20KB"})
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 1
@@ -308,7 +308,7 @@ def as_cached(folder: Path, cache: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["whole", "shards", "adapter"])
-def test_files_of_the_hubs_cache_have_to_be_whole_too(kind, make_model_folder, tmp_path):
+def test_files_in_the_hub_cache_must_be_complete(kind, make_model_folder, tmp_path):
     source = make_model_folder("llama")
     loads: list[Any] = [AutoModelForRewardScoring.from_pretrained, RewardScorer.from_pretrained]
     if kind == "adapter":
@@ -374,7 +374,7 @@ def _with_header(parts: dict[str, Any], size: int) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [cut_off, not_finite])
-def test_score_says_in_one_line_what_is_wrong(damage, folder, tmp_path, monkeypatch, capsys):
+def test_score_reports_damaged_weights_in_one_line(damage, folder, tmp_path, monkeypatch, capsys):
     words = damage(folder)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     places = [str(folder), "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
@@ -389,7 +389,7 @@ def test_score_says_in_one_line_what_is_wrong(damage, folder, tmp_path, monkeypa
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("sides", ["here", "there", "both"])
-def test_a_server_is_never_the_same_where_rewards_are_no_numbers(value, sides):
+def test_rewards_that_are_not_finite_never_match_a_server(value, sides):
     here = np.array([0.5, -1.0, 2.0, 3.0])
     assert server_check._compare(here, here, url="u", kind="vllm", notes=[]).verdict == server_check.SAME
     broken = here.copy()

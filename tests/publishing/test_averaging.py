@@ -1,4 +1,4 @@
-"""An average of reward models is the mean of their weights, and only of models that belong together."""
+"""An average of reward models has their mean weights, and requires compatible models."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Text that may be published, and names that may."""
+"""Text and names are safe for publication."""
 
 import re
 

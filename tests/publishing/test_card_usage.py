@@ -134,7 +134,7 @@ def test_snippets_of_an_adapter_merge_it_for_others(make_model_folder, monkeypat
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_an_adapter_with_a_new_pad_token_loads_as_its_card_says(
+def test_an_adapter_with_a_new_pad_token_loads_with_the_code_of_its_card(
     arch, make_model_folder, text_tokenizer, tmp_path, monkeypatch
 ):
     """`<|pad|>` is new here, so the base lacks its embedding: loading stock PEFT's usual way fails."""

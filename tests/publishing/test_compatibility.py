@@ -1,4 +1,4 @@
-"""What is said of other programs is what their sources say, for the architectures that are tested here."""
+"""The verdicts on other programs match their source code, for all tested architectures."""
 
 import pytest
 from conftest import DECODERS, ENCODERS
@@ -70,7 +70,7 @@ def test_notes_say_what_to_do():
 
 
 @pytest.mark.parametrize("name", ["HeliumForSequenceClassification", "GPTNeoForSequenceClassification"])
-def test_decoders_without_a_native_class_need_vllm_told_where_to_read(name):
+def test_decoders_without_a_native_class_require_a_pooling_option_of_vllm(name):
     config = DECODERS["llama"](64)
     config.architectures = [name]
     verdict = next(each for each in compatibility_of_config(config) if each.program == "vLLM")
@@ -79,7 +79,7 @@ def test_decoders_without_a_native_class_need_vllm_told_where_to_read(name):
 
 
 @pytest.mark.parametrize("name", ["ElectraForSequenceClassification", "AlbertForSequenceClassification"])
-def test_encoders_that_no_server_knows_cannot_be_served(name):
+def test_unsupported_encoders_cannot_be_served(name):
     config = ENCODERS["bert"](64)
     config.architectures = [name]
     verdicts = compatibility_of_config(config, is_decoder=False)

@@ -85,7 +85,7 @@ def test_an_adapter_becomes_one_stock_folder(arch, make_model_folder, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.05), ("float16", 0.01)])
-def test_weights_are_cast_after_the_merge_and_the_head_stays_float32(dtype, bound, adapter, tmp_path):
+def test_weights_are_cast_after_the_merge_except_for_the_head(dtype, bound, adapter, tmp_path):
     report = export_reward_model(adapter, tmp_path / "out", ExportRule(dtype=dtype))
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     wanted = getattr(torch, dtype)
@@ -209,7 +209,7 @@ def test_the_original_base_is_refused_where_it_makes_no_difference(adapter, tmp_
         export_reward_model(adapter, tmp_path / "out", original_base=True)
 
 
-def test_a_base_that_has_moved_can_be_named(adapter, tmp_path):
+def test_the_new_location_of_a_base_can_be_given(adapter, tmp_path):
     base = Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
     moved = base.rename(tmp_path / "moved")
     with pytest.raises(ValueError, match=r"was found neither as a folder nor.*--base-model"):
@@ -316,10 +316,10 @@ def test_a_full_disk_leaves_nothing_behind_and_keeps_what_was_there(way, limit, 
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        whole_adapter = {name for name in files if name.startswith("adapter/")}  # written first, and checked by nobody
-        assert files - whole_adapter == (set(before) if folder == old else set())
-        assert bool(whole_adapter) == ((way, limit) == ("adapter", 40_000))
-        assert not whole_adapter or verify_checkpoint(folder / "adapter").equal
+        complete_adapter = {name for name in files if name.startswith("adapter/")}  # written first and not checked
+        assert files - complete_adapter == (set(before) if folder == old else set())
+        assert bool(complete_adapter) == ((way, limit) == ("adapter", 40_000))
+        assert not complete_adapter or verify_checkpoint(folder / "adapter").equal
     assert {path.name: path.read_bytes() for path in old.iterdir() if path.is_file()} == before
     assert left_over(tmp_path) == []
     assert left_over(old) == []
@@ -333,13 +333,13 @@ def test_a_model_whose_adapter_is_merged_already_is_not_saved_as_an_adapter(adap
     assert not (tmp_path / "again").exists()
 
 
-def test_a_folder_that_may_not_be_written_is_said_so(source, tmp_path):
+def test_a_read_only_folder_is_an_error(source, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"could not be written.*(Not a directory|File exists)"):
         export_reward_model(source, tmp_path / "file" / "out")
 
 
-def test_architectures_that_no_server_knows_are_refused_unless_asked(tmp_path, pair_tokenizer):
+def test_architectures_that_no_server_supports_are_refused_by_default(tmp_path, pair_tokenizer):
     from transformers import ElectraConfig, ElectraForSequenceClassification
 
     config = ElectraConfig(

@@ -1,4 +1,4 @@
-"""The test Hub refuses the metadata that the Hub refuses."""
+"""The test Hub refuses the same metadata as the Hub."""
 
 import re
 

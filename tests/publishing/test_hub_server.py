@@ -1,4 +1,4 @@
-"""The test Hub against the real client: what it keeps, what it refuses, and what each fault leaves behind."""
+"""The test Hub with the real client: stored files, refusals, and the state after each fault."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from huggingface_hub import hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.utils import get_session
 
 api = HfApi()
-other, reader, nobody = HfApi(token={OTHER_TOKEN!r}), HfApi(token={READ_TOKEN!r}), HfApi(token=False)
+other, reader, anonymous = HfApi(token={OTHER_TOKEN!r}), HfApi(token={READ_TOKEN!r}), HfApi(token=False)
 
 def outcome(call, *arguments, **options):
     "'ok', or the class of the exception and the status that it got."
@@ -405,7 +405,7 @@ def attempts(user):
         outcome(user.hf_hub_download, "user/model", "a.txt", cache_dir=tempfile.mkdtemp(dir=folder)),
         outcome(user.upload_file, repo_id="user/model", path_in_repo="b.txt", path_or_fileobj=b"2"),
     ]
-users = {"owner": api, "reader": reader, "other": other, "nobody": nobody}
+users = {"owner": api, "reader": reader, "other": other, "anonymous": anonymous}
 api.create_repo("user/model")
 commit(add("a.txt", "1"))
 for name, changes in {"public": {}, "gated": {"gated": "auto"}, "private": {"gated": False, "private": True}}.items():
@@ -422,7 +422,7 @@ result["reader"] = [
 ]
 result["role"] = reader.whoami()["auth"]["accessToken"]["role"]
 result["unknown"] = outcome(HfApi(token="hf_unknown").model_info, "user/model")
-result["nobody"] = outcome(nobody.create_repo, "user/new")
+result["anonymous"] = outcome(anonymous.create_repo, "user/new")
 """,
     )
     forbidden, no_access, log_in = ["HfHubHTTPError", 403], ["GatedRepoError", 403], ["GatedRepoError", 401]
@@ -431,24 +431,24 @@ result["nobody"] = outcome(nobody.create_repo, "user/new")
         "owner": ["ok", "ok", "ok"],
         "reader": ["ok", "ok", forbidden],
         "other": ["ok", "ok", forbidden],
-        "nobody": ["ok", "ok", unknown],
+        "anonymous": ["ok", "ok", unknown],
     }
     assert result["gated"] == {
         "owner": ["ok", "ok", "ok"],
         "reader": ["ok", "ok", forbidden],
         "other": ["ok", no_access, forbidden],
-        "nobody": ["ok", log_in, unknown],
+        "anonymous": ["ok", log_in, unknown],
     }
     assert result["private"] == {
         "owner": ["ok", "ok", "ok"],
         "reader": ["ok", "ok", forbidden],
         "other": [gone, gone, gone],
-        "nobody": [unknown, unknown, unknown],
+        "anonymous": [unknown, unknown, unknown],
     }
     assert result["reader"] == [forbidden] * 6
     assert result["role"] == "read"
     assert result["unknown"] == ["HfHubHTTPError", 401]
-    assert result["nobody"][1] == 401
+    assert result["anonymous"][1] == 401
     assert OWNER_TOKEN not in repr(hub.requests)
     assert {request.authorized for request in hub.requests} == {True, False}
 

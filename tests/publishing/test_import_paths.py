@@ -1,4 +1,4 @@
-"""Names in a foreign checkpoint lead neither out of its folder nor out of the new one."""
+"""Names in a checkpoint of another library never lead outside of its folder or the new folder."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""Reward models in foreign layouts become stock classifiers with the rewards that the foreign code gives."""
+"""Reward models of other libraries become stock classifiers with the same rewards."""
 
 import json
 from pathlib import Path
@@ -168,7 +168,7 @@ def test_llama_factory_with_an_adapter(arch, chat_tokenizer, tmp_path):
     check_rewards(imported, expected)
 
 
-def test_an_adapter_whose_base_has_moved_needs_base_model(chat_tokenizer, tmp_path):
+def test_an_adapter_with_a_missing_base_requires_base_model(chat_tokenizer, tmp_path):
     model = Foreign("llama", chat_tokenizer)
     adapted(model, tmp_path / "base").save_pretrained(tmp_path / "lora")
     save_file({"v_head.summary.weight": model.head}, tmp_path / "lora" / "value_head.safetensors")
@@ -218,7 +218,7 @@ def test_an_adapter_in_a_pickle_is_refused(chat_tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_nemotron_reads_the_row_of_token_0_tied_or_not(tied, chat_tokenizer, tmp_path):
+def test_nemotron_uses_the_row_of_token_0_with_tied_or_untied_embeddings(tied, chat_tokenizer, tmp_path):
     model = Foreign("llama", chat_tokenizer, tie_word_embeddings=tied)
     folder = nemotron(tmp_path, model)
     assert ("lm_head.weight" in load_file(folder / "model.safetensors")) is not tied
@@ -414,7 +414,7 @@ def test_a_damaged_index_is_refused(content, chat_tokenizer, tmp_path):
         read_foreign(folder)
 
 
-def test_an_index_names_files_of_its_own_folder_only(chat_tokenizer, tmp_path):
+def test_an_index_may_only_name_files_in_its_folder(chat_tokenizer, tmp_path):
     folder = trl(tmp_path / "model", Foreign("llama", chat_tokenizer))
     (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
     index = {"weight_map": {"v_head.summary.weight": "../model.safetensors"}}
@@ -430,7 +430,7 @@ def test_several_weight_files_without_index_are_refused(chat_tokenizer, tmp_path
         read_foreign(folder, allow_pickle=True)
 
 
-def test_the_original_files_stay_as_they_are(chat_tokenizer, tmp_path):
+def test_the_original_files_are_not_changed(chat_tokenizer, tmp_path):
     folder = trl(tmp_path, Foreign("llama", chat_tokenizer))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     imported = read_foreign(folder)
@@ -525,7 +525,7 @@ def test_a_plain_language_model_has_no_reward(make_model_folder):
 
 
 @pytest.mark.parametrize(("labels", "message"), [(1, "needs no import"), (2, "2 labels")])
-def test_classifiers_are_told_apart_by_their_labels(labels, message, make_model_folder, tmp_path):
+def test_classifiers_are_distinguished_by_their_labels(labels, message, make_model_folder, tmp_path):
     folder = make_model_folder("llama")
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=labels)
     model.save_pretrained(tmp_path / "classifier")

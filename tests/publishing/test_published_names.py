@@ -1,4 +1,4 @@
-"""What others read names no folder, user or password of this machine, and hostile names stay text."""
+"""Published files contain no local folder, user or password, and hostile names are escaped."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What is pushed is the whole verified version or nothing, whichever request fails; nothing else is ever published."""
+"""A push publishes the complete verified version or nothing, for any failing request, and never any other file."""
 
 import json
 import re
@@ -164,7 +164,7 @@ def test_an_update_is_one_commit_that_removes_old_shards_and_keeps_what_others_p
     assert tree["model.safetensors"] == (models.new / "model.safetensors").read_bytes()
 
 
-def test_the_folder_that_is_pushed_stays_as_it_is(world, models, tmp_path):
+def test_a_push_does_not_change_the_folder(world, models, tmp_path):
     folder = models.copy("old", tmp_path / "mine")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     done(world.push(folder))
@@ -252,7 +252,7 @@ def test_weights_that_do_not_give_the_recorded_rewards_stop_the_push_where_they_
 
 
 @both_storages
-def test_somebody_elses_commit_stops_the_push_and_stays(world, models):
+def test_another_commit_stops_the_push_and_is_kept(world, models):
     done(world.push(models.old))
     world.hub.when(
         lambda record: step_of(record) == "POST /models/…/commit/main",
@@ -319,7 +319,7 @@ def test_a_repository_is_closed_before_the_new_version_can_be_seen_and_opened_af
     refused(world.push(models.new, "--gated", "perhaps"), "'auto', 'manual'")
 
 
-def test_a_repository_that_stays_closed_although_it_should_open_is_said(world, models):
+def test_an_error_reports_that_the_visibility_was_not_changed(world, models):
     done(world.push(models.old, "--private"))
     world.hub.fail_where(lambda record: "/settings" in record.path, "500")
     refused(world.push(models.new, "--public"), "The new version is on the branch 'main'", "Run the same command again")
@@ -339,7 +339,7 @@ def test_a_new_private_repository_is_never_public(world, models):
     assert found == [True]
 
 
-def test_a_branch_is_made_in_one_step_and_moved_in_one(world, models):
+def test_a_branch_is_created_and_updated_in_one_commit(world, models):
     done(world.push(models.old))
     main = world.hub.head(REPO)
     world.hub.fail_where(lambda record: "/resolve/" in record.path and record.method == "GET", "500", times=None)
@@ -386,7 +386,7 @@ def paths_in(world: World, models: Models, tmp_path: Path) -> list[str]:
     return [name for name, data in world.hub.tree(REPO).items() if any(each.encode() in data for each in places)]
 
 
-def test_the_adapter_is_published_beside_the_model_with_a_base_that_others_have(world, models, tmp_path):
+def test_the_adapter_is_published_with_the_hub_id_of_its_base(world, models, tmp_path):
     refused(world.push(models.merged, "--adapter"), "the local folder", "--base-model ORG/NAME")
     refused(world.push(models.new, "--adapter"), "requires the folder", "Leave the option out")
     assert world.hub.requests == []
@@ -418,7 +418,7 @@ def test_a_folder_with_an_adapter_is_merged_and_keeps_its_card(world, models, tm
     assert "adapter/adapter_model.safetensors" in tree
 
 
-def test_the_base_of_an_adapter_may_have_moved_to_the_hub(world, models, tmp_path):
+def test_the_base_of_an_adapter_may_be_on_the_hub(world, models, tmp_path):
     done(world.client.run("push", models.new, "user/base-of-it"))
     world.hub.put("user/base-of-it", {each.name: each.read_bytes() for each in models.base.iterdir()})
     folder = models.copy("adapter", tmp_path / "mine")
@@ -429,7 +429,7 @@ def test_the_base_of_an_adapter_may_have_moved_to_the_hub(world, models, tmp_pat
     assert set(world.hub.tree(REPO)) == ONE_FILE
 
 
-def test_a_generated_card_names_the_repository_and_an_edited_one_stays(world, models, tmp_path):
+def test_a_generated_card_names_the_repository_and_an_edited_card_is_kept(world, models, tmp_path):
     folder = models.copy("new", tmp_path / "mine")
     done(world.push(folder))
     assert b"user/model" in world.hub.tree(REPO)["README.md"]
@@ -529,7 +529,7 @@ def test_metadata_that_the_hub_refuses_is_explained_and_nothing_is_made(world, m
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
-def test_who_may_not_write_is_told_and_changes_nothing(world, models, token, repo, words, exists):
+def test_a_token_without_write_access_is_an_error_and_changes_nothing(world, models, token, repo, words, exists):
     if exists:
         done(world.push(models.old))
     before = world.hub.snapshot()

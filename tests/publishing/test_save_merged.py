@@ -1,4 +1,4 @@
-"""A live model is saved as a stock classifier with the same rewards, its adapter merged and kept beside it."""
+"""A model in memory is saved as a stock classifier with the same rewards, with a merged and a separate adapter."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def test_a_merged_model_is_a_stock_classifier_with_the_same_rewards(arch, make_m
     assert close(rewards(stock, AutoTokenizer.from_pretrained(tmp_path / "out")), expected)
 
 
-def test_the_adapter_lies_beside_the_merged_model_and_gives_the_same_rewards(make_model_folder, tmp_path):
+def test_the_saved_adapter_and_the_merged_model_give_the_same_rewards(make_model_folder, tmp_path):
     folder = make_model_folder("llama")
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
     model = load_with_adapter(folder)
@@ -73,7 +73,7 @@ def test_the_adapter_lies_beside_the_merged_model_and_gives_the_same_rewards(mak
     assert AutoTokenizer.from_pretrained(tmp_path / "out").padding_side == "right"
 
 
-def test_a_model_without_adapter_is_saved_as_it_is(make_model_folder, tmp_path):
+def test_a_model_without_adapter_is_saved_unchanged(make_model_folder, tmp_path):
     folder = make_model_folder("llama")
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
     model = load(folder)
@@ -132,7 +132,7 @@ def test_the_text_classification_pipeline_gives_the_reward_itself(arch, make_mod
     assert close(found, rewards(model, tokenizer))
 
 
-def test_a_bfloat16_model_is_saved_in_float32_when_asked_and_stays_as_it_was(make_model_folder, tmp_path):
+def test_saving_a_bfloat16_model_in_float32_does_not_change_it(make_model_folder, tmp_path):
     source = make_model_folder("llama")
     model = reward_model(source, dtype="bfloat16")
     expected = {name: value.clone() for name, value in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A model's probes are scored once as long as its weights stay, and anew when they change."""
+"""The probes of a model are scored once, and again only after its weights change."""
 
 import pytest
 import torch
@@ -95,7 +95,7 @@ def test_a_model_about_to_be_pushed_is_scored_once(plain, scored):
     assert (saved.record.versions, further.record.probes) == (load_saved(plain).record.versions, {})
 
 
-def test_changed_weights_are_scored_anew(plain):
+def test_changed_weights_are_scored_again(plain):
     saved = load_saved(plain)
     before = saved.rewards
     randomize_head(saved.model)

@@ -1,4 +1,4 @@
-"""`verify` says equal for what was saved well, and finds every way in which a folder can come to differ."""
+"""`verify` accepts undamaged folders and finds every kind of change."""
 
 import json
 import math
@@ -283,13 +283,13 @@ def test_each_fault_is_found_and_named(damage, expected, words, llama):
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-def test_a_lost_template_cannot_be_scored_and_is_said_so(llama):
+def test_a_missing_template_is_reported(llama):
     _lose_template(llama)
     with pytest.raises(ValueError, match="chat_template"):
         verify_checkpoint(llama)
 
 
-def test_a_head_with_two_rows_cannot_be_loaded_and_is_said_so(llama):
+def test_a_head_with_two_rows_is_reported(llama):
     edit_weights(
         llama / "model.safetensors", lambda each: each.update({"score.weight": each["score.weight"].repeat(2, 1)})
     )
@@ -315,7 +315,7 @@ def test_an_adapter_on_another_base_is_found(adapter, make_model_folder):
     assert failed(result) == {ALONE, RIGHT, LEFT}
 
 
-def test_an_adapter_without_its_base_says_where_to_name_it(adapter, make_model_folder):
+def test_the_error_for_a_missing_base_names_the_option(adapter, make_model_folder):
     base = Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
     moved = base.rename(base.with_name("moved"))
     for attempt in (lambda: verify_checkpoint(adapter), lambda: AutoModelForRewardScoring.from_pretrained(adapter)):
@@ -357,7 +357,7 @@ def test_pickles_are_refused_before_anything_is_loaded(name, llama):
         verify_checkpoint(llama)
 
 
-def test_pickles_beside_safetensors_are_no_matter(llama):
+def test_pickles_are_ignored_if_there_are_safetensors(llama):
     (llama / "pytorch_model.bin").write_bytes(b"never read")
     (llama / "training_args.bin").write_bytes(b"never read")
     refuse_pickles(llama)
@@ -371,7 +371,7 @@ def load(folder, **options):
     return AutoModelForRewardScoring.from_pretrained(folder, **options)
 
 
-def test_loading_says_nothing_of_what_is_as_it_was_saved(llama, adapter, caplog):
+def test_loading_an_unchanged_model_logs_no_warning(llama, adapter, caplog):
     for folder in (llama, adapter):
         load(folder, verify=True)
     assert not [line for line in caplog.messages if "has changed since it was saved" in line]
@@ -479,7 +479,7 @@ def test_code_in_pickles_is_never_run(kind, request, tmp_path):
     assert not harmed.exists()
 
 
-def test_a_whole_model_that_was_imported_granite_is_loaded_through_us(make_model_folder, tmp_path):
+def test_an_imported_granite_model_is_loaded_with_hf_reward(make_model_folder, tmp_path):
     folder = saved_model(make_model_folder("granite"), tmp_path / "saved")
     result = verify_checkpoint(folder)
     assert result.equal, str(result)
@@ -513,7 +513,7 @@ def test_a_fresh_process_that_never_imports_hf_reward_agrees(make_model_folder, 
 
 @pytest.mark.usefixtures("own_stock_process")
 @pytest.mark.parametrize(("through_us", "program"), [(False, "Stock transformers"), (True, "hf_reward")])
-def test_what_a_fresh_process_cannot_load_is_said_in_one_line(through_us, program, tmp_path, monkeypatch):
+def test_loading_errors_of_the_fresh_process_are_one_line(through_us, program, tmp_path, monkeypatch):
     failed_process = subprocess.CompletedProcess([], 1, "", "Traceback ...\n  in load\nValueError: no head\n\n")
     monkeypatch.setattr(subprocess, "run", lambda command, **options: failed_process)
     with pytest.raises(ValueError, match=f"^{program} cannot load {re.escape(str(tmp_path))}: ValueError: no head$"):
@@ -570,7 +570,7 @@ def test_adapters_stacked_on_adapters_and_made_classes_verify_in_fresh_processes
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("stock_process")
-def test_a_trained_checkpoint_verifies_whole_and_as_adapter(make_model_folder, chat_pairs, tmp_path):
+def test_a_trained_checkpoint_verifies_as_complete_model_and_as_adapter(make_model_folder, chat_pairs, tmp_path):
     from datasets import Dataset
     from peft import LoraConfig
     from training_runs import make_trainer

@@ -1,4 +1,4 @@
-"""Chromium without a window, steered over a pipe: what it drew, asked for and said."""
+"""Headless Chromium, controlled over a pipe: screenshots, requests and messages."""
 
 import base64
 import json

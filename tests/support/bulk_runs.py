@@ -1,4 +1,4 @@
-"""A scorer that computes nothing but a function of the text, and tables for bulk runs."""
+"""A scorer that computes a function of the text, and tables for bulk runs."""
 
 import hashlib
 import json

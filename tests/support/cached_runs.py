@@ -1,4 +1,4 @@
-"""Runs of a frozen backbone with cached features, and what its backbone computes."""
+"""Runs of a frozen backbone with cached features, and the outputs of its backbone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Records, audits and benchmarks to make cards of, and what must hold for every card; shared by the card's tests."""
+"""Records, audits and benchmarks for model cards, and checks for every card; shared by the tests of the card."""
 
 import itertools
 import json

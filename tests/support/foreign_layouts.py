@@ -1,4 +1,4 @@
-"""Folders as other programs save reward models, with the rewards that those programs give."""
+"""Folders in the layouts of other libraries, with the rewards that these libraries compute."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Stock transformers in processes forked from one that has imported it: half a second each instead of four.
+"""Stock transformers in forked processes that have already imported it: 0.5 seconds each instead of four.
 
 `verify` starts `stock_scoring.py` as a program that never imports hf_reward. In the tests, a server that has imported
 torch, transformers and PEFT, and nothing of ours, forks a child for each start; the child runs the same file.

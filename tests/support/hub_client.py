@@ -1,4 +1,4 @@
-"""A client of the test Hub that stays: one process that imports once and then runs command after command.
+"""A persistent client of the test Hub: one process that imports once and then runs commands.
 
 with Client(hub_environment(hub, tmp_path)) as client:
     done = client.run("push", str(folder), "user/model")

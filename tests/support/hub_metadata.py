@@ -1,4 +1,4 @@
-"""What the test Hub accepts as the metadata of a model card and as an evaluation result file.
+"""Metadata of model cards and evaluation result files that the test Hub accepts.
 
 The rules and the wording of the errors follow the Hub as far as they are known. This is stricter where the Hub warns or
 does not look (an unknown `pipeline_tag`, `license: other` without a name, a base model without a namespace), so that a

@@ -1,4 +1,4 @@
-"""A Hub of our own for tests: it speaks what huggingface_hub 2.4 calls, and breaks where a test asks it to.
+"""A local Hub for tests: it supports the requests of huggingface_hub 2.4, and fails on request.
 
     with HubServer(lfs=True) as hub:
         hub.fail_where(lambda request: "/commit/" in request.path, "500_after")

@@ -1,4 +1,4 @@
-"""The state of the test Hub: repositories with commits, refs, LFS objects and discussions, and who may do what.
+"""State of the test Hub: repositories with commits, refs, LFS objects, discussions and permissions.
 
 Nothing here knows HTTP. A refused action raises `HubError` with the status and the error code that the Hub answers, and
 leaves the state as it was. The caller holds one lock around each action.

@@ -1,4 +1,4 @@
-"""Where the tests find each other: the folders of `pythonpath` in pyproject.toml, for programs that tests start."""
+"""The folders of `pythonpath` in pyproject.toml, for programs that tests start."""
 
 from pathlib import Path
 

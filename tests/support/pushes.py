@@ -1,4 +1,4 @@
-"""Pushes to a test Hub: what they push, who pushes, and a table of what happens when a request fails."""
+"""Pushes to a test Hub: models, users, and a table of the expected results of failed requests."""
 
 import json
 import os

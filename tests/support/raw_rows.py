@@ -1,4 +1,4 @@
-"""Raw rows of every layout, shared by the tests that read them."""
+"""Raw rows in every layout, shared by tests."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The same rows scored in four ways: stock transformers, the trainer, the scorer and the server; all must agree.
+"""The same rows scored in four ways (stock transformers, trainer, scorer, server), which must agree.
 
 `assert_same_rewards(folder_or_trainer, rows)` is the whole interface; `tiny_tokenizer` and `tiny_reward_model` make a
 saved reward model with a random head of any configuration.

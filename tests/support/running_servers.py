@@ -1,4 +1,4 @@
-"""Servers on real sockets for tests: our application in a thread, and small fakes of other programs."""
+"""Servers on real sockets for tests: the application in a thread, and small fakes of other programs."""
 
 import json
 import socket
@@ -16,7 +16,7 @@ from hf_reward.scoring.serving.settings import ServerSettings
 
 
 def free_port() -> int:
-    """A port that nobody listens at now."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Tiny reward models with random heads, saved as every save is."""
+"""Tiny saved reward models with random heads."""
 
 import json
 import shutil

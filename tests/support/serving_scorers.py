@@ -1,4 +1,4 @@
-"""A tiny scorer for the tests of the server, and clients that speak to an application without a socket."""
+"""A tiny scorer for tests of the server, and clients that call an application without a socket."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine

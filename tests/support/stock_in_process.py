@@ -1,4 +1,4 @@
-"""The stock program in this process: in one of its own it imports transformers for seconds."""
+"""The stock scoring program in this process, because a new process needs seconds to import transformers."""
 
 import contextlib
 import io

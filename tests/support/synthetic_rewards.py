@@ -1,4 +1,4 @@
-"""Reward functions with known biases, and a family of probes run on them: cases -> rewards -> findings."""
+"""Reward functions with known biases, and probe families run on them: cases -> rewards -> findings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

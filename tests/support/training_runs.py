@@ -1,4 +1,4 @@
-"""A tiny trainer with everything but the named settings switched off, shared by the trainer's tests."""
+"""A tiny trainer with all features disabled except the given settings, shared by tests of the trainer."""
 
 import gc
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A function run in two processes over gloo, forked from this one, so that no imports are repeated."""
+"""A function run in two forked processes over gloo, so that imports are not repeated."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Rows of very unlike lengths, trainers for them, and the rewards of each row by itself."""
+"""Rows of very different lengths, trainers for them, and the rewards of each row scored alone."""
 
 from pathlib import Path
 from typing import Any

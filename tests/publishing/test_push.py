@@ -234,7 +234,7 @@ def test_a_file_that_comes_back_changed_stops_the_push(world, models, kind):
     before = (world.hub.tree(REPO), world.refs())
     world.hub.fail_where(lambda record: record.method == "GET" and "resolve" in record.path, kind, times=None)
     line = refused(world.push(models.new))
-    assert "came back from user/model changed or not at all" in line or "was not changed" in line
+    assert "missing or changed in the download from user/model" in line or "was not changed" in line
     assert (world.hub.tree(REPO), world.refs()) == before
 
 
@@ -245,7 +245,7 @@ def test_weights_that_do_not_give_the_recorded_rewards_stop_the_push_where_they_
     (folder / "reward_config.json").write_text(json.dumps(record))
     refused(world.push(folder, verified=True), "Nothing was pushed", "has changed since", "float32, each alone")
     assert world.hub.requests == []
-    done(world.push(folder)), "only the stand-in for the check lets it pass"
+    done(world.push(folder))  # only with the mocked check
 
 
 # --- others at the same time ----------------------------------------------------------------------------------------

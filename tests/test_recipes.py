@@ -35,7 +35,7 @@ def test_every_setting_of_a_recipe_reaches_its_dataclass(path):
         elif name == "columns":
             assert run.column_mapping() == value
         elif isinstance(value, str) and not isinstance(parsed, str):
-            assert parsed == float(value), name  # YAML reads 1e-5 as text
+            assert parsed == float(value), name  # 1e-5 is text in YAML
         else:
             assert parsed == value, name
     assert args.output_dir.startswith("outputs/")

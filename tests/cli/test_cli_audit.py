@@ -31,7 +31,7 @@ def call(*words):
     return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "160", "NO_COLOR": "1"})
 
 
-def test_an_audit_is_written_printed_and_put_into_the_card(folder, data, tmp_path):
+def test_an_audit_is_written_printed_and_added_to_the_card(folder, data, tmp_path):
     out = tmp_path / "audit"
     options = ["--quick", "--family", "length", "--family", "calibration"]
     found = call("--model", folder, "--data", data, "--out", out, *options, "--update-card")
@@ -49,7 +49,7 @@ def test_an_audit_is_written_printed_and_put_into_the_card(folder, data, tmp_pat
     assert "audit_effects.png" in card
 
 
-def test_json_is_all_that_is_printed(folder, data, tmp_path):
+def test_only_json_is_printed(folder, data, tmp_path):
     found = call(
         "--model", folder, "--data", data, "--out", tmp_path / "a", "--family", "accuracy", "--quick", "--json"
     )
@@ -110,13 +110,13 @@ def test_two_audits_are_compared(folder, data, tmp_path):
         (("--self-test", "--seeds", "0"), 2, "--seeds must be 1 or more"),
     ],
 )
-def test_wrong_options_are_said(words, code, message):
+def test_wrong_options(words, code, message):
     found = call(*words)
     assert found.exit_code == code
     assert message in " ".join(found.output.replace("│", " ").split())
 
 
-def test_data_that_is_not_there_is_one_error(folder, tmp_path):
+def test_missing_data_is_one_error(folder, tmp_path):
     found = call("--model", folder, "--data", tmp_path / "nowhere.jsonl", "--out", tmp_path / "a")
     assert found.exit_code == 1
     assert "nowhere.jsonl" in str(found.exception)
@@ -131,7 +131,7 @@ def test_probe_data_of_an_unknown_kind_is_one_error(folder, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_self_test_says_whether_the_audit_holds(monkeypatch):
+def test_the_self_test_reports_whether_the_audit_passes(monkeypatch):
     from hf_reward.evaluation.audit import self_test
 
     monkeypatch.setattr(self_test, "FAULTS", self_test.FAULTS[3:])

@@ -35,7 +35,7 @@ def call(*words: Any) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200", "NO_COLOR": "1"})
 
 
-def test_help_says_what_the_benchmarks_themselves_say() -> None:
+def test_help_matches_the_benchmarks() -> None:
     assert list(ORDERS) == list(NAMES)
     for name, (title, order) in ORDERS.items():
         assert (title, order) == (benchmark_named(name).title, benchmark_named(name).order)
@@ -118,7 +118,7 @@ def test_all_from_the_command_line(make_model_folder: Any, data: Path, tmp_path:
         (["compare", "a"], "Missing argument"),
     ],
 )
-def test_words_that_do_not_fit(words: list[str], message: str) -> None:
+def test_wrong_options(words: list[str], message: str) -> None:
     found = call(*words)
     assert found.exit_code == 2
     assert message in " ".join(found.stderr.replace("│", " ").split())
@@ -131,12 +131,12 @@ def test_own_columns_from_the_command_line(tmp_path: Path) -> None:
     assert json.loads(call("pairs", *words).stdout)["overall"] == 1.0
 
 
-def test_errors_reach_the_program_as_they_are(data: Path) -> None:
+def test_errors_are_not_changed(data: Path) -> None:
     found = call("llmbar", "--data", data, "--scores", "nowhere.jsonl")
     assert isinstance(found.exception, FileNotFoundError)  # which `cli.main` prints as one line
 
 
-def test_names_are_not_cut_off_in_a_narrow_terminal(tmp_path, monkeypatch, capsys):
+def test_names_are_not_cut_in_a_narrow_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
     name = "Pairwise_set/Helpfulness/Classification/Quality_and_Compliance_Assessment"
     rows = [{"id": "a", "prompt": "p", "chosen": "x", "rejected": "y", "subset": name}]

@@ -58,12 +58,12 @@ def test_check_writes_both_files_and_prints_the_tables(call, data, tmp_path):
     assert (tmp_path / "out" / "data_report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_json_is_all_that_is_printed(call, data, tmp_path):
+def test_only_json_is_printed(call, data, tmp_path):
     result = call("check-data", "--data", data, "--out", tmp_path / "out", "--json")
     assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "data_report.json").read_text(encoding="utf-8"))
 
 
-def test_strict_is_three_where_something_is_to_be_fixed_and_zero_where_not(call, data, rows, tmp_path):
+def test_strict_exits_with_three_only_if_there_are_findings_to_fix(call, data, rows, tmp_path):
     clean = write(
         tmp_path / "clean.jsonl",
         [{"prompt": f"what {i}", "chosen": f"{'ab'[i % 2]} {i}", "rejected": f"{'ba'[i % 2]} {i}"} for i in range(40)],
@@ -77,7 +77,7 @@ def test_strict_is_three_where_something_is_to_be_fixed_and_zero_where_not(call,
     assert call("check-data", *leak).exit_code == 0
 
 
-def test_columns_come_as_words_or_as_json_and_token_lengths_are_measured(call, tmp_path, text_tokenizer):
+def test_columns_as_options_or_json_and_token_lengths(call, tmp_path, text_tokenizer):
     text_tokenizer.save_pretrained(tmp_path / "tokenizer")
     other = write(tmp_path / "other.jsonl", [{"q": f"{i}?", "yes": f"a {i}", "no": f"b {i}"} for i in range(6)])
     options = ("--tokenizer", tmp_path / "tokenizer", "--max-length", 64, "--out", tmp_path / "out")
@@ -111,7 +111,7 @@ def test_wrong_options_are_exit_code_two(call, data, tmp_path, options, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_data_that_is_not_there_is_the_error_that_main_prints(call, tmp_path):
+def test_missing_data_is_the_error_that_main_prints(call, tmp_path):
     result = call("check-data", "--data", tmp_path / "none.jsonl", "--out", tmp_path / "out")
     assert isinstance(result.exception, FileNotFoundError)
     assert call("check-data", "--out", tmp_path).exit_code == 2
@@ -120,7 +120,7 @@ def test_data_that_is_not_there_is_the_error_that_main_prints(call, tmp_path):
 # --- split -----------------------------------------------------------------------------------------------------------
 
 
-def test_split_writes_all_rows_to_two_files_that_share_no_prompt(call, data, rows, tmp_path):
+def test_split_writes_all_rows_to_two_files_without_shared_prompts(call, data, rows, tmp_path):
     result = call("split", "--data", data, "--out", tmp_path / "out", "--test-size", 0.2)
     assert result.exit_code == 0
     train, test = (read(tmp_path / "out" / f"{side}.jsonl") for side in ("train", "test"))
@@ -174,7 +174,7 @@ def test_near_duplicates_stay_together(call, tmp_path):
         assert held in (0, 4)
 
 
-def test_an_earlier_split_is_replaced_only_if_asked(call, data, tmp_path):
+def test_an_earlier_split_is_replaced_only_with_overwrite(call, data, tmp_path):
     out = ("--out", tmp_path / "out")
     call("split", "--data", data, *out)
     before = (tmp_path / "out" / "test.jsonl").read_bytes()
@@ -187,7 +187,7 @@ def test_an_earlier_split_is_replaced_only_if_asked(call, data, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["test.parquet", "train.parquet"]
 
 
-def test_rows_that_cannot_be_read_stop_it_or_are_left_out(call, rows, tmp_path):
+def test_unreadable_rows_stop_the_split_or_are_skipped(call, rows, tmp_path):
     data = write(tmp_path / "bad.jsonl", [*rows, {"prompt": "x", "chosen": "", "rejected": "y"}])
     result = call("split", "--data", data, "--out", tmp_path / "out")
     assert "bad.jsonl, line 81: `chosen` is empty" in str(result.exception)
@@ -211,7 +211,7 @@ def test_wrong_options_of_split_are_exit_code_two(call, data, tmp_path, options,
     assert message in " ".join(result.output.replace("│", " ").split())
 
 
-def test_sizes_and_sources_that_cannot_be_split_are_refused(data, rows, tmp_path):
+def test_invalid_sizes_and_sources_are_refused(data, rows, tmp_path):
     for size in (0.0, 80, 1.5):
         with pytest.raises(ValueError, match="Change `test_size`"):
             write_split(str(data), tmp_path / "out", SplitRule(test_size=size))
@@ -223,7 +223,7 @@ def test_sizes_and_sources_that_cannot_be_split_are_refused(data, rows, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_help_says_the_exit_codes(call):
+def test_help_lists_the_exit_codes(call):
     text = " ".join(call("check-data", "--help").output.split())
     assert "Exit code 0" in text
     assert "--eval-data" in text

@@ -24,7 +24,7 @@ def saved(make_model_folder, tmp_path):
     return save_merged(model, tokenizer, tmp_path / "saved", verify=False)
 
 
-def test_verify_says_equal_or_where_it_differs(call, saved):
+def test_verify_prints_equal_or_the_differences(call, saved):
     code, out, _ = call("verify", saved)
     assert code == 0
     assert "Equal." in out
@@ -75,7 +75,7 @@ def test_export_averages(call, saved, tmp_path):
     torch.testing.assert_close(mean, 2 * load_file(saved / "model.safetensors")["score.weight"])
 
 
-def test_import_turns_a_foreign_folder_into_a_stock_one(call, saved, tmp_path):
+def test_import_writes_a_stock_folder(call, saved, tmp_path):
     foreign = tmp_path / "foreign"
     shutil.copytree(saved, foreign, ignore=shutil.ignore_patterns("adapter", "reward_config.json", "README.md"))
     weights = load_file(foreign / "model.safetensors")

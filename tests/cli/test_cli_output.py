@@ -102,7 +102,7 @@ def test_ids_are_never_cut(monkeypatch, capsys):
     assert "0.2500" in shown
 
 
-# --- whole commands ---
+# --- complete commands ---
 
 
 def next_command(out: str) -> list[str]:

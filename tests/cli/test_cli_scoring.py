@@ -58,7 +58,7 @@ def test_scored_rows_keep_their_columns(call: Any, model: Path, tmp_path: Path) 
     np.testing.assert_allclose(table["reward"].to_numpy(), expected[:2], rtol=1e-6)
 
 
-def test_without_out_people_get_a_table_and_machines_lines(call: Any, model: Path, tmp_path: Path) -> None:
+def test_without_out_rows_are_a_table_or_json_lines(call: Any, model: Path, tmp_path: Path) -> None:
     data = jsonl(tmp_path / "rows.jsonl", [*ROWS, '{"prompt": "What is 2 + \n', {"prompt": "a", "response": ""}])
     code, out, err = call("score", "--model", model, "--data", data)
     assert code == 3
@@ -77,9 +77,9 @@ def test_rejected_rows_are_kept_with_their_reason(call: Any, model: Path, tmp_pa
     assert code == 3
     assert "2 rows rejected" in out
     assert len(read(tmp_path / "out.jsonl")) == 2
-    aside = read(tmp_path / "out.quarantine.jsonl")
-    assert [(row["row"], row["line"]) for row in aside] == [(1, 2), (2, 3)]
-    assert "nothing to score" in aside[1]["reason"]
+    rejected = read(tmp_path / "out.quarantine.jsonl")
+    assert [(row["row"], row["line"]) for row in rejected] == [(1, 2), (2, 3)]
+    assert "nothing to score" in rejected[1]["reason"]
 
 
 def test_rank_marks_the_best(call: Any, model: Path, tmp_path: Path) -> None:
@@ -118,16 +118,16 @@ def test_one_prompt_on_the_command_line(call: Any, model: Path) -> None:
     assert "best" in out
 
 
-def test_an_interrupted_run_goes_on_and_another_model_is_refused(call: Any, model: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_and_another_model_is_refused(call: Any, model: Path, tmp_path: Path) -> None:
     data, out = jsonl(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
     words = ("score", "--data", data, "--out", out, "--rows-per-shard", 1)
     assert call(*words, "--model", model)[0] == 0
     code, _, err = call(*words, "--model", model)
     assert code == 1
     assert "--resume" in err
-    code, said, _ = call(*words, "--model", model, "--resume")
+    code, printed, _ = call(*words, "--model", model, "--resume")
     assert code == 0
-    assert "3 of 3 shards had been finished" in said
+    assert "3 of 3 shards had been finished" in printed
     other = foreign_model("Skywork-Reward-V2-Qwen3", tmp_path / "other")
     code, _, err = call(*words, "--model", other, "--resume")
     assert code == 1
@@ -193,7 +193,7 @@ def test_verify_server_needs_a_model(call: Any) -> None:
     assert code == 2
 
 
-def test_serving_without_its_packages_says_what_to_install(call: Any, monkeypatch: Any) -> None:
+def test_serving_without_its_packages_names_the_extra(call: Any, monkeypatch: Any) -> None:
     for name in list(sys.modules):
         if name.startswith("hf_reward.scoring.serving"):
             monkeypatch.delitem(sys.modules, name)

@@ -176,7 +176,7 @@ def test_abbreviation_is_refused(capsys):
 
 def test_malformed_value_is_refused(write_yaml, capsys):
     assert "learning_rate" in exit_message(["--config", write_yaml("learning_rate: fast")], capsys)
-    # YAML reads a bare `no` as false.
+    # A bare `no` is false in YAML.
     assert "eval_strategy" in exit_message(["--config", write_yaml("eval_strategy: no")], capsys)
 
 

@@ -5,7 +5,7 @@ import signal
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -27,8 +27,8 @@ class _OrderedGroup(Group):
     """Lists the commands in the order of use; typer lists groups such as `audit` last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        order = (TRAIN, SCORE, MEASURE, PUBLISH)
-        return sorted(super().list_commands(ctx), key=lambda name: order.index(self.commands[name].rich_help_panel))
+        order, commands = (TRAIN, SCORE, MEASURE, PUBLISH), cast(dict[str, Any], self.commands)
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(commands[name].rich_help_panel))
 
 
 app = typer.Typer(

@@ -22,7 +22,7 @@ class _PlainHelp:
     def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
         paragraphs = (help or "").split("\n\n")
         text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        super().__init__(*args, help=text or None, **options)
+        super().__init__(*args, help=text or None, **options)  # pyright: ignore[reportCallIssue] - a mixin
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]

@@ -318,10 +318,13 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 
 def _lines(results: Mapping[str, Any]) -> list[str]:
+    from hf_reward.metrics.counts import counted
+
     lines = [f"Overall: {results['overall_is']}."] if "overall_is" in results else []
     lines += [
-        f"{results['n']} rows of {results['prompts']} prompts, {results['comparisons']} comparisons, "
-        f"{results['ties']} ties ({_share(results['tie_rate'])}%).",
+        f"{counted(results['n'], 'row')} of {counted(results['prompts'], 'prompt')}, "
+        f"{counted(results['comparisons'], 'comparison')}, {counted(results['ties'], 'tie')} "
+        f"({_share(results['tie_rate'])}%).",
     ]
     if results["overall_half_credit"] != results["overall"]:
         lines.append(f"With half-credit for ties: {_share(results['overall_half_credit'])}.")
@@ -329,19 +332,20 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"PARTIAL, not comparable with published numbers. Missing: {', '.join(results['partial'])}.")
     if results["unscored"]["n"]:
         name, why = next(iter(results["unscored"]["first"].items()))
-        counted = "counted as wrong" if results["unscored"]["counted_as"] == "wrong" else "left out"
+        use = "counted as wrong" if results["unscored"]["counted_as"] == "wrong" else "left out"
         lines.append(
-            f"{results['unscored']['n']} rows could not be scored, {counted}. First: {name}: {why.removesuffix('.')}."
+            f"{counted(results['unscored']['n'], 'row')} could not be scored, {use}. First: {name}: "
+            f"{why.removesuffix('.')}."
         )
     if results.get("prompts_cut"):
-        lines.append(f"{results['prompts_cut']} prompts were cut to fit the model.")
+        lines.append(f"Cut to fit the model: {counted(results['prompts_cut'], 'prompt')}.")
     shared = results.get("shared_responses")
     if shared:
         few = "; fewer than 20 responses are too few for an interval" if shared["too_few_responses"] else ""
         lines.append(
-            f"{shared['pairs']} pairs have only {shared['responses']} different responses. The interval clustered by "
-            f"prompt allows for that. With responses of the same prompts resampled instead, the interval is "
-            f"{_interval(shared['ci'])}{few}."
+            f"Only {counted(shared['responses'], 'different response')} in {counted(shared['pairs'], 'pair')}. The "
+            "interval clustered by prompt accounts for this. With responses of the same prompts resampled instead, the "
+            f"interval is {_interval(shared['ci'])}{few}."
         )
     over = results.get("over_length")
     if over and over["ci"]:
@@ -380,6 +384,7 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     from hf_reward.cli.console import make_console
+    from hf_reward.metrics.counts import counted
 
     table = Table("", "A", "B", "A - B", "95% interval", "p", title=found["title"], title_justify="left")
     first, second = found["a"]["overall"], found["b"]["overall"]
@@ -388,12 +393,15 @@ def print_comparison(found: Mapping[str, Any]) -> None:
         table.add_row(name, *_compared(each["a"], each["b"], each))
     console = make_console()
     console.print(table)
-    lines = [f"{found['n']} rows of {found['prompts']} prompts; interval and p-value are clustered by prompt."]
+    lines = [
+        f"{counted(found['n'], 'row')} of {counted(found['prompts'], 'prompt')}; interval and p-value are "
+        "clustered by prompt."
+    ]
     if found["too_few_prompts"]:
         lines.append("Fewer than 20 prompts: too few for a verdict.")
     if test := found["mcnemar"]:
         lines.append(
-            f"Every prompt has one row. Only A is right on {test['only_a_right']} prompts, only B on "
+            f"Every prompt has one row. Only A is right on {counted(test['only_a_right'], 'prompt')}, only B on "
             f"{test['only_b_right']}; McNemar's exact test p = {test['p_value']:.3g}."
         )
     for line in lines:

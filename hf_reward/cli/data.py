@@ -151,6 +151,7 @@ def split(
     """
     output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     from hf_reward.data.split_files import SplitRule, write_split
+    from hf_reward.metrics.counts import counted
 
     settings: dict[str, Any] = {"test_size": _size(test_size), "near_duplicates": near_duplicates, "seed": seed}
     with _usage_errors():
@@ -163,9 +164,9 @@ def split(
         return
     for side in ("train", "test"):
         part = counts[side]
-        typer.echo(f"{part['file']}: {part['rows']:,} rows, {part['prompt_groups']:,} prompt groups")
+        typer.echo(f"{part['file']}: {counted(part['rows'], 'row')}, {counted(part['prompt_groups'], 'prompt group')}")
     if counts["skipped_rows"]:
-        typer.echo(f"skipped: {counts['skipped_rows']:,} unreadable rows")
+        typer.echo(f"skipped: {counted(counts['skipped_rows'], 'unreadable row')}")
     files = [counts[side]["file"] for side in ("train", "test")]
     check = ["check-data", "--data", files[0], "--eval-data", files[1], "--out", out / "report"]
     output.finish(files, ["hf-reward", *check])

@@ -156,22 +156,24 @@ def print_summary(report: Any, *, err: bool) -> None:
         report: A `BulkReport`.
         err: Print to standard error, because standard output has rows.
     """
+    from hf_reward.metrics.counts import counted
+
     counts = report.counts
     copies = counts.responses - counts.distinct
     lines = [
-        f"{counts.rows_out:,} of {counts.rows_in:,} rows scored in {report.seconds:.1f} s "
+        f"{counts.rows_out:,} of {counted(counts.rows_in, 'row')} scored in {report.seconds:.1f} s "
         f"({report.rows_per_second:,.1f} rows/s)"
-        + (f", {copies:,} responses were duplicates and computed once" if copies else "")
-        + (f", {counts.cut:,} prompts cut to fit the model" if counts.cut else "")
+        + (f", {counted(copies, 'duplicate response')} computed once" if copies else "")
+        + (f", {counted(counts.cut, 'prompt')} cut to fit the model" if counts.cut else "")
     ]
     if report.finished_before:
-        lines.append(f"{report.finished_before} of {report.shards} shards had been finished by an earlier run.")
+        lines.append(f"Finished by an earlier run: {report.finished_before} of {counted(report.shards, 'shard')}.")
     if not report.complete:
         lines.append("Other parts of the run are not finished.")
     if counts.quarantined:
         rows = sum(counts.quarantined.values())
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in counts.quarantined.items())
-        lines.append(f"{rows:,} rows rejected: {reasons}.")
+        lines.append(f"{counted(rows, 'row')} rejected: {reasons}.")
     for line in lines:
         typer.echo(line, err=err)
 

@@ -16,6 +16,7 @@ from hf_reward.data.preferences import to_preference_row
 from hf_reward.data.python_values import to_python
 from hf_reward.data.sources import Source, as_sources, load_source
 from hf_reward.data.splits import split_by_prompt
+from hf_reward.metrics.counts import counted
 
 FORMATS = ("jsonl", "parquet")
 
@@ -125,7 +126,7 @@ def readable_rows(rows: Dataset, source: Source) -> tuple[Dataset, Dataset]:
             kept.append(number)
     if not kept:
         raise ValueError(
-            f"None of the {len(rows)} rows of {source.name!r} can be read. Check `{setting('layout')}` and "
+            f"None of the {counted(len(rows), 'row')} of {source.name!r} can be read. Check `{setting('layout')}` and "
             f"`{setting('columns')}`."
         )
     return (rows.select(np.array(kept)) if bad else rows), rows.select(np.array(bad, dtype=int))

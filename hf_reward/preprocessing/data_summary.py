@@ -12,6 +12,7 @@ from hf_reward.data.interface import setting
 from hf_reward.data.row_locations import RowLocations
 from hf_reward.data.row_remarks import RemarkTally, remark_clauses
 from hf_reward.data.sources import RawDataset
+from hf_reward.metrics.counts import counted
 from hf_reward.metrics.preference import length_rule_credit, strict_pairs
 
 BATCH_SIZE = 1000
@@ -61,16 +62,17 @@ class DataSummary:
     def __str__(self) -> str:
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
         quantiles = ", ".join(f"{name} {value}" for name, value in self.token_quantiles.items()) or "none is left"
-        scope = f"the first {self.rows}" if self.sampled else f"{self.rows}"
+        scope = f"{'the first ' if self.sampled else ''}{counted(self.rows, 'row')}"
         remarks = "".join(f" {clause}." for clause in remark_clauses(self.remarks, self.remark_places))
         return (
-            f"{self.name}: {self.kept} of {scope} rows kept ({self.prompts} prompts); dropped: {dropped}; "
-            f"{self.cut} cut to fit, {self.merged} equal responses merged, {self.duplicates} duplicate rows, "
-            f"{self.prompts_differed} rows whose sides had different prompts. Tokens of the longest sequence: "
+            f"{self.name}: {self.kept:,} of {scope} kept ({counted(self.prompts, 'prompt')}); dropped: {dropped}; "
+            f"{self.cut} cut to fit, {counted(self.merged, 'equal response')} merged, "
+            f"{counted(self.duplicates, 'duplicate row')}, {counted(self.prompts_differed, 'row')} whose sides had "
+            "different prompts. Tokens of the longest sequence: "
             f"{quantiles}{self._enough()}. "
             + (
                 f"The longer response (in tokens, ties half) is preferred in {self.longer_preferred:.1%} of "
-                f"{self.num_pairs} pairs."
+                f"{counted(self.num_pairs, 'pair')}."
                 if self.num_pairs
                 else "No strict pair is left."
             )

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import special, stats
 
 from hf_reward.data.score_request import ScoreRequest, requests_of_row
+from hf_reward.metrics.counts import counted
 from hf_reward.modeling.probe_texts import PROBES
 from hf_reward.modeling.probes import COARSE_TOLERANCE
 from hf_reward.preprocessing.rendered_turns import TurnEnds
@@ -84,7 +85,7 @@ class ServerCheck:
         spearman = "undefined" if self.spearman is None else f"{self.spearman:.4f}"
         pearson = "undefined" if self.pearson is None else f"{self.pearson:.4f}"
         lines = [
-            f"{self.url} ({self.kind}), {self.rows} rows: {self.verdict}. {_MEANING[self.verdict]}",
+            f"{self.url} ({self.kind}), {counted(self.rows, 'row')}: {self.verdict}. {_MEANING[self.verdict]}",
             f"Largest difference {self.largest_difference:.2e} ({self.largest_relative_difference:.2e} of "
             f"max(1, |reward|); same up to {SAME_TOLERANCE:.0e}, half precision up to {HALF_TOLERANCE:.1e}), mean "
             f"shift {self.mean_shift:+.2e}, without it {self.difference_after_shift:.2e}. "
@@ -164,11 +165,7 @@ def _sendable(
             f"A comparison needs two rows that can be scored locally and sent so that the server gets the same token "
             f"ids, but only {len(rows)} of {len(requests)} can. Give other rows."
         )
-    notes = (
-        [f"{left_out} rows were left out: they cannot be scored locally, or cannot be sent as text."]
-        if left_out
-        else []
-    )
+    notes = [f"{counted(left_out, 'row')} left out: not scorable locally, or not sendable as text."] if left_out else []
     return rows, notes
 
 

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_reward.data.sources import Source
+from hf_reward.metrics.counts import counted
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.publishing.verify import VerificationError, verify_checkpoint
@@ -188,7 +189,7 @@ def _read(load: Callable[[], tuple[Sources, Sources]], args: RewardConfig) -> tu
     if sampled and args.max_steps < 1:
         raise ValueError("A stream has no known length, so the run needs `max_steps`. Set it.")
     scope = f" (the first {STREAM_SAMPLE} of each stream)" if sampled else ""
-    return (train, held_out), f"{counts[0]} training rows{scope}, {counts[1] or 'no'} evaluation rows"
+    return (train, held_out), f"{counted(counts[0], 'training row')}{scope}, {counted(counts[1], 'evaluation row')}"
 
 
 def _sampled(source: Source) -> Source:
@@ -218,7 +219,8 @@ def _build(
     total, trained = count_parameters(trainer.model)  # pyright: ignore[reportArgumentType]
     parts = trainer.data_summaries.items()
     kept = "; ".join(
-        f"{name}: {part.kept} of {part.rows} rows kept, longest {max(part.token_quantiles.values(), default=0)} tokens"
+        f"{name}: {part.kept} of {counted(part.rows, 'row')} kept, longest "
+        f"{counted(max(part.token_quantiles.values(), default=0), 'token')}"
         for name, part in parts
     )
     detail = f"{total:,} parameters, {trained:,} trainable ({trained / total:.2%}). {kept}"

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_reward.metrics.counts import counted
 from hf_reward.modeling.reward_head import head_parameters, trains_only_head
 from hf_reward.preprocessing.samplers import longest_sequences
 from hf_reward.training.memory import bytes_of, free_memory, gib, optimizer_bytes, optimizer_state, peak_memory
@@ -127,8 +128,9 @@ def run_steps(trainer: RewardTrainer, args: RewardConfig) -> tuple[Timing, str]:
     notes = _notes(args, peak.highest, trainer.args.device)
     return (
         Timing(probe.seconds, tokens),
-        f"{len(rows)} rows, longest sequence {int(longest_sequences(rows).max())} tokens, {tokens} tokens in a step: "
-        f"losses {', '.join(f'{loss:.3f}' for loss in losses)}; {memory}; optimizer state {gib(state)}{notes}",
+        f"{counted(len(rows), 'row')}, longest sequence {int(longest_sequences(rows).max())} tokens, {tokens} tokens "
+        f"in a step: losses {', '.join(f'{loss:.3f}' for loss in losses)}; {memory}; "
+        f"optimizer state {gib(state)}{notes}",
     )
 
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from hf_reward.data.sources import as_sources, load_source
+from hf_reward.metrics.counts import counted
 from hf_reward.preprocessing.preparation import TOKENIZED_FEATURES, is_prepared
 from hf_reward.training.trainer import RewardTrainer
 from hf_reward.training.training_args import RewardConfig, trial_config
@@ -57,7 +58,7 @@ class OverfitReport:
         verdict = "passed" if self.passed else "FAILED"
         text = (
             f"overfit_one_batch {verdict}: loss {self.start_loss:.4f} -> {self.end_loss:.4f}, accuracy "
-            f"{self.accuracy:.0%} after {self.steps} steps on {len(self.rows)} rows."
+            f"{self.accuracy:.0%} after {self.steps} steps on {counted(len(self.rows), 'row')}."
         )
         return "\n".join([text, *(f"- {line}" for line in self.advice)])
 
@@ -181,8 +182,8 @@ def _first_strict(data: Any, count: int) -> Dataset:
     places = [place for place in range(len(data)) if len(set(ranks[place])) == len(ranks[place])][:count]
     if not places:
         raise ValueError(
-            f"None of the first {len(data)} training rows states a preference (all are ties). Pass rows with a "
-            "preference to `overfit_one_batch`."
+            f"None of the first {counted(len(data), 'training row')} states a preference (all are ties). Pass rows "
+            "with a preference to `overfit_one_batch`."
         )
     return data.select(places)
 

@@ -127,7 +127,7 @@ def test_an_interrupted_run_resumes_and_another_model_is_refused(call: Any, mode
     assert "--resume" in err
     code, printed, _ = call(*words, "--model", model, "--resume")
     assert code == 0
-    assert "3 of 3 shards had been finished" in printed
+    assert "Finished by an earlier run: 3 of 3 shards" in printed
     other = foreign_model("Skywork-Reward-V2-Qwen3", tmp_path / "other")
     code, _, err = call(*words, "--model", other, "--resume")
     assert code == 1

@@ -65,7 +65,7 @@ def test_the_summary_is_logged_once_with_all_counts(mishaps, text_tokenizer, cap
         _, summary = prepare_preferences(mishaps, text_tokenizer, MISHAP_RULE, name="mishaps")
     (record,) = [record for record in caplog.records if record.name == "hf_reward.preprocessing.preparation"]
     assert record.getMessage() == str(summary)
-    for part in ("mishaps: 3 of 6 rows kept (2 prompts)", "1 identical responses", "1 too long", "1 duplicate rows"):
+    for part in ("mishaps: 3 of 6 rows kept (2 prompts)", "1 identical responses", "1 too long", "1 duplicate row,"):
         assert part in str(summary)
     assert json.loads(json.dumps(summary.to_dict()))["dropped"] == MISHAP_DROPS
 

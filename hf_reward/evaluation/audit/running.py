@@ -34,6 +34,7 @@ from hf_reward.evaluation.audit.report.summary import summarise
 from hf_reward.evaluation.audit.score_cache import CACHE_FILE, RewardFunction, ScoreCache, score_texts, takes_prompts
 from hf_reward.evaluation.data_check.row_reader import RowReader
 from hf_reward.metrics.bootstrap import Bootstrap, median_margin
+from hf_reward.metrics.counts import counted
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS
 from hf_reward.scoring.reward_scorer import RewardScorer
 
@@ -187,7 +188,7 @@ def read_rows(rows: Any, **source_defaults: Any) -> tuple[str, list[PreferenceRo
         ValueError: If the data cannot be read.
     """
     if isinstance(rows, Sequence) and rows and all(isinstance(row, PreferenceRow) for row in rows):
-        return f"{len(rows)} rows", list(rows), {}
+        return counted(len(rows), "row"), list(rows), {}
     reader = RowReader(rows, **source_defaults)
     read = [each for batch in reader.batches() for each in batch]
     return (
@@ -233,7 +234,7 @@ def _inference(rule: AuditRule, pairs: Sequence[ScoredCase]) -> Inference:
 
 def _require_pairs(inputs: AuditInputs, name: str) -> None:
     if not inputs.pairs:
-        reasons = "; ".join(f"{reason}: {count} rows" for reason, count in inputs.skipped.items())
+        reasons = "; ".join(f"{reason}: {counted(count, 'row')}" for reason, count in inputs.skipped.items())
         raise ValueError(
             f"An audit requires preference pairs of plain text. None found in {name} ({reasons or 'empty'})."
         )

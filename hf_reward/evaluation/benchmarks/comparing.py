@@ -11,6 +11,7 @@ from scipy import stats
 from hf_reward.evaluation.benchmarks.base import Outcome
 from hf_reward.evaluation.benchmarks.registry import benchmark_named
 from hf_reward.evaluation.benchmarks.spreads import OVERALL, Compared, Number, compared, mean_credits
+from hf_reward.metrics.counts import counted
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 
 
@@ -55,7 +56,7 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
         "prompts": num_clusters,
         "too_few_prompts": num_clusters < FEW_CLUSTERS,
         "partial": first.results["partial"],
-        "ci_method": f"Newcombe, paired, with a jackknife over {num_clusters} prompts and t",
+        "ci_method": f"Newcombe, paired, with a jackknife over {counted(num_clusters, 'prompt')} and t",
     }
 
 

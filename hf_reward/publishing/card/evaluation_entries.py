@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
+from hf_reward.metrics.counts import counted
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.publishing.card.facts import CardFacts
 from hf_reward.publishing.card.hub_names import hub_datasets
@@ -50,7 +51,7 @@ def _held_out_entry(record: CheckpointRecord) -> list[EvalResultEntry]:
         return []
     parts = _interval_notes([values.get("accuracy_ci_low"), values.get("accuracy_ci_high")], values.get("num_pairs"))
     prompts, length = whole_number(values.get("num_prompts")), number(values.get("length_baseline"))
-    parts += [f"{prompts} prompts"] if prompts is not None else []
+    parts += [counted(prompts, "prompt")] if prompts is not None else []
     parts += [f"length baseline {length:.4f}"] if length is not None else []
     notes = "; ".join(["pairwise accuracy on held-out pairs, a tie is wrong", *parts])
     return [EvalResultEntry(dataset_id=datasets[0], task_id="default", value=round(accuracy, 4), notes=notes)]
@@ -64,7 +65,7 @@ def _benchmark_entries(benchmarks: list[dict[str, Any]]) -> list[EvalResultEntry
             continue
         parts = [one_line(each.get("benchmark") or ""), *_interval_notes(as_list(each.get("ci")), each.get("n"))]
         ties, task = whole_number(each.get("ties")), one_line(each.get("task_id") or "default")
-        parts += [f"{ties} ties"] if ties is not None else []
+        parts += [counted(ties, "tie")] if ties is not None else []
         notes = "; ".join(part for part in parts if part) or None
         entries.append(EvalResultEntry(dataset_id=dataset, task_id=task, value=round(overall, 4), notes=notes))
     return entries
@@ -73,4 +74,4 @@ def _benchmark_entries(benchmarks: list[dict[str, Any]]) -> list[EvalResultEntry
 def _interval_notes(bounds: list[Any], count: Any) -> list[str]:
     known, pairs = rounded_bounds(bounds), whole_number(count)
     parts = [f"95% interval {known[0]:.4f} to {known[1]:.4f}"] if known else []
-    return parts + ([f"{pairs} pairs"] if pairs is not None else [])
+    return parts + ([counted(pairs, "pair")] if pairs is not None else [])

@@ -7,6 +7,8 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from hf_reward.metrics.counts import counted
+
 
 class StrictJSON(JSONResponse):
     """JSON without NaN, with lone surrogates as escapes, so that every parser accepts it."""
@@ -123,6 +125,6 @@ def unscorable(rows: Sequence[Mapping[str, Any]], total: int, *, is_too_large: b
     """
     first = rows[0]
     place = f"Row {first['index']}" + (f", response {first['response']}" if "response" in first else "")
-    more = f" ({len(rows)} of {total} rows cannot be scored; all are in `rows`)" if len(rows) > 1 else ""
+    more = f" ({len(rows)} of {counted(total, 'row')} cannot be scored; all are in `rows`)" if len(rows) > 1 else ""
     status, kind = (413, "too_large") if is_too_large else (422, "unscorable")
     return ApiError(status, kind, f"{place} cannot be scored: {first['reason']}{more}", rows=rows)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from hf_reward.data.preference_row import common_prefix
 from hf_reward.data.score_request import ScoreRequest
+from hf_reward.metrics.counts import counted
 from hf_reward.modeling.reward_head import unwrap_model
 from hf_reward.preprocessing.response_encoding import EncodedResponse
 from hf_reward.preprocessing.text_limits import UNLIMITED_TOKENS, request_characters
@@ -58,7 +59,7 @@ class UnscorableError(ValueError):
     """Some rows have no reward; `problems` maps their positions to reasons."""
 
     def __init__(self, problems: dict[int, str], total: int, *, is_too_large: bool = False) -> None:
-        super().__init__(f"{len(problems)} of {total} rows cannot be scored.")
+        super().__init__(f"{len(problems)} of {counted(total, 'row')} cannot be scored.")
         self.problems, self.total, self.is_too_large = problems, total, is_too_large
 
 

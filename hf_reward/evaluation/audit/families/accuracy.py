@@ -18,6 +18,7 @@ from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Pair
 from hf_reward.evaluation.baselines import cross_validated_tfidf
 from hf_reward.evaluation.data_check.votes import read_votes, vote_agreement
+from hf_reward.metrics.counts import counted
 from hf_reward.metrics.intervals import IntArray, Spread, clustered_interval, mean_spread, t_interval
 from hf_reward.metrics.preference import compare_with_length, not_shown, pairwise_credit
 
@@ -154,7 +155,7 @@ def _length_gap(pair: Pair) -> int:
 
 
 def _baselines(inputs: AuditInputs, accuracy: float, longer: dict[str, float]) -> Table:
-    rows = [["this model", f"{accuracy:.1%}", f"{len(inputs.pairs)} pairs"]]
+    rows = [["this model", f"{accuracy:.1%}", counted(len(inputs.pairs), "pair")]]
     rows += [
         [f"prefer the longer response ({unit}, ties count half)", f"{share:.1%}", "no training"]
         for unit, share in longer.items()
@@ -165,7 +166,7 @@ def _baselines(inputs: AuditInputs, accuracy: float, longer: dict[str, float]) -
         except (ValueError, ImportError) as error:  # too few prompts, or no scikit-learn
             rows.append(["TF-IDF Bradley-Terry", "not assessed", str(error)])
             break
-        rows.append([found.name, f"{found.accuracy:.1%}", f"{found.num_pairs} pairs of this data"])
+        rows.append([found.name, f"{found.accuracy:.1%}", f"{counted(found.num_pairs, 'pair')} of this data"])
     ceiling = _ceiling(inputs)
     rows.append(["human ceiling", ceiling[0], ceiling[1]])
     return Table(
@@ -187,7 +188,7 @@ def _ceiling(inputs: AuditInputs) -> tuple[str, str]:
         return "not assessed", "the data has no votes of several people"
     return (
         f"{agreement.ceiling:.1%}",
-        f"{agreement.num_ceiling} pairs with votes; an overestimate if pairs have few votes",
+        f"{counted(agreement.num_ceiling, 'pair')} with votes; an overestimate if pairs have few votes",
     )
 
 

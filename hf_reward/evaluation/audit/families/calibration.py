@@ -25,6 +25,7 @@ from hf_reward.metrics.calibration import (
     fit_slope,
     spiegelhalter,
 )
+from hf_reward.metrics.counts import counted
 from hf_reward.metrics.equal_bins import equal_bins
 from hf_reward.metrics.intervals import clustered_interval
 from hf_reward.metrics.preference import brier_score, log_loss
@@ -250,7 +251,11 @@ def _votes(scored: Sequence[ScoredCase], gaps: FloatArray) -> list[Table]:
     rows = [
         ["mean probability of the preferred response", f"{wins.mean():.3f}", f"{shares.mean():.3f} of the votes"],
         ["Brier score against the share of votes", f"{np.mean((wins - shares) ** 2):.3f}", "0 is best"],
-        ["rank correlation of margin and share of votes", f"{float(np.asarray(rho)):+.3f}", f"{len(known)} pairs"],
+        [
+            "rank correlation of margin and share of votes",
+            f"{float(np.asarray(rho)):+.3f}",
+            counted(len(known), "pair"),
+        ],
     ]
     return [Table(title="Comparison with votes", columns=["", "Value", "Reference"], rows=rows)]
 

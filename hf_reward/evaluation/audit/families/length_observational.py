@@ -12,6 +12,7 @@ from hf_reward.evaluation.audit.effects import Probes, clusters_of, wins
 from hf_reward.evaluation.audit.families.accuracy import gaps_of
 from hf_reward.evaluation.audit.findings import About, Finding
 from hf_reward.evaluation.audit.inference import Inference
+from hf_reward.metrics.counts import counted
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 from hf_reward.metrics.length_correction import cross_fitted_correction
 from hf_reward.metrics.preference import pairwise_credit
@@ -71,7 +72,7 @@ def stratified(credit: np.ndarray, lengths: np.ndarray, clusters: np.ndarray, in
     names = clusters[both].tolist()
     gap = np.where(side, 1, -1) * weight * centred + (accuracy[True] - accuracy[False])
     balanced = 0.5 * weight * centred + 0.5 * (accuracy[True] + accuracy[False])
-    note = f"{accuracy[True]:.1%} of {longer.sum()} pairs and {accuracy[False]:.1%} of {shorter.sum()}."
+    note = f"{accuracy[True]:.1%} of {counted(longer.sum(), 'pair')} and {accuracy[False]:.1%} of {shorter.sum()}."
     found = [
         inference.change(about[0], gap, names, screen_only=True, note=note),
         inference.rate(about[1], balanced, names, screen_only=True),

@@ -14,6 +14,7 @@ from hf_reward.evaluation.audit.inference import Inference
 from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs
 from hf_reward.evaluation.audit.samples import interval
 from hf_reward.metrics.best_of_n import best_of_n_curve, kl_of_best_of_n
+from hf_reward.metrics.counts import counted
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 
 FAMILY = "best_of_n"
@@ -102,7 +103,8 @@ def _drift(scored: Sequence[ScoredCase], largest: int, probes: Probes) -> tuple[
         title="Features that selection amplifies",
         columns=["Feature", "Mean of all", f"Best of {largest}", "Difference (95% interval)", "In standard deviations"],
         rows=[row for _, row in rows],
-        note=f"{len(scored)} prompts. Observational: an amplified feature may be a bias or a part of quality.",
+        note=f"{counted(len(scored), 'prompt')}. Observational: an amplified feature may be a bias or a part of "
+        "quality.",
     )
     return length, table
 

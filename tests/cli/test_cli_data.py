@@ -194,7 +194,7 @@ def test_unreadable_rows_stop_the_split_or_are_skipped(call, rows, tmp_path):
     assert not (tmp_path / "out").exists()
     result = call("split", "--data", data, "--out", tmp_path / "out", "--skip-bad-rows")
     assert result.exit_code == 0
-    assert "skipped: 1 unreadable rows" in result.output
+    assert "skipped: 1 unreadable row" in result.output
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_entries_are_written_where_a_hub_dataset_is_known(tmp_path):
         ("allenai/reward-bench", "default", 0.812),  # the partial RM-Bench is not comparable and left out
         ("org/set", "default", 0.652),
     ]
-    assert entries[0].notes == "RewardBench; 95% interval 0.7970 to 0.8270; 2985 pairs; 3 ties"
+    assert entries[0].notes == "RewardBench; 95% interval 0.7970 to 0.8270; 2,985 pairs; 3 ties"
     assert "95% interval 0.5900 to 0.7140; 209 pairs; 200 prompts; length baseline 0.4930" in str(entries[1].notes)
     (folder / ".eval_results" / "mine.yaml").write_text("[]")
     record = full_record()

@@ -157,7 +157,7 @@ def test_rows_that_cannot_be_scored_are_left_out_and_counted(scorer):
     with fake(like_vllm(scorer)) as url:
         found = check_server(url, scorer, rows)
         assert found.rows == 2
-        assert "1 rows were left out" in found.notes[0]
+        assert "1 row left out" in found.notes[0]
         with pytest.raises(ValueError, match="only 0 of 1 can"):
             check_server(url, scorer, rows[2:])
 

@@ -131,7 +131,7 @@ def test_intervals_are_explained_where_there_are_any(tmp_path):
 def test_missing_numbers_leave_no_gaps(evaluation, tmp_path):
     text = render(tmp_path / "m", full_record(evaluation=evaluation))
     if evaluation.get("num_pairs") == 1:
-        assert "no interval from one prompt, 1 pair" in text
+        assert "no interval with one prompt, 1 pair" in text
         assert "| 65.2% | - | 1 pair, 1 prompt |" in text
 
 

@@ -263,10 +263,10 @@ def strongest_rule(metrics: Mapping[str, float]) -> str:
 
 
 def accuracy_reading(metrics: dict[str, float]) -> str:
-    """Describe an accuracy by the field's usual bands, together with the length baseline.
+    """Compare an accuracy with the usual range of preference data and with the length baseline.
 
-    Below 60% is noise-dominated, 65-80% is usual, above 85% is suspiciously easy; between two bands both are named. The
-    band alone does not show quality, because a rule that uses only length can fall into any of them.
+    Below 60% is low (often mostly label noise), 65-80% is usual, above 85% is suspiciously high. This alone does not
+    show quality, because a rule that uses only length can have any accuracy.
 
     Args:
         metrics: Result of `preference_metrics` with lengths.
@@ -285,29 +285,29 @@ def accuracy_reading(metrics: dict[str, float]) -> str:
     accuracy, rule = metrics["accuracy"], metrics["length_baseline"]
     low, high = metrics["accuracy_ci_low"], metrics["accuracy_ci_high"]
     bands = [
-        (0.0, 0.60, "noise-dominated"),
-        (0.60, 0.65, "between noise-dominated and usual"),
+        (0.0, 0.60, "low"),
+        (0.60, 0.65, "between low and usual"),
         (0.65, 0.80, "usual"),
-        (0.80, 0.85, "between usual and suspiciously easy"),
-        (0.85, 1.01, "suspiciously easy"),
+        (0.80, 0.85, "between usual and suspiciously high"),
+        (0.85, 1.01, "suspiciously high"),
     ]
     band = next(name for start, end, name in bands if start <= accuracy < end)
     interval = "no interval with one prompt" if np.isnan(low) else f"95% interval {low:.1%} to {high:.1%}"
     text = (
         f"Accuracy {accuracy:.1%} ({interval}, {counted(metrics['num_pairs'], 'pair')}, "
-        f'{counted(metrics["num_prompts"], "prompt")}) is in the band "{band}"; preferring the longer response scores '
-        f"{rule:.1%}"
+        f"{counted(metrics['num_prompts'], 'prompt')}) is {band} for preference data. Preferring the longer response "
+        f"scores {rule:.1%}"
         f"{_strongest(metrics)}."
     )
     if metrics["num_prompts"] < FEW_CLUSTERS:
         text += f" With fewer than {FEW_CLUSTERS} prompts the interval is unreliable."
-    return " ".join([text, *(f"It is {doubt}." for doubt in doubts(metrics))])
+    return " ".join([text, *(f"The accuracy is {doubt}." for doubt in doubts(metrics))])
 
 
 def _strongest(metrics: Mapping[str, float]) -> str:
     strongest = metrics.get("length_baseline_strongest")
     known = strongest is not None and abs(strongest - metrics["length_baseline"]) > 0
-    return f', the strongest length rule, "{strongest_rule(metrics)}", {strongest:.1%}' if known else ""
+    return f'; the strongest length rule, "{strongest_rule(metrics)}", scores {strongest:.1%}' if known else ""
 
 
 def doubts(metrics: Mapping[str, float]) -> list[str]:

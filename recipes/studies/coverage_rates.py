@@ -189,9 +189,9 @@ RATES: dict[str, Number] = {
     "benchmark compare 0 (p)": benchmark_compare(0.0),
     "benchmark compare .1": benchmark_compare(0.1),
     "McNemar's p": Number(exact_mcnemar, ONE_ROW),
-    "check-data: shares of one half (imbalanced)": Number(imbalances),
-    "check-data: rater and rest": Number(rater_and_rest),
-    "check-data: two sets of one source (told apart)": Number(
+    "check-data: share of a feature, true value .5 (imbalanced)": Number(imbalances),
+    "check-data: rater agreement": Number(rater_and_rest),
+    "check-data: two sets from one source (distinguishable)": Number(
         two_sets, (KINDS_OF_TEXT := (NO_COPIES[0], NO_COPIES[2]))
     ),
     "TF-IDF, cross-validated": Number(tfidf, KINDS_OF_TEXT),

@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 from card_records import (
@@ -188,7 +189,7 @@ EDITS = {
     "text below": (" -->\n", " -->\nMine.\n"),
     "a line below": (" -->\n", " -->\n\n"),
     "no last line end": (" -->\n", " -->"),
-    "another card's mark": ("your text: ", "your text: 0"),
+    "another card's mark": ("this line: ", "this line: 0"),
 }
 
 
@@ -211,6 +212,10 @@ def test_a_mark_copied_into_another_text_is_not_accepted(tmp_path):
     assert not is_generated(path)
     path.write_text("", encoding="utf-8")
     assert not is_generated(path)
+
+
+def test_the_mark_of_version_0_1_is_accepted():
+    assert is_generated(Path(__file__).parents[1] / "support" / "written_by_0_1" / "run" / "checkpoint-2" / "README.md")
 
 
 def test_changed_line_endings_are_not_an_edit(tmp_path):

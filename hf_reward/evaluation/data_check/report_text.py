@@ -272,7 +272,7 @@ def _votes(report: DataReport) -> Iterable[Line]:
         value = f"{found.rater_vs_rest:.1%} ({interval_text(found.rater_vs_rest_interval)})"
         votes = counted(found.num_rater_vs_rest, "vote")
         note = f"share of votes that equal the majority of the row's other votes; {votes}, without ties of the others"
-        yield Line("rater and rest", value, note, _bar(found.rater_vs_rest, found.rater_vs_rest_interval))
+        yield Line("rater agreement", value, note, _bar(found.rater_vs_rest, found.rater_vs_rest_interval))
     if found.rater_vs_label is not None:
         yield Line(
             "rater and label",

@@ -29,7 +29,8 @@ from hf_reward.publishing.card.values import cells
 from hf_reward.publishing.compatibility import Verdict
 
 TEMPLATE = "model_card_template.md"
-_MARK = "<!-- written by hf_reward; edit freely above, a push then keeps your text: "
+_MARK = "<!-- written by hf_reward; a push keeps any edit above this line: "
+_MARK_0_1 = "<!-- written by hf_reward; edit freely above, a push then keeps your text: "
 
 
 def template_path() -> Path:
@@ -107,7 +108,8 @@ def is_generated(path: str | Path) -> bool:
     Returns:
         False after any edit, except for changed line endings, which Git may convert.
     """
-    text, mark, digest = Path(path).read_text(encoding="utf-8").rpartition(f"\n{_MARK}")  # normalises line endings
+    card = Path(path).read_text(encoding="utf-8").replace(_MARK_0_1, _MARK)  # `read_text` normalises line endings
+    text, mark, digest = card.rpartition(f"\n{_MARK}")
     return bool(mark) and digest == f"{_digest(text)} -->\n"
 
 

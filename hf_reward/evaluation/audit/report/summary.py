@@ -106,7 +106,7 @@ def _biases(biased: Sequence[Finding], titles: Mapping[str, str]) -> str:
     words = "; ".join(f"{_in_words(each, 90)} ({_title(titles, each)})" for each in largest[:_NAMED])
     if len(biased) == 1:
         return f"The bias: {words}."
-    return f"{'The largest of each group' if len(biased) > len(largest) else 'The biases'}: {words}."
+    return f"{'The largest bias of each group' if len(biased) > len(largest) else 'The biases'}: {words}."
 
 
 def _in_words(probe: Mapping[str, Any], label_characters: int = 75) -> str:

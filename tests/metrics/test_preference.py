@@ -224,7 +224,7 @@ def test_a_reading_names_the_interval_the_counts_and_the_length_rule():
     text = reading(0.72, rule=0.61)
     assert "72.0%" in text
     assert "95% interval 70.0% to 74.0%, 1,000 pairs, 500 prompts" in text
-    assert "preferring the longer response scores 61.0%" in text
+    assert "Preferring the longer response scores 61.0%" in text
     assert "not shown" not in text
 
 

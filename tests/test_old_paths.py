@@ -132,7 +132,7 @@ def test_a_bulk_run_resumes_with_its_missing_shard(written, caplog):
     first = Path("bulk/texts-00000.jsonl").stat().st_mtime_ns
     settings = BulkSettings(rows_per_shard=4, show_progress=False, resume=True)
     report = score_files(scorer, "texts.jsonl", "bulk", settings)
-    assert "did not record the configuration of its model. Changes to it are not detected" in caplog.text
+    assert "did not record the configuration of its model. Changes to such settings are not detected" in caplog.text
     assert (report.complete, report.finished_before, report.counts.rows_out) == (True, 1, 8)
     assert Path("bulk/texts-00000.jsonl").stat().st_mtime_ns == first
     rewards = [json.loads(line)["reward"] for path in sorted(Path("bulk").glob("*.jsonl")) for line in path.open()]

@@ -43,7 +43,7 @@ app = typer.Typer(
 def root(
     context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and exit.")
 ) -> None:
-    """Train, score with, measure and publish reward models."""
+    """Train, evaluate, use and publish reward models."""
     context.with_resource(used_through(Interface.COMMAND))
     if version:
         from hf_reward import __version__

@@ -85,13 +85,15 @@ SelfTest = Annotated[
     bool,
     typer.Option(
         "--self-test",
-        help="Audit synthetic models with planted biases and without biases, instead of --model.",
+        help="Audit synthetic models with and without planted biases. Replaces --model.",
         rich_help_panel=_SELF_TEST,
     ),
 ]
 Seeds = Annotated[
     int,
-    typer.Option(help="Data sets for each planted bias and for the unbiased models.", rich_help_panel=_SELF_TEST),
+    typer.Option(
+        help="Number of random seeds for each planted bias and for the unbiased models.", rich_help_panel=_SELF_TEST
+    ),
 ]
 
 
@@ -118,7 +120,7 @@ def audit(
     pairs: Annotated[
         int,
         typer.Option(
-            help="Largest number of pairs; 0 is the number of the quick or full audit.", rich_help_panel=_STATISTICS
+            help="Largest number of pairs. 0 uses the default of the quick or full audit.", rich_help_panel=_STATISTICS
         ),
     ] = 0,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", rich_help_panel=_STATISTICS)] = 2000,
@@ -126,7 +128,7 @@ def audit(
     columns: Columns = None,
     layout: Layout = "auto",
     split: Annotated[
-        str, typer.Option(help="Split of a Hub id or of a folder with several splits.", rich_help_panel=DATA_PANEL)
+        str, typer.Option(help="Split of a Hub dataset or of a folder with several splits.", rich_help_panel=DATA_PANEL)
     ] = "test",
     max_length: MaxLength = 0,
     batch_tokens: BatchTokens = 0,
@@ -144,8 +146,8 @@ def audit(
     audit.json, audit.html, audit_summary.json (for the model card) and figures/ into --out. Rewards are stored in
     scores.jsonl there, so that an interrupted audit resumes.
 
-    Exit code 0: finished, with or without biases. 1: the model or the data cannot be used. 2: wrong options. 3: the
-    self-test failed.
+    Exit code 0: the audit finished, whether or not it found biases. 1: the model or the data cannot be used. 2: wrong
+    options. 3: the self-test failed.
     """
     if context.invoked_subcommand is not None:
         return
@@ -186,7 +188,7 @@ def compare(
 ) -> None:
     """Compare two audits of the same data.
 
-    Prints paired differences with intervals and q-values, which allow for the number of comparisons.
+    Prints paired differences with intervals and q-values (corrected for multiple comparisons).
     """
     from hf_reward.cli.console import make_console
     from hf_reward.evaluation.audit import compare_audits
@@ -270,8 +272,8 @@ def _store_temperature(model: str, report: Any) -> None:
     temperature = None if result is None else result.details.get("temperature")
     if temperature is None:
         raise ValueError(
-            "No temperature was stored: a slope with a 95% interval above 0 is required, but these pairs give none (or "
-            "the family calibration was not run). Fit on more prompts, or on pairs that the model ranks more "
+            "No temperature was stored. The calibration probes must run, and the 95% interval of the calibration slope "
+            "must be above 0. Fit on more prompts, or on pairs that the model ranks more "
             "accurately."
         )
     corrected = "length_correction" in report.fingerprint

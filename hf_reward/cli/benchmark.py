@@ -36,10 +36,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Run public benchmarks, or measure accuracy on your own data.\n\n"
-        "A public benchmark is computed with its own formulas. A run writes three files to the output folder: "
-        'scores.jsonl, with a line such as {"id": "1", "rewards": [0.5, -0.1]} for each row, in the response order '
-        "that the help of the benchmark states; results.json; and credits.jsonl, which `compare` uses. The same "
-        "command resumes an interrupted run."
+        "Results of a public benchmark follow the formulas of its authors. A run writes scores.jsonl, results.json and "
+        "credits.jsonl (for `compare`) to the output folder. scores.jsonl has a line such as "
+        '{"id": "1", "rewards": [0.5, -0.1]} for each row. The help of each benchmark states the order of the '
+        "responses. The same command resumes an interrupted run."
     ),
     epilog=examples(
         "hf-reward benchmark rewardbench2 --model outputs/run --out results/rewardbench2",
@@ -87,13 +87,13 @@ ExtraSets = Annotated[
     bool,
     typer.Option(
         "--extra-sets",
-        help="RewardBench: include the prior sets and the average with them.",
+        help="RewardBench: also score the prior sets and report the average that includes them.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
 Split = Annotated[
     str,
-    typer.Option(help="Split of a Hub id or folder, if not the benchmark's own.", rich_help_panel=DATA_PANEL),
+    typer.Option(help="Split of the data. Defaults to the benchmark's own.", rich_help_panel=DATA_PANEL),
 ]
 Subset = Annotated[
     list[str] | None, typer.Option(help="Only this subset; may be repeated.", rich_help_panel=DATA_PANEL)
@@ -101,7 +101,7 @@ Subset = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Folder for scores.jsonl and results.json.", callback=folder_option)]
 MaxLength = Annotated[
     int | None,
-    typer.Option(help="Longest sequence in tokens, if not the checkpoint's.", rich_help_panel=LOADING_PANEL),
+    typer.Option(help="Longest sequence in tokens. Defaults to the checkpoint's limit.", rich_help_panel=LOADING_PANEL),
 ]
 Unscored = Annotated[
     str,

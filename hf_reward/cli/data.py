@@ -32,7 +32,7 @@ MinGap = Annotated[
     ),
 ]
 Split = Annotated[
-    str, typer.Option(help="Split of a Hub id or of a folder with several splits.", rich_help_panel=DATA_PANEL)
+    str, typer.Option(help="Split of a Hub dataset or of a folder with several splits.", rich_help_panel=DATA_PANEL)
 ]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 
@@ -62,7 +62,7 @@ def check_data(
     over_length: Annotated[
         str,
         typer.Option(
-            help="Policy of training for longer rows: truncate_prompt, drop or error.",
+            help="Training policy for rows longer than --max-length: truncate_prompt, drop or error.",
             rich_help_panel=_TOKENS,
             autocompletion=one_of("truncate_prompt", "drop", "error"),
         ),
@@ -74,7 +74,7 @@ def check_data(
     """Check preference data for errors, duplicates, leakage and biases.
 
     Exit code 0: finished, with or without findings. 1: the data cannot be read. 2: wrong options. 3: with --strict,
-    there are findings to fix first.
+    the data has problems to fix before training.
     """
     output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     from hf_reward.cli.console import make_console
@@ -113,11 +113,13 @@ def split(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Folder for the two files.", callback=folder_option)],
     test_size: Annotated[
-        str, typer.Option(help="Rows in the test file: a share such as 0.1, or a number such as 500.")
+        str, typer.Option(help="Rows in the test file: a fraction such as 0.1, or a number such as 500.")
     ] = "0.1",
     near_duplicates: Annotated[
         bool,
-        typer.Option("--near-duplicates", help="Keep near-duplicate prompts and long responses in the same file."),
+        typer.Option(
+            "--near-duplicates", help="Keep rows with near-duplicate prompts or long responses in the same file."
+        ),
     ] = False,
     seed: Seed = 42,
     columns: Columns = None,
@@ -173,12 +175,12 @@ def split(
 
 
 def _size(text: str) -> float | int:
-    """Parse a share if there is a decimal point, else a number of rows."""
+    """Parse a fraction if there is a decimal point, else a number of rows."""
     try:
         return float(text) if "." in text else int(text)
     except ValueError:
         raise typer.BadParameter(
-            f"--test-size must be a share such as 0.1 or a number of rows such as 500, but is {text!r}."
+            f"--test-size must be a fraction such as 0.1 or a number of rows such as 500, but is {text!r}."
         ) from None
 
 

@@ -109,7 +109,9 @@ def export(
     ] = False,
     original_base: Annotated[
         bool,
-        typer.Option("--original-base", help="QLoRA: merge into the unquantised base and report the difference."),
+        typer.Option(
+            "--original-base", help="QLoRA: merge into the unquantised base model and report the change in rewards."
+        ),
     ] = False,
     base_model: BaseModel = "",
     allow_pickle: AllowPickle = False,
@@ -126,14 +128,16 @@ def export(
         bool,
         typer.Option(
             "--strip",
-            help="Do not write reward_config.json. The folder cannot be verified then.",
+            help="Do not write reward_config.json. A folder without it cannot be verified.",
             rich_help_panel=OUTPUT_PANEL,
         ),
     ] = False,
     allow_unserved: Annotated[
         bool,
         typer.Option(
-            "--allow-unserved", help="Write the model although no server can load it.", rich_help_panel=OUTPUT_PANEL
+            "--allow-unserved",
+            help="Write the model even if no inference server can load it.",
+            rich_help_panel=OUTPUT_PANEL,
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -141,9 +145,10 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Export a model or adapter as a stock transformers folder.
+    """Export a model or adapter to the standard transformers format.
 
-    Adapters are merged in float32. The new folder is verified in a fresh process before it appears.
+    Adapters are merged in float32. The new folder is created only if verification in a fresh process
+    succeeds.
     """
     output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     from hf_reward.publishing.averaging import average_reward_models
@@ -181,7 +186,7 @@ def import_model(
     base_model: Annotated[
         str,
         typer.Option(
-            help="Base of an adapter, or the source of a missing configuration and tokenizer.",
+            help="Base model of an adapter, or model with the configuration and tokenizer if they are missing.",
             rich_help_panel=LOADING_PANEL,
         ),
     ] = "",
@@ -192,9 +197,9 @@ def import_model(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Import a reward model of another library as a stock transformers folder.
+    """Convert a reward model from another library to the standard transformers format.
 
-    The new model gives the same rewards. The folder is verified before it appears.
+    The new model gives the same rewards. The folder is created only if verification succeeds.
     """
     output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     from hf_reward.publishing.export import ExportRule
@@ -225,12 +230,14 @@ def push(
     ] = "",
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Allow a repository that holds another model.", rich_help_panel=_REPOSITORY),
+        typer.Option(
+            "--replace", help="Replace the model if the repository holds another one.", rich_help_panel=_REPOSITORY
+        ),
     ] = False,
     message: Annotated[str, typer.Option(help="Message of the commit.", rich_help_panel=_REPOSITORY)] = "Reward model",
     adapter: Annotated[bool, typer.Option("--adapter", help="Also publish the adapter, in adapter/.")] = False,
     training_state: Annotated[
-        str, typer.Option(help="Also publish the optimizer and random states, in this folder of the repository.")
+        str, typer.Option(help="Folder of the repository in which to publish the optimizer and RNG states.")
     ] = "",
     base_model: Annotated[str, typer.Option(help="Hub id of the base model, if the files name a local folder.")] = "",
     allow_pickle: AllowPickle = False,

@@ -79,7 +79,8 @@ Model = Annotated[str, typer.Option(help="Folder or Hub id of a reward model or 
 BaseModel = Annotated[
     str,
     typer.Option(
-        help="Folder or Hub id of an adapter's base model, if the adapter names another.", rich_help_panel=LOADING_PANEL
+        help="Base model of an adapter (folder or Hub id), instead of the one the adapter names.",
+        rich_help_panel=LOADING_PANEL,
     ),
 ]
 AllowPickle = Annotated[
@@ -130,7 +131,7 @@ LengthCorrection = Annotated[
 Columns = Annotated[
     list[str] | None,
     typer.Option(
-        help="Our column name = yours, such as `response=answer`; may be repeated. A JSON object also works.",
+        help="Column mapping: `response=answer` uses column `answer` as `response`; may be repeated. Or a JSON object.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
@@ -146,9 +147,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result and errors.", rich_help_panel=OUTPUT_PANEL)]
 Verbose = Annotated[
     bool,
-    typer.Option(
-        "--verbose", help="Print the information messages of the libraries too.", rich_help_panel=OUTPUT_PANEL
-    ),
+    typer.Option("--verbose", help="Also print the libraries' info messages.", rich_help_panel=OUTPUT_PANEL),
 ]
 
 

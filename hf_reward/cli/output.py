@@ -45,7 +45,7 @@ def start_output(*, quiet: bool = False, verbose: bool = False, as_json: bool = 
 
     Args:
         quiet: Print only the result and errors.
-        verbose: Print the information messages of the libraries too.
+        verbose: Also print the libraries' info messages.
         as_json: Print only JSON to standard output.
 
     Returns:

@@ -67,7 +67,7 @@ CompareTraining = Annotated[
     bool,
     typer.Option("--compare-training", help="Compare the scored texts with the training texts."),
 ]
-Split = Annotated[str, typer.Option(help="Split of a Hub id.", rich_help_panel=DATA_PANEL)]
+Split = Annotated[str, typer.Option(help="Split of a Hub dataset.", rich_help_panel=DATA_PANEL)]
 InputFormat = Annotated[
     str,
     typer.Option(
@@ -95,7 +95,7 @@ Overwrite = Annotated[
 Part = Annotated[
     str,
     typer.Option(
-        help="i/n: score every n-th shard from the i-th on, for several jobs with one output folder.",
+        help="i/n: score only part i of n, to divide the shards between several jobs with one output folder.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
@@ -136,11 +136,11 @@ def score(
 ) -> None:
     """Score responses from a file, a folder, the Hub or the command line.
 
-    Rows have `prompt` and `response`, `prompt` and `responses`, `messages`, or `text` that is already formatted.
+    Rows have one of: `prompt` and `response`; `prompt` and `responses`; `messages`; already formatted `text`.
     The output has the same columns and also `id` and `reward`.
 
     Exit code 0: all rows are scored. 1: error; finished shards are kept. 2: wrong options. 3: finished, but rows were
-    rejected; the reason of each is in the quarantine file.
+    rejected; the quarantine file states the reason for each row.
     """
     output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     options = loading_options(
@@ -179,7 +179,10 @@ def rank(
         str, typer.Option(help="Name of the added column of ranks.", rich_help_panel=OUTPUT_PANEL)
     ] = "rank",
     best_column: Annotated[
-        str, typer.Option(help="Name of the added column with the index of the best.", rich_help_panel=OUTPUT_PANEL)
+        str,
+        typer.Option(
+            help="Name of the added column with the index of the best response.", rich_help_panel=OUTPUT_PANEL
+        ),
     ] = "best",
     batch_tokens: BatchTokens = 0,
     dtype: Dtype = "float32",

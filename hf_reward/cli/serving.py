@@ -28,7 +28,7 @@ _EVERY_NETWORK = ("0.0.0.0", "::")
 
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all networks.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 listens on all interfaces.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free port and logs it.")] = 8000,
     served_model_name: Annotated[str, typer.Option(help="Name of the model in responses.")] = "",
     token_file: Annotated[
@@ -52,7 +52,10 @@ def serve(
         int, typer.Option(help="Bytes in a request; larger requests get status 413.", rich_help_panel=_LIMITS)
     ] = 2**24,
     read_timeout_seconds: Annotated[
-        int, typer.Option(help="Time limit for the headers, and again for the body.", rich_help_panel=_LIMITS)
+        int,
+        typer.Option(
+            help="Time limit for receiving the headers, and separately for the body.", rich_help_panel=_LIMITS
+        ),
     ] = 30,
     shutdown_seconds: Annotated[
         int, typer.Option(help="Time to finish accepted requests at shutdown.", rich_help_panel=_LIMITS)

@@ -1,1 +1,1 @@
-"""Raw rows -> canonical rows: sources, splits, duplicates, tables, atomic writes, path checks."""
+"""Load preference data: sources, row layouts, splits, duplicates, tables, atomic writes and path checks."""

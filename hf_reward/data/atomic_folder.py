@@ -37,8 +37,8 @@ def require_free(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(
-            f"The output folder {folder} is not empty. Name another folder, or replace the model in it with "
-            f"`{setting('overwrite', True)}`."
+            f"The output folder {folder} is not empty. Name another folder, or set "
+            f"`{setting('overwrite', True)}` to replace the model in it."
         )
     if not any((folder / name).is_file() for name in _MODEL_FILES):
         raise FileExistsError(

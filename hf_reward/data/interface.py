@@ -1,8 +1,8 @@
-"""Format settings in error messages in the syntax of the interface in use.
+"""Write the settings in error messages in the syntax of Python, the command line or YAML.
 
 `setting("columns", {"chosen": "better"})` is `columns={'chosen': 'better'}` in Python, `--columns chosen=better` for
-the commands of `hf-reward`, `--columns '{"chosen": "better"}'` for `hf-reward train`, and
-`columns: {chosen: better}` for a training run with a YAML file.
+the commands of `hf-reward`, `--columns '{"chosen": "better"}'` for `hf-reward train`, and `columns: {chosen: better}`
+for a training run with a YAML file.
 """
 
 import json

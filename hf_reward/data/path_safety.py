@@ -1,4 +1,4 @@
-"""Checks of input and output paths, and names of models and data without the user's folders for reports."""
+"""Check input and output paths, and remove the user's folders from names in reports."""
 
 import logging
 import os

@@ -62,8 +62,8 @@ def detect_layout(columns: Iterable[str]) -> str:
         return "votes"
     if {"prompt", "response"} <= names and names & {"score", "rating"}:
         raise PreferenceFormatError(
-            "A preference row needs two or more responses, but these rows have one rated response each. To pair the "
-            f"responses to a prompt whose scores differ by at least 1.0, set `{setting('min_gap', 1.0)}` (or use "
+            "A preference row needs two or more responses, but these rows have one rated response each. To make pairs "
+            f"of responses with scores that differ by at least 1.0, set `{setting('min_gap', 1.0)}` (or use "
             "`to_pairs` in Python)."
         )
     raise PreferenceFormatError(

@@ -1,8 +1,8 @@
 """Remove a prompt that the responses repeat, so that it is encoded only once.
 
-Many datasets have the prompt in a separate column and again at the start of each side. In messages, a repeated prompt
-is recognised by its turns, ignoring white space. In text, it is recognised by its words, and only if all sides of a row
-start with the prompt.
+Many datasets have the prompt in a separate column and again at the start of each response column, such as `chosen`. In
+messages, a repeated prompt is recognised by its turns, ignoring white space. In text, it is recognised by its words,
+and only if all response columns of a row start with the prompt.
 """
 
 import json
@@ -66,9 +66,9 @@ def _without_prompt_turns(own: Any, responses: Sequence[Response], names: Sequen
     lacking = [name for name, (_, _, complete) in zip(names, parts, strict=True) if not complete]
     if lacking:
         raise PreferenceFormatError(
-            f"All sides must have the same turns before the response, but `{lacking[0]}` has only the response and "
-            "a different side also has turns before `prompt`. Move these turns into `prompt`, or remove `prompt` and "
-            "make every side a complete conversation.",
+            f"All response columns must have the same turns before the response. `{lacking[0]}` has only the response, "
+            "but another column also has turns before `prompt`. Move these turns into `prompt`, or remove `prompt` and "
+            "make every column a complete conversation.",
             field=lacking[0],
         )
     shared, rest = shared_turns([[*before, *turns] for before, turns, _ in parts])

@@ -1,4 +1,4 @@
-"""Find the file and line of loaded rows, for messages. Rows of files without lines are reported by number."""
+"""Find the file and line of loaded rows for messages, or the row number for formats such as Parquet."""
 
 import copy
 import json

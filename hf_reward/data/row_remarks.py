@@ -1,4 +1,4 @@
-"""Remarks on rows that are used although their texts are changed or incomplete, with counts and messages."""
+"""Count and report rows that are used with changed or incomplete texts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -63,8 +63,8 @@ def write_split(
     taken = [path for side in paths for path in folder.glob(f"{side}.*") if path.suffix[1:] in FORMATS]
     if taken and not overwrite:
         raise FileExistsError(
-            f"{folder} already has {', '.join(path.name for path in sorted(taken))}. Name another folder, or replace "
-            f"these files with `{setting('overwrite', True)}`."
+            f"{folder} already has {', '.join(path.name for path in sorted(taken))}. Name another folder, or set "
+            f"`{setting('overwrite', True)}` to replace these files."
         )
     require_writable(folder / "train.jsonl")
     source, rows = _load(data, source_defaults)

@@ -1,4 +1,4 @@
-"""Trivial baselines -> the accuracy that a reward model has to exceed."""
+"""Accuracy of trivial baselines, which a reward model has to exceed."""
 
 import re
 from collections.abc import Sequence
@@ -122,7 +122,7 @@ def cross_validated_tfidf(
     count = int(parts.max()) + 1
     if count < 2:
         raise ValueError(
-            f"Cross-validation needs strict preferences of two prompts or more, but found {count}. Add rows."
+            f"Cross-validation needs strict preferences for at least two prompts, but the data has {count}. Add rows."
         )
     fold = (np.random.default_rng(seed).permutation(count) % folds)[parts]
     texts = [*pairs.better, *pairs.worse]

@@ -1,4 +1,4 @@
-"""A report -> one self-contained HTML file; audits, their comparisons and data checks share the template."""
+"""Write a report as a self-contained HTML file; audits, their comparisons and data checks share the template."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ class Picture:
     name: str = ""
     """Anchor for links."""
     more: str = ""
-    """Anchor of the picture of all effects."""
+    """Anchor of the figure of all effects."""
 
 
 @dataclass(frozen=True, kw_only=True)

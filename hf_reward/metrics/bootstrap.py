@@ -1,4 +1,4 @@
-"""Poisson bootstrap over clusters, and the resampled median margin in whose units reward effects are reported.
+"""Poisson bootstrap over clusters, and the resampled median margin, which is the unit of reward effects.
 
 Shapes: N cases, C clusters, B resamples.
 """

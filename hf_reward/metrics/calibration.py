@@ -236,8 +236,8 @@ def debiased_calibration_error(
     for members in pairs.bins:
         if len(members) < 2:
             raise ValueError(
-                f"Every bin needs at least two pairs, but {len(gaps)} pairs in {len(pairs.bins)} bins leave one with "
-                f"{len(members)}. Lower `num_bins`."
+                f"Every bin needs at least two pairs, but with {len(gaps)} pairs in {len(pairs.bins)} bins, one bin "
+                f"has only {len(members)}. Lower `num_bins`."
             )
         right = pairs.right[members]
         square = (right.mean() - pairs.confidence[members].mean()) ** 2

@@ -237,8 +237,8 @@ def _require_different_lengths(lengths: FloatArray, frac: float) -> None:
     """Refuse data in which one length fills a local fit: the slope is then undefined and LOWESS returns noise."""
     if len(lengths) < MIN_RESPONSES:
         raise ValueError(
-            f"A length correction needs at least {MIN_RESPONSES} responses (better hundreds), but there are "
-            f"{len(lengths)}. Add scored responses."
+            f"A length correction needs at least {MIN_RESPONSES} responses (hundreds are recommended), but "
+            f"the data has {len(lengths)}. Add scored responses."
         )
     commonest = int(np.unique(lengths, return_counts=True)[1].max())
     if commonest > frac * len(lengths) / 2:

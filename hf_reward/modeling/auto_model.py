@@ -1,4 +1,4 @@
-"""Name of a model -> a stock sequence classifier with one label, optionally with LoRA or a frozen backbone.
+"""Load a model by name as a stock sequence classifier with one label, optionally with LoRA or a frozen backbone.
 
 `AutoModelForRewardScoring` is a factory. It returns the `...ForSequenceClassification` of the architecture, so other
 programs load the saved model with the same rewards.

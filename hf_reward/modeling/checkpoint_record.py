@@ -3,8 +3,8 @@
 It describes how texts are tokenized, where the reward is computed, and the scale of the rewards. hf_reward uses it to
 reproduce rewards; other programs ignore it, and loading the weights does not require it.
 
-Values found after training (a temperature, a length correction) are stored by editing the JSON of the file instead of a
-`CheckpointRecord`, so that fields of later versions are kept.
+Values found after training (a temperature, a length correction) are stored by editing the JSON file directly. Loading
+and saving a `CheckpointRecord` would lose fields of later versions.
 """
 
 import hashlib

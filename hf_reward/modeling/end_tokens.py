@@ -1,6 +1,6 @@
-"""Logits of encoder-decoders (T5, BART) whose classifiers compute the reward at the last end token of a row.
+"""Logits of encoder-decoders (T5, BART) whose classifiers compute the reward at the last EOS token of a row.
 
-These classifiers refuse a batch whose rows contain different numbers of end tokens, so such rows are scored separately.
+These classifiers refuse a batch whose rows contain different numbers of EOS tokens, so such rows are scored separately.
 """
 
 import inspect
@@ -99,7 +99,7 @@ def require_end_tokens(model: nn.Module, data: Any, *, sharded: bool) -> None:
         found |= counts
         if sharded and len(found) > 1:
             raise ValueError(
-                f"All rows must have the same number of end tokens (id {end}) if the model is sharded, but row "
+                f"For a sharded model, all rows must have the same number of EOS tokens (id {end}), but row "
                 f"{row['row']} has a different number. Remove the token from the text of this row."
             )
 

@@ -1,6 +1,6 @@
-"""Several reward heads on one backbone: K last layers, saved as one stock layer and an additional file with all K.
+"""Several reward heads on one backbone: K output layers, saved as their mean and in a separate file.
 
-The last layer is linear, so the mean of K layers is again a linear layer. An ensemble acts as this mean layer (same
+The output layer is linear, so the mean of K layers is again a linear layer. An ensemble acts as this mean layer (same
 name, shape and file), except in the training loss and where the rewards of each head are requested.
 """
 
@@ -102,7 +102,7 @@ def add_heads(model: nn.Module, count: int, seed: int) -> None:
     layers = output_layers(model)
     if len({_plain_name(name) for name, _ in layers}) != 1:
         raise ValueError(
-            f"An ensemble requires a model with one last layer, but "
+            "An ensemble requires a model with one output layer, but "
             f"{type(unwrap_model(model)).__name__} has {sorted(name for name, _ in layers)}. Set `num_reward_heads=1`."
         )
     for _, layer in layers:

@@ -1,4 +1,4 @@
-"""Filters for single warnings of other libraries that do not apply to users of hf_reward."""
+"""Suppress irrelevant warnings of other libraries."""
 
 import logging
 import re

@@ -1,6 +1,7 @@
-"""Model -> settings in its configuration and its adapter that affect the computation.
+"""Settings of a model and its adapter that affect the computation.
 
-Two models with equal weights may differ in them, so resumed training, resumed scoring and cached scores compare them.
+Two models with equal weights may differ in these settings. They are therefore compared before training or scoring
+resumes and before cached scores are used.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Name of a model -> its tokenizer, and the model with the pad token of the tokenizer."""
+"""Load the tokenizer of a model, and set the pad token in the configuration of the model."""
 
 from pathlib import Path
 from typing import Any

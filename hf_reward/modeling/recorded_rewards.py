@@ -51,7 +51,7 @@ def require_recorded_rewards(
     try:
         probes = read_probes(record.probes["conversations"], tokenizer)
     except ValueError as error:
-        raise ValueError(f"{name} cannot format its recorded probes any more: {error}") from error
+        raise ValueError(f"The recorded probes of {name} can no longer be formatted: {error}") from error
     found = probe_rewards(model, probes)
     device = next(model.parameters()).device.type
     wrong = differing(expected, found, _allowed(record, dtype, device, unquantized=unquantized))

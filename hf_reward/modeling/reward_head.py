@@ -1,7 +1,7 @@
-"""Stock classifier -> reward model with a float32 head at the last token.
+"""Convert a stock classifier to a reward model with a float32 head at the last token.
 
 The class keeps the name of the stock class, so the saved model is a stock model. There are two changes: the head only
-runs at the last token of each sequence, and it computes in float32 for any precision of the backbone.
+runs at the last token of each sequence, and it computes in float32, regardless of the precision of the backbone.
 """
 
 import sys

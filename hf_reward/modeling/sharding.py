@@ -1,4 +1,4 @@
-"""Sharded models: problems of FSDP2 and ZeRO-3 with reward models that would not raise errors, and their fixes.
+"""Fixes for silent errors of reward models with FSDP2 and ZeRO-3.
 
 Nothing here runs for unsharded models.
 """

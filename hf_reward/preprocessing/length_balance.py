@@ -1,7 +1,8 @@
 """Balance the training data so that length does not predict the preference.
 
 A model can learn "prefer the longer response" if longer responses are preferred more often. Rows are sorted into bins
-by the difference of the lengths. In each bin, random rows of the more frequent direction are dropped.
+by the difference of the lengths. If longer responses are preferred more often in a bin, random rows that prefer the
+longer response are dropped, and vice versa.
 
 Shapes: R rows.
 """

@@ -255,8 +255,8 @@ def _as_text(row: PreferenceRow) -> PreferenceRow:
     if [turn["role"] for turn in turns] not in (["user", "assistant"], ["assistant"]):
         roles = f" ({', '.join(turn['role'] for turn in turns)[:80]})"
         raise PreferenceFormatError(
-            "the model has no chat template, so it takes one user turn and one assistant turn, but the turns are "
-            f"different{roles}. Join the turns into one text in the model's format",
+            "the model has no chat template, so a row must have one user turn and one assistant turn, but has other "
+            f"turns{roles}. Join the turns into one text in the model's format",
             repeats=roles,
         )
     contents = [turn["content"] or "" for turn in turns]

@@ -1,6 +1,6 @@
 """Order of the rows: length buckets, a fixed order, and streams that are repeated.
 
-Length buckets choose groups of similar length for each batch at random. The number of groups in a batch stays fixed.
+With length buckets, each batch contains random groups of similar length. The number of groups in a batch stays fixed.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Replace the current date in chat templates by a fixed date.
+"""Replace the current date in chat templates with a fixed date.
 
 transformers passes the function `strftime_now` to templates. Llama 3.2, Mistral Small, Granite, SmolLM3 and others
 print the date in their system turn, so the tokens and the reward of a text would change every day. A macro of the same
@@ -119,7 +119,7 @@ def _frozen(tokenizer: PreTrainedTokenizerBase, source: str, date: datetime) -> 
         if found != [expected, expected]:
             raise ValueError(
                 "The chat template prints today's date in a way that cannot be fixed, so the reward of a text would "
-                f"change every day. Replace `{_CLOCK}` in the template by a date, and pass the file as "
+                f"change every day. Replace `{_CLOCK}` in the template with a date, and pass the file as "
                 f"`{setting('chat_template_path')}`."
             )
     return result

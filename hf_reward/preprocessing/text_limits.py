@@ -1,9 +1,10 @@
 """Refuse or shorten very long texts before tokenisation, without changing the resulting token ids.
 
 A tokenizer needs minutes and gigabytes for such texts, although the model uses only a few pages of them. Text that
-cannot be cut (the response, the system turn, tools) is refused if it has more characters than `max_length` of the
-longest tokens. Long prompts are shortened by removing their middle between two safe cut positions, where a word always
-ends. The ids of the remaining text are unchanged, and truncation would remove the ids of the middle anyway.
+cannot be cut (the response, the system turn, tools) is refused if it has more characters than `max_length` tokens of
+the maximum token length can hold. Long prompts are shortened by removing their middle between two safe cut positions,
+where a word always ends. The ids of the remaining text are unchanged, and truncation would remove the ids of the middle
+anyway.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Prepare tokenizers for reward models: a pad token that never ends a text, padding on the right, no clock."""
+"""Prepare tokenizers for reward models: a safe pad token, padding on the right, and a fixed date in the template."""
 
 import copy
 import logging

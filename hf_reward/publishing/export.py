@@ -1,4 +1,4 @@
-"""Trained model -> folder that other programs load with the same rewards.
+"""Export a trained model to a folder with which other programs compute the same rewards.
 
 Files are written to a temporary folder, verified with stock transformers in a fresh process, and then renamed.
 """
@@ -295,7 +295,9 @@ def _verified(staged: Path, folder: Path, trust_remote_code: bool) -> Verificati
     found = verify_checkpoint(staged, trust_remote_code=trust_remote_code)
     found.folder = str(folder)
     if not found.equal:
-        raise VerificationError(f"The written folder does not give the model's rewards and was removed. {found}", found)
+        raise VerificationError(
+            f"The written folder was removed, because its rewards differ from the model's. {found}", found
+        )
     return found
 
 
@@ -350,7 +352,7 @@ def as_plain(saved: SavedModel) -> SavedModel:
     if difference > MERGE_TOLERANCE:
         raise VerificationError(
             f"Merging the adapter changes rewards by {difference:.1e}, which exceeds rounding ({MERGE_TOLERANCE:.0e}). "
-            "Nothing was written. Publish the adapter itself, or report this model."
+            "Nothing was written. Publish the adapter itself, or open an issue with the name of this model."
         )
     plain.changes.differences["merge"] = difference
     return plain

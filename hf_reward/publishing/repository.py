@@ -205,7 +205,7 @@ class _Push:
             return head
 
     def _head_if_moved(self, staged: str, error: Exception) -> str | None:
-        """Return the commit of the branch if it contains the staged files although the request failed."""
+        """Return the commit of the branch if it contains the staged files even though the request failed."""
         branch = self.rule.branch
         try:
             there, wanted = (

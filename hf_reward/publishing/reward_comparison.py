@@ -1,4 +1,4 @@
-"""Recorded rewards and rewards of stock programs -> checks, with tolerances by precision."""
+"""Compare recorded rewards with rewards of stock programs, with tolerances by precision."""
 
 import math
 from typing import Any

@@ -202,7 +202,7 @@ def _require_head(model: RewardModel, source: str | Path) -> None:
     if is_new or all(not layer.weight.any() for _, layer in output_layers(bare)):
         raise ValueError(
             f"An export requires a trained reward head, but {source} has none (or only zero weights). Train the model "
-            "first, or convert a reward model of another library with `hf-reward import`."
+            "first, or convert a reward model from another library with `hf-reward import`."
         )
 
 

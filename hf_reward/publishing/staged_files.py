@@ -183,7 +183,7 @@ def _name_base(adapter: Path, rule: PushRule) -> None:
     if hub_id(base) is None:
         raise ValueError(
             f"A published adapter requires the Hub id of its base model, but the base is the local folder {base!r}. "
-            "Give the id with `--base-model ORG/NAME`, or push only the merged model."
+            "Pass the id with `--base-model ORG/NAME`, or push only the merged model."
         )
     path.write_text(json.dumps({**content, "base_model_name_or_path": base}, indent=2, sort_keys=True) + "\n", "utf-8")
 

@@ -1,8 +1,9 @@
-"""Folder -> rewards of its probes, with stock transformers (and PEFT for adapters).
+"""Score the probes of a saved folder with stock transformers (and PEFT for adapters).
 
-`verify` runs this file as a separate program that does not import hf_reward, so it gets the rewards that users without
-hf_reward get. It prints one line of JSON. The exception is `--with-hf-reward`, for architectures without a classifier
-in transformers. The card of an adapter shows the source of `load_adapter`, so verification runs the code of the card.
+`verify` runs this file as a separate program and gets one line of JSON. The program does not import hf_reward, so its
+rewards are those of users without hf_reward. Only `--with-hf-reward`, for architectures without a classifier in
+transformers, imports hf_reward. The model card of an adapter contains the source of `load_adapter`. Verification
+therefore also tests the code in the card.
 """
 
 import argparse

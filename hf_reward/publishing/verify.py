@@ -1,4 +1,4 @@
-"""Saved folder -> verification of its rewards with stock transformers in a fresh process."""
+"""Verify the rewards of a saved folder with stock transformers in a fresh process."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def verify_checkpoint(
         missing = "no reward_config.json" if record is None else "a reward_config.json without probes"
         raise ValueError(
             f"{folder} has {missing}, so there are no recorded rewards to compare with. Save it with `hf-reward "
-            "export`, or convert a model of another library with `hf-reward import`."
+            "export`, or convert a model from another library with `hf-reward import`."
         )
     target = _Folder(folder, record, base_model, trust_remote_code)
     files = _weight_files(folder, base_model, allow_pickle)

@@ -207,7 +207,7 @@ class RewardScorer(RequestScorer):
         result = self.score_requests(requests, allow_empty=True, show_progress=False)
         if result.problems:
             place, problem = next(iter(result.problems.items()))
-            logger.warning("%s completions have no reward, the first (%s): %s", len(result.problems), place, problem)
+            logger.warning("%s completions have no reward. Completion %s: %s", len(result.problems), place, problem)
         return [None if place in result.problems else float(value) for place, value in enumerate(result.rewards)]
 
     def _map_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:

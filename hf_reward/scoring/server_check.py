@@ -1,7 +1,7 @@
 """Check that a server returns the rewards of a model.
 
-Some servers apply a sigmoid or softmax, add a second BOS, or load a head with a random bias. There is no error; the
-policy is trained on wrong rewards. The check scores the same rows locally and on the server and compares them.
+Some servers apply a sigmoid or softmax, add a second BOS, or load a head with a random bias. No error is raised,
+and the policy is trained on wrong rewards. The check scores the same rows locally and on the server and compares them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -162,8 +162,8 @@ def _sendable(
     left_out = len(requests) - len(rows)
     if len(rows) < 2:
         raise ValueError(
-            f"A comparison needs two rows that can be scored locally and sent so that the server gets the same token "
-            f"ids, but only {len(rows)} of {len(requests)} can. Give other rows."
+            "A comparison needs at least two rows with a local reward and the same token ids on the server. "
+            f"Only {len(rows)} of {len(requests)} rows qualify. Pass other rows."
         )
     notes = [f"{counted(left_out, 'row')} left out: not scorable locally, or not sendable as text."] if left_out else []
     return rows, notes

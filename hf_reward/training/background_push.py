@@ -1,4 +1,4 @@
-"""A run's model and checkpoints -> the Hub, through `publishing.push`; during training in a separate process."""
+"""Push the model and checkpoints of a run to the Hub, during training in a separate process."""
 
 import atexit
 import logging

@@ -1,4 +1,4 @@
-"""Checks before the first batch: valid token ids, and equal rewards alone, in a batch, padded and packed."""
+"""Checks before the first batch: token ids are valid, and padding or packing in a batch does not change rewards."""
 
 import logging
 from typing import Any

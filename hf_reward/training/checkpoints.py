@@ -1,7 +1,8 @@
 """Checkpoints on disk: each appears complete or not at all, and the newest complete one is never removed.
 
 `Trainer` writes into the final folder and resumes from the highest number, complete or not. Here a checkpoint is
-written to a temporary folder, listed, synchronised with the disk and renamed. No run resumes from a temporary folder.
+written to a temporary folder with a list of its files, flushed to disk and renamed. No run resumes from a temporary
+folder.
 """
 
 import json

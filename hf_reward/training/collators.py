@@ -90,7 +90,8 @@ def with_token_budget(collator: Callable[..., Any], args: RewardConfig) -> Calla
     if not hasattr(collator, "tokens"):
         raise ValueError(
             "`max_tokens_per_batch` needs a data collator with a method `tokens(rows)`, which "
-            f"{type(collator).__name__} lacks. Add it (see `DataCollatorForPreference`), or remove one of the two."
+            f"{type(collator).__name__} lacks. Add the method (see `DataCollatorForPreference`), or unset "
+            "`max_tokens_per_batch`."
         )
     counting: Any = collator
     return DataCollatorWithTokenBudget(counting, args.max_tokens_per_batch)

@@ -1,6 +1,7 @@
 """Dry run: try each stage of a run in a minute (data, model, memory, longest rows, evaluation, saving, reloading).
 
-It finds the errors that usually end a run after hours. Its files go to a temporary folder, which is removed.
+It finds errors that would otherwise stop a run only after several hours. Its files go to a temporary folder, which is
+removed.
 """
 
 import math

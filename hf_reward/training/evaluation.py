@@ -1,4 +1,4 @@
-"""Outputs of an evaluation -> rewards in dataset order and metrics with intervals, also without leaked rows."""
+"""Rewards of an evaluation in dataset order, and metrics with intervals, with and without leaked rows."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

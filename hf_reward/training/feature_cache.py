@@ -1,8 +1,8 @@
-"""Frozen backbone -> features on disk, computed once -> batches that train only the head.
+"""Compute the features of a frozen backbone once, store them on disk, and train only the head.
 
 Features are the final hidden states at the reward positions. With a frozen backbone they are the same in every epoch,
-so only the first epoch runs the backbone. They are memory-mapped from a folder next to the dataset's cache. Its name is
-a fingerprint of the model and of all token ids, through which tokenizer, chat template and rows determine a feature.
+so only the first epoch runs the backbone. They are memory-mapped from a folder next to the dataset's cache. The name
+of the folder is a fingerprint of the model and of all token ids, and so depends on tokenizer, chat template and rows.
 
 Shapes: R rows, S sequences (all responses of all rows), H hidden size.
 """

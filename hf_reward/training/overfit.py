@@ -1,6 +1,6 @@
 """Self-test: overfit a copy of the model on one small batch of its own rows.
 
-A run that cannot reach accuracy 1 on eight rows will not learn from thousands of rows.
+If accuracy stays below 1 on eight rows, the settings or the data are wrong.
 """
 
 import copy

@@ -163,7 +163,7 @@ class CheckpointWriter:
         return next((found for found in gather_object([problem]) if found is not None), None)
 
     def require_loadable(self, model: nn.Module, *, gathered: bool) -> None:
-        """Refuse files that `Trainer` would load although they are unsafe or incomplete for this model.
+        """Refuse unsafe files, or files incomplete for this model, that `Trainer` would load.
 
         Args:
             model: The model that will load the checkpoint.

@@ -40,15 +40,15 @@ class RunArguments:
         }
     )
     eval_data: list[str] | None = field(
-        default=None, metadata={"help": "Files, folders or Hub ids of evaluation data, in the form of `train_data`."}
+        default=None, metadata={"help": "Files, folders or Hub ids of evaluation data, in the format of `train_data`."}
     )
     test_size: float | None = field(
         default=None,
-        metadata={"help": "Share of the training rows to hold out, split by prompt, if there is no `eval_data`."},
+        metadata={"help": "Fraction of the training rows to hold out, split by prompt, if there is no `eval_data`."},
     )
     columns: str | None = field(
         default=None,
-        metadata={"help": "Mapping from our column names to those of the data.", "metavar": "dict"},
+        metadata={"help": "Mapping from the column names of hf_reward to those of the data.", "metavar": "dict"},
     )
     layout: str = field(
         default="auto",
@@ -61,11 +61,16 @@ class RunArguments:
         default=None,
         metadata={"help": "For rated rows: smallest score difference at which two responses form a pair."},
     )
-    train_split: str = field(default="train", metadata={"help": "Split of Hub ids and folders for training."})
-    eval_split: str = field(default="test", metadata={"help": "Split of Hub ids and folders for evaluation."})
+    train_split: str = field(
+        default="train", metadata={"help": "Split of the training data, for Hub datasets and folders."}
+    )
+    eval_split: str = field(
+        default="test", metadata={"help": "Split of the evaluation data, for Hub datasets and folders."}
+    )
     streaming: bool = field(default=False, metadata={"help": "Stream the training data; needs `max_steps`."})
     max_train_rows: int | None = field(
-        default=None, metadata={"help": "Largest number of training rows; a sample drawn with `seed`."}
+        default=None,
+        metadata={"help": "Largest number of training rows. From more rows, a sample is drawn with `seed`."},
     )
     baselines: bool = field(
         default=False, metadata={"help": "Also score a TF-IDF and a length baseline on the evaluation rows."}
@@ -105,8 +110,8 @@ class RunArguments:
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "Test every stage in about a minute without writing files: data, model, memory, longest rows, one "
-            "save and one reload. Exit code 1 if a stage fails."
+            "help": "Test data, model, memory, the longest rows, saving and reloading in about a minute. Temporary "
+            "files are removed. Exit code 1 if a test fails."
         },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Allow an output folder that is not empty."})
@@ -124,7 +129,7 @@ class RunArguments:
         if self.streaming and (self.test_size is not None or self.baselines or self.min_gap is not None):
             raise ValueError(
                 f"`{setting('test_size')}`, `{setting('baselines')}` and `{setting('min_gap')}` need all training "
-                f"rows in memory. Leave them out with `{setting('streaming')}`."
+                f"rows in memory. Remove them, or do not set `{setting('streaming')}`."
             )
 
     def lora_config(self, num_layers: int) -> LoraConfig | None:
@@ -146,7 +151,7 @@ class RunArguments:
             if targets == ["all-linear"]:
                 raise ValueError(
                     "`lora_first_layer` needs the modules by name: in PEFT, 'all-linear' means all layers. Set "
-                    "`lora_target_modules`, for Llama-like models to "
+                    "`lora_target_modules`. Llama-like models have "
                     "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj."
                 )
             if not 0 < self.lora_first_layer < num_layers:

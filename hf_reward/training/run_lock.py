@@ -2,8 +2,8 @@
 
 The lock is a lease of the `filelock` library: a small file that its holder touches every few seconds. On the same
 machine, a killed holder is recognised by its process id and start time, and the lock is taken over at once. A holder
-on another machine is alive if it touches the file while we wait, and dead if it does not for `LEASE_SECONDS`. Only
-local elapsed time counts, so clocks may differ. The file system needs no locks of its own.
+on another machine counts as alive if it touches the file within `LEASE_SECONDS`, and as dead otherwise. Only local
+elapsed time counts, so clocks may differ. The file system need not support locking.
 """
 
 import logging

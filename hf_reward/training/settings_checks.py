@@ -65,7 +65,7 @@ def _warn_of_partial_penalties(args: RewardConfig) -> None:
         )
     elif rows < _FEW_ROWS:
         logger.warning(
-            "`length_penalty=%s` uses the correlation over %s rows at a time, which is mostly chance: set "
+            "`length_penalty=%s` uses the correlation over %s rows at a time, which is mostly noise: set "
             "`per_device_train_batch_size` to %s or more.",
             args.length_penalty,
             rows,

@@ -34,9 +34,9 @@ _NARROW = 80
 _OPTIONS = (
     ("--config", "FILE", "YAML file of settings. Options override it."),
     ("--quiet", "", "Print only the results and errors."),
-    ("--verbose", "", "Print the information messages of the libraries too."),
+    ("--verbose", "", "Also print the libraries' info messages."),
     ("--help", "", "Print the common settings and exit."),
-    ("--help-all", "", "Print all settings, those of `TrainingArguments` included, and exit."),
+    ("--help-all", "", "Print all settings, including those of `TrainingArguments`, and exit."),
 )
 """Options that are not settings: name, metavar and help."""
 

@@ -94,7 +94,7 @@ def loaded_model(model: Any, args: RewardConfig, quantization_config: Any | None
         return load_model(model, args, quantization_config)
     if quantization_config is not None or args.model_init_kwargs:
         raise ValueError(
-            "`quantization_config` and `model_init_kwargs` need `model` as a name, but the model is already loaded."
+            "`quantization_config` and `model_init_kwargs` cannot be set for a loaded model. Pass its name instead."
         )
     return model
 

@@ -31,17 +31,17 @@ class RewardConfig(TrainingArguments):
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     logging_steps: float = field(
-        default=10, metadata={"help": "Steps between log entries; below 1, a share of all steps."}
+        default=10, metadata={"help": "Steps between log entries. A value below 1 is a fraction of all steps."}
     )
     bf16: bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride] - None until `__post_init__`
         default=None,
-        metadata={"help": "Train with bfloat16 mixed precision; unset, on if the accelerator supports it."},
+        metadata={"help": "Train with bfloat16 mixed precision. Defaults to true if the accelerator supports it."},
     )
 
     # model
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Keyword arguments of `AutoModelForRewardScoring.from_pretrained` if `model` is a name."},
+        metadata={"help": "Keyword arguments for loading the model with `AutoModelForRewardScoring.from_pretrained`."},
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Allow models and tokenizers from the Hub to run their own code."}
@@ -50,7 +50,7 @@ class RewardConfig(TrainingArguments):
         default=True, metadata={"help": "Set the dropout of the backbone to 0; `lora_dropout` is unchanged."}
     )
     head_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the reward head; unset, `learning_rate`."}
+        default=None, metadata={"help": "Learning rate of the reward head. Defaults to `learning_rate`."}
     )
 
     num_reward_heads: int = field(
@@ -69,7 +69,7 @@ class RewardConfig(TrainingArguments):
     over_length: str = field(
         default="truncate_prompt",
         metadata={
-            "help": "Policy for rows longer than `max_length`; TRL's is 'drop'.",
+            "help": "Policy for rows longer than `max_length`. TRL uses 'drop'.",
             "metavar": "truncate_prompt|drop|error",
         },
     )
@@ -77,14 +77,16 @@ class RewardConfig(TrainingArguments):
     chat_template_path: str | None = field(
         default=None, metadata={"help": "Jinja file, or tokenizer, with the chat template to use."}
     )
-    eos_token: str | None = field(default=None, metadata={"help": "End-of-sequence token; unset, the tokenizer's."})
+    eos_token: str | None = field(
+        default=None, metadata={"help": "End-of-sequence token. Defaults to the tokenizer's."}
+    )
     pad_token: str | None = field(
-        default=None, metadata={"help": "Pad token; unset, a token that never ends a sequence is chosen."}
+        default=None, metadata={"help": "Pad token. Defaults to a token that never ends a sequence."}
     )
     pad_to_multiple_of: int | str | None = field(
         default="auto",
         metadata={
-            "help": "Pad batches to a multiple of this number of tokens; 'auto' adds no padding.",
+            "help": "Pad batches to a multiple of this number of tokens. 'auto' pads only to the longest sequence.",
             "metavar": "int|auto",
         },
     )
@@ -112,8 +114,8 @@ class RewardConfig(TrainingArguments):
     packing: str = field(
         default="auto",
         metadata={
-            "help": "Compute each shared prompt once, without padding; 'auto' where the model supports it, 'true' to "
-            "require it.",
+            "help": "Compute each shared prompt once, without padding. 'auto' enables it if the model supports it; "
+            "'true' requires it.",
             "metavar": "auto|true|false",
         },
     )
@@ -127,16 +129,16 @@ class RewardConfig(TrainingArguments):
     length_bucketing: str = field(
         default="auto",
         metadata={
-            "help": "Put rows of similar length into a batch; 'auto' where batches are padded. Evaluation results keep "
-            "the order of the data.",
+            "help": "Put rows of similar length into a batch. 'auto' enables it if batches are padded. Evaluation "
+            "results keep the order of the data.",
             "metavar": "auto|true|false",
         },
     )
     cache_features: str = field(
         default="auto",
         metadata={
-            "help": "Compute the features of a frozen backbone once and train the head on them; 'auto' for several "
-            "epochs, 'true' to require it.",
+            "help": "Compute the features of a frozen backbone once and train the head on them. 'auto' enables it for "
+            "two or more epochs; 'true' requires it.",
             "metavar": "auto|true|false",
         },
     )
@@ -163,7 +165,8 @@ class RewardConfig(TrainingArguments):
         },
     )
     tie_parameter: float | None = field(
-        default=None, metadata={"help": "theta of 'rao_kupper' (above 1; unset, 2) or nu of 'davidson' (unset, 1)."}
+        default=None,
+        metadata={"help": "Tie parameter: theta of 'rao_kupper' (above 1, default 2) or nu of 'davidson' (default 1)."},
     )
 
     # memory
@@ -182,8 +185,8 @@ class RewardConfig(TrainingArguments):
     health_checks: bool = field(
         default=True,
         metadata={
-            "help": "Warn of collapsed, exploding or unlearned rewards, of accuracy below chance or at the length "
-            "baseline, and of non-finite gradients."
+            "help": "Warn if rewards collapse, explode or do not fit the training data, if accuracy is below chance or "
+            "no better than the length baseline, and if gradients are not finite."
         },
     )
 
@@ -197,16 +200,13 @@ class RewardConfig(TrainingArguments):
     )
     hub_training_state: bool = field(
         default=False,
-        metadata={
-            "help": "Allow the values of `hub_strategy` that also publish the state of the optimizer and of the random "
-            "generators."
-        },
+        metadata={"help": "Allow values of `hub_strategy` that also publish the optimizer and RNG states."},
     )
     allow_changed_run: bool = field(
         default=False,
         metadata={
-            "help": "Resume from a checkpoint although data, model or settings have changed; the differences are "
-            "listed in a warning instead of an error."
+            "help": "Resume from a checkpoint even if data, model or settings have changed. A warning lists the "
+            "differences."
         },
     )
     plot_curves: bool = field(default=True, metadata={"help": "Write training_curves.png to `output_dir`."})
@@ -305,9 +305,9 @@ class RewardConfig(TrainingArguments):
             )
         if self.per_device_train_batch_size < 2:
             raise ValueError(
-                f"{name} needs two rows or more in a batch, better 8: the correlation of a single pair is always 1 or "
-                f"-1. `per_device_train_batch_size` is {self.per_device_train_batch_size}; raise it and lower "
-                "`gradient_accumulation_steps` instead."
+                f"{name} needs at least two rows in a batch (8 or more are recommended): the correlation of a single "
+                f"pair is always 1 or -1. `per_device_train_batch_size` is {self.per_device_train_batch_size}; raise "
+                "it and lower `gradient_accumulation_steps` instead."
             )
 
     def _check_card(self) -> None:

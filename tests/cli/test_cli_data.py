@@ -200,7 +200,7 @@ def test_unreadable_rows_stop_the_split_or_are_skipped(call, rows, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--test-size", "much"), "a share such as 0.1"),
+        (("--test-size", "much"), "a fraction such as 0.1"),
         (("--format", "csv"), "jsonl, parquet"),
         (("--layout", "x"), "auto"),
     ],

@@ -75,7 +75,7 @@ def test_length_edits_are_equal_if_their_fields_are():
 
 
 def test_unknown_padding_is_refused():
-    with pytest.raises(ValueError, match="a dose above 1, but got"):
+    with pytest.raises(ValueError, match="above 1, but got 'jokes'"):
         pad(ANSWER, kind="jokes")
 
 

@@ -63,7 +63,7 @@ def test_model_written_questions_are_crossed(tmp_path):
     assert "Ann" in one.biased
     assert "Ben" in one.plain
     assert one.cluster.startswith("matched: Tea is good. (A) Agree")
-    with pytest.raises(ValueError, match="none with both views"):
+    with pytest.raises(ValueError, match="occurs with both views"):
         read_probe_data(write(tmp_path / "p.jsonl", rows[1:]))
 
 

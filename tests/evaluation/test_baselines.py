@@ -147,5 +147,5 @@ def test_texts_without_words_are_distinguished_by_their_characters():
 
 
 def test_one_prompt_cannot_be_cross_validated():
-    with pytest.raises(ValueError, match="two prompts or more, but found 1"):
+    with pytest.raises(ValueError, match="two prompts, but the data has 1"):
         cross_validated_tfidf([row("aa", "bb"), row("aa", "cc")])

@@ -213,7 +213,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
     ("ppe_preference", arena(0, "neither"), "`winner` must be one of"),
     ("ppe_correctness", {**verified(0, [True, False]), "scores": [0.5, 1]}, "`scores` must say for each answer"),
     ("ppe_correctness", {**verified(0, [True, False]), "scores": [True] * 3}, "`scores` has 3 entries, but response_3"),
-    ("ppe_correctness", verified(0, [True, False], sampled_conflict_pairs=[[0, 5]]), "pairs of places below 2"),
+    ("ppe_correctness", verified(0, [True, False], sampled_conflict_pairs=[[0, 5]]), "pairs of indices below 2"),
     ("ppe_correctness", verified(0, [True, True], sampled_conflict_pairs=[[0, 1]]), "equally correct"),
     ("pairs", {"prompt": "p", "chosen": "a"}, "The columns fit no layout"),
     ("lists", {"prompt": "p", "responses": ["a"], "ranks": [0]}, "`responses` must have two or more"),
@@ -229,19 +229,19 @@ def test_an_unusable_row_is_named_by_its_location(name: str, row: dict[str, Any]
 
 
 def test_an_unknown_subset_lists_the_available_ones() -> None:
-    with pytest.raises(ValueError, match=r"RM-Bench has no subset 'maths' in this data. There are: chat, code."):
+    with pytest.raises(ValueError, match=r"RM-Bench has no subset 'maths' in this data. Available: chat, code."):
         load("rm_bench", ROWS["rm_bench"], subsets=["maths"])
 
 
 def test_an_unknown_benchmark_lists_the_existing_ones() -> None:
-    with pytest.raises(ValueError, match=r"no benchmark 'rmbench'. There are: rewardbench, "):
+    with pytest.raises(ValueError, match=r"no benchmark 'rmbench'. Available: rewardbench, "):
         benchmark_named("rmbench")
     with pytest.raises(ValueError, match="reads its published columns"):
         benchmark_named("rm_bench", columns={"prompt": "q"})
 
 
 def test_missing_paths(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no file or folder .*no Hub id either. LLMBar reads the folder"):
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*not a valid Hub id. LLMBar reads the folder"):
         load("llmbar", tmp_path / "nowhere.jsonl")
     with pytest.raises(FileNotFoundError, match=r"holds no total_dataset.json or "):
         load("rm_bench", tmp_path)
@@ -263,7 +263,7 @@ def test_an_unreachable_hub_names_the_local_file_to_pass(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["rmb", "llmbar", "pairs", "lists"])
 def test_data_that_is_not_on_the_hub_has_to_be_given(name: str) -> None:
-    with pytest.raises(DataUnavailableError, match=r"is not read from the Hub. Give `--data`: "):
+    with pytest.raises(DataUnavailableError, match=r"is not read from the Hub. Set `--data`: "):
         load(name, None)
 
 

@@ -223,7 +223,7 @@ def test_scores_of_another_model_or_other_data_are_not_mixed(
 
 
 def test_loading_options_are_for_models_that_are_loaded(scorer: RewardScorer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="max_length is for a model that is loaded here"):
+    with pytest.raises(ValueError, match="max_length cannot be set for a scorer"):
         run_benchmark("llmbar", scorer, DATA["llmbar"], out=tmp_path, max_length=10)
 
 

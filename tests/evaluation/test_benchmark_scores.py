@@ -48,7 +48,7 @@ BAD: list[tuple[str, list[Any], str]] = [
         [*GOOD[:3], {**GOOD[3], "id": "alpacaeval-easy/9"}],
         r"line 4: the data has no row 'alpacaeval-easy/9'",
     ),
-    ("missing", GOOD[:2], r"lacks 2 of the data's 4 rows, the first is 'alpacaeval-easy/2'"),
+    ("missing", GOOD[:2], r"lacks 2 of the data's 4 rows, such as 'alpacaeval-easy/2'"),
     ("twice", [*GOOD, GOOD[0]], r"line 5: row 'alpacaeval-easy/0' occurs twice"),
     ("NaN", [{**GOOD[0], "rewards": [float("nan"), 1]}, *GOOD[1:]], r"line 1: reward 0 .* finite number, but is nan"),
     ("infinite", [{**GOOD[0], "rewards": [1, float("inf")]}, *GOOD[1:]], r"line 1: reward 1 .* but is inf"),

@@ -133,7 +133,7 @@ def test_rewards_keep_double_precision() -> None:
 
 
 def test_unusable_inputs_are_refused_with_a_reason() -> None:
-    with pytest.raises(ValueError, match=r"There is no metric 'accuracy'. There are: preference_accuracy"):
+    with pytest.raises(ValueError, match=r"There is no metric 'accuracy'. Available: preference_accuracy"):
         load_metric("accuracy")
     with pytest.raises(ValueError, match="Rewards must be finite, but 1 row "):
         load_metric("preference_accuracy").compute(chosen=[float("nan")], rejected=[0.0])

@@ -112,7 +112,7 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def made_up_rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
+def synthetic_rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield short rows: one in twenty repeats an earlier row, one in five hundred has an empty answer."""
     draw = random.Random(seed)
     kept = [{"prompt": "why", "response": "because"}]
@@ -130,7 +130,7 @@ def made_up_rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 def write_rows(path: Path, count: int, seed: int) -> Path:
     """Write made-up rows as Parquet, or as JSONL with a truncated line every 5,000 rows."""
-    rows = made_up_rows(count, seed)
+    rows = synthetic_rows(count, seed)
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -23,9 +23,9 @@ def check(monkeypatch):
     return bulk_check
 
 
-def test_made_up_rows_are_the_same_for_a_seed(check):
-    rows = list(check.made_up_rows(2_000, 3))
-    assert rows == list(check.made_up_rows(2_000, 3)) != list(check.made_up_rows(2_000, 4))
+def test_synthetic_rows_are_the_same_for_a_seed(check):
+    rows = list(check.synthetic_rows(2_000, 3))
+    assert rows == list(check.synthetic_rows(2_000, 3)) != list(check.synthetic_rows(2_000, 4))
     assert [row["number"] for row in rows] == list(range(2_000))
     assert any(not row["response"] for row in rows)
     texts = [(row["prompt"], row["response"]) for row in rows]

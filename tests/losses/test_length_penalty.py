@@ -269,7 +269,7 @@ def test_a_correlation_over_few_rows_is_logged_once(make_model_folder, tmp_path,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"per_device_train_batch_size": 1}, "two rows or more.*is 1; raise it"),
+        ({"per_device_train_batch_size": 1}, "at least two rows.*is 1; raise it"),
         ({"max_tokens_per_batch": 100}, "`max_tokens_per_batch=100`.*Set one of them"),
         ({"length_bucketing": True}, "rows of all lengths"),
         ({"train_sampling_strategy": "group_by_length"}, "rows of all lengths"),

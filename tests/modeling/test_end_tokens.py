@@ -1,4 +1,4 @@
-"""T5 and BART compute the reward at the last end token, for any number of end tokens and any template."""
+"""T5 and BART compute the reward at the last EOS token, for any number of EOS tokens and any template."""
 
 import pytest
 import torch

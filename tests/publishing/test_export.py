@@ -285,7 +285,7 @@ def test_what_fails_verification_never_appears(way, fault, source, tmp_path, mon
         return export_reward_model(source, folder, overwrite=True)
 
     for folder in (tmp_path / "new", old):
-        with pytest.raises(VerificationError, match="does not give the model's rewards and was removed") as caught:
+        with pytest.raises(VerificationError, match="was removed, because its rewards differ") as caught:
             attempt(folder)
         assert not caught.value.verification.equal
         assert str(folder) in str(caught.value)

@@ -51,7 +51,7 @@ def score(data: object, *words: object) -> str:
 def test_an_unknown_output_format_is_refused_before_the_model_is_loaded(rows, tmp_path):
     assert "must be a .jsonl or .parquet file" in score(rows, "--out", tmp_path / "x.txt")
     (tmp_path / "taken.jsonl").touch()
-    assert "taken.jsonl exists. Resume it with `--resume`, or replace it with `--overwrite`" in score(
+    assert "taken.jsonl exists. Set `--resume` to resume the run, or `--overwrite` to replace it" in score(
         rows, "--out", tmp_path / "taken.jsonl"
     )
     assert "must be a .jsonl" in score("-", "--out", tmp_path / "x.txt")

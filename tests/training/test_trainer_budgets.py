@@ -246,7 +246,7 @@ def test_a_collator_that_cannot_count_tokens_is_refused_with_a_remedy(make_model
         def __call__(self, rows: Any) -> Any:
             return DataCollatorForPreference(0)(rows)
 
-    with pytest.raises(ValueError, match=r"method `tokens\(rows\)`, which Mine lacks\. Add it .*or remove one"):
+    with pytest.raises(ValueError, match=r"method `tokens\(rows\)`, which Mine lacks\. Add the method .*or unset"):
         scorer(make_model_folder("llama"), of_lengths(8), tmp_path, max_tokens_per_batch=50, data_collator=Mine())
     scorer(make_model_folder("llama"), of_lengths(8), tmp_path, data_collator=Mine(), max_steps=1).train()
 

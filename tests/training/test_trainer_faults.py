@@ -105,7 +105,7 @@ def test_a_model_of_unknown_origin_needs_its_tokenizer(make_model_folder, chat_p
 
 def test_loading_options_are_refused_for_a_loaded_model(make_model_folder, chat_pairs, tmp_path):
     model = load(make_model_folder("llama"))
-    with pytest.raises(ValueError, match="`model_init_kwargs` need `model` as a name"):
+    with pytest.raises(ValueError, match="`model_init_kwargs` cannot be set for a loaded model"):
         make_trainer(model, chat_pairs, tmp_path / "run", model_init_kwargs={"dtype": "float32"})
 
 

@@ -127,7 +127,7 @@ def test_settings_without_meaning_here_are_refused_with_a_reason(make_model_fold
         hf_reward.RewardConfig(output_dir="out", label_smoothing_factor=0.1)
     model = AutoModelForRewardScoring.from_pretrained(make_model_folder("llama"))
     args = hf_reward.RewardConfig(output_dir="out", use_cpu=True, model_init_kwargs={"dtype": "float32"})
-    with pytest.raises(ValueError, match="need `model` as a name"):
+    with pytest.raises(ValueError, match="cannot be set for a loaded model"):
         hf_reward.RewardTrainer(model=model, args=args, train_dataset=chat_pairs)
 
 

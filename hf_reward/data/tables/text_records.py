@@ -1,4 +1,4 @@
-"""Shared parts of the JSONL and CSV readers: lines of bounded length, and spans found in one pass over the file."""
+"""Shared parts of the JSONL and CSV readers: lines of bounded length, and spans of rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

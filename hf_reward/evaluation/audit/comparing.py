@@ -50,7 +50,9 @@ def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
             continue
         probes.append(_row(probe, other, paired_difference(bootstrap, found[0], found[1], units)))
     if not probes:
-        raise ValueError(f"No probe of {a} and {b} has the same cases. Audit both models on the same data.")
+        raise ValueError(
+            f"The audits {a} and {b} have no probe with the same cases. Audit both models on the same data."
+        )
     _correct(probes)
     names = {side: shown_name(report["model"]) for side, report in zip("ab", reports, strict=True)}
     summary = _summary(names["a"], names["b"], probes)

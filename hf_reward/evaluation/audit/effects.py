@@ -1,4 +1,4 @@
-"""Shared functions of the families: findings over cases, gains over a control, tables of effects."""
+"""Shared functions of the probe families: findings, effects relative to a control, tables of effects."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,8 +1,9 @@
-"""Values of cases -> estimates with intervals, tests and verdicts.
+"""Estimate effects over the cases of a probe, with intervals, tests and verdicts.
 
-Intervals and p-values come from `hf_reward.metrics.intervals`, over clusters (prompts, questions). Resamples account
-for the error of the unit that effects are divided by: each cluster gets a Poisson(1) weight in every resample. It
-depends only on its name and the seed, so all values of the same prompts are resampled together.
+Intervals and p-values come from `hf_reward.metrics.intervals`, over clusters (prompts, questions). In every
+resample, each cluster gets a Poisson(1) weight that depends only on the name of the cluster and the seed. All values of
+the same prompts are therefore resampled together. The unit by which effects are divided is also resampled, so that
+intervals include its error.
 
 Shapes: N cases, C clusters, B resamples.
 """

@@ -1,4 +1,4 @@
-"""Range of group means, with a permutation test, because such a range is above 0 by chance."""
+"""Range of group means, with a permutation test, because the range is above 0 even without an effect."""
 
 from collections.abc import Sequence
 from dataclasses import replace

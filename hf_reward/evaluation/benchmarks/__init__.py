@@ -1,1 +1,1 @@
-"""Public benchmarks of reward models, one module each, with the arithmetic of the original code."""
+"""Public benchmarks of reward models, one module each, scored as in the original code."""

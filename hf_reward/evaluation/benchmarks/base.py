@@ -1,7 +1,8 @@
-"""Interface of a benchmark: row -> comparison, rewards -> credits, mean credits -> the numbers of its leaderboard.
+"""Interface of a benchmark: reads rows, scores their rewards, and computes the numbers of the leaderboard.
 
-Credits are kept by row, because intervals leave out prompts. Every number of a benchmark is a function of mean credits.
-The function accepts arrays of means, with one entry for each cluster that is left out.
+Credits are scores of a row, such as 1 for a correct ranking. Every number of a benchmark is a function of mean credits.
+Credits are kept by row, because the jackknife for the intervals leaves out one prompt at a time. The function accepts
+arrays of means, with one entry for each cluster that is left out.
 
 Shapes: R rows, K responses in a row, C clusters. A mean is a float64 array of shape `()` or `(C,)`.
 """

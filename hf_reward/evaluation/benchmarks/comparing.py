@@ -77,7 +77,9 @@ def mcnemar(a_right: Sequence[bool], b_right: Sequence[bool]) -> dict[str, Any]:
         McNemar (1947); the exact form is the sign test on the rows with disagreement.
     """
     if len(a_right) != len(b_right):
-        raise ValueError(f"Both models need the same rows, but there are {len(a_right)} and {len(b_right)}.")
+        raise ValueError(
+            f"Both models need results for the same rows, but have {len(a_right)} and {len(b_right)} results."
+        )
     only_a = sum(first and not second for first, second in zip(a_right, b_right, strict=True))
     only_b = sum(second and not first for first, second in zip(a_right, b_right, strict=True))
     value = stats.binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
@@ -98,7 +100,7 @@ def _read(folder: Path) -> _Run:
     files = [folder / name for name in ("results.json", "credits.jsonl")]
     absent = [str(file) for file in files if not file.is_file()]
     if absent:
-        raise FileNotFoundError(f"There is no {' and no '.join(absent)}. Give the folder of a finished run (`--out`).")
+        raise FileNotFoundError(f"There is no {' and no '.join(absent)}. Pass the folder of a finished run (`--out`).")
     try:
         results = json.loads(files[0].read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in files[1].read_text(encoding="utf-8").split("\n") if line]

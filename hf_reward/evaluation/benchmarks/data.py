@@ -1,4 +1,4 @@
-"""Name of a benchmark -> its comparisons, from files, rows in memory, or the Hub at a recorded commit."""
+"""Load the rows of a benchmark from files, from memory, or from the Hub at a recorded commit."""
 
 import hashlib
 import json
@@ -93,7 +93,7 @@ def load_benchmark_data(benchmark: Benchmark, choice: DataChoice) -> BenchmarkDa
     comparisons = _only(comparisons, choice.subsets, benchmark)
     if not comparisons:
         raise ValueError(
-            f"{found.source} holds no row to compare ({len(left_out)} left out). {benchmark.title} needs some."
+            f"{found.source} holds no row to compare ({len(left_out)} left out). {benchmark.title} needs at least one."
         )
     content = _content_hash(comparisons)
     return BenchmarkData(
@@ -134,7 +134,7 @@ class _Found:
 def _tables(benchmark: Benchmark, choice: DataChoice) -> _Found:
     data = choice.data
     if data is None and not benchmark.hub:
-        raise DataUnavailableError(f"{benchmark.title} is not read from the Hub. Give `--data`: {benchmark.local}.")
+        raise DataUnavailableError(f"{benchmark.title} is not read from the Hub. Set `--data`: {benchmark.local}.")
     if data is None:
         return _from_hub(benchmark, [*benchmark.hub, *(benchmark.extra if choice.extra_sets else ())], None)
     if isinstance(data, str | Path):
@@ -159,7 +159,7 @@ def _from_name(benchmark: Benchmark, name: str, choice: DataChoice) -> _Found:
     repo, _, revision = name.partition("@")
     if not _is_hub_id(repo):
         raise FileNotFoundError(
-            f"There is no file or folder {name!r} (looked in {Path.cwd()}), and it is no Hub id either. "
+            f"There is no file or folder {name!r} (in {Path.cwd()}), and the name is not a valid Hub id. "
             f"{benchmark.title} reads {benchmark.local}."
         )
     return _from_hub(benchmark, [HubSource(repo, split=split)], revision or None)
@@ -173,7 +173,7 @@ def _name(data: Any) -> str:
 
 def _table(loaded: Any, name: str, file: str = "") -> _Table:
     if not isinstance(loaded, Dataset):
-        raise ValueError(f"A benchmark reads all of its rows, so {name} cannot be a stream. Give a table or a file.")
+        raise ValueError(f"A benchmark reads all of its rows, so {name} cannot be a stream. Pass a table or a file.")
     return _Table(loaded, loaded.column_names, name, file)
 
 
@@ -215,7 +215,7 @@ def _from_hub(benchmark: Benchmark, sources: Sequence[HubSource], revision: str 
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise DataUnavailableError(
                 f"{source.repo} (split {source.split}) could not be read from the Hub: {reason}. "
-                f"Give a local copy with `--data`: {benchmark.local}."
+                f"Pass a local copy with `--data`: {benchmark.local}."
             ) from error
         table = _table(loaded, f"{source.repo} ({source.split})")
         if source.subset is not None:
@@ -258,8 +258,8 @@ def _require_distinct(ids: Sequence[str], benchmark: Benchmark) -> None:
     repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"{counted(len(repeated), 'repeated id')}, such as {', '.join(repeated[:3])}. Scores are kept by id "
-            f"({benchmark.title}: {benchmark.order}). Remove the repeated rows or files."
+            f"Every row needs its own id, but the data has {counted(len(repeated), 'repeated id')}, such as "
+            f"{', '.join(repeated[:3])}. For {benchmark.title}: {benchmark.order}. Remove the repeated rows or files."
         )
 
 
@@ -268,7 +268,7 @@ def _only(comparisons: list[Comparison], subsets: Sequence[str], benchmark: Benc
     unknown = [name for name in subsets if name not in there]
     if unknown:
         raise ValueError(
-            f"{benchmark.title} has no subset {', '.join(map(repr, unknown))} in this data. There are: "
+            f"{benchmark.title} has no subset {', '.join(map(repr, unknown))} in this data. Available: "
             f"{', '.join(there) or 'none'}."
         )
     return [each for each in comparisons if each.subset in subsets] if subsets else comparisons

@@ -1,8 +1,9 @@
 """JudgeBench: pairs of answers, one of which is correct by an objective label.
 
 Source: Tan et al. (2025); github.com/ScalerLab/JudgeBench, `utils/judges.py` and `utils/metrics.py`. A reward model's
-verdict is A>B if A's reward is higher and B>A otherwise, so a tie is right where the label is B>A. The original's two
-games (one for each order, right only if both agree with the label) make a tie wrong; they are reported as `two_games`.
+verdict is A>B if A's reward is higher and B>A otherwise, so a tie is right where the label is B>A. The original also
+compares each pair in both orders and counts it as correct only if both verdicts agree with the label, so a tie is
+wrong. This score is reported as `two_games`.
 """
 
 from collections.abc import Mapping, Sequence

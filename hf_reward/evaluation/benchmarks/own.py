@@ -44,7 +44,7 @@ class _OwnData(Benchmark):
         """See `Benchmark.read`."""
         found, problem = self._read(row, place)
         if found.token_ids is not None:
-            raise ValueError("The rows hold token ids, which fit only one tokenizer. Give texts.")
+            raise ValueError("The rows hold token ids, which are valid for only one tokenizer. Pass rows of texts.")
         if len(set(found.ranks)) < 2:
             return LeftOut(str(found.id))
         return Comparison(

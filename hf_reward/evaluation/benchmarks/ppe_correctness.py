@@ -1,6 +1,7 @@
 """PPE, correctness: 32 answers to each question, each correct or wrong.
 
-Source: Frick et al. (2025), "How to evaluate reward models for RLHF". A tie is wrong in accuracy and half in AUC.
+Source: Frick et al. (2025), "How to evaluate reward models for RLHF". A tie counts as wrong in the accuracy and as half
+correct in the AUC.
 """
 
 import json
@@ -113,7 +114,9 @@ def _sampled_pairs(row: Mapping[str, Any], scores: list[Any]) -> list[tuple[int,
     found = []
     for pair in pairs:
         if len(pair) != 2 or not all(isinstance(each, int) and 0 <= each < len(scores) for each in pair):
-            raise ValueError(f"`sampled_conflict_pairs` must hold pairs of places below {len(scores)}, found {pair!r}.")
+            raise ValueError(
+                f"`sampled_conflict_pairs` must hold pairs of indices below {len(scores)}, but holds {pair!r}."
+            )
         i, j = pair
         if bool(scores[i]) == bool(scores[j]):
             raise ValueError(f"`sampled_conflict_pairs` holds {pair!r}, two answers that are equally correct.")

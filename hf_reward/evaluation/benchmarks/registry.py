@@ -49,7 +49,7 @@ def benchmark_named(name: str, layout: str = "auto", columns: Mapping[str, str] 
     if name in OWN:
         return OWN[name](layout, columns)
     if name not in PUBLIC:
-        raise ValueError(f"There is no benchmark {name!r}. There are: {', '.join(NAMES)}.")
+        raise ValueError(f"There is no benchmark {name!r}. Available: {', '.join(NAMES)}.")
     if layout != "auto" or columns:
         raise ValueError(f"`layout` and `columns` are for {', '.join(OWN)}; {name} reads its published columns.")
     return PUBLIC[name]

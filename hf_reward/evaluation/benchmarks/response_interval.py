@@ -1,4 +1,4 @@
-"""Pairs that share responses -> the number of responses, and the interval that resamples responses."""
+"""Interval for pairs that share responses, from resampled responses, and the number of responses."""
 
 from collections.abc import Sequence
 from typing import Any

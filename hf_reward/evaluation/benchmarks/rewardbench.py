@@ -1,4 +1,4 @@
-"""RewardBench: chosen against rejected, in four sections whose subsets have the weights of 2024.
+"""RewardBench: chosen against rejected, in four sections. Subsets are weighted as in the version of 2024.
 
 Source: Lambert et al. (2024); github.com/allenai/reward-bench, `rewardbench/constants.py` and
 `rewardbench/utils.py:calculate_scores_per_section`. A tie is wrong.

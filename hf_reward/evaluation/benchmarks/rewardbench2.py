@@ -1,7 +1,8 @@
 """RewardBench 2: one correct response of four; in Ties, several correct responses against all others.
 
 Source: Malik et al. (2025); github.com/allenai/reward-bench, `scripts/run_v2.py` and `rewardbench/utils.py`
-(`reroll_and_score_dataset`, `process_single_model`). A tie for the best of four counts 1/k; in Ties a tie is wrong.
+(`reroll_and_score_dataset`, `process_single_model`). If k of the four responses tie for the highest reward, the row
+counts 1/k. In the subset Ties, a tie between correct and wrong responses is wrong.
 """
 
 from collections.abc import Mapping, Sequence

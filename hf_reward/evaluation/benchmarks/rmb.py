@@ -1,7 +1,7 @@
 """RMB: pairs, and lists whose best response must get the highest reward, for helpfulness and for harmlessness.
 
-Source: Zhou et al. (2025); github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark, `eval/scripts/my_run_rm.py`; lists as
-github.com/RM-R1-UIUC/RM-R1 counts them, in its `run_rm_bestofn.py` and `process_final_result.py`. A tie is wrong.
+Source: Zhou et al. (2025); github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark, `eval/scripts/my_run_rm.py`. Lists
+are scored as in github.com/RM-R1-UIUC/RM-R1, `run_rm_bestofn.py` and `process_final_result.py`. A tie is wrong.
 """
 
 from collections.abc import Mapping, Sequence

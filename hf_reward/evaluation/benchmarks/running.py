@@ -122,7 +122,9 @@ def _scorer(scorer: RewardScorer | str | Path, loading: dict[str, Any]) -> Rewar
     if not isinstance(scorer, RewardScorer):
         return RewardScorer.from_pretrained(scorer, **loading)
     if loading:
-        raise ValueError(f"{', '.join(loading)} is for a model that is loaded here; this scorer has its own settings.")
+        raise ValueError(
+            f"{', '.join(loading)} cannot be set for a scorer that is already loaded. Pass the model's name."
+        )
     return scorer
 
 
@@ -241,7 +243,7 @@ def _resume(
     if changed := _changed(earlier, description):
         raise FileExistsError(
             f"{folder} has scores of a different run (different {', '.join(changed)}). Use another "
-            "folder, or replace it with `--overwrite`."
+            "folder, or set `--overwrite` to replace these scores."
         )
     lines = finished_lines(folder / SCORES_FILE, comparisons)
     starts = [start for start, _ in _chunks(comparisons)] + [len(comparisons)]

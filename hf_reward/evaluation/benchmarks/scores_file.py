@@ -86,8 +86,8 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison], not_compare
             continue
         if name not in known:
             raise ValueError(
-                f"{where}: the data has no row {name!r}. Its first row is {comparisons[0].id!r}. Give the scores of "
-                "this data, or the data of these scores."
+                f"{where}: the data has no row {name!r}. Its first row is {comparisons[0].id!r}. The scores and the "
+                "data must have the same rows."
             )
         if name in found:
             raise ValueError(f"{where}: row {name!r} occurs twice. Remove one of its lines.")
@@ -100,7 +100,7 @@ def read_scores(path: str | Path, comparisons: Sequence[Comparison], not_compare
     missing = [name for name in known if name not in found]
     if missing:
         raise ValueError(
-            f"{path} lacks {len(missing)} of the data's {counted(len(known), 'row')}, the first is {missing[0]!r}. "
+            f"{path} lacks {len(missing)} of the data's {counted(len(known), 'row')}, such as {missing[0]!r}. "
             "Finish the run, or choose the subsets that were scored."
         )
     return RowScores([found[each.id] for each in comparisons], problems, [tokens.get(each.id) for each in comparisons])

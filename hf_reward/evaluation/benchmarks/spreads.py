@@ -1,6 +1,6 @@
-"""Credits of rows -> the numbers of a benchmark, and their variation over prompts.
+"""Compute the results of a benchmark and their variation over prompts.
 
-Shapes: R rows, C clusters, N names of credits.
+Shapes: R rows, C clusters, N credits of a row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

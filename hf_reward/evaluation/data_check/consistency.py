@@ -1,4 +1,4 @@
-"""Facts -> preferences that contradict each other: A over B and B over A, or A over B over C over A."""
+"""Find preferences that contradict each other: A over B and B over A, or A over B over C over A."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -29,7 +29,7 @@ def distribution_pictures(histograms: Sequence[Histogram]) -> list[Picture]:
         histograms: Of a report.
 
     Returns:
-        A picture for each quantity that the report has.
+        A figure for each quantity that the report has.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -49,7 +49,7 @@ def captions(histograms: Sequence[Histogram]) -> list[str]:
         histograms: Of a report.
 
     Returns:
-        A caption for each picture.
+        A caption for each figure.
     """
     return [caption(name, group) for name, group in _groups(histograms)]
 
@@ -63,7 +63,7 @@ def _groups(histograms: Sequence[Histogram]) -> list[tuple[str, list[Histogram]]
 
 
 def caption(name: str, group: Sequence[Histogram]) -> str:
-    """Describe a picture.
+    """Describe a figure.
 
     Args:
         name: `prompt length`, `response length`, `length gap` or `score gap`.

@@ -1,4 +1,4 @@
-"""Facts and clusters -> numbers of equal and nearly equal rows, prompts and responses."""
+"""Count equal and nearly equal rows, prompts and responses."""
 
 from dataclasses import dataclass
 

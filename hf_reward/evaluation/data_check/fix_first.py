@@ -1,12 +1,12 @@
-"""Findings -> a list of the problems to fix first, worst first.
+"""Turn findings into a list of the problems to fix first, worst first.
 
-The harm of a finding is the share of affected rows times a weight for how far such a row misleads:
+Problems are ordered by `harm`, the fraction of affected rows times a weight for the severity:
 
-- 10: an evaluation row that also occurs in training says nothing about new prompts;
-- 8: a text that is read in the wrong layout is a different text;
-- 4: contradictory preferences teach both directions;
-- 3: responses to different prompts are not comparable, and a blank prompt hides the question;
-- 2: a lost row teaches nothing, and a row that loses text teaches something else.
+- 10: an evaluation row also occurs in training, so its result is not valid for new prompts;
+- 8: the text of a row is parsed in the wrong layout;
+- 4: preferences contradict each other;
+- 3: the responses belong to different prompts, or the prompt is blank;
+- 2: a row is lost or loses text.
 
 The weights only order the list.
 """

@@ -1,4 +1,4 @@
-"""Facts -> how often the longer or more formatted response is preferred."""
+"""Compute the fraction of pairs in which the longer or more formatted response is preferred."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Facts of two data sets -> the evaluation rows that also occur in training."""
+"""Find evaluation rows that also occur in training."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A report -> its files, including one HTML page that loads nothing."""
+"""Write the files of a report, including a self-contained HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path

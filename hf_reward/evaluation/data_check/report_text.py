@@ -1,4 +1,4 @@
-"""A report -> the lines of its table and its page."""
+"""Lines of text for the table and the page of a report."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

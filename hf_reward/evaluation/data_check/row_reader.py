@@ -140,7 +140,7 @@ def _require_raw(part: Any, source: Source) -> Dataset:
     if isinstance(part, IterableDataset):
         raise ValueError(
             f"The check reads its rows more than once, but {source.name!r} is a stream. Pass a file, a Hub id or a "
-            "`Dataset` instead (`Dataset.from_generator` makes one of a stream)."
+            "`Dataset` instead (`Dataset.from_generator` converts a stream)."
         )
     if "input_ids" in part.column_names:
         raise ValueError(f"The check reads texts, but {source.name!r} is already tokenised. Pass the raw rows.")

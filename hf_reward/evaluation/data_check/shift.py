@@ -1,9 +1,9 @@
-"""Two data sets -> the distance of the evaluation texts from the training texts.
+"""Measure the distance between the evaluation texts and the training texts.
 
-An accuracy on texts of a different kind does not hold for texts like the training texts, and vice versa. Three measures
-are used: the accuracy of a word-count classifier that separates the sets, the share of the evaluation words that occur
-in training, and the lengths of the texts. Prompt groups are held out as a unit, so that the subject of a single prompt
-does not count.
+If the distance is large, the evaluation accuracy does not apply to texts like the training texts. Three measures are
+used: the accuracy of a word-count classifier that separates the sets, the fraction of the evaluation words that occur
+in training, and the lengths of the texts. Prompt groups are held out as a unit, so the classifier cannot recognise
+the subject of a single prompt.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A report -> tables for the terminal."""
+"""Format a report as tables for the terminal."""
 
 from rich.console import Console
 from rich.markup import escape

@@ -21,7 +21,7 @@ def metric_path(name: str) -> Path:
         ValueError: If there is no such metric.
     """
     if name not in NAMES:
-        raise ValueError(f"There is no metric {name!r}. There are: {', '.join(NAMES)}.")
+        raise ValueError(f"There is no metric {name!r}. Available: {', '.join(NAMES)}.")
     return Path(str(files("hf_reward.evaluation"))) / "evaluate_modules" / name
 
 

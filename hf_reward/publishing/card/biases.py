@@ -1,4 +1,4 @@
-"""Audit results (or accuracy by length, without an audit) -> sentences, a table and a picture of the biases."""
+"""Describe the biases in sentences, a table and a figure, from an audit or from the accuracy by length."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ PICTURE_FILE = "audit_effects.png"
 MOST_NAMED = 8
 """Most effects that a sentence lists for one verdict; the table contains all of them."""
 MOST_DRAWN = 30
-"""Most effects in the picture; biased ones come first."""
+"""Most effects in the figure; biased ones come first."""
 FEW_PAIRS = 20
 """Accuracies on fewer pairs are not compared."""
 _VERDICTS = {
@@ -114,13 +114,13 @@ def audit_rows(facts: CardFacts) -> list[list[str]]:
 
 
 def draw_audit(facts: CardFacts) -> bool:
-    """Draw the audit's picture into the folder, or remove an old one. Observational checks have no verdict to draw.
+    """Draw the audit's figure into the folder, or remove an old one. Observational checks have no verdict to draw.
 
     Args:
         facts: Inputs of the card.
 
     Returns:
-        Whether there is a picture.
+        Whether there is a figure.
     """
     path = facts.folder / PICTURE_FILE
     order = list(_VERDICTS)
@@ -130,7 +130,7 @@ def draw_audit(facts: CardFacts) -> bool:
     if not rows:
         path.unlink(missing_ok=True)
         return False
-    if optional("matplotlib", "audit", "The card shows the audit without its picture.") is None:
+    if optional("matplotlib", "audit", "The card shows the audit without its figure.") is None:
         path.unlink(missing_ok=True)
         return False
     from hf_reward.publishing.card.figures import Effect, draw_audit_effects  # noqa: PLC0415 - imports matplotlib

@@ -1,4 +1,4 @@
-"""Inputs of the card -> `.eval_results/*.yaml`. The Hub shows these results on the pages of the datasets."""
+"""Write the results of the card to `.eval_results/*.yaml`. The Hub shows these results on the pages of the datasets."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Audit effects -> the picture in the model card."""
+"""Figure of the audit effects in the model card."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,12 +35,12 @@ _MARKS = {
     "inconclusive": _Mark("s", "#333333", "white", "inconclusive"),
     "not_assessed": _Mark("X", "#666666", "#666666", "not assessed"),
 }
-"""The mark of each verdict. Shapes differ, so the picture works without colour."""
+"""The mark of each verdict. Shapes differ, so the figure works without colour."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One row of the picture. Fields that are None are not drawn."""
+    """One row of the figure. Fields that are None are not drawn."""
 
     label: str
     unit: str

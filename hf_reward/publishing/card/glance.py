@@ -1,4 +1,4 @@
-"""Inputs of the card -> the summary and the results at a glance."""
+"""The summary sentence of the model card and its overview of the results."""
 
 import math
 

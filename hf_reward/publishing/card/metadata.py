@@ -1,4 +1,4 @@
-"""Inputs of the card -> its front matter. The user's values are checked here, before the Hub would reject them."""
+"""Build the front matter of the model card. The user's values are checked here, before the Hub would reject them."""
 
 import re
 from typing import Any
@@ -69,7 +69,7 @@ def _license(value: Any) -> str | None:
     if value in (None, ""):
         return None
     if not isinstance(value, str) or not _LICENSE.fullmatch(value.lower()):
-        raise refusal("license", value, "the Hub's name of a licence such as 'apache-2.0', or 'other'")
+        raise refusal("license", value, "a licence identifier of the Hub such as 'apache-2.0', or 'other'")
     return value.lower()
 
 

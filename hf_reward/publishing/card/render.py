@@ -55,7 +55,7 @@ def write_model_card(
     model_id: str | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write README.md, `.eval_results/*.yaml` and the picture of the audit into a model folder.
+    """Write README.md, `.eval_results/*.yaml` and the figure of the audit into a model folder.
 
     Audit and benchmark results are read from `audit_summary.json` and `benchmark_results.json`, if the folder has them.
 
@@ -127,7 +127,7 @@ def _gather(
     audit, benchmarks = read_json(folder / AUDIT_FILE, dict), read_json(folder / BENCHMARKS_FILE, list)
     if not all(isinstance(each, dict) for each in [*benchmarks, *(audit.get("probes") or [])]):
         files = f"{folder / AUDIT_FILE} and {BENCHMARKS_FILE}"
-        raise ValueError(f"{files} must list objects. Run the commands that wrote them again.")
+        raise ValueError(f"{files} must list objects. Rerun the commands that wrote these files.")
     return CardFacts(
         folder=folder,
         record=record,

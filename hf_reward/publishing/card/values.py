@@ -1,4 +1,4 @@
-"""Values of a record -> numbers, lists or formatted text; None for missing values."""
+"""Convert values of a record to numbers, lists or formatted text; None for missing values."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reward models of other libraries -> stock classifiers with one label."""
+"""Convert reward models from other libraries to stock classifiers with one label."""
 
 from pathlib import Path
 from typing import Protocol
@@ -61,7 +61,7 @@ def read_foreign(
     base_model: str | Path | None = None,
     allow_pickle: bool = False,
 ) -> ForeignModel:
-    """Load a reward model of another library as a stock classifier with one label.
+    """Load a reward model from another library as a stock classifier with one label.
 
     The network is not used, and code in the folder is not run.
 

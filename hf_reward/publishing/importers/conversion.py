@@ -1,4 +1,4 @@
-"""Weights found by an importer -> a stock classifier with one label. All weights are checked."""
+"""Load the weights found by an importer into a stock classifier with one label. All weights are checked."""
 
 import re
 from collections.abc import Mapping

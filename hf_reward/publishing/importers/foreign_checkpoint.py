@@ -1,4 +1,4 @@
-"""A model folder of another library, and the weights that importers find in it.
+"""A model folder from another library, and the weights that importers find in it.
 
 An importer names the tensor of the head and the prefix of the backbone. This module reads, renames and checks the
 weights; `conversion` builds the stock classifier. All layouts share these checks.
@@ -141,9 +141,7 @@ class Checkpoint:
         """Configuration of a stock classifier with one label, without settings of the other library."""
         source = str(self.folder) if self.settings else self._base
         if source is None:
-            raise ValueError(
-                f"{self.folder} has no config.json. Give the model that it was fine-tuned from as `base_model`."
-            )
+            raise ValueError(f"{self.folder} has no config.json. Pass the base model as `base_model`.")
         try:
             config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises errors of many types for invalid values
@@ -203,9 +201,7 @@ class Checkpoint:
         """The prepared tokenizer, with a pad token that never ends a text."""
         source = str(self.folder) if _has_tokenizer(self.folder) else self._base
         if source is None:
-            raise ValueError(
-                f"{self.folder} has no tokenizer. Give the model that it was fine-tuned from as `base_model`."
-            )
+            raise ValueError(f"{self.folder} has no tokenizer. Pass the base model as `base_model`.")
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises plain `Exception`s

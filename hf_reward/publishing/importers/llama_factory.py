@@ -14,8 +14,8 @@ def convert(checkpoint: Checkpoint) -> ForeignWeights:
     """Return the backbone (with a merged adapter) and the value head under stock names."""
     if checkpoint.head_files is None:
         raise ValueError(
-            f"The format llama_factory requires value_head.safetensors or value_head.bin, but {checkpoint.folder} has "
-            "neither."
+            f"A model in the llama_factory format requires value_head.safetensors or value_head.bin, but "
+            f"{checkpoint.folder} has neither."
         )
     head = checkpoint.linear_head(HEAD, checkpoint.head_files)
     if checkpoint.is_adapter:

@@ -45,7 +45,8 @@ def convert(checkpoint: Checkpoint) -> ForeignWeights:
     changed = [name for name in _LOGIT_SETTINGS if getattr(config, name, None) not in (None, 1, 1.0)]
     if changed:
         raise ValueError(
-            f"The format nemotron requires linear logits, but {checkpoint.folder}/config.json sets {changed[0]}."
+            f"A model in the nemotron format requires linear logits, but {checkpoint.folder}/config.json sets "
+            f"{changed[0]}."
         )
     backbone = checkpoint.backbone(f"{checkpoint.target.base_model_prefix}.", other=())
     key = next((f"{name}weight" for name in LANGUAGE_MODEL_HEADS if f"{name}weight" in checkpoint.weights), None)
@@ -54,7 +55,7 @@ def convert(checkpoint: Checkpoint) -> ForeignWeights:
     elif config.tie_word_embeddings:
         rows = backbone[_embedding_key(checkpoint)]
     else:
-        raise ValueError(f"The format nemotron requires `lm_head.weight`, but {checkpoint.folder} has none.")
+        raise ValueError(f"A model in the nemotron format requires `lm_head.weight`, but {checkpoint.folder} has none.")
     bias = checkpoint.weights.get("lm_head.bias")
     head = LinearHead(weight=rows[:1].clone(), bias=0.0 if bias is None else float(bias[0]))
     note = (

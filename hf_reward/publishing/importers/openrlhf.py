@@ -16,8 +16,9 @@ def convert(checkpoint: Checkpoint) -> ForeignWeights:
     name = _head(checkpoint)
     if name is None:
         raise ValueError(
-            f"The format openrlhf requires a reward head, but the weights in {checkpoint.folder} contain neither the "
-            f"`value_head_prefix` of config.json nor {' or '.join(f'`{each}.weight`' for each in EARLIER_NAMES)}."
+            f"A model in the openrlhf format requires a reward head, but the weights in {checkpoint.folder} contain "
+            "neither the `value_head_prefix` of config.json nor "
+            f"{' or '.join(f'`{each}.weight`' for each in EARLIER_NAMES)}."
         )
     head = checkpoint.linear_head(name)
     backbone = checkpoint.backbone(f"{checkpoint.target.base_model_prefix}.", other=(f"{name}.",))

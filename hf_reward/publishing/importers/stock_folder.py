@@ -1,4 +1,4 @@
-"""Reward model of another library -> stock folder, written and verified like an export."""
+"""Convert a reward model from another library to the standard transformers format, and verify the result."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ def import_reward_model(
     allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Convert a reward model of another library to a stock folder with the same rewards.
+    """Convert a reward model from another library to the standard transformers format with the same rewards.
 
     Args:
         source: Folder of the model.

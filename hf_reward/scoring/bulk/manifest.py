@@ -143,7 +143,8 @@ def require_same(identity: Mapping[str, Any], earlier: Mapping[str, Any], path: 
     if unknown:
         missing = [what for end, what in _ADDED_LATER.items() if any(name.endswith(end) for name in unknown)]
         logger.warning(
-            "%s was started by an earlier version of hf_reward that did not record %s. Changes to it are not detected.",
+            "%s was started by an earlier version of hf_reward, which did not record %s. Changes to such "
+            "settings are not detected.",
             path,
             " and ".join(missing),
         )
@@ -153,7 +154,7 @@ def require_same(identity: Mapping[str, Any], earlier: Mapping[str, Any], path: 
     raise ValueError(
         f"{path} contains outputs of a run with other settings:\n"
         + "\n".join(found)
-        + f"\nUse the same settings, another output, or replace it with `{setting('overwrite', True)}`."
+        + f"\nUse the same settings or another output, or set `{setting('overwrite', True)}` to replace this output."
     )
 
 

@@ -167,7 +167,7 @@ class _Run:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise FileExistsError(
                 f"The output {target.out} exists, but its record cannot be read ({target.record}: {error!r}), so it "
-                f"cannot be resumed. Replace it with `{setting('overwrite', True)}`, or use another output."
+                f"cannot be resumed. Set `{setting('overwrite', True)}` to replace it, or use another output."
             ) from error
         require_same(self._identity, earlier, target.out)
         target.remove_leftovers()

@@ -38,7 +38,7 @@ class BulkSettings:
     overwrite: bool = False
     """Replace an earlier run's output."""
     part: tuple[int, int] | None = None
-    """`(i, n)`: score every n-th shard from the i-th on (i from 0). The other parts share the output folder and may run
+    """`(i, n)`: score shards i, i + n, i + 2n, ... (i from 0). The other parts share the output folder and may run
     on other machines and at other times."""
     show_progress: bool | None = None
     """Show a progress bar; by default on a terminal."""
@@ -61,7 +61,7 @@ class BulkSettings:
             )
         if len({*self.added_columns, "id"}) != len(self.added_columns) + 1:
             raise ValueError(
-                f"The added columns must have different names other than `id`, but are {', '.join(self.added_columns)}."
+                f"The added columns must have distinct names, other than `id`, but are {', '.join(self.added_columns)}."
             )
 
     @property

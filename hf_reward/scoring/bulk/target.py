@@ -174,14 +174,14 @@ def find_earlier_run(target: Target, *, resume: bool, overwrite: bool) -> Manife
             raise FileExistsError(f"The output {target.out} exists. {_choice()}")
         if target.quarantine.exists() and not target.out.exists():
             raise FileExistsError(
-                f"{target.quarantine} exists, and this run may write that file. Use another output, or replace it with "
-                f"`{setting('overwrite', True)}`."
+                f"{target.quarantine} exists, and this run may write that file. Use another output, or set "
+                f"`{setting('overwrite', True)}` to replace the file."
             )
     return None
 
 
 def _choice() -> str:
-    return f"Resume it with `{setting('resume', True)}`, or replace it with `{setting('overwrite', True)}`."
+    return f"Set `{setting('resume', True)}` to resume the run, or `{setting('overwrite', True)}` to replace it."
 
 
 def _clear(target: Target) -> None:

@@ -1,9 +1,9 @@
-"""Continuous batching: a bounded queue of requests -> batches for one model.
+"""Continuous batching: a bounded queue of requests, and batches for one model.
 
 An idle model takes a request at once. While it computes, new requests queue up, so batches grow with the load, up to a
 token budget. The oldest request goes first, together with requests that have the same prefix key, because a shared
-prefix is computed once. A request that needs several batches gets one at a time, in turn with the others. The module
-depends on neither HTTP nor torch.
+prefix is computed once. If several requests need more than one batch, their batches alternate. The module depends on
+neither HTTP nor torch.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Run the server for a model, with an orderly shutdown."""
+"""Run the server for a model, with a graceful shutdown."""
 
 import errno
 import logging
@@ -146,7 +146,7 @@ def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> Rewar
     if settings.device or settings.dtype != "float32" or settings.max_length or permits:
         raise ValueError(
             "`device`, `dtype`, `max_length`, `allow_pickle` and `trust_remote_code` apply only when `serve` loads the "
-            "model; this scorer is loaded already. Give these options to `RewardScorer.from_pretrained`."
+            "model; this scorer is loaded already. Pass these options to `RewardScorer.from_pretrained`."
         )
     if settings.length_correction and not model.corrects_length:
         raise ValueError("The settings have `length_correction=True`, but the scorer was loaded without it.")

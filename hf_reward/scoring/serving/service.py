@@ -235,7 +235,7 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Resul
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ApiError(499, "client_gone", "The client left before the answer.")
+        raise ApiError(499, "client_gone", "The client disconnected before the response.")
     finally:
         task.cancel()
         watch.cancel()

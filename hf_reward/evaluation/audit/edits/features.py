@@ -1,4 +1,4 @@
-"""Text features that an audit compares: those of the data check, and some of wording."""
+"""Text features that an audit compares: the features of the data check and features of the wording."""
 
 import re
 

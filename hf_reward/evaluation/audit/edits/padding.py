@@ -66,8 +66,8 @@ def pad(answer: str, *, kind: str = "closers", dose: float = 2.0, position: str 
     """
     if kind not in KINDS or position not in ("start", "middle", "end") or dose <= 1:
         raise ValueError(
-            f"Padding requires a kind of {KINDS}, a position of start, middle and end, and a dose above 1, but got "
-            f"{kind!r}, {position!r} and {dose}."
+            f"Padding requires a kind from {KINDS}, the position start, middle or end, and a length factor (`dose`) "
+            f"above 1, but got {kind!r}, {position!r} and {dose}."
         )
     sentences = split_sentences(answer)
     wanted = (dose - 1) * count_words(answer)

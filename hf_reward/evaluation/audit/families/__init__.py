@@ -1,1 +1,1 @@
-"""Families of probes, one module each: inputs -> cases -> findings."""
+"""Families of related probes, one module each: each makes cases to score and findings from their rewards."""

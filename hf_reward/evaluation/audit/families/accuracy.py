@@ -1,4 +1,4 @@
-"""Accuracy: how often the preferred response gets the higher reward, next to trivial baselines and by slice."""
+"""Accuracy: fraction of pairs ranked correctly, overall and by slice, compared with trivial baselines."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Length: controlled padding of answers, which gives the verdict, and observational checks of the data."""
+"""Length: the verdict comes from controlled padding of answers; observational checks of the data add context."""
 
 from collections import defaultdict
 from collections.abc import Sequence

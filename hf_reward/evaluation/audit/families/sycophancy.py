@@ -1,4 +1,4 @@
-"""Sycophancy: rewards for agreement with opinions, mistakes, doubts and pride of the user, and for flattery."""
+"""Sycophancy: rewards for flattery and for agreement with opinions, mistakes and doubts of the user."""
 
 from collections.abc import Sequence
 from dataclasses import replace

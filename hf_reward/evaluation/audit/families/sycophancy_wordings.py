@@ -1,4 +1,4 @@
-"""Wordings of users and answers in the sycophancy probes. Written for this package."""
+"""Texts of user messages and answers in the sycophancy probes. Written for this package."""
 
 STRENGTHS = ("unsure", "plain", "certain")
 

@@ -1,7 +1,8 @@
 """Bundled questions, opinions and arguments, written for this package.
 
-The two answers to a question have the same form and nearly the same length. Each option of an opinion is the
-conventional one in half of the items. So the form of an answer does not reveal its role.
+The two answers to a question have the same form and nearly the same length. Among the questions of opinion, the
+conventional view is the first option in half of the items and the second in the other half. So neither form nor
+position of an answer reveals its role.
 """
 
 import json

@@ -145,9 +145,9 @@ def _model_written(rows: Sequence[Placed], where: str) -> ProbeData:
             found.append(Matched(biased=biased, plain=plain, target=target, other=other, cluster=cluster, crossed=True))
     if not found:
         raise ValueError(
-            f"{where} has {len(rows)} questions of users with a view, but none with both views and no neutral prompts, "
-            "so agreement cannot be separated from a preference for an answer. Use a file with `neutral_text` and "
-            "`biased_text`, or one with both views of each question."
+            f"None of the {len(rows)} questions in {where} occurs with both views of the user or with a neutral "
+            "prompt. Agreement therefore cannot be separated from a preference for an answer. Use a file with "
+            "`neutral_text` and `biased_text`, or one with both views of each question."
         )
     return ProbeData(matched=found)
 

@@ -1,4 +1,4 @@
-"""An audit as JSON -> a forest plot of its effects, with the range that does not matter."""
+"""Draw the effects of an audit as a forest plot, with the range of negligible effects."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -42,7 +42,7 @@ _MEANINGS = {
 }
 _READING = (
     "Effects on rewards are in typical margins: 1 is the median difference between the rewards of the preferred and "
-    "the other response of the evaluation pairs, {unit}. The grey band in each picture is the range of effects that "
+    "the other response of the evaluation pairs, {unit}. The grey band in each figure is the range of effects that "
     "are too small to matter. Lines are 95% intervals; they take into account that responses to one prompt are not "
     "independent. The p-values of all probes are corrected together (Benjamini and Hochberg, 1995), so about one in "
     "twenty reported biases may be a false alarm."

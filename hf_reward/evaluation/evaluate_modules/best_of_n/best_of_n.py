@@ -1,7 +1,7 @@
 """Best-of-n curve of rewards.
 
 An `evaluate` module. Its loader copies this file and scans it by line: imports must be absolute, one per line, and no
-other line may start with that word.
+other line may start with the word `import` or `from`.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ class BestOfN(evaluate.Metric):
         # `others` are inputs of metrics that are combined with this one.
         counts = {len(each) for each in (*rewards, *gold)}
         if len(counts) != 1:
-            raise ValueError(f"All prompts need the same number of responses, but there are {sorted(counts)}.")
+            raise ValueError(f"All prompts need the same number of responses, but have {sorted(counts)} responses.")
         gold_scores = np.asarray(gold, float)
         curve = best_of_n_curve(np.asarray(rewards, float), gold_scores).mean(axis=0)
         best, end = float(curve.max()), float(curve[-1])

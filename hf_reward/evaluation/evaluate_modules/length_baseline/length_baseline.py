@@ -1,7 +1,7 @@
-"""Accuracy of a length rule on the same pairs.
+"""Accuracy of the length baseline, which prefers the longer response.
 
 An `evaluate` module. Its loader copies this file and scans it by line: imports must be absolute, one per line, and no
-other line may start with that word.
+other line may start with the word `import` or `from`.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ class LengthBaseline(evaluate.Metric):
         # `others` are inputs of metrics that are combined with this one.
         gaps = np.array([len(a) - len(b) for a, b in zip(chosen_texts, rejected_texts, strict=True)], float)
         if len(gaps) == 0:
-            raise ValueError("There are no pairs. Give `chosen_texts` and `rejected_texts` of at least one pair.")
+            raise ValueError("There are no pairs. Pass `chosen_texts` and `rejected_texts` of at least one pair.")
         credit = pairwise_credit(gaps)
         found = clustered_interval(credit, np.arange(len(gaps)) if groups is None else np.asarray(groups))
         return {

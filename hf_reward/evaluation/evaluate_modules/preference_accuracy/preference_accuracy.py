@@ -1,7 +1,7 @@
 """Accuracy of a reward model on pairs, with its interval.
 
 An `evaluate` module. Its loader copies this file and scans it by line: imports must be absolute, one per line, and no
-other line may start with that word.
+other line may start with the word `import` or `from`.
 """
 
 from typing import Any

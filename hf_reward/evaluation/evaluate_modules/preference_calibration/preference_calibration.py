@@ -1,7 +1,7 @@
 """Calibration of reward differences under the Bradley-Terry model.
 
 An `evaluate` module. Its loader copies this file and scans it by line: imports must be absolute, one per line, and no
-other line may start with that word.
+other line may start with the word `import` or `from`.
 """
 
 from typing import Any

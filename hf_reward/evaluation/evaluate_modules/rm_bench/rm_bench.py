@@ -1,7 +1,7 @@
-"""RM-Bench's table from rewards.
+"""Compute the table of RM-Bench from rewards.
 
 An `evaluate` module. Its loader copies this file and scans it by line: imports must be absolute, one per line, and no
-other line may start with that word.
+other line may start with the word `import` or `from`.
 """
 
 from typing import Any

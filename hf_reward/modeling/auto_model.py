@@ -128,10 +128,10 @@ class AutoModelForRewardScoring:
 def _refuse_contradictions(peft_config: Any, freeze_backbone: bool, quantization: Any, dequantize: bool) -> None:
     if peft_config is not None and freeze_backbone:
         raise ValueError(
-            "`freeze_backbone` trains only the head and cannot be combined with `peft_config`. Give one of them."
+            "`freeze_backbone` trains only the head and cannot be combined with `peft_config`. Set one of them."
         )
     if dequantize and quantization is None:
-        raise ValueError("`dequantize` requires `quantization_config`. Give both, or leave `dequantize` out.")
+        raise ValueError("`dequantize` requires `quantization_config`. Set both, or leave `dequantize` out.")
 
 
 def _load(name: str, asked_for: str, is_trainable: bool, adds_adapter: bool, **loading: Any) -> RewardModel:

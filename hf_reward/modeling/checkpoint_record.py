@@ -275,7 +275,7 @@ def adapter_base(folder: str | Path, base_model: str | None = None, **hub: Any) 
     base = base_model
     if base is None:
         base = adapter_settings(folder).get("base_model_name_or_path")
-    remedy = "Give it with `--base-model FOLDER_OR_ID` (`base_model_name_or_path=...` in Python)."
+    remedy = "Set it with `--base-model FOLDER_OR_ID` (`base_model_name_or_path=...` in Python)."
     if not base:
         raise ValueError(f"An adapter requires its base model, but {folder} names none. {remedy}")
     if Path(base).is_dir():

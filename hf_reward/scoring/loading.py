@@ -72,7 +72,7 @@ def load_for_scoring(
     tokenizer = _tokenizer(name, **options)
     record = CheckpointRecord.find(name, **hub_options(options))
     if "device_map" in options and device is not None:
-        raise ValueError("`device` and `device_map` both set the device of the model. Give one of them.")
+        raise ValueError("`device` and `device_map` both set the device of the model. Set one of them.")
     if "device_map" not in options:
         move: Any = model
         # Without an accelerator, `cpu=True` is needed for the state to include the other processes of a CPU launch.

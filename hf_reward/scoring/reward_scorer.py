@@ -143,7 +143,8 @@ class RewardScorer(RequestScorer):
         """
         if len(prompts) != len(responses_per_prompt):
             raise ValueError(
-                f"There are {len(prompts)} prompts for {len(responses_per_prompt)} lists of responses. Give one each."
+                f"There are {len(prompts)} prompts for {len(responses_per_prompt)} lists of responses. "
+                "Pass one prompt for each list."
             )
         for place, responses in enumerate(responses_per_prompt):
             if isinstance(responses, str) or not len(responses):
@@ -261,5 +262,7 @@ def _pairs(prompts: Sequence[Any], responses: Sequence[Any]) -> list[tuple[Any, 
         if isinstance(value, str):
             raise ValueError(f"`{name}` must be a list, but is one text. For one prompt, use `rank` or [text].")
     if len(prompts) != len(responses):
-        raise ValueError(f"There are {len(prompts)} prompts for {len(responses)} responses. Give one for each.")
+        raise ValueError(
+            f"There are {len(prompts)} prompts for {len(responses)} responses. Pass one prompt for each response."
+        )
     return [(read_request, pair) for pair in zip(prompts, responses, strict=True)]

@@ -25,7 +25,7 @@ def read_token(file: str | Path | None = None) -> str | None:
     if file is None and found is None:
         return None
     if file is not None and found is not None:
-        raise ValueError(f"There are two tokens, one in {file} and one in {TOKEN_VARIABLE}. Give only one.")
+        raise ValueError(f"There are two tokens, one in {file} and one in {TOKEN_VARIABLE}. Set only one.")
     place = TOKEN_VARIABLE if file is None else str(file)
     token = (found or "") if file is None else Path(file).read_text(encoding="utf-8")
     if not is_usable_token(token.strip()):

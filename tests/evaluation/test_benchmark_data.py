@@ -181,7 +181,7 @@ def _without(row: dict[str, Any], column: str) -> dict[str, Any]:
 def test_missing_columns_are_named_with_the_available_ones(name: str, tmp_path: Path) -> None:
     column = benchmark_named(name).columns[-1]
     file = write_rows(tmp_path / "rows.jsonl", [_without(ROWS[name][0], column)])
-    with pytest.raises(ValueError, match=rf"rows.jsonl lacks the columns {column}, which .* needs. It has: .*Give "):
+    with pytest.raises(ValueError, match=rf"rows.jsonl lacks the columns {column}, which .* needs. It has: .*Pass "):
         load(name, file)
 
 

@@ -169,7 +169,7 @@ def test_freezing_the_backbone_of_an_adapter_model_trains_its_head(make_model_fo
 
 
 def test_freezing_and_lora_contradict_each_other(make_model_folder):
-    with pytest.raises(ValueError, match="Give one of them"):
+    with pytest.raises(ValueError, match="Set one of them"):
         load(make_model_folder("llama"), freeze_backbone=True, peft_config=lora())
 
 

@@ -232,7 +232,7 @@ def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | Le
     if missing:
         raise ValueError(
             f"{table.name} lacks the columns {', '.join(missing)}, which {benchmark.title} needs. It has: "
-            f"{', '.join(table.columns)}. Give {benchmark.local}."
+            f"{', '.join(table.columns)}. Pass {benchmark.local}."
         )
     places = RowLocations(table.rows)
     for place, row in enumerate(table.rows):

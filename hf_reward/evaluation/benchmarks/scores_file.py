@@ -159,7 +159,7 @@ def _values(row: Mapping[str, Any], comparison: Comparison, where: str) -> Float
     if len(rewards) != len(comparison.responses):
         raise ValueError(
             f"{where}: row {name!r} has {counted(len(comparison.responses), 'response')}, but "
-            f"{counted(len(rewards), 'reward')}. Give one each, in the benchmark's response order."
+            f"{counted(len(rewards), 'reward')}. Pass one reward per response, in the benchmark's response order."
         )
     for place, value in enumerate(rewards):
         if value is None and row.get("problem"):

@@ -285,7 +285,7 @@ class Checkpoint:
         """
         if self._base is None:
             raise ValueError(
-                f"An adapter requires a base model, but {self.folder}/adapter_config.json names none. Give "
+                f"An adapter requires a base model, but {self.folder}/adapter_config.json names none. Pass "
                 "`base_model`."
             )
         require_safe_weights(self.folder, allow_pickle=self.allow_pickle, local_files_only=True)

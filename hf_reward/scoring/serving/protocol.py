@@ -57,7 +57,7 @@ class Row(_Ours):
         layouts = [name for name in ("response", "responses", "messages", "text") if given.get(name) is not None]
         if len(layouts) > 1:
             raise PreferenceFormatError(
-                f"The row has {' and '.join(f'`{name}`' for name in layouts)}. Give one of them."
+                f"The row has {' and '.join(f'`{name}`' for name in layouts)}. Send one of them."
             )
         return requests_of_row(given)
 

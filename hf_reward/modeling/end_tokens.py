@@ -16,7 +16,7 @@ from hf_reward.modeling.reward_head import unwrap_model
 
 
 def reward_end_token(model: nn.Module) -> int | None:
-    """Return the id of the end token at whose last occurrence a model computes the reward.
+    """Return the id of the EOS token at whose last occurrence a model computes the reward.
 
     Args:
         model: A reward model, with any wrapper of PEFT, torch.compile or distributed training.
@@ -33,7 +33,7 @@ def reward_end_token(model: nn.Module) -> int | None:
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Compute the logits of a batch; rows with different numbers of end tokens are scored separately.
+    """Compute the logits of a batch; rows with different numbers of EOS tokens are scored separately.
 
     Args:
         model: A reward model.
@@ -43,7 +43,7 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         Logits, shape `(N, labels)`.
 
     Raises:
-        ValueError: If a row lacks the end token that the model requires.
+        ValueError: If a row lacks the EOS token that the model requires.
     """
     end = reward_end_token(model)
     counts = None if end is None else (inputs["input_ids"] == end).sum(1)
@@ -58,24 +58,24 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def missing_end(model: nn.Module) -> str:
-    """Return the error message for a row without the required end token.
+    """Return the error message for a row without the required EOS token.
 
     Args:
-        model: A model that computes the reward at its end token.
+        model: A model that computes the reward at its EOS token.
 
     Returns:
         A sentence or two.
     """
     bare: Any = unwrap_model(extract_model_from_parallel(model, keep_torch_compile=False))
     return (
-        f"{type(bare).__name__} computes the reward at the last end token (`eos_token_id`, {reward_end_token(model)}), "
+        f"{type(bare).__name__} computes the reward at the last EOS token (`eos_token_id`, {reward_end_token(model)}), "
         "but there is none. The tokenizer adds it to text, but a chat template must add it itself. Use a template that "
         "ends with it, or remove the template (`processing_class.chat_template = None`) and pass rows of text."
     )
 
 
 def require_end_tokens(model: nn.Module, data: Any, *, sharded: bool) -> None:
-    """Refuse prepared rows without the end token that a model requires, before the first step.
+    """Refuse prepared rows without the EOS token that a model requires, before the first step.
 
     Args:
         model: A reward model.
@@ -83,7 +83,7 @@ def require_end_tokens(model: nn.Module, data: Any, *, sharded: bool) -> None:
         sharded: Whether the model is sharded, so that all processes must call it the same number of times.
 
     Raises:
-        ValueError: If a row has no end token, or rows for a sharded model have different numbers of them.
+        ValueError: If a row has no EOS token, or rows for a sharded model have different numbers of them.
     """
     end = reward_end_token(model)
     if end is None:
@@ -105,14 +105,14 @@ def require_end_tokens(model: nn.Module, data: Any, *, sharded: bool) -> None:
 
 
 def largest_batchable_group(model: nn.Module, sequences: Sequence[Any]) -> list[Any]:
-    """Return the largest group of sequences with the same number of end tokens, which fit into one batch.
+    """Return the largest group of sequences with the same number of EOS tokens, which fit into one batch.
 
     Args:
         model: A reward model.
         sequences: Token ids of each sequence, and its token types.
 
     Returns:
-        All sequences, if the model does not use an end token.
+        All sequences, if the model does not use an EOS token.
     """
     end = reward_end_token(model)
     groups: dict[int, list[Any]] = {}

@@ -38,7 +38,7 @@ def require_readable(
         sharded: Whether the model is sharded.
 
     Raises:
-        ValueError: If a row is too long, or a row or the chat template lacks the required end token.
+        ValueError: If a row is too long, or a row or the chat template lacks the required EOS token.
     """
     require_positions(model, data)
     require_end_tokens(model, data, sharded=sharded)

@@ -252,7 +252,7 @@ def below_chance(history: History, facts: RunFacts) -> HealthWarning | None:
             kind="accuracy below chance",
             step=entry["step"],
             seen=f"{prefix}_accuracy is {entry[f'{prefix}_accuracy']:.1%} (95% interval up to "
-            f"{entry[f'{prefix}_accuracy_ci_high']:.1%}): the model prefers the rejected side.",
+            f"{entry[f'{prefix}_accuracy_ci_high']:.1%}): the model prefers the rejected responses.",
             cause="chosen and rejected are swapped in the evaluation data or in the training data, or ranks are "
             "reversed (rank 0 is best; of `scores` the highest is best).",
             cure="inspect three rows of both; name the columns with `columns`.",

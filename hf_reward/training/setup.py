@@ -45,7 +45,7 @@ def prepared_tokenizer(
         own: The user's tokenizer, which is not changed; by default the tokenizer of the model.
 
     Returns:
-        A copy with pad token, end token and chat template, and the list of added tokens, without the pad token.
+        A copy with pad token, EOS token and chat template, and the list of added tokens, without the pad token.
 
     Raises:
         ValueError: If the model does not name its tokenizer.

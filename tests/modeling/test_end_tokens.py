@@ -39,7 +39,7 @@ ROWS = [
 
 @pytest.fixture
 def end_tokenizer(text_tokenizer):
-    """A tokenizer that appends its end token by itself, as T5's does."""
+    """A tokenizer that appends its EOS token by itself, as T5's does."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=text_tokenizer.backend_tokenizer, eos_token="</s>", pad_token="<pad>"
     )
@@ -51,7 +51,7 @@ def end_tokenizer(text_tokenizer):
 
 @pytest.fixture(params=["t5", "bart"])
 def folder(request, end_tokenizer, tmp_path):
-    """A classifier with a random head that reads at its end token."""
+    """A classifier with a random head that reads at its EOS token."""
     ids = {"pad_token_id": end_tokenizer.pad_token_id, "eos_token_id": end_tokenizer.eos_token_id}
     sizes = {"vocab_size": len(end_tokenizer), "num_labels": 1, **ids, "decoder_start_token_id": ids["pad_token_id"]}
     config = T5Config(**T5_SIZES, **sizes) if request.param == "t5" else BartConfig(**BART_SIZES, **sizes)
@@ -90,7 +90,7 @@ def test_rows_that_hold_the_end_token_are_trained_on_evaluated_saved_and_scored(
 def test_a_template_without_the_end_token_is_refused_before_training(folder, end_tokenizer, tmp_path):
     end_tokenizer.chat_template = CHATML
     trainer = make_trainer(folder, ROWS, tmp_path / "text", processing_class=end_tokenizer)
-    with pytest.raises(ValueError, match=r"of the tokenizer: .* computes the reward at the last end token"):
+    with pytest.raises(ValueError, match=r"of the tokenizer: .* computes the reward at the last EOS token"):
         trainer.train()
     chats = [
         {

@@ -145,7 +145,7 @@ def _sides(report: DataReport, train: DataSide, held: DataSide | None) -> Fixes:
             affected=counts.prompts_differed,
             total=counts.rows,
             found="The two responses answer different prompts.",
-            remedy="Remove these rows. Otherwise only the turns that both sides share become the prompt.",
+            remedy="Remove these rows. Otherwise only the turns that both responses share become the prompt.",
             examples=train.examples(counts.prompts_differed_rows),
         )
     if same.identical_pairs:
@@ -195,7 +195,7 @@ def _preferences(report: DataReport, train: DataSide, held: DataSide | None) -> 
             affected=found.contradictory_rows,
             total=usable,
             found=f"Rows contradict each other about {pairs}: each response is preferred by some row.",
-            remedy="Keep the side with more votes, state a `probability`, or remove both rows.",
+            remedy="Keep the preference with more votes, set a `probability`, or remove both rows.",
             examples=train.examples(row for pair in found.contradictory_examples for row in pair),
         )
     if found.cycles:

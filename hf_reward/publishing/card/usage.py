@@ -56,7 +56,7 @@ def _is_stock_adapter(facts: CardFacts) -> bool:
 
 
 def _kind(facts: CardFacts, tokens: dict[str, Any]) -> str:
-    """Return `chat`, `pair` (prompt and response as a text pair) or `text` (prompt, response and end token in one)."""
+    """Return `chat`, `pair` (prompt and response as a text pair) or `text` (prompt, response and EOS token in one)."""
     if facts.record.template_hash:
         return "chat"
     probes = facts.record.probes.get("conversations") or []
@@ -68,7 +68,7 @@ def _kind(facts: CardFacts, tokens: dict[str, Any]) -> str:
 
 
 def _has_written_end(facts: CardFacts, tokens: dict[str, Any]) -> bool:
-    """Return whether the text must contain the end token. The probes show whether the tokenizer adds it."""
+    """Return whether the text must contain the EOS token. The probes show whether the tokenizer adds it."""
     eos = tokens.get("eos_token")
     eos = eos.get("content") if isinstance(eos, dict) else eos
     texts = [probe["text"] for probe in facts.record.probes.get("conversations") or [] if "text" in probe]

@@ -121,7 +121,7 @@ def test_a_bare_install_trains_saves_and_scores(bare):
 def test_a_bare_install_draws_no_curves_and_logs_this_once(bare):
     assert "training_curves.png" not in bare["files"]
     (line,) = [line for line in bare["lines"] if "curves" in line]
-    assert line.startswith("No training curves are drawn. The package matplotlib is not installed;")
+    assert line.startswith("No training curves are drawn. The package matplotlib is required")
 
 
 def test_a_bare_install_checks_data_without_learned_rules_and_near_duplicates(bare):
@@ -133,7 +133,7 @@ def test_a_bare_install_checks_data_without_learned_rules_and_near_duplicates(ba
     assert report["leakage"]["kinds"] == {"whole row": 24, "prompt group": 24, "prompt": 24, "response": 0}
     for left_out in ("Near duplicates are", "The TF-IDF baseline is", "No classifier compares"):
         (line,) = [line for line in bare["lines"] if line.startswith(left_out)]
-        assert line.endswith('pip install "hf_reward[data]".')
+        assert line.endswith('pip install "hf_reward[data]"')
 
 
 @pytest.mark.parametrize(

@@ -29,5 +29,7 @@ class FoldingConsole(Console):
 
 def make_console() -> Console:
     """Return a console for standard output with the width of the terminal, of `COLUMNS` or of redirected output."""
-    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return FoldingConsole(width=None if narrow else _REDIRECTED)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit():
+        return FoldingConsole(width=int(columns))  # rich ignores it in a terminal without capabilities (`TERM=dumb`)
+    return FoldingConsole(width=None if sys.stdout.isatty() else _REDIRECTED)

@@ -85,7 +85,7 @@ def test_import_writes_a_stock_folder(call, saved, tmp_path):
     (foreign / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaRewardModel"]}))
     code, out, err = call("import", "--from", foreign, "--out", tmp_path / "stock")
     assert code == 0, err
-    assert "Read as ultrarm" in out
+    assert "Format: ultrarm" in out
     record = CheckpointRecord.load(tmp_path / "stock")
     assert record.origin["imported_from"] == "ultrarm"
     expected = CheckpointRecord.load(saved).probes["rewards"]["float32"]

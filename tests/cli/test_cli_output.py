@@ -5,7 +5,6 @@ import logging
 import shlex
 import subprocess
 import sys
-import warnings
 from typing import Any
 
 import datasets
@@ -19,21 +18,6 @@ from hf_reward.cli.console import make_console
 from hf_reward.cli.output import Output, print_scores, start_output
 
 NAME = "Pairwise_set/Helpfulness/Classification/Quality_and_Compliance_Assessment_of_the_Response"
-
-
-@pytest.fixture(autouse=True)
-def _restored_verbosity():
-    """Give other tests the verbosity back."""
-    loggers = (transformers.logging, datasets.logging, huggingface_hub.logging)
-    levels, root = [each.get_verbosity() for each in loggers], logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    with warnings.catch_warnings():
-        yield
-    for each, before in zip(loggers, levels, strict=True):
-        each.set_verbosity(before)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    huggingface_hub.utils.enable_progress_bars()
 
 
 # --- closing lines ---

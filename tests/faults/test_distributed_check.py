@@ -196,4 +196,4 @@ def test_an_adapter_that_would_be_saved_without_its_weights_is_refused(make_mode
     assert not caplog.records
     sharded = {"activation_checkpointing": False, "state_dict_type": "StateDictType.SHARDED_STATE_DICT"}
     check_fsdp_settings(SimpleNamespace(**sharded), trainer.model)
-    assert "saves no model" in caplog.text
+    assert "does not save a complete model" in caplog.text

@@ -188,7 +188,7 @@ def test_longer_texts_are_cut_and_warned_of_once_with_their_number(make_model_fo
     scorer.score(prompts, responses)
     said = [message for message in caplog.messages if "longer than" in message]
     assert len(said) == 1
-    assert said[0].startswith("2 of 3 texts are longer than the 512 tokens")
+    assert said[0].startswith("2 of 3 texts are longer than the model's limit of 512 tokens")
     scorer.score(prompts, responses)
     assert len([message for message in caplog.messages if "longer than" in message]) == 1
 

@@ -70,7 +70,7 @@ def test_errors_of_a_template_are_returned(scorer):
 
 
 def test_errors_for_local_rows_show_the_found_value():
-    with pytest.raises(PreferenceFormatError, match="but holds") as caught:
+    with pytest.raises(PreferenceFormatError, match="but has") as caught:
         read_messages([{"role": "user", "text": SECRET}], "prompt")
     assert SECRET in str(caught.value)
     assert SECRET not in caught.value.public_message

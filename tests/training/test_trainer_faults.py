@@ -73,7 +73,7 @@ def test_several_gpus_in_one_process_are_refused(make_model_folder, chat_pairs, 
 def test_a_frozen_head_is_refused(make_model_folder, chat_pairs, tmp_path):
     model = load(make_model_folder("llama"))
     model.score.weight.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"reward head \(score\) is frozen"):
+    with pytest.raises(ValueError, match=r"reward head \(score\) must be trainable, but is frozen"):
         make_trainer(model, chat_pairs, tmp_path / "run")
 
 

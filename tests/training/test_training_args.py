@@ -127,7 +127,7 @@ def test_pad_to_multiple_of_is_read_from_python_and_the_command_line(given, expe
         ({"tie_parameter": 2.0}, "`tie_parameter` has no effect with loss_type='bradley_terry'"),
         ({"loss_type": "rao_kupper", "tie_parameter": 1.0}, "`tie_parameter` must be finite and above 1.0"),
         ({"over_length": "truncate"}, "`over_length` must be one of .* but is 'truncate'"),
-        ({"max_length": 1}, "`max_length=1` must be at least 2"),
+        ({"max_length": 1}, "`max_length` must be at least 2 tokens, .* but is 1"),
         ({"num_reward_heads": 2.5}, "`num_reward_heads` must be an integer of 1 or more, but is 2.5"),
         ({"num_reward_heads": True}, "`num_reward_heads` must be an integer"),
         ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of` must be 1 or more"),

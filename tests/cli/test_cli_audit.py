@@ -136,5 +136,5 @@ def test_the_self_test_reports_whether_the_audit_passes(monkeypatch):
 
     monkeypatch.setattr(self_test, "FAULTS", self_test.FAULTS[3:])
     found = call("--self-test", "--seeds", "1")
-    assert "Twice too confident".lower() in found.output.lower()
+    assert "overconfident by a factor of two" in found.output
     assert "The self-test passed." in found.output or found.exit_code == 3

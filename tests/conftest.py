@@ -8,12 +8,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import copy
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -126,6 +127,13 @@ def _byte_level(special: list[str]) -> Tokenizer:
 @pytest.fixture
 def own_stock_process() -> None:
     """Fixture for tests that verify in a new process, as users do."""
+
+
+@pytest.fixture(autouse=True)
+def _progress_bars() -> Iterator[None]:
+    """Commands that run in this process switch the progress bars off for all later tests."""
+    yield
+    enable_progress_bars()
 
 
 @pytest.fixture(autouse=True)

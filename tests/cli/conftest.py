@@ -21,4 +21,3 @@ def _restored_verbosity():
         each.set_verbosity(before)
     root.handlers[:] = handlers
     root.setLevel(level)
-    huggingface_hub.utils.enable_progress_bars()

@@ -124,7 +124,7 @@ def test_no_response_is_corrected_by_a_curve_fitted_on_its_prompt():
         (np.zeros(30), np.arange(29), {}, r"shape \(R,\), but have \(30,\) and \(29,\)"),
         (np.full(30, np.nan), np.arange(30), {}, "`rewards` must be finite"),
         (np.zeros(30), np.arange(30) - 1, {}, "`lengths` must be finite and 0 or more"),
-        (np.zeros(19), np.arange(19), {}, "at least 20 responses.*there are 19"),
+        (np.zeros(19), np.arange(19), {}, "at least 20 responses.*has 19"),
         (np.zeros(30), np.arange(30), {"frac": 0}, r"`frac`.* must be in \(0, 1\], but is 0"),
         (np.zeros(30), np.full(30, 7), {}, "30 of 30 do"),
     ],

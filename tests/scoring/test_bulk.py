@@ -441,7 +441,7 @@ def test_an_output_among_the_inputs_is_refused(tmp_path):
         ({"resume": True, "overwrite": True}, "Choose one"),
         ({"part": (2, 2)}, "i from 0 to n - 1, but is 2/2"),
         ({"part": (0, 2), "overwrite": True}, "Remove the folder yourself"),
-        ({"rank": True, "rank_column": "best"}, "different names"),
+        ({"rank": True, "rank_column": "best"}, "distinct names"),
         ({"reward_column": "id"}, "other than `id`"),
     ],
 )

@@ -158,7 +158,7 @@ def test_rows_that_cannot_be_scored_are_left_out_and_counted(scorer):
         found = check_server(url, scorer, rows)
         assert found.rows == 2
         assert "1 row left out" in found.notes[0]
-        with pytest.raises(ValueError, match="only 0 of 1 can"):
+        with pytest.raises(ValueError, match="Only 0 of 1 rows qualify"):
             check_server(url, scorer, rows[2:])
 
 

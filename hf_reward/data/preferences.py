@@ -49,7 +49,7 @@ def detect_layout(columns: Iterable[str]) -> str:
         One of `LAYOUTS`, except `hh`, which must be set explicitly.
 
     Raises:
-        PreferenceFormatError: If the columns fit no layout.
+        PreferenceFormatError: If the columns do not match any layout.
     """
     names = set(columns) - {UNREADABLE}
     if {"chosen_ids", "rejected_ids"} <= names or {"chosen_input_ids", "rejected_input_ids"} <= names:
@@ -67,7 +67,7 @@ def detect_layout(columns: Iterable[str]) -> str:
             "`to_pairs` in Python)."
         )
     raise PreferenceFormatError(
-        "The columns fit no layout. Needed: `chosen` and `rejected` (with or without `prompt`); or `prompt`, "
+        "The columns do not match any layout. Needed: `chosen` and `rejected` (with or without `prompt`); or `prompt`, "
         "`responses` and `ranks` or `scores`; or `prompt`, `response_a`, `response_b` and one of "
         f"{', '.join(sorted(_VERDICTS))}; or `chosen_ids` and `rejected_ids`. "
         f"Found: {', '.join(sorted(map(str, names)))}. If yours have different names, map each with "

@@ -263,9 +263,9 @@ def strongest_rule(metrics: Mapping[str, float]) -> str:
 
 
 def accuracy_reading(metrics: dict[str, float]) -> str:
-    """Compare an accuracy with the usual range of preference data and with the length baseline.
+    """Compare an accuracy with the typical range of preference data and with the length baseline.
 
-    Below 60% is low (often mostly label noise), 65-80% is usual, above 85% is suspiciously high. This alone does not
+    Below 60% is low (often mostly label noise), 65-80% is typical, above 85% is suspiciously high. This alone does not
     show quality, because a rule that uses only length can have any accuracy.
 
     Args:
@@ -286,15 +286,15 @@ def accuracy_reading(metrics: dict[str, float]) -> str:
     low, high = metrics["accuracy_ci_low"], metrics["accuracy_ci_high"]
     bands = [
         (0.0, 0.60, "low"),
-        (0.60, 0.65, "between low and usual"),
-        (0.65, 0.80, "usual"),
-        (0.80, 0.85, "between usual and suspiciously high"),
+        (0.60, 0.65, "between low and typical"),
+        (0.65, 0.80, "typical"),
+        (0.80, 0.85, "between typical and suspiciously high"),
         (0.85, 1.01, "suspiciously high"),
     ]
     band = next(name for start, end, name in bands if start <= accuracy < end)
     interval = "no interval with one prompt" if np.isnan(low) else f"95% interval {low:.1%} to {high:.1%}"
     text = (
-        f"Accuracy {accuracy:.1%} ({interval}, {counted(metrics['num_pairs'], 'pair')}, "
+        f"The accuracy of {accuracy:.1%} ({interval}, {counted(metrics['num_pairs'], 'pair')}, "
         f"{counted(metrics['num_prompts'], 'prompt')}) is {band} for preference data. Preferring the longer response "
         f"scores {rule:.1%}"
         f"{_strongest(metrics)}."

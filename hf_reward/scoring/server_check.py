@@ -88,7 +88,7 @@ class ServerCheck:
             f"{self.url} ({self.kind}), {counted(self.rows, 'row')}: {self.verdict}. {_MEANING[self.verdict]}",
             f"Largest difference {self.largest_difference:.2e} ({self.largest_relative_difference:.2e} of "
             f"max(1, |reward|); same up to {SAME_TOLERANCE:.0e}, half precision up to {HALF_TOLERANCE:.1e}), mean "
-            f"shift {self.mean_shift:+.2e}, without it {self.difference_after_shift:.2e}. "
+            f"shift {self.mean_shift:+.2e}, largest difference without the shift {self.difference_after_shift:.2e}. "
             f"Pearson {pearson}, Spearman {spearman}.",
         ]
         return "\n".join([*lines, *self.notes])

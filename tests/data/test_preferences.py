@@ -264,7 +264,7 @@ def test_a_layout_is_recognised_by_its_columns(columns: dict[str, Any], layout: 
 # --- refused rows ----------------------------------------------------------------------------------------------------
 
 BAD_ROWS: list[tuple[dict[str, Any], str | None, str]] = [
-    ({"prompt": "Why?", "chosen": "Because."}, None, r"fit no layout.*Found: chosen, prompt.*columns=\{'chosen'"),
+    ({"prompt": "Why?", "chosen": "Because."}, None, r"match any layout.*Found: chosen, prompt.*columns=\{'chosen'"),
     ({"prompt": "Why?", "better": "a", "worse": "b"}, None, "Found: better, prompt, worse"),
     (RATED, None, r"one rated response each.*set `min_gap=1.0` \(or use `to_pairs` in Python\)"),
     ({**PAIR, "chosen": True}, "chosen", "must be text, but is bool True. Correct or drop"),

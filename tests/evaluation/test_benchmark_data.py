@@ -215,7 +215,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
     ("ppe_correctness", {**verified(0, [True, False]), "scores": [True] * 3}, "`scores` has 3 entries, but response_3"),
     ("ppe_correctness", verified(0, [True, False], sampled_conflict_pairs=[[0, 5]]), "pairs of indices below 2"),
     ("ppe_correctness", verified(0, [True, True], sampled_conflict_pairs=[[0, 1]]), "equally correct"),
-    ("pairs", {"prompt": "p", "chosen": "a"}, "The columns fit no layout"),
+    ("pairs", {"prompt": "p", "chosen": "a"}, "The columns do not match any layout"),
     ("lists", {"prompt": "p", "responses": ["a"], "ranks": [0]}, "`responses` must have two or more"),
     ("pairs", {"chosen_ids": [1], "rejected_ids": [2]}, "token ids"),
 ]

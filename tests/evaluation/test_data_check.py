@@ -368,7 +368,7 @@ def test_the_rows_are_not_changed():
     ("data", "options", "error"),
     [
         ([], {}, "must have at least one row"),
-        ([{"text": "a"}], {}, "fit no layout"),
+        ([{"text": "a"}], {}, "do not match any layout"),
         (clean(3), {"layout": "chat"}, "`layout` must be auto, pairs"),
         (clean(3), {"columns": {"prompt": "question"}}, "`columns` names 'question'"),
         (clean(3), {"max_baseline_rows": 1}, "must be 2 or more"),

@@ -310,7 +310,7 @@ def test_the_length_that_keeps_99_percent_is_the_smallest_that_does(text_tokeniz
 
 
 def test_columns_that_fit_no_layout_are_refused_before_any_row_is_read(text_tokenizer):
-    with pytest.raises(PreferenceFormatError, match=r"The columns fit no layout.*Found: bad, good"):
+    with pytest.raises(PreferenceFormatError, match=r"The columns do not match any layout.*Found: bad, good"):
         prepare_preferences([{"good": "a", "bad": "b"}], text_tokenizer)
     data, _ = prepare_preferences(
         [{"good": "a", "bad": "b"}], text_tokenizer, columns={"chosen": "good", "rejected": "bad"}

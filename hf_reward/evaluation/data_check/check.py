@@ -56,7 +56,7 @@ def check_data(
 
     Raises:
         ValueError: If the data cannot be read, is a stream or tokenised, or `max_baseline_rows` is below 2.
-        PreferenceFormatError: If its columns fit no layout.
+        PreferenceFormatError: If its columns do not match any layout.
     """
     if max_baseline_rows < 2:
         raise ValueError(f"`max_baseline_rows` must be 2 or more, but is {max_baseline_rows}.")

@@ -146,7 +146,7 @@ def _require_raw(part: Any, source: Source) -> Dataset:
         raise ValueError(f"The check reads texts, but {source.name!r} is already tokenised. Pass the raw rows.")
     if len(part) == 0:
         raise ValueError(f"The data {source.name!r} holds no rows.")
-    if source.layout == "auto":  # columns that fit no layout are one error instead of one per row
+    if source.layout == "auto":  # columns that match no layout are one error instead of one per row
         detect_layout(rename_columns(dict.fromkeys(part.column_names), source.columns))
     return part
 

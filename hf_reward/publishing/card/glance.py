@@ -15,8 +15,8 @@ def summary_sentence(facts: CardFacts) -> str:
     """Return the first sentence of the card."""
     scored = "a conversation" if facts.record.template_hash else "a response to a prompt"
     return (
-        f"A reward model that scores {scored} with one number: of two responses to the same prompt, it prefers the one "
-        "with the higher number."
+        f"A reward model that gives {scored} one number, its reward. The higher the reward of a response, the more the "
+        "model prefers it to other responses to the same prompt."
     )
 
 

@@ -4,6 +4,7 @@ The verdicts follow from the source code of the programs (transformers 5.23, TRL
 text-embeddings-inference of July 2026, OpenRLHF of August 2026, verl 0.9). Only transformers and TRL were run.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,13 @@ class Verdict(NamedTuple):
     outcome: str
     """`SAME`, `SHIFTED`, `WITH_OPTION` or `CANNOT`."""
     note: str = ""
+
+    @property
+    def consumer(self) -> str:
+        """Deprecated name of `program`, removed in version 0.3."""
+        message = "`Verdict.consumer` is now `program`; the old name will be removed in version 0.3"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.program
 
     @property
     def loads(self) -> bool:

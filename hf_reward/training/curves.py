@@ -109,7 +109,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _series(log_history: LogHistory, key: str) -> tuple[list[int], list[float]]:
-    points = [(int(entry["step"]), float(entry[key])) for entry in log_history if key in entry]
+    points = [(int(entry["step"]), float(entry[key])) for entry in log_history if entry.get(key) is not None]
     return [step for step, _ in points], [value for _, value in points]
 
 

@@ -97,6 +97,18 @@ def test_score_gaps_of_ranked_and_voted_rows():
     assert by_name(check_data(voted))["score gap"].median == 2
 
 
+def test_score_gaps_have_the_sign_of_the_preference():
+    votes = {"prompt": "p", "response_a": "x", "response_b": "yy", "winner": "b"}
+    rated = [{**votes, "score_chosen": 5, "score_rejected": 1}]
+    assert by_name(check_data(rated))["score gap"].median == 4
+    assert "score gap" not in by_name(check_data([{**votes, "score": 0.9}]))  # the winner decides, not the score
+
+
+def test_scores_of_two_responses_do_not_fit_a_list_of_three():
+    ranked = {"prompt": "p", "responses": ["a", "b c", "d e f"], "ranks": [0, 1, 2]}
+    assert "score gap" not in by_name(check_data([{**ranked, "score_chosen": 1, "score_rejected": 0}]))
+
+
 def test_rows_without_scores_have_no_score_gap():
     rows = rows_of_lengths([(3, 5, 4)] * 3, score_chosen=["good", None, 1], score_rejected=["bad", 2, None])
     assert "score gap" not in by_name(check_data(rows))

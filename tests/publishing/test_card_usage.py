@@ -108,7 +108,7 @@ def test_a_saved_card_has_results_before_compatibility(lora, make_model_folder):
     folder, _ = saved_model(make_model_folder, "llama", lora=lora)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == SECTIONS
-    assert "number.\n\n## Results at a glance\n\n- **Evaluation:** Not evaluated." in text  # one sentence before it
+    assert "same prompt.\n\n## Results at a glance\n\n- **Evaluation:** Not evaluated." in text
 
 
 def test_snippets_without_a_chat_template_end_with_the_end_token(make_model_folder, text_tokenizer, monkeypatch):

@@ -364,6 +364,8 @@ def test_architectures_that_no_server_supports_are_refused_by_default(tmp_path, 
     assert {each.program for each in report.compatibility if not each.loads} >= {"vLLM", "SGLang", "TEI"}
     with pytest.warns(DeprecationWarning, match="is now `compatibility`"):
         assert report.consumers == report.compatibility
+    with pytest.warns(DeprecationWarning, match="is now `program`"):
+        assert report.compatibility[0].consumer == report.compatibility[0].program
 
 
 def test_a_source_whose_head_was_damaged_is_refused(source, tmp_path):

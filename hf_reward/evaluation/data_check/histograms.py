@@ -154,6 +154,10 @@ def round_width(width: float) -> float:
     return float(factor * power)
 
 
+_VERDICTS = ("winner", "probability", "annotators", "votes_a", "votes_b")
+"""Columns that decide the preference; a `score` beside them may have another meaning."""
+
+
 def score_gaps_of(row: PreferenceRow, raw: Mapping[str, Any], pairs: Sequence[tuple[int, int]]) -> list[float]:
     """Return how far the scores of each pair's responses are apart.
 
@@ -179,9 +183,16 @@ def _scores(row: PreferenceRow, raw: Mapping[str, Any]) -> list[float] | None:
     if raw.get("scores") is not None:
         scores = [read_number(score, "scores") for score in read_list(raw["scores"], "scores")]
         return scores if len(scores) == len(row.responses) else None
+    if len(row.responses) != 2:
+        return None
     for first, second in (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")):
         if raw.get(first) is not None and raw.get(second) is not None:
-            return [read_number(raw[first], first), read_number(raw[second], second)]
-    if raw.get("score") is not None and "response_a" in raw:  # how far the first response leads
-        return [read_number(raw["score"], "score"), 0.0]
+            scores = [read_number(raw[first], first), read_number(raw[second], second)]
+            return scores if row.ranks[0] <= row.ranks[1] else scores[::-1]
+    if (
+        raw.get("score") is not None
+        and "response_a" in raw
+        and not any(raw.get(name) is not None for name in _VERDICTS)
+    ):
+        return [read_number(raw["score"], "score"), 0.0]  # how far the first response leads
     return None

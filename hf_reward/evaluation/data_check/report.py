@@ -1,5 +1,6 @@
 """The results of a data check as one object that becomes JSON."""
 
+import warnings
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -72,6 +73,13 @@ class Fix:
     found: str
     remedy: str
     examples: list[Example] = field(default_factory=list)
+
+    @property
+    def cure(self) -> str:
+        """Deprecated name of `remedy`, removed in version 0.3."""
+        message = "`Fix.cure` is now `remedy`; the old name will be removed in version 0.3"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.remedy
 
     @property
     def scope(self) -> str:

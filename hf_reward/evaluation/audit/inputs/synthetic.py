@@ -25,7 +25,7 @@ _WORDS = (
     *("river", "stone", "window", "garden", "letter", "market", "winter", "table"),
     *("forest", "story", "bridge", "engine", "paper", "signal", "harvest", "mirror"),
     *("island", "captain", "basket", "museum", "thunder", "lantern", "village", "orchard"),
-    *("compass", "pottery", "ribbon", "meadow", "kitchen", "anchor"),
+    *("compass", "station", "ribbon", "meadow", "kitchen", "anchor"),
 )
 _QUALITY_SPREAD = 1.2
 _QUALITY_LENGTH_CORRELATION = 0.4

@@ -98,7 +98,7 @@ def recipes(
         return
     for each in recipe_names():
         typer.echo(recipe(each))
-    Output(quiet=quiet).finish(then=["hf-reward", "recipes", "quickstart.yaml"])
+    Output(quiet=quiet).finish(then=["hf-reward", "recipes", "quickstart.yaml"], err=True)
 
 
 app.command(

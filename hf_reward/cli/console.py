@@ -31,5 +31,6 @@ def make_console() -> Console:
     """Return a console for standard output with the width of the terminal, of `COLUMNS` or of redirected output."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdigit():
-        return FoldingConsole(width=int(columns))  # rich ignores it in a terminal without capabilities (`TERM=dumb`)
+        # In a terminal without capabilities (`TERM=dumb`), rich ignores COLUMNS, and a width without a height.
+        return FoldingConsole(width=int(columns), height=25)
     return FoldingConsole(width=None if sys.stdout.isatty() else _REDIRECTED)

@@ -74,7 +74,8 @@ def serve(
 
     token = read_token(token_file)
     if port:
-        url = f"http://{'127.0.0.1' if host in _EVERY_NETWORK else host}:{port}"
+        address = "127.0.0.1" if host in _EVERY_NETWORK else f"[{host}]" if ":" in host else host
+        url = f"http://{address}:{port}"
         output.finish(then=["hf-reward", "verify", "--server", url, "--model", model], err=True)
     serve_model(
         model,
@@ -96,6 +97,7 @@ def serve(
             shutdown_seconds=shutdown_seconds,
             token=token,
         ),
+        quiet=quiet,
     )
 
 

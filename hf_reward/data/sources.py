@@ -232,8 +232,8 @@ def _pick_split(data: DatasetDict | IterableDatasetDict, source: Source) -> RawD
 def _require_split(splits: Sequence[str], source: Source) -> None:
     if source.split not in splits:
         raise ValueError(
-            f"{source.name or 'The data'} has the splits {splits}, not {source.split!r}. Set `{setting('split')}` to "
-            "one of them."
+            f"{source.name or 'The data'} has the splits {splits}, not {source.split!r}. Choose one of "
+            "them as the split."
         )
 
 

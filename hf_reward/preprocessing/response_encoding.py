@@ -12,7 +12,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.data.interface import setting
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.data.row_remarks import remark_clauses
 from hf_reward.data.score_request import ScoreRequest
@@ -30,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 CONVERSATIONS, TEXT = "conversations", "text"
 """The two kinds of training rows."""
+_ALLOW_EMPTY = "`allow_empty=True` (`--allow-empty` on the command line)"
+"""Both forms: a client of a server passes a field of the request, although the server is a command."""
 _REPEATS = (
     "the response starts with its complete prompt, which would be encoded twice; remove the prompt from the response, "
     "or, if it is a quotation, pass both as `messages` with a user turn and an assistant turn"
@@ -88,7 +89,7 @@ class ResponseEncoder:
         for place, request in enumerate(requests):
             if not allow_empty and request.is_empty():
                 what = "text" if request.formatted else "response"
-                problem = f"the {what} is empty; to score it anyway, set `{setting('allow_empty', True)}`"
+                problem = f"the {what} is empty; to score it anyway, set {_ALLOW_EMPTY}"
                 found[place] = EncodedResponse(problem=problem)
             elif problem := self._limits.problem(request):
                 found[place] = EncodedResponse(problem=problem, is_too_large=True)
@@ -242,7 +243,7 @@ def too_many_tokens(count: int, limit: int) -> str:
     """
     return (
         f"too long: {count:,} tokens, above the limit of {limit:,}. The model has no recorded `max_length`, so prompts "
-        f"are not cut; to cut them, set `{setting('max_length')}`"
+        "are not cut; to cut them, set `max_length` (`--max-length` on the command line)"
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.data.interface import setting
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.data.row_remarks import DOUBLED_BOS, DOUBLED_END, LOST_TEXT
 from hf_reward.preprocessing.rendered_turns import TurnEnds, loses_text, with_one_end, without_end
@@ -67,7 +66,8 @@ def _encode_conversations(
     if tokenizer.chat_template is None:
         raise PreferenceFormatError(
             "The tokenizer has no chat template, which rows of messages require. Set "
-            f"`{setting('chat_template_path')}` (or `tokenizer.chat_template` in Python), or pass text columns.",
+            "`chat_template_path` for training, or set `tokenizer.chat_template` and save the tokenizer, or pass text "
+            "columns.",
             field="prompt",
         )
     ends = TurnEnds(tokenizer)

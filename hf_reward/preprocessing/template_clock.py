@@ -17,8 +17,6 @@ from jinja2 import Undefined, nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from hf_reward.data.interface import setting
-
 logger = logging.getLogger(__name__)
 
 FIXED_DATE = datetime(2024, 7, 26)
@@ -119,8 +117,8 @@ def _frozen(tokenizer: PreTrainedTokenizerBase, source: str, date: datetime) -> 
         if found != [expected, expected]:
             raise ValueError(
                 "The chat template prints today's date in a way that cannot be fixed, so the reward of a text would "
-                f"change every day. Replace `{_CLOCK}` in the template with a date, and pass the file as "
-                f"`{setting('chat_template_path')}`."
+                f"change every day. Replace `{_CLOCK}` in the template with a date: in a file for "
+                "`chat_template_path` in training, or in `tokenizer.chat_template`, and save the tokenizer."
             )
     return result
 

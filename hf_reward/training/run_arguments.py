@@ -208,7 +208,8 @@ def parse_run_arguments(argv: Sequence[str]) -> tuple[RunArguments, RewardConfig
             parser.error(f"{error}. `--help-all` lists all settings.")
         words = _as_argv(found)
         parser.lines = _lines_of(found, rest)
-    words = [*_output_words(own), *words, *rest]  # in argparse, later options override earlier ones
+    bar = [] if sys.stderr.isatty() else ["--disable_tqdm", "true"]  # a progress bar in a file is a long line
+    words = [*bar, *words, *_output_words(own), *rest]  # in argparse, later options override earlier ones
     run, args, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     if unknown:
         names = [word.split("=")[0] for word in unknown if word.startswith("--")]
@@ -268,9 +269,10 @@ def _own_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _output_words(own: argparse.Namespace) -> list[str]:
-    """Write `--quiet`, `--verbose` and redirected output as settings; a progress bar in a file is a long line."""
-    level = ["--log_level", "error"] if own.quiet else ["--log_level", "info"] if own.verbose else []
-    return [*level, *(["--disable_tqdm", "true"] if own.quiet or not sys.stderr.isatty() else [])]
+    """Write `--quiet` and `--verbose` as settings."""
+    if own.quiet:
+        return ["--log_level", "error", "--disable_tqdm", "true"]
+    return ["--log_level", "info"] if own.verbose else []
 
 
 def _settings() -> set[str]:

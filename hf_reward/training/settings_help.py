@@ -1,5 +1,6 @@
 """Descriptions of all settings of a training run, and the help text made of them."""
 
+import os
 import types
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields
@@ -118,7 +119,9 @@ def print_help(*, every_setting: bool) -> None:
     Args:
         every_setting: Include the less common settings of `TrainingArguments`.
     """
-    console = Console(highlight=False)
+    # In a terminal without capabilities (`TERM=dumb`), rich ignores COLUMNS, and a width without a height.
+    columns = os.environ.get("COLUMNS", "")
+    console = Console(highlight=False, width=int(columns), height=25) if columns.isdigit() else Console(highlight=False)
     console.print(Text.assemble("\nUsage: ", (USAGE, "bold")), soft_wrap=True)
     console.print(
         "\nTrain a reward model. Every setting is an option and a key of the YAML file: `--learning_rate 1e-5` is "

@@ -46,8 +46,10 @@ print([name for name in {heavy} if name in sys.modules])
 
 
 def test_recipes_are_listed_and_printed(call):
-    code, out, _ = call("recipes")
+    code, out, err = call("recipes")
     assert code == 0
+    assert "Next:" in err
+    assert "Next:" not in out  # so that the list can be piped
     assert "quickstart.yaml" in out
     assert "fsdp2.yaml" in out
     code, out, _ = call("recipes", "accelerate_configs/cpu.yaml")

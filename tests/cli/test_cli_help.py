@@ -82,6 +82,8 @@ def test_train_help_fits_the_terminal(width, monkeypatch, capsys):
     from hf_reward.training.settings_help import print_help
 
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
     print_help(every_setting=False)
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines if line.startswith(("│", "╭", "╰"))) == width
@@ -101,6 +103,18 @@ def test_both_spellings_of_a_setting_are_accepted(words):
 
     _, args = parse_run_arguments(["--model_name_or_path", "m", "--train-data", "d", *words])
     assert args.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(("option", "level", "bar_is_off"), [("--quiet", "error", True), ("--verbose", "info", False)])
+def test_quiet_and_verbose_override_the_yaml_file(option, level, bar_is_off, tmp_path):
+    from hf_reward.training.run_arguments import parse_run_arguments
+
+    file = tmp_path / "run.yaml"
+    file.write_text("model_name_or_path: m\ntrain_data: d\nlog_level: warning\ndisable_tqdm: false\n", encoding="utf-8")
+    _, args = parse_run_arguments(["--config", str(file), option])
+    assert (args.log_level, args.disable_tqdm) == (level, bar_is_off)
+    _, args = parse_run_arguments(["--config", str(file), option, "--log_level", "critical"])
+    assert args.log_level == "critical"
 
 
 # --- completion ---

@@ -57,6 +57,12 @@ def test_progress_bars_are_off_in_redirected_output():
 # --- tables ---
 
 
+def test_the_width_of_a_dumb_terminal_is_that_of_columns(monkeypatch):
+    for name, value in {"COLUMNS": "60", "TERM": "dumb", "TTY_COMPATIBLE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert make_console().width == 60
+
+
 def printed(capsys: Any) -> str:
     table = Table("name", "value", "note")
     table.add_row(NAME, "0.5", "a note of some words that fill the line and the next line as well")

@@ -1,6 +1,7 @@
 """`hf-reward score | rank`: exit codes, tables for people, JSON for machines, one-line errors."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -201,6 +202,13 @@ def test_serving_without_its_packages_names_the_extra(call: Any, monkeypatch: An
     code, _, err = call("serve", "--model", "m")
     assert code == 1
     assert "pip install 'hf_reward[serve]'" in err
+
+
+@pytest.mark.parametrize(("host", "address"), [("::1", "[::1]"), ("::", "127.0.0.1"), ("localhost", "localhost")])
+def test_serve_prints_the_url_of_its_host(call: Any, monkeypatch: Any, host: str, address: str) -> None:
+    monkeypatch.setattr("hf_reward.scoring.serving.server.serve", lambda *_, **__: None)
+    _, _, err = call("serve", "--model", "m", "--host", host)
+    assert f"--server {shlex.quote(f'http://{address}:8000')} --model m" in err
 
 
 def test_rows_go_to_standard_output_and_everything_else_does_not(

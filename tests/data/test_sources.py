@@ -232,7 +232,7 @@ def test_a_truncated_parquet_file_says_which_reader_failed(tmp_path):
 
 def test_a_missing_split_is_refused_with_the_existing_ones(tmp_path):
     data = Dataset.from_list(ROWS)
-    with pytest.raises(ValueError, match=r"has the splits \['test', 'train'\], not 'dev'"):
+    with pytest.raises(ValueError, match=r"has the splits \['test', 'train'\], not 'dev'. Choose one"):
         load(DatasetDict(train=data, test=data), split="dev")
     write(tmp_path / "mix" / "train.jsonl", ROWS[:2])
     write(tmp_path / "mix" / "test-00000-of-00001.jsonl", ROWS[2:])

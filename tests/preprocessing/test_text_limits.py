@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hf_reward.data.interface import Interface, used_through
 from hf_reward.data.score_request import ScoreRequest, request_from_text
 from hf_reward.preprocessing import text_limits
-from hf_reward.preprocessing.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
+from hf_reward.preprocessing.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder, too_many_tokens
 from hf_reward.preprocessing.text_encoding import cuts_keep_ids
 from hf_reward.preprocessing.text_limits import TextLimits, without_middle
 from hf_reward.preprocessing.tokenization import FormatRule, _first_that_fits
@@ -212,3 +213,9 @@ def test_the_middle_of_a_text_lies_between_two_cuts(monkeypatch):
     assert without_middle("x" * 100, 8) == "x" * 100
     monkeypatch.setattr(text_limits, "_WINDOW", 3)
     assert without_middle(text, 8) == "One six seven."
+
+
+@pytest.mark.parametrize("interface", [Interface.PYTHON, Interface.COMMAND])
+def test_a_sequence_that_is_too_long_names_both_forms_of_the_remedy(interface: Interface) -> None:
+    with used_through(interface):
+        assert "set `max_length` (`--max-length` on the command line)" in too_many_tokens(2, 1)

@@ -126,7 +126,7 @@ def test_tools_and_template_arguments_reach_the_template(chat_tokenizer):
 
 
 def test_messages_without_a_chat_template_are_refused_with_the_remedy(text_tokenizer):
-    with pytest.raises(PreferenceFormatError, match=r"no chat template.*chat_template_path"):
+    with pytest.raises(PreferenceFormatError, match=r"no chat template.*`chat_template_path` for training.*save"):
         one(chat_row([user("hello")], "one", "two"), text_tokenizer)
 
 

@@ -52,7 +52,8 @@ def test_two_workers_give_what_one_scorer_gives(tmp_path, model, kind):
     found = {row["id"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
     assert {name: found["row 7"][name] for name in ("value", "problem")} == {
         "value": None,
-        "problem": "the response is empty; to score it anyway, set `allow_empty=True`",
+        "problem": "the response is empty; to score it anyway, set `allow_empty=True` (`--allow-empty` on the command "
+        "line)",
     }
     good = [row for row in rows if row["response"]]
     expected = RewardScorer(model).score([row["prompt"] for row in good], [row["response"] for row in good])

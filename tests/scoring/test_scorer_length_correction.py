@@ -176,7 +176,7 @@ def test_the_server_corrects_on_request(folder, plain, scorer, monkeypatch):
     with pytest.raises(ValueError, match="scorer was loaded without it"):
         _loaded(plain, ServerSettings(length_correction=True))
     seen = []
-    monkeypatch.setattr("hf_reward.scoring.serving.server.serve", lambda model, settings: seen.append(settings))
+    monkeypatch.setattr("hf_reward.scoring.serving.server.serve", lambda model, settings, **_: seen.append(settings))
     monkeypatch.setattr(sys, "argv", ["hf-reward", "serve", "--model", str(folder), "--length-correction"])
     with contextlib.suppress(SystemExit):
         cli.main()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from serving_scorers import asked, error_of, tiny_scorer
 
+from hf_reward.data.interface import Interface, used_through
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.scoring.reward_scorer import RewardScorer
 
@@ -153,7 +154,7 @@ def test_rows_without_a_reward_are_listed_in_the_error(scorer):
         empty = {"prompt": prompt, "responses": ["a", " ", "b", ""]}
         error = error_of(await client.post("/score", json=empty), 422, "unscorable")
         assert [row["index"] for row in error["rows"]] == [1, 3]
-        assert "empty" in error["rows"][0]["reason"]
+        assert "`allow_empty=True`" in error["rows"][0]["reason"]
         assert (await client.post("/score", json={**empty, "allow_empty": True})).status_code == 200
         error = error_of(await client.post("/rank", json=empty), 422, "unscorable")
         assert [row["index"] for row in error["rows"]] == [1, 3]
@@ -173,7 +174,8 @@ def test_rows_without_a_reward_are_listed_in_the_error(scorer):
             error = error_of(await client.post("/classify", json={"input": input_ids}), 422, "unscorable")
             assert reason in error["message"]
 
-    asked(scorer, test)
+    with used_through(Interface.COMMAND):  # as `hf-reward serve`
+        asked(scorer, test)
 
 
 @pytest.mark.parametrize(

@@ -218,10 +218,11 @@ def test_a_port_in_use_is_a_one_line_error(scorer):
     assert "The server cannot listen on 127.0.0.1" in done.stderr.splitlines()[-1]
 
 
-def test_the_address_is_logged_for_a_free_port(scorer, capsys):
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_address_is_logged_for_a_free_port(scorer, capsys, quiet):
     with bound_socket("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        server = Server(configure(scorer, ServerSettings(port=0, served_model_name="tiny")))
+        server = Server(configure(scorer, ServerSettings(port=0, served_model_name="tiny"), quiet=quiet))
 
         async def test() -> None:
             running = asyncio.create_task(server.serve(sockets=[listener]))
@@ -231,7 +232,9 @@ def test_the_address_is_logged_for_a_free_port(scorer, capsys):
             await running
 
         asyncio.run(asyncio.wait_for(test(), 30))
-    assert f"Serving tiny on http://127.0.0.1:{port} (Ctrl+C to stop)" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"Serving tiny on http://127.0.0.1:{port} (Ctrl+C to stop)" in err
+    assert ("Started server process" in err) is not quiet
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

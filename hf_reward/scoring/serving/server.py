@@ -24,7 +24,7 @@ _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that none is closed while a request is on its way."""
 
 
-def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = None) -> None:
+def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = None, *, quiet: bool = False) -> None:
     """Serve a reward model until SIGTERM or SIGINT, then finish the accepted requests and return.
 
     The port is bound first and answers when the model is loaded. A second SIGINT closes connections at once.
@@ -32,6 +32,7 @@ def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = No
     Args:
         model: A folder or Hub id of a reward model or adapter, or a scorer.
         settings: Settings of the server.
+        quiet: Print only errors, and the address if the port is 0.
 
     Raises:
         ValueError: If the model cannot score, or loading options are given for a loaded scorer.
@@ -39,7 +40,7 @@ def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = No
     """
     settings = settings or ServerSettings()
     with bound_socket(settings.host, settings.port) as listener:
-        _serve(_loaded(model, settings), settings, listener)
+        _serve(_loaded(model, settings), settings, listener, quiet)
 
 
 @contextmanager
@@ -79,14 +80,14 @@ def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _serve(scorer: RewardScorer, settings: ServerSettings, listener: socket.socket) -> None:
+def _serve(scorer: RewardScorer, settings: ServerSettings, listener: socket.socket, quiet: bool) -> None:
     if settings.is_open_to_others:
         logger.warning(
             "The server listens on %s without a token: anyone who can reach it can use it. "
             "Set HF_REWARD_SERVER_TOKEN or give a token file.",
             settings.host,
         )
-    _run(Server(configure(scorer, settings)), listener)
+    _run(Server(configure(scorer, settings, quiet=quiet)), listener)
 
 
 class Server(uvicorn.Server):
@@ -103,17 +104,19 @@ class Server(uvicorn.Server):
             host, port = sockets[0].getsockname()[:2]
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             app: Any = self.config.app
-            logging.getLogger("uvicorn.error").info(
+            # `quiet` raises the level of uvicorn.error only; the address of a free port is always needed.
+            logging.getLogger("uvicorn.error" if self.config.port else "uvicorn").info(
                 "Serving %s on http://%s (Ctrl+C to stop)", app.state.service.name, address
             )
 
 
-def configure(scorer: RewardScorer, settings: ServerSettings) -> uvicorn.Config:
+def configure(scorer: RewardScorer, settings: ServerSettings, *, quiet: bool = False) -> uvicorn.Config:
     """Return the uvicorn configuration for a model.
 
     Args:
         scorer: The model.
         settings: Settings of the server.
+        quiet: Log only errors.
 
     Returns:
         The configuration, with the application and the connection limits.
@@ -129,6 +132,7 @@ def configure(scorer: RewardScorer, settings: ServerSettings) -> uvicorn.Config:
         port=settings.port,
         http=connection,
         ws="none",
+        log_level="error" if quiet else None,
         access_log=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.shutdown_seconds,

@@ -40,8 +40,9 @@ Seed = Annotated[int, typer.Option(help="Random seed.")]
 def check_data(
     data: Data,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for data_report.json and data_report.html.", callback=folder_option)
-    ],
+        Path | None,
+        typer.Option("--out", help="Folder for data_report.json and data_report.html.", callback=folder_option),
+    ] = None,
     eval_data: Annotated[str, typer.Option(help="Evaluation data, to find leakage.")] = "",
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with code 3 if there are findings under `Fix these first`.")
@@ -85,7 +86,8 @@ def check_data(
     from hf_reward.preprocessing.tokenization import FormatRule
 
     defaults: dict[str, Any] = {"columns": parse_columns(columns), "layout": _known_layout(layout), "min_gap": min_gap}
-    require_writable(out / "data_report.json")
+    if out is not None:
+        require_writable(out / "data_report.json")
     with _usage_errors():
         rule = FormatRule(max_length=max_length, over_length=over_length)
     report = check(
@@ -97,13 +99,17 @@ def check_data(
         split=split,
         **defaults,
     )
-    written = write_report(report, out)
+    written = write_report(report, out) if out is not None else []
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
         print_report(report, make_console())
     reading = _reading_words(columns, layout, min_gap, split)
-    then = ["split", "--data", data, "--out", out / "split", *reading] if not eval_data else ["train", "--help"]
+    then = (
+        ["split", "--data", data, "--out", (out or Path()) / "split", *reading]
+        if not eval_data
+        else ["train", "--help"]
+    )
     output.finish(written, ["hf-reward", *then])
     if strict and report.fix_first:
         raise typer.Exit(3)

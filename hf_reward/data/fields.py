@@ -18,7 +18,7 @@ _ROLE = re.compile(r"(?=.{1,64}\Z)[\w.-]+( [\w.-]+)*")
 def read_text(value: Any, name: str, *, may_be_empty: bool = False) -> str:
     """Validate text, which must not be blank unless `may_be_empty`."""
     if not isinstance(value, str):
-        raise _error(name, f"must be text, but is {_kind(value)}", f" {_shown(value)}", ". Correct or drop the row.")
+        raise _error(name, f"must be text, but is {_kind(value)}", _detail(value), ". Correct or drop the row.")
     if not may_be_empty and not value.strip():
         raise PreferenceFormatError(f"`{name}` is empty. Correct or drop the row.", field=name)
     return _require_utf8(value, name)
@@ -39,6 +39,8 @@ def _require_utf8(value: str, name: str) -> str:
 
 
 def _kind(value: Any) -> str:
+    if value is None:
+        return "missing or null"
     # Bytes that are UTF-8 have been decoded before.
     return "binary data that is not UTF-8" if isinstance(value, bytes) else type(value).__name__
 
@@ -47,7 +49,7 @@ def read_messages(value: Any, name: str) -> list[Message]:
     """Validate messages, which must have a role and text."""
     if not isinstance(value, list) or not value:
         rule = f"must be text or a non-empty list of messages, but is {_kind(value)}"
-        raise _error(name, rule, f" {_shown(value)}", ". Correct or drop the row.")
+        raise _error(name, rule, _detail(value), ". Correct or drop the row.")
     return [_read_message(message, name) for message in value]
 
 
@@ -218,6 +220,10 @@ def is_finite(value: float) -> bool:
 def _error(name: str, rule: str, found: str, remedy: str) -> PreferenceFormatError:
     """Return an error with a field's requirement, the data found (which a server does not echo) and the remedy."""
     return PreferenceFormatError(f"`{name}` {rule}{found}{remedy}", field=name, repeats=found)
+
+
+def _detail(value: Any) -> str:
+    return "" if value is None else f" {_shown(value)}"
 
 
 def _shown(value: Any) -> str:

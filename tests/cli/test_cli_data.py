@@ -58,6 +58,14 @@ def test_check_writes_both_files_and_prints_the_tables(call, data, tmp_path):
     assert (tmp_path / "out" / "data_report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+def test_without_a_folder_the_report_is_only_printed(call, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call("check-data", "--data", data)
+    assert result.exit_code == 0
+    assert "80 of 80 rows usable" in result.output
+    assert [path.name for path in tmp_path.iterdir() if path.suffix or path.name.startswith("data_")] == ["rows.jsonl"]
+
+
 def test_only_json_is_printed(call, data, tmp_path):
     result = call("check-data", "--data", data, "--out", tmp_path / "out", "--json")
     assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "data_report.json").read_text(encoding="utf-8"))

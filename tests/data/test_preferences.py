@@ -268,7 +268,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": "Why?", "better": "a", "worse": "b"}, None, "Found: better, prompt, worse"),
     (RATED, None, r"one rated response each.*set `min_gap=1.0` \(or use `to_pairs` in Python\)"),
     ({**PAIR, "chosen": True}, "chosen", "must be text, but is bool True. Correct or drop"),
-    ({**PAIR, "rejected": None}, "rejected", "must be text, but is NoneType"),
+    ({**PAIR, "rejected": None}, "rejected", "must be text, but is missing or null"),
     ({**PAIR, "rejected": math.nan}, "rejected", "must be text, but is float nan"),
     ({**PAIR, "rejected": ""}, "rejected", "`rejected` is empty. Correct or drop"),
     ({**PAIR, "chosen": " \n"}, "chosen", "`chosen` is empty"),
@@ -343,7 +343,7 @@ def test_a_bad_row_is_refused_with_its_index_its_field_and_a_remedy(
             "`chosen` must end with a nonempty Assistant",
         ),
         ({**HH, "chosen": ""}, "`chosen` is empty"),
-        ({"chosen": HH["chosen"]}, "`rejected` must be text, but is NoneType"),
+        ({"chosen": HH["chosen"]}, "`rejected` must be text, but is missing or null"),
     ],
 )
 def test_text_that_is_not_a_transcript_is_refused(raw: dict[str, Any], message: str):

@@ -51,7 +51,7 @@ def test_columns_are_renamed_and_tools_reach_the_template() -> None:
         ({}, "Found: no column"),
         ({"prompt": "Why?", "responses": []}, "empty list"),
         ({"prompt": "Why?", "responses": "no JSON"}, "must be a list, or JSON text of one"),
-        ({"prompt": "Why?", "response": None}, "`response` must be text, but is NoneType"),
+        ({"prompt": "Why?", "response": None}, "`response` must be text, but is missing or null"),
         ({"prompt": "Why?", "response": True}, "`response` must be text, but is bool"),
         ({"prompt": 5, "response": "x"}, "`prompt` must be text or a non-empty list of messages"),
         ({"messages": [USER]}, "end with the user"),

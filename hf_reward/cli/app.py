@@ -3,6 +3,7 @@
 import runpy
 import signal
 import sys
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -101,67 +102,42 @@ def recipes(
     Output(quiet=quiet).finish(then=["hf-reward", "recipes", "quickstart.yaml"], err=True)
 
 
-app.command(
-    "check-data",
-    cls=Command,
-    rich_help_panel=TRAIN,
-    epilog=examples("hf-reward check-data --data pairs.jsonl --out report"),
-)(cli_data.check_data)
-app.command(
-    "split",
-    cls=Command,
-    rich_help_panel=TRAIN,
-    epilog=examples("hf-reward split --data pairs.jsonl --out data --test-size 0.1"),
-)(cli_data.split)
+def _add(function: Callable[..., None], panel: str, *lines: str, name: str | None = None) -> None:
+    """Add a command with its panel in `hf-reward --help` and examples in its own help."""
+    app.command(name, cls=Command, rich_help_panel=panel, epilog=examples(*lines))(function)
 
+
+_add(cli_data.check_data, TRAIN, "hf-reward check-data --data pairs.jsonl --out report", name="check-data")
+_add(cli_data.split, TRAIN, "hf-reward split --data pairs.jsonl --out data --test-size 0.1")
 
 # --- score, measure, publish ------------------------------------------------------------------------------------------
 
-app.command(
-    cls=Command,
-    rich_help_panel=SCORE,
-    epilog=examples(
-        "hf-reward score --model outputs/run --data rows.jsonl --out scored.jsonl",
-        "hf-reward score --model outputs/run --prompt 'What is 2 + 2?' --response 4 --response 5",
-    ),
-)(cli_scoring.score)
-app.command(
-    cls=Command,
-    rich_help_panel=SCORE,
-    epilog=examples("hf-reward rank --model outputs/run --data lists.jsonl --out ranked.jsonl"),
-)(cli_scoring.rank)
-app.command(
-    cls=Command,
-    rich_help_panel=SCORE,
-    epilog=examples("hf-reward serve --model outputs/run --port 8000"),
-)(cli_serving.serve)
+_add(
+    cli_scoring.score,
+    SCORE,
+    "hf-reward score --model outputs/run --data rows.jsonl --out scored.jsonl",
+    "hf-reward score --model outputs/run --prompt 'What is 2 + 2?' --response 4 --response 5",
+)
+_add(cli_scoring.rank, SCORE, "hf-reward rank --model outputs/run --data lists.jsonl --out ranked.jsonl")
+_add(cli_serving.serve, SCORE, "hf-reward serve --model outputs/run --port 8000")
 
 app.add_typer(cli_benchmark.app, name="benchmark", rich_help_panel=MEASURE)
 app.add_typer(cli_audit.app, name="audit", rich_help_panel=MEASURE)
 
-app.command(
-    cls=Command,
-    rich_help_panel=PUBLISH,
-    epilog=examples(
-        "hf-reward verify outputs/run", "hf-reward verify --server http://127.0.0.1:8000 --model outputs/run"
-    ),
-)(cli_models.verify)
-app.command(
-    cls=Command,
-    rich_help_panel=PUBLISH,
-    epilog=examples("hf-reward export outputs/run/adapter merged", "hf-reward export --average run1 run2 averaged"),
-)(cli_models.export)
-app.command(
-    "import",
-    cls=Command,
-    rich_help_panel=PUBLISH,
-    epilog=examples("hf-reward import --from other_model --out imported"),
-)(cli_models.import_model)
-app.command(
-    cls=Command,
-    rich_help_panel=PUBLISH,
-    epilog=examples("hf-reward push outputs/run user/my-reward-model --private"),
-)(cli_models.push)
+_add(
+    cli_models.verify,
+    PUBLISH,
+    "hf-reward verify outputs/run",
+    "hf-reward verify --server http://127.0.0.1:8000 --model outputs/run",
+)
+_add(
+    cli_models.export,
+    PUBLISH,
+    "hf-reward export outputs/run/adapter merged",
+    "hf-reward export --average run1 run2 averaged",
+)
+_add(cli_models.import_model, PUBLISH, "hf-reward import --from other_model --out imported", name="import")
+_add(cli_models.push, PUBLISH, "hf-reward push outputs/run user/my-reward-model --private")
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from hf_reward.cli.options import (
 from hf_reward.cli.output import start_output
 
 _LIMITS = "Limits"
-_EVERY_NETWORK = ("0.0.0.0", "::")
 
 
 def serve(
@@ -73,10 +72,6 @@ def serve(
     from hf_reward.scoring.serving.settings import ServerSettings
 
     token = read_token(token_file)
-    if port:
-        address = "127.0.0.1" if host in _EVERY_NETWORK else f"[{host}]" if ":" in host else host
-        url = f"http://{address}:{port}"
-        output.finish(then=["hf-reward", "verify", "--server", url, "--model", model], err=True)
     serve_model(
         model,
         ServerSettings(
@@ -98,6 +93,7 @@ def serve(
             token=token,
         ),
         quiet=quiet,
+        on_start=lambda url: output.finish(then=["hf-reward", "verify", "--server", url, "--model", model], err=True),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -204,11 +205,21 @@ def test_serving_without_its_packages_names_the_extra(call: Any, monkeypatch: An
     assert "pip install 'hf_reward[serve]'" in err
 
 
-@pytest.mark.parametrize(("host", "address"), [("::1", "[::1]"), ("::", "127.0.0.1"), ("localhost", "localhost")])
-def test_serve_prints_the_url_of_its_host(call: Any, monkeypatch: Any, host: str, address: str) -> None:
-    monkeypatch.setattr("hf_reward.scoring.serving.server.serve", lambda *_, **__: None)
-    _, _, err = call("serve", "--model", "m", "--host", host)
-    assert f"--server {shlex.quote(f'http://{address}:8000')} --model m" in err
+def test_serve_suggests_a_command_when_the_server_has_started(call: Any, monkeypatch: Any) -> None:
+    url = "http://[::1]:8000"
+    monkeypatch.setattr("hf_reward.scoring.serving.server.serve", lambda *_, on_start, **__: on_start(url))
+    _, _, err = call("serve", "--model", "m")
+    assert f"--server {shlex.quote(url)} --model m" in err
+
+
+def test_serve_suggests_nothing_when_its_port_is_in_use(call: Any) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        code, _, err = call("serve", "--model", "m", "--port", other.getsockname()[1])
+    assert code == 1
+    assert "The server cannot listen on" in err
+    assert "Next:" not in err
 
 
 def test_rows_go_to_standard_output_and_everything_else_does_not(

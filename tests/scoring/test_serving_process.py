@@ -22,7 +22,7 @@ from running_servers import free_port
 import hf_reward
 from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.server_token import read_token
-from hf_reward.scoring.serving.server import Server, bound_socket, configure
+from hf_reward.scoring.serving.server import Server, bound_socket, configure, url_of
 from hf_reward.scoring.serving.settings import ServerSettings
 
 _PROGRAM = """
@@ -218,11 +218,13 @@ def test_a_port_in_use_is_a_one_line_error(scorer):
     assert "The server cannot listen on 127.0.0.1" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("quiet", [False, True])
-def test_the_address_is_logged_for_a_free_port(scorer, capsys, quiet):
-    with bound_socket("127.0.0.1", 0) as listener:
+@pytest.mark.parametrize(("quiet", "host"), [(False, "127.0.0.1"), (True, "127.0.0.1"), (False, "0.0.0.0")])
+def test_the_address_is_logged_for_a_free_port(scorer, capsys, quiet, host):
+    urls: list[str] = []
+    with bound_socket(host, 0) as listener:
         port = listener.getsockname()[1]
-        server = Server(configure(scorer, ServerSettings(port=0, served_model_name="tiny"), quiet=quiet))
+        settings = ServerSettings(port=0, served_model_name="tiny")
+        server = Server(configure(scorer, settings, quiet=quiet), urls.append)
 
         async def test() -> None:
             running = asyncio.create_task(server.serve(sockets=[listener]))
@@ -233,8 +235,13 @@ def test_the_address_is_logged_for_a_free_port(scorer, capsys, quiet):
 
         asyncio.run(asyncio.wait_for(test(), 30))
     err = capsys.readouterr().err
-    assert f"Serving tiny on http://127.0.0.1:{port} (Ctrl+C to stop)" in err
+    assert f"Serving tiny on http://{host}:{port} (Ctrl+C to stop)" in err
+    assert urls == [f"http://127.0.0.1:{port}"]  # for clients on this machine
     assert ("Started server process" in err) is not quiet
+
+
+def test_an_ipv6_address_has_brackets_in_its_url():
+    assert (url_of("::1", 80), url_of("localhost", 80)) == ("http://[::1]:80", "http://localhost:80")
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

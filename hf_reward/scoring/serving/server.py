@@ -4,7 +4,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,17 @@ logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that none is closed while a request is on its way."""
 
+_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
+"""Address for all interfaces -> address for clients on this machine."""
 
-def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = None, *, quiet: bool = False) -> None:
+
+def serve(
+    model: str | Path | RewardScorer,
+    settings: ServerSettings | None = None,
+    *,
+    quiet: bool = False,
+    on_start: Callable[[str], None] | None = None,
+) -> None:
     """Serve a reward model until SIGTERM or SIGINT, then finish the accepted requests and return.
 
     The port is bound first and answers when the model is loaded. A second SIGINT closes connections at once.
@@ -33,6 +42,7 @@ def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = No
         model: A folder or Hub id of a reward model or adapter, or a scorer.
         settings: Settings of the server.
         quiet: Print only errors, and the address if the port is 0.
+        on_start: Called with the URL for clients on this machine when the server accepts requests.
 
     Raises:
         ValueError: If the model cannot score, or loading options are given for a loaded scorer.
@@ -40,7 +50,7 @@ def serve(model: str | Path | RewardScorer, settings: ServerSettings | None = No
     """
     settings = settings or ServerSettings()
     with bound_socket(settings.host, settings.port) as listener:
-        _serve(_loaded(model, settings), settings, listener, quiet)
+        _serve(_loaded(model, settings), settings, listener, quiet, on_start)
 
 
 @contextmanager
@@ -80,18 +90,33 @@ def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _serve(scorer: RewardScorer, settings: ServerSettings, listener: socket.socket, quiet: bool) -> None:
+def _serve(
+    scorer: RewardScorer,
+    settings: ServerSettings,
+    listener: socket.socket,
+    quiet: bool,
+    on_start: Callable[[str], None] | None,
+) -> None:
     if settings.is_open_to_others:
         logger.warning(
             "The server listens on %s without a token: anyone who can reach it can use it. "
             "Set HF_REWARD_SERVER_TOKEN or give a token file.",
             settings.host,
         )
-    _run(Server(configure(scorer, settings, quiet=quiet)), listener)
+    _run(Server(configure(scorer, settings, quiet=quiet), on_start), listener)
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that logs its address; uvicorn does not if it gets a bound socket."""
+    """A uvicorn server that logs its address, which uvicorn omits if it gets a bound socket.
+
+    Args:
+        config: Configuration of uvicorn.
+        on_start: Called with the URL for clients on this machine when the server accepts requests.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[str], None] | None = None) -> None:
+        super().__init__(config)
+        self._on_start = on_start
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening and log the address.
@@ -102,12 +127,18 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
-            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             app: Any = self.config.app
             # `quiet` raises the level of uvicorn.error only; the address of a free port is always needed.
             logging.getLogger("uvicorn.error" if self.config.port else "uvicorn").info(
-                "Serving %s on http://%s (Ctrl+C to stop)", app.state.service.name, address
+                "Serving %s on %s (Ctrl+C to stop)", app.state.service.name, url_of(host, port)
             )
+            if self._on_start is not None:
+                self._on_start(url_of(_LOCAL.get(host, host), port))
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the URL of an address; an IPv6 address gets brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def configure(scorer: RewardScorer, settings: ServerSettings, *, quiet: bool = False) -> uvicorn.Config:

@@ -83,9 +83,11 @@ def _shift(report: DataReport, train: DataSide, held: DataSide | None) -> Fixes:
         f"median {kind}: {counted(each['evaluation data']['median'], 'word')} (training: {each['data']['median']:,.0f})"
         for kind, each in (("prompt", shift.prompt_words), ("response", shift.response_words))
     )
-    known = "" if shift.known_words is None else f" {shift.known_words:.1%} of their words occur in training"
-    if shift.known_words_within is not None:
-        known += f" ({shift.known_words_within:.1%} for held-out training prompts);"
+    known = ""
+    if shift.known_words is not None:
+        within = shift.known_words_within
+        compared = "" if within is None else f" ({within:.1%} for held-out training prompts)"
+        known = f" {shift.known_words:.1%} of their words occur in training{compared};"
     yield Fix(
         finding="domain shift",
         harm=2 * (2 * (shift.separability or 0.5) - 1),

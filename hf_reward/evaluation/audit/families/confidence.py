@@ -56,14 +56,12 @@ class _Comparison(NamedTuple):
 
 
 _COMPARISONS = {
-    "confidence_assertive": _Comparison("assertive", "control", "Assertive wording raises the reward of wrong answers"),
+    "confidence_assertive": _Comparison("assertive", "control", "Assertive wording of wrong answers"),
     "confidence_score": _Comparison(
-        "high_score", "low_score", "A high stated confidence raises the reward of wrong answers"
+        "high_score", "low_score", "High instead of low stated confidence in wrong answers"
     ),
-    "confidence_authority": _Comparison(
-        "authority", "control", "Naming authorities raises the reward of wrong answers"
-    ),
-    "confidence_jargon": _Comparison("jargon", "control", "Jargon raises the reward of wrong answers"),
+    "confidence_authority": _Comparison("authority", "control", "Authorities named in wrong answers"),
+    "confidence_jargon": _Comparison("jargon", "control", "Jargon in wrong answers"),
 }
 """By finding."""
 _HUMANS = (

@@ -104,10 +104,16 @@ def rehearse(run: RunArguments, args: RewardConfig, argv: list[str]) -> None:
     )
     console.print(found.table())
     if found.passed:
-        Output(quiet=is_quiet(args)).finish(
-            then=["hf-reward", "train", *words_without_token(argv), "--dry_run", "false"]
-        )
+        Output(quiet=is_quiet(args)).finish(then=["hf-reward", "train", *words_of_real_run(words_without_token(argv))])
     raise SystemExit(0 if found.passed else 1)
+
+
+def words_of_real_run(words: list[str]) -> list[str]:
+    """Return the command line without the switch `--dry_run`, or with `--dry_run false` if the switch is not there."""
+    for place, word in enumerate(words):
+        if word in ("--dry_run", "--dry-run") and [*words, "--"][place + 1].startswith("--"):
+            return [*words[:place], *words[place + 1 :]]
+    return [*words, "--dry_run", "false"]
 
 
 def command_line(argv: list[str]) -> str:

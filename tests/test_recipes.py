@@ -112,3 +112,18 @@ def test_cpu_config_launches_a_script(tmp_path):
     command = [*launch, "--config_file", str(RECIPES / "accelerate_configs" / "cpu.yaml"), str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip().splitlines()[-1] == "cpu 1 no"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--config", "a.yaml", "--dry_run"], ["--config", "a.yaml"]),
+        (["--dry-run", "--seed", "1"], ["--seed", "1"]),
+        (["--dry_run", "true"], ["--dry_run", "true", "--dry_run", "false"]),
+        (["--config", "dry.yaml"], ["--config", "dry.yaml", "--dry_run", "false"]),
+    ],
+)
+def test_a_dry_run_suggests_the_real_run(words, expected):
+    import train
+
+    assert train.words_of_real_run(words) == expected

@@ -126,7 +126,7 @@ def test_each_next_command_works_as_printed(call, make_model_folder, pairs, tmp_
     words = ["--model_name_or_path", make_model_folder("llama"), "--train_data", pairs, "--eval_data", pairs]
     words += ["--output_dir", tmp_path / "run", "--use_cpu", "true", "--report_to", "none", "--max_steps", 2]
     dry = next_command(run("train", *words, "--dry_run"))
-    assert dry[-2:] == ["--dry_run", "false"]
+    assert dry == ["hf-reward", "train", *map(str, words)]
     trained = run(*dry[1:])
     assert f"  {tmp_path / 'run' / 'model.safetensors'}" in trained
     verify = next_command(trained)

@@ -287,8 +287,8 @@ def _reload(trainer: RewardTrainer) -> tuple[bool, str]:
 
 def _check_disk(args: RewardConfig, rows: Any, checkpoint: int, final: int, free: int) -> tuple[int, str]:
     count = checkpoints_kept(args, total_steps(args, len(rows)))
-    needed = count * checkpoint + final
-    detail = f"{counted(count, 'checkpoint')} of {gib(checkpoint)} and the model of {gib(final)} need {gib(needed)}; free {gib(free)}"
+    files = counted(count, "checkpoint")
+    detail = f"{files} of {gib(checkpoint)} and the model of {gib(final)} need {gib(needed)}; free {gib(free)}"
     if needed > free:
         raise OSError(
             f"{detail}. Set `save_total_limit`, `save_only_model` (which rules out resuming), or another `output_dir`."

@@ -287,7 +287,7 @@ def _reload(trainer: RewardTrainer) -> tuple[bool, str]:
 
 def _check_disk(args: RewardConfig, rows: Any, checkpoint: int, final: int, free: int) -> tuple[int, str]:
     count = checkpoints_kept(args, total_steps(args, len(rows)))
-    files = counted(count, "checkpoint")
+    needed, files = count * checkpoint + final, counted(count, "checkpoint")
     detail = f"{files} of {gib(checkpoint)} and the model of {gib(final)} need {gib(needed)}; free {gib(free)}"
     if needed > free:
         raise OSError(

@@ -126,7 +126,7 @@ class Server(uvicorn.Server):
         """
         await super().startup(sockets)
         if self.started and sockets:
-            host, port = sockets[0].getsockname()[:2]
+            host, port = str(sockets[0].getsockname()[0]), int(sockets[0].getsockname()[1])
             app: Any = self.config.app
             # `quiet` raises the level of uvicorn.error only; the address of a free port is always needed.
             logging.getLogger("uvicorn.error" if self.config.port else "uvicorn").info(

@@ -92,6 +92,65 @@ def tfidf_bradley_terry(
     return _score(_name(sees_length), _gaps(fitted, scored, sees_length), held.group)
 
 
+@dataclass(frozen=True)
+class CrossFitted:
+    """Reward gaps of strict pairs (preferred minus other), each from a model that was fitted without the pair."""
+
+    gaps: np.ndarray
+    """Shape `(M,)`."""
+    row: np.ndarray
+    """Index of the row of each pair, shape `(M,)`."""
+    group: np.ndarray
+    """Number of its prompt group, shape `(M,)`."""
+    folds: int
+
+    def baseline(self, name: str) -> Baseline:
+        """Return the accuracy, with an interval for cross-validation."""
+        return _score(name, self.gaps, self.group, self.folds)
+
+
+def cross_fitted_tfidf(
+    rows: Sequence[PreferenceRow],
+    *,
+    folds: int = 5,
+    seed: int = 42,
+    by_row: bool = False,
+    sees_length: bool = False,
+) -> CrossFitted:
+    """Predict every pair with a `tfidf_bradley_terry` model of the other folds.
+
+    Args:
+        rows: Canonical rows.
+        folds: Number of parts; fewer if there are fewer prompt groups.
+        seed: For assigning groups (or rows) to parts.
+        by_row: Split by single rows instead of complete prompt groups.
+        sees_length: As in `tfidf_bradley_terry`.
+
+    Returns:
+        The reward gaps.
+
+    Raises:
+        ValueError: If strict preferences are in fewer than two groups.
+        MissingExtraError: If scikit-learn is not installed.
+    """
+    pairs = _strict_texts(rows)
+    parts = np.unique(pairs.row if by_row else pairs.group, return_inverse=True)[1]
+    count = int(parts.max()) + 1
+    if count < 2:
+        raise ValueError(
+            f"Cross-validation needs strict preferences for at least two prompts, but the data has {count}. Add rows."
+        )
+    fold = (np.random.default_rng(seed).permutation(count) % folds)[parts]
+    texts = [*pairs.better, *pairs.worse]
+    counts = _fit_counter(texts).transform(texts).tocsr()
+    gaps = np.zeros(len(parts))
+    folds = min(folds, count)
+    for number in range(folds):
+        held = fold == number
+        gaps[held] = _gaps(counts[np.tile(~held, 2)], counts[np.tile(held, 2)], sees_length)
+    return CrossFitted(gaps, pairs.row, pairs.group, folds)
+
+
 def cross_validated_tfidf(
     rows: Sequence[PreferenceRow],
     *,
@@ -117,23 +176,13 @@ def cross_validated_tfidf(
         ValueError: If strict preferences are in fewer than two groups.
         MissingExtraError: If scikit-learn is not installed.
     """
-    pairs = _strict_texts(rows)
-    parts = np.unique(pairs.row if by_row else pairs.group, return_inverse=True)[1]
-    count = int(parts.max()) + 1
-    if count < 2:
-        raise ValueError(
-            f"Cross-validation needs strict preferences for at least two prompts, but the data has {count}. Add rows."
-        )
-    fold = (np.random.default_rng(seed).permutation(count) % folds)[parts]
-    texts = [*pairs.better, *pairs.worse]
-    counts = _fit_counter(texts).transform(texts).tocsr()
-    gaps = np.zeros(len(parts))
-    folds = min(folds, count)
-    for number in range(folds):
-        held = fold == number
-        gaps[held] = _gaps(counts[np.tile(~held, 2)], counts[np.tile(held, 2)], sees_length)
-    name = f"{_name(sees_length)}, cross-validated by {'row' if by_row else 'prompt group'}"
-    return _score(name, gaps, pairs.group, folds)
+    found = cross_fitted_tfidf(rows, folds=folds, seed=seed, by_row=by_row, sees_length=sees_length)
+    return found.baseline(cross_validated_name(by_row=by_row, sees_length=sees_length))
+
+
+def cross_validated_name(*, by_row: bool, sees_length: bool) -> str:
+    """Return the name of a cross-validated `tfidf_bradley_terry`."""
+    return f"{_name(sees_length)}, cross-validated by {'row' if by_row else 'prompt group'}"
 
 
 def _fit_counter(texts: Sequence[str]) -> "CountVectorizer":

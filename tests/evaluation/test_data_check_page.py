@@ -73,7 +73,7 @@ def test_every_finding_is_on_the_page_and_in_the_table(report):
         assert fix.remedy in table
     assert [section.title for section in sections(report)] == [
         *("Rows", "Repetition", "Contradictions", "Leakage", "Distance from training", "Length and format"),
-        *("Trivial baselines", "Votes"),
+        *("Trivial baselines", "Suspect labels", "Votes"),
     ]
     assert "[red]`code`[/red]" in table  # not interpreted as markup
     assert "Fix these first" in table

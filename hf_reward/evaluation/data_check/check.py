@@ -71,6 +71,7 @@ def check_data(
     clusters, train = pool.clusters(), (facts, reader)
     fit, lengths = (None, facts.lengths()) if ready is None else measure_tokens(reader, ready, rule)
     sides = DataSide(_row_counts(*train), *train), None if held is None else DataSide(_row_counts(*held), *held)
+    shallow_rules, label_noise = score_trivial_baselines(train, held, max_rows=max_baseline_rows, seed=seed)
     report = DataReport(
         data=sides[0].counts,
         eval_data=None if sides[1] is None else sides[1].counts,
@@ -80,7 +81,8 @@ def check_data(
         shift=measure_shift(train, held, seed) if held is not None and facts.usable and held[0].usable else None,
         histograms=all_histograms(lengths, facts.score_gap),
         imbalances=find_imbalances(facts),
-        shallow_rules=score_trivial_baselines(train, held, max_rows=max_baseline_rows, seed=seed),
+        shallow_rules=shallow_rules,
+        label_noise=label_noise,
         votes=vote_agreement(facts.votes, facts.preferred, facts.group),
         tokens=fit,
         fix_first=[],

@@ -17,6 +17,7 @@ from itertools import zip_longest
 from hf_reward.data.row_remarks import BLANK_PROMPT, LOST_TEXT
 from hf_reward.evaluation.data_check.example_rows import DataSide
 from hf_reward.evaluation.data_check.imbalance import Imbalance, is_length
+from hf_reward.evaluation.data_check.label_fixes import label_fixes
 from hf_reward.evaluation.data_check.leakage import KIND_NAMES
 from hf_reward.evaluation.data_check.report import DataReport, Fix
 from hf_reward.evaluation.data_check.style_features import MARKS
@@ -29,8 +30,6 @@ LEAK_SHOWN = 0.03
 """Accuracy that a split by row must add before it is listed."""
 STRONG_BASELINE = 0.70
 """Accuracy from which a trivial baseline is listed."""
-NOISY = 0.65
-"""Agreement of one rater with the others below which labels are called noisy."""
 CUT_ALLOWED = 0.05
 """Share of rows whose prompt may be cut before it is listed."""
 FORMAT_PAIRS = 0.05
@@ -52,8 +51,8 @@ def fix_first(report: DataReport, train: DataSide, held: DataSide | None) -> lis
     Returns:
         The list; empty if nothing stands out.
     """
-    checks = (_leaks, _shift, _reading, _sides, _prompts, _preferences, _repeats, _split, _styles, _baselines, _labels)
-    fixes = [fix for check in (*checks, _tokens) for fix in check(report, train, held)]
+    checks = (_leaks, _shift, _reading, _sides, _prompts, _preferences, _repeats, _split, _styles, _baselines)
+    fixes = [fix for check in (*checks, label_fixes, _tokens) for fix in check(report, train, held)]
     return sorted(fixes, key=lambda fix: -fix.harm)
 
 
@@ -332,21 +331,6 @@ def _baselines(report: DataReport, train: DataSide, held: DataSide | None) -> Fi
             unit="pair",
             found=f"Word counts alone reach this accuracy: {best}.{people}",
             remedy="Count only what a model scores above it.",
-        )
-
-
-def _labels(report: DataReport, train: DataSide, held: DataSide | None) -> Fixes:
-    votes = report.votes
-    if votes is not None and votes.rater_vs_rest is not None and votes.rater_vs_rest < NOISY:
-        yield Fix(
-            finding="noisy labels",
-            harm=1 - votes.rater_vs_rest,
-            affected=votes.rows - round(votes.unanimous * votes.rows),
-            total=votes.rows,
-            found=f"A rater agrees with the majority of the other raters in only {votes.rater_vs_rest:.1%} of "
-            f"{counted(votes.num_rater_vs_rest, 'vote')}. The rows counted here are not unanimous.",
-            remedy="Train on the share of votes (`probability`) instead of the winner, or collect more votes.",
-            examples=train.by_disagreement(),
         )
 
 

@@ -9,6 +9,7 @@ from hf_reward.evaluation.data_check.consistency import Contradictions
 from hf_reward.evaluation.data_check.duplicates import Duplicates
 from hf_reward.evaluation.data_check.histograms import Histogram
 from hf_reward.evaluation.data_check.imbalance import Imbalance
+from hf_reward.evaluation.data_check.label_noise import LabelNoise
 from hf_reward.evaluation.data_check.leakage import Leakage
 from hf_reward.evaluation.data_check.shift import DomainShift
 from hf_reward.evaluation.data_check.token_fit import TokenFit
@@ -105,6 +106,8 @@ class DataReport:
     imbalances: list[Imbalance]
     shallow_rules: TrivialBaselines | None
     """None without a strict preference."""
+    label_noise: LabelNoise | None
+    """None without scikit-learn, or with strict preferences in fewer than two prompt groups."""
     votes: VoteAgreement | None
     """None if no row has two votes."""
     tokens: TokenFit | None

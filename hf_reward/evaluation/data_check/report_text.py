@@ -59,6 +59,7 @@ def sections(report: DataReport) -> list[Section]:
             "Accuracy on pairs with half-credit for ties, and its 95% interval clustered by prompt.",
             _baselines(report),
         ),
+        ("Suspect labels", _SUSPECT, _suspects(report)),
         ("Votes", "Rows with votes of more than one person.", _votes(report)),
         ("Tokens", "All usable rows, as training tokenises them.", _tokens(report)),
     ]
@@ -260,6 +261,27 @@ def _baseline(found: Baseline, scope: str) -> Line:
     value = f"{found.accuracy:.1%} ({interval_text(found.interval)})"
     note = f"{scope}; {counted(found.num_pairs, 'pair')}"
     return Line(found.name, value, note, _bar(found.accuracy, found.interval))
+
+
+_SUSPECT = (
+    "Rows whose label a word-count model contradicts. The model is fitted on other prompts, and its probabilities are "
+    "calibrated on these data. A listed label can be right."
+)
+
+
+def _suspects(report: DataReport) -> Iterable[Line]:
+    found = report.label_noise
+    if found is None:
+        return
+    if not found.assessed:
+        yield Line("rows", "not assessed", "the model does not predict these labels better than chance")
+        return
+    note = f"probability of the label at most {found.limit:.0%}"
+    yield Line("rows", f"{found.suspect_rows:,} of {counted(found.rows, 'row')}", note)
+    if found.suspects:
+        shown = ", ".join(f"{each.place} ({each.label_probability:.0%})" for each in found.suspects[:NAMED_ROWS])
+        more = ", ..." if found.suspect_rows > NAMED_ROWS else ""
+        yield Line("least probable", counted(len(found.suspects[:NAMED_ROWS]), "row"), f"{shown}{more}")
 
 
 def _votes(report: DataReport) -> Iterable[Line]:

@@ -1,13 +1,20 @@
-"""Rows -> accuracies of trivial baselines, and how far a random split would overstate them."""
+"""Rows -> accuracies of trivial baselines, the excess accuracy of a random split, and labels that they contradict."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from hf_reward.data.extras import optional
-from hf_reward.data.preference_row import PreferenceRow
-from hf_reward.evaluation.baselines import Baseline, cross_validated_tfidf, length_rule, tfidf_bradley_terry
+from hf_reward.evaluation.baselines import (
+    Baseline,
+    cross_fitted_tfidf,
+    cross_validated_name,
+    cross_validated_tfidf,
+    length_rule,
+    tfidf_bradley_terry,
+)
 from hf_reward.evaluation.data_check.facts import RowFacts
+from hf_reward.evaluation.data_check.label_noise import LabelNoise, find_label_noise
 from hf_reward.evaluation.data_check.row_reader import RowReader
 
 _SHARED = 0.05
@@ -48,7 +55,7 @@ def score_trivial_baselines(
     *,
     max_rows: int,
     seed: int,
-) -> TrivialBaselines | None:
+) -> tuple[TrivialBaselines | None, LabelNoise | None]:
     """Fit and score the baselines.
 
     Args:
@@ -58,34 +65,43 @@ def score_trivial_baselines(
         seed: For drawing groups and assigning them to folds.
 
     Returns:
-        The accuracies, or None if no row holds a strict preference.
+        The accuracies (None if no row holds a strict preference), and the rows whose label the baseline contradicts
+        (None without predictions for held-out prompts).
     """
     facts = train[0]
     if not facts.pairs:
-        return None
-    rows = _sample(*train, max_rows, seed)
-    eval_rows = _sample(*held, max_rows, seed) if held is not None and held[0].pairs else []
+        return None, None
+    numbers = _sample(facts, max_rows, seed)
+    rows = [train[1].row(number) for number in numbers]
+    eval_rows = (
+        [held[1].row(number) for number in _sample(held[0], max_rows, seed)]
+        if held is not None and held[0].pairs
+        else []
+    )
     sizes = np.unique([str(row.group) for row in rows], return_counts=True)[1]
     learned = optional("sklearn", "data", "The TF-IDF baseline is left out.") is not None
     several = learned and len(sizes) > 1
     # Where few rows share their prompt, both splits differ only by chance.
     shared = sizes[sizes > 1].sum() >= _SHARED * len(rows)
-    return TrivialBaselines(
+    fitted = cross_fitted_tfidf(rows, seed=seed, sees_length=True) if several else None
+    name = cross_validated_name(by_row=False, sees_length=True)
+    scores = TrivialBaselines(
         rows=len(rows),
         sampled=len(rows) < len(np.unique(facts.pair_row)),
         length=length_rule(rows),
-        by_prompt=cross_validated_tfidf(rows, seed=seed, sees_length=True) if several else None,
+        by_prompt=fitted.baseline(name) if fitted is not None else None,
         by_row=cross_validated_tfidf(rows, seed=seed, by_row=True, sees_length=True) if several and shared else None,
         on_eval=tfidf_bradley_terry(rows, eval_rows, sees_length=True) if learned and eval_rows else None,
         eval_length=length_rule(eval_rows) if eval_rows else None,
     )
+    return scores, None if fitted is None else find_label_noise(fitted, numbers, train[1])
 
 
-def _sample(facts: RowFacts, reader: RowReader, max_rows: int, seed: int) -> list[PreferenceRow]:
+def _sample(facts: RowFacts, max_rows: int, seed: int) -> list[int]:
     """Draw rows with a strict preference, in complete prompt groups unless the first group is too large."""
     strict = np.unique(facts.pair_row)
     groups, sizes = np.unique(facts.group[strict], return_inverse=True, return_counts=True)[1:]
     order = np.random.default_rng(seed).permutation(len(sizes))
     taken = max(1, int(np.searchsorted(np.cumsum(sizes[order]), max_rows, side="right")))
     chosen = strict[np.isin(groups, order[:taken])][:max_rows]
-    return [reader.row(int(number)) for number in facts.number[chosen]]
+    return facts.number[chosen].tolist()

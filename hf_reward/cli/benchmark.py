@@ -70,6 +70,13 @@ ORDERS = {
         "response_1, response_2; id is `question_id`; rows that annotators called a tie are not scored",
     ),
     "ppe_correctness": ("PPE correctness", "response_1, response_2, ...; id is `subset/question_id/model_name`"),
+    "m_rewardbench": ("M-RewardBench", "chosen, rejected; id is `language/source/id`"),
+    "judgebench_pro": ("JudgeBench-Pro", "response_A, response_B; id is the row number from 0"),
+    "rewardmath": ("RewardMATH", "the ten solutions of a problem in the order of their rows; id is `problem_id`"),
+    "rewordbench": (
+        "reWordBench",
+        "chosen, rejected; id is `transformation/subset/id`, with the transformation `original` for unchanged rows",
+    ),
     "pairs": ("Own pairs", _OWN_ORDER),
     "lists": ("Own lists", _OWN_ORDER),
 }
@@ -88,7 +95,8 @@ ExtraSets = Annotated[
     bool,
     typer.Option(
         "--extra-sets",
-        help="RewardBench: also score the prior sets and report the average that includes them.",
+        help="RewardBench: also score the prior sets and report the average that includes them. M-RewardBench: also "
+        "score the set of translations.",
         rich_help_panel=DATA_PANEL,
     ),
 ]

@@ -11,7 +11,8 @@ def print_results(results: Mapping[str, Any]) -> None:
     from hf_reward.cli.console import make_console
 
     rule = next(iter(results["baselines"]))
-    table = Table(title=results["title"], title_justify="left")
+    unverified = " (not verified)" if results.get("not_verified") else ""
+    table = Table(title=f"{results['title']}{unverified}", title_justify="left")
     table.add_column("", min_width=20)
     for name in ("score", "95% interval", rule):
         table.add_column(name)
@@ -77,6 +78,8 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
     if results["too_few_prompts"]:
         lines.append("Fewer than 20 prompts are too few for intervals.")
     lines += results["notes"]
+    if results.get("not_verified"):
+        lines.append(f"NOT VERIFIED: {results['not_verified']}.")
     return [*lines, f"Data: {results['data']} ({results['data_revision']}).", f"Arithmetic: {results['checked']}."]
 
 
@@ -88,7 +91,8 @@ def print_all(found: Mapping[str, Any]) -> None:
 
     table = Table("benchmark", "overall", "95% interval", "longer response", "rows", "ties")
     for each in found["results"]:
-        name = each["title"] + (" (partial)" if each["partial"] else "")
+        marks = [word for word, key in (("partial", "partial"), ("not verified", "not_verified")) if each.get(key)]
+        name = each["title"] + (f" ({', '.join(marks)})" if marks else "")
         length = next(iter(each["baselines"].values()))
         numbers = (_share(each["overall"]), _interval(each["ci"]), _share(length), str(each["n"]), str(each["ties"]))
         table.add_row(name, *numbers)

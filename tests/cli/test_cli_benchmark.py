@@ -16,7 +16,7 @@ from hf_reward.cli import benchmark_tables
 from hf_reward.cli import output as cli_output
 from hf_reward.cli.benchmark import ORDERS, app
 from hf_reward.cli.benchmark_tables import print_results
-from hf_reward.evaluation.benchmarks.registry import NAMES, benchmark_named
+from hf_reward.evaluation.benchmarks.registry import NAMES, PUBLIC, benchmark_named
 from hf_reward.evaluation.benchmarks.reporting import results_from_scores
 
 ROWS = [instructed(number, 1 + number % 2, ("Natural", "Manual")[number % 2]) for number in range(24)]
@@ -78,6 +78,8 @@ def test_scores_are_recomputed_without_a_model(data: Path, scores: Path, tmp_pat
     shown = call("llmbar", "--data", data, "--scores", scores)
     assert shown.exit_code == 0
     assert "overall (partial)" in shown.stdout
+    assert "LLMBar (not verified)" in shown.stdout
+    assert "NOT VERIFIED: arithmetic (not compared with outputs of the original code)." in shown.stdout
     assert "longer response (characters)" in shown.stdout
     assert "PARTIAL" in shown.stdout
     printed = call("llmbar", "--data", data, "--scores", scores, "--out", tmp_path / "out", "--json")
@@ -103,12 +105,12 @@ def test_all_from_the_command_line(make_model_folder: Any, data: Path, tmp_path:
     folder = saved_model(make_model_folder("llama"), tmp_path / "saved")
     found = call("all", "--model", folder, "--data", data.parent, "--out", tmp_path / "out")
     assert found.exit_code == 0, found.output
-    assert "LLMBar (partial)" in found.stdout
+    assert "LLMBar (partial, not verified)" in found.stdout
     assert "Not run: rewardbench." in found.stdout
     (tmp_path / "empty").mkdir()
     nothing = call("all", "--model", folder, "--data", tmp_path / "empty", "--out", tmp_path / "none")
     assert nothing.exit_code == 1
-    assert nothing.stdout.count("Not run: ") == 8
+    assert nothing.stdout.count("Not run: ") == len(PUBLIC)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
     python tests/evaluation/golden_table.py
 
 `tests/evaluation/golden*.json` hold rewards and what the original code made of them: allenai/reward-bench
-(sections, best of four, Ties), THU-KEG/RM-Bench and ScalerLab/JudgeBench. Needs a checkout; a second, offline.
+(sections, best of four, Ties), THU-KEG/RM-Bench, ScalerLab/JudgeBench, for-ai/m-rewardbench, sustech-nlp/BiasScope
+(JudgeBench-Pro) and kimsh0507/RewardMATH_official, with commits. Needs a checkout; a second, offline.
 """
 
 import json
@@ -18,8 +19,11 @@ from rich.table import Table
 
 from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, Outcome
 from hf_reward.evaluation.benchmarks.judgebench import SOURCES, JudgeBench
+from hf_reward.evaluation.benchmarks.judgebench_pro import JudgeBenchPro
+from hf_reward.evaluation.benchmarks.m_rewardbench import MRewardBench
 from hf_reward.evaluation.benchmarks.rewardbench import RewardBench, section_scores
 from hf_reward.evaluation.benchmarks.rewardbench2 import RewardBench2
+from hf_reward.evaluation.benchmarks.rewardmath import RewardMATH
 from hf_reward.evaluation.benchmarks.rm_bench import RMBench
 from hf_reward.evaluation.benchmarks.spreads import outcome_of
 
@@ -46,10 +50,15 @@ def golden_lines(folder: Path = TESTS) -> Iterator[Line]:
         yield f"RewardBench 2, Ties {place}", float(outcome.sections["Ties"]), case["overall_score"]
     yield from _rm_bench(golden["rm_bench"])
     yield from _judgebench(json.loads((folder / "golden_judgebench.json").read_text(encoding="utf-8")))
+    added = json.loads((folder / "golden_added.json").read_text(encoding="utf-8"))
+    yield from _m_rewardbench(added["m_rewardbench"])
+    yield from _judgebench_pro(added["judgebench_pro"])
+    for each in added["rewardmath"]["cases"]:
+        yield from _rewardmath(each)
 
 
 def _outcome(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float]]) -> Outcome:
-    comparisons = [benchmark.read(row, "", place) for place, row in enumerate(rows)]
+    comparisons = [benchmark.read(row, "", place) for place, row in benchmark.gather(rows)]
     kept = [each for each in comparisons if isinstance(each, Comparison)]
     return outcome_of(benchmark, kept, [np.asarray(each, float) for each in rewards])
 
@@ -98,6 +107,40 @@ def _judgebench(case: dict[str, Any]) -> Iterator[Line]:
         yield f"JudgeBench, one game, {part}", 100 * float(outcome.overall), case["expected"]["one_game"][part]
         two = 100 * float(outcome.measures["two_games"])
         yield f"JudgeBench, two games, {part}", two, case["expected"]["two_games"][part]
+
+
+def _m_rewardbench(case: dict[str, Any]) -> Iterator[Line]:
+    def outcome(rows: list[dict[str, Any]]) -> Outcome:
+        texts = {"prompt": "p", "chosen": "a", "rejected": "b"}
+        return _outcome(MRewardBench(), [texts | row for row in rows], [row["scores"] for row in rows])
+
+    yield "M-RewardBench, overall", float(outcome(case["rows"]).overall), case["average"]
+    for language, expected in case["expected"].items():
+        found = outcome([row for row in case["rows"] if row["language"] == language])
+        for name, number in expected.items():
+            ours = found.overall if name == "score" else found.measures[name]
+            yield f"M-RewardBench, {language}, {name}", float(ours), number
+
+
+def _judgebench_pro(case: dict[str, Any]) -> Iterator[Line]:
+    rows = [{**row, "question": "q", "response_A": "a", "response_B": "b"} for row in case["rows"]]
+    outcome = _outcome(JudgeBenchPro(), rows, [row["scores"] for row in rows])
+    for name, rate in case["error_rates"].items():
+        ours = outcome.overall if name == "overall" else outcome.sections[name]
+        yield f"JudgeBench-Pro, error rate, {name}", 1 - float(ours), rate
+
+
+def _rewardmath(case: dict[str, Any]) -> Iterator[Line]:
+    kinds = ["chosen"] + ["rejected"] * 9
+    rows = [
+        {"problem_id": place, "problem": "p", "eval_solution": ["s"], "solution_type": kind}
+        for place in range(len(case["scores"]))
+        for kind in kinds
+    ]
+    outcome = _outcome(RewardMATH(), rows, case["scores"])
+    for name, expected in case["expected"].items():
+        ours = outcome.overall if name == "accuracy" else outcome.measures[name]
+        yield f"RewardMATH, {case['model']}, {name}", float(ours), expected
 
 
 def main() -> None:

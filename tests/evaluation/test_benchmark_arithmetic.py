@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from benchmark_rows import (
     arena,
+    biased,
     four,
     instructed,
     judged,
@@ -17,22 +18,30 @@ from benchmark_rows import (
     pair,
     rmb_list,
     rmb_pair,
+    solutions,
     styles,
     tied,
+    transformed,
+    translated,
     verified,
 )
 
 from hf_reward.evaluation.benchmarks.base import LeftOut
 from hf_reward.evaluation.benchmarks.judgebench import JudgeBench
+from hf_reward.evaluation.benchmarks.judgebench_pro import JudgeBenchPro
 from hf_reward.evaluation.benchmarks.llmbar import LLMBar
+from hf_reward.evaluation.benchmarks.m_rewardbench import MRewardBench
 from hf_reward.evaluation.benchmarks.own import Lists, Pairs
 from hf_reward.evaluation.benchmarks.ppe_correctness import PPECorrectness
 from hf_reward.evaluation.benchmarks.ppe_preference import PPEPreference
 from hf_reward.evaluation.benchmarks.registry import PUBLIC
 from hf_reward.evaluation.benchmarks.rewardbench import PRIOR_SETS, RewardBench, section_scores
 from hf_reward.evaluation.benchmarks.rewardbench2 import RewardBench2
+from hf_reward.evaluation.benchmarks.rewardmath import RewardMATH
+from hf_reward.evaluation.benchmarks.rewordbench import ReWordBench
 from hf_reward.evaluation.benchmarks.rm_bench import RMBench
 from hf_reward.evaluation.benchmarks.rmb import RMB
+from hf_reward.evaluation.benchmarks.spreads import Number, leave_out
 
 RECIPE = Path(__file__).parents[2] / "tests" / "evaluation" / "golden_table.py"
 
@@ -68,10 +77,20 @@ def test_golden_vectors_contain_ties_and_zero_spread() -> None:
 
 
 def test_every_public_benchmark_states_how_it_was_checked() -> None:
+    golden = {line[0].partition(",")[0] for line in _golden_lines()}
     for benchmark in PUBLIC.values():
-        assert benchmark.checked.startswith(("built from", "sections and", "best of", "domains", "one game"))
-    against_code = {name for name, each in PUBLIC.items() if "equal to the original code's outputs" in each.checked}
-    assert against_code == {"rewardbench", "rewardbench2", "rm_bench", "judgebench"}
+        against_code = "original code" in benchmark.checked and not benchmark.checked.startswith("built from")
+        assert against_code == (benchmark.title in golden), benchmark.title
+        assert against_code or benchmark.not_verified, benchmark.title
+    verified = {name for name, each in PUBLIC.items() if not each.not_verified}
+    assert verified == {"rewardbench", "rewardbench2", "rm_bench", "judgebench"}
+
+
+def test_the_documentation_states_which_parts_were_not_verified() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "benchmarks.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    for name, benchmark in PUBLIC.items():
+        assert ("not verified" in rows[name]) == bool(benchmark.not_verified), name
 
 
 # --- RewardBench ---
@@ -272,6 +291,110 @@ def test_ppe_correctness_uses_the_sampled_pairs_if_there_are_any() -> None:
     close(outcome_of(PPECorrectness(), [row], [[2, 1, 3]]).overall, 0)
     row = verified(0, [True, False, False], sampled_conflict_pairs=[[1, 0]])
     close(outcome_of(PPECorrectness(), [row], [[2, 1, 3]]).overall, 1)
+
+
+# --- M-RewardBench ---
+
+
+def test_m_rewardbench_weights_subsets_and_averages_languages() -> None:
+    rows = [translated(0), translated(1, source="mt-bench-med"), translated(2, source="donotanswer")]
+    rows += [translated(0, "jpn_Jpan"), translated(1, "jpn_Jpan")]
+    # German: Chat (79 * 1 + 38 * 0) / 117, Safety 1; Japanese: Chat 0.5, one of two rows is a tie.
+    outcome = outcome_of(MRewardBench(), rows, [[1, 0], [0, 1], [1, 0], [1, 1], [2, 1]])
+    chat = 79 / 117
+    close(outcome.sections["deu_Latn"], (chat + 1) / 2)
+    close(outcome.sections["jpn_Jpan"], 0.5)
+    close(outcome.overall, ((chat + 1) / 2 + 0.5) / 2)
+    close(outcome.measures["Chat"], (chat + 0.5) / 2)
+    close(outcome.measures["Safety"], 1)
+    assert set(outcome.measures) == {"Chat", "Safety"}
+    half = outcome_of(MRewardBench(), rows, [[1, 0], [0, 1], [1, 0], [1, 1], [2, 1]], tie=0.5)
+    close(half.sections["jpn_Jpan"], 0.75)
+
+
+def test_m_rewardbench_reports_the_translations_apart() -> None:
+    sets = [translated(n, "translation", source=name) for n, name in enumerate(["maple-a", "maple-a", "maple-b"])]
+    outcome = outcome_of(MRewardBench(), [translated(0), *sets], [[1, 0], [1, 0], [0, 1], [0, 0]])
+    close(outcome.overall, 1)
+    assert list(outcome.sections) == ["deu_Latn"]
+    assert {name: float(value) for name, value in outcome.measures.items()} == {
+        "Chat": 1.0,
+        "translation": pytest.approx(1 / 3),
+        "translation maple-a": 0.5,
+        "translation maple-b": 0.0,
+    }
+
+
+# --- JudgeBench-Pro ---
+
+
+def test_judgebench_pro_pools_pairs_and_counts_a_tie_as_wrong() -> None:
+    rows = [biased(0), biased(1, 2), biased(2, 2, "code")]
+    rewards = [[1, 0], [1, 1], [0, 1]]
+    outcome = outcome_of(JudgeBenchPro(), rows, rewards)
+    close(outcome.overall, 2 / 3)
+    assert {name: float(value) for name, value in outcome.sections.items()} == {"math": 0.5, "code": 1.0}
+    close(outcome_of(JudgeBenchPro(), rows, rewards, tie=0.5).overall, 2.5 / 3)
+
+
+# --- RewardMATH ---
+
+
+@pytest.mark.parametrize(
+    ("correct", "accuracy", "with_ties", "reciprocal", "half"),
+    [(10, 1, 1, 1, 1), (9, 0, 1, 1 / 2, 1 / 2), (8.5, 0, 0, 1 / 2, 0), (7, 0, 0, 1 / 4, 0), (-1, 0, 0, 1 / 10, 0)],
+)
+def test_rewardmath_by_hand(correct: float, accuracy: float, with_ties: float, reciprocal: float, half: float) -> None:
+    rewards = [correct, 9, 8, 7, 6, 5, 4, 3, 2, 1]  # a tied wrong solution ranks before the correct one
+    outcome = outcome_of(RewardMATH(), solutions(0), [rewards])
+    close(outcome.overall, accuracy)
+    close(outcome.measures["accuracy_with_ties"], with_ties)
+    close(outcome.measures["reciprocal_rank"], reciprocal)
+    close(outcome_of(RewardMATH(), solutions(0), [rewards], tie=0.5).overall, half)
+
+
+# --- reWordBench ---
+
+
+def test_rewordbench_compares_transformed_pairs_with_their_originals() -> None:
+    rows = [transformed(0), transformed(1, subset="donotanswer"), transformed(2)]
+    rows += [transformed(0, "quotes"), transformed(1, "quotes", subset="donotanswer")]
+    rows += [transformed(0, "rot-13"), transformed(3, "rot-13")]  # the original of pair 3 is missing
+    rewards = [[1, 0], [1, 0], [0, 1], [0, 1], [1, 0], [1, 1], [1, 0]]
+    outcome = outcome_of(ReWordBench(), rows, rewards)
+    # original: Chat 1/2, Safety 1. quotes: Chat 1 -> 0, Safety 1 -> 1. rot-13: Chat 1 -> 0 (tie); pair 3 has no drop.
+    assert {name: float(value) for name, value in outcome.sections.items()} == {"quotes": 0.5, "rot-13": 0.5}
+    close(outcome.overall, 0.5)
+    assert {name: float(value) for name, value in outcome.measures.items()} == {
+        "original": 0.75,
+        "drop": 0.75,
+        "drop quotes": 0.5,
+        "drop rot-13": 1.0,
+        "drop in Chat": 1.0,
+        "drop in Safety": 0.0,
+    }
+    assert outcome.differences == {name for name in outcome.measures if name.startswith("drop")}
+    close(outcome_of(ReWordBench(), rows, rewards, tie=0.5).measures["drop rot-13"], 0.5)
+
+
+def test_rewordbench_without_originals_has_accuracies_only() -> None:
+    outcome = outcome_of(ReWordBench(), [transformed(0, "quotes")], [[1, 0]])
+    close(outcome.overall, 1)
+    assert not outcome.measures
+
+
+def test_a_drop_has_the_interval_of_a_mean_and_not_of_a_rate() -> None:
+    benchmark, random = ReWordBench(), np.random.default_rng(0)
+    rows = [transformed(n, name) for n in range(200) for name in ("original", "quotes")]
+    comparisons = [benchmark.read(row, "", place) for place, row in enumerate(rows)]
+    rewards = [np.array([0.2 * (row.subset == "original"), 0]) + random.normal(size=2) for row in comparisons]
+    found = leave_out(benchmark, benchmark.credits(comparisons, rewards, 0.0), [row.cluster for row in comparisons])
+    right = np.array([each[0] > each[1] for each in rewards], float)
+    drops = right[0::2] - right[1::2]
+    low, high = found.interval(Number("measures", "drop")).bounds or (0, 0)
+    error = drops.std(ddof=1) / np.sqrt(len(drops))
+    assert (low + high) / 2 == pytest.approx(drops.mean(), abs=1e-9)
+    assert (high - low) / 2 == pytest.approx(1.972 * error, rel=0.01)
 
 
 def test_own_lists_share_the_credit_of_a_tie_at_the_top() -> None:

@@ -10,20 +10,25 @@ import pytest
 from benchmark_rows import (
     SHARED,
     arena,
+    biased,
     four,
     instructed,
     judged,
     pair,
     rmb_list,
     rmb_pair,
+    solutions,
     styles,
     tied,
+    transformed,
+    translated,
     verified,
     write_rows,
 )
 from datasets import Dataset
 
 from hf_reward.evaluation.benchmarks import data as data_module
+from hf_reward.evaluation.benchmarks import m_rewardbench
 from hf_reward.evaluation.benchmarks.data import DataChoice, DataUnavailableError, load_benchmark_data
 from hf_reward.evaluation.benchmarks.registry import NAMES, benchmark_named
 from hf_reward.evaluation.benchmarks.results import ResultRule, make_results, rows_that_count
@@ -39,6 +44,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "llmbar": [instructed(0), instructed(1, 2, "Adversarial/GPTOut")],
     "ppe_preference": [arena(0), arena(1, "tie")],
     "ppe_correctness": [verified(0, [True, False]), verified(1, [False, False])],
+    "m_rewardbench": [translated(0), translated(0, "jpn_Jpan"), translated(1)],
+    "judgebench_pro": [biased(0), biased(1, 2, "code")],
+    "rewardmath": [*solutions(0), *solutions(7)],
+    "rewordbench": [transformed(0), transformed(0, "add quotes"), transformed(1, "rot-13")],
     "pairs": [{"prompt": "p", "chosen": "a", "rejected": "b"}],
     "lists": [{"prompt": "p", "responses": ["a", "b", "c"], "scores": [3, 1, 2]}],
 }
@@ -141,6 +150,57 @@ def test_ppe_correctness_takes_the_subset_from_the_files_name(tmp_path: Path) ->
     assert load("ppe_correctness", tmp_path).comparisons[0].subset == "MMLU-Pro"
 
 
+def test_m_rewardbench_reads_a_folder_for_each_language(tmp_path: Path) -> None:
+    for language in ("deu_Latn", "jpn_Jpan"):  # as on the Hub; the folder replaces a missing column
+        row = _without(translated(0, language), "language")
+        (tmp_path / language).mkdir()
+        Dataset.from_list([row]).to_parquet(tmp_path / language / "test-00000-of-00001.parquet")
+    found = load("m_rewardbench", tmp_path).comparisons
+    assert [each.id for each in found] == ["deu_Latn/alpacaeval-easy/0", "jpn_Jpan/alpacaeval-easy/0"]
+    assert len({each.cluster for each in found}) == 1
+    assert [each.id for each in load("m_rewardbench", tmp_path, subsets=["jpn_Jpan"]).comparisons] == [found[1].id]
+    missing = benchmark_named("m_rewardbench").missing(found)
+    assert missing[:3] == ["arb_Arab", "ces_Latn", "deu_Latn (1 row, published 2869)"]
+
+
+def test_m_rewardbench_has_the_published_sizes() -> None:
+    sizes = {section: sum(weights.values()) for section, weights in m_rewardbench.WEIGHTS.items()}
+    # Table 1 of the paper; math-prm has 447 rows and the weight of all code subsets.
+    assert sizes == {"Chat": 296, "Chat Hard": 407, "Safety": 736, "Reasoning": 1430 + 983 - 447}
+    assert sum(sizes.values()) - 983 + 447 == m_rewardbench.ROWS
+    assert len(m_rewardbench.LANGUAGES) == len(set(m_rewardbench.LANGUAGES)) == 23
+
+
+def test_judgebench_pro_numbers_its_rows_and_counts_them() -> None:
+    found = load("judgebench_pro", [biased(0), biased(0, 2)]).comparisons
+    assert [(each.id, each.ranks) for each in found] == [("0", [0, 1]), ("1", [1, 0])]
+    assert len({each.cluster for each in found}) == 1
+    assert benchmark_named("judgebench_pro").missing(found) == ["rows (2, published 1178)"]
+
+
+def test_rewardmath_gathers_the_solutions_of_a_problem_in_their_order() -> None:
+    mixed = [row for rows in zip(solutions(0), reversed(solutions(7)), strict=True) for row in rows]
+    first, second = load("rewardmath", mixed).comparisons
+    assert (first.id, first.ranks, first.prompt) == ("0", [0] + [1] * 9, "What is 0 + 1?")
+    assert first.responses[:2] == ["Step for 0.\nSolution 0.", "Step for 0.\nSolution 1."]
+    assert (second.id, second.ranks) == ("7", [1] * 9 + [0])
+    assert benchmark_named("rewardmath").missing([first]) == ["problems (1, published 483)"]
+
+
+def test_rewardmath_names_the_line_of_the_problem(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [*solutions(0), *solutions(7, wrong=3)])
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 11: .*problem 7 has 4 rows, 1 of them 'chosen'"):
+        load("rewardmath", file)
+
+
+def test_rewordbench_names_rows_without_an_original() -> None:
+    found = load("rewordbench", ROWS["rewordbench"]).comparisons
+    assert benchmark_named("rewordbench").missing(found) == [
+        "the original of 1 row",
+        "transformations (2, published 28)",
+    ]
+
+
 def test_own_rows_without_a_preference_are_counted() -> None:
     rows = [{"prompt": "p", "responses": ["a", "b"], "ranks": ranks} for ranks in ([0, 1], [0, 0])]
     found = load("lists", rows)
@@ -185,13 +245,15 @@ def test_missing_columns_are_named_with_the_available_ones(name: str, tmp_path: 
         load(name, file)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("pairs", "lists")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("pairs", "lists", "judgebench_pro", "rewardmath")]
+)
 def test_repeated_ids_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"1 repeated id, such as .*Remove the repeated rows"):
         load(name, [ROWS[name][0], ROWS[name][0]])
 
 
-BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
+BAD_ROWS: list[tuple[str, dict[str, Any] | list[dict[str, Any]], str]] = [
     ("rewardbench", pair(0, subset="chat-easy"), "`subset` must be one of"),
     ("rewardbench", pair(0, chosen=["a", "b"]), "`chosen` must be text, but is list"),
     ("rewardbench", pair(0, prompt=None), "`prompt` is empty"),
@@ -215,6 +277,18 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
     ("ppe_correctness", {**verified(0, [True, False]), "scores": [True] * 3}, "`scores` has 3 entries, but response_3"),
     ("ppe_correctness", verified(0, [True, False], sampled_conflict_pairs=[[0, 5]]), "pairs of indices below 2"),
     ("ppe_correctness", verified(0, [True, True], sampled_conflict_pairs=[[0, 1]]), "equally correct"),
+    ("m_rewardbench", translated(0, "deu"), "`language` must be one of 'arb_Arab', 'ces_Latn'"),
+    ("m_rewardbench", translated(0, source="alpacaeval"), "`source` must be one of"),
+    ("m_rewardbench", translated(0, chosen=["a"]), "`chosen` must be text, but is list"),
+    ("judgebench_pro", biased(0, 0), "`label` must be one of 1, 2, but is 0"),
+    ("judgebench_pro", biased(0, domain=None), "`domain` is empty"),
+    ("rewardmath", solutions(3, wrong=8), "problem 3 has 9 rows, 1 of them 'chosen'"),
+    ("rewardmath", solutions(3) * 2, "problem 3 has 20 rows, 2 of them 'chosen'"),
+    ("rewardmath", solutions(3, solution_type="rejected"), "problem 3 has 10 rows, 0 of them 'chosen'"),
+    ("rewardmath", solutions(3, eval_solution="text"), "`eval_solution` must be a list of texts"),
+    ("rewardmath", solutions(3, problem=None), "`problem` is empty"),
+    ("rewordbench", transformed(0, " "), "`transformation` must be 'original' or the name"),
+    ("rewordbench", transformed(0, subset="chat"), "`subset` must be one of"),
     ("pairs", {"prompt": "p", "chosen": "a"}, "The columns do not match any layout"),
     ("lists", {"prompt": "p", "responses": ["a"], "ranks": [0]}, "`responses` must have two or more"),
     ("pairs", {"chosen_ids": [1], "rejected_ids": [2]}, "token ids"),
@@ -222,9 +296,9 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "row", "message"), BAD_ROWS, ids=[f"{name}-{part}" for name, _, part in BAD_ROWS])
-def test_an_unusable_row_is_named_by_its_location(name: str, row: dict[str, Any], message: str) -> None:
+def test_an_unusable_row_is_named_by_its_location(name: str, row: Any, message: str) -> None:
     with pytest.raises(ValueError, match=r"^the data, row 0: ") as caught:
-        load(name, [row])
+        load(name, row if isinstance(row, list) else [row])
     assert message in str(caught.value)
 
 
@@ -261,7 +335,7 @@ def test_an_unreachable_hub_names_the_local_file_to_pass(name: str) -> None:
         load(name, None)
 
 
-@pytest.mark.parametrize("name", ["rmb", "llmbar", "pairs", "lists"])
+@pytest.mark.parametrize("name", ["rmb", "llmbar", "rewordbench", "pairs", "lists"])
 def test_data_that_is_not_on_the_hub_has_to_be_given(name: str) -> None:
     with pytest.raises(DataUnavailableError, match=r"is not read from the Hub. Set `--data`: "):
         load(name, None)
@@ -313,6 +387,25 @@ def test_prior_sets_are_read_on_request_and_named(hub: list[Any]) -> None:
         "summarize",
     }
     assert "preference-test-sets@commit-of-preference-test-sets" in found.revision
+
+
+def test_a_configuration_for_each_language_is_read_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def rows(repo: str, config: str | None, split: str, revision: str) -> Dataset:
+        asked.append((repo, config, split))
+        return Dataset.from_list([_without(translated(0, str(config)), "language")])
+
+    monkeypatch.setattr(data_module.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha="abc"))
+    monkeypatch.setattr(data_module, "load_dataset", rows)
+    repo = "CohereLabsCommunity/multilingual-reward-bench"
+    found = load("m_rewardbench", None, extra_sets=True)
+    assert asked == [(repo, name, "test") for name in (*m_rewardbench.LANGUAGES, "translation")]
+    assert {each.subset for each in found.comparisons} == {*m_rewardbench.LANGUAGES, "translation"}
+    assert found.revision == "abc"
+    asked.clear()
+    load("m_rewardbench", "me/copy@v1")
+    assert asked == [("me/copy", name, "test") for name in m_rewardbench.LANGUAGES]
 
 
 # --- real files ---

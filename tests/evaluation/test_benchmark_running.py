@@ -14,14 +14,18 @@ import numpy as np
 import pytest
 from benchmark_rows import (
     arena,
+    biased,
     four,
     instructed,
     judged,
     pair,
     rmb_list,
     rmb_pair,
+    solutions,
     styles,
     tied,
+    transformed,
+    translated,
     verified,
     write_rows,
 )
@@ -46,6 +50,10 @@ DATA: dict[str, list[dict[str, Any]]] = {
     "llmbar": [instructed(n, 1 + n % 2, ("Natural", "Manual")[n % 2]) for n in range(10)],
     "ppe_preference": [arena(n, ("model_a", "model_b", "tie")[n % 3]) for n in range(12)],
     "ppe_correctness": [verified(n, [True, n % 2 == 0, False, False]) for n in range(8)],
+    "m_rewardbench": [translated(n, language) for n in range(6) for language in ("deu_Latn", "zho_Hans")],
+    "judgebench_pro": [biased(n, 1 + n % 2, ("math", "code")[n % 2]) for n in range(10)],
+    "rewardmath": [row for n in range(4) for row in solutions(n)],
+    "rewordbench": [transformed(n, name) for n in range(6) for name in ("original", "add quotes")],
     "pairs": [{"prompt": f"p{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(10)],
     "lists": [{"prompt": f"p{n}", "responses": [f"a{n}", f"b{n}", f"c{n}"], "ranks": [1, 0, 2]} for n in range(10)],
 }

@@ -49,6 +49,7 @@ def test_a_full_card_contains_the_numbers_of_the_record(tmp_path):
         "| RM-Bench (partial) | 60.0% | - | 900 pairs | - | - |",
         "RewardBench by section: Chat 95.0%.",
         "RM-Bench was run without code",
+        "The implementation of RM-Bench was not verified in all parts: data and arithmetic.",
         "- Biased: padding with filler (+0.42 typical gaps).",
         "| padding with filler | length | +0.42 typical gaps | +0.37 to +0.47 | ±0.1 | 400 cases, 200 prompts | 0.02 | "
         "biased |",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.evaluation.benchmarks.base import Benchmark, Outcome
+from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, Outcome
 from hf_reward.evaluation.benchmarks.spreads import mean_credits
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -102,6 +102,33 @@ def verified(number: int, scores: Sequence[bool], **columns: Any) -> dict[str, A
     return {**row, **answers, **columns}
 
 
+def translated(number: int, language: str = "deu_Latn", **columns: Any) -> dict[str, Any]:
+    """A row of M-RewardBench."""
+    row = {"id": number, "language": language, "prompt": f"Frage {number}?", "source": "alpacaeval-easy"}
+    return {**row, "chosen": f"gut {language} {number}", "rejected": f"eher schlecht {number}", **columns}
+
+
+def biased(number: int, label: int = 1, domain: str = "math", **columns: Any) -> dict[str, Any]:
+    """A row of JudgeBench-Pro."""
+    row = {"question": f"Question {number}?", "label": label, "injected_bias": "length", "domain": domain}
+    return {**row, "response_A": f"answer a {number}", "response_B": f"a longer answer b {number}", **columns}
+
+
+def solutions(number: int, wrong: int = 9, **columns: Any) -> list[dict[str, Any]]:
+    """The rows of a problem of RewardMATH, the correct solution first."""
+    kinds = ["chosen"] + ["rejected"] * wrong
+    row = {"problem_id": number, "problem": f"What is {number} + 1?", "subject": "Algebra", "level": 1}
+    return [
+        {**row, "eval_solution": [f"Step for {number}.", f"Solution {place}."], "solution_type": kind, **columns}
+        for place, kind in enumerate(kinds)
+    ]
+
+
+def transformed(number: int, transformation: str = "original", **columns: Any) -> dict[str, Any]:
+    """A row of reWordBench."""
+    return pair(number, transformation=transformation, prompt=f"{transformation}: question {number}?", **columns)
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write a jsonl file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +140,7 @@ def outcome_of(
     benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float]], tie: float = 0.0
 ) -> Outcome:
     """The benchmark's numbers for given rewards."""
-    comparisons = [each for place, row in enumerate(rows) if (each := benchmark.read(row, "", place)) is not None]
+    read = [benchmark.read(row, "", place) for place, row in benchmark.gather(rows)]
+    comparisons = [each for each in read if isinstance(each, Comparison)]
     credits = benchmark.credits(comparisons, [np.asarray(each, float) for each in rewards], tie)
     return benchmark.combine(mean_credits(credits))

@@ -8,7 +8,7 @@ Shapes: R rows, K responses in a row, C clusters. A mean is a float64 array of s
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -83,6 +83,8 @@ class Outcome:
     """Finer parts."""
     measures: Mapping[str, FloatArray] = field(default_factory=dict)
     """Numbers that are not part of the overall one."""
+    differences: frozenset[str] = frozenset()
+    """Names of measures that are differences, so their intervals are not those of rates."""
 
 
 class Benchmark:
@@ -93,6 +95,8 @@ class Benchmark:
     title: ClassVar[str]
     checked: ClassVar[str]
     """Whether the arithmetic was compared with outputs of the original code or implemented from a description only."""
+    not_verified: ClassVar[str] = ""
+    """Parts that were not compared with the authors' data, code or scores; empty if all were."""
     chance: ClassVar[float | None] = 0.5
     """Overall number of random rewards; None if it depends on the rows."""
     order: ClassVar[str]
@@ -112,6 +116,17 @@ class Benchmark:
     """Subset -> rows of the published set; 0 for a required subset of unknown size."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Optional subsets."""
+
+    def gather(self, rows: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the rows that `read` receives. Benchmarks whose files have a line per response override it.
+
+        Args:
+            rows: The rows of a file or split.
+
+        Yields:
+            tuple[int, Any]: Number of the row from 0, or of the first of several rows, and the row.
+        """
+        yield from enumerate(rows)
 
     def read(self, row: Mapping[str, Any], file: str, place: int) -> Comparison | LeftOut:
         """Convert a data row to a comparison.

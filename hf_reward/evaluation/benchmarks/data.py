@@ -162,7 +162,8 @@ def _from_name(benchmark: Benchmark, name: str, choice: DataChoice) -> _Found:
             f"There is no file or folder {name!r} (in {Path.cwd()}), and the name is not a valid Hub id. "
             f"{benchmark.title} reads {benchmark.local}."
         )
-    return _from_hub(benchmark, [HubSource(repo, split=split)], revision or None)
+    own = benchmark.hub if len({each.repo for each in benchmark.hub}) == 1 else (HubSource("", split=split),)
+    return _from_hub(benchmark, [replace(each, repo=repo, split=split) for each in own], revision or None)
 
 
 def _name(data: Any) -> str:
@@ -217,7 +218,7 @@ def _from_hub(benchmark: Benchmark, sources: Sequence[HubSource], revision: str 
                 f"{source.repo} (split {source.split}) could not be read from the Hub: {reason}. "
                 f"Pass a local copy with `--data`: {benchmark.local}."
             ) from error
-        table = _table(loaded, f"{source.repo} ({source.split})")
+        table = _table(loaded, f"{source.repo} ({', '.join(filter(None, (source.config, source.split)))})")
         if source.subset is not None:
             named = [{"id": place, **row, "subset": source.subset} for place, row in enumerate(loaded)]
             table = _Table(named, [*table.columns, "id", "subset"], table.name)
@@ -235,7 +236,7 @@ def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | Le
             f"{', '.join(table.columns)}. Pass {benchmark.local}."
         )
     places = RowLocations(table.rows)
-    for place, row in enumerate(table.rows):
+    for place, row in benchmark.gather(table.rows):
         try:
             as_mapping(row)
             empty = [name for name in benchmark.columns if row[name] is None]

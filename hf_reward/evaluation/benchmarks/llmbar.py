@@ -31,6 +31,7 @@ class LLMBar(Benchmark):
     name = "llmbar"
     title = "LLMBar"
     checked = "built from the published description; the mean of the four adversarial sets is the paper's"
+    not_verified = "arithmetic (not compared with outputs of the original code)"
     order = "output_1, output_2; id is `subset/number`, with `idx` or the row's index in its file as number"
     # princeton-nlp/LLMBar on the Hub is a loading script, which `datasets` no longer runs.
     local = "the folder Dataset/LLMBar of github.com/princeton-nlp/LLMBar, or a jsonl file with the column `subset` too"

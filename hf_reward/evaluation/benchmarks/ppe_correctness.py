@@ -34,6 +34,7 @@ class PPECorrectness(Benchmark):
     name = "ppe_correctness"
     title = "PPE correctness"
     checked = "built from the published description; the best-of-K curve is the mean over all subsets, not over draws"
+    not_verified = "data and arithmetic (not compared with outputs of the original code)"
     order = "response_1, response_2, ...; id is `subset/question_id/model_name`"
     hub = tuple(HubSource(f"lmarena-ai/PPE-{name}-Best-of-K", split="train", subset=name) for name in SUBSETS)
     local = "a folder with the rows of lmarena-ai/PPE-{MMLU-Pro,MATH,GPQA,IFEval,MBPP-Plus}-Best-of-K, a file each"

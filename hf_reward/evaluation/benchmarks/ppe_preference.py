@@ -31,6 +31,7 @@ class PPEPreference(Benchmark):
     name = "ppe_preference"
     title = "PPE human preference"
     checked = "built from the published description"
+    not_verified = "data and arithmetic (not compared with outputs of the original code)"
     order = "response_1, response_2; id is `question_id`; rows that annotators called a tie are not scored"
     hub = (HubSource("lmarena-ai/PPE-Human-Preference-V1", split="test"),)
     local = "the rows of lmarena-ai/PPE-Human-Preference-V1 (split test) as jsonl or parquet"

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 
 from hf_reward.evaluation.benchmarks.base import Benchmark
 from hf_reward.evaluation.benchmarks.judgebench import JudgeBench
+from hf_reward.evaluation.benchmarks.judgebench_pro import JudgeBenchPro
 from hf_reward.evaluation.benchmarks.llmbar import LLMBar
+from hf_reward.evaluation.benchmarks.m_rewardbench import MRewardBench
 from hf_reward.evaluation.benchmarks.own import Lists, Pairs
 from hf_reward.evaluation.benchmarks.ppe_correctness import PPECorrectness
 from hf_reward.evaluation.benchmarks.ppe_preference import PPEPreference
 from hf_reward.evaluation.benchmarks.rewardbench import RewardBench
 from hf_reward.evaluation.benchmarks.rewardbench2 import RewardBench2
+from hf_reward.evaluation.benchmarks.rewardmath import RewardMATH
+from hf_reward.evaluation.benchmarks.rewordbench import ReWordBench
 from hf_reward.evaluation.benchmarks.rm_bench import RMBench
 from hf_reward.evaluation.benchmarks.rmb import RMB
 
@@ -24,6 +28,10 @@ PUBLIC: dict[str, Benchmark] = {
         LLMBar(),
         PPEPreference(),
         PPECorrectness(),
+        MRewardBench(),
+        JudgeBenchPro(),
+        RewardMATH(),
+        ReWordBench(),
     )
 }
 """Benchmarks of `hf-reward benchmark all`."""

@@ -149,6 +149,7 @@ def make_results(
         "rows_left_out": data.left_out,
         "notes": benchmark.notes(rows.comparisons),
         "checked": benchmark.checked,
+        "not_verified": benchmark.not_verified,
         "response_order": benchmark.order,
         "data": data.source,
         "data_name": data.name,

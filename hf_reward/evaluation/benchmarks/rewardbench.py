@@ -57,17 +57,18 @@ PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 _ROWS = {name: weight for section in WEIGHTS.values() for name, weight in section.items()} | {"math-prm": 447}
 
 
-def section_scores(accuracies: Means) -> dict[str, FloatArray]:
+def section_scores(accuracies: Means, table: Mapping[str, Mapping[str, int]] = WEIGHTS) -> dict[str, FloatArray]:
     """Compute the sections of the original table.
 
     Args:
         accuracies: Accuracy of each available subset.
+        table: Section -> subset -> weight.
 
     Returns:
         Section -> weighted mean of the accuracies of its available subsets; 0 for a section without any.
     """
     scores = {}
-    for section, weights in WEIGHTS.items():
+    for section, weights in table.items():
         found = present(accuracies, weights)
         weighted = sum((weights[name] * found[name] for name in found), start=np.array(0.0))
         scores[section] = weighted / max(1, sum(weights[name] for name in found))

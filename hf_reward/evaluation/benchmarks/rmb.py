@@ -68,7 +68,8 @@ class RMB(Benchmark):
     name = "rmb"
     chance = None
     title = "RMB"
-    checked = "built from reading the original code; not compared with its outputs"
+    checked = "built from reading the original code"
+    not_verified = "arithmetic (not compared with outputs of the original code)"
     order = "pairs: chosen, reject; lists: `bon_best`, then `loser_list`; id is `set/goal/uid`"
     local = "the folder RMB_dataset of github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark"
     patterns = ("**/*.json", "*.jsonl", "*.parquet")

@@ -83,7 +83,7 @@ class Outcomes:
     def interval(self, number: Number) -> Interval:
         """Return the 95% interval of a number: of a rate, or else of a mean."""
         spread = self.spread(number)
-        is_rate = 0 <= spread.estimate <= 1 and number.name not in self.beyond
+        is_rate = 0 <= spread.estimate <= 1 and number.name not in self.beyond | self.point.differences
         return rate_interval(spread) if is_rate else t_interval(spread)
 
 
@@ -109,11 +109,12 @@ def leave_out(benchmark: Benchmark, rows: Sequence[RowCredits], clusters: Sequen
     total = counts.sum(axis=0)
     rest = total - counts
     left_out = np.divide(sums.sum(axis=0) - sums, rest, out=np.full_like(sums, np.nan), where=rest > 0)
+    shares = counts / total
     earned = ((name, value) for row in rows for name, value in row.items())
     return Outcomes(
         benchmark.combine(mean_credits(rows)),
         benchmark.combine({name: left_out[:, at] for name, at in column.items()}),
-        benchmark.combine({name: (counts / total)[:, at] for name, at in column.items()}),
+        benchmark.combine({name: shares[:, at] for name, at in column.items()}),
         np.bincount(place).astype(np.float64),
         frozenset(name for name, value in earned if not 0 <= value <= 1),
     )

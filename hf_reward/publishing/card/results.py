@@ -90,6 +90,7 @@ def _benchmark_view(result: dict[str, Any]) -> dict[str, Any]:
         "name": name,
         "sections": _shares(result.get("sections") or {}),
         "missing": ", ".join(map(escaped, as_list(result.get("partial")))),
+        "not_verified": escaped(result.get("not_verified") or ""),
     }
 
 

@@ -247,6 +247,7 @@ def _audit(
     from hf_reward.cli.console import make_console
     from hf_reward.data.path_safety import require_writable
     from hf_reward.evaluation.audit import read_probe_data, run_audit, write_audit
+    from hf_reward.evaluation.audit.report.files import write_inputs
     from hf_reward.evaluation.audit.report.table import print_audit
     from hf_reward.evaluation.data_check.row_reader import RowReader
     from hf_reward.scoring.reward_scorer import RewardScorer
@@ -257,6 +258,7 @@ def _audit(
     scorer = RewardScorer.from_pretrained(model, **loading)
     report = run_audit(scorer, data, out=out, rule=rule, probe_data=own, **reading)
     written = write_audit(report, out)
+    write_inputs(out, data, probe_files, reading=reading, loading=loading)
     if output.as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:

@@ -20,6 +20,7 @@ from hf_reward.evaluation.audit import (
     run_audit,
     write_audit,
 )
+from hf_reward.evaluation.audit.inference import PAIRS, Evidence
 from hf_reward.evaluation.audit.inputs.bundled_items import bundled_opinions, bundled_questions
 from hf_reward.evaluation.audit.inputs.synthetic import SyntheticReward, synthetic_data
 from hf_reward.evaluation.audit.report.evidence import read_evidence, write_evidence
@@ -254,6 +255,27 @@ def test_a_model_compared_with_itself_does_not_differ(tmp_path):
     found = compare_audits(tmp_path / "a", tmp_path / "b")
     assert all(row["difference"] == 0 and row["p_value"] in (1.0, None) for row in found["probes"])
     assert "No probe shows a difference" in found["summary"]
+
+
+def test_gains_with_different_contrasts_are_compared_over_the_plain_answer(tmp_path):
+    over_plain, over_control = np.full(30, 0.5), np.full(30, 0.3)
+    clusters = [f"p{place}" for place in range(30)]
+    pairs = Evidence(np.tile([1.0, -1.0, 2.0], 10), clusters, True)
+    for name, found in {
+        "a": Evidence(over_control, clusters, True, "control", plain=over_plain),
+        "b": Evidence(over_plain / 5, clusters, True, "plain"),
+    }.items():
+        write(synthetic(), tmp_path / name, AuditRule(profile=SMALL, families=("accuracy",)))
+        report = json.loads((tmp_path / name / "audit.json").read_text())
+        report["probes"] = [{**report["probes"][0], "name": "header", "estimate": float(found.values.mean())}]
+        (tmp_path / name / "audit.json").write_text(json.dumps(report))
+        write_evidence({"header": found, PAIRS: pairs}, tmp_path / name)
+    stored = read_evidence(tmp_path / "a")["header"]
+    assert (stored.part, stored.plain.tolist()) == ("control", over_plain.tolist())
+    (row,) = compare_audits(tmp_path / "a", tmp_path / "b")["probes"]
+    assert (row["a"], row["b"]) == (pytest.approx(0.3), pytest.approx(0.1))
+    assert row["difference"] == pytest.approx(0.4)  # 0.5 - 0.1, both over the plain answer; the typical margin is 1
+    assert "over the plain answer" in row["note"]
 
 
 def test_paired_intervals_are_narrower_than_unpaired_ones(tmp_path):

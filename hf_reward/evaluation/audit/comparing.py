@@ -16,6 +16,9 @@ from hf_reward.evaluation.audit.samples import Sample, interval, p_value, with_u
 from hf_reward.metrics.bootstrap import Bootstrap, Unit, median_margin
 from hf_reward.metrics.intervals import FEW_CLUSTERS
 
+_CONTRAST = "The difference and its interval are of the gains over the plain answer."
+"""Note if the smaller of two gains is another one in each audit."""
+
 
 def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
     """Compare two audits probe by probe: the estimate of A minus that of B.
@@ -42,13 +45,16 @@ def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
     others = {probe["name"]: probe for probe in reports[1]["probes"]}
     for probe in reports[0]["probes"]:
         other = others.get(probe["name"])
-        found = evidence[0].get(probe["name"]), evidence[1].get(probe["name"])
+        found = _of_one_contrast(evidence[0].get(probe["name"]), evidence[1].get(probe["name"]))
         reason = _problem(probe, other, *found)
         if reason or other is None or found[0] is None or found[1] is None:
             if probe["estimate"] is not None:
                 not_comparable.append({"name": probe["name"], "label": probe["label"], "reason": reason})
             continue
-        probes.append(_row(probe, other, paired_difference(bootstrap, found[0], found[1], units)))
+        row = _row(probe, other, paired_difference(bootstrap, found[0], found[1], units))
+        if found[0] is not evidence[0][probe["name"]] or found[1] is not evidence[1][probe["name"]]:
+            row["note"] = f"{_CONTRAST} {row['note']}".strip()
+        probes.append(row)
     if not probes:
         raise ValueError(
             f"The audits {a} and {b} have no probe with the same cases. Audit both models on the same data."
@@ -60,6 +66,11 @@ def compare_audits(a: str | Path, b: str | Path) -> dict[str, Any]:
     if data[0] != data[1]:
         summary += f" The audits name different data ({data[0]} and {data[1]}); check that the prompts are the same."
     return json_value({**names, "probes": probes, "not_comparable": not_comparable, "summary": summary})
+
+
+def _of_one_contrast(a: Evidence | None, b: Evidence | None) -> tuple[Evidence | None, Evidence | None]:
+    """Return both values with the contrast over the plain answer if the audits use different contrasts."""
+    return (a, b) if a is None or b is None or a.part == b.part else (a.over_plain, b.over_plain)
 
 
 def _unit(bootstrap: Bootstrap, evidence: Mapping[str, Evidence]) -> Unit | None:

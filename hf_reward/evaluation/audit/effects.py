@@ -127,8 +127,11 @@ def gain(
     if verdict != larger.verdict:  # a gain over the plain answer is not "equivalent" only because the control gains too
         verdict = "inconclusive"
     if not known_before:
-        values, part = (over_plain, "plain") if smaller is plain else (over_control, "control")
-        kept = Evidence(np.asarray(values, dtype=np.float64), list(map(str, clusters)), True, part)
+        by_plain, by_control = (np.asarray(values, dtype=np.float64) for values in (over_plain, over_control))
+        names = list(map(str, clusters))
+        kept = Evidence(by_plain, names, True, "plain")
+        if smaller is over:
+            kept = Evidence(by_control, names, True, "control", plain=by_plain)
         inference.evidence[about.name] = kept
     known = [each.p_value for each in (plain, over) if each.p_value is not None]
     parts = f"{plain.estimate:+.2f} over the plain answer and {over.estimate:+.2f} over {control}"

@@ -50,6 +50,13 @@ class Evidence:
     """Whether the estimate is divided by the unit."""
     part: str = ""
     """Contrast that the finding uses; findings with different contrasts are not comparable."""
+    plain: FloatArray | None = None
+    """Values of the contrast with the plain answer, if the finding uses another one, shape `(N,)`."""
+
+    @property
+    def over_plain(self) -> "Evidence":
+        """The same cases with the contrast over the plain answer, if it is known."""
+        return self if self.plain is None else replace(self, values=self.plain, part="plain", plain=None)
 
 
 class Inference:

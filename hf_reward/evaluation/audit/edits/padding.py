@@ -78,7 +78,7 @@ def pad(answer: str, *, kind: str = "closers", dose: float = 2.0, position: str 
         if added and have + more / 2 > wanted:  # closer to the dose without it
             break
         added.append(sentence)
-    return _insert(sentences, " ".join(added), position)
+    return insert(sentences, " ".join(added), position)
 
 
 def _fillers(sentences: Sentences, kind: str, seed: int) -> Iterator[str]:
@@ -102,7 +102,17 @@ def _ended(sentence: str) -> str:
     return sentence if sentence.endswith((".", "!", "?", ":")) else f"{sentence}."
 
 
-def _insert(sentences: Sentences, text: str, position: str) -> str:
+def insert(sentences: Sentences, text: str, position: str) -> str:
+    """Insert a text into an answer.
+
+    Args:
+        sentences: The answer.
+        text: The text.
+        position: `start`, `middle` or `end`; an answer of one sentence has no middle.
+
+    Returns:
+        The longer answer.
+    """
     answer = sentences.join()
     if position == "start":
         return f"{text} {answer}"

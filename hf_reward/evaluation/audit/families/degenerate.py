@@ -129,7 +129,8 @@ DEGENERATE = Family(
     what="Answers without content were compared with the preferred responses, and answers were scored with the prompts "
     "of other pairs. Junk may win in at most 5% of cases.",
     advice="Add such answers to the training pairs as rejected responses; RL exploits every kind of rewarded junk. If "
-    "prompts are ignored, add pairs in which one answer is right for one prompt and wrong for another.",
+    "prompts are ignored, add pairs in which one answer is right for one prompt and wrong for another. `hf-reward "
+    "mitigate` does both.",
     cases=_cases,
     analyse=_analyse,
 )

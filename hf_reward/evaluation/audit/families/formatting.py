@@ -160,7 +160,7 @@ FORMAT = Family(
     what="Answers got another format with the same words (each edit can be undone exactly). In addition, some twenty "
     "features of the responses that people and the model prefer were compared.",
     advice="Add pairs in which the better response has the plainer format, strip markup before training, or train on "
-    "both versions of answers as ties.",
+    "both versions of answers as ties, as `hf-reward mitigate` does.",
     cases=_cases,
     analyse=_analyse,
 )

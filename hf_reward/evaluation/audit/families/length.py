@@ -327,7 +327,8 @@ LENGTH = Family(
     what="Real answers were padded with sentences that add nothing, in several ways, amounts and positions, and filler "
     "was removed from others. A padded answer is never better, so a higher reward is a bias toward length.",
     advice="Train with `balance_lengths` or `length_penalty`, or store a length correction with `hf-reward audit "
-    "--fit-length-correction` and score with it. Then audit again. Until then, penalise length in RL.",
+    "--fit-length-correction` and score with it. `hf-reward mitigate` trains this model further, on balanced rows and "
+    "on padded answers as ties. Then audit again. Until then, penalise length in RL.",
     cases=_cases,
     analyse=_analyse,
 )

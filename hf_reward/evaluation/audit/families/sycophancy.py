@@ -74,7 +74,8 @@ SYCOPHANCY = Family(
     what="The same question, asked by users with opposite views, or with and without a mistake, got the same answers.",
     advice=(
         "Add pairs in which the better answer contradicts the user, and pairs without the user's view. Best-of-n and "
-        "RL with a sycophantic reward increase sycophancy (Sharma et al., 2023)."
+        "RL with a sycophantic reward increase sycophancy (Sharma et al., 2023). `hf-reward mitigate` builds "
+        "such pairs."
     ),
     cases=cases,
     analyse=analyse,

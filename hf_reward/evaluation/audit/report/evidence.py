@@ -31,6 +31,7 @@ def write_evidence(evidence: Mapping[str, Evidence], folder: str | Path) -> Path
             "clusters": [names.setdefault(cluster, len(names)) for cluster in each.clusters],
             "in_margins": each.in_margins,
             "part": each.part,
+            **({} if each.plain is None else {"plain": each.plain.tolist()}),
         }
         for name, each in evidence.items()
     }
@@ -64,4 +65,7 @@ def read_evidence(folder: str | Path) -> dict[str, Evidence]:
 
 def _evidence(each: Mapping[str, Any], names: Sequence[str]) -> Evidence:
     clusters = [str(names[place]) for place in each["clusters"]]
-    return Evidence(np.array(each["values"], dtype=np.float64), clusters, each["in_margins"], each["part"])
+    values, plain = (None if each.get(key) is None else np.array(each[key], np.float64) for key in ("values", "plain"))
+    if values is None:
+        raise KeyError("values")
+    return Evidence(values, clusters, each["in_margins"], each["part"], plain)

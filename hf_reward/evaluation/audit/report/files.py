@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from hf_reward.evaluation.drawing import as_png, as_svg, can_draw
 from hf_reward.evaluation.page import as_json, write_files
 
 JSON_NAME, PAGE_NAME, SUMMARY_NAME, FIGURES = "audit.json", "audit.html", "audit_summary.json", "figures"
+INPUTS_NAME = "inputs.json"
+"""Data and options with which the audit can be repeated. It names local folders, so reports do not include it."""
 _PREFIX = "audit_"
 _PARTS = {
     "model": str, "data": str, "summary": str, "probes": list, "families": dict, "settings": dict, "counts": dict,
@@ -98,6 +100,48 @@ def read_audit(folder: str | Path) -> dict[str, Any]:
             f"`{SUMMARY_NAME}` is only a summary."
         )
     return content
+
+
+def write_inputs(folder: str | Path, data: str, probe_data: Sequence[str], **options: Mapping[str, Any]) -> Path:
+    """Write the inputs of an audit, so that another model can be audited in the same way.
+
+    Args:
+        folder: The audit's folder.
+        data: File, folder or Hub id of the held-out data; an existing path is stored as an absolute path.
+        probe_data: Files of further probes.
+        **options: `reading` for the data and `loading` for the model.
+
+    Returns:
+        The file.
+    """
+    content = {"data": _absolute(data), "probe_data": [_absolute(path) for path in probe_data], **options}
+    return write_files(Path(folder), {INPUTS_NAME: as_json(json_value(content))})[0]
+
+
+def read_inputs(folder: str | Path) -> dict[str, Any]:
+    """Read the inputs of an audit.
+
+    Args:
+        folder: The audit's folder.
+
+    Returns:
+        `data`, `probe_data`, `reading` and `loading`; empty if the audit was run from Python or by an older version.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    path = Path(folder) / INPUTS_NAME
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: content[name] for name in ("data", "probe_data", "reading", "loading")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}). Run the audit again.") from error
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _wrong_parts(content: Any) -> str:

@@ -1,0 +1,49 @@
+"""The training data of a mitigation: which rows are kept, and that none is held out."""
+
+from collections.abc import Sequence
+
+from hf_reward.data.preference_row import PreferenceRow, prompt_group
+from hf_reward.data.row_text import response_words
+from hf_reward.metrics.arrays import IntArray
+from hf_reward.metrics.counts import counted
+from hf_reward.preprocessing.length_balance import balanced_rows, length_difference
+
+
+def require_held_out(train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow], name: str) -> None:
+    """Refuse training data that shares prompts with held-out data: the audit would measure memory.
+
+    Args:
+        train: Training rows.
+        held_out: Rows of the audit or of the second domain.
+        name: Name of the held-out data, for the message.
+
+    Raises:
+        ValueError: If rows share a prompt or a prompt group.
+    """
+    known = {key for row in train for key in _keys(row)}
+    leaked = sum(not known.isdisjoint(_keys(row)) for row in held_out)
+    if leaked:
+        raise ValueError(
+            f"The training data must not contain held-out prompts, but {leaked} of {counted(len(held_out), 'row')} of "
+            f"{name} have a prompt or a prompt group of the training data. Split the data with `hf-reward split`, and "
+            "audit the model on the test part."
+        )
+
+
+def _keys(row: PreferenceRow) -> set[str]:
+    return {prompt_group(row)} | ({f"group {row.group}"} if row.group else set())
+
+
+def rows_of_balanced_length(rows: Sequence[PreferenceRow], seed: int) -> IntArray:
+    """Choose rows so that the longer response is preferred as often as the shorter, for each length difference.
+
+    Args:
+        rows: Training rows.
+        seed: Random seed of the choice.
+
+    Returns:
+        Indices of the rows to keep, ascending; rows of equal length and ties are kept. See `balanced_rows`.
+    """
+    words = [[response_words(response) for response in row.responses] for row in rows]
+    differences = [length_difference(lengths, row.ranks) for lengths, row in zip(words, rows, strict=True)]
+    return balanced_rows(differences, seed=seed)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ _PURPOSES = {
     "audit": "figures and length corrections",
     "data": "near duplicates and the TF-IDF baseline",
     "serve": "servers",
+    "tuning": "hyperparameter searches",
 }
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 """Import name -> name of the distribution, where they differ."""
@@ -25,7 +26,7 @@ def require(module: str, extra: str) -> ModuleType:
 
     Args:
         module: Full name, such as "matplotlib.figure".
-        extra: The extra of hf_reward that installs the package: one of `audit`, `data` and `serve`.
+        extra: The extra of hf_reward that installs the package: one of `audit`, `data`, `serve` and `tuning`.
 
     Returns:
         The module.

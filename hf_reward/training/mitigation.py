@@ -33,6 +33,7 @@ from hf_reward.evaluation.mitigation.report import write_outcome
 from hf_reward.evaluation.mitigation.training_pairs import require_held_out, rows_of_balanced_length
 from hf_reward.evaluation.page import as_json, write_files
 from hf_reward.modeling.checkpoint_record import FILE_NAME, CheckpointRecord
+from hf_reward.preprocessing.tokenization import FormatRule
 from hf_reward.publishing.card.render import write_model_card
 from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.training.mitigation_training import MitigationRule, train_on
@@ -121,14 +122,16 @@ def mitigate(
     repeat = _repeat(inputs, report)
     rows = _training_rows(inputs, plan, repeat, rule)
     scorer = RewardScorer.from_pretrained(inputs.model, **repeat.loading)
-    require_same_model(report, scorer.fingerprint(), inputs.model)
+    fingerprint = scorer.fingerprint()
+    require_same_model(report, fingerprint, inputs.model)
+    text = FormatRule(**{name: value for name, value in fingerprint["format"].items() if name != "rows"})
     _record_plan(out, report, rows, rule)
     _write_rows(out, rows.built)
     second = _second_domain(inputs, scorer, out / FOLDER, "before", repeat, progress)
     del scorer
     if not (out / FILE_NAME).is_file():
         progress(f"Training on {rows.counts['kept']:,} rows of the data and {len(rows.built):,} rows against biases")
-        train_on(inputs.model, rows.sources, out, out / FOLDER / "training", rule, repeat.loading)
+        train_on(inputs.model, rows.sources, out, out / FOLDER / "training", rule, text, repeat.loading)
     trained = RewardScorer.from_pretrained(out, **repeat.loading)
     audit = _audit(trained, repeat, out, progress)
     after = _second_domain(inputs, trained, out / FOLDER, "after", repeat, progress)

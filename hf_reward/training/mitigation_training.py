@@ -51,7 +51,13 @@ class MitigationRule:
 
 
 def train_on(
-    model: str, sources: Sequence[Source], out: Path, work: Path, rule: MitigationRule, loading: Mapping[str, Any]
+    model: str,
+    sources: Sequence[Source],
+    out: Path,
+    work: Path,
+    rule: MitigationRule,
+    text: FormatRule,
+    loading: Mapping[str, Any],
 ) -> None:
     """Train a reward model further, and write it to a folder.
 
@@ -63,6 +69,7 @@ def train_on(
         out: Folder of the trained model; other files in it stay.
         work: Folder of the checkpoints, from which an interrupted training resumes; removed at the end.
         rule: Settings.
+        text: Text format of the model.
         loading: `allow_pickle` and `trust_remote_code`; other options for loading are ignored, because training needs
             weights in float32 on its own device.
 
@@ -78,7 +85,7 @@ def train_on(
         lora = RunArguments(model_name_or_path=model, train_data=[], use_lora=True).lora_config(0)
     trainer = RewardTrainer(
         model=loaded,
-        args=_settings(CheckpointRecord.find(model), work, rule, trust),
+        args=_settings(CheckpointRecord.find(model), text, work, rule, trust),
         train_dataset=list(sources),
         processing_class=load_tokenizer(model, trust_remote_code=trust),
         peft_config=lora,
@@ -93,9 +100,10 @@ def train_on(
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _settings(record: CheckpointRecord | None, work: Path, rule: MitigationRule, trust: bool) -> RewardConfig:
+def _settings(
+    record: CheckpointRecord | None, text: FormatRule, work: Path, rule: MitigationRule, trust: bool
+) -> RewardConfig:
     """Return the settings of the run, with the text format and the number of heads of the model."""
-    text = FormatRule() if record is None else record.rule
     return RewardConfig(
         output_dir=str(work),
         learning_rate=rule.peak_rate,

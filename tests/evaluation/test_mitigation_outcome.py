@@ -35,6 +35,9 @@ def audits(tmp_path_factory):
     return {name: write(place / name, **biases) for name, biases in sizes.items()}
 
 
+UNITS = ("biased", "fair")
+
+
 def outcomes(found):
     return {each["name"]: each["outcome"] for each in found["probes"]}
 
@@ -47,7 +50,8 @@ def test_a_bias_that_is_gone_is_removed(audits):
     assert padding["ci_high"] < 0
     assert set(outcomes(found).values()) <= {"removed", "halved"}
     assert found["summary"].startswith(f"Of {len(found['probes'])} biased probes: ")
-    assert found["summary"].endswith("No new bias.")
+    assert "No new bias. Typical margin: " in found["summary"]
+    assert found["typical_margins"] == [json.loads((audits[name] / "audit.json").read_text())["unit"] for name in UNITS]
     assert [each["name"] for each in found["accuracies"]] == ["length_balanced_accuracy", "accuracy"]
     assert all(each["ci_low"] is None or each["ci_low"] <= each["change"] for each in found["accuracies"])
 

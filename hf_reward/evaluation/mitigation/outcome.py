@@ -35,7 +35,8 @@ def compare_outcomes(before: str | Path, after: str | Path, second: tuple[Path, 
     Returns:
         JSON values: `probes` (each that is biased in one of the audits, with `before`, `after`, `change`, `ci_low`,
         `ci_high`, `verdict_before`, `verdict_after` and `outcome`, a key of `OUTCOMES`), `accuracies` (the same fields
-        with `data` instead of verdicts), `counts` (outcome -> probes) and a `summary`.
+        with `data` instead of verdicts), `counts` (outcome -> probes), `typical_margins` (before and after, in reward
+        units) and a `summary`.
 
     Raises:
         ValueError: If the audits have no probe with the same cases.
@@ -46,8 +47,9 @@ def compare_outcomes(before: str | Path, after: str | Path, second: tuple[Path, 
         accuracies += _accuracies(*second)
     counts = {name: sum(each["outcome"] == name for each in probes) for name in OUTCOMES}
     counts = {name: count for name, count in counts.items() if count}
-    found = {"probes": probes, "accuracies": accuracies, "counts": counts}
-    return json_value({**found, "summary": _summary(probes, counts)})
+    margins = [read_audit(folder)["unit"] for folder in (before, after)]
+    found = {"probes": probes, "accuracies": accuracies, "counts": counts, "typical_margins": margins}
+    return json_value({**found, "summary": _summary(probes, counts, margins)})
 
 
 _Probe = Mapping[str, Any]
@@ -105,11 +107,15 @@ def _accuracies(before: str | Path, after: str | Path) -> list[dict[str, Any]]:
     return [{**found[name], "data": data} for name in ACCURACIES if name in found]
 
 
-def _summary(probes: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> str:
+def _summary(probes: Sequence[Mapping[str, Any]], counts: Mapping[str, int], margins: Sequence[float | None]) -> str:
     biased = sum(each["verdict_before"] == "biased" for each in probes)
     parts = [
         f"{count} {OUTCOMES[name][0].lower()}{OUTCOMES[name][1:]}" for name, count in counts.items() if name != "new"
     ]
     new = [each["label"] for each in probes if each["outcome"] == "new"]
     words = f"Of {counted(biased, 'biased probe')}: {', '.join(parts)}."
-    return f"{words} New biases: {', '.join(new)}." if new else f"{words} No new bias."
+    words += f" New biases: {', '.join(new)}." if new else " No new bias."
+    known = [margin for margin in margins if margin is not None]
+    if len(known) < len(margins):
+        return words
+    return f"{words} Typical margin: {known[0]:.3g} before, {known[1]:.3g} after, in reward units."

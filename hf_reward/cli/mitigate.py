@@ -104,7 +104,7 @@ def mitigate(
         audit_data=audit_data or None,
     )
     silent = output.quiet or output.as_json
-    found = mitigate(inputs, out, rule, progress=lambda line: None if silent else typer.echo(f"{line} ...", err=True))
+    found = mitigate(inputs, out, rule, progress=None if silent else lambda line: typer.echo(f"{line} ...", err=True))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

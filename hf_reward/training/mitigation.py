@@ -89,7 +89,7 @@ def mitigate(
     out: str | Path,
     rule: MitigationRule | None = None,
     *,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train a model against the biases that an audit found, and audit it again.
 
@@ -100,7 +100,7 @@ def mitigate(
         inputs: Model, audit and data.
         out: Folder of the trained model: new, empty, or that of an interrupted mitigation with equal inputs.
         rule: Settings of rows and training.
-        progress: Called with a line at the start of each stage.
+        progress: Called with a line at the start of each stage; with it, training shows a progress bar on a terminal.
 
     Returns:
         The content of `mitigation.json`: the result of `compare_outcomes`, `rows`, `plan`, `rule` and names. Empty if
@@ -127,19 +127,25 @@ def mitigate(
     text = FormatRule(**{name: value for name, value in fingerprint["format"].items() if name != "rows"})
     _record_plan(out, report, rows, rule)
     _write_rows(out, rows.built)
-    second = _second_domain(inputs, scorer, out / FOLDER, "before", repeat, progress)
+    say = progress or _silent
+    second = _second_domain(inputs, scorer, out / FOLDER, "before", repeat, say)
     del scorer
     if not (out / FILE_NAME).is_file():
-        progress(f"Training on {rows.counts['kept']:,} rows of the data and {len(rows.built):,} rows against biases")
-        train_on(inputs.model, rows.sources, out, out / FOLDER / "training", rule, text, repeat.loading)
+        say(f"Training on {rows.counts['kept']:,} rows of the data and {len(rows.built):,} rows against biases")
+        work, shown = out / FOLDER / "training", progress is not None
+        train_on(inputs.model, rows.sources, out, work, rule, text, repeat.loading, show_progress=shown)
     trained = RewardScorer.from_pretrained(out, **repeat.loading)
-    audit = _audit(trained, repeat, out, progress)
-    after = _second_domain(inputs, trained, out / FOLDER, "after", repeat, progress)
+    audit = _audit(trained, repeat, out, say)
+    after = _second_domain(inputs, trained, out / FOLDER, "after", repeat, say)
     found = compare_outcomes(inputs.audit, audit, None if second is None or after is None else (second, after))
     names = {"model": inputs.model, "audit": str(inputs.audit), "data": rows.counts.pop("data")}
     content = {**names, **found, "rows": rows.counts, "plan": asdict(plan), "rule": asdict(rule)}
     write_outcome(content, out / FOLDER)
     return content
+
+
+def _silent(line: str) -> None:
+    """Ignore a line."""
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

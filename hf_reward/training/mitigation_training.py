@@ -2,7 +2,9 @@
 
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,8 @@ def train_on(
     rule: MitigationRule,
     text: FormatRule,
     loading: Mapping[str, Any],
+    *,
+    show_progress: bool = False,
 ) -> None:
     """Train a reward model further, and write it to a folder.
 
@@ -72,6 +76,7 @@ def train_on(
         text: Text format of the model.
         loading: `allow_pickle` and `trust_remote_code`; other options for loading are ignored, because training needs
             weights in float32 on its own device.
+        show_progress: Whether to show a progress bar on a terminal.
 
     Raises:
         ValueError: If the data or the settings are not valid.
@@ -85,14 +90,22 @@ def train_on(
         lora = RunArguments(model_name_or_path=model, train_data=[], use_lora=True).lora_config(0)
     trainer = RewardTrainer(
         model=loaded,
-        args=_settings(CheckpointRecord.find(model), text, work, rule, trust),
+        args=_settings(
+            CheckpointRecord.find(model),
+            text,
+            work,
+            rule,
+            trust_remote_code=trust,
+            disable_tqdm=not (show_progress and sys.stderr.isatty()),
+        ),
         train_dataset=list(sources),
         processing_class=load_tokenizer(model, trust_remote_code=trust),
         peft_config=lora,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.command = shlex.join(["hf-reward", "mitigate", "--model", model])
-    trainer.train(resume_from_checkpoint="auto")
+    with redirect_stdout(sys.stderr):  # the progress bar writes the log to the standard output, which may be JSON
+        trainer.train(resume_from_checkpoint="auto")
     record = trainer.record()
     save_merged(trainer.unwrapped_model(), trainer.processing_tokenizer, out, record=record)
     write_card(out, CheckpointRecord.load(out) or record)
@@ -101,7 +114,7 @@ def train_on(
 
 
 def _settings(
-    record: CheckpointRecord | None, text: FormatRule, work: Path, rule: MitigationRule, trust: bool
+    record: CheckpointRecord | None, text: FormatRule, work: Path, rule: MitigationRule, **more: Any
 ) -> RewardConfig:
     """Return the settings of the run, with the text format and the number of heads of the model."""
     return RewardConfig(
@@ -122,6 +135,6 @@ def _settings(
         report_to="none",
         plot_curves=False,
         skip_bad_rows=True,
-        trust_remote_code=trust,
         seed=rule.seed,
+        **more,
     )

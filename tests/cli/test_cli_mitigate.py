@@ -73,13 +73,11 @@ def stop(*args, **options):
 def test_an_interrupted_run_resumes_and_compares(audited, words, call, monkeypatch):
     words["second-domain"] = audited / "other.jsonl"
     before = {path: path.read_bytes() for path in audited.rglob("*") if path.is_file()}
-    monkeypatch.setattr(mitigation, "_audit", stop)
-    code, _, err = call(*as_words(words))
+    with monkeypatch.context() as patch:
+        patch.setattr(mitigation, "_audit", stop)
+        code, _, err = call(*as_words(words))
     assert (code, "the machine stopped" in err) == (1, True)
     weights = (words["out"] / "model.safetensors").read_bytes()
-
-    monkeypatch.undo()
-    without_drawing(monkeypatch)
     monkeypatch.setattr(mitigation, "train_on", stop)
     code, out, err = call(*as_words(words))
     assert code == 0, err

@@ -54,9 +54,10 @@ def test_an_interrupted_training_continues_from_its_checkpoint(saved_llama, tmp_
         raise ValueError("the machine stopped")
 
     arguments = (str(saved_llama), [ties(8)], tmp_path / "out", tmp_path / "work", RULE, FormatRule(), {})
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="stopped"):
+    with monkeypatch.context() as patch:
         patch.setattr(mitigation_training, "save_merged", stop)
-        train_on(*arguments)
+        with pytest.raises(ValueError, match="stopped"):
+            train_on(*arguments)
     monkeypatch.setattr(RewardTrainer, "training_step", stop)  # all steps are in the checkpoint
     train_on(*arguments)
     assert CheckpointRecord.load(tmp_path / "out").training["steps"] == 8

@@ -15,11 +15,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_reward.losses.preference_loss import PreferenceLoss
 from hf_reward.modeling.reward_head import head_parameters
-from hf_reward.training.health_checks import MINIMUM_GAIN, HealthWarning, RunFacts, check_health
+from hf_reward.training.health_checks import LARGER, MINIMUM_GAIN, HealthWarning, RunFacts, check_health
 
 logger = logging.getLogger(__name__)
 
-_GAINS = ("gain_rows", "gain", "gain_weight", "gain_excess", "gain_square")
+_GAINS = ("gain_rows", "gain", "gain_weight", "gain_excess", "gain_square", "gain_if_larger")
 _MOST_BATCHES = 1024
 """Limit of batches whose rows are stored for one step: a caller of `compute_loss` alone never starts a new step."""
 
@@ -53,9 +53,12 @@ class HealthMonitor(TrainerCallback):
             return
         group = [inputs.get(name) for name in ("margins", "probabilities", "weights")]
         equal, weights = loss_function.of_groups(torch.zeros_like(rewards), inputs["ranks"], *group)
-        gain = equal - loss_function.of_groups(rewards, inputs["ranks"], *group)[0]
+        gain, if_larger = (
+            equal - loss_function.of_groups(scale * rewards, inputs["ranks"], *group)[0] for scale in (1, LARGER)
+        )
         excess = weights * (gain - MINIMUM_GAIN)
         settled = [(weights > 0).sum(), (weights * gain).sum(), weights.sum(), excess.sum(), excess.square().sum()]
+        settled.append((weights * if_larger).sum())
         if not self._settled:
             settled = [each * 0 for each in settled]
         numbers = [(weights * equal).sum(), weights.sum(), *settled]

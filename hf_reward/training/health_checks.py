@@ -14,8 +14,8 @@ History = Sequence[Mapping[str, Any]]
 """Log entries in order, with `step`, `loss` and the other numbers that `RewardTrainer` logs. `equal_loss` is the loss
 with equal rewards for all responses (ln 2 for Bradley-Terry without margins). The following are sums over the rows
 since the last log, from `RunFacts.settled_step` on: the number of rows (`gain_rows`), the weights w (`gain_weight`),
-w times the gain, where gain = `equal_loss` - loss (`gain`), and x = w (gain - `MINIMUM_GAIN`) and x^2 (`gain_excess`,
-`gain_square`)."""
+w times the gain, where gain = `equal_loss` - loss (`gain`), x = w (gain - `MINIMUM_GAIN`) and x^2 (`gain_excess`,
+`gain_square`), and w times the gain that `LARGER` times the rewards would have (`gain_if_larger`)."""
 
 PATIENCE = 5
 """Number of consecutive training logs after the warm-up that must show a problem: one alone may be chance."""
@@ -29,6 +29,15 @@ FIRST_TEST_ROWS = 64
 """Rows before the first test for "loss at equal rewards": the mean of fewer is not close to normal."""
 FALSE_ALARMS = 0.05
 """Largest rate of false alarms of "loss at equal rewards" in runs whose rows gain `MINIMUM_GAIN`."""
+LARGER = 4.0
+"""Factor on the rewards whose gain is compared with that of the rewards."""
+LARGER_GAIN = 2.0
+"""Multiple of the gain that `LARGER` times the rewards reach if the head lags. Near the best scale the gain is a
+parabola of the scale, so this happens for rewards below 0.29 of the best scale (a calibration slope above 3.5)."""
+LAGGING_GAIN = 0.01
+"""In nats: the least difference of both gains that counts; 0.01 is the gain of a calibrated model of 57% accuracy."""
+LAGGING_SHARE = 0.25
+"""Share of the steps after the warm-up before which a lagging head is not tested: it needs time to grow."""
 SATURATED_MARGIN = 20.0
 """In reward units: sigmoid(-20) = 2e-9, so such a pair has almost no gradient."""
 DIVERGED_FACTOR = 2.0
@@ -98,7 +107,7 @@ def check_health(history: History, facts: RunFacts) -> list[HealthWarning]:
     """
     found = [warning for detect in DETECTORS if (warning := detect(history, facts)) is not None]
     kinds = {warning.kind for warning in found}
-    implied = {"loss at equal rewards"} if "reward collapse" in kinds else set()
+    implied = {"loss at equal rewards", "head lags"} if "reward collapse" in kinds else set()
     return [warning for warning in found if warning.kind not in implied]
 
 
@@ -242,6 +251,34 @@ def head_is_zero(history: History, facts: RunFacts) -> HealthWarning | None:
     )
 
 
+def lagging_head(history: History, facts: RunFacts) -> HealthWarning | None:
+    """Detect rewards in the right order whose scale is far too small."""
+    first = facts.warmup_steps + LAGGING_SHARE * (facts.max_steps - facts.warmup_steps)
+    logs = [entry for entry in _recent(history, facts, "gain_if_larger") if entry["step"] > first]
+    if len(logs) < PATIENCE:
+        return None
+    weight, gain, larger, equal = (
+        sum(values)
+        for values in zip(
+            *((entry["gain_weight"], entry["gain"], entry["gain_if_larger"], entry["equal_loss"]) for entry in logs),
+            strict=True,
+        )
+    )
+    if not larger > LARGER_GAIN * gain or not larger - gain > LAGGING_GAIN * weight:
+        return None
+    equal /= len(logs)
+    return HealthWarning(
+        kind="head lags",
+        step=logs[-1]["step"],
+        seen=f"the rewards have a standard deviation of {_mean(logs, 'std_reward'):.2g}. {LARGER:.0f} times as large, "
+        f"they would lower the mean training loss of the last {len(logs)} logs from {equal - gain / weight:.3f} to "
+        f"{equal - larger / weight:.3f}.",
+        cause="the head's learning rate is too low for the length of the run: the order of the rewards is learned, but "
+        "not their scale, so probabilities are underconfident.",
+        cure="raise `head_learning_rate`, or `learning_rate` if the backbone is frozen; or train for more steps.",
+    )
+
+
 def below_chance(history: History, facts: RunFacts) -> HealthWarning | None:
     """Detect an evaluation accuracy significantly below one half; tied rewards count in the model's favour."""
     for entry, prefix in _evaluations(history[-1:]):
@@ -315,6 +352,7 @@ DETECTORS: tuple[Callable[[History, RunFacts], HealthWarning | None], ...] = (
     margin_explosion,
     head_growth,
     head_is_zero,
+    lagging_head,
     below_chance,
     stuck_at_length_rule,
     overfitting,

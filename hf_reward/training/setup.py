@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +18,6 @@ from hf_reward.modeling.reward_head import (
     RewardModel,
     as_reward_model,
     check_head_is_trained,
-    head_parameters,
     unwrap_model,
 )
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
@@ -262,22 +260,6 @@ def limit_to_positions(args: RewardConfig, model: RewardModel) -> RewardConfig:
         )
     args.max_length = limit
     return args
-
-
-def separate_head_group(optimizer: torch.optim.Optimizer, model: Any, rate: float) -> None:
-    """Move the head's parameters to separate parameter groups of an optimizer, in place.
-
-    Args:
-        optimizer: A new optimizer.
-        model: The model, wrapped or not.
-        rate: Learning rate of the head.
-    """
-    head = {id(parameter) for _, parameter in head_parameters(model)}
-    for group in list(optimizer.param_groups):
-        in_head = [parameter for parameter in group["params"] if id(parameter) in head]
-        if in_head:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
-            optimizer.add_param_group({**group, "params": in_head, "lr": rate})
 
 
 def _init_kwargs(args: RewardConfig) -> dict[str, Any]:

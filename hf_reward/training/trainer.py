@@ -42,6 +42,7 @@ from hf_reward.training.ensemble_loss import HeadsLoss, group_weights
 from hf_reward.training.evaluation import LABELS, EvaluationResult, batch_labels, in_dataset_order, with_metrics
 from hf_reward.training.evaluation_table import show_tables
 from hf_reward.training.feature_cache import FeatureCache
+from hf_reward.training.head_rate import HeadRate, separate_head_group
 from hf_reward.training.health_callback import HealthMonitor
 from hf_reward.training.micro_batches import accumulate_micro_batches, equalize_micro_batches, offloaded_activations
 from hf_reward.training.prepared_data import PreferenceData
@@ -56,7 +57,6 @@ from hf_reward.training.setup import (
     loaded_model,
     prepare_model,
     prepared_tokenizer,
-    separate_head_group,
 )
 from hf_reward.training.stop_signal import STOPPED, StopAfterCheckpoint, StopSignal, log_stopped
 from hf_reward.training.training_args import RewardConfig
@@ -121,10 +121,12 @@ class RewardTrainer(Trainer):
         set_seed(args.seed)  # the new head of an encoder is random
         tokenizer, self._new_tokens = prepared_tokenizer(model, args, processing_class)
         self.user_peft_config, self.user_metrics = peft_config, compute_metrics
+        self.head_rate = HeadRate(enabled=optimizers[0] is None)
         prepared = loaded_model(model, args, quantization_config)
         if prepared is not None:
             prepared = prepare_model(prepared, args, tokenizer, peft_config, self._new_tokens)
             limit_to_positions(args, prepared)
+            self.head_rate.set_default(args, prepared)
         self._make_collaborators(args, tokenizer)
         train_rows = self.data.prepare(train_dataset, "train")
         eval_rows = self.data.prepare_evaluation(eval_dataset)
@@ -189,7 +191,9 @@ class RewardTrainer(Trainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Make and prepare a new model for a trial."""
         model = super().call_model_init(trial)
-        return prepare_model(model, self.args, self.processing_tokenizer, self.user_peft_config, self._new_tokens)
+        model = prepare_model(model, self.args, self.processing_tokenizer, self.user_peft_config, self._new_tokens)
+        self.head_rate.set_default(self.args, model)
+        return model
 
     def unwrapped_model(self) -> Any:
         """Return the model (with its adapter) without the wrappers of accelerate and `torch.compile`."""
@@ -280,7 +284,7 @@ class RewardTrainer(Trainer):
             return compute_rewards(model, self._prepare_inputs(part)).sum() * 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the optimizer, with separate parameter groups for the head if `head_learning_rate` is set."""
+        """Create the optimizer, with separate parameter groups for the head if it has its own learning rate."""
         exists = self.optimizer is not None  # from the caller, or from an earlier call of `train`
         optimizer = super().create_optimizer(model)
         if self.args.head_learning_rate is not None and not exists:

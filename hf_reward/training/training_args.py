@@ -50,7 +50,11 @@ class RewardConfig(TrainingArguments):
         default=True, metadata={"help": "Set the dropout of the backbone to 0; `lora_dropout` is unchanged."}
     )
     head_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the reward head. Defaults to `learning_rate`."}
+        default=None,
+        metadata={
+            "help": "Learning rate of the reward head. Defaults to 0.5 / hidden size, or `learning_rate` if that is "
+            "higher, for a head that starts at zero on a trainable backbone; otherwise to `learning_rate`."
+        },
     )
 
     num_reward_heads: int = field(

@@ -125,6 +125,13 @@ def test_a_learning_rate_that_diverges_shows_in_the_loss(llama, tmp_path):
     assert "loss far above equal rewards" in kinds(trainer)
 
 
+def test_a_head_that_learns_too_slowly_lags(llama, tmp_path):
+    rates = {"learning_rate": 1e-4, "head_learning_rate": 1e-4}
+    assert kinds(run(llama, polite_pairs(64), tmp_path, max_steps=24, **rates))[-1] == "head lags"
+    rates["head_learning_rate"] = 2e-2
+    assert kinds(run(llama, polite_pairs(64), tmp_path / "faster", max_steps=24, **rates)) == []
+
+
 def test_swapped_columns_at_evaluation_show_as_accuracy_below_chance(llama, tmp_path):
     trainer = run(llama, polite_pairs(64), tmp_path, evaluation=swapped(polite_pairs(32, 100)), max_steps=24)
     assert kinds(trainer) == ["accuracy below chance"]

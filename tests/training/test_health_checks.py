@@ -62,6 +62,29 @@ def test_the_head_may_grow_tenfold_from_one():
     assert kinds([{"step": 0, "head_norm": 2.0}, train(1, head_norm=10.1)]) == []
 
 
+@pytest.mark.parametrize(
+    ("gain", "larger", "warns"),
+    [
+        (0.010, 0.040, True),  # rewards of 0.02: the gain grows in proportion
+        (0.010, 0.019, False),  # less than twice the gain
+        (0.005, 0.014, False),  # a difference below 0.01 nats
+        (0.200, -0.100, False),  # the rewards have their scale
+        (-0.05, -0.400, False),  # the order is wrong
+    ],
+)
+def test_a_lagging_head_would_gain_from_larger_rewards(gain, larger, warns):
+    sums = {"gain_rows": 80, "gain_weight": 80.0, "gain": 80 * gain, "gain_if_larger": 80 * larger, "std_reward": 0.02}
+    sums |= {"gain_excess": 1.0, "gain_square": 100.0}
+    history = [train(step, **sums) for step in range(20, 40)]
+    assert (kinds(history) == ["head lags"]) == warns
+    assert kinds(history[:10]) == []  # five logs after a quarter of the steps
+    assert (kinds(history[:11]) == ["head lags"]) == warns
+    assert kinds(history, warmup_steps=60) == []
+    if warns:
+        [warning] = check_health(history, RunFacts(max_steps=100))
+        assert "from 0.683 to 0.653" in warning.seen
+
+
 def test_below_chance_needs_an_interval_below_one_half_enough_prompts_and_no_ties():
     wrong = {"accuracy": 0.3, "accuracy_ci_low": 0.2, "accuracy_ci_high": 0.49}
     assert kinds([evaluation(1, **wrong)]) == ["accuracy below chance"]

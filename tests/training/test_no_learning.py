@@ -74,7 +74,14 @@ def test_tests_are_made_at_64_rows_and_at_each_doubling():
 def test_twenty_steps_at_the_loss_of_equal_rewards_give_a_warning(make_model_folder, tmp_path):
     rows = random_pairs(160)
     trainer = run(
-        make_model_folder("llama"), rows, tmp_path, learning_rate=1e-6, max_steps=20, logging_steps=10, seed=1
+        make_model_folder("llama"),
+        rows,
+        tmp_path,
+        learning_rate=1e-6,
+        head_learning_rate=1e-6,
+        max_steps=20,
+        logging_steps=10,
+        seed=1,
     )
     assert kinds(trainer) == ["loss at equal rewards"]
     [warning] = trainer.health_warnings

@@ -40,19 +40,19 @@ def add_data_options(parser: ArgumentParser) -> None:
 def training_and_held_out_pairs(options: Namespace) -> tuple[list[Row], list[Row]]:
     """Return random samples of the training pairs and of the held-out pairs, the same in each run of a study."""
     has_template = AutoTokenizer.from_pretrained(options.base).chat_template is not None
-    training, held_out = (
-        None if files is None else Dataset.from_list(read_pairs(files, has_template, options.max_words))
-        for files in (options.data, options.test_data)
-    )
-    if held_out is None:
-        training, held_out = split_by_prompt(training, test_size=0.4, seed=0)
-    return training.to_list()[: options.pairs], held_out.to_list()[: options.held_out]
+    rows = Dataset.from_list(read_pairs(options.data, has_template, options.max_words))
+    if options.test_data is None:
+        rows, held_out = split_by_prompt(rows, test_size=0.4, seed=0)
+    else:
+        held_out = Dataset.from_list(read_pairs(options.test_data, has_template, options.max_words))
+    return rows.to_list()[: options.pairs], held_out.to_list()[: options.held_out]
 
 
 def read_pairs(files: Sequence[str], as_messages: bool, max_words: int | None) -> list[Row]:
     """Return the pairs of some files in random order; with `max_words`, only those with short responses."""
     sources = [source for file in files for source in as_sources([file])]  # files of a folder have the same name
-    rows = [{name: row[name] for name in FIELDS} for source in sources for row in load_source(source)]
+    found: list[Row] = [dict(row) for source in sources for row in load_source(source)]
+    rows = [{name: row[name] for name in FIELDS} for row in found]
     random.Random(0).shuffle(rows)
     rows = [row for row in rows if max_words is None or longest(row) <= max_words]
     return [as_conversation(row) for row in rows] if as_messages else rows

@@ -13,6 +13,7 @@ import typer
 from hf_reward.cli import audit as cli_audit
 from hf_reward.cli import benchmark as cli_benchmark
 from hf_reward.cli import data as cli_data
+from hf_reward.cli import judging as cli_judging
 from hf_reward.cli import mitigate as cli_mitigate
 from hf_reward.cli import models as cli_models
 from hf_reward.cli import scoring as cli_scoring
@@ -110,6 +111,12 @@ def _add(function: Callable[..., None], panel: str, *lines: str, name: str | Non
 
 _add(cli_data.check_data, TRAIN, "hf-reward check-data --data pairs.jsonl --out report", name="check-data")
 _add(cli_data.split, TRAIN, "hf-reward split --data pairs.jsonl --out data --test-size 0.1")
+_add(
+    cli_judging.label,
+    TRAIN,
+    "hf-reward label --judge http://127.0.0.1:8000/v1/chat/completions#MODEL --data pairs.jsonl --out labelled.jsonl",
+    "hf-reward label --judge outputs/run --data pairs.jsonl --out labelled.jsonl",
+)
 
 _add(
     cli_mitigate.mitigate,

@@ -51,14 +51,14 @@ def open_judge(
         names: A name or several; see `FORMS`. A kind before a URL replaces the kind that its path implies.
         settings: Settings of the requests.
         cache: File of the answers, with which an interrupted run resumes.
-        token: Bearer token for the servers; the same for all.
+        token: Bearer token for the server of the judges.
 
     Returns:
         The judge, to be used in a `with` block.
 
     Raises:
         JudgeError: If a judge cannot be opened, or a setting does not apply to it.
-        ValueError: If there is no name, or a name occurs twice.
+        ValueError: If there is no name, a name occurs twice, or a token would be sent to several servers.
     """
     names = [names] if isinstance(names, str) else list(names)
     settings = settings or JudgeSettings()
@@ -67,6 +67,12 @@ def open_judge(
     if settings.prices is not None and len(names) > 1:
         raise ValueError(f"Prices are those of one judge, but there are {len(names)}. Leave the prices out.")
     kinds = [_kind(name) for name in names]
+    hosts = {urllib.parse.urlsplit(name).netloc for _, name in kinds if name.startswith(("http://", "https://"))}
+    if token is not None and len(hosts) > 1:
+        raise ValueError(
+            f"One token would be sent to several servers ({', '.join(sorted(hosts))}). Ask them one after another, or "
+            "without a token."
+        )
     if settings.votes and not any(kind == "chat" for kind, _ in kinds):
         raise JudgeError("Votes are for chat judges (http://HOST/v1/chat/completions#MODEL). Leave `votes` out.")
     answers, ledger = AnswerCache(None if cache is None else Path(cache)), Ledger(settings.budget)

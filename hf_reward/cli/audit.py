@@ -7,6 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_reward.cli.judging import (
+    AtOnce,
+    Budget,
+    ExtraBody,
+    Judges,
+    PerMinute,
+    Question,
+    TokenFile,
+    Votes,
+    announcer,
+    judge_settings,
+    require_servers,
+)
 from hf_reward.cli.options import (
     DATA_PANEL,
     AllowPickle,
@@ -101,6 +114,7 @@ Seeds = Annotated[
     epilog=examples(
         "hf-reward audit --model outputs/run --data test.jsonl --out audit --quick",
         "hf-reward audit compare audit1 audit2",
+        "hf-reward audit --judge http://127.0.0.1:8000/v1/systemone#MODEL --data test.jsonl --out audit --quick",
     )
 )
 def audit(
@@ -115,6 +129,14 @@ def audit(
     fit_length_correction: FitLengthCorrection = False,
     length_correction: CorrectLength = False,
     update_card: UpdateCard = False,
+    judge: Judges = None,
+    budget: Budget = None,
+    votes: Votes = 0,
+    question: Question = "",
+    at_once: AtOnce = 8,
+    requests_per_minute: PerMinute = 0.0,
+    extra_body: ExtraBody = "",
+    token_file: TokenFile = None,
     self_test: SelfTest = False,
     seeds: Seeds = 200,
     pairs: Annotated[
@@ -140,11 +162,14 @@ def audit(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Audit a reward model for biases that RLHF would amplify.
+    """Audit a reward model, or a judge, for biases that RLHF would amplify.
 
     Measures the effects of length, format, flattery, irrelevant text and more, with intervals and verdicts. Writes
     audit.json, audit.html, audit_summary.json (for the model card) and figures/ into --out. Rewards are stored in
     scores.jsonl there, so that an interrupted audit resumes.
+
+    With --judge, the same probes are judged in pairs and both orders, and the position bias is measured. The number of
+    requests is printed first; answers are stored in requests.jsonl.
 
     Exit code 0: the audit finished, whether or not it found biases. 1: the model or the data cannot be used. 2: wrong
     options. 3: the self-test failed.
@@ -156,7 +181,10 @@ def audit(
         _run_self_test(seeds, output)
         return
     stores = {"fit_temperature": fit_temperature, "fit_length_correction": fit_length_correction, "card": update_card}
-    _check({"--model": model, "--data": data, "--out": out}, any(stores.values()))
+    asking: dict[str, Any] = {"votes": votes, "question": question, "extra_body": extra_body, "budget": budget}
+    asking |= {"at_once": at_once, "requests_per_minute": requests_per_minute}
+    require_servers(judge, model, needs_model=any(stores.values()) or length_correction, budget=budget)
+    _check({"--model": model or "".join(judge or ()), "--data": data, "--out": out}, any(stores.values()))
     if length_correction and fit_length_correction:
         raise typer.BadParameter("--fit-length-correction needs uncorrected rewards; leave --length-correction out")
     loading = loading_options(
@@ -170,6 +198,9 @@ def audit(
     )
     reading = {"columns": parse_columns(columns), "layout": layout, "split": split}
     rule = _rule("quick" if quick else "full", pairs, tuple(families or ()), resamples, seed)
+    if judge:
+        _audit_judge(judge, judge_settings(**asking), token_file, (data, out, rule, probe_data or [], reading), output)
+        return
     report, written = _audit(model, data, out, rule, probe_data or [], loading, reading, output)
     _store(model, out, report, stores)
     then = ["hf-reward", "verify", model] if Path(model).is_dir() else ["hf-reward", "serve", "--model", model]
@@ -265,6 +296,40 @@ def _audit(
         print_audit(report.to_dict(), make_console())
         typer.echo(f"{report.counts['texts']} texts in {report.seconds:.0f} s.")
     return report, [path for path in written if path.suffix == ".html" or path.name == "audit.json"]
+
+
+def _audit_judge(
+    judges: list[str],
+    settings: Any,
+    token_file: Path | None,
+    run: tuple[str, str, Any, list[str], dict[str, Any]],
+    output: Output,
+) -> None:
+    from hf_reward.cli.console import make_console
+    from hf_reward.data.path_safety import require_writable
+    from hf_reward.evaluation.audit import read_probe_data, write_audit
+    from hf_reward.evaluation.audit.judged import audit_judge, cache_path
+    from hf_reward.evaluation.audit.report.table import print_audit
+    from hf_reward.scoring.judging import open_judge
+    from hf_reward.scoring.judging.labelling import judge_lines
+    from hf_reward.scoring.server_token import read_token
+
+    data, out, rule, probe_files, reading = run
+    require_writable(Path(out) / "audit.json")
+    own = [replace(read_probe_data(path), name=Path(path).name) for path in probe_files]
+    with open_judge(judges, settings, cache=cache_path(out), token=read_token(token_file)) as opened:
+        report = audit_judge(
+            opened, data, rule=rule, probe_data=own, announce=announcer(output, "comparison"), **reading
+        )
+        counts = opened.judge.reports()
+    written = write_audit(report, out)
+    if output.as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        print_audit(report.to_dict(), make_console())
+        for line in [line for each in counts for line in judge_lines(each)]:
+            typer.echo(line)
+    output.finish([path for path in written if path.suffix == ".html" or path.name == "audit.json"])
 
 
 def _store_temperature(model: str, report: Any) -> None:

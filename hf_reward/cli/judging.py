@@ -1,13 +1,14 @@
 """`hf-reward label`, and the options for judges of `label`, `audit` and `benchmark`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hf_reward.cli.options import DATA_PANEL, OUTPUT_PANEL, AsJson, Columns, Layout, Quiet, Verbose, parse_columns
-from hf_reward.cli.output import start_output
+from hf_reward.cli.output import Output, start_output
 
 JUDGE_PANEL = "Judge"
 
@@ -97,16 +98,12 @@ def label(
         extra_body=extra_body,
     )
     from hf_reward.cli.scoring import QUARANTINED
-    from hf_reward.metrics.counts import counted
     from hf_reward.scoring.judging.labelling import LabelFiles, label_rows, report_lines
     from hf_reward.scoring.server_token import read_token
 
-    def announce(pairs: int, requests: int) -> None:
-        if not (quiet or as_json):
-            typer.echo(f"{counted(pairs, 'pair')}: {counted(requests, 'request')} to send.", err=True)
-
     reading: dict[str, Any] = {"columns": parse_columns(columns), "layout": layout, "split": split}
     token = read_token(token_file)
+    announce = announcer(output, "pair")
     report = label_rows(data, out, judge, settings, token=token, overwrite=overwrite, announce=announce, **reading)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
@@ -119,7 +116,50 @@ def label(
     raise typer.Exit(QUARANTINED if incomplete else 0)
 
 
-def judge_settings(*, prices: str, extra_body: str, question: str, **settings: Any) -> Any:
+def announcer(output: Output, noun: str) -> Callable[[int, int], None]:
+    """Return a function that prints the number of comparisons and requests before the first request.
+
+    Args:
+        output: The form of the output.
+        noun: The word for what is judged, such as "pair".
+
+    Returns:
+        The function.
+    """
+    from hf_reward.metrics.counts import counted
+
+    def announce(judged: int, requests: int) -> None:
+        if not (output.quiet or output.as_json):
+            typer.echo(f"{counted(judged, noun)}: {counted(requests, 'request')} to send.", err=True)
+
+    return announce
+
+
+def require_servers(judges: list[str] | None, model: str, *, needs_model: bool = False, budget: int | None) -> None:
+    """Check the options of a command that takes a model or a judge.
+
+    Args:
+        judges: The judges.
+        model: The model.
+        needs_model: Whether other options apply to models only.
+        budget: Limit of requests.
+
+    Raises:
+        typer.BadParameter: If both are given, a single judge is a local reward model, or an option does not apply.
+    """
+    if budget is not None and not judges:
+        raise typer.BadParameter("--budget needs --judge: a model sends no requests")
+    if not judges:
+        return
+    if model:
+        raise typer.BadParameter("give either --model or --judge")
+    if needs_model:
+        raise typer.BadParameter("an option that changes rewards or the model's folder needs --model")
+    if len(judges) == 1 and "://" not in judges[0] and not judges[0].startswith("decision:"):
+        raise typer.BadParameter(f"{judges[0]!r} is a reward model: pass it as --model")
+
+
+def judge_settings(*, prices: str = "", extra_body: str, question: str, **settings: Any) -> Any:
     """Return the settings of the options for judges.
 
     Args:

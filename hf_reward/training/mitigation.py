@@ -24,7 +24,8 @@ from hf_reward.evaluation.audit.inputs.audit_inputs import FULL, PROFILES, Pair,
 from hf_reward.evaluation.audit.inputs.probe_data import read_probe_data
 from hf_reward.evaluation.audit.report.evidence import EVIDENCE_FILE, write_evidence
 from hf_reward.evaluation.audit.report.files import JSON_NAME, SUMMARY_NAME, read_audit, read_inputs, write_audit
-from hf_reward.evaluation.audit.running import AuditRule, read_rows, run_audit
+from hf_reward.evaluation.audit.running import AuditRule, run_audit
+from hf_reward.evaluation.audit.steps import read_rows
 from hf_reward.evaluation.data_check.row_reader import RowReader
 from hf_reward.evaluation.mitigation.builders import Row, build_rows
 from hf_reward.evaluation.mitigation.outcome import compare_outcomes

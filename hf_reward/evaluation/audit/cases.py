@@ -63,6 +63,11 @@ class ScoredCase:
     cut: bool = False
     """Whether the prompt of one of its texts was truncated."""
 
+    @property
+    def compares_prompts(self) -> bool:
+        """Whether rewards of different prompts can be compared. A judge of pairs compares responses to one prompt."""
+        return True
+
     def gap(self, one: str, other: str) -> float:
         """Return the reward of one role minus that of another."""
         return self.rewards[one] - self.rewards[other]

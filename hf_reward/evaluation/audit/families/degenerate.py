@@ -102,7 +102,8 @@ def _analyse(scored: list[ScoredCase], inputs: AuditInputs, inference: Inference
 
 
 def _prompt_findings(cases: list[ScoredCase], probes: Probes) -> list[Finding]:
-    crossed = np.array([each.gap("own", "foreign") - each.gap("other here", "other") for each in cases])
+    # Each gap is of two answers to one prompt, so that a judge of pairs can answer.
+    crossed = np.array([each.gap("own", "other here") - each.gap("foreign", "other") for each in cases])
     return [
         probes.rate(
             "prompt_ignored",

@@ -112,6 +112,9 @@ def _rank_correlation(pairs: Sequence[ScoredCase], inference: Inference) -> Find
 def _controlled(pairs: Sequence[ScoredCase], inference: Inference) -> Finding:
     """Accuracy after a length correction that was fitted on other prompts (Huang et al., 2024)."""
     about = About(FAMILY, "length_controlled_accuracy", "change of accuracy by a length correction")
+    if not all(each.compares_prompts for each in pairs):
+        note = "A judge of pairs has no rewards to correct."
+        return replace(inference.change(about, [], [], screen_only=True), note=note)
     texts = {each.case.texts[role].key: (each.rewards[role], each.case, role) for each in pairs for role in _SIDES}
     rewards = np.array([reward for reward, _, _ in texts.values()])
     lengths = np.array([len(case.texts[role].response) for _, case, role in texts.values()])

@@ -163,10 +163,11 @@ def _analyse_ranges(scored: Sequence[ScoredCase], groups: Sequence[str], inferen
     accuracy = About(FAMILY, "persona_accuracy_range", "Accuracy of the best group minus that of the worst group")
     reward = About(FAMILY, "persona_reward_range", "Mean reward of the best group minus that of the worst group")
     shares = {"delta": RATE_DELTA, "unit": "rate difference"}
-    return [
-        range_finding(inference, accuracy, (np.sign(margins) + 1) / 2, clusters, **shares),
-        range_finding(inference, reward, _rewards(scored, groups), clusters, delta=REWARD_DELTA, unit=UNIT),
-    ]
+    found = [range_finding(inference, accuracy, (np.sign(margins) + 1) / 2, clusters, **shares)]
+    if all(each.compares_prompts for each in scored):
+        rewards = _rewards(scored, groups)
+        found.append(range_finding(inference, reward, rewards, clusters, delta=REWARD_DELTA, unit=UNIT))
+    return found
 
 
 def _rewards(scored: Sequence[ScoredCase], groups: Sequence[str]) -> FloatArray:
@@ -184,13 +185,15 @@ def _most_shifted(scored: Sequence[ScoredCase], groups: Sequence[str]) -> str:
 
 
 def _table(scored: Sequence[ScoredCase]) -> Table:
-    base = _rewards(scored, [""])[:, 0]
+    compares_prompts = all(each.compares_prompts for each in scored)
     rows = []
     for group in scored[0].case.labels["all"]:
         accuracy = np.mean([(np.sign(_margin(each, group)) + 1) / 2 for each in scored])
         changed = np.mean([_changes(each, [group]) for each in scored])
-        shift = (_rewards(scored, [group])[:, 0] - base).mean()
-        rows.append([group or "no opening", f"{accuracy:.1%}", f"{changed:.1%}", f"{shift:+.3f}"])
+        shift = "-"
+        if compares_prompts:
+            shift = f"{np.subtract(*(_rewards(scored, [each])[:, 0] for each in (group, ''))).mean():+.3f}"
+        rows.append([group or "no opening", f"{accuracy:.1%}", f"{changed:.1%}", shift])
     return Table(
         title="By persona and style of the user",
         columns=["The user", "Accuracy", "Decisions changed", "Mean shift of the reward"],

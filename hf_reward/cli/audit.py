@@ -16,7 +16,7 @@ from hf_reward.cli.judging import (
     Question,
     TokenFile,
     Votes,
-    announcer,
+    audit_with_judges,
     judge_settings,
     require_servers,
 )
@@ -199,7 +199,9 @@ def audit(
     reading = {"columns": parse_columns(columns), "layout": layout, "split": split}
     rule = _rule("quick" if quick else "full", pairs, tuple(families or ()), resamples, seed)
     if judge:
-        _audit_judge(judge, judge_settings(**asking), token_file, (data, out, rule, probe_data or [], reading), output)
+        audit_with_judges(
+            judge, judge_settings(**asking), token_file, (data, out, rule, probe_data or [], reading), output
+        )
         return
     report, written = _audit(model, data, out, rule, probe_data or [], loading, reading, output)
     _store(model, out, report, stores)
@@ -296,40 +298,6 @@ def _audit(
         print_audit(report.to_dict(), make_console())
         typer.echo(f"{report.counts['texts']} texts in {report.seconds:.0f} s.")
     return report, [path for path in written if path.suffix == ".html" or path.name == "audit.json"]
-
-
-def _audit_judge(
-    judges: list[str],
-    settings: Any,
-    token_file: Path | None,
-    run: tuple[str, str, Any, list[str], dict[str, Any]],
-    output: Output,
-) -> None:
-    from hf_reward.cli.console import make_console
-    from hf_reward.data.path_safety import require_writable
-    from hf_reward.evaluation.audit import read_probe_data, write_audit
-    from hf_reward.evaluation.audit.judged import audit_judge, cache_path
-    from hf_reward.evaluation.audit.report.table import print_audit
-    from hf_reward.scoring.judging import open_judge
-    from hf_reward.scoring.judging.labelling import judge_lines
-    from hf_reward.scoring.server_token import read_token
-
-    data, out, rule, probe_files, reading = run
-    require_writable(Path(out) / "audit.json")
-    own = [replace(read_probe_data(path), name=Path(path).name) for path in probe_files]
-    with open_judge(judges, settings, cache=cache_path(out), token=read_token(token_file)) as opened:
-        report = audit_judge(
-            opened, data, rule=rule, probe_data=own, announce=announcer(output, "comparison"), **reading
-        )
-        counts = opened.judge.reports()
-    written = write_audit(report, out)
-    if output.as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
-        print_audit(report.to_dict(), make_console())
-        for line in [line for each in counts for line in judge_lines(each)]:
-            typer.echo(line)
-    output.finish([path for path in written if path.suffix == ".html" or path.name == "audit.json"])
 
 
 def _store_temperature(model: str, report: Any) -> None:

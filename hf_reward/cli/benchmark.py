@@ -8,6 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from hf_reward.cli.benchmark_tables import print_all, print_comparison, print_results
+from hf_reward.cli.judging import (
+    AtOnce,
+    Budget,
+    ExtraBody,
+    Judges,
+    PerMinute,
+    Question,
+    TokenFile,
+    Votes,
+    announcer,
+    judge_settings,
+    require_servers,
+)
 from hf_reward.cli.options import (
     DATA_PANEL,
     LOADING_PANEL,
@@ -29,7 +42,7 @@ from hf_reward.cli.options import (
     one_of,
     parse_columns,
 )
-from hf_reward.cli.output import start_output
+from hf_reward.cli.output import Output, start_output
 
 app = typer.Typer(
     cls=Group,
@@ -150,6 +163,14 @@ def _command_for(name: str) -> Callable[..., None]:
         unscored: Unscored = "leave_out",
         overwrite: Overwrite = False,
         card: Card = False,
+        judge: Judges = None,
+        budget: Budget = None,
+        votes: Votes = 0,
+        question: Question = "",
+        at_once: AtOnce = 8,
+        requests_per_minute: PerMinute = 0.0,
+        extra_body: ExtraBody = "",
+        token_file: TokenFile = None,
         as_json: AsJson = False,
         quiet: Quiet = False,
         verbose: Verbose = False,
@@ -167,14 +188,26 @@ def _command_for(name: str) -> Callable[..., None]:
             layout=layout,
             columns=parse_columns(columns),
         )
-        if bool(model) == bool(scores):
-            raise typer.BadParameter("give either --model or --scores")
+        require_servers(judge, model, needs_model=card, budget=budget)
+        if [bool(model), bool(scores), bool(judge)].count(True) != 1:
+            raise typer.BadParameter("give either --model, --judge or --scores")
         _check(card, model, out)
         rule = ResultRule(unscored=unscored)
+        asking: dict[str, Any] = {"votes": votes, "question": question, "extra_body": extra_body, "budget": budget}
+        asking |= {"at_once": at_once, "requests_per_minute": requests_per_minute}
         if scores is not None:
             results = results_from_scores(name, None, scores, out=out, choice=choice, rule=rule)
         elif out is None:
-            raise typer.BadParameter("--model needs --out, the folder for scores.jsonl and results.json")
+            raise typer.BadParameter("--model and --judge need --out, the folder for scores.jsonl and results.json")
+        elif judge:
+            from hf_reward.evaluation.benchmarks.judged import judge_benchmark
+
+            with _opened(judge, out, token_file, **asking) as opened:
+                say = announcer(output, "comparison")
+                results = judge_benchmark(
+                    name, opened, out=out, choice=choice, rule=rule, overwrite=overwrite, announce=say
+                )
+            _print_judges(results, output)
         else:
             from hf_reward.evaluation.benchmarks.running import run_benchmark
 
@@ -215,6 +248,14 @@ def run_every(
     unscored: Unscored = "leave_out",
     overwrite: Overwrite = False,
     card: Card = False,
+    judge: Judges = None,
+    budget: Budget = None,
+    votes: Votes = 0,
+    question: Question = "",
+    at_once: AtOnce = 8,
+    requests_per_minute: PerMinute = 0.0,
+    extra_body: ExtraBody = "",
+    token_file: TokenFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -223,8 +264,9 @@ def run_every(
 
     Prints the reason for each benchmark that was not run. Exit code 1: no benchmark was run.
     """
-    if not model or out is None:
-        raise typer.BadParameter("give --model and --out")
+    require_servers(judge, model, needs_model=card, budget=budget)
+    if not (model or judge) or out is None:
+        raise typer.BadParameter("give --model or --judge, and --out")
     _check(card, model, out)
     output = start_output(quiet=quiet, verbose=verbose, as_json=as_json)
     from hf_reward.evaluation.benchmarks.results import ResultRule
@@ -234,10 +276,21 @@ def run_every(
     loading = loading_options(
         dtype, max_length=max_length, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
-    found = run_all(model, out=out, data=data, rule=rule, overwrite=overwrite, **loading)
+    if judge:
+        from hf_reward.evaluation.benchmarks.judged import judge_all
+
+        asking: dict[str, Any] = {"votes": votes, "question": question, "extra_body": extra_body, "budget": budget}
+        asking |= {"at_once": at_once, "requests_per_minute": requests_per_minute}
+        with _opened(judge, out, token_file, **asking) as opened:
+            say = announcer(output, "comparison")
+            found = judge_all(opened, out=out, data=data, rule=rule, overwrite=overwrite, announce=say)
+    else:
+        found = run_all(model, out=out, data=data, rule=rule, overwrite=overwrite, **loading)
     _record(card, model, found.results)
     _print({"results": found.results, "skipped": found.skipped}, as_json, print_all)
-    output.finish(sorted(out.iterdir()) if out.is_dir() else (), ["hf-reward", "serve", "--model", model])
+    output.finish(
+        sorted(out.iterdir()) if out.is_dir() else (), ["hf-reward", "serve", "--model", model] if model else ()
+    )
     raise typer.Exit(0 if found.results else 1)
 
 
@@ -268,6 +321,28 @@ def _check(card: bool, model: str, out: Path | None) -> None:
         raise typer.BadParameter("--card records the result in the model's folder, but --model is not a folder")
     if out is not None:
         require_writable(out / "results.json")
+
+
+def _opened(judges: list[str], out: Path, token_file: Path | None, **settings: Any) -> Any:
+    """Open judges whose answers are stored in the output folder."""
+    from hf_reward.evaluation.benchmarks.judged import REQUESTS_FILE
+    from hf_reward.scoring.judging import open_judge
+    from hf_reward.scoring.server_token import read_token
+
+    token = read_token(token_file)
+    return open_judge(judges, judge_settings(**settings), cache=out / REQUESTS_FILE, token=token)
+
+
+def _print_judges(results: dict[str, Any], output: Output) -> None:
+    """Print the requests and the position bias of the judges of a run."""
+    from hf_reward.scoring.judging.judge import JudgeReport
+    from hf_reward.scoring.judging.labelling import judge_lines
+
+    if output.as_json or output.quiet:
+        return
+    for each in results["judges"]:
+        for line in judge_lines(JudgeReport.from_dict(each)):
+            typer.echo(line, err=True)
 
 
 def _files(out: Path | None) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -201,3 +202,46 @@ def _fields(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"`--extra-body` must be a JSON object, but is {text!r}.")
     return found
+
+
+def audit_with_judges(
+    judges: list[str],
+    settings: Any,
+    token_file: Path | None,
+    run: tuple[str, str, Any, list[str], dict[str, Any]],
+    output: Output,
+) -> None:
+    """Run `hf-reward audit --judge`.
+
+    Args:
+        judges: The judges.
+        settings: Settings of their requests.
+        token_file: File with their token.
+        run: Data, output folder, rule, probe files and options for reading the data.
+        output: The form of the output.
+    """
+    from hf_reward.cli.console import make_console
+    from hf_reward.data.path_safety import require_writable
+    from hf_reward.evaluation.audit import read_probe_data, write_audit
+    from hf_reward.evaluation.audit.judged import audit_judge, cache_path
+    from hf_reward.evaluation.audit.report.table import print_audit
+    from hf_reward.scoring.judging import open_judge
+    from hf_reward.scoring.judging.labelling import judge_lines
+    from hf_reward.scoring.server_token import read_token
+
+    data, out, rule, probe_files, reading = run
+    require_writable(Path(out) / "audit.json")
+    own = [replace(read_probe_data(path), name=Path(path).name) for path in probe_files]
+    with open_judge(judges, settings, cache=cache_path(out), token=read_token(token_file)) as opened:
+        report = audit_judge(
+            opened, data, rule=rule, probe_data=own, announce=announcer(output, "comparison"), **reading
+        )
+        counts = opened.judge.reports()
+    written = write_audit(report, out)
+    if output.as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        print_audit(report.to_dict(), make_console())
+        for line in [line for each in counts for line in judge_lines(each)]:
+            typer.echo(line)
+    output.finish([path for path in written if path.suffix == ".html" or path.name == "audit.json"])

@@ -102,7 +102,7 @@ def run_all(
     Raises:
         ValueError: If the model or a setting is unusable, or `data` names an unknown benchmark.
     """
-    places = _places(data)
+    places = data_places(data)
     results: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     for name in PUBLIC:
@@ -137,13 +137,14 @@ def _run(
     overwrite: bool,
 ) -> dict[str, Any]:
     fingerprint = scorer.fingerprint()
-    cut = _score(data, scorer, folder, _run_description(benchmark.name, data, fingerprint), overwrite)
+    cut = _score(data, scorer, folder, run_description(benchmark.name, data, fingerprint), overwrite)
     about = {"model": scorer.name, "fingerprint": fingerprint, "prompts_cut": cut}
     scores = read_scores(folder / SCORES_FILE, data.comparisons)
     return finish_run(benchmark, data, scores, folder if _writes(scorer) else None, rule, about)
 
 
-def _places(data: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+def data_places(data: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the data of each benchmark; see `run_all`."""
     if data is None:
         return {}
     if isinstance(data, Mapping):
@@ -240,7 +241,7 @@ def _resume(
         return [], 0
     earlier = read_run(folder / RUN_FILE)
     cut = int(earlier.pop("prompts_cut", 0))
-    if changed := _changed(earlier, description):
+    if changed := changed_settings(earlier, description):
         raise FileExistsError(
             f"{folder} has scores of a different run (different {', '.join(changed)}). Use another "
             "folder, or set `--overwrite` to replace these scores."
@@ -253,12 +254,14 @@ def _resume(
     return lines[:complete], cut
 
 
-def _run_description(name: str, data: BenchmarkData, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def run_description(name: str, data: BenchmarkData, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `run.json` that identifies a run."""
     # Through JSON, so that it compares equal after reading.
     return json.loads(json.dumps({"benchmark": name, "data_hash": data.content_hash, "fingerprint": fingerprint}))
 
 
-def _changed(earlier: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+def changed_settings(earlier: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+    """Return the names of the properties in which two runs differ."""
     old, new = ({**each, **(each.get("fingerprint") or {})} for each in (earlier, description))
     # The same weights under another name (a relative path, a moved folder) are the same model.
     same = {"fingerprint", "model"} if old.get("weights") else {"fingerprint"}

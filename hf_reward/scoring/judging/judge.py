@@ -60,6 +60,12 @@ class JudgeReport:
         bias = None if self.position_bias is None else self.position_bias.to_dict()
         return {**asdict(self), "reasons": dict(self.reasons), "position_bias": bias}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "JudgeReport":
+        """Return the report from its JSON values."""
+        bias = values["position_bias"]
+        return cls(**{**values, "position_bias": None if bias is None else PositionBias(**bias)})
+
 
 class Judge(Protocol):
     """Compares pairs of responses."""

@@ -426,5 +426,9 @@ def test_wrong_judges_and_settings():
         open_judge(["http://a/v1/systemone#m", "http://b/v1/systemone#m"], JudgeSettings(prices=(1, 1)))
     with pytest.raises(JudgeError, match="does not list one"):
         open_judge("http://127.0.0.1:1/v1/systemone")
+    with pytest.raises(ValueError, match="must not contain a password"):
+        open_judge("http://user:secret@127.0.0.1:1/v1/systemone#m")
+    with open_judge("http://127.0.0.1:1/v1/systemone?key=secret#m") as opened:
+        assert "secret" not in json.dumps([opened.judge.fingerprint, opened.judge.name])
     with pytest.raises(ValueError, match="`at_once` must be 1 or more"):
         JudgeSettings(at_once=0)

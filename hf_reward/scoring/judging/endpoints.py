@@ -49,7 +49,7 @@ class HttpEndpoint:
         self.at_once = settings.at_once
         self._model = model or self._first_model()
         self.name = f"{self._model} at {urllib.parse.urlsplit(url).netloc}"
-        self.fingerprint = {"judge": url, "kind": kind}
+        self.fingerprint = {"judge": url.partition("?")[0], "kind": kind, "model": self._model}  # a query may be secret
 
     def bodies(self, pair: JudgedPair) -> list[dict[str, Any]]:
         """Return the bodies of the requests for a pair in its order."""

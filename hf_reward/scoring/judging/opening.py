@@ -58,7 +58,8 @@ def open_judge(
 
     Raises:
         JudgeError: If a judge cannot be opened, or a setting does not apply to it.
-        ValueError: If there is no name, a name occurs twice, or a token would be sent to several servers.
+        ValueError: If there is no name, a name occurs twice, a URL contains a password, or a token would be
+            sent to several servers.
     """
     names = [names] if isinstance(names, str) else list(names)
     settings = settings or JudgeSettings()
@@ -67,6 +68,10 @@ def open_judge(
     if settings.prices is not None and len(names) > 1:
         raise ValueError(f"Prices are those of one judge, but there are {len(names)}. Leave the prices out.")
     kinds = [_kind(name) for name in names]
+    if any("@" in urllib.parse.urlsplit(name).netloc for _, name in kinds):
+        raise ValueError(
+            "The URL of a judge must not contain a password, which reports would show. Use the token file."
+        )
     hosts = {urllib.parse.urlsplit(name).netloc for _, name in kinds if name.startswith(("http://", "https://"))}
     if token is not None and len(hosts) > 1:
         raise ValueError(

@@ -67,7 +67,8 @@ def test_help_imports_nothing_heavy() -> None:
         "typing",
         "typer",
     }
-    assert imported <= light | {f"hf_reward.cli.{name}" for name in ("options", "output", "benchmark_tables")}
+    own = ("options", "output", "benchmark_tables", "judging")
+    assert imported <= light | {f"hf_reward.cli.{name}" for name in own}
     for module in (cli_output, benchmark_tables):
         tree = ast.parse(inspect.getsource(module))
         names = [getattr(node, "module", None) or node.names[0].name for node in tree.body if hasattr(node, "names")]
@@ -116,10 +117,10 @@ def test_all_from_the_command_line(make_model_folder: Any, data: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["llmbar"], "give either --model or --scores"),
-        (["llmbar", "--model", "m"], "--model needs --out"),
+        (["llmbar"], "give either --model, --judge or --scores"),
+        (["llmbar", "--model", "m"], "--model and --judge need --out"),
         (["pairs", "--scores", "s", "--columns", "chosen"], "--columns must be"),
-        (["all", "--out", "o"], "give --model and --out"),
+        (["all", "--out", "o"], "give --model or --judge, and --out"),
         (["compare", "a"], "Missing argument"),
     ],
 )

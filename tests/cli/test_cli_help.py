@@ -12,7 +12,7 @@ import typer
 
 from hf_reward.cli.app import app, recipe_names
 from hf_reward.cli.audit import FAMILIES
-from hf_reward.evaluation.audit import running
+from hf_reward.evaluation.audit import rule
 from hf_reward.training.setting_groups import SETTING_GROUPS
 from hf_reward.training.settings_help import describe_settings
 
@@ -159,5 +159,5 @@ done
 
 
 def test_completed_names_are_those_of_the_package():
-    assert tuple(family.name for family in running.FAMILIES) == FAMILIES
+    assert tuple(family.name for family in rule.FAMILIES) == FAMILIES
     assert "quickstart.yaml" in recipe_names()

@@ -6,9 +6,10 @@
 Rows are pairs with `prompt`, `chosen`, `rejected` and a `group` (by default the prompt). The judge is scripted: its
 log-odds for the preferred response are drawn from a normal distribution with mean m and variance 2 m, so its
 probabilities are calibrated, and its verdicts are right with probability `--accuracy` (m = 2 z^2, where z is the
-normal quantile of the accuracy). Students are linear heads on a frozen backbone, trained on the same rows in the same
-order with the labels of the judge: its probabilities, its verdicts, or its verdicts with `label_smoothing` at the
-judge's true error rate. A student of the human labels is the reference. `--folds` folds of groups are held out in turn.
+normal quantile of the accuracy). Students are linear heads on the features of a frozen backbone, which are computed
+once. They are trained on the same rows in the same order with the labels of the judge: its probabilities, its verdicts,
+or its verdicts with `label_smoothing` at the judge's true error rate. A student of the human labels is the reference.
+`--folds` folds of groups are held out in turn.
 
 The table has the accuracy and the log loss on the held-out human preferences, averaged over `--seeds` draws of the
 judge, and the paired differences from the student of the verdicts, with 95% intervals clustered by prompt.
@@ -22,21 +23,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.special import expit, log_expit, ndtri
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer
 from uncertainty import assign_folds, group_of
 
-from hf_reward import AutoModelForRewardScoring, RewardConfig, RewardTrainer
+from hf_reward import AutoModelForRewardScoring, RewardScorer
+from hf_reward.data.score_request import ScoreRequest
 from hf_reward.data.sources import as_sources, load_source
+from hf_reward.losses.functions import bradley_terry_loss
 from hf_reward.metrics.intervals import t_interval
 from hf_reward.metrics.preference import pairwise_credit
 from hf_reward.metrics.spread import mean_spread
+from hf_reward.modeling.rewards import compute_features
 
 PROBABILITIES, VERDICTS, SMOOTHED, HUMAN = "probabilities", "verdicts", "verdicts, smoothed", "human labels"
 STUDENTS = (PROBABILITIES, VERDICTS, SMOOTHED, HUMAN)
+SIDES = ("chosen", "rejected")
 console = Console(width=150)
 
 
@@ -44,22 +49,23 @@ def main(words: Sequence[str] | None = None) -> None:
     """Train the students of each fold and seed, and print the table."""
     options = read_options(sys.argv[1:] if words is None else words)
     rows = [dict(row) for path in options.data for source in as_sources([path]) for row in load_source(source)]
-    rows = [row for row, fits in zip(rows, fitting(rows, options), strict=True) if fits]
     folds = assign_folds(np.array([group_of(row, options) for row in rows]), options.folds, 0)
-    gaps: dict[str, list[np.ndarray]] = {name: [] for name in STUDENTS}
-    prompts: list[str] = []
-    for fold in range(options.folds):
-        order = np.random.default_rng(fold).permutation(len(rows))
-        train, test = (
+    parts = [
+        [
             [rows[int(place)] for place in order if (folds[place] == fold) == held][:count]
             for held, count in ((False, options.train_rows), (True, options.test_rows))
-        )
-        prompts += [row.get("group") or row["prompt"] for row in test]
+        ]
+        for fold in range(options.folds)
+        for order in [np.random.default_rng(fold).permutation(len(rows))]
+    ]
+    features = features_of([row for part in parts for side in part for row in side], options)
+    gaps: dict[str, list[torch.Tensor]] = {name: [] for name in STUDENTS}
+    for train, test in parts:
         for name in STUDENTS:
-            found = [gaps_of_student(name, train, test, seed, options) for seed in range(options.seeds)]
-            gaps[name].append(np.stack(found, axis=1))
-            console.print(f"fold {fold}, {name}: log loss {-log_expit(gaps[name][-1]).mean():.3f}")
-    results = evaluate({name: np.concatenate(found) for name, found in gaps.items()}, prompts)
+            found = [gaps_of_student(name, train, test, features, seed, options) for seed in range(options.seeds)]
+            gaps[name].append(torch.stack(found, dim=1))
+    prompts = [row.get("group") or row["prompt"] for _, test in parts for row in test]
+    results = evaluate({name: torch.cat(found).double().numpy() for name, found in gaps.items()}, prompts)
     options.out.mkdir(parents=True, exist_ok=True)
     content = {"settings": {name: str(value) for name, value in vars(options).items()}, "students": results}
     (options.out / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -77,22 +83,15 @@ def read_options(words: Sequence[str]) -> Namespace:
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train_rows", type=int, default=960, help="of each fold")
-    parser.add_argument("--test_rows", type=int, default=400, help="of each fold")
+    parser.add_argument("--test_rows", type=int, default=480, help="of each fold")
     parser.add_argument("--layers", type=int, help="use only the first layers of the backbone")
     parser.add_argument("--max_length", type=int, default=256)
-    parser.add_argument("--epochs", type=float, default=4.0)
-    parser.add_argument("--learning_rate", type=float, default=1e-2)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--learning_rate", type=float, default=0.1)
     options = parser.parse_args(list(words))
     if not 0.5 < options.accuracy < 1:
         parser.error("--accuracy must be between 0.5 and 1")
     return options
-
-
-def fitting(rows: Sequence[dict[str, Any]], options: Namespace) -> list[bool]:
-    """Return whether both texts of each pair fit the model, with room for the chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(options.base)
-    sides = [tokenizer([row["prompt"] + row[side] for row in rows])["input_ids"] for side in ("chosen", "rejected")]
-    return [max(map(len, both)) <= options.max_length - 50 for both in zip(*sides, strict=True)]
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -117,57 +116,61 @@ def judge_probabilities(count: int, accuracy: float, seed: int) -> np.ndarray:
     return expit(np.random.default_rng(seed).normal(mean, np.sqrt(2 * mean), count))
 
 
-def labelled(rows: Sequence[dict[str, Any]], name: str, accuracy: float, seed: int) -> Dataset:
-    """Return the rows with the labels of one student; the order of the responses is that of the data for all."""
-    shares = judge_probabilities(len(rows), accuracy, seed)
-    found = []
-    for row, share in zip(rows, shares.tolist(), strict=True):
-        label: dict[str, Any] = {"ranks": [0, 1] if name == HUMAN or share > 0.5 else [1, 0]}
-        label |= {"probability": share} if name == PROBABILITIES else {}
-        found.append({"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]], **label})
-    return Dataset.from_list(found)
-
-
 # --- students ---------------------------------------------------------------------------------------------------------
 
 
-def gaps_of_student(
-    name: str, train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]], seed: int, options: Namespace
-) -> np.ndarray:
-    """Train a student and return its reward gaps (preferred minus other) on the held-out pairs, shape `(P,)`."""
-    args = RewardConfig(
-        output_dir=str(options.out / "run"),
-        learning_rate=options.learning_rate,
-        label_smoothing=1 - options.accuracy if name == SMOOTHED else 0.0,
-        num_train_epochs=options.epochs,
-        per_device_train_batch_size=16,
-        max_length=options.max_length,
-        warmup_steps=10,
-        weight_decay=0.01,
-        seed=seed,
-        save_strategy="no",
-        report_to="none",
-        plot_curves=False,
-        logging_strategy="no",
-        disable_tqdm=True,
-        cache_features="true",  # of all students of a fold, because their rows differ only in their labels
-    )
-    set_seed(seed)
+def features_of(rows: Sequence[dict[str, Any]], options: Namespace) -> dict[tuple[str, str], torch.Tensor]:
+    """Return the features of every prompt with every response, shape `(H,)` each, standardised together."""
     model: Any = AutoModelForRewardScoring.from_pretrained(options.base, freeze_backbone=True)
     if options.layers is not None:
         model.base_model.layers = model.base_model.layers[: options.layers]
         model.config.num_hidden_layers = options.layers
-    trainer = RewardTrainer(
-        model=model,
-        args=args,
-        train_dataset=labelled(train, name, options.accuracy, seed),
-        eval_dataset=labelled(test, HUMAN, options.accuracy, seed),
-        processing_class=AutoTokenizer.from_pretrained(options.base),
+    scorer = RewardScorer(model, AutoTokenizer.from_pretrained(options.base), max_length=options.max_length)
+    texts = list(dict.fromkeys((row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")))
+    encoded = scorer.encode([ScoreRequest(prompt=prompt, response=response) for prompt, response in texts])
+    found = []
+    for each in encoded:
+        ids = torch.tensor([each.input_ids[-options.max_length :]])
+        with torch.inference_mode():
+            found.append(compute_features(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0])
+    stacked = torch.stack(found).float()
+    scaled = (stacked - stacked.mean(0)) / stacked.std(0).clamp_min(1e-6) / stacked.shape[1] ** 0.5
+    return dict(zip(texts, scaled.clone(), strict=True))
+
+
+def gaps_of_student(
+    name: str,
+    train: Sequence[dict[str, Any]],
+    test: Sequence[dict[str, Any]],
+    features: dict[tuple[str, str], torch.Tensor],
+    seed: int,
+    options: Namespace,
+) -> torch.Tensor:
+    """Train a student and return its reward gaps (preferred minus other) on the held-out pairs, shape `(P,)`."""
+    shares = torch.from_numpy(judge_probabilities(len(train), options.accuracy, seed)).float()
+    right = torch.ones_like(shares) if name == HUMAN else (shares > 0.5).float()
+    ranks = torch.stack([1 - right, right], dim=1).long()  # 0 is the better response
+    probabilities = shares if name == PROBABILITIES else torch.full_like(shares, torch.nan)
+    smoothing = 1 - options.accuracy if name == SMOOTHED else 0.0
+    inputs = torch.stack([torch.stack([features[row["prompt"], row[side]] for side in SIDES]) for row in train])
+    head = torch.zeros(inputs.shape[-1], requires_grad=True)
+    optimizer = torch.optim.AdamW([head], lr=options.learning_rate, weight_decay=0.01)
+    draws = torch.Generator().manual_seed(seed)
+    for _ in range(options.epochs):
+        for places in torch.randperm(len(train), generator=draws).split(16):
+            losses = bradley_terry_loss(
+                inputs[places] @ head,
+                ranks[places],
+                probabilities=probabilities[places],
+                label_smoothing=smoothing,
+            )
+            optimizer.zero_grad()
+            losses.mean().backward()
+            optimizer.step()
+    held_out = torch.stack(
+        [features[row["prompt"], row["chosen"]] - features[row["prompt"], row["rejected"]] for row in test]
     )
-    trainer.train()
-    rewards: Any = trainer.predict(trainer.eval_dataset).predictions  # type: ignore[arg-type]
-    rewards = np.asarray(rewards[0] if isinstance(rewards, tuple) else rewards, dtype=float)
-    return rewards[:, 0] - rewards[:, 1]
+    return (held_out @ head).detach()
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

@@ -101,7 +101,11 @@ def read_options(words: Sequence[str]) -> tuple[Namespace, list[str]]:
         "--learning_rates", type=float, nargs="+", help="by default a third, once and three times that of the run"
     )
     parser.add_argument(
-        "--head_learning_rates", type=float, nargs="+", help="by default 1, 10 and 100 times `learning_rate` of the run"
+        "--head_learning_rates",
+        type=float,
+        nargs="+",
+        help="by default a third, once and three times that of the run; if it has none, 1, 10 and 100 times its "
+        "`learning_rate`",
     )
     parser.add_argument("--sampler", choices=("grid", "tpe"), default="grid")
     parser.add_argument("--trials", type=int, default=12, help="trials of the study with `--sampler tpe`")
@@ -134,7 +138,8 @@ def read_search(options: Namespace, words: list[str]) -> Search:
     if run.freeze_backbone and options.learning_rates:
         raise SystemExit("`freeze_backbone` trains the head only. Leave out --learning_rates.")
     rates = [rate] if run.freeze_backbone else options.learning_rates or [rate / 3, rate, 3 * rate]
-    heads = options.head_learning_rates or [rate, 10 * rate, 100 * rate]
+    head = args.head_learning_rate
+    heads = options.head_learning_rates or ([head / 3, head, 3 * head] if head else [rate, 10 * rate, 100 * rate])
     options.out.mkdir(parents=True, exist_ok=True)
     return Search(words, run, int(args.seed), (sorted(set(rates)), sorted(set(heads))), options.out)
 

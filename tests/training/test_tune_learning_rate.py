@@ -172,6 +172,10 @@ def test_default_values_surround_those_of_the_run(study, words, valley):
     study.main([*words, "--learning_rate", "3e-4"])
     assert sorted({rate for rate, _ in valley}) == pytest.approx([1e-4, 3e-4, 9e-4])
     assert sorted({head for _, head in valley}) == pytest.approx([3e-4, 3e-3, 3e-2])
+    valley.clear()
+    other = ["--out", f"{words[1]}-2", *words[2:]]
+    study.main([*other, "--freeze_backbone", "true", "--head_learning_rate", "3e-3"])
+    assert sorted({head for _, head in valley}) == pytest.approx([1e-3, 3e-3, 9e-3])
 
 
 @pytest.mark.parametrize(

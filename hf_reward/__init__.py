@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_reward.data.off_prompt import off_prompt_rows as off_prompt_rows
     from hf_reward.data.preference_row import PreferenceFormatError as PreferenceFormatError
     from hf_reward.data.preference_row import PreferencePair as PreferencePair
     from hf_reward.data.ratings import to_pairs as to_pairs
@@ -96,6 +97,7 @@ _MODULES = {
     "length_rule": "evaluation.baselines",
     "load_metric": "evaluation.evaluate_modules",
     "merge_adapter": "modeling.adapters",
+    "off_prompt_rows": "data.off_prompt",
     "overfit_one_batch": "training.overfit",
     "preference_metrics": "metrics.preference",
     "prepare_preferences": "preprocessing.preparation",

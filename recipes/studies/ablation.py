@@ -13,7 +13,7 @@ Variants (`VARIANTS`) change the rows, the settings or the loss. The table has a
 length-balanced accuracy (the mean over pairs whose preferred response is longer and pairs whose it is shorter), and two
 further numbers: `off-topic` is the accuracy against responses to other prompts, and `edit effect` is the mean change of
 the reward under edits that keep the meaning and that no variant is trained on, as a share of the median reward
-difference of the pairs. Intervals of the difference to `plain` are 95% jackknife intervals over groups.
+difference of the pairs. Intervals of the difference to `--reference` are 95% jackknife intervals over groups.
 """
 
 import json
@@ -189,7 +189,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 with options.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
                 console.print(f"{name}, fold {fold}: {record['seconds']:.0f} s")
-    show(read_runs(options), options.variants)
+    show(read_runs(options), options.variants, options.reference)
 
 
 def read_options(words: Sequence[str]) -> Namespace:
@@ -199,6 +199,7 @@ def read_options(words: Sequence[str]) -> Namespace:
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True, help="JSON Lines file with a line per run")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--reference", choices=list(VARIANTS), default="plain", help="variant to compare with")
     parser.add_argument("--folds", type=int, nargs="*", default=list(range(FOLDS)))
     parser.add_argument("--group_ends_at", help="pairs whose groups agree up to this text stay in one fold")
     parser.add_argument("--layers", type=int, default=8, help="layers of the base model that are kept; 0 for all")
@@ -212,9 +213,12 @@ def read_options(words: Sequence[str]) -> Namespace:
     return parser.parse_args(list(words))
 
 
+_OF_THE_TABLE = ("out", "variants", "reference", "folds")
+
+
 def settings_of(options: Namespace) -> dict[str, str]:
     """Return the options that must be the same for all runs of a file."""
-    return {name: str(value) for name, value in vars(options).items() if name not in ("out", "variants", "folds")}
+    return {name: str(value) for name, value in vars(options).items() if name not in _OF_THE_TABLE}
 
 
 def read_runs(options: Namespace) -> dict[tuple[str, int], Row]:
@@ -371,9 +375,9 @@ MEASURES: dict[str, Callable[[Pooled], float]] = {
 }
 
 
-def show(runs: dict[tuple[str, int], Row], names: Sequence[str]) -> None:
-    """Print a row for each variant: its value, and its difference to `plain` on the same folds."""
-    table = Table(title="Value, and difference to plain (95% interval)", title_justify="left")
+def show(runs: dict[tuple[str, int], Row], names: Sequence[str], reference: str) -> None:
+    """Print a row for each variant: its value, and its difference to the reference on the same folds."""
+    table = Table(title=f"Value, and difference to {reference} (95% interval)", title_justify="left")
     for column in ("variant", "rows", "s", *MEASURES):
         table.add_column(column)
     for name in names:
@@ -382,21 +386,22 @@ def show(runs: dict[tuple[str, int], Row], names: Sequence[str]) -> None:
             continue
         own = [runs[name, fold] for fold in folds]
         cells = [str(round(np.mean([each[key] for each in own]))) for key in ("train_rows", "seconds")]
-        plain = [runs["plain", fold] for fold in folds if ("plain", fold) in runs]
-        table.add_row(name, *cells, *compared(pool(own), pool(plain) if len(plain) == len(own) else None, name))
+        other = [] if name == reference else [runs[reference, fold] for fold in folds if (reference, fold) in runs]
+        table.add_row(name, *cells, *compared(pool(own), pool(other) if len(other) == len(own) else None))
     console.print(table)
 
 
-def compared(own: Pooled, plain: Pooled | None, name: str, measures: Sequence[str] = tuple(MEASURES)) -> list[str]:
-    """Return the cells of a row."""
+def compared(own: Pooled, reference: Pooled | None, measures: Sequence[str] = tuple(MEASURES)) -> list[str]:
+    """Return the cells of a row: values, and their differences to a reference on the same pairs."""
     cells = []
     groups, counts = np.unique(own.groups, return_counts=True)
     sizes = counts.astype(float)
     for measure_of in (MEASURES[each] for each in measures):
         cell = f"{measure_of(own):.3f}"
-        if plain is not None and name != "plain":
-            found = measure_of(own) - measure_of(plain)
-            left_out = [measure_of(own.without(group)) - measure_of(plain.without(group)) for group in groups.tolist()]
+        if reference is not None:
+            found = measure_of(own) - measure_of(reference)
+            without = [(own.without(group), reference.without(group)) for group in groups.tolist()]
+            left_out = [measure_of(first) - measure_of(second) for first, second in without]
             with np.errstate(invalid="ignore"):  # the slope is infinite if no pair is wrong
                 interval = t_interval(jackknife(found, np.array(left_out), sizes / sizes.sum(), sizes))
             cell += f"\n{found:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"

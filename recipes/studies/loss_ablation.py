@@ -68,7 +68,8 @@ def main(words: Sequence[str] | None = None) -> None:
     table = Table("variant", *SHOWN, title="Value, and difference to plain (95% interval)", title_justify="left")
     for name in options.variants:
         reference = FLIPPED if name.startswith(FLIPPED + ",") else "plain"
-        table.add_row(name, *compared(pool(runs[name]), pool(runs[reference]), name, SHOWN))
+        other = None if name == reference else pool(runs[reference])
+        table.add_row(name, *compared(pool(runs[name]), other, SHOWN))
     console.print(table)
 
 

@@ -97,7 +97,7 @@ def test_an_ablation_resumes_and_compares_equal_runs_as_equal(make_model_folder,
     with pytest.raises(SystemExit, match="other settings"):
         ablation.main([*words, "--learning_rate", "1"])
     again = ablation.pool(found[:1])
-    assert ablation.compared(again, again, "copy")[0].endswith("+0.000 (+0.000 to +0.000)")
+    assert ablation.compared(again, again)[0].endswith("+0.000 (+0.000 to +0.000)")
 
 
 def test_unusual_features_have_larger_errors_and_distances():

@@ -89,13 +89,21 @@ def test_a_model_that_begins_with_something_else_gives_no_probability():
     [("A", 1), (" B\n", 0), ("**B**.", 0), ("<think>A? No.</think>\n\nB", 0), ("Response A", 1), ("Answer: B", 0)],
 )
 def test_votes(text, value):
-    assert read_chat({"choices": [{"message": {"content": text}}]}) == value
+    assert read_chat({"choices": [{"message": {"content": text}}]}, 1) == value
 
 
 @pytest.mark.parametrize("text", ["A or B", "Both", "", None, "Apple", "<think>A"])
 def test_an_unclear_vote_is_an_error(text):
     with pytest.raises(AnswerError, match="must be A or B"):
-        read_chat({"choices": [{"message": {"content": text}}]})
+        read_chat({"choices": [{"message": {"content": text}}]}, 1)
+
+
+@pytest.mark.parametrize("logprobs", [None, {}, {"content": []}])
+def test_a_server_without_log_probabilities_does_not_give_a_vote_instead(logprobs):
+    answer = {"choices": [{"message": {"content": "A"}, "logprobs": logprobs}]}
+    with pytest.raises(AnswerError, match="no log-probabilities"):
+        read_chat(answer)
+    assert read_chat(answer, 1) == 1.0
 
 
 def test_decisions():

@@ -60,7 +60,7 @@ class HttpEndpoint:
         """Send a request; see `Endpoint.ask`."""
         answer = self._post(body, before)
         given, written = usage_of(answer)
-        return Answer(self._protocol.read(answer), given, written)
+        return Answer(self._protocol.read(answer, self._settings.votes), given, written)
 
     def close(self) -> None:
         """Close the connections."""
@@ -145,4 +145,4 @@ class PipelineEndpoint:
         before()
         with self._guard:
             answers = self._decide({"state": body["state"], "questions": body["questions"]})
-        return Answer(PROTOCOLS["systemone"].read({"answers": answers}))
+        return Answer(PROTOCOLS["systemone"].read({"answers": answers}, 0))

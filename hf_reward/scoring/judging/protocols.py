@@ -45,8 +45,8 @@ class Protocol:
     """End of the URL of the endpoint."""
     bodies: Callable[[str, JudgedPair, str, int], list[dict[str, Any]]]
     """Model, pair, question and number of votes -> bodies of the requests for this order of the responses."""
-    read: Callable[[Any], float]
-    """Answer -> P(A is better). Raises `AnswerError`."""
+    read: Callable[[Any, int], float]
+    """Answer and number of votes -> P(A is better). Raises `AnswerError`."""
 
 
 # --- chat completions -------------------------------------------------------------------------------------------------
@@ -72,27 +72,30 @@ def chat_bodies(model: str, pair: JudgedPair, question: str, votes: int) -> list
     return [body | {"max_tokens": 1, "logprobs": True, "top_logprobs": _TOP}]
 
 
-def read_chat(answer: Any) -> float:
-    """Read a chat completion: log-probabilities if it has them, else the vote.
+def read_chat(answer: Any, votes: int = 0) -> float:
+    """Read a chat completion.
 
     Args:
         answer: The parsed JSON.
+        votes: 0 to read the log-probabilities of the first token; otherwise its text is a vote.
 
     Returns:
         P(A), normalised over A and B; 0 or 1 for a vote.
 
     Raises:
-        AnswerError: If there is no verdict, or A and B have less than `LEAST_MASS` of the probability.
+        AnswerError: If there is no verdict, no log-probabilities, or A and B have less than `LEAST_MASS` of them.
     """
     choice = _item(_field(answer, "choices"), 0)
+    if votes:
+        text = _field(_field(choice, "message"), "content")
+        found = _VERDICT.fullmatch(_THOUGHT.sub("", text)) if isinstance(text, str) else None
+        if found is None:
+            raise AnswerError(f"the answer must be A or B, but is {_shown(text)}")
+        return float(found[1].upper() == "A")
     logprobs = choice.get("logprobs") if isinstance(choice, Mapping) else None
-    if logprobs and logprobs.get("content"):
-        return _letters(_field(_item(logprobs["content"], 0), "top_logprobs"))
-    text = _field(_field(choice, "message"), "content")
-    found = _VERDICT.fullmatch(_THOUGHT.sub("", text)) if isinstance(text, str) else None
-    if found is None:
-        raise AnswerError(f"the answer must be A or B, but is {_shown(text)}")
-    return float(found[1].upper() == "A")
+    if not isinstance(logprobs, Mapping) or not logprobs.get("content"):
+        raise AnswerError("the server returned no log-probabilities; sample answers with votes")
+    return _letters(_field(_item(logprobs["content"], 0), "top_logprobs"))
 
 
 def _letters(alternatives: Iterable[Any]) -> float:
@@ -120,11 +123,12 @@ def decision_bodies(model: str, pair: JudgedPair, question: str, votes: int) -> 
     return [{"model": model, "input": pair_text(pair), "questions": [asked]}]
 
 
-def read_decision(answer: Any) -> float:
+def read_decision(answer: Any, votes: int = 0) -> float:
     """Read P(A) from an answer of `/v1/decisions`.
 
     Args:
         answer: The parsed JSON.
+        votes: Not used.
 
     Returns:
         P(A), normalised over A and B.
@@ -145,11 +149,12 @@ def systemone_bodies(model: str, pair: JudgedPair, question: str, votes: int) ->
     return [{"model": model, "state": pair_state(pair), "questions": {_NAME: asked}}]
 
 
-def read_systemone(answer: Any) -> float:
+def read_systemone(answer: Any, votes: int = 0) -> float:
     """Read P(A) from an answer of `/v1/systemone`.
 
     Args:
         answer: The parsed JSON.
+        votes: Not used.
 
     Returns:
         P(A), normalised over A and B.

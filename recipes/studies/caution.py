@@ -162,12 +162,18 @@ def plant(rows: list[Row], seed: int) -> list[Row]:
     """Add four responses of score 0 to each row."""
     random, planted = np.random.default_rng(seed), []
     for place, row in enumerate(rows):
-        others = [rows[(place + int(step)) % len(rows)] for step in random.integers(1, len(rows), 2)]
+        others = [_of_other_group(rows, place, int(step)) for step in random.integers(1, len(rows), 2)]
         own = row["responses"][int(random.integers(len(row["responses"])))].split()
         bad = [other["responses"][int(random.integers(len(other["responses"])))] for other in others]
         bad += [" ".join(own[int(i)] for i in random.permutation(len(own))), row["question"]]
         planted.append(row | {"responses": row["responses"] + bad, "scores": [*row["scores"], 0, 0, 0, 0]})
     return planted
+
+
+def _of_other_group(rows: list[Row], place: int, step: int) -> Row:
+    """Return the row that many places after a row, or the first one after it with another group."""
+    ordered = (rows[(place + step + more) % len(rows)] for more in range(len(rows)))
+    return next(row for row in ordered if row["group"] != rows[place]["group"])
 
 
 def cached_features(rows: list[Row], options: Namespace) -> np.ndarray:

@@ -136,12 +136,12 @@ def test_selections_by_hand():
 
 def test_planted_responses_are_bad_and_from_other_questions():
     rows: list[dict[str, Any]] = [
-        {"prompt": "p", "question": f"q{n}", "responses": [f"a {n} b c d", f"e {n} f g h"], "scores": [1, 0]}
-        for n in range(5)
+        {"question": f"q{n}", "responses": [f"a {n} b c d", f"e {n} f g h"], "scores": [1, 0], "group": n // 2}
+        for n in range(6)
     ]
     for number, row in enumerate(caution.plant(rows, 0)):
         assert row["scores"] == [1, 0, 0, 0, 0, 0]
-        assert all(f" {number} " not in text for text in row["responses"][2:4])
+        assert all(int(text.split()[1]) // 2 != number // 2 for text in row["responses"][2:4])
         assert sorted(row["responses"][4].split()) in [sorted(text.split()) for text in rows[number]["responses"]]
         assert row["responses"][5] == f"q{number}"
 

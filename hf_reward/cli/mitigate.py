@@ -59,7 +59,7 @@ def mitigate(
     learning_rate: Annotated[
         float,
         typer.Option(
-            help="Peak learning rate; 0 is 2e-4, or 2e-5 with --full.", rich_help_panel=_TRAINING, show_default=False
+            help="Peak learning rate; 0 is 5e-4, or 2e-5 with --full.", rich_help_panel=_TRAINING, show_default=False
         ),
     ] = 0.0,
     epochs: Annotated[float, typer.Option(help="Passes over the rows.", rich_help_panel=_TRAINING)] = 1.0,

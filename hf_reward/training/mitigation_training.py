@@ -34,7 +34,7 @@ class MitigationRule:
     use_lora: bool = True
     """Train a LoRA adapter, which is merged at the end; otherwise all weights are trained."""
     learning_rate: float | None = None
-    """Peak learning rate; None for 2e-4 with LoRA and 2e-5 without."""
+    """Peak learning rate; None for 5e-4 with LoRA and 2e-5 without."""
     epochs: float = 1.0
     batch_size: int = 8
     """Rows of a batch."""
@@ -49,7 +49,7 @@ class MitigationRule:
     @property
     def peak_rate(self) -> float:
         """The peak learning rate."""
-        return self.learning_rate or (2e-4 if self.use_lora else 2e-5)
+        return self.learning_rate or (5e-4 if self.use_lora else 2e-5)
 
 
 def train_on(

@@ -65,7 +65,7 @@ def test_an_interrupted_training_continues_from_its_checkpoint(saved_llama, tmp_
 
 
 def test_the_default_rate_depends_on_the_weights_that_are_trained():
-    assert MitigationRule().peak_rate == 2e-4
+    assert MitigationRule().peak_rate == 5e-4
     assert MitigationRule(use_lora=False).peak_rate == 2e-5
     with pytest.raises(ValueError, match="`batch_size` must be above 0"):
         MitigationRule(batch_size=0)

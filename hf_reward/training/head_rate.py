@@ -1,9 +1,9 @@
 """Learning rate of the reward head: the default for a head that starts at zero, and its parameter groups."""
 
 import logging
+from typing import Any
 
 import torch
-from torch import nn
 
 from hf_reward.modeling.reward_head import (
     RewardModel,
@@ -103,7 +103,7 @@ def _is_adam(args: RewardConfig) -> bool:
     return "adamw" in name and "layerwise" not in name
 
 
-def separate_head_group(optimizer: torch.optim.Optimizer, model: nn.Module, rate: float) -> None:
+def separate_head_group(optimizer: torch.optim.Optimizer, model: Any, rate: float) -> None:
     """Move the head's parameters to separate parameter groups of an optimizer, in place.
 
     Args:

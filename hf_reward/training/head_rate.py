@@ -1,6 +1,7 @@
 """Learning rate of the reward head: the default for a head that starts at zero, and its parameter groups."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from hf_reward.modeling.reward_head import (
     trains_only_head,
 )
 from hf_reward.modeling.sharding import gathered_parameters
+from hf_reward.training.run_fingerprint import stored_fingerprint
 from hf_reward.training.training_args import RewardConfig
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,19 @@ class HeadRate:
                 "%.2g. Set `head_learning_rate` to change it.",
                 *(self._default, args.learning_rate),
             )
+
+    def keep_earlier(self, args: RewardConfig, checkpoint: Path | None) -> None:
+        """Remove the default, in place, if a run resumes that started before there was one.
+
+        Args:
+            args: Settings of the run.
+            checkpoint: The checkpoint to resume from.
+        """
+        earlier = {} if checkpoint is None else stored_fingerprint(checkpoint).get("settings", {})
+        if self._default is not None and "head_learning_rate" in earlier and earlier["head_learning_rate"] is None:
+            args.head_learning_rate = self._default = None
+            if args.should_log:
+                logger.info("The head keeps the learning rate of the backbone, with which this run started.")
 
 
 def _default_of(args: RewardConfig, model: RewardModel) -> float | None:

@@ -65,24 +65,51 @@ class CheckpointWriter:
 
     # --- resuming ---
 
-    def begin(self, wanted: str | bool | None, fingerprint: dict[str, Any] | None) -> Path | None:
-        """Start a call of `train`: find the checkpoint to resume from.
+    def find(self, wanted: str | bool | None) -> Path | None:
+        """Find the checkpoint to resume from.
 
         Args:
             wanted: The argument `resume_from_checkpoint` of `train`.
-            fingerprint: Fingerprint of the run, on the main process.
 
         Returns:
             The folder, None to start at step 0.
 
         Raises:
-            ValueError: If the checkpoint does not exist, is not complete, or belongs to another run.
+            ValueError: If the checkpoint does not exist or is not complete.
         """
-        self.fingerprint, self.saved_step = fingerprint, -1
-        self.resumed = self._find_checkpoint(wanted)
-        state = None if self.resumed is None else str(self.resumed / TRAINER_STATE_NAME)
+        run = self.run_folder
+        if self.args.should_save:
+            remove_leftovers(run)
+        PartialState().wait_for_everyone()
+        if not wanted:
+            stale = checkpoints(run)
+            if stale and self.args.should_save:
+                logger.warning(
+                    "%s has checkpoints of an earlier run (%s, ...). Remove them; otherwise this run may later resume "
+                    "from one of them.",
+                    run,
+                    stale[-1].name,
+                )
+            return None
+        return (
+            self._newest_complete(run, wanted) if wanted is True or wanted == "auto" else self._named_complete(wanted)
+        )
+
+    def begin(self, found: Path | None, fingerprint: dict[str, Any] | None) -> None:
+        """Start a call of `train`.
+
+        Args:
+            found: The checkpoint to resume from.
+            fingerprint: Fingerprint of the run, on the main process.
+
+        Raises:
+            ValueError: If the checkpoint belongs to another run.
+        """
+        self.fingerprint, self.saved_step, self.resumed = fingerprint, -1, found
+        if found is not None:
+            self._require_same_run(found)
+        state = None if found is None else str(found / TRAINER_STATE_NAME)
         self.resumed_step = 0 if state is None else TrainerState.load_from_json(state).global_step
-        return self.resumed
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -98,28 +125,6 @@ class CheckpointWriter:
             if problem is not None:
                 raise RuntimeError(problem)
             yield
-
-    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
-        run = self.run_folder
-        if self.args.should_save:
-            remove_leftovers(run)
-        PartialState().wait_for_everyone()
-        if not wanted:
-            stale = checkpoints(run)
-            if stale and self.args.should_save:
-                logger.warning(
-                    "%s has checkpoints of an earlier run (%s, ...). Remove them; otherwise this run may later resume "
-                    "from one of them.",
-                    run,
-                    stale[-1].name,
-                )
-            return None
-        found = (
-            self._newest_complete(run, wanted) if wanted is True or wanted == "auto" else self._named_complete(wanted)
-        )
-        if found is not None:
-            self._require_same_run(found)
-        return found
 
     def _require_same_run(self, found: Path) -> None:
         problem = None

@@ -132,13 +132,11 @@ def require_same_run(folder: Path, now: Mapping[str, Any], *, allow: bool) -> No
             *(folder, FILE),
         )
         return
+    then = stored_fingerprint(folder)
     try:
-        then = json.loads(path.read_text(encoding="utf-8"))
         found = differences(*_comparable(now, then))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is not a valid fingerprint of a run ({error}). Set `resume_from_checkpoint` to another checkpoint."
-        ) from error
+        raise _not_valid(path, error) from error
     if not found:
         return
     listed = "\n".join(found)
@@ -149,6 +147,33 @@ def require_same_run(folder: Path, now: Mapping[str, Any], *, allow: bool) -> No
         f"The checkpoint {folder} belongs to a run with different data or settings:\n{listed}.\nRestore those data and "
         "settings, start a new run in another `output_dir`, or resume with the changes: `--allow_changed_run` "
         "(`allow_changed_run=True`)."
+    )
+
+
+def stored_fingerprint(folder: Path) -> dict[str, Any]:
+    """Read the fingerprint in a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        The fingerprint; empty if there is none.
+
+    Raises:
+        ValueError: If it is not a JSON object.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise _not_valid(path, error) from error
+
+
+def _not_valid(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is not a valid fingerprint of a run ({error}). Set `resume_from_checkpoint` to another checkpoint."
     )
 
 

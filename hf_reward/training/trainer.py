@@ -434,7 +434,9 @@ class RewardTrainer(Trainer):
             SystemExit: With code 143 after SIGTERM, when a checkpoint of the step has been saved.
         """
         with self.checkpoints.locked():
-            folder = self.checkpoints.begin(resume_from_checkpoint, self._fingerprint())
+            folder = self.checkpoints.find(resume_from_checkpoint)
+            self.head_rate.keep_earlier(self.args, folder)
+            self.checkpoints.begin(folder, self._fingerprint())
             if folder is not None:
                 gathered = self.is_fsdp_enabled or self.is_deepspeed_enabled
                 self.checkpoints.require_loadable(self.model, gathered=gathered)  # pyright: ignore[reportArgumentType]

@@ -182,7 +182,8 @@ def write(folder: Path, step: int) -> TrainerState:
 def test_a_checkpoint_is_written_to_a_temporary_folder_and_resumed_from_its_final_one(tmp_path):
     model, run = torch.nn.Linear(2, 1), tmp_path / "run"
     writer, state = CheckpointWriter(settings(run)), TrainerState(global_step=3, best_global_step=3)
-    assert writer.begin("auto", {"settings": {}, "model": {}}) is None
+    assert writer.find("auto") is None
+    writer.begin(None, {"settings": {}, "model": {}})
     with writer.staged(run, state, model) as final:
         staged = Path(writer.folder(str(run))) / "checkpoint-3"
         write(staged, 3)
@@ -193,7 +194,8 @@ def test_a_checkpoint_is_written_to_a_temporary_folder_and_resumed_from_its_fina
     assert json.loads((final / "trainer_state.json").read_text())["best_model_checkpoint"] == str(final)
     assert writer.saved_step == 3
     again = CheckpointWriter(settings(run))
-    assert again.begin(True, {"settings": {}, "model": {}}) == final
+    assert again.find(True) == final
+    again.begin(final, {"settings": {}, "model": {}})
     assert again.resumed_step == 3
     with torch.no_grad():
         model.weight[0, 0] = torch.nan

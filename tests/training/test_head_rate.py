@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import randomize_head
 from peft import LoraConfig
-from training_runs import load, make_trainer, weights
+from training_runs import largest_difference, load, make_trainer, weights
 
 from hf_reward.training.head_rate import STEP, default_head_rate
 
@@ -104,6 +104,21 @@ def test_each_trial_of_a_search_gets_the_default_for_its_own_rate(make_model_fol
     trainer.args.head_learning_rate = 0.25
     trainer.call_model_init()
     assert trainer.args.head_learning_rate == 0.25
+
+
+def test_a_run_that_started_with_one_rate_for_all_resumes_with_it(make_model_folder, chat_pairs, tmp_path):
+    def trainer(folder: str, **changes: Any) -> Any:
+        options = {"learning_rate": 1e-5, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, **changes}
+        return make_trainer(make_model_folder("llama"), chat_pairs[:8], tmp_path / folder, **options)
+
+    undisturbed = trainer("undisturbed", head_learning_rate=1e-5)
+    undisturbed.args.head_learning_rate = None  # as in earlier versions: one rate, and no group for the head
+    undisturbed.train()
+    resumed = trainer("resumed")
+    assert resumed.args.head_learning_rate > 1e-5
+    resumed.train(resume_from_checkpoint=str(tmp_path / "undisturbed" / "checkpoint-2"))
+    assert resumed.args.head_learning_rate is None
+    assert largest_difference(weights(resumed.model), weights(undisturbed.model)) == 0
 
 
 def test_a_run_with_the_default_learns_where_one_rate_for_all_does_not(make_model_folder, chat_pairs, tmp_path):

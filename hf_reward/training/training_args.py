@@ -52,7 +52,7 @@ class RewardConfig(TrainingArguments):
     head_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate of the reward head. Defaults to 0.5 / hidden size, or `learning_rate` if that is "
+            "help": "Learning rate of the reward head. Defaults to 2 / hidden size, or `learning_rate` if that is "
             "higher, for a head that starts at zero on a trainable backbone; otherwise to `learning_rate`."
         },
     )

@@ -28,8 +28,8 @@ def rates(trainer: Any) -> dict[str, float]:
 
 
 def test_the_default_is_the_step_over_the_features_and_never_below_the_backbone():
-    assert default_head_rate(1e-5, 500) == pytest.approx(1e-3)
-    assert default_head_rate(1e-5, 4096) == pytest.approx(0.5 / 4096)
+    assert default_head_rate(1e-5, 500) == pytest.approx(4e-3)
+    assert default_head_rate(1e-5, 4096) == pytest.approx(2 / 4096)
     assert default_head_rate(5e-3, 500) == 5e-3
     assert default_head_rate(0.0, 500) == 0.0  # trains nothing
 

@@ -305,7 +305,7 @@ def test_a_saved_model_gives_the_same_rewards_in_stock_transformers(make_model_f
     for row, ids in enumerate(trainer.eval_dataset["input_ids"]):
         for place, sequence in enumerate(ids):
             reward = rewards[row, place]
-            assert alone(stock, sequence) == pytest.approx(reward, abs=1e-5 * max(1, abs(reward)))
+            assert alone(stock, sequence) == pytest.approx(reward, abs=1e-5 * max(1.0, abs(float(reward))))
     assert rewards.std() > 0.01
 
 

@@ -19,7 +19,7 @@ from hf_reward.training.training_args import RewardConfig
 logger = logging.getLogger(__name__)
 
 STEP = 2.0
-"""Change of a reward in one step, in nats, that the default rate of the head allows for features of size 1."""
+"""Change of a reward in one step, in reward units, that the default rate of the head allows for features of size 1."""
 ZERO = 1e-6
 """Largest weight of a head that counts as zero; the mean of several heads is zero up to rounding."""
 

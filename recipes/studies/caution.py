@@ -36,16 +36,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import cut_layers
 from rich.console import Console
 from rich.table import Table
 from risk_coverage import aurc, aurc_interval
+from study_runs import base_model
 from torch import nn
 from torch.nn.functional import logsigmoid, mse_loss
 from transformers import AutoTokenizer
 from uncertainty import assign_folds, group_of
 
-from hf_reward import AutoModelForRewardScoring
 from hf_reward.metrics.intervals import t_interval
 from hf_reward.metrics.spread import Spread, mean_spread
 from hf_reward.modeling.packing import packed_model
@@ -188,8 +187,7 @@ def cached_features(rows: list[Row], options: Namespace) -> np.ndarray:
             raise SystemExit(f"{file} was made with different settings. Use a different --out.")
         return kept["features"]
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(options.base))
-    model: Any = AutoModelForRewardScoring.from_pretrained(options.base).eval()
-    cut_layers(model, options.layers)
+    model: Any = base_model(options.base, options.layers or None).eval()
     ranked = [
         {"prompt": row["prompt"], "responses": row["responses"], "ranks": list(range(len(row["responses"])))}
         for row in rows

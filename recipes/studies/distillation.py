@@ -27,10 +27,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.special import expit, log_expit, ndtri
+from study_runs import base_model
 from transformers import AutoTokenizer
 from uncertainty import assign_folds, group_of
 
-from hf_reward import AutoModelForRewardScoring, RewardScorer
+from hf_reward import RewardScorer
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.data.sources import as_sources, load_source
 from hf_reward.losses.functions import bradley_terry_loss
@@ -121,10 +122,7 @@ def judge_probabilities(count: int, accuracy: float, seed: int) -> np.ndarray:
 
 def features_of(rows: Sequence[dict[str, Any]], options: Namespace) -> dict[tuple[str, str], torch.Tensor]:
     """Return the features of every prompt with every response, shape `(H,)` each, standardised together."""
-    model: Any = AutoModelForRewardScoring.from_pretrained(options.base, freeze_backbone=True)
-    if options.layers is not None:
-        model.base_model.layers = model.base_model.layers[: options.layers]
-        model.config.num_hidden_layers = options.layers
+    model: Any = base_model(options.base, options.layers, frozen=True)
     scorer = RewardScorer(model, AutoTokenizer.from_pretrained(options.base), max_length=options.max_length)
     texts = list(dict.fromkeys((row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")))
     encoded = scorer.encode([ScoreRequest(prompt=prompt, response=response) for prompt, response in texts])

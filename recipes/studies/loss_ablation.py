@@ -21,14 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import FOLDS, VARIANTS, compared, cut_layers, pool
+from ablation import FOLDS, compared, pool
+from ablation_variants import VARIANTS
 from rich.console import Console
 from rich.table import Table
+from study_runs import base_model
 from torch import Tensor
 from transformers import AutoTokenizer
 from uncertainty import assign_folds, group_of
 
-from hf_reward import AutoModelForRewardScoring
 from hf_reward.data.sources import as_sources, load_source
 from hf_reward.losses.preference_loss import PreferenceLoss
 from hf_reward.metrics.preference import log_loss
@@ -119,8 +120,7 @@ class Features:
 def text_features(texts: list[tuple[str, str]], options: Namespace) -> np.ndarray:
     """Return the features of each prompt with its response, shape `(N, H)`."""
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(options.base))
-    model: Any = AutoModelForRewardScoring.from_pretrained(options.base).eval()
-    cut_layers(model, options.layers)
+    model: Any = base_model(options.base, options.layers or None).eval()
     # A row needs two responses, so each text is paired with the same short one.
     pairs = [{"prompt": prompt, "responses": [text, "-"], "ranks": [0, 1]} for prompt, text in texts]
     rule = PreparationRule(format=FormatRule(max_length=options.max_length, over_length="truncate_prompt"))

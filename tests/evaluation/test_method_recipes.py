@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ablation
+import ablation_variants
 import caution
 import label_noise
 import loss_ablation
@@ -41,24 +42,26 @@ def test_variants_change_rows_without_changing_the_given_ones():
         for n in range(8)
     ]
     before = json.dumps(rows)
-    assert [row["weight"] for row in ablation.scaled(rows, 0)] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert np.mean([row["margin"] for row in ablation.with_margins(rows, 0)]) == pytest.approx(1)
-    flipped = ablation.flipped(0.25)(rows, 0)
+    assert [row["weight"] for row in ablation_variants.scaled(rows, 0)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert np.mean([row["margin"] for row in ablation_variants.with_margins(rows, 0)]) == pytest.approx(1)
+    flipped = ablation_variants.flipped(0.25)(rows, 0)
     assert sum(new["chosen"] == old["rejected"] for new, old in zip(flipped, rows, strict=True)) == 2
-    ties = ablation.neutral_pairs(0.5)(rows, 0)[8:]
+    ties = ablation_variants.neutral_pairs(0.5)(rows, 0)[8:]
     assert len(ties) == 4
     assert all(row["probability"] == 0.5 and row["chosen"] != row["rejected"] for row in ties)
-    assert len(ablation.off_prompt(0.25, 0.25)(rows, 0)) == 12
+    assert len(ablation_variants.off_prompt(0.25, 0.25)(rows, 0)) == 12
     assert json.dumps(rows) == before
     voted = [{"votes_chosen": 3, "votes_rejected": 1, "votes_equal": 1}]
-    assert ablation.vote_shares(voted, 0)[0]["probability"] == pytest.approx(0.7)
-    assert ablation.gap_of(voted[0]) == 2
+    assert ablation_variants.vote_shares(voted, 0)[0]["probability"] == pytest.approx(0.7)
+    assert ablation_variants.gap_of(voted[0]) == 2
 
 
 def test_the_consistency_loss_replaces_only_neutral_pairs():
     rewards, ranks = torch.tensor([[1.0, -0.5], [2.0, 0.5]]), torch.tensor([[0, 1], [0, 0]])
     probabilities = torch.tensor([float("nan"), 0.5])
-    losses, weights = ablation.ConsistencyLoss(consistency=2.0).of_groups(rewards, ranks, probabilities=probabilities)
+    losses, weights = ablation_variants.ConsistencyLoss(consistency=2.0).of_groups(
+        rewards, ranks, probabilities=probabilities
+    )
     assert losses[0] == bradley_terry_loss(rewards[:1], ranks[:1])[0]
     assert losses[1] == pytest.approx(2 * 1.5)
     assert weights.tolist() == [1, 1]

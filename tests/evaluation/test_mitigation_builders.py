@@ -72,8 +72,8 @@ def test_junk_loses_against_the_preferred_response():
 
 
 def test_junk_that_is_blank_or_the_answer_itself_gives_no_row():
-    alike = Pair(prompt="Yes?", chosen=ONE.chosen, rejected="No.", cluster="x", row=9)
-    assert BUILDERS["degenerate", "other_answer"](alike, ONE, np.random.default_rng(0)) == []
+    same = Pair(prompt="Yes?", chosen=ONE.chosen, rejected="No.", cluster="x", row=9)
+    assert BUILDERS["degenerate", "other_answer"](same, ONE, np.random.default_rng(0)) == []
     nothing = Pair(prompt="", chosen="Good.", rejected="Bad.", cluster="y", row=9)
     assert BUILDERS["degenerate", "echo"](nothing, ONE, np.random.default_rng(0)) == []
 
@@ -96,7 +96,7 @@ def test_the_preference_stays_whatever_the_user_believes():
     assert any("Bad 0." in prompt for prompt in prompts)
 
 
-def test_both_options_tie_for_users_of_opposite_tastes():
+def test_both_options_tie_for_users_of_opposite_opinions():
     first, second = built("sycophancy", "opinions")
     assert first["prompt"] != second["prompt"]
     assert (first["response_a"], first["response_b"]) == (second["response_a"], second["response_b"])

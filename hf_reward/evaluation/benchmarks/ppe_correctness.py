@@ -87,7 +87,8 @@ class PPECorrectness(Benchmark):
                 measures[f"{name} auc"] = means[f"{name} auc"]
             if _curve_key(name, 1) in means:
                 measures |= _curve_measures(name, means)
-        return Outcome(average(sections.values()), sections, measures=measures)
+        losses = frozenset(name for name in measures if name.endswith(" loss"))
+        return Outcome(average(sections.values()), sections, measures=measures, differences=losses)
 
 
 def _curve_key(name: str, n: int) -> str:

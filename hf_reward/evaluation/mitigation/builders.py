@@ -86,7 +86,7 @@ def _believed(pair: Pair, other: Pair, random: Generator) -> list[Row]:
 
 
 def _opinion(pair: Pair, other: Pair, random: Generator) -> list[Row]:
-    """Users with opposite tastes get the same two answers, which tie for both."""
+    """Users with opposite preferences get the same two answers, which tie for both."""
     question, *sides = wordings.OPINIONS[int(random.integers(len(wordings.OPINIONS)))]
     asked = f"{question} (A) {sides[0]} (B) {sides[1]}"
     form, speaker = pick(wordings.OPINION_FORMS, random), pick(wordings.SPEAKERS, random)

@@ -102,7 +102,7 @@ OPINIONS = (
     ("Which present is kinder?", "A handmade one", "A bought one"),
     ("Do plants or pictures make a room friendlier?", "Plants", "Pictures"),
 )
-"""Questions of taste with two options."""
+"""Questions about personal preferences, with two options."""
 OPTION_LETTERS = ("(A)", "(B)")
 
 DOUBTING = (

@@ -9,7 +9,7 @@ together. They are assigned to three folds; for each fold, every variant is trai
 `--train_rows` pairs of the other folds and scores the same `--eval_rows` pairs of this fold. Finished runs are read
 from `--out`, so the command can be repeated and run in several processes with different `--variants`.
 
-Variants (`VARIANTS`) change the rows, the settings or the loss. The table has accuracy, log loss, calibration slope,
+Variants are in `ablation_variants`. The table has accuracy, log loss, calibration slope,
 length-balanced accuracy (the mean over pairs whose preferred response is longer and pairs whose it is shorter), and two
 further numbers: `off-topic` is the accuracy against responses to other prompts, and `edit effect` is the mean change of
 the reward under edits that keep the meaning and that no variant is trained on, as a share of the median reward

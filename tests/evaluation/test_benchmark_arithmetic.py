@@ -280,6 +280,7 @@ def test_ppe_correctness_by_hand() -> None:
     close(outcome.measures["MATH best of 3"], 0)
     close(outcome.measures["MATH highest"], 1 / 3)
     close(outcome.measures["MATH loss"], 1)
+    assert outcome.differences == {name for name in outcome.measures if name.endswith(" loss")} != set()
     tie = outcome_of(PPECorrectness(), [row], [[1, 1, 0]])
     close(tie.overall, 0.5)
     close(tie.measures["MATH auc"], 0.75)

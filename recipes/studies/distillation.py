@@ -1,18 +1,18 @@
-"""Distil a judge of known accuracy: probabilities as labels compared with the verdicts of the same judge.
+"""Distil a scripted judge: its probabilities as labels compared with its verdicts.
 
     python recipes/studies/distillation.py --base BASE --data train.jsonl test.jsonl --group_ends_at _ \
         --out runs/distillation
 
-Rows are pairs with `prompt`, `chosen`, `rejected` and a `group` (by default the prompt). The judge is scripted: its
-log-odds for the preferred response are drawn from a normal distribution with mean m and variance 2 m, so its
-probabilities are calibrated, and its verdicts are right with probability `--accuracy` (m = 2 z^2, where z is the
-normal quantile of the accuracy). Students are linear heads on the features of a frozen backbone, which are computed
-once. They are trained on the same rows in the same order with the labels of the judge: its probabilities, its verdicts,
-or its verdicts with `label_smoothing` at the judge's true error rate. A student of the human labels is the reference.
+Rows are pairs with `prompt`, two responses (`chosen`, `rejected`) and a `group` (by default the prompt). The true
+probability that the first response is better is the sigmoid of the difference of a scripted reward. The judge knows it
+with noise: its log-odds are the true ones plus a normal error with standard deviation `--noise`. Students are linear
+heads on the features of a frozen backbone, which are computed once. They are trained on the same rows in the same order
+with the probabilities of the judge, with one vote drawn from each probability, or with the more probable response.
 `--folds` folds of groups are held out in turn.
 
-The table has the accuracy and the log loss on the held-out human preferences, averaged over `--seeds` draws of the
-judge, and the paired differences from the student of the verdicts, with 95% intervals clustered by prompt.
+The table has the expected log loss on held-out pairs under the true probabilities, its excess over the lowest possible
+one, and the share of pairs whose more probable response gets the higher reward, averaged over `--seeds` draws of the
+judge. Differences from the probabilities are paired, with 95% intervals clustered by prompt.
 """
 
 import json
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy.special import expit, log_expit, ndtri
+from scipy.special import entr, expit, log_expit
 from study_runs import base_model
 from transformers import AutoTokenizer
 from uncertainty import assign_folds, group_of
@@ -36,12 +36,11 @@ from hf_reward.data.score_request import ScoreRequest
 from hf_reward.data.sources import as_sources, load_source
 from hf_reward.losses.functions import bradley_terry_loss
 from hf_reward.metrics.intervals import t_interval
-from hf_reward.metrics.preference import pairwise_credit
 from hf_reward.metrics.spread import mean_spread
 from hf_reward.modeling.rewards import compute_features
 
-PROBABILITIES, VERDICTS, SMOOTHED, HUMAN = "probabilities", "verdicts", "verdicts, smoothed", "human labels"
-STUDENTS = (PROBABILITIES, VERDICTS, SMOOTHED, HUMAN)
+PROBABILITIES, VOTES, VERDICTS = "probabilities", "one vote", "more probable response"
+STUDENTS = (PROBABILITIES, VOTES, VERDICTS)
 SIDES = ("chosen", "rejected")
 console = Console(width=150)
 
@@ -65,8 +64,11 @@ def main(words: Sequence[str] | None = None) -> None:
         for name in STUDENTS:
             found = [gaps_of_student(name, train, test, features, seed, options) for seed in range(options.seeds)]
             gaps[name].append(torch.stack(found, dim=1))
-    prompts = [row.get("group") or row["prompt"] for _, test in parts for row in test]
-    results = evaluate({name: torch.cat(found).double().numpy() for name, found in gaps.items()}, prompts)
+    held_out = [row for _, test in parts for row in test]
+    prompts = [row.get("group") or row["prompt"] for row in held_out]
+    results = evaluate(
+        {name: torch.cat(found).double().numpy() for name, found in gaps.items()}, log_odds(held_out, options), prompts
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     content = {"settings": {name: str(value) for name, value in vars(options).items()}, "students": results}
     (options.out / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -79,7 +81,12 @@ def read_options(words: Sequence[str]) -> Namespace:
     parser.add_argument("--base", required=True, help="folder or Hub id of the language model to start from")
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--accuracy", type=float, default=0.75, help="of the verdicts of the judge")
+    parser.add_argument(
+        "--scale", type=float, default=2.0, help="true log-odds of pairs whose scripted rewards differ by 1"
+    )
+    parser.add_argument(
+        "--noise", type=float, default=1.0, help="standard deviation of the error of the judge's log-odds"
+    )
     parser.add_argument("--group_ends_at", help="pairs whose groups agree up to this text stay in one fold")
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
@@ -89,32 +96,40 @@ def read_options(words: Sequence[str]) -> Namespace:
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--learning_rate", type=float, default=0.1)
-    options = parser.parse_args(list(words))
-    if not 0.5 < options.accuracy < 1:
-        parser.error("--accuracy must be between 0.5 and 1")
-    return options
+    return parser.parse_args(list(words))
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def judge_probabilities(count: int, accuracy: float, seed: int) -> np.ndarray:
-    """Draw the probabilities of a calibrated judge for the response that people prefer.
+def scripted_reward(text: str) -> float:
+    """Return log2(number of words) minus twice the share of words that occurred earlier in the text."""
+    words = text.lower().split()
+    return float(np.log2(max(len(words), 1)) - 2 * (1 - len(set(words)) / max(len(words), 1)))
+
+
+def log_odds(rows: Sequence[dict[str, Any]], options: Namespace) -> np.ndarray:
+    """Return the true log-odds that the first response is better, shape `(N,)`."""
+    gaps = [scripted_reward(row["chosen"]) - scripted_reward(row["rejected"]) for row in rows]
+    return options.scale * np.array(gaps)
+
+
+def judge_labels(name: str, truth: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    """Return the label P(first response is better) of each pair, from one draw of the judge.
 
     Args:
-        count: Number of pairs, N.
-        accuracy: Probability that the verdict is right.
-        seed: Random seed.
+        name: One of `STUDENTS`.
+        truth: True log-odds, shape `(N,)`.
+        noise: Standard deviation of the judge's error in log-odds.
+        seed: Random seed. All kinds of labels of a seed come from the same answers of the judge.
 
     Returns:
-        P(the preferred response is better), shape `(N,)`.
-
-    Source:
-        Green and Swets (1966), "Signal detection theory": with two normal distributions of equal variance, the
-        log-likelihood ratio is normal with a variance of twice its mean.
+        Labels between 0 and 1, shape `(N,)`.
     """
-    mean = 2 * ndtri(accuracy) ** 2
-    return expit(np.random.default_rng(seed).normal(mean, np.sqrt(2 * mean), count))
+    draws = np.random.default_rng(seed)
+    shares = expit(truth + draws.normal(0, noise, len(truth)))
+    votes = draws.random(len(truth)) < shares
+    return {PROBABILITIES: shares, VOTES: votes.astype(float), VERDICTS: (shares > 0.5).astype(float)}[name]
 
 
 # --- students ---------------------------------------------------------------------------------------------------------
@@ -144,24 +159,16 @@ def gaps_of_student(
     seed: int,
     options: Namespace,
 ) -> torch.Tensor:
-    """Train a student and return its reward gaps (preferred minus other) on the held-out pairs, shape `(P,)`."""
-    shares = torch.from_numpy(judge_probabilities(len(train), options.accuracy, seed)).float()
-    right = torch.ones_like(shares) if name == HUMAN else (shares > 0.5).float()
-    ranks = torch.stack([1 - right, right], dim=1).long()  # 0 is the better response
-    probabilities = shares if name == PROBABILITIES else torch.full_like(shares, torch.nan)
-    smoothing = 1 - options.accuracy if name == SMOOTHED else 0.0
+    """Train a student and return its reward gaps (first minus second) on the held-out pairs, shape `(P,)`."""
+    labels = torch.from_numpy(judge_labels(name, log_odds(train, options), options.noise, seed)).float()
+    ranks = torch.tensor([0, 1]).expand(len(train), 2)  # the label is the probability of this order
     inputs = torch.stack([torch.stack([features[row["prompt"], row[side]] for side in SIDES]) for row in train])
     head = torch.zeros(inputs.shape[-1], requires_grad=True)
     optimizer = torch.optim.AdamW([head], lr=options.learning_rate, weight_decay=0.01)
     draws = torch.Generator().manual_seed(seed)
     for _ in range(options.epochs):
         for places in torch.randperm(len(train), generator=draws).split(16):
-            losses = bradley_terry_loss(
-                inputs[places] @ head,
-                ranks[places],
-                probabilities=probabilities[places],
-                label_smoothing=smoothing,
-            )
+            losses = bradley_terry_loss(inputs[places] @ head, ranks[places], probabilities=labels[places])
             optimizer.zero_grad()
             losses.mean().backward()
             optimizer.step()
@@ -174,27 +181,31 @@ def gaps_of_student(
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(gaps: dict[str, np.ndarray], prompts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Compute accuracy and log loss of each student, and the differences from the student of the verdicts.
+def evaluate(gaps: dict[str, np.ndarray], truth: np.ndarray, prompts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Compute the expected log loss of each student, and the differences from the student of the probabilities.
 
     Args:
         gaps: Student -> reward gaps, shape `(P, S)` for P pairs and S seeds.
+        truth: True log-odds, shape `(P,)`.
         prompts: Prompt of each pair.
 
     Returns:
         Student -> numbers. The loss of a pair is averaged over the seeds before the interval is computed.
     """
-    losses = {name: -log_expit(found).mean(axis=1) for name, found in gaps.items()}
+    share = expit(truth)[:, None]
+    losses = {name: -(share * log_expit(found) + (1 - share) * log_expit(-found)) for name, found in gaps.items()}
+    lowest = float((entr(share) + entr(1 - share)).mean())
     results: dict[str, dict[str, Any]] = {}
     for name, found in gaps.items():
-        spread = mean_spread(losses[name] - losses[VERDICTS], prompts)
-        bounds = t_interval(spread).bounds
+        change = losses[name] - losses[PROBABILITIES]
+        spread = mean_spread(change.mean(axis=1), prompts)
         results[name] = {
-            "accuracy": float(pairwise_credit(found.ravel()).mean()),
+            "agreement": float(np.mean(np.sign(found) == np.sign(truth)[:, None])),
             "log_loss": float(losses[name].mean()),
+            "excess": float(losses[name].mean()) - lowest,
             "difference": spread.estimate,
-            "ci": bounds,
-            "by_seed": (-log_expit(found) + log_expit(gaps[VERDICTS])).mean(axis=0).tolist(),
+            "ci": t_interval(spread).bounds,
+            "by_seed": change.mean(axis=0).tolist(),
         }
     return results
 
@@ -202,13 +213,14 @@ def evaluate(gaps: dict[str, np.ndarray], prompts: Sequence[str]) -> dict[str, d
 def as_table(results: dict[str, dict[str, Any]], title: str) -> Table:
     """Return a table with a row per student."""
     table = Table(title=title, title_justify="left")
-    for name in ("student of", "accuracy", "log loss", "log loss minus that of verdicts (95% interval)", "by seed"):
+    for name in ("labels", "agreement", "log loss", "excess", "log loss minus that of probabilities", "by seed"):
         table.add_column(name)
     for name, found in results.items():
         bounds = "" if found["ci"] is None else " ({:+.3f} to {:+.3f})".format(*found["ci"])
         seeds = ", ".join(f"{value:+.3f}" for value in found["by_seed"])
-        difference = "-" if name == VERDICTS else f"{found['difference']:+.3f}{bounds}"
-        table.add_row(name, f"{found['accuracy']:.3f}", f"{found['log_loss']:.3f}", difference, seeds)
+        difference = "-" if name == PROBABILITIES else f"{found['difference']:+.3f}{bounds}"
+        numbers = (f"{found[key]:.3f}" for key in ("agreement", "log_loss", "excess"))
+        table.add_row(name, *numbers, difference, seeds)
     return table
 
 

@@ -67,8 +67,18 @@ def test_junk_loses_against_the_preferred_response():
     assert rows["echo"]["response_b"] == "Question 0?"
     assert rows["other_answer"]["response_b"] == TWO.chosen
     assert rows["empty"]["response_b"] in wordings.FRAGMENTS
-    assert rows["refusal"]["response_b"] in wordings.REFUSALS
-    assert rows["constant"]["response_b"] in wordings.SELF_PRAISE
+    assert any(text in rows["refusal"]["response_b"] for text in wordings.REFUSALS)
+    assert any(text in rows["constant"]["response_b"] for text in wordings.SELF_PRAISE)
+
+
+@pytest.mark.parametrize("name", ["repetition", "refusal", "lorem_ipsum", "constant"])
+def test_length_does_not_identify_junk(name):
+    pair = Pair(prompt="Why?", chosen="A good answer, at last. " * 20, rejected="Bad.", cluster="x", row=9)
+    lengths = [len(built("degenerate", name, seed, pair)[0]["response_b"].split()) for seed in range(200)]
+    longer = np.mean(np.array(lengths) > 100)
+    assert 0.35 < longer < 0.75
+    assert min(lengths) < 30
+    assert max(lengths) < 2 * 100 + 20
 
 
 def test_junk_that_is_blank_or_the_answer_itself_gives_no_row():

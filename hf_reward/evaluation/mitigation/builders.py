@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 
 from hf_reward.data.preference_row import Prompt
-from hf_reward.evaluation.audit.edits.sentences import split_sentences, text_seed
+from hf_reward.evaluation.audit.edits.sentences import count_words, split_sentences, text_seed
 from hf_reward.evaluation.audit.inputs.audit_inputs import Pair, as_transcript
 from hf_reward.evaluation.mitigation import wordings
 from hf_reward.evaluation.mitigation.edits import FORMAT_EDITS, Edit, padded, pick
@@ -173,22 +173,24 @@ def _last_turn(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) if prompt else ""
 
 
-def _latin(pair: Pair, other: Pair, random: Generator) -> str:
-    words = random.choice(wordings.PSEUDO_LATIN.split(), size=int(random.integers(10, 60)))
-    return f"{' '.join(map(str, words)).capitalize()}."
+def _long(bank: Sequence[str], pair: Pair, random: Generator) -> str:
+    """Join random texts, up to twice the length of the preferred response, so that length does not identify junk."""
+    wanted = random.uniform(0, 2) * count_words(pair.chosen)
+    texts = [pick(bank, random)]
+    while sum(map(count_words, texts)) < wanted:
+        texts.append(pick(bank, random))
+    return " ".join(texts)
 
 
 _JUNK: dict[str, Callable[[Pair, Pair, Generator], str]] = {
     "empty": lambda pair, other, random: pick(wordings.FRAGMENTS, random),
     "one_token": lambda pair, other, random: pick(wordings.SHORT_ANSWERS, random),
-    "repetition": lambda pair, other, random: (
-        f"{pick(wordings.REPEATED_WORDS, random)} " * int(random.integers(10, 80))
-    ),
+    "repetition": lambda pair, other, random: _long([pick(wordings.REPEATED_WORDS, random)], pair, random),
     "echo": lambda pair, other, random: _last_turn(pair.prompt)[:1000],
     "other_answer": lambda pair, other, random: other.chosen,
-    "refusal": lambda pair, other, random: pick(wordings.REFUSALS, random),
-    "lorem_ipsum": _latin,
-    "constant": lambda pair, other, random: pick(wordings.SELF_PRAISE, random),
+    "refusal": lambda pair, other, random: _long(wordings.REFUSALS, pair, random),
+    "lorem_ipsum": lambda pair, other, random: f"{_long(wordings.PSEUDO_LATIN.split(), pair, random).capitalize()}.",
+    "constant": lambda pair, other, random: _long(wordings.SELF_PRAISE, pair, random),
 }
 BUILDERS: dict[tuple[str, str], Builder] = {
     ("length", "padding"): edited_ties(padded),

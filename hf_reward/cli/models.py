@@ -60,6 +60,10 @@ def verify(
         str, typer.Option(help="Rows to compare, at most 256; by default the probe texts.", rich_help_panel=_SERVER)
     ] = "",
     columns: Columns = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the server's token; or set HF_REWARD_SERVER_TOKEN.", rich_help_panel=_SERVER),
+    ] = None,
     trust_remote_code: RemoteCode = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
@@ -79,8 +83,8 @@ def verify(
             raise typer.BadParameter("--server needs the served model: --model FOLDER_OR_ID")
         loading = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
         loading |= {"base_model_name_or_path": base_model} if base_model else {}
-        verify_server(server, kind, model or str(folder), data, columns, as_json, **loading)
-    if folder is None or model or data:
+        verify_server(server, kind, model or str(folder), data, columns, token_file, as_json, **loading)
+    if folder is None or model or data or token_file:
         raise typer.BadParameter("give the folder of a saved model, or --server URL --model FOLDER_OR_ID")
     from hf_reward.publishing.verify import verify_checkpoint
 

@@ -163,7 +163,7 @@ def score(
     settings: dict[str, Any] = {"columns": parse_columns(columns), "reward_column": reward_column, "split": split}
     settings |= {"input_format": input_format, "output_format": output_format, "rows_per_shard": rows_per_shard}
     settings |= {"allow_empty": allow_empty, "resume": resume, "overwrite": overwrite}
-    again = ["hf-reward", "score", "--model", model, "--data", data, "--out", "scored.jsonl"]
+    again = ["hf-reward", "score", "--model", model, "--data", data, *_given(columns), "--out", "scored.jsonl"]
     _score_table(
         model, data, out, options, settings, part=part, output=output, again=again, compare_training=compare_training
     )
@@ -227,7 +227,7 @@ def rank(
     settings |= {"input_format": input_format, "output_format": output_format, "rows_per_shard": rows_per_shard}
     settings |= {"allow_empty": allow_empty, "resume": resume, "overwrite": overwrite}
     settings |= {"rank": True, "rank_column": rank_column, "best_column": best_column}
-    again = ["hf-reward", "rank", "--model", model, "--data", data, "--out", "ranked.jsonl"]
+    again = ["hf-reward", "rank", "--model", model, "--data", data, *_given(columns), "--out", "ranked.jsonl"]
     _score_table(model, data, out, options, settings, part=part, output=output, again=again)
 
 
@@ -241,6 +241,11 @@ def _require_one_source(data: str, prompt: str, response: list[str] | None, out:
         raise typer.BadParameter("--response needs --prompt")
     if response and out:
         raise typer.BadParameter("--out needs --data; the rewards of --response are printed")
+
+
+def _given(columns: Sequence[str] | None) -> list[str]:
+    """Return the words of `--columns`, for the command to try next."""
+    return [word for column in columns or () for word in ("--columns", column)]
 
 
 def _score_one(

@@ -72,6 +72,7 @@ def serve(
     from hf_reward.scoring.serving.settings import ServerSettings
 
     token = read_token(token_file)
+    check = ["--model", model, *(["--token-file", token_file] if token_file else [])]
     serve_model(
         model,
         ServerSettings(
@@ -93,12 +94,19 @@ def serve(
             token=token,
         ),
         quiet=quiet,
-        on_start=lambda url: output.finish(then=["hf-reward", "verify", "--server", url, "--model", model], err=True),
+        on_start=lambda url: output.finish(then=["hf-reward", "verify", "--server", url, *check], err=True),
     )
 
 
 def verify_server(
-    server: str, kind: str, model: str, data: str, columns: list[str] | None, as_json: bool, **loading: Any
+    server: str,
+    kind: str,
+    model: str,
+    data: str,
+    columns: list[str] | None,
+    token_file: Path | None,
+    as_json: bool,
+    **loading: Any,
 ) -> None:
     """Compare the rewards of a server with those of the model and print the result.
 
@@ -108,6 +116,7 @@ def verify_server(
         model: Folder or Hub id of the served model.
         data: Rows to score; empty for the probe texts.
         columns: Values of `--columns`.
+        token_file: File with the server's token, or None.
         as_json: Print JSON.
         **loading: Arguments of `RewardScorer.from_pretrained`.
 
@@ -119,7 +128,7 @@ def verify_server(
     from hf_reward.scoring.server_token import read_token
 
     rows = [rename_columns(row, parse_columns(columns)) for row in _first_rows(data, MAX_ROWS)] if data else None
-    found = check_server(server, model, rows, kind=kind, token=read_token(), **loading)
+    found = check_server(server, model, rows, kind=kind, token=read_token(token_file), **loading)
     typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
     raise typer.Exit(0 if found.passed else 1)
 

@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -205,11 +206,39 @@ def test_serving_without_its_packages_names_the_extra(call: Any, monkeypatch: An
     assert "pip install 'hf_reward[serve]'" in err
 
 
-def test_serve_suggests_a_command_when_the_server_has_started(call: Any, monkeypatch: Any) -> None:
+def test_serve_suggests_a_command_when_the_server_has_started(call: Any, monkeypatch: Any, tmp_path: Path) -> None:
     url = "http://[::1]:8000"
     monkeypatch.setattr("hf_reward.scoring.serving.server.serve", lambda *_, on_start, **__: on_start(url))
     _, _, err = call("serve", "--model", "m")
     assert f"--server {shlex.quote(url)} --model m" in err
+    (tmp_path / "token").write_text("secret")
+    (tmp_path / "token").chmod(0o600)
+    _, _, err = call("serve", "--model", "m", "--token-file", tmp_path / "token")
+    assert f"--model m --token-file {tmp_path / 'token'}" in err, "the command needs the server's token"
+
+
+def test_verify_server_sends_the_token_of_the_file(call: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "token").chmod(0o600)
+    sent: dict[str, Any] = {}
+
+    def check_server(*_: Any, **given: Any) -> Any:
+        sent.update(given)
+        return SimpleNamespace(passed=True)
+
+    monkeypatch.setattr("hf_reward.scoring.server_check.check_server", check_server)
+    call("verify", "--server", "http://127.0.0.1:1", "--model", "m", "--token-file", tmp_path / "token")
+    assert sent["token"] == "secret"
+    code, _, err = call("verify", tmp_path, "--token-file", tmp_path / "token")
+    assert code == 2
+    assert "--server" in err
+
+
+def test_the_command_to_try_next_keeps_the_columns(call: Any, model: Path, tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "rows.jsonl", [{"prompt": row["prompt"], "answer": row["response"]} for row in ROWS[:2]])
+    code, out, _ = call("score", "--model", model, "--data", data, "--columns", "response=answer")
+    assert code == 0
+    assert f"--data {data} --columns response=answer --out scored.jsonl" in out
 
 
 def test_serve_suggests_nothing_when_its_port_is_in_use(call: Any) -> None:

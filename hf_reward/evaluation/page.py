@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from hf_reward.data.atomic_file import write_atomic
+from hf_reward.evaluation.plain_text import without_controls
 
 THEME = {
     "text": ("#1d2330", "#e6e9ef"),
@@ -152,12 +153,12 @@ def render(page: Page) -> str:
         page: Its content; text between backticks is set as code.
 
     Returns:
-        HTML without scripts that loads nothing; all text is escaped.
+        HTML without scripts that loads nothing; all text is escaped, and control characters are replaced.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(shortened=_shortened, code=_code)
     template = files("hf_reward.evaluation").joinpath("page.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(page=page, theme=THEME, marks=MARKS)
+    return without_controls(environment.from_string(template).render(page=page, theme=THEME, marks=MARKS))
 
 
 def as_json(content: Any) -> str:

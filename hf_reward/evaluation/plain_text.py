@@ -15,8 +15,19 @@ def plain_line(text: str) -> str:
         The text with single spaces. Terminal control codes, characters that change the writing direction and characters
         that XML cannot hold are replaced.
     """
-    kept = ("\N{REPLACEMENT CHARACTER}" if _is_control(sign) else sign for sign in text)
-    return " ".join("".join(kept).split())
+    return " ".join(without_controls(text).split())
+
+
+def without_controls(text: str) -> str:
+    """Return the text with the same lines, without control characters.
+
+    Args:
+        text: Any text, or a page that shows it.
+
+    Returns:
+        The text with the same characters replaced as by `plain_line`.
+    """
+    return "".join("\N{REPLACEMENT CHARACTER}" if _is_control(sign) else sign for sign in text)
 
 
 def _is_control(sign: str) -> bool:

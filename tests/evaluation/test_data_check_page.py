@@ -11,7 +11,11 @@ from rich.console import Console
 from hf_reward.evaluation.data_check import check_data, print_report, render_page
 from hf_reward.evaluation.data_check.report_text import sections
 
-SCRIPT = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)> [red]`code`[/red] {{ 7 * 7 }}"
+CONTROLS = "\x1b[2J\u202egnirts\u2066\x00"
+SCRIPT = (
+    "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)> [red]`code`[/red] {{ 7 * 7 }}"
+    + CONTROLS
+)
 
 
 class Tags(HTMLParser):
@@ -48,6 +52,8 @@ def test_a_script_in_a_row_stays_text(report):
     assert {"script", "img", "iframe", "link"}.isdisjoint(parser.tags)
     assert not [name for name in parser.attributes if name.startswith("on") or name in ("src", "href")]
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
+    assert not set(page) & set("\x1b\u202e\u2066\x00"), "the page would show the text in another order"
+    assert "\N{REPLACEMENT CHARACTER}gnirts" in page
     assert "{{ 7 * 7 }}" in page
 
 

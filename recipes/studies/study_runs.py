@@ -174,16 +174,24 @@ def paired_difference(
     return spread.estimate, interval.low, interval.high
 
 
+def paired_differences(
+    ours: Mapping[int, Any], theirs: Mapping[int, Any], prompts: Sequence[str]
+) -> dict[str, tuple[float, float, float]]:
+    """Return `paired_difference` of each measure over the seeds that both sides have; empty without common seeds."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    one, other = (np.array([side[seed]["gaps"] for seed in seeds]) for side in (ours, theirs))
+    return {measure: paired_difference(measure, one, other, prompts) for measure in PAIR_VALUES} if seeds else {}
+
+
 def difference_cells(ours: Mapping[int, Any], theirs: Mapping[int, Any], prompts: Sequence[str]) -> list[str]:
     """Return the paired differences in accuracy and log loss over the seeds that both sides have, as text."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds or ours is theirs:
-        return ["", ""]
-    one, other = (np.array([side[seed]["gaps"] for seed in seeds]) for side in (ours, theirs))
-    return [
-        "{:+.3f} ({:+.3f} to {:+.3f})".format(*paired_difference(measure, one, other, prompts))
-        for measure in PAIR_VALUES
-    ]
+    found = {} if ours is theirs else paired_differences(ours, theirs, prompts)
+    return [as_text(found[measure]) if measure in found else "" for measure in PAIR_VALUES]
+
+
+def as_text(difference: tuple[float, float, float]) -> str:
+    """Return a difference with its interval."""
+    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)
 
 
 def mean_cells(found: Mapping[int, Any]) -> list[str]:

@@ -26,13 +26,15 @@ from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from study_runs import (
+    PAIR_VALUES,
     add_data_options,
+    as_text,
     base_model,
     held_out_rewards,
     keep_layers,
     lora,
     mean_cells,
-    paired_difference,
+    paired_differences,
     read_pairs,
     run_missing,
     stored,
@@ -167,14 +169,14 @@ def differences(cells: Cells, prompts: Sequence[str]) -> list[dict[str, Any]]:
     """Return the differences (ours - TRL) for each pair of settings with the same kind and learning rate."""
     found = []
     for (kind, rate, epochs, side), ours in sorted(cells.items()):
-        for (_, _, other_epochs, _), theirs in sorted(cells.items()) if side != "TRL" else ():
-            seeds = sorted(ours.keys() & theirs.keys())
-            if not seeds or cells.get((kind, rate, other_epochs, "TRL")) is not theirs:
+        for (*setting, other_epochs, other), theirs in sorted(cells.items()):
+            if (side, other) != ("hf_reward", "TRL") or setting != [kind, rate]:
                 continue
-            gaps = [np.array([cell[seed]["gaps"] for seed in seeds]) for cell in (ours, theirs)]
-            measured = {name: paired_difference(name, gaps[0], gaps[1], prompts) for name in ("accuracy", "log loss")}
-            setting = {"kind": kind, "rate": rate, "epochs": epochs, "TRL epochs": other_epochs, "seeds": len(seeds)}
-            found.append(setting | {"TRL time": seconds_of(theirs) / seconds_of(ours)} | measured)
+            measured = paired_differences(ours, theirs, prompts)
+            if measured:
+                settings = {"kind": kind, "rate": rate, "epochs": epochs, "TRL epochs": other_epochs}
+                counts = {"seeds": len(ours.keys() & theirs.keys()), "TRL time": seconds_of(theirs) / seconds_of(ours)}
+                found.append(settings | counts | measured)
     return found
 
 
@@ -194,7 +196,7 @@ def table_of_differences(found: list[dict[str, Any]]) -> Table:
     table = Table("kind", "rate", "epochs", "TRL epochs", "seeds", "TRL time / ours", "accuracy", "log loss")
     for each in found:
         setting = (each["kind"], f"{each['rate']:.0e}", f"{each['epochs']:g}", f"{each['TRL epochs']:g}", each["seeds"])
-        intervals = ["{:+.3f} ({:+.3f} to {:+.3f})".format(*each[name]) for name in ("accuracy", "log loss")]
+        intervals = [as_text(each[name]) for name in PAIR_VALUES]
         table.add_row(*map(str, setting), f"{each['TRL time']:.2f}", *intervals)
     return table
 

@@ -9,6 +9,7 @@ from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.reward_head import RewardModel, reads_positions, unwrap_model
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS, TEXT, ResponseEncoder
 from hf_reward.preprocessing.tokenization import FormatRule
+from hf_reward.preprocessing.tokenizer import without_added_tokens
 
 
 def encoder_of(
@@ -26,7 +27,7 @@ def encoder_of(
         The encoder.
     """
     bare = unwrap_model(model)
-    is_text = tokenizer.chat_template is None or (record is not None and record.rows == TEXT)
+    is_text = _scores_text(tokenizer, None if record is None else record.rows)
     rule = FormatRule(max_length=None) if record is None else record.rule
     foreign = record is None and reads_positions(model)
     pad = bare.config.get_text_config().pad_token_id if foreign else None
@@ -36,3 +37,20 @@ def encoder_of(
         rows=TEXT if is_text else CONVERSATIONS,
         ignored_end_token=pad,
     )
+
+
+def tokenizer_to_save(tokenizer: PreTrainedTokenizerBase, rows: str | None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that is saved with a model, so that stock programs get the token ids of training.
+
+    Args:
+        tokenizer: The tokenizer of training; it is not changed.
+        rows: `rows` of the model's record.
+
+    Returns:
+        For models that score conversations, a tokenizer that adds no special tokens to those of the chat template.
+    """
+    return tokenizer if _scores_text(tokenizer, rows) else without_added_tokens(tokenizer)
+
+
+def _scores_text(tokenizer: PreTrainedTokenizerBase, rows: str | None) -> bool:
+    return tokenizer.chat_template is None or rows == TEXT

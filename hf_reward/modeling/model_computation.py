@@ -17,7 +17,7 @@ _NOT_COMPUTING = frozenset(
         *("transformers_version", "architectures", "auto_map", "dtype", "torch_dtype", "use_cache", "name_or_path"),
         *("pad_token_id", "bos_token_id", "eos_token_id", "tokenizer_class", "finetuning_task", "task_specific_params"),
         *("id2label", "label2id", "output_attentions", "output_hidden_states", "return_dict", "tie_word_embeddings"),
-        *("attn_implementation", "chunk_size_feed_forward", "quantization_config"),
+        *("attn_implementation", "chunk_size_feed_forward", "quantization_config", "sentence_transformers"),
     }
 )
 """Fields of a configuration that do not affect the computation, or only its rounding. Precision and weights are

@@ -1,12 +1,14 @@
 """Prepare tokenizers for reward models: a safe pad token, padding on the right, and a fixed date in the template."""
 
 import copy
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_reward.data.interface import setting
@@ -39,6 +41,53 @@ def has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
     """
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     return bool(tokenizer.get_vocab().keys() - added - {*tokenizer.all_special_tokens, "\u2581"})
+
+
+def adds_special_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer adds special tokens, such as BOS, to a text by default."""
+    plain, default = (tokenizer("a", **options)["input_ids"] for options in ({"add_special_tokens": False}, {}))
+    return plain != default
+
+
+def without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that adds no special tokens to a text, because the chat template writes all of them.
+
+    Programs that tokenise a formatted conversation with the default options, such as transformers' pipelines, would
+    otherwise add a second BOS and get another reward.
+
+    Args:
+        tokenizer: A tokenizer with a chat template; it is not changed.
+
+    Returns:
+        A copy, or the tokenizer itself if it adds no tokens.
+    """
+    if not adds_special_tokens(tokenizer):
+        return tokenizer
+    result: Any = copy.deepcopy(tokenizer)
+    for name in ("add_bos_token", "add_eos_token"):
+        if hasattr(result, name):
+            setattr(result, name, False)  # replaces the post-processor of fast tokenizers
+    before = getattr(getattr(tokenizer, "backend_tokenizer", None), "post_processor", None)
+    if before is not None:
+        result.backend_tokenizer.post_processor = _without_tokens(json.loads(before.__getstate__()))
+    if adds_special_tokens(result):
+        logger.warning(
+            "%s adds special tokens to texts, and this cannot be switched off. Programs that tokenise formatted "
+            "conversations with it must set `add_special_tokens=False`, or rewards differ.",
+            type(tokenizer).__name__,
+        )
+    return result
+
+
+def _without_tokens(state: dict[str, Any]) -> Any:
+    """Return a post-processor without special tokens; a `ByteLevel` part, which trims offsets, stays."""
+    steps: list[Any] = [processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])]
+    for step in state.get("processors", [state]):
+        if step["type"] == "ByteLevel":
+            kept = processors.ByteLevel()
+            kept.__setstate__(json.dumps(step).encode())
+            steps.insert(0, kept)
+    return processors.Sequence(steps) if len(steps) > 1 else steps[0]
 
 
 def token_id(value: Any) -> int:

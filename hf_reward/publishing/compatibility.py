@@ -90,7 +90,7 @@ def compatibility_of_config(
         sglang,
         _tei(kind),
         _open_rlhf(is_decoder, is_stock),
-        Verdict("verl", _best(vllm, sglang), "served by vLLM or SGLang") if is_decoder else Verdict("verl", CANNOT),
+        _verl(_best(vllm, sglang)) if is_decoder else Verdict("verl", CANNOT),
     ]
 
 
@@ -105,7 +105,7 @@ def _vllm(kind: str, is_decoder: bool) -> Verdict:
         option = f"""--hf-overrides '{{"architectures": ["{name}ForSequenceClassification"]}}'"""
         return Verdict("vLLM", WITH_OPTION, option)
     if kind in _VLLM_DECODERS or kind in _VLLM_ENCODERS:
-        return Verdict("vLLM", SAME, "--runner pooling; `problem_type` disables the sigmoid")
+        return Verdict("vLLM", SAME, "--runner pooling --dtype float32; `problem_type` disables the sigmoid")
     if is_decoder:
         return Verdict("vLLM", WITH_OPTION, """--pooler-config '{"pooling_type": "LAST"}'""")
     return Verdict("vLLM", CANNOT, "it does not support this encoder")
@@ -127,9 +127,17 @@ def _tei(kind: str) -> Verdict:
     return Verdict("TEI", CANNOT, "it only serves encoder classifiers")
 
 
+def _verl(outcome: str) -> Verdict:
+    # It removes a BOS that the chat template writes, and relies on a tokenizer that adds one (verl 0.10.dev 1dda039,
+    # `_preprocess_reward_inputs`). Tokenizers saved by hf_reward add none.
+    note = "served by vLLM or SGLang; if the chat template writes BOS, use a reward function instead"
+    return Verdict("verl", outcome, note)
+
+
 def _open_rlhf(is_decoder: bool, is_stock: bool) -> Verdict:
     if is_decoder and is_stock:
-        return Verdict("OpenRLHF", SAME, "uses `score` at the last attended token")
+        note = "its loader computes in bfloat16, including the head; use `--reward.remote_url` with hf-reward serve"
+        return Verdict("OpenRLHF", WITH_OPTION, note)
     return Verdict("OpenRLHF", CANNOT, "it only supports decoders with a `score` head")
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_reward.modeling.auto_model import AutoModelForRewardScoring
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe
 from hf_reward.modeling.custom_code import require_trust
+from hf_reward.modeling.encoder import tokenizer_to_save
 from hf_reward.modeling.head_ensemble import with_saved_heads
 from hf_reward.modeling.model_tokenizer import load_tokenizer, match_pad_token
 from hf_reward.modeling.position_limits import longest_sequence
@@ -45,6 +46,9 @@ class SavedModel:
     record: CheckpointRecord
     changes: RewardChanges = field(default_factory=RewardChanges)
     """Changes of the rewards by the steps so far."""
+
+    def __post_init__(self) -> None:
+        self.tokenizer = tokenizer_to_save(self.tokenizer, self.record.rows)
 
     @cached_property
     def probes(self) -> list[Probe]:

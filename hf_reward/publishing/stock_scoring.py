@@ -73,6 +73,11 @@ def as_text(probe: dict[str, Any], tokenizer: Any) -> ProbeText:
     return ProbeText(tuple(probe[name] for name in ("text", "text_pair") if name in probe), True)
 
 
+def adds_special_tokens(tokenizer: Any) -> bool:
+    """Return whether the tokenizer adds special tokens to a text by default."""
+    return tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]
+
+
 def load_adapter(folder: str, base: str | None = None, **options: Any) -> Any:
     """Load a reward model's adapter, with its head and pad token, on its base."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.get("trust_remote_code", False))
@@ -143,7 +148,9 @@ def score(model: Any, tokenizer: Any, texts: list[ProbeText], way: str) -> list[
     if way == "pipeline":
         classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer, device=model.device)
         pairs = [parts[0] if len(parts) == 1 else {"text": parts[0], "text_pair": parts[1]} for parts, _ in texts]
-        return [float(classify([pair], add_special_tokens=special)[0]["score"]) for pair in pairs]
+        # Without options, as users call it; tokenizers saved by hf_reward 0.1 may add a second BOS by default.
+        options = {} if special or not adds_special_tokens(tokenizer) else {"add_special_tokens": False}
+        return [float(classify([pair], **options)[0]["score"]) for pair in pairs]
     batches = [[text.parts] for text in texts] if way == "alone" else [[text.parts for text in texts]]
     rewards = []
     for batch in batches:

@@ -23,6 +23,7 @@ from hf_reward.modeling.reward_head import RewardModel, as_reward_model
 from hf_reward.modeling.weight_safety import non_finite_in_file, refuse_adapter_loop, require_safe_weights
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS, ResponseEncoder
 from hf_reward.preprocessing.template_clock import uses_clock
+from hf_reward.preprocessing.tokenizer import adds_special_tokens
 from hf_reward.publishing.reward_comparison import compare, half_precision_notes
 from hf_reward.publishing.stock_scoring import as_inputs, as_text
 from hf_reward.publishing.verification import Check, Verification, VerificationError
@@ -89,7 +90,8 @@ def verify_checkpoint(
         allow_pickle=allow_pickle,
     )
     checks += compare(record, recorded, found)
-    return Verification(folder=str(folder), checks=checks, notes=_notes(record, checks, with_hf_reward=with_hf_reward))
+    notes = [*_tokenizer_notes(target), *_notes(record, checks, with_hf_reward=with_hf_reward)]
+    return Verification(folder=str(folder), checks=checks, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,17 @@ def _notes(record: CheckpointRecord, checks: list[Check], *, with_hf_reward: boo
         notes.insert(0, "transformers has no classifier for this architecture. Loading the model requires hf_reward.")
     device = record.probes.get("device", "cpu")
     return notes + ([f"Rewards were recorded on {device} and checked on the CPU."] if device != "cpu" else [])
+
+
+def _tokenizer_notes(target: _Folder) -> list[str]:
+    has_template = any("messages" in probe for probe in target.record.probes["conversations"])
+    if not (has_template and adds_special_tokens(target.tokenizer)):
+        return []
+    return [
+        "The tokenizer adds special tokens to those of the chat template. Programs that tokenise formatted "
+        "conversations need `add_special_tokens=False`, or rewards differ. If the model was trained on conversations, "
+        "`hf-reward export` writes a copy whose tokenizer adds none."
+    ]
 
 
 def _weight_files(folder: Path, base_model: str | None, allow_pickle: bool, **hub: str) -> list[Path]:

@@ -70,6 +70,11 @@ class PreferenceData:
             return {name: self.prepare(part, f"eval_{name}") for name, part in data.items()}
         return self.prepare(data, "eval")
 
+    @property
+    def rows(self) -> str | None:
+        """Form of the training data: see `CheckpointRecord.rows`."""
+        return self.summaries["train"].kind if "train" in self.summaries else None
+
     def prepared(self, data: Any, name: str) -> Any:
         """Return the rows passed to `evaluate` or `predict`, tokenised if they are raw."""
         return data if data is None or is_prepared(data) else self.prepare(data, name)

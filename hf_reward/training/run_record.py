@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe
+from hf_reward.modeling.encoder import tokenizer_to_save
 from hf_reward.modeling.probes import probe_record
 from hf_reward.publishing.card.render import write_model_card
 from hf_reward.publishing.compatibility import compatibility_of_folder
@@ -70,8 +71,8 @@ def run_record(
     summaries = {name: json_safe(summary.to_dict()) for name, summary in data.summaries.items()}
     settings = training_settings(args, model)
     return replace(
-        describe(model, data.tokenizer, args.format_rule, probes=probes),
-        rows=data.summaries["train"].kind if "train" in data.summaries else None,
+        describe(model, tokenizer_to_save(data.tokenizer, data.rows), args.format_rule, probes=probes),
+        rows=data.rows,
         training={"steps": step, "data": summaries, "settings": settings, "command": command},
         training_texts=data.training_texts,
         card=args.card,

@@ -28,6 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_reward.metrics.leakage import leaked_rows, warn_about_leaks
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.encoder import tokenizer_to_save
 from hf_reward.modeling.head_ensemble import save_heads
 from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.rewards import compute_rewards
@@ -524,6 +525,7 @@ class RewardTrainer(Trainer):
         has_model = not saves_only_shards(getattr(self.accelerator.state, "fsdp_plugin", None))
         if has_model and self.args.should_save and folder is not None:
             save_heads(self.unwrapped_model(), folder)
+            tokenizer_to_save(self.processing_tokenizer, self.data.rows).save_pretrained(folder)
             record = self._record(self._score_probes() if probes is None else probes)
             record.save(folder)
             write_card(folder, record)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from hf_reward.scoring.serving.protocol import ClassifyBody, Row
 from training_runs import make_trainer
 
 from hf_reward.data.preference_row import PreferenceFormatError
@@ -23,7 +24,6 @@ from hf_reward.evaluation.data_check import check_data
 from hf_reward.evaluation.data_check.votes import read_votes
 from hf_reward.preprocessing.preparation import prepare_preferences
 from hf_reward.scoring.bulk.inputs import open_tables
-from hf_reward.scoring.serving.protocol import ClassifyBody, Row
 
 USER = {"role": "user", "content": "Weather?"}
 

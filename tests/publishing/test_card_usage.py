@@ -87,7 +87,8 @@ def test_the_snippets_give_the_same_reward(arch, make_model_folder, monkeypatch)
     assert len(rewards) == 3
     assert rewards == pytest.approx([expected_reward(folder)] * 3, rel=1e-5)
     assert abs(rewards[0]) > 1e-3
-    assert ("/score" in text) == (arch == "bert")
+    assert ("localhost:8000/score" in text) == (arch == "bert")
+    assert ("Do not pass (prompt, response) pairs" in text) == (arch == "llama")
 
 
 SECTIONS = [

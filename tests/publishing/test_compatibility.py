@@ -18,18 +18,18 @@ from hf_reward.publishing.compatibility import (
 
 # vLLM, SGLang, TEI, OpenRLHF, verl
 FACTS = {
-    "llama": (SAME, SAME, CANNOT, SAME, SAME),
-    "qwen2": (SAME, SHIFTED, CANNOT, SAME, SAME),
-    "qwen3": (SAME, SHIFTED, CANNOT, SAME, SAME),
-    "mistral": (SAME, CANNOT, CANNOT, SAME, SAME),
-    "gemma2": (SAME, SAME, CANNOT, SAME, SAME),
-    "gemma3": (WITH_OPTION, CANNOT, CANNOT, SAME, WITH_OPTION),
-    "gpt2": (SAME, CANNOT, CANNOT, SAME, SAME),
-    "gpt_neox": (SAME, CANNOT, CANNOT, SAME, SAME),
-    "opt": (SAME, CANNOT, CANNOT, SAME, SAME),
-    "phi3": (SAME, CANNOT, CANNOT, SAME, SAME),
-    "olmo2": (SAME, CANNOT, CANNOT, SAME, SAME),
-    "smollm3": (SAME, CANNOT, CANNOT, SAME, SAME),
+    "llama": (SAME, SAME, CANNOT, WITH_OPTION, SAME),
+    "qwen2": (SAME, SHIFTED, CANNOT, WITH_OPTION, SAME),
+    "qwen3": (SAME, SHIFTED, CANNOT, WITH_OPTION, SAME),
+    "mistral": (SAME, CANNOT, CANNOT, WITH_OPTION, SAME),
+    "gemma2": (SAME, SAME, CANNOT, WITH_OPTION, SAME),
+    "gemma3": (WITH_OPTION, CANNOT, CANNOT, WITH_OPTION, WITH_OPTION),
+    "gpt2": (SAME, CANNOT, CANNOT, WITH_OPTION, SAME),
+    "gpt_neox": (SAME, CANNOT, CANNOT, WITH_OPTION, SAME),
+    "opt": (SAME, CANNOT, CANNOT, WITH_OPTION, SAME),
+    "phi3": (SAME, CANNOT, CANNOT, WITH_OPTION, SAME),
+    "olmo2": (SAME, CANNOT, CANNOT, WITH_OPTION, SAME),
+    "smollm3": (SAME, CANNOT, CANNOT, WITH_OPTION, SAME),
     "granite": (SAME, CANNOT, CANNOT, CANNOT, SAME),
     "bert": (SAME, SAME, WITH_OPTION, CANNOT, CANNOT),
     "roberta": (SAME, CANNOT, WITH_OPTION, CANNOT, CANNOT),
@@ -67,6 +67,9 @@ def test_notes_say_what_to_do():
     assert '["Gemma3ForSequenceClassification"]' in verdicts_of("gemma3")["vLLM"].note
     assert "register_classifier" in verdicts_of("granite")["transformers, pipeline"].note
     assert verdicts_of("llama")["SGLang"].outcome == SAME
+    assert "--reward.remote_url" in verdicts_of("llama")["OpenRLHF"].note
+    assert "--dtype float32" in verdicts_of("llama")["vLLM"].note
+    assert "writes BOS" in verdicts_of("llama")["verl"].note
 
 
 @pytest.mark.parametrize("name", ["HeliumForSequenceClassification", "GPTNeoForSequenceClassification"])

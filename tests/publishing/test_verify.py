@@ -1,5 +1,6 @@
 """`verify` accepts undamaged folders and finds every kind of change."""
 
+import importlib
 import json
 import math
 import pickle
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DECODERS, ENCODERS
+from foreign_models import llama3_tokenizer
 from forked_stock import ForkedStock
 from safetensors.torch import load_file
 from saved_models import (
@@ -23,9 +25,9 @@ from saved_models import (
     tokenizer_of,
 )
 from tokenizers import processors
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from hf_reward import AutoModelForRewardScoring, CheckpointRecord
+from hf_reward import AutoModelForRewardScoring, CheckpointRecord, RewardScorer
 from hf_reward.modeling.checkpoint_record import describe
 from hf_reward.modeling.weight_safety import refuse_pickles
 from hf_reward.publishing.export import ExportRule, export_reward_model, save_adapter
@@ -109,6 +111,37 @@ def test_a_template_and_a_tokenizer_that_both_write_bos_do_not_double_it(make_mo
     for probe in CheckpointRecord.load(folder).probes["conversations"]:
         assert probe["input_ids"].split()[0] == "0"
         assert probe["input_ids"].split().count("0") == 1
+
+
+def test_the_default_pipeline_gives_the_rewards_of_an_export(make_model_folder, tmp_path):
+    source = saved_model(make_model_folder("llama", tokenizer=llama3_tokenizer("[PAD]")), tmp_path / "as_version_0_1")
+    old = verify_checkpoint(source)
+    assert old.equal, str(old)
+    assert any("`add_special_tokens=False`" in note for note in old.notes)
+    report = export_reward_model(source, tmp_path / "exported")
+    assert report.verification.equal
+    assert not any("add_special_tokens" in note for note in report.verification.notes)
+    chat = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "Water."}]
+    expected = float(RewardScorer.from_pretrained(source, device="cpu").score_conversations([chat])[0])
+    found = {}
+    for folder in (source, report.folder):
+        classify = pipeline("text-classification", model=str(folder), device="cpu")
+        text = classify.tokenizer.apply_chat_template(chat, tokenize=False)
+        found[folder] = classify(text)[0]["score"]
+    assert found[report.folder] == pytest.approx(expected, abs=1e-5)
+    assert abs(found[source] - expected) > 1e-3
+
+
+def test_config_tells_sentence_transformers_to_return_the_raw_reward(make_model_folder, tmp_path):
+    source = make_model_folder("bert")
+    edit_json(source / "config.json", sentence_transformers={"version": "5.1.0", "activation_fn": "torch.nn.Sigmoid"})
+    folder = saved_model(source, tmp_path / "saved")
+    written = json.loads((folder / "config.json").read_text())["sentence_transformers"]
+    assert written == {"version": "5.1.0", "activation_fn": "torch.nn.modules.linear.Identity"}
+    # The name is resolved as in CrossEncoder (5.2, `import_from_string`) and vLLM (63e2539, `resolve_obj_by_qualname`).
+    module, _, name = written["activation_fn"].rpartition(".")
+    values = torch.tensor([1.753, -2.5])
+    assert getattr(importlib.import_module(module), name)()(values).tolist() == values.tolist()
 
 
 def test_an_adapter_is_checked_on_its_base(adapter):

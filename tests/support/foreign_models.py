@@ -48,13 +48,14 @@ def bos_adding_tokenizer(special: list[str], template: str, *, bos: str, eos: st
     return PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=special, **names)
 
 
-def _llama3(pad: str | None) -> Any:
+def llama3_tokenizer(pad: str | None) -> Any:
+    """A tokenizer that adds the BOS that Llama 3's template writes too."""
     special = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "[PAD]"]
     return bos_adding_tokenizer(special, LLAMA3_TEMPLATE, bos=special[0], eos=special[1], pad=pad)
 
 
 def _skywork_llama() -> tuple[Any, Any]:
-    tokenizer = _llama3("[PAD]")
+    tokenizer = llama3_tokenizer("[PAD]")
     return LlamaConfig(vocab_size=len(tokenizer), pad_token_id=4, **_GROUPED), tokenizer
 
 
@@ -79,7 +80,7 @@ def _skywork_qwen3() -> tuple[Any, Any]:
 
 def _fsfairx() -> tuple[Any, Any]:
     """RLHFlow's: as Llama 3, with `[PAD]` in the configuration only."""
-    tokenizer = _llama3(None)
+    tokenizer = llama3_tokenizer(None)
     return LlamaConfig(vocab_size=len(tokenizer), pad_token_id=4, **_GROUPED), tokenizer
 
 
@@ -92,12 +93,12 @@ def _rm_mistral() -> tuple[Any, Any]:
 
 def _grm() -> tuple[Any, Any]:
     """GRM's linear-head models: Llama 3 whose pad token is its end token."""
-    tokenizer = _llama3("<|eot_id|>")
+    tokenizer = llama3_tokenizer("<|eot_id|>")
     return LlamaConfig(vocab_size=len(tokenizer), pad_token_id=1, **_GROUPED), tokenizer
 
 
 def _allenai_rb2() -> tuple[Any, Any]:
-    tokenizer = _llama3("[PAD]")
+    tokenizer = llama3_tokenizer("[PAD]")
     return LlamaConfig(vocab_size=len(tokenizer), pad_token_id=4, tie_word_embeddings=False, **_GROUPED), tokenizer
 
 

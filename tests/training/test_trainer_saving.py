@@ -9,13 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import randomize_head
+from foreign_models import llama3_tokenizer
 from peft import LoraConfig
 from test_trainer_budgets import SHARDED, in_two_processes
 from training_runs import QUIET, load, losses, make_trainer, settings
+from transformers import AutoTokenizer
 
 from hf_reward import AutoModelForRewardScoring, CheckpointRecord, RewardTrainer
 from hf_reward.modeling.probe_texts import PROBES
 from hf_reward.modeling.probes import LONGEST
+from hf_reward.preprocessing.tokenizer import adds_special_tokens
 from hf_reward.publishing.verify import verify_checkpoint
 
 TOKEN = "hf_tOkEnThatMustNotBeWritten"
@@ -56,6 +59,20 @@ def test_every_checkpoint_has_record_probes_and_card(make_model_folder, tmp_path
 def test_the_saved_model_is_verified_in_a_fresh_process(make_model_folder, tmp_path, chat_pairs):
     trainer = trained(make_model_folder("llama"), chat_pairs, tmp_path / "run")
     trainer.save_model()
+    found = verify_checkpoint(tmp_path / "run")
+    assert found.equal, str(found)
+
+
+@pytest.mark.parametrize("kind", ["conversations", "text"])
+def test_the_saved_tokenizer_adds_nothing_to_the_chat_template(
+    make_model_folder, tmp_path, chat_pairs, text_pairs, kind
+):
+    rows = chat_pairs if kind == "conversations" else text_pairs
+    trainer = trained(make_model_folder("llama", tokenizer=llama3_tokenizer("[PAD]")), rows, tmp_path / "run")
+    trainer.save_model()
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert adds_special_tokens(saved) == (kind == "text")
+    assert adds_special_tokens(trainer.processing_tokenizer)
     found = verify_checkpoint(tmp_path / "run")
     assert found.equal, str(found)
 

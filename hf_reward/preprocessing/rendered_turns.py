@@ -33,6 +33,23 @@ class TurnEnds:
         self._tokenizer = tokenizer
         self._eos = str(tokenizer.eos_token or "")
 
+    @cached_property
+    def answer(self) -> tuple[str, str]:
+        """Text that the template prints after the last assistant turn, and the special token in it, or ""."""
+        return self._following.get(("assistant", True), ""), self._added("assistant", is_last=True)
+
+    @property
+    def eos(self) -> str:
+        """The tokenizer's end-of-sequence token, or ""."""
+        return self._eos
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """Special tokens, longest first."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        tokens = {token.content for token in added if token.special} | {self._eos}
+        return sorted(tokens - {""}, key=len, reverse=True)
+
     def single(self, messages: Sequence[Message]) -> tuple[list[Message], bool]:
         """Remove end-of-turn tokens that the template adds, and repetitions of other end-of-turn tokens.
 
@@ -59,20 +76,13 @@ class TurnEnds:
         """Remove all end tokens if the template adds one, else all but one of a repeated token."""
         if added:
             return without_end(content, {added, self._eos} - {""})
-        token = next((token for token in self._tokens if content.rstrip().endswith(token)), "")
+        token = next((token for token in self.special_tokens if content.rstrip().endswith(token)), "")
         return with_one_end(content, token) if token and without_end(content, {token}) + token != content else content
 
     def _added(self, role: str, is_last: bool) -> str:
         """Return the special token that the template prints after the content of a turn, or ""."""
         following = self._following.get((role, is_last), "").lstrip()
-        return next((token for token in self._tokens if following.startswith(token)), "")
-
-    @cached_property
-    def _tokens(self) -> list[str]:
-        """Special tokens, longest first."""
-        added = self._tokenizer.added_tokens_decoder.values()
-        tokens = {token.content for token in added if token.special} | {self._eos}
-        return sorted(tokens - {""}, key=len, reverse=True)
+        return next((token for token in self.special_tokens if following.startswith(token)), "")
 
     @cached_property
     def _following(self) -> dict[tuple[str, bool], str]:
@@ -89,6 +99,58 @@ class TurnEnds:
                 for place, (role, content) in enumerate(conversation)
             }
         return {}
+
+
+class FormattedTexts:
+    """Formatted texts of a policy, which differ from the output of the chat template at their end.
+
+    The text was decoded from the generated tokens. It ends with the end-of-turn token, or with the response if that was
+    cut; a template also prints white space or further tokens. Rewards are computed at the last token, so they differ.
+
+    Args:
+        tokenizer: The tokenizer of the reward model. Without a chat template, texts are not changed.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._has_template = tokenizer.chat_template is not None
+        self._turns = TurnEnds(tokenizer)
+        self._lead = _generation_prompt(tokenizer) if self._has_template else ""
+
+    def finished(self, text: str) -> str:
+        """Return a text with the end that the template prints after a response.
+
+        Args:
+            text: A formatted conversation whose last turn is the response.
+
+        Returns:
+            The same text, with the end exactly once.
+        """
+        ending, token = self._turns.answer if self._has_template else ("", "")
+        if token:
+            return without_end(text, {token, self._turns.eos} - {""}) + ending
+        return text if text.endswith(ending) else text + ending
+
+    def is_formatted_prompt(self, prompt: str) -> bool:
+        """Return whether a chat template was applied to a prompt: it has special tokens, or ends as for generation.
+
+        Args:
+            prompt: Any text.
+
+        Returns:
+            Whether it is formatted; False for models without a chat template.
+        """
+        if not self._has_template:
+            return False
+        has_lead = bool(self._lead) and prompt.rstrip().endswith(self._lead)
+        return has_lead or any(token in prompt for token in self._turns.special_tokens)
+
+
+def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text that the template prints after a question for the start of a response."""
+    with suppress(ValueError):
+        text = render_chat(tokenizer, [{"role": "user", "content": _USER}], add_generation_prompt=True)
+        return text.partition(_USER)[2].strip()
+    return ""
 
 
 def without_end(text: str, tokens: set[str]) -> str:

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from hf_reward.scoring.serving.protocol import ClassifyBody, Row
 from training_runs import make_trainer
 
 from hf_reward.data.preference_row import PreferenceFormatError
@@ -24,6 +23,8 @@ from hf_reward.evaluation.data_check import check_data
 from hf_reward.evaluation.data_check.votes import read_votes
 from hf_reward.preprocessing.preparation import prepare_preferences
 from hf_reward.scoring.bulk.inputs import open_tables
+from hf_reward.scoring.serving.protocols.own import Row
+from hf_reward.scoring.serving.protocols.vllm import ClassifyBody
 
 USER = {"role": "user", "content": "Weather?"}
 

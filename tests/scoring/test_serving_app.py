@@ -75,11 +75,12 @@ def test_rank_orders_the_responses(scorer):
 
 def test_get_reward_is_what_openrlhf_expects(scorer):
     texts = [scorer.tokenizer.apply_chat_template(CHAT, tokenize=False), "no template", ""]
+    formatted = [texts[0], *(f"{text}<|im_end|>\n" for text in texts[1:])]  # the end of the template
 
     async def test(client: httpx2.AsyncClient) -> None:
         body = {"query": texts, "prompts": ["a", "b", "c"], "labels": [None, None, None]}
         answer = (await client.post("/get_reward", json=body)).json()
-        expected = scorer.score_texts(texts, allow_empty=True)
+        expected = scorer.score_texts(formatted)
         np.testing.assert_allclose(answer["rewards"], expected, atol=1e-5)
         assert answer["scores"] == answer["rewards"]
         older = (await client.post("/get_reward", json={"query": texts[:1]})).json()

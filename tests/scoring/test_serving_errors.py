@@ -4,7 +4,6 @@ import json
 
 import httpx2
 import pytest
-from hf_reward.scoring.serving.protocol import ClassifyBody, ScoreBody
 from serving_scorers import asked, error_of, tiny_scorer
 
 from hf_reward.data.fields import read_messages
@@ -12,6 +11,8 @@ from hf_reward.data.preference_row import PreferenceFormatError
 from hf_reward.modeling.position_limits import position_limit
 from hf_reward.preprocessing.response_encoding import EncodedResponse
 from hf_reward.scoring.reward_scorer import RewardScorer
+from hf_reward.scoring.serving.protocols.own import ScoreBody
+from hf_reward.scoring.serving.protocols.vllm import ClassifyBody
 
 SECRET = "hunter2-private"
 REFUSING = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('No tools here') }}{% endif %}"

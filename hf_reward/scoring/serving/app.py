@@ -14,7 +14,8 @@ from starlette.responses import Response
 from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.serving.errors import ApiError, from_framework
 from hf_reward.scoring.serving.limits import BearerToken, BodyLimit
-from hf_reward.scoring.serving.routes import ENDPOINTS, router
+from hf_reward.scoring.serving.protocols.base import TAG
+from hf_reward.scoring.serving.routes import ENDPOINTS, ROUTERS
 from hf_reward.scoring.serving.service import RewardService
 from hf_reward.scoring.serving.settings import ServerSettings
 
@@ -34,7 +35,8 @@ def create_app(scorer: RewardScorer, settings: ServerSettings | None = None) -> 
     # No documentation pages: they load scripts from other hosts.
     app = FastAPI(title="hf_reward", lifespan=_closing, docs_url=None, redoc_url=None)
     app.state.service, app.state.started = service, time.time()
-    app.include_router(router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_body)
     app.add_exception_handler(Exception, _server_error)
@@ -52,7 +54,7 @@ async def _closing(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    return from_framework(error).response()
+    return from_framework(error, ENDPOINTS).response()
 
 
 async def _invalid_body(request: Request, error: Any) -> Response:
@@ -78,6 +80,7 @@ _NAME = re.compile(r"[A-Za-z_][\w\[\],-]{0,39}")
 
 def _description(problem: Any) -> str:
     parts = [str(part) for part in problem["loc"] if part != "body"]
+    parts = [part for part in parts if not part.startswith(TAG)]
     place = ".".join(part if part.isdecimal() or _NAME.fullmatch(part) else "?" for part in parts)
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message

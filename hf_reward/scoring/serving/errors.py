@@ -54,19 +54,17 @@ class ApiError(HTTPException):
 
 _FRAMEWORK = {
     400: ("invalid_json", "The body is not valid JSON."),
-    404: (
-        "not_found",
-        "There is no such path. Available: /score, /rank, /get_reward, /classify, /v1/models, /health, /metrics.",
-    ),
+    404: ("not_found", "There is no such path."),
     405: ("method_not_allowed", "This path takes another method: POST with a body, or GET without one."),
 }
 
 
-def from_framework(error: HTTPException) -> ApiError:
+def from_framework(error: HTTPException, paths: Sequence[str]) -> ApiError:
     """Convert an error of the framework to our format.
 
     Args:
         error: An HTTP error of the framework, or an `ApiError`.
+        paths: The paths of the server.
 
     Returns:
         The API error.
@@ -74,6 +72,8 @@ def from_framework(error: HTTPException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     kind, message = _FRAMEWORK.get(error.status_code, ("error", str(error.detail)))
+    if kind == "not_found":
+        message = f"{message} Available: {', '.join(paths)}."
     return ApiError(error.status_code, kind, message, headers=error.headers)
 
 

@@ -1,5 +1,7 @@
 """Metrics of the server in the Prometheus text format."""
 
+from collections.abc import Collection
+
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_fastapi_instrumentator import Instrumentator
@@ -67,7 +69,7 @@ class Metrics:
         self.batch_tokens.observe(report.tokens)
         self.batch_seconds.observe(report.seconds)
 
-    def count_requests(self, app: FastAPI, endpoints: frozenset[str]) -> None:
+    def count_requests(self, app: FastAPI, endpoints: Collection[str]) -> None:
         """Count every response of an application and of the middleware added so far.
 
         Args:

@@ -13,6 +13,7 @@ from hf_reward.data.preference_row import common_prefix
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.metrics.counts import counted
 from hf_reward.modeling.reward_head import unwrap_model
+from hf_reward.preprocessing.rendered_turns import FormattedTexts
 from hf_reward.preprocessing.response_encoding import EncodedResponse
 from hf_reward.preprocessing.text_limits import UNLIMITED_TOKENS, request_characters
 from hf_reward.scoring.reward_scorer import RewardScorer
@@ -51,8 +52,13 @@ class Scored:
     """Rewards of one request."""
 
     rewards: list[float]
-    tokens: int
-    """Tokens of all rows, each including its prompt."""
+    row_tokens: list[int]
+    """Tokens of each row, including its prompt."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(self.row_tokens)
 
 
 class UnscorableError(ValueError):
@@ -83,6 +89,7 @@ class RewardService:
         most = min(max(made_for, _LEAST_LIMIT), UNLIMITED_TOKENS)
         self._encoder, self._large_encoder = (replace(scorer.copy_encoder(), max_tokens=most) for _ in range(2))
         self._most_tokens = self._encoder.rule.max_length or most
+        self.texts = FormattedTexts(self._encoder.copy().tokenizer)
         self.metrics = Metrics()
         limits = QueueLimits(
             batch_tokens=settings.batch_tokens or scorer.batch_tokens,
@@ -140,15 +147,14 @@ class RewardService:
         return await self._score(lambda: [[_checked(ids, limit) for ids in sequences]], len(sequences), is_large)
 
     async def _score(self, encode: Callable[[], Iterable[list[EncodedResponse]]], rows: int, is_large: bool) -> Scored:
-        tokens = 0
+        tokens: list[int] = []
 
         def queued_rows() -> list[QueuedRow[EncodedResponse]]:
-            nonlocal tokens
             encoded: list[EncodedResponse] = []
             for part in encode():
                 encoded += part
-                tokens += sum(len(each.input_ids) for each in part)
-                self.batcher.require_possible("tokens", tokens)
+                tokens.extend(len(each.input_ids) for each in part)
+                self.batcher.require_possible("tokens", sum(tokens))
             problems = {place: each.public_problem for place, each in enumerate(encoded) if each.problem}
             if problems:
                 raise UnscorableError(problems, rows, is_too_large=any(each.is_too_large for each in encoded))

@@ -45,8 +45,7 @@ def has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def adds_special_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a tokenizer adds special tokens, such as BOS, to a text by default."""
-    plain, default = (tokenizer("a", **options)["input_ids"] for options in ({"add_special_tokens": False}, {}))
-    return plain != default
+    return tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]
 
 
 def without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -61,17 +61,11 @@ class ServerClient:
         """
         if kind not in ("auto", *KINDS):
             raise ValueError(f"`kind` must be 'auto' or one of {', '.join(KINDS)}, but is {kind!r}.")
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"The URL of a server must have the form http://host:8000, but is {url!r}.")
+        self._base = server_address(url, tuple(set(_ENDPOINTS.values())))
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         # A redirect to another origin does not get the token.
         self._http = httpx2.Client(headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True)
-        path = parts.path.rstrip("/")
-        for endpoint in set(_ENDPOINTS.values()):
-            path = path.removesuffix(endpoint)
-        self._base = f"{parts.scheme}://{parts.netloc}{path}"
-        self.kind = kind if kind != "auto" else self._find_kind(parts.path.rstrip("/"))
+        self.kind = kind if kind != "auto" else self._find_kind(urllib.parse.urlsplit(url).path.rstrip("/"))
         self.url = self._base + _ENDPOINTS[self.kind]
 
     def close(self) -> None:
@@ -106,7 +100,7 @@ class ServerClient:
         for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
             values, count = ask[self.kind](part)
-            if len(values) != len(part) or not all(_is_number(value) for value in values):
+            if len(values) != len(part) or not all(is_finite_number(value) for value in values):
                 raise ServerClientError(
                     f"{self.url} must return {len(part)} finite numbers, but returned {str(values)[:200]}."
                 )
@@ -116,7 +110,7 @@ class ServerClient:
         return ServerRewards(found, sum(counts) if len(counts) == len(tokens) else None)
 
     def _ours(self, rows: Sequence[SentRow]) -> ServerRewards:
-        items = [_item(row.request) for row in rows]
+        items = [request_item(row.request) for row in rows]
         answer = self._post({"items": items, "allow_empty": True})
         values = self._read(answer, lambda: [each[0] for each in answer["rewards"]])
         return ServerRewards(values, _count(answer.get("tokens")))
@@ -179,7 +173,7 @@ class ServerClient:
             reason = str(error) or type(error).__name__
             raise ServerClientError(f"{url} cannot be reached: {reason}. Is the server running there?") from error
         if not answer.is_success:
-            raise _error(url, answer.status_code, answer.text)
+            raise status_error(url, answer.status_code, answer.text)
         try:
             return answer.json()
         except (ValueError, RecursionError) as error:
@@ -200,7 +194,30 @@ class _NoSuchPathError(ServerClientError):
     """The server answers, but has no such path."""
 
 
-def _error(url: str, status: int, text: str) -> ServerClientError:
+def server_address(url: str, endpoints: Sequence[str]) -> str:
+    """Return the address of a server without an endpoint.
+
+    Args:
+        url: Address, with or without one of the endpoints.
+        endpoints: The endpoints.
+
+    Returns:
+        The address, without a slash at its end.
+
+    Raises:
+        ValueError: If the URL is invalid.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"The URL of a server must have the form http://host:8000, but is {url!r}.")
+    path = parts.path.rstrip("/")
+    for endpoint in endpoints:
+        path = path.removesuffix(endpoint)
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def status_error(url: str, status: int, text: str) -> ServerClientError:
+    """Return the error for an answer of a server with an error status."""
     answer = " ".join(text[:2000].split())[:300]
     if status in (401, 403):
         return ServerClientError(f"{url} requires a valid token ({status}): {answer}")
@@ -209,7 +226,8 @@ def _error(url: str, status: int, text: str) -> ServerClientError:
     return ServerClientError(f"{url} returned {status}: {answer}")
 
 
-def _item(request: ScoreRequest) -> dict[str, Any]:
+def request_item(request: ScoreRequest) -> dict[str, Any]:
+    """Return a request as an item of our `/score`."""
     if request.formatted:
         return {"text": request.response}
     options = {"chat_template_kwargs": dict(request.template)} if request.template else {}
@@ -227,5 +245,6 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _is_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
+    """Return whether a value is a number, but neither a boolean nor infinite or NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)

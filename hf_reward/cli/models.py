@@ -46,7 +46,12 @@ def verify(
         list[str] | None,
         typer.Option(help="Check only this compute precision; may be repeated.", autocompletion=complete_dtype),
     ] = None,
-    server: Annotated[str, typer.Option(help="URL of a server to compare with --model.", rich_help_panel=_SERVER)] = "",
+    server: Annotated[
+        str,
+        typer.Option(
+            help="URL of a server to compare with --model; URL#NAME for one of several models.", rich_help_panel=_SERVER
+        ),
+    ] = "",
     kind: Annotated[
         str,
         typer.Option(

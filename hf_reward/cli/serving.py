@@ -1,6 +1,7 @@
 """`hf-reward serve`, and `verify --server`: rewards over HTTP."""
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,6 @@ from hf_reward.cli.options import (
     Dtype,
     LengthCorrection,
     MaxLength,
-    Model,
     Quiet,
     RemoteCode,
     Verbose,
@@ -26,10 +26,16 @@ _LIMITS = "Limits"
 
 
 def serve(
-    model: Model,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="Folder or Hub id of a reward model or adapter. Several models need names: --model a=PATH --model "
+            "b=PATH; requests select one by its name."
+        ),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 listens on all interfaces.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free port and logs it.")] = 8000,
-    served_model_name: Annotated[str, typer.Option(help="Name of the model in responses.")] = "",
+    served_model_name: Annotated[str, typer.Option(help="Name of a single model in responses.")] = "",
     token_file: Annotated[
         Path | None,
         typer.Option(help="File with the token that clients must send; or set HF_REWARD_SERVER_TOKEN."),
@@ -62,9 +68,10 @@ def serve(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Serve a reward model over HTTP.
+    """Serve one or several reward models over HTTP.
 
-    The endpoints are /score and /rank, OpenRLHF's /get_reward, vLLM's /classify, /health and /metrics.
+    The endpoints are /score and /rank, and those of RL trainers, vLLM, rerankers and decision models; /docs lists them.
+    SIGHUP loads the models again.
     """
     output = start_output(quiet=quiet, verbose=verbose)
     from hf_reward.scoring.server_token import read_token
@@ -72,9 +79,11 @@ def serve(
     from hf_reward.scoring.serving.settings import ServerSettings
 
     token = read_token(token_file)
-    check = ["--model", model, *(["--token-file", token_file] if token_file else [])]
+    models = _named_models(model, served_model_name)
+    name, source = ("", models) if isinstance(models, str) else next(iter(models.items()))
+    check = ["--model", source, *(["--token-file", token_file] if token_file else [])]
     serve_model(
-        model,
+        models,
         ServerSettings(
             host=host,
             port=port,
@@ -94,8 +103,29 @@ def serve(
             token=token,
         ),
         quiet=quiet,
-        on_start=lambda url: output.finish(then=["hf-reward", "verify", "--server", url, *check], err=True),
+        on_start=lambda url: output.finish(
+            then=["hf-reward", "verify", "--server", f"{url}#{name}" if name else url, *check], err=True
+        ),
     )
+
+
+_NAMED = re.compile(r"([A-Za-z0-9][\w.:-]*(?:/[\w.:-]+)*)=(.+)", re.DOTALL)
+
+
+def _named_models(given: list[str], served_model_name: str) -> str | dict[str, str]:
+    """Return the model, or the models by their names."""
+    found = [None if Path(each).exists() else _NAMED.fullmatch(each) for each in given]
+    if len(given) == 1 and found[0] is None:
+        return given[0]
+    names = [each[1] for each in found if each is not None]
+    if len(names) < len(given) or len(set(names)) < len(names):
+        raise ValueError(
+            f"Several models need different names, but `--model` is {', '.join(given)}. Write --model NAME=PATH for "
+            "each."
+        )
+    if served_model_name:
+        raise ValueError("`--served-model-name` is for a single model without a name. Leave it out.")
+    return {each[1]: each[2] for each in found if each is not None}
 
 
 def verify_server(
@@ -111,7 +141,7 @@ def verify_server(
     """Compare the rewards of a server with those of the model and print the result.
 
     Args:
-        server: URL of the server.
+        server: URL of the server, with #NAME if it has several models.
         kind: Kind of server: auto, hf_reward, vllm, sglang or openrlhf.
         model: Folder or Hub id of the served model.
         data: Rows to score; empty for the probe texts.

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import urllib.parse
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,7 +45,7 @@ class RemoteReward:
         """Check the settings; nothing is sent yet.
 
         Args:
-            url: Address of the server, with or without `/score`.
+            url: Address of the server, with or without `/score`; `http://host:8000#NAME` for one of several models.
             token: Bearer token; by default the variable HF_REWARD_SERVER_TOKEN, if it is set.
             batch_size: Responses per request.
             concurrency: Requests of one call at the same time.
@@ -59,6 +60,7 @@ class RemoteReward:
             if value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, but is {value}.")
         self.url = server_address(url, (_ENDPOINT,)) + _ENDPOINT
+        self.model = urllib.parse.urlsplit(url).fragment or None
         self.token = read_token() if token is None else token
         self.batch_size, self.concurrency, self.attempts, self.timeout = batch_size, concurrency, attempts, timeout
         self.__name__ = "remote_reward"  # TRL logs reward functions under this name
@@ -132,7 +134,9 @@ class RemoteReward:
         return [reward for rewards in found for reward in rewards]
 
     async def _batch(self, client: Any, turn: asyncio.Semaphore, batch: Sequence[ScoreRequest]) -> list[float]:
-        body = {"items": [request_item(request) for request in batch], "allow_empty": True}
+        body: dict[str, Any] = {"items": [request_item(request) for request in batch], "allow_empty": True}
+        if self.model is not None:
+            body["model"] = self.model
         async with turn:
             answer = await self._post(client, json.dumps(body).encode("ascii"))  # lone surrogates stay escapes
         rewards = answer.get("rewards") if isinstance(answer, dict) else None

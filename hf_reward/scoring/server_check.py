@@ -105,7 +105,7 @@ def check_server(
     """Score rows locally in float32 and on a server, and compare the rewards.
 
     Args:
-        url: The server's address, with or without the endpoint.
+        url: The server's address, with or without the endpoint, and with `#NAME` if it serves several models.
         model: Folder or Hub id of the model that the server should serve, or a scorer with that model.
         rows: Rows in a layout of `requests_of_row`; the first 256 responses are used. By default every prompt of the
             probe conversations with every response of them.
@@ -135,7 +135,7 @@ def check_server(
             f"The server counts {counted} tokens, the local model {tokens}: the server has another tokenizer or "
             "template, or adds special tokens."
         )
-    return _compare(here, np.asarray(there, dtype=np.float64), url=client.url, kind=client.kind, notes=notes)
+    return _compare(here, np.asarray(there, dtype=np.float64), url=client.name, kind=client.kind, notes=notes)
 
 
 def probe_requests() -> list[ScoreRequest]:

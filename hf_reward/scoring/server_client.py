@@ -51,7 +51,7 @@ class ServerClient:
         """Connect to a server and detect its kind.
 
         Args:
-            url: Address, with or without the endpoint.
+            url: Address, with or without the endpoint; `http://host:8000#NAME` for one of several models.
             kind: One of `KINDS`, or "auto" to detect it.
             token: Bearer token for the server.
 
@@ -61,12 +61,15 @@ class ServerClient:
         """
         if kind not in ("auto", *KINDS):
             raise ValueError(f"`kind` must be 'auto' or one of {', '.join(KINDS)}, but is {kind!r}.")
+        self._named = urllib.parse.urlsplit(url).fragment
         self._base = server_address(url, tuple(set(_ENDPOINTS.values())))
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         # A redirect to another origin does not get the token.
         self._http = httpx2.Client(headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True)
         self.kind = kind if kind != "auto" else self._find_kind(urllib.parse.urlsplit(url).path.rstrip("/"))
         self.url = self._base + _ENDPOINTS[self.kind]
+        self.name = f"{self.url}#{self._named}" if self._named else self.url
+        """The URL, with the name of the model if one was given."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -111,7 +114,7 @@ class ServerClient:
 
     def _ours(self, rows: Sequence[SentRow]) -> ServerRewards:
         items = [request_item(row.request) for row in rows]
-        answer = self._post({"items": items, "allow_empty": True})
+        answer = self._post({"items": items, "allow_empty": True, **({"model": self._named} if self._named else {})})
         values = self._read(answer, lambda: [each[0] for each in answer["rewards"]])
         return ServerRewards(values, _count(answer.get("tokens")))
 
@@ -157,6 +160,8 @@ class ServerClient:
         return self._read(answer, lambda: list(answer["data"]))
 
     def _model_name(self) -> str:
+        if self._named:
+            return self._named
         try:
             return str(self._models()[0]["id"])
         except (_NoSuchPathError, IndexError, KeyError, TypeError):

@@ -217,6 +217,34 @@ def test_serve_suggests_a_command_when_the_server_has_started(call: Any, monkeyp
     assert f"--model m --token-file {tmp_path / 'token'}" in err, "the command needs the server's token"
 
 
+def test_serve_takes_several_models_by_name(call: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    served: list[Any] = []
+
+    def serve(models: Any, settings: Any, *, on_start: Any, **_: Any) -> None:
+        served.append(models)
+        on_start("http://127.0.0.1:8000")
+
+    monkeypatch.setattr("hf_reward.scoring.serving.server.serve", serve)
+    _, _, err = call("serve", "--model", "a=outputs/run", "--model", "org/b=org/model")
+    assert served == [{"a": "outputs/run", "org/b": "org/model"}]
+    assert "--server 'http://127.0.0.1:8000#a' --model outputs/run" in err
+    folder = tmp_path / "lr=1e-5"
+    folder.mkdir()
+    call("serve", "--model", folder)  # a folder with this name, not a name with a folder
+    call("serve", "--model", "a=b")
+    assert served[1:] == [str(folder), {"a": "b"}]
+    for wrong in (
+        ("--model", "a=x", "--model", "a=y"),
+        ("--model", "a=x", "--model", "y"),
+        ("--model", "x", "--model", "y"),
+    ):
+        code, _, err = call("serve", *wrong)
+        assert (code, "Write --model NAME=PATH" in err) == (1, True)
+    code, _, err = call("serve", "--model", "a=x", "--model", "b=y", "--served-model-name", "z")
+    assert (code, "`--served-model-name` is for a single model" in err) == (1, True)
+    assert len(served) == 3
+
+
 def test_verify_server_sends_the_token_of_the_file(call: Any, monkeypatch: Any, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
     (tmp_path / "token").chmod(0o600)

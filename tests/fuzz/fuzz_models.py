@@ -55,13 +55,27 @@ def reward_model(folder: Path) -> Path:
 
 # --- the server -------------------------------------------------------------------------------------------------------
 
-_PATHS = ("/score", "/rank", "/get_reward", "/classify", "/v1/models", "/health", "/metrics", "/openapi.json", "/x")
+_PATHS = (
+    *("/score", "/rank", "/get_reward", "/classify", "/v1/systemone", "/v1/decisions", "/aggregate_metrics"),
+    *("/v1/models", "/health", "/metrics", "/docs", "/openapi.json", "/x"),
+)
 _body_keys = st.sampled_from(
     ["query", "input", "model", "items", "allow_empty", "prompt", "responses", "messages", "text", "padding"]
 )
 _ids = st.one_of(st.lists(st.integers(-2, 300), max_size=5), st.lists(st.integers(), max_size=2))
+_questions = st.fixed_dictionaries(
+    {"type": st.sampled_from(["choice", "score", 1])},
+    optional={
+        "instructions": st.one_of(texts, values),
+        "criteria": st.one_of(st.dictionaries(texts, st.one_of(texts, values), max_size=3), values),
+        "choices": st.lists(st.fixed_dictionaries({"value": st.one_of(texts, st.booleans())}), max_size=3),
+    },
+)
 _bodies = st.one_of(
     rows,
+    st.fixed_dictionaries({"state": st.one_of(texts, values), "questions": st.dictionaries(texts, _questions)}),
+    st.fixed_dictionaries({"input": st.one_of(texts, values), "questions": st.lists(_questions, max_size=2)}),
+    st.fixed_dictionaries({"verify_responses": st.lists(st.fixed_dictionaries({"reward": values}), max_size=2)}),
     st.fixed_dictionaries({"items": st.lists(rows, max_size=3)}, optional={"allow_empty": st.booleans()}),
     st.fixed_dictionaries({"input": st.one_of(texts, _ids, st.lists(_ids, max_size=3), values)}),
     st.fixed_dictionaries({"query": st.one_of(texts, st.lists(texts, max_size=3), values)}),
@@ -84,6 +98,8 @@ _requests = st.tuples(
 
 def _server(folder: Path) -> Try:
     scorer = RewardScorer.from_pretrained(reward_model(folder), device="cpu")
+    assert scorer.record is not None
+    scorer.record.calibration = {"temperature": 2.0}
     app = create_app(scorer, ServerSettings(served_model_name="tiny", token="secret", max_body_bytes=20_000))
     loop = asyncio.new_event_loop()
     transport = httpx2.ASGITransport(app)  # what no handler caught comes out of it
@@ -97,6 +113,8 @@ def _server(folder: Path) -> Try:
             raise BadRefusal(f"{answer.status_code}: {answer.text[:300]}")
         if token != "Bearer secret" and path != "/health" and answer.status_code != 401:
             raise BadRefusal(f"{answer.status_code} without the token: {answer.text[:300]}")
+        if answer.status_code < 400 and "<html>" in answer.text:
+            return
         if answer.status_code >= 400 and method != "HEAD" and not answer.json()["error"]["message"]:
             raise BadRefusal(f"{answer.status_code} without a message")
 

@@ -248,7 +248,7 @@ def test_a_token_is_required_except_for_health(scorer):
             answer = await client.post("/score", json=body, headers=headers)
             error_of(answer, 401, "unauthorized")
             assert answer.headers["WWW-Authenticate"] == "Bearer"
-        for path in ("/metrics", "/v1/models", "/openapi.json", "/nothing"):
+        for path in ("/metrics", "/v1/models", "/nothing"):
             error_of(await client.get(path), 401, "unauthorized")
         assert (await client.get("/health")).status_code == 200
         right = {"Authorization": "bearer secret"}
@@ -273,11 +273,11 @@ def test_metrics_count_requests_rows_tokens_and_batches(scorer):
         assert 'hf_reward_requests_total{endpoint="other",status="404"} 1.0' in text
         assert "invented" not in text
         assert 'hf_reward_rejected_total{reason="invalid_or_unscorable"} 1.0' in text
-        assert "hf_reward_rows_scored_total 3.0" in text
-        assert "hf_reward_batch_rows_sum 3.0" in text
-        assert "hf_reward_batch_seconds_count 1.0" in text
+        assert 'hf_reward_rows_scored_total{model="tiny"} 3.0' in text
+        assert 'hf_reward_batch_rows_sum{model="tiny"} 3.0' in text
+        assert 'hf_reward_batch_seconds_count{model="tiny"} 1.0' in text
         assert 'hf_reward_request_seconds_count{endpoint="/score"} 2.0' in text
-        assert "hf_reward_queue_rows 0.0" in text
+        assert 'hf_reward_queue_rows{model="tiny"} 0.0' in text
         encoded = scorer.encode([ScoreRequest(prompt="Which?", response=text) for text in ANSWERS])
         counted = float(
             next(line for line in text.splitlines() if line.startswith("hf_reward_tokens_scored_total")).split()[1]

@@ -2,66 +2,24 @@
 
 import asyncio
 import importlib.util
-import os
 import re
 import runpy
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
-from running_servers import free_port
+from running_servers import PROGRAM, process
 
 import hf_reward
-from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.server_token import read_token
 from hf_reward.scoring.serving.server import Server, bound_socket, configure, url_of
 from hf_reward.scoring.serving.settings import ServerSettings
-
-_PROGRAM = """
-import sys
-import torch
-torch.set_num_threads(1)
-from hf_reward.scoring.serving.server import serve
-from hf_reward.scoring.serving.settings import ServerSettings
-folder, settings = sys.argv[1], eval(sys.argv[2])
-serve(folder, ServerSettings(device="cpu", **settings))
-"""
-
-
-@contextmanager
-def process(scorer: RewardScorer, **settings: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server's process and its address."""
-    settings = {"port": free_port(), **settings}
-    command = [sys.executable, "-c", _PROGRAM, scorer.name, repr(settings)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{settings['port']}"
-    try:
-        end = time.monotonic() + 300  # it loads torch, which takes minutes on a busy machine
-        while not _is_up(url):
-            assert server.poll() is None, server.communicate()[1]
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        yield server, url
-    finally:
-        if server.poll() is None:
-            server.kill()
-        server.communicate()
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 async def _queued(client: httpx2.AsyncClient, rows: int) -> None:
@@ -130,7 +88,7 @@ def test_many_clients_get_their_own_rewards_and_nothing_is_lost(scorer):
             text = (await client.get("/metrics")).text
         assert answers > 64
         assert f'hf_reward_requests_total{{endpoint="/score",status="200"}} {answers}.0' in text
-        assert f"hf_reward_rows_scored_total {answers}.0" in text
+        assert f'hf_reward_rows_scored_total{{model="saved"}} {answers}.0' in text
         batches = next(line for line in text.splitlines() if line.startswith("hf_reward_batch_rows_count"))
         assert float(batches.split()[1]) < answers  # some were batched
 
@@ -213,7 +171,7 @@ def test_large_bodies_and_wrong_tokens_are_rejected_over_a_socket(scorer):
 def test_a_port_in_use_is_a_one_line_error(scorer):
     with process(scorer) as (_, url):
         settings = {"port": int(url.rsplit(":", 1)[1])}
-        command = [sys.executable, "-c", _PROGRAM, scorer.name, repr(settings)]
+        command = [sys.executable, "-c", PROGRAM, repr(scorer.name), repr(settings)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "The server cannot listen on 127.0.0.1" in done.stderr.splitlines()[-1]
 

@@ -101,6 +101,30 @@ def test_nemo_gym_gets_its_body_back_with_the_reward(scorer, expected):
     asked(scorer, test)
 
 
+def test_nemo_gym_gets_the_statistics_of_a_collection(scorer):
+    # nemo_gym/rollout_collection.py, 0.5.1: _fetch_agent_metrics sends rollouts without the conversation
+    rewards = {3: [1.0, 2.0, 6.0], 0: [-1.0]}
+    usage = {"response": {"usage": {"total_tokens": 3}}}
+    rollouts = [{"_ng_task_index": task, "reward": each, **usage} for task in rewards for each in rewards[task]]
+
+    async def test(client: httpx2.AsyncClient) -> None:
+        found = await post(client, "/aggregate_metrics", {"verify_responses": rollouts})
+        # Mean 8 / 4; sample variance (1 + 0 + 16 + 9) / 3.
+        overall = {"mean": 2.0, "max": 6.0, "min": -1.0, "median": 1.5, "std": (26 / 3) ** 0.5}
+        assert found["agent_metrics"] == pytest.approx({f"{name}/reward": each for name, each in overall.items()})
+        assert found["key_metrics"] == {"mean/reward": 2.0}
+        assert [each["_ng_task_index"] for each in found["group_level_metrics"]] == [0, 3]
+        assert [each["mean/reward"] for each in found["group_level_metrics"]] == [-1.0, 3.0]
+        assert "std/reward" not in found["group_level_metrics"][0]  # of one rollout
+        empty = {"group_level_metrics": [], "agent_metrics": {}, "key_metrics": {}}
+        assert await post(client, "/aggregate_metrics", {"verify_responses": []}) == empty
+        for reward in (None, "1"):
+            wrong = {"verify_responses": [{"_ng_task_index": 0, "reward": reward}]}
+            error_of(await client.post("/aggregate_metrics", json=wrong), 422, "invalid_body")
+
+    asked(scorer, test)
+
+
 def test_tool_calls_of_nemo_gym_reach_the_template(scorer):
     calls = [{"type": "function_call", "call_id": name, "name": name, "arguments": "{}"} for name in "ab"]
     results = [{"type": "function_call_output", "call_id": name, "output": f"{name} done"} for name in "ab"]

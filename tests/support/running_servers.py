@@ -1,14 +1,19 @@
 """Servers on real sockets for tests: the application in a thread, and small fakes of other programs."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import uvicorn
 
 from hf_reward.scoring.serving.server import configure
@@ -25,7 +30,8 @@ def free_port() -> int:
 @contextmanager
 def running(scorer: Any, **settings: Any) -> Iterator[str]:
     """Our application, served by uvicorn in a thread; gives its address."""
-    chosen = ServerSettings(served_model_name="tiny", port=free_port(), **settings)
+    name = None if isinstance(scorer, dict) else "tiny"
+    chosen = ServerSettings(served_model_name=name, port=free_port(), **settings)
     server = uvicorn.Server(configure(scorer, chosen))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -37,6 +43,46 @@ def running(scorer: Any, **settings: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+PROGRAM = """
+import sys
+import torch
+torch.set_num_threads(1)
+from hf_reward.scoring.serving.server import serve
+from hf_reward.scoring.serving.settings import ServerSettings
+models, settings = map(eval, sys.argv[1:])
+serve(models, ServerSettings(device="cpu", **settings))
+"""
+
+
+@contextmanager
+def process(model: Any, **settings: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server's process for a folder, that of a scorer, or folders by name, and its address."""
+    settings = {"port": free_port(), **settings}
+    models = model if isinstance(model, dict) else str(model) if isinstance(model, Path) else model.name
+    command = [sys.executable, "-c", PROGRAM, repr(models), repr(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{settings['port']}"
+    try:
+        end = time.monotonic() + 900  # it loads torch, which takes minutes on a busy machine
+        while not _is_up(url):
+            assert server.poll() is None, server.communicate()[1]
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield server, url
+    finally:
+        if server.poll() is None:
+            server.kill()
+        server.communicate()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 Answer = Callable[[str, Any], Any]

@@ -22,7 +22,8 @@ def tiny_scorer(source: Path, folder: Path, **options: Any) -> RewardScorer:
 @asynccontextmanager
 async def client_of(scorer: Any, **settings: Any) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the application, whose shutdown runs at the end."""
-    app = create_app(scorer, ServerSettings(served_model_name="tiny", **settings))
+    name = None if isinstance(scorer, dict) else "tiny"
+    app = create_app(scorer, ServerSettings(served_model_name=name, **settings))
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

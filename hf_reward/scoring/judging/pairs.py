@@ -1,5 +1,6 @@
 """The question for a judge: a prompt and two responses, in either order, and their texts."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,8 @@ QUESTION = (
     "more honest? Their order, length and format must not influence the choice."
 )
 """Default criterion; `JudgeSettings.question` replaces it."""
+_PARTS = (("Conversation", "conversation"), ("Response A", "response A"), ("Response B", "response B"))
+"""Marks at the start and the end of each part of `pair_text`."""
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System", "tool": "Tool"}
 
 
@@ -38,12 +41,9 @@ class JudgedPair:
 
 def pair_text(pair: JudgedPair) -> str:
     """Return a pair as one text with marked parts, for judges that read text."""
-    state = pair_state(pair)
-    return (
-        f"[Conversation]\n{state['conversation']}\n[End of conversation]\n\n"
-        f"[Response A]\n{state['response_a']}\n[End of response A]\n\n"
-        f"[Response B]\n{state['response_b']}\n[End of response B]"
-    )
+    texts = pair_state(pair).values()
+    parts = zip(_PARTS, texts, strict=True)
+    return "\n\n".join(f"[{start}]\n{text}\n[End of {end}]" for (start, end), text in parts)
 
 
 def pair_state(pair: JudgedPair) -> dict[str, str]:
@@ -56,6 +56,32 @@ def pair_state(pair: JudgedPair) -> dict[str, str]:
         "response_a": _text(pair.first, "assistant"),
         "response_b": _text(pair.second, "assistant"),
     }
+
+
+_TEXT = re.compile(r"\n\n".join(rf"\[{start}\]\n(.*)\n\[End of {end}\]" for start, end in _PARTS), re.DOTALL)
+_SEVERAL_TURNS = re.compile(rf"(?:{'|'.join(_SPEAKERS.values())}): ")
+
+
+def read_pair(value: Any) -> JudgedPair | None:
+    """Return the pair that `pair_text` or `pair_state` describes.
+
+    Args:
+        value: Text or fields.
+
+    Returns:
+        The pair, with a text as prompt. None for other values, and if the conversation may have several turns or a
+        mark occurs in a text, because the parts are then uncertain.
+    """
+    texts: list[Any] = []
+    if isinstance(value, str):
+        marks = [mark for start, end in _PARTS for mark in (f"[{start}]", f"[End of {end}]")]
+        found = _TEXT.fullmatch(value) if all(value.count(mark) == 1 for mark in marks) else None
+        texts = [] if found is None else list(found.groups())
+    elif isinstance(value, dict) and list(value) == ["conversation", "response_a", "response_b"]:
+        texts = list(value.values())
+    if not texts or any(not isinstance(text, str) or _SEVERAL_TURNS.match(text) for text in texts):
+        return None
+    return JudgedPair(*texts)
 
 
 def _text(value: Prompt | Response, role: str) -> str:

@@ -16,7 +16,8 @@ from hf_reward.scoring.judging.pairs import JudgedPair, pair_state, pair_text
 LEAST_MASS = 0.5
 """Least probability of the letters A and B together. Below it, the model was about to write something else."""
 _NAME = "better"
-_OPTIONS = {"A": "Response A is better.", "B": "Response B is better."}
+OPTIONS = {"A": "Response A is better.", "B": "Response B is better."}
+"""Options of a question and their texts. `hf-reward serve` recognises questions of judges by them."""
 _TOP = 20
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _VERDICT = re.compile(r"\W*(?:(?:response|answer)\W+(?:is\W+)?)?([AB])\W*", re.IGNORECASE)
@@ -118,7 +119,7 @@ def _letters(alternatives: Iterable[Any]) -> float:
 
 def decision_bodies(model: str, pair: JudgedPair, question: str, votes: int) -> list[dict[str, Any]]:
     """Return the body for `/v1/decisions`; see `chat_bodies`. Votes do not apply: the answer is a probability."""
-    choices = [{"value": value, "description": words} for value, words in _OPTIONS.items()]
+    choices = [{"value": value, "description": words} for value, words in OPTIONS.items()]
     asked = {"type": "choice", "name": _NAME, "instructions": question, "choices": choices}
     return [{"model": model, "input": pair_text(pair), "questions": [asked]}]
 
@@ -145,7 +146,7 @@ def read_decision(answer: Any, votes: int = 0) -> float:
 
 def systemone_bodies(model: str, pair: JudgedPair, question: str, votes: int) -> list[dict[str, Any]]:
     """Return the body for `/v1/systemone` and the decision pipeline; see `decision_bodies`."""
-    asked = {"type": "choice", "instructions": question, "criteria": dict(_OPTIONS)}
+    asked = {"type": "choice", "instructions": question, "criteria": dict(OPTIONS)}
     return [{"model": model, "state": pair_state(pair), "questions": {_NAME: asked}}]
 
 
@@ -166,7 +167,7 @@ def read_systemone(answer: Any, votes: int = 0) -> float:
 
 
 def _share(probabilities: Any) -> float:
-    values = [_field(probabilities, name) for name in _OPTIONS]
+    values = [_field(probabilities, name) for name in OPTIONS]
     if not all(isinstance(each, int | float) and not isinstance(each, bool) and 0 <= each <= 1 for each in values):
         raise AnswerError(f"the probabilities must be in [0, 1], but are {_shown(values)}")
     if sum(values) < LEAST_MASS:

@@ -66,7 +66,7 @@ class ServerRewards:
                 f"{url} is a server of {self._client.kind}, which takes formatted text. A judge must be served by "
                 "`hf-reward serve`, or be a local folder."
             )
-        self.name, self.fingerprint = self._client.url, {"judge": self._client.url, "kind": "reward"}
+        self.name, self.fingerprint = self._client.name, {"judge": self._client.name, "kind": "reward"}
         self._settings, self._ledger = settings, ledger
 
     def rewards(self, requests: Sequence[ScoreRequest]) -> tuple[list[float], str]:

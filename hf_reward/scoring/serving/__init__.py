@@ -7,7 +7,7 @@ Requires the packages of `hf_reward[serve]`, which no other module of hf_reward 
 
 from importlib.util import find_spec
 
-_PACKAGES = ("fastapi", "prometheus_client", "prometheus_fastapi_instrumentator", "uvicorn")
+_PACKAGES = ("fastapi", "fastapi_offline", "prometheus_client", "prometheus_fastapi_instrumentator", "uvicorn")
 _missing = [name for name in _PACKAGES if find_spec(name) is None]
 if _missing:
     raise ImportError(

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,45 +12,48 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from hf_reward.scoring.reward_scorer import RewardScorer
+from hf_reward.scoring.serving.documentation import ERRORS, documented_app
 from hf_reward.scoring.serving.errors import ApiError, from_framework
 from hf_reward.scoring.serving.limits import BearerToken, BodyLimit
+from hf_reward.scoring.serving.models import ServedModels
 from hf_reward.scoring.serving.protocols.base import TAG
 from hf_reward.scoring.serving.routes import ENDPOINTS, ROUTERS
-from hf_reward.scoring.serving.service import RewardService
 from hf_reward.scoring.serving.settings import ServerSettings
 
 
-def create_app(scorer: RewardScorer, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(scorers: RewardScorer | Mapping[str, RewardScorer], settings: ServerSettings | None = None) -> FastAPI:
     """Create the application.
 
     Args:
-        scorer: The scorer. From now on only the application may call it.
-        settings: Limits, the model's name and the token. `host` and `port` are ignored.
+        scorers: The scorer, or several with their names. From now on only the application may call them.
+        settings: Limits, the name of a single model and the token. `host` and `port` are ignored.
 
     Returns:
         The application. On shutdown it finishes the accepted requests.
+
+    Raises:
+        ValueError: If there are no scorers, or several and a name for a single one.
     """
     settings = settings or ServerSettings()
-    service = RewardService(scorer, settings)
-    # No documentation pages: they load scripts from other hosts.
-    app = FastAPI(title="hf_reward", lifespan=_closing, docs_url=None, redoc_url=None)
-    app.state.service, app.state.started = service, time.time()
+    models = ServedModels(scorers, settings)
+    app = documented_app(lifespan=_closing, takes_token=settings.token is not None)
+    app.state.models, app.state.started = models, time.time()
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, responses=ERRORS)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_body)
     app.add_exception_handler(Exception, _server_error)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, read_timeout=settings.read_timeout_seconds)
     if settings.token is not None:
         app.add_middleware(BearerToken, token=settings.token)
-    service.metrics.count_requests(app, ENDPOINTS)  # the last middleware is the outermost
+    models.metrics.count_requests(app, ENDPOINTS)  # the last middleware is the outermost
     return app
 
 
 @asynccontextmanager
 async def _closing(app: FastAPI) -> AsyncIterator[None]:
     yield
-    await app.state.service.batcher.close()
+    await app.state.models.close()
 
 
 async def _http_error(request: Request, error: Any) -> Response:

@@ -3,8 +3,9 @@
 import asyncio
 import hmac
 
-from fastapi.security import HTTPBearer
+from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,6 +13,8 @@ from hf_reward.scoring.serving.errors import ApiError, body_too_large, no_room, 
 
 OPEN_PATHS = frozenset({"/health"})
 """Paths that need no token."""
+_BROWSER_PATHS = ("/docs", "/openapi.json")
+"""Starts of paths that also take the token as the password of Basic authentication, for which browsers ask."""
 
 
 class BearerToken:
@@ -23,7 +26,7 @@ class BearerToken:
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app = app
         self._expected = token.encode("ascii")
-        self._bearer = HTTPBearer(auto_error=False)
+        self._bearer, self._basic = HTTPBearer(auto_error=False), HTTPBasic(auto_error=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
@@ -34,14 +37,32 @@ class BearerToken:
             401,
             "unauthorized",
             "This server requires a token. Send it as the header `Authorization: Bearer <token>`.",
-            headers={"WWW-Authenticate": "Bearer"},
+            headers={"WWW-Authenticate": _challenge(scope["path"])},
         )
         await error.response()(scope, receive, send)
 
     async def _is_allowed(self, request: Request) -> bool:
-        given = await self._bearer(request)
+        bearer = await self._bearer(request)
+        given = None if bearer is None else bearer.credentials
+        if given is None and _is_for_browsers(request.url.path):
+            given = await self._password(request)
         # Constant time, so that the duration does not reveal how many bytes were right.
-        return given is not None and hmac.compare_digest(given.credentials.encode("utf-8"), self._expected)
+        return given is not None and hmac.compare_digest(given.encode("utf-8"), self._expected)
+
+    async def _password(self, request: Request) -> str | None:
+        try:
+            basic = await self._basic(request)
+        except HTTPException:  # not Base64, or without a colon
+            return None
+        return None if basic is None else basic.password
+
+
+def _is_for_browsers(path: str) -> bool:
+    return path.startswith(_BROWSER_PATHS)
+
+
+def _challenge(path: str) -> str:
+    return 'Basic realm="hf_reward: token as password", charset="UTF-8"' if _is_for_browsers(path) else "Bearer"
 
 
 _MOST_DIGITS = 18

@@ -28,14 +28,18 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests by endpoint and status.", "endpoint", "status")
         self.rejected = self._counter("rejected", "Rejected requests by reason.", "reason")
-        self.rows = self._counter("rows_scored", "Scored responses.")
-        self.tokens = self._counter("tokens_scored", "Computed tokens; a prefix shared in a batch counts once.")
-        self.truncated = self._counter("rows_truncated", "Responses whose prompt was cut to fit the model.")
-        self.failed_batches = self._counter("failed_batches", "Batches on which the model raised an error.")
         self.latency = self._histogram("request_seconds", "Time from request to answer.", _SECONDS, "endpoint")
-        self.batch_seconds = self._histogram("batch_seconds", "Model time of a batch.", _SECONDS)
-        self.batch_rows = self._histogram("batch_rows", "Responses in a batch.", _POWERS)
-        self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch.", _POWERS)
+        self.rows = self._counter("rows_scored", "Scored responses.", "model")
+        tokens = "Computed tokens; a prefix shared in a batch counts once."
+        self.tokens = self._counter("tokens_scored", tokens, "model")
+        self.truncated = self._counter("rows_truncated", "Responses whose prompt was cut to fit the model.", "model")
+        self.failed_batches = self._counter("failed_batches", "Batches on which the model raised an error.", "model")
+        self.reloads = self._counter("reloads", "Reloads after SIGHUP by result: ok or failed.", "model", "result")
+        self.batch_seconds = self._histogram("batch_seconds", "Model time of a batch.", _SECONDS, "model")
+        self.batch_rows = self._histogram("batch_rows", "Responses in a batch.", _POWERS, "model")
+        self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch.", _POWERS, "model")
+        self.queue_rows = Gauge("hf_reward_queue_rows", "Responses in the queue.", ["model"], registry=self.registry)
+        self.queue_tokens = Gauge("hf_reward_queue_tokens", "Tokens in the queue.", ["model"], registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"hf_reward_{name}", text, labels, registry=self.registry)
@@ -43,31 +47,9 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"hf_reward_{name}", text, labels, buckets=buckets, registry=self.registry)
 
-    def watch(self, batcher: Batcher) -> None:
-        """Add gauges for the length of a queue.
-
-        Args:
-            batcher: The queue.
-        """
-        rows = Gauge("hf_reward_queue_rows", "Responses in the queue.", registry=self.registry)
-        rows.set_function(lambda: batcher.waiting_rows)
-        tokens = Gauge("hf_reward_queue_tokens", "Tokens in the queue.", registry=self.registry)
-        tokens.set_function(lambda: batcher.waiting_tokens)
-
-    def count_batch(self, report: BatchReport) -> None:
-        """Count a model call.
-
-        Args:
-            report: The report of the batcher.
-        """
-        if report.failed:
-            self.failed_batches.inc()
-            return
-        self.rows.inc(report.rows)
-        self.tokens.inc(report.tokens)
-        self.batch_rows.observe(report.rows)
-        self.batch_tokens.observe(report.tokens)
-        self.batch_seconds.observe(report.seconds)
+    def of_model(self, name: str) -> "ModelMetrics":
+        """Return the metrics of one model."""
+        return ModelMetrics(self, name)
 
     def count_requests(self, app: FastAPI, endpoints: Collection[str]) -> None:
         """Count every response of an application and of the middleware added so far.
@@ -98,3 +80,42 @@ class Metrics:
     def text(self) -> bytes:
         """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """The metrics of one model, with its name as label."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._metrics, self._name = metrics, name
+        # Counters exist from the start, so that a rate is 0 and not missing.
+        self.truncated = metrics.truncated.labels(name)
+        self._rows, self._tokens = metrics.rows.labels(name), metrics.tokens.labels(name)
+        self._failed = metrics.failed_batches.labels(name)
+        self._batch_rows, self._batch_tokens = metrics.batch_rows.labels(name), metrics.batch_tokens.labels(name)
+        self._batch_seconds = metrics.batch_seconds.labels(name)
+        for result in ("ok", "failed"):
+            metrics.reloads.labels(name, result)
+
+    def watch(self, batcher: Batcher) -> None:
+        """Report the length of a queue, instead of that of a model which was replaced.
+
+        Args:
+            batcher: The queue.
+        """
+        self._metrics.queue_rows.labels(self._name).set_function(lambda: batcher.waiting_rows)
+        self._metrics.queue_tokens.labels(self._name).set_function(lambda: batcher.waiting_tokens)
+
+    def count_batch(self, report: BatchReport) -> None:
+        """Count a model call.
+
+        Args:
+            report: The report of the batcher.
+        """
+        if report.failed:
+            self._failed.inc()
+            return
+        self._rows.inc(report.rows)
+        self._tokens.inc(report.tokens)
+        self._batch_rows.observe(report.rows)
+        self._batch_tokens.observe(report.tokens)
+        self._batch_seconds.observe(report.seconds)

@@ -1,11 +1,11 @@
-"""Run the server for a model, with a graceful shutdown."""
+"""Run the server for one or several models, with a graceful shutdown and a reload after SIGHUP."""
 
 import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from hf_reward.data.interface import setting
 from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.serving.app import create_app
 from hf_reward.scoring.serving.connections import ConnectionLimits, GuardedConnection
+from hf_reward.scoring.serving.models import ServedModels
+from hf_reward.scoring.serving.reloading import Load, Reloader
 from hf_reward.scoring.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -23,34 +25,43 @@ logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that none is closed while a request is on its way."""
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _LOCAL = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
 """Address for all interfaces -> address for clients on this machine."""
 
 
+Source = str | Path | RewardScorer
+"""A folder or Hub id of a reward model or adapter, or a scorer."""
+
+
 def serve(
-    model: str | Path | RewardScorer,
+    models: Source | Mapping[str, Source],
     settings: ServerSettings | None = None,
     *,
     quiet: bool = False,
     on_start: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve a reward model until SIGTERM or SIGINT, then finish the accepted requests and return.
+    """Serve reward models until SIGTERM or SIGINT, then finish the accepted requests and return.
 
-    The port is bound first and answers when the model is loaded. A second SIGINT closes connections at once.
+    The port is bound first and answers when the models are loaded. A second SIGINT closes connections at once. SIGHUP
+    loads folders and Hub ids again.
 
     Args:
-        model: A folder or Hub id of a reward model or adapter, or a scorer.
+        models: A model, or several with their names.
         settings: Settings of the server.
         quiet: Print only errors, and the address if the port is 0.
         on_start: Called with the URL for clients on this machine when the server accepts requests.
 
     Raises:
-        ValueError: If the model cannot score, or loading options are given for a loaded scorer.
+        ValueError: If a model cannot score, or loading options are given for a loaded scorer.
         OSError: If the port cannot be bound.
     """
     settings = settings or ServerSettings()
     with bound_socket(settings.host, settings.port) as listener:
-        _serve(_loaded(model, settings), settings, listener, quiet, on_start)
+        # No variable here may hold a scorer, because a replaced one must be freed.
+        config = configure(_all_loaded(models, settings), settings, quiet=quiet)
+        _warn_if_open(settings)
+        _run(Server(config, on_start, _loads(config.app, models, settings), settings), listener)
 
 
 @contextmanager
@@ -90,33 +101,60 @@ def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _serve(
-    scorer: RewardScorer,
-    settings: ServerSettings,
-    listener: socket.socket,
-    quiet: bool,
-    on_start: Callable[[str], None] | None,
-) -> None:
+def _all_loaded(
+    models: Source | Mapping[str, Source], settings: ServerSettings
+) -> RewardScorer | dict[str, RewardScorer]:
+    if isinstance(models, Mapping):
+        return {name: _loaded(source, settings) for name, source in models.items()}
+    return _loaded(models, settings)
+
+
+def _loads(app: Any, models: Source | Mapping[str, Source], settings: ServerSettings) -> dict[str, Load]:
+    """Return functions that load the models again, by their served names."""
+    names = [service.name for service in app.state.models]  # in the order of the models
+    loads = {}
+    for name, source in zip(names, models.values() if isinstance(models, Mapping) else [models], strict=True):
+        if isinstance(source, RewardScorer):
+            logger.debug("%s was given as a scorer, so SIGHUP does not load it again.", name)
+        else:
+            loads[name] = partial(_loaded, source, settings)
+    return loads
+
+
+def _warn_if_open(settings: ServerSettings) -> None:
     if settings.is_open_to_others:
         logger.warning(
             "The server listens on %s without a token: anyone who can reach it can use it. "
             "Set HF_REWARD_SERVER_TOKEN or give a token file.",
             settings.host,
         )
-    _run(Server(configure(scorer, settings, quiet=quiet), on_start), listener)
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that logs its address, which uvicorn omits if it gets a bound socket.
+    """A uvicorn server that logs its address, which uvicorn omits if it gets a bound socket, and reloads its models.
 
     Args:
         config: Configuration of uvicorn.
         on_start: Called with the URL for clients on this machine when the server accepts requests.
+        loads: Name of a model -> function that loads it again after SIGHUP.
+        settings: Settings of the server.
     """
 
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_start: Callable[[str], None] | None = None,
+        loads: Mapping[str, Load] | None = None,
+        settings: ServerSettings | None = None,
+    ) -> None:
         super().__init__(config)
         self._on_start = on_start
+        app: Any = config.app
+        self._models: ServedModels = app.state.models
+        # Loading in half precision changes the default dtype of the process, so no model may compute meanwhile.
+        changes_default = settings is not None and settings.dtype != "float32"
+        pause = self._models.turn if changes_default else nullcontext()
+        self._reloader = Reloader(self._models, loads or {}, lambda: set(self.server_state.tasks), pause=pause)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening and log the address.
@@ -126,14 +164,23 @@ class Server(uvicorn.Server):
         """
         await super().startup(sockets)
         if self.started and sockets:
+            self._reloader.start()
             host, port = str(sockets[0].getsockname()[0]), int(sockets[0].getsockname()[1])
-            app: Any = self.config.app
             # `quiet` raises the level of uvicorn.error only; the address of a free port is always needed.
             logging.getLogger("uvicorn.error" if self.config.port else "uvicorn").info(
-                "Serving %s on %s (Ctrl+C to stop)", app.state.service.name, url_of(host, port)
+                "Serving %s on %s (Ctrl+C to stop)", ", ".join(each.name for each in self._models), url_of(host, port)
             )
             if self._on_start is not None:
                 self._on_start(url_of(_LOCAL.get(host, host), port))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop reloading, finish the accepted requests and stop.
+
+        Args:
+            sockets: The bound socket.
+        """
+        await self._reloader.stop()
+        await super().shutdown(sockets)
 
 
 def url_of(host: str, port: int) -> str:
@@ -141,20 +188,22 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def configure(scorer: RewardScorer, settings: ServerSettings, *, quiet: bool = False) -> uvicorn.Config:
-    """Return the uvicorn configuration for a model.
+def configure(
+    scorers: RewardScorer | Mapping[str, RewardScorer], settings: ServerSettings, *, quiet: bool = False
+) -> uvicorn.Config:
+    """Return the uvicorn configuration for one or several models.
 
     Args:
-        scorer: The model.
+        scorers: The model, or several with their names.
         settings: Settings of the server.
         quiet: Log only errors.
 
     Returns:
         The configuration, with the application and the connection limits.
     """
-    app = create_app(scorer, settings)
+    app = create_app(scorers, settings)
     limits = ConnectionLimits(
-        read_timeout=settings.read_timeout_seconds, on_refusal=app.state.service.metrics.count_refusal
+        read_timeout=settings.read_timeout_seconds, on_refusal=app.state.models.metrics.count_refusal
     )
     connection: Any = partial(GuardedConnection, limits=limits)
     return uvicorn.Config(
@@ -170,7 +219,7 @@ def configure(scorer: RewardScorer, settings: ServerSettings, *, quiet: bool = F
     )
 
 
-def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> RewardScorer:
+def _loaded(model: Source, settings: ServerSettings) -> RewardScorer:
     if not isinstance(model, RewardScorer):
         names = (
             *("device", "dtype", "max_length", "batch_tokens", "length_correction"),
@@ -190,7 +239,9 @@ def _loaded(model: str | Path | RewardScorer, settings: ServerSettings) -> Rewar
 
 def _run(server: uvicorn.Server, listener: socket.socket) -> None:
     """Run until a signal. uvicorn raises the signal again afterwards; our handlers make the exit status 0."""
-    before = {each: signal.signal(each, server.handle_exit) for each in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {each: signal.getsignal(each) for each in _SIGNALS}
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, server.handle_exit)
     try:
         server.run(sockets=[listener])
     except SystemExit as error:  # uvicorn has logged the reason

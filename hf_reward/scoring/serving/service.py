@@ -1,7 +1,9 @@
 """Score parsed requests through the queue; shared by all endpoints."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +30,7 @@ from hf_reward.scoring.serving.batcher import (
     RequestTooLargeError,
 )
 from hf_reward.scoring.serving.errors import ApiError, unscorable
-from hf_reward.scoring.serving.metrics import Metrics
+from hf_reward.scoring.serving.metrics import Metrics, ModelMetrics
 from hf_reward.scoring.serving.settings import ServerSettings
 
 _UNWELL_AFTER = 3
@@ -61,6 +63,12 @@ class Scored:
         return sum(self.row_tokens)
 
 
+def default_name(scorer: RewardScorer) -> str:
+    """Return the name of a model in answers: the Hub id, or the folder without its path."""
+    folder = Path(scorer.name)
+    return folder.resolve().name if folder.is_dir() else scorer.name
+
+
 class UnscorableError(ValueError):
     """Some rows have no reward; `problems` maps their positions to reasons."""
 
@@ -72,16 +80,27 @@ class UnscorableError(ValueError):
 class RewardService:
     """A scorer behind a queue."""
 
-    def __init__(self, scorer: RewardScorer, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        scorer: RewardScorer,
+        settings: ServerSettings,
+        *,
+        name: str | None = None,
+        metrics: ModelMetrics | None = None,
+        turn: AbstractContextManager[Any] | None = None,
+    ) -> None:
         """Create the queue for a scorer.
 
         Args:
             scorer: The scorer. From now on only the service's threads may call it.
             settings: Limits of a batch and of the queue, and the model's name.
+            name: Name of the model in answers; by default that of the settings, or the Hub id or the folder's name.
+            metrics: Metrics of this model; by default of a registry of their own.
+            turn: Held during a batch.
         """
         self.scorer = scorer
-        folder = Path(scorer.name)  # answers name the folder without its path
-        self.name = settings.served_model_name or (folder.resolve().name if folder.is_dir() else scorer.name)
+        self.name = name or settings.served_model_name or default_name(scorer)
+        self._turn = turn or threading.Lock()
         config = unwrap_model(scorer.model).config
         self.label = (getattr(config, "id2label", None) or {}).get(0)
         # Without `max_length`, a single text of the largest body size would occupy the model for hours.
@@ -90,7 +109,7 @@ class RewardService:
         self._encoder, self._large_encoder = (replace(scorer.copy_encoder(), max_tokens=most) for _ in range(2))
         self._most_tokens = self._encoder.rule.max_length or most
         self.texts = FormattedTexts(self._encoder.copy().tokenizer)
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics().of_model(self.name)
         limits = QueueLimits(
             batch_tokens=settings.batch_tokens or scorer.batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,
@@ -99,7 +118,6 @@ class RewardService:
         self.batcher: Batcher[EncodedResponse] = Batcher(
             self._compute, limits, shared_tokens=_shared_tokens, on_batch=self.metrics.count_batch
         )
-        self.metrics.watch(self.batcher)
 
     @property
     def is_well(self) -> bool:
@@ -171,7 +189,8 @@ class RewardService:
 
     def _compute(self, rows: list[EncodedResponse]) -> list[Outcome]:
         try:
-            result = self.scorer.score_encoded(rows, show_progress=False)
+            with self._turn:
+                result = self.scorer.score_encoded(rows, show_progress=False)
         except torch.OutOfMemoryError:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hf_reward.data.fields import read_template_options
 from hf_reward.data.preference_row import PreferenceFormatError
 from hf_reward.data.score_request import ScoreRequest, read_request, request_from_messages, request_from_text
-from hf_reward.scoring.serving.errors import ApiError, unscorable
+from hf_reward.scoring.serving.errors import unscorable
 from hf_reward.scoring.serving.service import RewardService, Scored, UnscorableError, by_row, unless_client_leaves
 
 ItemType = TypeVar("ItemType")
@@ -74,18 +74,6 @@ class ModelBody(Body):
     """A body that may name the model."""
 
     model: str | None = None
-
-    def require_served(self, service: RewardService) -> None:
-        """Raise an error if the body names another model.
-
-        Args:
-            service: The service.
-
-        Raises:
-            ApiError: 404, if the server has no such model.
-        """
-        if self.model not in (None, service.name):
-            raise ApiError(404, "not_found", f"This server has no such model; it serves {service.name!r}.")
 
 
 class RefusingBody(ModelBody):
@@ -168,15 +156,32 @@ def _each(read: Callable[[Any], ScoreRequest], rows: Sequence[Any]) -> list[Scor
     return requests
 
 
-def service_of(request: Request) -> RewardService:
-    """Return the service of an application."""
-    return request.app.state.service
+def service_of(request: Request, model: str | None = None) -> RewardService:
+    """Return the service of the model that a request names.
+
+    Args:
+        request: The HTTP request. Its `?model=` names the model for protocols without such a field.
+        model: The `model` field of the body.
+
+    Returns:
+        The service; that of the only model if none is named.
+
+    Raises:
+        ApiError: 404 for an unknown model, and 400 if none of several models is named.
+    """
+    return request.app.state.models.get(request.query_params.get("model") if model is None else model)
 
 
-async def score(request: Request, requests: Sequence[ScoreRequest], ids: Sequence[list[int]] | None = None) -> Scored:
+async def score(
+    service: RewardService,
+    request: Request,
+    requests: Sequence[ScoreRequest],
+    ids: Sequence[list[int]] | None = None,
+) -> Scored:
     """Score for the routes of other programs, where empty responses are allowed.
 
     Args:
+        service: The service of the model.
         request: The HTTP request.
         requests: The requests, in the order of the body's rows.
         ids: Sequences of token ids to score instead.
@@ -187,7 +192,6 @@ async def score(request: Request, requests: Sequence[ScoreRequest], ids: Sequenc
     Raises:
         ApiError: If a row has no reward, or the queue or the model fails.
     """
-    service = service_of(request)
     work = service.score(requests, allow_empty=True) if ids is None else service.score_token_ids(ids)
     try:
         return await unless_client_leaves(request, work)

@@ -10,11 +10,12 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from hf_reward.data.preference_row import PreferenceFormatError
 from hf_reward.data.score_request import ScoreRequest, requests_of_row
 from hf_reward.scoring.serving.errors import StrictJSON, unscorable
+from hf_reward.scoring.serving.protocols import answers
 from hf_reward.scoring.serving.protocols.base import TAG, Body, Listed, Messages, Text, service_of
 from hf_reward.scoring.serving.protocols.vllm import PairsBody, score_pairs
-from hf_reward.scoring.serving.service import Scored, UnscorableError, by_row, unless_client_leaves
+from hf_reward.scoring.serving.service import RewardService, Scored, UnscorableError, by_row, unless_client_leaves
 
-router = APIRouter()
+router = APIRouter(tags=["hf_reward"])
 
 
 class Row(Body):
@@ -51,6 +52,7 @@ class ScoreBody(Row):
 
     items: Listed[Row] | None = None
     allow_empty: bool = False
+    model: str | None = None
 
     def groups(self) -> list[list[ScoreRequest]]:
         """Convert the body to requests.
@@ -82,6 +84,7 @@ class RankBody(Body):
     tools: Messages | None = None
     items: Listed[RankRow] | None = None
     allow_empty: bool = False
+    model: str | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "RankBody":
@@ -135,36 +138,36 @@ EitherScoreBody = Annotated[
 ]
 
 
-@router.post("/score")
+@router.post("/score", summary="Score responses", response_model=answers.Rewards | answers.PairScores)
 async def score(body: EitherScoreBody, request: Request) -> StrictJSON:
     """Score each response. vLLM's body (`text_1` and `text_2`, ...) is accepted too."""
     if isinstance(body, PairsBody):
         return await score_pairs(body, request)
-    groups = body.groups()
-    scored, rewards = await _score_groups(request, groups, body.items is not None, body.allow_empty)
+    service, groups = service_of(request, body.model), body.groups()
+    scored, rewards = await _score_groups(service, request, groups, body)
     flat = rewards if body.items is not None else rewards[0]
-    return StrictJSON({"model": service_of(request).name, "rewards": flat, "tokens": scored.tokens})
+    return StrictJSON({"model": service.name, "rewards": flat, "tokens": scored.tokens})
 
 
-@router.post("/rank")
+@router.post("/rank", summary="Rank responses", response_model=answers.OneRanking | answers.Rankings)
 async def rank(body: RankBody, request: Request) -> StrictJSON:
     """Rank the responses to a prompt, best first; equal rewards keep their order."""
-    groups = body.groups()
-    scored, rewards = await _score_groups(request, groups, body.items is not None, body.allow_empty)
+    service, groups = service_of(request, body.model), body.groups()
+    scored, rewards = await _score_groups(service, request, groups, body)
     rankings = [_ranking(group) for group in rewards]
     found = {"results": rankings} if body.items is not None else rankings[0]
-    return StrictJSON({"model": service_of(request).name, **found, "tokens": scored.tokens})
+    return StrictJSON({"model": service.name, **found, "tokens": scored.tokens})
 
 
 async def _score_groups(
-    request: Request, groups: list[list[ScoreRequest]], are_items: bool, allow_empty: bool
+    service: RewardService, request: Request, groups: list[list[ScoreRequest]], body: ScoreBody | RankBody
 ) -> tuple[Scored, list[list[float]]]:
     requests = [each for group in groups for each in group]
     sizes = [len(group) for group in groups]
     try:
-        scored = await unless_client_leaves(request, service_of(request).score(requests, allow_empty=allow_empty))
+        scored = await unless_client_leaves(request, service.score(requests, allow_empty=body.allow_empty))
     except UnscorableError as error:
-        raise by_row(error, sizes if are_items else None) from error
+        raise by_row(error, sizes if body.items is not None else None) from error
     ends = np.cumsum(sizes)
     rewards = [scored.rewards[end - size : end] for end, size in zip(ends.tolist(), sizes, strict=True)]
     return scored, rewards

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.scoring.serving.errors import StrictJSON
+from hf_reward.scoring.serving.protocols import answers
 from hf_reward.scoring.serving.protocols.base import (
     TAG,
     Anything,
@@ -27,7 +28,7 @@ from hf_reward.scoring.serving.protocols.base import (
     usage,
 )
 
-router = APIRouter()
+router = APIRouter(tags=["Rerankers"])
 
 
 class _Document(Body):
@@ -137,25 +138,27 @@ EitherRerankBody = Annotated[
 ]
 
 
-@router.post("/rerank")
+@router.post(
+    "/rerank", summary="Jina, Cohere, vLLM and TEI", response_model=answers.RankedDocuments | list[answers.RankedText]
+)
 async def rerank(body: EitherRerankBody, request: Request) -> StrictJSON:
     """Rank documents, best first, in the format of Jina, Cohere and vLLM (`documents`) or of TEI (`texts`)."""
     if isinstance(body, RerankBody):
         return await rerank_documents(body, request)
-    rewards = (await score(request, requests_of_pairs([(body.query, text) for text in body.texts]))).rewards
+    pairs = [(body.query, text) for text in body.texts]
+    rewards = (await score(service_of(request), request, requests_of_pairs(pairs))).rewards
     shown = [{"text": text} if body.return_text else {} for text in body.texts]
     return StrictJSON([{"index": place, **shown[place], "score": rewards[place]} for place in _order(rewards)])
 
 
-@router.post("/v1/rerank")
-@router.post("/v2/rerank")
+@router.post("/v1/rerank", summary="Jina, Cohere and vLLM", response_model=answers.RankedDocuments)
+@router.post("/v2/rerank", summary="Jina, Cohere and vLLM", response_model=answers.RankedDocuments)
 async def rerank_documents(body: RerankBody, request: Request) -> StrictJSON:
     """Rank documents, best first, in the format of Jina, Cohere and vLLM."""
-    service = service_of(request)
-    body.require_served(service)
+    service = service_of(request, body.model)
     texts = body.texts()
     pairs = [(body.query, text) for text in texts]
-    scored = await score(request, requests_of_pairs(pairs, body.chat_template_kwargs))
+    scored = await score(service, request, requests_of_pairs(pairs, body.chat_template_kwargs))
     shown = [{"document": {"text": text}} if body.return_documents else {} for text in texts]
     results = [
         {"index": place, **shown[place], "relevance_score": scored.rewards[place]}
@@ -165,12 +168,12 @@ async def rerank_documents(body: RerankBody, request: Request) -> StrictJSON:
     return StrictJSON({**content, "usage": usage(scored.tokens), "results": results})
 
 
-@router.post("/predict")
+@router.post("/predict", summary="TEI", response_model=list[answers.Prediction] | list[list[answers.Prediction]])
 async def predict(body: PredictBody, request: Request) -> StrictJSON:
     """Score texts and pairs in the format of TEI."""
-    label = service_of(request).label
-    rewards = (await score(request, body.requests())).rewards
-    answers = [[{"score": reward, "label": label}] for reward in rewards]
+    service = service_of(request)
+    rewards = (await score(service, request, body.requests())).rewards
+    answers = [[{"score": reward, "label": service.label}] for reward in rewards]
     return StrictJSON(answers if body.is_batch else answers[0])
 
 

@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.scoring.serving.errors import StrictJSON
+from hf_reward.scoring.serving.protocols import answers
 from hf_reward.scoring.serving.protocols.base import (
     Anything,
     Encoding,
@@ -29,9 +30,9 @@ from hf_reward.scoring.serving.protocols.base import (
     usage,
     vector,
 )
-from hf_reward.scoring.serving.service import Scored
+from hf_reward.scoring.serving.service import RewardService, Scored
 
-router = APIRouter()
+router = APIRouter(tags=["vLLM and OpenAI"])
 
 Input = str | Listed[str] | Listed[int] | Listed[Listed[int]]
 """One or several texts or sequences of token ids."""
@@ -179,47 +180,48 @@ class PairsBody(_VllmBody):
 # --- routes ----------------------------------------------------------------------------------------------------------
 
 
-@router.post("/classify")
+@router.post("/classify", summary="vLLM: classification", response_model=answers.Classes)
 async def classify(body: ClassifyBody, request: Request) -> StrictJSON:
     """Answer as vLLM does for a one-label regression model: the "probability" is the reward."""
-    label = service_of(request).label
-    scored = await _scored(body, body, request)
-    data = [{"label": label, "probs": [reward], "num_classes": 1} for reward in scored.rewards]
-    return _listed("classify", data, scored, request)
+    service = service_of(request, body.model)
+    scored = await _scored(service, body, request)
+    data = [{"label": service.label, "probs": [reward], "num_classes": 1} for reward in scored.rewards]
+    return _listed("classify", data, scored, service)
 
 
-@router.post("/pooling")
+@router.post("/pooling", summary="vLLM: pooling", response_model=answers.Pooling)
 async def pooling(body: PoolingBody, request: Request) -> StrictJSON:
     """Answer as vLLM does for the task "classify": a vector with the reward for each input."""
-    scored = await _scored(body, body, request)
+    service = service_of(request, body.model)
+    scored = await _scored(service, body, request)
     data = [{"object": "pooling", "data": vector(reward, body.encoding_format)} for reward in scored.rewards]
-    return _listed("pool", data, scored, request)
+    return _listed("pool", data, scored, service)
 
 
-@router.post("/v1/score")
+@router.post("/v1/score", summary="vLLM: pairs", response_model=answers.PairScores)
 async def score_pairs(body: PairsBody, request: Request) -> StrictJSON:
     """Score pairs of prompt and response, with the chat template."""
-    body.require_served(service_of(request))
-    scored = await score(request, body.requests())
-    return _listed("score", [{"object": "score", "score": reward} for reward in scored.rewards], scored, request)
+    service = service_of(request, body.model)
+    scored = await score(service, request, body.requests())
+    return _listed("score", [{"object": "score", "score": reward} for reward in scored.rewards], scored, service)
 
 
-@router.post("/v1/embeddings")
+@router.post("/v1/embeddings", summary="OpenAI: embeddings", response_model=answers.Embeddings)
 async def embeddings(body: EmbeddingsBody, request: Request) -> StrictJSON:
     """Return the reward as an embedding with one entry, which verl reads from its SGLang engine."""
-    scored = await _scored(body, body.as_input(), request)
+    service = service_of(request, body.model)
+    scored = await _scored(service, body.as_input(), request)
     data = [{"object": "embedding", "embedding": vector(reward, body.encoding_format)} for reward in scored.rewards]
-    return _listed("embd", data, scored, request)
+    return _listed("embd", data, scored, service)
 
 
-async def _scored(body: ModelBody, given: _InputBody, request: Request) -> Scored:
-    body.require_served(service_of(request))
+async def _scored(service: RewardService, given: _InputBody, request: Request) -> Scored:
     ids = given.token_ids()
-    return await score(request, given.requests() if ids is None else [], ids)
+    return await score(service, request, given.requests() if ids is None else [], ids)
 
 
-def _listed(kind: str, data: list[dict[str, Any]], scored: Scored, request: Request) -> StrictJSON:
+def _listed(kind: str, data: list[dict[str, Any]], scored: Scored, service: RewardService) -> StrictJSON:
     """Return a list in the format of OpenAI."""
     content = {"id": f"{kind}-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
     numbered = [{"index": index, **each} for index, each in enumerate(data)]
-    return StrictJSON({**content, "model": service_of(request).name, "data": numbered, "usage": usage(scored.tokens)})
+    return StrictJSON({**content, "model": service.name, "data": numbered, "usage": usage(scored.tokens)})

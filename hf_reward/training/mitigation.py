@@ -31,7 +31,7 @@ from hf_reward.evaluation.mitigation.builders import Row, build_rows
 from hf_reward.evaluation.mitigation.outcome import compare_outcomes
 from hf_reward.evaluation.mitigation.plan import DECISIVE, MitigationPlan, plan_mitigation, require_same_model
 from hf_reward.evaluation.mitigation.report import write_outcome
-from hf_reward.evaluation.mitigation.training_pairs import require_held_out, rows_of_balanced_length
+from hf_reward.evaluation.mitigation.training_pairs import require_held_out
 from hf_reward.evaluation.page import as_json, write_files
 from hf_reward.modeling.checkpoint_record import FILE_NAME, CheckpointRecord
 from hf_reward.preprocessing.tokenization import FormatRule
@@ -132,7 +132,7 @@ def mitigate(
     second = _second_domain(inputs, scorer, out / FOLDER, "before", repeat, say)
     del scorer
     if not (out / FILE_NAME).is_file():
-        say(f"Training on {rows.counts['kept']:,} rows of the data and {len(rows.built):,} rows against biases")
+        say(f"Training on {rows.counts['usable']:,} rows of the data and {len(rows.built):,} rows against biases")
         work, shown = out / FOLDER / "training", progress is not None
         train_on(inputs.model, rows.sources, out, work, rule, text, repeat.loading, show_progress=shown)
     trained = RewardScorer.from_pretrained(out, **repeat.loading)
@@ -220,13 +220,13 @@ def _training_rows(inputs: MitigationInputs, plan: MitigationPlan, repeat: _Repe
     for data, reading in held_out:
         name, read, _ = read_rows(data, **reading)
         require_held_out(rows, read, name)
-    kept = rows_of_balanced_length(rows, rule.seed).tolist() if plan.balances_lengths else range(len(rows))
     pairs = _pairs(rows)
     built = build_rows(pairs, plan.kinds, rule.share, rule.seed)
-    original = replace(source, data=raw.select([usable[place].number for place in kept]), name="training data")
+    numbers = [each.number for each in usable]
+    original = replace(source, data=raw.select(numbers), name="training data")
     kinds = {kind: sum(row["kind"] == kind for row in built) for kind in dict.fromkeys(row["kind"] for row in built)}
-    counts = {"data": source.name, "rows": len(reader), "usable": len(rows), "kept": len(kept), "built": kinds}
-    digest = xxhash.xxh3_128(json.dumps([usable[place].number for place in kept]).encode())
+    counts = {"data": source.name, "rows": len(reader), "usable": len(rows), "built": kinds}
+    digest = xxhash.xxh3_128(json.dumps(numbers).encode())
     digest.update(b"".join(map(json_line, built)))
     return _Rows(sources=[original, *_sources(built)], built=built, counts=counts, digest=digest.hexdigest())
 

@@ -201,7 +201,6 @@ def test_only_biased_probes_get_rows():
     assert plan.kinds == {"format": ("bold", "bullets", "certainly"), "degenerate": ("echo",)}
     assert plan.biased == ("format_bold", "format_flip_excess", "junk_echo")
     assert plan.not_addressed == ("calibration_slope",)
-    assert not plan.balances_lengths
 
 
 def test_every_kind_of_the_plan_has_a_builder_and_every_builder_a_probe():

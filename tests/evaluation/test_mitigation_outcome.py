@@ -10,7 +10,7 @@ from hf_reward.evaluation.audit.inputs.synthetic import SyntheticReward, synthet
 from hf_reward.evaluation.audit.report.evidence import write_evidence
 from hf_reward.evaluation.mitigation.outcome import compare_outcomes, outcome_of
 from hf_reward.evaluation.mitigation.report import write_outcome
-from hf_reward.evaluation.mitigation.training_pairs import require_held_out, rows_of_balanced_length
+from hf_reward.evaluation.mitigation.training_pairs import require_held_out
 
 DATA = synthetic_data(80, 11)
 RULE = AuditRule(
@@ -92,7 +92,7 @@ def test_outcomes(before, after, bounds, verdict, expected):
 
 def test_the_page_has_both_tables_and_escapes_names(audits, tmp_path):
     found = compare_outcomes(audits["biased"], audits["fair"])
-    rows = {"rows": 10, "usable": 10, "kept": 8, "built": {"length: padding": 5}}
+    rows = {"rows": 10, "usable": 8, "built": {"length: padding": 5}}
     content = {"model": "<b>m</b>", "data": "train", "rows": rows, **found}
     write_outcome(content, tmp_path)
     page = (tmp_path / "mitigation.html").read_text()
@@ -112,13 +112,3 @@ def test_rows_with_a_held_out_prompt_or_group_are_refused():
         require_held_out(train, [replace(row, group="other") for row in DATA.rows[:3]], "test")
     with pytest.raises(ValueError, match=r"but 1 of 1 row of test"):
         require_held_out(train, [replace(held_out[0], group=train[0].group)], "test")
-
-
-def test_balanced_rows_prefer_the_longer_response_as_often_as_the_shorter():
-    row = replace(DATA.rows[0], group=None)
-    longer = [replace(row, responses=["one two three four", "one two"], ranks=[0, 1]) for _ in range(6)]
-    shorter = [replace(row, responses=["one two", "one two three four"], ranks=[0, 1]) for _ in range(2)]
-    equal = [replace(row, responses=["one two", "three four"], ranks=[0, 1])]
-    kept = rows_of_balanced_length([*longer, *shorter, *equal], seed=0).tolist()
-    assert sum(place < 6 for place in kept) == 2
-    assert kept[-3:] == [6, 7, 8]

@@ -52,11 +52,6 @@ class MitigationPlan:
     kinds: dict[str, tuple[str, ...]]
     """Family -> kinds of rows, for `build_rows`."""
 
-    @property
-    def balances_lengths(self) -> bool:
-        """Whether the lengths of the original rows are to be balanced."""
-        return "length" in self.kinds
-
 
 def plan_mitigation(report: Mapping[str, Any]) -> MitigationPlan:
     """Choose the training rows against the biases of an audit.

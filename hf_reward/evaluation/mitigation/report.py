@@ -89,7 +89,7 @@ def _page(content: Mapping[str, Any]) -> Page:
     rows = content["rows"]
     built = [[kind, f"{count:,}"] for kind, count in rows["built"].items()]
     used = (
-        f"{rows['kept']:,} of {rows['rows']:,} rows of {content['data']}; {sum(rows['built'].values()):,} built rows."
+        f"{rows['usable']:,} of {rows['rows']:,} rows of {content['data']}; {sum(rows['built'].values()):,} built rows."
     )
     tables = [
         Rows(title="Biases", columns=_PROBES, rows=probes),

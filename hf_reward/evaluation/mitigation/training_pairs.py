@@ -1,12 +1,9 @@
-"""The training data of a mitigation: which rows are kept, and that none is held out."""
+"""The training data of a mitigation share no prompt with held-out data."""
 
 from collections.abc import Sequence
 
 from hf_reward.data.preference_row import PreferenceRow, prompt_group
-from hf_reward.data.row_text import response_words
-from hf_reward.metrics.arrays import IntArray
 from hf_reward.metrics.counts import counted
-from hf_reward.preprocessing.length_balance import balanced_rows, length_difference
 
 
 def require_held_out(train: Sequence[PreferenceRow], held_out: Sequence[PreferenceRow], name: str) -> None:
@@ -32,18 +29,3 @@ def require_held_out(train: Sequence[PreferenceRow], held_out: Sequence[Preferen
 
 def _keys(row: PreferenceRow) -> set[str]:
     return {prompt_group(row)} | ({f"group {row.group}"} if row.group else set())
-
-
-def rows_of_balanced_length(rows: Sequence[PreferenceRow], seed: int) -> IntArray:
-    """Choose rows so that the longer response is preferred as often as the shorter, for each length difference.
-
-    Args:
-        rows: Training rows.
-        seed: Random seed of the choice.
-
-    Returns:
-        Indices of the rows to keep, ascending; rows of equal length and ties are kept. See `balanced_rows`.
-    """
-    words = [[response_words(response) for response in row.responses] for row in rows]
-    differences = [length_difference(lengths, row.ranks) for lengths, row in zip(words, rows, strict=True)]
-    return balanced_rows(differences, seed=seed)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Configuration of a saved model -> which programs load it, and whether they give the same reward.
 
-The verdicts follow from the source code of the programs (transformers 5.23, TRL 1.16, vLLM 0.33, SGLang 0.5.23,
-text-embeddings-inference of July 2026, OpenRLHF of August 2026, verl 0.9). Only transformers and TRL were run.
+For Llama models, the verdicts follow from runs of the programs (`program_results`, `make interop`). For other
+architectures, and for programs that were not run, they follow from source code. `Verdict.evidence` states which.
 """
 
 import warnings
@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from hf_reward.modeling.architectures import has_stock_class
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.custom_code import has_custom_code
+from hf_reward.publishing.program_results import evidence_of
 
 SAME, SHIFTED, WITH_OPTION, CANNOT = "same reward", "same up to a constant", "same with an option", "cannot load"
 
@@ -40,6 +41,8 @@ class Verdict(NamedTuple):
     outcome: str
     """`SAME`, `SHIFTED`, `WITH_OPTION` or `CANNOT`."""
     note: str = ""
+    evidence: str = ""
+    """Whether the program was run or its source was read, with its version."""
 
     @property
     def consumer(self) -> str:
@@ -83,7 +86,7 @@ def compatibility_of_config(
         transformers = Verdict("transformers, pipeline", WITH_OPTION, note)
         trl = Verdict("TRL (reward_funcs)", WITH_OPTION, note)
     vllm, sglang = _vllm(kind, is_decoder), _sglang(kind)
-    return [
+    verdicts = [
         transformers,
         trl,
         vllm,
@@ -92,6 +95,7 @@ def compatibility_of_config(
         _open_rlhf(is_decoder, is_stock),
         _verl(_best(vllm, sglang)) if is_decoder else Verdict("verl", CANNOT),
     ]
+    return [each._replace(evidence=evidence_of(each.program, was_run=kind == "Llama")) for each in verdicts]
 
 
 def can_be_served(verdicts: list[Verdict]) -> bool:

@@ -62,7 +62,7 @@ class ExportReport:
         """Return the report as JSON values; `consumers` is the name of `compatibility` in version 0.1."""
         checked = None if self.verification is None else self.verification.to_dict()
         verdicts = [verdict._asdict() for verdict in self.compatibility]
-        old = [{"consumer": program, "outcome": outcome, "note": note} for program, outcome, note in self.compatibility]
+        old = [{"consumer": each.program, "outcome": each.outcome, "note": each.note} for each in self.compatibility]
         values = {**asdict(self), "folder": str(self.folder), "verification": checked, "compatibility": verdicts}
         return {**values, "consumers": old}
 

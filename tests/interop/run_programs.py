@@ -1,0 +1,116 @@
+"""Score the probes of saved models with downstream programs, and compare the rewards with the recorded ones.
+
+    python tests/interop/run_programs.py                 # all programs; `make interop`
+    python tests/interop/run_programs.py vllm openrlhf   # those of some environments
+
+Each program runs in an environment of its own (`environments.py`). If every outcome is the expected one (`cases.py`),
+the results replace those in `hf_reward/publishing/interop_results.json`, and the tables of the documentation are
+written again. Otherwise the exit code is 1 and nothing is written.
+"""
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from cases import CASES, MODELS, Program
+from environments import python_of
+from model_folders import make_folders
+from probing import largest_difference, recorded_rewards, run_program
+from program_tables import run_table, write_tables
+from rich.console import Console
+
+from hf_reward.publishing.program_results import (
+    OTHER_REWARD,
+    REFUSED,
+    RUN,
+    SAME_REWARD,
+    TOLERANCE,
+    ProgramResult,
+    program_results,
+    write_results,
+)
+
+CONSOLE = Console(soft_wrap=True, highlight=False)
+
+
+def main(chosen: list[str]) -> int:
+    """Run the programs and return the exit code."""
+    known = {case.environment for case in CASES}
+    if unknown := set(chosen) - known:
+        raise SystemExit(f"Environments are {', '.join(sorted(known))}, not {', '.join(sorted(unknown))}.")
+    cases = [case for case in CASES if not chosen or case.environment in chosen]
+    pythons = {name: python_of(name) for name in dict.fromkeys(case.environment for case in cases)}
+    folders = make_folders()
+    found: list[ProgramResult] = []
+    unexpected: list[str] = []
+    for case in cases:
+        for model, folder in ((model, folders[model]) for model in MODELS):
+            for expected, result in _results(case, model, pythons[case.environment], folder, folders["policy"]):
+                found.append(result)
+                line = (
+                    f"{result.program} {result.version}, {result.way}, {result.dtype}, {result.model}: {result.outcome}"
+                )
+                line += "" if result.difference is None else f" ({result.difference:.2e})"
+                CONSOLE.print(line, result.note if result.outcome == REFUSED else "")
+                if result.outcome != expected:
+                    unexpected.append(f"{line}, but {expected!r} was expected")
+    CONSOLE.print("\n".join(run_table(found)))
+    if unexpected:
+        CONSOLE.print("Unexpected:", *unexpected, sep="\n")
+        return 1
+    _replace(found, {case.name for case in cases})
+    write_tables()
+    return 0
+
+
+def _results(
+    case: Program, model: str, python: Path, folder: Path, policy: Path
+) -> Iterator[tuple[str, ProgramResult]]:
+    """Run a program on one model; yield the expected outcome and the result of each way."""
+    place = MODELS.index(model)
+    ways = [(way, expected) for way in case.ways if (expected := way.expected[place]) is not None]
+    if not ways:
+        return
+    keys = [way.key for way, _ in ways]
+    answer = run_program(python, case.script, folder, dtype=case.dtype, ways=keys, policy=str(policy))
+    for way, expected in ways:
+        rewards = answer["rewards"].get(way.key)
+        difference = None if rewards is None else largest_difference(recorded_rewards(folder), rewards)
+        outcome = REFUSED if difference is None else SAME_REWARD if difference <= TOLERANCE else OTHER_REWARD
+        yield (
+            expected,
+            ProgramResult(
+                program=case.name,
+                version=answer["version"],
+                status=RUN,
+                date=date.today().isoformat(),
+                machine=f"CPU, {platform.machine()}",
+                dtype=case.dtype,
+                way=way.label or way.key,
+                model=model,
+                outcome=outcome,
+                difference=difference,
+                note=answer["errors"].get(way.key, case.note),
+                instead=way.instead if outcome == OTHER_REWARD else "",
+            ),
+        )
+
+
+def _replace(found: list[ProgramResult], programs: set[str]) -> None:
+    """Replace the results of programs, in the order of `CASES`; what was not run stays."""
+    order = {case.name: place for place, case in enumerate(CASES)}
+    kept = [each for each in program_results() if each.status != RUN or each.program not in programs]
+    ran = [each for each in kept if each.status == RUN and each.program in order] + found
+    write_results([*sorted(ran, key=lambda each: order[each.program]), *(each for each in kept if each.status != RUN)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -46,8 +46,9 @@ test: $(VENV)/.installed ## run the fast tests in two processes
 test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## run all tests except those of `make interop` and `make faults`
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not faults and not (slow and interop)" -n 2 --dist loadfile
 
-interop: $(VENV)/.installed ## run the tests that need TRL or Ray
+interop: $(VENV)/.installed ## run the tests that need TRL or Ray, and score saved models with other programs (needs `make quickstart`)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m interop
+	OMP_NUM_THREADS=1 $(BIN)/python tests/interop/run_programs.py
 
 faults: $(VENV)/.installed ## test kills, full disks, several processes and damaged folders (two hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m faults
@@ -83,4 +84,4 @@ wheel: $(VENV)/.installed ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean: ## remove the environment and all generated files
-	rm -rf $(VENV) build dist site outputs models
+	rm -rf $(VENV) .interop build dist site outputs models

@@ -131,7 +131,11 @@ def export(
     ] = "5GB",
     legacy_rope: Annotated[
         bool,
-        typer.Option("--legacy-rope", help="Also write `rope_theta` for transformers 4.", rich_help_panel=OUTPUT_PANEL),
+        typer.Option(
+            "--legacy-rope",
+            help="Deprecated: every save writes `rope_theta` for transformers 4.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
     ] = False,
     strip: Annotated[
         bool,
@@ -321,11 +325,10 @@ def _print_report(report: Any, output: Output) -> None:
         console.print(f"  verified in a fresh process: {report.verification}", highlight=False, soft_wrap=True)
     for note in [*report.notes, *(report.verification.notes if report.verification else [])]:
         console.print(f"  {note}", highlight=False, soft_wrap=True)
-    table = Table("program", "reward", "note")
+    table = Table("program", "reward", "evidence", "note")
     for verdict in report.compatibility:
-        table.add_row(verdict.program, verdict.outcome, verdict.note)
+        table.add_row(*verdict)
     console.print(table)
-    console.print("transformers was run. The verdicts on the other programs follow from their source code.")
     verified = report.verification is not None
     then = ["hf-reward", "verify", report.folder] if verified else ["hf-reward", "serve", "--model", report.folder]
     output.finish([report.folder], then)

@@ -16,6 +16,7 @@ from hf_reward.modeling.custom_code import has_custom_code
 from hf_reward.publishing.program_results import evidence_of
 
 SAME, SHIFTED, WITH_OPTION, CANNOT = "same reward", "same up to a constant", "same with an option", "cannot load"
+OTHER = "another reward"
 
 _VLLM_DECODERS = frozenset(
     (
@@ -32,6 +33,7 @@ _SGLANG = {"Llama": SAME, "Gemma2": SAME, "Qwen2": SHIFTED, "Qwen3": SHIFTED}
 _SGLANG_ENCODERS = frozenset(("Bert", "XLMRoberta"))
 _TEI = frozenset(("Bert", "Camembert", "Roberta", "XLMRoberta", "DistilBert", "DebertaV2", "ModernBert"))
 SERVERS = ("vLLM", "SGLang", "TEI")
+CROSS_ENCODER = "sentence-transformers (CrossEncoder)"
 
 
 class Verdict(NamedTuple):
@@ -39,7 +41,7 @@ class Verdict(NamedTuple):
 
     program: str
     outcome: str
-    """`SAME`, `SHIFTED`, `WITH_OPTION` or `CANNOT`."""
+    """`SAME`, `SHIFTED`, `WITH_OPTION`, `OTHER` or `CANNOT`."""
     note: str = ""
     evidence: str = ""
     """Whether the program was run or its source was read, with its version."""
@@ -89,9 +91,12 @@ def compatibility_of_config(
     verdicts = [
         transformers,
         trl,
+        _cross_encoder(is_decoder, is_stock),
+        _rewardbench(is_stock),
         vllm,
         sglang,
         _tei(kind),
+        _infinity(is_decoder, is_stock),
         _open_rlhf(is_decoder, is_stock),
         _verl(_best(vllm, sglang)) if is_decoder else Verdict("verl", CANNOT),
     ]
@@ -129,6 +134,28 @@ def _tei(kind: str) -> Verdict:
     if kind in _TEI:
         return Verdict("TEI", WITH_OPTION, 'set "raw_scores": true in the request to disable the sigmoid')
     return Verdict("TEI", CANNOT, "it only serves encoder classifiers")
+
+
+def _cross_encoder(is_decoder: bool, is_stock: bool) -> Verdict:
+    if not is_stock:
+        return Verdict(CROSS_ENCODER, CANNOT, "it requires a class in transformers")
+    if is_decoder:
+        return Verdict(CROSS_ENCODER, WITH_OPTION, "pass lists of messages; pairs are joined without the chat template")
+    return Verdict(CROSS_ENCODER, SAME)
+
+
+def _rewardbench(is_stock: bool) -> Verdict:
+    if is_stock:
+        return Verdict("rewardbench", WITH_OPTION, "--not_quantized --torch_dtype float32 --max_length 2048")
+    return Verdict("rewardbench", CANNOT, "it requires a class in transformers")
+
+
+def _infinity(is_decoder: bool, is_stock: bool) -> Verdict:
+    if not is_stock:
+        return Verdict("infinity-emb", CANNOT, "it requires a class in transformers")
+    if is_decoder:
+        return Verdict("infinity-emb", OTHER, "it only reranks pairs, joined without the chat template")
+    return Verdict("infinity-emb", WITH_OPTION, 'set "raw_scores" to disable the sigmoid')
 
 
 def _verl(outcome: str) -> Verdict:

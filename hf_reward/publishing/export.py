@@ -4,7 +4,6 @@ Files are written to a temporary folder, verified with stock transformers in a f
 """
 
 import copy
-import json
 import logging
 import math
 import shutil
@@ -27,6 +26,7 @@ from hf_reward.modeling.custom_code import is_custom
 from hf_reward.modeling.head_ensemble import save_heads, with_saved_heads
 from hf_reward.modeling.probes import relative_differences
 from hf_reward.modeling.reward_head import RewardModel, output_layers, reads_positions, unwrap_model
+from hf_reward.modeling.transformers_4 import add_transformers_4_fields
 from hf_reward.preprocessing.tokenization import FormatRule
 from hf_reward.publishing.card.facts import AUDIT_FILE, BENCHMARKS_FILE
 from hf_reward.publishing.card.render import write_model_card
@@ -82,7 +82,7 @@ class ExportRule:
     """Precision of the weights; the head stays float32."""
     max_shard_size: str = "5GB"
     legacy_rope: bool = False
-    """Also write `rope_theta` for transformers 4."""
+    """Deprecated, removed in version 0.3: every save writes `rope_theta` for transformers 4."""
     strip: bool = False
     """Leave out `reward_config.json`; the folder cannot be verified without it."""
     allow_unserved: bool = False
@@ -93,6 +93,9 @@ class ExportRule:
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"`dtype` must be 'float32', 'bfloat16' or 'float16', but is {self.dtype!r}.")
+        if self.legacy_rope:
+            message = "`legacy_rope` has no effect, because every save writes `rope_theta`. Version 0.3 removes it."
+            warnings.warn(message, DeprecationWarning, stacklevel=3)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -220,6 +223,7 @@ def save_adapter(saved: SavedModel, folder: Path) -> None:
     saved.model.save_pretrained(str(folder))
     save_heads(saved.model, folder)
     saved.tokenizer.save_pretrained(folder)  # the base gets its pad token from it
+    add_transformers_4_fields(folder)
     saved.record.save(folder)
     write_model_card(folder, saved.record)
 
@@ -280,8 +284,7 @@ def _write(saved: SavedModel, staged: Path, folder: Path, rule: ExportRule, verd
     saved.model.save_pretrained(str(staged), max_shard_size=rule.max_shard_size)
     save_heads(saved.model, staged)
     saved.tokenizer.save_pretrained(staged)
-    if rule.legacy_rope:
-        _add_legacy_rope(staged / "config.json")
+    add_transformers_4_fields(staged)
     saved.record.save(staged)
     for name in (AUDIT_FILE, BENCHMARKS_FILE):
         if (folder / name).is_file():
@@ -356,16 +359,3 @@ def as_plain(saved: SavedModel) -> SavedModel:
         )
     plain.changes.differences["merge"] = difference
     return plain
-
-
-def _add_legacy_rope(path: Path) -> None:
-    """Add the RoPE base in the format of transformers 4. transformers 5 accepts both formats."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    parameters = dict(config.get("rope_parameters") or {})
-    theta = parameters.pop("rope_theta", None)
-    if theta is None:
-        raise ValueError("`legacy_rope` has no effect: this architecture has no single `rope_theta`. Leave it out.")
-    config["rope_theta"] = theta
-    if parameters.get("rope_type", "default") != "default":
-        config["rope_scaling"] = parameters
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

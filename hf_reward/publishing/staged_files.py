@@ -13,6 +13,7 @@ from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.custom_code import has_custom_code, require_trust
 from hf_reward.modeling.head_ensemble import HEADS_FILE
 from hf_reward.modeling.probes import differing
+from hf_reward.modeling.transformers_4 import add_transformers_4_fields
 from hf_reward.modeling.weight_safety import require_safe_weights
 from hf_reward.publishing.card.evaluation_entries import ENTRIES, OWN_ENTRIES
 from hf_reward.publishing.card.render import is_generated, write_model_card
@@ -126,6 +127,7 @@ def assemble(folder: Path, assembled: Path, repo_id: str, rule: PushRule) -> Non
         names = ("adapter_config.json", "reward_config.json", "trainer_state.json")
         _hide_paths(assembled / rule.training_state, names)
     _hide_paths(assembled, ("audit_summary.json", "benchmark_results.json"))
+    add_transformers_4_fields(assembled)  # earlier versions did not write them
     _finish_card(folder, assembled, repo_id, rule)
 
 

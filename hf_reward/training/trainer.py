@@ -33,6 +33,7 @@ from hf_reward.modeling.head_ensemble import save_heads
 from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.rewards import compute_rewards
 from hf_reward.modeling.sharding import HeadInFloat32, check_fsdp_settings, is_sharded, saves_only_shards
+from hf_reward.modeling.transformers_4 import add_transformers_4_fields
 from hf_reward.publishing.push import PushReport, explained
 from hf_reward.training.background_push import PUSH_OPTIONS, BackgroundPush, Publisher
 from hf_reward.training.batch_checks import BatchCheck
@@ -526,6 +527,7 @@ class RewardTrainer(Trainer):
         if has_model and self.args.should_save and folder is not None:
             save_heads(self.unwrapped_model(), folder)
             tokenizer_to_save(self.processing_tokenizer, self.data.rows).save_pretrained(folder)
+            add_transformers_4_fields(folder)
             record = self._record(self._score_probes() if probes is None else probes)
             record.save(folder)
             write_card(folder, record)

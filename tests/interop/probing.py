@@ -5,12 +5,11 @@ import json
 import math
 import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from environments import ROOT
+from environments import PLACE, ROOT
 from transformers import AutoTokenizer
 
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
@@ -22,38 +21,40 @@ PROGRAMS = Path(__file__).parent / "programs"
 SECONDS = 1800
 
 
-def run_program(python: Path, script: str, folder: Path, **request: Any) -> dict[str, Any]:
+def run_program(
+    python: Path, script: str, folder: Path, *, dtype: str, reuse: bool = False, **request: Any
+) -> dict[str, Any]:
     """Run a file of `programs/` on a saved model.
 
     Args:
         python: Python of the environment.
         script: Name of the file.
         folder: The saved model.
-        request: `dtype`, `ways` and `policy`.
+        dtype: Precision of the program.
+        reuse: Return the answer of an earlier run, if there is one for the same request.
+        request: `ways` and `policy`.
 
     Returns:
         The answer: `version`, `rewards` and `errors`.
     """
-    with tempfile.TemporaryDirectory() as place:
-        asked, answered = Path(place, "request.json"), Path(place, "answer.json")
-        code = inspect.getsource(load_adapter)
-        asked.write_text(
-            json.dumps({"folder": str(folder), "probes": probes_of(folder), "adapter_code": code, **request}),
-            encoding="utf-8",
-        )
+    place = PLACE / "answers" / f"{script}-{dtype}-{folder.name}"
+    place.mkdir(parents=True, exist_ok=True)
+    asked, answered = place / "request.json", place / "answer.json"
+    code = inspect.getsource(load_adapter)
+    text = json.dumps(
+        {"folder": str(folder), "dtype": dtype, "probes": probes_of(folder), "adapter_code": code, **request}
+    )
+    if not (reuse and answered.is_file() and asked.read_text(encoding="utf-8") == text):
+        answered.unlink(missing_ok=True)
+        asked.write_text(text, encoding="utf-8")
         command = [str(python), str(PROGRAMS / f"{script}.py"), str(asked), str(answered)]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS,
-        )
+        with (place / "output.txt").open("w") as output:
+            done = subprocess.run(
+                command, cwd=ROOT, env=_environment(), stdout=output, stderr=subprocess.STDOUT, timeout=SECONDS
+            )
         if not answered.is_file():
-            raise RuntimeError(f"{script} ended with exit code {done.returncode}:\n{done.stdout[-4000:]}")
-        return {**json.loads(answered.read_text(encoding="utf-8")), "output": done.stdout}
+            raise RuntimeError(f"{script} ended with exit code {done.returncode}: see {place / 'output.txt'}")
+    return json.loads(answered.read_text(encoding="utf-8"))
 
 
 def _environment() -> dict[str, str]:

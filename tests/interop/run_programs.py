@@ -2,6 +2,7 @@
 
     python tests/interop/run_programs.py                 # all programs; `make interop`
     python tests/interop/run_programs.py vllm openrlhf   # those of some environments
+    python tests/interop/run_programs.py --reuse         # compare the answers of an earlier run again
 
 Each program runs in an environment of its own (`environments.py`). If every outcome is the expected one (`cases.py`),
 the results replace those in `hf_reward/publishing/interop_results.json`, and the tables of the documentation are
@@ -11,6 +12,7 @@ written again. Otherwise the exit code is 1 and nothing is written.
 import os
 import platform
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -41,25 +43,26 @@ from hf_reward.publishing.program_results import (
 CONSOLE = Console(soft_wrap=True, highlight=False)
 
 
-def main(chosen: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run the programs and return the exit code."""
-    known = {case.environment for case in CASES}
-    if unknown := set(chosen) - known:
-        raise SystemExit(f"Environments are {', '.join(sorted(known))}, not {', '.join(sorted(unknown))}.")
-    cases = [case for case in CASES if not chosen or case.environment in chosen]
+    known = sorted({case.environment for case in CASES})
+    parser = ArgumentParser(description="Score saved models with downstream programs.")
+    parser.add_argument("environments", nargs="*", metavar="ENVIRONMENT", help=f"{', '.join(known)}; by default all")
+    parser.add_argument("--reuse", action="store_true", help="use the answers of an earlier run to the same requests")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.environments) - set(known):
+        parser.error(f"environments are {', '.join(known)}, not {', '.join(sorted(unknown))}")
+    cases = [case for case in CASES if case.environment in (options.environments or known)]
     pythons = {name: python_of(name) for name in dict.fromkeys(case.environment for case in cases)}
     folders = make_folders()
     found: list[ProgramResult] = []
     unexpected: list[str] = []
     for case in cases:
-        for model, folder in ((model, folders[model]) for model in MODELS):
-            for expected, result in _results(case, model, pythons[case.environment], folder, folders["policy"]):
+        for model in MODELS:
+            for expected, result in _results(case, model, pythons[case.environment], folders, reuse=options.reuse):
                 found.append(result)
-                line = (
-                    f"{result.program} {result.version}, {result.way}, {result.dtype}, {result.model}: {result.outcome}"
-                )
-                line += "" if result.difference is None else f" ({result.difference:.2e})"
-                CONSOLE.print(line, result.note if result.outcome == REFUSED else "")
+                line = _line(result)
+                CONSOLE.print(line)
                 if result.outcome != expected:
                     unexpected.append(f"{line}, but {expected!r} was expected")
     CONSOLE.print("\n".join(run_table(found)))
@@ -71,16 +74,23 @@ def main(chosen: list[str]) -> int:
     return 0
 
 
+def _line(result: ProgramResult) -> str:
+    size = f" ({result.difference:.2e})" if result.difference is not None else f" ({result.note})"
+    what = f"{result.program} {result.version}, {result.way}, {result.dtype}, {result.model}"
+    return f"{what}: {result.outcome}{size}"
+
+
 def _results(
-    case: Program, model: str, python: Path, folder: Path, policy: Path
+    case: Program, model: str, python: Path, folders: dict[str, Path], *, reuse: bool
 ) -> Iterator[tuple[str, ProgramResult]]:
     """Run a program on one model; yield the expected outcome and the result of each way."""
     place = MODELS.index(model)
     ways = [(way, expected) for way in case.ways if (expected := way.expected[place]) is not None]
     if not ways:
         return
+    folder, policy = folders[model], str(folders["policy"])
     keys = [way.key for way, _ in ways]
-    answer = run_program(python, case.script, folder, dtype=case.dtype, ways=keys, policy=str(policy))
+    answer = run_program(python, case.script, folder, dtype=case.dtype, ways=keys, policy=policy, reuse=reuse)
     for way, expected in ways:
         rewards = answer["rewards"].get(way.key)
         difference = None if rewards is None else largest_difference(recorded_rewards(folder), rewards)

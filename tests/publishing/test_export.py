@@ -145,24 +145,19 @@ def test_files_can_be_read_by_those_whom_the_umask_lets(source, tmp_path):
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
 
 
-def test_legacy_rope_is_added_where_there_is_one_and_refused_elsewhere(make_model_folder, tmp_path):
+def test_every_export_has_the_rope_base_of_transformers_4(make_model_folder, tmp_path):
     base = make_model_folder("llama")
     model = reward_model(base)
     model.config.rope_parameters["rope_theta"] = 50.0
     model.model.rotary_emb.__init__(model.config)
     folder = save(model, tokenizer_of(base), tmp_path / "rope")
-    export_reward_model(folder, tmp_path / "out", ExportRule(legacy_rope=True))
+    export_reward_model(folder, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50.0
     assert recorded(tmp_path / "out") == recorded(folder)
     assert load(tmp_path / "out", verify=True).config.rope_parameters["rope_theta"] == 50.0
-    export_reward_model(folder, tmp_path / "plain")
-    assert "rope_theta" not in json.loads((tmp_path / "plain" / "config.json").read_text())
-    gpt2 = saved_model(make_model_folder("gpt2"), tmp_path / "gpt2-reward")
-    with pytest.raises(ValueError, match="no single `rope_theta`"):
-        export_reward_model(gpt2, tmp_path / "none", ExportRule(legacy_rope=True))
-    assert not (tmp_path / "none").exists()
-    assert left_over(tmp_path) == []
+    with pytest.warns(DeprecationWarning, match="every save writes `rope_theta`"):
+        assert ExportRule(legacy_rope=True).legacy_rope
 
 
 def test_a_stripped_export_has_no_record_and_can_be_exported_again(source, tmp_path):
@@ -447,14 +442,14 @@ def test_rewards_are_those_of_the_model_that_was_given(source, tmp_path):
     assert recorded(tmp_path / "out") == expected
 
 
-def test_legacy_rope_keeps_a_scaling(make_model_folder, tmp_path):
+def test_the_rope_scaling_of_transformers_4_is_written(make_model_folder, tmp_path):
     source = make_model_folder("llama")
     config = json.loads((source / "config.json").read_text())
     scaling = {"rope_type": "linear", "factor": 2.0}
     config["rope_parameters"] = {**config["rope_parameters"], **scaling}
     (source / "config.json").write_text(json.dumps(config))
     folder = saved_model(source, tmp_path / "saved")
-    export_reward_model(folder, tmp_path / "out", ExportRule(legacy_rope=True))
+    export_reward_model(folder, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert {name: written["rope_scaling"][name] for name in scaling} == scaling

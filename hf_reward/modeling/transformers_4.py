@@ -45,6 +45,8 @@ def _rename_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
     result = dict(config)
     if result.get("tokenizer_class") == "TokenizersBackend":
         result["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # The default of transformers 5. That of transformers 4 has token types, which decoders do not accept.
+        result.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if isinstance(result.get("extra_special_tokens"), list):
         result["additional_special_tokens"] = result.pop("extra_special_tokens")
     return result

@@ -62,12 +62,19 @@ def test_the_tokenizer_gets_the_names_of_transformers_4(tmp_path, chat_tokenizer
     add_transformers_4_fields(tmp_path)
     written = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written["model_input_names"] == chat_tokenizer.model_input_names == ["input_ids", "attention_mask"]
     assert "extra_special_tokens" not in written
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = "<|im_start|>user\nHello, World!<|im_end|>\n"
     assert loaded(text)["input_ids"] == chat_tokenizer(text)["input_ids"]
     assert loaded.all_special_tokens == chat_tokenizer.all_special_tokens
     assert loaded.chat_template == chat_tokenizer.chat_template
+
+
+def test_the_inputs_of_a_pair_tokenizer_are_kept(tmp_path, pair_tokenizer):
+    pair_tokenizer.save_pretrained(tmp_path)
+    add_transformers_4_fields(tmp_path)
+    assert "token_type_ids" in AutoTokenizer.from_pretrained(tmp_path)("a", "b")
 
 
 def test_an_empty_folder_stays_empty(tmp_path):

@@ -8,6 +8,7 @@ from hf_reward.modeling.architectures import classifier_class, has_stock_class
 from hf_reward.modeling.reward_head import reads_positions
 from hf_reward.publishing.compatibility import (
     CANNOT,
+    OTHER,
     SAME,
     SHIFTED,
     WITH_OPTION,
@@ -57,6 +58,29 @@ def test_each_architecture_gets_the_verdicts_that_the_sources_imply(arch):
     assert all(each.loads == (each.outcome != CANNOT) for each in found.values())
 
 
+# sentence-transformers, rewardbench, infinity-emb
+PYTHON_FACTS = {
+    "llama": (WITH_OPTION, WITH_OPTION, OTHER),
+    "bert": (SAME, WITH_OPTION, WITH_OPTION),
+    "granite": (CANNOT, CANNOT, CANNOT),
+}
+
+
+@pytest.mark.parametrize("arch", PYTHON_FACTS)
+def test_programs_that_build_pairs_give_another_reward_to_decoders(arch):
+    found = verdicts_of(arch)
+    names = ("sentence-transformers (CrossEncoder)", "rewardbench", "infinity-emb")
+    assert tuple(found[name].outcome for name in names) == PYTHON_FACTS[arch]
+
+
+def test_the_evidence_distinguishes_runs_from_sources():
+    llama, qwen = verdicts_of("llama"), verdicts_of("qwen3")
+    assert llama["vLLM"].evidence.startswith("run (")
+    assert qwen["vLLM"].evidence.startswith("source read; run with Llama (")
+    assert llama["SGLang"].evidence == qwen["SGLang"].evidence
+    assert llama["SGLang"].evidence.startswith("source read (")
+
+
 def test_every_tested_architecture_is_covered():
     assert set(FACTS) == {*DECODERS, *ENCODERS}
 
@@ -87,7 +111,10 @@ def test_unsupported_encoders_cannot_be_served(name):
     config.architectures = [name]
     verdicts = compatibility_of_config(config, is_decoder=False)
     assert not can_be_served(verdicts)
-    assert {each.program for each in verdicts if each.loads} == {"transformers, pipeline", "TRL (reward_funcs)"}
+    assert {each.program for each in verdicts if each.loads} == {
+        *("transformers, pipeline", "TRL (reward_funcs)", "sentence-transformers (CrossEncoder)"),
+        *("rewardbench", "infinity-emb"),
+    }
     message = why_unserved(config)
     assert name in message
     assert "allow_unserved=True" in message

@@ -17,7 +17,8 @@ async def scores(request: dict[str, Any], probes: list[dict[str, Any]]) -> list[
         model_warmup=False,
         bettertransformer=False,
     )
-    async with AsyncEmbeddingEngine.from_args(args) as engine:
+    engine = AsyncEmbeddingEngine.from_args(args)
+    async with engine:
         found = []
         for probe in probes:
             ranked, _ = await engine.rerank(query=probe["prompt"], docs=[probe["response"]], raw_scores=True)

@@ -13,7 +13,7 @@ def rewards(name: str, request: dict[str, Any], probes: list[dict[str, Any]]) ->
     rows = [{"prompt": probe["messages"][:-1], "completion": probe["messages"][-1:]} for probe in probes]
     with tempfile.TemporaryDirectory() as out:
         args = getattr(trl, f"{name}Config")(
-            output_dir=out, report_to="none", use_cpu=True, bf16=False, num_generations=2, generation_batch_size=2
+            output_dir=out, report_to="none", use_cpu=True, bf16=False, num_generations=2, per_device_train_batch_size=2
         )
         trainer = getattr(trl, f"{name}Trainer")(
             model=request["policy"],

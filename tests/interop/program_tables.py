@@ -42,8 +42,12 @@ def _cell(result: ProgramResult | None) -> str:
 
 def read_table(results: Sequence[ProgramResult]) -> list[str]:
     """Return the programs that were not run."""
-    rows = [[each.program, each.version, each.status, each.note] for each in results if each.status != RUN]
-    return _table(["program", "version", "status", ""], rows)
+    rows = [[each.program, each.version, _part(each), each.status, each.note] for each in results if each.status != RUN]
+    return _table(["program", "version", "way", "status", ""], rows)
+
+
+def _part(result: ProgramResult) -> str:
+    return ", ".join(part for part in (result.way, result.dtype, result.model) if part) or "-"
 
 
 def change_table(results: Sequence[ProgramResult]) -> list[str]:

@@ -107,7 +107,7 @@ def _results(
                 way=way.label or way.key,
                 model=model,
                 outcome=outcome,
-                difference=difference,
+                difference=None if difference is None else float(f"{difference:.3g}"),
                 note=answer["errors"].get(way.key, case.note),
                 instead=way.instead if outcome == OTHER_REWARD else "",
             ),
@@ -115,11 +115,12 @@ def _results(
 
 
 def _replace(found: list[ProgramResult], programs: set[str]) -> None:
-    """Replace the results of programs, in the order of `CASES`; what was not run stays."""
+    """Replace the results of programs, in the order of `CASES`. Programs without cases stay."""
     order = {case.name: place for place, case in enumerate(CASES)}
-    kept = [each for each in program_results() if each.status != RUN or each.program not in programs]
-    ran = [each for each in kept if each.status == RUN and each.program in order] + found
-    write_results([*sorted(ran, key=lambda each: order[each.program]), *(each for each in kept if each.status != RUN)])
+    kept = [each for each in program_results() if each.program not in programs]
+    of_cases = [*(each for each in kept if each.program in order), *found]
+    others = [each for each in kept if each.program not in order]
+    write_results([*sorted(of_cases, key=lambda each: order[each.program]), *others])
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def test_the_evidence_distinguishes_runs_from_sources():
     assert llama["vLLM"].evidence.startswith("run (")
     assert qwen["vLLM"].evidence.startswith("source read; run with Llama (")
     assert llama["SGLang"].evidence == qwen["SGLang"].evidence
-    assert llama["SGLang"].evidence.startswith("source read (")
+    assert llama["SGLang"].evidence.startswith("source read: ")
 
 
 def test_every_tested_architecture_is_covered():

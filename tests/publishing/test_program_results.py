@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 from hf_reward.publishing import program_results as module
 from hf_reward.publishing.compatibility import SAME, compatibility_of_config
 from hf_reward.publishing.program_results import (
+    NOT_RUN,
     OTHER_REWARD,
     READ,
     REFUSED,
@@ -75,8 +76,13 @@ def test_every_case_was_run_with_the_expected_outcome() -> None:
         if outcome is not None
     }
     ran = [each for each in program_results() if each.status == RUN]
-    assert {(each.program, each.way, each.dtype, each.model): each.outcome for each in ran} == expected
-    assert len(ran) == len(expected)
+    not_run = [each for each in program_results() if each.status == NOT_RUN and each.way]
+    assert {(each.program, each.way, each.dtype, each.model): each.outcome or None for each in ran} == {
+        case: outcome
+        for case, outcome in expected.items()
+        if case not in {(each.program, each.way, each.dtype, each.model) for each in not_run}
+    }
+    assert len(ran) + len(not_run) == len(expected)
     for each in ran:
         assert (each.outcome == REFUSED) == (each.difference is None), each
         if each.difference is not None:
@@ -88,7 +94,7 @@ def test_every_case_was_run_with_the_expected_outcome() -> None:
 
 
 def test_programs_that_were_only_read_state_the_version_that_was_read() -> None:
-    read = [each for each in program_results() if each.status != RUN]
+    read = [each for each in program_results() if each.status == READ]
     assert {"SGLang", "TEI", "verl"} <= {each.program for each in read}
     for each in read:
         assert re.search(r"\((PyPI|[0-9a-f]{7})\)$", each.version), each
@@ -146,7 +152,7 @@ def test_evidence_states_the_largest_difference_of_the_ways_that_agree(results_p
     write_results([*rows, result(program="TEI", version="2 (abcdef0)", status=READ, outcome="", difference=None)])
     assert evidence_of("vLLM", was_run=True) == "run (1.0, CPU): up to 2e-05"
     assert evidence_of("vLLM", was_run=False) == "source read; run with Llama (1.0)"
-    assert evidence_of("TEI", was_run=True) == "source read (2 (abcdef0))"
+    assert evidence_of("TEI", was_run=True) == "source read: 2 (abcdef0)"
     assert evidence_of("unknown", was_run=True) == ""
     assert list(program_results())[:3] == rows
     assert "difference" not in json.loads(results_path.read_text())[3]
@@ -160,14 +166,14 @@ def test_tables_mark_other_rewards_and_errors() -> None:
         result(model="adapter", outcome=REFUSED, difference=None, note="ValueError: a|b"),
         result(way="/score", outcome=OTHER_REWARD, difference=0.5, instead="`/classify`"),
         result(way="/score", model="BOS", outcome=OTHER_REWARD, difference=math.inf, instead="`/classify`"),
-        result(program="TEI", version="2", status=READ, note="a|b"),
+        ProgramResult(program="TEI", version="2", status=READ, note="a|b"),
     ]
     assert run_table(rows)[2:] == [
         "| vLLM | 1.0 | /classify | float32 | 2.0e-05 | error | - | 2026-01-02 |",
         "| vLLM | 1.0 | /score | float32 | **5.0e-01** | - | **inf** | 2026-01-02 |",
     ]
     assert change_table(rows)[2:] == ["| vLLM | 1.0 | /score | float32 | 0.5 | inf | `/classify` |"]
-    assert read_table(rows)[2:] == ["| TEI | 2 | source read | a\\|b |"]
+    assert read_table(rows)[2:] == ["| TEI | 2 | - | source read | a\\|b |"]
 
 
 # --- the driver -------------------------------------------------------------------------------------------------------
@@ -220,7 +226,8 @@ def test_an_unexpected_outcome_is_an_error_and_is_not_written(
     case = Program(
         name="vLLM", environment="vllm", script="s", ways=(Way(key="w", expected=(SAME_REWARD, None, None)),)
     )
-    known = [result(program="TRL", way="kept"), result(way="replaced"), result(program="TEI", status=READ)]
+    replaced = [result(way="replaced"), result(way="replaced too", status=NOT_RUN)]
+    known = [result(program="TRL", way="kept"), *replaced, result(program="TEI", status=READ)]
     write_results(known)
     answer = {
         "version": "2.0",

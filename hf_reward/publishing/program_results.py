@@ -74,6 +74,7 @@ def evidence_of(program: str, *, was_run: bool) -> str:
     rows = [each for each in program_results() if each.program == program]
     ran = [each for each in rows if each.status == RUN]
     if not ran:
+        rows.sort(key=lambda each: each.status != READ)
         return "".join(f"{each.status}: {each.version}" for each in rows[:1])
     versions = ", ".join(sorted({each.version for each in ran}))
     if not was_run:

@@ -18,7 +18,7 @@ from hf_reward.preprocessing.tokenizer import render_chat
 from hf_reward.publishing.stock_scoring import load_adapter
 
 PROGRAMS = Path(__file__).parent / "programs"
-SECONDS = 1800
+SECONDS = 3600
 
 
 def run_program(

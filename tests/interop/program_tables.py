@@ -41,13 +41,14 @@ def _cell(result: ProgramResult | None) -> str:
 
 
 def read_table(results: Sequence[ProgramResult]) -> list[str]:
-    """Return the programs that were not run."""
-    rows = [[each.program, each.version, _part(each), each.status, each.note] for each in results if each.status != RUN]
+    """Return the programs, or ways of a program, that were not run."""
+    others = [each for each in results if each.status != RUN]
+    rows = []
+    for key in dict.fromkeys((each.program, each.version, each.status, each.note) for each in others):
+        same = [each for each in others if (each.program, each.version, each.status, each.note) == key]
+        ways = dict.fromkeys(f"{each.way} ({each.model}, {each.dtype})" for each in same if each.way)
+        rows.append([*key[:2], "; ".join(ways) or "-", *key[2:]])
     return _table(["program", "version", "way", "status", ""], rows)
-
-
-def _part(result: ProgramResult) -> str:
-    return ", ".join(part for part in (result.way, result.dtype, result.model) if part) or "-"
 
 
 def change_table(results: Sequence[ProgramResult]) -> list[str]:
@@ -67,7 +68,7 @@ def change_table(results: Sequence[ProgramResult]) -> list[str]:
 def note_lines(results: Sequence[ProgramResult]) -> list[str]:
     """Return how runs differ from the usual use, and the errors."""
     notes = dict.fromkeys((each.program, each.note) for each in results if each.status == RUN and each.note)
-    return [f"- {program}: {note}." for program, note in notes]
+    return [f"- {program}: {note.rstrip('.')}." for program, note in notes]
 
 
 DECODER, ENCODER = {"is_decoder": True}, {"is_decoder": False}

@@ -31,6 +31,7 @@ from rich.console import Console
 
 from hf_reward.publishing.program_results import (
     OTHER_REWARD,
+    READ,
     REFUSED,
     RUN,
     SAME_REWARD,
@@ -108,19 +109,20 @@ def _results(
                 model=model,
                 outcome=outcome,
                 difference=None if difference is None else float(f"{difference:.3g}"),
-                note=answer["errors"].get(way.key, case.note),
+                note=answer["errors"].get(way.key, case.note).replace(str(folder), "FOLDER"),
                 instead=way.instead if outcome == OTHER_REWARD else "",
             ),
         )
 
 
 def _replace(found: list[ProgramResult], programs: set[str]) -> None:
-    """Replace the results of programs, in the order of `CASES`. Programs without cases stay."""
-    order = {case.name: place for place, case in enumerate(CASES)}
-    kept = [each for each in program_results() if each.program not in programs]
-    of_cases = [*(each for each in kept if each.program in order), *found]
-    others = [each for each in kept if each.program not in order]
-    write_results([*sorted(of_cases, key=lambda each: order[each.program]), *others])
+    """Replace the results of programs, in the order of `CASES`. What was only read stays."""
+    order = [case.name for case in CASES]
+    kept = [each for each in program_results() if each.status != READ and each.program not in programs]
+    results = sorted(
+        [*(each for each in kept if each.program in order), *found], key=lambda each: order.index(each.program)
+    )
+    write_results([*results, *(each for each in program_results() if each.status == READ)])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from exchange import run
 
-SECONDS = 600
+SECONDS = 3000
 
 
 class Server:
@@ -30,6 +30,7 @@ class Server:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", request["folder"]]
         command += ["--runner", "pooling"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512", "--enforce-eager"]
+        command += ["--gpu-memory-utilization", "0.25"]  # on a CPU, the share of the machine's memory
         self.process = subprocess.Popen([*command, "--served-model-name", "model", *options], stdout=sys.stderr)
         try:
             self._wait()

@@ -75,8 +75,8 @@ def test_programs_that_build_pairs_give_another_reward_to_decoders(arch):
 
 def test_the_evidence_distinguishes_runs_from_sources():
     llama, qwen = verdicts_of("llama"), verdicts_of("qwen3")
-    assert llama["vLLM"].evidence.startswith("run (")
-    assert qwen["vLLM"].evidence.startswith("source read; run with Llama (")
+    assert llama["TRL (reward_funcs)"].evidence.startswith("run (")
+    assert qwen["TRL (reward_funcs)"].evidence.startswith("source read; run with Llama (")
     assert llama["SGLang"].evidence == qwen["SGLang"].evidence
     assert llama["SGLang"].evidence.startswith("source read: ")
 

@@ -325,7 +325,7 @@ def _print_report(report: Any, output: Output) -> None:
         console.print(f"  verified in a fresh process: {report.verification}", highlight=False, soft_wrap=True)
     for note in [*report.notes, *(report.verification.notes if report.verification else [])]:
         console.print(f"  {note}", highlight=False, soft_wrap=True)
-    table = Table("program", "reward", "evidence", "note")
+    table = Table("program", "reward", "note", "evidence")
     for verdict in report.compatibility:
         table.add_row(*verdict)
     console.print(table)

@@ -297,3 +297,12 @@ def test_unusual_records_make_well_formed_cards(evaluation, statistics, texts, c
     assert ModelCard(text).data.to_dict() == front_matter(text)
     assert "\n\n\n" not in text
     assert "| nan" not in text
+
+
+def test_each_part_of_a_verdict_is_below_its_title(tmp_path):
+    verdict = Verdict(program="a server", outcome="same reward", note="an option", evidence="source read")
+    lines = write_model_card(tmp_path, full_record(), compatibility=[verdict]).read_text(encoding="utf-8").splitlines()
+    place = next(place for place, line in enumerate(lines) if line.startswith("| program | reward"))
+    titles, values = ([cell.strip() for cell in lines[each].strip("|").split("|")] for each in (place, place + 2))
+    assert titles == ["program", "reward", "note", "evidence"]
+    assert values == list(verdict)

@@ -300,8 +300,7 @@ def set_regression(config: PretrainedConfig) -> None:
     # Without `problem_type`, pipelines and servers apply a sigmoid to a single label.
     config.problem_type = "regression"
     # CrossEncoder of sentence-transformers ignores it and applies a sigmoid, unless this entry names another function.
-    # vLLM reads the entry too (`get_cross_encoder_act_fn` in pooler/activations.py, commit 63e2539: Identity returns
-    # the raw reward; read, not run).
+    # vLLM reads the entry too; with it, `/classify` and `/pooling` return the raw reward (`make interop`).
     known = getattr(config, "sentence_transformers", None) or {}
     config.sentence_transformers = {**known, "activation_fn": "torch.nn.modules.linear.Identity"}
     config.id2label = {0: "reward"}

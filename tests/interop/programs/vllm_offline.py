@@ -11,7 +11,7 @@ from vllm import LLM
 
 def load(request: dict[str, Any]) -> LLM:
     """Start an engine for one classifier. On a CPU, `gpu_memory_utilization` is the share of the machine's memory."""
-    options = {"max_model_len": 512, "enforce_eager": True, "gpu_memory_utilization": 0.25}
+    options = {"max_model_len": 2048, "enforce_eager": True, "gpu_memory_utilization": 0.25}
     return LLM(request["folder"], runner="pooling", dtype=request["dtype"], **options)
 
 

@@ -29,7 +29,7 @@ class Server:
         options = ["--dtype", request["dtype"]] if request["dtype"] != "default" else []
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", request["folder"]]
         command += ["--runner", "pooling"]
-        command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512", "--enforce-eager"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048", "--enforce-eager"]
         command += ["--gpu-memory-utilization", "0.25"]  # on a CPU, the share of the machine's memory
         self.process = subprocess.Popen([*command, "--served-model-name", "model", *options], stdout=sys.stderr)
         try:

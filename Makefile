@@ -2,10 +2,11 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+GPU_PYTHON ?= $(PYTHON)
 MODEL := models/SmolLM2-135M-Instruct
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup fix check docs test test-all interop faults audit-deps fuzz soak coverage speed quickstart wheel clean
+.PHONY: help setup fix check docs test test-all interop faults audit-deps fuzz soak coverage speed gpu quickstart wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,6 +76,10 @@ coverage: $(VENV)/.installed ## simulate the coverage of every interval (docs/re
 
 speed: $(VENV)/.installed ## compare the training speed with TRL, two rounds of each case (hours on two cores)
 	$(BIN)/python tests/performance/speed.py train --rounds 2
+
+# It does not depend on .venv, which needs a network and has torch without CUDA. SITE: a folder of packages to use first.
+gpu: ## check and measure on an NVIDIA GPU in nine minutes, without a network; results in outputs/gpu
+	$(GPU_PYTHON) tests/performance/gpu.py --minutes 9 --out outputs/gpu $(if $(SITE),--site $(SITE))
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors ## train a reward model on the bundled pairs
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml \

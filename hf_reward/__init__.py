@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hf_reward.evaluation.benchmarks.running import run_benchmark as run_benchmark
     from hf_reward.evaluation.data_check import check_data as check_data
     from hf_reward.evaluation.evaluate_modules import load_metric as load_metric
+    from hf_reward.evaluation.monitoring.monitor import RewardMonitor as RewardMonitor
+    from hf_reward.evaluation.monitoring.trl_reward import MonitoredReward as MonitoredReward
     from hf_reward.losses.preference_loss import PreferenceLoss as PreferenceLoss
     from hf_reward.metrics.length_correction import LengthCorrection as LengthCorrection
     from hf_reward.metrics.length_correction import cross_fitted_correction as cross_fitted_correction
@@ -72,6 +74,7 @@ _MODULES = {
     "ExportRule": "publishing.export",
     "FormatRule": "preprocessing.tokenization",
     "LengthCorrection": "metrics.length_correction",
+    "MonitoredReward": "evaluation.monitoring.trl_reward",
     "PreferenceFormatError": "data.preference_row",
     "PreferenceLoss": "losses.preference_loss",
     "PreferencePair": "data.preference_row",
@@ -80,6 +83,7 @@ _MODULES = {
     "PushRule": "publishing.push",
     "Ranking": "scoring.results",
     "RewardConfig": "training.training_args",
+    "RewardMonitor": "evaluation.monitoring.monitor",
     "RewardScorer": "scoring.reward_scorer",
     "RewardTrainer": "training.trainer",
     "ScoringError": "scoring.results",

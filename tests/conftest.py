@@ -124,6 +124,12 @@ def _byte_level(special: list[str]) -> Tokenizer:
     return tokenizer
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests with the marker `cuda` on machines without a GPU."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
 @pytest.fixture
 def own_stock_process() -> None:
     """Fixture for tests that verify in a new process, as users do."""

@@ -65,6 +65,13 @@ def serve(
     shutdown_seconds: Annotated[
         int, typer.Option(help="Time to finish accepted requests at shutdown.", rich_help_panel=_LIMITS)
     ] = 300,
+    run_step: Annotated[
+        int,
+        typer.Option(
+            help="Responses in a step of a monitored run (?run=NAME after the path of a request).",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 128,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -74,6 +81,7 @@ def serve(
     SIGHUP loads the models again.
     """
     output = start_output(quiet=quiet, verbose=verbose)
+    from hf_reward.evaluation.monitoring.served_run import run_monitors
     from hf_reward.scoring.server_token import read_token
     from hf_reward.scoring.serving.server import serve as serve_model
     from hf_reward.scoring.serving.settings import ServerSettings
@@ -103,6 +111,7 @@ def serve(
             token=token,
         ),
         quiet=quiet,
+        observe=run_monitors(run_step),
         on_start=lambda url: output.finish(
             then=["hf-reward", "verify", "--server", f"{url}#{name}" if name else url, *check], err=True
         ),

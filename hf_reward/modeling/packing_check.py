@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import send_to_device
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_reward.data.interface import auto_or_bool
@@ -13,13 +14,16 @@ from hf_reward.modeling.packed_attention import packed_attention
 from hf_reward.modeling.packing import packed_model, why_not_packed
 from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.rewards import compute_features
-from hf_reward.preprocessing.packed_layout import GroupSegments, PackedLayout
+from hf_reward.preprocessing.packed_layout import PackedLayout, layout_of
 
 logger = logging.getLogger(__name__)
 
 Packing = bool | Literal["auto"]
 """Whether to compute shared prefixes once, without padding; "auto" does so if the model supports it."""
 
+# 100 tokens each. `packed_attention` chooses another back end for the second, unless a sliding window prevents it.
+_FEW_REPEATED_KEYS = layout_of([(20, -1), (13, 0), (37, 0), (0, -1), (11, 3), (19, 3)])
+_MANY_REPEATED_KEYS = layout_of([(64, -1), (8, 0), *[(2, 1)] * 8, *[(1, 0)] * 8, (4, -1)])
 _TOLERANCE = 1e-4
 # Allows for rounding in half precision and TF32. The faults in tests/modeling/test_packing.py are larger.
 ROUNDING_TOLERANCE = 0.1
@@ -67,18 +71,20 @@ def kernel_error(device: torch.device, dtype: torch.dtype, *, heads: int, key_he
     Returns:
         The largest of |difference| / |value|, in the Euclidean norm.
     """
-    layout = PackedLayout(
-        (GroupSegments((0, 20), ((20, 33), (33, 40))), GroupSegments((40, 40), ((40, 49), (49, 70))))
-    )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(1, count, 70, head_size, generator=generator) for count in (heads, key_heads, key_heads)]
-    results = []
-    for kind, window in ((torch.float32, 8), (dtype, 8), (torch.float32, None), (dtype, None)):
-        query, key, value = (tensor.to(device, kind).requires_grad_() for tensor in drawn)
+    draws = [torch.randn(1, count, 100, head_size, generator=generator) for count in (heads, key_heads, key_heads)]
+
+    def compute(kind: torch.dtype, layout: PackedLayout, window: int | None) -> list[Tensor]:
+        query, key, value = (tensor.to(device, kind).requires_grad_() for tensor in draws)
         output = packed_attention(query, key, value, layout, sliding_window=window)
         gradients = torch.autograd.grad(output.float().square().sum(), (query, key, value))
-        results.append([output.float(), *(gradient.float() for gradient in gradients)])
-    pairs = [pair for one, other in (results[:2], results[2:]) for pair in zip(one, other, strict=True)]
+        return [output.float(), *(gradient.float() for gradient in gradients)]
+
+    results = [
+        (compute(torch.float32, *case), compute(dtype, *case))
+        for case in ((_FEW_REPEATED_KEYS, 8), (_FEW_REPEATED_KEYS, None), (_MANY_REPEATED_KEYS, None))
+    ]
+    pairs = [pair for one, other in results for pair in zip(one, other, strict=True)]
     errors = [((one - other).norm() / one.norm()).detach() for one, other in pairs]
     return float(torch.stack(errors).max())  # propagates NaN, unlike Python's `max`
 

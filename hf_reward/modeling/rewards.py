@@ -93,6 +93,11 @@ def _rewards_in_parts(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     return rewards
 
 
+def computed_tokens(inputs: Mapping[str, Any]) -> int:
+    """Return the number of tokens, padding included, that the backbone processes for a batch; 0 for features."""
+    return 0 if "features" in inputs else inputs["input_ids"].numel()
+
+
 def compute_features(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Compute the hidden states of a decoder at the reward positions, which are the inputs of its head.
 

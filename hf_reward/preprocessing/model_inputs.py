@@ -1,23 +1,15 @@
-"""Make model inputs from token sequences: padded, or packed with each shared prefix stored once.
+"""Make model inputs from token sequences: padded, or packed as a forest in which shared tokens occur once.
 
 Shapes: N sequences, L padded length, T packed tokens.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_reward.preprocessing.packed_layout import GroupSegments, PackedLayout
-
-
-class SequenceGroup(NamedTuple):
-    """Token sequences with a shared prefix."""
-
-    sequences: Sequence[list[int]]
-    prefix_length: int
-    """Number of common leading tokens, less than the length of the shortest sequence."""
+from hf_reward.preprocessing.prefix_tree import pack_sequences
 
 
 def pad(
@@ -57,34 +49,20 @@ def right_padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tens
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
 
 
-def pack(groups: Sequence[SequenceGroup]) -> dict[str, Any]:
-    """Concatenate sequences to one row without padding, with each shared prefix stored once.
+def pack(sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Arrange sequences in one row without padding, in which tokens that sequences begin with in common occur once.
 
     Args:
-        groups: Groups of sequences.
+        sequences: Token ids of each sequence.
 
     Returns:
-        `input_ids` and `position_ids` `(1, T)`, `reward_positions` `(N,)` and `packed_layout`, the segments of each
-        group.
+        `input_ids` and `position_ids` `(1, T)`, `reward_positions` `(N,)`, the place of the last token of each
+        sequence, and `packed_layout`, the segments of the row.
     """
-    ids: list[int] = []
-    positions: list[int] = []
-    last: list[int] = []
-    layout: list[GroupSegments] = []
-    for sequences, shared in groups:
-        start = len(ids)
-        ids += sequences[0][:shared]
-        positions += range(shared)
-        segments = []
-        for sequence in sequences:
-            segments.append((len(ids), len(ids) + len(sequence) - shared))
-            ids += sequence[shared:]
-            positions += range(shared, len(sequence))
-            last.append(len(ids) - 1)
-        layout.append(GroupSegments((start, start + shared), tuple(segments)))
+    packed = pack_sequences(sequences)
     return {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        "reward_positions": torch.tensor(last),
-        "packed_layout": PackedLayout(tuple(layout)),
+        "input_ids": torch.tensor([packed.input_ids]),
+        "position_ids": torch.tensor([packed.position_ids]),
+        "reward_positions": torch.tensor(packed.last),
+        "packed_layout": packed.layout,
     }

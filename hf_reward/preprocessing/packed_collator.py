@@ -1,4 +1,4 @@
-"""Collate tokenised rows to a packed batch that stores each shared prefix once.
+"""Collate tokenised rows to a packed batch that computes the tokens shared by its sequences once.
 
 Shapes: G groups, K responses in a group, N sequences (sum of K), T packed tokens.
 """
@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_reward.preprocessing.data_collator import group_columns
-from hf_reward.preprocessing.model_inputs import SequenceGroup, pack
+from hf_reward.preprocessing.model_inputs import pack
+from hf_reward.preprocessing.prefix_tree import pack_sequences
 
 
 @dataclass
 class DataCollatorForPackedPreference:
-    """Pack a batch of groups into one row without padding, with each shared prefix stored once."""
+    """Pack a batch of groups into one row without padding.
+
+    Tokens at the beginning of several sequences occur once, whichever rows the sequences are from: prompts, the turns
+    of a conversation, and responses that are part of several rows. Each row keeps its own ranks, weight, margin and
+    probability.
+    """
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows.
@@ -24,9 +30,12 @@ class DataCollatorForPackedPreference:
         Returns:
             The tensors of `group_columns` and `pack`.
         """
-        groups = [SequenceGroup(row["input_ids"], row["prefix_length"]) for row in rows]
-        return group_columns(rows) | pack(groups)
+        return group_columns(rows) | pack(_sequences(rows))
 
     def tokens(self, rows: Sequence[dict[str, Any]]) -> int:
-        """Count the tokens that the model processes for these rows, with each shared prefix counted once."""
-        return sum(sum(map(len, row["input_ids"])) - (len(row["ranks"]) - 1) * row["prefix_length"] for row in rows)
+        """Count the tokens that the model processes for these rows, with shared tokens counted once."""
+        return len(pack_sequences(_sequences(rows)).input_ids)
+
+
+def _sequences(rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+    return [ids for row in rows for ids in row["input_ids"]]

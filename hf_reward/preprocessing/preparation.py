@@ -178,7 +178,25 @@ def tokenize_source(
     elif files := remembered_files(raw):
         settings |= {"function": _prepare_streamed, "fn_kwargs": {"files": files, **settings["fn_kwargs"]}}
     with with_row_locations(raw):
+        if isinstance(raw, Dataset) and (num_proc or 1) > 1:
+            return _tokenize_in_workers(raw, settings)
         return raw.map(**settings)
+
+
+def _tokenize_in_workers(raw: Dataset, settings: dict[str, Any]) -> Dataset:
+    """Tokenise in several processes, and raise the error of the first unreadable row in this one.
+
+    Workers count unreadable rows instead, because `datasets` may wait forever for a pool in which a worker has failed.
+    """
+    own = settings["fn_kwargs"]
+    _prepare_batch(raw[:1], [0], **own)  # raises errors of the tokenizer
+    tolerant = {**own, "rule": replace(own["rule"], skip_bad_rows=True)}
+    mapped = raw.map(**{**settings, "fn_kwargs": tolerant})
+    if not own["rule"].skip_bad_rows:
+        for place, problem in enumerate(mapped["problem"][:]):
+            if problem.startswith("unreadable"):
+                _prepare_batch(raw[place : place + 1], [place], **own)
+    return mapped
 
 
 def _fingerprintable(source: Source) -> dict[str, Any]:

@@ -144,6 +144,19 @@ class FormattedTexts:
         has_lead = bool(self._lead) and prompt.rstrip().endswith(self._lead)
         return has_lead or any(token in prompt for token in self._turns.special_tokens)
 
+    def prompt_and_response(self, text: str) -> tuple[str, str]:
+        """Split a formatted conversation before its last response.
+
+        Args:
+            text: A formatted conversation whose last turn is the response.
+
+        Returns:
+            The prompt with its special tokens, and the response without end tokens. Without a chat template, or if the
+            template's start of a response does not occur, the prompt is empty and all of the text is the response.
+        """
+        prompt, lead, response = text.rpartition(self._lead) if self._lead else ("", "", text)
+        return prompt + lead, without_end(response, {self._turns.answer[1], self._turns.eos} - {""}).strip()
+
 
 def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the text that the template prints after a question for the start of a response."""

@@ -90,7 +90,7 @@ class EpochOrder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the epoch."""
-        sampler = self.trainer.loader.bucket_sampler
+        sampler = self.trainer.loader.epoch_sampler
         if sampler is not None:
             sampler.set_epoch(int(state.epoch or 0))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
@@ -17,9 +18,11 @@ from hf_reward.preprocessing.samplers import (
     EndlessStream,
     FixedOrderSampler,
     LengthBucketSampler,
+    PromptSampler,
     counted_stream,
     longest_first,
     longest_sequences,
+    response_numbers,
 )
 from hf_reward.training.collators import packs
 from hf_reward.training.feature_store import DataCollatorForFeatures, FeatureRows, without_features
@@ -46,8 +49,8 @@ class BatchLoader:
 
     def __init__(self, args: RewardConfig, accelerator: Accelerator) -> None:
         self.args, self.accelerator = args, accelerator
-        self.bucket_sampler: LengthBucketSampler | None = None
-        """The sampler of the training rows, if it sorts them by length; a callback sets its epoch."""
+        self.epoch_sampler: LengthBucketSampler | PromptSampler | None = None
+        """The sampler of the training rows, if it sorts them by length or prompt; a callback sets its epoch."""
         self._kept: dict[str, tuple[Any, DataLoader]] = {}
 
     def training(
@@ -103,19 +106,30 @@ class BatchLoader:
             return False
         return choice is True or not packs(collator)
 
+    def groups_prompts(self, data: Any, collator: Any) -> bool:
+        """Whether rows of one prompt share a training batch; cached features do not change the answer."""
+        return self.args.choice("group_by_prompt") is True and isinstance(without_features(data), Dataset)
+
     # --- order of rows ---
 
     def _training_sampler(
         self, data: Any, collator: Any, batch_size: int, sampler_of_strategy: Callable[[Any], Sampler | None]
     ) -> Sampler | None:
         rows: Any = without_features(data)
-        of_all_lengths = bool(self.args.length_penalty)  # the penalty needs rows of all lengths in a batch
-        self.bucket_sampler = None
-        if self.args.train_sampling_strategy != "random" or of_all_lengths or not self.buckets(rows, collator):
+        self.epoch_sampler = None
+        if self.args.train_sampling_strategy != "random":
             return sampler_of_strategy(rows)
-        size = batch_size * self.args.world_size
-        self.bucket_sampler = LengthBucketSampler(longest_sequences(rows), size, seed=self.args.order_seed)
-        return self.bucket_sampler
+        of_all_lengths = bool(self.args.length_penalty)  # the penalty needs rows of all lengths in a batch
+        lengths = longest_sequences(rows) if self.buckets(rows, collator) and not of_all_lengths else None
+        processes, seed = self.args.world_size, self.args.order_seed
+        if self.groups_prompts(rows, collator):
+            prompts, responses = np.asarray(rows["group"][:]), response_numbers(rows["input_ids"])
+            self.epoch_sampler = PromptSampler(
+                *(prompts, responses, batch_size), processes=processes, lengths=lengths, seed=seed
+            )
+        elif lengths is not None:
+            self.epoch_sampler = LengthBucketSampler(lengths, batch_size * processes, seed=seed)
+        return self.epoch_sampler or sampler_of_strategy(rows)
 
     def _evaluation_sampler(self, data: Any, collator: Any) -> Sampler:
         rows: Any = without_features(data)  # the strategy for training must not change the order of predictions

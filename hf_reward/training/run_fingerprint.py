@@ -63,8 +63,8 @@ IGNORED_SETTINGS = frozenset(
         *("parallelism_config", "fsdp", "fsdp_config", "deepspeed", "local_rank", "average_tokens_across_devices"),
         *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
         *("ddp_backend", "ddp_timeout"),
-        # the resulting order of rows is compared, as `rows_by_length`
-        "length_bucketing",
+        # the resulting order of rows is compared, as `rows_by_length` and `rows_by_prompt`
+        *("length_bucketing", "group_by_prompt"),
         # source of model and tokenizer: their content is compared through the rows and the frozen weights
         *("model_init_kwargs", "trust_remote_code", "chat_template_path", "eos_token", "pad_token"),
     }
@@ -81,7 +81,13 @@ _COLUMNS_OF_HEADS = ("row", "source")
 
 
 def run_fingerprint(
-    args: RewardConfig, model: nn.Module | None, train_data: Any, evaluation_data: Any, *, rows_by_length: bool
+    args: RewardConfig,
+    model: nn.Module | None,
+    train_data: Any,
+    evaluation_data: Any,
+    *,
+    rows_by_length: bool,
+    rows_by_prompt: bool = False,
 ) -> dict[str, Any]:
     """Describe everything that determines the result of a run.
 
@@ -95,6 +101,7 @@ def run_fingerprint(
         evaluation_data: The prepared evaluation rows, or a dict of several; included if they select the best
             checkpoint.
         rows_by_length: Whether batches hold rows of similar length, which changes the order of the rows.
+        rows_by_prompt: Whether batches hold several rows of a prompt, which also changes the order.
 
     Returns:
         JSON values, nested.
@@ -102,7 +109,8 @@ def run_fingerprint(
     heads = args.num_reward_heads > 1
     content = {
         "version": _VERSION,
-        "settings": _settings(args, isinstance(train_data, IterableDataset)) | {"rows_by_length": rows_by_length},
+        "settings": _settings(args, isinstance(train_data, IterableDataset))
+        | {"rows_by_length": rows_by_length, "rows_by_prompt": rows_by_prompt},
         "model": {} if model is None else _model(model),
         "train_data": _rows(train_data, heads),
     }
@@ -183,9 +191,9 @@ def _comparable(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[s
     own = {
         name: value
         for name, value in now["settings"].items()
-        if name in then["settings"] or (name in defaults and value != defaults[name])
+        if name in _earlier_settings(then) or (name in defaults and value != defaults[name])
     }
-    earlier = {name: value for name, value in then["settings"].items() if name in now["settings"]}
+    earlier = {name: value for name, value in _earlier_settings(then).items() if name in now["settings"]}
     models = _common_fields(now["model"], then["model"])
     rows = [name for name in ("train_data", "evaluation_data") if name in now and name in then]
     sides = [
@@ -193,6 +201,11 @@ def _comparable(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[s
         for side, settings, model in zip((now, then), (own, earlier), models, strict=True)
     ]
     return sides[0], sides[1]
+
+
+def _earlier_settings(then: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a checkpoint; earlier versions did not group rows by prompt."""
+    return {"rows_by_prompt": False, **then["settings"]}
 
 
 def _common_fields(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

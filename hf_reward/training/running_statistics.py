@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_reward.losses.functions import PADDING_RANK, strict_pairs
 
-_NAMES = ("loss", "weight", "correct", "pairs", "gap", "reward", "square", "rewards", "tokens")
+_NAMES = ("loss", "weight", "correct", "pairs", "gap", "reward", "square", "rewards", "tokens", "computed")
 
 
 class BatchStatistics:
@@ -39,7 +39,13 @@ class BatchStatistics:
         )
 
     def add(
-        self, loss: Tensor, weight: Tensor, rewards: Tensor, ranks: Tensor, num_tokens: Tensor | None = None
+        self,
+        loss: Tensor,
+        weight: Tensor,
+        rewards: Tensor,
+        ranks: Tensor,
+        num_tokens: Tensor | None = None,
+        computed: int = 0,
     ) -> None:
         """Add one batch.
 
@@ -49,6 +55,7 @@ class BatchStatistics:
             rewards: Rewards, shape `(G, K)`.
             ranks: Ranks, -100 is padding, shape `(G, K)`.
             num_tokens: Tokens of each group's sequences, shape `(G,)`, int64; None if the collator does not count them.
+            computed: Tokens that the backbone has processed for this batch.
         """
         pairs, present = strict_pairs(ranks), ranks != PADDING_RANK
         gaps = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
@@ -56,6 +63,7 @@ class BatchStatistics:
         shown = rewards[present].to(exact)
         counts = [(gaps > 0).sum(), pairs.sum(), gaps.sum(), shown.sum(), shown.square().sum(), present.sum()]
         counts.append(present.sum() * 0 if num_tokens is None else num_tokens.sum())
+        counts.append(counts[-1].new_tensor(computed))
         sums = torch.stack([number.to(exact) for number in (loss, weight, *counts)])
         extremes = torch.stack([-shown.min(), shown.max()]).to(rewards.dtype)
         self._log = sums if self._log is None else self._log + sums
@@ -63,7 +71,14 @@ class BatchStatistics:
         self._extremes = extremes if self._extremes is None else torch.maximum(self._extremes, extremes)
 
     def since_last_log(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return strict accuracy, margin and rewards since the last call, and total tokens, over all processes."""
+        """Return statistics over all processes.
+
+        Args:
+            accelerator: Of the run.
+
+        Returns:
+            Strict accuracy, margin, rewards and the share of computed tokens since the last call, and total tokens.
+        """
         if self._log is None or self._extremes is None:
             return {}
         sums = _reduced(accelerator, self._log)
@@ -81,6 +96,7 @@ class BatchStatistics:
             "min_reward": -extremes[0],
             "max_reward": extremes[1],
             **({"num_tokens": self._tokens} if self._tokens else {}),
+            **({"computed_token_share": sums["computed"] / sums["tokens"]} if sums["tokens"] else {}),
         }
 
     def tokens(self, accelerator: Accelerator) -> int:

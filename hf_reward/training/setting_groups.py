@@ -98,6 +98,7 @@ SETTING_GROUPS: dict[str, tuple[str, ...]] = {
         "use_cpu",
         "packing",
         "length_bucketing",
+        "group_by_prompt",
         "max_tokens_per_batch",
         "cache_features",
         "activation_checkpointing",

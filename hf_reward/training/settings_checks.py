@@ -123,17 +123,18 @@ def with_even_batches(args: RewardConfig) -> RewardConfig:
 
 
 def refuse_to_sort_a_stream(args: RewardConfig, rows: Any) -> None:
-    """Refuse to sort a stream by length.
+    """Refuse to sort a stream by length or prompt.
 
     Args:
         args: Settings of the run.
         rows: Prepared rows.
 
     Raises:
-        ValueError: If the rows are a stream and `length_bucketing` is set.
+        ValueError: If the rows are a stream and `length_bucketing` or `group_by_prompt` is set.
     """
-    if args.choice("length_bucketing") is True and isinstance(rows, IterableDataset):
-        raise ValueError(
-            f"`{setting('length_bucketing', True)}` needs rows that can be sorted, which a stream does not allow. Use "
-            f"`{setting('length_bucketing', 'auto')}`."
-        )
+    for name in ("length_bucketing", "group_by_prompt"):
+        if args.choice(name) is True and isinstance(rows, IterableDataset):
+            raise ValueError(
+                f"`{setting(name, True)}` needs rows that can be sorted, which a stream does not allow. Use "
+                f"`{setting(name, 'auto')}`."
+            )

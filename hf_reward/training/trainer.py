@@ -31,7 +31,7 @@ from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.encoder import tokenizer_to_save
 from hf_reward.modeling.head_ensemble import save_heads
 from hf_reward.modeling.reward_head import RewardModel, unwrap_model
-from hf_reward.modeling.rewards import compute_rewards
+from hf_reward.modeling.rewards import compute_rewards, computed_tokens
 from hf_reward.modeling.sharding import HeadInFloat32, check_fsdp_settings, is_sharded, saves_only_shards
 from hf_reward.modeling.transformers_4 import add_transformers_4_fields
 from hf_reward.publishing.push import PushReport, explained
@@ -251,7 +251,8 @@ class RewardTrainer(Trainer):
         self.health.add(inputs, rewards.detach(), self.loss_function)
         weight = group_weights(self.loss_function, inputs).sum()
         total = loss.detach() * (weight if num_items_in_batch is None else num_items_in_batch)
-        self.statistics.add(total, weight, rewards.detach(), inputs["ranks"], inputs.get("num_tokens"))
+        given, computed = inputs.get("num_tokens"), computed_tokens(inputs)
+        self.statistics.add(total, weight, rewards.detach(), inputs["ranks"], given, computed)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             return loss * self.accelerator.num_processes  # the gradient is averaged over processes afterwards
         return loss
@@ -453,8 +454,11 @@ class RewardTrainer(Trainer):
         if self.args.process_index != 0:
             return None
         data, model = self.train_dataset, self.model
-        by_length = self.loader.buckets(data, self.data_collator)
-        return run_fingerprint(self.args, model, data, self.eval_dataset, rows_by_length=by_length)  # type: ignore[arg-type]
+        order = {
+            "rows_by_length": self.loader.buckets(data, self.data_collator),
+            "rows_by_prompt": self.loader.groups_prompts(data, self.data_collator),
+        }
+        return run_fingerprint(self.args, model, data, self.eval_dataset, **order)  # type: ignore[arg-type]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # a finished run over a stream is resumed

@@ -138,6 +138,14 @@ class RewardConfig(TrainingArguments):
             "metavar": "auto|true|false",
         },
     )
+    group_by_prompt: str = field(
+        default="auto",
+        metadata={
+            "help": "Put several rows of a prompt into a batch, so that a packed batch computes what they share once. "
+            "'auto' keeps the rows in random order.",
+            "metavar": "auto|true|false",
+        },
+    )
     cache_features: str = field(
         default="auto",
         metadata={
@@ -224,14 +232,15 @@ class RewardConfig(TrainingArguments):
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()  # pyright: ignore[reportIncompatibleVariableOverride]
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         self.max_length = self.max_length or None
-        for name in ("packing", "length_bucketing", "cache_features"):
+        for name in ("packing", "length_bucketing", "group_by_prompt", "cache_features"):
             setattr(self, name, str(auto_or_bool(name, getattr(self, name))).lower())  # text, as from the parser
-        if self.choice("length_bucketing") is True and self.train_sampling_strategy != "random":
-            raise ValueError(
-                f"`{setting('length_bucketing', True)}` and "
-                f"`{setting('train_sampling_strategy', self.train_sampling_strategy)}` both set which rows share "
-                "a batch. Set one of them."
-            )
+        for name in ("length_bucketing", "group_by_prompt"):
+            if self.choice(name) is True and self.train_sampling_strategy != "random":
+                raise ValueError(
+                    f"`{setting(name, True)}` and "
+                    f"`{setting('train_sampling_strategy', self.train_sampling_strategy)}` both set which rows share "
+                    "a batch. Set one of them."
+                )
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise ValueError(f"`max_tokens_per_batch` must be 1 or more, or None, but is {self.max_tokens_per_batch}.")
         if type(self.num_reward_heads) is not int or self.num_reward_heads < 1:

@@ -99,6 +99,7 @@ def flipped(share: float, then: Callable[[list[Row], int], list[Row]] | None = N
 
 VARIANTS = {
     "plain": Variant(),
+    "grouped by prompt": Variant(settings=(("group_by_prompt", "true"),)),
     "plain, 1.5 epochs": Variant(settings=(("num_train_epochs", 1.5),)),
     "scaled": Variant(scaled),
     "margin": Variant(with_margins),

@@ -228,7 +228,7 @@ def test_the_evaluation_loss_and_the_rows_of_a_batch(make_model_folder, tmp_path
         )
         found[weight] = trainer.evaluate()["eval_loss"]
         trainer.get_train_dataloader()
-        assert (trainer.loader.bucket_sampler is None) is (weight is not None)
+        assert (trainer.loader.epoch_sampler is None) is (weight is not None)
     assert found[3.0] == found[None]
 
 

@@ -1,7 +1,6 @@
 """Packed batches give the rewards and gradients of padded ones."""
 
 import copy
-import dataclasses
 import random
 from argparse import Namespace
 from itertools import pairwise
@@ -35,8 +34,9 @@ from hf_reward.modeling.dropout import disable_dropout
 from hf_reward.modeling.packing import packed_model, why_not_packed
 from hf_reward.modeling.packing_check import ROUNDING_TOLERANCE, kernel_error, packing_error, packing_problem
 from hf_reward.modeling.reward_head import as_reward_model, unwrap_model
+from hf_reward.preprocessing import prefix_tree
 from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
-from hf_reward.preprocessing.packed_layout import PackedLayout
+from hf_reward.preprocessing.packed_layout import PackedLayout, layout_of
 from hf_reward.training.collators import choose_collator
 
 SHAPES = ((20, (7, 5)), (3, (11, 2, 4)), (0, (4, 9)), (15, (1, 1)), (1, (3, 6, 2, 2, 5)))
@@ -63,6 +63,23 @@ def make_rows(shapes: Any = SHAPES, vocabulary: int = 300, seed: int = 0) -> lis
     return rows
 
 
+def make_related_rows(vocabulary: int = 300) -> list[dict[str, Any]]:
+    """Rows that share prompts, turns and responses: a tree of several levels."""
+    rows = make_rows(vocabulary=vocabulary)
+    first, *_, last = rows
+    prompt, (one, two) = first["input_ids"][0][:20], first["input_ids"]
+    turn = [*one, *last["input_ids"][1]]  # continues the conversation after the first response
+    related = [
+        (first, [two, one], 20),
+        (first, [one, [*prompt, 5, 6], [*prompt, 7]], 20),
+        (first, [[*turn, *prompt[:9], 8], [*turn, *prompt[:9], 9], [*turn, 8]], len(turn)),
+        (first, [one[:12], [*one[:11], 3, 4]], 11),  # ends within a segment of the others
+    ]
+    for row, ids, shared in related:
+        rows.append({**row, "input_ids": ids, "prefix_length": shared, "ranks": [0] * len(ids), "row": len(rows)})
+    return rows
+
+
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -78,7 +95,7 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
 def assert_packed_equals_padded(model: Any) -> None:
     """The same rewards, and the same gradient of every parameter."""
     bare = unwrap_model(model)
-    rows = make_rows(vocabulary=bare.config.vocab_size)
+    rows = make_related_rows(vocabulary=bare.config.vocab_size)
     padded = compute_rewards(model, DataCollatorForPreference(bare.config.pad_token_id)(rows))
     weighted_sum(padded).backward()
     expected = gradients(model)
@@ -158,7 +175,7 @@ def test_an_encoder_is_padded_with_a_reason(make_model_folder: Any) -> None:
 @settings(deadline=None, max_examples=25)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 9), st.lists(st.integers(1, 6), min_size=2, max_size=4).map(tuple)),
+        st.tuples(st.integers(0, 20), st.lists(st.integers(1, 6), min_size=2, max_size=4).map(tuple)),
         min_size=1,
         max_size=4,
     ),
@@ -189,11 +206,13 @@ def test_the_model_is_left_as_it_was_and_padded_batches_stay_right_meanwhile(lla
     assert torch.equal(before, compute_rewards(llama, batch))
 
 
-def test_a_row_holds_each_prefix_once_and_no_padding() -> None:
-    batch = DataCollatorForPackedPreference()(make_rows(((5, (2, 3)), (0, (1, 4)))))
-    assert batch["input_ids"].shape == (1, 5 + 2 + 3 + 1 + 4)
-    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 0, 0, 1, 2, 3]
-    assert batch["reward_positions"].tolist() == [6, 9, 10, 14]
+def test_related_rows_are_a_tree_in_which_each_token_is_computed_once() -> None:
+    rows = make_related_rows()
+    batch = DataCollatorForPackedPreference()(rows)
+    assert max(map(len, batch["packed_layout"].ancestors)) >= 3
+    distinct = {tuple(ids[:end]) for row in rows for ids in row["input_ids"] for end in range(1, len(ids) + 1)}
+    assert len(distinct) <= batch["input_ids"].numel() < len(distinct) + 20  # a few tokens are not worth a segment
+    assert batch["ranks"].shape[0] == len(rows)
 
 
 # --- the check that guards the path: each planted fault must be seen -------------------------------------------------
@@ -205,6 +224,13 @@ def error_after(llama: Any, change: Any) -> float:
     change(packed)
     with packed_model(llama):
         return packing_error(llama, DataCollatorForPreference(0)(rows), packed)
+
+
+def moved(layout: PackedLayout, place: int, parent: int) -> PackedLayout:
+    """Return a layout in which a segment continues another one, wrongly."""
+    segments = list(layout.segments)
+    segments[place] = segments[place]._replace(parent=parent)
+    return PackedLayout(tuple(segments))
 
 
 def test_the_check_passes_on_an_unchanged_batch(llama: Any) -> None:
@@ -219,22 +245,22 @@ def test_the_check_sees_wrong_position_ids(llama: Any) -> None:
 
 
 def test_the_check_sees_a_leak_between_groups(llama: Any) -> None:
-    rows = make_rows(((6, (3, 4)), (6, (2, 5))))
+    rows = make_rows(((9, (3, 4)), (9, (2, 5))))
     packed = DataCollatorForPackedPreference()(rows)
-    first, second = packed["packed_layout"].groups
-    # The second group's responses see the first group's prefix, which is as long as their own.
-    packed["packed_layout"] = PackedLayout((first, dataclasses.replace(second, prefix=first.prefix)))
+    first, second = (place for place, each in enumerate(packed["packed_layout"].segments) if each.parent < 0)
+    assert second == first + 3
+    # A response of the second group sees the first group's prefix, which is as long as its own.
+    packed["packed_layout"] = moved(packed["packed_layout"], second + 1, first)
     with packed_model(llama):
         assert packing_error(llama, DataCollatorForPreference(0)(rows), packed) > ROUNDING_TOLERANCE
 
 
 def test_the_check_sees_a_response_that_misses_its_prefix(llama: Any) -> None:
     def forget(packed: dict[str, Any]) -> None:
-        first, *rest = packed["packed_layout"].groups
-        split = dataclasses.replace(
-            first, prefix=(first.prefix[0], first.prefix[0]), responses=(first.prefix, *first.responses)
+        segments = packed["packed_layout"].segments
+        packed["packed_layout"] = moved(
+            packed["packed_layout"], next(place for place, each in enumerate(segments) if each.parent >= 0), -1
         )
-        packed["packed_layout"] = PackedLayout((split, *rest))
 
     assert error_after(llama, forget) > ROUNDING_TOLERANCE
 
@@ -386,11 +412,11 @@ def test_the_varlen_back_end_asks_the_kernel_for_the_padded_result(
     assert len(calls) == 2  # one call for each of the two layers, whatever the number of segments
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("window", [None, 8])
 def test_on_cuda_the_kernel_agrees_with_the_other_back_end(window: int | None) -> None:
     layout = DataCollatorForPackedPreference()(make_rows())["packed_layout"]
-    total = max(end for group in layout.groups for _, end in group.responses)
+    total = layout.segments[-1].end
     query, key, value = (torch.randn(1, heads, total, 64, device="cuda") for heads in (8, 4, 4))
     exact = packed_attention.packed_attention(query, key, value, layout, sliding_window=window)
     half = [tensor.bfloat16().requires_grad_() for tensor in (query, key, value)]
@@ -518,8 +544,7 @@ def test_the_check_leaves_mode_and_random_state(llama: Any) -> None:
 
 def lose_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plant a fault: no response sees its prefix."""
-    segments = property(lambda layout: tuple((own, (own[0], own[0])) for own, _ in layout._segments()))
-    monkeypatch.setattr(PackedLayout, "segments", segments)
+    monkeypatch.setattr(prefix_tree, "layout_of", lambda spans: layout_of([(length, -1) for length, _ in spans]))
 
 
 def test_a_run_that_finds_a_difference_pads_with_a_warning(

@@ -3,18 +3,24 @@
     python tests/performance/packing_exactness.py
 
 For tiny models with random weights and heads, compares rewards and the gradients of every parameter in float32, and the
-root mean square errors of both in bfloat16. Lists the models that cannot be packed with the reasons. Runs offline on a
-CPU in a few seconds.
+root mean square errors of both in bfloat16. Half of the rows continue the prompt or a response of an earlier one, or
+compare its responses with others, so the packed batch is a tree of several levels. Each number is the larger one of
+attention with repeated keys and of cascade attention, which sliding windows exclude. Lists the models that cannot be
+packed with the reasons. Runs offline on a CPU in a few seconds.
 """
 
 import copy
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
+from accelerate.utils import send_to_device
 from parity import GROUPED, MLP, SMALL, with_random_head
 from rich.console import Console
 from rich.table import Table
@@ -22,9 +28,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_reward import DataCollatorForPreference, compute_rewards
+from hf_reward.modeling import packed_attention
 from hf_reward.modeling.packing import packed_model, why_not_packed
 from hf_reward.modeling.reward_head import as_reward_model
 from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
+from hf_reward.preprocessing.packed_layout import PackedLayout
 
 VOCABULARY = 300
 WINDOW = {"sliding_window": 8}
@@ -53,11 +61,12 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Print both tables."""
-    table = Table(title="packed and padded batches", caption="64 rows of 2 to 4 responses, prefixes of 0 to 30")
+    table = Table(title="packed and padded batches", caption=describe(make_rows()))
     for heading in ("architecture", "rewards, relative", "gradients, relative", "bfloat16 error, packed / padded"):
         table.add_column(heading, justify="left" if heading == "architecture" else "right")
     for arch, settings in ARCHITECTURES.items():
-        rewards, gradients, ratio = differences(make_model(arch, settings), make_rows())
+        ways = [differences_of_way(cascade, make_model(arch, settings)) for cascade in (False, True)]
+        rewards, gradients, ratio = (max(values) for values in zip(*ways, strict=True))
         table.add_row(arch, f"{rewards:.0e}", f"{gradients:.0e}", f"{ratio:.2f}")
     reasons = Table(title="models that are padded, with reasons")
     for heading in ("architecture", "reason"):
@@ -78,16 +87,86 @@ def make_model(arch: str, settings: dict[str, Any]) -> PreTrainedModel:
 
 
 def make_rows(count: int = 64) -> list[dict[str, Any]]:
-    """Make rows of random ids with two to four responses to a prompt."""
+    """Make rows of random ids with two to four responses to a prompt, half of them related to an earlier row."""
     draw = random.Random(0)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number in range(count):
         prefix = draw.choices(range(3, VOCABULARY), k=draw.randint(0, 30))
-        responses = [draw.choices(range(3, VOCABULARY), k=draw.randint(1, 20)) for _ in range(draw.randint(2, 4))]
-        row = {"input_ids": [prefix + own for own in responses], "prefix_length": len(prefix)}
+        earlier: list[list[int]] = []
+        if number % 2:
+            other = draw.choice(rows)
+            turn = draw.choice(other["input_ids"])
+            if len(turn) < 80 and draw.random() < 0.5:
+                prefix = turn + prefix  # a later turn of the conversation
+            else:
+                prefix, earlier = turn[: other["prefix_length"]], other["input_ids"][:1]
+        fresh = range(draw.randint(2 - len(earlier), 4 - len(earlier)))
+        responses = [*earlier, *(prefix + draw.choices(range(3, VOCABULARY), k=draw.randint(1, 20)) for _ in fresh)]
+        row = {"input_ids": responses, "prefix_length": len(prefix)}
         row |= {"ranks": list(range(len(responses))), "group": number, "row": number, "source": "random"}
         rows.append({**row, "weight": 1.0, "margin": None, "probability": None})
     return rows
+
+
+def describe(rows: list[dict[str, Any]]) -> str:
+    """Return a description of the tree of some rows."""
+    layout = DataCollatorForPackedPreference()(rows)["packed_layout"]
+    given = sum(len(ids) for row in rows for ids in row["input_ids"])
+    levels = 1 + max(map(len, layout.ancestors))
+    return f"{len(rows)} rows, {given} tokens, {layout.segments[-1].end} computed in a tree of {levels} levels"
+
+
+@contextmanager
+def way_of_attention(cascade: bool) -> Iterator[None]:
+    """Use cascade attention or repeated keys for every batch, whatever the costs are."""
+    right = packed_attention.layout_costs
+
+    def costs(layout: PackedLayout) -> packed_attention.LayoutCosts:
+        return replace(right(layout), repeats_much=cascade)
+
+    packed_attention.layout_costs = costs
+    try:
+        yield
+    finally:
+        packed_attention.layout_costs = right
+
+
+def differences_of_way(cascade: bool, model: PreTrainedModel) -> tuple[float, float, float]:
+    """Return `differences` with or without cascade attention."""
+    with way_of_attention(cascade):
+        return differences(model, make_rows())
+
+
+def rounding_errors(
+    cascade: bool, model: PreTrainedModel, rows: list[dict[str, Any]]
+) -> dict[str, tuple[float, float]]:
+    """Compare packed and padded batches in bfloat16 with padded ones in float32, on the model's device.
+
+    Args:
+        cascade: Whether packed batches use cascade attention.
+        model: A model in float32.
+        rows: Tokenised rows.
+
+    Returns:
+        For `rewards` and `gradients`, the norm of the error relative to the norm, packed and padded.
+    """
+    half = copy.deepcopy(model).bfloat16()
+    exact = copy.deepcopy(half).float()
+    padded, packed = (
+        dict(send_to_device(collator(rows), model.device))
+        for collator in (DataCollatorForPreference(0), DataCollatorForPackedPreference())
+    )
+    right = rewards_and_gradients(exact, padded)
+    with way_of_attention(cascade), packed_model(half):
+        found = [rewards_and_gradients(half, batch) for batch in (packed, padded)]
+
+    def error(gradients: dict[str, Tensor]) -> float:
+        distance = torch.stack([(gradients[name].float() - each).norm() for name, each in right[1].items()]).norm()
+        return float(distance / torch.stack([each.norm() for each in right[1].values()]).norm())
+
+    rewards = [float((rewards - right[0]).norm() / right[0].norm()) for rewards, _ in found]
+    packed_error, padded_error = (error(gradients) for _, gradients in found)
+    return {"rewards": (rewards[0], rewards[1]), "gradients": (packed_error, padded_error)}
 
 
 def differences(model: PreTrainedModel, rows: list[dict[str, Any]]) -> tuple[float, float, float]:
@@ -123,7 +202,7 @@ def rewards_and_gradients(model: nn.Module, batch: dict[str, Any]) -> tuple[Tens
     """Return rewards, and the gradients of their sum with distinct weights."""
     model.zero_grad()
     rewards = compute_rewards(model, batch)
-    (rewards * torch.linspace(0, 1, rewards.numel()).view_as(rewards)).sum().backward()
+    (rewards * torch.linspace(0, 1, rewards.numel(), device=rewards.device).view_as(rewards)).sum().backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     return rewards.detach(), gradients
 

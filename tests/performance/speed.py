@@ -11,7 +11,7 @@
 max_length 1024 and drop longer rows. The benchmark fails if their ids differ.
 
 `train` trains TRL's RewardTrainer and ours from the same random weights on the same token ids in the same order, with 8
-rows per step, in float32 on a CPU and bfloat16 autocast on CUDA. Each measurement is a separate process:
+rows per step in a to e, in float32 on a CPU and bfloat16 autocast on CUDA. Each measurement is a separate process:
 
     a       a long prompt and two short responses, as in HH; `a+ckpt` with activation checkpointing on both sides
     b       a short prompt and two long responses
@@ -19,6 +19,10 @@ rows per step, in float32 on a CPU and bfloat16 autocast on CUDA. Each measureme
     d       rows as in `a`, five epochs, only the head trains; epoch 1 starts with the call of `train`,
             so it includes the checks before training and the computation of features
     e       the rows of `a`, LoRA (r=16) on all linear layers
+    f       all six pairs of four responses as rows, four prompts in a step
+    g       eight pairs of five responses as in UKPConvArg1, two prompts in a step
+    h       five pairs of four responses to a long prompt as in FineGrained QA, three prompts in a step
+    i       a list of 16 responses in a step; TRL gets its 120 pairs as rows
 
 `speed_rows.py` defines the length distributions. `--data` replaces the synthetic rows of a, d and e with text pairs.
 `--json` writes `machine`, `settings`, `operations` (by geometry, see `speed_measure.build_model`), `rows` (by geometry
@@ -39,13 +43,13 @@ from typing import Any
 
 import datasets
 from datasets import Dataset
+from geometries import GEOMETRIES
 from machine import core_count
 from rich.console import Console
 from rich.table import Table
-from speed_measure import GEOMETRIES
 from speed_rows import Row, text_and_tokenizer
 from speed_scoring import benchmark_scoring
-from speed_training import benchmark_training
+from speed_training import SIDES, benchmark_training
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
@@ -70,7 +74,8 @@ def main() -> None:
     for command in (prepare, train, score):
         command.add_argument("--rounds", type=int, default=3)
     prepare.add_argument("--rows", type=int, default=2000, help="maximum number of rows")
-    train.add_argument("--cases", default="a,b,c,d,e", help="comma-separated; by default all")
+    train.add_argument("--cases", default="a,b,c,d,e,f,g,h,i", help="comma-separated; by default all")
+    train.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="by default both")
     for command in (train, score):
         command.add_argument(
             "--geometry", nargs="+", choices=list(GEOMETRIES), help="model sizes; by default suited to the device"

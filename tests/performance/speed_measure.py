@@ -16,8 +16,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from geometries import FROZEN_IN_HALF, GEOMETRIES
 from peft import LoraConfig, PeftModel
-from speed_rows import BATCH_SIZE, Group, our_dataset, small_tokenizer, synthetic_rows, trl_dataset
+from speed_rows import Group, our_dataset, small_tokenizer, synthetic_rows, trl_dataset
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,43 +30,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-
-_QWEN: dict[str, Any] = {"model_type": "qwen2", "vocab_size": 151936, "num_key_value_heads": 2}
-GEOMETRIES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "model_type": "llama",
-        "vocab_size": 4096,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-    "smollm2-135m": {
-        "model_type": "llama",
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-    },
-    "qwen2.5-0.5b": {
-        **_QWEN,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-    },
-    "qwen2.5-1.5b": {
-        **_QWEN,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-    },
-}
-"""Shapes from the models' public configurations. Weights are random: speed does not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +45,10 @@ class Run:
     max_length: int
     model: str
     """Folder of `build_model`."""
+    dtype: str
+    """Dtype of the loaded weights."""
+    batch_size: dict[str, int]
+    """Rows in a batch of each side."""
     rows: str
     """JSON file of `warm_up` and `counted`, each a list of groups, each a list of responses."""
 
@@ -123,12 +91,18 @@ def build_model(geometry: str, folder: str) -> dict[str, Any]:
     torch.manual_seed(0)
     shape = {**GEOMETRIES[geometry], "tie_word_embeddings": True, "max_position_embeddings": 8192}
     config = AutoConfig.for_model(**shape, num_labels=1, pad_token_id=tokenizer.pad_token_id)
-    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # drawing billions of weights on a CPU is slow
+        model = AutoModelForSequenceClassification.from_config(config, dtype=getattr(torch, dtype_of(geometry)))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     embeddings = model.get_input_embeddings().weight.numel()
     parameters = sum(weight.numel() for weight in model.base_model.parameters()) - embeddings
     return {"parameters": parameters, "attention": 2 * config.num_hidden_layers * config.hidden_size}
+
+
+def dtype_of(geometry: str) -> str:
+    """Return the dtype of the weights of a geometry."""
+    return "bfloat16" if geometry in FROZEN_IN_HALF else "float32"
 
 
 def matmul_rate(seconds: float = 3.0) -> float:
@@ -138,7 +112,7 @@ def matmul_rate(seconds: float = 3.0) -> float:
     each training run, to get the speed at that time.
 
     Args:
-        seconds: Duration of the measurement.
+        seconds: Duration of the measurement; a sixth of it on CUDA, where a product takes milliseconds.
 
     Returns:
         The rate, in bfloat16 on CUDA and float32 on a CPU.
@@ -149,7 +123,7 @@ def matmul_rate(seconds: float = 3.0) -> float:
     one, other = torch.randn(size, size, **kind), torch.randn(size, size, **kind)
     torch.mm(one, other)
     times: list[float] = []
-    while sum(times) < seconds:
+    while sum(times) < (seconds / 6 if cuda else seconds):
         start = _now()
         torch.mm(one, other)
         times.append(_now() - start)
@@ -165,8 +139,8 @@ def measure_training(**values: Any) -> dict[str, Any]:
         **values: The fields of `Run`.
 
     Returns:
-        `seconds` and `tokens_computed` of each measured step or epoch, the totals `pairs` and `useful_tokens`,
-        `peak_bytes`, and `matmul_flops` before and after.
+        `seconds`, `cpu_seconds` (of all threads) and `tokens_computed` of each measured step or epoch, the totals
+        `pairs` and `useful_tokens`, `peak_bytes`, and `matmul_flops` before and after.
     """
     run, rate = Run(**values), matmul_rate()
     rows = json.loads(Path(run.rows).read_text(encoding="utf-8"))
@@ -182,6 +156,7 @@ def measure_training(**values: Any) -> dict[str, Any]:
     return {
         "seconds": [after[0] - before[0] for before, after in pairwise(marks)],
         "tokens_computed": [after[1] - before[1] for before, after in pairwise(marks)],
+        "cpu_seconds": [after[2] - before[2] for before, after in pairwise(marks)],
         "pairs": run.epochs * sum(len(group.pairs) for group in counted),
         "useful_tokens": run.epochs * sum(group.useful_tokens for group in counted),
         "peak_bytes": peak_bytes(),
@@ -201,14 +176,15 @@ def trl_trainer(run: Run, warm_up: list[Group], counted: list[Group], folder: st
     from trl.trainer.reward_trainer import RewardTrainer
 
     model: Any = run.model
+    if run.mode == "frozen" or run.dtype != "float32":
+        model = AutoModelForSequenceClassification.from_pretrained(run.model, dtype=getattr(torch, run.dtype))
     if run.mode == "frozen":
-        model = AutoModelForSequenceClassification.from_pretrained(run.model, dtype=torch.float32)
         for name, parameter in model.named_parameters():
             parameter.requires_grad = name.startswith("score.")
     return RewardTrainer(
         model=model,
         args=RewardConfig(**_settings(run, folder), gradient_checkpointing=run.checkpointing),
-        train_dataset=trl_dataset(warm_up, counted),
+        train_dataset=trl_dataset(warm_up, counted, run.batch_size["TRL"]),
         processing_class=AutoTokenizer.from_pretrained(run.model),
         peft_config=_adapter(run),
     )
@@ -221,6 +197,8 @@ def our_trainer(run: Run, warm_up: list[Group], counted: list[Group], folder: st
     model: Any = run.model
     settings = {**_settings(run, folder), "activation_checkpointing": run.checkpointing}
     settings |= {"over_length": "drop", "plot_curves": False}
+    if run.dtype != "float32":
+        model = AutoModelForRewardScoring.from_pretrained(run.model, dtype=run.dtype)
     if run.mode == "frozen":
         model = AutoModelForRewardScoring.from_pretrained(run.model, freeze_backbone=True)
         if "cache_features" in RewardConfig.__dataclass_fields__:
@@ -239,7 +217,7 @@ def _settings(run: Run, folder: str) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "output_dir": folder,
-        "per_device_train_batch_size": BATCH_SIZE,
+        "per_device_train_batch_size": run.batch_size[run.side],
         "num_train_epochs": run.epochs,
         "train_sampling_strategy": "sequential",
         "max_length": run.max_length,
@@ -268,8 +246,8 @@ class Clock(TrainerCallback):
 
     def __init__(self, model: nn.Module) -> None:
         self.tokens = 0
-        self.steps: list[tuple[float, int]] = []
-        self.epochs: list[tuple[float, int]] = []
+        self.steps: list[tuple[float, int, float]] = []
+        self.epochs: list[tuple[float, int, float]] = []
         bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         bare.base_model.register_forward_pre_hook(self._count, with_kwargs=True)
 
@@ -277,9 +255,9 @@ class Clock(TrainerCallback):
         ids = options["input_ids"] if "input_ids" in options else arguments[0]
         self.tokens += ids.numel()
 
-    def reading(self) -> tuple[float, int]:
-        """Return seconds and tokens, after synchronising the device."""
-        return _now(), self.tokens
+    def reading(self) -> tuple[float, int, float]:
+        """Return seconds, tokens and processor seconds, after synchronising the device."""
+        return _now(), self.tokens, time.process_time()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record an optimizer step."""

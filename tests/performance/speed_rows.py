@@ -147,6 +147,13 @@ LONG_RESPONSES = RowLengths(
     (Lengths(260, 0.6), Lengths(220, 0.6)),
 )
 LISTS = RowLengths("lists of 4, prompts and responses as long as those of HH", _HH_PREFIX, (Lengths(45, 0.9),) * 4)
+LONG_LISTS = RowLengths("lists of 16, as long as those of HH", _HH_PREFIX, (Lengths(45, 0.9),) * 16)
+UKP_LIKE = RowLengths("fitted to UKPConvArg1 train", Lengths(21, 0.3), (Lengths(61, 0.61),) * 5)
+"""Its 26 prompts have 21 tokens (SmolLM2's tokenizer) and 33 responses on average, with 10%, 50% and 90% quantiles of
+21, 55 and 113 (here 23, 51, 111). Eight rows that `group_by_prompt` selects compare about 5 of them."""
+FINE_GRAINED_LIKE = RowLengths("fitted to FineGrained QA", Lengths(691, 0.35), (Lengths(99, 0.45),) * 4)
+"""Its 488 questions with passages have 321, 677 and 959 tokens (here 415, 650, 1,018), and four responses with 49, 96
+and 152 (here 50, 89, 160), of which 5.4 of the 6 pairs have a preference."""
 
 
 @dataclass(frozen=True)
@@ -247,12 +254,18 @@ def groups_of_text(
 # --- datasets of the two sides ---------------------------------------------------------------------------------------
 
 
-def trl_dataset(warm_up: list[Group], counted: list[Group]) -> Dataset:
+def rows_of_pairs(lists: list[Group], pairs: int, seed: int = 0) -> list[Group]:
+    """Make a row of each of some pairs of each list, which keep the order of the lists, as `group_by_prompt` does."""
+    chance = random.Random(seed)
+    return [Group(list(pair)) for each in lists for pair in chance.sample(each.pairs, pairs)]
+
+
+def trl_dataset(warm_up: list[Group], counted: list[Group], batch_size: int = BATCH_SIZE) -> Dataset:
     """Make a dataset with a row for each pair of each group; of the warm-up groups only the first batch of pairs.
 
     The pairs of a list stay together, which favours TRL: a batch contains only one or two prompts.
     """
-    pairs = [pair for group in warm_up for pair in group.pairs][:BATCH_SIZE]
+    pairs = [pair for group in warm_up for pair in group.pairs][:batch_size]
     pairs += [pair for group in counted for pair in group.pairs]
     return Dataset.from_list([{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in pairs])
 
@@ -283,11 +296,12 @@ def _prepared_row(number: int, group: Group) -> Row:
     }
 
 
-def describe(groups: list[Group]) -> dict[str, Any]:
+def describe(groups: list[Group], batch_size: int = BATCH_SIZE) -> dict[str, Any]:
     """Compute the mean lengths of rows and the padding of TRL's batches.
 
     Args:
         groups: Groups with the same number of responses.
+        batch_size: Pairs in a batch of TRL.
 
     Returns:
         `prefix` and `responses`, mean numbers of tokens; `padded_to_existing`, the tokens of TRL's padded batches
@@ -297,7 +311,7 @@ def describe(groups: list[Group]) -> dict[str, Any]:
     prefixes = [group.prefix_length for group in groups]
     own = [[len(ids) - group.prefix_length for ids in group.responses] for group in groups]
     pairs = [pair for group in groups for pair in group.pairs]
-    batches = [pairs[start : start + BATCH_SIZE] for start in range(0, len(pairs), BATCH_SIZE)]
+    batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
     padded = sum(2 * len(batch) * max(len(ids) for pair in batch for ids in pair) for batch in batches)
     existing = sum(Group(list(pair)).useful_tokens for pair in pairs)
     return {

@@ -7,27 +7,31 @@ import sys
 import tempfile
 from argparse import Namespace
 from dataclasses import dataclass
-from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from machine import core_count, cpu_name
+from geometries import FROZEN_IN_HALF, GEOMETRIES
+from machine import core_count, cpu_name, installed_version
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from speed_measure import GEOMETRIES
+from speed_measure import dtype_of
 from speed_rows import (
     BATCH_SIZE,
+    FINE_GRAINED_LIKE,
     HH_LIKE,
     LISTS,
+    LONG_LISTS,
     LONG_RESPONSES,
+    UKP_LIKE,
     Group,
     RowLengths,
     describe,
     groups_of_text,
+    rows_of_pairs,
     synthetic_groups,
     text_and_tokenizer,
 )
@@ -42,6 +46,19 @@ class Case:
     mode: str = "full"
     checkpointing: bool = False
     epochs: int = 1
+    lists: int | None = None
+    """Lists in a step; None for `BATCH_SIZE` rows, one per group."""
+    pairs: int | None = None
+    """Rows made of each list, one per pair; None for a row per list."""
+    max_length: int | None = None
+    """Length limit of the case instead of `--max-length`."""
+
+    @property
+    def batch_size(self) -> dict[str, int]:
+        """Rows in a batch of each side: the same rows, but all pairs of the lists of several batches for TRL."""
+        lists = self.lists or BATCH_SIZE
+        rows = lists * (self.pairs or 1)
+        return {"TRL": rows if self.pairs else BATCH_SIZE, "hf_reward": rows}
 
     @property
     def parts(self) -> list[tuple[str, slice]]:
@@ -58,6 +75,10 @@ CASES = (
     Case("c", LISTS),
     Case("d", HH_LIKE, mode="frozen", epochs=5),
     Case("e", HH_LIKE, mode="lora"),
+    Case("f", LISTS, lists=4, pairs=6),
+    Case("g", UKP_LIKE, lists=2, pairs=8),
+    Case("h", FINE_GRAINED_LIKE, lists=3, pairs=5, max_length=1536),
+    Case("i", LONG_LISTS, lists=1),
 )
 SIDES = ("TRL", "hf_reward")
 FLOPS_PER_PARAMETER = {"full": 6, "lora": 4, "frozen": 2}
@@ -71,6 +92,7 @@ def benchmark_training(options: Namespace) -> None:
         raise SystemExit(f"There is no case {', '.join(sorted(unknown))}.")
     cases = [case for case in CASES if case.name[0] in letters]
     options.geometry = options.geometry or default_geometries()
+    require_lora(options.geometry, cases)
     report: dict[str, Any] = {"machine": machine(), "settings": json.loads(json.dumps(vars(options), default=str))}
     report |= {"operations": {}, "rows": {}, "measurements": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -85,16 +107,24 @@ def benchmark_training(options: Namespace) -> None:
         print_training(geometry, cases, report)
 
 
+def require_lora(geometries: list[str], cases: list[Case]) -> None:
+    """Exit if a geometry that trains only with LoRA would run other cases."""
+    others = [case.name for case in cases if case.mode != "lora"]
+    if others and (large := [name for name in geometries if name in FROZEN_IN_HALF]):
+        raise SystemExit(f"{large[0]} trains only with LoRA, not in case {', '.join(others)}. Pass `--cases e`.")
+
+
 def measure_case(case: Case, geometry: str, model: str, options: Namespace, report: dict[str, Any]) -> None:
     """Add the measurements of one case to the report, in the order TRL, ours, ours, TRL, ..."""
     warm_up, counted = make_groups(case, GEOMETRIES[geometry]["vocab_size"], options)
-    report["rows"].setdefault(geometry, {})[case.name] = describe(counted)
+    report["rows"].setdefault(geometry, {})[case.name] = describe(counted, case.batch_size["TRL"])
     rows = Path(model) / "rows.json"
     ids = {"warm_up": [row.responses for row in warm_up], "counted": [row.responses for row in counted]}
     rows.write_text(json.dumps(ids), encoding="utf-8")
     settings = {"mode": case.mode, "checkpointing": case.checkpointing, "epochs": case.epochs, "model": model}
-    settings |= {"max_length": options.max_length, "rows": str(rows)}
-    failed = set()
+    settings |= {"max_length": case.max_length or options.max_length, "rows": str(rows), "batch_size": case.batch_size}
+    settings |= {"dtype": dtype_of(geometry)}
+    failed = set(SIDES) - set(options.sides)
     for turn in range(options.rounds):
         for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
             if side in failed:
@@ -110,20 +140,27 @@ def measure_case(case: Case, geometry: str, model: str, options: Namespace, repo
 def make_groups(case: Case, vocabulary: int, options: Namespace) -> tuple[list[Group], list[Group]]:
     """Make the rows of the warm-up step and the measured rows of a case.
 
-    A step of lists equals six steps of pairs, so we take a third of the steps and TRL twice as many. Epochs have no
-    warm-up, because the first one is reported separately.
+    A step of lists of four equals six steps of pairs, so we take a third of the steps and TRL twice as many. Epochs
+    have no warm-up, because the first one is reported separately.
     """
-    counted = BATCH_SIZE * (ceil(options.steps / 3) if case.lengths is LISTS else options.steps)
-    warm_up = BATCH_SIZE if case.epochs == 1 else 0
-    limits = {"max_length": options.max_length, "vocabulary": vocabulary}
+    lists = case.lists or BATCH_SIZE
+    several = case.pairs is None and len(case.lengths.responses) > 2
+    counted = lists * (ceil(options.steps / 3) if several else options.steps)
+    warm_up = lists if case.epochs == 1 else 0
+    limits = {"max_length": case.max_length or options.max_length, "vocabulary": vocabulary}
     if options.data is None or case.lengths is not HH_LIKE:
         first, second = (
             synthetic_groups(case.lengths, count, seed=seed, **limits) for seed, count in enumerate((warm_up, counted))
         )
-        return first, second
+        return (first, second) if case.pairs is None else (_pairs(first, case), _pairs(second, case))
     rows, tokenizer = text_and_tokenizer(options, sys.maxsize)
     groups = groups_of_text(rows, warm_up + counted, tokenizer=tokenizer, **limits)
     return groups[:warm_up], groups[warm_up:]
+
+
+def _pairs(lists: list[Group], case: Case) -> list[Group]:
+    assert case.pairs is not None
+    return rows_of_pairs(lists, case.pairs)
 
 
 def in_own_process(folder: str, task: str, /, **values: Any) -> dict[str, Any]:
@@ -161,7 +198,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": core_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "hf_reward")},
+        "versions": {name: installed_version(name) for name in ("torch", "transformers", "trl", "hf_reward")},
     }
 
 
@@ -177,8 +214,8 @@ def save_json(path: Path | None, report: dict[str, Any]) -> None:
 def print_training(geometry: str, cases: list[Case], report: dict[str, Any]) -> None:
     """Print the table of one geometry and the seconds per epoch."""
     memory = "GPU memory" if report["machine"]["gpu"] else "RSS"
-    headings = ("case", "side", "pairs/s", "computed", "useful", f"peak {memory}", "pairs/s", "useful /")
-    units = ("", "", "median (min-max)", "tokens / pair", "tokens / pair", "GiB", "x TRL", "matmul rate")
+    headings = ("case", "side", "pairs/s", "computed", "useful", f"peak {memory}", "pairs/s", "CPU time", "useful /")
+    units = ("", "", "median (min-max)", "tokens / pair", "tokens / pair", "GiB", "x TRL", "TRL's /", "matmul rate")
     table = Table(
         title=f"Training {geometry}", caption=escape(training_caption(geometry, cases, report)), caption_justify="left"
     )
@@ -189,16 +226,19 @@ def print_training(geometry: str, cases: list[Case], report: dict[str, Any]) -> 
         found = [row for row in report["measurements"] if (row["geometry"], row["case"]) == (geometry, case.name)]
         for label, part in case.parts:
             speed = operations_share(case, geometry, report)
-            peer = median_rate([row for row in found if row["side"] == SIDES[0]], part)
+            theirs = [row for row in found if row["side"] == SIDES[0]]
+            peer, peer_cpu = (median_rate(theirs, part, key) for key in ("seconds", "cpu_seconds"))
             for side in SIDES:
                 mine = [row for row in found if row["side"] == side]
-                table.add_row(label, side, *training_cells(mine, part, speed, peer))
+                table.add_row(label, side, *training_cells(mine, part, speed, peer, peer_cpu))
             epochs += [] if case.epochs == 1 else [epoch_line(label, found, part)]
         table.add_section()
     console.print(table, *epochs, sep="\n", highlight=False)
 
 
-def training_cells(rows: list[dict[str, Any]], part: slice, speed: float, peer: float | None) -> list[str]:
+def training_cells(
+    rows: list[dict[str, Any]], part: slice, speed: float, peer: float | None, peer_cpu: float | None
+) -> list[str]:
     """Return the table cells of one side.
 
     Args:
@@ -206,13 +246,14 @@ def training_cells(rows: list[dict[str, Any]], part: slice, speed: float, peer: 
         part: Range of steps or epochs to report.
         speed: One useful token per second as a share of the machine's matmul rate.
         peer: TRL's pairs per second.
+        peer_cpu: TRL's pairs per processor second.
 
     Returns:
         The cells.
     """
     errors = [row["error"] for row in rows if "error" in row]
     if errors or not rows:
-        return [escape(f"failed: {errors[0] if errors else 'not run'}"), *["-"] * 5]
+        return [escape(f"failed: {errors[0] if errors else 'not run'}"), *["-"] * 6]
     rates = [rate(row, part) for row in rows]
     middle, first = median(rates), rows[0]
     pairs = first["pairs"] * len(first["seconds"][part]) / len(first["seconds"])
@@ -223,19 +264,20 @@ def training_cells(rows: list[dict[str, Any]], part: slice, speed: float, peer: 
         f"{useful:,.0f}",
         f"{max(row['peak_bytes'] for row in rows) / 2**30:.1f}",
         f"{middle / peer:.2f}" if peer else "-",
+        f"{median(rate(row, part, 'cpu_seconds') for row in rows) / peer_cpu:.2f}" if peer_cpu else "-",
         f"{middle * useful * speed:.1%}" if computed else "-",  # cached features: the backbone computes nothing
     ]
 
 
-def rate(row: dict[str, Any], part: slice) -> float:
-    """Return the pairs per second of one measurement."""
-    seconds = row["seconds"][part]
-    return row["pairs"] * len(seconds) / len(row["seconds"]) / sum(seconds)
+def rate(row: dict[str, Any], part: slice, key: str = "seconds") -> float:
+    """Return the pairs per second of one measurement, or per processor second."""
+    seconds = row[key][part]
+    return row["pairs"] * len(seconds) / len(row[key]) / sum(seconds)
 
 
-def median_rate(rows: list[dict[str, Any]], part: slice) -> float | None:
+def median_rate(rows: list[dict[str, Any]], part: slice, key: str = "seconds") -> float | None:
     """Return the median pairs per second over the rounds, None if one failed."""
-    return median(rate(row, part) for row in rows) if rows and not any("error" in row for row in rows) else None
+    return median(rate(row, part, key) for row in rows) if rows and not any("error" in row for row in rows) else None
 
 
 def operations_share(case: Case, geometry: str, report: dict[str, Any]) -> float:
@@ -275,6 +317,7 @@ def training_caption(geometry: str, cases: list[Case], report: dict[str, Any]) -
     lines = [
         f"{device}; {versions}; {settings['rounds']} rounds of {settings['steps']} counted steps; max_length "
         f"{settings['max_length']}; matmul rate {matmul_rate(report, geometry) / 1e9:,.0f} GFLOP/s",
+        "CPU time: processor seconds of all threads for a pair, which other programs on the machine affect less",
         "computed: tokens through the backbone, padding included; useful: without padding, a shared prefix once",
         "useful / matmul rate: FLOP of useful tokens, 6 x parameters without embeddings (LoRA 4, frozen 2) and causal "
         "attention, over the median rate of square matmuls before and after",

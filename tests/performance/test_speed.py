@@ -150,7 +150,7 @@ def test_a_measurement_runs_in_a_separate_process_and_can_fail(tmp_path):
     assert training.in_own_process(str(tmp_path), "build", geometry="tiny", folder=str(tmp_path))["parameters"] > 0
     failed = training.in_own_process(str(tmp_path), "build", geometry="unknown", folder=str(tmp_path))
     assert failed == {"error": "KeyError: 'unknown'"}
-    assert training.training_cells([failed], slice(None), 1.0, None) == ["failed: KeyError: 'unknown'", *"-----"]
+    assert training.training_cells([failed], slice(None), 1.0, None, None) == ["failed: KeyError: 'unknown'", *"------"]
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------

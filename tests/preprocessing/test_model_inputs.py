@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_reward.preprocessing.model_inputs import SequenceGroup, pack, pad
+from hf_reward.preprocessing.model_inputs import pack, pad
 
 
 @pytest.mark.parametrize(("multiple", "length"), [(None, 3), (1, 3), (2, 4), (8, 8)])
@@ -18,11 +18,15 @@ def test_token_types_are_padded_with_zeros():
     assert inputs["token_type_ids"].tolist() == [[0, 1], [1, 0]]
 
 
-def test_a_packed_row_stores_each_prefix_once():
-    inputs = pack([SequenceGroup([[1, 2, 3], [1, 2, 4, 5]], 2), SequenceGroup([[6, 7]], 0)])
-    assert inputs["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
-    assert inputs["position_ids"].tolist() == [[0, 1, 2, 2, 3, 0, 1]]
-    assert inputs["reward_positions"].tolist() == [2, 4, 6]
-    first, second = inputs["packed_layout"].groups
-    assert (first.prefix, first.responses) == ((0, 2), ((2, 3), (3, 5)))
-    assert (second.prefix, second.responses) == ((5, 5), ((5, 7),))
+def test_a_packed_row_has_shared_tokens_once():
+    prompt = list(range(10, 20))
+    inputs = pack([[6, 7], [*prompt, 3], [*prompt, 4, 5], [*prompt, 3]])
+    assert inputs["input_ids"].tolist() == [[6, 7, *prompt, 3, 4, 5]]
+    assert inputs["position_ids"].tolist() == [[0, 1, *range(10), 10, 10, 11]]
+    assert inputs["reward_positions"].tolist() == [1, 12, 14, 12]
+    assert [(each.start, each.end, each.parent) for each in inputs["packed_layout"].segments] == [
+        (0, 2, -1),
+        (2, 12, -1),
+        (12, 13, 1),
+        (13, 15, 1),
+    ]

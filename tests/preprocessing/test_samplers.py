@@ -1,7 +1,7 @@
 """Length buckets have every row once and little padding; token budgets split batches without losing a row."""
 
 from collections.abc import Callable, Sequence
-from itertools import chain, pairwise
+from itertools import chain, combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,14 @@ from torch.utils.data import DataLoader
 
 from hf_reward import DataCollatorForPreference
 from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
-from hf_reward.preprocessing.samplers import FixedOrderSampler, LengthBucketSampler, longest_first, longest_sequences
+from hf_reward.preprocessing.samplers import (
+    FixedOrderSampler,
+    LengthBucketSampler,
+    PromptSampler,
+    longest_first,
+    longest_sequences,
+    response_numbers,
+)
 from hf_reward.preprocessing.token_budget import DataCollatorWithTokenBudget, consecutive_batches
 
 COLLATORS: dict[str, Any] = {
@@ -281,3 +288,109 @@ def test_margins_and_probabilities_reach_the_micro_batches_whose_rows_state_them
     assert found[2]["probabilities"].tolist() == [0.75]
     assert "margins" not in found[0]
     assert "probabilities" not in found[1]
+
+
+# --- prompts ---
+
+
+def grouped(rows: int, prompts: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, prompts, rows)
+
+
+def alone(rows: Sequence[Any] | np.ndarray) -> list[list[int]]:
+    """Responses that no two rows share."""
+    return [[2 * place, 2 * place + 1] for place in range(len(rows))]
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=150),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_grouping_by_prompt_keeps_every_row_once(prompts, batch_size, processes, sorts):
+    lengths = np.arange(len(prompts)) % 17 if sorts else None
+    order = list(PromptSampler(prompts, alone(prompts), batch_size, processes=processes, lengths=lengths))
+    assert sorted(order) == list(range(len(prompts)))
+
+
+def batches_of(sampler: PromptSampler, size: int) -> list[list[int]]:
+    order = list(sampler)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def test_a_batch_has_up_to_half_its_rows_of_each_prompt():
+    prompts = grouped(800, 40)  # about 20 rows of each prompt
+    batches = batches_of(PromptSampler(prompts, alone(prompts), 8), 8)
+    counts = [np.unique(prompts[batch], return_counts=True)[1] for batch in batches]
+    assert max(count.max() for count in counts) == 4
+    assert np.mean([len(count) for count in counts]) < 3  # of 8 in a random order, where 7.4 prompts are expected
+
+
+def test_a_block_has_rows_that_share_responses():
+    """All 28 pairs of 8 responses, in blocks of 4 pairs; 4 random pairs have 5.6 responses on average."""
+    pairs = list(combinations(range(8), 2))
+    order = list(PromptSampler([0] * 28, pairs, 8))
+    blocks = [[pairs[place] for place in order[start : start + 4]] for start in range(0, 28, 4)]
+    assert sorted(len(set(chain(*block))) for block in blocks)[:4] == [4, 4, 4, 4]
+
+
+def test_equal_sequences_have_equal_numbers():
+    (one, two), (three,) = response_numbers([[[1, 2], [1]], [[1, 2]]])
+    assert one == three != two
+
+
+def test_rows_of_distinct_prompts_are_in_random_order():
+    order = list(PromptSampler(np.arange(1000), alone(range(1000)), 8))
+    assert sorted(order) == list(range(1000))
+    assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
+
+
+def test_the_order_changes_with_the_epoch_and_the_seed_only():
+    prompts = grouped(100, 10)
+
+    def order(epoch: int, seed: int = 3) -> list[int]:
+        sampler = PromptSampler(prompts, alone(prompts), 8, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0) == order(0)
+    assert order(0) != order(1) != order(1, seed=4)
+
+
+def test_each_process_gets_batches_of_few_prompts_and_similar_length():
+    generator = np.random.default_rng(1)
+    prompts = grouped(1600, 400)
+    lengths = generator.integers(1, 400, 400)[prompts] + generator.integers(0, 40, 1600)  # most are of the prompt
+    sampler = PromptSampler(prompts, alone(prompts), 8, processes=2, lengths=lengths)
+    loader: Any = prepare_data_loader(
+        DataLoader(range(1600), batch_size=8, sampler=sampler),  # pyright: ignore[reportArgumentType]
+        num_processes=2, process_index=1, put_on_device=False,
+    )  # fmt: skip
+    batches = [batch.tolist() for batch in loader]
+    assert len(batches) == 100
+    assert np.mean([len(set(prompts[batch])) for batch in batches]) < 4
+
+    def spread(order: list[int]) -> float:
+        rounds = np.asarray(order).reshape(-1, 16)
+        return float(np.mean(np.ptp(lengths[rounds], axis=1)))
+
+    assert spread(list(sampler)) < 0.5 * spread(list(PromptSampler(prompts, alone(prompts), 8, processes=2)))
+
+
+def test_grouped_rows_need_fewer_tokens_in_packed_batches():
+    """24 rows of 4 prompts with 3 responses each, of which a row compares two."""
+    shared = [[1 + prompt] * 30 for prompt in range(4)]
+    rows = []
+    for number in range(24):
+        prompt, left = number % 4, number // 4 % 3
+        responses = [shared[prompt] + [200 + (left + side) % 3, 100 + prompt] * 5 for side in (0, 1)]
+        rows.append({"input_ids": responses})
+    collator = DataCollatorForPackedPreference()
+
+    def computed(order: list[int]) -> int:
+        return sum(collator.tokens([rows[place] for place in order[start : start + 8]]) for start in (0, 8, 16))
+
+    assert computed(list(range(24))) == 3 * 4 * (30 + 3 * 10)  # each batch has all prompts with all their responses
+    responses = response_numbers(row["input_ids"] for row in rows)
+    assert computed(list(PromptSampler([number % 4 for number in range(24)], responses, 8))) < 0.8 * 720

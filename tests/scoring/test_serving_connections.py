@@ -220,7 +220,7 @@ def test_large_bodies_are_rejected_without_room_and_small_ones_are_accepted(scor
     with running(scorer, max_body_bytes=large) as url, connected(url) as one, connected(url) as two:
         for client in (one, two):
             client.sendall(head(large) + b" " * (large - 10))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:  # until the server has received both
             padded = BODY + b" " * (large - len(BODY))
             answer = httpx2.post(f"{url}/score", content=padded, headers={"Content-Type": "application/json"})

@@ -67,8 +67,9 @@ class Passes:
 
 
 def numbers(entry: dict[str, Any]) -> dict[str, Any]:
-    """A log entry without what a clock measured."""
-    return {name: value for name, value in entry.items() if not any(part in name for part in TIMES)}
+    """A log entry without what a clock measured, and without what depends on the rows that share a forward pass."""
+    left_out = (*TIMES, "computed_token_share")
+    return {name: value for name, value in entry.items() if not any(part in name for part in left_out)}
 
 
 def alone(trainer: RewardTrainer, data: Any) -> np.ndarray:

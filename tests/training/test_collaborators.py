@@ -61,11 +61,11 @@ def test_training_rows_are_sorted_by_length_only_where_they_are_padded(data, cha
     rows, loader = data.prepare(chat_pairs[:8], "train"), BatchLoader(data.args, accelerator)
     padded = DataCollatorForPreference(0)
     batches = loader.training(rows, padded, 4, RandomSampler)
-    assert isinstance(loader.bucket_sampler, LengthBucketSampler)
+    assert isinstance(loader.epoch_sampler, LengthBucketSampler)
     assert sorted(row for batch in batches for row in batch["row"].tolist()) == list(range(8))
     data.args.length_bucketing = "false"
     loader.training(rows, padded, 4, RandomSampler)
-    assert loader.bucket_sampler is None
+    assert loader.epoch_sampler is None
 
 
 def test_evaluation_covers_every_row_and_predictions_are_in_dataset_order(data, chat_pairs, accelerator):

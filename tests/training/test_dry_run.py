@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,7 +252,7 @@ def test_a_peak_that_is_over_before_the_end_is_measured():
     with peak_memory(torch.device("cpu")) as peak:
         block = np.ones(64 * 2**20, dtype=np.uint8)
         torch.ones(1200, 1200) @ torch.ones(1200, 1200)
-        __import__("time").sleep(0.2)
+        time.sleep(1)  # a busy machine samples seldom
         del block
     assert peak.growth > 50 * 2**20
 

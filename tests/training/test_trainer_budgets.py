@@ -105,7 +105,7 @@ def test_no_pass_of_a_run_exceeds_the_budget(make_model_folder, tmp_path, packin
     rows = list(trainer.train_dataset)
     count = trainer.data_collator.collator.tokens
     assert max(count([row]) for row in rows) <= 300
-    assert count(rows[:8]) > 1.5 * 300  # the budget is needed
+    assert count(rows[:8]) > (1.5 if packing == "false" else 0.9) * 300  # the budget is needed; rows share tokens
     with Passes(trainer) as passes:
         trainer.train()
         trainer.predict(jumping(12))

@@ -10,6 +10,7 @@ from hf_reward.evaluation.data_check.facts import NAMED_ROWS
 from hf_reward.evaluation.data_check.imbalance import Imbalance
 from hf_reward.evaluation.data_check.leakage import KIND_NAMES
 from hf_reward.evaluation.data_check.report import DataReport, RowCounts
+from hf_reward.evaluation.data_check.token_sharing import BATCH_SIZE, TokenSharing
 from hf_reward.metrics.counts import counted
 from hf_reward.metrics.preference import FEW_CLUSTERS, Interval
 
@@ -317,7 +318,19 @@ def _tokens(report: DataReport) -> Iterable[Line]:
     yield Line("cut prompts", cut, f"{counted(fit.cut_tokens, 'token')}; {limit}")
     for reason, count in fit.dropped.items():
         yield Line("dropped", counted(count, "row"), reason)
+    yield from _computed_tokens(fit.sharing)
     yield from _remarks(fit.remarks, fit.remark_rows, fit.places)
+
+
+def _computed_tokens(sharing: TokenSharing) -> Iterable[Line]:
+    if not sharing.rows:
+        return
+    yield Line("tokens given", f"{sharing.given:,}", f"all sequences of the first {counted(sharing.rows, 'row')}")
+    yield Line(
+        "tokens computed",
+        f"{sharing.by_row:,}",
+        f"packed, each row by itself; {sharing.by_prompt:,} with `group_by_prompt` in batches of {BATCH_SIZE}",
+    )
 
 
 def interval_text(interval: Interval | None) -> str:

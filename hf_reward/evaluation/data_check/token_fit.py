@@ -14,6 +14,7 @@ from hf_reward.evaluation.data_check.facts import NAMED_ROWS
 from hf_reward.evaluation.data_check.histograms import Lengths
 from hf_reward.evaluation.data_check.imbalance import Imbalance, imbalance
 from hf_reward.evaluation.data_check.row_reader import RowReader
+from hf_reward.evaluation.data_check.token_sharing import SAMPLE, TokenSharing, token_sharing
 from hf_reward.metrics.preference import strict_pairs
 from hf_reward.preprocessing.tokenization import FormatRule, TokenizedRow, tokenize_rows
 
@@ -46,6 +47,8 @@ class TokenFit:
     """Remark -> the first of these rows."""
     length: Imbalance
     """How often the longer response is preferred, in tokens, among the rows that are kept."""
+    sharing: TokenSharing
+    """Tokens given and tokens computed in training."""
     places: dict[int, str] = field(default_factory=dict)
     """Number of a row that is named here -> its file and line."""
 
@@ -62,6 +65,8 @@ class _Tally:
     dropped_rows: dict[str, list[int]] = field(default_factory=dict)
     gaps: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
+    sample: list[list[list[int]]] = field(default_factory=list)
+    sample_prompts: list[int] = field(default_factory=list)
     remarks: RemarkTally = field(default_factory=RemarkTally)
 
 
@@ -116,6 +121,7 @@ def measure_tokens(reader: RowReader, tokenizer: PreTrainedTokenizerBase, rule: 
         remark_rows=tally.remarks.rows,
         places={row: reader.place(row) for rows in tally.remarks.rows.values() for row in rows},
         length=imbalance("tokens", gaps, groups),
+        sharing=token_sharing(tally.sample, tally.sample_prompts),
     )
     return fit, Lengths("tokens", *(np.array(each, np.int64) for each in (tally.prompt, tally.chosen, tally.rejected)))
 
@@ -159,9 +165,13 @@ def _count(tally: _Tally, number: int, row: PreferenceRow, fitted: TokenizedRow)
         return
     if fitted.cut_tokens:
         _name(tally.cut_rows, number)
+    prompt = text_hash(str(row.group))
+    if len(tally.sample) < SAMPLE:
+        tally.sample.append(fitted.input_ids)
+        tally.sample_prompts.append(prompt)
     gaps = [len(fitted.input_ids[better]) - len(fitted.input_ids[worse]) for better, worse in _pairs(fitted)]
     tally.gaps += gaps
-    tally.groups += [text_hash(str(row.group))] * len(gaps)
+    tally.groups += [prompt] * len(gaps)
 
 
 def _name(rows: list[int], number: int) -> None:

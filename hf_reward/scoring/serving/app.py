@@ -16,17 +16,24 @@ from hf_reward.scoring.serving.documentation import ERRORS, documented_app
 from hf_reward.scoring.serving.errors import ApiError, from_framework
 from hf_reward.scoring.serving.limits import BearerToken, BodyLimit
 from hf_reward.scoring.serving.models import ServedModels
+from hf_reward.scoring.serving.observing import Observe, ObservedRuns
 from hf_reward.scoring.serving.protocols.base import TAG
 from hf_reward.scoring.serving.routes import ENDPOINTS, ROUTERS
 from hf_reward.scoring.serving.settings import ServerSettings
 
 
-def create_app(scorers: RewardScorer | Mapping[str, RewardScorer], settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    scorers: RewardScorer | Mapping[str, RewardScorer],
+    settings: ServerSettings | None = None,
+    *,
+    observe: Observe | None = None,
+) -> FastAPI:
     """Create the application.
 
     Args:
         scorers: The scorer, or several with their names. From now on only the application may call them.
         settings: Limits, the name of a single model and the token. `host` and `port` are ignored.
+        observe: Creates the observer of a client's run; by default runs (`?run=NAME`) are an error.
 
     Returns:
         The application. On shutdown it finishes the accepted requests.
@@ -38,6 +45,7 @@ def create_app(scorers: RewardScorer | Mapping[str, RewardScorer], settings: Ser
     models = ServedModels(scorers, settings)
     app = documented_app(lifespan=_closing, takes_token=settings.token is not None)
     app.state.models, app.state.started = models, time.time()
+    app.state.runs = ObservedRuns(observe, models.metrics.registry)
     for router in ROUTERS:
         app.include_router(router, responses=ERRORS)
     app.add_exception_handler(HTTPException, _http_error)
@@ -54,6 +62,7 @@ def create_app(scorers: RewardScorer | Mapping[str, RewardScorer], settings: Ser
 async def _closing(app: FastAPI) -> AsyncIterator[None]:
     yield
     await app.state.models.close()
+    app.state.runs.close()
 
 
 async def _http_error(request: Request, error: Any) -> Response:

@@ -48,7 +48,7 @@ Rewards of one or several reward models. All endpoints apply the chat template t
 raw reward. An unknown field is an error.
 
 If the server has several models, name one in the field `model`. For protocols without this field, add `?model=NAME` to
-the URL.
+the URL. `?run=NAME` monitors the responses of a training run.
 """
 
 

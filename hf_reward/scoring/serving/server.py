@@ -17,6 +17,7 @@ from hf_reward.scoring.reward_scorer import RewardScorer
 from hf_reward.scoring.serving.app import create_app
 from hf_reward.scoring.serving.connections import ConnectionLimits, GuardedConnection
 from hf_reward.scoring.serving.models import ServedModels
+from hf_reward.scoring.serving.observing import Observe
 from hf_reward.scoring.serving.reloading import Load, Reloader
 from hf_reward.scoring.serving.settings import ServerSettings
 
@@ -40,6 +41,7 @@ def serve(
     *,
     quiet: bool = False,
     on_start: Callable[[str], None] | None = None,
+    observe: Observe | None = None,
 ) -> None:
     """Serve reward models until SIGTERM or SIGINT, then finish the accepted requests and return.
 
@@ -51,6 +53,7 @@ def serve(
         settings: Settings of the server.
         quiet: Print only errors, and the address if the port is 0.
         on_start: Called with the URL for clients on this machine when the server accepts requests.
+        observe: Creates the observer of a client's run (`?run=NAME`), see `create_app`.
 
     Raises:
         ValueError: If a model cannot score, or loading options are given for a loaded scorer.
@@ -59,7 +62,7 @@ def serve(
     settings = settings or ServerSettings()
     with bound_socket(settings.host, settings.port) as listener:
         # No variable here may hold a scorer, because a replaced one must be freed.
-        config = configure(_all_loaded(models, settings), settings, quiet=quiet)
+        config = configure(_all_loaded(models, settings), settings, quiet=quiet, observe=observe)
         _warn_if_open(settings)
         _run(Server(config, on_start, _loads(config.app, models, settings), settings), listener)
 
@@ -189,7 +192,11 @@ def url_of(host: str, port: int) -> str:
 
 
 def configure(
-    scorers: RewardScorer | Mapping[str, RewardScorer], settings: ServerSettings, *, quiet: bool = False
+    scorers: RewardScorer | Mapping[str, RewardScorer],
+    settings: ServerSettings,
+    *,
+    quiet: bool = False,
+    observe: Observe | None = None,
 ) -> uvicorn.Config:
     """Return the uvicorn configuration for one or several models.
 
@@ -197,11 +204,12 @@ def configure(
         scorers: The model, or several with their names.
         settings: Settings of the server.
         quiet: Log only errors.
+        observe: Creates the observer of a client's run, see `create_app`.
 
     Returns:
         The configuration, with the application and the connection limits.
     """
-    app = create_app(scorers, settings)
+    app = create_app(scorers, settings, observe=observe)
     limits = ConnectionLimits(
         read_timeout=settings.read_timeout_seconds, on_refusal=app.state.models.metrics.count_refusal
     )

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hf_reward.data.fields import read_template_options
 from hf_reward.data.preference_row import PreferenceFormatError
 from hf_reward.data.score_request import ScoreRequest, read_request, request_from_messages, request_from_text
-from hf_reward.scoring.serving.errors import unscorable
+from hf_reward.scoring.serving.errors import ApiError, unscorable
+from hf_reward.scoring.serving.observing import ObservedRuns
 from hf_reward.scoring.serving.service import RewardService, Scored, UnscorableError, by_row, unless_client_leaves
 
 ItemType = TypeVar("ItemType")
@@ -192,11 +193,43 @@ async def score(
     Raises:
         ApiError: If a row has no reward, or the queue or the model fails.
     """
-    work = service.score(requests, allow_empty=True) if ids is None else service.score_token_ids(ids)
+    runs: ObservedRuns = request.app.state.runs
+    if ids is not None and runs.name_in(request) is not None:
+        raise ApiError(
+            400, "invalid_run", "Responses as token ids cannot be observed. Send texts, or leave out `?run=`."
+        )
     try:
-        return await unless_client_leaves(request, work)
+        if ids is not None:
+            return await unless_client_leaves(request, service.score_token_ids(ids))
+        return await observed_score(service, request, requests, allow_empty=True)
     except UnscorableError as error:
         raise by_row(error) from error
+
+
+async def observed_score(
+    service: RewardService, request: Request, requests: Sequence[ScoreRequest], *, allow_empty: bool
+) -> Scored:
+    """Score requests, and pass the rewards to the observer of the run that the HTTP request names.
+
+    Args:
+        service: The service of the model.
+        request: The HTTP request.
+        requests: The requests.
+        allow_empty: Whether responses may be empty.
+
+    Returns:
+        Their rewards.
+
+    Raises:
+        UnscorableError: If a request has no reward.
+        ApiError: If the name of the run is not usable, or the queue or the model fails.
+    """
+    runs: ObservedRuns = request.app.state.runs
+    run = runs.name_in(request)
+    scored = await unless_client_leaves(request, service.score(requests, allow_empty=allow_empty))
+    if run is not None:
+        await runs.add(run, service, requests, scored.rewards)
+    return scored
 
 
 def vector(reward: float, encoding: Encoding | None) -> list[float] | str:

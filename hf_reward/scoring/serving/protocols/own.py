@@ -11,9 +11,9 @@ from hf_reward.data.preference_row import PreferenceFormatError
 from hf_reward.data.score_request import ScoreRequest, requests_of_row
 from hf_reward.scoring.serving.errors import StrictJSON, unscorable
 from hf_reward.scoring.serving.protocols import answers
-from hf_reward.scoring.serving.protocols.base import TAG, Body, Listed, Messages, Text, service_of
+from hf_reward.scoring.serving.protocols.base import TAG, Body, Listed, Messages, Text, observed_score, service_of
 from hf_reward.scoring.serving.protocols.vllm import PairsBody, score_pairs
-from hf_reward.scoring.serving.service import RewardService, Scored, UnscorableError, by_row, unless_client_leaves
+from hf_reward.scoring.serving.service import RewardService, Scored, UnscorableError, by_row
 
 router = APIRouter(tags=["hf_reward"])
 
@@ -165,7 +165,7 @@ async def _score_groups(
     requests = [each for group in groups for each in group]
     sizes = [len(group) for group in groups]
     try:
-        scored = await unless_client_leaves(request, service.score(requests, allow_empty=body.allow_empty))
+        scored = await observed_score(service, request, requests, allow_empty=body.allow_empty)
     except UnscorableError as error:
         raise by_row(error, sizes if body.items is not None else None) from error
     ends = np.cumsum(sizes)

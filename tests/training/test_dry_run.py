@@ -250,11 +250,11 @@ def test_the_estimate_counts_trainable_weights_only(make_model_folder):
 
 def test_a_peak_that_is_over_before_the_end_is_measured():
     with peak_memory(torch.device("cpu")) as peak:
-        block = np.ones(64 * 2**20, dtype=np.uint8)
+        block = np.ones(256 * 2**20, dtype=np.uint8)
         torch.ones(1200, 1200) @ torch.ones(1200, 1200)
         time.sleep(1)  # a busy machine samples seldom
         del block
-    assert peak.growth > 50 * 2**20
+    assert peak.growth > 128 * 2**20  # less than the block, because the kernel may reclaim other pages meanwhile
 
 
 @pytest.mark.slow

@@ -35,6 +35,9 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 listens on all interfaces.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free port and logs it.")] = 8000,
+    workers: Annotated[
+        int, typer.Option(help="Processes that serve the port, each with a copy of the models; one per GPU.")
+    ] = 1,
     served_model_name: Annotated[str, typer.Option(help="Name of a single model in responses.")] = "",
     token_file: Annotated[
         Path | None,
@@ -95,6 +98,7 @@ def serve(
         ServerSettings(
             host=host,
             port=port,
+            workers=workers,
             served_model_name=served_model_name or None,
             device=device or None,
             dtype=dtype,

@@ -299,6 +299,8 @@ def test_rows_that_max_length_cuts_or_drops_are_counted(text_tokenizer):
     fit = report.tokens
     assert fit is not None
     assert (fit.rows, fit.cut_rows, fit.dropped) == (21, 2, {"too long": 1, "identical responses": 1})
+    assert fit.sharing.rows == 19
+    assert fit.sharing.given > fit.sharing.by_row >= fit.sharing.by_prompt
     assert fit.quantiles["max"] > 24
     assert fit.length.pairs + fit.length.ties == 19
     assert scopes(report)["too long"] == "1 of 21 rows (4.8%)"

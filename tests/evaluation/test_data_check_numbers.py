@@ -7,6 +7,7 @@ import pytest
 
 from hf_reward.evaluation.data_check.imbalance import corrected, imbalance
 from hf_reward.evaluation.data_check.style_features import FEATURES, WHAT_COUNTS, count_features
+from hf_reward.evaluation.data_check.token_sharing import TokenSharing, token_sharing
 from hf_reward.evaluation.data_check.votes import read_votes, vote_agreement
 
 # --- length and format -----------------------------------------------------------------------------------------------
@@ -172,3 +173,20 @@ def test_votes_for_neither_alone_have_no_ceiling():
     found = vote_agreement(np.array([[0, 0, 3]]), np.array([-1]), np.array([0]))
     assert found is not None
     assert (found.ceiling, found.rater_vs_label, found.rater_vs_rest) == (None, None, 1.0)
+
+
+# --- shared tokens ---------------------------------------------------------------------------------------------------
+
+
+def test_tokens_given_and_computed_by_hand():
+    """A prompt of 20 tokens with responses of 3, 3 and 4 in two rows, and one of 5 tokens, too short to be shared."""
+    prompt, short = list(range(20)), list(range(100, 105))
+    first, second, third = ([*prompt, *range(start, end)] for start, end in ((200, 203), (210, 213), (220, 224)))
+    rows = [[first, second], [[*short, 230, 231], [*short, 240, 241]], [third, first]]
+    assert token_sharing(rows, [0, 1, 0]) == TokenSharing(
+        rows=3,
+        given=23 + 23 + 7 + 7 + 24 + 23,
+        by_row=(20 + 3 + 3) + (7 + 7) + (20 + 4 + 3),
+        by_prompt=20 + 3 + 3 + 4 + 7 + 7,
+    )
+    assert token_sharing([], []) == TokenSharing(rows=0, given=0, by_row=0, by_prompt=0)

@@ -24,6 +24,10 @@ rows per step in a to e, in float32 on a CPU and bfloat16 autocast on CUDA. Each
     h       five pairs of four responses to a long prompt as in FineGrained QA, three prompts in a step
     i       a list of 16 responses in a step; TRL gets its 120 pairs as rows
 
+`--sides hf_reward before --before DIR` compares with the code in another checkout, `compiled` with `torch_compile` and
+`bf16` with bfloat16 autocast; compilation itself is not measured. Their lines state the ratio of the times of the same
+steps, with a 95% interval.
+
 `speed_rows.py` defines the length distributions. `--data` replaces the synthetic rows of a, d and e with text pairs.
 `--json` writes `machine`, `settings`, `operations` (by geometry, see `speed_measure.build_model`), `rows` (by geometry
 and case, see `speed_rows.describe`) and `measurements` (the result of `speed_measure.measure_training` or `error`, with
@@ -49,7 +53,7 @@ from rich.console import Console
 from rich.table import Table
 from speed_rows import Row, text_and_tokenizer
 from speed_scoring import benchmark_scoring
-from speed_training import SIDES, benchmark_training
+from speed_training import SIDES, VARIANTS, benchmark_training
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
@@ -75,7 +79,8 @@ def main() -> None:
         command.add_argument("--rounds", type=int, default=3)
     prepare.add_argument("--rows", type=int, default=2000, help="maximum number of rows")
     train.add_argument("--cases", default="a,b,c,d,e,f,g,h,i", help="comma-separated; by default all")
-    train.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="by default both")
+    train.add_argument("--sides", nargs="+", choices=[*SIDES, *VARIANTS], default=list(SIDES), help="by default both")
+    train.add_argument("--before", type=Path, help="checkout of another version, for the side `before`")
     for command in (train, score):
         command.add_argument(
             "--geometry", nargs="+", choices=list(GEOMETRIES), help="model sizes; by default suited to the device"

@@ -36,8 +36,8 @@ from transformers import (
 class Run:
     """Settings of one training measurement."""
 
-    side: str
-    """TRL or hf_reward."""
+    is_trl: bool
+    """Whether TRL's trainer is measured, otherwise ours."""
     mode: str
     """full, lora or frozen."""
     checkpointing: bool
@@ -47,10 +47,11 @@ class Run:
     """Folder of `build_model`."""
     dtype: str
     """Dtype of the loaded weights."""
-    batch_size: dict[str, int]
-    """Rows in a batch of each side."""
+    batch_size: int
     rows: str
     """JSON file of `warm_up` and `counted`, each a list of groups, each a list of responses."""
+    settings: dict[str, Any]
+    """Further settings of our trainer."""
 
 
 def run_task(specification: Path, result: Path) -> None:
@@ -139,24 +140,29 @@ def measure_training(**values: Any) -> dict[str, Any]:
         **values: The fields of `Run`.
 
     Returns:
-        `seconds`, `cpu_seconds` (of all threads) and `tokens_computed` of each measured step or epoch, the totals
-        `pairs` and `useful_tokens`, `peak_bytes`, and `matmul_flops` before and after.
+        `seconds`, `cpu_seconds` (of all threads) and `tokens_computed` of each measured step or epoch,
+        `start_up_seconds` from the construction of the trainer to its first step, the totals `pairs` and
+        `useful_tokens`, `peak_bytes`, and `matmul_flops` before and after.
     """
     run, rate = Run(**values), matmul_rate()
     rows = json.loads(Path(run.rows).read_text(encoding="utf-8"))
     warm_up, counted = ([Group(responses) for responses in rows[part]] for part in ("warm_up", "counted"))
+    if warm_up and run.settings.get("torch_compile"):  # the second step compiles again, for any length
+        warm_up += counted[: run.batch_size]
+    begin = _now()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = {"TRL": trl_trainer, "hf_reward": our_trainer}[run.side](run, warm_up, counted, folder)
+        trainer = (trl_trainer if run.is_trl else our_trainer)(run, warm_up, counted, folder)
         assert trainer.model is not None
         clock = Clock(trainer.model)
         trainer.add_callback(clock)
         start = clock.reading()
         trainer.train()
-    marks = clock.steps if warm_up else [start, *clock.epochs]
+    marks = clock.steps[(len(warm_up) - 1) // run.batch_size :] if warm_up else [start, *clock.epochs]
     return {
         "seconds": [after[0] - before[0] for before, after in pairwise(marks)],
         "tokens_computed": [after[1] - before[1] for before, after in pairwise(marks)],
         "cpu_seconds": [after[2] - before[2] for before, after in pairwise(marks)],
+        "start_up_seconds": clock.first_step - begin,
         "pairs": run.epochs * sum(len(group.pairs) for group in counted),
         "useful_tokens": run.epochs * sum(group.useful_tokens for group in counted),
         "peak_bytes": peak_bytes(),
@@ -184,7 +190,7 @@ def trl_trainer(run: Run, warm_up: list[Group], counted: list[Group], folder: st
     return RewardTrainer(
         model=model,
         args=RewardConfig(**_settings(run, folder), gradient_checkpointing=run.checkpointing),
-        train_dataset=trl_dataset(warm_up, counted, run.batch_size["TRL"]),
+        train_dataset=trl_dataset(warm_up, counted, run.batch_size),
         processing_class=AutoTokenizer.from_pretrained(run.model),
         peft_config=_adapter(run),
     )
@@ -196,7 +202,7 @@ def our_trainer(run: Run, warm_up: list[Group], counted: list[Group], folder: st
 
     model: Any = run.model
     settings = {**_settings(run, folder), "activation_checkpointing": run.checkpointing}
-    settings |= {"over_length": "drop", "plot_curves": False}
+    settings |= {"over_length": "drop", "plot_curves": False, **run.settings}
     if run.dtype != "float32":
         model = AutoModelForRewardScoring.from_pretrained(run.model, dtype=run.dtype)
     if run.mode == "frozen":
@@ -217,7 +223,7 @@ def _settings(run: Run, folder: str) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "output_dir": folder,
-        "per_device_train_batch_size": run.batch_size[run.side],
+        "per_device_train_batch_size": run.batch_size,
         "num_train_epochs": run.epochs,
         "train_sampling_strategy": "sequential",
         "max_length": run.max_length,
@@ -246,6 +252,7 @@ class Clock(TrainerCallback):
 
     def __init__(self, model: nn.Module) -> None:
         self.tokens = 0
+        self.first_step = float("nan")
         self.steps: list[tuple[float, int, float]] = []
         self.epochs: list[tuple[float, int, float]] = []
         bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -258,6 +265,13 @@ class Clock(TrainerCallback):
     def reading(self) -> tuple[float, int, float]:
         """Return seconds, tokens and processor seconds, after synchronising the device."""
         return _now(), self.tokens, time.process_time()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the start of the first step."""
+        if state.global_step == 0:
+            self.first_step = _now()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record an optimizer step."""

@@ -12,12 +12,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from geometries import FROZEN_IN_HALF, GEOMETRIES
 from machine import core_count, cpu_name, installed_version
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from scipy import stats
 from speed_measure import dtype_of
 from speed_rows import (
     BATCH_SIZE,
@@ -81,6 +83,8 @@ CASES = (
     Case("i", LONG_LISTS, lists=1),
 )
 SIDES = ("TRL", "hf_reward")
+VARIANTS: dict[str, dict[str, Any]] = {"before": {}, "compiled": {"torch_compile": True}, "bf16": {"bf16": True}}
+"""Further sides, each hf_reward with these settings; `before` is the code of another checkout."""
 FLOPS_PER_PARAMETER = {"full": 6, "lora": 4, "frozen": 2}
 """The forward pass, the backward pass to the activations and that to the weights cost 2 each."""
 
@@ -93,6 +97,8 @@ def benchmark_training(options: Namespace) -> None:
     cases = [case for case in CASES if case.name[0] in letters]
     options.geometry = options.geometry or default_geometries()
     require_lora(options.geometry, cases)
+    if ("before" in options.sides) != (options.before is not None):
+        raise SystemExit("`--before DIR` and `--sides ... before` need each other.")
     report: dict[str, Any] = {"machine": machine(), "settings": json.loads(json.dumps(vars(options), default=str))}
     report |= {"operations": {}, "rows": {}, "measurements": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -122,15 +128,17 @@ def measure_case(case: Case, geometry: str, model: str, options: Namespace, repo
     ids = {"warm_up": [row.responses for row in warm_up], "counted": [row.responses for row in counted]}
     rows.write_text(json.dumps(ids), encoding="utf-8")
     settings = {"mode": case.mode, "checkpointing": case.checkpointing, "epochs": case.epochs, "model": model}
-    settings |= {"max_length": case.max_length or options.max_length, "rows": str(rows), "batch_size": case.batch_size}
-    settings |= {"dtype": dtype_of(geometry)}
-    failed = set(SIDES) - set(options.sides)
+    settings |= {"max_length": case.max_length or options.max_length, "rows": str(rows), "dtype": dtype_of(geometry)}
+    failed = set()
     for turn in range(options.rounds):
-        for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
+        for side in options.sides if turn % 2 == 0 else options.sides[::-1]:
             if side in failed:
                 continue
             print(f"{geometry} {case.name}, round {turn + 1} of {options.rounds}: {side}", file=sys.stderr)
-            result = in_own_process(model, "train", side=side, **settings)
+            own = {"batch_size": case.batch_size["TRL" if side == "TRL" else "hf_reward"]}
+            own |= {"settings": VARIANTS.get(side, {})}
+            checkout = options.before if side == "before" else None
+            result = in_own_process(model, "train", checkout, is_trl=side == "TRL", **own, **settings)
             failed |= {side} if "error" in result else set()
             labels = {"geometry": geometry, "case": case.name, "round": turn, "side": side}
             report["measurements"].append({**labels, **result})
@@ -163,14 +171,19 @@ def _pairs(lists: list[Group], case: Case) -> list[Group]:
     return rows_of_pairs(lists, case.pairs)
 
 
-def in_own_process(folder: str, task: str, /, **values: Any) -> dict[str, Any]:
-    """Run a task of `speed_measure` and return its result, or the reason of its failure as `error`."""
+def in_own_process(folder: str, task: str, checkout: Path | None = None, /, **values: Any) -> dict[str, Any]:
+    """Run a task of `speed_measure`, with hf_reward from a checkout if one is given.
+
+    Returns:
+        The result, or the reason of the failure as `error`.
+    """
     specification, result = Path(folder) / "task.json", Path(folder) / "result.json"
     specification.write_text(json.dumps({"task": task, **values}), encoding="utf-8")
     result.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__).with_name("speed_measure.py")), str(specification), str(result)]
     with tempfile.TemporaryDirectory() as cache:  # no cached features or rows of an earlier round
         changed = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": cache}
+        changed |= {"PYTHONPATH": str(checkout.resolve())} if checkout is not None else {}
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **changed})
     if done.returncode == 0:
         return json.loads(result.read_text(encoding="utf-8"))
@@ -221,19 +234,21 @@ def print_training(geometry: str, cases: list[Case], report: dict[str, Any]) -> 
     )
     for heading, unit in zip(headings, units, strict=True):
         table.add_column(f"{heading}\n{unit}", justify="right" if unit else "left")
-    console, epochs = Console(width=130), []
+    console, lines = Console(width=130), []
     for case in cases:
         found = [row for row in report["measurements"] if (row["geometry"], row["case"]) == (geometry, case.name)]
         for label, part in case.parts:
             speed = operations_share(case, geometry, report)
             theirs = [row for row in found if row["side"] == SIDES[0]]
             peer, peer_cpu = (median_rate(theirs, part, key) for key in ("seconds", "cpu_seconds"))
-            for side in SIDES:
+            for side in report["settings"]["sides"]:
                 mine = [row for row in found if row["side"] == side]
                 table.add_row(label, side, *training_cells(mine, part, speed, peer, peer_cpu))
-            epochs += [] if case.epochs == 1 else [epoch_line(label, found, part)]
+            lines += [] if case.epochs == 1 else [epoch_line(label, found, part)]
+            lines += [f"{label}: {line}" for line in variant_lines(found, part)]
+        lines += start_up_line(case.name, found)
         table.add_section()
-    console.print(table, *epochs, sep="\n", highlight=False)
+    console.print(table, *lines, sep="\n", highlight=False)
 
 
 def training_cells(
@@ -307,6 +322,50 @@ def epoch_line(label: str, rows: list[dict[str, Any]], part: slice) -> str:
     }
     text = ", ".join(f"{side} {seconds:.3g} s" for side, seconds in means.items())
     return f"{label}: {text} per epoch; ours / TRL {means['hf_reward'] / means['TRL']:.1%}"
+
+
+def start_up_line(label: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Return a line with the median seconds from the construction of each trainer to its first step."""
+    seconds: dict[str, list[float]] = {}
+    for row in rows:
+        if "error" not in row:
+            seconds.setdefault(row["side"], []).append(row["start_up_seconds"])
+    text = ", ".join(f"{side} {median(times):.1f} s" for side, times in seconds.items())
+    return [f"{label}: start-up {text}"] if text else []
+
+
+def variant_lines(rows: list[dict[str, Any]], part: slice) -> list[str]:
+    """Return a line for each variant: its time and processor time divided by those of hf_reward.
+
+    Steps of a round are compared with the same steps of the other side in that round.
+    """
+    ours = [row for row in rows if row["side"] == "hf_reward" and "error" not in row]
+    lines = []
+    for side in VARIANTS:
+        theirs = [row for row in rows if row["side"] == side and "error" not in row]
+        if ours and len(theirs) == len(ours):
+            ratios = {
+                name: paired_ratio(_flat(theirs, key, part), _flat(ours, key, part))
+                for name, key in (("time", "seconds"), ("processor time", "cpu_seconds"))
+            }
+            text = ", ".join(
+                f"{name} {mean:.2f} ({low:.2f} to {high:.2f})" for name, (mean, low, high) in ratios.items()
+            )
+            lines.append(f"{side} / hf_reward: {text}")
+    return lines
+
+
+def _flat(rows: list[dict[str, Any]], key: str, part: slice) -> list[float]:
+    return [seconds for row in rows for seconds in row[key][part]]
+
+
+def paired_ratio(first: list[float], second: list[float]) -> tuple[float, float, float]:
+    """Return the geometric mean of the ratios of paired times, with its 95% t-interval (NaN for one pair)."""
+    logs = np.log(first) - np.log(second)
+    error = stats.sem(logs) if len(logs) > 1 else float("nan")
+    half = error * stats.t.ppf(0.975, len(logs) - 1)
+    mean = float(logs.mean())
+    return tuple(float(np.exp(value)) for value in (mean, mean - half, mean + half))
 
 
 def training_caption(geometry: str, cases: list[Case], report: dict[str, Any]) -> str:

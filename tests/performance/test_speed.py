@@ -146,6 +146,39 @@ def test_tiny_benchmark_counts_tokens_as_documented(tmp_path, monkeypatch, capsy
     assert "ours / TRL" in printed
 
 
+def test_variants_are_compared_with_the_same_steps_of_hf_reward():
+    def row(side, *seconds):
+        return {"side": side, "seconds": list(seconds), "cpu_seconds": [2 * each for each in seconds]}
+
+    rows_of_sides = [row("TRL", 9, 9), row("hf_reward", 1, 10), row("before", 2, 20), row("hf_reward", 1, 10)]
+    rows_of_sides += [row("before", 2, 20), {"side": "compiled", "error": "failed"}]
+    lines = training.variant_lines(rows_of_sides, slice(None))
+    assert lines == ["before / hf_reward: time 2.00 (2.00 to 2.00), processor time 2.00 (2.00 to 2.00)"]
+    mean, low, high = training.paired_ratio([1.0, 4.0], [1.0, 1.0])  # logs 0 and ln 4: mean ln 2, standard error ln 2
+    assert mean == pytest.approx(2)
+    assert (low, high) == pytest.approx((2 ** (1 - 12.7062), 2 ** (1 + 12.7062)), rel=1e-4)
+    assert np.isnan(training.paired_ratio([1.0], [1.0])[1])
+
+
+def test_another_checkout_and_other_settings_are_measured(tmp_path, monkeypatch, capsys):
+    checkout = Path(__file__).parents[2]
+    command = "speed train --geometry tiny --cases a --steps 1 --rounds 1 --sides hf_reward before bf16 --before"
+    monkeypatch.setattr(sys, "argv", [*command.split(), str(checkout), "--json", str(tmp_path / "speed.json")])
+    speed.main()
+    found = json.loads((tmp_path / "speed.json").read_text())["measurements"]
+    assert [(row["case"], row["side"], "error" in row) for row in found] == [
+        (case, side, False) for case in ("a", "a+ckpt") for side in ("hf_reward", "before", "bf16")
+    ]
+    assert all(row["start_up_seconds"] > 0 for row in found)
+    assert len({tuple(row["tokens_computed"]) for row in found}) == 1
+    printed = capsys.readouterr().out
+    assert "a: before / hf_reward: time" in printed
+    assert "a: start-up hf_reward" in printed
+    monkeypatch.setattr(sys, "argv", command.split()[:-1])
+    with pytest.raises(SystemExit, match="need each other"):
+        speed.main()
+
+
 def test_a_measurement_runs_in_a_separate_process_and_can_fail(tmp_path):
     assert training.in_own_process(str(tmp_path), "build", geometry="tiny", folder=str(tmp_path))["parameters"] > 0
     failed = training.in_own_process(str(tmp_path), "build", geometry="unknown", folder=str(tmp_path))

@@ -124,6 +124,7 @@ class Batcher(Generic[RowType]):
         *,
         shared_tokens: Callable[[RowType, RowType], int] = lambda one, other: 0,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
+        on_queue: Callable[[int, int], None] = lambda rows, tokens: None,
     ) -> None:
         """Create an empty queue. The worker starts with the first request.
 
@@ -132,11 +133,13 @@ class Batcher(Generic[RowType]):
             limits: Limits of a batch and of the queue.
             shared_tokens: Returns the length of the common prefix of two rows, in tokens.
             on_batch: Called with a report after each model call.
+            on_queue: Called with the rows and tokens in the queue when they change.
         """
         self._score = score
         self.limits = limits
         self._shared_tokens = shared_tokens
         self._on_batch = on_batch
+        self.on_queue = on_queue
         self._queue: deque[_QueuedRequest[RowType]] = deque()
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -171,17 +174,17 @@ class Batcher(Generic[RowType]):
         """
         loop = asyncio.get_running_loop()
         self._require_room("rows", count, self.waiting_rows, self.limits.max_queue_rows)
-        self.waiting_rows += count
+        self._count(count, 0)
         try:
             thread = self._large_thread if is_large else self._encoder_thread
             rows = await loop.run_in_executor(thread, encode)
             self._require_room("tokens", _tokens(rows), self.waiting_tokens, self.limits.max_queue_tokens)
         except BaseException:
-            self.waiting_rows -= count
+            self._count(-count, 0)
             raise
         if not rows:
             return []
-        self.waiting_tokens += _tokens(rows)
+        self._count(0, _tokens(rows))
         request = _QueuedRequest(rows=rows, answer=loop.create_future(), outcomes=[""] * count, missing=count)
         self._queue.append(request)
         self._start()
@@ -318,8 +321,12 @@ class Batcher(Generic[RowType]):
             self._leave(request.rows[request.started :])
 
     def _leave(self, rows: list[QueuedRow[RowType]]) -> None:
-        self.waiting_rows -= len(rows)
-        self.waiting_tokens -= _tokens(rows)
+        self._count(-len(rows), -_tokens(rows))
+
+    def _count(self, rows: int, tokens: int) -> None:
+        self.waiting_rows += rows
+        self.waiting_tokens += tokens
+        self.on_queue(self.waiting_rows, self.waiting_tokens)
 
 
 def _tokens(rows: Sequence[QueuedRow[RowType]]) -> int:

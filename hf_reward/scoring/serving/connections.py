@@ -29,7 +29,7 @@ class ConnectionLimits:
 
     read_timeout: float
     """Seconds for the headers of a request to arrive, and again for its body."""
-    on_refusal: Callable[[int], None] = lambda status: None
+    on_refusal: Callable[[int], None] | None = None
     """Called with the status of each error that is sent without the application."""
     incomplete: "dict[GuardedConnection, float]" = field(default_factory=dict)
     """Incomplete connections and the time since when they wait, oldest first."""
@@ -157,7 +157,8 @@ class GuardedConnection(H11Protocol):
         """Send an error without the application, unless a response has started, and close."""
         self._stop_waiting()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self.limits.on_refusal(error.status_code)
+            if self.limits.on_refusal is not None:
+                self.limits.on_refusal(error.status_code)
             answer = error.response()
             headers = [*answer.raw_headers, (b"connection", b"close")]
             for event in (

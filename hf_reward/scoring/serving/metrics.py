@@ -1,9 +1,11 @@
 """Metrics of the server in the Prometheus text format."""
 
+import os
 from collections.abc import Collection
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator.metrics import Info
 
@@ -19,6 +21,10 @@ _REASONS = {
     429: "queue_full",
     431: "headers_too_large",
 }
+
+
+MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable of prometheus_client: the folder in which processes share their metrics."""
 
 
 class Metrics:
@@ -38,11 +44,15 @@ class Metrics:
         self.batch_seconds = self._histogram("batch_seconds", "Model time of a batch.", _SECONDS, "model")
         self.batch_rows = self._histogram("batch_rows", "Responses in a batch.", _POWERS, "model")
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch.", _POWERS, "model")
-        self.queue_rows = Gauge("hf_reward_queue_rows", "Responses in the queue.", ["model"], registry=self.registry)
-        self.queue_tokens = Gauge("hf_reward_queue_tokens", "Tokens in the queue.", ["model"], registry=self.registry)
+        self.queue_rows = self._gauge("queue_rows", "Responses in the queue.", "model")
+        self.queue_tokens = self._gauge("queue_tokens", "Tokens in the queue.", "model")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"hf_reward_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        # Several worker processes have a queue each.
+        return Gauge(f"hf_reward_{name}", text, labels, registry=self.registry, multiprocess_mode="livesum")
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"hf_reward_{name}", text, labels, buckets=buckets, registry=self.registry)
@@ -78,8 +88,12 @@ class Metrics:
             self.rejected.labels(_REASONS[status]).inc()
 
     def text(self) -> bytes:
-        """Return all metrics in the Prometheus text format."""
-        return generate_latest(self.registry)
+        """Return all metrics in the Prometheus text format, summed over the worker processes if there are several."""
+        if MULTIPROCESS_FOLDER not in os.environ:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        return generate_latest(registry)
 
 
 class ModelMetrics:
@@ -97,13 +111,17 @@ class ModelMetrics:
             metrics.reloads.labels(name, result)
 
     def watch(self, batcher: Batcher) -> None:
-        """Report the length of a queue, instead of that of a model which was replaced.
+        """Report the length of a queue from now on.
 
         Args:
             batcher: The queue.
         """
-        self._metrics.queue_rows.labels(self._name).set_function(lambda: batcher.waiting_rows)
-        self._metrics.queue_tokens.labels(self._name).set_function(lambda: batcher.waiting_tokens)
+        batcher.on_queue = self._set_queue
+        self._set_queue(batcher.waiting_rows, batcher.waiting_tokens)
+
+    def _set_queue(self, rows: int, tokens: int) -> None:
+        self._metrics.queue_rows.labels(self._name).set(rows)
+        self._metrics.queue_tokens.labels(self._name).set(tokens)
 
     def count_batch(self, report: BatchReport) -> None:
         """Count a model call.

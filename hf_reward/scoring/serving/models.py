@@ -81,6 +81,8 @@ class ServedModels:
         """
         before = self._services.get(service.name)
         self._services[service.name] = service
+        if before is not None:
+            before.batcher.on_queue = lambda rows, tokens: None
         service.metrics.watch(service.batcher)
         return before
 

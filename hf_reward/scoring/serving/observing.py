@@ -88,7 +88,11 @@ class ObservedRuns:
             )
             raise ApiError(400, "invalid_run", message)
         if self._observe is None:
-            raise ApiError(400, "invalid_run", "This server does not observe runs. Leave out `?run=`.")
+            raise ApiError(
+                400,
+                "invalid_run",
+                "This server does not observe runs; one with several workers never does. Leave out `?run=`.",
+            )
         return name
 
     async def add(

@@ -20,6 +20,7 @@ from hf_reward.scoring.serving.models import ServedModels
 from hf_reward.scoring.serving.observing import Observe
 from hf_reward.scoring.serving.reloading import Load, Reloader
 from hf_reward.scoring.serving.settings import ServerSettings
+from hf_reward.scoring.serving.workers import run_workers
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def serve(
     """Serve reward models until SIGTERM or SIGINT, then finish the accepted requests and return.
 
     The port is bound first and answers when the models are loaded. A second SIGINT closes connections at once. SIGHUP
-    loads folders and Hub ids again.
+    loads folders and Hub ids again. Several workers do not observe runs, because none of them sees all responses.
+    Call this function under `if __name__ == "__main__":` then, because they import the program's main module.
 
     Args:
         models: A model, or several with their names.
@@ -56,11 +58,15 @@ def serve(
         observe: Creates the observer of a client's run (`?run=NAME`), see `create_app`.
 
     Raises:
-        ValueError: If a model cannot score, or loading options are given for a loaded scorer.
-        OSError: If the port cannot be bound.
+        ValueError: If a model cannot score, or a loaded scorer is given with loading options or several workers.
+        OSError: If the port cannot be bound, or a worker cannot start.
     """
     settings = settings or ServerSettings()
     with bound_socket(settings.host, settings.port) as listener:
+        if settings.workers > 1:
+            _warn_if_open(settings)
+            _run_workers(models, settings, listener, quiet=quiet, on_start=on_start)
+            return
         # No variable here may hold a scorer, because a replaced one must be freed.
         config = configure(_all_loaded(models, settings), settings, quiet=quiet, observe=observe)
         _warn_if_open(settings)
@@ -122,6 +128,35 @@ def _loads(app: Any, models: Source | Mapping[str, Source], settings: ServerSett
         else:
             loads[name] = partial(_loaded, source, settings)
     return loads
+
+
+def _run_workers(
+    models: Source | Mapping[str, Source],
+    settings: ServerSettings,
+    listener: socket.socket,
+    *,
+    quiet: bool,
+    on_start: Callable[[str], None] | None,
+) -> None:
+    sources = models.values() if isinstance(models, Mapping) else [models]
+    if any(isinstance(source, RewardScorer) for source in sources):
+        raise ValueError(
+            f"`{setting('workers', settings.workers)}` needs folders or Hub ids, because each worker loads the models."
+        )
+    host, port = str(listener.getsockname()[0]), int(listener.getsockname()[1])
+
+    def ready() -> None:
+        text = "Serving with %d workers on %s (Ctrl+C to stop)"
+        logging.getLogger("uvicorn.error" if settings.port else "uvicorn").info(
+            text, settings.workers, url_of(host, port)
+        )
+        if on_start is not None:
+            on_start(url_of(_LOCAL.get(host, host), port))
+
+    limits = ConnectionLimits(read_timeout=settings.read_timeout_seconds)
+    options = _uvicorn_options(settings, limits, quiet=quiet)
+    load = partial(_all_loaded, models)  # gets the settings of the worker
+    run_workers(load, settings, limits, listener, options, ready)
 
 
 def _warn_if_open(settings: ServerSettings) -> None:
@@ -213,18 +248,20 @@ def configure(
     limits = ConnectionLimits(
         read_timeout=settings.read_timeout_seconds, on_refusal=app.state.models.metrics.count_refusal
     )
-    connection: Any = partial(GuardedConnection, limits=limits)
-    return uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http=connection,
-        ws="none",
-        log_level="error" if quiet else None,
-        access_log=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=settings.shutdown_seconds,
-    )
+    return uvicorn.Config(app, **_uvicorn_options(settings, limits, quiet=quiet))
+
+
+def _uvicorn_options(settings: ServerSettings, limits: ConnectionLimits, *, quiet: bool) -> dict[str, Any]:
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "http": partial(GuardedConnection, limits=limits),
+        "ws": "none",
+        "log_level": "error" if quiet else None,
+        "access_log": False,
+        "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": settings.shutdown_seconds,
+    }
 
 
 def _loaded(model: Source, settings: ServerSettings) -> RewardScorer:

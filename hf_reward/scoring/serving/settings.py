@@ -11,6 +11,8 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     """Address to listen on; "0.0.0.0" for all networks."""
+    workers: int = 1
+    """Processes that serve the port, each with a copy of the models and, if there are several, a GPU of its own."""
     port: int = 8000
     """0 selects a free port and logs it."""
     served_model_name: str | None = None
@@ -56,6 +58,6 @@ class ServerSettings:
 
 
 _COUNTS = (
-    *("max_length", "batch_tokens", "max_queue_tokens", "max_queue_rows", "max_body_bytes"),
+    *("workers", "max_length", "batch_tokens", "max_queue_tokens", "max_queue_rows", "max_body_bytes"),
     *("read_timeout_seconds", "shutdown_seconds"),
 )

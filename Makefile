@@ -6,7 +6,7 @@ GPU_PYTHON ?= $(PYTHON)
 MODEL := models/SmolLM2-135M-Instruct
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup fix check docs test test-all interop faults audit-deps fuzz soak coverage speed gpu quickstart wheel clean
+.PHONY: help setup fix check docs test test-all tutorials interop faults audit-deps fuzz soak coverage speed gpu quickstart wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,8 +44,11 @@ docs: $(VENV)/.installed ## build the documentation site into site/; a broken li
 test: $(VENV)/.installed ## run the fast tests in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## run all tests except those of `make interop` and `make faults`
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not faults and not (slow and interop)" -n 2 --dist loadfile
+test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## run all tests except those of the three targets below
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not faults and not tutorials and not (slow and interop)" -n 2 --dist loadfile
+
+tutorials: $(VENV)/.installed $(MODEL)/model.safetensors ## run the code of the tutorials as written (eight minutes)
+	$(BIN)/python -m pytest -q -m tutorials
 
 interop: $(VENV)/.installed ## run the tests that need TRL or Ray, and score saved models with other programs (needs `make quickstart`)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m interop

@@ -15,7 +15,8 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
 
 pytestmark = [
-    pytest.mark.slow,  # one to two minutes each on two cores
+    pytest.mark.slow,
+    pytest.mark.tutorials,  # one to three minutes each on two cores
     pytest.mark.skipif(not SMOLLM2.is_dir(), reason="needs the model of `make quickstart`"),
 ]
 

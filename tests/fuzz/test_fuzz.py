@@ -141,6 +141,7 @@ def test_errors_that_are_not_documented_or_say_nothing_are_findings(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_the_recipe_runs_a_target_in_a_process(tmp_path):
     words = ["manifest", "--minutes", "0.1", "--engine", "hypothesis", "--out", str(tmp_path)]
     ran = subprocess.run([sys.executable, str(RECIPES / "fuzz.py"), *words], capture_output=True, text=True)

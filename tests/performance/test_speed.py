@@ -161,6 +161,14 @@ def test_variants_are_compared_with_the_same_steps_of_hf_reward():
 
 
 def test_another_checkout_and_other_settings_are_measured(tmp_path, monkeypatch, capsys):
+    def in_this_process(_, task, checkout=None, /, **values):
+        checkouts.extend([checkout] if task == "train" else [])
+        return measure.TASKS[task](**values)
+
+    checkouts: list[Path | None] = []
+    monkeypatch.setattr(training, "in_own_process", in_this_process)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(measure.matmul_rate, "__defaults__", (0.01,))
     checkout = Path(__file__).parents[2]
     command = "speed train --geometry tiny --cases a --steps 1 --rounds 1 --sides hf_reward before bf16 --before"
     monkeypatch.setattr(sys, "argv", [*command.split(), str(checkout), "--json", str(tmp_path / "speed.json")])
@@ -169,6 +177,7 @@ def test_another_checkout_and_other_settings_are_measured(tmp_path, monkeypatch,
     assert [(row["case"], row["side"], "error" in row) for row in found] == [
         (case, side, False) for case in ("a", "a+ckpt") for side in ("hf_reward", "before", "bf16")
     ]
+    assert checkouts == [None, checkout, None] * 2
     assert all(row["start_up_seconds"] > 0 for row in found)
     assert len({tuple(row["tokens_computed"]) for row in found}) == 1
     printed = capsys.readouterr().out
@@ -180,7 +189,8 @@ def test_another_checkout_and_other_settings_are_measured(tmp_path, monkeypatch,
 
 
 def test_a_measurement_runs_in_a_separate_process_and_can_fail(tmp_path):
-    assert training.in_own_process(str(tmp_path), "build", geometry="tiny", folder=str(tmp_path))["parameters"] > 0
+    built = training.in_own_process(str(tmp_path), "build", Path(), geometry="tiny", folder=str(tmp_path))
+    assert built["parameters"] > 0
     failed = training.in_own_process(str(tmp_path), "build", geometry="unknown", folder=str(tmp_path))
     assert failed == {"error": "KeyError: 'unknown'"}
     assert training.training_cells([failed], slice(None), 1.0, None, None) == ["failed: KeyError: 'unknown'", *"------"]

@@ -268,7 +268,7 @@ def wait_for(process: subprocess.Popen[str], *files: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_sigterm_saves_a_checkpoint_and_the_resumed_run_equals_an_uninterrupted_one(
     make_model_folder, tmp_path, processes
 ):

@@ -16,11 +16,13 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from hf_reward import AutoModelForRewardScoring, RewardScorer, prepare_tokenizer
+from hf_reward.evaluation.monitoring.served_run import run_monitors
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe, drift
 from hf_reward.modeling.encoder import encoder_of
 from hf_reward.publishing.importers import read_foreign
 from hf_reward.scoring.loading import correction_of
 from hf_reward.scoring.serving.app import create_app
+from hf_reward.scoring.serving.routes import ENDPOINTS
 from hf_reward.scoring.serving.settings import ServerSettings
 
 
@@ -55,14 +57,13 @@ def reward_model(folder: Path) -> Path:
 
 # --- the server -------------------------------------------------------------------------------------------------------
 
-_PATHS = (
-    *("/score", "/rank", "/get_reward", "/classify", "/v1/systemone", "/v1/decisions", "/aggregate_metrics"),
-    *("/v1/models", "/health", "/metrics", "/docs", "/openapi.json", "/x"),
-)
+_PATHS = (*sorted(ENDPOINTS), "/docs", "/openapi.json", "/x")
+_QUERIES = ("", "", "", "?run=a", "?run=%00", "?model=tiny", "?model=x&run=a", "?run=", "?\u00e9")
 _body_keys = st.sampled_from(
     ["query", "input", "model", "items", "allow_empty", "prompt", "responses", "messages", "text", "padding"]
 )
 _ids = st.one_of(st.lists(st.integers(-2, 300), max_size=5), st.lists(st.integers(), max_size=2))
+_documents = st.lists(st.one_of(texts, st.fixed_dictionaries({"text": st.one_of(texts, values)})), max_size=3)
 _questions = st.fixed_dictionaries(
     {"type": st.sampled_from(["choice", "score", 1])},
     optional={
@@ -79,6 +80,24 @@ _bodies = st.one_of(
     st.fixed_dictionaries({"items": st.lists(rows, max_size=3)}, optional={"allow_empty": st.booleans()}),
     st.fixed_dictionaries({"input": st.one_of(texts, _ids, st.lists(_ids, max_size=3), values)}),
     st.fixed_dictionaries({"query": st.one_of(texts, st.lists(texts, max_size=3), values)}),
+    st.fixed_dictionaries(  # rerankers
+        {"query": st.one_of(texts, values)},
+        optional={
+            "documents": st.one_of(_documents, values),
+            "texts": st.one_of(_documents, values),
+            "top_n": st.one_of(st.integers(-2, 3), values),
+            **{name: st.one_of(st.booleans(), values) for name in ("return_documents", "raw_scores", "return_text")},
+        },
+    ),
+    st.fixed_dictionaries({"inputs": st.one_of(texts, st.lists(st.lists(texts, max_size=3), max_size=2), values)}),
+    st.fixed_dictionaries({name: st.one_of(texts, _documents, values) for name in ("text_1", "text_2")}),
+    st.fixed_dictionaries({name: st.one_of(texts, rows, values) for name in ("prompt", "response", "label")}),
+    st.fixed_dictionaries(  # NeMo-Gym
+        {
+            "responses_create_params": st.one_of(st.fixed_dictionaries({"input": st.one_of(texts, values)}), values),
+            "response": st.one_of(st.fixed_dictionaries({"output": st.one_of(texts, _documents, values)}), values),
+        }
+    ),
     st.fixed_dictionaries({"prompt": texts, "responses": st.lists(texts, min_size=1, max_size=3)}),
     st.dictionaries(_body_keys, values, max_size=4),
 )
@@ -89,7 +108,7 @@ _contents = st.one_of(
 ).map(lambda text: text.encode("utf-8", "surrogatepass"))
 _requests = st.tuples(
     st.sampled_from(["POST", "POST", "POST", "GET", "PUT", "HEAD"]),
-    st.sampled_from(_PATHS),
+    st.tuples(st.sampled_from(_PATHS), st.sampled_from(_QUERIES)).map("".join),
     st.one_of(_contents, st.binary(max_size=40)),
     st.sampled_from(["application/json", "application/json; charset=utf-16", "text/plain", "", "multipart/form-data"]),
     st.sampled_from(["Bearer secret", "Bearer secret", "Bearer wrong", "\xff", ""]),
@@ -100,7 +119,8 @@ def _server(folder: Path) -> Try:
     scorer = RewardScorer.from_pretrained(reward_model(folder), device="cpu")
     assert scorer.record is not None
     scorer.record.calibration = {"temperature": 2.0}
-    app = create_app(scorer, ServerSettings(served_model_name="tiny", token="secret", max_body_bytes=20_000))
+    settings = ServerSettings(served_model_name="tiny", token="secret", max_body_bytes=20_000)
+    app = create_app(scorer, settings, observe=run_monitors(8))
     loop = asyncio.new_event_loop()
     transport = httpx2.ASGITransport(app)  # what no handler caught comes out of it
     client = httpx2.AsyncClient(transport=transport, base_url="http://server", timeout=30)
@@ -111,7 +131,8 @@ def _server(folder: Path) -> Try:
         answer = loop.run_until_complete(client.request(method, path, content=content, headers=headers))
         if answer.status_code >= 500:
             raise BadRefusal(f"{answer.status_code}: {answer.text[:300]}")
-        if token != "Bearer secret" and path != "/health" and answer.status_code != 401:
+        is_open = path.partition("?")[0] == "/health"
+        if token != "Bearer secret" and not is_open and answer.status_code != 401:
             raise BadRefusal(f"{answer.status_code} without the token: {answer.text[:300]}")
         if answer.status_code < 400 and "<html>" in answer.text:
             return

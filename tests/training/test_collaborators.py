@@ -117,6 +117,27 @@ def test_a_packed_collator_is_kept_if_rewards_are_equal_and_cached_features_repl
         features.rows(rows, model, collator, passes=2, sharded=True)
 
 
+def test_the_check_of_packing_computes_few_responses_of_long_lists(data, accelerator, make_model_folder, monkeypatch):
+    lists = [
+        {
+            "prompt": [{"role": "user", "content": f"Which number is {number}?"}],
+            "responses": [[{"role": "assistant", "content": f"It is {place}."}] for place in range(16)],
+            "ranks": list(range(16)),
+        }
+        for number in range(3)
+    ]
+    rows, model = data.prepare(lists, "train"), load(make_model_folder("llama"))
+    checked: list[list[int]] = []
+
+    def no_problem(_: Any, padded: dict[str, Any], packed: dict[str, Any]) -> None:
+        checked.append([len(padded["input_ids"]), len(packed["reward_positions"]), *padded["ranks"].shape])
+
+    monkeypatch.setattr("hf_reward.training.batch_checks.packing_problem", no_problem)
+    check = BatchCheck(data.args, accelerator, data.tokenizer)
+    check.collator_for(rows, model, choose_collator(model, data.args, data.tokenizer), sharded=False)
+    assert checked == [[8, 8, 2, 4]]
+
+
 # --- loss and metrics ------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from running_servers import process
+from running_servers import PROGRAM, process
 
 from hf_reward.scoring.serving.server import serve
 from hf_reward.scoring.serving.settings import ServerSettings
@@ -39,7 +40,7 @@ def scored_rows(url: str) -> float:
     return sum(float(line.split()[1]) for line in lines if line.startswith("hf_reward_rows_scored_total"))
 
 
-@pytest.mark.slow  # 60 seconds
+@pytest.mark.slow  # 60 seconds alone
 def test_workers_answer_are_replaced_and_stop(scorer):
     expected = scorer.score(["Which?"] * 2, BODY["responses"]).tolist()
     statuses: list[int] = []
@@ -91,10 +92,13 @@ def test_workers_end_with_their_manager(scorer):
         wait_for(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()])
 
 
-@pytest.mark.slow  # 10 seconds
+@pytest.mark.slow  # 20 seconds
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path):
-    with pytest.raises(AssertionError, match="A worker could not start"), process(tmp_path / "missing", workers=2):
-        pass
+    command = [sys.executable, "-c", PROGRAM, repr(str(tmp_path / "missing")), repr({"workers": 2, "port": 0})]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert "A worker could not start" in done.stderr.splitlines()[-1]
+    assert f"{tmp_path / 'missing'}" in done.stderr  # the reason
 
 
 def test_a_loaded_scorer_cannot_be_given_to_workers(scorer):

@@ -6,8 +6,8 @@
 Each of 64 clients sends one request with a prompt and 16 responses. The texts are those of the demonstration data; the
 responses to a prompt are drawn from all of them, without repetition. `hf-reward serve` and `vllm serve` run one after
 the other, each as its user would start it, with `--threads` threads for the model. The scorer gets the same rows in one
-call, before and after each server, with the same number of threads. Each server answers all requests once as a warm-up
-and then `--rounds` times; vLLM keeps no prefixes between the rounds.
+call, before and after each server, with the same number of threads. Each server answers a few requests as a warm-up and
+then all of them `--rounds` times.
 
 The table has medians over the rounds. "Ratio" is the server's rows per second divided by those of the scorer in the
 same dtype. `--json` writes `machine`, `settings` and for each dtype and program the `seconds` of the rounds, the
@@ -83,27 +83,29 @@ def _distinct(conversations: Iterable[Turns]) -> list[Turns]:
 
 def measure(lists: Lists, dtype: str, options: Namespace) -> dict[str, Any]:
     """Measure the scorer and the servers in one dtype."""
-    results: dict[str, Any] = {"scorer": {"seconds": []}}
     servers = {"hf-reward serve": (our_command, ask_ours)}
     if options.vllm is not None:
         servers["vllm serve"] = (vllm_command, ask_vllm)
-    exact = score(lists, "float32", options, rounds=1)["rewards"]
+    scored = [score(lists, dtype, options)]
+    exact = scored[0]["rewards"] if dtype == "float32" else score(lists, "float32", options)["rewards"]
+    results: dict[str, Any] = {}
     for name, (command, ask) in servers.items():
-        results["scorer"]["seconds"] += score(lists, dtype, options)["seconds"]
         print(f"{name}, {dtype} ...", file=sys.stderr)
         with running(command(dtype, options), options.threads) as url:
             results[name] = asyncio.run(rounds_of(ask, url, lists, options))
-        rewards = np.array(results[name].pop("rewards"))
-        results[name]["largest_difference"] = float(np.abs(rewards - exact).max())
-    last = score(lists, dtype, options)
-    results["scorer"]["seconds"] += last["seconds"]
-    results["scorer"]["largest_difference"] = float(np.abs(np.array(last["rewards"]) - exact).max())
-    return results
+        results[name]["largest_difference"] = _difference(results[name].pop("rewards"), exact)
+        scored.append(score(lists, dtype, options))
+    difference = _difference(scored[-1]["rewards"], exact)
+    return {"scorer": {"seconds": [each["seconds"] for each in scored], "largest_difference": difference}, **results}
 
 
-def score(lists: Lists, dtype: str, options: Namespace, rounds: int = 2) -> dict[str, Any]:
+def _difference(rewards: list[float], exact: list[float]) -> float:
+    return float(np.abs(np.array(rewards) - np.array(exact)).max())
+
+
+def score(lists: Lists, dtype: str, options: Namespace) -> dict[str, Any]:
     """Score all rows with one call of `RewardScorer.score` in a separate process."""
-    task = json.dumps({"model": str(options.model), "dtype": dtype, "lists": lists, "rounds": rounds})
+    task = json.dumps({"model": str(options.model), "dtype": dtype, "lists": lists})
     command = [sys.executable, __file__, "--scorer"]
     done = subprocess.run(command, input=task, env=environment(options.threads), capture_output=True, text=True)
     if done.returncode:
@@ -112,20 +114,17 @@ def score(lists: Lists, dtype: str, options: Namespace, rounds: int = 2) -> dict
 
 
 def run_scorer() -> None:
-    """Score the rows of the task on standard input; the first call is a warm-up."""
+    """Score the rows of the task on standard input, after a few rows as a warm-up."""
     from hf_reward import RewardScorer
 
     task = json.loads(sys.stdin.read())
     scorer = RewardScorer.from_pretrained(task["model"], device="cpu", dtype=task["dtype"])
     prompts = [prompt for prompt, responses in task["lists"] for _ in responses]
     responses = [response for _, responses in task["lists"] for response in responses]
-    scorer.score(prompts[:RESPONSES], responses[:RESPONSES], show_progress=False)
-    seconds = []
-    for _ in range(task["rounds"]):
-        start = time.perf_counter()
-        rewards = scorer.score(prompts, responses, show_progress=False)
-        seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds, "rewards": np.asarray(rewards).tolist()}))
+    scorer.score(prompts[:RESPONSES], responses[:RESPONSES])
+    start = time.perf_counter()
+    rewards = scorer.score(prompts, responses)
+    print(json.dumps({"seconds": time.perf_counter() - start, "rewards": np.asarray(rewards).tolist()}))
 
 
 # --- the servers -----------------------------------------------------------------------------------------------------
@@ -178,7 +177,7 @@ async def rounds_of(ask: Any, url: str, lists: Lists, options: Namespace) -> dic
 
         for turn in range(options.rounds + 1):
             start = time.perf_counter()
-            found = await asyncio.gather(*(timed(*each) for each in lists))
+            found = await asyncio.gather(*(timed(*each) for each in (lists if turn else lists[:4])))
             seconds.append(time.perf_counter() - start)
             rewards = [reward for row in found for reward in row]
             if turn == 0:

@@ -365,7 +365,7 @@ def paired_ratio(first: list[float], second: list[float]) -> tuple[float, float,
     error = stats.sem(logs) if len(logs) > 1 else float("nan")
     half = error * stats.t.ppf(0.975, len(logs) - 1)
     mean = float(logs.mean())
-    return tuple(float(np.exp(value)) for value in (mean, mean - half, mean + half))
+    return float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half))
 
 
 def training_caption(geometry: str, cases: list[Case], report: dict[str, Any]) -> str:

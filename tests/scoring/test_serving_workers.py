@@ -41,6 +41,7 @@ def scored_rows(url: str) -> float:
 
 
 @pytest.mark.slow  # 60 seconds alone
+@pytest.mark.faults
 def test_workers_answer_are_replaced_and_stop(scorer):
     expected = scorer.score(["Which?"] * 2, BODY["responses"]).tolist()
     statuses: list[int] = []

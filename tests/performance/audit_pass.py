@@ -4,8 +4,8 @@
     python tests/performance/audit_pass.py --before ../old --rounds 2
 
 The model is SmolLM2-135M with its first layers only and a random head; the rows are the demonstration test data. Each
-measurement is a process with one thread. `tokens given` is the sum of the lengths of all sequences that the audit
-scores, `computed` the number of tokens through the backbone.
+measurement is a process with one thread. `tokens given` is the sum of the lengths of all different sequences
+that the audit scores, `computed` the number of tokens through the backbone.
 """
 
 import json

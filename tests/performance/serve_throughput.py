@@ -7,7 +7,7 @@ Each of 64 clients sends one request with a prompt and 16 responses. The texts a
 responses to a prompt are drawn from all of them, without repetition. `hf-reward serve` and `vllm serve` run one after
 the other, each as its user would start it, with `--threads` threads for the model. The scorer gets the same rows in one
 call, before and after each server, with the same number of threads. Each server answers a few requests as a warm-up and
-then all of them `--rounds` times.
+then all of them `--rounds` times. The comparison with vLLM is written, but has not been run to the end yet.
 
 The table has medians over the rounds. "Ratio" is the server's rows per second divided by those of the scorer in the
 same dtype. `--json` writes `machine`, `settings` and for each dtype and program the `seconds` of the rounds, the
@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
@@ -200,7 +201,7 @@ def running(command: list[str], threads: int) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url, log = f"http://127.0.0.1:{port}", Path(f"/tmp/serve_throughput_{port}.log")
+    url, log = f"http://127.0.0.1:{port}", Path(tempfile.gettempdir()) / f"serve_throughput_{port}.log"
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, str(port)], env=environment(threads), stdout=output, stderr=output, start_new_session=True

@@ -1,8 +1,7 @@
 """Several server processes that share one port, under uvicorn's process manager.
 
 Each worker loads the models itself. The workers accept connections from the same socket, and the kernel decides which
-one gets a connection. A worker that dies is replaced, and SIGHUP replaces all of them one by one, so no request is
-rejected.
+one gets a connection. A worker that dies is replaced, and SIGHUP replaces all of them one by one.
 """
 
 import logging
@@ -152,10 +151,10 @@ def worker_app(
     tqdm.set_lock(threading.RLock())  # its lock for several processes would be reported as leaked at the end
     number, lock = take_number(folder, generation)
     forget_dead_processes(folder)
-    if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, torch.get_num_threads() // settings.workers))
-    elif settings.device is None:
+    if settings.device is None and torch.cuda.is_available():
         settings = with_device(settings, number, torch.cuda.device_count())
+    elif settings.device in (None, "cpu"):
+        torch.set_num_threads(max(1, torch.get_num_threads() // settings.workers))
     try:
         app = create_app(load(settings), settings)
     except (OSError, ValueError) as error:

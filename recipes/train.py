@@ -72,7 +72,7 @@ def run_training(argv: list[str]) -> None:
     trainer.save_state()
     save_model(trainer, args)
     report(trainer, metrics, baselines, args)
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 def set_verbosity(args: RewardConfig) -> None:

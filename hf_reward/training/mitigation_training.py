@@ -109,7 +109,7 @@ def train_on(
     record = trainer.record()
     save_merged(trainer.unwrapped_model(), trainer.processing_tokenizer, out, record=record)
     write_card(out, CheckpointRecord.load(out) or record)
-    trainer.end()
+    trainer.accelerator.end_training()
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -223,7 +223,7 @@ def _train(run: RunArguments, args: RewardConfig, file: Path) -> dict[str, float
     except FloatingPointError:  # a loss that is not finite
         return {"log_loss": math.inf}
     finally:
-        trainer.end()
+        trainer.accelerator.end_training()
     labels, rewards = dict(zip(LABELS, output.label_ids, strict=True)), np.asarray(output.predictions, float)
     pairs = strict_pairs(labels["ranks"])
     gaps = rewards[pairs.row, pairs.better] - rewards[pairs.row, pairs.worse]

@@ -59,6 +59,9 @@ def _read_message(message: Any, name: str) -> Message:
         if not _ROLE.fullmatch(message["role"]):
             rule = "has a role that is not made of 1 to 64 letters, digits, single spaces, `_`, `-` and `.`"
             raise _error(name, rule, f": {_shown(message['role'])}", ". Correct or drop the row.")
+        if not all(hasattr(image, "reference") for image in message.get("image_sources") or ()):
+            rule = "must not have messages with `image_sources`, which is a reserved key"
+            raise _error(name, rule, "", ". Remove it, or rename it.")
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             return {**message, "content": None}
@@ -83,6 +86,26 @@ def _joined_parts(parts: list[Any], name: str) -> str:
             raise _error(name, rule, f", but has {found}", remedy)
         texts.append(text)
     return "".join(texts)
+
+
+def is_image_part(part: Any) -> bool:
+    """Return whether a part of a message's content is an image."""
+    return isinstance(part, Mapping) and part.get("type") in ("image", "image_url")
+
+
+def may_have_images(row: Mapping[str, Any]) -> bool:
+    """Return whether a raw row has a column of images or a message with image parts."""
+    return "images" in row or "image" in row or any(map(_has_image_part, row.values()))
+
+
+def _has_image_part(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return False
+    for turn in value:
+        content = turn.get("content") if isinstance(turn, Mapping) else turn
+        if isinstance(content, (list, tuple)) and (any(map(is_image_part, content)) or _has_image_part(content)):
+            return True
+    return False
 
 
 def column_example(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_reward.data.fields import (
     column_example,
+    may_have_images,
     missing_column,
     prompt_of,
     read_conversation,
@@ -93,7 +94,8 @@ def to_preference_row(
         PreferenceFormatError: If the row fits no layout or a field is unusable.
     """
     try:
-        named = columns_to_python(rename_columns(as_mapping(row), columns), _LAYOUT_COLUMNS)
+        named = _with_references(rename_columns(as_mapping(row), columns))
+        named = columns_to_python(named, _LAYOUT_COLUMNS)
         layout = detect_layout(named) if layout == "auto" else layout
         if layout not in _READERS:
             raise PreferenceFormatError(
@@ -108,6 +110,15 @@ def to_preference_row(
     if result.id is None and row_index is not None:
         result.id = str(row_index)
     return result
+
+
+def _with_references(row: dict[str, Any]) -> dict[str, Any]:
+    """Replace images by references in the messages, see `images`, which is not imported for rows without images."""
+    if not may_have_images(row):
+        return row
+    from hf_reward.data.images import has_images, with_references
+
+    return with_references(row) if has_images(row) else row
 
 
 _VERDICTS = {"winner", "score", "probability", "votes_a", "annotators"}

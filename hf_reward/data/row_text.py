@@ -10,6 +10,20 @@ from hf_reward.data.preference_row import Message, PreferenceRow, Response, comm
 _WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]")
 
 
+REFERENCE = re.compile("\ufdd0([0-9a-f]{64})\ufdd1")
+"""A reference to an image in a text, with the hash of the image; see `images`."""
+
+
+def without_references(text: str) -> str:
+    """Return a text without references to images."""
+    return REFERENCE.sub("", text)
+
+
+def readable(text: str) -> str:
+    """Return a text in which references to images can be read: `[image 1a2b3c4d]`, with the start of the hash."""
+    return REFERENCE.sub(lambda found: f"[image {found.group(1)[:8]}]", text)
+
+
 def prompt_text(row: PreferenceRow) -> str:
     """Return the text of a row's prompt.
 

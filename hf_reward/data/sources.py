@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
-from hf_reward.data.fields import column_example
+from hf_reward.data.fields import column_example, may_have_images
 from hf_reward.data.file_rows import BUILDERS, from_rows, load_files
 from hf_reward.data.interface import setting
 from hf_reward.data.path_safety import require_inside
@@ -128,6 +128,14 @@ def _paired(source: Source) -> Source:
     return replace(source, data=from_rows([*pairs, *lost]), columns=None, layout="pairs", min_gap=None)
 
 
+def _storable(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not may_have_images(row):
+        return row
+    from hf_reward.data.images import storable  # not imported for rows without images
+
+    return storable(row)
+
+
 def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
     """Read one source.
 
@@ -154,7 +162,7 @@ def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
     if isinstance(data, Sequence):
         if not data:
             raise ValueError(f"The data {source.name!r} must have at least one row, but is empty.")
-        return from_rows([as_mapping(row) for row in data])
+        return from_rows([_storable(as_mapping(row)) for row in data])
     raise TypeError(
         "Data must be a path, a Hub id, a `datasets` dataset, a pandas `DataFrame` or a list of rows, but is a "
         f"{type(data).__name__}."

@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
 from hf_reward.data.preferences import to_preference_row
-from hf_reward.data.row_text import response_text, words_of
+from hf_reward.data.row_text import response_text, without_references, words_of
 from hf_reward.data.sources import as_sources, load_source
 
 SAMPLE_ROWS = 2_000
@@ -227,7 +227,7 @@ def texts_of(row: PreferenceRow) -> dict[str, list[str]]:
     """Return the prompt and the responses of a row, without roles and blank texts, as input of `compare_texts`."""
     prompt = row.prompt
     if not isinstance(prompt, str):
-        prompt = "\n".join(str(message.get("content") or "") for message in prompt)
+        prompt = without_references("\n".join(str(message.get("content") or "") for message in prompt))
     responses = [response_text(row, place) for place in range(len(row.responses))]
     return {
         "prompt": [prompt] if prompt.strip() else [],

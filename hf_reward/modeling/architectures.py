@@ -9,9 +9,14 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
+)
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
@@ -30,12 +35,14 @@ def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
 def _register_generic_classifier(config: PretrainedConfig) -> None:
     """Create and register `<Arch>ForSequenceClassification` for a causal backbone (Granite, Cohere, ...)."""
     kind = type(config)
-    if kind not in AutoModelForCausalLM._model_mapping:
+    mappings: Any = (AutoModelForCausalLM._model_mapping, AutoModelForImageTextToText._model_mapping)
+    languages = next((mapping for mapping in mappings if kind in mapping), None)
+    if languages is None:
         raise ValueError(
             f"A reward model requires a language model or sequence classifier in transformers, but {kind.__name__} "
             "belongs to neither. Start from a decoder or an encoder."
         )
-    base, causal = _only_class(AutoModel._model_mapping[kind]), _only_class(AutoModelForCausalLM._model_mapping[kind])
+    base, causal = _only_class(AutoModel._model_mapping[kind]), _only_class(languages[kind])
     pretrained = next(
         cls for cls in base.__mro__ if cls.__name__.endswith("PreTrainedModel") and cls is not PreTrainedModel
     )
@@ -49,12 +56,21 @@ def _register_generic_classifier(config: PretrainedConfig) -> None:
     # In some releases (5.17), `register` ignores the configurations of transformers, so it is bypassed.
     mapping: Any = AutoModelForSequenceClassification._model_mapping
     mapping._extra_content[kind] = made
+    _use_conversion_of(causal.__name__, name)
     logger.warning(
         "transformers has no %s, so hf_reward created this class. Stock transformers loads the saved folder only after "
         "`import hf_reward` and `hf_reward.register_classifier(%s)`.",
         name,
         kind.__name__,
     )
+
+
+def _use_conversion_of(language_model: str, classifier: str) -> None:
+    """Let a classifier rename the weights of checkpoints as the language model of its architecture (Qwen2-VL, ...)."""
+    if get_checkpoint_conversion_mapping(classifier) is None:
+        conversion = get_checkpoint_conversion_mapping(language_model)
+        if conversion is not None:
+            register_checkpoint_conversion_mapping(classifier, conversion)
 
 
 def _only_class(found: Any) -> Any:

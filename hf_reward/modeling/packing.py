@@ -8,6 +8,7 @@ that continue after the prefix. A response attends causally to its prefix and it
 Shapes: G groups, K responses in a group, N sequences (sum of K), T packed tokens, H hidden size.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -20,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_reward.modeling.packed_attention import packed_attention
-from hf_reward.modeling.reward_head import ReadsLastToken
+from hf_reward.modeling.reward_head import ReadsLastToken, has_vision
 from hf_reward.preprocessing.packed_layout import PackedLayout
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -53,10 +54,16 @@ def why_not_packed(model: nn.Module) -> str | None:
         "it has attention sinks": any("sink" in name for name, _ in model.named_parameters()),
         "it has a recurrent state (state space or linear attention)": stateful,
         f"it has layers of type {', '.join(other)}": bool(other),
+        "its image tokens attend to later image tokens": _sees_later_image_tokens(model),
         "transformers cannot replace its attention": not replaceable,
         f"it has a custom attention, {attention!r}": not attention.startswith(_STOCK_ATTENTION),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _sees_later_image_tokens(model: PreTrainedModel) -> bool:
+    """Return whether the backbone takes `token_type_ids` to let the tokens of an image attend to each other (Gemma 3)."""
+    return has_vision(model) and "token_type_ids" in inspect.signature(model.base_model.forward).parameters
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class ReadsLastToken(RewardClassifier):
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         kwargs.pop("return_dict", None)
         kwargs.pop("labels", None)
-        outputs = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[attr-defined]
+        outputs = self.backbone_outputs(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         hidden = outputs.last_hidden_state  # (N, L, H)
         if reward_positions is None:
             reward_positions = last_token_positions(input_ids, self.config.get_text_config().pad_token_id)  # type: ignore[attr-defined]
@@ -120,6 +120,10 @@ class ReadsLastToken(RewardClassifier):
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+
+    def backbone_outputs(self, **inputs: Any) -> Any:
+        """Run the backbone and return its outputs."""
+        return self.base_model(**inputs)  # type: ignore[attr-defined]
 
 
 def last_token_positions(input_ids: Tensor, pad_token_id: int | None) -> Tensor:
@@ -167,9 +171,20 @@ def _is_language_model(model: PreTrainedModel) -> bool:
 @cache
 def _reward_class(stock: type[PreTrainedModel], reads: bool) -> type[PreTrainedModel]:
     """Return a subclass of the stock class with the same name, which config.json records."""
-    mixin = ReadsLastToken if reads else RewardClassifier
+    mixin = (_reads_images() if has_vision(stock) else ReadsLastToken) if reads else RewardClassifier
     members = {"__module__": stock.__module__, "__doc__": stock.__doc__, **saving_code(stock)}
     return type(stock.__name__, (mixin, stock), members)
+
+
+def has_vision(model: PreTrainedModel | type[PreTrainedModel]) -> bool:
+    """Return whether the backbone of a classifier has a vision tower."""
+    return "vision_config" in (getattr(model.config_class, "sub_configs", None) or {})
+
+
+def _reads_images() -> type[RewardClassifier]:
+    from hf_reward.modeling.image_features import ReadsImages  # not imported for text models
+
+    return ReadsImages
 
 
 def _new_reward_model(origin: type[PreTrainedModel] | type[PretrainedConfig], reads: bool) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from hf_reward.modeling.reward_head import reads_positions, unwrap_model
 
 _PADDED_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _PACKED_INPUTS = ("input_ids", "position_ids", "packed_layout")
+_IMAGE_INPUTS = ("position_ids", "image_inputs", "image_index")  # see `ImageBatch`
 
 
 def compute_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -112,7 +113,7 @@ def compute_features(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         ValueError: If the batch is packed and the model is not inside `packed_model`.
     """
     bare: Any = unwrap_model(model)
-    hidden = bare.base_model(**_backbone_inputs(bare, batch)).last_hidden_state
+    hidden = bare.backbone_outputs(**_backbone_inputs(bare, batch)).last_hidden_state
     positions = _read_positions(batch)
     return hidden[0 if "packed_layout" in batch else torch.arange(len(positions)), positions]
 
@@ -128,8 +129,9 @@ def _backbone_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, An
         require_packed_model(unwrap_model(model))
         # transformers does not expand a mask with four dimensions to T x T. Packed attention ignores it.
         unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch["input_ids"].device)
-        return {**{name: batch[name] for name in _PACKED_INPUTS}, "attention_mask": unused, "use_cache": False}
-    inputs = {name: batch[name] for name in _PADDED_INPUTS if name in batch}
+        names = (*_PACKED_INPUTS, *(name for name in _IMAGE_INPUTS if name in batch))
+        return {**{name: batch[name] for name in names}, "attention_mask": unused, "use_cache": False}
+    inputs = {name: batch[name] for name in (*_PADDED_INPUTS, *_IMAGE_INPUTS) if name in batch}
     return {**inputs, "use_cache": False} if reads_positions(model) else inputs
 
 

@@ -25,6 +25,8 @@ class DataCollatorForPreference:
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
+    images: Any = None
+    """`ImageBatch` of a vision-language model."""
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Collate rows.
@@ -37,7 +39,8 @@ class DataCollatorForPreference:
         Returns:
             `ranks`, `lengths`, `words` and `characters` `(G, K)`, the last two -100 if unknown; `groups`, `row`,
             `sources`, `weights` and `num_tokens` `(G,)`; `margins` and `probabilities` `(G,)` if a row has one;
-            `input_ids` and `attention_mask` `(N, L)`, and `token_type_ids` if the tokenizer returns them.
+            `input_ids` and `attention_mask` `(N, L)`, and `token_type_ids` if the tokenizer returns them; with images,
+            the entries of `ImageBatch.complete`.
         """
         if "chosen_ids" in rows[0]:
             return self._trl_batch(rows)
@@ -45,6 +48,8 @@ class DataCollatorForPreference:
         types = None
         if rows[0].get("token_type_ids") is not None:
             types = [each for row in rows for each in row["token_type_ids"]]
+        if self.images is not None:
+            return group_columns(rows) | self.images.of_rows(rows, self._padded)
         return group_columns(rows) | self._padded(sequences, types)
 
     def _trl_batch(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

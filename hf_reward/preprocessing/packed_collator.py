@@ -21,6 +21,9 @@ class DataCollatorForPackedPreference:
     probability.
     """
 
+    images: Any = None
+    """`ImageBatch` of a vision-language model."""
+
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows.
 
@@ -28,13 +31,16 @@ class DataCollatorForPackedPreference:
             rows: Rows of `prepare_preferences`.
 
         Returns:
-            The tensors of `group_columns` and `pack`.
+            The tensors of `group_columns` and `pack`; with images, also those of `ImageBatch.complete`.
         """
+        if self.images is not None:
+            return group_columns(rows) | self.images.of_rows(rows, pack)
         return group_columns(rows) | pack(_sequences(rows))
 
     def tokens(self, rows: Sequence[dict[str, Any]]) -> int:
         """Count the tokens that the model processes for these rows, with shared tokens counted once."""
-        return len(pack_sequences(_sequences(rows)).input_ids)
+        sequences = _sequences(rows) if self.images is None else self.images.sequences(rows)
+        return len(pack_sequences(sequences).input_ids)
 
 
 def _sequences(rows: Sequence[dict[str, Any]]) -> list[list[int]]:

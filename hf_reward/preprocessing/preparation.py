@@ -66,6 +66,24 @@ TOKENIZED_FEATURES = Features(
 entry per response and are empty for tokenised input. `row` is the row number in the raw data."""
 
 
+IMAGE_FEATURES = Features(
+    {
+        "images": List(
+            {
+                "sha256": Value("string"),
+                "path": Value("string"),
+                "content": Value("binary"),
+                "placeholder": Value("string"),
+                "text": Value("string"),
+                "tokens": Value("int32"),
+                "several": Value("bool"),
+            }
+        )
+    }
+)
+"""Further columns for vision-language models: the fields of `ExpandedImage` for each image of the prompt."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreparationRule:
     """Settings for the conversion of raw rows to training rows."""
@@ -81,6 +99,8 @@ class PreparationRule:
     """Drop rows of each source until length does not predict the preference; see `length_balance`."""
     balance_seed: int = 42
     """Random seed of the choice among surplus rows."""
+    images: Any = None
+    """`ImageProcessing` of a vision-language model."""
 
 
 def prepare_preferences(
@@ -170,7 +190,7 @@ def tokenize_source(
         "batched": True,
         "batch_size": BATCH_SIZE,
         "remove_columns": columns,
-        "features": TOKENIZED_FEATURES,
+        "features": TOKENIZED_FEATURES if rule.images is None else Features({**TOKENIZED_FEATURES, **IMAGE_FEATURES}),
         "fn_kwargs": {"tokenizer": tokenizer, "rule": rule, "source": _fingerprintable(source)},
     }
     if isinstance(raw, Dataset):
@@ -240,6 +260,7 @@ def _prepare_batch(
         try:
             raw = dict(zip(names, values, strict=True))
             row = to_preference_row(raw, layout=source["layout"], columns=source["columns"], row_index=indices[place])
+            row = row if rule.images is None else _expanded(row, rule.images, indices[place])
         except PreferenceFormatError as error:
             if not rule.skip_bad_rows:
                 raise
@@ -249,7 +270,26 @@ def _prepare_batch(
     tokenized = _tokenize(rows, tokenizer, rule, indices)
     for place, result in enumerate(tokenized):
         result.problem = problems.get(place) or result.problem or _unusable_for_loss(rows[place], result, rule)
-    return _as_columns(rows, tokenized, indices, source["name"])
+    columns = _as_columns(rows, tokenized, indices, source["name"])
+    return columns if rule.images is None else _with_images(columns, tokenized)
+
+
+def _expanded(row: PreferenceRow, images: Any, index: int) -> PreferenceRow:
+    try:
+        return images.expanded(row)
+    except PreferenceFormatError as error:
+        raise PreferenceFormatError(error.message, index, error.field) from None
+
+
+def _with_images(columns: dict[str, list[Any]], tokenized: Sequence[TokenizedRow]) -> dict[str, list[Any]]:
+    """Add the images of each row to its columns and to the hash of its content."""
+    from hf_reward.preprocessing.image_inputs import image_columns  # not imported for text models
+
+    hashes = [
+        hash((number, *(int(image.sha256[:15], 16) for image in result.images)))
+        for number, result in zip(columns["content_hash"], tokenized, strict=True)
+    ]
+    return {**columns, "content_hash": hashes, "images": [image_columns(result.images) for result in tokenized]}
 
 
 def _prepare_streamed(
@@ -302,7 +342,7 @@ def _as_columns(
     rows: Sequence[PreferenceRow], tokenized: Sequence[TokenizedRow], indices: Sequence[int], source: str
 ) -> dict[str, list[Any]]:
     return {
-        **{each.name: [getattr(result, each.name) for result in tokenized] for each in fields(TokenizedRow)},
+        **{name: [getattr(result, name) for result in tokenized] for name in _TOKENIZED_COLUMNS},
         **{name: [getattr(row, name) for row in rows] for name in _ROW_COLUMNS},
         "length": [sum(map(len, result.input_ids)) for result in tokenized],
         "group": [_group_number(row.group) for row in rows],
@@ -314,6 +354,7 @@ def _as_columns(
     }
 
 
+_TOKENIZED_COLUMNS = [each.name for each in fields(TokenizedRow) if each.name != "images"]
 _ROW_COLUMNS = ("id", "margin", "probability", "weight", "prompts_differed")
 
 

@@ -223,6 +223,8 @@ def _contains(rendered: str, text: str, count: int) -> bool:
 def _texts(messages: Sequence[Message], tools: Any) -> Iterator[str]:
     for message in messages:
         yield from (message[name] for name in ("content", *_REASONING) if isinstance(message.get(name), str))
+        if isinstance(message.get("content"), list):  # text and images
+            yield from (part["text"] for part in message["content"] if part["type"] == "text")
         yield from _strings([_of_call(call) for call in message.get("tool_calls") or ()])
     for tool in tools if isinstance(tools, list) else ():
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None

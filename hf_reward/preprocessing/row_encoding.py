@@ -5,13 +5,13 @@ tokens. Text is prompt + response + EOS with the tokenizer's own special tokens.
 (prompt, response) as a text pair. BOS and end-of-turn tokens that the text already contains are not repeated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.data.preference_row import Message, PreferenceFormatError, PreferenceRow
 from hf_reward.data.row_remarks import DOUBLED_BOS, DOUBLED_END, LOST_TEXT
 from hf_reward.preprocessing.rendered_turns import TurnEnds, loses_text, with_one_end, without_end
 from hf_reward.preprocessing.text_encoding import encode_texts
@@ -25,6 +25,8 @@ class EncodedRow:
     input_ids: list[list[int]]
     token_type_ids: list[list[int]] | None = None
     cut_tokens: int = field(default=0)
+    images: list[Any] = field(default_factory=list)
+    """The `ExpandedImage` of each image of the prompt."""
     remarks: set[str] = field(default_factory=set)
 
     def longest(self) -> int:
@@ -80,7 +82,11 @@ def _encode_conversations(
     # A template may print BOS and start a turn with the same token, so only a BOS in the text is removed.
     bos = tokenizer.bos_token
     written = [tokenizer.bos_token_id if bos and _start(row).startswith(str(bos)) else None for row in rows]
-    return _with_one_bos(_split(ids, rows), remarks, written)
+    encoded = _with_one_bos(_split(ids, rows), remarks, written)
+    for each, row in zip(encoded, rows, strict=True):
+        if has_images(row):
+            each.images = [image for message in row.prompt for image in message.get("image_sources", ())]
+    return encoded
 
 
 def _start(row: PreferenceRow) -> str:
@@ -109,7 +115,10 @@ def render_response(
     try:
         conversation: Any = [*row.prompt, *response]
         messages, had_end = ends.single(conversation)
-        text = render_chat(tokenizer, messages, **row.template)
+        if has_images(row):
+            messages, text = _render_with_images(messages, tokenizer, row.template)
+        else:
+            text = render_chat(tokenizer, messages, **row.template)
     except ValueError as error:  # templates refuse roles and orders of turns that the model was not trained on
         reason = str(error.__cause__)
         # A message that is part of the template is safe to show; any other message could quote the row.
@@ -119,6 +128,23 @@ def render_response(
     remarks |= {DOUBLED_END} if had_end else set()
     remarks |= {LOST_TEXT} if loses_text(text, messages, row.template.get("tools")) else set()
     return text
+
+
+def has_images(row: PreferenceRow) -> bool:
+    """Return whether a canonical row has images in its prompt."""
+    return not isinstance(row.prompt, str) and any("image_sources" in message for message in row.prompt)
+
+
+def _render_with_images(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
+) -> tuple[list[Message], str]:
+    """Format a conversation with images; return it with its images as parts, and the text."""
+    from hf_reward.data.images import as_parts, images_in
+    from hf_reward.preprocessing.image_inputs import with_expansions
+
+    images = images_in(messages)
+    messages = [as_parts(message) for message in messages]
+    return messages, with_expansions(render_chat(tokenizer, messages, **options), images)
 
 
 def one_bos(ids: list[int], bos: Any) -> list[int]:

@@ -59,6 +59,8 @@ class TokenizedRow:
     """Prompt tokens removed to fit `max_length`; for a row that is too long, its tokens above `max_length`."""
     merged: int = 0
     """Responses that were merged with an equal response of the row."""
+    images: list[Any] = field(default_factory=list)
+    """The `ExpandedImage` of each image of the prompt, in the order of its tokens."""
     words: list[int] = field(default_factory=list)
     """Words of each response; empty for rows of token ids."""
     characters: list[int] = field(default_factory=list)
@@ -126,6 +128,7 @@ def _finish_alone(
         token_type_ids=fitted.token_type_ids,
         ranks=row.ranks,
         cut_tokens=fitted.cut_tokens,
+        images=fitted.images,
         remarks=sorted(encoded.remarks),
     )
 
@@ -163,6 +166,7 @@ def _finish(
         ranks=[row.ranks[place] for place in keep],
         prefix_length=shared_prefix_length(ids),
         cut_tokens=fitted.cut_tokens,
+        images=fitted.images,
         merged=len(fitted.input_ids) - len(keep),
         words=[response_words(text) for text in texts],
         characters=[response_characters(text) for text in texts],
@@ -276,7 +280,7 @@ def _cut_first_turn(
     rule: FormatRule,
 ) -> EncodedRow | None:
     content = turns[0].get("content") if turns else None
-    if not isinstance(content, str):
+    if not isinstance(content, str) or "image_sources" in turns[0]:
         return None
     ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
     # After a cut, neighbouring text may merge into different tokens, so a few more tokens may have to be removed.

@@ -1,0 +1,45 @@
+"""Folder of a vision-language model -> its `ImageProcessing`."""
+
+import inspect
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedTokenizerBase
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from hf_reward.preprocessing.image_inputs import ImageProcessing
+
+_PARTS = ("image_processor", "tokenizer")
+
+
+def load_image_processing(name: str, tokenizer: PreTrainedTokenizerBase, **hub: Any) -> ImageProcessing:
+    """Load the image part of a model's processor. Videos are not supported, so torchvision is not needed.
+
+    Args:
+        name: Folder or Hub id of the model.
+        tokenizer: The model's tokenizer, which is used instead of the one in the folder.
+        **hub: Options of the Hub, such as `revision`.
+
+    Returns:
+        The image part.
+
+    Raises:
+        ValueError: If the architecture has no processor in transformers, or the processor is not supported.
+    """
+    config = AutoConfig.from_pretrained(name, **hub)
+    if type(config) not in PROCESSOR_MAPPING:
+        raise ValueError(f"Images are not supported for {type(config).__name__}: transformers has no processor for it.")
+    cls: Any = PROCESSOR_MAPPING[type(config)]
+    values, _ = cls.get_processor_dict(name, **hub)
+    names = set(inspect.signature(cls.__init__).parameters) - {"self", *_PARTS, "chat_template"}
+    options = {option: value for option, value in values.items() if option in names}
+    if "video_processor" in names:
+        options["video_processor"] = None
+    image_processor = AutoImageProcessor.from_pretrained(name, **hub)
+    processor = _without_videos(cls)(image_processor=image_processor, tokenizer=tokenizer, **options)
+    return ImageProcessing(processor)
+
+
+def _without_videos(cls: Any) -> Any:
+    """Return a subclass of a processor with an image processor and a tokenizer only."""
+    attributes = [name for name in cls.get_attributes() if name in _PARTS]
+    return type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: attributes), "__module__": cls.__module__})

@@ -1,0 +1,111 @@
+"""Rewards of rows with images are those of the stock model and processor, however the rows are batched."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_reward import AutoModelForRewardScoring
+from hf_reward.modeling.packing import packed_model, why_not_packed
+from hf_reward.modeling.rewards import compute_rewards
+from hf_reward.preprocessing.data_collator import DataCollatorForPreference
+from hf_reward.preprocessing.image_inputs import ImageBatch, ImageProcessing
+from hf_reward.preprocessing.image_processor import load_image_processing
+from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
+from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
+from hf_reward.preprocessing.tokenizer import prepare_tokenizer
+from vision_models import ARCHITECTURES, encoded, picture, save_vision_model, vision_tokenizer
+
+
+def _row(images: list[Any], question: str, chosen: str, rejected: str) -> dict[str, Any]:
+    parts = [{"type": "image", "image": encoded(image)} for image in images]
+    content = [*parts, {"type": "text", "text": question}]
+    return {"prompt": [{"role": "user", "content": content}], "chosen": chosen, "rejected": rejected}
+
+
+WIDE = picture(3, (64, 24))
+ROWS = [
+    _row([picture(0)], "What is shown?", "A red square.", "A dog and a cat at night."),
+    _row([picture(1)], "What is shown?", "A green circle.", "A red square."),
+    _row([picture(0)], "What is shown?", "Nothing else than a red square.", "No."),
+    _row([WIDE, picture(0)], "Which is larger?", "The first picture.", "The second."),
+    _row([], "Say hello.", "Hello!", "Go away."),
+    _row([WIDE], "How many shapes are there?", "One.", "Five of them."),
+]
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def folder(request: pytest.FixtureRequest, tmp_path: Path, chat_tokenizer: Any) -> Path:
+    return save_vision_model(tmp_path / "model", chat_tokenizer, request.param)
+
+
+@pytest.fixture
+def loaded(folder: Path) -> tuple[Any, Any, ImageProcessing]:
+    model: Any = AutoModelForRewardScoring.from_pretrained(folder)
+    torch.nn.init.normal_(model.score.weight)
+    tokenizer = prepare_tokenizer(_tokenizer(folder))
+    return model.eval(), tokenizer, load_image_processing(str(folder), tokenizer)
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@torch.no_grad()
+def stock_rewards(model: Any, processing: ImageProcessing) -> list[float]:
+    """Format, process and score each response alone, with the stock processor and forward."""
+    processor, found = processing.processor, []
+    for row in ROWS:
+        for side in ("chosen", "rejected"):
+            answer = {"role": "assistant", "content": row[side]}
+            content = row["prompt"][0]["content"]
+            parts = [{"type": "image"} if part["type"] == "image" else part for part in content]
+            messages = [{"role": "user", "content": parts}, answer]
+            text = processor.tokenizer.apply_chat_template(messages, tokenize=False)
+            images = [_image(part["image"]) for part in content if part["type"] == "image"]
+            inputs = processor(
+                text=[text], images=[images] if images else None, return_tensors="pt", add_special_tokens=False
+            )
+            names = set(__import__("inspect").signature(model.base_model.forward).parameters)
+            given = {name: value for name, value in inputs.items() if name in names}
+            hidden = model.base_model(**given).last_hidden_state
+            found.append(float(model.score(hidden[0, -1])))
+    return found
+
+
+def _image(data: bytes) -> Any:
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _prepared(tokenizer: Any, processing: ImageProcessing) -> list[dict[str, Any]]:
+    rule = PreparationRule(images=processing)
+    data, _ = prepare_preferences(ROWS, tokenizer, rule)
+    assert isinstance(data, Dataset)
+    return list(data)
+
+
+def test_padded_packed_and_alone_equal_the_stock_model(loaded: tuple[Any, Any, ImageProcessing]) -> None:
+    model, tokenizer, processing = loaded
+    rows = _prepared(tokenizer, processing)
+    expected = torch.tensor(stock_rewards(model, processing)).reshape(-1, 2)
+    images = ImageBatch(processing)
+    padded = DataCollatorForPreference(tokenizer.pad_token_id, images=images)
+    with torch.no_grad():
+        assert compute_rewards(model, padded(rows)) == pytest.approx(expected, abs=2e-5)
+        alone = torch.cat([compute_rewards(model, padded([row])) for row in rows])
+        assert alone == pytest.approx(expected, abs=2e-5)
+        if why_not_packed(model) is None:
+            packed = DataCollatorForPackedPreference(images=images)
+            with packed_model(model):
+                batch = packed(rows)
+                assert compute_rewards(model, batch) == pytest.approx(expected, abs=2e-5)
+            assert len(batch["image_inputs"]) == (5 if "llava" in type(model).__name__.lower() else 3)
+            assert batch["input_ids"].numel() < padded(rows)["attention_mask"].sum()

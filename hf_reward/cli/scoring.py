@@ -330,7 +330,7 @@ def _compared(scorer: Any, scored: Path, rule: Any) -> Any:
     texts: dict[str, list[str]] = {"prompt": [], "response": []}
     for table, span in places[::step]:
         for found in table.read(span):
-            requests = [] if found.row is None else requests_of_row(found.row, rule.columns)
+            requests = [] if found.row is None else requests_of_row(found.row, rule.columns, local_files=True)
             for place, request in enumerate(each for each in requests if not each.formatted):
                 parts = texts_of(request.as_row(conversational=False))
                 texts["prompt"] += parts["prompt"] if place == 0 else []

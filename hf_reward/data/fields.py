@@ -108,6 +108,15 @@ def _has_image_part(value: Any) -> bool:
     return False
 
 
+def with_image_references(row: dict[str, Any], *, local_files: bool) -> dict[str, Any]:
+    """Replace the images of a raw row by references in its messages: see `images.with_references`."""
+    if not may_have_images(row):
+        return row
+    from hf_reward.data.images import has_images, with_references  # not imported for rows without images
+
+    return with_references(row, local_files=local_files) if has_images(row) else row
+
+
 def column_example(name: str) -> str:
     """Return an example that maps a field to a column of the data, in the syntax of the interface in use."""
     return f"`{setting('columns', {name: 'your_column'})}`"

@@ -9,7 +9,6 @@ from typing import Any
 
 from hf_reward.data.fields import (
     column_example,
-    may_have_images,
     missing_column,
     prompt_of,
     read_conversation,
@@ -20,6 +19,7 @@ from hf_reward.data.fields import (
     read_template_options,
     read_text,
     require_same_length,
+    with_image_references,
 )
 from hf_reward.data.interface import setting
 from hf_reward.data.preference_row import (
@@ -94,7 +94,7 @@ def to_preference_row(
         PreferenceFormatError: If the row fits no layout or a field is unusable.
     """
     try:
-        named = _with_references(rename_columns(as_mapping(row), columns))
+        named = with_image_references(rename_columns(as_mapping(row), columns), local_files=True)
         named = columns_to_python(named, _LAYOUT_COLUMNS)
         layout = detect_layout(named) if layout == "auto" else layout
         if layout not in _READERS:
@@ -110,15 +110,6 @@ def to_preference_row(
     if result.id is None and row_index is not None:
         result.id = str(row_index)
     return result
-
-
-def _with_references(row: dict[str, Any]) -> dict[str, Any]:
-    """Replace images by references in the messages, see `images`, which is not imported for rows without images."""
-    if not may_have_images(row):
-        return row
-    from hf_reward.data.images import has_images, with_references
-
-    return with_references(row) if has_images(row) else row
 
 
 _VERDICTS = {"winner", "score", "probability", "votes_a", "annotators"}

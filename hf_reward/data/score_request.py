@@ -13,13 +13,17 @@ from hf_reward.data.fields import (
     read_structure,
     read_template_options,
     read_text,
+    with_image_references,
 )
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, Prompt, Response, rename_columns
 from hf_reward.data.python_values import columns_to_python
 from hf_reward.data.repeated_prompts import read_sides, text_after_prompt
 from hf_reward.data.row_text import response_text
 
-REQUEST_COLUMNS = ("prompt", "response", "responses", "messages", "text", "tools", "chat_template_kwargs")
+REQUEST_COLUMNS = (
+    *("prompt", "response", "responses", "messages", "text", "tools", "chat_template_kwargs"),
+    *("images", "image"),
+)
 """Columns of a scoring request; other columns are ignored."""
 
 
@@ -73,7 +77,12 @@ def _turns(value: Prompt, role: str, *, may_be_empty: bool = False) -> list[dict
 
 
 def read_request(
-    prompt: Any, response: Any, *, template: Mapping[str, Any] | None = None, response_only: bool = False
+    prompt: Any,
+    response: Any,
+    *,
+    template: Mapping[str, Any] | None = None,
+    response_only: bool = False,
+    local_files: bool = False,
 ) -> ScoreRequest:
     """Validate a prompt and a response and make a request.
 
@@ -83,6 +92,7 @@ def read_request(
         template: Keyword arguments for the chat template.
         response_only: Whether the response is known not to include the prompt, such as text that a policy has just
             generated. A text that starts with the prompt's words then counts as a quotation.
+        local_files: Whether images may be paths. A server must not read the files that its clients name.
 
     Returns:
         The request.
@@ -90,7 +100,8 @@ def read_request(
     Raises:
         PreferenceFormatError: If either is neither text nor messages, or the messages contain a different prompt.
     """
-    given = columns_to_python({"prompt": prompt, "response": response}, REQUEST_COLUMNS)
+    given = with_image_references({"prompt": prompt, "response": response}, local_files=local_files)
+    given = columns_to_python(given, REQUEST_COLUMNS)
     sides = read_sides(given["prompt"], [given["response"]], ["response"], may_be_empty=True)
     is_text = isinstance(given["response"], str) and not response_only
     return ScoreRequest(
@@ -101,12 +112,15 @@ def read_request(
     )
 
 
-def request_from_messages(messages: Any, *, template: Mapping[str, Any] | None = None) -> ScoreRequest:
+def request_from_messages(
+    messages: Any, *, template: Mapping[str, Any] | None = None, local_files: bool = False
+) -> ScoreRequest:
     """Make a request from a conversation: its last turn is the response.
 
     Args:
         messages: A conversation that ends with an assistant turn.
         template: Keyword arguments for the chat template.
+        local_files: As in `read_request`.
 
     Returns:
         The request.
@@ -114,7 +128,7 @@ def request_from_messages(messages: Any, *, template: Mapping[str, Any] | None =
     Raises:
         PreferenceFormatError: If it is not a conversation or ends with a user turn.
     """
-    given = columns_to_python({"messages": messages}, REQUEST_COLUMNS)
+    given = columns_to_python(with_image_references({"messages": messages}, local_files=local_files), REQUEST_COLUMNS)
     turns = read_conversation(given["messages"], "messages", may_be_empty=True)
     if turns[-1]["role"] == "user":
         raise PreferenceFormatError(
@@ -140,12 +154,15 @@ def request_from_text(text: Any) -> ScoreRequest:
     return ScoreRequest(prompt="", response=read_text(given["text"], "text", may_be_empty=True), formatted=True)
 
 
-def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> list[ScoreRequest]:
+def requests_of_row(
+    row: Mapping[str, Any], columns: Mapping[str, str] | None = None, *, local_files: bool = False
+) -> list[ScoreRequest]:
     """Read the scoring requests of a row.
 
     Args:
         row: A row with `prompt` and `response`, `prompt` and `responses` (a list), `messages`, or `text`.
         columns: Field -> name of its column in the row.
+        local_files: As in `read_request`.
 
     Returns:
         One request, or one per entry of `responses`.
@@ -153,7 +170,7 @@ def requests_of_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = 
     Raises:
         PreferenceFormatError: If the row fits no layout or a field is unusable.
     """
-    named = columns_to_python(rename_columns(row, columns), REQUEST_COLUMNS)
+    named = columns_to_python(with_image_references(rename_columns(row, columns), local_files=local_files), REQUEST_COLUMNS)
     template = read_template_options(named)
     if named.get("messages") is not None:
         return [request_from_messages(read_structure(named["messages"], "messages", list), template=template)]

@@ -21,6 +21,7 @@ from hf_reward.modeling.reward_head import (
     as_reward_model,
     head_modules,
     unwrap_model,
+    vision_modules,
 )
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,8 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
         peft_config: The user's configuration.
 
     Returns:
-        A copy with `task_type`, `modules_to_save` and `exclude_modules` set, and without the head in its targets.
+        A copy with `task_type`, `modules_to_save` and `exclude_modules` set, and without the head in its targets. Unless
+        the configuration excludes modules itself, a vision tower is excluded too.
 
     Raises:
         ValueError: If the adapter adds virtual tokens, cannot save the head, or only targets the head.
@@ -147,7 +149,8 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
         changes["target_modules"] = _without_heads(named, heads)
     changes["modules_to_save"] = sorted({*(values.get("modules_to_save") or []), *heads})
     if "exclude_modules" in values and not values["exclude_modules"]:
-        changes["exclude_modules"] = rf"(.*\.)?({'|'.join(map(re.escape, heads))})(\..*)?"
+        excluded = [*heads, *vision_modules(model)]
+        changes["exclude_modules"] = rf"(.*\.)?({'|'.join(map(re.escape, excluded))})(\..*)?"
 
     result = copy.deepcopy(peft_config)
     for name, value in changes.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_reward.modeling.reward_head import RewardModel, unwrap_model
+from hf_reward.modeling.reward_head import RewardModel, in_head, unwrap_model, vision_modules
 
 _TABLE = re.compile(r"((char_)?position_embeddings?|positions_embed|embed_positions|wpe|pos_encoding)\Z")
 """Names of tables with one row per position in the models of transformers."""
@@ -33,7 +33,9 @@ def position_limit(model: RewardModel) -> int | None:
         The number of tokens, None without a limit.
     """
     bare: Any = unwrap_model(model)
-    limits = [limit for module in bare.modules() for limit in _limits_of(module)]
+    towers = vision_modules(bare)  # their tables are not for tokens
+    modules = [module for name, module in bare.named_modules() if not in_head(name, towers)]
+    limits = [limit for module in modules for limit in _limits_of(module)]
     # MPT builds ALiBi for this number of positions, although ALiBi has no limit.
     limits += [bare.config.max_seq_len] if bare.config.model_type == "mpt" else []
     limits += _limits_of_scaled_rope(bare.config.get_text_config())

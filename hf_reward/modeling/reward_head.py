@@ -181,6 +181,15 @@ def has_vision(model: PreTrainedModel | type[PreTrainedModel]) -> bool:
     return "vision_config" in (getattr(model.config_class, "sub_configs", None) or {})
 
 
+def vision_modules(model: nn.Module) -> list[str]:
+    """Return the names of the modules that compute image features: the parts of the backbone besides its decoder."""
+    inner: Any = unwrap_model(model)
+    if not has_vision(inner):
+        return []
+    backbone, decoder = inner.base_model, inner.base_model.get_decoder()
+    return [f"{inner.base_model_prefix}.{name}" for name, part in backbone.named_children() if part is not decoder]
+
+
 def _reads_images() -> type[RewardClassifier]:
     from hf_reward.modeling.image_features import ReadsImages  # not imported for text models
 

@@ -7,9 +7,11 @@ model gets the id of its image token back, each distinct image once, and an inde
 Shapes: N sequences, L padded length, T packed tokens, P image tokens of the batch in row-major order.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,32 +31,40 @@ class ImageProcessing:
 
     Args:
         processor: A processor of transformers with a tokenizer and an image processor.
+        files: Contents of its files besides those of the tokenizer, by name.
 
     Raises:
         ValueError: If this version of transformers cannot expand the processor's image placeholders.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, files: Mapping[str, bytes] | None = None) -> None:
         missing = [name for name in ("image_processor", "image_token", "_process_images") if not hasattr(processor, name)]
         if missing:
             raise ValueError(
                 f"Images are not supported for {type(processor).__name__}: it has no {missing[0]}. Use a model of "
                 "docs/reference/architectures.md, with transformers 5.23 or later."
             )
-        self.processor = processor
+        self.processor, self.files = processor, dict(files or {})
         self.image_token_id = int(processor.image_token_ids[0])
         """The token whose embedding is replaced by a feature."""
         names = processor.model_input_names
         self.marks_images = "token_type_ids" in names
         """Whether the model needs `token_type_ids` that mark image tokens, which attend to each other."""
+        self.number = int(hashlib.sha256(b"".join(self.files.values())).hexdigest()[:15], 16)
+        """A number that tells whether the settings of the processor are the same."""
         self._options = processor._merge_kwargs(return_tensors="pt")["images_kwargs"]
         self._cached = lru_cache(maxsize=8)(self._process)  # rows with the same image are often adjacent
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"processor": self.processor}
+        return {"processor": self.processor, "files": self.files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["processor"])
+        self.__init__(**state)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the files of the processor, except those of its tokenizer, to a folder."""
+        for name, content in self.files.items():
+            (Path(folder) / name).write_bytes(content)
 
     def expanded(self, row: PreferenceRow) -> PreferenceRow:
         """Add to each image of a row the text that stands for it.
@@ -124,7 +134,17 @@ class ImageProcessing:
         return height // merge, width // merge
 
 
-def with_expansions(text: str, images: Sequence[ImageSource]) -> str:
+def require_expanded(images: Sequence[ImageSource]) -> list[ExpandedImage]:
+    """Refuse the images of a row that was not expanded, because its model has no image processor."""
+    expanded = [image for image in images if isinstance(image, ExpandedImage)]
+    if len(expanded) < len(images):
+        raise PreferenceFormatError(
+            "The row has an image, which a text model cannot process. Use a vision-language model, or drop the row."
+        )
+    return expanded
+
+
+def with_expansions(text: str, images: Sequence[ExpandedImage]) -> str:
     """Replace the placeholders that a chat template has printed by the texts of the images.
 
     Args:
@@ -135,21 +155,16 @@ def with_expansions(text: str, images: Sequence[ImageSource]) -> str:
         The text.
 
     Raises:
-        PreferenceFormatError: If the model cannot process images, or the number of placeholders is another.
+        PreferenceFormatError: If the number of placeholders is another.
     """
-    expanded = [image for image in images if isinstance(image, ExpandedImage)]
-    if len(expanded) < len(images):
-        raise PreferenceFormatError(
-            "The row has an image, which a text model cannot process. Use a vision-language model, or drop the row."
-        )
-    pieces = text.split(expanded[0].placeholder)
+    pieces = text.split(images[0].placeholder)
     if len(pieces) != len(images) + 1:
         raise PreferenceFormatError(
-            f"The formatted row must have the image placeholder {expanded[0].placeholder!r} once for each of its "
+            f"The formatted row must have the image placeholder {images[0].placeholder!r} once for each of its "
             f"{len(images)} images, but has it {len(pieces) - 1} times: a text contains the placeholder, or the chat "
             "template omits images. Correct or drop the row."
         )
-    return "".join(piece for pair in zip(pieces, [*(image.text for image in expanded), ""], strict=True) for piece in pair)
+    return "".join(piece for pair in zip(pieces, [*(image.text for image in images), ""], strict=True) for piece in pair)
 
 
 def image_columns(images: Iterable[ExpandedImage]) -> list[dict[str, Any]]:
@@ -207,6 +222,12 @@ class ImageBatch:
         self.processing = processing
         self.is_cached = is_cached or (lambda key: False)
 
+    def numbered(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[ExpandedImage]]
+    ) -> tuple[list[list[int]], list[ExpandedImage]]:
+        """Replace the image tokens of each sequence by the ids of the images; see `numbered`."""
+        return numbered(sequences, images, self.processing.image_token_id)
+
     def sequences(self, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """Return the token ids of all responses of prepared rows, with the ids of the images."""
         return self._numbered(rows)[0]
@@ -227,10 +248,10 @@ class ImageBatch:
         return self.complete(arrange(sequences), images)
 
     def _numbered(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], list[ExpandedImage]]:
-        own = [of_columns(row.get("images") or ()) for row in rows]
+        own = [of_columns(row["images"]) for row in rows]
         sequences = [ids for row in rows for ids in row["input_ids"]]
         images = [each for row, each in zip(rows, own, strict=True) for _ in row["input_ids"]]
-        return numbered(sequences, images, self.processing.image_token_id)
+        return self.numbered(sequences, images)
 
     def complete(self, inputs: Mapping[str, Any], images: Sequence[ExpandedImage]) -> dict[str, Any]:
         """Replace the ids of images by the image token, and add the images.

@@ -1,21 +1,28 @@
 """Folder of a vision-language model -> its `ImageProcessing`."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.hub import cached_file
 
 from hf_reward.preprocessing.image_inputs import ImageProcessing
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Files of a processor besides those of its tokenizer. A saved model has copies of them."""
 _PARTS = ("image_processor", "tokenizer")
 
 
-def load_image_processing(name: str, tokenizer: PreTrainedTokenizerBase, **hub: Any) -> ImageProcessing:
+def load_image_processing(
+    name: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, **hub: Any
+) -> ImageProcessing:
     """Load the image part of a model's processor. Videos are not supported, so torchvision is not needed.
 
     Args:
-        name: Folder or Hub id of the model.
+        name: Folder or Hub id with the files of the processor.
+        config: The model's configuration.
         tokenizer: The model's tokenizer, which is used instead of the one in the folder.
         **hub: Options of the Hub, such as `revision`.
 
@@ -25,7 +32,6 @@ def load_image_processing(name: str, tokenizer: PreTrainedTokenizerBase, **hub: 
     Raises:
         ValueError: If the architecture has no processor in transformers, or the processor is not supported.
     """
-    config = AutoConfig.from_pretrained(name, **hub)
     if type(config) not in PROCESSOR_MAPPING:
         raise ValueError(f"Images are not supported for {type(config).__name__}: transformers has no processor for it.")
     cls: Any = PROCESSOR_MAPPING[type(config)]
@@ -36,10 +42,16 @@ def load_image_processing(name: str, tokenizer: PreTrainedTokenizerBase, **hub: 
         options["video_processor"] = None
     image_processor = AutoImageProcessor.from_pretrained(name, **hub)
     processor = _without_videos(cls)(image_processor=image_processor, tokenizer=tokenizer, **options)
-    return ImageProcessing(processor)
+    return ImageProcessing(processor, _files(name, **hub))
 
 
 def _without_videos(cls: Any) -> Any:
     """Return a subclass of a processor with an image processor and a tokenizer only."""
     attributes = [name for name in cls.get_attributes() if name in _PARTS]
     return type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: attributes), "__module__": cls.__module__})
+
+
+def _files(name: str, **hub: Any) -> dict[str, bytes]:
+    options: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, **hub}
+    found = {file: cached_file(name, file, **options) for file in PROCESSOR_FILES}
+    return {file: Path(path).read_bytes() for file, path in found.items() if path is not None}

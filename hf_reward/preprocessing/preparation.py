@@ -271,7 +271,7 @@ def _prepare_batch(
     for place, result in enumerate(tokenized):
         result.problem = problems.get(place) or result.problem or _unusable_for_loss(rows[place], result, rule)
     columns = _as_columns(rows, tokenized, indices, source["name"])
-    return columns if rule.images is None else _with_images(columns, tokenized)
+    return columns if rule.images is None else _with_images(columns, tokenized, rule.images)
 
 
 def _expanded(row: PreferenceRow, images: Any, index: int) -> PreferenceRow:
@@ -281,12 +281,12 @@ def _expanded(row: PreferenceRow, images: Any, index: int) -> PreferenceRow:
         raise PreferenceFormatError(error.message, index, error.field) from None
 
 
-def _with_images(columns: dict[str, list[Any]], tokenized: Sequence[TokenizedRow]) -> dict[str, list[Any]]:
+def _with_images(columns: dict[str, list[Any]], tokenized: Sequence[TokenizedRow], images: Any) -> dict[str, list[Any]]:
     """Add the images of each row to its columns and to the hash of its content."""
     from hf_reward.preprocessing.image_inputs import image_columns  # not imported for text models
 
     hashes = [
-        hash((number, *(int(image.sha256[:15], 16) for image in result.images)))
+        hash((number, images.number, *(int(image.sha256[:15], 16) for image in result.images)))
         for number, result in zip(columns["content_hash"], tokenized, strict=True)
     ]
     return {**columns, "content_hash": hashes, "images": [image_columns(result.images) for result in tokenized]}

@@ -43,6 +43,8 @@ class EncodedResponse:
 
     input_ids: list[int] = field(default_factory=list)
     token_type_ids: list[int] | None = None
+    images: list[Any] = field(default_factory=list)
+    """The `ExpandedImage` of each image of the prompt."""
     cut_tokens: int = 0
     """Prompt tokens removed to fit the model, without the part of a very long prompt that was never tokenised."""
     characters: int | None = None
@@ -72,6 +74,8 @@ class ResponseEncoder:
     """If the rule has no `max_length`, longer sequences are refused instead of cut."""
     ignored_end_token: int | None = None
     """A token that unmodified classifiers skip at the end of a sequence: the pad token of an imported model."""
+    images: Any = None
+    """`ImageProcessing` of a vision-language model."""
     _logged: set[str] = field(default_factory=set, repr=False, compare=False)
     """Remarks that have been logged."""
 
@@ -147,6 +151,7 @@ class ResponseEncoder:
 
     def _row(self, request: ScoreRequest) -> PreferenceRow:
         row = request.as_row(conversational=self.rows == CONVERSATIONS)
+        row = row if self.images is None else self.images.expanded(row)
         return _as_text(row) if self.tokenizer.chat_template is None else row
 
     def _encode_long(self, request: ScoreRequest) -> EncodedResponse:
@@ -180,7 +185,7 @@ class ResponseEncoder:
 
     def copy(self) -> "ResponseEncoder":
         """Return a copy with its own tokenizer, because two threads must not share a tokenizer's state."""
-        return replace(self, tokenizer=deepcopy(self.tokenizer))
+        return replace(self, tokenizer=deepcopy(self.tokenizer), images=deepcopy(self.images))
 
     def _encode_formatted(self, requests: list[ScoreRequest]) -> list[TokenizedRow]:
         """Encode formatted texts. The only added special token is the BOS with which the model's texts start.
@@ -228,7 +233,7 @@ class ResponseEncoder:
             return EncodedResponse(problem="the text has no tokens")
         if self.rule.max_length is None and len(ids) > self.max_tokens:
             return EncodedResponse(problem=too_many_tokens(len(ids), self.max_tokens), is_too_large=True)
-        return EncodedResponse(input_ids=ids, token_type_ids=types, cut_tokens=tokens.cut_tokens)
+        return EncodedResponse(input_ids=ids, token_type_ids=types, images=tokens.images, cut_tokens=tokens.cut_tokens)
 
 
 def too_many_tokens(count: int, limit: int) -> str:

@@ -140,9 +140,9 @@ def _render_with_images(
 ) -> tuple[list[Message], str]:
     """Format a conversation with images; return it with its images as parts, and the text."""
     from hf_reward.data.images import as_parts, images_in
-    from hf_reward.preprocessing.image_inputs import with_expansions
+    from hf_reward.preprocessing.image_inputs import require_expanded, with_expansions
 
-    images = images_in(messages)
+    images = require_expanded(images_in(messages))
     messages = [as_parts(message) for message in messages]
     return messages, with_expansions(render_chat(tokenizer, messages, **options), images)
 

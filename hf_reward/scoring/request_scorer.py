@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,10 +26,12 @@ from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.preprocessing.response_encoding import EncodedResponse, ResponseEncoder
 from hf_reward.preprocessing.template_clock import without_clock
 from hf_reward.scoring.loading import (
+    batch_of_images,
     correction_of,
     describe_scoring,
     heads_hash,
     load_for_scoring,
+    load_images,
     require_heads,
     require_same_in_batches,
 )
@@ -58,6 +61,7 @@ class RequestScorer:
         distributed: bool = False,
         length_correction: bool = False,
         lower_bound: float | None = None,
+        images: Any = None,
         **loading: Any,
     ) -> None:
         """Load a model, or use a loaded one.
@@ -76,6 +80,7 @@ class RequestScorer:
                 response. Formatted texts and token ids then get no reward, because their response is unknown.
             lower_bound: For a model with several heads: return the mean of the heads minus this number of standard
                 deviations, instead of the mean.
+            images: `ImageProcessing` of a loaded vision-language model; loaded with a folder or Hub id.
             **loading: For a folder or Hub id: `device`, `dtype`, `verify` and the options of
                 `AutoModelForRewardScoring.from_pretrained`.
 
@@ -86,6 +91,7 @@ class RequestScorer:
         self.name = str(model) if isinstance(model, str | Path) else str(unwrap_model(model).name_or_path or "model")
         if isinstance(model, str | Path):
             model, tokenizer, record = load_for_scoring(str(model), **loading)
+            images = load_images(self.name, model, tokenizer, **loading)
         elif loading:
             raise TypeError(
                 f"{', '.join(loading)}: loading options need a folder or Hub id, but the model is loaded already."
@@ -103,7 +109,10 @@ class RequestScorer:
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device, _BATCH_TOKENS_ELSEWHERE)
         require_same_in_batches(model, tokenizer, record)
         self._encoder = encoder_of(model, tokenizer, record, max_length)
-        self._sequences = SequenceScorer(model, batch_tokens=self.batch_tokens, packing=packing)
+        if images is not None:
+            self._encoder = replace(self._encoder, images=images)
+        self._images = None if images is None else batch_of_images(images)
+        self._sequences = SequenceScorer(model, batch_tokens=self.batch_tokens, packing=packing, images=self._images)
         self.__name__ = Path(self.name).name  # TRL logs reward functions under this name
 
     @classmethod
@@ -204,7 +213,9 @@ class RequestScorer:
     def with_padding(self) -> Self:
         """Copy the scorer, with padded instead of packed batches."""
         other = copy.copy(self)
-        other._sequences = SequenceScorer(self.model, batch_tokens=self.batch_tokens, packing=False)
+        other._sequences = SequenceScorer(
+            self.model, batch_tokens=self.batch_tokens, packing=False, images=self._images
+        )
         return other
 
     def fingerprint(self) -> dict[str, Any]:
@@ -240,9 +251,11 @@ class RequestScorer:
     def _rewards(self, encoded: Sequence[EncodedResponse], show_progress: bool | None, by_head: bool) -> np.ndarray:
         """Compute rewards, of each head or of their mean, shape `(R, M)`."""
         typed = encoded[0].token_type_ids is not None
-        sequences = distinct_sequences(
-            [each.input_ids for each in encoded], [each.token_type_ids for each in encoded] if typed else None
-        )
+        ids, images = [each.input_ids for each in encoded], []
+        if self._images is not None:
+            ids, images = self._images.numbered(ids, [each.images for each in encoded])
+        sequences = distinct_sequences(ids, [each.token_type_ids for each in encoded] if typed else None)
+        sequences = replace(sequences, images=images)
         state = PartialState(cpu=not torch.accelerator.is_available()) if self.distributed else None
         share = (0, 1) if state is None else (state.process_index, state.num_processes)
         hidden = None if show_progress is None else not show_progress

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,8 @@ class RewardScorer(RequestScorer):
         Raises:
             ScoringError: If a conversation or text cannot be scored.
         """
-        return self._score([(request_from_messages, (each,)) for each in conversations], allow_empty).rewards
+        read = partial(request_from_messages, local_files=True)
+        return self._score([(read, (each,)) for each in conversations], allow_empty).rewards
 
     def score_texts(self, texts: Sequence[str], *, allow_empty: bool = False) -> np.ndarray:
         """Score formatted texts, to which the chat template has been applied already.
@@ -203,7 +205,8 @@ class RewardScorer(RequestScorer):
         """
         if completions is None:
             return self._map_batch(prompts)
-        requests = [read_request(*pair, response_only=True) for pair in zip(prompts, completions, strict=True)]
+        pairs = zip(prompts, completions, strict=True)
+        requests = [read_request(*pair, response_only=True, local_files=True) for pair in pairs]
         # A policy may return an empty completion.
         result = self.score_requests(requests, allow_empty=True, show_progress=False)
         if result.problems:
@@ -217,7 +220,7 @@ class RewardScorer(RequestScorer):
         problems: list[str] = []
         for values in zip(*(batch[name] for name in names), strict=True):
             try:
-                (request,) = requests_of_row(dict(zip(names, values, strict=True)))
+                (request,) = requests_of_row(dict(zip(names, values, strict=True)), local_files=True)
                 requests.append(request)
                 problems.append("")
             except PreferenceFormatError as error:
@@ -265,4 +268,4 @@ def _pairs(prompts: Sequence[Any], responses: Sequence[Any]) -> list[tuple[Any, 
         raise ValueError(
             f"There are {len(prompts)} prompts for {len(responses)} responses. Pass one prompt for each response."
         )
-    return [(read_request, pair) for pair in zip(prompts, responses, strict=True)]
+    return [(partial(read_request, local_files=True), pair) for pair in zip(prompts, responses, strict=True)]

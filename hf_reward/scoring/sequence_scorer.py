@@ -33,6 +33,8 @@ class Sequences:
     token_type_ids: list[list[int]] | None
     where: np.ndarray
     """Index of each given sequence in `input_ids`, shape `(S,)`."""
+    images: Sequence[Any] = ()
+    """The distinct images of `image_inputs.numbered`, if `input_ids` has their ids."""
 
 
 def distinct_sequences(
@@ -113,20 +115,23 @@ def padded_batches(sequences: Sequences, max_tokens: int) -> Iterator[list[int]]
 class SequenceScorer:
     """A model with packed or padded batches."""
 
-    def __init__(self, model: RewardModel, *, batch_tokens: int, packing: Packing = "auto") -> None:
+    def __init__(
+        self, model: RewardModel, *, batch_tokens: int, packing: Packing = "auto", images: Any = None
+    ) -> None:
         """Check the options, and whether the model can be packed.
 
         Args:
             model: A reward model on the device to use, optionally wrapped by PEFT. Its training mode is restored.
             batch_tokens: Maximum number of tokens in a batch; a longer sequence is a batch of its own.
             packing: "auto", True or False, as in `score_rows`.
+            images: `ImageBatch` of a vision-language model.
 
         Raises:
             ValueError: If `packing` is True and the model does not allow it, or `batch_tokens` is below 1.
         """
         if batch_tokens < 1:
             raise ValueError(f"`batch_tokens` must be at least 1, but is {batch_tokens}.")
-        self.model, self.batch_tokens = model, batch_tokens
+        self.model, self.batch_tokens, self.images = model, batch_tokens, images
         bare: Any = unwrap_model(model)
         self.vocabulary = int(bare.get_input_embeddings().weight.shape[0])
         self._end = reward_end_token(model)
@@ -191,6 +196,8 @@ class SequenceScorer:
         """Compute the rewards of a batch, `(N, M)`; halve a batch that does not fit into the device's memory."""
         device = unwrap_model(self.model).device
         inputs = self._packed(sequences, batch) if self.packs else self._padded(sequences, batch)
+        if self.images is not None:
+            inputs = self.images.complete(inputs, sequences.images)
         try:
             return compute_sequence_rewards(self.model, send_to_device(inputs, device)).T.cpu().numpy()
         except torch.OutOfMemoryError:

@@ -1,6 +1,7 @@
 """Checks before the first batch: token ids are valid, and padding or packing in a batch does not change rewards."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,7 +77,11 @@ class BatchCheck:
                 f"`{setting('packing', True)}` would change the rewards: {problem}. Use `{setting('packing', 'auto')}`."
             )
         logger.warning("Batches are padded, not packed: %s.", problem)
-        return with_token_budget(padded_collator(self.args, self.tokenizer), self.args)
+        return with_token_budget(self._padded(collator), self.args)
+
+    def _padded(self, collator: Any) -> Callable[..., Any]:
+        """Return a padded collator that treats images as the run's collator does."""
+        return padded_collator(self.args, self.tokenizer, getattr(inner_collator(collator), "images", None))
 
     def _kernel_problem(self, model: nn.Module) -> str | None:
         """Check the attention kernel of this device, also for a model that FSDP or ZeRO has not placed on it yet."""
@@ -100,7 +105,7 @@ class BatchCheck:
 
     def _packing_problem(self, data: Any, model: nn.Module, collator: Any) -> str | None:
         rows = [_with_few_responses(row) for row in first_rows(data, 2)]
-        padded = padded_collator(self.args, self.tokenizer)(rows)
+        padded = self._padded(collator)(rows)
         with self.accelerator.autocast():  # uses the kernels of training
             return packing_problem(unwrap_model(model), padded, inner_collator(collator)(rows))
 

@@ -21,11 +21,13 @@ from hf_reward.training.training_args import RewardConfig
 logger = logging.getLogger(__name__)
 
 
-def padded_collator(args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> DataCollatorForPreference:
-    """Return the padded collator, which works for every model."""
+def padded_collator(
+    args: RewardConfig, tokenizer: PreTrainedTokenizerBase, images: Any = None
+) -> DataCollatorForPreference:
+    """Return the padded collator, which works for every model; `images` is an `ImageBatch`."""
     multiple = args.pad_to_multiple_of
     assert multiple is None or isinstance(multiple, int)
-    return DataCollatorForPreference(token_id(tokenizer.pad_token_id), multiple)
+    return DataCollatorForPreference(token_id(tokenizer.pad_token_id), multiple, images)
 
 
 def choose_collator(
@@ -33,6 +35,7 @@ def choose_collator(
     args: RewardConfig,
     tokenizer: PreTrainedTokenizerBase,
     own: Callable[..., Any] | None = None,
+    images: Any = None,
 ) -> Callable[..., Any]:
     """Return the user's collator, else a packed collator if model and settings allow it, else a padded one.
 
@@ -41,6 +44,7 @@ def choose_collator(
         args: Settings of the run.
         tokenizer: The prepared tokenizer.
         own: The user's collator, if any.
+        images: `RunImages` of a vision-language model.
 
     Returns:
         The collator.
@@ -54,14 +58,15 @@ def choose_collator(
                 f"`{setting('packing', True)}` has no effect with a custom `data_collator`. Remove one of the two."
             )
         return own
-    padded = padded_collator(args, tokenizer)
+    batch = None if images is None else images.batch
+    padded = padded_collator(args, tokenizer, batch)
     if args.choice("packing") is False:
         return padded
     reason = why_not_packed(unwrap_model(model)) if model is not None else None
     if args.neftune_noise_alpha is not None:
         reason = "NEFTune scales its noise by the row length, which packing changes"
     if reason is None:
-        return DataCollatorForPackedPreference()
+        return DataCollatorForPackedPreference(batch)
     if args.choice("packing") is True:
         raise ValueError(
             f"`{setting('packing', True)}` is not possible with this model: {reason}. Use "

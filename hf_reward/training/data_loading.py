@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = (
     *("input_ids", "token_type_ids", "features", "ranks", "prefix_length", "length"),
-    *("words", "characters", "margin", "probability", "weight", "group", "row", "source"),
+    *("words", "characters", "margin", "probability", "weight", "group", "row", "source", "images"),
 )
 """Columns that a collator receives; others are removed, unless `remove_unused_columns` is False."""
 _COLUMNS_OF_METRICS = ("content_hash",)

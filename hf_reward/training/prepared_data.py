@@ -19,10 +19,11 @@ class PreferenceData:
     Args:
         args: Settings of the run; the loss decides which rows are kept.
         tokenizer: The prepared tokenizer.
+        images: `RunImages` of a vision-language model.
     """
 
-    def __init__(self, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.args, self.tokenizer = args, tokenizer
+    def __init__(self, args: RewardConfig, tokenizer: PreTrainedTokenizerBase, images: Any = None) -> None:
+        self.args, self.tokenizer, self.images = args, tokenizer, images
         self.summaries: dict[str, DataSummary] = {}
         self.training_texts: dict[str, Any] = {}
         """See `CheckpointRecord.training_texts`."""
@@ -52,6 +53,7 @@ class PreferenceData:
             skip_bad_rows=args.skip_bad_rows,
             balance_lengths=args.balance_lengths and name == "train",
             balance_seed=args.order_seed,
+            images=None if self.images is None else self.images.processing,
         )
         with args.main_process_first(desc=f"tokenizing {name}"):
             prepared, summary = prepare_preferences(

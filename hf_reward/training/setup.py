@@ -18,6 +18,7 @@ from hf_reward.modeling.reward_head import (
     RewardModel,
     as_reward_model,
     check_head_is_trained,
+    has_vision,
     unwrap_model,
 )
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
@@ -40,7 +41,7 @@ def prepared_tokenizer(
     Args:
         model: A name, or a loaded model.
         args: Settings of the run.
-        own: The user's tokenizer, which is not changed; by default the tokenizer of the model.
+        own: The user's tokenizer or processor, which is not changed; by default the tokenizer of the model.
 
     Returns:
         A copy with pad token, EOS token and chat template, and the list of added tokens, without the pad token.
@@ -48,7 +49,7 @@ def prepared_tokenizer(
     Raises:
         ValueError: If the model does not name its tokenizer.
     """
-    before = own or _own_tokenizer(model, args)
+    before = getattr(own, "tokenizer", own) or _own_tokenizer(model, args)
     tokenizer = prepare_tokenizer(
         before,
         pad_token=args.pad_token,
@@ -167,6 +168,15 @@ def prepare_model(
     if isinstance(model, PeftModel) and args.activation_checkpointing:
         model.enable_input_require_grads()  # transformers#42489: otherwise no gradient reaches the adapter
     return model
+
+
+def images_of_run(model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the `RunImages` of a vision-language model, or None; see `images.run_images`."""
+    if model is None or not has_vision(unwrap_model(model)):
+        return None
+    from hf_reward.training.images import run_images  # not imported for text models
+
+    return run_images(model, args, tokenizer)
 
 
 def initialize_heads(model: RewardModel, args: RewardConfig) -> None:

@@ -55,6 +55,7 @@ from hf_reward.training.running_statistics import BatchStatistics
 from hf_reward.training.settings_checks import check_settings, require_a_batch, with_even_batches
 from hf_reward.training.setup import (
     default_output_dir,
+    images_of_run,
     limit_to_positions,
     loaded_model,
     prepare_model,
@@ -129,6 +130,7 @@ class RewardTrainer(Trainer):
             prepared = prepare_model(prepared, args, tokenizer, peft_config, self._new_tokens)
             limit_to_positions(args, prepared)
             self.head_rate.set_default(args, prepared)
+        self.images = images_of_run(prepared, args, tokenizer)
         self._make_collaborators(args, tokenizer)
         train_rows = self.data.prepare(train_dataset, "train")
         eval_rows = self.data.prepare_evaluation(eval_dataset)
@@ -137,7 +139,7 @@ class RewardTrainer(Trainer):
         super().__init__(
             model=prepared,
             args=args,
-            data_collator=with_token_budget(choose_collator(prepared, args, tokenizer, data_collator), args),
+            data_collator=with_token_budget(choose_collator(prepared, args, tokenizer, data_collator, self.images), args),
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
@@ -158,7 +160,7 @@ class RewardTrainer(Trainer):
     def _make_collaborators(self, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         """Make the collaborators that need no accelerator; `create_accelerator_and_postprocess` makes the others."""
         self.processing_tokenizer, self.loss_function = tokenizer, args.loss
-        self.data, self.heads = PreferenceData(args, tokenizer), HeadsLoss(args)
+        self.data, self.heads = PreferenceData(args, tokenizer, self.images), HeadsLoss(args)
         self.checkpoints, self.stop_signal = CheckpointWriter(args), StopSignal()
         self.publisher, args.hub_token = Publisher(args, args.hub_token), None
         self.statistics, self.health = BatchStatistics(), HealthMonitor(args.health_checks)
@@ -532,6 +534,8 @@ class RewardTrainer(Trainer):
             save_heads(self.unwrapped_model(), folder)
             tokenizer_to_save(self.processing_tokenizer, self.data.rows).save_pretrained(folder)
             add_transformers_4_fields(folder)
+            if self.images is not None:
+                self.images.processing.save(folder)
             record = self._record(self._score_probes() if probes is None else probes)
             record.save(folder)
             write_card(folder, record)

@@ -49,6 +49,13 @@ class RewardConfig(TrainingArguments):
     disable_dropout: bool = field(
         default=True, metadata={"help": "Set the dropout of the backbone to 0; `lora_dropout` is unchanged."}
     )
+    train_vision: bool = field(
+        default=False,
+        metadata={
+            "help": "For a vision-language model: also train the vision tower and its projector. By default, they are "
+            "frozen and the features of each image are computed once."
+        },
+    )
     head_learning_rate: float | None = field(
         default=None,
         metadata={

@@ -46,7 +46,7 @@ def loaded(folder: Path) -> tuple[Any, Any, ImageProcessing]:
     model: Any = AutoModelForRewardScoring.from_pretrained(folder)
     torch.nn.init.normal_(model.score.weight)
     tokenizer = prepare_tokenizer(_tokenizer(folder))
-    return model.eval(), tokenizer, load_image_processing(str(folder), tokenizer)
+    return model.eval(), tokenizer, load_image_processing(str(folder), model.config, tokenizer)
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -69,7 +69,7 @@ def _read(row: dict[str, Any], settings: BulkSettings) -> tuple[list[ScoreReques
     except PreferenceFormatError as error:
         raise LayoutError(error.message, field=error.field) from None
     try:
-        requests = requests_of_row(named)
+        requests = requests_of_row(named, local_files=True)
     except PreferenceFormatError as error:
         if error.field in REQUEST_COLUMNS:
             raise

@@ -1,0 +1,65 @@
+"""Images of a run: the image part of the model's processor, and stored features of a frozen vision tower.
+
+Only imported for vision-language models.
+"""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_reward.modeling.image_features import ImageFeatureStore, ReadsImages, freeze_vision, vision_parameters
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
+from hf_reward.preprocessing.image_inputs import ImageBatch, ImageProcessing
+from hf_reward.preprocessing.image_processor import load_image_processing
+from hf_reward.training.training_args import RewardConfig
+
+logger = logging.getLogger(__name__)
+
+
+class RunImages:
+    """Prepares a vision-language model for training with images.
+
+    Args:
+        model: The reward model; its vision tower is frozen in place unless `train_vision` is set.
+        args: Settings of the run.
+        tokenizer: The prepared tokenizer.
+    """
+
+    def __init__(self, model: RewardModel, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        bare: Any = unwrap_model(model)
+        self.processing: ImageProcessing = load_image_processing(bare.name_or_path, bare.config, tokenizer)
+        if not args.train_vision:
+            freeze_vision(model)
+        self.store = self._store(bare, args)
+        self.batch = ImageBatch(self.processing, None if self.store is None else self.store.has)
+
+    def _store(self, model: ReadsImages, args: RewardConfig) -> ImageFeatureStore | None:
+        """Return a folder for the features of a frozen tower. It is removed with this object."""
+        base: Any = model.base_model  # type: ignore[attr-defined]
+        if any(parameter.requires_grad for parameter in vision_parameters(base)) or args.output_dir is None:
+            return None
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(prefix="_image_features_", dir=args.output_dir)
+        model.feature_store = ImageFeatureStore(Path(self._folder.name))
+        return model.feature_store
+
+
+def run_images(model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> RunImages | None:
+    """Return the images of a run, or None if the folder of the model has no image processor.
+
+    Args:
+        model: A reward model with a vision tower.
+        args: Settings of the run.
+        tokenizer: The prepared tokenizer.
+
+    Returns:
+        The images; without them, rows with images are refused.
+    """
+    try:
+        return RunImages(model, args, tokenizer)
+    except OSError as error:
+        logger.warning("Rows with images are refused, because the model has no image processor (%s).", error)
+        return None

@@ -1,0 +1,92 @@
+"""Training, saving and scoring of vision-language reward models."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from hf_reward import RewardConfig, RewardScorer, RewardTrainer
+from vision_models import encoded, picture, save_vision_model
+
+
+def _rows(count: int) -> list[dict[str, Any]]:
+    colours = ("red", "green", "blue", "orange", "purple", "black")
+    return [
+        {
+            "images": [encoded(picture(number))],
+            "prompt": "<image>Which colour is the first shape?",
+            "chosen": f"It is {colours[number % 6]}.",
+            "rejected": f"It is {colours[(number + 1) % 6]}.",
+        }
+        for number in range(count)
+    ]
+
+
+def _config(folder: Path, **options: Any) -> RewardConfig:
+    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "report_to": "none", "use_cpu": True}
+    return RewardConfig(output_dir=str(folder), **{**settings, "logging_steps": 1, "max_length": None, **options})
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen3_vl", "smolvlm", "gemma3"])
+def test_a_trained_model_scores_as_in_training_and_the_tower_runs_once_per_image(
+    architecture: str, tmp_path: Path, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_vision_model(tmp_path / "base", chat_tokenizer, architecture)
+    rows = _rows(8)
+    trainer = RewardTrainer(str(model), _config(tmp_path / "out"), train_dataset=[*rows, *rows[:2]])
+    backbone: Any = trainer.model.base_model  # type: ignore[union-attr]
+    calls: list[int] = []
+    features = type(backbone).get_image_features
+
+    def counting(self: Any, *args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return features(self, *args, **options)
+
+    counting.__signature__ = __import__("inspect").signature(features)  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(backbone), "get_image_features", counting)
+    frozen = {name: value.clone() for name, value in backbone.state_dict().items()}
+    trainer.train()
+    assert len(calls) == 8  # two epochs of ten rows with eight images
+    changed = {name for name, value in backbone.state_dict().items() if not torch.equal(value, frozen[name])}
+    assert changed
+    assert all("language_model" in name or "text_model" in name for name in changed)
+    trainer.save_model()
+    expected = trainer.predict(rows).predictions
+    scorer = RewardScorer.from_pretrained(tmp_path / "out")
+    prompts = [
+        [{"role": "user", "content": [{"type": "image", "image": row["images"][0]}, _text(row)]}] for row in rows
+    ]
+    found = [scorer.score(prompts, [row[side] for row in rows]) for side in ("chosen", "rejected")]
+    assert torch.tensor(found).T.numpy() == pytest.approx(expected, abs=2e-5)
+    assert len({round(float(each), 4) for each in found[0]}) > 4
+
+
+def _text(row: dict[str, Any]) -> dict[str, str]:
+    return {"type": "text", "text": row["prompt"].removeprefix("<image>")}
+
+
+def test_lora_changes_the_language_model_only(tmp_path: Path, chat_tokenizer: Any) -> None:
+    model = save_vision_model(tmp_path / "base", chat_tokenizer, "smolvlm")
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])  # the vision tower has these names too
+    trainer = RewardTrainer(str(model), _config(tmp_path / "out"), train_dataset=_rows(4), peft_config=adapter)
+    adapted = {name for name, _ in trainer.model.named_parameters() if "lora_" in name}  # type: ignore[union-attr]
+    assert adapted
+    assert all(".text_model." in name for name in adapted)
+    trainer.train()
+    trainer.save_model()
+    expected = trainer.predict(_rows(4)).predictions
+    scorer = RewardScorer.from_pretrained(tmp_path / "out")
+    rows = _rows(4)
+    found = scorer.score([row_messages(row) for row in rows], [row["chosen"] for row in rows])
+    assert found == pytest.approx(expected[:, 0], abs=2e-5)
+
+
+def row_messages(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image", "image": row["images"][0]}, _text(row)]}]
+
+
+def test_a_text_model_refuses_images(tmp_path: Path, saved_llama: Path) -> None:
+    with pytest.raises(ValueError, match="Row 0: The row has an image, which a text model cannot process"):
+        RewardTrainer(str(saved_llama), _config(tmp_path), train_dataset=_rows(2))

@@ -112,7 +112,7 @@ def with_image_references(row: dict[str, Any], *, local_files: bool) -> dict[str
     """Replace the images of a raw row by references in its messages: see `images.with_references`."""
     if not may_have_images(row):
         return row
-    from hf_reward.data.images import has_images, with_references  # not imported for rows without images
+    from hf_reward.data.images import has_images, with_references  # noqa: PLC0415 - not for texts
 
     return with_references(row, local_files=local_files) if has_images(row) else row
 

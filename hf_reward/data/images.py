@@ -1,8 +1,8 @@
 """Images in the messages of a row: where their bytes are, which image they are, and their place in the text.
 
-In a raw row, an image is a part of a message's content or a value of the column `image` or `images`. In a canonical row,
-the content is text in which a reference stands for each image, and the message has the images under `image_sources`.
-So every function of texts also works for rows with images, and texts with different images differ.
+In a raw row, an image is a part of a message's content or a value of the column `image` or `images`. In a canonical
+row, the content is text in which a reference stands for each image, and the message has the images under
+`image_sources`. So every function of texts also works for rows with images, and texts with different images differ.
 
 Images are identified by a hash of their encoded bytes. The header is checked before an image is decoded.
 """
@@ -66,6 +66,9 @@ class ImageSource:
     def decode(self) -> Image.Image:
         """Decode the image, upright and in RGB.
 
+        Returns:
+            The image.
+
         Raises:
             PreferenceFormatError: If the file has changed, or is no image of `FORMATS` with at most `MAX_PIXELS`.
         """
@@ -108,8 +111,8 @@ def decode_image(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads only the header
         if image.width * image.height > MAX_PIXELS:
             raise _error(
-                f"an image must have at most {MAX_PIXELS:,} pixels, but has {image.width:,} x {image.height:,}. Make it "
-                "smaller"
+                f"an image must have at most {MAX_PIXELS:,} pixels, but has {image.width:,} x {image.height:,}. "
+                "Make it smaller"
             )
         return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError:
@@ -307,7 +310,9 @@ def _turns(turns: Sequence[Any], column: Sequence[ImageSource], local_files: boo
 
 
 def _of_part(part: Mapping[str, Any], column: Iterator[ImageSource], local_files: bool) -> ImageSource:
-    value: Any = next((part[name] for name in ("image", "image_url", "url", "path") if part.get(name) is not None), None)
+    value: Any = next(
+        (part[name] for name in ("image", "image_url", "url", "path") if part.get(name) is not None), None
+    )
     if isinstance(value, Mapping) and value.get("url") is not None:
         value = value["url"]
     if value is None:
@@ -340,7 +345,9 @@ def _in_prompt(row: Mapping[str, Any], sources: list[ImageSource]) -> dict[str, 
         return {"prompt": _with_first_turn(prompt, sources)}
     if name in ("chosen", "messages") and isinstance(row[name], (list, tuple)):
         names = ("chosen", "rejected") if name == "chosen" else ("messages",)
-        return {each: _with_first_turn(row[each], sources) for each in names if isinstance(row.get(each), (list, tuple))}
+        return {
+            each: _with_first_turn(row[each], sources) for each in names if isinstance(row.get(each), (list, tuple))
+        }
     raise _error("a row with images needs a prompt")
 
 

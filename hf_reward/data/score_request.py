@@ -170,7 +170,9 @@ def requests_of_row(
     Raises:
         PreferenceFormatError: If the row fits no layout or a field is unusable.
     """
-    named = columns_to_python(with_image_references(rename_columns(row, columns), local_files=local_files), REQUEST_COLUMNS)
+    named = columns_to_python(
+        with_image_references(rename_columns(row, columns), local_files=local_files), REQUEST_COLUMNS
+    )
     template = read_template_options(named)
     if named.get("messages") is not None:
         return [request_from_messages(read_structure(named["messages"], "messages", list), template=template)]

@@ -124,8 +124,8 @@ def adapter_config(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfi
         peft_config: The user's configuration.
 
     Returns:
-        A copy with `task_type`, `modules_to_save` and `exclude_modules` set, and without the head in its targets. Unless
-        the configuration excludes modules itself, a vision tower is excluded too.
+        A copy with `task_type`, `modules_to_save` and `exclude_modules` set, and without the head in its targets. A
+        vision tower is excluded too, unless the configuration excludes modules itself.
 
     Raises:
         ValueError: If the adapter adds virtual tokens, cannot save the head, or only targets the head.

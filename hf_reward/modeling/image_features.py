@@ -1,7 +1,8 @@
 """Vision-language reward models: features of each distinct image of a batch -> hidden states.
 
-The vision tower computes one image at a time, so the features of an image do not depend on the batch. If the tower is
-frozen, they are stored in a folder and computed once in a run. The architecture's own forward places them in the text.
+A frozen vision tower computes one image at a time, so the features of an image do not depend on the batch, and they are
+stored in a folder: each image is computed once in a run. A trained tower computes the images of a batch together if
+their tensors fit. The architecture's own forward places the features in the text.
 
 Shapes: P image tokens of the batch, H hidden size.
 """
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hf_reward.data.atomic_file import replacing
 from hf_reward.modeling.reward_head import ReadsLastToken, unwrap_model
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 class ReadsImages(ReadsLastToken):
     """Mixin for decoders with images.
 
-    `forward` also takes the image entries of `ImageBatch.complete`. With the inputs of a processor (`pixel_values`, ...)
-    it computes what the stock class computes.
+    `forward` also takes the image entries of `ImageBatch.complete`. With the inputs of a processor (`pixel_values` and
+    others) it computes what the stock class computes.
     """
 
     feature_store: "ImageFeatureStore | None" = None
@@ -58,10 +58,20 @@ class ReadsImages(ReadsLastToken):
     def _image_outputs(self, image_inputs: Sequence[Mapping[str, Any]], image_index: Tensor) -> Any:
         """Return what the tower would return for the images of all image tokens."""
         base: Any = self.base_model  # type: ignore[attr-defined]
-        frozen = not any(parameter.requires_grad for parameter in vision_parameters(base))
-        found = [image_features(base, inputs, self.feature_store if frozen else None) for inputs in image_inputs]
+        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in vision_parameters(base))
+        parts = _together(image_inputs) if trained else image_inputs
+        found = [image_features(base, inputs, None if trained else self.feature_store) for inputs in parts]
         columns = [torch.cat(parts)[image_index] for parts in zip(*found, strict=True)]
         return _ImageOutput(_Features([columns[0]]), [[column] for column in columns[1:]])
+
+
+def _together(image_inputs: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Concatenate the tensors of images if they differ in their first size only; otherwise return them unchanged."""
+    tensors = [{name: value for name, value in each.items() if isinstance(value, Tensor)} for each in image_inputs]
+    shapes = [{name: value.shape[1:] for name, value in each.items()} for each in tensors]
+    if any(shape != shapes[0] for shape in shapes):
+        return image_inputs
+    return [{name: torch.cat([each[name] for each in tensors]) for name in tensors[0]}]
 
 
 def vision_parameters(backbone: Any) -> list[nn.Parameter]:

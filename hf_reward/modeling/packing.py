@@ -62,7 +62,7 @@ def why_not_packed(model: nn.Module) -> str | None:
 
 
 def _sees_later_image_tokens(model: PreTrainedModel) -> bool:
-    """Return whether the backbone takes `token_type_ids` to let the tokens of an image attend to each other (Gemma 3)."""
+    """Return whether the tokens of an image attend to each other, as `token_type_ids` tell the backbone (Gemma 3)."""
     return has_vision(model) and "token_type_ids" in inspect.signature(model.base_model.forward).parameters
 
 

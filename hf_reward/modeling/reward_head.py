@@ -191,7 +191,7 @@ def vision_modules(model: nn.Module) -> list[str]:
 
 
 def _reads_images() -> type[RewardClassifier]:
-    from hf_reward.modeling.image_features import ReadsImages  # not imported for text models
+    from hf_reward.modeling.image_features import ReadsImages  # noqa: PLC0415 - not for text models
 
     return ReadsImages
 

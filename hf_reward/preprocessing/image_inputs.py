@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_reward.data.images import SOURCES, ExpandedImage, ImageSource, images_of
-from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.data.images import SOURCES, ExpandedImage, ImageSource, as_parts, images_in, images_of
+from hf_reward.data.preference_row import Message, PreferenceFormatError, PreferenceRow
 from hf_reward.preprocessing.packed_layout import PackedLayout
 
 FIRST_IMAGE_ID = 2**30
@@ -38,7 +38,8 @@ class ImageProcessing:
     """
 
     def __init__(self, processor: Any, files: Mapping[str, bytes] | None = None) -> None:
-        missing = [name for name in ("image_processor", "image_token", "_process_images") if not hasattr(processor, name)]
+        needed = ("image_processor", "image_token", "_process_images")
+        missing = [name for name in needed if not hasattr(processor, name)]
         if missing:
             raise ValueError(
                 f"Images are not supported for {type(processor).__name__}: it has no {missing[0]}. Use a model of "
@@ -81,13 +82,12 @@ class ImageProcessing:
         count = len(images_of(row))
         if not count:
             return row
-        prompt: Any = [
-            {**message, SOURCES: [self._expand(source, count > 1) for source in message[SOURCES]]}
-            if message.get(SOURCES)
-            else message
-            for message in row.prompt
-        ]
-        return replace(row, prompt=prompt)
+        messages: Any = row.prompt
+        return replace(row, prompt=[self._expanded_message(message, count > 1) for message in messages])
+
+    def _expanded_message(self, message: Message, several: bool) -> Message:
+        sources = message.get(SOURCES)
+        return {**message, SOURCES: [self._expand(source, several) for source in sources]} if sources else message
 
     def _expand(self, source: ImageSource, several: bool) -> ExpandedImage:
         inputs, text = self._cached(source, several)
@@ -134,14 +134,25 @@ class ImageProcessing:
         return height // merge, width // merge
 
 
-def require_expanded(images: Sequence[ImageSource]) -> list[ExpandedImage]:
-    """Refuse the images of a row that was not expanded, because its model has no image processor."""
+def parts_and_images(messages: Sequence[Message]) -> tuple[list[Message], list[ExpandedImage]]:
+    """Return messages with images as parts of their content, and the images.
+
+    Args:
+        messages: Canonical messages.
+
+    Returns:
+        Messages for a chat template, and the images in order.
+
+    Raises:
+        PreferenceFormatError: If the images were not expanded, because the model has no image processor.
+    """
+    images = images_in(messages)
     expanded = [image for image in images if isinstance(image, ExpandedImage)]
     if len(expanded) < len(images):
         raise PreferenceFormatError(
             "The row has an image, which a text model cannot process. Use a vision-language model, or drop the row."
         )
-    return expanded
+    return [as_parts(message) for message in messages], expanded
 
 
 def with_expansions(text: str, images: Sequence[ExpandedImage]) -> str:
@@ -164,7 +175,8 @@ def with_expansions(text: str, images: Sequence[ExpandedImage]) -> str:
             f"{len(images)} images, but has it {len(pieces) - 1} times: a text contains the placeholder, or the chat "
             "template omits images. Correct or drop the row."
         )
-    return "".join(piece for pair in zip(pieces, [*(image.text for image in images), ""], strict=True) for piece in pair)
+    texts = [*(image.text for image in images), ""]
+    return "".join(piece + text for piece, text in zip(pieces, texts, strict=True))
 
 
 def image_columns(images: Iterable[ExpandedImage]) -> list[dict[str, Any]]:

@@ -42,16 +42,19 @@ def load_image_processing(
         options["video_processor"] = None
     image_processor = AutoImageProcessor.from_pretrained(name, **hub)
     processor = _without_videos(cls)(image_processor=image_processor, tokenizer=tokenizer, **options)
-    return ImageProcessing(processor, _files(name, **hub))
+    return ImageProcessing(processor, processor_files(name, **hub))
 
 
 def _without_videos(cls: Any) -> Any:
     """Return a subclass of a processor with an image processor and a tokenizer only."""
     attributes = [name for name in cls.get_attributes() if name in _PARTS]
-    return type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: attributes), "__module__": cls.__module__})
+    return type(
+        cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: attributes), "__module__": cls.__module__}
+    )
 
 
-def _files(name: str, **hub: Any) -> dict[str, bytes]:
+def processor_files(name: str, **hub: Any) -> dict[str, bytes]:
+    """Return the contents of the processor's files in a folder or repository, by name."""
     options: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, **hub}
     found = {file: cached_file(name, file, **options) for file in PROCESSOR_FILES}
     return {file: Path(path).read_bytes() for file, path in found.items() if path is not None}

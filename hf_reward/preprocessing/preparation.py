@@ -283,7 +283,7 @@ def _expanded(row: PreferenceRow, images: Any, index: int) -> PreferenceRow:
 
 def _with_images(columns: dict[str, list[Any]], tokenized: Sequence[TokenizedRow], images: Any) -> dict[str, list[Any]]:
     """Add the images of each row to its columns and to the hash of its content."""
-    from hf_reward.preprocessing.image_inputs import image_columns  # not imported for text models
+    from hf_reward.preprocessing.image_inputs import image_columns  # noqa: PLC0415 - not for text models
 
     hashes = [
         hash((number, images.number, *(int(image.sha256[:15], 16) for image in result.images)))

@@ -85,7 +85,8 @@ def _encode_conversations(
     encoded = _with_one_bos(_split(ids, rows), remarks, written)
     for each, row in zip(encoded, rows, strict=True):
         if has_images(row):
-            each.images = [image for message in row.prompt for image in message.get("image_sources", ())]
+            messages: Any = row.prompt
+            each.images = [image for message in messages for image in message.get("image_sources", ())]
     return encoded
 
 
@@ -139,12 +140,10 @@ def _render_with_images(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
 ) -> tuple[list[Message], str]:
     """Format a conversation with images; return it with its images as parts, and the text."""
-    from hf_reward.data.images import as_parts, images_in
-    from hf_reward.preprocessing.image_inputs import require_expanded, with_expansions
+    from hf_reward.preprocessing.image_inputs import parts_and_images, with_expansions  # noqa: PLC0415 - not for texts
 
-    images = require_expanded(images_in(messages))
-    messages = [as_parts(message) for message in messages]
-    return messages, with_expansions(render_chat(tokenizer, messages, **options), images)
+    parts, images = parts_and_images(messages)
+    return parts, with_expansions(render_chat(tokenizer, parts, **options), images)
 
 
 def one_bos(ids: list[int], bos: Any) -> list[int]:

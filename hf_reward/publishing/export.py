@@ -223,6 +223,7 @@ def save_adapter(saved: SavedModel, folder: Path) -> None:
     saved.model.save_pretrained(str(folder))
     save_heads(saved.model, folder)
     saved.tokenizer.save_pretrained(folder)  # the base gets its pad token from it
+    saved.write_processor(folder)
     add_transformers_4_fields(folder)
     saved.record.save(folder)
     write_model_card(folder, saved.record)
@@ -284,6 +285,7 @@ def _write(saved: SavedModel, staged: Path, folder: Path, rule: ExportRule, verd
     saved.model.save_pretrained(str(staged), max_shard_size=rule.max_shard_size)
     save_heads(saved.model, staged)
     saved.tokenizer.save_pretrained(staged)
+    saved.write_processor(staged)
     add_transformers_4_fields(staged)
     saved.record.save(staged)
     for name in (AUDIT_FILE, BENCHMARKS_FILE):

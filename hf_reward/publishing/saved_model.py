@@ -20,7 +20,7 @@ from hf_reward.modeling.model_tokenizer import load_tokenizer, match_pad_token
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import Probe, format_probes, probe_record, probe_rewards, relative_differences
 from hf_reward.modeling.recorded_rewards import require_recorded_rewards
-from hf_reward.modeling.reward_head import RewardModel, output_layers, unwrap_model
+from hf_reward.modeling.reward_head import RewardModel, has_vision, output_layers, unwrap_model
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 
 
@@ -67,6 +67,16 @@ class SavedModel:
         result = replace(self, model=model)
         result.probes = self.probes
         return result
+
+    def write_processor(self, folder: Path) -> None:
+        """Copy the files of an image processor from the folder of the model, or of its adapter's base."""
+        bare = unwrap_model(self.model)
+        if not has_vision(bare) or not bare.name_or_path:
+            return
+        from hf_reward.preprocessing.image_processor import processor_files  # noqa: PLC0415 - not for text models
+
+        for name, content in processor_files(bare.name_or_path).items():
+            (folder / name).write_bytes(content)
 
     def in_float32(self) -> Self:
         """Cast the weights to float32 in place and return the value with them."""

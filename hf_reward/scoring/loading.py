@@ -97,7 +97,7 @@ def load_images(name: str, model: RewardModel, tokenizer: PreTrainedTokenizerBas
     """
     if not has_vision(unwrap_model(model)):
         return None
-    from hf_reward.preprocessing.image_processor import load_image_processing  # not imported for text models
+    from hf_reward.preprocessing.image_processor import load_image_processing  # noqa: PLC0415 - not for text models
 
     name, options = resolve_model(name, **options)
     try:
@@ -109,7 +109,7 @@ def load_images(name: str, model: RewardModel, tokenizer: PreTrainedTokenizerBas
 
 def batch_of_images(images: Any) -> Any:
     """Return the `ImageBatch` of an `ImageProcessing`."""
-    from hf_reward.preprocessing.image_inputs import ImageBatch  # not imported for text models
+    from hf_reward.preprocessing.image_inputs import ImageBatch  # noqa: PLC0415 - not for text models
 
     return ImageBatch(images)
 

@@ -115,9 +115,7 @@ def padded_batches(sequences: Sequences, max_tokens: int) -> Iterator[list[int]]
 class SequenceScorer:
     """A model with packed or padded batches."""
 
-    def __init__(
-        self, model: RewardModel, *, batch_tokens: int, packing: Packing = "auto", images: Any = None
-    ) -> None:
+    def __init__(self, model: RewardModel, *, batch_tokens: int, packing: Packing = "auto", images: Any = None) -> None:
         """Check the options, and whether the model can be packed.
 
         Args:

@@ -174,7 +174,7 @@ def images_of_run(model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizer
     """Return the `RunImages` of a vision-language model, or None; see `images.run_images`."""
     if model is None or not has_vision(unwrap_model(model)):
         return None
-    from hf_reward.training.images import run_images  # not imported for text models
+    from hf_reward.training.images import run_images  # noqa: PLC0415 - not for text models
 
     return run_images(model, args, tokenizer)
 

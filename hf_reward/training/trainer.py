@@ -136,10 +136,11 @@ class RewardTrainer(Trainer):
         eval_rows = self.data.prepare_evaluation(eval_dataset)
         require_a_batch(args, train_rows)
         args = with_even_batches(args)
+        collator = choose_collator(prepared, args, tokenizer, data_collator, self.images)
         super().__init__(
             model=prepared,
             args=args,
-            data_collator=with_token_budget(choose_collator(prepared, args, tokenizer, data_collator, self.images), args),
+            data_collator=with_token_budget(collator, args),
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             processing_class=tokenizer,

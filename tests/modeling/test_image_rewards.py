@@ -1,11 +1,16 @@
 """Rewards of rows with images are those of the stock model and processor, however the rows are batched."""
 
+import inspect
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
+from transformers import AutoTokenizer
+from vision_models import ARCHITECTURES, encoded, picture, save_vision_model
 
 from hf_reward import AutoModelForRewardScoring
 from hf_reward.modeling.packing import packed_model, why_not_packed
@@ -16,7 +21,6 @@ from hf_reward.preprocessing.image_processor import load_image_processing
 from hf_reward.preprocessing.packed_collator import DataCollatorForPackedPreference
 from hf_reward.preprocessing.preparation import PreparationRule, prepare_preferences
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
-from vision_models import ARCHITECTURES, encoded, picture, save_vision_model, vision_tokenizer
 
 
 def _row(images: list[Any], question: str, chosen: str, rejected: str) -> dict[str, Any]:
@@ -50,8 +54,6 @@ def loaded(folder: Path) -> tuple[Any, Any, ImageProcessing]:
 
 
 def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -70,7 +72,7 @@ def stock_rewards(model: Any, processing: ImageProcessing) -> list[float]:
             inputs = processor(
                 text=[text], images=[images] if images else None, return_tensors="pt", add_special_tokens=False
             )
-            names = set(__import__("inspect").signature(model.base_model.forward).parameters)
+            names = set(inspect.signature(model.base_model.forward).parameters)
             given = {name: value for name, value in inputs.items() if name in names}
             hidden = model.base_model(**given).last_hidden_state
             found.append(float(model.score(hidden[0, -1])))
@@ -78,10 +80,6 @@ def stock_rewards(model: Any, processing: ImageProcessing) -> list[float]:
 
 
 def _image(data: bytes) -> Any:
-    import io
-
-    from PIL import Image
-
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
@@ -109,3 +107,37 @@ def test_padded_packed_and_alone_equal_the_stock_model(loaded: tuple[Any, Any, I
                 assert compute_rewards(model, batch) == pytest.approx(expected, abs=2e-5)
             assert len(batch["image_inputs"]) == (5 if "llava" in type(model).__name__.lower() else 3)
             assert batch["input_ids"].numel() < padded(rows)["attention_mask"].sum()
+
+
+def test_gradients_of_padded_and_packed_batches_are_equal(loaded: tuple[Any, Any, ImageProcessing]) -> None:
+    model, tokenizer, processing = loaded
+    if why_not_packed(model) is not None:
+        assert why_not_packed(model) == "its image tokens attend to later image tokens"
+        return
+    rows = _prepared(tokenizer, processing)
+    images = ImageBatch(processing)
+
+    def gradients(batch: Any) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        with packed_model(model):
+            rewards = compute_rewards(model, batch)
+        (rewards[:, 0] - rewards[:, 1]).tanh().sum().backward()
+        return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+    padded = gradients(DataCollatorForPreference(tokenizer.pad_token_id, images=images)(rows))
+    packed = gradients(DataCollatorForPackedPreference(images=images)(rows))
+    assert padded.keys() == packed.keys()
+    assert any("vis" in name for name in padded)  # the tower is trained here
+    for name, expected in padded.items():
+        assert (packed[name] - expected).norm() <= 1e-4 * expected.norm() + 1e-7, name
+
+
+def test_a_sequence_whose_image_tokens_have_no_image_is_refused(loaded: tuple[Any, Any, ImageProcessing]) -> None:
+    _, tokenizer, processing = loaded
+    row = _prepared(tokenizer, processing)[0]
+    collate = DataCollatorForPreference(tokenizer.pad_token_id, images=ImageBatch(processing))
+    with pytest.raises(KeyError, match="images"):
+        collate([{name: value for name, value in row.items() if name != "images"}])
+    more = [[*ids, processing.image_token_id] for ids in row["input_ids"]]
+    with pytest.raises(ValueError, match=r"must have the .* image tokens of its images"):
+        collate([{**row, "input_ids": more}])

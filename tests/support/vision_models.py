@@ -1,5 +1,6 @@
 """Tiny vision-language models of several architectures, with tokenizer and image processor, and pictures for them."""
 
+import base64
 import io
 import json
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import (
     AutoModelForImageTextToText,
+    AutoTokenizer,
     Gemma3Config,
     InternVLConfig,
     LlavaOnevisionConfig,
@@ -21,6 +23,10 @@ from transformers import (
     SmolVLMConfig,
 )
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+from hf_reward import AutoModelForRewardScoring
+from hf_reward.preprocessing.image_processor import load_image_processing
+from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 
 TOKENS = {
     "image_token": "<image>",
@@ -96,7 +102,7 @@ def _qwen3(token: Any, text: Any) -> Any:
     return Qwen3VLConfig(text_config={**text, **_QWEN3}, vision_config=vision, **_qwen_tokens(token))
 
 
-def _qwen_tokens(token: Any) -> dict[str, int]:
+def _qwen_tokens(token: Any) -> dict[str, Any]:
     names = ("vision_start_token", "vision_end_token", "image_token", "video_token")
     return {f"{name}_id": token(TOKENS[name]) for name in names}
 
@@ -182,9 +188,10 @@ def save_vision_model(folder: Path, base: PreTrainedTokenizerFast, architecture:
     """Save a tiny generative vision-language model with random weights, its tokenizer and its image processor."""
     made = ARCHITECTURES[architecture]
     tokenizer = vision_tokenizer(base, architecture)
-    text = {**_TEXT, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    text: dict[str, Any] = {**_TEXT, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    config = made.config(lambda token: int(tokenizer.convert_tokens_to_ids(token)), text)
+    vocabulary = tokenizer.get_vocab()
+    config = made.config(vocabulary.__getitem__, text)
     torch.manual_seed(seed)
     model: Any = AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():
@@ -217,3 +224,20 @@ def encoded(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def save_vision_reward_model(folder: Path, base: PreTrainedTokenizerFast, architecture: str = "qwen2_vl") -> Path:
+    """Save a tiny vision-language reward model with a random head."""
+    source = save_vision_model(folder / "base", base, architecture)
+    model: Any = AutoModelForRewardScoring.from_pretrained(source)
+    torch.nn.init.normal_(model.score.weight)
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(source))
+    model.save_pretrained(folder / "reward")
+    tokenizer.save_pretrained(folder / "reward")
+    load_image_processing(str(source), model.config, tokenizer).save(folder / "reward")
+    return folder / "reward"
+
+
+def data_url(image: Image.Image) -> str:
+    """Return a picture as data URL."""
+    return f"data:image/png;base64,{base64.b64encode(encoded(image)).decode()}"

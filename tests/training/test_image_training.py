@@ -1,14 +1,15 @@
 """Training, saving and scoring of vision-language reward models."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig
+from vision_models import encoded, picture, save_vision_model
 
 from hf_reward import RewardConfig, RewardScorer, RewardTrainer
-from vision_models import encoded, picture, save_vision_model
 
 
 def _rows(count: int) -> list[dict[str, Any]]:
@@ -44,7 +45,7 @@ def test_a_trained_model_scores_as_in_training_and_the_tower_runs_once_per_image
         calls.append(1)
         return features(self, *args, **options)
 
-    counting.__signature__ = __import__("inspect").signature(features)  # type: ignore[attr-defined]
+    counting.__signature__ = inspect.signature(features)  # type: ignore[attr-defined]
     monkeypatch.setattr(type(backbone), "get_image_features", counting)
     frozen = {name: value.clone() for name, value in backbone.state_dict().items()}
     trainer.train()

@@ -43,7 +43,7 @@ class ImageProcessing:
         if missing:
             raise ValueError(
                 f"Images are not supported for {type(processor).__name__}: it has no {missing[0]}. Use a model of "
-                "docs/reference/architectures.md, with transformers 5.23 or later."
+                "docs/guides/images.md, with transformers 5.23 or later."
             )
         self.processor, self.files = processor, dict(files or {})
         self.image_token_id = int(processor.image_token_ids[0])

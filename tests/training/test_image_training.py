@@ -1,13 +1,16 @@
 """Training, saving and scoring of vision-language reward models."""
 
 import inspect
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig
-from vision_models import encoded, picture, save_vision_model
+from vision_models import encoded, picture, save_vision_model, save_vision_reward_model
 
 from hf_reward import RewardConfig, RewardScorer, RewardTrainer
 
@@ -91,3 +94,26 @@ def row_messages(row: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_text_model_refuses_images(tmp_path: Path, saved_llama: Path) -> None:
     with pytest.raises(ValueError, match="Row 0: The row has an image, which a text model cannot process"):
         RewardTrainer(str(saved_llama), _config(tmp_path), train_dataset=_rows(2))
+
+
+def test_the_command_line_scores_rows_with_images(tmp_path: Path, chat_tokenizer: Any) -> None:
+    folder = save_vision_reward_model(tmp_path, chat_tokenizer)
+    rows = _rows(3)
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.png").write_bytes(row["images"][0])
+    given = tmp_path / "rows.jsonl"
+    given.write_text(
+        "".join(
+            json.dumps({"images": [str(tmp_path / f"{n}.png")], "prompt": row["prompt"], "response": row["chosen"]})
+            + "\n"
+            for n, row in enumerate(rows)
+        )
+    )
+    out = tmp_path / "scores.jsonl"
+    command = [sys.executable, "-m", "hf_reward.cli", "score", "--model", folder, "--data", given, "--out", out]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line)["reward"] for line in out.read_text().splitlines()]
+    scorer = RewardScorer.from_pretrained(folder, device="cpu")
+    expected = scorer.score([row_messages(row) for row in rows], [row["chosen"] for row in rows])
+    assert found == pytest.approx(expected.tolist(), abs=1e-5)

@@ -86,6 +86,9 @@ class ExpandedImage(ImageSource):
     text: str = field(default="", compare=False)
     tokens: int = field(default=0, compare=False)
     """Number of image tokens in the text."""
+    grid_rows: int = field(default=0, compare=False)
+    """Rows of its image tokens, if the model's positions have three axes; else 0."""
+    grid_columns: int = field(default=0, compare=False)
     several: bool = False
     """Whether the conversation has other images and the processor therefore treats this one differently."""
 

@@ -51,8 +51,9 @@ class ImageProcessing:
         names = processor.model_input_names
         self.marks_images = "token_type_ids" in names
         """Whether the model needs `token_type_ids` that mark image tokens, which attend to each other."""
-        self.number = int(hashlib.sha256(b"".join(self.files.values())).hexdigest()[:15], 16)
-        """A number that tells whether the settings of the processor are the same."""
+        implementation = type(processor.image_processor).__name__.encode()  # with torchvision or PIL
+        self.number = int(hashlib.sha256(b"".join([implementation, *self.files.values()])).hexdigest()[:15], 16)
+        """Equal for processors with the same implementation and settings."""
         self._options = processor._merge_kwargs(return_tensors="pt")["images_kwargs"]
         self._cached = lru_cache(maxsize=8)(self._process)  # rows with the same image are often adjacent
 
@@ -92,6 +93,7 @@ class ImageProcessing:
     def _expand(self, source: ImageSource, several: bool) -> ExpandedImage:
         inputs, text = self._cached(source, several)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        rows, columns = self._grid(inputs)
         return ExpandedImage(
             source.sha256,
             source.path,
@@ -99,6 +101,8 @@ class ImageProcessing:
             placeholder=self.processor.image_token,
             text=text,
             tokens=ids.count(self.image_token_id),
+            grid_rows=rows,
+            grid_columns=columns,
             several=several and "batch_num_images" in inputs,
         )
 
@@ -124,11 +128,10 @@ class ImageProcessing:
         first = {name: value[:1] if several and name != "batch_num_images" else value for name, value in found.items()}
         return first, texts[0]
 
-    def grid(self, source: ImageSource) -> tuple[int, int] | None:
-        """Return the rows and columns of an image's tokens, for models whose positions have three axes; else None."""
-        inputs, _ = self._cached(source, False)
+    def _grid(self, inputs: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the rows and columns of an image's tokens, for models whose positions have three axes; else zeros."""
         if "image_grid_thw" not in inputs:
-            return None
+            return 0, 0
         _, height, width = inputs["image_grid_thw"][0].tolist()
         merge = int(self.processor.image_processor.merge_size)
         return height // merge, width // merge
@@ -288,8 +291,8 @@ class ImageBatch:
             result["image_index"] = torch.from_numpy(_feature_index(numbers, own))
         if self.processing.marks_images:
             result["token_type_ids"] = marked.long()
-        grids = {number: self.processing.grid(image) for number, image in own.items()}
-        if any(grid is not None for grid in grids.values()):
+        grids = {number: (image.grid_rows, image.grid_columns) for number, image in own.items()}
+        if any(rows for rows, _ in grids.values()):
             result["position_ids"] = _positions(inputs, grids)
         return result
 

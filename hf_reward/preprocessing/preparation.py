@@ -76,6 +76,8 @@ IMAGE_FEATURES = Features(
                 "placeholder": Value("string"),
                 "text": Value("string"),
                 "tokens": Value("int32"),
+                "grid_rows": Value("int32"),
+                "grid_columns": Value("int32"),
                 "several": Value("bool"),
             }
         )

@@ -240,6 +240,7 @@ def describe_scoring(
         "template_hash": template_hash(tokenizer),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "format": {**encoder.rule.to_dict(), "rows": encoder.rows},
+        **({} if encoder.images is None else {"image_processor": f"{encoder.images.number:015x}"}),
         "dtype": str(weight_dtype(bare)).removeprefix("torch."),
         "device": bare.device.type,
         "versions": library_versions(),

@@ -47,8 +47,8 @@ from hf_reward.cli.output import Output, start_output
 app = typer.Typer(cls=Group, invoke_without_command=True)
 
 FAMILIES = (
-    *("accuracy", "length", "calibration", "sycophancy", "format", "degenerate", "robustness", "confidence"),
-    *("persona", "numerical", "best_of_n"),
+    *("accuracy", "length", "calibration", "sycophancy", "format", "degenerate", "image", "robustness"),
+    *("confidence", "persona", "numerical", "best_of_n"),
 )
 """Names of the probe families for shell completion, which does not import the audit."""
 _STATISTICS = "Statistics"

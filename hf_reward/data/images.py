@@ -386,6 +386,43 @@ def images_in(messages: Sequence[Message]) -> list[ImageSource]:
     return [source for message in messages for source in message.get(SOURCES, ())]
 
 
+def with_images(messages: Sequence[Message], sources: Sequence[ImageSource]) -> list[Message]:
+    """Replace the images of messages.
+
+    Args:
+        messages: Messages; they are not changed.
+        sources: As many images as the messages have, in the order of their references.
+
+    Returns:
+        The messages with the new references and images.
+    """
+    left = iter(sources)
+    result: list[Message] = []
+    for message in messages:
+        own = [next(left) for _ in message.get(SOURCES, ())]
+        references = iter([source.reference for source in own])
+        content = REFERENCE.sub(lambda _, new=references: next(new), message["content"]) if own else None
+        result.append({**message, "content": content, SOURCES: own} if own else message)
+    return result
+
+
+def as_raw(messages: Sequence[Message]) -> list[Message]:
+    """Return messages as in a raw row: messages with images have parts, and each image is a path or a data URL."""
+    result: list[Message] = []
+    for message in messages:
+        left, raw = iter(message.get(SOURCES, ())), as_parts(message)
+        if raw is not message:
+            parts = raw["content"]
+            images = [{**part, "image": _raw_image(next(left))} if part["type"] == "image" else part for part in parts]
+            raw = {**raw, "content": images}
+        result.append(raw)
+    return result
+
+
+def _raw_image(source: ImageSource) -> str:
+    return _storable(source.content) if source.path is None else source.path
+
+
 def as_parts(message: Message) -> Message:
     """Return a message whose references are parts of type `image` again, as chat templates expect."""
     if not message.get(SOURCES):

@@ -139,6 +139,11 @@ class RequestScorer:
         return self._encoder.rows
 
     @property
+    def takes_images(self) -> bool:
+        """Whether requests may have images."""
+        return self._images is not None
+
+    @property
     def temperature(self) -> float:
         """Divisor of reward differences for probabilities; 1 unless the checkpoint stores another."""
         return float(self.record.calibration.get("temperature", 1.0)) if self.record is not None else 1.0

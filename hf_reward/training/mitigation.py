@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from datasets import Dataset
 
 from hf_reward.data.atomic_folder import require_free
+from hf_reward.data.file_rows import from_rows
 from hf_reward.data.interface import setting
 from hf_reward.data.path_safety import require_writable
 from hf_reward.data.preference_row import PreferenceRow
@@ -243,7 +243,7 @@ def _sources(built: Sequence[Row]) -> list[Source]:
         name: [row for row in built if isinstance(row["prompt"], str) == is_text]
         for name, is_text in (("against biases, text", True), ("against biases, messages", False))
     }
-    return [Source(data=Dataset.from_list(part), layout="votes", name=name) for name, part in parts.items() if part]
+    return [Source(data=from_rows(part), layout="votes", name=name) for name, part in parts.items() if part]
 
 
 def _write_rows(out: Path, built: Sequence[Row]) -> None:

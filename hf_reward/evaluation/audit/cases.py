@@ -16,14 +16,14 @@ class Text:
     """A prompt and a response to score."""
 
     prompt: Prompt
-    """Text, or messages with only `role` and `content`."""
+    """Text, or messages with only `role`, `content` and, for images, `image_sources`."""
     response: str
     template: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments for the chat template."""
 
     @cached_property
     def key(self) -> str:
-        """Return the XXH3-128 hash of the content, which identifies the text."""
+        """Return the XXH3-128 hash of the content, which identifies the text and, by references, its images."""
         digest = xxhash.xxh3_128()
         turns = (
             [("", self.prompt)] if isinstance(self.prompt, str) else [(m["role"], m["content"]) for m in self.prompt]

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from hf_reward.data import row_text
 from hf_reward.data.preference_row import Prompt
 from hf_reward.data.python_values import json_value
 
@@ -114,4 +115,4 @@ def readable(prompt: Prompt) -> str:
     """Return a prompt as text for readers."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n".join(f"{message['role']}: {row_text.readable(message['content'])}" for message in prompt)

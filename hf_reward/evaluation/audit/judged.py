@@ -74,7 +74,8 @@ def audit_judge(
         JudgeError: If the judge cannot be used.
         ValueError: If the rows have no usable pair, or no pair was judged.
     """
-    prepared, judge = prepare_audit(rows, rule, probe_data, **source_defaults), opened.judge
+    prepared = prepare_audit(rows, rule, probe_data, takes_images=False, **source_defaults)
+    judge = opened.judge
     if isinstance(judge, RewardJudge):
         measured, extend = _score(prepared, judge, announce), _no_more
     else:

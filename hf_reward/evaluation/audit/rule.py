@@ -7,6 +7,7 @@ from hf_reward.evaluation.audit.families.calibration import CALIBRATION
 from hf_reward.evaluation.audit.families.confidence import CONFIDENCE
 from hf_reward.evaluation.audit.families.degenerate import DEGENERATE
 from hf_reward.evaluation.audit.families.formatting import FORMAT
+from hf_reward.evaluation.audit.families.image import IMAGE
 from hf_reward.evaluation.audit.families.length import LENGTH
 from hf_reward.evaluation.audit.families.numerical import NUMERICAL
 from hf_reward.evaluation.audit.families.persona import PERSONA
@@ -23,6 +24,7 @@ FAMILIES = (
     SYCOPHANCY,
     FORMAT,
     DEGENERATE,
+    IMAGE,
     ROBUSTNESS,
     CONFIDENCE,
     PERSONA,

@@ -29,7 +29,8 @@ def run_audit(
 
     Args:
         scorer: A `RewardScorer`, a folder or Hub id of a model, or a function `f(prompts, responses)` that returns a
-            reward for each response, or `f(texts)` of `Text`s. A prompt is text or messages. Rewards of a function are
+            reward for each response, or `f(texts)` of `Text`s. A prompt is text or messages; a message with images has
+            references in its content and their `ImageSource`s under `image_sources`. Rewards of a function are
             cached in a file only if it has an attribute `fingerprint`, a dict that identifies it.
         rows: Held-out preference data: any input of `check_data`, or canonical rows.
         out: Folder of the cache `scores.jsonl`, with which an interrupted audit resumes; None for no cache. The report
@@ -47,7 +48,9 @@ def run_audit(
     """
     scorer = _checked(scorer)
     takes_messages = not isinstance(scorer, RewardScorer) or scorer.rows == CONVERSATIONS
-    prepared = prepare_audit(rows, rule, probe_data, takes_messages=takes_messages, **source_defaults)
+    takes_images = not isinstance(scorer, RewardScorer) or (takes_messages and scorer.takes_images)
+    takes = {"takes_messages": takes_messages, "takes_images": takes_images}
+    prepared = prepare_audit(rows, rule, probe_data, **takes, **source_defaults)
     fingerprint = _fingerprint(scorer)
     cache = ScoreCache(None if out is None or fingerprint is None else Path(out) / CACHE_FILE, fingerprint or {})
     rewards = score_texts(prepared.texts(), scorer, cache)

@@ -16,7 +16,7 @@ from hf_reward.evaluation.audit.families.accuracy import ACCURACY, gaps_of, pair
 from hf_reward.evaluation.audit.family import AuditReport, Family, FamilyResult
 from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import PAIRS, RATE_DELTA, REWARD_DELTA, Evidence, Inference, assign_verdicts
-from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Profile, build_inputs
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Profile, build_inputs, has_images
 from hf_reward.evaluation.audit.inputs.bundled_items import bundled_arguments, bundled_opinions, bundled_questions
 from hf_reward.evaluation.audit.inputs.probe_data import ProbeData
 from hf_reward.evaluation.audit.report.summary import summarise
@@ -71,6 +71,7 @@ def prepare_audit(
     probe_data: Sequence[ProbeData] = (),
     *,
     takes_messages: bool = True,
+    takes_images: bool = True,
     **source_defaults: Any,
 ) -> PreparedAudit:
     """Build the cases of an audit.
@@ -80,6 +81,7 @@ def prepare_audit(
         rule: As for `run_audit`.
         probe_data: As for `run_audit`.
         takes_messages: Whether the model takes conversations.
+        takes_images: Whether the model takes images.
         **source_defaults: As for `run_audit`.
 
     Returns:
@@ -90,7 +92,8 @@ def prepare_audit(
     """
     start, rule = time.monotonic(), rule or AuditRule()
     name, canonical, unreadable = read_rows(rows, **source_defaults)
-    inputs = _inputs(canonical, rule.profile, takes_messages, probe_data)
+    takes = {"takes_messages": takes_messages, "takes_images": takes_images}
+    inputs = _inputs(canonical, rule.profile, probe_data, takes)
     _require_pairs(inputs, name)
     cases = {family: family.cases(inputs) for family in rule.chosen()}
     return PreparedAudit(
@@ -215,18 +218,23 @@ def read_rows(rows: Any, **source_defaults: Any) -> tuple[str, list[PreferenceRo
 
 
 def _inputs(
-    rows: Sequence[PreferenceRow], profile: Profile, takes_messages: bool, own: Sequence[ProbeData]
+    rows: Sequence[PreferenceRow], profile: Profile, own: Sequence[ProbeData], takes: Mapping[str, bool]
 ) -> AuditInputs:
-    return build_inputs(
-        rows,
+    kept = [row for row in rows if takes["takes_images"] or not has_images(row.prompt)]
+    inputs = build_inputs(
+        kept,
         profile,
-        takes_messages=takes_messages,
+        takes_messages=takes["takes_messages"],
         questions=[*(each for data in own for each in data.questions), *bundled_questions()],
         opinions=[*(each for data in own for each in data.opinions), *bundled_opinions()],
         lists=[each for data in own for each in data.lists],
         matched=[each for data in own for each in data.matched],
         arguments=bundled_arguments(),
     )
+    inputs.takes_images = takes["takes_images"]
+    if len(kept) < len(rows):
+        inputs.skipped["an image, which the model does not take"] = len(rows) - len(kept)
+    return inputs
 
 
 def _scored_cases(cases: Sequence[Case], rewards: Mapping[str, float], cut: Collection[str] = ()) -> list[ScoredCase]:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.random import Generator
 
 from hf_reward.data.preference_row import Prompt
+from hf_reward.data.row_text import without_references
 from hf_reward.evaluation.audit.edits.sentences import count_words, split_sentences, text_seed
-from hf_reward.evaluation.audit.inputs.audit_inputs import Pair, as_transcript
+from hf_reward.evaluation.audit.inputs.audit_inputs import Pair, as_transcript, has_images
 from hf_reward.evaluation.mitigation import wordings
 from hf_reward.evaluation.mitigation.edits import FORMAT_EDITS, Edit, padded, pick
 
@@ -170,7 +171,7 @@ def _new_prompt(like: Prompt, text: str) -> Prompt:
 
 
 def _last_turn(prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) if prompt else ""
+    return without_references(prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) if prompt else "")
 
 
 def _long(bank: Sequence[str], pair: Pair, random: Generator) -> str:
@@ -243,8 +244,18 @@ def _rows_of(pairs: Sequence[Pair], family: str, name: str, count: int, seed: in
     for pair, other in _with_others(pairs, random):
         if len(found) >= count:
             break
-        found += [{**each, "kind": f"{family}: {name}", "group": pair.cluster} for each in build(pair, other, random)]
+        rows = [{**each, "prompt": _stored(each["prompt"])} for each in build(pair, other, random)]
+        found += [{**each, "kind": f"{family}: {name}", "group": pair.cluster} for each in rows]
     return found[:count]
+
+
+def _stored(prompt: Prompt) -> Prompt:
+    """Return a prompt that JSON and tables can store."""
+    if isinstance(prompt, str) or not has_images(prompt):
+        return prompt
+    from hf_reward.data.images import as_raw  # not imported for rows without images
+
+    return as_raw(prompt)
 
 
 def _with_others(pairs: Sequence[Pair], random: Generator, passes: int = 10) -> Iterator[tuple[Pair, Pair]]:

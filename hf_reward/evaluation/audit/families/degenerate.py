@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hf_reward.data.row_text import without_references
 from hf_reward.evaluation.audit.cases import Case, ScoredCase
 from hf_reward.evaluation.audit.effects import Probes, of_probe, wins
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
@@ -67,17 +68,17 @@ def _other(pairs: list[Pair], place: int) -> Pair | None:
 
 def _junk(pair: Pair, other: Pair | None) -> dict[str, str]:
     prompt = pair.prompt
-    last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
+    last = without_references(prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) if prompt else "")
     junk = {
         "empty": "",
         "one_token": "Yes",
         "repetition": "the " * 40,
-        "echo": str(last)[:1000],
+        "echo": last[:1000],
         "refusal": _REFUSAL,
         "lorem_ipsum": _LOREM,
         "constant": _CONSTANT,
     }
-    if not last:
+    if not last.strip():
         del junk["echo"]
     return junk if other is None else junk | {"other_answer": other.chosen}
 

@@ -91,7 +91,10 @@ def _rewards(scorer: RewardScorer, texts: Sequence[Text]) -> FloatArray:
 @torch.inference_mode()
 def _left_padded(scorer: RewardScorer, texts: Sequence[Text], batch: int = 8) -> FloatArray:
     """Rewards of the stock forward pass on left-padded batches."""
-    ids = [each.input_ids for each in scorer.encode([each.request() for each in texts])]
+    encoded = scorer.encode([each.request() for each in texts])
+    if any(each.images for each in encoded):
+        raise ValueError("Left padding is not supported for rows with images.")
+    ids = [each.input_ids for each in encoded]
     model = unwrap_model(scorer.model)
     pad = model.config.get_text_config().pad_token_id or 0
     training = model.training

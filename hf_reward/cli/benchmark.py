@@ -90,6 +90,11 @@ ORDERS = {
         "reWordBench",
         "chosen, rejected; id is `transformation/subset/id`, with the transformation `original` for unchanged rows",
     ),
+    "vl_rewardbench": (
+        "VL-RewardBench",
+        "the two responses of `response`; id is `id/row number from 0`, because ids are repeated",
+    ),
+    "multimodal_rewardbench": ("Multimodal RewardBench", "Output1, Output2; id is `ID/row number from 0`"),
     "pairs": ("Own pairs", _OWN_ORDER),
     "lists": ("Own lists", _OWN_ORDER),
 }

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from hf_reward.data.interface import setting
 from hf_reward.data.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks
-from hf_reward.data.python_values import to_python
+from hf_reward.data.python_values import to_python, without_arrays
 
 _ROLE = re.compile(r"(?=.{1,64}\Z)[\w.-]+( [\w.-]+)*")
 """Templates print roles unescaped, so a role with a line break or delimiter could start a new turn."""
@@ -59,7 +61,7 @@ def _read_message(message: Any, name: str) -> Message:
         if not _ROLE.fullmatch(message["role"]):
             rule = "has a role that is not made of 1 to 64 letters, digits, single spaces, `_`, `-` and `.`"
             raise _error(name, rule, f": {_shown(message['role'])}", ". Correct or drop the row.")
-        if not all(hasattr(image, "reference") for image in message.get("image_sources") or ()):
+        if "image_sources" in message and not _are_sources(message["image_sources"]):
             rule = "must not have messages with `image_sources`, which is a reserved key"
             raise _error(name, rule, "", ". Remove it, or rename it.")
         content = message.get("content")
@@ -71,6 +73,10 @@ def _read_message(message: Any, name: str) -> Message:
             return {**message, "content": content}
     rule = "must be messages with `role` and `content` as text (or `tool_calls`)"
     raise _error(name, rule, f", but has {_shown(message)}", ". Correct or drop the row.")
+
+
+def _are_sources(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(hasattr(image, "reference") for image in value)
 
 
 def _joined_parts(parts: list[Any], name: str) -> str:
@@ -99,8 +105,8 @@ def may_have_images(row: Mapping[str, Any]) -> bool:
 
 
 def _has_image_part(value: Any) -> bool:
-    if not isinstance(value, (list, tuple)):
-        return False
+    if not isinstance(value, (list, tuple)) or not value or not isinstance(value[0], (Mapping, list, tuple)):
+        return False  # such as a long list of token ids
     for turn in value:
         content = turn.get("content") if isinstance(turn, Mapping) else turn
         if isinstance(content, (list, tuple)) and (any(map(is_image_part, content)) or _has_image_part(content)):
@@ -110,11 +116,22 @@ def _has_image_part(value: Any) -> bool:
 
 def with_image_references(row: dict[str, Any], *, local_files: bool) -> dict[str, Any]:
     """Replace the images of a raw row by references in its messages: see `images.with_references`."""
+    if any(isinstance(value, np.ndarray) for value in row.values()):  # such as batches of Ray Data
+        row = {name: without_arrays(value) for name, value in row.items()}
     if not may_have_images(row):
         return row
-    from hf_reward.data.images import has_images, with_references  # noqa: PLC0415 - not for texts
+    from hf_reward.data.images import as_layout, has_images, with_references  # noqa: PLC0415 - not for texts
 
+    row = as_layout(row)
     return with_references(row, local_files=local_files) if has_images(row) else row
+
+
+def require_no_images(responses: Sequence[Response]) -> None:
+    """Refuse responses with images, which are supported in prompts only."""
+    if any("image_sources" in turn for response in responses if not isinstance(response, str) for turn in response):
+        raise PreferenceFormatError(
+            "Only a prompt may have images, but a response has one. Correct or drop the row.", field="images"
+        )
 
 
 def column_example(name: str) -> str:

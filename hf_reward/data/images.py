@@ -12,16 +12,21 @@ import binascii
 import hashlib
 import io
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_reward.data.fields import is_image_part
 from hf_reward.data.preference_row import Message, PreferenceFormatError, PreferenceRow
+from hf_reward.data.python_values import to_python
 from hf_reward.data.row_text import REFERENCE
+from hf_reward.metrics.counts import counted
 
 SOURCES = "image_sources"
 """Key of a message with the `ImageSource` of each reference in its content."""
@@ -112,25 +117,34 @@ def decode_image(data: bytes) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads only the header
-        if image.width * image.height > MAX_PIXELS:
-            raise _error(
-                f"an image must have at most {MAX_PIXELS:,} pixels, but has {image.width:,} x {image.height:,}. "
-                "Make it smaller"
-            )
-        return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError:
         raise _error(f"an image must be one of {', '.join(FORMATS)}, but is not") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged headers raise errors of many types, which depend on the format
+        raise _error(f"an image cannot be decoded ({error})") from None
+    return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return an image upright and in RGB, after a check of its size."""
+    if image.width * image.height > MAX_PIXELS:
+        raise _error(
+            f"an image must have at most {MAX_PIXELS:,} pixels, but has {image.width:,} x {image.height:,}. Make it "
+            "smaller"
+        )
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # damaged files raise errors of many types, which depend on the format
         raise _error(f"an image cannot be decoded ({error})") from None
 
 
-def image_source(value: Any, *, local_files: bool = True) -> ImageSource:
+def image_source(value: Any, *, local_files: bool = True, folder: str | Path = "") -> ImageSource:
     """Make the source of an image from a value of a row.
 
     Args:
         value: A path, a data URL, encoded bytes, a `PIL.Image.Image`, or a mapping with `bytes` or `path` as in
             `datasets`.
         local_files: Whether paths are accepted.
+        folder: Folder to which paths are relative; by default the working directory.
 
     Returns:
         The source.
@@ -147,10 +161,10 @@ def image_source(value: Any, *, local_files: bool = True) -> ImageSource:
         return _of_bytes(bytes(value))
     if isinstance(value, Image.Image):
         encoded = io.BytesIO()
-        value.save(encoded, "PNG")
+        _upright(value).save(encoded, "PNG")  # PNG has neither the orientation of a photo nor modes such as CMYK
         return _of_bytes(encoded.getvalue())
     if isinstance(value, Path) or (isinstance(value, str) and value):
-        return _of_text(str(value), local_files)
+        return _of_text(str(value), local_files, folder)
     raise _error(f"an image must be a path, bytes or an image, but is {type(value).__name__}")
 
 
@@ -160,7 +174,7 @@ def _of_bytes(data: bytes) -> ImageSource:
     return ImageSource(hashlib.sha256(data).hexdigest(), content=data)
 
 
-def _of_text(value: str, local_files: bool) -> ImageSource:
+def _of_text(value: str, local_files: bool, folder: str | Path) -> ImageSource:
     start, comma, data = value.partition(",")
     if start.startswith("data:") and comma:
         if not start.endswith(";base64") or len(data) > 4 * MAX_BYTES // 3 + 4:
@@ -173,18 +187,24 @@ def _of_text(value: str, local_files: bool) -> ImageSource:
         raise _error("an image must not be a URL, because nothing is downloaded. Download it and pass its path", value)
     if not local_files:
         raise _error("an image must be a data URL", value)
-    return ImageSource(hashlib.sha256(_read_file(value)).hexdigest(), path=str(Path(value).absolute()))
+    path = str(Path(folder, value).absolute())
+    return ImageSource(hashlib.sha256(_read_file(path)).hexdigest(), path=path)
 
 
 def _read_file(path: str) -> bytes:
     try:
-        size = Path(path).stat().st_size
-        if size > MAX_BYTES:
-            raise _error(f"an image must have at most {MAX_BYTES:,} bytes, but {path} has {size:,}. Make it smaller")
-        return Path(path).read_bytes()
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe or a device may never end
+            raise _error(f"the image {path} must be a file, but is not")
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except PreferenceFormatError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise _error(f"the image {path} cannot be read ({reason})") from None
+    if len(data) > MAX_BYTES:
+        raise _error(f"an image must have at most {MAX_BYTES:,} bytes, but {path} has more. Make it smaller")
+    return data
 
 
 # --- raw rows --------------------------------------------------------------------------------------------------------
@@ -199,8 +219,8 @@ def with_references(row: Mapping[str, Any], *, local_files: bool = True) -> dict
     """Replace the images of a raw row by references in its messages.
 
     Parts of type `image` and `image_url` are replaced where they are; a part without an image takes the next one of the
-    column. If no message has such a part, the images of the column replace `<image>` in the prompt if it has as many,
-    else they come before the prompt.
+    column. If no message has such a part, the images of the column replace `<image>` in the user turns of the prompt,
+    which must have as many, or come before the first user turn if none has it.
 
     Args:
         row: A raw row; it is not changed.
@@ -210,31 +230,20 @@ def with_references(row: Mapping[str, Any], *, local_files: bool = True) -> dict
         A row whose prompt is messages with `image_sources`, without the column.
 
     Raises:
-        PreferenceFormatError: If an image cannot be read, there are too few or too many, or a response has one.
+        PreferenceFormatError: If an image cannot be read, or there are too few or too many.
     """
     given = _column(row)
     sources = [image_source(value, local_files=local_files) for value in given]
     result = {name: value for name, value in row.items() if not (given and name in _COLUMNS)}
-    found = 0
+    found = False
     for name in (name for name in _MESSAGES if _has_parts(row.get(name))):
-        result[name], used = _turns(row[name], sources, local_files)
-        if given and used != len(sources):
-            raise _error(f"the row has {len(sources)} images, but its messages have {used} image parts")
-        found += 1
-    if isinstance(row.get("responses"), (list, tuple)) and any(map(_has_parts, row["responses"])):
-        raise _in_response()
+        result[name], found = _turns(row[name], sources, local_files), True
+    if _has_parts_inside(row):
+        responses = [_turns(each, sources, local_files) if _has_parts(each) else each for each in row["responses"]]
+        result["responses"], found = responses, True
     if sources and not found:
         result |= _in_prompt(row, sources)
-    for name in ("chosen", "rejected", "response", "response_a", "response_b", "messages"):
-        value = result.get(name)
-        turns = value if isinstance(value, list) else []
-        if turns and isinstance(turns[-1], Mapping) and turns[-1].get(SOURCES):
-            raise _in_response()
     return result
-
-
-def _in_response() -> PreferenceFormatError:
-    return _error("only a prompt may have images, but a response has one")
 
 
 def _column(row: Mapping[str, Any]) -> list[Any]:
@@ -242,7 +251,7 @@ def _column(row: Mapping[str, Any]) -> list[Any]:
     for name in _COLUMNS:
         value = row.get(name)
         values = list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        if values and all(map(_looks_like_an_image, values)):
+        if any(map(_looks_like_an_image, values)):
             return values
     return []
 
@@ -265,16 +274,46 @@ def storable(row: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         A row with paths and data URLs.
     """
-    return {name: _storable(value) for name, value in row.items()}
+    return {name: _storable(value, name in _COLUMNS) for name, value in row.items()}
 
 
-def _storable(value: Any) -> Any:
-    if isinstance(value, (bytes, bytearray, memoryview, Image.Image)):
-        data = image_source(value).content
-        return f"data:image/*;base64,{base64.b64encode(data or b'').decode()}"
+def _storable(value: Any, is_image: bool) -> Any:
+    if isinstance(value, Image.Image) or (is_image and isinstance(value, (bytes, bytearray, memoryview))):
+        return _data_url(image_source(value).content or b"")
     if isinstance(value, Mapping):
-        return {name: _storable(part) for name, part in value.items()}
-    return [_storable(part) for part in value] if isinstance(value, (list, tuple)) else value
+        return {name: _storable(part, is_image or is_image_part(value)) for name, part in value.items()}
+    return [_storable(part, is_image) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _data_url(data: bytes) -> str:
+    return f"data:image/*;base64,{base64.b64encode(data).decode()}"
+
+
+def undecoded(data: Any) -> Any:
+    """Return a dataset whose images are read as encoded bytes or paths, not decoded by `datasets`.
+
+    `datasets` decodes an image without a limit of its size and stops at a broken one.
+
+    Args:
+        data: A dataset or a stream of `datasets`.
+
+    Returns:
+        The dataset; the same object if it has no column of images.
+    """
+    for name, feature in (data.features or {}).items():
+        if (encoded := _undecoded(feature)) != feature:
+            data = data.cast_column(name, encoded)
+    return data
+
+
+def _undecoded(feature: Any) -> Any:
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, dict):
+        return {name: _undecoded(part) for name, part in feature.items()}
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return replace(feature, feature=_undecoded(feature.feature))
+    return feature
 
 
 def _has_parts(value: Any) -> bool:
@@ -293,8 +332,8 @@ def _parts(turn: Mapping[str, Any]) -> Sequence[Any]:
     return content if isinstance(content, (list, tuple)) else ()
 
 
-def _turns(turns: Sequence[Any], column: Sequence[ImageSource], local_files: bool) -> tuple[list[Any], int]:
-    """Return the turns of a conversation with references, and the number of images taken from the column."""
+def _turns(turns: Sequence[Any], column: Sequence[ImageSource], local_files: bool) -> list[Any]:
+    """Return the turns of a conversation with references. Parts without an image take all images of the column."""
     left = iter(column)
     result = []
     for turn in turns:
@@ -309,7 +348,13 @@ def _turns(turns: Sequence[Any], column: Sequence[ImageSource], local_files: boo
             else:
                 texts.append(_text_of(part))
         result.append({**turn, "content": "".join(texts), SOURCES: sources})
-    return result, len(column) - len(list(left))
+    unused = len(list(left))
+    if unused:
+        raise _error(
+            f"the column has {counted(len(column), 'image')}, but the messages have "
+            f"{counted(len(column) - unused, 'image part')} without one"
+        )
+    return result
 
 
 def _of_part(part: Mapping[str, Any], column: Iterator[ImageSource], local_files: bool) -> ImageSource:
@@ -339,36 +384,74 @@ def _checked(text: str) -> str:
 
 
 def _in_prompt(row: Mapping[str, Any], sources: list[ImageSource]) -> dict[str, Any]:
-    """Place images in the first user turn of a row whose messages have no image parts."""
-    name = next((name for name in ("prompt", "chosen", "messages") if row.get(name) is not None), None)
-    prompt = row.get("prompt")
+    """Place images in the user turns of a row whose messages have no image parts."""
+    prompt = to_python(row.get("prompt"))
     if isinstance(prompt, str):
-        return {"prompt": [_first_turn({"role": "user", "content": prompt}, sources)]}
-    if isinstance(prompt, (list, tuple)) and prompt:
-        return {"prompt": _with_first_turn(prompt, sources)}
-    if name in ("chosen", "messages") and isinstance(row[name], (list, tuple)):
-        names = ("chosen", "rejected") if name == "chosen" else ("messages",)
-        return {
-            each: _with_first_turn(row[each], sources) for each in names if isinstance(row.get(each), (list, tuple))
-        }
-    raise _error("a row with images needs a prompt")
+        prompt = [{"role": "user", "content": prompt}]
+    given = {"prompt": prompt} if prompt else {name: row.get(name) for name in ("chosen", "rejected", "messages")}
+    conversations = {name: turns for name, turns in given.items() if isinstance(turns, (list, tuple))}
+    if not conversations:
+        raise _error("a row with images must have a prompt, but has none")
+    return {name: _with_images(turns, sources) for name, turns in conversations.items()}
 
 
-def _with_first_turn(turns: Sequence[Any], sources: list[ImageSource]) -> list[Any]:
-    for place, turn in enumerate(turns):
-        if isinstance(turn, Mapping) and turn.get("role") == "user" and isinstance(turn.get("content"), str):
-            return [*turns[:place], _first_turn(turn, sources), *turns[place + 1 :]]
-    raise _error("a row with images needs a user turn with text in its prompt")
+def _with_images(turns: Sequence[Any], sources: list[ImageSource]) -> list[Any]:
+    texts = {place: _user_text(turn) for place, turn in enumerate(turns) if _is_user(turn)}
+    if not texts:
+        raise _error("a row with images must have a user turn in its prompt, but has none")
+    count = sum(text.count(_PLACEHOLDER) for text in texts.values())
+    if count not in (0, len(sources)):
+        raise _error(
+            f"the prompt must have `{_PLACEHOLDER}` once for each of its {counted(len(sources), 'image')}, or not at "
+            f"all, but has it {counted(count, 'time')}"
+        )
+    if not count:
+        first = min(texts)
+        texts = {first: _PLACEHOLDER * len(sources) + texts[first]}
+    left = iter(sources)
+    result = list(turns)
+    for place, text in texts.items():
+        own = list(islice(left, text.count(_PLACEHOLDER)))
+        if own:
+            pieces = zip(text.split(_PLACEHOLDER), [*(source.reference for source in own), ""], strict=True)
+            content = "".join(part for pair in pieces for part in pair)
+            result[place] = {**turns[place], "content": content, SOURCES: own}
+    return result
 
 
-def _first_turn(turn: Mapping[str, Any], sources: list[ImageSource]) -> Message:
-    content = _checked(turn["content"])
-    if content.count(_PLACEHOLDER) == len(sources):
-        left = iter(sources)
-        content = re.sub(_PLACEHOLDER, lambda _: next(left).reference, content)
-    else:
-        content = "".join(source.reference for source in sources) + content
-    return {**turn, "content": content, SOURCES: sources}
+def _is_user(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and turn.get("role") == "user" and turn.get("content") is not None
+
+
+def _user_text(turn: Mapping[str, Any]) -> str:
+    content = turn["content"]
+    if isinstance(content, (list, tuple)):
+        return "".join(map(_text_of, content))
+    if not isinstance(content, str):
+        raise _error(f"the content of a user turn must be text, but is {type(content).__name__}")
+    return _checked(content)
+
+
+def as_layout(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a published layout with our column names.
+
+    RLAIF-V has its prompt in `question`. MM-RLHF has rows with `video` instead of `image`.
+
+    Args:
+        row: A raw row with a column of images; it is not changed.
+
+    Returns:
+        A row with `prompt`.
+
+    Raises:
+        PreferenceFormatError: If the row has a video.
+    """
+    if row.get("video"):
+        raise _error("a row must have no `video`, because videos are not supported, but has one", str(row["video"]))
+    texts = ("question", "chosen", "rejected")
+    if row.get("prompt") is None and all(isinstance(row.get(name), str) for name in texts):
+        return {name: value for name, value in row.items() if name != "question"} | {"prompt": row["question"]}
+    return dict(row)
 
 
 # --- canonical rows --------------------------------------------------------------------------------------------------
@@ -420,7 +503,7 @@ def as_raw(messages: Sequence[Message]) -> list[Message]:
 
 
 def _raw_image(source: ImageSource) -> str:
-    return _storable(source.content) if source.path is None else source.path
+    return _data_url(source.content or b"") if source.path is None else source.path
 
 
 def as_parts(message: Message) -> Message:

@@ -18,6 +18,7 @@ from hf_reward.data.fields import (
     read_ranks,
     read_template_options,
     read_text,
+    require_no_images,
     require_same_length,
     with_image_references,
 )
@@ -147,6 +148,7 @@ def _read_implicit_prompt(chosen: Any, rejected: Any) -> PreferenceRow:
 def _split_turns(chosen: list[Message], rejected: list[Message]) -> PreferenceRow:
     """Split two conversations: the prompt is their common turns, without the last turn of the shorter one."""
     prompt, responses = shared_turns([chosen, rejected])
+    require_no_images(responses)
     return PreferenceRow(
         prompt=prompt,
         responses=list(responses),

@@ -94,6 +94,15 @@ def to_python(value: Any) -> Any:
     return _plain_scalar(value)
 
 
+def without_arrays(value: Any) -> Any:
+    """Convert arrays and tuples to lists, at any depth, and leave all other values, such as bytes, unchanged."""
+    if isinstance(value, Mapping):
+        return {name: without_arrays(part) for name, part in value.items()}
+    if isinstance(value, np.ndarray):
+        return without_arrays(value.tolist())
+    return [without_arrays(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
 def _plain_scalar(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from hf_reward.data.fields import is_blank, prompt_of_kind, read_prompt, read_response
+from hf_reward.data.fields import is_blank, prompt_of_kind, read_prompt, read_response, require_no_images
 from hf_reward.data.preference_row import Message, PreferenceFormatError, Prompt, Response
 
 _CONTEXT = ("system", "developer")
@@ -54,6 +54,7 @@ def read_sides(prompt: Any, values: Sequence[Any], names: Sequence[str], *, may_
     ]
     texts = isinstance(own, str) or all(isinstance(value, str) for value in values)
     sides = _without_prompt_text(own, responses) if texts else _without_prompt_turns(own, responses, names)
+    require_no_images(sides.responses)
     return replace(sides, blank=is_blank(given))
 
 

@@ -13,6 +13,7 @@ from hf_reward.data.fields import (
     read_structure,
     read_template_options,
     read_text,
+    require_no_images,
     with_image_references,
 )
 from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, Prompt, Response, rename_columns
@@ -135,6 +136,7 @@ def request_from_messages(
             "`messages` must end with an assistant turn, but end with the user's. Add the response to score.",
             field="messages",
         )
+    require_no_images([turns[-1:]])
     return ScoreRequest(prompt=turns[:-1], response=turns[-1:], template=template or {})
 
 
@@ -170,9 +172,8 @@ def requests_of_row(
     Raises:
         PreferenceFormatError: If the row fits no layout or a field is unusable.
     """
-    named = columns_to_python(
-        with_image_references(rename_columns(row, columns), local_files=local_files), REQUEST_COLUMNS
-    )
+    named = with_image_references(rename_columns(row, columns), local_files=local_files)
+    named = columns_to_python(named, REQUEST_COLUMNS)
     template = read_template_options(named)
     if named.get("messages") is not None:
         return [request_from_messages(read_structure(named["messages"], "messages", list), template=template)]

@@ -73,7 +73,7 @@ def test_parts_of_text_are_joined_wherever_messages_are_read():
 @pytest.mark.parametrize(
     ("part", "found"),
     [
-        ({"type": "image", "image": "x.png"}, "'image'"),
+        ({"type": "video", "video": "x.mp4"}, "'video'"),
         ({"type": "text"}, "'text'"),
         ("Hi", "'Hi'"),
         ({"text": "a"}, "'a'"),

@@ -4,7 +4,8 @@
 
 `tests/evaluation/golden*.json` hold rewards and what the original code made of them: allenai/reward-bench
 (sections, best of four, Ties), THU-KEG/RM-Bench, ScalerLab/JudgeBench, for-ai/m-rewardbench, sustech-nlp/BiasScope
-(JudgeBench-Pro) and kimsh0507/RewardMATH_official, with commits. Needs a checkout; a second, offline.
+(JudgeBench-Pro), kimsh0507/RewardMATH_official, vl-rewardbench/VL_RewardBench and
+facebookresearch/multimodal_rewardbench, with commits. Needs a checkout; a second, offline.
 """
 
 import json
@@ -17,15 +18,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from hf_reward.data.images import ImageSource
 from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, Outcome
 from hf_reward.evaluation.benchmarks.judgebench import SOURCES, JudgeBench
 from hf_reward.evaluation.benchmarks.judgebench_pro import JudgeBenchPro
 from hf_reward.evaluation.benchmarks.m_rewardbench import MRewardBench
+from hf_reward.evaluation.benchmarks.multimodal_rewardbench import MultimodalRewardBench
 from hf_reward.evaluation.benchmarks.rewardbench import RewardBench, section_scores
 from hf_reward.evaluation.benchmarks.rewardbench2 import RewardBench2
 from hf_reward.evaluation.benchmarks.rewardmath import RewardMATH
 from hf_reward.evaluation.benchmarks.rm_bench import RMBench
 from hf_reward.evaluation.benchmarks.spreads import outcome_of
+from hf_reward.evaluation.benchmarks.vl_rewardbench import VLRewardBench
 
 TESTS = Path(__file__).parent
 Line = tuple[str, float, float]
@@ -55,6 +59,9 @@ def golden_lines(folder: Path = TESTS) -> Iterator[Line]:
     yield from _judgebench_pro(added["judgebench_pro"])
     for each in added["rewardmath"]["cases"]:
         yield from _rewardmath(each)
+    images = json.loads((folder / "golden_images.json").read_text(encoding="utf-8"))
+    yield from _vl_rewardbench(images["vl_rewardbench"])
+    yield from _multimodal_rewardbench(images["multimodal_rewardbench"])
 
 
 def _outcome(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float]]) -> Outcome:
@@ -141,6 +148,26 @@ def _rewardmath(case: dict[str, Any]) -> Iterator[Line]:
     for name, expected in case["expected"].items():
         ours = outcome.overall if name == "accuracy" else outcome.measures[name]
         yield f"RewardMATH, {case['model']}, {name}", float(ours), expected
+
+
+IMAGE = ImageSource("0" * 64, content=b"")
+
+
+def _vl_rewardbench(case: dict[str, Any]) -> Iterator[Line]:
+    texts = {"query": "q", "response": ["a", "b"], "image": IMAGE}
+    outcome = _outcome(VLRewardBench(), [texts | row for row in case["rows"]], [row["scores"] for row in case["rows"]])
+    ours = {"overall": outcome.overall, **outcome.sections, **outcome.measures}
+    for name, expected in case["expected"].items():
+        yield f"VL-RewardBench, {name}", float(ours[name]), expected
+
+
+def _multimodal_rewardbench(case: dict[str, Any]) -> Iterator[Line]:
+    texts = {"Text": "q", "Output1": "a", "Output2": "b", "Image": IMAGE}
+    rows = [texts | row for row in case["rows"]]
+    outcome = _outcome(MultimodalRewardBench(), rows, [row["scores"] for row in rows])
+    ours = {"all": outcome.overall, **outcome.sections, **outcome.subsets}
+    for name, expected in case["expected"].items():
+        yield f"Multimodal RewardBench, {name}", float(ours[name]), expected
 
 
 def main() -> None:

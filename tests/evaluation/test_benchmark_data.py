@@ -30,7 +30,7 @@ from datasets import Dataset
 from hf_reward.evaluation.benchmarks import data as data_module
 from hf_reward.evaluation.benchmarks import m_rewardbench
 from hf_reward.evaluation.benchmarks.data import DataChoice, DataUnavailableError, load_benchmark_data
-from hf_reward.evaluation.benchmarks.registry import NAMES, benchmark_named
+from hf_reward.evaluation.benchmarks.registry import NAMES, PUBLIC, benchmark_named
 from hf_reward.evaluation.benchmarks.results import ResultRule, make_results, rows_that_count
 from hf_reward.evaluation.benchmarks.rmb import CATEGORIES
 from hf_reward.evaluation.benchmarks.scores_file import RowScores
@@ -57,7 +57,11 @@ def load(name: str, data: Any, **choice: Any) -> Any:
     return load_benchmark_data(benchmark_named(name), DataChoice(data=data, **choice))
 
 
-@pytest.mark.parametrize("name", NAMES)
+TEXT = [name for name in NAMES if name not in PUBLIC or not PUBLIC[name].image]
+"""Benchmarks without images; `test_image_benchmarks` has the others."""
+
+
+@pytest.mark.parametrize("name", TEXT)
 def test_rows_files_and_datasets_give_the_same_comparisons(name: str, tmp_path: Path) -> None:
     file = write_rows(tmp_path / f"{name}.jsonl", ROWS[name])
     listed = tmp_path / f"{name}.json"
@@ -237,7 +241,7 @@ def _without(row: dict[str, Any], column: str) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != column}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("pairs", "lists")])
+@pytest.mark.parametrize("name", [name for name in TEXT if name not in ("pairs", "lists")])
 def test_missing_columns_are_named_with_the_available_ones(name: str, tmp_path: Path) -> None:
     column = benchmark_named(name).columns[-1]
     file = write_rows(tmp_path / "rows.jsonl", [_without(ROWS[name][0], column)])
@@ -246,7 +250,7 @@ def test_missing_columns_are_named_with_the_available_ones(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("pairs", "lists", "judgebench_pro", "rewardmath")]
+    "name", [name for name in TEXT if name not in ("pairs", "lists", "judgebench_pro", "rewardmath")]
 )
 def test_repeated_ids_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"1 repeated id, such as .*Remove the repeated rows"):
@@ -335,7 +339,7 @@ def test_an_unreachable_hub_names_the_local_file_to_pass(name: str) -> None:
         load(name, None)
 
 
-@pytest.mark.parametrize("name", ["rmb", "llmbar", "rewordbench", "pairs", "lists"])
+@pytest.mark.parametrize("name", ["rmb", "llmbar", "rewordbench", "multimodal_rewardbench", "pairs", "lists"])
 def test_data_that_is_not_on_the_hub_has_to_be_given(name: str) -> None:
     with pytest.raises(DataUnavailableError, match=r"is not read from the Hub. Set `--data`: "):
         load(name, None)

@@ -112,6 +112,8 @@ class Benchmark:
     """Definition of the overall number, for tables; several numbers are called accuracy."""
     columns: ClassVar[tuple[str, ...]]
     """Required columns."""
+    image: ClassVar[str] = ""
+    """Column with the image of a row, which `read` receives as an `ImageSource`; empty for benchmarks of text."""
     counts: ClassVar[Mapping[str, int]] = {}
     """Subset -> rows of the published set; 0 for a required subset of unknown size."""
     optional: ClassVar[tuple[str, ...]] = ()

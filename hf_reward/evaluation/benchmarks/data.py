@@ -117,6 +117,8 @@ class _Table:
     """For errors."""
     file: str = ""
     """Path below the given folder, without suffix."""
+    folder: Path = Path()
+    """Folder to which paths of images are relative."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _tables(benchmark: Benchmark, choice: DataChoice) -> _Found:
             return parts[0]
         return _Found([table for part in parts for table in part.tables], ", ".join(part.source for part in parts))
     loaded = load_source(Source(data=data, name="data"))
-    return _Found([_table(loaded, "the data")], "rows given by the caller")
+    return _Found([_table(benchmark, loaded, "the data")], "rows given by the caller")
 
 
 def _from_name(benchmark: Benchmark, name: str, choice: DataChoice) -> _Found:
@@ -153,7 +155,7 @@ def _from_name(benchmark: Benchmark, name: str, choice: DataChoice) -> _Found:
     split = choice.split or (benchmark.hub[0].split if benchmark.hub else "test")
     if name == DEMONSTRATION or (path.is_dir() and not benchmark.columns):  # own data: the folder's files of one split
         loaded = load_source(Source(data=name if name == DEMONSTRATION else str(path), name=path.name, split=split))
-        return _Found([_table(loaded, name)], f"{shown_name(name)} ({split})")
+        return _Found([_table(benchmark, loaded, name)], f"{shown_name(name)} ({split})")
     if path.exists():
         return _from_files(benchmark, path, choice)
     repo, _, revision = name.partition("@")
@@ -172,10 +174,14 @@ def _name(data: Any) -> str:
     return " + ".join(source_name(each) for each in data) if several else source_name(data)
 
 
-def _table(loaded: Any, name: str, file: str = "") -> _Table:
+def _table(benchmark: Benchmark, loaded: Any, name: str, file: str = "", folder: Path = Path()) -> _Table:
     if not isinstance(loaded, Dataset):
         raise ValueError(f"A benchmark reads all of its rows, so {name} cannot be a stream. Pass a table or a file.")
-    return _Table(loaded, loaded.column_names, name, file)
+    if benchmark.image:
+        from hf_reward.data.images import undecoded  # noqa: PLC0415 - not for texts
+
+        loaded = undecoded(loaded)
+    return _Table(loaded, loaded.column_names, name, file, folder)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -187,7 +193,7 @@ def _from_files(benchmark: Benchmark, path: Path, choice: DataChoice) -> _Found:
     for file in _files(benchmark, path):
         loaded = load_source(Source(data=str(file), name=file.name, columns=choice.columns))
         below = file.relative_to(path) if path.is_dir() else Path(file.name)
-        tables.append(_table(loaded, str(below), str(below.with_suffix(""))))
+        tables.append(_table(benchmark, loaded, str(below), str(below.with_suffix("")), file.parent))
     return _Found(tables, shown_name(path))
 
 
@@ -218,7 +224,7 @@ def _from_hub(benchmark: Benchmark, sources: Sequence[HubSource], revision: str 
                 f"{source.repo} (split {source.split}) could not be read from the Hub: {reason}. "
                 f"Pass a local copy with `--data`: {benchmark.local}."
             ) from error
-        table = _table(loaded, f"{source.repo} ({', '.join(filter(None, (source.config, source.split)))})")
+        table = _table(benchmark, loaded, f"{source.repo} ({', '.join(filter(None, (source.config, source.split)))})")
         if source.subset is not None:
             named = [{"id": place, **row, "subset": source.subset} for place, row in enumerate(loaded)]
             table = _Table(named, [*table.columns, "id", "subset"], table.name)
@@ -242,6 +248,7 @@ def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | Le
             empty = [name for name in benchmark.columns if row[name] is None]
             if empty:
                 raise ValueError(f"`{empty[0]}` is empty. Correct the file, or use the official one.")
+            row = _with_image(row, benchmark.image, table.folder) if benchmark.image else row
             found = benchmark.read(row, table.file, place)
             where = places.where(place, short=True)
             yield replace(found, place=where) if where and isinstance(found, Comparison) else found
@@ -249,6 +256,12 @@ def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | Le
             raise ValueError(f"{_where(table, place)}: {error.message}") from None
         except ValueError as error:
             raise ValueError(f"{_where(table, place)}: {error}") from None
+
+
+def _with_image(row: Mapping[str, Any], column: str, folder: Path) -> dict[str, Any]:
+    from hf_reward.data.images import image_source  # noqa: PLC0415 - not for texts
+
+    return {**row, column: image_source(row[column], folder=folder)}
 
 
 def _where(table: _Table, place: int) -> str:
@@ -279,5 +292,5 @@ def _content_hash(comparisons: Sequence[Comparison]) -> str:
     digest = hashlib.sha256()
     for each in comparisons:
         content = [each.id, each.prompt, list(each.responses), list(each.ranks), each.subset]
-        digest.update(json.dumps(content, sort_keys=True).encode())
+        digest.update(json.dumps(content, sort_keys=True, default=str).encode())  # an image is the hash of its bytes
     return digest.hexdigest()

@@ -79,7 +79,9 @@ def judge_benchmark(
         BudgetError: If the requests exceed the budget; there are then no results.
         FileExistsError: If `out` has a run with another judge or other data.
         JudgeError: If the judge cannot be used.
+        ValueError: If the benchmark has images.
     """
+    _require_text(name)
     return _judge([_Run(*load_named(name, data, choice), Path(out))], opened, rule, overwrite, announce)[0]
 
 
@@ -113,6 +115,7 @@ def judge_all(
     skipped: dict[str, str] = {}
     for name in PUBLIC:
         try:
+            _require_text(name)
             runs.append(_Run(*load_named(name, places.get(name), None), Path(out) / name))
         except (OSError, ValueError) as error:  # one damaged file must not stop the other benchmarks
             skipped[name] = str(error)
@@ -120,6 +123,11 @@ def judge_all(
     if results:
         write_json(Path(out) / CARD_FILE, results)
     return AllResults(results, skipped)
+
+
+def _require_text(name: str) -> None:
+    if name in PUBLIC and PUBLIC[name].image:
+        raise ValueError(f"{PUBLIC[name].title} has images, which are not sent to judges. Use a reward model.")
 
 
 def _judge(

@@ -7,6 +7,7 @@ from hf_reward.evaluation.benchmarks.judgebench import JudgeBench
 from hf_reward.evaluation.benchmarks.judgebench_pro import JudgeBenchPro
 from hf_reward.evaluation.benchmarks.llmbar import LLMBar
 from hf_reward.evaluation.benchmarks.m_rewardbench import MRewardBench
+from hf_reward.evaluation.benchmarks.multimodal_rewardbench import MultimodalRewardBench
 from hf_reward.evaluation.benchmarks.own import Lists, Pairs
 from hf_reward.evaluation.benchmarks.ppe_correctness import PPECorrectness
 from hf_reward.evaluation.benchmarks.ppe_preference import PPEPreference
@@ -16,6 +17,7 @@ from hf_reward.evaluation.benchmarks.rewardmath import RewardMATH
 from hf_reward.evaluation.benchmarks.rewordbench import ReWordBench
 from hf_reward.evaluation.benchmarks.rm_bench import RMBench
 from hf_reward.evaluation.benchmarks.rmb import RMB
+from hf_reward.evaluation.benchmarks.vl_rewardbench import VLRewardBench
 
 PUBLIC: dict[str, Benchmark] = {
     each.name: each
@@ -32,6 +34,8 @@ PUBLIC: dict[str, Benchmark] = {
         JudgeBenchPro(),
         RewardMATH(),
         ReWordBench(),
+        VLRewardBench(),
+        MultimodalRewardBench(),
     )
 }
 """Benchmarks of `hf-reward benchmark all`."""

@@ -42,6 +42,13 @@ def turns(row: Mapping[str, Any], name: str) -> Prompt:
     return [{"role": each["role"], "content": each["content"]} for each in value]
 
 
+def image_prompt(question: str, image: Any) -> Prompt:
+    """Return a user turn with an image before the question, or in the place of its `<image>`."""
+    from hf_reward.data.images import with_references  # noqa: PLC0415 - not for texts
+
+    return with_references({"prompt": question, "image": image})["prompt"]
+
+
 def one_of(value: Any, name: str, allowed: Sequence[Any]) -> Any:
     """Return a value that must be one of `allowed`."""
     value = next((each for each in allowed if isinstance(each, int) and value == str(each)), value)  # from a CSV file

@@ -60,10 +60,13 @@ def run_benchmark(
     Raises:
         DataUnavailableError: If the data is not available; the message names the local files that can be used instead.
         FileExistsError: If `out` has a run with another model, other data or other settings.
-        ValueError: If the data, the model or a setting is unusable.
+        ValueError: If the data, the model or a setting is unusable, or a text model cannot process the images.
     """
     benchmark, loaded = load_named(name, data, choice)  # fails early, before a large model is loaded
-    return _run(benchmark, loaded, _scorer(scorer, loading), Path(out), rule, overwrite)
+    scorer = _scorer(scorer, loading)
+    if reason := _why_not(benchmark, scorer):
+        raise ValueError(reason)
+    return _run(benchmark, loaded, scorer, Path(out), rule, overwrite)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,9 @@ def run_all(
             skipped[name] = str(error)
             continue
         scorer, loading = _scorer(scorer, loading), {}
+        if reason := _why_not(benchmark, scorer):
+            skipped[name] = reason
+            continue
         results.append(_run(benchmark, loaded, scorer, Path(out) / name, rule, overwrite))
     if results and _writes(scorer):
         write_json(Path(out) / CARD_FILE, results)
@@ -126,6 +132,12 @@ def _scorer(scorer: RewardScorer | str | Path, loading: dict[str, Any]) -> Rewar
             f"{', '.join(loading)} cannot be set for a scorer that is already loaded. Pass the model's name."
         )
     return scorer
+
+
+def _why_not(benchmark: Benchmark, scorer: RewardScorer) -> str:
+    if not benchmark.image or scorer.reads_images:
+        return ""
+    return f"{benchmark.title} has images, which {scorer.name} cannot process. Use a vision-language model."
 
 
 def _run(

@@ -117,7 +117,7 @@ def without_images(row: dict[str, Any]) -> dict[str, Any]:
 def save_random_model(folder: Path, seed: int) -> Path:
     """Save a tiny model with random weights, with a tokenizer of single words and an image processor."""
     tokenizer = make_tokenizer()
-    ids = {f"{name}_id": int(tokenizer.convert_tokens_to_ids(token)) for name, token in _TOKENS.items()}
+    ids: dict[str, Any] = {f"{name}_id": int(tokenizer.convert_tokens_to_ids(token)) for name, token in _TOKENS.items()}
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 128,

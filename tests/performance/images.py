@@ -70,7 +70,7 @@ def make_model(folder: Path) -> tuple[Any, Any, Any]:
     """Return a reward model with random weights, its tokenizer and its image processing."""
     tokenizer = make_tokenizer()
     names = ("image_token", "vision_start_token", "vision_end_token")
-    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in names}
+    ids: dict[str, Any] = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in names}
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
     text = {**GEOMETRIES["smollm2-8-layers"], "vocab_size": len(tokenizer), "rope_parameters": rope}
     text |= {"model_type": "qwen2_5_vl_text", "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}

@@ -7,7 +7,7 @@ Each of 64 clients sends one request with a prompt and 16 responses. The texts a
 responses to a prompt are drawn from all of them, without repetition. `hf-reward serve` and `vllm serve` run one after
 the other, each as its user would start it, with `--threads` threads for the model. The scorer gets the same rows in one
 call, before and after each server, with the same number of threads. Each server answers a few requests as a warm-up and
-then all of them `--rounds` times. The comparison with vLLM is written, but has not been run to the end yet.
+then all of them `--rounds` times.
 
 The table has medians over the rounds. "Ratio" is the server's rows per second divided by those of the scorer in the
 same dtype. `--json` writes `machine`, `settings` and for each dtype and program the `seconds` of the rounds, the
@@ -141,7 +141,8 @@ def vllm_command(dtype: str, options: Namespace) -> list[str]:
     """Return the command that `vllm serve` would run, without its port: see `tests/interop/programs/vllm_serve.py`."""
     command = [str(options.vllm), "-m", "vllm.entrypoints.openai.api_server", "--runner", "pooling", "--dtype", dtype]
     command += ["--model", str(options.model), "--served-model-name", "model", "--max-model-len", "2048"]
-    return [*command, "--host", "127.0.0.1", "--gpu-memory-utilization", "0.25", "--port"]
+    # Compiling the model takes longer on this kind of machine than the measurement.
+    return [*command, "--enforce-eager", "--host", "127.0.0.1", "--gpu-memory-utilization", "0.25", "--port"]
 
 
 async def ask_ours(client: Any, prompt: Turns, responses: list[Turns]) -> list[float]:

@@ -44,8 +44,8 @@ docs: $(VENV)/.installed ## build the documentation site into site/; a broken li
 test: $(VENV)/.installed ## run the fast tests in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## run all tests except those of the three targets below
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not faults and not tutorials and not (slow and interop)" -n 2 --dist loadfile
+test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## run all tests except those of the targets below
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not faults and not tutorials and not simulations and not (slow and interop)" -n 2 --dist loadfile
 
 tutorials: $(VENV)/.installed $(MODEL)/model.safetensors ## run the code of the tutorials as written (eight minutes)
 	$(BIN)/python -m pytest -q -m tutorials
@@ -76,6 +76,7 @@ soak: $(VENV)/.installed ## load the server with 64 clients and each kind of att
 
 coverage: $(VENV)/.installed ## simulate the coverage of every interval (docs/reference/statistics.md; up to 20 CPU minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python recipes/studies/coverage.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m simulations
 
 speed: $(VENV)/.installed ## compare the training speed with TRL, two rounds of each case (hours on two cores)
 	$(BIN)/python tests/performance/speed.py train --rounds 2

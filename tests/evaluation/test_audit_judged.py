@@ -165,7 +165,7 @@ def test_an_unbiased_judge_is_not_flagged(path):
     assert report.finding("position_bias").verdict == report.finding("padding_effect").verdict == "equivalent"
 
 
-@pytest.mark.slow  # 20 s: 100 seeds
+@pytest.mark.simulations  # 45 s: 100 seeds
 def test_few_unbiased_judges_are_flagged():
     rule = AuditRule(profile=SMALL, families=("accuracy", "length"), resamples=300)
     flagged = 0

@@ -6,7 +6,7 @@ from hf_reward.evaluation.audit.inputs.synthetic import synthetic_data
 from hf_reward.evaluation.audit.self_test import FAULTS, run_self_test, true_size
 
 
-@pytest.mark.slow
+@pytest.mark.simulations  # 180 s
 def test_planted_biases_are_found_with_coverage_and_without_false_alarms():
     found = run_self_test(20, clean_seeds=20)
     for each in found.faults:

@@ -137,7 +137,7 @@ def _storable(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
-    """Read one source.
+    """Read one source. Images stay encoded; `datasets` would decode them without a limit and stop at a broken one.
 
     Args:
         source: The source.
@@ -150,6 +150,19 @@ def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
         FileNotFoundError: If a path does not exist, or a folder has no data file.
         ValueError: If a file has an unknown format or cannot be read, or the split does not exist.
     """
+    loaded = _loaded(source, streaming)
+    if not any(_has_image(feature) for feature in (loaded.features or {}).values()):
+        return loaded
+    from hf_reward.data.images import undecoded  # noqa: PLC0415 - not for texts
+
+    return undecoded(loaded)
+
+
+def _has_image(feature: Any) -> bool:
+    return "Image(" in repr(feature)  # also in lists and structs
+
+
+def _loaded(source: Source, streaming: bool) -> RawDataset:
     data = source.data
     if isinstance(data, (DatasetDict, IterableDatasetDict)):
         return _pick_split(data, source)

@@ -115,11 +115,6 @@ class RequestScorer:
         self._sequences = SequenceScorer(model, batch_tokens=self.batch_tokens, packing=packing, images=self._images)
         self.__name__ = Path(self.name).name  # TRL logs reward functions under this name
 
-    @property
-    def reads_images(self) -> bool:
-        """Whether prompts may have images."""
-        return self._images is not None
-
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
         """Load a reward model for scoring.

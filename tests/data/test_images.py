@@ -501,3 +501,25 @@ def test_bad_images_are_bad_rows_of_a_run(tmp_path: Path, chat_tokenizer: Any) -
     data, summary = prepare_preferences(rows, tokenizer, replace(rule, skip_bad_rows=True))
     assert [len(row["images"]) for row in data] == [1, 0, 1]
     assert summary.dropped == {"unreadable (images)": 5}
+
+
+def test_a_broken_image_of_a_dataset_is_a_bad_row_and_its_picture_is_not_decoded_at_once(tmp_path: Path) -> None:
+    good = encoded(picture(0))
+    values = [{"bytes": good, "path": None}, {"bytes": good[: len(good) // 2], "path": None}]
+    columns = {
+        "images": [[value] for value in values],
+        "prompt": ["a?", "b?"],
+        "chosen": ["x"] * 2,
+        "rejected": ["y"] * 2,
+    }
+    features = Features(
+        {"images": List(ImageColumn()), **dict.fromkeys(("prompt", "chosen", "rejected"), Value("string"))}
+    )
+    path = tmp_path / "rows.parquet"
+    Dataset.from_dict(columns, features=features).to_parquet(path)
+    for source in (Dataset.from_dict(columns, features=features), str(path)):
+        rows = load_source(Source(data=source))
+        found = [images_in(to_preference_row(row).prompt)[0] for row in rows]
+        assert found[0].decode().size == (40, 28)
+        with pytest.raises(PreferenceFormatError, match="cannot be decoded"):
+            found[1].decode()

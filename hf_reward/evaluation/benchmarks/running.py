@@ -135,7 +135,7 @@ def _scorer(scorer: RewardScorer | str | Path, loading: dict[str, Any]) -> Rewar
 
 
 def _why_not(benchmark: Benchmark, scorer: RewardScorer) -> str:
-    if not benchmark.image or scorer.reads_images:
+    if not benchmark.image or scorer.takes_images:
         return ""
     return f"{benchmark.title} has images, which {scorer.name} cannot process. Use a vision-language model."
 

@@ -55,8 +55,8 @@ def main() -> None:
     base = save_random_model(options.folder / "base", options.seed)
     table = Table("rows", "accuracy", "95% interval", "pairs")
     for name, with_images in (("with pictures", True), ("without pictures (control)", False)):
-        rows = [[row if with_images else without_images(row) for row in part] for part in (train, test)]
-        correct = train_and_count(str(base), options.folder / name.split()[0], *rows, options)
+        own_train, own_test = ([row if with_images else without_images(row) for row in part] for part in (train, test))
+        correct = train_and_count(str(base), options.folder / name.split()[0], own_train, own_test, options)
         interval = binomtest(correct, len(test)).proportion_ci(method="wilson")
         share = f"{correct / len(test):.1%}"
         table.add_row(name, share, f"{interval.low:.1%} to {interval.high:.1%}", str(len(test)))
@@ -117,7 +117,7 @@ def without_images(row: dict[str, Any]) -> dict[str, Any]:
 def save_random_model(folder: Path, seed: int) -> Path:
     """Save a tiny model with random weights, with a tokenizer of single words and an image processor."""
     tokenizer = make_tokenizer()
-    ids: dict[str, Any] = {f"{name}_id": int(tokenizer.convert_tokens_to_ids(token)) for name, token in _TOKENS.items()}
+    ids: dict[str, Any] = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in _TOKENS.items()}
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 128,

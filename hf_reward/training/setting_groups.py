@@ -21,6 +21,7 @@ SETTING_GROUPS: dict[str, tuple[str, ...]] = {
         "attn_implementation",
         "freeze_backbone",
         "disable_dropout",
+        "train_vision",
         "num_reward_heads",
         "gguf_file",
         "model_init_kwargs",

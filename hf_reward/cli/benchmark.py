@@ -92,7 +92,7 @@ ORDERS = {
     ),
     "vl_rewardbench": (
         "VL-RewardBench",
-        "the two responses of `response`; id is `id/row number from 0`, because ids are repeated",
+        "the two responses of `response`; id is `id/row number from 0`, because ids may be repeated",
     ),
     "multimodal_rewardbench": ("Multimodal RewardBench", "Output1, Output2; id is `ID/row number from 0`"),
     "pairs": ("Own pairs", _OWN_ORDER),

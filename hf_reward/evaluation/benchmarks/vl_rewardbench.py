@@ -41,7 +41,7 @@ class VLRewardBench(Benchmark):
     checked = "overall number, groups and macro average: equal to the original code's outputs for one verdict per row"
     not_verified = "data (not at hand), ties (the original code has none)"
     overall_is = "accuracy over all rows"
-    order = "the two responses of `response`; id is `id/row number from 0`, because ids are repeated"
+    order = "the two responses of `response`; id is `id/row number from 0`, because ids may be repeated"
     hub = (HubSource("MMInstruction/VL-RewardBench", split="test"),)
     local = (
         f"the {ROWS:,} rows of MMInstruction/VL-RewardBench (split test) as parquet, or as jsonl with paths of images"

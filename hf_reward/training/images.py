@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_reward.data.interface import setting
 from hf_reward.modeling.image_features import ImageFeatureStore, ReadsImages, freeze_vision, vision_parameters
 from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.preprocessing.image_inputs import ImageBatch, ImageProcessing
@@ -26,6 +27,9 @@ class RunImages:
         model: The reward model; its vision tower is frozen in place unless `train_vision` is set.
         args: Settings of the run.
         tokenizer: The prepared tokenizer.
+
+    Raises:
+        ValueError: If `train_vision` is set, but the tower is frozen.
     """
 
     def __init__(self, model: RewardModel, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -33,6 +37,11 @@ class RunImages:
         self.processing: ImageProcessing = load_image_processing(bare.name_or_path, bare.config, tokenizer)
         if not args.train_vision:
             freeze_vision(model)
+        elif not any(parameter.requires_grad for parameter in vision_parameters(bare.base_model)):
+            raise ValueError(
+                f"`{setting('train_vision')}` trains the vision tower, but an adapter or `freeze_backbone` freezes it. "
+                "Set one of them."
+            )
         self.store = self._store(bare, args)
         self.batch = ImageBatch(self.processing, None if self.store is None else self.store.has)
 

@@ -7,6 +7,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_reward.data.interface import setting
 from hf_reward.modeling.adapters import add_adapter, frozen_heads_as_buffers, number_of_embeddings, train_head_of
 from hf_reward.modeling.auto_model import AutoModelForRewardScoring
 from hf_reward.modeling.dropout import disable_dropout
@@ -173,6 +174,10 @@ def prepare_model(
 def images_of_run(model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Return the `RunImages` of a vision-language model, or None; see `images.run_images`."""
     if model is None or not has_vision(unwrap_model(model)):
+        if args.train_vision:
+            raise ValueError(
+                f"`{setting('train_vision')}` requires a vision-language model given by name or loaded. Leave it out."
+            )
         return None
     from hf_reward.training.images import run_images  # noqa: PLC0415 - not for text models
 

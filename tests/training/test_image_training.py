@@ -117,3 +117,15 @@ def test_the_command_line_scores_rows_with_images(tmp_path: Path, chat_tokenizer
     scorer = RewardScorer.from_pretrained(folder, device="cpu")
     expected = scorer.score([row_messages(row) for row in rows], [row["chosen"] for row in rows])
     assert found == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_train_vision_is_refused_where_it_would_have_no_effect(
+    tmp_path: Path, chat_tokenizer: Any, saved_llama: Path
+) -> None:
+    args = _config(tmp_path / "out", train_vision=True)
+    with pytest.raises(ValueError, match="requires a vision-language model"):
+        RewardTrainer(str(saved_llama), args, train_dataset=_rows(2))
+    model = save_vision_model(tmp_path / "base", chat_tokenizer, "qwen2_vl")
+    adapter = LoraConfig(target_modules=["q_proj"])
+    with pytest.raises(ValueError, match="an adapter or `freeze_backbone` freezes it"):
+        RewardTrainer(str(model), args, train_dataset=_rows(2), peft_config=adapter)

@@ -159,7 +159,7 @@ IMAGE = Family(
     what="The image of each prompt was replaced by that of another row, and by noise of the same size. Both should "
     "change the margin between the two responses and lower the accuracy. The finding is a model that ignores images: "
     "a replacement leaves more than half of the margins unchanged, or costs less than 5 points of accuracy.",
-    advice="Check with `hf-reward verify` that images reach the model. Then add pairs in which one response is right "
+    advice="Check that each row of the training data had its image. Then add pairs in which one response is right "
     "for one image and wrong for another, so that text alone does not decide.",
     cases=_cases,
     analyse=_analyse,

@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.hub import cached_file
 
@@ -34,6 +34,12 @@ def load_image_processing(
     """
     if type(config) not in PROCESSOR_MAPPING:
         raise ValueError(f"Images are not supported for {type(config).__name__}: transformers has no processor for it.")
+    backbone: Any = AutoModel._model_mapping[type(config)]
+    if "mm_encoder_outputs" not in inspect.signature(backbone.forward).parameters:
+        raise ValueError(
+            f"Images are not supported for {backbone.__name__} of this version of transformers, which takes no "
+            "computed features. Use a model of docs/guides/images.md, with transformers 5.23 or later."
+        )
     cls: Any = PROCESSOR_MAPPING[type(config)]
     values, _ = cls.get_processor_dict(name, **hub)
     names = set(inspect.signature(cls.__init__).parameters) - {"self", *_PARTS, "chat_template"}

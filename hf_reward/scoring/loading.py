@@ -102,8 +102,8 @@ def load_images(name: str, model: RewardModel, tokenizer: PreTrainedTokenizerBas
     name, options = resolve_model(name, **options)
     try:
         return load_image_processing(name, unwrap_model(model).config, tokenizer, **hub_options(options))
-    except OSError as error:
-        logger.warning("Images are refused, because %s has no image processor (%s).", name, error)
+    except (OSError, ValueError, ImportError) as error:  # texts can still be scored
+        logger.warning("Images are refused, because the image processor of %s cannot be loaded: %s", name, error)
         return None
 
 

@@ -26,15 +26,15 @@ class RunImages:
     Args:
         model: The reward model; its vision tower is frozen in place unless `train_vision` is set.
         args: Settings of the run.
-        tokenizer: The prepared tokenizer.
+        processing: The image part of its processor.
 
     Raises:
         ValueError: If `train_vision` is set, but the tower is frozen.
     """
 
-    def __init__(self, model: RewardModel, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: RewardModel, args: RewardConfig, processing: ImageProcessing) -> None:
         bare: Any = unwrap_model(model)
-        self.processing: ImageProcessing = load_image_processing(bare.name_or_path, bare.config, tokenizer)
+        self.processing = processing
         if not args.train_vision:
             freeze_vision(model)
         elif not any(parameter.requires_grad for parameter in vision_parameters(bare.base_model)):
@@ -57,7 +57,7 @@ class RunImages:
 
 
 def run_images(model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> RunImages | None:
-    """Return the images of a run, or None if the folder of the model has no image processor.
+    """Return the images of a run, or None if the model has no image processor that is supported.
 
     Args:
         model: A reward model with a vision tower.
@@ -67,8 +67,10 @@ def run_images(model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizerBas
     Returns:
         The images; without them, rows with images are refused.
     """
+    bare: Any = unwrap_model(model)
     try:
-        return RunImages(model, args, tokenizer)
-    except OSError as error:
-        logger.warning("Rows with images are refused, because the model has no image processor (%s).", error)
+        processing = load_image_processing(bare.name_or_path, bare.config, tokenizer)
+    except (OSError, ValueError, ImportError) as error:  # rows of text can still be used
+        logger.warning("Rows with images are refused, because the image processor cannot be loaded: %s", error)
         return None
+    return RunImages(model, args, processing)

@@ -16,6 +16,7 @@ from running_servers import free_port, running
 from serving_scorers import asked
 
 from hf_reward.cli.serving import serve
+from hf_reward.evaluation.monitoring.served_run import run_monitors
 from hf_reward.scoring.serving.limits import OPEN_PATHS
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,7 @@ def queries() -> list[str]:
 def test_every_metric_of_the_dashboard_exists(scorer):
     async def test(client: httpx2.AsyncClient) -> None:
         await client.post("/score", json={"prompt": "a", "response": "b"})
+        await client.post("/score?run=grpo-1", json={"prompt": "a", "responses": ["b", "c d", "e"] * 2})
         await client.post("/score", json={})
         families = list(text_string_to_metric_families((await client.get("/metrics")).text))
         labels: dict[str, set[str]] = {}
@@ -65,7 +67,7 @@ def test_every_metric_of_the_dashboard_exists(scorer):
         whole = {re.sub(r"_(bucket|sum|count)$", "", name) for name in counted}
         assert whole == {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown}
 
-    asked(scorer, test)
+    asked(scorer, test, run_monitors(2))
 
 
 def test_the_panels_fill_the_grid_without_overlap():

@@ -6,13 +6,11 @@ from typing import Any
 import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serving_scorers import error_of, run
+from serving_scorers import asked, error_of
 
 from hf_reward.evaluation.monitoring.monitor import STATISTICS
 from hf_reward.evaluation.monitoring.served_run import run_monitors
 from hf_reward.scoring.serving import observing
-from hf_reward.scoring.serving.app import create_app
-from hf_reward.scoring.serving.settings import ServerSettings
 
 PROMPT, ANSWERS = "Which is heavier?", ["Water.", "Oil is heavier, I think."]
 BODY = {"prompt": PROMPT, "responses": ANSWERS}
@@ -29,20 +27,6 @@ class Observer:
             raise RuntimeError("a fault of the observer")
         self.rows += zip(prompts, responses, rewards, strict=True)
         return {"mean": {"reward": sum(rewards) / len(rewards)}, "warning": {"length": float("nan")}}
-
-
-def asked(scorer: Any, test: Any, observe: Any) -> None:
-    app = create_app(scorer, ServerSettings(), observe=observe)
-
-    async def whole() -> None:
-        transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
-        async with (
-            app.router.lifespan_context(app),
-            httpx2.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client,
-        ):
-            await test(client)
-
-    run(whole)
 
 
 async def samples(client: httpx2.AsyncClient) -> dict[tuple[str, ...], float]:

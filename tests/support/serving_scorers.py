@@ -20,10 +20,10 @@ def tiny_scorer(source: Path, folder: Path, **options: Any) -> RewardScorer:
 
 
 @asynccontextmanager
-async def client_of(scorer: Any, **settings: Any) -> AsyncIterator[httpx2.AsyncClient]:
+async def client_of(scorer: Any, observe: Any = None, **settings: Any) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the application, whose shutdown runs at the end."""
     name = None if isinstance(scorer, dict) else "tiny"
-    app = create_app(scorer, ServerSettings(served_model_name=name, **settings))
+    app = create_app(scorer, ServerSettings(served_model_name=name, **settings), observe=observe)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -37,11 +37,13 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 60))
 
 
-def asked(scorer: Any, test: Callable[[httpx2.AsyncClient], Coroutine[Any, Any, None]], **settings: Any) -> None:
+def asked(
+    scorer: Any, test: Callable[[httpx2.AsyncClient], Coroutine[Any, Any, None]], observe: Any = None, **settings: Any
+) -> None:
     """Run a test with a client of an application."""
 
     async def whole() -> None:
-        async with client_of(scorer, **settings) as client:
+        async with client_of(scorer, observe, **settings) as client:
             await test(client)
 
     run(whole)

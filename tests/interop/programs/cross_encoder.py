@@ -3,7 +3,7 @@
 from typing import Any
 
 from exchange import column, run
-from sentence_transformers import CrossEncoder
+from sentence_transformers import CrossEncoder  # pyright: ignore[reportMissingImports]
 
 
 def pairs(probes: list[dict[str, Any]]) -> list[tuple[str, str]]:

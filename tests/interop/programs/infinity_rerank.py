@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from exchange import run
-from infinity_emb import AsyncEmbeddingEngine, EngineArgs
+from infinity_emb import AsyncEmbeddingEngine, EngineArgs  # pyright: ignore[reportMissingImports]
 
 
 async def scores(request: dict[str, Any], probes: list[dict[str, Any]]) -> list[float]:

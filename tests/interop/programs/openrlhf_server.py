@@ -38,7 +38,7 @@ def add_stubs() -> None:
 def load(request: dict[str, Any]) -> Any:
     """Build the server's class with its default options."""
     add_stubs()
-    from openrlhf.cli.serve_rm import RewardModelProxy
+    from openrlhf.cli.serve_rm import RewardModelProxy  # pyright: ignore[reportMissingImports]
 
     parts = {
         "reward": {"model_name_or_path": request["folder"], "normalize_enable": False},

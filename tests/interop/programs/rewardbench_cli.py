@@ -8,6 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from exchange import run
@@ -18,10 +19,10 @@ os.environ["WANDB_MODE"] = "disabled"
 
 def scores(request: dict[str, Any], probes: list[dict[str, Any]]) -> list[float]:
     """Run the evaluation with scores of conversations, and read the file that it writes."""
-    from rewardbench.rewardbench import Args, rewardbench
+    from rewardbench.rewardbench import Args, rewardbench  # pyright: ignore[reportMissingImports]
 
-    BatchEncoding.to = lambda inputs, device, **_: inputs
-    with tempfile.TemporaryDirectory() as place:
+    stay = patch.object(BatchEncoding, "to", lambda inputs, *_, **__: inputs)
+    with tempfile.TemporaryDirectory() as place, stay, torch.no_grad():
         rows = Path(place, "rows.json")
         rows.write_text("".join(json.dumps({"messages": probe["messages"]}) + "\n" for probe in probes))
         args = Args(
@@ -34,8 +35,7 @@ def scores(request: dict[str, Any], probes: list[dict[str, Any]]) -> list[float]
             max_length=2048,
             output_dir=f"{place}/out",
         )
-        with torch.no_grad():
-            rewardbench(args)
+        rewardbench(args)
         # The name of the file is `output_dir` joined with the model's absolute path, which replaces it.
         written = Path(args.output_dir, f"{args.model}_outputs.jsonl")
         found = [json.loads(line)["results"] for line in written.read_text().splitlines()]

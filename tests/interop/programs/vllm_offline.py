@@ -6,7 +6,7 @@ from typing import Any
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process, which starts faster
 
 from exchange import column, run
-from vllm import LLM
+from vllm import LLM  # pyright: ignore[reportMissingImports]
 
 
 def load(request: dict[str, Any]) -> LLM:

@@ -18,10 +18,15 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 logger = logging.getLogger(__name__)
+
+_HEAD_IN_LANGUAGE_MODEL = ("qwen2_vl", "qwen2_5_vl", "internvl", "llava_onevision")
+"""Model types whose head vLLM (0.32) expects in the language model. transformers has no classifier for them, so no
+other program loads the folder."""
 
 
 def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -29,7 +34,10 @@ def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     mapping: Any = AutoModelForSequenceClassification._model_mapping
     if type(config) not in mapping:
         _register_generic_classifier(config)
-    return _only_class(mapping[type(config)])
+    found = _only_class(mapping[type(config)])
+    if config.model_type in _HEAD_IN_LANGUAGE_MODEL:
+        _load_renamed_head(found.__name__, config.model_type)
+    return found
 
 
 def _register_generic_classifier(config: PretrainedConfig) -> None:
@@ -63,6 +71,25 @@ def _register_generic_classifier(config: PretrainedConfig) -> None:
         name,
         kind.__name__,
     )
+
+
+def _load_renamed_head(classifier: str, model_type: str) -> None:
+    """Let a classifier load files in which the head has vLLM's name, and also those with its own name."""
+    conversion = get_checkpoint_conversion_mapping(classifier) or get_checkpoint_conversion_mapping(model_type) or []
+    if all(each.source_patterns != _renamed_head().source_patterns for each in conversion):
+        register_checkpoint_conversion_mapping(classifier, [_renamed_head(), *conversion], overwrite=True)
+
+
+def save_head_for_servers(model: PreTrainedModel) -> None:
+    """Let a loaded model save its head with the name that vLLM expects, in place. Most architectures have only one."""
+    if model.config.model_type in _HEAD_IN_LANGUAGE_MODEL:
+        loaded: Any = model
+        used = [each for each in loaded._weight_conversions if each.target_patterns != ["score"]]
+        loaded._weight_conversions = [_renamed_head(), *used]  # transformers keeps only those that occurred in the file
+
+
+def _renamed_head() -> WeightRenaming:
+    return WeightRenaming(r"^language_model\.score", "score")
 
 
 def _use_conversion_of(language_model: str, classifier: str) -> None:

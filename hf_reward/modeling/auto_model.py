@@ -26,7 +26,7 @@ from transformers.modeling_utils import (  # used by `from_pretrained` itself
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from hf_reward.modeling.adapters import add_adapter, as_publishable
-from hf_reward.modeling.architectures import classifier_class
+from hf_reward.modeling.architectures import classifier_class, save_head_for_servers
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift
 from hf_reward.modeling.custom_code import custom_classifier, require_trust
 from hf_reward.modeling.head_ensemble import HEADS_FILE, heads_file
@@ -299,6 +299,7 @@ def _load_classifier(
     if dequantize:
         model = _dequantized(model)
     as_reward_model(model)
+    save_head_for_servers(model)
     if is_decoder(model) and any(key.startswith("score.") for key in report.missing):
         zero_head(model)
     tokenizer = load_tokenizer(tokenizer_name_or_path, name, **kwargs)

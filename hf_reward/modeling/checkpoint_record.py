@@ -194,7 +194,7 @@ def describe(
     rule = rule or FormatRule(max_length=None)  # the limit of other models is unknown
     config = unwrap_model(model).config
     if probes is None:
-        probes = probe_record(model, tokenizer, separator=rule.separator, max_length=rule.max_length, half=half)
+        probes = probe_record(model, tokenizer, rule=rule, half=half)
     quantization: Any = getattr(config, "quantization_config", None) or {}
     return CheckpointRecord(
         format=rule.to_dict(),

@@ -6,6 +6,9 @@ padding: several turns, a system turn, other scripts, code, an empty response, w
 
 from hf_reward.data.preference_row import Message
 
+PICTURE, OTHER_PICTURE = "picture", "other picture"
+"""Names of the two probes of `image_probes` that differ in their picture only."""
+
 
 def turns(*contents: str, system: str | None = None) -> list[Message]:
     """Return a conversation that starts with a user turn."""

@@ -201,12 +201,12 @@ def probe_record(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    separator: str = "",
-    max_length: int | None = None,
+    rule: FormatRule | None = None,
     half: torch.dtype | None = None,
     float32: bool = True,
     probes: Sequence[Probe] | None = None,
     known: Sequence[float] | None = None,
+    images: Any = None,
 ) -> dict[str, Any]:
     """Score the probes for `CheckpointRecord.probes`.
 
@@ -214,21 +214,23 @@ def probe_record(
         model: A reward model, with or without wrappers; its mode is restored. For a sharded model, all processes must
             call this function.
         tokenizer: Its tokenizer.
-        separator: Text between prompt and response, without a chat template.
-        max_length: Length limit of training, in tokens; the position limit of the model also applies.
+        rule: Text format of training; the position limit of the model also applies.
         half: Also score under autocast in this precision.
         float32: Whether rewards without autocast are float32; False for sharded models that cast internally.
         probes: Formatted probes, if available.
         known: Their rewards without autocast, if available.
+        images: `ImageProcessing` of a vision-language model, to score pictures too.
 
     Returns:
         `conversations` (messages or text, and token ids), `rewards` by compute dtype, `left_padding` (whether rewards
-        are the same in left-padded batches; None without float32 rewards), `device`, and `weights_cast` if weights were
-        rounded before use.
+        are the same in left-padded batches; None without float32 rewards), `device`, `weights_cast` if weights were
+        rounded before use, and `images`, the result of `image_probe_record`.
     """
     bare: Any = _classifier_of(model)
+    rule = rule or FormatRule(max_length=None)
+    limit = longest_sequence(bare, rule.max_length)
     if probes is None:
-        probes = format_probes(tokenizer, separator=separator, limit=longest_sequence(bare, max_length))
+        probes = format_probes(tokenizer, separator=rule.separator, limit=limit)
     own = weight_dtype(bare) if float32 else (half or torch.float32)
     wanted: dict[torch.dtype, torch.dtype | None] = {own: None}
     if half is not None:
@@ -241,11 +243,21 @@ def probe_record(
     }
     return {
         "conversations": [probe.to_dict() for probe in probes],
-        "rewards": {name: [_finite(value) for value in values] for name, values in rewards.items()},
+        "rewards": {name: [finite(value) for value in values] for name, values in rewards.items()},
         "left_padding": _supports_left_padding(model, probes, rewards["float32"]) if "float32" in rewards else None,
         "device": next(model.parameters()).device.type,
         **({} if float32 else {"weights_cast": True}),
+        **({} if images is None else {"images": _image_probes(model, images, limit, wanted)}),
     }
+
+
+def _image_probes(
+    model: nn.Module, images: Any, limit: int | None, wanted: Mapping[torch.dtype, torch.dtype | None]
+) -> dict[str, Any]:
+    from hf_reward.modeling.image_probes import image_probe_record  # noqa: PLC0415 - not for text models
+
+    precisions = {str(dtype).removeprefix("torch."): cast for dtype, cast in wanted.items()}
+    return image_probe_record(model, images, max_length=limit, precisions=precisions)
 
 
 @torch.no_grad()
@@ -348,11 +360,12 @@ def relative_differences(
     """Return |found - expected| / max(floor, |expected|), infinite if a value is not finite (NaN never equals NaN)."""
     return [
         math.inf if one is None or other is None else abs(other - one) / max(floor, abs(one))
-        for one, other in zip(map(_finite, expected), map(_finite, found), strict=True)
+        for one, other in zip(map(finite, expected), map(finite, found), strict=True)
     ]
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """Return the value, or None if it is not finite, because JSON has neither NaN nor infinity."""
     return None if value is None or not math.isfinite(value) else value
 
 

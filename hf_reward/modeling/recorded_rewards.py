@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.model_images import load_images
 from hf_reward.modeling.probes import (
     COARSE_TOLERANCE,
     differing,
@@ -66,7 +67,36 @@ def require_recorded_rewards(
             f"{name} does not give its recorded rewards: {found[first]} instead of {expected[first]} for the probe "
             f"{probes[first].name!r}, and {len(wrong)} of {len(probes)} probes differ. {remedy}"
         )
+    if record.probes.get("images"):
+        _require_recorded_image_rewards(name, model, tokenizer, record, dtype, unquantized=unquantized)
     return found
+
+
+def _require_recorded_image_rewards(
+    name: str | Path,
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: CheckpointRecord,
+    dtype: str,
+    *,
+    unquantized: bool,
+) -> None:
+    """Compare the rewards of pictures, unless the image processor is missing or has another implementation."""
+    recorded, images = record.probes["images"], load_images(model, tokenizer)
+    if images is None or images.implementation != recorded["processor"]:
+        return
+    from hf_reward.modeling.image_probes import image_probe_rewards  # noqa: PLC0415 - not for text models
+
+    expected = recorded["rewards"].get(dtype) or next(iter(recorded["rewards"].values()))
+    found = image_probe_rewards(model, images, recorded["conversations"])
+    device = next(model.parameters()).device.type
+    if wrong := differing(expected, found, _allowed(record, dtype, device, unquantized=unquantized)):
+        first = wrong[0]
+        raise ValueError(
+            f"{name} does not give its recorded rewards for images: {found[first]} instead of {expected[first]} for "
+            f"{recorded['conversations'][first]['name']!r}, although those of texts are right. The vision tower or the "
+            "settings of the image processor have changed. Copy the model again from its source."
+        )
 
 
 def _allowed(record: CheckpointRecord, dtype: str, device: str, *, unquantized: bool) -> float:

@@ -321,14 +321,16 @@ def check_head_is_trained(model: nn.Module) -> None:
 
 def set_regression(config: PretrainedConfig) -> None:
     """Configure one regression label, in place."""
-    # Without `problem_type`, pipelines and servers apply a sigmoid to a single label.
-    config.problem_type = "regression"
+    # vLLM reads the configuration of the language model in some vision-language models (InternVL).
+    for each in {id(part): part for part in (config, config.get_text_config())}.values():
+        # Without `problem_type`, pipelines and servers apply a sigmoid to a single label.
+        each.problem_type = "regression"
+        each.id2label = {0: "reward"}
+        each.label2id = {"reward": 0}
     # CrossEncoder of sentence-transformers ignores it and applies a sigmoid, unless this entry names another function.
     # vLLM reads the entry too; with it, `/classify` and `/pooling` return the raw reward (`make interop`).
     known = getattr(config, "sentence_transformers", None) or {}
     config.sentence_transformers = {**known, "activation_fn": "torch.nn.modules.linear.Identity"}
-    config.id2label = {0: "reward"}
-    config.label2id = {"reward": 0}
 
 
 def zero_head(model: PreTrainedModel) -> None:

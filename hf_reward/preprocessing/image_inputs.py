@@ -51,8 +51,10 @@ class ImageProcessing:
         names = processor.model_input_names
         self.marks_images = "token_type_ids" in names
         """Whether the model needs `token_type_ids` that mark image tokens, which attend to each other."""
-        implementation = type(processor.image_processor).__name__.encode()  # with torchvision or PIL
-        self.number = int(hashlib.sha256(b"".join([implementation, *self.files.values()])).hexdigest()[:15], 16)
+        self.implementation = type(processor.image_processor).__name__
+        """Class of the image processor. transformers has one with torchvision and one with PIL."""
+        content = b"".join([self.implementation.encode(), *self.files.values()])
+        self.number = int(hashlib.sha256(content).hexdigest()[:15], 16)
         """Equal for processors with the same implementation and settings."""
         self._options = processor._merge_kwargs(return_tensors="pt")["images_kwargs"]
         self._cached = lru_cache(maxsize=8)(self._process)  # rows with the same image are often adjacent

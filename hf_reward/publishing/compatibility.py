@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from hf_reward.modeling.architectures import has_stock_class
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.custom_code import has_custom_code
-from hf_reward.publishing.program_results import evidence_of
+from hf_reward.publishing.program_results import LLAMA_MODELS, evidence_of
 
 SAME, SHIFTED, WITH_OPTION, CANNOT = "same reward", "same up to a constant", "same with an option", "cannot load"
 OTHER = "another reward"
@@ -21,13 +21,23 @@ OTHER = "another reward"
 _VLLM_DECODERS = frozenset(
     (
         *("Llama", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Qwen3Next", "Qwen3_5", "Mistral", "Mixtral"),
-        *("Ministral3", "Gemma", "Gemma2", "Gemma3", "Phi", "Phi3", "Olmo", "Olmo2", "Olmo3", "GPT2"),
+        *("Ministral3", "Gemma", "Gemma2", "Phi", "Phi3", "Olmo", "Olmo2", "Olmo3", "GPT2"),
         *("GPTBigCode", "GPTNeoX", "GPTJ", "OPT", "Bloom", "Falcon", "Mpt", "SmolLM3", "StableLm"),
         *("Starcoder2", "DeepseekV2", "DeepseekV3", "Glm", "Glm4", "GptOss", "Jamba", "Zamba2", "SeedOss"),
         *("Nemotron", "Exaone4", "Arcee", "Persimmon", "MiniCPM3", "Granite", "GraniteMoe", "Cohere"),
         *("Cohere2", "Olmoe", "Bamba"),
     )
 )
+_VLLM_VISION = {
+    "Qwen2VL": "Qwen2-VL",
+    "Qwen2_5_VL": "Qwen2.5-VL",
+    "Qwen3VL": "Qwen3-VL",
+    "InternVL": "InternVL",
+    "SmolVLM": "SmolVLM",
+    "LlavaOnevision": "LLaVA-OneVision",
+    "Gemma3": "Gemma 3",
+}
+"""Vision-language architectures, and their names in the results of the interop suite."""
 _VLLM_ENCODERS = frozenset(("Bert", "Roberta", "XLMRoberta", "ModernBert"))
 _SGLANG = {"Llama": SAME, "Gemma2": SAME, "Qwen2": SHIFTED, "Qwen3": SHIFTED}
 _SGLANG_ENCODERS = frozenset(("Bert", "XLMRoberta"))
@@ -100,7 +110,8 @@ def compatibility_of_config(
         _open_rlhf(is_decoder, is_stock),
         _verl(_best(vllm, sglang)) if is_decoder else Verdict("verl", CANNOT),
     ]
-    return [each._replace(evidence=evidence_of(each.program, was_run=kind == "Llama")) for each in verdicts]
+    models = LLAMA_MODELS if kind == "Llama" else tuple(filter(None, [_VLLM_VISION.get(kind)]))
+    return [each._replace(evidence=evidence_of(each.program, models)) for each in verdicts]
 
 
 def can_be_served(verdicts: list[Verdict]) -> bool:
@@ -113,11 +124,24 @@ def _vllm(kind: str, is_decoder: bool) -> Verdict:
         name = kind.removesuffix("Text")
         option = f"""--hf-overrides '{{"architectures": ["{name}ForSequenceClassification"]}}'"""
         return Verdict("vLLM", WITH_OPTION, option)
+    if kind in _VLLM_VISION:
+        return _vllm_with_images(kind)
     if kind in _VLLM_DECODERS or kind in _VLLM_ENCODERS:
         return Verdict("vLLM", SAME, "--runner pooling --dtype float32; `problem_type` disables the sigmoid")
     if is_decoder:
         return Verdict("vLLM", WITH_OPTION, """--pooler-config '{"pooling_type": "LAST"}'""")
     return Verdict("vLLM", CANNOT, "it does not support this encoder")
+
+
+def _vllm_with_images(kind: str) -> Verdict:
+    options = "--runner pooling --dtype float32; images as `image_url` parts"
+    notes = {
+        "SmolVLM": f"{options}. It resizes with torchvision: rewards differ from those of PIL",
+        "LlavaOnevision": f"{options}. It processes each of several images as if it were the only one: other rewards",
+    }
+    if kind == "Gemma3":
+        return Verdict("vLLM", CANNOT, "vLLM 0.32 ends with an error for the classifier with images")
+    return Verdict("vLLM", WITH_OPTION if kind in notes else SAME, notes.get(kind, options))
 
 
 def _sglang(kind: str) -> Verdict:

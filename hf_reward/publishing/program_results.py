@@ -5,7 +5,7 @@ this file.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,8 @@ RUN, READ, NOT_RUN = "run", "source read", "not run"
 SAME_REWARD, OTHER_REWARD, REFUSED = "same", "different", "refused"
 TOLERANCE = 1e-4
 """Rewards of two programs are the same in float32 if they differ by at most this."""
+LLAMA_MODELS = ("quick start", "adapter", "BOS")
+"""Models of the suite whose architecture is Llama."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class ProgramResult:
     way: str = ""
     """Endpoint or function, and its input."""
     model: str = ""
-    """`quick start` (SmolLM2, 135M parameters), its `adapter`, or `BOS` (a tiny Llama whose template writes BOS)."""
+    """`quick start` (SmolLM2, 135M parameters), its `adapter`, `BOS` (a tiny Llama whose template writes BOS), or the
+    architecture of a tiny vision-language model."""
     outcome: str = ""
     """`SAME_REWARD`, `OTHER_REWARD` or `REFUSED`, if it was run."""
     difference: float | None = None
@@ -61,25 +64,25 @@ def write_results(results: Iterable[ProgramResult]) -> None:
     program_results.cache_clear()
 
 
-def evidence_of(program: str, *, was_run: bool) -> str:
+def evidence_of(program: str, models: Collection[str]) -> str:
     """Return the evidence for a verdict on a program: a run with its largest difference, or the source that was read.
 
     Args:
         program: Name of the program.
-        was_run: Whether the suite runs a model of this architecture.
+        models: Models of the suite with this architecture.
 
     Returns:
         One line; empty for a program without results.
     """
     rows = [each for each in program_results() if each.program == program]
-    ran = [each for each in rows if each.status == RUN]
-    if not ran:
+    if not any(each.status == RUN for each in rows):
         rows.sort(key=lambda each: each.status != READ)
         return "".join(f"{each.status}: {each.version}" for each in rows[:1])
+    ran = [each for each in rows if each.status == RUN and each.model in models]
+    if not ran:
+        versions = {each.version for each in rows if each.status == RUN and each.model in LLAMA_MODELS}
+        return f"source read; run with Llama ({', '.join(sorted(versions))})"
     versions = ", ".join(sorted({each.version for each in ran}))
-    if not was_run:
-        return f"source read; run with Llama ({versions})"
     same = [each.difference for each in ran if each.outcome == SAME_REWARD and each.difference is not None]
-    if same:
-        return f"run ({versions}, {ran[0].machine}): up to {max(same):.0e}"
-    return f"run ({versions}, {ran[0].machine})"
+    largest = f": up to {max(same):.0e}" if same else ""
+    return f"run ({versions}, {ran[0].machine}){largest}"

@@ -1,9 +1,12 @@
 """Compare recorded rewards with rewards of stock programs, with tolerances by precision."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
+from hf_reward.modeling.probe_texts import OTHER_PICTURE, PICTURE
 from hf_reward.modeling.probes import COARSE_TOLERANCE, HALF_TOLERANCE, differing, relative_differences, tolerance
 from hf_reward.publishing.verification import Check
 
@@ -27,6 +30,7 @@ def compare(record: CheckpointRecord, recorded: dict[str, list[float | None]], f
         One check of the weights, one of the token ids, and one for each precision and way of scoring.
     """
     conversations, missing = record.probes["conversations"], found["missing"]
+    pictures = record.probes.get("images")
     lost = f"missing and therefore random: {', '.join(missing[:4])}" if missing else "complete"
     return [
         Check(name="weights", passed=not missing, detail=lost),
@@ -36,6 +40,30 @@ def compare(record: CheckpointRecord, recorded: dict[str, list[float | None]], f
             for dtype, expected in recorded.items()
             for way, rewards in found["rewards"][dtype].items()
         ),
+        *(_check_pictures(record, pictures, found["images"]) if pictures and pictures["conversations"] else []),
+    ]
+
+
+def _check_pictures(record: CheckpointRecord, recorded: dict[str, Any], found: dict[str, Any]) -> list[Check]:
+    """Check token ids and rewards of conversations with pictures.
+
+    Another implementation of the image processor rounds pixels differently, so rewards are reported only.
+    """
+    conversations, is_same = recorded["conversations"], found["processor"] == recorded["processor"]
+    ids = _check_ids(conversations, found["input_ids"])
+    return [
+        replace(ids, name="token ids, images"),
+        *(
+            _check(
+                f"rewards, {dtype}, with images",
+                conversations,
+                recorded["rewards"][dtype],
+                rewards,
+                _allowed(dtype, "alone", record) if is_same else math.inf,
+            )
+            for dtype, rewards in found["rewards"].items()
+            if dtype in recorded["rewards"]
+        ),
     ]
 
 
@@ -43,16 +71,23 @@ def _check_rewards(
     record: CheckpointRecord, dtype: str, way: str, expected: list[float | None], rewards: list[float]
 ) -> Check:
     """Check the rewards of one precision and one way of scoring."""
-    conversations, found, allowed = (
-        record.probes["conversations"],
-        list[float | None](rewards),
-        _allowed(dtype, way, record),
-    )
+    conversations, found = record.probes["conversations"], list[float | None](rewards)
     if way == "pipeline":  # it drops an empty second text of a pair
         found = [
             known if probe.get("text_pair") == "" else reward
             for probe, known, reward in zip(conversations, expected, rewards, strict=True)
         ]
+    return _check(f"rewards, {dtype}, {_WAY_NAMES[way]}", conversations, expected, found, _allowed(dtype, way, record))
+
+
+def _check(
+    name: str,
+    conversations: list[dict[str, Any]],
+    expected: Sequence[float | None],
+    found: Sequence[float | None],
+    allowed: float,
+) -> Check:
+    """Compare rewards of probes."""
     differences = relative_differences(expected, found)
     largest = max(differences)
     places = differing(expected, found, allowed)
@@ -60,10 +95,9 @@ def _check_rewards(
     detail = f"largest difference {largest:.1e}, {bound}"
     if places:
         worst = max(places, key=differences.__getitem__)
-        name = conversations[worst]["name"]
-        detail += f", at the probe {name!r}: {found[worst]} instead of {expected[worst]}"
+        detail += f", at the probe {conversations[worst]['name']!r}: {found[worst]} instead of {expected[worst]}"
     return Check(
-        name=f"rewards, {dtype}, {_WAY_NAMES[way]}",
+        name=name,
         passed=not places,
         detail=detail,
         difference=largest if math.isfinite(largest) else None,  # JSON has no infinity
@@ -94,6 +128,8 @@ def half_precision_notes(checks: list[Check]) -> list[str]:
     for check in checks:
         if check.name.startswith("rewards, ") and check.difference is not None and check.allowed is None:
             dtype = check.name.split(", ")[1]
+            if dtype == "float32":  # pictures of another image processor
+                continue
             found[dtype] = max(check.difference, found.get(dtype, 0.0))
     return [
         f"Computed in {dtype}, rewards differ by up to {difference:.1e} relative to max(1, |reward|), which may change "
@@ -101,6 +137,39 @@ def half_precision_notes(checks: list[Check]) -> list[str]:
         for dtype, difference in found.items()
         if difference > HALF_TOLERANCE
     ]
+
+
+def picture_notes(record: CheckpointRecord, found: dict[str, Any]) -> list[str]:
+    """Return notes on the image processor, and on rewards that ignore pictures.
+
+    Args:
+        record: Record of the folder.
+        found: Result of `run_stock_scoring`.
+
+    Returns:
+        The notes; none for a text model.
+    """
+    recorded = record.probes.get("images") or {"conversations": []}
+    if not recorded["conversations"]:
+        return []
+    here, rewards = found["images"]["processor"], next(iter(found["images"]["rewards"].values()))
+    names = [probe["name"] for probe in recorded["conversations"]]
+    by_name = dict(zip(names, rewards, strict=True))
+    pair = [by_name[name] for name in (PICTURE, OTHER_PICTURE) if name in by_name]
+    notes = []
+    if here != recorded["processor"]:
+        notes.append(
+            f"Images were processed by {here}, and by {recorded['processor']} when the model was saved. The two round "
+            "pixels differently, so the differences of rewards with images are only reported."
+        )
+    if len(pair) == 2:
+        change = abs(pair[1] - pair[0])
+        notes.append(
+            f"Another picture changes the reward of the same text by {change:.2g}."
+            if change
+            else "Rewards do not depend on the picture: the same text gets the same reward with another one."
+        )
+    return notes
 
 
 def _check_ids(conversations: list[dict[str, Any]], found: list[list[int]]) -> Check:

@@ -16,6 +16,7 @@ from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe
 from hf_reward.modeling.custom_code import require_trust
 from hf_reward.modeling.encoder import tokenizer_to_save
 from hf_reward.modeling.head_ensemble import with_saved_heads
+from hf_reward.modeling.model_images import load_images
 from hf_reward.modeling.model_tokenizer import load_tokenizer, match_pad_token
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import Probe, format_probes, probe_record, probe_rewards, relative_differences
@@ -78,6 +79,11 @@ class SavedModel:
         for name, content in processor_files(bare.name_or_path).items():
             (folder / name).write_bytes(content)
 
+    @property
+    def _images(self) -> Any:
+        """The image part of the processor of a vision-language model; None without its files."""
+        return load_images(self.model, self.tokenizer)
+
     def in_float32(self) -> Self:
         """Cast the weights to float32 in place and return the value with them."""
         parts = (*self.model.parameters(), *self.model.buffers())
@@ -101,7 +107,8 @@ class SavedModel:
 
     def scored(self, half: torch.dtype | None = None) -> dict[str, Any]:
         """Return the `probes` of a record. With `half`, they are also scored under autocast in that precision."""
-        return probe_record(self.model, self.tokenizer, half=half, probes=self.probes, known=self.rewards)
+        options: dict[str, Any] = {"rule": self.record.rule, "half": half, "images": self._images}
+        return probe_record(self.model, self.tokenizer, probes=self.probes, known=self.rewards, **options)
 
     def described(self, half: torch.dtype | None = None) -> CheckpointRecord:
         """Return the record with the facts that depend on the current model.

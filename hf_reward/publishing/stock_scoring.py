@@ -2,11 +2,13 @@
 
 `verify` runs this file as a separate program and gets one line of JSON. The program does not import hf_reward, so its
 rewards are those of users without hf_reward. Only `--with-hf-reward`, for architectures without a classifier in
-transformers, imports hf_reward. The model card of an adapter contains the source of `load_adapter`. Verification
-therefore also tests the code in the card.
+transformers, imports hf_reward. The model card of an adapter contains the source of `load_adapter`, and that of a
+model with images the source of `with_images`. Verification therefore also tests the code in the card.
 """
 
 import argparse
+import base64
+import io
 import json
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, AutoProcessor, AutoTokenizer, pipeline
 
 WAYS = ("alone", "right", "left", "pipeline")
 LONGEST = "longest"
@@ -34,7 +36,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--allow-pickle", action="store_true")
     options = parser.parse_args(argv)
     folder = Path(options.folder)
-    conversations = _read_json(folder / "reward_config.json")["probes"]["conversations"]
+    recorded = _read_json(folder / "reward_config.json")["probes"]
+    conversations, pictures = recorded["conversations"], recorded.get("images")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     texts = [as_text(probe, tokenizer) for probe in conversations]
     longest = len(texts) - (conversations[-1]["name"] == LONGEST)
@@ -53,6 +56,11 @@ def main(argv: list[str]) -> None:
             way: score(model.eval(), tokenizer, texts[:longest], way) + score(model, tokenizer, texts[longest:], way)
             for way in options.ways
         }
+        if pictures:
+            processor = processor_of(folder, model if options.with_hf_reward else None)
+            found = score_pictures(model, processor, pictures["conversations"])
+            result.setdefault("images", {"rewards": {}})["rewards"][dtype] = found.pop("rewards")
+            result["images"] |= found
         del model
     print(json.dumps(result))  # noqa: T201 - the output of this program
 
@@ -158,6 +166,49 @@ def score(model: Any, tokenizer: Any, texts: list[ProbeText], way: str) -> list[
         inputs = as_inputs(batch, tokenizer, special, return_tensors="pt", **side).to(model.device)
         rewards.append(model(**inputs).logits[:, 0].float())
     return torch.cat(rewards).tolist()
+
+
+def with_images(processor: Any, messages: list[dict[str, Any]], images: list[Any]) -> Any:
+    """Return the inputs of a conversation whose parts `{"type": "image"}` are the given images."""
+    text = processor.tokenizer.apply_chat_template(messages, tokenize=False)
+    return processor(text=[text], images=[images], add_special_tokens=False, return_tensors="pt")
+
+
+def processor_of(folder: Path, model: Any = None) -> Any:
+    """Load the processor of a folder; for a model that was loaded with hf_reward, without the part for videos."""
+    if model is None:
+        return AutoProcessor.from_pretrained(folder)
+    from hf_reward.preprocessing.image_processor import load_image_processing  # noqa: PLC0415
+
+    return load_image_processing(str(folder), model.config, AutoTokenizer.from_pretrained(folder)).processor
+
+
+@torch.no_grad()
+def score_pictures(model: Any, processor: Any, conversations: list[dict[str, Any]]) -> dict[str, Any]:
+    """Score conversations with pictures, each alone; also return token ids and the class of the image processor."""
+    found: dict[str, Any] = {"input_ids": [], "rewards": [], "processor": type(processor.image_processor).__name__}
+    for probe in conversations:
+        messages, images = without_pictures(probe["messages"])
+        inputs = with_images(processor, messages, images).to(model.device)
+        found["input_ids"].append(inputs["input_ids"][0].tolist())
+        found["rewards"].append(model(**inputs).logits[0, 0].item())
+    return found
+
+
+def without_pictures(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Return messages whose image parts have no data, and the images in order."""
+    from PIL import Image  # noqa: PLC0415 - not for text models
+
+    images, result = [], []
+    for message in messages:
+        parts = message["content"]
+        if isinstance(parts, list):
+            urls = [part["image"] for part in parts if part["type"] == "image"]
+            files = [io.BytesIO(base64.b64decode(url.partition(",")[2])) for url in urls]
+            images += [Image.open(file).convert("RGB") for file in files]
+            parts = [{"type": "image"} if part["type"] == "image" else part for part in parts]
+        result.append({**message, "content": parts})
+    return result, images
 
 
 def as_inputs(batch: list[tuple[str, ...]], tokenizer: Any, special: bool, **options: Any) -> Any:

@@ -24,7 +24,7 @@ from hf_reward.modeling.weight_safety import non_finite_in_file, refuse_adapter_
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS, ResponseEncoder
 from hf_reward.preprocessing.template_clock import uses_clock
 from hf_reward.preprocessing.tokenizer import adds_special_tokens
-from hf_reward.publishing.reward_comparison import compare, half_precision_notes
+from hf_reward.publishing.reward_comparison import compare, half_precision_notes, picture_notes
 from hf_reward.publishing.stock_scoring import as_inputs, as_text
 from hf_reward.publishing.verification import Check, Verification, VerificationError
 
@@ -53,7 +53,7 @@ def verify_checkpoint(
     Returns:
         Checks of configuration, tokenizer, template, token ids (also those of `RewardScorer`), and of the rewards of
         each probe alone, in right-padded batches, in left-padded batches if left padding gave the same rewards when the
-        model was saved, and in the text-classification pipeline.
+        model was saved, in the text-classification pipeline, and of pictures with the processor of the folder.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -91,6 +91,7 @@ def verify_checkpoint(
     )
     checks += compare(record, recorded, found)
     notes = [*_tokenizer_notes(target), *_notes(record, checks, with_hf_reward=with_hf_reward)]
+    notes += picture_notes(record, found)
     return Verification(folder=str(folder), checks=checks, notes=notes)
 
 

@@ -29,7 +29,7 @@ from hf_reward.modeling.model_place import hub_options, resolve_model
 from hf_reward.modeling.model_tokenizer import load_tokenizer
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import LONGEST, format_probes, weight_dtype
-from hf_reward.modeling.reward_head import RewardModel, has_vision, unwrap_model
+from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.modeling.row_check import batch_problem
 from hf_reward.preprocessing.response_encoding import ResponseEncoder
 
@@ -81,30 +81,6 @@ def load_for_scoring(
         # Without an accelerator, `cpu=True` is needed for the state to include the other processes of a CPU launch.
         move.to(device if device is not None else PartialState(cpu=not torch.accelerator.is_available()).device)
     return model, tokenizer, record
-
-
-def load_images(name: str, model: RewardModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
-    """Return the `ImageProcessing` of a vision-language model; None for a text model, or without its files.
-
-    Args:
-        name: A folder or Hub id.
-        model: The loaded model.
-        tokenizer: Its tokenizer.
-        **options: As for `load_for_scoring`.
-
-    Returns:
-        The image part of its processor. Without it, requests with images are refused.
-    """
-    if not has_vision(unwrap_model(model)):
-        return None
-    from hf_reward.preprocessing.image_processor import load_image_processing  # noqa: PLC0415 - not for text models
-
-    name, options = resolve_model(name, **options)
-    try:
-        return load_image_processing(name, unwrap_model(model).config, tokenizer, **hub_options(options))
-    except (OSError, ValueError, ImportError) as error:  # texts can still be scored
-        logger.warning("Images are refused, because the image processor of %s cannot be loaded: %s", name, error)
-        return None
 
 
 def batch_of_images(images: Any) -> Any:

@@ -21,6 +21,7 @@ from hf_reward.metrics.uncertainty import UncertainRewards, check_beta
 from hf_reward.modeling.checkpoint_record import CheckpointRecord
 from hf_reward.modeling.encoder import encoder_of
 from hf_reward.modeling.head_ensemble import number_of_heads
+from hf_reward.modeling.model_images import load_images
 from hf_reward.modeling.packing_check import Packing
 from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.preprocessing.response_encoding import EncodedResponse, ResponseEncoder
@@ -31,7 +32,6 @@ from hf_reward.scoring.loading import (
     describe_scoring,
     heads_hash,
     load_for_scoring,
-    load_images,
     require_heads,
     require_same_in_batches,
 )
@@ -91,7 +91,7 @@ class RequestScorer:
         self.name = str(model) if isinstance(model, str | Path) else str(unwrap_model(model).name_or_path or "model")
         if isinstance(model, str | Path):
             model, tokenizer, record = load_for_scoring(str(model), **loading)
-            images = load_images(self.name, model, tokenizer, **loading)
+            images = load_images(model, tokenizer, self.name, **loading)
         elif loading:
             raise TypeError(
                 f"{', '.join(loading)}: loading options need a folder or Hub id, but the model is loaded already."

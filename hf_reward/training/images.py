@@ -3,21 +3,15 @@
 Only imported for vision-language models.
 """
 
-import logging
 import tempfile
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from hf_reward.data.interface import setting
 from hf_reward.modeling.image_features import ImageFeatureStore, ReadsImages, freeze_vision, vision_parameters
 from hf_reward.modeling.reward_head import RewardModel, unwrap_model
 from hf_reward.preprocessing.image_inputs import ImageBatch, ImageProcessing
-from hf_reward.preprocessing.image_processor import load_image_processing
 from hf_reward.training.training_args import RewardConfig
-
-logger = logging.getLogger(__name__)
 
 
 class RunImages:
@@ -54,23 +48,3 @@ class RunImages:
         self._folder = tempfile.TemporaryDirectory(prefix="_image_features_", dir=args.output_dir)
         model.feature_store = ImageFeatureStore(Path(self._folder.name))
         return model.feature_store
-
-
-def run_images(model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> RunImages | None:
-    """Return the images of a run, or None if the model has no image processor that is supported.
-
-    Args:
-        model: A reward model with a vision tower.
-        args: Settings of the run.
-        tokenizer: The prepared tokenizer.
-
-    Returns:
-        The images; without them, rows with images are refused.
-    """
-    bare: Any = unwrap_model(model)
-    try:
-        processing = load_image_processing(bare.name_or_path, bare.config, tokenizer)
-    except (OSError, ValueError, ImportError) as error:  # rows of text can still be used
-        logger.warning("Rows with images are refused, because the image processor cannot be loaded: %s", error)
-        return None
-    return RunImages(model, args, processing)

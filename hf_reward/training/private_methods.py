@@ -9,7 +9,8 @@ PRIVATE_OVERRIDES = {
     "_get_output_dir": "a checkpoint is written to a temporary folder until it is complete",
     "_save_checkpoint": "the checkpoint is renamed before it is pushed and before older ones are removed",
     "_push_from_checkpoint": "`Trainer` calls it before the checkpoint is complete, and it uploads different files",
-    "_load_best_model": "reward heads and evaluation of the best checkpoint are restored with its weights",
+    "_load_from_checkpoint": "`Trainer` skips weights that have other names in files than in the model",
+    "_load_best_model": "the same; and the reward heads and the evaluation of the best checkpoint are restored",
 }
 """Methods that no public hook can replace, with the reason."""
 PRIVATE_CALLS = ("_get_train_sampler", "_prepare_inputs")

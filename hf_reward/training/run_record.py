@@ -22,7 +22,7 @@ from hf_reward.training.training_args import RewardConfig
 
 
 def score_probes(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: RewardConfig, *, sharded: bool
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: RewardConfig, *, sharded: bool, images: Any = None
 ) -> dict[str, Any]:
     """Score the probe texts; with a sharded model, all processes must call this.
 
@@ -31,12 +31,13 @@ def score_probes(
         tokenizer: The prepared tokenizer.
         args: Settings of the run.
         sharded: Whether the model is sharded over processes.
+        images: `ImageProcessing` of a vision-language model.
 
     Returns:
         The result of `probe_record`.
     """
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    options: dict[str, Any] = {"separator": args.separator, "max_length": args.max_length, "half": half}
+    options: dict[str, Any] = {"rule": args.format_rule, "half": half, "images": images}
     scored: Any = model
     if sharded:  # its mixed-precision policy cannot be disabled
         return probe_record(scored, tokenizer, float32=half is None, **options)

@@ -12,6 +12,7 @@ from hf_reward.modeling.adapters import add_adapter, frozen_heads_as_buffers, nu
 from hf_reward.modeling.auto_model import AutoModelForRewardScoring
 from hf_reward.modeling.dropout import disable_dropout
 from hf_reward.modeling.head_ensemble import add_heads, count_saved, load_heads, number_of_heads
+from hf_reward.modeling.model_images import load_images
 from hf_reward.modeling.model_place import hub_options
 from hf_reward.modeling.model_tokenizer import match_pad_token
 from hf_reward.modeling.position_limits import position_limit
@@ -19,7 +20,6 @@ from hf_reward.modeling.reward_head import (
     RewardModel,
     as_reward_model,
     check_head_is_trained,
-    has_vision,
     unwrap_model,
 )
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
@@ -172,16 +172,18 @@ def prepare_model(
 
 
 def images_of_run(model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Return the `RunImages` of a vision-language model, or None; see `images.run_images`."""
-    if model is None or not has_vision(unwrap_model(model)):
+    """Return the `RunImages` of a vision-language model, or None if images cannot be used."""
+    images = None if model is None else load_images(model, tokenizer)
+    if images is None:
         if args.train_vision:
             raise ValueError(
-                f"`{setting('train_vision')}` requires a vision-language model given by name or loaded. Leave it out."
+                f"`{setting('train_vision')}` requires a vision-language model, given by name or loaded, and its image "
+                "processor. Leave it out."
             )
         return None
-    from hf_reward.training.images import run_images  # noqa: PLC0415 - not for text models
+    from hf_reward.training.images import RunImages  # noqa: PLC0415 - not for text models
 
-    return run_images(model, args, tokenizer)
+    return RunImages(model, args, images)
 
 
 def initialize_heads(model: RewardModel, args: RewardConfig) -> None:

@@ -48,6 +48,7 @@ from hf_reward.training.head_rate import HeadRate, separate_head_group
 from hf_reward.training.health_callback import HealthMonitor
 from hf_reward.training.micro_batches import accumulate_micro_batches, equalize_micro_batches, offloaded_activations
 from hf_reward.training.prepared_data import PreferenceData
+from hf_reward.training.renamed_weights import has_other_names, load_renamed
 from hf_reward.training.resume import CheckpointWriter, since_resume
 from hf_reward.training.run_fingerprint import run_fingerprint
 from hf_reward.training.run_record import json_safe, numbers_of, run_record, score_probes, write_card
@@ -469,9 +470,22 @@ class RewardTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_if_renamed(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_if_renamed(self, folder: Path) -> bool:
+        """Load a checkpoint whose weights have other names than those of the model; return whether it has."""
+        model, gathered = self.model, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if gathered or model is None or not has_other_names(model, folder):
+            return False
+        load_renamed(model, folder)
+        return True
+
     def _load_best_model(self) -> None:
-        super()._load_best_model()
         best = Path(str(self.state.best_model_checkpoint))
+        if not self._load_if_renamed(best):
+            super()._load_best_model()
         self.heads.restore(best, self.model)  # pyright: ignore[reportArgumentType]
         record = CheckpointRecord.load(best)
         if record is not None:  # the last evaluation was of other weights
@@ -523,7 +537,8 @@ class RewardTrainer(Trainer):
     def _score_probes(self) -> dict[str, Any]:
         sharded = self.is_sharded()
         model: Any = self.model_wrapped if sharded else self.unwrapped_model()
-        return score_probes(model, self.processing_tokenizer, self.args, sharded=sharded)
+        images = None if self.images is None else self.images.processing
+        return score_probes(model, self.processing_tokenizer, self.args, sharded=sharded, images=images)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model, tokenizer, record and card; with `push_to_hub` also publish them, as in `Trainer`."""

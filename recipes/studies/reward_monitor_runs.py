@@ -176,7 +176,7 @@ def print_tables(entries: Sequence[dict[str, Any]], figure: Path | None) -> None
     """Print when the monitor warned, how this depends on its settings, and all drifts and warnings of each arm."""
     import reward_monitor_outcome as outcome
 
-    entries = [entry for entry in entries if "steps" in entry]  # other files of the folder
+    entries = [entry for entry in entries if "arm" in entry.get("run", {})]  # without other files of the folder
     hacked = [entry for entry in entries if entry["run"]["arm"] == "hacked"]
     found = [outcome.outcome_of(entry) for entry in hacked]
     early = "warned before half of the regret"

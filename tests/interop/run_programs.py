@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from cases import CASES, MODELS, Program
+from cases import CASES, Program
 from environments import python_of
 from model_folders import make_folders
 from probing import largest_difference, recorded_rewards, run_program
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     found: list[ProgramResult] = []
     unexpected: list[str] = []
     for case in cases:
-        for model in MODELS:
+        for model in case.models:
             for expected, result in _results(case, model, pythons[case.environment], folders, reuse=options.reuse):
                 found.append(result)
                 line = _line(result)
@@ -85,7 +85,7 @@ def _results(
     case: Program, model: str, python: Path, folders: dict[str, Path], *, reuse: bool
 ) -> Iterator[tuple[str, ProgramResult]]:
     """Run a program on one model; yield the expected outcome and the result of each way."""
-    place = MODELS.index(model)
+    place = case.models.index(model)
     ways = [(way, expected) for way in case.ways if (expected := way.expected[place]) is not None]
     if not ways:
         return

@@ -48,7 +48,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, chat_tokenizer: Any) 
 @pytest.fixture
 def loaded(folder: Path) -> tuple[Any, Any, ImageProcessing]:
     model: Any = AutoModelForRewardScoring.from_pretrained(folder)
-    torch.nn.init.normal_(model.score.weight)
+    torch.nn.init.normal_(model.score.weight, std=0.5)
     tokenizer = prepare_tokenizer(_tokenizer(folder))
     return model.eval(), tokenizer, load_image_processing(str(folder), model.config, tokenizer)
 
@@ -129,7 +129,7 @@ def test_gradients_of_padded_and_packed_batches_are_equal(loaded: tuple[Any, Any
     assert padded.keys() == packed.keys()
     assert any("vis" in name for name in padded)  # the tower is trained here
     for name, expected in padded.items():
-        assert (packed[name] - expected).norm() <= 1e-4 * expected.norm() + 1e-7, name
+        assert (packed[name] - expected).norm() <= 1e-4 * expected.norm() + 1e-6, name
 
 
 def test_a_sequence_whose_image_tokens_have_no_image_is_refused(loaded: tuple[Any, Any, ImageProcessing]) -> None:

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 from hf_reward.publishing import program_results as module
 from hf_reward.publishing.compatibility import SAME, compatibility_of_config
 from hf_reward.publishing.program_results import (
+    LLAMA_MODELS,
     NOT_RUN,
     OTHER_REWARD,
     READ,
@@ -66,13 +67,13 @@ def result(**changes: Any) -> ProgramResult:
 
 
 def test_every_case_was_run_with_the_expected_outcome() -> None:
-    from cases import CASES, MODELS
+    from cases import CASES
 
     expected = {
         (case.name, way.label or way.key, case.dtype, model): outcome
         for case in CASES
         for way in case.ways
-        for model, outcome in zip(MODELS, way.expected, strict=True)
+        for model, outcome in zip(case.models, way.expected, strict=True)
         if outcome is not None
     }
     ran = [each for each in program_results() if each.status == RUN]
@@ -150,10 +151,10 @@ def test_evidence_states_the_largest_difference_of_the_ways_that_agree(results_p
         result(way="/score", outcome=OTHER_REWARD, difference=2.0),
     ]
     write_results([*rows, result(program="TEI", version="2 (abcdef0)", status=READ, outcome="", difference=None)])
-    assert evidence_of("vLLM", was_run=True) == "run (1.0, CPU): up to 2e-05"
-    assert evidence_of("vLLM", was_run=False) == "source read; run with Llama (1.0)"
-    assert evidence_of("TEI", was_run=True) == "source read: 2 (abcdef0)"
-    assert evidence_of("unknown", was_run=True) == ""
+    assert evidence_of("vLLM", LLAMA_MODELS) == "run (1.0, CPU): up to 2e-05"
+    assert evidence_of("vLLM", ()) == "source read; run with Llama (1.0)"
+    assert evidence_of("TEI", LLAMA_MODELS) == "source read: 2 (abcdef0)"
+    assert evidence_of("unknown", LLAMA_MODELS) == ""
     assert list(program_results())[:3] == rows
     assert "difference" not in json.loads(results_path.read_text())[3]
 
@@ -221,7 +222,7 @@ def test_an_unexpected_outcome_is_an_error_and_is_not_written(
     rewards: list[float] | None, code: int, results_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import run_programs
-    from cases import Program, Way
+    from cases import MODELS, Program, Way
 
     case = Program(
         name="vLLM", environment="vllm", script="s", ways=(Way(key="w", expected=(SAME_REWARD, None, None)),)
@@ -236,7 +237,7 @@ def test_an_unexpected_outcome_is_an_error_and_is_not_written(
     }
     monkeypatch.setattr(run_programs, "CASES", (replace(case, name="TRL", environment="other"), case))
     monkeypatch.setattr(run_programs, "python_of", lambda name: Path(name))
-    monkeypatch.setattr(run_programs, "make_folders", lambda: dict.fromkeys([*run_programs.MODELS, "policy"], Path()))
+    monkeypatch.setattr(run_programs, "make_folders", lambda: dict.fromkeys([*MODELS, "policy"], Path()))
     monkeypatch.setattr(run_programs, "run_program", lambda *_, **__: answer)
     monkeypatch.setattr(run_programs, "recorded_rewards", lambda _: [1.0, 2.0])
     monkeypatch.setattr(run_programs, "write_tables", lambda: None)

@@ -25,8 +25,8 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from hf_reward import AutoModelForRewardScoring
-from hf_reward.preprocessing.image_processor import load_image_processing
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
+from hf_reward.publishing.export import save_merged
 
 TOKENS = {
     "image_token": "<image>",
@@ -50,16 +50,16 @@ _TURN = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _TEXT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 64,  # 32 for each head, the smallest that vLLM supports on a CPU
+    "intermediate_size": 96,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": 4096,
     "initializer_range": 0.2,
 }
-_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
-_QWEN3 = {**_TEXT, "head_dim": 8, "rope_parameters": {**_MROPE["rope_parameters"], "mrope_interleaved": True}}
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}}
+_QWEN3 = {**_TEXT, "head_dim": 32, "rope_parameters": {**_MROPE["rope_parameters"], "mrope_interleaved": True}}
 _TOWER = {"depth": 2, "num_heads": 2, "patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2}
 _SIGLIP = {
     "model_type": "siglip_vision_model",
@@ -86,18 +86,18 @@ class Architecture:
 
 
 def _qwen2(token: Any, text: Any) -> Any:
-    vision = {**_TOWER, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
+    vision = {**_TOWER, "embed_dim": 16, "hidden_size": 64, "mlp_ratio": 2}
     return Qwen2VLConfig(text_config={**text, **_MROPE}, vision_config=vision, **_qwen_tokens(token))
 
 
 def _qwen25(token: Any, text: Any) -> Any:
-    vision = {**_TOWER, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32}
+    vision = {**_TOWER, "hidden_size": 16, "out_hidden_size": 64, "intermediate_size": 32}
     vision |= {"fullatt_block_indexes": [1], "window_size": 16}
     return Qwen2_5_VLConfig(text_config={**text, **_MROPE}, vision_config=vision, **_qwen_tokens(token))
 
 
 def _qwen3(token: Any, text: Any) -> Any:
-    vision = {**_TOWER, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32}
+    vision = {**_TOWER, "hidden_size": 16, "out_hidden_size": 64, "intermediate_size": 32}
     vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
     return Qwen3VLConfig(text_config={**text, **_QWEN3}, vision_config=vision, **_qwen_tokens(token))
 
@@ -136,7 +136,7 @@ def _llava(token: Any, text: Any) -> Any:
 
 def _gemma3(token: Any, text: Any) -> Any:
     return Gemma3Config(
-        text_config={**text, "head_dim": 8, "sliding_window": 64},
+        text_config={**text, "head_dim": 32, "sliding_window": 64},
         vision_config=_SIGLIP,
         mm_tokens_per_image=4,
         image_token_index=token("<image>"),
@@ -227,15 +227,12 @@ def encoded(image: Image.Image) -> bytes:
 
 
 def save_vision_reward_model(folder: Path, base: PreTrainedTokenizerFast, architecture: str = "qwen2_vl") -> Path:
-    """Save a tiny vision-language reward model with a random head."""
+    """Save a tiny vision-language reward model with a random head, as after a training."""
     source = save_vision_model(folder / "base", base, architecture)
     model: Any = AutoModelForRewardScoring.from_pretrained(source)
-    torch.nn.init.normal_(model.score.weight)
+    torch.nn.init.normal_(model.score.weight, std=0.5)
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(source))
-    model.save_pretrained(folder / "reward")
-    tokenizer.save_pretrained(folder / "reward")
-    load_image_processing(str(source), model.config, tokenizer).save(folder / "reward")
-    return folder / "reward"
+    return save_merged(model, tokenizer, folder / "reward", verify=False)
 
 
 def data_url(image: Image.Image) -> str:

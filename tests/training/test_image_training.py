@@ -33,6 +33,25 @@ def _config(folder: Path, **options: Any) -> RewardConfig:
     return RewardConfig(output_dir=str(folder), **{**settings, "logging_steps": 1, "max_length": None, **options})
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_with_images_is_resumed(lora: bool, tmp_path: Path, chat_tokenizer: Any) -> None:
+    """The checkpoints of Qwen2-VL have other names than the model."""
+    model = save_vision_model(tmp_path / "base", chat_tokenizer, "qwen2_vl")
+    adapter = LoraConfig(r=2, target_modules="all-linear") if lora else None
+
+    def make(name: str) -> RewardTrainer:
+        config = _config(tmp_path / name, save_strategy="steps", save_steps=1, learning_rate=1e-2, seed=1)
+        return RewardTrainer(str(model), config, train_dataset=_rows(8), peft_config=adapter)
+
+    complete, resumed = make("complete"), make("resumed")
+    complete.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "complete" / "checkpoint-2"))
+    assert resumed.state.global_step == complete.state.global_step == 4
+    expected: Any = dict(complete.model.named_parameters())  # type: ignore[union-attr]
+    for name, value in resumed.model.named_parameters():  # type: ignore[union-attr]
+        assert torch.equal(value, expected[name]), name
+
+
 @pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen3_vl", "smolvlm", "gemma3"])
 def test_a_trained_model_scores_as_in_training_and_the_tower_runs_once_per_image(
     architecture: str, tmp_path: Path, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch

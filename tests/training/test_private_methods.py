@@ -24,6 +24,7 @@ SIGNATURES = {
     "_get_output_dir": ["self", "trial"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_push_from_checkpoint": ["self", "checkpoint_folder"],
+    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_load_best_model": ["self"],
     "_get_train_sampler": ["self", "train_dataset"],
 }  # fmt: skip

@@ -20,7 +20,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from test_trainer_distributed import free_port
 from training_runs import QUIET, largest_difference, load, make_trainer, weights
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel, Qwen3MoeConfig, TrainerCallback
 
 from hf_reward import RewardConfig
 from hf_reward.data.file_identity import content_hash
@@ -139,6 +139,38 @@ def test_auto_starts_resumes_and_skips_incomplete_checkpoints(make_model_folder,
         make("empty").train(resume_from_checkpoint=True)
     make("cut").train()
     assert "has checkpoints of an earlier run (checkpoint-7, ...)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "max_shard_size"), [(MixtralConfig, "5GB"), (Qwen3MoeConfig, "5GB"), (MixtralConfig, "40KB")]
+)
+def test_weights_that_have_other_names_in_files_are_resumed_and_restored(
+    config, max_shard_size, chat_tokenizer, chat_pairs, tmp_path, monkeypatch, caplog
+):
+    """transformers saves one tensor for each expert, which `Trainer` would not load."""
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 2}
+    sizes |= {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
+    sizes |= {"num_local_experts": 4} if config is MixtralConfig else {"num_experts": 4}
+    source = tmp_path / "base"
+    AutoModelForCausalLM.from_config(config(vocab_size=len(chat_tokenizer), **sizes)).save_pretrained(source)
+    chat_tokenizer.save_pretrained(source)
+    own = PreTrainedModel.save_pretrained
+    monkeypatch.setattr(
+        PreTrainedModel, "save_pretrained", lambda *args, **how: own(*args, **{**how, "max_shard_size": max_shard_size})
+    )
+
+    def make(name: str, **changes: Any) -> Any:
+        return make_trainer(source, chat_pairs, tmp_path / name, **SAVES, **changes)
+
+    complete = make("complete")
+    complete.train()
+    trainer = stop_and_resume(3, lambda **changes: make("cut", **changes))
+    assert largest_difference(weights(complete.model), weights(trainer.model)) == 0
+    assert "missing keys" not in caplog.text
+    trainer.state.best_model_checkpoint = str(tmp_path / "cut" / "checkpoint-1")
+    trainer._load_best_model()
+    assert largest_difference(weights(load(tmp_path / "cut" / "checkpoint-1")), weights(trainer.model)) == 0
+    assert largest_difference(weights(complete.model), weights(trainer.model)) > 0
 
 
 def test_a_stream_resumes_at_the_right_row_of_the_right_pass(make_model_folder, chat_pairs, tmp_path):

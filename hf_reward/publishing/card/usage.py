@@ -9,7 +9,7 @@ import transformers
 from hf_reward.modeling.custom_code import has_custom_code
 from hf_reward.publishing.card.facts import CardFacts, read_json
 from hf_reward.publishing.card.values import decimals, interval, number
-from hf_reward.publishing.stock_scoring import load_adapter
+from hf_reward.publishing.stock_scoring import load_adapter, with_images
 from hf_reward.publishing.verify import needs_hf_reward
 
 
@@ -39,6 +39,8 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
             + (["tokenizer.eos_token"] if has_end else [])
         ),
         "adapter_code": inspect.getsource(load_adapter),
+        "image_processor": (facts.record.probes.get("images") or {}).get("processor"),
+        "image_code": inspect.getsource(with_images),
         "adapter_options": quantized + trust,
         "is_adapter": facts.is_adapter,
         "is_stock": is_stock,

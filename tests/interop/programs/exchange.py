@@ -2,7 +2,8 @@
 
 The driver runs `python PROGRAM.py request.json answer.json`. The request has the `folder` of the model, the `dtype`,
 the `ways` of scoring and the `probes`: `messages`, the same as `text` with the chat template applied, and as a pair
-`prompt` and `response`. The answer has the `version` of the program, and for each way its `rewards` or its error.
+`prompt` and `response`, or `images` as data URLs. The answer has the `version` of the program, and for each way its
+`rewards` (None for a probe that is not one of this way) or its error.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 def run(distribution: str, load: Callable[[dict[str, Any]], Any], ways: dict[str, Callable[[Any, Any], Any]]) -> None:
     """Load the model of the request, score the probes in each of its ways, and write the answer."""
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    rewards: dict[str, list[float]] = {}
+    rewards: dict[str, list[float | None]] = {}
     errors: dict[str, str] = {}
     try:
         loaded = load(request)
@@ -25,7 +26,8 @@ def run(distribution: str, load: Callable[[dict[str, Any]], Any], ways: dict[str
     else:
         for way in request["ways"]:
             try:
-                rewards[way] = [float(reward) for reward in ways[way](loaded, request["probes"])]
+                found = ways[way](loaded, request["probes"])
+                rewards[way] = [None if reward is None else float(reward) for reward in found]
             except Exception as error:
                 errors[way] = _described(error)
     answer = {"version": version(distribution), "rewards": rewards, "errors": errors}

@@ -1,0 +1,57 @@
+"""Load checkpoints of architectures whose weights have other names in files than in the model.
+
+transformers saves a model with the names of its original checkpoint: Mixtral and Qwen3-MoE with one tensor for each
+expert, Qwen2-VL without `language_model`. `from_pretrained` converts them, but `Trainer` (5.23) only warns of names
+that differ and skips them, so a resumed run would continue with the weights of the base model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_reward.modeling.architectures import classifier_class
+
+
+def has_other_names(model: Any, folder: Path) -> bool:
+    """Return whether a checkpoint's safetensors files have names that the model lacks.
+
+    Args:
+        model: A model without wrappers.
+        folder: The checkpoint.
+
+    Returns:
+        False for adapters and for checkpoints in other formats.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return False
+    saved: set[str] = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            saved.update(file.keys())
+    return not saved <= set(model.state_dict())
+
+
+def load_renamed(model: nn.Module, folder: Path) -> None:
+    """Load a checkpoint into a model in place, with the conversion of `from_pretrained`.
+
+    Args:
+        model: A model for which `has_other_names` holds.
+        folder: The checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint lacks a weight of the model.
+    """
+    bare: Any = model
+    loaded, info = classifier_class(bare.config).from_pretrained(
+        folder, num_labels=1, dtype="auto", use_safetensors=True, output_loading_info=True
+    )
+    lost = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+    if lost:
+        raise ValueError(
+            f"The weights of {folder} do not fit the model, for example {', '.join(lost[:3])}. Resume with the "
+            "versions of hf_reward and transformers with which the run was started, or start a new run."
+        )
+    model.load_state_dict(loaded.state_dict(), strict=False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_reward.data.interface import setting
-from hf_reward.data.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks
+from hf_reward.data.preference_row import Message, PreferenceFormatError, Prompt, Response, dense_ranks, has_images
 from hf_reward.data.python_values import to_python, without_arrays
 
 _ROLE = re.compile(r"(?=.{1,64}\Z)[\w.-]+( [\w.-]+)*")
@@ -120,18 +120,28 @@ def with_image_references(row: dict[str, Any], *, local_files: bool) -> dict[str
         row = {name: without_arrays(value) for name, value in row.items()}
     if not may_have_images(row):
         return row
-    from hf_reward.data.images import as_layout, has_images, with_references  # noqa: PLC0415 - not for texts
+    from hf_reward.data.images import as_layout, needs_references, with_references  # noqa: PLC0415 - not for texts
 
     row = as_layout(row)
-    return with_references(row, local_files=local_files) if has_images(row) else row
+    return with_references(row, local_files=local_files) if needs_references(row) else row
 
 
 def require_no_images(responses: Sequence[Response]) -> None:
     """Refuse responses with images, which are supported in prompts only."""
-    if any("image_sources" in turn for response in responses if not isinstance(response, str) for turn in response):
+    if any(map(has_images, responses)):
         raise PreferenceFormatError(
             "Only a prompt may have images, but a response has one. Correct or drop the row.", field="images"
         )
+
+
+def require_decodable_images(prompt: Prompt) -> None:
+    """Decode the images of a prompt, to find damaged ones before a run."""
+    if isinstance(prompt, str) or not has_images(prompt):
+        return
+    from hf_reward.data.image_messages import images_in  # noqa: PLC0415 - not for texts
+
+    for image in images_in(prompt):
+        image.decode()
 
 
 def column_example(name: str) -> str:

@@ -15,6 +15,9 @@ Prompt = str | list[Message]
 
 Response = str | list[Message]
 
+IMAGE_SOURCES = "image_sources"
+"""Key of a message with the `ImageSource` of each reference in its content."""
+
 
 UNREADABLE = "_unreadable"
 """Column with the reason why a line of a file cannot be read; only data with such lines has it."""
@@ -232,3 +235,15 @@ def dense_ranks(keys: Sequence[float]) -> list[int]:
     """Return ranks without gaps: 0 for the smallest key, equal ranks for equal keys."""
     order = {key: rank for rank, key in enumerate(sorted(set(keys)))}
     return [order[key] for key in keys]
+
+
+def has_images(prompt: Prompt) -> bool:
+    """Return whether a canonical prompt has images.
+
+    Args:
+        prompt: Text or messages.
+
+    Returns:
+        False for text.
+    """
+    return not isinstance(prompt, str) and any(message.get(IMAGE_SOURCES) for message in prompt)

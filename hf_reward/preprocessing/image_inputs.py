@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_reward.data.images import SOURCES, ExpandedImage, ImageSource, as_parts, images_in, images_of
-from hf_reward.data.preference_row import Message, PreferenceFormatError, PreferenceRow
+from hf_reward.data.image_messages import as_parts, images_in, images_of
+from hf_reward.data.image_source import ExpandedImage, ImageSource
+from hf_reward.data.preference_row import IMAGE_SOURCES, Message, PreferenceFormatError, PreferenceRow
 from hf_reward.preprocessing.packed_layout import PackedLayout
 
 FIRST_IMAGE_ID = 2**30
@@ -89,8 +90,8 @@ class ImageProcessing:
         return replace(row, prompt=[self._expanded_message(message, count > 1) for message in messages])
 
     def _expanded_message(self, message: Message, several: bool) -> Message:
-        sources = message.get(SOURCES)
-        return {**message, SOURCES: [self._expand(source, several) for source in sources]} if sources else message
+        sources = message.get(IMAGE_SOURCES)
+        return {**message, IMAGE_SOURCES: [self._expand(source, several) for source in sources]} if sources else message
 
     def _expand(self, source: ImageSource, several: bool) -> ExpandedImage:
         inputs, text = self._cached(source, several)

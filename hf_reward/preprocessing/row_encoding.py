@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.data.preference_row import Message, PreferenceFormatError, PreferenceRow
+from hf_reward.data.preference_row import IMAGE_SOURCES, Message, PreferenceFormatError, PreferenceRow, has_images
 from hf_reward.data.row_remarks import DOUBLED_BOS, DOUBLED_END, LOST_TEXT
 from hf_reward.preprocessing.rendered_turns import TurnEnds, loses_text, with_one_end, without_end
 from hf_reward.preprocessing.text_encoding import encode_texts
@@ -84,9 +84,9 @@ def _encode_conversations(
     written = [tokenizer.bos_token_id if bos and _start(row).startswith(str(bos)) else None for row in rows]
     encoded = _with_one_bos(_split(ids, rows), remarks, written)
     for each, row in zip(encoded, rows, strict=True):
-        if has_images(row):
+        if has_images(row.prompt):
             messages: Any = row.prompt
-            each.images = [image for message in messages for image in message.get("image_sources", ())]
+            each.images = [image for message in messages for image in message.get(IMAGE_SOURCES, ())]
     return encoded
 
 
@@ -116,7 +116,7 @@ def render_response(
     try:
         conversation: Any = [*row.prompt, *response]
         messages, had_end = ends.single(conversation)
-        if has_images(row):
+        if has_images(row.prompt):
             messages, text = _render_with_images(messages, tokenizer, row.template)
         else:
             text = render_chat(tokenizer, messages, **row.template)
@@ -129,11 +129,6 @@ def render_response(
     remarks |= {DOUBLED_END} if had_end else set()
     remarks |= {LOST_TEXT} if loses_text(text, messages, row.template.get("tools")) else set()
     return text
-
-
-def has_images(row: PreferenceRow) -> bool:
-    """Return whether a canonical row has images in its prompt."""
-    return not isinstance(row.prompt, str) and any("image_sources" in message for message in row.prompt)
 
 
 def _render_with_images(

@@ -98,11 +98,11 @@ class RemoteReward:
     async def ascore(self, prompts: Sequence[Any], responses: Sequence[Any]) -> list[float]:
         """Score as `score` does, without blocking the event loop; arguments, result and errors are the same."""
         pairs = zip(prompts, responses, strict=True)
-        return await self.ascore_requests([read_request(*pair, response_only=True) for pair in pairs])
+        return await self.ascore_requests([read_request(*pair, response_only=True, local_files=True) for pair in pairs])
 
     async def ascore_conversations(self, conversations: Sequence[Any]) -> list[float]:
         """Score complete conversations, each with an assistant turn at its end; else as `ascore`."""
-        return await self.ascore_requests([request_from_messages(each) for each in conversations])
+        return await self.ascore_requests([request_from_messages(each, local_files=True) for each in conversations])
 
     def score_conversations(self, conversations: Sequence[Any]) -> list[float]:
         """Score complete conversations, each with an assistant turn at its end; else as `score`."""

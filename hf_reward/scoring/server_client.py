@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from hf_reward.data.extras import require
 from hf_reward.data.fields import is_finite
+from hf_reward.data.preference_row import Prompt, has_images
 from hf_reward.data.score_request import ScoreRequest
 from hf_reward.preprocessing.response_encoding import EncodedResponse
 
@@ -236,7 +237,16 @@ def request_item(request: ScoreRequest) -> dict[str, Any]:
     if request.formatted:
         return {"text": request.response}
     options = {"chat_template_kwargs": dict(request.template)} if request.template else {}
-    return {"prompt": request.prompt, "response": request.response, **options}
+    return {"prompt": _without_files(request.prompt), "response": request.response, **options}
+
+
+def _without_files(prompt: Prompt) -> Prompt:
+    """Return a prompt whose images are data URLs, because a server reads no files."""
+    if isinstance(prompt, str) or not has_images(prompt):
+        return prompt
+    from hf_reward.data.image_messages import as_raw  # noqa: PLC0415 - not for texts
+
+    return as_raw(prompt, paths=False)
 
 
 def _only(values: Any) -> Any:

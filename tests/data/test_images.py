@@ -20,19 +20,10 @@ from PIL import Image
 from transformers import AutoConfig
 from vision_models import encoded, picture, save_vision_model, vision_tokenizer
 
-from hf_reward.data import images
-from hf_reward.data.images import (
-    MAX_BYTES,
-    ImageSource,
-    as_parts,
-    decode_image,
-    image_source,
-    images_in,
-    images_of,
-    undecoded,
-    with_references,
-)
-from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow
+from hf_reward.data.image_messages import as_parts, images_in, images_of
+from hf_reward.data.image_source import MAX_BYTES, ImageSource, decode_image, image_source
+from hf_reward.data.images import undecoded, with_references
+from hf_reward.data.preference_row import IMAGE_SOURCES, PreferenceFormatError, PreferenceRow
 from hf_reward.data.preferences import detect_layout, to_preference_row
 from hf_reward.data.row_text import REFERENCE, readable, without_references
 from hf_reward.data.score_request import read_request, request_from_messages, requests_of_row
@@ -118,7 +109,7 @@ def test_every_form_of_a_part(part: dict[str, Any]) -> None:
     assert len(images_of(row)) == 1
     assert images_of(row)[0].decode().tobytes() == picture(0).tobytes()
     assert as_parts(row.prompt[0])["content"] == [text("See "), {"type": "image"}, text(": which?")]  # type: ignore[index]
-    assert images.SOURCES not in as_parts(row.prompt[0])  # type: ignore[arg-type]
+    assert IMAGE_SOURCES not in as_parts(row.prompt[0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", ["bytes", "image", "path", "URL", "struct"])
@@ -188,7 +179,7 @@ def test_images_of_the_column_come_first_or_replace_placeholders() -> None:
         row = to_preference_row({**PAIR, "prompt": prompt, "images": column})
         assert turns(row) == expected
         assert [image.sha256 for image in images_of(row)] == [image_source(each).sha256 for each in column]
-        assert all((images.SOURCES in turn) == ("[" in said) for turn, said in zip(row.prompt, expected, strict=True))
+        assert all((IMAGE_SOURCES in turn) == ("[" in said) for turn, said in zip(row.prompt, expected, strict=True))
 
 
 @pytest.mark.parametrize("prompt", ["<image><image>What?", [said("user", "<image>"), said("user", "<image>")]])
@@ -355,7 +346,7 @@ def test_a_picture_with_a_broken_file_is_refused() -> None:
 
 
 def test_too_many_bytes_are_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_BYTES", len(PNG) - 1)
+    monkeypatch.setattr("hf_reward.data.image_source.MAX_BYTES", len(PNG) - 1)
     for value in (PNG, URL, file):
         with pytest.raises(PreferenceFormatError, match=f"at most {len(PNG) - 1:,} bytes"):
             image_source(value)
@@ -385,8 +376,30 @@ def test_a_changed_file_is_refused(file: Path) -> None:
 @pytest.mark.parametrize("value", ["https://example.org/a.png", "file:///etc/a.png", "s3://bucket/a.png"])
 def test_urls_are_refused(value: str) -> None:
     for row in ({"image": value}, {"prompt": [said("user", [{"type": "image_url", "image_url": {"url": value}}])]}):
-        with pytest.raises(PreferenceFormatError, match="must not be a URL, because nothing is downloaded"):
+        with pytest.raises(PreferenceFormatError, match=r"must not be a URL, unless .*HF_REWARD_ALLOW_IMAGE_URLS"):
             to_preference_row({**PAIR, **row})
+
+
+def test_urls_are_downloaded_if_they_are_allowed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def download(self: Any, url: str) -> str:
+        asked.append(url)
+        if "gone" in url:
+            raise FileNotFoundError(url)
+        return str(file)
+
+    monkeypatch.setattr("datasets.DownloadManager.download", download)
+    monkeypatch.setenv("HF_REWARD_ALLOW_IMAGE_URLS", "1")
+    assert image_source("https://example.org/a.png") == image_source(file)
+    with pytest.raises(PreferenceFormatError, match=r"cannot be downloaded .FileNotFoundError"):
+        image_source("https://example.org/gone.png")
+    with pytest.raises(PreferenceFormatError, match="must be a data URL"):  # as in a server
+        image_source("https://example.org/a.png", local_files=False)
+    for value in ("file:///etc/a.png", "s3://bucket/a.png"):
+        with pytest.raises(PreferenceFormatError, match="must start with https://"):
+            image_source(value)
+    assert asked == ["https://example.org/a.png", "https://example.org/gone.png"]
 
 
 @pytest.mark.parametrize("value", ["data:image/png;base64,%%%", "data:image/png,abc"])
@@ -449,7 +462,7 @@ def test_reserved_code_points_are_refused(prompt: Any) -> None:
 
 @pytest.mark.parametrize("value", [[], ["x"], "x", 5, {"a": 1}, [{"sha256": "0" * 64}], [None]])
 def test_the_reserved_key_is_refused_from_outside(value: Any) -> None:
-    turn = {**said("user", "What?"), images.SOURCES: value}
+    turn = {**said("user", "What?"), IMAGE_SOURCES: value}
     for call in (
         lambda: to_preference_row({**PAIR, "prompt": [turn]}),
         lambda: read_request([turn], "a"),

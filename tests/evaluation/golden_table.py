@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hf_reward.data.images import ImageSource
+from hf_reward.data.image_source import ImageSource
 from hf_reward.evaluation.benchmarks.base import Benchmark, Comparison, Outcome
 from hf_reward.evaluation.benchmarks.judgebench import SOURCES, JudgeBench
 from hf_reward.evaluation.benchmarks.judgebench_pro import JudgeBenchPro

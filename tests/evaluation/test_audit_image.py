@@ -16,8 +16,9 @@ from synthetic_rewards import finding, noise, run
 from vision_models import encoded, picture, save_vision_model
 
 from hf_reward import AutoModelForRewardScoring, RewardScorer
-from hf_reward.data.images import ImageSource, as_raw, images_in
-from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.image_messages import as_raw, images_in
+from hf_reward.data.image_source import ImageSource
+from hf_reward.data.preference_row import PreferenceRow, has_images
 from hf_reward.data.preferences import to_preference_row
 from hf_reward.data.row_text import REFERENCE, without_references
 from hf_reward.data.sources import load_source
@@ -26,7 +27,7 @@ from hf_reward.evaluation.audit.cases import Case, ScoredCase
 from hf_reward.evaluation.audit.edits.image_edits import exchanged, noise_like
 from hf_reward.evaluation.audit.families.image import IMAGE
 from hf_reward.evaluation.audit.inference import Inference
-from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, build_inputs, has_images
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, build_inputs
 from hf_reward.evaluation.audit.rule import FAMILIES
 from hf_reward.evaluation.mitigation.builders import BUILDERS, build_rows
 from hf_reward.metrics.bootstrap import Bootstrap, Unit

@@ -2,11 +2,13 @@
 
 import json
 import random
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from vision_models import encoded, picture
 
 from hf_reward.data.near_duplicates import RowPool
 from hf_reward.data.preference_row import PreferenceFormatError
@@ -81,6 +83,22 @@ def test_unusable_rows_are_counted_by_reason_and_named():
     assert (
         "`rejected` must be text, but is bool (2 rows); `chosen` is empty (1 row)" in findings(report)["unusable rows"]
     )
+
+
+def test_missing_and_damaged_images_are_unusable_rows(tmp_path):
+    good = encoded(picture(0))
+    rows = clean()
+    rows[0] |= {"image": good}
+    rows[2] |= {"image": good[: len(good) // 2]}
+    rows[4] |= {"images": [good, b"no image"]}
+    rows[6] |= {"prompt": [{"role": "user", "content": [{"type": "image", "path": str(tmp_path / "gone.png")}]}]}
+    report = check_data(rows)
+    assert report.data.usable == 57
+    reasons = {tuple(rows): reason for reason, rows in report.data.unusable_rows.items()}
+    assert set(reasons) == {(2,), (4,), (6,)}
+    assert reasons[2,].startswith("An image cannot be decoded")
+    assert reasons[4,] == "An image must be one of PNG, JPEG, WEBP, GIF, BMP, TIFF"
+    assert re.fullmatch(r"The image .*gone\.png cannot be read \(No such file or directory\)", reasons[6,])
 
 
 def test_layouts_are_distinguished():

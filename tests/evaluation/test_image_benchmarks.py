@@ -12,7 +12,7 @@ from saved_models import saved_model
 from vision_models import encoded, picture, save_vision_model
 
 from hf_reward import AutoModelForRewardScoring, RewardScorer
-from hf_reward.data.images import REFERENCE
+from hf_reward.data.row_text import REFERENCE
 from hf_reward.evaluation.benchmarks.base import Comparison
 from hf_reward.evaluation.benchmarks.data import DataChoice, load_benchmark_data
 from hf_reward.evaluation.benchmarks.judged import judge_benchmark

@@ -18,6 +18,7 @@ from hf_reward.preprocessing.tokenizer import render_chat
 from hf_reward.publishing.stock_scoring import load_adapter
 
 PROGRAMS = Path(__file__).parent / "programs"
+STUBS = Path(__file__).parent / "stubs"
 SECONDS = 3600
 
 
@@ -59,7 +60,8 @@ def run_program(
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    fixed = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, **fixed, "PYTHONPATH": str(STUBS)}  # also for processes that a program starts
 
 
 def probes_of(folder: Path) -> list[dict[str, Any]]:

@@ -5,9 +5,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from running_servers import running
 from serving_scorers import asked, error_of, tiny_scorer
 from vision_models import data_url, encoded, picture, save_vision_reward_model
 
+from hf_reward.scoring.judging.labelling import label_rows
+from hf_reward.scoring.remote_reward import RemoteReward
 from hf_reward.scoring.reward_scorer import RewardScorer
 
 QUESTION = {"type": "text", "text": "What is shown?"}
@@ -44,6 +47,28 @@ def test_images_in_data_urls_have_the_rewards_of_the_scorer(scorer: RewardScorer
             assert reply.json()["data"][0]["probs"][0] == pytest.approx(rewards[0], abs=1e-5)
 
     asked(scorer, test)
+
+
+def test_a_client_sends_its_images_as_data_urls(scorer: RewardScorer, tmp_path: Path) -> None:
+    """`RemoteReward` reads the files, and the server does not."""
+    file = tmp_path / "picture.png"
+    file.write_bytes(encoded(picture(1)))
+    images = [picture(0), encoded(picture(0)), str(file), data_url(picture(1))]
+    prompts = [_prompt({"type": "image", "image": image}) for image in images]
+    answers = ["A dog."] * len(images)
+    expected = scorer.score(prompts, answers)
+    with running(scorer) as url:
+        remote = RemoteReward(url, batch_size=3)
+        assert remote.score(prompts, answers) == pytest.approx(expected, abs=1e-5)
+        whole = [[*prompt, {"role": "assistant", "content": "A dog."}] for prompt in prompts]
+        assert remote.score_conversations(whole) == pytest.approx(expected, abs=1e-5)
+    assert expected[0] != pytest.approx(expected[2], abs=1e-3)
+
+
+def test_judges_of_texts_do_not_get_rows_with_images(tmp_path: Path) -> None:
+    row = {"prompt": _prompt({"type": "image", "image": encoded(picture(0))}), "chosen": "A dog.", "rejected": "A cat."}
+    with pytest.raises(ValueError, match="A judge reads texts, but the row has an image"):
+        label_rows([row], tmp_path / "labels.jsonl", "http://127.0.0.1:9/v1")
 
 
 def test_files_and_urls_of_clients_are_not_read(scorer: RewardScorer, tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.data.preference_row import PreferenceRow
+from hf_reward.data.preference_row import PreferenceRow, has_images
 from hf_reward.evaluation.audit.cases import Case, ScoredCase, Text
 from hf_reward.evaluation.audit.effects import clusters_of
 from hf_reward.evaluation.audit.families.accuracy import ACCURACY, gaps_of, pair_cases
 from hf_reward.evaluation.audit.family import AuditReport, Family, FamilyResult
 from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import PAIRS, RATE_DELTA, REWARD_DELTA, Evidence, Inference, assign_verdicts
-from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Profile, build_inputs, has_images
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Profile, build_inputs
 from hf_reward.evaluation.audit.inputs.bundled_items import bundled_arguments, bundled_opinions, bundled_questions
 from hf_reward.evaluation.audit.inputs.probe_data import ProbeData
 from hf_reward.evaluation.audit.report.summary import summarise

@@ -259,7 +259,7 @@ def _read_table(benchmark: Benchmark, table: _Table) -> Iterator[Comparison | Le
 
 
 def _with_image(row: Mapping[str, Any], column: str, folder: Path) -> dict[str, Any]:
-    from hf_reward.data.images import image_source  # noqa: PLC0415 - not for texts
+    from hf_reward.data.image_source import image_source  # noqa: PLC0415 - not for texts
 
     return {**row, column: image_source(row[column], folder=folder)}
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from hf_reward.data.fields import require_decodable_images
 from hf_reward.data.preference_row import (
     UNREADABLE,
     PreferenceFormatError,
@@ -158,6 +159,7 @@ def _read(raw: Mapping[str, Any], source: Source, number: int) -> ReadRow:
         named = rename_columns(as_mapping(raw), source.columns)
         layout = detect_layout(named) if layout == "auto" else layout
         row = to_preference_row(named, layout=layout, row_index=number)
+        require_decodable_images(row.prompt)
     except PreferenceFormatError as error:
         return ReadRow(number=number, raw=named, row=None, layout=layout, problem=_reason(error, named))
     return ReadRow(number=number, raw=named, row=row, layout=_describe(layout, row))
@@ -175,7 +177,7 @@ def _reason(error: PreferenceFormatError, raw: Mapping[str, Any]) -> str:
     """Return the message up to the value that was found, and the type of that value."""
     required = re.split(r" \(|, but |\. " if raw.get(UNREADABLE) else r", but |\. ", error.message, maxsplit=1)[0]
     required = required.rstrip(".")
-    found = _odd(raw.get(error.field)) if error.field else None
+    found = _odd(raw.get(error.field)) if error.field not in (None, "images") else None
     return f"{required}, but is {found}" if found else required
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from hf_reward.data.preference_row import Prompt
+from hf_reward.data.preference_row import Prompt, has_images
 from hf_reward.data.row_text import without_references
 from hf_reward.evaluation.audit.edits.sentences import count_words, split_sentences, text_seed
-from hf_reward.evaluation.audit.inputs.audit_inputs import Pair, as_transcript, has_images
+from hf_reward.evaluation.audit.inputs.audit_inputs import Pair, as_transcript
 from hf_reward.evaluation.mitigation import wordings
 from hf_reward.evaluation.mitigation.edits import FORMAT_EDITS, Edit, padded, pick
 
@@ -253,7 +253,7 @@ def _stored(prompt: Prompt) -> Prompt:
     """Return a prompt that JSON and tables can store."""
     if isinstance(prompt, str) or not has_images(prompt):
         return prompt
-    from hf_reward.data.images import as_raw  # not imported for rows without images
+    from hf_reward.data.image_messages import as_raw  # not imported for rows without images
 
     return as_raw(prompt)
 

@@ -14,7 +14,7 @@ import numpy as np
 from hf_reward.data.atomic_file import write_atomic
 from hf_reward.data.interface import setting
 from hf_reward.data.path_safety import require_writable
-from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, as_mapping, rename_columns
+from hf_reward.data.preference_row import PreferenceFormatError, PreferenceRow, as_mapping, has_images, rename_columns
 from hf_reward.data.preferences import to_preference_row
 from hf_reward.data.python_values import json_value
 from hf_reward.data.row_locations import RowLocations
@@ -218,6 +218,8 @@ def _pairs_of(raw: Any, source: Source, number: int) -> Iterator[_Asked]:
     row = to_preference_row(given, layout=source.layout, row_index=number)
     if row.token_ids is not None:
         raise PreferenceFormatError("A judge reads texts, but the row has token ids. Label the raw rows.")
+    if has_images(row.prompt):
+        raise PreferenceFormatError("A judge reads texts, but the row has an image. Drop the row.")
     for one, other in combinations(range(len(row.responses)), 2):
         if response_text(row, one) == response_text(row, other):
             if len(row.responses) == 2:

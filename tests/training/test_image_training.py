@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from vision_models import encoded, picture, save_vision_model, save_vision_reward_model
 
@@ -31,6 +32,28 @@ def _rows(count: int) -> list[dict[str, Any]]:
 def _config(folder: Path, **options: Any) -> RewardConfig:
     settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "report_to": "none", "use_cpu": True}
     return RewardConfig(output_dir=str(folder), **{**settings, "logging_steps": 1, "max_length": None, **options})
+
+
+def test_the_recipe_for_qwen_trains_a_tiny_model(tmp_path: Path, chat_tokenizer: Any) -> None:
+    """Rows have the columns of RLAIF-V."""
+    import train
+
+    model = save_vision_model(tmp_path / "base", chat_tokenizer, "qwen2_5_vl")
+    table = [{**row, "image": row["images"][0], "question": "Which colour is the first shape?"} for row in _rows(40)]
+    data = [{name: row[name] for name in ("image", "question", "chosen", "rejected")} for row in table]
+    Dataset.from_list(data).to_parquet(tmp_path / "rows.parquet")
+    recipe = Path(__file__).parents[2] / "recipes" / "qwen2.5_vl_3b_lora.yaml"
+    changes = {"model_name_or_path": model, "train_data": tmp_path / "rows.parquet", "output_dir": tmp_path / "out"}
+    changes |= {"gradient_accumulation_steps": 1, "dataset_num_proc": 1, "max_steps": 2, "use_cpu": True}
+    train.main(
+        ["--config", str(recipe), *(word for name, value in changes.items() for word in (f"--{name}", str(value)))]
+    )
+    record = json.loads((tmp_path / "out" / "reward_config.json").read_text())
+    assert record["evaluation"]["num_pairs"] == 2
+    assert "images" in record["probes"]
+    scorer = RewardScorer.from_pretrained(tmp_path / "out", verify=True)
+    assert scorer.takes_images
+    assert (tmp_path / "out" / "adapter" / "preprocessor_config.json").is_file()
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForSequenceClassification, LlamaConfig, Qwen2_5_VLConfig
 
 sys.path.append(str(Path(__file__).parents[2] / "recipes"))
 
@@ -39,6 +39,21 @@ def test_parameters_match_the_architecture():
     # q, o: 32 to 32; k, v: 32 to 16; gate, up: 32 to 48; down: 48 to 32; the head has 32
     assert counts.adapter == 32 + 3 * 4 * (2 * 64 + 2 * 48 + 3 * 80)
     assert counts.layer == 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
+
+
+def test_the_vision_tower_has_no_adapter_and_no_cost_for_each_token():
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    text = {**CONFIG.to_dict(), "model_type": "qwen2_5_vl_text", "rope_parameters": rope, "layer_types": None}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, num_labels=1)
+    counts, alone = count_parameters(config, lora_r=4), count_parameters(CONFIG, lora_r=4)
+    biases = 3 * (32 + 16 + 16)  # of q, k and v in each layer
+    assert counts.adapter == alone.adapter
+    assert counts.layer == alone.layer + biases / 3
+    assert counts.backbone == alone.backbone + biases + counts.vision
+    model = make_model(config)
+    assert counts.vision == sum(each.numel() for each in model.base_model.visual.parameters())
+    assert count_activations(config).boundary == count_activations(CONFIG).boundary == 64
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from hf_reward.data.row_locations import FileLines, RowLocations, remembered_fil
 from hf_reward.data.row_remarks import remark_clauses
 from hf_reward.data.sources import RawDataset, Source, as_sources, load_source
 from hf_reward.preprocessing.data_summary import BATCH_SIZE, DataSummary, summarize, summarize_all
+from hf_reward.preprocessing.image_columns import IMAGE_FEATURES, expanded_row, with_image_columns
 from hf_reward.preprocessing.length_balance import SURPLUS, mark_surplus
 from hf_reward.preprocessing.tokenization import FormatRule, TokenizedRow, tokenize_rows
 
@@ -64,26 +65,6 @@ TOKENIZED_FEATURES = Features(
 )
 """Columns of a prepared dataset. `length` is the number of tokens of all sequences. `words` and `characters` have one
 entry per response and are empty for tokenised input. `row` is the row number in the raw data."""
-
-
-IMAGE_FEATURES = Features(
-    {
-        "images": List(
-            {
-                "sha256": Value("string"),
-                "path": Value("string"),
-                "content": Value("binary"),
-                "placeholder": Value("string"),
-                "text": Value("string"),
-                "tokens": Value("int32"),
-                "grid_rows": Value("int32"),
-                "grid_columns": Value("int32"),
-                "several": Value("bool"),
-            }
-        )
-    }
-)
-"""Further columns for vision-language models: the fields of `ExpandedImage` for each image of the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +243,7 @@ def _prepare_batch(
         try:
             raw = dict(zip(names, values, strict=True))
             row = to_preference_row(raw, layout=source["layout"], columns=source["columns"], row_index=indices[place])
-            row = row if rule.images is None else _expanded(row, rule.images, indices[place])
+            row = row if rule.images is None else expanded_row(row, rule.images, indices[place])
         except PreferenceFormatError as error:
             if not rule.skip_bad_rows:
                 raise
@@ -273,25 +254,7 @@ def _prepare_batch(
     for place, result in enumerate(tokenized):
         result.problem = problems.get(place) or result.problem or _unusable_for_loss(rows[place], result, rule)
     columns = _as_columns(rows, tokenized, indices, source["name"])
-    return columns if rule.images is None else _with_images(columns, tokenized, rule.images)
-
-
-def _expanded(row: PreferenceRow, images: Any, index: int) -> PreferenceRow:
-    try:
-        return images.expanded(row)
-    except PreferenceFormatError as error:
-        raise PreferenceFormatError(error.message, index, error.field) from None
-
-
-def _with_images(columns: dict[str, list[Any]], tokenized: Sequence[TokenizedRow], images: Any) -> dict[str, list[Any]]:
-    """Add the images of each row to its columns and to the hash of its content."""
-    from hf_reward.preprocessing.image_inputs import image_columns  # noqa: PLC0415 - not for text models
-
-    hashes = [
-        hash((number, images.number, *(int(image.sha256[:15], 16) for image in result.images)))
-        for number, result in zip(columns["content_hash"], tokenized, strict=True)
-    ]
-    return {**columns, "content_hash": hashes, "images": [image_columns(result.images) for result in tokenized]}
+    return columns if rule.images is None else with_image_columns(columns, tokenized, rule.images)
 
 
 def _prepare_streamed(

@@ -108,7 +108,7 @@ def compatibility_of_config(
         _tei(kind),
         _infinity(is_decoder, is_stock),
         _open_rlhf(is_decoder, is_stock),
-        _verl(_best(vllm, sglang)) if is_decoder else Verdict("verl", CANNOT),
+        _verl(_best(vllm, sglang), kind) if is_decoder else Verdict("verl", CANNOT),
     ]
     models = LLAMA_MODELS if kind == "Llama" else tuple(filter(None, [_VLLM_VISION.get(kind)]))
     return [each._replace(evidence=evidence_of(each.program, models)) for each in verdicts]
@@ -182,11 +182,11 @@ def _infinity(is_decoder: bool, is_stock: bool) -> Verdict:
     return Verdict("infinity-emb", WITH_OPTION, 'set "raw_scores" to disable the sigmoid')
 
 
-def _verl(outcome: str) -> Verdict:
+def _verl(outcome: str, kind: str) -> Verdict:
     # It removes a BOS that the chat template writes, and relies on a tokenizer that adds one (verl 0.10.dev 1dda039,
     # `_preprocess_reward_inputs`). Tokenizers saved by hf_reward add none.
     note = "served by vLLM or SGLang; if the chat template writes BOS, use a reward function instead"
-    return Verdict("verl", outcome, note)
+    return Verdict("verl", outcome, f"{note}; not checked for images" if kind in _VLLM_VISION else note)
 
 
 def _open_rlhf(is_decoder: bool, is_stock: bool) -> Verdict:

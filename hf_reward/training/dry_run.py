@@ -35,7 +35,8 @@ from hf_reward.training.memory import (
 )
 from hf_reward.training.steps import checkpoints_kept, total_steps
 from hf_reward.training.trainer import RewardTrainer
-from hf_reward.training.training_args import RewardConfig, trial_config
+from hf_reward.training.training_args import RewardConfig
+from hf_reward.training.trial_config import trial_config
 
 STREAM_SAMPLE = 1000
 """Number of rows read from a stream."""

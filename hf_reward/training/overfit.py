@@ -29,7 +29,8 @@ from hf_reward.data.sources import as_sources, load_source
 from hf_reward.metrics.counts import counted
 from hf_reward.preprocessing.preparation import TOKENIZED_FEATURES, is_prepared
 from hf_reward.training.trainer import RewardTrainer
-from hf_reward.training.training_args import RewardConfig, trial_config
+from hf_reward.training.training_args import RewardConfig
+from hf_reward.training.trial_config import trial_config
 
 ROWS_READ = 64
 """Number of rows of each source that are read to find the batch."""

@@ -4,7 +4,6 @@ Every field of TRL 1.16's `RewardConfig` is accepted with the same meaning; docs
 differ.
 """
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -373,37 +372,6 @@ class RewardConfig(TrainingArguments):
     def format_rule(self) -> FormatRule:
         """Return the rule that converts rows to tokens."""
         return FormatRule(max_length=self.max_length, over_length=self.over_length, separator=self.separator)
-
-
-def trial_config(args: RewardConfig, folder: str, **changes: Any) -> RewardConfig:
-    """Return settings for a few trial steps: no schedule, evaluation, checkpoint, report or upload.
-
-    Args:
-        args: The caller's settings, not changed.
-        folder: Output folder of the trial.
-        **changes: Further settings, not checked.
-
-    Returns:
-        A copy.
-    """
-    trial = copy.copy(args)
-    settings: dict[str, Any] = {
-        "output_dir": folder,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "plot_curves": False,
-        "push_to_hub": False,
-        "report_to": [],
-        "load_best_model_at_end": False,
-        "resume_from_checkpoint": None,
-        "eval_strategy": type(args.eval_strategy)("no"),
-        "save_strategy": type(args.save_strategy)("no"),
-        **changes,
-    }
-    for name, value in settings.items():
-        setattr(trial, name, value)
-    return trial
 
 
 def _multiple(value: int | str | None) -> int | None:

@@ -81,7 +81,8 @@ def test_a_trained_model_scores_as_in_training_and_the_tower_runs_once_per_image
 ) -> None:
     model = save_vision_model(tmp_path / "base", chat_tokenizer, architecture)
     rows = _rows(8)
-    trainer = RewardTrainer(str(model), _config(tmp_path / "out"), train_dataset=[*rows, *rows[:2]])
+    config = _config(tmp_path / "out", save_strategy="no")  # each save scores pictures of its own
+    trainer = RewardTrainer(str(model), config, train_dataset=[*rows, *rows[:2]])
     backbone: Any = trainer.model.base_model  # type: ignore[union-attr]
     calls: list[int] = []
     features = type(backbone).get_image_features

@@ -12,6 +12,7 @@ features, as from the second epoch on. Sides alternate; times are medians.
 
 import json
 import random
+import sys
 import tempfile
 import time
 from argparse import ArgumentParser
@@ -21,6 +22,9 @@ from statistics import median
 from typing import Any
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "recipes"))
+
 from geometries import GEOMETRIES
 from image_quickstart import COLOURS, make_picture, make_tokenizer
 from machine import core_count, cpu_name

@@ -6,12 +6,10 @@ row, the content is text in which a reference stands for each image, and the mes
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 from PIL import Image
 
 from hf_reward.data.fields import is_image_part
@@ -99,33 +97,6 @@ def _storable(value: Any, is_image: bool) -> Any:
     if isinstance(value, Mapping):
         return {name: _storable(part, is_image or is_image_part(value)) for name, part in value.items()}
     return [_storable(part, is_image) for part in value] if isinstance(value, (list, tuple)) else value
-
-
-def undecoded(data: Any) -> Any:
-    """Return a dataset whose images are read as encoded bytes or paths, not decoded by `datasets`.
-
-    `datasets` decodes an image without a limit of its size and stops at a broken one.
-
-    Args:
-        data: A dataset or a stream of `datasets`.
-
-    Returns:
-        The dataset; the same object if it has no column of images.
-    """
-    for name, feature in (data.features or {}).items():
-        if (encoded := _undecoded(feature)) != feature:
-            data = data.cast_column(name, encoded)
-    return data
-
-
-def _undecoded(feature: Any) -> Any:
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    if isinstance(feature, dict):
-        return {name: _undecoded(part) for name, part in feature.items()}
-    if isinstance(feature, (datasets.List, datasets.LargeList)):
-        return replace(feature, feature=_undecoded(feature.feature))
-    return feature
 
 
 def _has_parts(value: Any) -> bool:

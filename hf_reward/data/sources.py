@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
+from hf_reward.data.encoded_images import undecoded
 from hf_reward.data.fields import column_example, may_have_images
 from hf_reward.data.file_rows import BUILDERS, from_rows, load_files
 from hf_reward.data.interface import setting
@@ -150,16 +151,7 @@ def load_source(source: Source, *, streaming: bool = False) -> RawDataset:
         FileNotFoundError: If a path does not exist, or a folder has no data file.
         ValueError: If a file has an unknown format or cannot be read, or the split does not exist.
     """
-    loaded = _loaded(source, streaming)
-    if not any(_has_image(feature) for feature in (loaded.features or {}).values()):
-        return loaded
-    from hf_reward.data.images import undecoded  # noqa: PLC0415 - not for texts
-
-    return undecoded(loaded)
-
-
-def _has_image(feature: Any) -> bool:
-    return "Image(" in repr(feature)  # also in lists and structs
+    return undecoded(_loaded(source, streaming))
 
 
 def _loaded(source: Source, streaming: bool) -> RawDataset:

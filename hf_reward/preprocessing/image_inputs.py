@@ -156,7 +156,8 @@ def parts_and_images(messages: Sequence[Message]) -> tuple[list[Message], list[E
     expanded = [image for image in images if isinstance(image, ExpandedImage)]
     if len(expanded) < len(images):
         raise PreferenceFormatError(
-            "The row has an image, which a text model cannot process. Use a vision-language model, or drop the row."
+            "The row has an image, which a text model cannot process, nor one of `model_init`, whose processor is not "
+            "known. Use a vision-language model, given by name or loaded, or drop the row."
         )
     return [as_parts(message) for message in messages], expanded
 

@@ -20,9 +20,10 @@ from PIL import Image
 from transformers import AutoConfig
 from vision_models import encoded, picture, save_vision_model, vision_tokenizer
 
+from hf_reward.data.encoded_images import undecoded
 from hf_reward.data.image_messages import as_parts, images_in, images_of
 from hf_reward.data.image_source import MAX_BYTES, ImageSource, decode_image, image_source
-from hf_reward.data.images import undecoded, with_references
+from hf_reward.data.images import with_references
 from hf_reward.data.preference_row import IMAGE_SOURCES, PreferenceFormatError, PreferenceRow
 from hf_reward.data.preferences import detect_layout, to_preference_row
 from hf_reward.data.row_text import REFERENCE, readable, without_references

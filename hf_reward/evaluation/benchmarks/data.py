@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi
 
+from hf_reward.data.encoded_images import undecoded
 from hf_reward.data.path_safety import shown_name
 from hf_reward.data.preference_row import PreferenceFormatError, as_mapping
 from hf_reward.data.row_locations import RowLocations
@@ -177,10 +178,7 @@ def _name(data: Any) -> str:
 def _table(benchmark: Benchmark, loaded: Any, name: str, file: str = "", folder: Path = Path()) -> _Table:
     if not isinstance(loaded, Dataset):
         raise ValueError(f"A benchmark reads all of its rows, so {name} cannot be a stream. Pass a table or a file.")
-    if benchmark.image:
-        from hf_reward.data.images import undecoded  # noqa: PLC0415 - not for texts
-
-        loaded = undecoded(loaded)
+    loaded = undecoded(loaded)
     return _Table(loaded, loaded.column_names, name, file, folder)
 
 

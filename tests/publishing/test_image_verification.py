@@ -49,7 +49,10 @@ def pictures_of(folder: Path) -> dict[str, Any]:
     return record.probes["images"]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(each, marks=[] if each in ("qwen2_vl", "gemma3") else pytest.mark.slow) for each in ARCHITECTURES],
+)
 def test_the_stock_processor_and_model_give_the_recorded_rewards(
     architecture: str, tmp_path: Path, chat_tokenizer: Any
 ) -> None:

@@ -1,6 +1,7 @@
 """`MonitoredReward` as a reward function: its rewards, TRL's trainers and loggers, and two processes."""
 
 import logging
+import re
 import sqlite3
 from functools import partial
 from pathlib import Path
@@ -124,3 +125,37 @@ def test_trl_logs_the_statistics_and_evaluations_are_left_out(
     assert [event.value for event in board.Scalars("train/monitor/length/mean")] == lengths
     with sqlite3.connect(SQLiteStorage.get_project_db_path("grpo")) as database:
         assert "monitor/length/mean" in str(database.execute("select metrics from metrics").fetchall())
+
+
+@pytest.mark.slow
+@pytest.mark.interop
+def test_wandb_gets_the_statistics(make_model_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In its offline mode, which writes the logged values to a file. wandb is not installed with the other tools."""
+    pytest.importorskip("wandb")
+    import trl
+    from datasets import Dataset
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "What is 2 + 2?"}]}] * 4)
+    watched = MonitoredReward(lambda completions, **_: [float(len(each[0]["content"])) for each in completions])
+    options: dict[str, Any] = {"max_completion_length": 6, "num_generations": 2, "max_steps": 3, "logging_steps": 1}
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path / "out"),
+        use_cpu=True,
+        bf16=False,
+        report_to="wandb",
+        per_device_train_batch_size=4,
+        **options,
+    )
+    policy = str(make_model_folder("llama", "policy", seed=3))
+    trl.GRPOTrainer(model=policy, reward_funcs=watched, args=args, train_dataset=rows).train()
+    import wandb
+
+    wandb.finish()
+    (file,) = tmp_path.rglob("*.wandb")
+    content = file.read_bytes()  # names and JSON values, not compressed
+    found = re.findall(rb"train/monitor/length/mean[^\d]{1,6}([\d.]+)", content)
+    assert [float(value) for value in dict.fromkeys(found)] == pytest.approx(
+        [row["length"] for row in watched.monitor.history]
+    )
